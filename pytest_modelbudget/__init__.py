@@ -1,0 +1,60 @@
+"""Budgets and snapshots for the size and cost of neural networks, as a pytest plugin.
+
+The map: a `ModelEntry` (check.py) comes from a manifest, the `model` decorator or the `model_budget` fixture
+(config/, plugin/); run.py builds it with a framework's backend (backends/) into a `Summary` (summary.py), which
+check.py holds against budgets (budget.py) and the committed snapshot (snapshot/, diff.py); the `Result` goes to
+reports/ and trackers/.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_modelbudget.budget import Budget, Violation
+    from pytest_modelbudget.check import ModelEntry, Result
+    from pytest_modelbudget.config.door import model
+    from pytest_modelbudget.diff import Change
+    from pytest_modelbudget.diff import changes as compare
+    from pytest_modelbudget.errors import ModelBudgetError
+    from pytest_modelbudget.run import summarize
+    from pytest_modelbudget.summary import Layer, Summary, Weight
+
+# pytest imports this package at every start, so each name is fetched only when it is asked for.
+_HOMES = {
+    "Budget": "budget",
+    "Change": "diff",
+    "Layer": "summary",
+    "ModelBudgetError": "errors",
+    "ModelEntry": "check",
+    "Result": "check",
+    "Summary": "summary",
+    "Violation": "budget",
+    "Weight": "summary",
+    "compare": "diff:changes",
+    "model": "config.door",
+    "summarize": "run",
+}
+
+__all__ = [
+    "Budget",
+    "Change",
+    "Layer",
+    "ModelBudgetError",
+    "ModelEntry",
+    "Result",
+    "Summary",
+    "Violation",
+    "Weight",
+    "compare",
+    "model",
+    "summarize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, _, other = _HOMES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{home}"), other or name)

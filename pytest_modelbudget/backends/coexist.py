@@ -1,0 +1,40 @@
+"""Two frameworks in one process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class _NoTritonAfterTensorFlow(MetaPathFinder):
+    """Both bring an LLVM of their own: importing triton after TensorFlow aborts the process (triton first is fine).
+
+    torch imports triton as an optional part, and nothing that is counted needs it.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find nothing, or refuse."""
+        if fullname == "triton" and "tensorflow" in sys.modules:
+            raise ModuleNotFoundError("triton cannot be imported after tensorflow", name="triton")
+        return None
+
+
+@contextmanager
+def coexisting() -> Iterator[None]:
+    """Inside, torch and TensorFlow can be used in either order; the import system is as before on leaving."""
+    finder = _NoTritonAfterTensorFlow()
+    log = logging.getLogger("torch.utils.flop_counter")  # would warn that triton is not there
+    was_disabled, log.disabled = log.disabled, True
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        log.disabled = was_disabled

@@ -1,0 +1,174 @@
+"""Keras 3 behind the `Backend` protocol, whatever backend Keras itself runs on.
+
+`build` makes models without memory for weights, `trace` runs one symbolic call, `walk` turns layers into rows,
+`weights` names and ties variables, `ports` fits inputs, `rules` and `flops` count; `private` holds what Keras keeps to itself.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import flops, ports, private, rules, shapes, walk
+from pytest_modelbudget.backends.keras.build import abstract, counting
+from pytest_modelbudget.backends.keras.trace import Trace, trace
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
+
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
+
+FRAMEWORK = "keras"
+
+
+def owns(model: object) -> bool:
+    """Whether `model` is a Keras model."""
+    return isinstance(model, keras.Model)
+
+
+def is_class(model: object) -> bool:
+    """Whether `model` is a class of Keras models."""
+    return isinstance(model, type) and issubclass(model, keras.Model)
+
+
+def summarize(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    built_here: bool,
+) -> Summary:
+    """Count `model`: rows in Keras' own order, params without seeds, metrics and optimizer, FLOPs of one inference.
+
+    Raises:
+        ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
+    """
+    with counting([layer.name for layer in walk.each(model)]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of symbolic calls, which say nothing about the user's own
+        return _Counted(model, name, sizes).summary(inputs, built_here)
+
+
+class _Counted:
+    def __init__(self, model: Any, name: str, sizes: Mapping[str, int]) -> None:
+        self.model = model
+        self.name = name
+        self.sizes = {"B": 1, **sizes}
+        self.notes: list[str] = []
+
+    def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
+        arguments = self._arguments(inputs, built_here)
+        seen, outputs = self._seen(arguments)
+        rows = walk.rows(self.model, seen)
+        total, by_path = Flops(), dict[str, int]()
+        if self._unsized(arguments) is None:
+            total, by_path = flops.count(seen.calls, rows)
+        return Summary(
+            model=self.name,
+            framework=FRAMEWORK,
+            layers=tuple(_with_flops(row.layer, total, by_path) for row in rows),
+            inputs=arguments.ports,
+            outputs=outputs,
+            flops=total,
+            sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
+            notes=tuple(self.notes),
+        )
+
+    def _seen(self, arguments: ports.Arguments) -> tuple[walk.Seen, walk.Specs]:
+        """One trace of the model, at the declared sizes where it has them, and the specs of its outputs."""
+        graph = private.graph_of(self.model)
+        from_graph = graph is not None and arguments.own and all(map(_has_graph, walk.each(self.model)))
+        of_inputs = _of_inputs(graph, arguments) if graph is not None else {}
+        if (unsized := self._unsized(arguments)) is not None:
+            self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
+            calls = self._open_trace(arguments).calls
+            outputs = [tuple(map(walk.spec, call.outputs)) for call in calls]
+            return walk.Seen(calls, outputs, of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
+        base = self._trace(arguments, self.sizes)
+        if from_graph:
+            return walk.Seen(base.calls, (), of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
+        named = shapes.named(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
+        for symbol in named.fixed:
+            self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
+        return walk.Seen(base.calls, named.calls, of_inputs, from_graph), named.outputs
+
+    def _unsized(self, arguments: ports.Arguments) -> str | None:
+        return arguments.open_dimension(self.sizes)
+
+    def _arguments(self, inputs: Inputs | None, built_here: bool) -> ports.Arguments:
+        """The arguments, with the model built."""
+        if private.graph_of(self.model) is not None:
+            arguments = ports.of_graph(self.model, inputs, self.name)
+            self._refuse_unbuilt()
+            return arguments
+        if inputs is None:
+            raise ModelBudgetError(
+                f"{self.name}: a {type(self.model).__name__} model does not know its inputs: "
+                f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
+            )
+        arguments = ports.declared(self.model, inputs, self.name)
+        if built_here:
+            self._call(arguments)
+        self._refuse_unbuilt(live=not built_here)
+        return arguments
+
+    def _call(self, arguments: ports.Arguments) -> None:
+        """Call the model once, which builds what is not built yet.
+
+        At the declared sizes: some backends put made-up sizes in the place of open ones, and weights may follow them.
+        """
+        args, kwargs = arguments.symbolic(self.sizes)
+        try:
+            self.model(*args, **kwargs)
+        except Exception as error:
+            raise self._misfit(arguments, error) from error
+
+    def _misfit(self, arguments: ports.Arguments, error: Exception) -> ModelBudgetError:
+        listed = ", ".join(map(str, arguments.ports))
+        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {error}")
+
+    def _refuse_unbuilt(self, *, live: bool = False) -> None:
+        paths = walk.unbuilt(self.model, rules.weightless)
+        if not paths and self.model.built:
+            return
+        cure = (
+            "call the model once before, or pass a function that builds it"
+            if live
+            else "call it in the model, or remove it: its weights are not known"
+        )
+        what = f"layer {paths[0]!r}" if paths else "the model"
+        raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
+
+    def _trace(self, arguments: ports.Arguments, sizes: Mapping[str, int]) -> Trace:
+        args, kwargs = arguments.symbolic(sizes)
+        try:
+            return trace(self.model, args, kwargs)
+        except Exception as error:
+            raise self._misfit(arguments, error) from error
+
+    def _open_trace(self, arguments: ports.Arguments) -> Trace:
+        """A trace with open dimensions; empty where the model does not take them, since its graph knows enough."""
+        args, kwargs = arguments.symbolic()
+        try:
+            return trace(self.model, args, kwargs)
+        except Exception:
+            return Trace()
+
+
+def _has_graph(layer: Any) -> bool:
+    """Whether what a model does can be read from a graph; any layer that is no model is a row of its own."""
+    return not isinstance(layer, keras.Model) or private.graph_of(layer) is not None
+
+
+def _of_inputs(graph: Any, arguments: ports.Arguments) -> dict[int, TensorSpec]:
+    """The declared spec of each input layer of the outermost model."""
+    pasts = [private.history(tensor) for tensor in graph.inputs]
+    return {id(past[0]): port.spec for past, port in zip(pasts, arguments.ports, strict=True) if past is not None}
+
+
+def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int]) -> Layer:
+    return layer if total.value is None else replace(layer, flops=by_path.get(layer.path, 0))

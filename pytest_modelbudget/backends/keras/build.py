@@ -1,0 +1,92 @@
+"""Building without memory for weights: Keras' stateless scope, with what it lacks for real builders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import private
+
+
+@contextmanager
+def abstract() -> Iterator[None]:
+    """Inside, variables have shape and dtype and no value, and automatic names start afresh.
+
+    Builders may compile, make optimizers and variables from arrays, set seeds and policies and clear the session.
+    On leaving, names, policies, settings, random state and the list of variables without value are as before.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(private.random_state_kept())
+        stack.enter_context(_config_kept())
+        stack.enter_context(private.global_state_kept())
+        scope = stack.enter_context(keras.StatelessScope(initialize_variables=False))
+        stack.enter_context(_patched(private.variable_class(), "__init__", lambda init: _variable_init(init, scope)))
+        if (optimizer := private.optimizer_keys()) is not None:
+            stack.enter_context(_patched(optimizer, "_var_key", lambda _: lambda self, variable: id(variable)))
+        if (layer := private.torch_layer()) is not None:
+            stack.enter_context(_patched(layer, "_track_variables", lambda _: lambda self: None))
+        yield
+
+
+@contextmanager
+def counting(names: Iterable[str]) -> Iterator[None]:
+    """`abstract()` for a model that is there already: new automatic names go on after `names`."""
+    with abstract():
+        private.set_names(_counters(names))
+        yield
+
+
+def _counters(names: Iterable[str]) -> dict[str, int]:
+    """The counters after which no automatic name is one of `names`."""
+    counters: dict[str, int] = {}
+    for name in names:
+        counters[name] = max(counters.get(name, 0), 1)
+        if match := re.fullmatch(r"(.+)_(\d+)", name):
+            counters[match[1]] = max(counters.get(match[1], 0), int(match[2]) + 1)
+    return counters
+
+
+@contextmanager
+def _patched(owner: type, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    original = vars(owner)[name]
+    setattr(owner, name, wrap(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextmanager
+def _config_kept() -> Iterator[None]:
+    """The settings that Keras keeps in module variables."""
+    config = keras.config
+    floatx, epsilon, data_format = config.floatx(), config.epsilon(), config.image_data_format()
+    try:
+        yield
+    finally:
+        config.set_floatx(floatx)
+        config.set_epsilon(epsilon)
+        config.set_image_data_format(data_format)
+
+
+def _variable_init(init: Callable[..., None], scope: object) -> Callable[..., None]:
+    """A variable made from a value is refused in a stateless scope; made from a function it is welcome."""
+
+    def __init__(self: Any, initializer: Any, shape: Any = None, dtype: Any = None, *args: Any, **kwargs: Any) -> None:
+        if not private.in_stateless_scope():
+            private.enter_stateless_scope(scope)
+        if not callable(initializer) and not isinstance(initializer, str):
+            value = self._convert_to_tensor(initializer, dtype=dtype)
+            shape, dtype = tuple(value.shape), dtype or keras.backend.standardize_dtype(value.dtype)
+            initializer = _giver(value)
+        init(self, initializer, shape, dtype, *args, **kwargs)
+
+    return __init__
+
+
+def _giver(value: Any) -> Callable[..., Any]:
+    return lambda shape, dtype=None: keras.ops.cast(value, dtype) if dtype else value

@@ -1,0 +1,133 @@
+"""What a model is called with: its own inputs, or the declared ones checked against them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import private, walk
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import BATCH, Inputs
+from pytest_modelbudget.summary import Dim, Input, TensorSpec
+
+Make = Callable[[str, TensorSpec], Any]
+
+
+@dataclass(slots=True)
+class Arguments:
+    """The arguments of one call, from whatever `make` returns for each input."""
+
+    ports: tuple[Input, ...]
+    build: Callable[[Make], tuple[tuple[Any, ...], dict[str, Any]]]
+    own: bool = False
+    """Whether the ports are just the inputs the model was built with."""
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The names of the symbolic dimensions, in the order first met."""
+        dims = (dim for port in self.ports for dim in port.spec.shape)
+        return tuple(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
+
+    def symbolic(self, sizes: Mapping[str, int] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Keras tensors with open symbolic dimensions, or with these sizes."""
+
+        def make(name: str, spec: TensorSpec) -> Any:
+            return keras.KerasTensor(tuple(_size(dim, sizes) for dim in spec.shape), spec.dtype, name=name)
+
+        return self.build(make)
+
+    def open_dimension(self, sizes: Mapping[str, int]) -> str | None:
+        """The first input dimension without a size, in words; None when all have one."""
+        for port in self.ports:
+            for axis, dim in enumerate(port.spec.shape):
+                if dim is None or (isinstance(dim, str) and dim not in sizes):
+                    return f"axis {axis} of input {port.name!r}"
+        return None
+
+
+def _size(dim: Dim, sizes: Mapping[str, int] | None) -> int | None:
+    if isinstance(dim, str):
+        return None if sizes is None else sizes[dim]
+    return dim
+
+
+def declared(model: Any, inputs: Inputs, name: str) -> Arguments:
+    """The arguments of a model that does not know its inputs, as `call` takes them.
+
+    Several tensors, or named ones, are handed over as one list or mapping to a `call` that takes one argument.
+    """
+    def build(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = inputs.build(make)
+        signature = inspect.signature(model.call)
+        if _binds(signature, args, kwargs):
+            return args, kwargs
+        if not args and _binds(signature, (kwargs,), {}):
+            return (kwargs,), {}
+        if _binds(signature, (list(args),), kwargs):
+            return (list(args),), kwargs
+        raise ModelBudgetError(
+            f"{name}: the inputs {_listed(inputs.ports)} do not fit {type(model).__name__}.call{signature}"
+        )
+
+    return Arguments(inputs.ports, build)
+
+
+def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def of_graph(model: Any, inputs: Inputs | None, name: str) -> Arguments:
+    """The arguments of a model with a graph: its own inputs, or the declared ones where they fit.
+
+    Raises:
+        ModelBudgetError: a declared input has no place in the model, or its shape is another.
+    """
+    graph = private.graph_of(model)
+    own = [Input(_name(tensor), walk.spec(tensor)) for tensor in graph.inputs]
+    ports = tuple(own) if inputs is None else tuple(_matched(own, inputs, name))
+
+    def build(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        tensors = [make(port.name, port.spec) for port in ports]
+        structure = private.input_structure(graph)
+        return (keras.tree.pack_sequence_as(structure, tensors),), {}
+
+    return Arguments(ports, build, own=list(ports) == own)
+
+
+def _name(tensor: Any) -> str:
+    operation, _ = private.history(tensor) or (tensor, None)
+    return str(operation.name)
+
+
+def _matched(own: list[Input], inputs: Inputs, name: str) -> list[Input]:
+    given = inputs.ports
+    if len(given) != len(own):
+        raise ModelBudgetError(f"{name}: the model has the inputs {_listed(own)}, inputs: gives {_listed(given)}")
+    by_name = {port.name.rpartition(".")[2]: port for port in given}
+    in_order = [by_name[port.name] for port in own] if set(by_name) == {port.name for port in own} else list(given)
+    if inputs.kwargs and not inputs.args and in_order != [by_name.get(port.name) for port in own]:
+        raise ModelBudgetError(f"{name}: the model has the inputs {_listed(own)}, inputs: names {_listed(given)}")
+    for port, wanted in zip(own, in_order, strict=True):
+        if not _fits(port.spec.shape, wanted.spec.shape):
+            raise ModelBudgetError(
+                f"{name}: input {port.name!r} of the model is {port.spec}, inputs: declares {wanted.spec} for it"
+            )
+    return [Input(port.name, wanted.spec) for port, wanted in zip(own, in_order, strict=True)]
+
+
+def _fits(shape: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        dim is None or dim == other or dim == BATCH for dim, other in zip(shape, wanted, strict=True)
+    )
+
+
+def _listed(ports: Any) -> str:
+    return ", ".join(map(str, ports)) or "(none)"

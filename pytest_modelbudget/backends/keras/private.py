@@ -1,0 +1,190 @@
+"""Every private name of Keras and its backends that is used here, with the reason; nothing else touches them.
+
+Public Keras has no way to forget the variables of a finished scope, to set the counters of layer names aside,
+or to list which calls of a shared layer belong to which model. A test pins each name, so that a Keras release that
+renames one fails there first.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+
+_TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
+_NAMES = "object_name_uids"
+_UNINITIALIZED = "uninitialized_variables"
+_SCOPE = "stateless_scope"
+
+
+@contextmanager
+def global_state_kept() -> Iterator[None]:
+    """On leaving, the thread's global state of Keras is as before, also when `clear_session()` replaced it inside.
+
+    Inside, naming counters start afresh and no variable waits for its value: on leaving an ordinary scope Keras
+    would allocate whatever is on that list, and again at the next symbolic call of any other model.
+    """
+    trackers = {name: getattr(global_state, name) for name in _TRACKERS if hasattr(global_state, name)}
+    saved = {name: dict(vars(tracker)) for name, tracker in trackers.items()}
+    for tracker in trackers.values():
+        vars(tracker).update({key: _copy(value) for key, value in vars(tracker).items()})
+    set_names({})
+    global_state.set_global_attribute(_UNINITIALIZED, [])
+    try:
+        yield
+    finally:
+        for name, tracker in trackers.items():
+            setattr(global_state, name, tracker)
+            vars(tracker).clear()
+            vars(tracker).update(saved[name])
+
+
+def _copy(value: object) -> object:
+    """Stacks and registries change in place, so the inside works on copies of them."""
+    return value.copy() if type(value) in (list, dict, defaultdict) else value
+
+
+def set_names(counters: dict[str, int]) -> None:
+    """Let automatic names go on from `counters`: how many objects there are of each name."""
+    global_state.set_global_attribute(_NAMES, defaultdict(int, counters))
+
+
+def forget_uninitialized() -> None:
+    """Let no variable wait for its value."""
+    global_state.set_global_attribute(_UNINITIALIZED, [])
+
+
+def in_stateless_scope() -> bool:
+    """Whether variables are without value at the moment (a `clear_session()` ends that silently)."""
+    return global_state.get_global_attribute(_SCOPE) is not None
+
+
+def enter_stateless_scope(scope: object) -> None:
+    """Return to `scope` after something ended it."""
+    global_state.set_global_attribute(_SCOPE, scope)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """On leaving, python, numpy and the backend's global random state are as before."""
+    restore = [_restorer(random.setstate, random.getstate()), _restorer(np.random.set_state, np.random.get_state())]
+    restore.extend(_tensorflow_random())
+    if keras.backend.backend() == "torch":
+        import torch
+
+        restore.append(_restorer(torch.set_rng_state, torch.get_rng_state()))
+    try:
+        yield
+    finally:
+        for one in restore:
+            one()
+
+
+def _restorer(put: Callable[[Any], object], state: object) -> Callable[[], object]:
+    return lambda: put(state)
+
+
+def _tensorflow_random() -> Iterator[Callable[[], object]]:
+    """TensorFlow's global seed, which `keras.utils.set_random_seed` sets whatever the backend."""
+    if "tensorflow.python.eager.context" not in sys.modules:
+        return
+    context = sys.modules["tensorflow.python.eager.context"].context()
+    seed, generator = context._seed, getattr(context, "_rng", None)  # absent until a seed was set
+    state = generator.getstate() if generator is not None else None
+
+    def restore() -> None:
+        context._seed = seed
+        if generator is not None:
+            context._rng = generator
+            generator.setstate(state)
+        elif hasattr(context, "_rng"):
+            del context._rng
+
+    yield restore
+
+
+def variable_class() -> type:
+    """The class that defines how every Keras variable is made, whatever the backend."""
+    return next(cls for cls in keras.Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls))
+
+
+def optimizer_keys() -> type | None:
+    """TensorFlow's optimizers ask each variable for its value's id; the class that does so, None elsewhere."""
+    owner = next(cls for cls in keras.optimizers.Optimizer.__mro__ if "_var_key" in vars(cls))
+    return owner if owner.__module__.startswith("keras.src.backend.") else None
+
+
+def torch_layer() -> type | None:
+    """On torch, each layer registers the values of its variables as parameters; the class that does so, None elsewhere."""
+    return next((cls for cls in keras.layers.Layer.__mro__ if "_track_variables" in vars(cls)), None)
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The variables a layer holds itself: trainable ones first, no seeds, no metrics."""
+    seen = {id(one): one for one in (*layer._trainable_variables, *layer._non_trainable_variables)}
+    return list(seen.values())
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """The layers a layer holds directly, each once, also those in lists and mappings."""
+    return list({id(one): one for one in layer._layers}.values())
+
+
+def graph_of(model: Any) -> Any:
+    """The `keras.Function` behind a functional or built Sequential model, None when there is no graph."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if isinstance(model, keras.Function) else None
+
+
+def nodes_of(graph: Any, operation: Any) -> list[Any]:
+    """The calls of `operation` that belong to `graph`: a shared layer also carries those of other models."""
+    return [node for index, node in enumerate(operation._inbound_nodes) if f"{id(operation)}_ib-{index}" in graph._nodes]
+
+
+def input_structure(graph: Any) -> Any:
+    """The inputs as the model's author nested them."""
+    return graph._inputs_struct
+
+
+def history(tensor: Any) -> tuple[Any, Any] | None:
+    """The operation that made a symbolic tensor and the call it came from; None for one without a past."""
+    found = getattr(tensor, "_keras_history", None)
+    if found is None or found.operation is None:
+        return None
+    return found.operation, found.operation._inbound_nodes[found.node_index]
+
+
+@contextmanager
+def calls_forgotten() -> Iterator[Callable[[Any], None]]:
+    """Give a function to name each operation before it is called; on leaving their lists of calls are as before."""
+    before: dict[int, tuple[Any, int, int]] = {}
+
+    def remember(operation: Any) -> None:
+        before.setdefault(id(operation), (operation, len(operation._inbound_nodes), len(operation._outbound_nodes)))
+
+    try:
+        yield remember
+    finally:
+        for operation, inbound, outbound in before.values():
+            del operation._inbound_nodes[inbound:]
+            del operation._outbound_nodes[outbound:]
+
+
+def overrides_build(layer: Any) -> bool:
+    """Whether a layer's class makes its weights in a `build` of its own."""
+    return not getattr(type(layer).build, "_is_default", False)
+
+
+def infer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run `function` on the backend's own symbolic tensors."""
+    from keras.src import backend
+
+    return backend.compute_output_spec(function, *args, **kwargs)

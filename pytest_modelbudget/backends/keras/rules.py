@@ -1,0 +1,246 @@
+"""FLOPs of one Keras operation, from the shapes of its operands; a multiply-add counts 2.
+
+The same products are counted whatever layer asks for them: layers are looked into until only operations are left.
+Operations in `ZERO` cost nothing by rule (elementwise work, reductions, normalisation, pooling, look-ups, views, copies);
+an operation in neither table has no formula, and makes the total a lower bound.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from math import log2, prod
+from typing import Any
+
+Shape = tuple[int, ...]
+Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
+"""From an operation (or layer), the shapes of its tensor operands and those of its results, to FLOPs."""
+
+
+def _matmul(_: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """`2 * results * K`, K the contracted axis; a product with a scalar is elementwise."""
+    if not operands[0] or not operands[1]:
+        return 0
+    return 2 * prod(results[0]) * operands[0][-1]
+
+
+def _vdot(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
+    return 2 * prod(operands[0])
+
+
+def _tensordot(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) -> int:
+    """`2 * (left elements) * (right elements) / (contracted elements)`."""
+    axes = operation.axes
+    if isinstance(axes, int):
+        contracted = operands[0][len(operands[0]) - axes :] if axes else ()
+    else:
+        left = axes[0] if isinstance(axes[0], (list, tuple)) else [axes[0]]
+        contracted = tuple(operands[0][axis] for axis in left)
+    if not contracted:
+        return 0
+    return 2 * prod(operands[0]) * prod(operands[1]) // max(prod(contracted), 1)
+
+
+def _einsum(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """Operands are multiplied from left to right; a pair that shares a summed index is a matrix product.
+
+    Its cost is `2 * product of the sizes of its indices`, after indices that only one operand has were summed.
+    """
+    terms, output = _einsum_terms(operation.subscripts, [len(shape) for shape in operands])
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, operands, strict=True):
+        for index, size in zip(term, shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))
+    total = 0
+    while len(terms) > 1:
+        left, right, *rest = terms
+        needed = set(output).union(*rest)
+        kept = {index for index in {*left, *right} if index in needed}
+        summed = {index for index in left if index in right and index not in needed}
+        if summed:
+            total += 2 * prod(sizes[index] for index in kept | summed)
+        terms = ["".join(sorted(kept)), *rest]
+    return total
+
+
+def _einsum_terms(subscripts: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The indices of each operand and of the result, `...` spelled out from the right with capital Greek letters."""
+    text = subscripts.replace(" ", "")
+    left, arrow, output = text.partition("->")
+    terms = left.split(",")
+    free = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    widest = max((count for term, count in zip(terms, free, strict=True) if "..." in term), default=0)
+    names = "".join(chr(0x391 + position) for position in range(widest))
+    spelled = [
+        term.replace("...", names[widest - count :] if count else "") for term, count in zip(terms, free, strict=True)
+    ]
+    if not arrow:
+        counts = Counter("".join(terms).replace(".", ""))
+        output = "..." + "".join(sorted(index for index, count in counts.items() if count == 1))
+    return spelled, output.replace("...", names)
+
+
+def _conv(_: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """`2 * results * (kernel taps) * (input channels of a group)`; the kernel is `(*taps, channels, filters)`."""
+    return 2 * prod(results[0]) * prod(operands[1][:-1])
+
+
+def _depthwise(_: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """`2 * results * (kernel taps)`; the kernel is `(*taps, channels, multiplier)`."""
+    return 2 * prod(results[0]) * prod(operands[1][:-2])
+
+
+def _separable(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """A depthwise convolution and a 1x1 one; kernels `(*taps, channels, multiplier)` and `(1, .., middle, filters)`."""
+    depthwise, pointwise = operands[1], operands[2]
+    middle, filters = pointwise[-2], pointwise[-1]
+    positions = prod(results[0]) // filters
+    return 2 * positions * middle * (prod(depthwise[:-2]) + filters)
+
+
+def _conv_transpose(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
+    """`2 * inputs * (kernel taps) * filters`; the kernel is `(*taps, filters, channels)`."""
+    return 2 * prod(operands[0]) * prod(operands[1][:-1])
+
+
+def _attention(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
+    """Scores and their product with the values, the full square; shapes are `(batch, positions, heads, width)`."""
+    batch, queries, heads, width = operands[0]
+    keys, values = operands[1][1], operands[2][3]
+    return 2 * batch * heads * queries * keys * (width + values)
+
+
+def _fft(length: int, transforms: int) -> int:
+    """`5 n log2 n` for each complex transform of length n."""
+    return round(5 * length * log2(length)) * transforms if length > 1 else 0
+
+
+def _fft1(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
+    return _fft(operands[0][-1], prod(operands[0][:-1]))
+
+
+def _fft2(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
+    rows, columns = operands[0][-2:]
+    return prod(operands[0][:-2]) * (rows * _fft(columns, 1) + columns * _fft(rows, 1))
+
+
+COUNTED: dict[str, Rule] = {
+    "Matmul": _matmul,
+    "Dot": _matmul,
+    "Inner": _matmul,
+    "Vdot": _vdot,
+    "Tensordot": _tensordot,
+    "Einsum": _einsum,
+    "Conv": _conv,
+    "DepthwiseConv": _depthwise,
+    "SeparableConv": _separable,
+    "ConvTranspose": _conv_transpose,
+    "DotProductAttention": _attention,
+    "FFT": _fft1,
+    "FFT2": _fft2,
+    "IFFT2": _fft2,
+}
+"""Operations that cost something."""
+
+UNCOUNTED = frozenset(
+    "AffineTransform AssociativeScan CDist CTCDecode CTCLoss Cholesky CholeskyInverse Cond Corrcoef Correlate Det Eig Eigh "
+    "ElasticTransform ForiLoop GaussianBlur IRFFT ISTFT Inv JVP Logdet Lstsq LuFactor Map MatrixRank PerspectiveTransform "
+    "Pinv Qr RFFT Resize SSIM STFT SVD ScaleAndTranslate Scan Slogdet SobelEdges Solve SolveTriangular Vander "
+    "VectorizedMap WhileLoop".split()
+)
+"""Operations that may hide products and have no formula here: each makes the total a lower bound."""
+
+ZERO = frozenset(
+    # casts, copies, views, look-ups and scatters
+    "Cast ConvertToTensor SaturateCast Scatter ScatterUpdate Slice SliceUpdate StopGradient Switch Unstack CropImages "
+    "ExtractPatches ExtractSequences MapCoordinates PadImages ViewAsComplex ViewAsReal DepthToSpace SpaceToDepth Fold Unfold MultiHot OneHot "
+    "Append Arange Array ArraySplit BroadcastTo Concatenate Copy Diag Diagflat Diagonal Dsplit Dstack EmptyLike "
+    "ExpandDims Flip Fliplr Flipud Full FullLike Geomspace GetItem Hsplit Hstack Linspace Logspace Meshgrid Moveaxis "
+    "Ndim Nonzero OnesLike Pad Ravel Repeat Reshape Roll Rot90 Select Size Split Squeeze Stack Swapaxes Take "
+    "TakeAlongAxis Tile Transpose Tril Triu UnravelIndex View Vsplit Vstack Where ZerosLike "
+    # colours, elementwise functions and comparisons
+    "HSVToRGB RGBToGrayscale RGBToHSV Erf Erfc Erfinv Rsqrt Abs Absolute Add AllClose Angle Arccos Arccosh Arcsin "
+    "Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseInvert BitwiseLeftShift BitwiseNot BitwiseOr BitwiseRightShift "
+    "BitwiseXor Cbrt Ceil Clip Conj Conjugate Cos Cosh Cross Deg2rad Digitize Divide DivideNoNan Equal Exp Exp2 Expm1 "
+    "Fabs Floor FloorDivide Fmax Fmin Fmod Gcd Greater GreaterEqual Heaviside Hypot I0 Imag IsIn Isclose Isfinite Isinf "
+    "Isnan Isneginf Isposinf Isreal Kron Lcm Ldexp LeftShift Less LessEqual Log Log10 Log1p Log2 Logaddexp Logaddexp2 "
+    "LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum Mod Multiply NanToNum Negative Nextafter NotEqual Outer "
+    "Polar Power Rad2deg Real Reciprocal RightShift Round Sign Signbit Sin Sinc Sinh Sqrt Square Subtract Tan Tanh "
+    "TrueDivide Trunc "
+    # activations, losses, normalisation and pooling
+    "AdaptiveAveragePool AdaptiveMaxPool AveragePool BatchNorm BinaryCrossentropy CategoricalCrossentropy Celu Elu Gelu "
+    "Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid LogSoftmax MaxPool Moments Normalize "
+    "PSNR RMSNorm Relu Relu6 Selu Sigmoid Silu SoftShrink Softmax Softplus Softsign SparseCategoricalCrossentropy "
+    "SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink Threshold "
+    # reductions, scans, sorting and searching
+    "All Amax Amin Any Argmax Argmin Argpartition Argsort Average Bincount CountNonzero Cumprod Cumsum Diff Histogram "
+    "InTopK Logsumexp Max Mean Median Min Nanargmax Nanargmin Nancumprod Nancumsum Nanmax Nanmean Nanmedian Nanmin "
+    "Nanpercentile Nanprod Nanquantile Nanstd Nansum Nanvar Norm Percentile Prod Ptp Quantile SearchSorted SegmentMax "
+    "SegmentMin SegmentProd SegmentReduction SegmentSum Sort Std Sum TopK Trace Trapezoid Unique Var".split()
+)
+"""Operations of Keras that cost nothing by rule."""
+
+ZERO_LAYERS = frozenset(
+    "Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
+    "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AlphaDropout Average AveragePooling1D "
+    "AveragePooling2D AveragePooling3D BatchNormalization CategoryEncoding CenterCrop Concatenate Cropping1D Cropping2D "
+    "Cropping3D Discretization Dropout ELU Embedding Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D "
+    "GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D "
+    "GroupNormalization HashedCrossing Hashing Identity InputLayer IntegerLookup LayerNormalization LeakyReLU Masking "
+    "MaxNumBoundingBoxes MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply Normalization PReLU Permute "
+    "RMSNormalization ReLU RepeatVector Rescaling Reshape Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D "
+    "StringLookup Subtract TextVectorization UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D "
+    "ZeroPadding2D ZeroPadding3D AugMix AutoContrast ContrastLimitedAdaptiveHistogramEqualization CutMix Equalization MixUp "
+    "RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop RandomElasticTransform "
+    "RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective "
+    "RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom "
+    "Resizing Solarization".split()
+)
+"""Layers of Keras that cost nothing by rule, and are not looked into."""
+
+
+def _conv_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
+    return _conv(layer, [(), tuple(layer.kernel.shape)], results)
+
+
+LAYERS: dict[str, Rule] = {"Conv1D": _conv_layer, "Conv2D": _conv_layer, "Conv3D": _conv_layer}
+"""Layers whose own operation cannot take symbolic tensors in some cases (grouped convolutions)."""
+
+
+def flops(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int | None:
+    """FLOPs of one call of `operation`, None when it has no formula."""
+    if not type(operation).__module__.startswith("keras.src."):
+        return None
+    name = type(operation).__name__
+    if name in COUNTED:
+        return COUNTED[name](operation, operands, results)
+    return 0 if name in ZERO else None
+
+
+def layer_flops(layer: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int | None:
+    """FLOPs of one call of a layer that could not be looked into, None when it has no formula."""
+    rule = LAYERS.get(kind(layer))
+    return None if rule is None else rule(layer, operands, results)
+
+
+def costs_nothing(layer: Any) -> bool:
+    """Whether a layer is one of Keras' own that are zero by rule."""
+    return kind(layer) in ZERO_LAYERS
+
+
+def weightless(layer: Any) -> bool:
+    """Whether a layer is one of Keras' own that never hold weights."""
+    return kind(layer) in ZERO_LAYERS - WITH_WEIGHTS
+
+
+def kind(layer: Any) -> str:
+    """The Keras class whose `call` a layer runs, also through a subclass; empty when the `call` is the user's own."""
+    if not type(layer).call.__module__.startswith("keras.src."):
+        return ""
+    return next((cls.__name__ for cls in type(layer).__mro__ if cls.__module__.startswith("keras.src.")), "")
+
+
+WITH_WEIGHTS = frozenset(
+    "BatchNormalization Embedding GroupNormalization LayerNormalization Normalization PReLU RMSNormalization".split()
+)
+"""The layers of `ZERO_LAYERS` that hold weights."""

@@ -1,0 +1,264 @@
+"""One symbolic call of a model, written down: every layer and operation that ran, in order, with shapes.
+
+Keras only infers shapes when a layer meets a symbolic tensor. Here each layer's own `call` is run on symbolic
+tensors instead, so that what happens inside it is seen too, with no tensor of numbers anywhere. A `call` that
+does not take them (raw TensorFlow, torch or jax code) runs on the backend's symbolic tensors, where the layers it
+calls are still seen, and its own work is not: such a call is `opaque`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import private, rules
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a layer or operation: `inside` which layers (outermost first), how many times, and on what.
+
+    `sources` are the layers that made its input tensors, looked up before anything else runs.
+    """
+
+    operation: Any
+    inside: tuple[Any, ...]
+    times: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    sources: tuple[Any, ...] = ()
+    outputs: tuple[Any, ...] = ()
+    opaque: bool = False
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether a layer was called, not an operation."""
+        return isinstance(self.operation, keras.layers.Layer)
+
+
+@dataclass(slots=True)
+class Trace:
+    """All calls in the order they began, and what the model gave back."""
+
+    calls: list[Call] = field(default_factory=list)
+    outputs: Any = None
+
+
+def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    """Call `model` on symbolic tensors and write down what ran; its own lists of calls are as before afterwards."""
+    with private.calls_forgotten() as remember:
+        tracer = _Tracer(remember)
+        with tracer.watching():
+            outputs = model(*args, **kwargs)
+    return Trace(tracer.calls, outputs)
+
+
+def symbolic(value: Any) -> list[Any]:
+    """Every Keras tensor in nested arguments or results."""
+    return [one for one in keras.tree.flatten(value) if isinstance(one, keras.KerasTensor)]
+
+
+class _Tracer:
+    def __init__(self, remember: Callable[[Any], None]) -> None:
+        self.calls: list[Call] = []
+        self.inside: list[Any] = []
+        self.times = 1
+        self.remember = remember
+        self.opaque_log: list[tuple[Any, Any, Any, Any]] | None = None
+        self.opaque_depth = 0
+        self.infer_layer: Callable[..., Any] = keras.layers.Layer.symbolic_call
+        self.infer_operation: Callable[..., Any] = keras.Operation.symbolic_call
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Replace what Keras does with symbolic tensors, for this thread of calls only."""
+        layer, operation = keras.layers.Layer, keras.Operation
+        saved = [(owner, name, vars(owner).get(name)) for owner, name in _HOOKS]
+        tracer, call, add_loss = self, layer.__call__, layer.add_loss
+
+        def layer_symbolic_call(one: Any, *args: Any, **kwargs: Any) -> Any:
+            return tracer.layer(one, args, kwargs)
+
+        def operation_symbolic_call(one: Any, *args: Any, **kwargs: Any) -> Any:
+            return tracer.operation(one, args, kwargs)
+
+        def layer_call(one: Any, *args: Any, **kwargs: Any) -> Any:
+            return tracer.called(call, one, args, kwargs)
+
+        def add_symbolic_loss(one: Any, loss: Any) -> Any:
+            return None if symbolic(loss) else add_loss(one, loss)
+
+        layer.symbolic_call = layer_symbolic_call
+        operation.symbolic_call = operation_symbolic_call
+        layer.__call__ = layer_call
+        layer.add_loss = add_symbolic_loss
+        try:
+            yield
+        finally:
+            for owner, name, original in saved:
+                setattr(owner, name, original)
+
+    def operation(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of an operation, as in `x + y` or `keras.ops.matmul`."""
+        self._remember(one, (args, kwargs))
+        call = self._begin(one, args, kwargs)
+        outputs = self.infer_operation(one, *args, **kwargs)
+        call.outputs = tuple(symbolic(outputs))
+        return outputs
+
+    def layer(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a layer on symbolic tensors."""
+        self._remember(one, (args, kwargs))
+        call = self._begin(one, args, kwargs)
+        self.inside.append(one)
+        mark, times = len(self.calls), self.times
+        try:
+            outputs = self._through(one, args, kwargs)
+        except Exception:
+            del self.calls[mark:]
+            self.times = times
+            outputs, call.opaque = self._around(one, args, kwargs), True
+        finally:
+            self.inside.pop()
+            self.times = times
+        call.outputs = tuple(symbolic(outputs))
+        return outputs
+
+    def called(self, call: Callable[..., Any], one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Any call of any layer: only those on the backend's tensors, inside an opaque call, are noted here."""
+        if self.opaque_log is None or symbolic((args, kwargs)):
+            return call(one, *args, **kwargs)
+        self.opaque_depth += 1
+        try:
+            outputs = call(one, *args, **kwargs)
+        finally:
+            self.opaque_depth -= 1
+        if self.opaque_depth == 0:
+            self.opaque_log.append((one, _specs(args), _specs(kwargs), outputs))
+        return outputs
+
+    def _begin(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        sources = _sources(symbolic((args, kwargs))) if isinstance(one, keras.layers.Layer) else ()
+        call = Call(one, tuple(self.inside), self.times, args, kwargs, sources)
+        self.calls.append(call)
+        return call
+
+    def _remember(self, one: Any, arguments: Any) -> None:
+        self.remember(one)
+        for tensor in symbolic(arguments):
+            if (past := private.history(tensor)) is not None:
+                self.remember(past[0])
+
+    def _through(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the layer's own `call` where it may hide a product, else only infer shapes."""
+        if isinstance(one, keras.layers.RNN):
+            self._cell(one, args[0])
+            return self.infer_layer(one, *args, **kwargs)
+        if isinstance(one, keras.layers.TimeDistributed):
+            self._each_step(one, args[0])
+            return self.infer_layer(one, *args, **kwargs)
+        if rules.costs_nothing(one):
+            return self.infer_layer(one, *args, **kwargs)
+        outputs = one.call(*args, **kwargs)
+        return keras.tree.map_structure(_fresh, outputs)
+
+    def _cell(self, layer: Any, sequence: Any) -> None:
+        """A recurrent layer is its cell, once for each step."""
+        batch, steps, *features = sequence.shape
+        self.times *= steps or 1
+        states = keras.tree.map_structure(_spec, layer.get_initial_state(batch or 1))
+        states = states if isinstance(states, (list, tuple)) else [states]
+        layer.cell(keras.KerasTensor((batch or 1, *features), sequence.dtype), list(states))
+
+    def _each_step(self, layer: Any, sequence: Any) -> None:
+        """A layer over time is its inner layer, once for each step."""
+        batch, steps, *features = sequence.shape
+        self.times *= steps or 1
+        layer.layer(keras.KerasTensor((batch, *features), sequence.dtype))
+
+    def _around(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let the backend run what Keras tensors cannot, and trace the layers that were called in there."""
+        outer, outer_depth = self.opaque_log, self.opaque_depth
+        logs: list[list[tuple[Any, Any, Any, Any]]] = []
+
+        def run(*values: Any, **named: Any) -> Any:
+            self.opaque_log, self.opaque_depth = [], 0
+            outputs = one.call(*values, **named)
+            logs.append(self.opaque_log)
+            return outputs
+
+        try:
+            outputs = private.infer(run, *args, **kwargs)
+        except Exception:
+            logs.clear()
+            outputs = None
+        finally:
+            self.opaque_log, self.opaque_depth = outer, outer_depth
+        if outputs is None or not symbolic(outputs):
+            return self.infer_layer(one, *args, **kwargs)
+        for inner, values, named, _ in _merged(logs):
+            inner(*values, **named)
+        return outputs
+
+
+_HOOKS = (
+    (keras.layers.Layer, "symbolic_call"),
+    (keras.Operation, "symbolic_call"),
+    (keras.layers.Layer, "__call__"),
+    (keras.layers.Layer, "add_loss"),
+)
+
+
+def _merged(logs: list[list[tuple[Any, Any, Any, Any]]]) -> list[tuple[Any, Any, Any, Any]]:
+    """One log: a dimension that two runs with other fill-ins saw with two sizes is open."""
+    if len(logs) < 2 or [one for one, *_ in logs[0]] != [one for one, *_ in logs[1]]:
+        return logs[0] if logs else []
+    return [
+        (one, *keras.tree.map_structure(_either, first, second), None)
+        for (one, *first, _), (_, *second, _) in zip(logs[0], logs[1], strict=True)
+    ]
+
+
+def _either(first: Any, second: Any) -> Any:
+    if not isinstance(first, keras.KerasTensor) or not isinstance(second, keras.KerasTensor):
+        return first
+    shape = [size if size == other else None for size, other in zip(first.shape, second.shape, strict=True)]
+    return keras.KerasTensor(shape, first.dtype)
+
+
+def _fresh(value: Any) -> Any:
+    """A tensor of its own for each call, so that a layer which returns its input does not rewrite the input's past."""
+    if not isinstance(value, keras.KerasTensor):
+        return value
+    return keras.KerasTensor(value.shape, value.dtype, sparse=value.sparse)
+
+
+def _spec(value: Any) -> Any:
+    """Shape and dtype of a tensor of numbers (or of the backend's symbols)."""
+    return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
+
+
+def _specs(values: Any) -> Any:
+    return keras.tree.map_structure(lambda one: _spec(one) if keras.ops.is_tensor(one) else one, values)
+
+
+def _sources(tensors: list[Any]) -> tuple[Any, ...]:
+    """The layers that made `tensors`, seen through operations, each once, in order."""
+    found: dict[int, Any] = {}
+    seen: set[int] = set()
+    waiting = list(reversed(tensors))
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen or (past := private.history(tensor)) is None:
+            continue
+        seen.add(id(tensor))
+        operation, node = past
+        if isinstance(operation, keras.layers.Layer):
+            found.setdefault(id(operation), operation)
+        else:
+            waiting.extend(reversed(node.input_tensors))
+    return tuple(found.values())

@@ -1,0 +1,78 @@
+"""The weights of a layer as plain data, each variable counted at the first row that holds it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.summary import Weight
+
+
+class Ledger:
+    """Who owns which variable; rows are entered in the order they are shown."""
+
+    def __init__(self, model: Any) -> None:
+        self._trainable = {id(one) for one in model.trainable_weights}
+        self._owners: dict[int, str] = {}
+
+    def __contains__(self, variable: Any) -> bool:
+        return id(variable) in self._owners
+
+    def enter(self, path: str, named: Iterable[tuple[str, Any]]) -> tuple[Weight, ...]:
+        """The weights of the row at `path`; those an earlier row holds are tied to it."""
+        weights: list[Weight] = []
+        taken: set[str] = set()
+        for wanted, variable in named:
+            name = unique(wanted, taken)
+            owner = self._owners.setdefault(id(variable), full := f"{path}.{name}")
+            weights.append(self._weight(name, variable, None if owner == full else owner))
+        return tuple(weights)
+
+    def _weight(self, name: str, variable: Any, tied_to: str | None) -> Weight:
+        return Weight(
+            name=name,
+            shape=tuple(int(size) for size in variable.shape),
+            dtype=keras.backend.standardize_dtype(variable.dtype),
+            trainable=id(variable) in self._trainable,
+            tied_to=tied_to,
+        )
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """`name`, or `name_1`, `name_2` when it is taken; the result is taken from now on."""
+    result, number = name, 0
+    while result in taken:
+        number += 1
+        result = f"{name}_{number}"
+    taken.add(result)
+    return result
+
+
+def own(layer: Any) -> Iterator[tuple[str, Any]]:
+    """The variables a layer holds itself, with their names."""
+    for variable in private.own_variables(layer):
+        yield variable.name, variable
+
+
+def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """The variables of a layer and all layers below it, named by the way to them, each once."""
+    seen = set() if seen is None else seen
+    for variable in private.own_variables(layer):
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            yield f"{prefix}{variable.name}", variable
+    taken: set[str] = set()
+    for sublayer in private.sublayers(layer):
+        name = unique(_local_name(sublayer), taken)
+        yield from deep(sublayer, f"{prefix}{name}/", seen)
+
+
+def _local_name(layer: Any) -> str:
+    """A layer's name without the number Keras gave it: that counts the whole model, and equal blocks are to look equal."""
+    base = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", type(layer).__name__))
+    base = re.sub(r"([a-z])([A-Z])", r"\1_\2", base).lower()
+    return base if re.fullmatch(rf"{re.escape(base)}(_\d+)?", layer.name) else str(layer.name)

@@ -1,0 +1,50 @@
+"""PyTorch: models are built and run on the meta device, so that neither weights nor activations take memory.
+
+The rooms: `build` makes models without memory, `copying` a ghost of a user's model, `forward` runs one pass under
+`trace` (calls, edges) with `placing` (which operands keep values) and `flops` (what each operator costs), `modules`
+and `weights` read the structure, `rows` and `counting` put the summary together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from pytest_modelbudget.backends.torch import counting
+from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.summary import Summary
+
+FRAMEWORK = counting.FRAMEWORK
+
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
+
+
+def owns(model: object) -> bool:
+    """Whether `model` is a `torch.nn.Module`."""
+    return isinstance(model, nn.Module)
+
+
+def is_class(model: object) -> bool:
+    """Whether `model` is `torch.nn.Module` itself, or a class derived from it."""
+    return isinstance(model, type) and issubclass(model, nn.Module)
+
+
+def summarize(
+    model: object, *, name: str, inputs: Inputs | None, sizes: Mapping[str, int], built_here: bool
+) -> Summary:
+    """Count a `torch.nn.Module` at `inputs`: one forward pass on the meta device and a few at other sizes.
+
+    Raises:
+        ModelBudgetError: inputs are missing or do not fit, or a lazy layer never saw an input.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelBudgetError(f"{name}: {type(model).__name__} is not a torch.nn.Module")
+    if inputs is None:
+        raise ModelBudgetError(
+            f"{name}: a torch model does not know its inputs: give them, "
+            f'e.g. inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
+        )
+    return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)

@@ -1,0 +1,203 @@
+"""Building a model without memory for its weights.
+
+Parameters go to the meta device when they are registered and large tensors when they are made; small ones stay
+real, because constructors read them (`[x.item() for x in torch.linspace(0, rate, depth)]`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts, is_lazy
+from pytest_modelbudget.backends.torch.state import preserved
+
+_EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to: a lower limit than for values
+
+
+@contextmanager
+def abstract() -> Iterator[None]:
+    """Inside, modules are built with their parameters on the meta device; all global state is restored on leaving."""
+    ghosts = Ghosts()
+
+    def parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+        return None if value is None or value.is_meta else ghosts.of(value)
+
+    def buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+        if value is None or value.is_meta or not (is_lazy(value) or value.numel() >= _buffer_limit(value)):
+            return None
+        return ghosts.of(value)
+
+    with ExitStack() as stack:
+        stack.enter_context(preserved())
+        stack.callback(register_module_parameter_registration_hook(parameter).remove)  # type: ignore[arg-type]
+        stack.callback(register_module_buffer_registration_hook(buffer).remove)  # type: ignore[arg-type]
+        stack.enter_context(_idle_init())
+        stack.enter_context(_Redirect())
+        yield
+
+
+def _buffer_limit(value: torch.Tensor) -> int:
+    return LARGE if value.is_floating_point() or value.is_complex() else CONSTANT
+
+
+@contextmanager
+def _idle_init() -> Iterator[None]:
+    """The functions of `torch.nn.init` (and timm's own) return a meta tensor at once: there is nothing to fill."""
+    patched: list[tuple[Any, str, Any]] = []
+    for module in _init_modules():
+        for name, function in list(vars(module).items()):
+            if name.endswith("_") and not name.startswith("__") and callable(function):
+                patched.append((module, name, function))
+                setattr(module, name, _idle_on_meta(function))
+    patched.append((parametrizations, "_is_orthogonal", parametrizations._is_orthogonal))
+    parametrizations._is_orthogonal = _true_on_meta(parametrizations._is_orthogonal)
+    try:
+        yield
+    finally:
+        for module, name, function in reversed(patched):
+            setattr(module, name, function)
+
+
+def _init_modules() -> Iterator[Any]:
+    import sys
+
+    yield torch.nn.init
+    if (timm := sys.modules.get("timm.layers.weight_init")) is not None:
+        yield timm
+
+
+def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def idle(*args: Any, **kwargs: Any) -> Any:
+        tensor = args[0] if args else kwargs.get("tensor")
+        if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return function(*args, **kwargs)
+
+    return idle
+
+
+def _true_on_meta(function: Callable[..., bool]) -> Callable[..., bool]:
+    """torch's own check of a result of its QR decomposition, which on meta has no values to check."""
+    return lambda matrix, *args, **kwargs: True if matrix.is_meta else function(matrix, *args, **kwargs)
+
+
+def _size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Elements of `torch.zeros(2, 3)`, `torch.zeros((2, 3))`, `torch.zeros(size=(2, 3))`."""
+    size = kwargs.get("size", args[0] if len(args) == 1 else args)
+    return prod(size) if isinstance(size, (tuple, list, torch.Size)) else int(size)
+
+
+def _size_first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    return _size(args[:1], kwargs)
+
+
+def _last_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    return _size((kwargs.get("size", args[-1] if args else ()),), {})
+
+
+def _steps(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    return int(kwargs.get("steps", args[2] if len(args) > 2 else 0))
+
+
+def _range(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    start, end, step = (*args, *(None,) * 3)[:3]
+    end = kwargs.get("end", end)
+    if end is None:
+        start, end = 0, start
+    start, step = kwargs.get("start", start) or 0, kwargs.get("step", step) or 1
+    return max(0, int((end - start) / step))
+
+
+def _square(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    rows = kwargs.get("n", args[0] if args else 0)
+    return int(rows * kwargs.get("m", args[1] if len(args) > 1 else rows))
+
+
+_FACTORIES: dict[Any, tuple[Callable[[tuple[Any, ...], Mapping[str, Any]], int], int]] = {
+    torch.empty: (_size, _EMPTY_LARGE),
+    torch.empty_strided: (_size_first, _EMPTY_LARGE),
+    torch.zeros: (_size, LARGE),
+    torch.ones: (_size, LARGE),
+    torch.rand: (_size, LARGE),
+    torch.randn: (_size, LARGE),
+    torch.full: (_size_first, LARGE),
+    torch.randint: (_last_size, CONSTANT),
+    torch.randperm: (_size_first, CONSTANT),
+    torch.arange: (_range, CONSTANT),
+    torch.linspace: (_steps, CONSTANT),
+    torch.logspace: (_steps, CONSTANT),
+    torch.eye: (_square, LARGE),
+}
+_MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
+_FILLS = {
+    torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_, torch.Tensor.erfinv_,
+    torch.Tensor.exponential_, torch.Tensor.bernoulli_, torch.Tensor.log_normal_, torch.Tensor.cauchy_,
+}  # fmt: skip
+
+
+class _Redirect(TorchFunctionMode):
+    """Sends large new tensors to meta, keeps meta tensors there, and lets real and meta tensors meet."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES:
+            return func(*args, **_placed(func, args, kwargs))
+        if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            if func in _FILLS:
+                return args[0]
+            if func in _MOVES:
+                return _stay(func, args, kwargs)
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError):
+            if not _mixed(args, kwargs):
+                raise
+            return func(*tree_map_only(torch.Tensor, _meta, args), **tree_map_only(torch.Tensor, _meta, kwargs))
+
+
+def _placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` with `device` changed to meta for a large tensor, and for one meant for an accelerator."""
+    if kwargs.get("out") is not None:
+        return kwargs
+    device = kwargs.get("device")
+    if device is not None and torch.device(device).type not in ("cpu", "meta"):
+        return {**kwargs, "device": META}
+    size, limit = _FACTORIES[func]
+    return {**kwargs, "device": META} if size(args, kwargs) >= limit else kwargs
+
+
+def _stay(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A move of a meta tensor to another device, without the move: only the change of dtype is left."""
+    if func is not torch.Tensor.to:
+        return args[0]
+    found = [*args[1:], *kwargs.values()]
+    dtype = next((item for item in found if isinstance(item, torch.dtype)), None)
+    like = next((item for item in found if isinstance(item, torch.Tensor)), None)
+    return args[0].to(dtype or (like.dtype if like is not None else args[0].dtype))
+
+
+def _mixed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    places: set[bool] = set()
+    tree_map_only(torch.Tensor, lambda tensor: places.add(tensor.is_meta), (args, kwargs))
+    return len(places) == 2
+
+
+def _meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.is_meta else tensor.to(META)

@@ -1,0 +1,74 @@
+"""A copy of a user's model to run instead of it: the structure is copied, the weights become ghosts."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, deque
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from pytest_modelbudget.backends.torch.ghosts import Ghosts, is_lazy, keeps_values
+
+
+def ghost_of(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device; `model` is only read, and no memory for its weights is taken."""
+    ghosts = Ghosts()
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and id(tensor) not in memo:
+                memo[id(tensor)] = _stand_in(tensor, ghosts)
+    with _CopyTensors(ghosts), torch.no_grad():
+        try:
+            return copy.deepcopy(model, dict(memo))
+        except Exception:  # a lock, a generator, a file: share what cannot be copied
+            return _structure(model, memo)
+
+
+def _stand_in(tensor: torch.Tensor, ghosts: Ghosts) -> torch.Tensor:
+    if not is_lazy(tensor) and not isinstance(tensor, nn.Parameter) and keeps_values(tensor) and not tensor.is_meta:
+        return tensor.detach().cpu().clone()
+    return ghosts.of(tensor)
+
+
+class _CopyTensors(TorchFunctionMode):
+    """Tensors that a module holds outside its parameters and buffers are copied as ghosts, small ones with values."""
+
+    def __init__(self, ghosts: Ghosts) -> None:
+        super().__init__()
+        self._ghosts = ghosts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is not torch.Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _stand_in(tensor, self._ghosts)
+        return memo[id(tensor)]
+
+
+def _structure(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy the modules and the containers in them; everything else is shared with `model`."""
+    modules = list(model.modules())
+    for module in modules:
+        memo[id(module)] = object.__new__(type(module))
+    for module in modules:
+        for name, value in vars(module).items():
+            object.__setattr__(memo[id(module)], name, _mapped(value, memo))
+    return memo[id(model)]  # type: ignore[no-any-return]
+
+
+def _mapped(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, MethodType) and id(value.__self__) in memo:
+        return MethodType(value.__func__, memo[id(value.__self__)])
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _mapped(item, memo)) for key, item in value.items())
+    if type(value) in (list, tuple, set, deque):
+        return type(value)(_mapped(item, memo) for item in value)
+    return value

@@ -1,0 +1,127 @@
+"""Summarizing: choose what to run, run it at a few sizes, and put the rows together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
+from pytest_modelbudget.backends.torch import real
+from pytest_modelbudget.backends.torch.copying import ghost_of
+from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
+from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
+from pytest_modelbudget.backends.torch.modules import nodes, unwrapped
+from pytest_modelbudget.backends.torch.rows import Naming, rows
+from pytest_modelbudget.backends.torch.weights import is_packed, weights_of
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.summary import Flops, Summary
+
+FRAMEWORK = "torch"
+
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What is run, its pass at the declared sizes, and its twin: one with the same sizes and other values.
+
+    Only a real run has a twin: what differs between the two depends on the values, and is not known.
+    """
+
+    subject: Subject
+    base: Pass
+    twin: Pass | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> Flops:
+        """The FLOPs, unknown when they depend on the values."""
+        value = self.base.trace.flops if self.twin is None or self.twin.trace.flops == self.base.trace.flops else None
+        return Flops(value, tuple(sorted(self.base.trace.uncounted.items())))
+
+
+def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> Summary:
+    """See `pytest_modelbudget.backends.Backend.summarize`."""
+    run = _run(unwrapped(model), name, inputs, sizes, built_here)
+    others, notes = _other_passes(run, sizes)
+    return _summary(run, sizes, others, notes)
+
+
+def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
+    if built_here:
+        settle(model, Ghosts())
+    elif any(is_packed(module) or isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        subject = Subject(name, real.copy_of(model, name), inputs, real=True)
+        return _Run(subject, forward(subject, sizes), notes=(_PACKED,))
+    try:
+        subject = Subject(name, model if built_here else ghost_of(model), inputs)
+        return _Run(subject, forward(subject, sizes))
+    except ForwardFailed as mistake:
+        if not mistake.needs_values or not real.fits(model):
+            raise
+    return _really(model, name, inputs, sizes, built_here)
+
+
+_PACKED = "a copy was run on the CPU: packed or scripted modules cannot be run on the meta device"
+_VALUES = "a copy was run on the CPU, because the model decides by the values of its activations"
+
+
+def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
+    """Run a copy twice, with other values: zeros and random inputs, for a model built here weights likewise."""
+
+    def subject(seed: int | None) -> Subject:
+        one = real.filled(model, seed=seed) if built_here else real.copy_of(model, name)
+        return Subject(name, one, inputs, real=True, seed=seed)
+
+    first = subject(None)
+    base, twin = forward(first, sizes), forward(subject(0), sizes)
+    same = base.trace.flops == twin.trace.flops
+    return _Run(first, base, twin, (_VALUES if same else f"{_VALUES}, and its FLOPs depend on them",))
+
+
+def _other_passes(run: _Run, sizes: Sizes) -> tuple[list[tuple[Sizes, Pass]], list[str]]:
+    """Passes at other sizes, to give the dimensions their names, and notes on symbols that could not be moved."""
+
+    def again(other: Sizes) -> Pass | None:
+        try:
+            return forward(run.subject, other)
+        except ModelBudgetError:
+            return None
+
+    notes = []
+    found = vary(sizes, again)
+    if len(found) == 1 and not _settled(run.subject, [(sizes, run.base), *found]):
+        found += vary_again(sizes, found[0][0], again)
+    for symbol in sizes:
+        if all(other[symbol] == sizes[symbol] for other, _ in found):
+            notes.append(f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers")
+    return found, notes
+
+
+def _settled(subject: Subject, passes: Sequence[tuple[Sizes, Pass]]) -> bool:
+    naming, found = Naming([sizes for sizes, _ in passes]), nodes(subject.model)
+    rows(found, [()] * len(found), [one for _, one in passes], naming)
+    return naming.settled
+
+
+def _summary(run: _Run, sizes: Sizes, others: Sequence[tuple[Sizes, Pass]], notes: Sequence[str]) -> Summary:
+    subject, twins = run.subject, [(sizes, run.twin)] if run.twin is not None else []
+    found = nodes(subject.model)
+    weights, unread = weights_of(found, subject.name)
+    seen = [(sizes, run.base), *twins, *others]
+    passes, naming = [one for _, one in seen], Naming([size for size, _ in seen])
+    layers = rows(found, weights, passes, naming)
+    shortened = ("connected-to lists only the latest sources where there are very many",)
+    return Summary(
+        model=subject.name,
+        framework=FRAMEWORK,
+        layers=layers,
+        inputs=subject.inputs.ports,
+        outputs=naming.specs([one.outputs for one in passes]),
+        flops=run.flops,
+        sizes=tuple(sizes.items()),
+        notes=(*run.notes, *notes, *unread, *(shortened if run.base.trace.shortened else ())),
+    )

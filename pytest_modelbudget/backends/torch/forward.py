@@ -1,0 +1,181 @@
+"""One forward pass at given sizes, and a clear error when it fails."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.backends.torch.ghosts import CONSTANT, META
+from pytest_modelbudget.backends.torch.modules import nodes, rolled_up
+from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
+from pytest_modelbudget.backends.torch.state import preserved
+from pytest_modelbudget.backends.torch.trace import Output, Trace, watching
+from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import Inputs, concrete
+from pytest_modelbudget.summary import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one forward pass showed: the trace, the names of the inputs, and the tensors the model returned."""
+
+    trace: Trace
+    ports: tuple[str, ...]
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is run: a model on meta (or, with `real`, one with its weights on the CPU), and its call.
+
+    A real run is on zeros, or on random numbers when there is a `seed`.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: Inputs
+    real: bool = False
+    seed: int | None = None
+
+
+class ForwardFailed(ModelBudgetError):
+    """The model does not run at its inputs; `needs_values` when only because the meta device holds no values."""
+
+    def __init__(self, message: str, needs_values: bool) -> None:
+        super().__init__(message)
+        self.needs_values = needs_values
+
+
+def forward(subject: Subject, sizes: Mapping[str, int]) -> Pass:
+    """Run the model once without gradients, in eval mode, whatever its flags say.
+
+    Raises:
+        ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
+    """
+    trace = Trace(rolled_up(subject.model))
+    ports: list[tuple[str, torch.Tensor]] = []
+
+    def make(name: str, spec: TensorSpec) -> torch.Tensor:
+        tensor = _input(name, spec, sizes, subject)
+        ports.append((name, tensor))
+        return tensor
+
+    args, kwargs = subject.inputs.build(make)
+    for name, tensor in ports:
+        trace.label(tensor, name)
+    try:
+        with _calm(subject), watching(trace, None if subject.real else Placing()):
+            out = subject.model(*args, **kwargs)
+    except ModelBudgetError:
+        raise
+    except Exception as mistake:
+        raise _failed(subject, trace, ports, mistake) from mistake
+    return Pass(trace, tuple(name for name, _ in ports), tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out)))
+
+
+def _input(name: str, spec: TensorSpec, sizes: Mapping[str, int], subject: Subject) -> torch.Tensor:
+    """Zeros; ids and masks keep their values, floats have none (unless the run is real)."""
+    dtype = getattr(torch, spec.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ModelBudgetError(f"inputs: {name}: torch has no tensors of dtype {spec.dtype!r}")
+    shape = concrete(spec, sizes)
+    if subject.real:
+        zeros = torch.zeros(shape, dtype=dtype, device="cpu")
+        if subject.seed is None or not dtype.is_floating_point:
+            return zeros
+        return zeros.uniform_(generator=torch.Generator().manual_seed(subject.seed))
+    tensor = torch.empty(shape, dtype=dtype, device=META)
+    whole = not (dtype.is_floating_point or dtype.is_complex)
+    return torch.zeros(shape, dtype=dtype, device="cpu") if whole and tensor.numel() <= CONSTANT else tensor
+
+
+@contextmanager
+def _calm(subject: Subject) -> Iterator[None]:
+    """Eval mode, no gradients, no fused kernels that would hide layers; everything as before on leaving."""
+    flags = [(module, module.training) for module in subject.model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(preserved())
+        if not subject.real:
+            stack.enter_context(_lazy_on_meta(subject.model))
+        if _compiled(subject.model):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # type: ignore[no-untyped-call]
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        if subject.real:  # its fused recurrent kernels cannot be counted; without it they are matrix products
+            stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+            torch._C._set_mkldnn_enabled(False)
+        stack.enter_context(torch.no_grad())
+        stack.callback(_set_training, flags)
+        _set_training([(module, False) for module, _ in flags])
+        yield
+
+
+@contextmanager
+def _lazy_on_meta(model: nn.Module) -> Iterator[None]:
+    """What a model builds in its first forward pass is built without memory, too."""
+    if any(hasattr(module, "_infer_parameters") for module in model.modules()):
+        with abstract():
+            yield
+    else:
+        yield
+
+
+def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in flags:  # not `train()`: some models override it and change their weights
+        module.training = training
+
+
+def _compiled(model: nn.Module) -> bool:
+    return any(
+        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def _failed(subject: Subject, trace: Trace, ports: list[tuple[str, torch.Tensor]], mistake: Exception) -> ForwardFailed:
+    paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
+    layer = trace.failed.module if trace.failed is not None else subject.model
+    where = paths.get(id(layer), f"of type {type(layer).__name__}")
+    given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in ports)
+    text = f"{type(mistake).__name__}: {mistake}".strip()
+    head = f"{subject.name}: the forward pass failed in layer {where}{_line(mistake)}\n  inputs: {given or '(none)'}"
+    if _needs_values(mistake):
+        cure = (
+            "the model decides by the values of its activations, and weights without memory have none;\n"
+            "  it would have been run on the CPU instead, but its weights are larger than 1 GiB: register a smaller one"
+        )
+        return ForwardFailed(f"{head}\n  {text}\n  {cure}", True)
+    return ForwardFailed(f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", _on_meta_only(mistake))
+
+
+def _needs_values(mistake: Exception) -> bool:
+    text = str(mistake)
+    known = ("Cannot copy out of meta", "item() cannot be called on meta", "data-dependent", "data dependent", "nonzero")
+    return isinstance(mistake, NeedsValues) or any(part in text for part in known)
+
+
+def _on_meta_only(mistake: Exception) -> bool:
+    """Whether a run with real weights might go through where this one failed."""
+    return isinstance(mistake, NotImplementedError) or "meta" in str(mistake).lower()
+
+
+def _line(mistake: Exception) -> str:
+    """The last line of the failing call that is neither torch's nor ours: the user's, most often."""
+    ours, torchs = str(Path(__file__).parent), str(Path(torch.__file__).parent)
+    frames = traceback.extract_tb(mistake.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith((ours, torchs, "<"))]
+    if not theirs:
+        return ""
+    file = Path(theirs[-1].filename)
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file.name
+    return f", at {shown}:{theirs[-1].lineno}"

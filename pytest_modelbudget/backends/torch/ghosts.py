@@ -1,0 +1,89 @@
+"""Ghosts: tensors on the meta device that stand for real ones, one for each, so that what was tied stays tied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import UninitializedBuffer, UninitializedTensorMixin
+from torch.utils.weak import WeakTensorKeyDictionary
+
+META = torch.device("meta")
+
+LARGE = 65_536
+"""Elements from which a tensor made while building goes to meta; smaller ones keep their values, which
+constructors like to read (schedules of drop rates, widths of stages)."""
+
+CONSTANT = 1_048_576
+"""Elements up to which an integer or bool tensor keeps its values during the forward pass (ids, masks)."""
+
+
+def is_lazy(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` belongs to a lazy module and has no shape yet."""
+    return isinstance(tensor, UninitializedTensorMixin)
+
+
+def keeps_values(tensor: torch.Tensor) -> bool:
+    """Whether a forward pass may need the values of `tensor`: integers and bools, unless they are huge."""
+    return not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() <= CONSTANT
+
+
+class Ghosts:
+    """Makes and remembers the ghost of each tensor it is asked for; it keeps none of them alive."""
+
+    def __init__(self) -> None:
+        self._made: Any = WeakTensorKeyDictionary()
+        self._storages: dict[int, tuple[StorageWeakRef, torch.UntypedStorage]] = {}
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The ghost of `tensor`: same class, shape, strides, dtype and `requires_grad`; itself when on meta."""
+        if tensor.is_meta:
+            return tensor
+        if (known := self._made.get(tensor)) is None:
+            known = self._made[tensor] = self._make(tensor)
+        return known  # type: ignore[no-any-return]
+
+    def _make(self, tensor: torch.Tensor) -> torch.Tensor:
+        if is_lazy(tensor):
+            data = torch.empty(0, dtype=tensor.dtype, device=META)
+            lazy = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)  # type: ignore[attr-defined]
+            return _with_attributes(lazy, tensor)
+        data = self._data(tensor)
+        if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
+            data = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)  # type: ignore[attr-defined]
+        elif tensor.requires_grad and tensor.is_leaf:
+            data.requires_grad_()
+        return _with_attributes(data, tensor)
+
+    def _data(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            return tensor.detach().to(META)
+        real = tensor.untyped_storage()
+        reference = StorageWeakRef(real)  # holds the address, not the memory, so that the key is never used twice
+        entry = self._storages.get(reference.cdata)
+        if entry is None:
+            storage = torch.UntypedStorage(real.nbytes(), device=META)
+            entry = self._storages[reference.cdata] = reference, storage
+        ghost = torch.empty(0, dtype=tensor.dtype, device=META)
+        return ghost.set_(entry[1], tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+
+
+def _with_attributes(ghost: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    for name, value in vars(tensor).items():  # marks that libraries leave on parameters, as `_no_weight_decay`
+        setattr(ghost, name, value)
+    return ghost
+
+
+def settle(model: nn.Module, ghosts: Ghosts) -> None:
+    """Replace every real parameter of `model`, and every buffer whose values no forward pass needs, by its ghost."""
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                module._parameters[name] = ghosts.of(parameter)  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta and (isinstance(buffer, UninitializedBuffer) or not keeps_values(buffer)):
+                module._buffers[name] = ghosts.of(buffer)

@@ -1,0 +1,165 @@
+"""Where operands live during a forward pass on the meta device.
+
+Weights and activations have no values; ids, masks and positions keep theirs as long as they come from nothing but
+constants, so that code may ask `mask.all()` or `positions.max().item()`. When both meet, the result has no values.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
+from pytest_modelbudget.backends.torch.trees import storage_key, tensors
+
+_ONES = 4_096  # float `ones` (attention masks) up to this many elements keep their values
+_WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
+_MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "rand", "randn",
+           "randint", "randperm", "tril_indices", "triu_indices", "empty_strided", "empty_permuted"}  # fmt: skip
+_LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
+
+
+class NeedsValues(RuntimeError):
+    """The forward pass asked for a value that only a real run could know."""
+
+
+class Placing:
+    """Runs operators on meta; integer and bool constants keep their values."""
+
+    def __init__(self) -> None:
+        self._stale: set[int] = set()  # real storages that were written from meta: their values are not known
+        self._alive: list[torch.Tensor] = []  # keeps the addresses in `_stale` from being used again
+
+    def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of `func`, with real and meta operands brought together first."""
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        if not read:
+            return func(*args, **(_placed(name, args, kwargs) if name in _MAKERS else kwargs))
+        on_meta = any(tensor.is_meta or self._is_stale(tensor) for tensor in read)
+        if name == "_local_scalar_dense" and on_meta:
+            raise NeedsValues("the value of a tensor is not known before the model runs on real data")
+        if name == "_to_copy":
+            return self._moved(func, read[0], args, kwargs)
+        if not on_meta:
+            return self._constant(func, read, args, kwargs)
+        if name == "copy_" and not read[0].is_meta:
+            self._mark(read[0])
+            return read[0]
+        if all(tensor.is_meta for tensor in read):
+            return self._on_meta(func, name, read, args, kwargs)
+        return self._mixed(func, read, args, kwargs)
+
+    def _on_meta(self, func: Any, name: str, read: list[torch.Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+        if name in _LIKE:
+            out = func(*args, **{key: item for key, item in kwargs.items() if key != "device"})
+            if _keeps(name, out.dtype, out.numel()):
+                return _real_like(name, out, args, kwargs)
+            return out
+        return func(*args, **kwargs)
+
+    def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}
+
+        def swap(tensor: torch.Tensor) -> torch.Tensor:
+            return moved.get(id(tensor), tensor)
+
+        out = func(*tree_map_only(torch.Tensor, swap, args), **tree_map_only(torch.Tensor, swap, kwargs))
+        back = {id(moved[id(tensor)]): tensor for tensor in read if not tensor.is_meta}
+        written = [back[id(tensor)] for tensor in tensors(out) if id(tensor) in back]
+        for tensor in written:  # an in-place operator: its target stays the same object, with unknown values
+            self._mark(tensor)
+        return tree_map_only(torch.Tensor, lambda tensor: back.get(id(tensor), tensor), out) if written else out
+
+    def _constant(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if sum(tensor.numel() for tensor in read) < _WATCHED or func.is_view:
+            return func(*args, **kwargs)
+        if func._schema.is_mutable or not _too_large(func, args, kwargs):
+            return func(*args, **kwargs)
+        return self._mixed(func, read, args, kwargs)
+
+    def _moved(self, func: Any, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        device = kwargs.get("device")
+        kept = {key: item for key, item in kwargs.items() if key not in ("device", "pin_memory", "non_blocking")}
+        if tensor.is_meta:
+            return func(*args, **kept)
+        if self._is_stale(tensor):
+            return func(tensor.to(META), *args[1:], **kept)
+        if device is None or device.type == "cpu":
+            return func(*args, **kwargs)
+        whole = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() <= CONSTANT
+        return func(*args, **kept) if whole else func(*args, **{**kept, "device": META})
+
+    def _is_stale(self, tensor: torch.Tensor) -> bool:
+        return bool(self._stale) and storage_key(tensor) in self._stale
+
+    def _mark(self, tensor: torch.Tensor) -> None:
+        self._stale.add(storage_key(tensor))
+        self._alive.append(tensor)
+
+
+def _keeps(name: str, dtype: torch.dtype, elements: int) -> bool:
+    """Whether a new constant of this many elements keeps its values."""
+    if name.startswith(("empty", "new_empty")):
+        return False
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return elements <= CONSTANT
+    return name in ("ones", "ones_like", "new_ones") and elements <= _ONES
+
+
+def _placed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` of a factory with the device its result shall have."""
+    device = kwargs.get("device")
+    asked_meta = device is not None and torch.device(device).type != "cpu"
+    elements, dtype = _made(name, args, kwargs)
+    if asked_meta:
+        return {**kwargs, "device": torch.device("cpu") if _keeps(name, dtype, elements) else META, "pin_memory": None}
+    whole = not (dtype.is_floating_point or dtype.is_complex)
+    return {**kwargs, "device": META} if elements > (CONSTANT if whole else LARGE) else kwargs
+
+
+def _made(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, torch.dtype]:
+    """Elements and dtype of what a factory makes."""
+    dtype = kwargs.get("dtype")
+    if name in ("arange", "linspace", "logspace"):
+        whole = name == "arange" and all(isinstance(item, int) for item in args)
+        return _counted(name, args), dtype or (torch.int64 if whole else torch.get_default_dtype())
+    if name in ("randint", "randperm", "tril_indices", "triu_indices"):
+        dtype = dtype or torch.int64
+    if name == "scalar_tensor":
+        return 1, dtype or torch.get_default_dtype()
+    sizes = next((item for item in args if isinstance(item, (list, tuple))), [item for item in args[:2] if isinstance(item, int)])
+    if name == "eye" and len(sizes) == 1:
+        sizes = [sizes[0], sizes[0]]
+    if name == "full" and dtype is None:
+        dtype = torch.bool if isinstance(args[1], bool) else torch.int64 if isinstance(args[1], int) else None
+    return prod(sizes), dtype or torch.get_default_dtype()
+
+
+def _counted(name: str, args: tuple[Any, ...]) -> int:
+    if name != "arange":
+        return int(args[2])
+    start, end, step = (0, args[0], 1) if len(args) == 1 else (args[0], args[1], args[2] if len(args) > 2 else 1)
+    return max(0, -int(-(end - start) // step))
+
+
+def _real_like(name: str, out: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The constant that `zeros_like` and its kind would have made on a real device."""
+    value = 0 if "zeros" in name else 1 if "ones" in name else args[-1]
+    return torch.full(tuple(out.shape), value, dtype=out.dtype, device="cpu")
+
+
+def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        meta = func(*tree_map_only(torch.Tensor, _to_meta, args), **tree_map_only(torch.Tensor, _to_meta, kwargs))
+    except (RuntimeError, NotImplementedError):  # its result depends on values, so it is no larger than its operands
+        return False
+    return any(tensor.numel() > CONSTANT for tensor in tensors(meta))
+
+
+def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(META)

@@ -1,0 +1,203 @@
+"""The decision: an entry's summary against its budgets and its snapshot. Pure; touches no file and no framework."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from pytest_modelbudget import budget as budget_module
+from pytest_modelbudget import inputs as inputs_module
+from pytest_modelbudget.budget import Budget, Violation, violations
+from pytest_modelbudget.diff import Change, changes
+from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.inputs import Example, Inputs
+from pytest_modelbudget.summary import Summary
+
+_ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One registered model, the same whichever door it came through.
+
+    `build` is a callable or `"module:callable"`, called with `args` and `kwargs`. `inputs` and `budgets` may
+    be given as they are written in a manifest; they are read, and mistakes raised, on construction.
+    `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
+    holds its snapshot, and `declared` the name that snapshot says it was declared in.
+
+    Raises:
+        ModelBudgetError: a bad id, inputs or budgets that do not parse.
+    """
+
+    id: str
+    build: Callable[..., object] | str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Inputs | Example | Any = None
+    batch: int | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    samples: int | None = None
+    budgets: tuple[Budget, ...] | Mapping[str, Any] = ()
+    framework: str | None = None
+    optional: bool = False
+    place: Place | None = None
+    home: str = "."
+    declared: str = ""
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+        object.__setattr__(self, "args", tuple(self.args))
+        object.__setattr__(self, "tags", (self.tags,) if isinstance(self.tags, str) else tuple(self.tags))
+        object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))
+        if isinstance(self.budgets, Mapping):
+            object.__setattr__(self, "budgets", tuple(budget_module.parse(self.budgets, lambda _: self.place)))
+
+    @property
+    def limits(self) -> tuple[Budget, ...]:
+        """Its budgets, always parsed."""
+        assert isinstance(self.budgets, tuple)
+        return self.budgets
+
+
+def check_id(text: object) -> str:
+    """Return a model id when it is a good one: `A-Za-z0-9._/:+=-`, no `..`, no empty part, no `::`.
+
+    Raises:
+        ModelBudgetError: it is not, with what is wrong.
+    """
+    if not isinstance(text, str) or not _ID.fullmatch(text):
+        raise ModelBudgetError(f"bad model id {text!r}: use letters, digits and . _ / : + = - only")
+    parts = text.split("/")
+    if "::" in text or any(part in ("", ".", "..") or part.startswith(".") for part in parts):
+        raise ModelBudgetError(
+            f"bad model id {text!r}: each part between slashes needs a name that does not begin with a dot, "
+            "and '::' is pytest's"
+        )
+    return text
+
+
+class State(str, Enum):
+    """How a model came out; the value is the word that users see."""
+
+    OK = "ok"
+    CHANGED = "CHANGED"
+    NO_SNAPSHOT = "NO SNAPSHOT"
+    OVER_BUDGET = "OVER BUDGET"
+    CONFLICT = "CONFLICT"
+    BUILD_ERROR = "BUILD ERROR"
+    OBSOLETE = "OBSOLETE"
+    BAD_CONFIG = "BAD CONFIG"
+    SKIPPED = "skipped"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails the run."""
+        return self not in (State.OK, State.SKIPPED)
+
+
+class Stored(str, Enum):
+    """What is known of the committed snapshot."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    RESTATED = "restated"
+    MISSING = "missing"
+    BROKEN = "broken"
+    REFUSED = "refused"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The committed snapshot beside the fresh one.
+
+    `path` is relative to the root, `text` what the fresh one should be. `before` is the committed summary
+    when it differs, `problem` why it could not be read. RESTATED means the same model in another text (a
+    newer release counts better): a note, never a failure. An update run rewrites a BROKEN file (conflict
+    markers, a wrong digest), never a REFUSED one (a newer format, a folder, a link out of the tree).
+    """
+
+    stored: Stored
+    path: str = ""
+    text: str = ""
+    before: Summary | None = None
+    problem: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One model's outcome, plain data; `accepted` says that an update run takes the change.
+
+    An OBSOLETE or BAD CONFIG result stands for a manifest, not a model; `files` are the obsolete snapshots.
+    """
+
+    id: str
+    state: State
+    summary: Summary | None = None
+    violations: tuple[Violation, ...] = ()
+    changes: tuple[Change, ...] = ()
+    snapshot: Snapshot = Snapshot(Stored.OFF)
+    place: Place | None = None
+    tags: tuple[str, ...] = ()
+    error: str = ""
+    seconds: float = 0.0
+    accepted: bool = False
+    nodeid: str = ""
+    limits: tuple[Budget, ...] = ()
+    files: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> tuple[Violation, ...]:
+        """The violations that fail the run."""
+        return tuple(violation for violation in self.violations if violation.severity == "fail")
+
+    @property
+    def warnings(self) -> tuple[Violation, ...]:
+        """The violations that only warn."""
+        return tuple(violation for violation in self.violations if violation.severity == "warn")
+
+    @property
+    def to_write(self) -> bool:
+        """Whether an update run writes its snapshot."""
+        return self.accepted and self.snapshot.stored not in (Stored.EQUAL, Stored.OFF, Stored.REFUSED)
+
+
+def check(entry: ModelEntry, summary: Summary, snapshot: Snapshot, *, accept: bool = False) -> Result:
+    """Decide how a model that was counted came out; `accept` is an update run."""
+    found = violations(summary, entry.limits)
+    moved = () if snapshot.before is None else changes(snapshot.before, summary)
+    return Result(
+        id=entry.id,
+        state=_state(any(one.severity == "fail" for one in found), snapshot.stored, accept),
+        summary=summary,
+        violations=found,
+        changes=moved,
+        snapshot=snapshot,
+        place=entry.place,
+        tags=entry.tags,
+        accepted=accept,
+        limits=entry.limits,
+    )
+
+
+def _state(over: bool, stored: Stored, accept: bool) -> State:
+    if stored is Stored.REFUSED or (stored is Stored.BROKEN and not accept):
+        return State.CONFLICT
+    if over:
+        return State.OVER_BUDGET
+    if accept or stored in (Stored.EQUAL, Stored.RESTATED, Stored.OFF):
+        return State.OK
+    return State.NO_SNAPSHOT if stored is Stored.MISSING else State.CHANGED
+
+
+def duplicates(entries: tuple[ModelEntry, ...], path_of: Callable[[ModelEntry], str]) -> dict[str, list[ModelEntry]]:
+    """Entries whose snapshot would be the same file, also on file systems that ignore case."""
+    by_path: dict[str, list[ModelEntry]] = {}
+    for entry in entries:
+        by_path.setdefault(path_of(entry).casefold(), []).append(entry)
+    return {path: same for path, same in by_path.items() if len(same) > 1}

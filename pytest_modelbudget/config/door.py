@@ -1,0 +1,53 @@
+"""The decorator that turns a builder function into a `ModelEntry`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.errors import ModelBudgetError, Place
+
+
+def model(
+    *,
+    inputs: Any = None,
+    name: str | None = None,
+    batch: int | None = None,
+    dims: Mapping[str, int] | None = None,
+    tags: tuple[str, ...] | list[str] = (),
+    samples: int | None = None,
+    budgets: Mapping[str, Any] | None = None,
+    framework: str | None = None,
+    optional: bool = False,
+) -> Callable[[Callable[[], object]], ModelEntry]:
+    """Register the decorated function, which builds and returns a model, under its own name (or `name`).
+
+    The name it is bound to becomes a `ModelEntry`, a value that pytest collects from a test module; without
+    `--model-budget` it does nothing. `inputs` and `budgets` are written as in a manifest.
+
+    Raises:
+        ModelBudgetError: inputs or budgets that do not parse, with the line of the function.
+    """
+
+    def register(build: Callable[[], object]) -> ModelEntry:
+        code = getattr(build, "__code__", None)
+        place = Place(code.co_filename, code.co_firstlineno) if code else None
+        try:
+            return ModelEntry(
+                id=name or str(getattr(build, "__name__", "")),
+                build=build,
+                inputs=inputs,
+                batch=batch,
+                dims=dims or {},
+                tags=tuple(tags),
+                samples=samples,
+                budgets=budgets or {},
+                framework=framework,
+                optional=optional,
+                place=place,
+            )
+        except ModelBudgetError as mistake:
+            raise ModelBudgetError(f"{place or build!r}: {mistake}") from None
+
+    return register

@@ -1,0 +1,293 @@
+"""Read a manifest into entries; a mistake in one model leaves the others usable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pytest_modelbudget import budget as budgets
+from pytest_modelbudget import inputs
+from pytest_modelbudget.budget import Budget
+from pytest_modelbudget.check import ModelEntry, check_id
+from pytest_modelbudget.config import schema
+from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
+from pytest_modelbudget.errors import ModelBudgetError, Place
+
+MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
+"""File names that are manifests; `pyproject.toml` is one when it has the table `[tool.modelbudget]`."""
+
+_TABLE = ("tool", "modelbudget")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+_Shape = TypeVar("_Shape", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing to mend: where, and what; `model` is the id it concerns, None for the file as a whole."""
+
+    place: Place
+    message: str
+    model: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layered:
+    """Budgets that hold for the models that `matches` says, ordered as they were written."""
+
+    budgets: tuple[Budget, ...]
+    matches: Callable[[ModelEntry], bool]
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a manifest registers: good entries, references to sources with their place, and all mistakes."""
+
+    file: str
+    entries: tuple[ModelEntry, ...] = ()
+    sources: tuple[tuple[str, Place], ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+    layers: tuple[Layered, ...] = ()
+    defaults: schema.Defaults = field(default_factory=schema.Defaults)
+    home: str = "."
+
+    def apply(self, entry: ModelEntry) -> ModelEntry:
+        """`entry` with defaults, tags and groups of this manifest under its own values, and its home here."""
+        levels = [layer.budgets for layer in self.layers if layer.matches(entry)]
+        return replace(
+            entry,
+            budgets=budgets.merge(*levels, entry.limits),
+            batch=entry.batch or self.defaults.batch,
+            dims={**self.defaults.dims, **entry.dims},
+            framework=entry.framework or self.defaults.framework,
+            optional=entry.optional or self.defaults.optional,
+            home=self.home,
+            declared=Path(self.file).name,
+        )
+
+
+def holds_manifest(path: Path) -> bool:
+    """Whether a file is a manifest: by its name, or a `pyproject.toml` with the table."""
+    if path.name in MANIFEST_NAMES:
+        return True
+    return (
+        path.name == "pyproject.toml" and re.search(r"^\s*\[tool\.modelbudget\b", _text(path), re.MULTILINE) is not None
+    )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def load(path: Path, *, file: str) -> Loaded:
+    """Read the manifest at `path`; `file` is how messages and node ids name it, relative to the root."""
+    home = str(Path(file).parent.as_posix())
+    try:
+        tree = read_toml(_text(path), _TABLE) if path.suffix == ".toml" else read_yaml(_text(path))
+    except NotReadable as error:
+        return Loaded(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=home)
+    except OSError as error:
+        return Loaded(file, mistakes=(Mistake(Place(file), f"cannot be read: {error.strerror}"),), home=home)
+    return _Loader(tree, file, home).load()
+
+
+class _Loader:
+    """Collects entries and mistakes of one manifest."""
+
+    def __init__(self, tree: Tree, file: str, home: str) -> None:
+        self.tree, self.file, self.home = tree, file, home
+        self.mistakes: list[Mistake] = []
+
+    def load(self) -> Loaded:
+        if not isinstance(self.tree.data, Mapping):
+            message = "an empty manifest" if self.tree.data is None else "not a mapping"
+            self._mistake((), f"{message}: write version: 1 and models: {{...}}")
+            return Loaded(self.file, mistakes=tuple(self.mistakes), home=self.home)
+        self._twice()
+        manifest = self._shape(schema.Manifest, self.tree.data, ()) or self._salvage()
+        loaded = Loaded(
+            self.file,
+            sources=tuple(self._sources(manifest)),
+            layers=tuple(self._layers(manifest)),
+            defaults=manifest.defaults,
+            home=self.home,
+        )
+        entries = tuple(self._entries(manifest, loaded))
+        return replace(loaded, entries=entries, mistakes=tuple(self.mistakes))
+
+    def _mistake(self, keys: Keys, message: str, line: int | None = None) -> None:
+        model = str(keys[1]) if len(keys) > 1 and keys[0] == "models" else None
+        known = model if model is not None and _good_id(model) else None
+        self.mistakes.append(Mistake(Place(self.file, line or self.tree.line(keys)), message, known))
+
+    def _twice(self) -> None:
+        for keys, first, second in self.tree.twice:
+            what = "the model id" if keys[:-1] == ("models",) else "the key"
+            self._mistake(keys, f"{what} {keys[-1]!r} is used twice (first in line {first}): rename one", second)
+
+    def _shape(self, shape: type[_Shape], data: Any, keys: Keys) -> _Shape | None:
+        try:
+            return shape.model_validate(data)
+        except ValidationError as error:
+            for problem in error.errors(include_url=False):
+                self._mistake((*keys, *problem["loc"]), _message(problem, shape, (*keys, *problem["loc"])))
+            return None
+
+    def _salvage(self) -> schema.Manifest:
+        """The parts of a manifest with mistakes that are sound on their own, so that its models still run."""
+        data = self.tree.data
+        sound: dict[str, Any] = {}
+        for name in schema.Manifest.model_fields:
+            try:
+                sound[name] = getattr(schema.Manifest.model_validate({name: data[name]}), name)
+            except (ValidationError, KeyError):
+                continue
+        return schema.Manifest.model_construct(**sound) if data.get("version", 1) == 1 else schema.Manifest()
+
+    def _sources(self, manifest: schema.Manifest) -> Iterator[tuple[str, Place]]:
+        for index, reference in enumerate(manifest.sources):
+            if _REFERENCE.fullmatch(reference):
+                yield reference, Place(self.file, self.tree.line(("sources", index)))
+            else:
+                self._mistake(("sources", index), f"{reference!r} is not a reference: write module:callable")
+
+    def _layers(self, manifest: schema.Manifest) -> Iterator[Layered]:
+        yield Layered(self._budgets(manifest.defaults.budgets, ("defaults",)), lambda _: True, 0)
+        layers = [
+            Layered(self._budgets(tag.budgets, ("tags", name)), _has_tag(name), self.tree.line(("tags", name)) or 0)
+            for name, tag in manifest.tags.items()
+        ]
+        for name, group in manifest.groups.items():
+            globs = [group.models] if isinstance(group.models, str) else group.models
+            line = self.tree.line(("groups", name)) or 0
+            layers.append(Layered(self._budgets(group.budgets, ("groups", name)), _has_id(globs), line))
+        yield from sorted(layers, key=lambda layer: layer.line)
+
+    def _budgets(self, written: Mapping[str, Any], keys: Keys) -> tuple[Budget, ...]:
+        """All good budgets of a mapping; each bad one is a mistake at its own line."""
+
+        def place(below: tuple[str, ...]) -> Place:
+            return Place(self.file, self.tree.line((*keys, "budgets", *below)))
+
+        found: list[Budget] = []
+        for name, value in _one_by_one(written):
+            try:
+                found.extend(budgets.parse({name: value}, place))
+            except ModelBudgetError as mistake:
+                below = (name, *value) if name == "layers" and isinstance(value, Mapping) else (name,)
+                self._mistake((*keys, "budgets", *below), str(mistake))
+        return tuple(found)
+
+    def _entries(self, manifest: schema.Manifest, loaded: Loaded) -> Iterator[ModelEntry]:
+        for name, data in manifest.models.items():
+            before = len(self.mistakes)
+            entry = self._entry(name, data)
+            if entry is not None and len(self.mistakes) == before and not self._has_mistake(name):
+                yield loaded.apply(entry)
+
+    def _has_mistake(self, name: str) -> bool:
+        return any(mistake.model == name for mistake in self.mistakes)
+
+    def _entry(self, name: str, data: Any) -> ModelEntry | None:
+        keys: Keys = ("models", name)
+        try:
+            check_id(name)
+        except ModelBudgetError as mistake:
+            self._mistake(keys, str(mistake))
+        if isinstance(data, str):
+            data = {"build": data}
+        model = self._shape(schema.Model, data, keys)
+        if model is None:
+            return None
+        if not _REFERENCE.fullmatch(model.build):
+            self._mistake((*keys, "build"), f"build: {model.build!r} is not a reference: write module:callable")
+        limits = self._budgets(model.budgets, keys)
+        try:
+            read = inputs.parse(model.inputs)
+        except ModelBudgetError as mistake:
+            self._mistake((*keys, "inputs"), str(mistake))
+            return None
+        if not _good_id(name):
+            return None
+        return ModelEntry(
+            id=name,
+            build=model.build,
+            args=tuple(model.args),
+            kwargs=model.kwargs,
+            inputs=read,
+            batch=model.batch,
+            dims=model.dims,
+            tags=tuple(model.tags),
+            samples=model.samples,
+            budgets=limits,
+            framework=model.framework,
+            optional=bool(model.optional),
+            place=Place(self.file, self.tree.line(keys)),
+        )
+
+
+def _good_id(text: str) -> bool:
+    try:
+        return bool(check_id(text))
+    except ModelBudgetError:
+        return False
+
+
+def _has_tag(name: str) -> Callable[[ModelEntry], bool]:
+    return lambda entry: name in entry.tags
+
+
+def _has_id(globs: Iterable[str]) -> Callable[[ModelEntry], bool]:
+    patterns = tuple(globs)
+    return lambda entry: any(fnmatchcase(entry.id, pattern) for pattern in patterns)
+
+
+def _one_by_one(written: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each budget on its own, each layer glob too, so that one mistake does not hide the next."""
+    for name, value in written.items():
+        if name == "layers" and isinstance(value, Mapping) and not set(value) <= set(budgets.BOUNDS):
+            yield from (("layers", {glob: limits}) for glob, limits in value.items())
+        else:
+            yield name, value
+
+
+def _message(problem: Any, shape: type[BaseModel], keys: Keys) -> str:
+    where = ".".join(map(str, keys))
+    match problem["type"]:
+        case "extra_forbidden":
+            return _unknown_key(str(problem["loc"][-1]), _fields_at(shape, problem["loc"][:-1]))
+        case "missing":
+            return f"{where} is missing"
+        case "literal_error" if problem["loc"] == ("version",):
+            return (
+                f"version {problem['input']!r} is not known: this release reads version 1; upgrade pytest-modelbudget"
+            )
+        case "bool_type":
+            return f"{where}: write true or false, not {problem['input']!r}"
+        case _:
+            return f"{where}: {problem['msg'].lower()}, got {problem['input']!r}"
+
+
+def _fields_at(shape: type[BaseModel], keys: Keys) -> tuple[str, ...]:
+    """The keys that are known where a mistake was made."""
+    inner: dict[str, type[BaseModel]] = {"defaults": schema.Defaults, "tags": schema.Tag, "groups": schema.Group}
+    if shape is schema.Manifest and keys and str(keys[0]) in inner:
+        shape = inner[str(keys[0])]
+    return tuple(shape.model_fields)
+
+
+def _unknown_key(name: str, known: tuple[str, ...]) -> str:
+    near = get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}" if near else ""
+    return f"unknown key {name!r}{hint}; known are {', '.join(known)}"

@@ -1,0 +1,62 @@
+"""The shape of a manifest, checked by pydantic; what its values mean is read by `inputs` and `budget`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+Budgets = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Defaults(_Strict):
+    """What holds for every model that does not say otherwise."""
+
+    batch: PositiveInt | None = None
+    dims: dict[str, PositiveInt] = Field(default_factory=dict)
+    framework: Literal["torch", "keras"] | None = None
+    optional: bool = False
+    budgets: Budgets = Field(default_factory=dict)
+
+
+class Model(_Strict):
+    """One registered model."""
+
+    build: str
+    args: list[Any] = Field(default_factory=list)
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    inputs: Any = None
+    batch: PositiveInt | None = None
+    dims: dict[str, PositiveInt] = Field(default_factory=dict)
+    tags: list[str] = Field(default_factory=list)
+    samples: PositiveInt | None = None
+    framework: Literal["torch", "keras"] | None = None
+    optional: bool | None = None
+    budgets: Budgets = Field(default_factory=dict)
+
+
+class Tag(_Strict):
+    """Budgets of every model that has a tag."""
+
+    budgets: Budgets = Field(default_factory=dict)
+
+
+class Group(Tag):
+    """Budgets of every model whose id one of the globs matches."""
+
+    models: str | list[str]
+
+
+class Manifest(_Strict):
+    """A whole manifest."""
+
+    version: Literal[1] = 1
+    defaults: Defaults = Field(default_factory=Defaults)
+    tags: dict[str, Tag] = Field(default_factory=dict)
+    groups: dict[str, Group] = Field(default_factory=dict)
+    models: dict[str, Any] = Field(default_factory=dict)
+    sources: list[str] = Field(default_factory=list)

@@ -1,0 +1,28 @@
+"""The one error users see, and the place it points at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something was written by the user: a file relative to the root, and a line counted from 1."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+class ModelBudgetError(Exception):
+    """A mistake the user can mend; the message says what is wrong, where, and how to cure it."""
+
+
+class FrameworkMissing(ModelBudgetError):
+    """The framework that a model needs is not installed; `framework` is the missing module."""
+
+    def __init__(self, framework: str, message: str) -> None:
+        super().__init__(message)
+        self.framework = framework

@@ -1,0 +1,88 @@
+"""The face to pytest: options, and nothing more until one of them is on.
+
+This module is imported at every start of pytest, so it imports nothing but pytest and small parts of the
+standard library; what runs with the option on lives in `collect`, `controller` and `fixture`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_modelbudget.plugin.fixture import ModelBudget
+
+MARKER = "model_budget"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Every flag is long, and takes a required value or none, so that none can swallow a test path."""
+    group = parser.getgroup("model-budget", "size and cost of neural networks")
+    add = group.addoption
+    add(
+        "--model-budget",
+        action="store_true",
+        help="collect the registered models and enforce their snapshots and budgets",
+    )
+    add(
+        "--model-budget-update",
+        action="store_true",
+        help="write missing and changed snapshots of the selected models; never deletes; budgets are still enforced",
+    )
+    add(
+        "--model-budget-prune",
+        action="store_true",
+        help="delete snapshots whose model is no longer registered; prints each path",
+    )
+    add(
+        "--model-budget-report",
+        action="append",
+        default=[],
+        metavar="KIND:PATH",
+        help="write a report (repeatable); KIND is json, md or html",
+    )
+    add(
+        "--model-budget-mlflow",
+        action="store_true",
+        help="log to MLflow: MLFLOW_TRACKING_URI, else a local store in .modelbudget/ under the root",
+    )
+    add("--model-budget-file", metavar="PATH", help="the manifest, when it is not modelbudget.yaml in the root")
+    parser.addini("model_budget", "as if --model-budget were given", type="bool", default=False)
+    parser.addini("model_budget_file", "the manifest, when it is not modelbudget.yaml in the root")
+
+
+def enabled(config: pytest.Config) -> bool:
+    """Whether models are collected in this run."""
+    flags = ("model_budget", "model_budget_update", "model_budget_prune")
+    return any(config.getoption(flag) for flag in flags) or bool(config.getini("model_budget"))
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Publish the hooks of `hooks.py`."""
+    from pytest_modelbudget import hooks
+
+    pluginmanager.add_hookspecs(hooks)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and the working parts when they are wanted."""
+    config.addinivalue_line("markers", f"{MARKER}: a registered model, checked against its snapshot and budgets")
+    if not enabled(config):
+        wanted = ("model_budget_report", "model_budget_mlflow", "model_budget_file")
+        if any(config.getoption(flag) for flag in wanted):
+            raise pytest.UsageError("model-budget: this flag needs --model-budget beside it")
+        return
+    from pytest_modelbudget.plugin import collect, controller
+
+    config.pluginmanager.register(collect.Collector(config), "modelbudget-collector")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(controller.Controller(config), "modelbudget-controller")
+
+
+@pytest.fixture
+def model_budget(request: pytest.FixtureRequest) -> ModelBudget:
+    """Check a model inside an ordinary test: `model_budget.check(Encoder(), inputs="float32[B, 16]", params="25k")`."""
+    from pytest_modelbudget.plugin.fixture import ModelBudget
+
+    return ModelBudget(request.node, snapshots=enabled(request.config))

@@ -1,0 +1,238 @@
+"""Find registered models: manifests as files, decorated builders as values of test modules."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pytest_modelbudget import snapshot
+from pytest_modelbudget.check import ModelEntry, duplicates
+from pytest_modelbudget.config import MANIFEST_NAMES, Loaded, holds_manifest, load
+from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.plugin.items import (
+    BadConfigItem,
+    BudgetItem,
+    ModelItem,
+    SnapshotFilesItem,
+    annotate,
+    relative,
+    status,
+)
+from pytest_modelbudget.run import entries_from
+from pytest_modelbudget.tracebacks import user_traceback
+
+FIXTURE = "model_budget"
+NO_MODEL = (
+    "model-budget: no model found. Register one in modelbudget.yaml (models: {net: {build: module:callable, "
+    'inputs: "float32[B, 3, 32, 32]"}}), with @pytest_modelbudget.model in a test file, or check one with the '
+    "model_budget fixture; a manifest elsewhere is named with --model-budget-file"
+)
+
+
+class Collector:
+    """The part of the plugin that runs wherever tests run, on workers too."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.root = config.rootpath
+        self.chosen = _chosen_manifest(config)
+        self.models = 0
+        if not hasattr(config, "workerinput"):
+            _add_root_manifest(config, self.chosen)
+        _importable(self.root)
+
+    def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.File | None:
+        """A manifest is a file of models."""
+        if self.chosen is not None:
+            found = file_path.resolve() == self.chosen
+        else:
+            found = file_path.suffix in (".yaml", ".yml", ".toml") and holds_manifest(file_path)
+        return ManifestFile.from_parent(parent, path=file_path) if found else None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(self, collector: pytest.Collector, name: str, obj: object) -> pytest.Item | None:
+        """A `ModelEntry` in a test module is a model."""
+        if not isinstance(obj, ModelEntry):
+            return None
+        return ModelItem.from_parent(collector, name=obj.id, entry=_at_home(obj, collector.path, self.root))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(
+        self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Name clashes, obsolete files of test modules, and the run without any model."""
+        _mark_clashes(items)
+        if not any("::" in arg for arg in config.args):
+            items.extend(_module_files(items, self.root))
+        self.models = sum(
+            isinstance(item, BudgetItem) or FIXTURE in getattr(item, "fixturenames", ()) for item in items
+        )
+        on_worker = hasattr(config, "workeroutput")
+        if on_worker:
+            config.workeroutput["modelbudget_models"] = self.models  # type: ignore[attr-defined]
+        elif not self.models and not session.testsfailed and not config.getoption("collectonly"):
+            raise pytest.UsageError(NO_MODEL)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+        """Put results on the report."""
+        report = yield
+        annotate(item, report, call)  # type: ignore[arg-type]
+        return report
+
+    def pytest_report_teststatus(
+        self, report: pytest.CollectReport | pytest.TestReport
+    ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+        """`OVER BUDGET` and the like in place of `FAILED`."""
+        return status(report) if isinstance(report, pytest.TestReport) else None
+
+
+def _chosen_manifest(config: pytest.Config) -> Path | None:
+    flag, ini = config.getoption("model_budget_file"), config.getini("model_budget_file")
+    if not flag and not ini:
+        return None
+    path = (config.invocation_params.dir / flag if flag else config.rootpath / str(ini)).resolve()
+    if not path.is_file():
+        raise pytest.UsageError(f"model-budget: there is no manifest {flag or ini}")
+    return path
+
+
+def _add_root_manifest(config: pytest.Config, chosen: Path | None) -> None:
+    """`testpaths` would hide a manifest in the root; paths the user names stay what they are."""
+    if config.args_source is config.ArgsSource.ARGS:
+        return
+    names = (*MANIFEST_NAMES, "pyproject.toml")
+    paths = [chosen] if chosen else [config.rootpath / name for name in names]
+    for path in paths:
+        covered = any(path.is_relative_to((config.invocation_params.dir / arg).resolve()) for arg in config.args)
+        if path.is_file() and holds_manifest_or_chosen(path, chosen) and not covered:
+            config.args.append(str(path))
+
+
+def holds_manifest_or_chosen(path: Path, chosen: Path | None) -> bool:
+    """Whether `path` is to be read as a manifest."""
+    return path == chosen or (chosen is None and holds_manifest(path))
+
+
+def _importable(folder: Path) -> None:
+    """Builders are found from the root and from the manifest's folder, as test modules are."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _at_home(entry: ModelEntry, module: Path, root: Path) -> ModelEntry:
+    place = entry.place
+    if place is not None and Path(place.file).is_absolute():
+        place = Place(relative(Path(place.file), root), place.line)
+    return replace(entry, home=relative(module.parent, root), declared=module.name, place=place)
+
+
+def _mark_clashes(items: Iterable[pytest.Item]) -> None:
+    """Two models with one snapshot file would overwrite each other."""
+    models = {id(item.entry): item for item in items if isinstance(item, ModelItem)}
+    for same in duplicates(tuple(item.entry for item in models.values()), snapshot.path_for).values():
+        for entry in same:
+            others = ", ".join(f"{other.id} ({other.place})" for other in same if other is not entry)
+            models[id(entry)].clash = (
+                f"its snapshot would be {snapshot.path_for(entry)}, which is also that of {others}: rename one "
+                "(file systems that ignore case count too)"
+            )
+
+
+def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.Item]:
+    """An item for each collected test module that snapshots were declared in and whose models are gone."""
+    modules = {module: None for item in items if (module := item.getparent(pytest.Module)) is not None}
+    for module in modules:
+        home = relative(module.path.parent, root)
+        kept = {
+            snapshot.path_for(_at_home(value, module.path, root))
+            for value in vars(module.obj).values()
+            if isinstance(value, ModelEntry)
+        }
+        files = tuple(snapshot.obsolete(root, home, partial(_module_knows, module, kept)))
+        if files:
+            yield SnapshotFilesItem.from_parent(module, name="snapshot-files", files=files, declared=module.name)
+
+
+def _module_knows(module: pytest.Module, kept: set[str], path: str, declared: str) -> bool:
+    file, _, function = declared.partition("::")
+    if file != module.path.name:
+        return True
+    return path in kept if not function else hasattr(module.obj, function.split("::")[0])
+
+
+class ManifestFile(pytest.File):
+    """A manifest: an item for each model, for each mistake, and for snapshot files that nobody owns."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Read the manifest; a mistake is an item that fails, so that the other models are still checked."""
+        root = self.config.rootpath
+        loaded = load(self.path, file=relative(self.path, root))
+        _importable(self.path.parent)
+        entries, broken = self._entries(loaded)
+        yield from self._mistakes(loaded, broken)
+        for entry in entries:
+            yield ModelItem.from_parent(self, name=entry.id, entry=entry)
+        yield from self._snapshot_files(loaded, entries, broken)
+
+    def _entries(self, loaded: Loaded) -> tuple[tuple[ModelEntry, ...], list[tuple[Place | None, str]]]:
+        """Entries of the manifest and of its sources (these sorted, the same on every worker), and failed sources."""
+        found = list(loaded.entries)
+        known = {entry.id for entry in found} | {mistake.model for mistake in loaded.mistakes}
+        broken: list[tuple[Place | None, str]] = []
+        for reference, place in loaded.sources:
+            holder = ModelEntry(id="sources", build=reference, place=place)
+            try:
+                more = [loaded.apply(entry) for entry in entries_from(reference, holder)]
+            except ModelBudgetError as error:
+                broken.append((place, str(error).removeprefix(f"{place}: ")))
+                continue
+            except Exception as error:
+                broken.append((place, f"the source {reference} failed:\n{user_traceback(error)}"))
+                continue
+            for entry in sorted(more, key=lambda entry: entry.id):
+                if entry.id in known:
+                    broken.append((place, f"the source {reference} yields the model id {entry.id!r}, which is taken"))
+                else:
+                    known.add(entry.id)
+                    found.append(entry)
+        return tuple(found), broken
+
+    def _mistakes(self, loaded: Loaded, broken: list[tuple[Place | None, str]]) -> Iterator[pytest.Item]:
+        by_name: dict[str, list[tuple[Place | None, str]]] = {}
+        for mistake in loaded.mistakes:
+            by_name.setdefault(mistake.model or "manifest", []).append((mistake.place, mistake.message))
+        if broken:
+            by_name["sources"] = broken
+        for name, mistakes in by_name.items():
+            yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
+
+    def _snapshot_files(
+        self, loaded: Loaded, entries: tuple[ModelEntry, ...], broken: list[tuple[Place | None, str]]
+    ) -> Iterator[pytest.Item]:
+        root = self.config.rootpath
+        unsure = [message for _, message in broken] + [str(one) for one in loaded.mistakes if one.model is None]
+        if unsure:
+            if self.config.getoption("model_budget_prune"):
+                yield SnapshotFilesItem.from_parent(
+                    self, name="snapshot-files", files=(), refused=unsure[0], declared=loaded.file
+                )
+            return
+        kept = {snapshot.path_for(entry) for entry in entries}
+        kept |= {
+            snapshot.path_for(replace(ModelEntry(id=one.model, build=""), home=loaded.home))
+            for one in loaded.mistakes
+            if one.model is not None
+        }
+
+        def known(path: str, declared: str) -> bool:
+            file = declared.partition("::")[0]
+            return path in kept or (file != self.path.name and (self.path.parent / file).exists())
+
+        files = tuple(snapshot.obsolete(root, loaded.home, known))
+        if files:
+            yield SnapshotFilesItem.from_parent(self, name="snapshot-files", files=files, declared=loaded.file)

@@ -1,0 +1,153 @@
+"""The one process that writes: snapshots, reports, trackers, and the lines at the end of a run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from pytest_modelbudget import snapshot, wire
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.plugin.collect import NO_MODEL
+from pytest_modelbudget.reports import REPORTS, render, table, terminal
+
+
+class Controller:
+    """Gathers results from reports, local or from workers, and acts on them once at the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.results: list[Result] = []
+        self.lines: list[str] = []
+        self.problems: list[str] = []
+        self.worker_models: list[int] = []
+        self.targets = [_target(text, config) for text in config.getoption("model_budget_report")]
+
+    def pytest_report_header(self) -> str:
+        """One line: what this run does with snapshots."""
+        update, prune = (self.config.getoption(f"model_budget_{word}") for word in ("update", "prune"))
+        doing = "writing changed snapshots" if update else "checking snapshots and budgets, writing none"
+        return f"model-budget: {doing}{', pruning obsolete ones' if prune else ''}"
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the results off a report."""
+        packed: list[bytes] = getattr(report, "modelbudget", [])
+        self.results += map(wire.unpack, packed)
+        vars(report).pop("modelbudget", None)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        """How many models a worker found."""
+        self.worker_models.append(getattr(node, "workeroutput", {}).get("modelbudget_models", 1))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write what is to be written; a file that cannot be written fails the run."""
+        if self.worker_models and not any(self.worker_models):
+            self.problems.append(NO_MODEL)
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            return
+        if self.config.getoption("collectonly"):
+            return
+        self.results.sort(key=lambda result: (result.id, result.nodeid))
+        self._write_snapshots()
+        self._prune()
+        self._write_reports()
+        if self.config.getoption("model_budget_mlflow") and self.results:
+            self._log(session)
+        self.config.hook.pytest_modelbudget_finish(results=tuple(self.results), config=self.config)
+        if self.problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _write_snapshots(self) -> None:
+        if not self.config.getoption("model_budget_update"):
+            return
+        written = kept = 0
+        owners: dict[str, str] = {}
+        for result in self.results:
+            if not result.to_write:
+                kept += result.summary is not None
+                continue
+            path = result.snapshot.path
+            if owners.setdefault(path.casefold(), result.nodeid) != result.nodeid:
+                self.problems.append(
+                    f"{path}: {owners[path.casefold()]} and {result.nodeid} both want to be here: rename one"
+                )
+                continue
+            try:
+                home = path.partition(f"{snapshot.FOLDER}/")[0] or "."
+                written += snapshot.write(self.config.rootpath, home, path, result.snapshot.text)
+            except ModelBudgetError as error:
+                self.problems.append(str(error))
+        self.lines.append(f"snapshots: wrote {written}, {kept} unchanged")
+
+    def _prune(self) -> None:
+        for result in self.results:
+            for path in result.files if result.accepted else ():
+                try:
+                    (self.config.rootpath / path).unlink()
+                    self.lines.append(f"pruned {path}")
+                except OSError as error:
+                    self.problems.append(f"{path}: cannot be deleted ({error.strerror})")
+
+    def _write_reports(self) -> None:
+        for kind, path in self.targets:
+            try:
+                _write(path, render(kind, self.results))
+            except OSError as error:
+                self.problems.append(f"report {kind}: {path} cannot be written ({error.strerror})")
+
+    def _log(self, session: pytest.Session) -> None:
+        from pytest_modelbudget.trackers import mlflow
+
+        failed = session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        delivery = mlflow.log(self.results, self.config.rootpath, exit_failed=failed or bool(self.problems))
+        self.lines += delivery.lines
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The table of all models, what was written, and what could not be."""
+        if not self.results and not self.problems:
+            return
+        terminalreporter.section("model budgets", sep="-")
+        width = max(40, terminalreporter._tw.fullwidth)
+        if self.config.get_verbosity() > 0:
+            for result in self._shown_in_full():
+                terminalreporter.write_line(table.summary_text(result, width=width))  # type: ignore[arg-type]
+                terminalreporter.write_line("")
+        lines = terminal.closing(self.results, width=width) if self.results else ()
+        for line in (*lines, *self.lines):
+            terminalreporter.write_line(line)
+        for problem in self.problems:
+            terminalreporter.write_line(f"ERROR {problem}", red=True)
+
+    def _shown_in_full(self) -> Iterable[object]:
+        """Summaries for `-v`; a failed model's was shown with its failure."""
+        return (result.summary for result in self.results if result.summary is not None and result.state is State.OK)
+
+
+def _target(text: str, config: pytest.Config) -> tuple[str, Path]:
+    kind, colon, path = text.partition(":")
+    if not colon or not path or kind not in REPORTS:
+        raise pytest.UsageError(f"--model-budget-report={text}: write KIND:PATH, with KIND one of {', '.join(REPORTS)}")
+    return kind, config.invocation_params.dir / path
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a report atomically; a CI job's step summary is shared with other steps, so it is appended to."""
+    if str(path) == os.environ.get("GITHUB_STEP_SUMMARY"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,79 @@
+"""The `model_budget` fixture: check a model inside an ordinary test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pytest_modelbudget.check import ModelEntry, State
+from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.plugin.items import RESULTS, ModelCheckFailed, failure_text, record, relative
+from pytest_modelbudget.run import live_entry, run, summarize_live
+from pytest_modelbudget.summary import Summary
+
+
+class ModelBudget:
+    """Checks models for one test: limits always, the committed snapshot when the run has `--model-budget`."""
+
+    def __init__(self, node: pytest.Item, *, snapshots: bool) -> None:
+        self._node = node
+        self._snapshots = snapshots
+
+    def check(
+        self,
+        model_or_builder: object,
+        inputs: Any = None,
+        *,
+        name: str | None = None,
+        batch: int | None = None,
+        dims: Mapping[str, int] | None = None,
+        samples: int | None = None,
+        framework: str | None = None,
+        optional: bool = False,
+        **limits: Any,
+    ) -> Summary:
+        """Fail the test when the model breaks a limit or differs from its snapshot; return its summary.
+
+        `limits` are budgets by metric name, as in a manifest: `params="25k"`, `layers={"dense*": {"params": "2k"}}`.
+        The snapshot is named after the test, or `name`. A live model is left exactly as it is.
+        """
+        __tracebackhide__ = True
+        entry = self._entry(
+            model_or_builder, inputs, name, batch=batch, dims=dims or {}, samples=samples,
+            framework=framework, optional=optional, budgets=limits,
+        )  # fmt: skip
+        result = run(
+            entry,
+            self._node.config.rootpath,
+            accept=bool(self._node.config.getoption("model_budget_update")),
+            snapshots=self._snapshots,
+            count=lambda entry: summarize_live(model_or_builder, entry),
+        )
+        result = record(self._node, result)
+        if result.state is State.SKIPPED:
+            pytest.skip(result.error)
+        if result.state.failed:
+            raise ModelCheckFailed(result, failure_text(self._node.config, result))
+        assert result.summary is not None
+        return result.summary
+
+    def _entry(self, model: object, inputs: Any, name: str | None, **options: Any) -> ModelEntry:
+        _, line, _ = self._node.reportinfo()
+        file = relative(self._node.path, self._node.config.rootpath)
+        label = name or re.sub(r"[^A-Za-z0-9._+=-]+", "-", self._node.name).strip(".-")
+        if any(result.id == label for result in self._node.stash.get(RESULTS, [])):
+            raise ModelBudgetError(
+                f"{file}: {self._node.name} checks a second model as {label!r}: give it a name= of its own"
+            )
+        return live_entry(
+            label,
+            model,
+            inputs,
+            place=Place(file, None if line is None else line + 1),
+            home=relative(self._node.path.parent, self._node.config.rootpath),
+            declared=f"{self._node.path.name}::{getattr(self._node, 'originalname', None) or self._node.name}",
+            **options,
+        )

@@ -1,0 +1,189 @@
+"""pytest items for models: what runs, how a failure reads, and the result that travels to the controller."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
+
+from pytest_modelbudget import wire
+from pytest_modelbudget.check import ModelEntry, Result, State
+from pytest_modelbudget.errors import Place
+from pytest_modelbudget.plugin import MARKER
+from pytest_modelbudget.reports import table, terminal
+from pytest_modelbudget.run import run
+
+RESULTS = pytest.StashKey[list[Result]]()
+"""The results an item came to; the controller gets them from its report."""
+
+_MOST_OUTPUT = 20_000
+_LETTERS = {
+    State.CHANGED: "C",
+    State.NO_SNAPSHOT: "N",
+    State.OVER_BUDGET: "B",
+    State.OBSOLETE: "O",
+    State.CONFLICT: "C",
+    State.BUILD_ERROR: "E",
+    State.BAD_CONFIG: "E",
+}
+
+
+class ModelCheckFailed(AssertionError):
+    """A model failed its check; `result` says how."""
+
+    __module__ = "pytest_modelbudget"  # shown to the user, who need not know our rooms
+
+    def __init__(self, result: Result, text: str) -> None:
+        super().__init__(text)
+        self.result = result
+
+
+class BudgetItem(pytest.Item):
+    """An item that gives a `Result`; `outcome()` says which."""
+
+    place: Place | None = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_marker(MARKER)
+
+    def outcome(self) -> Result:
+        """Do the work."""
+        raise NotImplementedError
+
+    def runtest(self) -> None:
+        """Come to a result, and fail when it is one to fail on."""
+        result = record(self, self.outcome())
+        if result.state is State.SKIPPED:
+            pytest.skip(result.error)
+        if result.state.failed:
+            raise ModelCheckFailed(result, failure_text(self.config, result))
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        """Where the model is registered, so that annotations point there."""
+        if self.place is None or self.place.line is None:
+            return self.path, None, self.name
+        return self.config.rootpath / self.place.file, self.place.line - 1, self.name
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str | ExceptionRepr:
+        """Our own text for a failed check: no frame of this plugin says anything to the reader."""
+        if not isinstance(excinfo.value, ModelCheckFailed):
+            return str(super().repr_failure(excinfo))
+        path, line, _ = self.reportinfo()
+        crash = ReprFileLocation(str(path), (line or 0) + 1, terminal.short(excinfo.value.result))
+        entry = ReprEntryNative([f"{line}\n" for line in str(excinfo.value).splitlines()])
+        return ReprExceptionInfo(reprtraceback=ReprTraceback([entry], None, "native"), reprcrash=crash)
+
+
+class ModelItem(BudgetItem):
+    """One registered model."""
+
+    def __init__(self, *, entry: ModelEntry, **options: Any) -> None:
+        super().__init__(**options)
+        self.entry = entry
+        self.place = entry.place
+        self.clash = ""
+        self.extra_keyword_matches.update(entry.tags)
+
+    def outcome(self) -> Result:
+        """Build, count, compare and decide."""
+        if self.clash:
+            return Result(id=self.entry.id, state=State.BAD_CONFIG, error=self.clash, place=self.place)
+        return run(self.entry, self.config.rootpath, accept=bool(self.config.getoption("model_budget_update")))
+
+
+class BadConfigItem(BudgetItem):
+    """Mistakes of a manifest: of one model, of a source, or of the file as a whole."""
+
+    def __init__(self, *, mistakes: Iterable[tuple[Place | None, str]], **options: Any) -> None:
+        super().__init__(**options)
+        self.mistakes = tuple(mistakes)
+        self.place = self.mistakes[0][0]
+
+    def outcome(self) -> Result:
+        """All mistakes at once, each with its line."""
+        lines = [f"{place}: {message}" if place else message for place, message in self.mistakes]
+        return Result(id=self.name, state=State.BAD_CONFIG, error="\n".join(lines), place=self.place)
+
+
+class SnapshotFilesItem(BudgetItem):
+    """Snapshot files that no registered model owns; an update-like run with prune has them deleted."""
+
+    def __init__(self, *, files: Iterable[str], refused: str = "", declared: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.files = tuple(files)
+        self.refused = refused
+        self.declared = declared
+
+    def outcome(self) -> Result:
+        """Name the files, and how to delete them."""
+        prune = bool(self.config.getoption("model_budget_prune"))
+        if self.refused:
+            return Result(id=self.name, state=State.OBSOLETE, error=f"nothing is pruned: {self.refused}")
+        if prune:
+            return Result(id=self.name, state=State.OK, files=self.files, accepted=True)
+        many = len(self.files)
+        lines = [
+            f"{many} snapshot file{'s have' if many > 1 else ' has'} no model in {self.declared}:",
+            *(f"  {path}" for path in self.files),
+            "delete:  pytest --model-budget-prune",
+        ]
+        return Result(id=self.name, state=State.OBSOLETE, error="\n".join(lines), files=self.files)
+
+
+def failure_text(config: pytest.Config, result: Result) -> str:
+    """Why a result failed, as wide as the terminal, with more rows the more verbose the run is."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    width = reporter._tw.fullwidth if reporter is not None else table.WIDTH
+    rows = None if config.get_verbosity() > 1 else 40 if config.get_verbosity() >= 0 else 0
+    return terminal.failure(result, width=max(40, width), rows=rows)
+
+
+def record(item: pytest.Item, result: Result) -> Result:
+    """Keep a result with its item, as node id, JUnit properties and data for the controller."""
+    result = replace(result, nodeid=item.nodeid)
+    item.stash.setdefault(RESULTS, []).append(result)
+    if result.summary is not None:
+        for name in ("params", "trainable_params", "weight_bytes"):
+            item.user_properties.append((f"model_budget.{name}", getattr(result.summary, name)))
+        if result.summary.flops.value is not None and not result.summary.flops.is_lower_bound:
+            item.user_properties.append(("model_budget.flops", result.summary.flops.value))
+    return result
+
+
+def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
+    """Put an item's results on its report as plain data, which xdist carries to the controller."""
+    results = item.stash.get(RESULTS, [])
+    if call.when != "call" or not results:
+        return
+    vars(report)["modelbudget"] = [wire.pack(result) for result in results]
+    if call.excinfo is not None and isinstance(call.excinfo.value, ModelCheckFailed):
+        vars(report)["modelbudget_state"] = call.excinfo.value.result.state.value
+    if isinstance(item, BudgetItem):  # a builder may print megabytes
+        report.sections = [(name, _cut(content)) for name, content in report.sections]
+
+
+def _cut(content: str) -> str:
+    if len(content) <= _MOST_OUTPUT:
+        return content
+    half = _MOST_OUTPUT // 2
+    return f"{content[:half]}\n... {len(content) - 2 * half:,} characters cut ...\n{content[-half:]}"
+
+
+def status(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+    """Our word for a failed model; the category stays pytest's own, so that counts and `-x` go on working."""
+    word = getattr(report, "modelbudget_state", None)
+    if word is None or report.when != "call" or not report.failed:
+        return None
+    state = State(word)
+    return "failed", _LETTERS[state], (state.value, {"red": True})
+
+
+def relative(path: Path, root: Path) -> str:
+    """`path` as node ids name it."""
+    return Path(os.path.relpath(path, root)).as_posix()

@@ -1,0 +1,83 @@
+"""Tables as plain text for terminals, files and `print(summary)`; laid out by rich, without colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pytest_modelbudget import units
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.reports import text
+from pytest_modelbudget.summary import Summary
+
+WIDTH = 80
+"""Columns when the terminal does not say; nothing is ever cut, long cells go on in the next line."""
+
+
+def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = None) -> str:
+    """The layer table of one model in the shape of `model.summary()`, with its totals; at most `most` rows."""
+    rows = list(text.rows(summary))
+    shown = rows if most is None or len(rows) <= most else rows[:most]
+    cells = [(row.layer, row.output, row.params, row.connected) for row in shown]
+    lines = [f"Model: {text.harmless(summary.model)} ({summary.framework})"]
+    for port in summary.inputs:
+        lines.append(f"Input: {text.harmless(str(port))}")
+    lines.append(_grid(("Layer (type)", "Output Shape", "Param #", "Connected to"), cells, right=(2,), width=width))
+    if len(shown) < len(rows):
+        lines.append(f"... {len(rows) - len(shown)} more rows; -vv shows all")
+    lines.append("-" * width)
+    lines += [f"{name}: {value}" for name, value in text.totals(summary)]
+    lines += [f"Note: {text.harmless(note)}" for note in summary.notes]
+    return "\n".join(lines)
+
+
+def results_text(results: Sequence[Result], *, width: int = WIDTH) -> str:
+    """One line for each model: its totals, the limit used most, and how it came out."""
+    cells = [_result_cells(result) for result in text.sorted_results(results)]
+    return _grid(
+        ("model", "params", "trainable", "FLOPs", "weights", "budget used", ""), cells, right=(1, 2, 3, 4), width=width
+    )
+
+
+def _result_cells(result: Result) -> tuple[str, ...]:
+    summary = result.summary
+    word = "" if result.state is State.OK else result.state.value
+    if result.state is State.OK and result.warnings:
+        word = "warn"
+    if result.to_write:
+        word = f"{word} written".strip()
+    if summary is None:
+        about_a_model = result.state in (State.BUILD_ERROR, State.SKIPPED)
+        return (result.id, *(text.UNKNOWN if about_a_model else "-",) * 4, "-", word)
+    flops = (
+        text.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value).replace("FLOPs", "").strip()
+    )
+    used = text.used(result)
+    return (
+        result.id,
+        units.short(summary.params),
+        units.short(summary.trainable_params),
+        f"{'>=' if summary.flops.is_lower_bound else ''}{flops}",
+        units.size(summary.weight_bytes),
+        f"{used[0]} {units.percent(used[1])}" if used else "-",
+        word,
+    )
+
+
+def _grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int], width: int) -> str:
+    """Aligned columns with a rule under the header; long cells are folded into the next line."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    for index, title in enumerate(header):
+        table.add_column(Text(title), justify="right" if index in right else "left", overflow="fold", no_wrap=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    sink = io.StringIO()
+    Console(file=sink, width=width, color_system=None, force_terminal=False, legacy_windows=False, _environ={}).print(
+        table
+    )
+    head, *body = [line.rstrip() for line in sink.getvalue().rstrip("\n").split("\n")]
+    return "\n".join([head, "=" * width, *body])

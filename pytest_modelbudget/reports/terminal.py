@@ -1,0 +1,117 @@
+"""What pytest's terminal shows of a model: why it failed and what to do, and the lines at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pytest_modelbudget import units
+from pytest_modelbudget.check import Result, State, Stored
+from pytest_modelbudget.reports import table, text
+from pytest_modelbudget.reports.text import harmless, harmless_lines
+
+_MOST_CHANGES = 20
+_MOST_ROWS = 40
+
+
+def failure(result: Result, *, width: int = table.WIDTH, rows: int | None = _MOST_ROWS) -> str:
+    """Why a model failed, with every number, place and cure; at most `rows` rows of its layer table."""
+    return "\n".join(_failure(result, width, rows))
+
+
+def _failure(result: Result, width: int, rows: int | None) -> Iterator[str]:
+    yield f"{result.id}: {result.state.value}"
+    if result.error:
+        yield harmless_lines(result.error)
+    if result.state is State.BUILD_ERROR:
+        yield f"registered at {result.place}; not counted, its snapshot is untouched" if result.place else "not counted"
+    if result.summary is None:
+        return
+    yield from _violations(result)
+    yield from _snapshot(result)
+    if rows != 0:
+        yield ""
+        yield table.summary_text(result.summary, width=width, most=rows)
+
+
+def _violations(result: Result) -> Iterator[str]:
+    for violation in (*result.failures, *result.warnings):
+        sign = "  " if violation.severity == "fail" else "  warn: "
+        place = f"  [{violation.budget.place}]" if violation.budget.place else ""
+        yield harmless(f"{sign}{violation}{place}")
+    if result.failures and result.summary is not None and result.summary.params:
+        yield f"  largest layers: {_largest(result)}"
+
+
+def _largest(result: Result) -> str:
+    assert result.summary is not None
+    top = sorted(result.summary.layers, key=lambda layer: -layer.params)[:3]
+    total = result.summary.params
+    return harmless(
+        ", ".join(
+            f"{layer.path} {layer.params:,} ({units.percent(layer.params / total)})" for layer in top if layer.params
+        )
+    )
+
+
+def _snapshot(result: Result) -> Iterator[str]:
+    snapshot = result.snapshot
+    update = f'pytest --model-budget-update "{result.nodeid}"'
+    match snapshot.stored:
+        case Stored.MISSING if result.state is not State.OK and not result.accepted:
+            assert result.summary is not None
+            yield f"  no {snapshot.path} yet (counted {result.summary.params:,} params); a check never writes it"
+            yield f"create:  {update}"
+        case Stored.DIFFERENT:
+            yield f"  differs from {snapshot.path}:"
+            yield from _changes(result)
+            if not result.accepted:
+                yield f"accept:  {update}"
+        case Stored.BROKEN:
+            yield f"  {harmless(snapshot.problem)}"
+            if not result.accepted:
+                yield f"fix:     {update}"
+        case Stored.REFUSED:
+            yield f"  {harmless(snapshot.problem)}"
+
+
+def _changes(result: Result) -> Iterator[str]:
+    """Totals and ports, then the rows that moved most params."""
+    heads = [change for change in result.changes if change.kind in ("total", "port")]
+    rows = [change for change in result.changes if change.kind not in ("total", "port")]
+    ranked = sorted(range(len(rows)), key=lambda index: (-abs(rows[index].delta or 0), index))[:_MOST_CHANGES]
+    yield from (f"    {harmless(str(change))}" for change in heads)
+    yield from (f"    {harmless(str(rows[index]))}" for index in sorted(ranked))
+    if len(rows) > len(ranked):
+        yield f"    ... and {len(rows) - len(ranked)} more rows"
+    if result.summary is not None and rows:
+        yield f"    = {max(0, len(result.summary.layers) - len(rows))} other rows unchanged"
+
+
+def short(result: Result) -> str:
+    """The one line of pytest's short test summary."""
+    if result.failures:
+        more = f" (+{len(result.failures) - 1} more)" if len(result.failures) > 1 else ""
+        return harmless(f"{result.failures[0]}{more}", longest=160)
+    if result.error:
+        last = [line for line in result.error.splitlines() if line.startswith("E ")]
+        return harmless((last[-1].removeprefix("E").strip() if last else result.error.splitlines()[0]), longest=160)
+    if result.snapshot.stored is Stored.MISSING:
+        return "not written: run with --model-budget-update"
+    if result.snapshot.problem:
+        return harmless(result.snapshot.problem, longest=160)
+    moved = next((change for change in result.changes if change.kind in ("total", "port")), None)
+    rows = sum(change.kind not in ("total", "port") for change in result.changes)
+    return harmless(f"{f'{moved}, ' if moved else ''}{rows} row{'' if rows == 1 else 's'}", longest=160)
+
+
+def closing(results: Sequence[Result], *, width: int = table.WIDTH) -> Iterator[str]:
+    """The lines of the section at the end of a run: the table, warnings, notes, and the verdict."""
+    yield table.results_text(results, width=width)
+    for result in sorted(results, key=lambda result: result.id):
+        for violation in result.warnings:
+            place = f"  [{violation.budget.place}]" if violation.budget.place else ""
+            yield harmless(f"warn: {result.id}: {violation}{place}")
+        if result.snapshot.note:
+            yield harmless(f"note: {result.id}: {result.snapshot.note}; the next update rewrites it")
+    seconds = sum(result.seconds for result in results)
+    yield f"{len(results)} model{'' if len(results) == 1 else 's'} in {seconds:.1f} s: {text.verdict(results)}"

@@ -1,0 +1,263 @@
+"""Run one entry: resolve its builder, build without memory for weights, summarize, compare, decide."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pytest_modelbudget import backends, inputs, snapshot
+from pytest_modelbudget.backends.coexist import coexisting
+from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
+from pytest_modelbudget.inputs import Example, Inputs
+from pytest_modelbudget.summary import Summary, TensorSpec
+from pytest_modelbudget.tracebacks import user_traceback
+
+FRAMEWORK_MODULES = {
+    "torch": "torch",
+    "torchvision": "torch",
+    "keras": "keras",
+    "tensorflow": "tensorflow",
+    "jax": "jax",
+}
+"""Modules whose absence means that a framework is not installed, and the extra that brings it."""
+
+
+def run(
+    entry: ModelEntry,
+    root: Path,
+    *,
+    accept: bool = False,
+    snapshots: bool = True,
+    count: Callable[[ModelEntry], Summary] | None = None,
+) -> Result:
+    """Build and count one model, and decide; nothing is written and nothing but KeyboardInterrupt escapes.
+
+    `accept` is an update run, `snapshots=False` checks budgets only, `count` replaces `summarize_entry`. A model
+    that cannot be counted gives a BUILD ERROR with the user's own traceback; a missing framework gives SKIPPED,
+    or a BUILD ERROR in CI.
+    """
+    start = time.perf_counter()
+    try:
+        with coexisting():
+            summary = (count or summarize_entry)(entry)
+        stored = snapshot.compare(root, entry, summary) if snapshots else Snapshot(Stored.OFF)
+        result = check(entry, summary, stored, accept=accept)
+    except FrameworkMissing as missing:
+        result = _missing(entry, missing)
+    except ModelBudgetError as mistake:
+        result = _failed(entry, _with_cause(mistake))
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as leaving:
+        result = _failed(
+            entry, f"{user_traceback(leaving)}\nthe builder called sys.exit({leaving.code!r}): let it return a model"
+        )
+    except BaseException as error:
+        result = _failed(entry, user_traceback(error))
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def _with_cause(mistake: ModelBudgetError) -> str:
+    cause = mistake.__cause__
+    return str(mistake) if cause is None else f"{mistake}\n{user_traceback(cause)}"
+
+
+def _failed(entry: ModelEntry, error: str) -> Result:
+    return Result(id=entry.id, state=State.BUILD_ERROR, error=error, place=entry.place, tags=entry.tags)
+
+
+def _missing(entry: ModelEntry, missing: FrameworkMissing) -> Result:
+    skips = entry.optional or not in_ci()
+    hint = "" if skips else "\nin CI a missing framework is a failure; to allow it, set optional: true for this model"
+    result = _failed(entry, f"{missing}{hint}")
+    return replace(result, state=State.SKIPPED) if skips else result
+
+
+def in_ci() -> bool:
+    """Whether this is a CI job: `CI` set to anything but empty, 0 or false, or `TF_BUILD` set."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false") or bool(os.environ.get("TF_BUILD"))
+
+
+def summarize_entry(entry: ModelEntry) -> Summary:
+    """Build the entry's model and count it.
+
+    Raises:
+        ModelBudgetError: see `run`; anything the builder raises comes through as it is.
+    """
+    if entry.framework is not None:
+        _framework(entry.framework)
+    build = _resolve(entry.build, "build", entry) if isinstance(entry.build, str) else entry.build
+    summary = _built(build, entry, backends.loaded())
+    return replace(summary, samples=entry.samples)
+
+
+def _built(build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]) -> Summary:
+    with backends.abstract(active):
+        model = build(*entry.args, **entry.kwargs)
+        owner = backends.owner(model)
+        if owner is not None and owner in active:
+            return _summarize(owner, model, entry, built_here=True)
+    if owner is None:
+        raise ModelBudgetError(f"{_name(build)} returned {_described(model)}")
+    # The builder imported its framework itself, so the first model was built for real: drop it and build again.
+    del model
+    return _built(build, entry, backends.loaded())
+
+
+def _summarize(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Summary:
+    declared = _inputs(entry)
+    sizes = {} if declared is None else inputs.sizes_for(declared, batch=entry.batch or 1, dims=entry.dims)
+    if declared is None:
+        sizes = {inputs.BATCH: entry.batch or 1, **entry.dims}
+    return owner.summarize(model, name=entry.id, inputs=declared, sizes=sizes, built_here=built_here)
+
+
+def _inputs(entry: ModelEntry) -> Inputs | None:
+    if not isinstance(entry.inputs, Example):
+        assert entry.inputs is None or isinstance(entry.inputs, Inputs)
+        return entry.inputs
+    call = entry.inputs.call
+    example = _resolve(call, "inputs", entry) if isinstance(call, str) else call
+    return inputs.from_example(example())
+
+
+def _described(model: object) -> str:
+    if any(backend.is_class(model) for backend in backends.loaded()):
+        return f"the class {getattr(model, '__name__', model)}, not a model: call it, so that it returns an instance"
+    known = ", ".join(backends.BACKENDS)
+    kind = "None" if model is None else f"a {type(model).__module__}.{type(model).__qualname__}"
+    return f"{kind}, which is no model of a known framework ({known}): let it return the model"
+
+
+def _name(build: object) -> str:
+    return f"{getattr(build, '__module__', '')}:{getattr(build, '__qualname__', type(build).__name__)}"
+
+
+def _framework(name: str) -> None:
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        raise _no_framework(error) or error from None
+
+
+def _no_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
+    top = (error.name or "").partition(".")[0]
+    if top not in FRAMEWORK_MODULES:
+        return None
+    extra = FRAMEWORK_MODULES[top].replace("keras", "tensorflow")
+    return FrameworkMissing(
+        top, f"{top} is not installed: pip install {top}, or pip install 'pytest-modelbudget[{extra}]'"
+    )
+
+
+def _resolve(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:
+    """Import `module:callable`.
+
+    Raises:
+        FrameworkMissing: a framework that the module needs is not installed.
+        ModelBudgetError: there is no such module or name, or it cannot be called.
+    """
+    module_name, _, path = reference.partition(":")
+    where = f"{entry.place}: " if entry.place else ""
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if missing := _no_framework(error):
+            raise missing from None
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ModelBudgetError(
+                f"{where}{key}: there is no module {error.name!r} (for {reference!r}): it is looked for in the "
+                "installed packages, the folder of the manifest and the root"
+            ) from None
+        raise
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise ModelBudgetError(f"{where}{key}: {module_name} has no {name!r} (for {reference!r})")
+        found = getattr(found, name)
+    if isinstance(found, ModelEntry) and callable(found.build):
+        found = found.build
+    if not callable(found):
+        raise ModelBudgetError(f"{where}{key}: {reference} is a {type(found).__name__}, not something to call")
+    return found  # type: ignore[no-any-return]
+
+
+def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
+    """The entries that a source (`module:callable`) yields; mappings are read as manifest models are.
+
+    Raises:
+        ModelBudgetError: it cannot be imported, or yields something else than `ModelEntry`.
+    """
+    found = _resolve(reference, "sources", holder)()
+    if not isinstance(found, Iterable):
+        raise ModelBudgetError(
+            f"{holder.place}: sources: {reference} returned a {type(found).__name__}: yield ModelEntry values"
+        )
+    entries = tuple(found)
+    for entry in entries:
+        if not isinstance(entry, ModelEntry):
+            raise ModelBudgetError(
+                f"{holder.place}: sources: {reference} yielded a {type(entry).__name__}, not a ModelEntry"
+            )
+    return tuple(replace(entry, place=entry.place or holder.place) for entry in entries)
+
+
+def summarize(model_or_builder: object, inputs: Any = None, *, name: str | None = None) -> Summary:
+    """Count a model, or what a builder returns; print the result to see the table.
+
+    `inputs` is written as in a manifest (`"float32[B, 3, 224, 224]"`) or real example inputs. A live model is
+    left exactly as it is; a builder's model is made without memory for its weights. Symbolic dimensions are
+    sized 1.
+
+    Raises:
+        ModelBudgetError: no model, inputs that do not fit, or a layer that was never built.
+    """
+    with coexisting():
+        return _summarize_any(model_or_builder, inputs, name)
+
+
+def _summarize_any(model_or_builder: object, inputs: Any, name: str | None) -> Summary:
+    owner = backends.owner(model_or_builder)
+    label = name or _label(model_or_builder if owner is None else type(model_or_builder))
+    return summarize_live(model_or_builder, live_entry(label, model_or_builder, inputs))
+
+
+def live_entry(name: str, model_or_builder: object, given: Any, **options: Any) -> ModelEntry:
+    """An entry for a model that is already there, or for a builder; real tensors are accepted as inputs."""
+    read = given if _is_grammar(given) else inputs.from_example(given)
+    return ModelEntry(id=name, build=model_or_builder, inputs=read, **options)  # type: ignore[arg-type]
+
+
+def _is_grammar(given: Any) -> bool:
+    """Whether `given` is written in the grammar, rather than real tensors."""
+    if given is None or isinstance(given, (str, int, float, bool, Inputs, Example)) or inspect.isroutine(given):
+        return True
+    if isinstance(given, dict):
+        return all(map(_is_grammar, given.values()))
+    if isinstance(given, (list, tuple)) and type(given).__name__ not in ("Size", "TensorShape"):
+        return all(map(_is_grammar, given))
+    return isinstance(given, TensorSpec) or not hasattr(given, "dtype")
+
+
+def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
+    """Count a live model as it is, or build what a builder returns."""
+    owner = backends.owner(model_or_builder)
+    if owner is not None:
+        return replace(_summarize(owner, model_or_builder, entry, built_here=False), samples=entry.samples)
+    if any(backend.is_class(model_or_builder) for backend in backends.loaded()) or not callable(model_or_builder):
+        raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
+    return summarize_entry(entry)
+
+
+def _label(thing: object) -> str:
+    name = getattr(thing, "__name__", type(thing).__name__)
+    return (
+        "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name).strip(".-")
+        or "model"
+    )

@@ -1,0 +1,136 @@
+"""Snapshot files: where each lies, how it compares, and atomic writes."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pytest_modelbudget.check import ModelEntry, Snapshot, Stored
+from pytest_modelbudget.diff import changes
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.snapshot.text import NewerFormat, read, render
+from pytest_modelbudget.summary import Summary
+
+FOLDER = "__model_budget__"
+"""The folder beside the declaring file; not `__snapshots__`, where other plugins delete what they do not know."""
+
+
+def path_for(entry: ModelEntry) -> str:
+    """The snapshot file of a model, relative to the root, with forward slashes; `:` is not for file names."""
+    home = "" if entry.home in ("", ".") else f"{entry.home}/"
+    return f"{home}{FOLDER}/{entry.id.replace(':', '_')}.yaml"
+
+
+def compare(root: Path, entry: ModelEntry, summary: Summary) -> Snapshot:
+    """Hold the fresh summary against the committed file; the clean case compares text and parses nothing."""
+    path = path_for(entry)
+    text = render(summary, declared=entry.declared)
+    try:
+        committed = _read(root / path, root / entry.home)
+    except FileNotFoundError:
+        return Snapshot(Stored.MISSING, path, text)
+    except (ModelBudgetError, OSError) as error:
+        return Snapshot(Stored.REFUSED, path, text, problem=f"{path}: {_why(error)}")
+    except UnicodeDecodeError:
+        return Snapshot(Stored.BROKEN, path, text, problem=f"{path}: not text (binary junk): it is damaged")
+    return Snapshot(Stored.EQUAL, path, text) if committed == text else _explain(path, committed, text, summary)
+
+
+def _why(error: Exception) -> str:
+    return f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
+
+
+def _explain(path: str, committed: str, text: str, summary: Summary) -> Snapshot:
+    try:
+        before = read(committed)
+    except NewerFormat as error:
+        return Snapshot(Stored.REFUSED, path, text, problem=f"{path}: {error}")
+    except ModelBudgetError as error:
+        return Snapshot(Stored.BROKEN, path, text, problem=_placed(path, str(error)))
+    if before.model == summary.model and not changes(before, summary):
+        return Snapshot(Stored.RESTATED, path, text, before, note=_restated(before, summary))
+    return Snapshot(Stored.DIFFERENT, path, text, before)
+
+
+def _placed(path: str, message: str) -> str:
+    """`file: line 4 has ...` as `file:4: it has ...`."""
+    match = re.match(r"line (\d+):? (.*)", message, re.DOTALL)
+    return f"{path}:{match[1]}: {match[2]}" if match else f"{path}: {message}"
+
+
+def _restated(before: Summary, after: Summary) -> str:
+    if before.flops.rules != after.flops.rules:
+        return f"remeasured: FLOPs are counted by rules {after.flops.rules}, the snapshot by rules {before.flops.rules}"
+    return "the snapshot says the same in other words"
+
+
+def _read(path: Path, home: Path) -> str:
+    """The text of a snapshot with any line ends.
+
+    Raises:
+        ModelBudgetError: a folder lies there, or a link that leads out of `home`.
+    """
+    if not path.resolve().is_relative_to(home.resolve()):
+        raise ModelBudgetError("is a link that leads out of the folder: remove it")
+    if path.is_dir():
+        raise ModelBudgetError("is a folder, where the snapshot file should be: remove it")
+    return path.read_text(encoding="utf-8")
+
+
+def write(root: Path, home: str, path: str, text: str) -> bool:
+    """Write a snapshot atomically; False when it was the same already.
+
+    Raises:
+        ModelBudgetError: it cannot be written there.
+    """
+    target = root / path
+    try:
+        try:
+            if _read(target, root / home) == text:
+                return False
+        except (FileNotFoundError, UnicodeDecodeError):
+            pass
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.resolve().is_relative_to((root / home).resolve()):
+            raise ModelBudgetError("is a link that leads out of the folder: remove it")
+        _replace(target, text)
+    except (OSError, ModelBudgetError) as error:
+        why = f"cannot be written ({error.strerror or error})" if isinstance(error, OSError) else str(error)
+        raise ModelBudgetError(f"{path}: {why}") from None
+    return True
+
+
+def _replace(target: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644 if not target.exists() else target.stat().st_mode & 0o777)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def declared_in(path: Path) -> str | None:
+    """The file name a snapshot says it was declared in; None for what is not a snapshot of ours."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = [file.readline(10_000) for _ in range(8)]
+    except OSError:
+        return None
+    found = (re.fullmatch(r'declared: "?([^"\n]*)"?\s*', line) for line in lines)
+    return next((match[1] for match in found if match), None)
+
+
+def obsolete(root: Path, home: str, known: Callable[[str, str], bool]) -> Iterator[str]:
+    """Yield each snapshot file in the folder of `home` for which `known(path, declared)` is false."""
+    folder = root / home / FOLDER
+    for file in sorted(folder.rglob("*.yaml")):
+        path = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
+        declared = declared_in(file)
+        if declared is not None and not known(path, declared):
+            yield path

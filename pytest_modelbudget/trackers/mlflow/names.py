@@ -1,0 +1,73 @@
+"""The one table from this project's metrics to their names in MLflow, whose charts make a section of each prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pytest_modelbudget.budget import METRICS, Budget, Number
+from pytest_modelbudget.summary import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """A metric's name in MLflow; its value there is ours times `scale`."""
+
+    name: str
+    scale: Number = 1
+
+
+GROUPED: dict[str, Grouped] = {
+    "params": Grouped("params/total"),
+    "trainable_params": Grouped("params/trainable"),
+    "non_trainable_params": Grouped("params/non_trainable"),
+    "buffers": Grouped("params/buffers"),
+    "weight_bytes": Grouped("memory/weights_mib", Fraction(1, 2**20)),
+    "flops": Grouped("compute/forward_gflops", Fraction(1, 10**9)),
+    "layers": Grouped("layers/count"),
+    "largest_layer_share": Grouped("layers/largest_share_pct", 100),
+    "params_per_sample": Grouped("params/per_sample"),
+}
+"""Every metric of `budget.METRICS`, by our name."""
+
+AT_LEAST = "compute/forward_gflops_at_least"
+"""FLOPs that are only a lower bound; they get a line of their own, since they cannot be compared with exact ones."""
+
+
+def used_name(metric: str) -> str:
+    """The name of the share of a model-wide max that is used, in percent."""
+    return f"budget/{metric}_used_pct"
+
+
+def metrics(summary: Summary, limits: Sequence[Budget] = ()) -> dict[str, float]:
+    """A model's numbers under their MLflow names; what is unknown is left out."""
+    return dict(_metrics(summary, limits))
+
+
+def unknown(summary: Summary) -> tuple[str, ...]:
+    """MLflow names of the metrics that are not known for this model, a lower bound counted as unknown."""
+    return tuple(GROUPED[name].name for name in GROUPED if _known(name, summary) is None)
+
+
+def _known(metric: str, summary: Summary) -> Number | None:
+    if metric == "flops" and summary.flops.is_lower_bound:
+        return None
+    return METRICS[metric].get(summary)
+
+
+def _metrics(summary: Summary, limits: Sequence[Budget]) -> Iterator[tuple[str, float]]:
+    for metric, grouped in GROUPED.items():
+        if (value := _known(metric, summary)) is not None:
+            yield grouped.name, _rounded(value * grouped.scale)
+    if summary.flops.is_lower_bound and summary.flops.value is not None:
+        yield AT_LEAST, _rounded(summary.flops.value * GROUPED["flops"].scale)
+    for budget in limits:
+        if budget.layer is None and budget.bound == "max" and budget.limit:
+            if (value := _known(budget.metric, summary)) is not None:
+                yield used_name(budget.metric), _rounded(Fraction(value) / Fraction(budget.limit) * 100)
+
+
+def _rounded(value: Number) -> float:
+    """Whole numbers in full, others with eight digits that mean something, since pages show every digit there is."""
+    return float(value) if Fraction(value).denominator == 1 else float(f"{float(value):.8g}")

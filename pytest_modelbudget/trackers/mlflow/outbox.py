@@ -1,0 +1,147 @@
+"""The outbox: one folder for each run that is to be sent, written whole or not at all, of plain files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = ".modelbudget"
+"""The project's own folder under the root; it ignores itself in git."""
+
+SCHEMA = 1
+"""Version of an entry's shape."""
+
+MOST_ENTRIES = 50
+MOST_BYTES = 200 * 10**6
+
+_ABANDONED = 3600.0
+"""Seconds after which an unfinished entry is taken for one whose writer died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One MLflow run to write: `key` says which one it is, whenever and however often it is sent.
+
+    `folder`, inside the entry, holds its artifacts, `tables` names those that are tables.
+    """
+
+    key: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    folder: str
+    tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one run of pytest sends: a run of its own, and a point in the history of each model.
+
+    `target` names the place it is meant for, without credentials. Times are in milliseconds of Unix time:
+    `created_ms` of this entry, `point_ms` of the commit.
+    """
+
+    target: str
+    created_ms: int
+    point_ms: int
+    step: int
+    experiment: str
+    job: Run
+    history: tuple[Run, ...] = field(default=())
+
+    @property
+    def history_experiment(self) -> str:
+        """The experiment with one long-lived run for each model."""
+        return f"{self.experiment}/history"
+
+
+class NotReadable(Exception):
+    """An entry of another version, or one that was damaged."""
+
+
+def home(root: Path) -> Path:
+    """The project's own folder, made when it is not there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ".gitignore").exists():
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    return folder
+
+
+def write(outbox: Path, entry: Entry, files: Mapping[str, str]) -> Path:
+    """Write an entry with its artifacts (path in the entry -> text); it appears only when it is whole.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    outbox.mkdir(parents=True, exist_ok=True)
+    name = f"{entry.created_ms:013d}-{entry.job.key[:12]}"
+    draft = outbox / f".{name}"
+    try:
+        for path, text in {**files, "entry.json": json.dumps({"schema": SCHEMA, **asdict(entry)}, indent=1)}.items():
+            (draft / path).parent.mkdir(parents=True, exist_ok=True)
+            (draft / path).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        return draft.rename(outbox / name)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def entries(outbox: Path) -> list[Path]:
+    """The whole entries, newest first."""
+    if not outbox.is_dir():
+        return []
+    return sorted((path for path in outbox.iterdir() if not path.name.startswith(".") and path.is_dir()), reverse=True)
+
+
+def read(path: Path) -> Entry:
+    """An entry as it was written.
+
+    Raises:
+        NotReadable: it is of another version or damaged.
+    """
+    try:
+        data = json.loads((path / "entry.json").read_text(encoding="utf-8"))
+        if data.pop("schema") != SCHEMA:
+            raise NotReadable(f"{path.name} was written by another version of pytest-modelbudget")
+        return Entry(**{**data, "job": _run(data["job"]), "history": tuple(map(_run, data["history"]))})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotReadable(f"{path.name} is damaged ({type(error).__name__})") from error
+
+
+def _run(data: dict[str, Any]) -> Run:
+    return Run(**{**data, "tables": tuple(data["tables"])})
+
+
+def remove(path: Path) -> None:
+    """Remove an entry; at no moment does half an entry look like a whole one."""
+    hidden = path.with_name(f".{path.name}")
+    try:
+        path.rename(hidden)
+    except OSError:
+        hidden = path
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MOST_BYTES) -> list[str]:
+    """Remove the oldest entries over the bounds (the newest always stays) and abandoned drafts; return names removed."""
+    for draft in outbox.glob(".*"):
+        if draft.is_dir() and time.time() - draft.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(draft, ignore_errors=True)
+    dropped, total = [], 0
+    for number, path in enumerate(entries(outbox)):
+        total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if number and (number >= most_entries or total > most_bytes):
+            remove(path)
+            dropped.append(path.name)
+    return dropped

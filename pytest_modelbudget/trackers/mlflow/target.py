@@ -1,0 +1,98 @@
+"""Where results are sent: a tracking server or database, or the embedded local store. Keeps its secrets to itself."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment
+
+from pytest_modelbudget.trackers.mlflow.outbox import FOLDER
+
+_CONNECT = 3.0
+"""Seconds to connect; a server that cannot be reached would block mlflow's client for minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A place to send to; `uri` may hold credentials and is for the sender alone, `shown` never holds any."""
+
+    uri: str = field(repr=False)
+    shown: str
+    local: bool = False
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it has pages to link to."""
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def is_database(self) -> bool:
+        """Whether it is opened directly, for which mlflow-skinny does not suffice."""
+        return re.match(r"(sqlite|postgresql|mysql|mssql)\b", self.uri) is not None
+
+    def scrub(self, text: str) -> str:
+        """`text` without credentials, wherever they came from."""
+        text = text.replace(self.uri, self.shown)
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return re.sub(r"://[^\s/@]+@", "://", text)
+
+
+def resolve(root: Path, cwd: Path, environ: Mapping[str, str]) -> Target:
+    """The target that the environment asks for: `MLFLOW_TRACKING_URI`, else the embedded store in `root`."""
+    written = environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not written:
+        path = root.resolve() / FOLDER / "mlflow.db"
+        return Target(f"sqlite:///{path.as_posix()}", f"{FOLDER}/mlflow.db", local=True)
+    uri = _absolute(written, cwd)
+    userinfo, query = _userinfo(uri), "".join(re.split(r"([?#])", uri, maxsplit=1)[2:])
+    names = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN")
+    password = userinfo.partition(":")[2]
+    secrets = (userinfo, password, unquote(password), query, *(environ.get(name, "") for name in names))
+    shown = re.split("[?#]", uri.replace(f"{userinfo}@", "", 1) if userinfo else uri)[0]
+    longest_first = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
+    return Target(uri, shown, secrets=tuple(longest_first))
+
+
+def _userinfo(uri: str) -> str:
+    """What stands before the `@` of the host; also when a password holds a `/` that was not encoded."""
+    scheme, found, rest = uri.partition("://")
+    if not found or scheme in ("file", "sqlite"):  # a file's path may hold an @
+        return ""
+    host = re.split("[/?#]", rest)[0]
+    odd_port = re.search(r":[^\]]*[^\]0-9][^\]]*$", host) is not None
+    return (rest if odd_port and "@" not in host else host).rpartition("@")[0]
+
+
+def _absolute(uri: str, cwd: Path) -> str:
+    """The sender works in another folder, so a relative path is made absolute."""
+    if match := re.fullmatch(r"sqlite:///(?![/:])(?![A-Za-z]:)(.+)", uri):
+        return f"sqlite:///{(cwd / match[1]).as_posix()}"
+    if match := re.fullmatch(r"file:(?!/)(.+)", uri):
+        return (cwd / match[1]).as_uri()
+    is_path = ":" not in uri and uri not in ("databricks", "databricks-uc", "uc")
+    return (cwd / uri).as_uri() if is_path else uri
+
+
+def unreachable(target: Target) -> str | None:
+    """Why nobody answers at a server's address; None when somebody does, or when it cannot be told."""
+    if not target.is_server:
+        return None
+    try:
+        parts = urlsplit(target.uri)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return f"{target.shown} is not an address"
+    proxies = getproxies_environment()
+    if parts.scheme in proxies and not proxy_bypass_environment(host, proxies):
+        return None
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT).close()
+    except OSError as error:
+        return f"nobody answers at {target.shown} ({error.strerror or error})"
+    return None

@@ -1,0 +1,133 @@
+"""Quantities as people write them, `26M`, `24 MiB`, `4.1 GFLOPs`, `95%`, to exact numbers and back."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from difflib import get_close_matches
+from fractions import Fraction
+from typing import Literal
+
+from pytest_modelbudget.errors import ModelBudgetError
+
+Kind = Literal["count", "bytes", "flops", "share", "ratio"]
+
+_COUNT = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+_BYTES = {"B": 1} | {
+    f"{prefix}{infix}B": base**power
+    for infix, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("kMGTP", start=1)
+}
+_BYTES |= {"KB": 10**3, "KiB": 2**10}
+_FLOPS = {
+    f"{prefix}{name}": 10 ** (3 * power) * factor
+    for name, factor in (("FLOPs", 1), ("FLOP", 1), ("MACs", 2), ("MAC", 2))
+    for power, prefix in enumerate(["", "k", "M", "G", "T", "P", "E", "Z"])
+}
+_SHARE = {"%": Fraction(1, 100)}
+_UNITS: dict[Kind, dict[str, int | Fraction]] = {
+    "count": dict(_COUNT),
+    "bytes": dict(_BYTES),
+    "flops": dict(_FLOPS),
+    "share": dict(_SHARE),
+    "ratio": {"": 1},
+}
+_EXAMPLES: dict[Kind, str] = {
+    "count": "26M, 230k or 25_557_032",
+    "bytes": "24 MiB (2^20 bytes each) or 24 MB (10^6)",
+    "flops": "4.1 GFLOPs or 2 GMACs (a multiply-add is 2 FLOPs)",
+    "share": "95%",
+    "ratio": "0.5 or 12",
+}
+_NUMBER = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
+
+
+def parse(value: object, kind: Kind) -> int | Fraction:
+    """Return the number that `value` stands for: elements, bytes or FLOPs as int, shares and ratios as Fraction.
+
+    Raises:
+        ModelBudgetError: no number, no unit where one is needed, an unknown unit, negative, or not whole.
+
+    >>> parse("24 MiB", "bytes"), parse("2 GMACs", "flops"), parse("95%", "share")
+    (25165824, 4000000000, Fraction(19, 20))
+    """
+    number, unit = _split(value, kind)
+    units = _UNITS[kind]
+    if unit not in units:
+        raise ModelBudgetError(_unit_mistake(value, unit, kind))
+    amount = Fraction(number) * units[unit]
+    if kind in ("share", "ratio"):
+        return amount
+    if amount.denominator != 1:
+        raise ModelBudgetError(f"{value!r} is not a whole number of {_NOUN[kind]}: write e.g. {_EXAMPLES[kind]}")
+    return int(amount)
+
+
+_NOUN: dict[Kind, str] = {"count": "elements", "bytes": "bytes", "flops": "FLOPs", "share": "percent", "ratio": "units"}
+
+
+def _split(value: object, kind: Kind) -> tuple[Decimal, str]:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ModelBudgetError(f"{value!r} is not a quantity: write e.g. {_EXAMPLES[kind]}")
+    text = str(value)
+    if text.strip().startswith("-"):
+        raise ModelBudgetError(f"{text} is negative: a limit is 0 or more, e.g. {_EXAMPLES[kind]}")
+    if not (match := _NUMBER.fullmatch(text)):
+        raise ModelBudgetError(f"{text!r} is not a quantity{_trap(text)}: write e.g. {_EXAMPLES[kind]}")
+    return Decimal(match[1].replace("_", "")), match[2]
+
+
+def _trap(text: str) -> str:
+    if re.fullmatch(r"[0-9.]+[eE][+-]?[0-9]+", text):
+        return " (YAML reads exponents as text, so they are not accepted)"
+    if re.fullmatch(r"[0-9]+(:[0-9]+)+", text):
+        return " (YAML reads a:b as a number of base 60)"
+    if text.lower() in ("on", "off", "yes", "no"):
+        return " (YAML reads it as true or false)"
+    return ""
+
+
+def _unit_mistake(value: object, unit: str, kind: Kind) -> str:
+    if not unit:
+        return f"{value!r} needs a unit: write e.g. {_EXAMPLES[kind]}"
+    near = get_close_matches(unit, _UNITS[kind], n=1, cutoff=0.5)
+    hint = f", did you mean {near[0]!r}" if near and near[0] else ""
+    return f"{value!r} has the unit {unit!r}, which does not count {_NOUN[kind]}{hint}: write e.g. {_EXAMPLES[kind]}"
+
+
+def count(value: int) -> str:
+    """`225610` as `225,610`."""
+    return f"{value:,}"
+
+
+def short(value: int) -> str:
+    """Four significant digits and a suffix: `25_557_032` as `25.56M`; below 10,000 exact."""
+    return f"{value:,}" if value < 10_000 else _scaled(value, 1000, ("", "k", "M", "B", "T"))
+
+
+def size(value: int) -> str:
+    """Bytes in binary units: `1_048_576` as `1.000 MiB`; below 1 KiB exact, as `24 B`."""
+    return f"{value} B" if value < 1024 else f"{_scaled(value, 1024, (' ', ' Ki', ' Mi', ' Gi', ' Ti', ' Pi'))}B"
+
+
+def flops(value: int) -> str:
+    """FLOPs in decimal units: `8_178_000_000` as `8.178 GFLOPs`."""
+    return (
+        f"{_scaled(value, 1000, (' ', ' k', ' M', ' G', ' T', ' P', ' E', ' Z'))}FLOPs"
+        if value >= 1000
+        else f"{value} FLOPs"
+    )
+
+
+def _scaled(value: int, base: int, suffixes: tuple[str, ...]) -> str:
+    """`value` with four significant digits in the largest unit that leaves something before the point."""
+    power = 0
+    while power < len(suffixes) - 1 and value >= base ** (power + 1):
+        power += 1
+    scaled = value / base**power
+    return f"{scaled:.{max(0, 4 - len(str(int(scaled))))}f}{suffixes[power]}"
+
+
+def percent(value: Fraction | float) -> str:
+    """A share with one decimal: `Fraction(1, 3)` as `33.3%`."""
+    return f"{float(value):.1%}"

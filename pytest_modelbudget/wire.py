@@ -1,0 +1,120 @@
+"""Results as JSON data and back: what travels from a worker to the controller, and into reports and trackers."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from pytest_modelbudget.budget import Budget, Number, Violation
+from pytest_modelbudget.check import Result, Snapshot, State, Stored
+from pytest_modelbudget.diff import Change
+from pytest_modelbudget.errors import Place
+from pytest_modelbudget.summary import Summary
+
+SCHEMA = 1
+"""Version of the shape of `result_dict`."""
+
+
+def pack(result: Result) -> bytes:
+    """One compressed value; layer tables are so repetitive that this is 20 to 50 times smaller than the JSON."""
+    return zlib.compress(json.dumps(result_dict(result)).encode())
+
+
+def unpack(data: bytes) -> Result:
+    """Read back what `pack` gave."""
+    return result_from(json.loads(zlib.decompress(data)))
+
+
+def result_dict(result: Result) -> dict[str, Any]:
+    """One model's outcome as plain JSON data."""
+    return {
+        "id": result.id,
+        "nodeid": result.nodeid,
+        "state": result.state.value,
+        "place": _place_dict(result.place),
+        "tags": list(result.tags),
+        "error": result.error,
+        "seconds": round(result.seconds, 4),
+        "accepted": result.accepted,
+        "violations": [
+            {
+                "budget": _budget_dict(one.budget),
+                "actual": _number_text(one.actual),
+                "severity": one.severity,
+                "layer": one.layer,
+                "reason": one.reason,
+                "text": str(one),
+            }
+            for one in result.violations
+        ],
+        "changes": [
+            {"kind": one.kind, "path": one.path, "before": one.before, "after": one.after, "delta": one.delta}
+            for one in result.changes
+        ],
+        "snapshot": {
+            "stored": result.snapshot.stored.value,
+            "path": result.snapshot.path,
+            "text": result.snapshot.text,
+            "problem": result.snapshot.problem,
+            "note": result.snapshot.note,
+        },
+        "files": list(result.files),
+        "limits": [_budget_dict(one) for one in result.limits],
+        "summary": None if result.summary is None else result.summary.to_dict(),
+    }
+
+
+def result_from(data: Mapping[str, Any]) -> Result:
+    """Read back what `result_dict` gave; the committed summary (`snapshot.before`) stays behind, its changes travel."""
+    return Result(
+        id=data["id"],
+        nodeid=data["nodeid"],
+        state=State(data["state"]),
+        place=_place(data["place"]),
+        tags=tuple(data["tags"]),
+        error=data["error"],
+        seconds=data["seconds"],
+        accepted=data["accepted"],
+        violations=tuple(
+            Violation(_budget(one["budget"]), _number(one["actual"]), one["severity"], one["layer"], one["reason"])
+            for one in data["violations"]
+        ),
+        changes=tuple(Change(**one) for one in data["changes"]),
+        snapshot=Snapshot(**{**data["snapshot"], "stored": Stored(data["snapshot"]["stored"])}),
+        files=tuple(data["files"]),
+        limits=tuple(map(_budget, data["limits"])),
+        summary=None if data["summary"] is None else Summary.from_dict(data["summary"]),
+    )
+
+
+def _number_text(value: Number | None) -> str | int | None:
+    return str(value) if isinstance(value, Fraction) else value
+
+
+def _number(value: str | int | None) -> Number | None:
+    return Fraction(value) if isinstance(value, str) else value
+
+
+def _budget_dict(budget: Budget) -> dict[str, Any]:
+    return {
+        "metric": budget.metric,
+        "bound": budget.bound,
+        "limit": _number_text(budget.limit),
+        "layer": budget.layer,
+        "place": _place_dict(budget.place),
+    }
+
+
+def _budget(data: Mapping[str, Any]) -> Budget:
+    return Budget(data["metric"], data["bound"], _number(data["limit"]), data["layer"], _place(data["place"]))
+
+
+def _place_dict(place: Place | None) -> dict[str, Any] | None:
+    return None if place is None else {"file": place.file, "line": place.line}
+
+
+def _place(data: Mapping[str, Any] | None) -> Place | None:
+    return None if data is None else Place(data["file"], data["line"])

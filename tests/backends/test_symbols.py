@@ -1,0 +1,80 @@
+"""Names of output dimensions, inferred from a few runs at different sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from pytest_modelbudget.backends.symbols import explain, vary, vary_again
+
+SIZES = [{"B": 2, "T": 10}, {"B": 9, "T": 21}, {"B": 32, "T": 53}]
+
+
+@pytest.mark.parametrize(
+    ("dim", "name"),
+    [
+        pytest.param(lambda b, t: b, "B", id="the symbol itself"),
+        pytest.param(lambda b, t: 2 * b, "2*B", id="a multiple"),
+        pytest.param(lambda b, t: t + 1, "T+1", id="one more"),
+        pytest.param(lambda b, t: t - 4, "T-4", id="fewer, after a valid convolution"),
+        pytest.param(lambda b, t: 2 * t + 2, "2*T+2", id="linear, after a transposed convolution"),
+        pytest.param(lambda b, t: b * t, "B*T", id="a product"),
+        pytest.param(lambda b, t: 3 * b * t, "3*B*T", id="a multiple of a product"),
+        pytest.param(lambda b, t: b + t, "B+T", id="a sum"),
+        pytest.param(lambda b, t: b + t + 1, "B+T+1", id="a sum and one more"),
+        pytest.param(lambda b, t: 64, 64, id="a constant"),
+        pytest.param(lambda b, t: t // 2, 5, id="half, not recognised"),
+        pytest.param(lambda b, t: t * t, 100, id="a square, not recognised"),
+        pytest.param(lambda b, t: (t + 1) // 2, 5, id="a strided convolution, not recognised"),
+    ],
+)
+def test_dimension_gets_the_name_of_its_formula(dim: Callable[[int, int], int], name: str | int) -> None:
+    """Three runs tell every recognised formula from any other; what is not recognised keeps its number."""
+    assert explain(SIZES, [dim(run["B"], run["T"]) for run in SIZES]) == (name, True)
+
+
+def test_two_points_do_not_make_a_line() -> None:
+    """`2*T+2` after only two runs may be anything: the number is kept, and one more run asked for."""
+    assert explain(SIZES[:2], [22, 44]) == (22, False)
+
+
+def test_two_explanations_ask_for_another_run() -> None:
+    """When B and T moved by the same factor, 12 -> 24 is both 6*B and 4*T."""
+    sizes = [{"B": 2, "T": 3}, {"B": 4, "T": 6}]
+    assert explain(sizes, [12, 24]) == (12, False)
+
+
+def test_a_symbol_that_did_not_move_names_nothing() -> None:
+    """B stayed 2: a dimension of 2 is not called B."""
+    assert explain([{"B": 2, "T": 3}, {"B": 2, "T": 6}], [2, 2]) == (2, True)
+
+
+def test_vary_moves_all_symbols_at_once() -> None:
+    """A model that takes any size is run once more, with every symbol at another size."""
+    ((sizes, seen),) = vary({"B": 1, "T": 8}, lambda sizes: dict(sizes))
+    assert sizes == seen
+    assert sizes["B"] != 1 and sizes["T"] != 8 and sizes["B"] - 1 != sizes["T"] - 8
+
+
+def test_vary_finds_a_size_that_a_picky_model_takes() -> None:
+    """With at most 8 positions T can only become smaller; B still moves."""
+
+    def run(sizes: Mapping[str, int]) -> str | None:
+        return None if sizes["T"] > 8 else "ran"
+
+    found = vary({"B": 1, "T": 8}, run)
+    assert [sizes for sizes, _ in found if sizes["T"] < 8]
+    assert [sizes for sizes, _ in found if sizes["B"] > 1]
+
+
+def test_vary_gives_up_on_a_model_that_takes_one_size() -> None:
+    """Nothing is returned, so that every dimension keeps its number."""
+    assert vary({"T": 8}, lambda sizes: None) == []
+
+
+def test_vary_again_uses_new_sizes() -> None:
+    """The deciding run is at sizes unlike the first ones."""
+    ((first, _),) = vary({"B": 2}, lambda sizes: True)
+    ((second, _),) = vary_again({"B": 2}, first, lambda sizes: True)
+    assert len({2, first["B"], second["B"]}) == 3

@@ -1,0 +1,36 @@
+"""Counting a torch model as the plugin does: built inside `abstract()`, or handed over alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from pytest_modelbudget.backends import torch as backend
+from pytest_modelbudget.inputs import parse
+from pytest_modelbudget.summary import Summary
+
+
+def _built(build: Callable[[], Any], inputs: object, **sizes: int) -> Summary:
+    with backend.abstract():
+        model = build()
+    return backend.summarize(model, name="model", inputs=parse(inputs), sizes=sizes, built_here=True)  # type: ignore[arg-type]
+
+
+def _live(model: Any, inputs: object, **sizes: int) -> Summary:
+    return backend.summarize(model, name="model", inputs=parse(inputs), sizes=sizes, built_here=False)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def count() -> Callable[..., Summary]:
+    """`count(build, inputs, B=2)`: the summary of a model built without memory."""
+    return _built
+
+
+@pytest.fixture(scope="session")
+def count_live() -> Callable[..., Summary]:
+    """`count_live(model, inputs, B=2)`: the summary of a model that belongs to the user."""
+    return _live

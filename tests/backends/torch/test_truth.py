@@ -1,0 +1,99 @@
+"""Published numbers: printed summaries of other tools, and torchvision's parameter counts and GMACs."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_modelbudget.summary import Layer, Summary
+
+DATA = Path(__file__).parents[2] / "data"
+CASES = [json.loads(path.read_text()) for path in sorted((DATA / "summaries").glob("torch_*.json"))]
+FAST = {"alexnet", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v3_small", "regnet_y_400mf", "resnet50", "swin_t"}
+
+
+def _zoo() -> list[Any]:
+    with (DATA / "torchvision_params.csv").open() as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    return [
+        pytest.param(row, id=f"{row['builder']}-{row['weights']}", marks=() if _fast(row) else pytest.mark.slow)
+        for row in rows
+    ]
+
+
+def _fast(row: dict[str, str]) -> bool:
+    return row["builder"] in FAST and row["weights"].endswith("_V1")
+
+
+def _builder(name: str) -> Callable[[], Any]:
+    spec = importlib.util.spec_from_file_location("builders_torch", DATA / "summaries" / "builders_torch.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
+def test_printed_summary(case: dict[str, Any], count: Callable[..., Summary]) -> None:
+    """Totals, FLOPs, and for each called layer its output shapes and own params are those of the printed table."""
+    pytest.importorskip("torchvision")
+    truth, build = case["verified"], _builder(case["builder"])
+    summary = count(lambda: build()[0], [_spec(tensor) for tensor in build()[1]])
+    assert summary.params == truth["total"]
+    assert summary.trainable_params == truth["trainable"]
+    assert summary.non_trainable_params == truth["non_trainable"]
+    assert summary.buffers == truth["buffers"]
+    assert sum(weight.bytes for row in summary.layers for weight in row.own if weight.role == "param") == truth["param_bytes"]
+    assert summary.flops.value == 2 * truth["macs"]
+    assert summary.flops.uncounted == ()
+    called = [row for row in summary.leaves if row.calls]
+    if isinstance(truth["leaf_calls"], int):
+        assert sum(row.calls or 0 for row in called) == truth["leaf_calls"]
+        return
+    assert {row.path: _first_shapes(row) for row in called} == _shapes(truth["leaf_calls"])
+    assert {row.path: row.params for row in called} == {one["module"]: one["own_params"] for one in truth["leaf_calls"]}
+
+
+def _spec(tensor: Any) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _first_shapes(row: Layer) -> list[list[Any]]:
+    return [list(call[0].shape) for call in row.outputs]
+
+
+def _shapes(calls: list[dict[str, Any]]) -> dict[str, list[list[int]]]:
+    found: dict[str, list[list[int]]] = {}
+    for one in calls:
+        shapes = found.setdefault(one["module"], [])
+        if one["output_shape"] not in shapes:
+            shapes.append(one["output_shape"])
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("row", _zoo())
+def test_torchvision(row: dict[str, str], count: Callable[..., Summary]) -> None:
+    """Params are exact, GMACs as published to four digits, the batch is symbolic, and nothing is left uncounted."""
+    models = pytest.importorskip("torchvision.models")
+
+    def build() -> Any:
+        return models.get_model(row["builder"], weights=None, **json.loads(row["kwargs"]))
+
+    if row["kind"] == "detection":
+        assert count(build, {"args": [["float32[3, 320, 320]"]]}).params == int(row["params"])
+        return
+    shape = ", ".join(["B", *row["input"].split("x")[1:]])
+    summary = count(build, f"float32[{shape}]", B=1)
+    assert summary.params == int(row["params"])
+    assert summary.flops.value is not None
+    assert summary.flops.value / 2e9 == pytest.approx(float(row["gmacs"]), abs=6e-5)
+    assert summary.flops.uncounted == ()
+    assert summary.notes == ()
+    assert {spec.shape[0] for spec in summary.outputs} == {"B"}
