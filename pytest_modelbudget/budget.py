@@ -123,7 +123,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A budget that does not hold: `actual` (None: cannot be told) against its limit, for one layer when `layer` is set.
+    """A budget that does not hold: `actual` (None: cannot be told) against its limit; of one layer when `layer` is set.
 
     `severity` is `warn` in the warn zone below a max and `fail` everywhere else.
     """
@@ -257,8 +257,7 @@ def violations(summary: Summary, budgets: Iterable[Budget]) -> tuple[Violation, 
 
 def _judge(summary: Summary, budget: Budget, maximum: Budget | None) -> Iterator[Violation]:
     if budget.bound == "warn" and maximum is None:
-        yield Violation(budget, None, reason="a warn share needs a max to be a share of")
-        return
+        return  # inherited by a model without a max of this metric: there is nothing to come near to
     if budget.layer is None:
         yield from _judge_value(budget, maximum, METRICS[budget.metric].get(summary), summary, None)
         return

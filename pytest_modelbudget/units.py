@@ -39,7 +39,7 @@ _EXAMPLES: dict[Kind, str] = {
     "share": "95%",
     "ratio": "0.5 or 12",
 }
-_NUMBER = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
+_NUMBER = re.compile(r"\s*((?:0|[1-9][0-9_]*)(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 
 
 def parse(value: object, kind: Kind) -> int | Fraction:
@@ -71,7 +71,7 @@ def _split(value: object, kind: Kind) -> tuple[Decimal, str]:
         raise ModelBudgetError(f"{value!r} is not a quantity: write e.g. {_EXAMPLES[kind]}")
     text = str(value)
     if text.strip().startswith("-"):
-        raise ModelBudgetError(f"{text} is negative: a limit is 0 or more, e.g. {_EXAMPLES[kind]}")
+        raise ModelBudgetError(f"{text} is negative, and a limit is 0 or more: write e.g. {_EXAMPLES[kind]}")
     if not (match := _NUMBER.fullmatch(text)):
         raise ModelBudgetError(f"{text!r} is not a quantity{_trap(text)}: write e.g. {_EXAMPLES[kind]}")
     return Decimal(match[1].replace("_", "")), match[2]
@@ -80,6 +80,8 @@ def _split(value: object, kind: Kind) -> tuple[Decimal, str]:
 def _trap(text: str) -> str:
     if re.fullmatch(r"[0-9.]+[eE][+-]?[0-9]+", text):
         return " (YAML reads exponents as text, so they are not accepted)"
+    if re.fullmatch(r"0[0-9]+", text):
+        return " (YAML reads a leading zero as base 8)"
     if re.fullmatch(r"[0-9]+(:[0-9]+)+", text):
         return " (YAML reads a:b as a number of base 60)"
     if text.lower() in ("on", "off", "yes", "no"):
@@ -90,8 +92,9 @@ def _trap(text: str) -> str:
 def _unit_mistake(value: object, unit: str, kind: Kind) -> str:
     if not unit:
         return f"{value!r} needs a unit: write e.g. {_EXAMPLES[kind]}"
-    near = get_close_matches(unit, _UNITS[kind], n=1, cutoff=0.5)
-    hint = f", did you mean {near[0]!r}" if near and near[0] else ""
+    names = {name.lower(): name for name in _UNITS[kind] if name}
+    near = get_close_matches(unit.lower(), names, n=1, cutoff=0.7)
+    hint = f", did you mean {names[near[0]]!r}" if near else ""
     return f"{value!r} has the unit {unit!r}, which does not count {_NOUN[kind]}{hint}: write e.g. {_EXAMPLES[kind]}"
 
 

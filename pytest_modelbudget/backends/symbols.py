@@ -110,7 +110,9 @@ def vary(sizes: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]
     return found
 
 
-def _alone(name: str, sizes: Sizes, run: Callable[[Sizes], T | None], steps: Sequence[int] = ()) -> list[tuple[Sizes, T]]:
+def _alone(
+    name: str, sizes: Sizes, run: Callable[[Sizes], T | None], steps: Sequence[int] = ()
+) -> list[tuple[Sizes, T]]:
     size = sizes[name]
     tries = [size + step for step in steps[:1]] + ([2 * size] if steps else [])
     tries += [size - 1, size // 2, size + 1, 3 * size]
@@ -130,4 +132,7 @@ def vary_again(sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None]) -> 
 
 
 def _stepped(sizes: Sizes, steps: Sequence[int]) -> dict[str, int]:
-    return {name: size + steps[index % len(steps)] * (1 + index // len(steps)) for index, (name, size) in enumerate(sizes.items())}
+    return {
+        name: size + steps[index % len(steps)] * (1 + index // len(steps))
+        for index, (name, size) in enumerate(sizes.items())
+    }

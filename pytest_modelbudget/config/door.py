@@ -31,6 +31,7 @@ def model(
     """
 
     def register(build: Callable[[], object]) -> ModelEntry:
+        __tracebackhide__ = True  # the mistake is at the line of the decorator
         code = getattr(build, "__code__", None)
         place = Place(code.co_filename, code.co_firstlineno) if code else None
         try:
@@ -48,6 +49,6 @@ def model(
                 place=place,
             )
         except ModelBudgetError as mistake:
-            raise ModelBudgetError(f"{place or build!r}: {mistake}") from None
+            raise ModelBudgetError(f"{place or repr(build)}: {mistake}") from None
 
     return register

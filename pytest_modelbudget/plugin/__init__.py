@@ -54,8 +54,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def enabled(config: pytest.Config) -> bool:
     """Whether models are collected in this run."""
+    return asked_for(config) or bool(config.getini("model_budget"))
+
+
+def asked_for(config: pytest.Config) -> bool:
+    """Whether this run was started for its models, rather than by a project's ini file."""
     flags = ("model_budget", "model_budget_update", "model_budget_prune")
-    return any(config.getoption(flag) for flag in flags) or bool(config.getini("model_budget"))
+    return any(config.getoption(flag) for flag in flags)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:

@@ -14,6 +14,7 @@ from pytest_modelbudget import snapshot
 from pytest_modelbudget.check import ModelEntry, duplicates
 from pytest_modelbudget.config import MANIFEST_NAMES, Loaded, holds_manifest, load
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.plugin import asked_for
 from pytest_modelbudget.plugin.items import (
     BadConfigItem,
     BudgetItem,
@@ -74,7 +75,7 @@ class Collector:
         on_worker = hasattr(config, "workeroutput")
         if on_worker:
             config.workeroutput["modelbudget_models"] = self.models  # type: ignore[attr-defined]
-        elif not self.models and not session.testsfailed and not config.getoption("collectonly"):
+        elif not self.models and not session.testsfailed and wants_models(config):
             raise pytest.UsageError(NO_MODEL)
 
     @pytest.hookimpl(wrapper=True)
@@ -89,6 +90,13 @@ class Collector:
     ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
         """`OVER BUDGET` and the like in place of `FAILED`."""
         return status(report) if isinstance(report, pytest.TestReport) else None
+
+
+def wants_models(config: pytest.Config) -> bool:
+    """Whether a run without any model is a mistake: not when an ini file has the option on and the user named paths."""
+    if config.getoption("collectonly"):
+        return False
+    return asked_for(config) or config.args_source is not config.ArgsSource.ARGS
 
 
 def _chosen_manifest(config: pytest.Config) -> Path | None:
@@ -191,7 +199,7 @@ class ManifestFile(pytest.File):
             except ModelBudgetError as error:
                 broken.append((place, str(error).removeprefix(f"{place}: ")))
                 continue
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 broken.append((place, f"the source {reference} failed:\n{user_traceback(error)}"))
                 continue
             for entry in sorted(more, key=lambda entry: entry.id):

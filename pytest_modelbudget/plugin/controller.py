@@ -12,7 +12,7 @@ import pytest
 from pytest_modelbudget import snapshot, wire
 from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.plugin.collect import NO_MODEL
+from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.reports import REPORTS, render, table, terminal
 
 
@@ -46,7 +46,7 @@ class Controller:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what is to be written; a file that cannot be written fails the run."""
-        if self.worker_models and not any(self.worker_models):
+        if self.worker_models and not any(self.worker_models) and wants_models(self.config):
             self.problems.append(NO_MODEL)
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
             return

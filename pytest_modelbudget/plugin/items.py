@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,13 @@ RESULTS = pytest.StashKey[list[Result]]()
 """The results an item came to; the controller gets them from its report."""
 
 _MOST_OUTPUT = 20_000
+_NOISE = re.compile(
+    r"^(?:WARNING: All log messages before absl::Init.*|[IWEF]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\] .*"
+    r"|\d{4}-\d\d-\d\d [\d:.]+: [IWE] \S+\.cc:\d+\] .*|To enable the following instructions: .*)\n?",
+    re.MULTILINE,
+)
+"""What TensorFlow writes when it is imported; it says nothing of the model."""
+
 _LETTERS = {
     State.CHANGED: "C",
     State.NO_SNAPSHOT: "N",
@@ -164,11 +172,13 @@ def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo
     vars(report)["modelbudget"] = [wire.pack(result) for result in results]
     if call.excinfo is not None and isinstance(call.excinfo.value, ModelCheckFailed):
         vars(report)["modelbudget_state"] = call.excinfo.value.result.state.value
-    if isinstance(item, BudgetItem):  # a builder may print megabytes
-        report.sections = [(name, _cut(content)) for name, content in report.sections]
+    if isinstance(item, BudgetItem):
+        shown = ((name, _cut(_NOISE.sub("", content))) for name, content in report.sections)
+        report.sections = [(name, content) for name, content in shown if content.strip()]
 
 
 def _cut(content: str) -> str:
+    """A builder may print megabytes."""
     if len(content) <= _MOST_OUTPUT:
         return content
     half = _MOST_OUTPUT // 2

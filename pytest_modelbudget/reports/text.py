@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,15 +15,18 @@ from pytest_modelbudget.summary import Layer, Summary
 UNKNOWN = "?"
 _LONGEST = 400
 _ORDER = tuple(State)
+_COMMAND = re.compile(r"::(?=.*::)|##(?=(?:vso)?\[)")
+"""What starts a command when a CI service meets it in a log: `::error::`, `##[error]`, `##vso[...]`."""
 
 
 def harmless(text: str, *, longest: int = _LONGEST) -> str:
-    """`text` on one line, without control and direction characters, cut when it is very long.
+    """`text` on one line, without control and direction characters or commands to a CI service, cut when very long.
 
     >>> harmless("a\\x1b[2Jb\\nc")
     'a\\\\x1b[2Jb\\\\nc'
     """
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    shown = _COMMAND.sub(lambda match: f"{match[0][0]}\\x{ord(match[0][1]):02x}", shown)
     return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
 
 

@@ -64,7 +64,7 @@ def _list(name: str, values: Iterable[str]) -> Iterator[str]:
 def _flops(flops: Flops) -> dict[str, Any]:
     fields: dict[str, Any] = {"rules": flops.rules, "value": flops.value}
     if flops.uncounted:
-        fields["uncounted"] = dict(flops.uncounted)
+        fields["uncounted"] = [f"{name} x{calls}" for name, calls in flops.uncounted]
     return fields
 
 
@@ -201,8 +201,13 @@ def _summary(data: dict[str, Any]) -> Summary:
         layers=tuple(map(_layer, unfold(tuple(map(_item, data["layers"]))))),
         inputs=tuple(map(_input, data["inputs"])),
         outputs=tuple(map(TensorSpec.parse, data["outputs"])),
-        flops=Flops(flops["value"], tuple((flops.get("uncounted") or {}).items()), flops["rules"]),
+        flops=Flops(flops["value"], tuple(map(_uncounted, flops.get("uncounted", ()))), flops["rules"]),
     )
+
+
+def _uncounted(text: str) -> tuple[str, int]:
+    name, _, calls = text.rpartition(" x")
+    return name, int(calls)
 
 
 def _item(data: dict[str, Any]) -> Item:

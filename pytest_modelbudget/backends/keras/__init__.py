@@ -1,11 +1,13 @@
 """Keras 3 behind the `Backend` protocol, whatever backend Keras itself runs on.
 
 `build` makes models without memory for weights, `trace` runs one symbolic call, `walk` turns layers into rows,
-`weights` names and ties variables, `ports` fits inputs, `rules` and `flops` count; `private` holds what Keras keeps to itself.
+`shapes` names dimensions, `weights` names and ties variables, `ports` fits inputs, `rules` and `flops` count;
+`private` holds what Keras keeps to itself.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +17,7 @@ import keras
 
 from pytest_modelbudget.backends.keras import flops, ports, private, rules, shapes, walk
 from pytest_modelbudget.backends.keras.build import abstract, counting
-from pytest_modelbudget.backends.keras.trace import Trace, trace
+from pytest_modelbudget.backends.keras.trace import Trace, build, trace
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
@@ -123,13 +125,13 @@ class _Counted:
         """
         args, kwargs = arguments.symbolic(self.sizes)
         try:
-            self.model(*args, **kwargs)
+            build(self.model, args, kwargs)
         except Exception as error:
             raise self._misfit(arguments, error) from error
 
     def _misfit(self, arguments: ports.Arguments, error: Exception) -> ModelBudgetError:
         listed = ", ".join(map(str, arguments.ports))
-        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {error}")
+        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_said(error)}")
 
     def _refuse_unbuilt(self, *, live: bool = False) -> None:
         paths = walk.unbuilt(self.model, rules.weightless)
@@ -157,6 +159,13 @@ class _Counted:
             return trace(self.model, args, kwargs)
         except Exception:
             return Trace()
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without Keras' colours and its list of all arguments."""
+    text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).partition("\n\nArguments received by")[0]
+    return plain.rpartition("Error encountered:\n\n")[2].strip() or type(error).__name__
 
 
 def _has_graph(layer: Any) -> bool:

@@ -29,6 +29,7 @@ def abstract() -> Iterator[None]:
             stack.enter_context(_patched(optimizer, "_var_key", lambda _: lambda self, variable: id(variable)))
         if (layer := private.torch_layer()) is not None:
             stack.enter_context(_patched(layer, "_track_variables", lambda _: lambda self: None))
+        stack.enter_context(_patched(keras.layers.Layer, "__call__", _called_with_numbers))
         yield
 
 
@@ -86,6 +87,54 @@ def _variable_init(init: Callable[..., None], scope: object) -> Callable[..., No
         init(self, initializer, shape, dtype, *args, **kwargs)
 
     return __init__
+
+
+def _called_with_numbers(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A model without values that is called on numbers, as builders do to build it, is called on symbols instead.
+
+    The numbers could only come from weights drawn anew for each layer; zeros of the right shapes take their place.
+    """
+    depth = 0
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal depth
+        outermost = depth == 0 and isinstance(self, keras.Model) and not private.in_symbolic_scope()
+        depth += 1
+        try:
+            if outermost and _has_numbers((args, kwargs)) and _lacks_values(self):
+                try:
+                    return keras.tree.map_structure(_zeros, call(self, *_specs(args), **_specs(kwargs)))
+                except Exception:  # not every call takes symbols; this one then runs on numbers
+                    return call(self, *args, **kwargs)
+            return call(self, *args, **kwargs)
+        finally:
+            depth -= 1
+
+    return __call__
+
+
+def _has_numbers(values: Any) -> bool:
+    flat = keras.tree.flatten(values)
+    tensors = [one for one in flat if hasattr(one, "shape")]
+    return bool(tensors) and not any(isinstance(one, keras.KerasTensor) for one in tensors)
+
+
+def _lacks_values(model: Any) -> bool:
+    return not model.built or bool(model.weights)
+
+
+def _specs(values: Any) -> Any:
+    return keras.tree.map_structure(_spec, values)
+
+
+def _spec(value: Any) -> Any:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return value
+    return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
+
+
+def _zeros(value: Any) -> Any:
+    return keras.ops.zeros(value.shape, value.dtype) if isinstance(value, keras.KerasTensor) else value
 
 
 def _giver(value: Any) -> Callable[..., Any]:

@@ -60,6 +60,7 @@ def declared(model: Any, inputs: Inputs, name: str) -> Arguments:
 
     Several tensors, or named ones, are handed over as one list or mapping to a `call` that takes one argument.
     """
+
     def build(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = inputs.build(make)
         signature = inspect.signature(model.call)
@@ -125,7 +126,7 @@ def _matched(own: list[Input], inputs: Inputs, name: str) -> list[Input]:
 
 def _fits(shape: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> bool:
     return len(shape) == len(wanted) and all(
-        dim is None or dim == other or dim == BATCH for dim, other in zip(shape, wanted, strict=True)
+        dim is None or dim in (other, BATCH) for dim, other in zip(shape, wanted, strict=True)
     )
 
 

@@ -46,7 +46,7 @@ def global_state_kept() -> Iterator[None]:
             vars(tracker).update(saved[name])
 
 
-def _copy(value: object) -> object:
+def _copy(value: Any) -> Any:
     """Stacks and registries change in place, so the inside works on copies of them."""
     return value.copy() if type(value) in (list, dict, defaultdict) else value
 
@@ -66,6 +66,11 @@ def in_stateless_scope() -> bool:
     return global_state.get_global_attribute(_SCOPE) is not None
 
 
+def in_symbolic_scope() -> bool:
+    """Whether the backend is inferring shapes, so that its tensors hold no numbers."""
+    return global_state.get_global_attribute("symbolic_scope") is not None
+
+
 def enter_stateless_scope(scope: object) -> None:
     """Return to `scope` after something ended it."""
     global_state.set_global_attribute(_SCOPE, scope)
@@ -77,8 +82,7 @@ def random_state_kept() -> Iterator[None]:
     restore = [_restorer(random.setstate, random.getstate()), _restorer(np.random.set_state, np.random.get_state())]
     restore.extend(_tensorflow_random())
     if keras.backend.backend() == "torch":
-        import torch
-
+        torch = sys.modules["torch"]
         restore.append(_restorer(torch.set_rng_state, torch.get_rng_state()))
     try:
         yield
@@ -112,17 +116,30 @@ def _tensorflow_random() -> Iterator[Callable[[], object]]:
 
 def variable_class() -> type:
     """The class that defines how every Keras variable is made, whatever the backend."""
-    return next(cls for cls in keras.Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls))
+    owner: type = next(
+        cls for cls in keras.Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls)
+    )
+    return owner
 
 
 def optimizer_keys() -> type | None:
     """TensorFlow's optimizers ask each variable for its value's id; the class that does so, None elsewhere."""
-    owner = next(cls for cls in keras.optimizers.Optimizer.__mro__ if "_var_key" in vars(cls))
+    owner: type = next(cls for cls in keras.optimizers.Optimizer.__mro__ if "_var_key" in vars(cls))
     return owner if owner.__module__.startswith("keras.src.backend.") else None
 
 
+def packed(layer: Any, variable: Any) -> tuple[int, ...] | None:
+    """The shape that a variable of packed 4-bit numbers stands for; None for any other variable."""
+    if getattr(layer, "quantization_mode", None) != "int4":
+        return None
+    for stored, unpacked in (("_kernel", "kernel"), ("_embeddings", "embeddings")):
+        if getattr(layer, stored, None) is variable:
+            return tuple(infer(lambda name=unpacked: getattr(layer, name)).shape)
+    return None
+
+
 def torch_layer() -> type | None:
-    """On torch, each layer registers the values of its variables as parameters; the class that does so, None elsewhere."""
+    """On torch, layers register their variables' values as parameters; the class that does so, None elsewhere."""
     return next((cls for cls in keras.layers.Layer.__mro__ if "_track_variables" in vars(cls)), None)
 
 
@@ -146,7 +163,9 @@ def graph_of(model: Any) -> Any:
 
 def nodes_of(graph: Any, operation: Any) -> list[Any]:
     """The calls of `operation` that belong to `graph`: a shared layer also carries those of other models."""
-    return [node for index, node in enumerate(operation._inbound_nodes) if f"{id(operation)}_ib-{index}" in graph._nodes]
+    return [
+        node for index, node in enumerate(operation._inbound_nodes) if f"{id(operation)}_ib-{index}" in graph._nodes
+    ]
 
 
 def input_structure(graph: Any) -> Any:
@@ -176,6 +195,26 @@ def calls_forgotten() -> Iterator[Callable[[Any], None]]:
         for operation, inbound, outbound in before.values():
             del operation._inbound_nodes[inbound:]
             del operation._outbound_nodes[outbound:]
+
+
+@contextmanager
+def built_by_calling() -> Iterator[None]:
+    """Let a layer without a `build` of its own build what is in it as its call gets there.
+
+    Keras calls such a layer once more to build it, at each level of nesting: that doubles the work with each.
+    """
+    owner = keras.layers.Layer
+    original = owner._maybe_build
+
+    def maybe_build(layer: Any, call_spec: Any) -> None:
+        if overrides_build(layer):
+            original(layer, call_spec)
+
+    owner._maybe_build = maybe_build
+    try:
+        yield
+    finally:
+        owner._maybe_build = original
 
 
 def overrides_build(layer: Any) -> bool:

@@ -1,16 +1,18 @@
 """FLOPs of one Keras operation, from the shapes of its operands; a multiply-add counts 2.
 
 The same products are counted whatever layer asks for them: layers are looked into until only operations are left.
-Operations in `ZERO` cost nothing by rule (elementwise work, reductions, normalisation, pooling, look-ups, views, copies);
-an operation in neither table has no formula, and makes the total a lower bound.
+Operations in `ZERO` cost nothing by rule (elementwise work, reductions, normalisation, pooling, look-ups, views,
+copies); an operation in neither table has no formula, and makes the total a lower bound.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from math import log2, prod
+from math import ceil, log2, prod
 from typing import Any
+
+from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
 
 Shape = tuple[int, ...]
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
@@ -110,18 +112,39 @@ def _attention(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
     return 2 * batch * heads * queries * keys * (width + values)
 
 
-def _fft(length: int, transforms: int) -> int:
-    """`5 n log2 n` for each complex transform of length n."""
-    return round(5 * length * log2(length)) * transforms if length > 1 else 0
+def _cdist(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
+    """Distances of each pair of rows: one multiply-add for each coordinate."""
+    return 2 * prod(operands[0]) * operands[1][-2]
+
+
+def _fft(points: int, transforms: int, share: float) -> int:
+    """`share * N log2 N` for each transform of N points: 5 for complex ones, half of it for real ones."""
+    return ceil(share * transforms * points * log2(points)) if points > 1 else 0
 
 
 def _fft1(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
-    return _fft(operands[0][-1], prod(operands[0][:-1]))
+    return _fft(operands[0][-1], prod(operands[0][:-1]), 5)
 
 
 def _fft2(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
-    rows, columns = operands[0][-2:]
-    return prod(operands[0][:-2]) * (rows * _fft(columns, 1) + columns * _fft(rows, 1))
+    return _fft(prod(operands[0][-2:]), prod(operands[0][:-2]), 5)
+
+
+def _rfft(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+    return _fft(operation.fft_length or operands[0][-1], prod(results[0][:-1]), 2.5)
+
+
+def _irfft(_: Any, __: Sequence[Shape], results: Sequence[Shape]) -> int:
+    return _fft(results[0][-1], prod(results[0][:-1]), 2.5)
+
+
+def _stft(operation: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """One real transform for each frame."""
+    return _fft(operation.fft_length, prod(results[0][:-1]), 2.5)
+
+
+def _istft(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) -> int:
+    return _fft(operation.fft_length, prod(operands[0][:-1]), 2.5)
 
 
 COUNTED: dict[str, Rule] = {
@@ -139,64 +162,13 @@ COUNTED: dict[str, Rule] = {
     "FFT": _fft1,
     "FFT2": _fft2,
     "IFFT2": _fft2,
+    "RFFT": _rfft,
+    "IRFFT": _irfft,
+    "STFT": _stft,
+    "ISTFT": _istft,
+    "CDist": _cdist,
 }
 """Operations that cost something."""
-
-UNCOUNTED = frozenset(
-    "AffineTransform AssociativeScan CDist CTCDecode CTCLoss Cholesky CholeskyInverse Cond Corrcoef Correlate Det Eig Eigh "
-    "ElasticTransform ForiLoop GaussianBlur IRFFT ISTFT Inv JVP Logdet Lstsq LuFactor Map MatrixRank PerspectiveTransform "
-    "Pinv Qr RFFT Resize SSIM STFT SVD ScaleAndTranslate Scan Slogdet SobelEdges Solve SolveTriangular Vander "
-    "VectorizedMap WhileLoop".split()
-)
-"""Operations that may hide products and have no formula here: each makes the total a lower bound."""
-
-ZERO = frozenset(
-    # casts, copies, views, look-ups and scatters
-    "Cast ConvertToTensor SaturateCast Scatter ScatterUpdate Slice SliceUpdate StopGradient Switch Unstack CropImages "
-    "ExtractPatches ExtractSequences MapCoordinates PadImages ViewAsComplex ViewAsReal DepthToSpace SpaceToDepth Fold Unfold MultiHot OneHot "
-    "Append Arange Array ArraySplit BroadcastTo Concatenate Copy Diag Diagflat Diagonal Dsplit Dstack EmptyLike "
-    "ExpandDims Flip Fliplr Flipud Full FullLike Geomspace GetItem Hsplit Hstack Linspace Logspace Meshgrid Moveaxis "
-    "Ndim Nonzero OnesLike Pad Ravel Repeat Reshape Roll Rot90 Select Size Split Squeeze Stack Swapaxes Take "
-    "TakeAlongAxis Tile Transpose Tril Triu UnravelIndex View Vsplit Vstack Where ZerosLike "
-    # colours, elementwise functions and comparisons
-    "HSVToRGB RGBToGrayscale RGBToHSV Erf Erfc Erfinv Rsqrt Abs Absolute Add AllClose Angle Arccos Arccosh Arcsin "
-    "Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseInvert BitwiseLeftShift BitwiseNot BitwiseOr BitwiseRightShift "
-    "BitwiseXor Cbrt Ceil Clip Conj Conjugate Cos Cosh Cross Deg2rad Digitize Divide DivideNoNan Equal Exp Exp2 Expm1 "
-    "Fabs Floor FloorDivide Fmax Fmin Fmod Gcd Greater GreaterEqual Heaviside Hypot I0 Imag IsIn Isclose Isfinite Isinf "
-    "Isnan Isneginf Isposinf Isreal Kron Lcm Ldexp LeftShift Less LessEqual Log Log10 Log1p Log2 Logaddexp Logaddexp2 "
-    "LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum Mod Multiply NanToNum Negative Nextafter NotEqual Outer "
-    "Polar Power Rad2deg Real Reciprocal RightShift Round Sign Signbit Sin Sinc Sinh Sqrt Square Subtract Tan Tanh "
-    "TrueDivide Trunc "
-    # activations, losses, normalisation and pooling
-    "AdaptiveAveragePool AdaptiveMaxPool AveragePool BatchNorm BinaryCrossentropy CategoricalCrossentropy Celu Elu Gelu "
-    "Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid LogSoftmax MaxPool Moments Normalize "
-    "PSNR RMSNorm Relu Relu6 Selu Sigmoid Silu SoftShrink Softmax Softplus Softsign SparseCategoricalCrossentropy "
-    "SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink Threshold "
-    # reductions, scans, sorting and searching
-    "All Amax Amin Any Argmax Argmin Argpartition Argsort Average Bincount CountNonzero Cumprod Cumsum Diff Histogram "
-    "InTopK Logsumexp Max Mean Median Min Nanargmax Nanargmin Nancumprod Nancumsum Nanmax Nanmean Nanmedian Nanmin "
-    "Nanpercentile Nanprod Nanquantile Nanstd Nansum Nanvar Norm Percentile Prod Ptp Quantile SearchSorted SegmentMax "
-    "SegmentMin SegmentProd SegmentReduction SegmentSum Sort Std Sum TopK Trace Trapezoid Unique Var".split()
-)
-"""Operations of Keras that cost nothing by rule."""
-
-ZERO_LAYERS = frozenset(
-    "Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
-    "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AlphaDropout Average AveragePooling1D "
-    "AveragePooling2D AveragePooling3D BatchNormalization CategoryEncoding CenterCrop Concatenate Cropping1D Cropping2D "
-    "Cropping3D Discretization Dropout ELU Embedding Flatten GaussianDropout GaussianNoise GlobalAveragePooling1D "
-    "GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D "
-    "GroupNormalization HashedCrossing Hashing Identity InputLayer IntegerLookup LayerNormalization LeakyReLU Masking "
-    "MaxNumBoundingBoxes MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Multiply Normalization PReLU Permute "
-    "RMSNormalization ReLU RepeatVector Rescaling Reshape Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D "
-    "StringLookup Subtract TextVectorization UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D "
-    "ZeroPadding2D ZeroPadding3D AugMix AutoContrast ContrastLimitedAdaptiveHistogramEqualization CutMix Equalization MixUp "
-    "RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop RandomElasticTransform "
-    "RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective "
-    "RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom "
-    "Resizing Solarization".split()
-)
-"""Layers of Keras that cost nothing by rule, and are not looked into."""
 
 
 def _conv_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
@@ -238,9 +210,3 @@ def kind(layer: Any) -> str:
     if not type(layer).call.__module__.startswith("keras.src."):
         return ""
     return next((cls.__name__ for cls in type(layer).__mro__ if cls.__module__.startswith("keras.src.")), "")
-
-
-WITH_WEIGHTS = frozenset(
-    "BatchNormalization Embedding GroupNormalization LayerNormalization Normalization PReLU RMSNormalization".split()
-)
-"""The layers of `ZERO_LAYERS` that hold weights."""

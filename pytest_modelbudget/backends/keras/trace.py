@@ -57,6 +57,12 @@ def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     return Trace(tracer.calls, outputs)
 
 
+def build(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Call `model` on symbolic tensors, which builds every layer that the call reaches."""
+    with private.built_by_calling(), _Tracer(lambda operation: None).watching():
+        model(*args, **kwargs)
+
+
 def symbolic(value: Any) -> list[Any]:
     """Every Keras tensor in nested arguments or results."""
     return [one for one in keras.tree.flatten(value) if isinstance(one, keras.KerasTensor)]
@@ -129,9 +135,14 @@ class _Tracer:
         return outputs
 
     def called(self, call: Callable[..., Any], one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Any call of any layer: only those on the backend's tensors, inside an opaque call, are noted here."""
-        if self.opaque_log is None or symbolic((args, kwargs)):
+        """Any call of any layer: only those on the backend's tensors need something done.
+
+        Inside an opaque call they are noted; elsewhere, as of a table of positions on `arange`, they become symbolic.
+        """
+        if symbolic((args, kwargs)):
             return call(one, *args, **kwargs)
+        if self.opaque_log is None:
+            return call(one, *_specs(args), **_specs(kwargs))
         self.opaque_depth += 1
         try:
             outputs = call(one, *args, **kwargs)

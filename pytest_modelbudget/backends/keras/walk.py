@@ -82,6 +82,7 @@ class _Walk:
 
     def _layer(self, one: Any, nodes: list[Any], positions: list[int], connected: list[tuple[str, ...]]) -> Layer:
         """The row of one layer or operation, without its path and weights."""
+        outputs: list[Specs]
         if id(one) in self.seen.inputs:
             outputs = [(self.seen.inputs[id(one)],)]
         elif nodes and (self.seen.from_graph or not positions):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
 
 from pytest_modelbudget.backends.keras import private
 from pytest_modelbudget.summary import Weight
+
+
+Named = tuple[str, Any, Any]
+"""A variable, with its name in its row before it and the layer that holds it after it."""
 
 
 class Ledger:
@@ -22,14 +27,15 @@ class Ledger:
     def __contains__(self, variable: Any) -> bool:
         return id(variable) in self._owners
 
-    def enter(self, path: str, named: Iterable[tuple[str, Any]]) -> tuple[Weight, ...]:
+    def enter(self, path: str, named: Iterable[Named]) -> tuple[Weight, ...]:
         """The weights of the row at `path`; those an earlier row holds are tied to it."""
         weights: list[Weight] = []
         taken: set[str] = set()
-        for wanted, variable in named:
+        for wanted, variable, layer in named:
             name = unique(wanted, taken)
             owner = self._owners.setdefault(id(variable), full := f"{path}.{name}")
-            weights.append(self._weight(name, variable, None if owner == full else owner))
+            weight = self._weight(name, variable, None if owner == full else owner)
+            weights.append(_unpacked(weight, private.packed(layer, variable)))
         return tuple(weights)
 
     def _weight(self, name: str, variable: Any, tied_to: str | None) -> Weight:
@@ -42,6 +48,13 @@ class Ledger:
         )
 
 
+def _unpacked(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
+    """A weight that stores two 4-bit numbers in each byte, as what it stands for."""
+    if shape is None:
+        return weight
+    return replace(weight, shape=shape, dtype="int4", packed_bytes=weight.bytes)
+
+
 def unique(name: str, taken: set[str]) -> str:
     """`name`, or `name_1`, `name_2` when it is taken; the result is taken from now on."""
     result, number = name, 0
@@ -52,19 +65,19 @@ def unique(name: str, taken: set[str]) -> str:
     return result
 
 
-def own(layer: Any) -> Iterator[tuple[str, Any]]:
+def own(layer: Any) -> Iterator[Named]:
     """The variables a layer holds itself, with their names."""
     for variable in private.own_variables(layer):
-        yield variable.name, variable
+        yield variable.name, variable, layer
 
 
-def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[Named]:
     """The variables of a layer and all layers below it, named by the way to them, each once."""
     seen = set() if seen is None else seen
     for variable in private.own_variables(layer):
         if id(variable) not in seen:
             seen.add(id(variable))
-            yield f"{prefix}{variable.name}", variable
+            yield f"{prefix}{variable.name}", variable, layer
     taken: set[str] = set()
     for sublayer in private.sublayers(layer):
         name = unique(_local_name(sublayer), taken)
@@ -72,7 +85,7 @@ def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator
 
 
 def _local_name(layer: Any) -> str:
-    """A layer's name without the number Keras gave it: that counts the whole model, and equal blocks are to look equal."""
+    """A layer's name without Keras' number: that counts the whole model, and equal blocks are to look equal."""
     base = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", type(layer).__name__))
     base = re.sub(r"([a-z])([A-Z])", r"\1_\2", base).lower()
     return base if re.fullmatch(rf"{re.escape(base)}(_\d+)?", layer.name) else str(layer.name)

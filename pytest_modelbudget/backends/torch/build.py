@@ -18,11 +18,12 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts, is_lazy
+from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.state import preserved
 
 _EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to: a lower limit than for values
@@ -43,8 +44,8 @@ def abstract() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(preserved())
-        stack.callback(register_module_parameter_registration_hook(parameter).remove)  # type: ignore[arg-type]
-        stack.callback(register_module_buffer_registration_hook(buffer).remove)  # type: ignore[arg-type]
+        stack.callback(register_module_parameter_registration_hook(parameter).remove)
+        stack.callback(register_module_buffer_registration_hook(buffer).remove)
         stack.enter_context(_idle_init())
         stack.enter_context(_Redirect())
         yield
@@ -150,7 +151,7 @@ _FILLS = {
 }  # fmt: skip
 
 
-class _Redirect(TorchFunctionMode):
+class _Redirect(TorchFunctionMode):  # type: ignore[misc]
     """Sends large new tensors to meta, keeps meta tensors there, and lets real and meta tensors meet."""
 
     def __torch_function__(

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from pytest_modelbudget.backends.torch.ghosts import Ghosts, is_lazy, keeps_values
+from pytest_modelbudget.backends.torch.ghosts import Ghosts, keeps_values
 
 
 def ghost_of(model: nn.Module) -> nn.Module:
@@ -35,7 +36,7 @@ def _stand_in(tensor: torch.Tensor, ghosts: Ghosts) -> torch.Tensor:
     return ghosts.of(tensor)
 
 
-class _CopyTensors(TorchFunctionMode):
+class _CopyTensors(TorchFunctionMode):  # type: ignore[misc]
     """Tensors that a module holds outside its parameters and buffers are copied as ghosts, small ones with values."""
 
     def __init__(self, ghosts: Ghosts) -> None:
@@ -59,7 +60,7 @@ def _structure(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for module in modules:
         for name, value in vars(module).items():
             object.__setattr__(memo[id(module)], name, _mapped(value, memo))
-    return memo[id(model)]  # type: ignore[no-any-return]
+    return memo[id(model)]
 
 
 def _mapped(value: Any, memo: dict[int, Any]) -> Any:

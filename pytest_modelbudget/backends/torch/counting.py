@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -21,7 +21,6 @@ from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Summary
 
 FRAMEWORK = "torch"
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +54,10 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
         settle(model, Ghosts())
     elif any(is_packed(module) or isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         subject = Subject(name, real.copy_of(model, name), inputs, real=True)
-        return _Run(subject, forward(subject, sizes), notes=(_PACKED,))
+        return _Run(subject, forward(subject, sizes, keep=True), notes=(_PACKED,))
     try:
         subject = Subject(name, model if built_here else ghost_of(model), inputs)
-        return _Run(subject, forward(subject, sizes))
+        return _Run(subject, forward(subject, sizes, keep=True))
     except ForwardFailed as mistake:
         if not mistake.needs_values or not real.fits(model):
             raise
@@ -66,18 +65,17 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
 
 
 _PACKED = "a copy was run on the CPU: packed or scripted modules cannot be run on the meta device"
-_VALUES = "a copy was run on the CPU, because the model decides by the values of its activations"
+_VALUES = "a copy was run on the CPU, because the model needs values that the meta device does not have"
 
 
 def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
     """Run a copy twice, with other values: zeros and random inputs, for a model built here weights likewise."""
 
-    def subject(seed: int | None) -> Subject:
-        one = real.filled(model, seed=seed) if built_here else real.copy_of(model, name)
-        return Subject(name, one, inputs, real=True, seed=seed)
-
-    first = subject(None)
-    base, twin = forward(first, sizes), forward(subject(0), sizes)
+    first = Subject(name, real.filled(model) if built_here else real.copy_of(model, name), inputs, real=True)
+    base = forward(first, sizes, keep=True)
+    if built_here:
+        real.fill_again(first.model, seed=0)
+    twin = forward(replace(first, seed=0), sizes)
     same = base.trace.flops == twin.trace.flops
     return _Run(first, base, twin, (_VALUES if same else f"{_VALUES}, and its FLOPs depend on them",))
 
@@ -97,7 +95,9 @@ def _other_passes(run: _Run, sizes: Sizes) -> tuple[list[tuple[Sizes, Pass]], li
         found += vary_again(sizes, found[0][0], again)
     for symbol in sizes:
         if all(other[symbol] == sizes[symbol] for other, _ in found):
-            notes.append(f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers")
+            notes.append(
+                f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
+            )
     return found, notes
 
 

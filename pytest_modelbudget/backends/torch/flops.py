@@ -66,7 +66,8 @@ _MAKING = """
     kaiser_window fft_fftfreq fft_rfftfreq zero fill _efficientzerotensor
 """
 _ELEMENTWISE = """
-    hardswish mish xlogy copysign gcd lcm fmod remainder _prelu_kernel glu addr _conj _conj_physical polar rsub floor_divide _add_relu threshold heaviside
+    hardswish mish xlogy copysign gcd lcm fmod remainder _prelu_kernel glu addr _conj _conj_physical polar rsub
+    floor_divide _add_relu threshold heaviside
     _thnn_fused_lstm_cell _thnn_fused_gru_cell rrelu_with_noise quantize_per_tensor quantize_per_channel
     quantize_per_tensor_dynamic dequantize int_repr fake_quantize_per_tensor_affine_cachemask
     fake_quantize_per_channel_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
@@ -91,11 +92,13 @@ ZERO = frozenset(
 )  # fmt: skip
 """Names of the `aten` operators that count zero, beside those torch itself tags as elementwise or as a view."""
 
-_ZERO_ELSEWHERE = frozenset({"torchvision.nms", "torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align"})
+_ZERO_ELSEWHERE = frozenset(
+    {"torchvision.nms", "torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align"}
+)
 
 
 def _size(tensor: Any) -> int:
-    return prod(tensor.shape)
+    return int(prod(tensor.shape))
 
 
 def _mv(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
@@ -113,7 +116,7 @@ def _dot(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
 
 def _mm(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
     """`(m, k) x (k, n)`: m * k * n multiply-adds."""
-    return 2 * _size(left) * right.shape[-1]
+    return int(2 * _size(left) * right.shape[-1])
 
 
 def _addbmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
@@ -122,7 +125,7 @@ def _addbmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
 
 def _matmul_to_output(left: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     """Each output element is a sum over the last dimension of the left operand, however the weight is packed."""
-    return 2 * _size(out_val) * left.shape[-1]
+    return int(2 * _size(out_val) * left.shape[-1])
 
 
 def _trilinear(left: Any, weight: Any, right: Any, *args: Any, **kwargs: Any) -> int:
@@ -136,7 +139,7 @@ def _trilinear(left: Any, weight: Any, right: Any, *args: Any, **kwargs: Any) ->
 
 def _cdist(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
     """Distances of each pair of rows: one multiply-add for each coordinate."""
-    return 2 * _size(left) * right.shape[-2]
+    return int(2 * _size(left) * right.shape[-2])
 
 
 def _fft(points: int, transforms: int, share: float) -> int:
@@ -161,16 +164,11 @@ def _fft_to_real(data: Any, dim: list[int], *args: Any, out_val: Any, **kwargs: 
 
 def _deform_conv(data: Any, weight: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     """As a convolution: each output element is a sum over one filter."""
-    return 2 * _size(out_val) * prod(weight.shape[1:])
+    return int(2 * _size(out_val) * prod(weight.shape[1:]))
 
 
 def _packed_linear(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
-    return 2 * _size(out_val) * data.shape[-1]
-
-
-def _sparse_mm(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    """A sparse matrix times a dense one: one multiply-add for each stored element and column."""
-    return 2 * left._nnz() * right.shape[-1]  # type: ignore[no-any-return]
+    return int(2 * _size(out_val) * data.shape[-1])
 
 
 FORMULAS: dict[str, Formula] = {
@@ -199,7 +197,7 @@ FORMULAS: dict[str, Formula] = {
     "quantized.linear_relu_dynamic": _packed_linear,
     "quantized.linear_dynamic_fp16": _packed_linear,
 }
-"""Formulas that `torch.utils.flop_counter` does not have; each is called with the operator's arguments and `out_val`."""
+"""Formulas that `torch.utils.flop_counter` lacks; each is called with the operator's arguments and `out_val`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import traceback
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +57,10 @@ class ForwardFailed(ModelBudgetError):
         self.needs_values = needs_values
 
 
-def forward(subject: Subject, sizes: Mapping[str, int]) -> Pass:
+def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -> Pass:
     """Run the model once without gradients, in eval mode, whatever its flags say.
+
+    What the model stores in itself meanwhile (caches, lazy weights) is undone, unless `keep` and the pass succeeds.
 
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
@@ -72,14 +76,40 @@ def forward(subject: Subject, sizes: Mapping[str, int]) -> Pass:
     args, kwargs = subject.inputs.build(make)
     for name, tensor in ports:
         trace.label(tensor, name)
+    before = _attributes(subject.model)
     try:
         with _calm(subject), watching(trace, None if subject.real else Placing()):
             out = subject.model(*args, **kwargs)
-    except ModelBudgetError:
-        raise
     except Exception as mistake:
-        raise _failed(subject, trace, ports, mistake) from mistake
-    return Pass(trace, tuple(name for name, _ in ports), tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out)))
+        keep = False
+        raise mistake if isinstance(mistake, ModelBudgetError) else _failed(subject, trace, ports, mistake) from mistake
+    finally:
+        if not keep:
+            _put_back(before)
+    return Pass(
+        trace,
+        tuple(name for name, _ in ports),
+        tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out)),
+    )
+
+
+_Attributes = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def _attributes(model: nn.Module) -> _Attributes:
+    """What each module holds, with copies of its dicts and lists."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    return [(module, {name: _copied(value) for name, value in vars(module).items()}) for module in modules]
+
+
+def _copied(value: Any) -> Any:
+    return copy(value) if type(value) in (dict, OrderedDict, list, set) else value
+
+
+def _put_back(before: _Attributes) -> None:
+    for module, attributes in before:
+        vars(module).clear()
+        vars(module).update(attributes)
 
 
 def _input(name: str, spec: TensorSpec, sizes: Mapping[str, int], subject: Subject) -> torch.Tensor:
@@ -108,7 +138,7 @@ def _calm(subject: Subject) -> Iterator[None]:
         if not subject.real:
             stack.enter_context(_lazy_on_meta(subject.model))
         if _compiled(subject.model):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # type: ignore[no-untyped-call]
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         if subject.real:  # its fused recurrent kernels cannot be counted; without it they are matrix products
@@ -149,18 +179,26 @@ def _failed(subject: Subject, trace: Trace, ports: list[tuple[str, torch.Tensor]
     given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in ports)
     text = f"{type(mistake).__name__}: {mistake}".strip()
     head = f"{subject.name}: the forward pass failed in layer {where}{_line(mistake)}\n  inputs: {given or '(none)'}"
-    if _needs_values(mistake):
+    if not subject.real and _needs_values(mistake):
         cure = (
             "the model decides by the values of its activations, and weights without memory have none;\n"
             "  it would have been run on the CPU instead, but its weights are larger than 1 GiB: register a smaller one"
         )
         return ForwardFailed(f"{head}\n  {text}\n  {cure}", True)
-    return ForwardFailed(f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", _on_meta_only(mistake))
+    return ForwardFailed(
+        f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", _on_meta_only(mistake)
+    )
 
 
 def _needs_values(mistake: Exception) -> bool:
     text = str(mistake)
-    known = ("Cannot copy out of meta", "item() cannot be called on meta", "data-dependent", "data dependent", "nonzero")
+    known = (
+        "Cannot copy out of meta",
+        "item() cannot be called on meta",
+        "data-dependent",
+        "data dependent",
+        "nonzero",
+    )
     return isinstance(mistake, NeedsValues) or any(part in text for part in known)
 
 

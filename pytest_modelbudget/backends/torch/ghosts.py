@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.parameter import UninitializedBuffer, UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 META = torch.device("meta")
@@ -18,11 +18,6 @@ constructors like to read (schedules of drop rates, widths of stages)."""
 
 CONSTANT = 1_048_576
 """Elements up to which an integer or bool tensor keeps its values during the forward pass (ids, masks)."""
-
-
-def is_lazy(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` belongs to a lazy module and has no shape yet."""
-    return isinstance(tensor, UninitializedTensorMixin)
 
 
 def keeps_values(tensor: torch.Tensor) -> bool:
@@ -43,16 +38,16 @@ class Ghosts:
             return tensor
         if (known := self._made.get(tensor)) is None:
             known = self._made[tensor] = self._make(tensor)
-        return known  # type: ignore[no-any-return]
+        return known
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
         if is_lazy(tensor):
             data = torch.empty(0, dtype=tensor.dtype, device=META)
-            lazy = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)  # type: ignore[attr-defined]
+            lazy = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
             return _with_attributes(lazy, tensor)
         data = self._data(tensor)
         if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
-            data = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)  # type: ignore[attr-defined]
+            data = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
         elif tensor.requires_grad and tensor.is_leaf:
             data.requires_grad_()
         return _with_attributes(data, tensor)
@@ -67,7 +62,7 @@ class Ghosts:
             storage = torch.UntypedStorage(real.nbytes(), device=META)
             entry = self._storages[reference.cdata] = reference, storage
         ghost = torch.empty(0, dtype=tensor.dtype, device=META)
-        return ghost.set_(entry[1], tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+        return ghost.set_(entry[1], tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def _with_attributes(ghost: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
@@ -83,7 +78,11 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
             continue
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.is_meta:
-                module._parameters[name] = ghosts.of(parameter)  # type: ignore[assignment]
+                module._parameters[name] = ghosts.of(parameter)
         for name, buffer in module._buffers.items():
-            if buffer is not None and not buffer.is_meta and (isinstance(buffer, UninitializedBuffer) or not keeps_values(buffer)):
+            if (
+                buffer is not None
+                and not buffer.is_meta
+                and (isinstance(buffer, UninitializedBuffer) or not keeps_values(buffer))
+            ):
                 module._buffers[name] = ghosts.of(buffer)

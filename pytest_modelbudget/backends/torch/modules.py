@@ -32,7 +32,7 @@ class Node:
         if isinstance(self.module, torch.jit.ScriptModule):
             return str(self.module.original_name)
         if parametrize.is_parametrized(self.module):
-            return parametrize.type_before_parametrizations(self.module).__name__
+            return str(parametrize.type_before_parametrizations(self.module).__name__)
         return type(self.module).__name__
 
 
@@ -45,7 +45,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def _inner(module: nn.Module) -> nn.Module | None:
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return module.module  # type: ignore[no-any-return]
+        return module.module
     if isinstance(module, torch.jit.ScriptModule):
         return None
     return next((child for name in _WRAPPED if (child := module._modules.get(name)) is not None), None)
@@ -77,8 +77,7 @@ def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[Node]:
 def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         if name in PARTS:
-            for inner, part in child.named_modules():
-                yield inner, part
+            yield from child.named_modules()
 
 
 def rolled_up(model: nn.Module) -> dict[int, nn.Module]:

@@ -132,7 +132,9 @@ def _made(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int
         dtype = dtype or torch.int64
     if name == "scalar_tensor":
         return 1, dtype or torch.get_default_dtype()
-    sizes = next((item for item in args if isinstance(item, (list, tuple))), [item for item in args[:2] if isinstance(item, int)])
+    sizes = next(
+        (item for item in args if isinstance(item, (list, tuple))), [item for item in args[:2] if isinstance(item, int)]
+    )
     if name == "eye" and len(sizes) == 1:
         sizes = [sizes[0], sizes[0]]
     if name == "full" and dtype is None:

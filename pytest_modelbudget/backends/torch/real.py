@@ -16,7 +16,7 @@ REAL_LIMIT = 2**30
 def fits(model: nn.Module) -> bool:
     """Whether `model` is small enough to be run for real."""
     weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= REAL_LIMIT
+    return bool(sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= REAL_LIMIT)
 
 
 def copy_of(model: nn.Module, name: str) -> nn.Module:
@@ -28,21 +28,32 @@ def copy_of(model: nn.Module, name: str) -> nn.Module:
     if not fits(model):
         raise ModelBudgetError(f"{name}: the model has to be run on the CPU, and its weights are larger than 1 GiB")
     try:
-        return copy.deepcopy(model).cpu()
+        same = copy.deepcopy(model)
+        return same if all(tensor.device.type == "cpu" for tensor in same.parameters()) else same.cpu()
     except Exception as mistake:
-        raise ModelBudgetError(f"{name}: the model has to be run on a copy, and cannot be copied: {mistake}") from mistake
+        raise ModelBudgetError(
+            f"{name}: the model has to be run on a copy, and cannot be copied: {mistake}"
+        ) from mistake
 
 
-def filled(model: nn.Module, *, seed: int | None) -> nn.Module:
-    """A copy of a model on meta, its weights zeros, or small random numbers when there is a `seed`."""
-    dice = torch.Generator().manual_seed(seed) if seed is not None else None
+def filled(model: nn.Module) -> nn.Module:
+    """A copy of a model on meta, with memory: all its weights are zeros."""
     memo: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        if not tensor.is_meta:
-            continue
-        real = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
-        trained = isinstance(tensor, nn.Parameter)
-        if dice is not None and real.is_floating_point():  # a variance among the buffers must not be negative
-            real.uniform_(-0.05 if trained else 0.5, 0.05 if trained else 1.0, generator=dice)
-        memo[id(tensor)] = nn.Parameter(real, tensor.requires_grad) if trained else real
+        if tensor.is_meta:
+            zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
+            trained = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(zeros, tensor.requires_grad) if trained else zeros
     return copy.deepcopy(model, memo)
+
+
+def fill_again(model: nn.Module, seed: int) -> None:
+    """Other weights for a model that `filled` made: small random numbers."""
+    dice = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.uniform_(-0.05, 0.05, generator=dice)
+        for buffer in model.buffers():  # a variance among them must not be negative
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.0, generator=dice)

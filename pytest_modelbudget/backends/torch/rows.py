@@ -63,13 +63,13 @@ def rows(
 
 
 def _names(found: Sequence[Node], first: Pass) -> dict[Source, str]:
-    """What each source is called; inputs get the word before their name when a layer is called the same."""
+    """What each source is called; an input that is called like a layer gets the word before its name."""
     trace = first.trace
     names: dict[Source, str] = {
         record.index: node.path for node in found if (record := trace.seen(node.module)) is not None
     }
-    clash = not {node.path for node in found}.isdisjoint(first.ports)
-    return names | {port: f"input {port}" if clash else port for port in first.ports}
+    taken = {node.path for node in found}
+    return names | {port: f"input {port}" if port in taken else port for port in first.ports}
 
 
 def _has_row(node: Node, own: tuple[Weight, ...], trace: Trace) -> bool:

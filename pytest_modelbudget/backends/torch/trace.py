@@ -157,7 +157,7 @@ class _Operator:
     composite: bool
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[misc]
     """Sees every operator below autograd: places its operands, runs it, and tells the trace."""
 
     supports_higher_order_operators = True
@@ -211,9 +211,9 @@ def watching(trace: Trace, placing: Placing | None) -> Iterator[None]:
             return original(module, *args, **kwargs)
         return trace.call(original, module, args, kwargs)
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
+    nn.Module.__call__ = call
     try:
         with _Watch(trace, placing):
             yield
     finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+        nn.Module.__call__ = original

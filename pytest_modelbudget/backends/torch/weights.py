@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from pytest_modelbudget.backends.torch.ghosts import is_lazy
 from pytest_modelbudget.backends.torch.modules import Node
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key
 from pytest_modelbudget.errors import ModelBudgetError
@@ -80,7 +80,7 @@ def _stored(tensor: torch.Tensor) -> int | None:
         parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     else:
         parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return sum(part.numel() * part.element_size() for part in parts)
+    return int(sum(part.numel() * part.element_size() for part in parts))
 
 
 def is_packed(module: nn.Module) -> bool:
@@ -116,4 +116,4 @@ def _packed_bytes(value: torch.Tensor) -> int:
     if value.is_quantized and value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
         for part in (value.q_per_channel_scales(), value.q_per_channel_zero_points()):
             size += part.numel() * part.element_size()
-    return size
+    return int(size)

@@ -49,7 +49,7 @@ def log(results: Sequence[Result], root: Path, *, exit_failed: bool, deadline: f
 
     Failures of tracking come back as lines, never as exceptions; what was not delivered is kept in the outbox.
     """
-    target = resolve(root, Path.cwd(), os.environ)
+    target = resolve(Path.cwd(), os.environ)
     try:
         folder = outbox.home(root) / "outbox"
         now_ms = int(time.time() * 1000)
@@ -64,11 +64,12 @@ def log(results: Sequence[Result], root: Path, *, exit_failed: bool, deadline: f
         path = outbox.write(folder, entry, files)
         dropped = outbox.trim(folder)
         events, ended = _run_sender(root, folder, target, deadline)
-        waiting = len(outbox.entries(folder))
-        lines = [*_outcome(events, ended, path.name, root, target), *_remarks(events, dropped, entry, path.name)]
-        if waiting:
-            lines.append(f"  waiting in {outbox.FOLDER}/outbox: {waiting}; the next run with --model-budget-mlflow sends them")
-        return Delivery(_sent(events, path.name) is not None, tuple(harmless(target.scrub(line)) for line in lines))
+        lines = [
+            *_outcome(events, ended, path, root, target),
+            *_remarks(events, dropped, path.name),
+            *_waiting(*outbox.waiting(folder, target.shown)),
+        ]
+        return Delivery(not path.exists(), tuple(harmless(target.scrub(line)) for line in lines))
     except Exception as error:  # a failure of tracking must not change what a run of tests decided
         message = f"mlflow: nothing was logged ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
         return Delivery(False, (harmless(target.scrub(message)),))
@@ -140,28 +141,26 @@ def _sent(events: Sequence[Event], name: str) -> Event | None:
     return next((event for event in events if event["event"] == "sent" and event["entry"] == name), None)
 
 
-def _outcome(events: Sequence[Event], ended: str, name: str, root: Path, target: Target) -> Iterator[str]:
+def _outcome(events: Sequence[Event], ended: str, path: Path, root: Path, target: Target) -> Iterator[str]:
     """What became of this run's entry: where to look at it, or why it was not sent."""
-    if sent := _sent(events, name):
+    if not path.exists():  # it was sent, perhaps by the sender of another run of pytest at the same time
         yield f"mlflow: logged to {target.shown}"
-        yield from _where_to_look(sent, root, target)
+        yield from _where_to_look(_sent(events, path.name), root, target)
         return
-    troubles = [event for event in events if event["event"] == "stopped" or event.get("entry") == name]
+    troubles = [event for event in events if event["event"] == "stopped" or event.get("entry") == path.name]
     if troubles:
         yield f"mlflow: not sent: {troubles[0]['reason']}"
         if cure := troubles[0].get("cure"):
             yield f"  {cure}"
     else:
-        yield f"mlflow: not sent: {ended or 'another run is sending it'}"
+        yield f"mlflow: not sent: {ended}"
 
 
-def _where_to_look(sent: Event, root: Path, target: Target) -> Iterator[str]:
-    if target.is_server:
-        page = target.shown.rstrip("/")
-    elif target.is_database:
-        page = _LOCAL_PAGE
+def _where_to_look(sent: Event | None, root: Path, target: Target) -> Iterator[str]:
+    page = target.shown if target.is_server else _LOCAL_PAGE
+    if target.is_database:
         yield f"  look at it with: {_ui_command(root, target)}"
-    else:
+    if sent is None or not (target.is_server or target.is_database):
         return
     yield f"  this run: {page}/#/experiments/{sent['experiment']}/runs/{sent['run']}?workflowType=machine_learning"
     history = f"{page}/#/experiments/{sent['history']}/runs"
@@ -171,12 +170,18 @@ def _where_to_look(sent: Event, root: Path, target: Target) -> Iterator[str]:
 def _ui_command(root: Path, target: Target) -> str:
     if not target.local:
         return 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
-    if Path.cwd() == root.resolve():
-        return f"mlflow ui --backend-store-uri sqlite:///{target.shown}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(target.uri)}"
+    go = "" if Path.cwd() == root.resolve() else f"cd {shlex.quote(str(root.resolve()))} && "
+    return f"{go}mlflow ui --backend-store-uri sqlite:///{target.shown}"
 
 
-def _remarks(events: Sequence[Event], dropped: Sequence[str], entry: outbox.Entry, name: str) -> Iterator[str]:
+def _waiting(here: int, elsewhere: int) -> Iterator[str]:
+    if here:
+        yield f"  kept in {outbox.FOLDER}/outbox: {here}; the next run with --model-budget-mlflow sends them"
+    if elsewhere:
+        yield f"  kept for other values of MLFLOW_TRACKING_URI: {elsewhere}"
+
+
+def _remarks(events: Sequence[Event], dropped: Sequence[str], name: str) -> Iterator[str]:
     others = sum(event["event"] == "sent" and event["entry"] != name for event in events)
     if others:
         yield f"  also sent what was waiting from {others} earlier {'run' if others == 1 else 'runs'}"
@@ -184,4 +189,4 @@ def _remarks(events: Sequence[Event], dropped: Sequence[str], entry: outbox.Entr
         if event["event"] == "damaged":
             yield f"  removed from the outbox: {event['reason']}"
     if dropped:
-        yield f"  the outbox was full: {len(dropped)} of the oldest {'entry' if len(dropped) == 1 else 'entries'} dropped"
+        yield f"  the outbox was full: dropped the oldest {len(dropped)}"

@@ -191,8 +191,11 @@ def _git_tags(facts: Facts) -> dict[str, str]:
 
 def _fitting(tags: dict[str, str]) -> dict[str, str]:
     """Tags that say something, cut to what servers store."""
-    short = {name: value if len(value) <= _LONGEST_TAG else f"{value[: _LONGEST_TAG - 3]}..." for name, value in tags.items()}
-    return {name: value for name, value in short.items() if value}
+    return {name: _cut(value) for name, value in tags.items() if value}
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= _LONGEST_TAG else f"{value[: _LONGEST_TAG - 3]}..."
 
 
 def _job_metrics(results: Sequence[Result]) -> Iterator[tuple[str, float]]:
@@ -245,7 +248,7 @@ def _history(result: Result, facts: Facts, slug: str) -> Run:
         "modelbudget.kind": "history",
         "modelbudget.model": result.id,
         "modelbudget.framework": result.summary.framework,
-        "modelbudget.state": result.state.value,
+        "modelbudget.outcome": result.state.value,
         "modelbudget.dirty": str(facts.dirty).lower(),
         "modelbudget.unknown": ", ".join(names.unknown(result.summary)) or "none",
         "modelbudget.digest": _digest(result.summary),
@@ -264,7 +267,8 @@ def _history(result: Result, facts: Facts, slug: str) -> Run:
 def _history_note(result: Result, facts: Facts) -> str:
     summary = result.summary
     assert summary is not None
-    lines = [f"{result.state.value}: {summary.params:,} params, {text.flops(summary)}, {len(summary.leaves)} layers"]
+    flops = "FLOPs unknown" if summary.flops.value is None else text.flops(summary)
+    lines = [f"{result.state.value}: {summary.params:,} params, {flops}, {len(summary.leaves)} layers"]
     if facts.commit:
         lines.append(f"at commit {facts.commit[:12]}{' and changes that were not committed' if facts.dirty else ''}")
     if unknown := [name for name in names.unknown(summary) if name != names.GROUPED["params_per_sample"].name]:

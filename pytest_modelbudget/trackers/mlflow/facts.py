@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-_TIMEOUT = 10.0
+_TIMEOUT = 5.0
 """Seconds for one git command; a repository too slow for that is described without what it would have said."""
 
 
@@ -39,7 +39,7 @@ def gather(root: Path, environ: Mapping[str, str]) -> Facts:
     url = without_userinfo(_git(root, "remote", "get-url", "origin") or "")
     where = (_git(root, "rev-parse", "--is-shallow-repository", "--show-prefix", "--show-toplevel") or "").split("\n")
     shallow, folder, top = where if len(where) == 3 else ("", "", "")
-    commit, seconds = ((_git(root, "log", "-1", "--format=%H %ct") or "").split() + ["", ""])[:2]
+    commit, seconds = [*(_git(root, "log", "-1", "--format=%H %ct") or "").split(), "", ""][:2]
     count = None if shallow == "true" or not commit else _git(root, "rev-list", "--count", "HEAD")
     return Facts(
         repository=_repository(url) or Path(top or root.resolve()).name or "repository",

@@ -63,9 +63,10 @@ def _metrics(summary: Summary, limits: Sequence[Budget]) -> Iterator[tuple[str, 
     if summary.flops.is_lower_bound and summary.flops.value is not None:
         yield AT_LEAST, _rounded(summary.flops.value * GROUPED["flops"].scale)
     for budget in limits:
-        if budget.layer is None and budget.bound == "max" and budget.limit:
-            if (value := _known(budget.metric, summary)) is not None:
-                yield used_name(budget.metric), _rounded(Fraction(value) / Fraction(budget.limit) * 100)
+        if budget.layer is not None or budget.bound != "max" or not budget.limit:
+            continue
+        if (value := _known(budget.metric, summary)) is not None:
+            yield used_name(budget.metric), _rounded(Fraction(value) / Fraction(budget.limit) * 100)
 
 
 def _rounded(value: Number) -> float:

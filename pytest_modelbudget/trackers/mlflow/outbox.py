@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,15 @@ def entries(outbox: Path) -> list[Path]:
     return sorted((path for path in outbox.iterdir() if not path.name.startswith(".") and path.is_dir()), reverse=True)
 
 
+def waiting(outbox: Path, target: str) -> tuple[int, int]:
+    """How many entries wait for `target`, and how many for other places."""
+    found = []
+    for path in entries(outbox):
+        with suppress(NotReadable):
+            found.append(read(path).target)
+    return found.count(target), len(found) - found.count(target)
+
+
 def read(path: Path) -> Entry:
     """An entry as it was written.
 
@@ -134,7 +144,7 @@ def remove(path: Path) -> None:
 
 
 def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MOST_BYTES) -> list[str]:
-    """Remove the oldest entries over the bounds (the newest always stays) and abandoned drafts; return names removed."""
+    """Remove the oldest entries over the bounds, never the newest, and abandoned drafts; return names of entries."""
     for draft in outbox.glob(".*"):
         if draft.is_dir() and time.time() - draft.stat().st_mtime > _ABANDONED:
             shutil.rmtree(draft, ignore_errors=True)

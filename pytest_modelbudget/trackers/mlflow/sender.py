@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -47,17 +48,16 @@ class Trouble(Exception):
 
 def main(arguments: list[str]) -> int:
     """Send what is in the outbox; 0 when all was sent."""
-    root, folder = Path(arguments[0]), Path(arguments[1])
+    root, folder = Path(arguments[0]).resolve(), Path(arguments[1]).resolve()
     seconds = float(arguments[2]) if len(arguments) > 2 else 60.0
     report = _own_stdout()
     _end_after(seconds)
-    target = resolve(root, Path.cwd(), os.environ)
+    target = resolve(Path.cwd(), os.environ)
     try:
-        client = _ready(target, root)
-        with lock.held(outbox.home(root) / "sender.lock"):
-            if target.local:
-                _make_store(client)
-            return _send_all(client, folder, target, report)
+        _prepare(target)
+        os.chdir(outbox.home(root) if target.local else root)  # where mlflow opens a store, it makes a folder for runs
+        with lock.held(outbox.home(root) / "sender.lock"):  # two processes that open a new store at once destroy it
+            return _send_all(_client(target), folder, target, report)
     except Exception as error:
         trouble = explained(error, target)
         _tell(report, target, event="stopped", reason=trouble.reason, cure=trouble.cure)
@@ -84,25 +84,22 @@ def _tell(report: IO[str], target: Target, **event: str) -> None:
     report.flush()
 
 
-def _ready(target: Target, root: Path) -> MlflowClient:
-    """A client, after the quick checks: somebody answers, and mlflow can be imported."""
+def _prepare(target: Target) -> None:
+    """The quick checks: somebody answers, and mlflow can be imported."""
     if reason := unreachable(target):
         raise Trouble(reason, "start the server, or correct MLFLOW_TRACKING_URI")
     try:
-        from mlflow import MlflowClient
-    except ModuleNotFoundError as error:
-        if error.name == "mlflow":
-            raise Trouble("mlflow is not installed", "pip install 'pytest-modelbudget[mlflow]'") from None
-        raise Trouble(f"mlflow cannot be imported ({error})", "pip install 'pytest-modelbudget[mlflow]'") from None
-    if target.local:  # mlflow makes a folder for runs beside a store that it opens
-        os.chdir(outbox.home(root))
-    with lock.held(outbox.home(root) / "sender.lock"):  # two processes that open a new store at once destroy it
-        return MlflowClient(tracking_uri=target.uri)
+        import mlflow  # noqa: F401  # seconds, so not while holding the lock
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "mlflow"
+        reason = "mlflow is not installed" if missing else f"mlflow cannot be imported ({error})"
+        raise Trouble(reason, "pip install 'pytest-modelbudget[mlflow]'") from None
 
 
-def _make_store(client: MlflowClient) -> None:
-    """Let the embedded store be made now, while the lock is held."""
-    client.search_experiments(max_results=1)
+def _client(target: Target) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=target.uri)
 
 
 def _send_all(client: MlflowClient, folder: Path, target: Target, report: IO[str]) -> int:
@@ -166,11 +163,13 @@ def _artifacts(name: str, target: Target) -> str | None:
     """Where artifacts go: beside the embedded store; a server knows by itself."""
     if not target.local:
         return None
-    return (Path(target.uri.removeprefix("sqlite:///")).parent / "artifacts" / name).as_uri()
+    return (Path.cwd() / "artifacts" / name).as_uri()
 
 
 def _experiment_tags(name: str) -> dict[str, str]:
-    what = "One run for each model, a point for each commit." if name.endswith("/history") else "One run for each run of pytest."
+    what = "One run for each model, a point for each commit."
+    if not name.endswith("/history"):
+        what = "One run for each run of pytest --model-budget."
     return {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": what}
 
 
@@ -195,8 +194,8 @@ def _by_key(client: MlflowClient, experiment: str, condition: str) -> dict[str, 
 
 def _made(client: MlflowClient, experiment: str, entry: Entry, run: Run) -> StoredRun:
     """A new run; looks again afterwards, because another machine, or a lost answer, may have made it twice."""
-    tags = {_KEY: run.key, _STATE: "sending", **run.tags}
-    tags.pop(_DIGEST, None)  # it says that the artifacts have arrived
+    tags = {_KEY: run.key, **run.tags}
+    tags.pop(_DIGEST, None)  # it says that the tables have arrived
     client.create_run(experiment, entry.created_ms, tags, run.name)
     return _by_key(client, experiment, f"tags.`{_KEY}` = '{run.key}'")[run.key]
 
@@ -207,7 +206,8 @@ def _send_job(client: MlflowClient, experiment: str, path: Path, entry: Entry) -
     stored = stored or _made(client, experiment, entry, run)
     run_id = str(stored.info.run_id)
     if stored.data.tags.get(_STATE) != "complete":
-        _log(client, run_id, run.metrics, {**run.tags, _TABLES: _table_tag(run)}, entry.created_ms, entry.step)
+        tags = {**run.tags, _STATE: "sending", _TABLES: _table_tag(run)}
+        _log(client, run_id, run.metrics, tags, entry.created_ms, entry.step)
         client.log_artifacts(run_id, str(path / run.folder))
     return run_id
 
@@ -268,6 +268,8 @@ def explained(error: Exception, target: Target) -> Trouble:
     if isinstance(error, Trouble):
         return error
     kind, message = type(error).__name__, next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, ModuleNotFoundError):
+        return Trouble(f"mlflow needs the module {error.name} for {target.shown}", "install the package that has it")
     if kind == "UnsupportedModelRegistryStoreURIException" and target.is_database:
         cure = "pip install mlflow, or set MLFLOW_TRACKING_URI to a server"
         return Trouble(f"mlflow-skinny cannot open a database such as {target.shown}", cure)
@@ -279,12 +281,15 @@ def explained(error: Exception, target: Target) -> Trouble:
     if _refused(error, message):
         cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         return Trouble(f"{target.shown} does not let this user in", cure)
+    if code := re.search(r"too many (\d+) error responses", message):
+        return Trouble(f"{target.shown} answers with error {code[1]}")
     return Trouble(f"{kind}: {message}"[:500])
 
 
 def _refused(error: Exception, message: str) -> bool:
-    code = getattr(error, "error_code", "")
-    return code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or any(f"error code {number}" in message for number in (401, 403))
+    if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return True
+    return any(f"error code {number}" in message for number in (401, 403))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 from pytest_modelbudget.trackers.mlflow.outbox import FOLDER
+
+LOCAL_FILE = "mlflow.db"
+LOCAL_URI = f"sqlite:///{LOCAL_FILE}"
+"""The embedded store, opened from its own folder: a `?` or `#` in the path of that folder would end the address."""
 
 _CONNECT = 3.0
 """Seconds to connect; a server that cannot be reached would block mlflow's client for minutes."""
@@ -43,18 +47,17 @@ class Target:
         return re.sub(r"://[^\s/@]+@", "://", text)
 
 
-def resolve(root: Path, cwd: Path, environ: Mapping[str, str]) -> Target:
-    """The target that the environment asks for: `MLFLOW_TRACKING_URI`, else the embedded store in `root`."""
+def resolve(cwd: Path, environ: Mapping[str, str]) -> Target:
+    """The target that the environment asks for: `MLFLOW_TRACKING_URI`, else the embedded store."""
     written = environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not written:
-        path = root.resolve() / FOLDER / "mlflow.db"
-        return Target(f"sqlite:///{path.as_posix()}", f"{FOLDER}/mlflow.db", local=True)
+        return Target(LOCAL_URI, f"{FOLDER}/{LOCAL_FILE}", local=True)
     uri = _absolute(written, cwd)
     userinfo, query = _userinfo(uri), "".join(re.split(r"([?#])", uri, maxsplit=1)[2:])
     names = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN")
     password = userinfo.partition(":")[2]
     secrets = (userinfo, password, unquote(password), query, *(environ.get(name, "") for name in names))
-    shown = re.split("[?#]", uri.replace(f"{userinfo}@", "", 1) if userinfo else uri)[0]
+    shown = re.split("[?#]", uri.replace(f"{userinfo}@", "", 1) if userinfo else uri)[0].rstrip("/")
     longest_first = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
     return Target(uri, shown, secrets=tuple(longest_first))
 
@@ -88,8 +91,7 @@ def unreachable(target: Target) -> str | None:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
         return f"{target.shown} is not an address"
-    proxies = getproxies_environment()
-    if parts.scheme in proxies and not proxy_bypass_environment(host, proxies):
+    if parts.scheme in getproxies() and not proxy_bypass(host):
         return None
     try:
         socket.create_connection((host, port), timeout=_CONNECT).close()

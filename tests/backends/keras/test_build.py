@@ -45,6 +45,12 @@ def configured() -> keras.Model:
     return small()
 
 
+def breaking() -> None:
+    keras.utils.clear_session()
+    configured()
+    raise ZeroDivisionError
+
+
 def from_arrays() -> keras.Model:
     model = small()
     model.scale = keras.Variable(np.ones((3, 5), "float16"), trainable=False, name="scale")
@@ -94,9 +100,7 @@ def test_everything_is_as_before_when_the_builder_raises() -> None:
     """An error inside a nested build restores the state all the same."""
     before = _state()
     with pytest.raises(ZeroDivisionError), backend.abstract(), backend.abstract():
-        keras.utils.clear_session()
-        configured()
-        raise ZeroDivisionError
+        breaking()
     assert _state() == before
     assert L.Dense(1)(keras.Input((2,))).shape == (None, 1)
     assert float(keras.ops.sum(keras.Variable(np.ones(3)))) == 3.0
@@ -159,7 +163,8 @@ def test_private_names_of_keras() -> None:
     assert [variable.name for variable in private.own_variables(layer)] == ["kernel", "bias"]
     assert private.nodes_of(model, layer) == layer._inbound_nodes
     assert private.history(output) == (layer, layer._inbound_nodes[0])
-    assert private.overrides_build(layer) and not private.overrides_build(L.ReLU())
+    assert private.overrides_build(layer)
+    assert not private.overrides_build(L.ReLU())
 
 
 HUGE = """

@@ -1,4 +1,4 @@
-"""Functional and Sequential models: shared, nested, frozen and tied layers, several outputs, inputs that fit or do not."""
+"""Functional and Sequential models: shared, nested, frozen, tied layers; several outputs; inputs that fit or do not."""
 
 from __future__ import annotations
 
@@ -185,7 +185,8 @@ def test_an_open_length_is_unknown_until_it_is_declared(summarize: Any) -> None:
         return keras.Model(ids, L.Dense(2)(L.Embedding(9, 4)(ids)))
 
     unknown = summarize(build)
-    assert unknown.flops.value is None and unknown.layers[-1].flops is None
+    assert unknown.flops.value is None
+    assert unknown.layers[-1].flops is None
     assert unknown.layers[-1].output_text == "[B, ?, 2]"
     assert "axis 1 of input 'ids'" in unknown.notes[0]
     known = summarize(build, "int32[B, T]", T=5)
@@ -209,7 +210,9 @@ def test_declared_inputs_name_the_ports(summarize: Any) -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        pytest.param("float32[B, 9]", "input 'first' of the model is float32[B, 8], inputs: declares float32[B, 9]", id="size"),
+        pytest.param(
+            "float32[B, 9]", "input 'first' of the model is float32[B, 8], inputs: declares float32[B, 9]", id="size"
+        ),
         pytest.param("float32[B, 8, 8]", "declares float32[B, 8, 8]", id="rank"),
         pytest.param(["float32[B, 8]", "float32[B, 8]"], "the model has the inputs first float32[B, 8]", id="number"),
         pytest.param({"second": "float32[B, 8]"}, "inputs: names second", id="name"),
@@ -219,7 +222,8 @@ def test_inputs_that_do_not_fit(summarize: Any, inputs: object, words: str) -> N
     """The error names the input and both shapes."""
     with pytest.raises(ModelBudgetError) as caught:
         summarize(shared, inputs)
-    assert words in str(caught.value) and str(caught.value).startswith("model: ")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("model: ")
 
 
 def test_the_users_model_is_left_as_it_is() -> None:
@@ -235,4 +239,7 @@ def test_the_users_model_is_left_as_it_is() -> None:
 
 
 def _everything(model: Any) -> list[Any]:
-    return [model, *(one for layer in model.layers for one in ([layer, *layer.layers] if hasattr(layer, "layers") else [layer]))]
+    return [
+        model,
+        *(one for layer in model.layers for one in ([layer, *layer.layers] if hasattr(layer, "layers") else [layer])),
+    ]

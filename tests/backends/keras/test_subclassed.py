@@ -142,7 +142,8 @@ class Mixed(keras.Model):
         pytest.param({"user": "float32[B, 5]", "item": "float32[B, 2]"}, id="by name"),
         pytest.param({"args": [{"user": "float32[B, 5]", "item": "float32[B, 2]"}]}, id="one mapping"),
         pytest.param(
-            {"args": [{"user": "float32[B, 5]", "item": "float32[B, 2]"}], "kwargs": {"training": True}}, id="a plain value"
+            {"args": [{"user": "float32[B, 5]", "item": "float32[B, 2]"}], "kwargs": {"training": True}},
+            id="a plain value",
         ),
     ],
 )
@@ -161,6 +162,43 @@ def test_sequential_without_input(summarize: Any) -> None:
         ("dense_1", 15, "[B, 3]"),
     ]
     assert [str(port) for port in summary.inputs] == ["0 float32[B, 7]"]
+
+
+@pytest.mark.parametrize(
+    "finish",
+    [
+        pytest.param(lambda model: model(np.zeros((2, 4), "float32")), id="called on numbers"),
+        pytest.param(lambda model: model(keras.ops.zeros((2, 4))), id="called on a tensor"),
+        pytest.param(lambda model: model.build((None, 4)), id="build"),
+        pytest.param(lambda model: None, id="left open"),
+    ],
+)
+def test_builders_may_build(summarize: Any, finish: Any) -> None:
+    """However a builder finishes its model, the rows are the same, and no weight has a value."""
+    made: list[Any] = []
+
+    def build() -> keras.Model:
+        made.append(Twice())
+        finish(made[0])
+        return made[0]
+
+    summary = summarize(build, "float32[B, 4]")
+    assert [(row.path, row.params, row.output_text) for row in summary.layers] == [
+        ("one", 20, "[B, 4]"),
+        ("inner", 0, "[B, 2]"),
+        ("inner/a", 15, "[B, 3]"),
+        ("inner/b", 8, "[B, 2]"),
+    ]
+    assert all(variable._value is None for variable in made[0].variables)
+
+
+def test_a_call_on_numbers_gives_zeros_of_the_right_shape() -> None:
+    """What a model without values would give is not computed; a model without weights computes as always."""
+    with backend.abstract():
+        output = Inner(name="inner")(np.ones((3, 4), "float32"))
+        doubled = keras.Sequential([keras.Input((2,)), L.Rescaling(2.0)])(np.ones((1, 2), "float32"))
+    assert np.array_equal(keras.ops.convert_to_numpy(output), np.zeros((3, 2)))
+    assert np.array_equal(keras.ops.convert_to_numpy(doubled), np.full((1, 2), 2.0))
 
 
 def test_inputs_are_needed(summarize: Any) -> None:
@@ -225,7 +263,47 @@ def test_inputs_that_do_not_fit_a_class(summarize: Any) -> None:
     with pytest.raises(ModelBudgetError, match=r"cannot be called with 0 int32\[B, 64\]: "):
         summarize(Gpt, "int32[B, 64]")  # its table ends at 32
     with pytest.raises(ModelBudgetError, match=r"do not fit Mixed.call"):
-        summarize(Mixed, {"args": [], "kwargs": {"features": "float32[B]", "unheard": "float32[B]", "of": "float32[B]"}})
+        summarize(Mixed, {"args": ["float32[B]"], "kwargs": {"unheard": "float32[B]"}})
+
+
+class Positions(keras.Model):
+    """A layer called on numbers made in the call, and layers without a `build` eight levels deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = L.Embedding(12, 4, name="table")
+        self.deep = Deep(8)
+
+    def call(self, x: Any) -> Any:
+        return self.deep(x + self.table(ops.arange(ops.shape(x)[1])))
+
+
+class Deep(L.Layer):
+    calls = 0
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.below = Deep(levels - 1) if levels else L.Dense(4)
+
+    def call(self, x: Any) -> Any:
+        Deep.calls += 1
+        return self.below(x)
+
+
+def test_layers_called_on_numbers_are_seen(summarize: Any) -> None:
+    """A table of positions looked up with `arange` is a call like any other, and stays without value."""
+    summary = summarize(Positions, "float32[B, T, 4]", T=6)
+    assert [(row.path, row.calls, row.output_text, row.params) for row in summary.layers] == [
+        ("table", 1, "[T, 4]", 48),
+        ("deep", 1, "[B, T, 4]", 20),
+    ]
+
+
+def test_nesting_costs_no_more_than_its_depth(summarize: Any) -> None:
+    """Each level is called a handful of times, however deep it is."""
+    Deep.calls = 0
+    summarize(Positions, "float32[B, T, 4]", T=6)
+    assert Deep.calls <= 9 * 4
 
 
 class Raw(keras.Model):

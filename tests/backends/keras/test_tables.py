@@ -104,7 +104,9 @@ def test_published_summary(summarize: Any, path: Path) -> None:
     expected = case["rows"]
     if len(rows) == len(expected) + 1 and rows[0].type == "InputLayer":
         rows = rows[1:]
-    assert [_row(summary, layer, row) for layer, row in zip(rows, expected, strict=True)] == list(map(_expected, expected))
+    assert [_row(summary, layer, row) for layer, row in zip(rows, expected, strict=True)] == list(
+        map(_expected, expected)
+    )
     if any(row["connected_to"] for row in expected):
         names = [row["name"] for row in expected]
         paths = [layer.path for layer in rows]
@@ -127,7 +129,8 @@ def _expected(row: dict[str, Any]) -> tuple[str, list[list[int | None]], int]:
 
 def _builders() -> ModuleType:
     spec = importlib.util.spec_from_file_location("builders_keras", DATA / "summaries_keras" / "builders_keras.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -175,5 +178,7 @@ def test_application_flops(summarize: Any, name: str, macs: int) -> None:
 
 def test_protocol_classes() -> None:
     """The backend knows its models and their classes from everything else."""
-    assert backend.owns(keras.Sequential()) and not backend.owns(L.Dense(1)) and not backend.owns("model")
-    assert backend.is_class(keras.Sequential) and not backend.is_class(L.Dense) and not backend.is_class(keras.Sequential())
+    assert backend.owns(keras.Sequential())
+    assert not any(backend.owns(one) for one in (L.Dense(1), "model", keras.Sequential))
+    assert backend.is_class(keras.Sequential)
+    assert not any(backend.is_class(one) for one in (L.Dense, keras.Sequential(), "model"))

@@ -15,7 +15,16 @@ from pytest_modelbudget.summary import Layer, Summary
 
 DATA = Path(__file__).parents[2] / "data"
 CASES = [json.loads(path.read_text()) for path in sorted((DATA / "summaries").glob("torch_*.json"))]
-FAST = {"alexnet", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v3_small", "regnet_y_400mf", "resnet50", "swin_t"}
+FAST = {
+    "alexnet",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet50",
+    "swin_t",
+}
 
 
 def _zoo() -> list[Any]:
@@ -33,7 +42,8 @@ def _fast(row: dict[str, str]) -> bool:
 
 def _builder(name: str) -> Callable[[], Any]:
     spec = importlib.util.spec_from_file_location("builders_torch", DATA / "summaries" / "builders_torch.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)  # type: ignore[no-any-return]
@@ -49,7 +59,10 @@ def test_printed_summary(case: dict[str, Any], count: Callable[..., Summary]) ->
     assert summary.trainable_params == truth["trainable"]
     assert summary.non_trainable_params == truth["non_trainable"]
     assert summary.buffers == truth["buffers"]
-    assert sum(weight.bytes for row in summary.layers for weight in row.own if weight.role == "param") == truth["param_bytes"]
+    assert (
+        sum(weight.bytes for row in summary.layers for weight in row.own if weight.role == "param")
+        == truth["param_bytes"]
+    )
     assert summary.flops.value == 2 * truth["macs"]
     assert summary.flops.uncounted == ()
     called = [row for row in summary.leaves if row.calls]

@@ -1,0 +1,170 @@
+"""Reports: the same numbers in every form, and nothing from a model that could do harm."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from pytest_modelbudget import budget, reports
+from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.errors import Place
+from pytest_modelbudget.reports import table, terminal, text
+from pytest_modelbudget.summary import Flops, Layer, Summary, Weight
+from tests.builders import HOSTILE, gpt, spec, towers
+
+
+def result(written: dict[str, object] | None = None, summary: Summary | None = None, before: Summary | None = None) -> Result:
+    """The two-input model, checked."""
+    limits = tuple(budget.parse(written or {}, lambda below: Place("modelbudget.yaml", 7)))
+    entry = ModelEntry("towers", build="a:b", budgets=limits, place=Place("modelbudget.yaml", 5))
+    snapshot = Snapshot(Stored.DIFFERENT if before else Stored.EQUAL, "__model_budget__/towers.yaml", before=before)
+    return replace(check(entry, summary or towers(), snapshot), nodeid="modelbudget.yaml::towers")
+
+
+def test_the_layer_table_has_the_familiar_shape() -> None:
+    """Layer (type), Output Shape, Param #, Connected to, and the totals; nothing is wider than 80 columns."""
+    lines = table.summary_text(towers()).splitlines()
+    assert re.split(r"  +", lines[3]) == ["Layer (type)", "Output Shape", "Param #", "Connected to"]
+    rows = [re.split(r"  +", line.strip()) for line in lines[5:11]]
+    assert rows == [
+        ["user (InputLayer)", "[B, 100]", "0", "-"],
+        ["item (InputLayer)", "[B, 20]", "0", "-"],
+        ["dense (Dense)", "[B, 50]", "5,050", "user"],
+        ["dense_1 (Dense)", "[B, 50]", "1,050", "item"],
+        ["concatenate (Concatenate)", "[B, 100]", "0", "dense, dense_1"],
+        ["dense_2 (Dense)", "[B, 1]", "101", "concatenate"],
+    ]
+    assert "Total params: 6,201 (24.22 KiB)" in lines
+    assert "Trainable params: 6,201" in lines
+    assert "Non-trainable params: 0" in lines
+    assert "FLOPs, forward at B=1: 12.20 kFLOPs (6.100 kMACs)" in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_unknown_is_a_question_mark() -> None:
+    """Never 0; a lower bound says so and names what was not counted."""
+    assert "FLOPs, forward at B=1: ?" in table.summary_text(replace(towers(), flops=Flops()))
+    bounded = table.summary_text(replace(towers(), flops=Flops(5000, (("my::op", 2),))))
+    assert ">= 5.000 kFLOPs" in bounded
+    assert "Not counted: my::op x2" in bounded
+
+
+def test_rows_can_be_limited() -> None:
+    """The rest is counted."""
+    shown = table.summary_text(gpt(30), most=10)
+    assert "... 82 more rows; -vv shows all" in shown
+
+
+def test_a_failure_says_number_limit_distance_place_and_cure() -> None:
+    """Everything a reviewer needs, at once."""
+    before = replace(towers(), layers=towers().layers[:-1])
+    shown = terminal.failure(result({"params": "6k", "weight_bytes": "20 kB"}, before=before), rows=0).splitlines()
+    assert shown[0] == "towers: OVER BUDGET"
+    assert "  params: 6,201 > 6,000 (+201, +3.4%)  [modelbudget.yaml:7]" in shown
+    assert "  weight_bytes: 24,804 bytes > 20,000 bytes (+4,804, +24.0%)  [modelbudget.yaml:7]" in shown
+    assert "  largest layers: dense 5,050 (81.4%), dense_1 1,050 (16.9%), dense_2 101 (1.6%)" in shown
+    assert "    params 6,100 -> 6,201  (+101, +1.66%)" in shown
+    assert "    + dense_2  Dense  [B, 1]  101 params  kernel 100x1 + bias 1" in shown
+    assert 'accept:  pytest --model-budget-update "modelbudget.yaml::towers"' in shown
+
+
+def test_many_changes_are_cut_with_a_count() -> None:
+    """The twenty rows that moved most params, and how many more there are."""
+    grown = replace(
+        gpt(40),
+        layers=tuple(
+            replace(layer, weights=(Weight("weight", (100 + index,)),)) if layer.type == "LayerNorm" else layer
+            for index, layer in enumerate(gpt(40).layers)
+        ),
+    )
+    shown = terminal.failure(result(summary=grown, before=gpt(40)), rows=0)
+    assert "    ... and 20 more rows" in shown
+    assert shown.count("~ h.") == 20
+
+
+@pytest.mark.parametrize(
+    ("outcome", "line"),
+    [
+        pytest.param(result({"params": 1, "layers": 1}), "params: 6,201 > 1 (+6,200, +620000.0%) (+1 more)", id="over"),
+        pytest.param(result(before=replace(towers(), layers=towers().layers[:-1])), "params 6,100 -> 6,201  (+101, +1.66%), 1 row", id="changed"),
+        pytest.param(Result("net", State.BUILD_ERROR, error="a.py:1: in f\n    x\nE   KeyError: 'y'"), "KeyError: 'y'", id="build error"),
+    ],
+)  # fmt: skip
+def test_short_line(outcome: Result, line: str) -> None:
+    """One line for pytest's short summary."""
+    assert terminal.short(outcome) == line
+
+
+def test_the_closing_table() -> None:
+    """One line a model, failures first, then the verdict."""
+    results = [replace(result(), id="a"), replace(result({"params": 6_300}), id="b"), replace(result({"params": 1}), id="c")]
+    lines = list(terminal.closing(results, width=80))
+    rows = [re.split(r"  +", line) for line in lines[0].splitlines()[2:]]
+    assert rows == [
+        ["c", "6,201", "6,201", "12.20 k", "24.22 KiB", "params 620100.0%", "OVER BUDGET"],
+        ["a", "6,201", "6,201", "12.20 k", "24.22 KiB", "-"],
+        ["b", "6,201", "6,201", "12.20 k", "24.22 KiB", "params 98.4%"],
+    ]
+    assert lines[-1].endswith("1 over budget, 2 ok")
+
+
+def hostile(name: str) -> Result:
+    """A model that holds `name` wherever a name can be, and fails."""
+    layer = Layer(name, name, ((spec("B"),),), ((name,),), (Weight(name or "w", (3,)),))
+    summary = Summary("net", "torch", (layer,), (), (), Flops(1, ((name, 1),)), notes=(name,))
+    return replace(result({"params": 1}, summary, before=replace(summary, layers=())), error="")
+
+
+class _Tags(HTMLParser):
+    """Collects tags and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_harmless_everywhere(name: str) -> None:
+    """No tag, no control character, no workflow command, no broken table comes from a model."""
+    one = hostile(name)
+    page = _Tags()
+    page.feed(reports.render("html", [one]))
+    assert page.tags.isdisjoint({"img", "script"})
+    assert not any(attribute.startswith("on") for attribute in page.attributes)
+    assert json.loads(reports.render("json", [one]))["models"][0]["summary"]["layers"][0]["path"] == name
+    for shown in (terminal.failure(one), "\n".join(terminal.closing([one])), terminal.short(one), reports.render("md", [one])):
+        assert all(line.isprintable() for line in shown.splitlines())
+        assert not any(line.lstrip().startswith("::") for line in shown.splitlines())
+    markdown = reports.render("md", [one])
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+
+
+def test_a_markdown_page_stays_below_the_limit_of_step_summaries() -> None:
+    """Cut under 900 KiB, with a count."""
+    many = [replace(result({"params": 1}), id=f"model-{index}") for index in range(3000)]
+    page = reports.render("md", many)
+    assert len(page.encode()) < 901 * 1024
+    assert "did not fit" in page
+
+
+def test_json_reads_back() -> None:
+    """The machine report holds every number."""
+    data = json.loads(reports.render("json", [result()]))
+    assert data["schema"] == 1
+    assert data["models"][0]["summary"]["params"] == 6201
+
+
+def test_harmless_shows_what_it_replaced() -> None:
+    """Control and direction characters become visible escapes."""
+    assert text.harmless("a\x1b[2J\u202eb\nc") == "a\\x1b[2J\\u202eb\\nc"
+    assert len(text.harmless("x" * 10_000)) == 400
