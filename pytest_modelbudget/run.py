@@ -246,11 +246,11 @@ def _is_grammar(given: Any) -> bool:
 
 
 def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
-    """Count a live model as it is, or build what a builder returns."""
+    """Count a live model as it is, or what a builder (a function, or a model class) returns."""
     owner = backends.owner(model_or_builder)
     if owner is not None:
         return replace(_summarize(owner, model_or_builder, entry, built_here=False), samples=entry.samples)
-    if any(backend.is_class(model_or_builder) for backend in backends.loaded()) or not callable(model_or_builder):
+    if not callable(model_or_builder):
         raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
     return summarize_entry(entry)
 

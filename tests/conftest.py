@@ -1,16 +1,15 @@
-"""A user's project with a fake framework in it, and the commands the user types."""
+"""A fresh user's project for each test, with a fake framework in it."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 from pytest_modelbudget import backends
+from tests.project import SMALL, USE_FAKENET, ZOO, Project
 
 pytest_plugins = ["pytester"]
 
@@ -19,72 +18,7 @@ for _module in ("plugin.collect", "plugin.controller", "plugin.fixture", "report
     import_module(f"pytest_modelbudget.{_module}")
 import_module("pytest_modelbudget.reports.markdown")
 
-USE_FAKENET = """
-    from pytest_modelbudget import backends
-
-    backends.BACKENDS["fakenet"] = "fakenet"
-"""
-ZOO = """
-    from fakenet import Model
-
-    def small():
-        return Model(dense=(32, 64))
-
-    def of_width(width):
-        return Model(dense=(32, width))
-
-    def two_layers():
-        return Model(body=(32, 64), head=(64, 10))
-"""
 CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY")
-
-
-@dataclass(frozen=True, slots=True)
-class Project:
-    """A folder with `fakenet` (the framework), `zoo` (some builders), and what a test writes into it."""
-
-    pytester: pytest.Pytester
-
-    @property
-    def path(self) -> Path:
-        """The root."""
-        return self.pytester.path
-
-    def write(self, name: str, text: str) -> Path:
-        """A file of the user's, indented as the test is."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dedent(text).lstrip("\n"), encoding="utf-8")
-        return path
-
-    def manifest(self, text: str) -> Path:
-        """`modelbudget.yaml`; the first line of `text` that is not empty is line 1."""
-        return self.write("modelbudget.yaml", text)
-
-    def run(self, *args: str) -> pytest.RunResult:
-        """`pytest --model-budget ...`"""
-        return self.plain("--model-budget", *args)
-
-    def update(self, *args: str) -> pytest.RunResult:
-        """`pytest --model-budget-update ...`"""
-        return self.plain("--model-budget-update", *args)
-
-    def plain(self, *args: str) -> pytest.RunResult:
-        """`pytest ...`, as it is typed."""
-        return self.pytester.runpytest_inprocess(*args)
-
-    def alone(self, *args: str) -> pytest.RunResult:
-        """The same in a process of its own: slower, for what must not reach this one."""
-        return self.pytester.runpytest_subprocess(*args)
-
-    def snapshot(self, model: str) -> Path:
-        """The snapshot of a model that the root's manifest declares."""
-        return self.path / "__model_budget__" / f"{model}.yaml"
-
-    def snapshots(self) -> dict[str, bytes]:
-        """Every file in a snapshot folder, with its bytes."""
-        files = self.path.rglob("__model_budget__/**/*")
-        return {file.relative_to(self.path).as_posix(): file.read_bytes() for file in files if file.is_file()}
 
 
 @pytest.fixture
@@ -102,14 +36,6 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Proje
     project.write("zoo.py", ZOO)
     project.write("pytest.ini", "[pytest]\n")
     return project
-
-
-SMALL = """
-    models:
-      small:
-        build: zoo:small
-        inputs: "float32[B, 32]"
-"""
 
 
 @pytest.fixture

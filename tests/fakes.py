@@ -49,9 +49,7 @@ def abstract() -> Iterator[None]:
     yield
 
 
-def summarize(
-    model: Model, *, name: str, inputs: Inputs | None, sizes: Mapping[str, int], built_here: bool
-) -> Summary:
+def summarize(model: Model, *, name: str, inputs: Inputs | None, sizes: Mapping[str, int], built_here: bool) -> Summary:
     """Read the numbers off the kernels."""
     if inputs is None:
         raise ModelBudgetError(f'{name}: the model does not know its inputs: write e.g. inputs: "float32[B, 32]"')

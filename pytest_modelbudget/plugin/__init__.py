@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from pytest_modelbudget.check import Result
     from pytest_modelbudget.plugin.fixture import ModelBudget
 
 MARKER = "model_budget"
+RESULTS: pytest.StashKey[list[Result]] = pytest.StashKey()
+"""The results an item came to; the controller gets them from its report."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,6 +88,30 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(collect.Collector(config), "modelbudget-collector")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(controller.Controller(config), "modelbudget-controller")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put results on the report; here, because the fixture also works with the option off."""
+    report = yield
+    if RESULTS in item.stash:
+        from pytest_modelbudget.plugin.items import annotate
+
+        annotate(item, report, call, send=enabled(item.config))
+    return report
+
+
+def pytest_report_teststatus(
+    report: pytest.CollectReport | pytest.TestReport,
+) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+    """`OVER BUDGET` and the like in place of `FAILED`."""
+    if not hasattr(report, "modelbudget_state"):
+        return None
+    from pytest_modelbudget.plugin.items import status
+
+    return status(report)
 
 
 @pytest.fixture

@@ -20,9 +20,7 @@ from pytest_modelbudget.plugin.items import (
     BudgetItem,
     ModelItem,
     SnapshotFilesItem,
-    annotate,
     relative,
-    status,
 )
 from pytest_modelbudget.run import entries_from
 from pytest_modelbudget.tracebacks import user_traceback
@@ -77,19 +75,6 @@ class Collector:
             config.workeroutput["modelbudget_models"] = self.models  # type: ignore[attr-defined]
         elif not self.models and not session.testsfailed and wants_models(config):
             raise pytest.UsageError(NO_MODEL)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-        """Put results on the report."""
-        report = yield
-        annotate(item, report, call)  # type: ignore[arg-type]
-        return report
-
-    def pytest_report_teststatus(
-        self, report: pytest.CollectReport | pytest.TestReport
-    ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
-        """`OVER BUDGET` and the like in place of `FAILED`."""
-        return status(report) if isinstance(report, pytest.TestReport) else None
 
 
 def wants_models(config: pytest.Config) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import snapshot, wire
-from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.reports import REPORTS, render, table, terminal
@@ -46,7 +46,8 @@ class Controller:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what is to be written; a file that cannot be written fails the run."""
-        if self.worker_models and not any(self.worker_models) and wants_models(self.config):
+        nothing = self.worker_models and not any(self.worker_models)
+        if nothing and session.exitstatus != pytest.ExitCode.INTERRUPTED and wants_models(self.config):
             self.problems.append(NO_MODEL)
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
             return
@@ -69,7 +70,7 @@ class Controller:
         owners: dict[str, str] = {}
         for result in self.results:
             if not result.to_write:
-                kept += result.summary is not None
+                kept += result.snapshot.stored is Stored.EQUAL
                 continue
             path = result.snapshot.path
             if owners.setdefault(path.casefold(), result.nodeid) != result.nodeid:
@@ -115,13 +116,13 @@ class Controller:
         width = max(40, terminalreporter._tw.fullwidth)
         if self.config.get_verbosity() > 0:
             for result in self._shown_in_full():
-                terminalreporter.write_line(table.summary_text(result, width=width))  # type: ignore[arg-type]
-                terminalreporter.write_line("")
+                terminalreporter.line(table.summary_text(result, width=width))  # type: ignore[arg-type]
+                terminalreporter.line("")
         lines = terminal.closing(self.results, width=width) if self.results else ()
         for line in (*lines, *self.lines):
-            terminalreporter.write_line(line)
+            terminalreporter.line(line)
         for problem in self.problems:
-            terminalreporter.write_line(f"ERROR {problem}", red=True)
+            terminalreporter.line(f"ERROR {problem}", red=True)
 
     def _shown_in_full(self) -> Iterable[object]:
         """Summaries for `-v`; a failed model's was shown with its failure."""

@@ -10,7 +10,8 @@ import pytest
 
 from pytest_modelbudget.check import ModelEntry, State
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.plugin.items import RESULTS, ModelCheckFailed, failure_text, record, relative
+from pytest_modelbudget.plugin import RESULTS
+from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record, relative
 from pytest_modelbudget.run import live_entry, run, summarize_live
 from pytest_modelbudget.summary import Summary
 
@@ -74,6 +75,12 @@ class ModelBudget:
             inputs,
             place=Place(file, None if line is None else line + 1),
             home=relative(self._node.path.parent, self._node.config.rootpath),
-            declared=f"{self._node.path.name}::{getattr(self._node, 'originalname', None) or self._node.name}",
+            declared=self._declared(),
             **options,
         )
+
+    def _declared(self) -> str:
+        """`test_nets.py::TestNets::test_width`: the test without its parameters, so that all its cases share it."""
+        classes = [node.name for node in self._node.listchain() if isinstance(node, pytest.Class)]
+        test = getattr(self._node, "originalname", None) or self._node.name
+        return "::".join([self._node.path.name, *classes, test])

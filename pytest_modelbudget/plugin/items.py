@@ -15,12 +15,9 @@ from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo
 from pytest_modelbudget import wire
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.plugin import MARKER
+from pytest_modelbudget.plugin import MARKER, RESULTS
 from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.run import run
-
-RESULTS = pytest.StashKey[list[Result]]()
-"""The results an item came to; the controller gets them from its report."""
 
 _MOST_OUTPUT = 20_000
 _NOISE = re.compile(
@@ -164,17 +161,22 @@ def record(item: pytest.Item, result: Result) -> Result:
     return result
 
 
-def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
-    """Put an item's results on its report as plain data, which xdist carries to the controller."""
-    results = item.stash.get(RESULTS, [])
-    if call.when != "call" or not results:
+def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], *, send: bool) -> None:
+    """Put what an item came to on its report; `send` adds its results as plain data, which xdist carries on."""
+    if isinstance(item, BudgetItem):  # a builder may print megabytes, which every later phase would repeat
+        report.sections = [(name, _cut(content)) for name, content in report.sections]
+    if call.when != "call":
         return
-    vars(report)["modelbudget"] = [wire.pack(result) for result in results]
+    if send:
+        vars(report)["modelbudget"] = [wire.pack(result) for result in item.stash[RESULTS]]
     if call.excinfo is not None and isinstance(call.excinfo.value, ModelCheckFailed):
-        vars(report)["modelbudget_state"] = call.excinfo.value.result.state.value
-    if isinstance(item, BudgetItem):
-        shown = ((name, _cut(_NOISE.sub("", content))) for name, content in report.sections)
-        report.sections = [(name, content) for name, content in shown if content.strip()]
+        result = call.excinfo.value.result
+        vars(report)["modelbudget_state"] = result.state.value
+        if isinstance(report.longrepr, ExceptionRepr) and report.longrepr.reprcrash is not None:
+            report.longrepr.reprcrash.message = terminal.short(result)
+    if report.skipped and isinstance(item, BudgetItem):
+        path, line, _ = item.reportinfo()
+        report.longrepr = (str(path), (line or 0) + 1, item.stash[RESULTS][-1].error)
 
 
 def _cut(content: str) -> str:
@@ -185,12 +187,9 @@ def _cut(content: str) -> str:
     return f"{content[:half]}\n... {len(content) - 2 * half:,} characters cut ...\n{content[-half:]}"
 
 
-def status(report: pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+def status(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bool]]]:
     """Our word for a failed model; the category stays pytest's own, so that counts and `-x` go on working."""
-    word = getattr(report, "modelbudget_state", None)
-    if word is None or report.when != "call" or not report.failed:
-        return None
-    state = State(word)
+    state = State(vars(report)["modelbudget_state"])
     return "failed", _LETTERS[state], (state.value, {"red": True})
 
 

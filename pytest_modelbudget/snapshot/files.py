@@ -129,6 +129,8 @@ def declared_in(path: Path) -> str | None:
 def obsolete(root: Path, home: str, known: Callable[[str, str], bool]) -> Iterator[str]:
     """Yield each snapshot file in the folder of `home` for which `known(path, declared)` is false."""
     folder = root / home / FOLDER
+    if not folder.resolve().is_relative_to((root / home).resolve()):  # what a link leads out to is not ours to delete
+        return
     for file in sorted(folder.rglob("*.yaml")):
         path = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
         declared = declared_in(file)

@@ -6,7 +6,8 @@ import json
 from xml.etree import ElementTree
 
 import pytest
-from conftest import SMALL, Project
+
+from tests.project import SMALL, Project
 
 DECORATED = """
     from pytest_modelbudget import model

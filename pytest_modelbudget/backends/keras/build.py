@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.keras.trace import specs
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def _called_with_numbers(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             if outermost and _has_numbers((args, kwargs)) and _lacks_values(self):
                 try:
-                    return keras.tree.map_structure(_zeros, call(self, *_specs(args), **_specs(kwargs)))
+                    return keras.tree.map_structure(_zeros, call(self, *specs(args), **specs(kwargs)))
                 except Exception:  # not every call takes symbols; this one then runs on numbers
                     return call(self, *args, **kwargs)
             return call(self, *args, **kwargs)
@@ -121,16 +122,6 @@ def _has_numbers(values: Any) -> bool:
 
 def _lacks_values(model: Any) -> bool:
     return not model.built or bool(model.weights)
-
-
-def _specs(values: Any) -> Any:
-    return keras.tree.map_structure(_spec, values)
-
-
-def _spec(value: Any) -> Any:
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        return value
-    return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
 
 
 def _zeros(value: Any) -> Any:

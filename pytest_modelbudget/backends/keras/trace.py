@@ -68,12 +68,24 @@ def symbolic(value: Any) -> list[Any]:
     return [one for one in keras.tree.flatten(value) if isinstance(one, keras.KerasTensor)]
 
 
+def specs(values: Any) -> Any:
+    """Nested arguments with a symbolic tensor in the place of each array or tensor of the backend."""
+    return keras.tree.map_structure(_spec, values)
+
+
+def _spec(value: Any) -> Any:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return value
+    return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
+
+
 class _Tracer:
     def __init__(self, remember: Callable[[Any], None]) -> None:
         self.calls: list[Call] = []
         self.inside: list[Any] = []
         self.times = 1
         self.remember = remember
+        self.inferring = False
         self.opaque_log: list[tuple[Any, Any, Any, Any]] | None = None
         self.opaque_depth = 0
         self.infer_layer: Callable[..., Any] = keras.layers.Layer.symbolic_call
@@ -109,16 +121,23 @@ class _Tracer:
                 setattr(owner, name, original)
 
     def operation(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of an operation, as in `x + y` or `keras.ops.matmul`."""
+        """A call of an operation, as in `x + y` or `keras.ops.matmul`.
+
+        Some infer their shape by calling others; those did not run, so they are not written down.
+        """
         self._remember(one, (args, kwargs))
+        if self.inferring:
+            return self.infer_operation(one, *args, **kwargs)
         call = self._begin(one, args, kwargs)
-        outputs = self.infer_operation(one, *args, **kwargs)
+        outputs = self._infer(self.infer_operation, one, args, kwargs)
         call.outputs = tuple(symbolic(outputs))
         return outputs
 
     def layer(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a layer on symbolic tensors."""
         self._remember(one, (args, kwargs))
+        if self.inferring:
+            return self.infer_layer(one, *args, **kwargs)
         call = self._begin(one, args, kwargs)
         self.inside.append(one)
         mark, times = len(self.calls), self.times
@@ -142,14 +161,14 @@ class _Tracer:
         if symbolic((args, kwargs)):
             return call(one, *args, **kwargs)
         if self.opaque_log is None:
-            return call(one, *_specs(args), **_specs(kwargs))
+            return call(one, *specs(args), **specs(kwargs))
         self.opaque_depth += 1
         try:
             outputs = call(one, *args, **kwargs)
         finally:
             self.opaque_depth -= 1
         if self.opaque_depth == 0:
-            self.opaque_log.append((one, _specs(args), _specs(kwargs), outputs))
+            self.opaque_log.append((one, specs(args), specs(kwargs), outputs))
         return outputs
 
     def _begin(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -167,15 +186,23 @@ class _Tracer:
     def _through(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the layer's own `call` where it may hide a product, else only infer shapes."""
         if isinstance(one, keras.layers.RNN):
-            self._cell(one, args[0])
-            return self.infer_layer(one, *args, **kwargs)
+            self._cell(one, symbolic((args, kwargs))[0])
+            return self._infer(self.infer_layer, one, args, kwargs)
         if isinstance(one, keras.layers.TimeDistributed):
-            self._each_step(one, args[0])
-            return self.infer_layer(one, *args, **kwargs)
+            self._each_step(one, symbolic((args, kwargs))[0])
+            return self._infer(self.infer_layer, one, args, kwargs)
         if rules.costs_nothing(one):
-            return self.infer_layer(one, *args, **kwargs)
+            return self._infer(self.infer_layer, one, args, kwargs)
         outputs = one.call(*args, **kwargs)
         return keras.tree.map_structure(_fresh, outputs)
+
+    def _infer(self, infer: Callable[..., Any], one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Only shapes: whatever is called on the way did not run."""
+        self.inferring = True
+        try:
+            return infer(one, *args, **kwargs)
+        finally:
+            self.inferring = False
 
     def _cell(self, layer: Any, sequence: Any) -> None:
         """A recurrent layer is its cell, once for each step."""
@@ -210,7 +237,7 @@ class _Tracer:
         finally:
             self.opaque_log, self.opaque_depth = outer, outer_depth
         if outputs is None or not symbolic(outputs):
-            return self.infer_layer(one, *args, **kwargs)
+            return self._infer(self.infer_layer, one, args, kwargs)
         for inner, values, named, _ in _merged(logs):
             inner(*values, **named)
         return outputs
@@ -246,15 +273,6 @@ def _fresh(value: Any) -> Any:
     if not isinstance(value, keras.KerasTensor):
         return value
     return keras.KerasTensor(value.shape, value.dtype, sparse=value.sparse)
-
-
-def _spec(value: Any) -> Any:
-    """Shape and dtype of a tensor of numbers (or of the backend's symbols)."""
-    return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
-
-
-def _specs(values: Any) -> Any:
-    return keras.tree.map_structure(lambda one: _spec(one) if keras.ops.is_tensor(one) else one, values)
 
 
 def _sources(tensors: list[Any]) -> tuple[Any, ...]:

@@ -12,7 +12,6 @@ import keras
 from pytest_modelbudget.backends.keras import private
 from pytest_modelbudget.summary import Weight
 
-
 Named = tuple[str, Any, Any]
 """A variable, with its name in its row before it and the layer that holds it after it."""
 

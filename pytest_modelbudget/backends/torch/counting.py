@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,12 +70,16 @@ _VALUES = "a copy was run on the CPU, because the model needs values that the me
 
 def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
     """Run a copy twice, with other values: zeros and random inputs, for a model built here weights likewise."""
-
     first = Subject(name, real.filled(model) if built_here else real.copy_of(model, name), inputs, real=True)
     base = forward(first, sizes, keep=True)
     if built_here:
         real.fill_again(first.model, seed=0)
-    twin = forward(replace(first, seed=0), sizes)
+    try:
+        twin = forward(replace(first, seed=1), sizes)
+    except ForwardFailed:
+        return _Run(
+            first, base, None, (f"{_VALUES}; it ran on zeros only, so what depends on values is not told apart",)
+        )
     same = base.trace.flops == twin.trace.flops
     return _Run(first, base, twin, (_VALUES if same else f"{_VALUES}, and its FLOPs depend on them",))
 
@@ -114,7 +118,6 @@ def _summary(run: _Run, sizes: Sizes, others: Sequence[tuple[Sizes, Pass]], note
     seen = [(sizes, run.base), *twins, *others]
     passes, naming = [one for _, one in seen], Naming([size for size, _ in seen])
     layers = rows(found, weights, passes, naming)
-    shortened = ("connected-to lists only the latest sources where there are very many",)
     return Summary(
         model=subject.name,
         framework=FRAMEWORK,
@@ -123,5 +126,13 @@ def _summary(run: _Run, sizes: Sizes, others: Sequence[tuple[Sizes, Pass]], note
         outputs=naming.specs([one.outputs for one in passes]),
         flops=run.flops,
         sizes=tuple(sizes.items()),
-        notes=(*run.notes, *notes, *unread, *(shortened if run.base.trace.shortened else ())),
+        notes=(*run.notes, *notes, *unread, *_limits(run)),
     )
+
+
+def _limits(run: _Run) -> Iterator[str]:
+    """What was seen in the pass that its result does not show."""
+    if run.base.trace.shortened:
+        yield "connected-to lists only the latest sources where there are very many"
+    if run.base.trace.autocast and not run.subject.real:
+        yield "autocast was on in the forward pass and is not followed: dtypes of outputs are those without it"

@@ -120,12 +120,17 @@ def _input(name: str, spec: TensorSpec, sizes: Mapping[str, int], subject: Subje
     shape = concrete(spec, sizes)
     if subject.real:
         zeros = torch.zeros(shape, dtype=dtype, device="cpu")
-        if subject.seed is None or not dtype.is_floating_point:
-            return zeros
-        return zeros.uniform_(generator=torch.Generator().manual_seed(subject.seed))
+        return zeros if subject.seed is None else _other_values(zeros, torch.Generator().manual_seed(subject.seed))
     tensor = torch.empty(shape, dtype=dtype, device=META)
     whole = not (dtype.is_floating_point or dtype.is_complex)
     return torch.zeros(shape, dtype=dtype, device="cpu") if whole and tensor.numel() <= CONSTANT else tensor
+
+
+def _other_values(tensor: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
+    """Floats of both signs; ids and masks of 0 and 1, which hardly any table is too small for."""
+    if tensor.is_floating_point():
+        return tensor.uniform_(-1, 1, generator=dice)
+    return tensor if tensor.is_complex() else tensor.random_(0, 2, generator=dice)
 
 
 @contextmanager
@@ -137,6 +142,7 @@ def _calm(subject: Subject) -> Iterator[None]:
         stack.enter_context(preserved())
         if not subject.real:
             stack.enter_context(_lazy_on_meta(subject.model))
+            stack.enter_context(_unchecked_distributions())
         if _compiled(subject.model):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
@@ -158,6 +164,18 @@ def _lazy_on_meta(model: nn.Module) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """`torch.distributions` asks by default whether its parameters are in range, which only values could tell."""
+    base = torch.distributions.Distribution
+    before = base._validate_args
+    base.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        base.set_default_validate_args(before)
 
 
 def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:

@@ -19,6 +19,12 @@ _ONES = 4_096  # float `ones` (attention masks) up to this many elements keep th
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
 _MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "rand", "randn",
            "randint", "randperm", "tril_indices", "triu_indices", "empty_strided", "empty_permuted"}  # fmt: skip
+_STATES = {
+    "empty",
+    "zeros",
+    "rand",
+    "randn",
+}  # as floats: first states of a recurrent layer, noise; never asked for values
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 
 
@@ -119,6 +125,8 @@ def _placed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
     if asked_meta:
         return {**kwargs, "device": torch.device("cpu") if _keeps(name, dtype, elements) else META, "pin_memory": None}
     whole = not (dtype.is_floating_point or dtype.is_complex)
+    if not whole and name in _STATES:
+        return {**kwargs, "device": META}
     return {**kwargs, "device": META} if elements > (CONSTANT if whole else LARGE) else kwargs
 
 

@@ -57,6 +57,7 @@ class Trace:
         self.flops = 0
         self.failed: Record | None = None
         self.shortened = False
+        self.autocast = False
         self._known: dict[int, Record] = {}
         self._clock = 0
         self._stack: list[Record] = []
@@ -92,6 +93,7 @@ class Trace:
         if id(module) in self._rolled_up:
             return original(module, *args, **kwargs)
         record = self.record(module)
+        self.autocast = self.autocast or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         fed_by = self.sources((args, kwargs)) if record.endpoint else ()
         began = self._clock
         self._stack.append(record)

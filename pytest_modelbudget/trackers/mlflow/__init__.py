@@ -49,34 +49,35 @@ def log(results: Sequence[Result], root: Path, *, exit_failed: bool, deadline: f
 
     Failures of tracking come back as lines, never as exceptions; what was not delivered is kept in the outbox.
     """
-    target = resolve(Path.cwd(), os.environ)
+    target: Target | None = None
     try:
-        folder = outbox.home(root) / "outbox"
-        now_ms = int(time.time() * 1000)
-        entry, files = content.make(
-            results,
-            facts.gather(root, os.environ),
-            target=target.shown,
-            key=uuid.uuid4().hex,
-            now_ms=now_ms,
-            exit_failed=exit_failed,
-        )
-        path = outbox.write(folder, entry, files)
-        dropped = outbox.trim(folder)
-        events, ended = _run_sender(root, folder, target, deadline)
-        lines = [
-            *_outcome(events, ended, path, root, target),
-            *_remarks(events, dropped, path.name),
-            *_waiting(*outbox.waiting(folder, target.shown)),
-        ]
-        return Delivery(not path.exists(), tuple(harmless(target.scrub(line)) for line in lines))
+        target = resolve(Path.cwd(), os.environ)
+        delivery = _deliver(results, root, target, exit_failed, deadline)
     except Exception as error:  # a failure of tracking must not change what a run of tests decided
-        message = f"mlflow: nothing was logged ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
-        return Delivery(False, (harmless(target.scrub(message)),))
+        why = f": {next(iter(str(error).splitlines()), '')}" if target else ""
+        delivery = Delivery(False, (f"mlflow: nothing was logged ({type(error).__name__}{why})",))
+    scrub = target.scrub if target else str
+    return Delivery(delivery.ok, tuple(harmless(scrub(line)) for line in delivery.lines))
+
+
+def _deliver(results: Sequence[Result], root: Path, target: Target, exit_failed: bool, deadline: float) -> Delivery:
+    folder = outbox.home(root) / "outbox"
+    place = facts.gather(root, os.environ)
+    now_ms, key = int(time.time() * 1000), uuid.uuid4().hex
+    entry, files = content.make(results, place, target=target.shown, key=key, now_ms=now_ms, exit_failed=exit_failed)
+    path = outbox.write(folder, entry, files)
+    dropped = outbox.trim(folder)
+    events, ended = _run_sender(root, folder, target, deadline)
+    lines = [
+        *_outcome(events, ended, path, root, target),
+        *_remarks(events, dropped, path.name, place),
+        *_waiting(*outbox.waiting(folder, target.shown)),
+    ]
+    return Delivery(not path.exists(), tuple(lines))
 
 
 def _run_sender(root: Path, folder: Path, target: Target, deadline: float) -> tuple[list[Event], str]:
-    """Run the sender to its end or to the deadline; returns its events, and how it ended when that was not by itself.
+    """Run the sender to its end or to the deadline; returns its events, and how it ended.
 
     Its output goes to files: a pipe would be held open by any process it leaves behind.
     """
@@ -91,22 +92,20 @@ def _run_sender(root: Path, folder: Path, target: Target, deadline: float) -> tu
             stderr=noise,
             start_new_session=True,
         )
-        ended = ""
+        status: int | None = None
         try:
             status = process.wait(deadline)
-            if status not in (0, 1):
-                ended = f"the sender ended with status {status}"
         except subprocess.TimeoutExpired:
-            ended = f"no answer within {deadline:g} s"
+            pass
         finally:
             _kill(process)
         report.seek(0)
         noise.seek(0)
         events = list(_events(report.read().decode("utf-8", "replace")))
-        if status_line := ended or ("the sender said nothing" if not events else ""):
-            last = noise.read()[-2000:].decode("utf-8", "replace").strip().splitlines()[-1:]
-            ended = ": ".join([status_line, *(last if "status" in status_line else [])])
-        return events, ended
+        if status is None:
+            return events, f"no answer within {deadline:g} s"
+        last = noise.read()[-2000:].decode("utf-8", "replace").strip().splitlines()[-1:]
+        return events, ": ".join([f"the sender ended with status {status}", *last])
 
 
 def _environment(target: Target) -> dict[str, str]:
@@ -181,7 +180,9 @@ def _waiting(here: int, elsewhere: int) -> Iterator[str]:
         yield f"  kept for other values of MLFLOW_TRACKING_URI: {elsewhere}"
 
 
-def _remarks(events: Sequence[Event], dropped: Sequence[str], name: str) -> Iterator[str]:
+def _remarks(events: Sequence[Event], dropped: Sequence[str], name: str, place: facts.Facts) -> Iterator[str]:
+    if place.shallow:
+        yield "  the clone is shallow, so steps are commit times in minutes; fetch-depth: 0 gives commit counts"
     others = sum(event["event"] == "sent" and event["entry"] != name for event in events)
     if others:
         yield f"  also sent what was waiting from {others} earlier {'run' if others == 1 else 'runs'}"

@@ -65,7 +65,7 @@ def slug_of(name: str) -> str:
     ('resnet50', 'a_b-c14cddc0')
     """
     slug = re.sub("[^A-Za-z0-9._-]", "_", name)[:150]
-    return slug if slug == name and not slug.startswith(".") else f"{slug.lstrip('.')}-{_hash(name)[:8]}"
+    return slug if slug == name and re.match("[^.]", slug) else f"{slug.lstrip('.')}-{_hash(name)[:8]}"
 
 
 def _hash(value: str) -> str:

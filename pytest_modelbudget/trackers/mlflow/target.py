@@ -56,7 +56,13 @@ def resolve(cwd: Path, environ: Mapping[str, str]) -> Target:
     userinfo, query = _userinfo(uri), "".join(re.split(r"([?#])", uri, maxsplit=1)[2:])
     names = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN")
     password = userinfo.partition(":")[2]
-    secrets = (userinfo, password, unquote(password), query, *(environ.get(name, "") for name in names))
+    secrets = (
+        userinfo,
+        password,
+        unquote(password),
+        *re.split("[?#=&]", query),
+        *(environ.get(name, "") for name in names),
+    )
     shown = re.split("[?#]", uri.replace(f"{userinfo}@", "", 1) if userinfo else uri)[0].rstrip("/")
     longest_first = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
     return Target(uri, shown, secrets=tuple(longest_first))

@@ -382,3 +382,82 @@ def test_a_written_constant_is_no_longer_known(count: Count) -> None:
 
     summary = count(Writes, "float32[B, 4]", B=1)
     assert any("run on the CPU" in note for note in summary.notes)
+
+
+class Call(nn.Module):
+    """A module that calls a function with a layer."""
+
+    def __init__(self, function: Callable[..., Any], layer: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layer = function, layer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(self.layer, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "layer"),
+    [
+        pytest.param(
+            lambda layer, x: layer(x, (torch.zeros(1, x.shape[0], 4), torch.zeros(1, x.shape[0], 4)))[0],
+            lambda: nn.LSTM(4, 4, batch_first=True),
+            id="a first state made without a device",
+        ),
+        pytest.param(
+            lambda layer, x: torch.distributions.Normal(layer(x), 1.0).rsample(),
+            lambda: nn.Linear(4, 4),
+            id="a distribution that checks its range",
+        ),
+        pytest.param(
+            lambda layer, x: layer(x.cpu().to(layer.weight.device)) * torch.tensor([1.0, 2.0, 3.0, 4.0]).to(x),
+            lambda: nn.Linear(4, 4),
+            id="moves between devices",
+        ),
+        pytest.param(
+            lambda layer, x: layer(x) + torch.randn_like(x) * torch.randn(4),
+            lambda: nn.Linear(4, 4),
+            id="noise",
+        ),
+    ],
+)
+def test_common_forward_code_runs_without_memory(
+    function: Callable[..., Any], layer: Callable[[], nn.Module], count: Count
+) -> None:
+    """Nothing here needs values, so nothing is run for real and no note is left."""
+    summary = count(lambda: Call(function, layer()), "float32[B, T, 4]", B=2, T=5)
+    assert str(summary.outputs[0]) == "float32[B, T, 4]"
+    assert summary.notes == ()
+
+
+def test_routing_by_values_is_counted_for_real(count: Count) -> None:
+    """Two experts share six tokens: how they share them is unknown, the sum of their work is not."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.experts = nn.Linear(8, 2, bias=False), nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            choice, out = self.gate(x).argmax(-1), torch.zeros_like(x)
+            for index, expert in enumerate(self.experts):
+                (rows,) = torch.where(choice == index)
+                out.index_add_(0, rows, expert(x[rows]))
+            return out
+
+    summary = count(Experts, "float32[6, 8]")
+    assert summary.flops.value == 2 * 6 * 8 * 2 + 2 * 6 * 8 * 8
+    assert summary.outputs[0].dims == "[6, 8]"
+    assert row(summary, "experts.0").output_text == "[?, 8]"
+    assert row(summary, "experts.0").flops is None
+
+
+def test_autocast_is_noted(count: Count) -> None:
+    """On the meta device autocast does nothing: the reader is told that dtypes do not follow it."""
+
+    def cast(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return layer(x)  # type: ignore[no-any-return]
+
+    summary = count(lambda: Call(cast, nn.Linear(4, 4)), "float32[B, 4]", B=2)
+    assert any("autocast" in note for note in summary.notes)
+    assert summary.flops.value == 2 * 2 * 4 * 4

@@ -1,0 +1,143 @@
+"""FLOPs of single layers, each against a count by hand: products and sums of products, twice."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import keras
+import pytest
+from keras import layers as L
+from keras import ops
+
+from pytest_modelbudget.backends.keras import names, rules
+
+
+class Function(L.Layer):
+    """A layer that is one function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def call(self, x: Any) -> Any:
+        return self.function(x)
+
+
+IMAGE, SEQUENCE, ROWS = (9, 9, 4), (6, 4), (4,)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "expected"),
+    [
+        pytest.param(ROWS, lambda: L.Dense(5), 2 * 4 * 5, id="dense"),
+        pytest.param(SEQUENCE, lambda: L.Dense(5), 2 * 6 * 4 * 5, id="dense, at each position"),
+        pytest.param(SEQUENCE, lambda: L.EinsumDense("btd,dhk->bthk", (6, 3, 5)), 2 * 6 * 4 * 15, id="einsum dense"),
+        pytest.param(SEQUENCE, lambda: L.Conv1D(5, 3), 2 * 4 * 5 * 3 * 4, id="conv1d"),
+        pytest.param(SEQUENCE, lambda: L.Conv1D(5, 3, padding="causal"), 2 * 6 * 5 * 3 * 4, id="conv1d, causal"),
+        pytest.param(IMAGE, lambda: L.Conv2D(6, 3, strides=2), 2 * 16 * 6 * 9 * 4, id="conv2d, strides"),
+        pytest.param(IMAGE, lambda: L.Conv2D(6, 3, dilation_rate=2), 2 * 25 * 6 * 9 * 4, id="conv2d, dilated"),
+        pytest.param(IMAGE, lambda: L.Conv2D(6, 3, groups=2), 2 * 49 * 6 * 9 * 2, id="conv2d, two groups"),
+        pytest.param((5, 5, 5, 2), lambda: L.Conv3D(3, 2), 2 * 64 * 3 * 8 * 2, id="conv3d"),
+        pytest.param(IMAGE, lambda: L.DepthwiseConv2D(3, depth_multiplier=2), 2 * 49 * 8 * 9, id="depthwise"),
+        pytest.param(IMAGE, lambda: L.SeparableConv2D(6, 3), 2 * 49 * 4 * 9 + 2 * 49 * 4 * 6, id="separable"),
+        pytest.param(IMAGE, lambda: L.Conv2DTranspose(6, 3, strides=2), 2 * 81 * 4 * 6 * 9, id="transposed"),
+        pytest.param(SEQUENCE, lambda: L.SimpleRNN(5), 6 * 2 * (4 * 5 + 5 * 5), id="simple rnn"),
+        pytest.param(SEQUENCE, lambda: L.LSTM(5), 6 * 2 * 4 * (4 * 5 + 5 * 5), id="lstm"),
+        pytest.param(SEQUENCE, lambda: L.GRU(5), 6 * 2 * 3 * (4 * 5 + 5 * 5), id="gru"),
+        pytest.param(
+            SEQUENCE, lambda: L.GRU(5, reset_after=False), 6 * 2 * 3 * (4 * 5 + 5 * 5), id="gru, reset before"
+        ),
+        pytest.param(SEQUENCE, lambda: L.Bidirectional(L.LSTM(5)), 2 * 6 * 2 * 4 * (4 * 5 + 5 * 5), id="bidirectional"),
+        pytest.param(SEQUENCE, lambda: L.TimeDistributed(L.Dense(5)), 6 * 2 * 4 * 5, id="time distributed"),
+        pytest.param(
+            (3, 9, 9, 2), lambda: L.ConvLSTM2D(4, 3), 3 * 2 * 4 * 4 * 49 * 9 * (2 + 4), id="conv lstm, state padded"
+        ),
+        pytest.param(SEQUENCE, lambda: L.Embedding(9, 4), 0, id="embedding"),
+        pytest.param(IMAGE, lambda: L.BatchNormalization(), 0, id="batch normalisation"),
+        pytest.param(IMAGE, lambda: L.MaxPooling2D(), 0, id="pooling"),
+        pytest.param(ROWS, lambda: L.Softmax(), 0, id="softmax"),
+        pytest.param(ROWS, lambda: Function(lambda x: ops.relu(x * 2 + 1)), 0, id="elementwise"),
+        pytest.param(
+            SEQUENCE, lambda: Function(lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1)))), 2 * 36 * 4, id="matmul"
+        ),
+        pytest.param(SEQUENCE, lambda: Function(lambda x: ops.einsum("btd,bsd->bts", x, x)), 2 * 36 * 4, id="einsum"),
+        pytest.param(
+            SEQUENCE, lambda: Function(lambda x: ops.einsum("...td,...sd->...ts", x, x)), 2 * 36 * 4, id="einsum, dots"
+        ),
+        pytest.param(
+            SEQUENCE, lambda: Function(lambda x: ops.einsum("btd,btd->btd", x, x)), 0, id="einsum, elementwise"
+        ),
+        pytest.param(SEQUENCE, lambda: Function(lambda x: ops.einsum("btd->bt", x)), 0, id="einsum, a sum"),
+        pytest.param(
+            SEQUENCE, lambda: Function(lambda x: ops.tensordot(x, ops.ones((6, 4, 3)), 2)), 2 * 24 * 3, id="tensordot"
+        ),
+        pytest.param((8,), lambda: Function(lambda x: ops.rfft(x)[0]), 60, id="fft of 8 real points: 2.5 N log2 N"),
+        pytest.param(
+            (8,), lambda: Function(lambda x: ops.fft((x, x))[0]), 120, id="fft of 8 complex points: 5 N log2 N"
+        ),
+    ],
+)
+def test_flops_of_a_layer(summarize: Any, shape: tuple[int, ...], layer: Callable[[], Any], expected: int) -> None:
+    """One layer, one input, batch 2: the work of one example, twice."""
+
+    def build() -> keras.Model:
+        x = keras.Input(shape)
+        return keras.Model(x, layer()(x))
+
+    summary = summarize(build, B=2)
+    assert summary.flops.value == 2 * expected
+    assert summary.flops.uncounted == ()
+    assert summary.layers[1].flops == 2 * expected
+
+
+def test_flops_of_attention(summarize: Any) -> None:
+    """Projections, scores and their product with the values; fewer heads of keys make smaller projections."""
+    length, width, heads, size = 6, 4, 4, 3
+
+    def build(layer: Any) -> Callable[[], Any]:
+        def made() -> keras.Model:
+            x = keras.Input((length, width))
+            return keras.Model(x, layer(x))
+
+        return made
+
+    products = 2 * 2 * length * length * heads * size
+    full = 4 * 2 * length * width * heads * size + products
+    grouped = (2 * heads + 2 * 2) * 2 * length * width * size + products
+    assert summarize(build(lambda x: L.MultiHeadAttention(heads, size)(x, x))).flops.value == full
+    assert summarize(build(lambda x: L.GroupQueryAttention(size, heads, 2)(x, x))).flops.value == grouped
+    assert summarize(build(lambda x: L.Attention()([x, x]))).flops.value == 2 * 2 * length * length * width
+
+
+def test_operations_without_a_formula_are_listed(summarize: Any) -> None:
+    """A solver makes the total a lower bound, named with its number of calls."""
+
+    def build() -> keras.Model:
+        x = keras.Input((3, 3))
+        return keras.Model(x, Function(lambda y: ops.linalg.inv(ops.linalg.inv(y)))(L.Dense(3)(x)))
+
+    flops = summarize(build).flops
+    assert (flops.value, flops.uncounted, flops.is_lower_bound) == (2 * 3 * 3 * 3, (("Inv", 2),), True)
+
+
+def test_every_operation_of_keras_has_a_rule() -> None:
+    """An operation that a Keras release adds is not taken for free: it has to be entered in a table first."""
+    modules = [import_module(f"keras.src.ops.{name}") for name in ("core", "image", "linalg", "math", "nn", "numpy")]
+    known = set(rules.COUNTED) | names.ZERO | names.UNCOUNTED
+    unknown = {
+        name
+        for module in modules
+        for name, cls in vars(module).items()
+        if inspect.isclass(cls) and issubclass(cls, keras.Operation) and cls.__module__ == module.__name__
+    } - known
+    assert not unknown
+    assert not set(rules.COUNTED) & names.ZERO | names.ZERO & names.UNCOUNTED | names.UNCOUNTED & set(rules.COUNTED)
+
+
+def test_every_layer_that_costs_nothing_exists() -> None:
+    """The table of layers has no name that Keras does not have (or an older one did)."""
+    assert {name for name in names.ZERO_LAYERS if not hasattr(L, name)} == set()
+    assert names.WITH_WEIGHTS < names.ZERO_LAYERS

@@ -1,0 +1,243 @@
+"""MLflow: what is sent, under which names, and never with a secret in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_modelbudget.budget import METRICS
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.summary import Flops
+from pytest_modelbudget.trackers.mlflow import content, facts, names, outbox, target
+from pytest_modelbudget.trackers.mlflow.facts import Facts
+from tests.builders import HOSTILE, towers
+from tests.trackers.mlflow_helpers import (
+    SECRET,
+    result,
+    wider,
+)
+
+
+def test_every_metric_has_one_name() -> None:
+    """A metric that is added to the vocabulary has to be given a name here."""
+    assert names.GROUPED.keys() == METRICS.keys()
+    assert len({grouped.name for grouped in names.GROUPED.values()}) == len(names.GROUPED)
+
+
+def test_metrics_of_the_two_towers() -> None:
+    """Counted on paper: 6,201 params of 4 bytes, 12,200 FLOPs, 5,050 params in the largest of 6 layers."""
+    checked = result(
+        replace(towers(), samples=1000), limits={"params": "12402", "weight_bytes": "24804 B", "layers": 24}
+    )
+    assert checked.summary is not None
+    assert names.metrics(checked.summary, checked.limits) == {
+        "params/total": 6201,
+        "params/trainable": 6201,
+        "params/non_trainable": 0,
+        "params/buffers": 0,
+        "params/per_sample": 6.201,
+        "memory/weights_mib": pytest.approx(24804 / 1048576, rel=1e-7),
+        "compute/forward_gflops": 0.0000122,
+        "layers/count": 6,
+        "layers/largest_share_pct": pytest.approx(505000 / 6201, rel=1e-7),
+        "budget/params_used_pct": 50,
+        "budget/weight_bytes_used_pct": 100,
+        "budget/layers_used_pct": 25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flops", "expected"),
+    [
+        pytest.param(Flops(), {}, id="unknown"),
+        pytest.param(Flops(2 * 10**9, (("my::op", 1),)), {"compute/forward_gflops_at_least": 2.0}, id="a lower bound"),
+        pytest.param(Flops(0), {"compute/forward_gflops": 0.0}, id="really none"),
+    ],
+)
+def test_unknown_flops_are_left_out(flops: Flops, expected: dict[str, float]) -> None:
+    """They are never 0, and a lower bound has a name of its own; neither has a share of a budget."""
+    checked = result(replace(towers(), flops=flops), limits={"flops": "1 GFLOPs"})
+    assert checked.summary is not None
+    found = names.metrics(checked.summary, checked.limits)
+    assert {name: value for name, value in found.items() if name.startswith("compute/")} == expected
+    assert ("budget/flops_used_pct" in found) == (not flops.uncounted and flops.value is not None)
+    assert ("compute/forward_gflops" in names.unknown(checked.summary)) == ("compute/forward_gflops" not in expected)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "a.b_c-d"])
+def test_a_plain_name_is_its_slug(name: str) -> None:
+    """Nothing is added to it."""
+    assert content.slug_of(name) == name
+
+
+@pytest.mark.parametrize("name", ["zoo/net", "net:a", "a+b", "a=b", *HOSTILE])
+def test_any_other_name_becomes_harmless(name: str) -> None:
+    """Only letters, digits and `._-` are left, and names that differ stay apart."""
+    slug = content.slug_of(name)
+    assert set(slug) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+    assert slug[:1] not in ("", ".")
+    assert name == slug or slug != content.slug_of(f"{name}/")
+
+
+def make(results: Sequence[Result], exit_failed: bool = False) -> tuple[outbox.Entry, dict[str, str]]:
+    """An entry as it would be sent."""
+    now_ms = 1_700_000_000_000
+    return content.make(results, Facts("nets"), target="x", key="k" * 32, now_ms=now_ms, exit_failed=exit_failed)
+
+
+def test_two_models_of_one_id_have_two_histories() -> None:
+    """Two files may each declare a model of the same name."""
+    one, two = result(towers()), replace(result(wider(60)), nodeid="b.py::two-towers")
+    two = replace(two, snapshot=replace(two.snapshot, path="b/__model_budget__/two-towers.yaml"))
+    entry, files = make([one, two])
+    assert len({run.key for run in entry.history}) == 2
+    assert len({run.folder for run in entry.history}) == 2
+    assert all(f"{run.folder}/latest/layers.json" in files for run in entry.history)
+
+
+def test_a_model_that_was_not_built_is_reported_and_has_no_point() -> None:
+    """Its numbers are question marks, and the sum of all params is not known either."""
+    broken = Result("broken", State.BUILD_ERROR, error="Traceback\nboom\x1b[2J", nodeid="modelbudget.yaml::broken")
+    entry, files = make([result(towers()), broken], exit_failed=True)
+    rows = json.loads(files["job/models.json"])["data"]
+    assert ["broken", *["?"] * 8, "-", "BUILD ERROR"] in rows
+    assert [run.name for run in entry.history] == ["two-towers"]
+    assert entry.job.metrics["session/errors"] == 1
+    assert "session/params_sum" not in entry.job.metrics
+    assert entry.job.tags["mlflow.note.content"].splitlines()[0] == "FAILED: 1 build error, 1 ok"
+    assert files["job/models/broken/error.txt"] == "Traceback\nboom\\x1b[2J\n"
+
+
+def test_of_many_models_only_the_interesting_get_artifacts_of_their_own() -> None:
+    """The others are in the report and the results; every one has its history."""
+    results = [result(towers(), f"net-{number}") for number in range(60)]
+    results.append(result(towers(), "greedy", limits={"params": "6k"}))
+    entry, files = make(results)
+    assert {path.split("/")[2] for path in files if path.startswith("job/models/")} == {"greedy"}
+    assert len(entry.history) == 61
+    assert entry.job.tables == ("models.json", "models/greedy/layers.json")
+
+
+def test_no_column_has_a_dot() -> None:
+    """MLflow shows such columns as empty."""
+    _, files = make([result(towers())])
+    tables = [json.loads(text) for path, text in files.items() if path.endswith(("models.json", "layers.json"))]
+    assert len(tables) == 3
+    for table in tables:
+        assert not any("." in column for column in table["columns"])
+        assert table["columns"][1] == "params"
+        assert all(len(row) == len(table["columns"]) for row in table["data"])
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        pytest.param(f"https://me:{SECRET}@host.example/base", "https://host.example/base", id="user and password"),
+        pytest.param(f"https://{SECRET}@host.example", "https://host.example", id="token"),
+        pytest.param(f"https://me:a/{SECRET}@host.example/x", "https://host.example/x", id="slash in the password"),
+        pytest.param(f"https://me:p@{SECRET}@host.example/x", "https://host.example/x", id="at in the password"),
+        pytest.param(f"https://host.example/x?token={SECRET}", "https://host.example/x", id="query"),
+        pytest.param(f"postgresql://me:{SECRET}@db:5432/x", "postgresql://db:5432/x", id="database"),
+        pytest.param("http://host:5000/team/a@b/", "http://host:5000/team/a@b", id="an at in the path is no secret"),
+        pytest.param("sqlite:////home/me@work/x.db", "sqlite:////home/me@work/x.db", id="nor in a file"),
+        pytest.param("databricks://profile", "databricks://profile", id="databricks"),
+    ],
+)
+def test_credentials_are_not_shown(uri: str, shown: str) -> None:
+    """Neither in the address, nor in any text that holds it."""
+    found = target.resolve(Path("/work"), {"MLFLOW_TRACKING_URI": uri})
+    assert found.uri == uri
+    assert found.shown == shown
+    assert SECRET not in repr(found)
+    assert found.scrub(f"GET {uri} failed, https://you:{SECRET}@proxy") == f"GET {shown} failed, https://proxy"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param({"MLFLOW_TRACKING_URI": f"http://me:{SECRET}@host"}, id="address"),
+        pytest.param({"MLFLOW_TRACKING_URI": f"http://host/x?token={SECRET}&a=b"}, id="query"),
+        pytest.param(
+            {"MLFLOW_TRACKING_URI": "http://host", "MLFLOW_TRACKING_PASSWORD": SECRET}, id="MLflow's variable"
+        ),
+        pytest.param({"MLFLOW_TRACKING_URI": "http://me:hunter2%2Dsecret@host"}, id="encoded"),
+    ],
+)
+def test_a_password_alone_is_not_shown(environment: dict[str, str]) -> None:
+    """A server's answer may quote it."""
+    found = target.resolve(Path("/work"), environment)
+    assert found.scrub(f"denied: {SECRET} of me") == "denied: *** of me"
+
+
+@pytest.mark.parametrize(
+    ("uri", "absolute"),
+    [
+        pytest.param("sqlite:///runs.db", "sqlite:////there/runs.db", id="relative database"),
+        pytest.param("sqlite:////x/runs.db", "sqlite:////x/runs.db", id="absolute database"),
+        pytest.param("./mlruns", "file:///there/mlruns", id="folder"),
+        pytest.param("databricks", "databricks", id="databricks"),
+    ],
+)
+def test_a_relative_address_is_relative_to_where_pytest_runs(uri: str, absolute: str) -> None:
+    """The sender runs somewhere else."""
+    assert target.resolve(Path("/there"), {"MLFLOW_TRACKING_URI": uri}).uri == absolute
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"https://me:{SECRET}@example.com/team/nets.git", "https://example.com/team/nets.git"),
+        (f"https://x-access-token:{SECRET}@example.com/nets", "https://example.com/nets"),
+        ("git@example.com:team/nets.git", "git@example.com:team/nets.git"),
+        ("", ""),
+    ],
+)
+def test_the_address_of_the_repository_has_no_credentials(url: str, shown: str) -> None:
+    """CI services write a token into it."""
+    assert facts.without_userinfo(url) == shown
+
+
+# The outbox.
+
+
+def test_the_outbox_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
+    """The oldest entries go first, and it says which."""
+    entry, files = make([result(towers())])
+    paths = [outbox.write(tmp_path, replace(entry, created_ms=number), files) for number in range(4)]
+    assert outbox.trim(tmp_path, most_entries=2) == [paths[1].name, paths[0].name]
+    assert outbox.entries(tmp_path) == [paths[3], paths[2]]
+    assert outbox.read(paths[3]) == replace(entry, created_ms=3)
+    assert outbox.trim(tmp_path, most_bytes=1) == [paths[2].name]
+    assert outbox.entries(tmp_path) == [paths[3]]
+
+
+def test_half_an_entry_is_no_entry(tmp_path: Path) -> None:
+    """Writing that fails leaves nothing behind; a draft of a process that died is not read, and goes after a while."""
+    entry, files = make([result(towers())])
+    with pytest.raises(OSError, match="job"):
+        outbox.write(tmp_path, entry, {"job": "a file", **files})
+    assert list(tmp_path.iterdir()) == []
+    draft = tmp_path / ".0000000000001-k"
+    draft.mkdir()
+    assert outbox.entries(tmp_path) == []
+    outbox.trim(tmp_path)
+    assert draft.exists()
+    os.utime(draft, (1, 1))
+    outbox.trim(tmp_path)
+    assert not draft.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 99}', '{"schema": 1, "job": {}}'])
+def test_a_damaged_entry_is_known_as_such(tmp_path: Path, text: str) -> None:
+    """It can never be sent."""
+    (tmp_path / "entry.json").write_text(text, encoding="utf-8")
+    with pytest.raises(outbox.NotReadable):
+        outbox.read(tmp_path)
