@@ -243,6 +243,18 @@ def merge(*levels: Iterable[Budget]) -> tuple[Budget, ...]:
     return tuple(budget for budget in merged.values() if budget.limit is not None)
 
 
+def contradictions(budgets: Iterable[Budget]) -> Iterator[str]:
+    """Say each min that is above the max of the same number; they may come from different levels."""
+    limits = {(budget.layer, budget.metric, budget.bound): budget for budget in budgets}
+    for (layer, metric, bound), low in limits.items():
+        high = limits.get((layer, metric, "max"))
+        if bound != "min" or high is None or low.limit is None or high.limit is None or low.limit <= high.limit:
+            continue
+        title = metric if layer is None else f"layers.{layer}.{metric}"
+        where = f" ({high.place})" if high.place else ""
+        yield f"budgets.{title}: min {_show(low.kind, low.limit)} is above max {_show(high.kind, high.limit)}{where}"
+
+
 def violations(summary: Summary, budgets: Iterable[Budget]) -> tuple[Violation, ...]:
     """Return every budget that does not hold, failures first."""
     budgets = tuple(budgets)

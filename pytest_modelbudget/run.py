@@ -53,6 +53,9 @@ def run(
         result = _missing(entry, missing)
     except ModelBudgetError as mistake:
         result = _failed(entry, _with_cause(mistake))
+    except ModuleNotFoundError as error:  # a builder may import its framework itself
+        absent = _no_framework(error)
+        result = _failed(entry, user_traceback(error)) if absent is None else _missing(entry, absent)
     except KeyboardInterrupt:
         raise
     except SystemExit as leaving:
@@ -100,6 +103,7 @@ def summarize_entry(entry: ModelEntry) -> Summary:
 
 def _built(build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]) -> Summary:
     with backends.abstract(active):
+        _check_arguments(build, entry)
         model = build(*entry.args, **entry.kwargs)
         owner = backends.owner(model)
         if owner is not None and owner in active:
@@ -109,6 +113,20 @@ def _built(build: Callable[..., object], entry: ModelEntry, active: tuple[backen
     # The builder imported its framework itself, so the first model was built for real: drop it and build again.
     del model
     return _built(build, entry, backends.loaded())
+
+
+def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
+    try:
+        signature = inspect.signature(build)
+    except (TypeError, ValueError):  # some callables of C have none
+        return
+    try:
+        signature.bind(*entry.args, **entry.kwargs)
+    except TypeError as mistake:
+        where = f"{entry.place}: " if entry.place else ""
+        raise ModelBudgetError(
+            f"{where}{_name(build)} cannot be called like this: {mistake}; its arguments are given as args or kwargs"
+        ) from None
 
 
 def _summarize(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Summary:
@@ -148,8 +166,8 @@ def _framework(name: str) -> None:
 
 
 def _no_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
-    top = (error.name or "").partition(".")[0]
-    if top not in FRAMEWORK_MODULES:
+    top = error.name  # a part that is not there, torch.nnn, is a mistake of another kind
+    if top is None or top not in FRAMEWORK_MODULES:
         return None
     extra = FRAMEWORK_MODULES[top].replace("keras", "tensorflow")
     return FrameworkMissing(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from pathlib import Path
 
 _OURS = str(Path(__file__).parent)
-_LEAST_HELPFUL = ("importlib._bootstrap", "<frozen importlib")
+_LEAST_HELPFUL = (str(Path(importlib.__file__).parent), "<frozen importlib")
 _MAX_FRAMES = 12
 _MAX_LINE = 500
 

@@ -1,6 +1,6 @@
 """Frameworks: each is a module that satisfies `Backend` and is listed in `BACKENDS`.
 
-A framework that is not in `sys.modules` cannot own a model, so it is never imported to be asked.
+A framework that is not in use in this process cannot own a model, so it is never imported to be asked.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from typing import Protocol, cast
 
+from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Summary
 
 BACKENDS = {"torch": "pytest_modelbudget.backends.torch", "keras": "pytest_modelbudget.backends.keras"}
-"""The module to look for in `sys.modules`, and the backend that knows it."""
+"""The framework, and the backend that knows it."""
+
+_SIGNS = {"keras": ("keras", "tensorflow")}
+"""Modules that show that a framework is in use, where that is more than its own name: `tf.keras` loads Keras late."""
 
 
 class Backend(Protocol):
@@ -60,7 +64,16 @@ class Backend(Protocol):
 
 def loaded() -> tuple[Backend, ...]:
     """The backends whose framework this process has imported."""
-    return tuple(backend(name) for name in BACKENDS if name in sys.modules)
+    return tuple(_usable())
+
+
+def _usable() -> Iterator[Backend]:
+    for name in BACKENDS:
+        if any(sign in sys.modules for sign in _SIGNS.get(name, (name,))):
+            try:
+                yield backend(name)
+            except FrameworkMissing:  # a version that the backend does not know; its models have no owner
+                continue
 
 
 def backend(name: str) -> Backend:

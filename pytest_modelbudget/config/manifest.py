@@ -23,6 +23,7 @@ from pytest_modelbudget.errors import ModelBudgetError, Place
 MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 """File names that are manifests; `pyproject.toml` is one when it has the table `[tool.modelbudget]`."""
 
+_EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
 _TABLE = ("tool", "modelbudget")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -63,11 +64,18 @@ class Loaded:
     home: str = "."
 
     def apply(self, entry: ModelEntry) -> ModelEntry:
-        """`entry` with defaults, tags and groups of this manifest under its own values, and its home here."""
+        """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.
+
+        Raises:
+            ModelBudgetError: a min of one level is above a max of another.
+        """
         levels = [layer.budgets for layer in self.layers if layer.matches(entry)]
+        limits = budgets.merge(*levels, entry.limits)
+        if wrong := "; ".join(budgets.contradictions(limits)):
+            raise ModelBudgetError(wrong)
         return replace(
             entry,
-            budgets=budgets.merge(*levels, entry.limits),
+            budgets=limits,
             batch=entry.batch or self.defaults.batch,
             dims={**self.defaults.dims, **entry.dims},
             framework=entry.framework or self.defaults.framework,
@@ -194,7 +202,12 @@ class _Loader:
             before = len(self.mistakes)
             entry = self._entry(name, data)
             if entry is not None and len(self.mistakes) == before and not self._has_mistake(name):
-                yield loaded.apply(entry)
+                try:
+                    applied = loaded.apply(entry)
+                except ModelBudgetError as mistake:
+                    self._mistake(("models", name, "budgets"), str(mistake))
+                    continue
+                yield applied
 
     def _has_mistake(self, name: str) -> bool:
         return any(mistake.model == name for mistake in self.mistakes)
@@ -268,7 +281,7 @@ def _message(problem: Any, shape: type[BaseModel], keys: Keys) -> str:
         case "extra_forbidden":
             return _unknown_key(str(problem["loc"][-1]), _fields_at(shape, problem["loc"][:-1]))
         case "missing":
-            return f"{where} is missing"
+            return f"{where} is missing: write {keys[-1]}: {_EXAMPLES.get(str(keys[-1]), '...')}"
         case "literal_error" if problem["loc"] == ("version",):
             return (
                 f"version {problem['input']!r} is not known: this release reads version 1; upgrade pytest-modelbudget"

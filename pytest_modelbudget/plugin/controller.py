@@ -47,7 +47,7 @@ class Controller:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what is to be written; a file that cannot be written fails the run."""
         nothing = self.worker_models and not any(self.worker_models)
-        if nothing and session.exitstatus != pytest.ExitCode.INTERRUPTED and wants_models(self.config):
+        if nothing and not session.testsfailed and wants_models(self.config):
             self.problems.append(NO_MODEL)
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
             return

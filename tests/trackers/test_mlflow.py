@@ -293,7 +293,7 @@ def test_sending_again_changes_nothing(sent: Sent) -> None:
 
 @needs_mlflow
 def test_the_latest_value_is_the_last_measured(sent: Sent) -> None:
-    """Also when it is smaller, of the same commit, and an older one arrives late; MLflow alone would show the largest."""
+    """Also when it is smaller, of the same commit, and an older one comes late; MLflow alone would show the largest."""
     (sent.repo.path / "model.py").write_text("# not committed\n", encoding="utf-8")
     first = sent.repo.log([result(wider(40), "shrinking"), result(wider(30), "steady")])
     assert first["ok"], first["lines"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -241,3 +242,40 @@ def test_a_damaged_entry_is_known_as_such(tmp_path: Path, text: str) -> None:
     (tmp_path / "entry.json").write_text(text, encoding="utf-8")
     with pytest.raises(outbox.NotReadable):
         outbox.read(tmp_path)
+
+
+# Where it took place.
+
+
+def git(folder: Path, *arguments: str) -> None:
+    """A git command of a user."""
+    command = ["git", "-c", "user.name=A", "-c", "user.email=a@example.com", *arguments]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def test_outside_git_the_folder_names_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one step, 0."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    (tmp_path / "nets").mkdir()
+    found = facts.gather(tmp_path / "nets", {})
+    assert (found.repository, found.commit, found.step, found.shallow, found.dirty) == ("nets", "", 0, False, False)
+
+
+def test_the_step_is_the_number_of_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shallow clone that number is wrong, so the time of the commit in minutes takes its place."""
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "1700000040 +0000")
+    whole, shallow = tmp_path / "whole", tmp_path / "shallow"
+    (whole / "sub").mkdir(parents=True)
+    git(whole, "init", "-q", "-b", "trunk")
+    empty = facts.gather(whole, {})
+    assert (empty.commit, empty.step, empty.commit_ms, empty.branch) == ("", 0, None, "trunk")
+    for _ in range(3):
+        git(whole, "commit", "-q", "--allow-empty", "-m", "x")
+    git(tmp_path, "clone", "-q", "--depth", "1", whole.as_uri(), str(shallow))
+    git(shallow, "checkout", "-q", "--detach")
+    (whole / "sub" / "new.py").write_text("", encoding="utf-8")
+    found = facts.gather(whole / "sub", {})
+    assert (found.repository, found.folder, found.step, found.shallow, found.dirty) == ("whole", "sub", 3, False, True)
+    found = facts.gather(shallow, {"GITHUB_HEAD_REF": "feature"})
+    assert (found.repository, found.step, found.shallow, found.dirty) == ("whole", 1_700_000_040 // 60, True, False)
+    assert (found.branch, found.commit_ms) == ("feature", 1_700_000_040_000)

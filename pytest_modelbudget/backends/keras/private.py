@@ -16,7 +16,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend.common import global_state
+
+from pytest_modelbudget.errors import FrameworkMissing
+
+try:
+    from keras.src.backend.common import global_state
+except ImportError as error:  # Keras 2 is laid out otherwise
+    version = getattr(keras, "__version__", "?")
+    raise FrameworkMissing("keras", f"Keras 3 is needed to count Keras models, this is {version}") from error
 
 _TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 _NAMES = "object_name_uids"

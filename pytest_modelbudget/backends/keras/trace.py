@@ -158,7 +158,7 @@ class _Tracer:
 
         Inside an opaque call they are noted; elsewhere, as of a table of positions on `arange`, they become symbolic.
         """
-        if symbolic((args, kwargs)):
+        if symbolic((args, kwargs)) or self.inferring:
             return call(one, *args, **kwargs)
         if self.opaque_log is None:
             return call(one, *specs(args), **specs(kwargs))

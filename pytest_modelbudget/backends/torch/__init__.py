@@ -1,8 +1,9 @@
 """PyTorch: models are built and run on the meta device, so that neither weights nor activations take memory.
 
-The rooms: `build` makes models without memory, `copying` a ghost of a user's model, `forward` runs one pass under
-`trace` (calls, edges) with `placing` (which operands keep values) and `flops` (what each operator costs), `modules`
-and `weights` read the structure, `rows` and `counting` put the summary together.
+The rooms: `build` makes models without memory, `copying` a ghost of a user's model, `real` one with memory;
+`forward` runs one pass under `trace` (calls, edges) with `placing` (which operands keep values), `memo` (repeated
+operators) and `flops` (what each costs); `modules` and `weights` read the structure, `rows` and `counting` put the
+summary together.
 """
 
 from __future__ import annotations

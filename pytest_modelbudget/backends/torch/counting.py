@@ -77,9 +77,7 @@ def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int
     try:
         twin = forward(replace(first, seed=1), sizes)
     except ForwardFailed:
-        return _Run(
-            first, base, None, (f"{_VALUES}; it ran on zeros only, so what depends on values is not told apart",)
-        )
+        return _Run(first, base, None, (f"{_VALUES}; it ran on zeros only",))
     same = base.trace.flops == twin.trace.flops
     return _Run(first, base, twin, (_VALUES if same else f"{_VALUES}, and its FLOPs depend on them",))
 

@@ -6,7 +6,6 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def _attributes(model: nn.Module) -> _Attributes:
 
 
 def _copied(value: Any) -> Any:
-    return copy(value) if type(value) in (dict, OrderedDict, list, set) else value
+    return value.copy() if type(value) in (dict, OrderedDict, list, set) else value
 
 
 def _put_back(before: _Attributes) -> None:

@@ -13,18 +13,15 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
+from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
 _ONES = 4_096  # float `ones` (attention masks) up to this many elements keep their values
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
 _MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "rand", "randn",
            "randint", "randperm", "tril_indices", "triu_indices", "empty_strided", "empty_permuted"}  # fmt: skip
-_STATES = {
-    "empty",
-    "zeros",
-    "rand",
-    "randn",
-}  # as floats: first states of a recurrent layer, noise; never asked for values
+# Floats that first states of recurrent layers and noise are made of.
+_STATES = {"empty", "zeros", "rand", "randn"}
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 
 
@@ -37,6 +34,7 @@ class Placing:
 
     def __init__(self) -> None:
         self._stale: set[int] = set()  # real storages that were written from meta: their values are not known
+        self._memo = Memo()
         self._alive: list[torch.Tensor] = []  # keeps the addresses in `_stale` from being used again
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -66,7 +64,7 @@ class Placing:
             if _keeps(name, out.dtype, out.numel()):
                 return _real_like(name, out, args, kwargs)
             return out
-        return func(*args, **kwargs)
+        return self._memo.run(func, read, args, kwargs)
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}

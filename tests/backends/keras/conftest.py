@@ -1,4 +1,4 @@
-"""Keras is needed for all tests below; what they build, they build as the plugin does."""
+"""What the tests below build, they build as the plugin does."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-keras = pytest.importorskip("keras", minversion="3.0")
-
-from pytest_modelbudget.backends import keras as backend  # noqa: E402
-from pytest_modelbudget.inputs import parse  # noqa: E402
-from pytest_modelbudget.summary import Summary  # noqa: E402
+from pytest_modelbudget.backends import keras as backend
+from pytest_modelbudget.inputs import parse
+from pytest_modelbudget.summary import Summary
 
 Summarize = Callable[..., Summary]
 

@@ -177,6 +177,45 @@ def test_layers_of_layers_are_one_row(summarize: Any) -> None:
     assert not both.container
 
 
+def test_packed_weights_count_what_they_stand_for(summarize: Any) -> None:
+    """A 4-bit kernel has the shape of the kernel it replaces, and the bytes it really takes."""
+
+    def build() -> keras.Model:
+        model = keras.Sequential([keras.Input((8,)), L.Dense(16, use_bias=False)])
+        model.quantize("int4")
+        return model
+
+    kernel = next(weight for weight in summarize(build).layers[0].weights if weight.name == "kernel")
+    assert (kernel.shape, kernel.dtype, kernel.elements, kernel.bytes) == ((8, 16), "int4", 128, 64)
+    assert not kernel.trainable
+
+
+def test_precision_shows_in_outputs_and_weights(summarize: Any) -> None:
+    """Mixed precision computes in half and stores in single precision."""
+
+    def build() -> keras.Model:
+        x = keras.Input((4,))
+        return keras.Model(x, L.Dense(2, dtype="mixed_bfloat16")(x))
+
+    summary = summarize(build)
+    assert [str(spec) for spec in summary.outputs] == ["bfloat16[B, 2]"]
+    assert summary.weight_bytes == 4 * 10
+
+
+def test_a_layer_attached_beside_the_graph_counts(summarize: Any) -> None:
+    """Weights that Keras counts and the graph does not reach have a row, never called."""
+
+    def build() -> keras.Model:
+        model = shared()
+        model.extra = L.Dense(3, name="extra")
+        model.extra.build((None, 2))
+        return model
+
+    summary = summarize(build)
+    assert (summary.layers[-1].path, summary.layers[-1].calls, summary.layers[-1].params) == ("extra", 0, 9)
+    assert summary.params == 72 + 18 + 9
+
+
 def test_an_open_length_is_unknown_until_it_is_declared(summarize: Any) -> None:
     """Without a length there are no FLOPs, only a note; with one there are, and its name is shown."""
 

@@ -112,6 +112,33 @@ def test_flops_of_attention(summarize: Any) -> None:
     assert summarize(build(lambda x: L.Attention()([x, x]))).flops.value == 2 * 2 * length * length * width
 
 
+class Doubled(L.Layer):
+    """A recurrent cell of one's own, with one product."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.state_size = units
+        self.mix = L.Dense(units, name="mix")
+
+    def build(self, shape: Any) -> None:
+        self.mix.build((None, shape[-1] + self.state_size))
+
+    def call(self, x: Any, states: Any) -> Any:
+        state = self.mix(ops.concatenate([x, states[0]], axis=-1))
+        return state, [state]
+
+
+def test_flops_of_a_cell_of_ones_own(summarize: Any) -> None:
+    """Any cell is looked into, and counts once for each step."""
+
+    def build() -> keras.Model:
+        x = keras.Input(SEQUENCE)
+        return keras.Model(x, L.RNN(Doubled(5))(x))
+
+    flops = summarize(build).flops
+    assert (flops.value, flops.uncounted) == (6 * 2 * (4 + 5) * 5, ())
+
+
 def test_operations_without_a_formula_are_listed(summarize: Any) -> None:
     """A solver makes the total a lower bound, named with its number of calls."""
 

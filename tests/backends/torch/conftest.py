@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-
 from pytest_modelbudget.backends import torch as backend
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Summary

@@ -1,0 +1,140 @@
+"""What a user reads: 80 columns, no colour, no terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.project import SMALL, Project
+
+THREE = """
+    models:
+      small:
+        build: zoo:small
+        inputs: "float32[B, 32]"
+        budgets: {params: 1_000}
+      two: {build: zoo:two_layers, inputs: "float32[B, 32]", budgets: {params: 3k}}
+      broken: {build: zoo:nowhere}
+"""
+
+
+def test_a_run_from_header_to_short_summary(project: Project) -> None:
+    """One header line, a table with failures first, a verdict, and our words in pytest's summary."""
+    project.manifest(THREE)
+    project.update()
+    result = project.run()
+    result.stdout.fnmatch_lines(
+        [
+            "model-budget: checking snapshots and budgets, writing none",
+            "modelbudget.yaml B.E*",
+            "_* small _*",
+            "small: OVER BUDGET",
+            "-* model budgets -*",
+            "model *params *trainable *FLOPs *weights *budget used*",
+            "=====*",
+            "broken *BUILD ERROR",
+            "small *2,048 *2,048 *4.096 k *8.000 KiB *params 204.8% *OVER BUDGET",
+            "two *2,688 *2,688 *5.376 k *10.50 KiB *params 89.6%",
+            "3 models in * s: 1 build error, 1 over budget, 1 ok",
+            "*short test summary info*",
+            "OVER BUDGET modelbudget.yaml::small - params: 2,048 > 1,000 (+1,048, +104.8%)",
+            "BUILD ERROR modelbudget.yaml::broken - *",
+            "*2 failed, 1 passed in*",
+        ]
+    )
+    text = result.stdout.str()
+    assert "\x1b" not in text
+    ours = text[text.index("= FAILURES") : text.index("= short test summary")].splitlines()
+    assert max(map(len, ours)) <= 80 + len("modelbudget.yaml:5: build: zoo has no 'nowhere' (for 'zoo:nowhere')")
+    table = text[text.index("- model budgets") : text.index("= short test summary")].splitlines()
+    assert max(map(len, table)) <= 80
+
+
+def test_verbose_shows_layer_tables_in_the_familiar_shape(small: Project) -> None:
+    """`-v`: Layer (type), Output Shape, Param #, Connected to, and the three totals, for models that pass too."""
+    small.manifest(THREE.replace("params: 1_000", "params: 3_000"))
+    result = small.update("-v")
+    result.stdout.fnmatch_lines(
+        [
+            "modelbudget.yaml::small PASSED*",
+            "modelbudget.yaml::broken BUILD ERROR*",
+            "Model: two (fakenet)",
+            "Input: 0 float32[[]B, 32]",
+            "Layer (type) *Output Shape *Param # *Connected to",
+            "body (Dense) *[[]B, 64] *2,048 *0",
+            "head (Dense) *[[]B, 10] *640 *body",
+            "Total params: 2,688 (10.50 KiB)",
+            "Trainable params: 2,688",
+            "Non-trainable params: 0",
+            "FLOPs, forward at B=1: 5.376 kFLOPs (2.688 kMACs)",
+        ]
+    )
+    small.update().stdout.no_fnmatch_line("Layer (type)*")
+
+
+def test_a_quiet_run_says_the_verdict_only(small: Project) -> None:
+    """`-q` on a clean project is short."""
+    assert len(small.run("-q").outlines) < 12
+
+
+@pytest.mark.parametrize("width", [pytest.param("40", id="narrow"), pytest.param("200", id="wide")])
+def test_the_table_follows_the_width(small: Project, monkeypatch: pytest.MonkeyPatch, width: str) -> None:
+    """No line of the table is longer than the terminal, and no number is lost."""
+    monkeypatch.setenv("COLUMNS", width)
+    text = small.run().stdout.str()
+    table = text[text.index("- model budgets") :].splitlines()
+    assert max(map(len, table)) <= int(width)
+    assert "2,048" in "".join(table)
+
+
+def test_nothing_is_said_without_the_option(small: Project) -> None:
+    """An ordinary run neither collects nor mentions models."""
+    small.write("test_plain.py", "def test_plain(): pass\n")
+    result = small.plain()
+    result.assert_outcomes(passed=1)
+    assert "budget" not in result.stdout.str().replace("modelbudget-0", "").replace(str(small.path), "")
+
+
+def test_a_report_per_kind(small: Project) -> None:
+    """All kinds in one run, in folders that need not exist; each has the numbers."""
+    flags = [f"--model-budget-report={kind}:out/deep/report.{kind}" for kind in ("json", "md", "html")]
+    assert small.run(*flags).ret == 0
+    folder = small.path / "out/deep"
+    assert '"params": 2048' in (folder / "report.json").read_text()
+    assert "| small | ok | 2,048 |" in (folder / "report.md").read_text()
+    assert "2,048" in (folder / "report.html").read_text()
+    assert sorted(file.name for file in folder.iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_a_report_that_cannot_be_written_fails_the_run(small: Project) -> None:
+    """The path and the system's reason are told; the other reports are written."""
+    small.write("taken", "a file")
+    result = small.run("--model-budget-report=json:taken/x.json", "--model-budget-report=md:x.md")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["ERROR report json: *taken/x.json cannot be written (*)"])
+    assert (small.path / "x.md").exists()
+
+
+def test_a_step_summary_is_appended_to(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CI job's summary belongs to its other steps too."""
+    summary = small.write("summary.md", "before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    assert small.run(f"--model-budget-report=md:{summary}").ret == 0
+    assert summary.read_text().startswith("before\n### Model budget: 1 ok\n")
+
+
+def test_a_hook_of_the_users_gets_the_results(project: Project) -> None:
+    """`pytest_modelbudget_finish` in a conftest: once, after files were written, with sorted results."""
+    project.manifest(SMALL)
+    project.write(
+        "conftest.py",
+        """
+        from pytest_modelbudget import backends
+
+        backends.BACKENDS["fakenet"] = "fakenet"
+
+        def pytest_modelbudget_finish(results, config):
+            print("finish:", [(result.id, result.state.value, result.summary.params) for result in results])
+        """,
+    )
+    project.update("-s").stdout.fnmatch_lines(["*finish: [[]('small', 'ok', 2048)]*"])
+    project.plain("--co").stdout.no_fnmatch_line("*finish*")

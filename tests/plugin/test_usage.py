@@ -1,0 +1,71 @@
+"""Command lines that cannot work: pytest's usage error (4), with a hint."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.project import SMALL, Project
+
+
+@pytest.mark.parametrize("more", [pytest.param([], id="alone"), pytest.param(["-n", "2"], id="two workers")])
+def test_no_model_at_all(project: Project, more: list[str]) -> None:
+    """Green tests without a model are not a checked budget."""
+    project.write("test_plain.py", "def test_plain(): pass\n")
+    result = project.alone("--model-budget", *more)
+    assert result.ret == 4
+    text = result.stdout.str() + result.stderr.str()
+    assert "model-budget: no model found. Register one in modelbudget.yaml" in text
+    assert "--model-budget-file" in text
+
+
+def test_a_module_that_does_not_import_is_told_first(project: Project) -> None:
+    """The collection error is the message, not the missing models."""
+    project.write("test_broken.py", "import no_such_thing\n")
+    one, two = project.run(), project.alone("--model-budget", "-n", "2")
+    assert (one.ret, two.ret) == (2, 1)  # as they are without this plugin
+    for result in (one, two):
+        assert "no model found" not in result.stdout.str() + result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        pytest.param(
+            "--model-budget-report=pdf:x.pdf", "*write KIND:PATH, with KIND one of json, md, html*", id="kind"
+        ),
+        pytest.param("--model-budget-report=json", "*write KIND:PATH*", id="no path"),
+        pytest.param("--model-budget-report=json:", "*write KIND:PATH*", id="empty path"),
+        pytest.param("--model-budget-file=nope.yaml", "*there is no manifest nope.yaml*", id="file"),
+    ],
+)
+def test_a_wrong_value(project: Project, flag: str, words: str) -> None:
+    """The message says what to write; nothing runs."""
+    project.manifest(SMALL)
+    result = project.update(flag)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([words])
+    assert project.snapshots() == {}
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        pytest.param("--model-budget-report=json:x.json", id="report"),
+        pytest.param("--model-budget-mlflow", id="mlflow"),
+        pytest.param("--model-budget-file=modelbudget.yaml", id="file"),
+    ],
+)
+def test_a_flag_that_needs_the_option(project: Project, flag: str) -> None:
+    """It would silently do nothing, so it is an error; the ini key is as good as the option."""
+    project.manifest(SMALL)
+    result = project.plain(flag)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*this flag needs --model-budget beside it*"])
+
+
+def test_a_path_after_a_flag_is_a_path(project: Project) -> None:
+    """No flag swallows what follows it."""
+    project.manifest(SMALL)
+    project.write("tests/test_plain.py", "def test_plain(): pass\n")
+    for flag in ("--model-budget-update", "--model-budget", "--model-budget-prune"):
+        project.plain(flag, "modelbudget.yaml", "tests").assert_outcomes(passed=2)

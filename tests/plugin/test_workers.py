@@ -1,0 +1,69 @@
+"""The same files, reports and exit codes on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.project import Project
+
+MANY = """
+    defaults: {budgets: {params: 1_000}}
+    sources: [registry:models]
+    models:
+      over: {build: zoo:small, inputs: "float32[B, 32]"}
+      broken: {build: zoo:nowhere}
+      typo: {buld: zoo:small}
+"""
+REGISTRY = """
+    import zoo
+    from pytest_modelbudget import ModelEntry
+
+    def models():
+        return [ModelEntry(f"net-{n}", zoo.of_width, args=(n,), inputs="float32[B, 32]") for n in range(8, 0, -1)]
+"""
+MODULE = """
+    from pytest_modelbudget import model
+    from fakenet import Model
+
+    @model(inputs="float32[B, 32]")
+    def decorated():
+        return Model(dense=(32, 2))
+
+    def test_fixture(model_budget):
+        model_budget.check(Model(dense=(32, 3)), inputs="float32[B, 32]")
+"""
+
+
+def shown(result: pytest.RunResult) -> list[str]:
+    """The table and the short summary, without times."""
+    lines = result.outlines
+    start = next(index for index, line in enumerate(lines) if "model budgets" in line)
+    return sorted(re.sub(r"[0-9.]+ ?s\b", "", line.strip("= ")) for line in lines[start:])
+
+
+def test_two_workers_do_what_one_process_does(project: Project) -> None:
+    """Update, check, reports: bytes, exit codes, table and words are the same."""
+    project.manifest(MANY)
+    project.write("registry.py", REGISTRY)
+    project.write("test_models.py", MODULE)
+    seen = []
+    for name, workers in (("one", []), ("two", ["-n", "2"])):
+        for file in project.snapshots():
+            (project.path / file).unlink()
+        update = project.alone("--model-budget-update", *workers, "-p", "no:cacheprovider")
+        check = project.alone("--model-budget", *workers, f"--model-budget-report=json:{name}.json")
+        models = json.loads((project.path / f"{name}.json").read_text())["models"]
+        for model in models:
+            model["seconds"] = 0
+        seen.append((update.ret, check.ret, project.snapshots(), shown(update), shown(check), models))
+    one, two = seen
+    assert one[:2] == two[:2] == (1, 1)
+    assert len(one[2]) == 11
+    assert one[2] == two[2]
+    assert one[3] == two[3]
+    assert one[4] == two[4]
+    assert one[5] == two[5]
+    assert "OVER BUDGET modelbudget.yaml::over - params: 2,048 > 1,000 (+1,048, +104.8%)" in two[4]

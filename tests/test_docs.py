@@ -1,0 +1,254 @@
+"""What the documents say of options, keys, metrics and units is what the code has; links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pytest_modelbudget
+from pytest_modelbudget import inputs, snapshot, units
+from pytest_modelbudget.backends import BACKENDS
+from pytest_modelbudget.budget import BOUNDS, LAYER_METRICS, METRICS
+from pytest_modelbudget.check import State
+from pytest_modelbudget.config import load, schema
+from pytest_modelbudget.plugin import pytest_addoption
+from pytest_modelbudget.reports import REPORTS
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = ["README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"]
+ACTION = REPOSITORY / ".github/actions/model-budget/action.yml"
+WORKFLOWS = [REPOSITORY / ".github/workflows/ci.yml", REPOSITORY / "examples/github-workflow.yml"]
+
+
+def section(title: str) -> str:
+    """The README's text from one heading to the next."""
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", README, re.MULTILINE | re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+def table(title: str) -> list[list[str]]:
+    """The cells of a section's table, without its head."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def code(cell: str) -> list[str]:
+    """The parts of a cell that are set as code."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+class Options:
+    """Notes what a plugin adds to pytest's options."""
+
+    def __init__(self) -> None:
+        self.flags: list[str] = []
+        self.ini: list[str] = []
+
+    def getgroup(self, *_: str) -> Options:
+        return self
+
+    def addoption(self, flag: str, *, metavar: str = "", **_: Any) -> None:
+        self.flags.append(f"{flag}={metavar}" if metavar else flag)
+
+    def addini(self, name: str, *_: Any, **__: Any) -> None:
+        self.ini.append(name)
+
+
+def test_options_are_those_of_the_plugin() -> None:
+    """The table has every flag, with its value, in the order of `--help`; the text below names the ini keys."""
+    options = Options()
+    pytest_addoption(options)  # type: ignore[arg-type]
+    assert [code(row[0])[0] for row in table("Options")] == options.flags
+    assert set(re.findall(r"`(model_budget\w*)\b", section("Options"))) >= set(options.ini)
+
+
+def test_report_kinds_are_those_there_are() -> None:
+    """The option's row names every kind."""
+    [row] = [row for row in table("Options") if "--model-budget-report" in row[0]]
+    assert code(row[1]) == list(REPORTS)
+
+
+def test_manifest_keys_are_those_of_the_schema() -> None:
+    """The table has every key with the places it may stand in, and no other."""
+    places = {
+        "manifest": schema.Manifest, "defaults": schema.Defaults, "model": schema.Model, "tag": schema.Tag,
+        "group": schema.Group,
+    }  # fmt: skip
+    known = {(place, key) for place, shape in places.items() for key in shape.model_fields}
+    rows = [(place, key) for keys, of, _ in table("Manifest keys") for place in of.split(", ") for key in code(keys)]
+    assert set(rows) == known
+    assert len(rows) == len(known)
+
+
+def test_metrics_are_those_of_budgets() -> None:
+    """The table has every metric in order with its unit; the sentence below has those of layers."""
+    unit = {"count": "elements", "bytes": "bytes", "flops": "FLOPs", "share": "%", "ratio": "number"}
+    rows = {code(name)[0]: kind for name, _, kind in table("Metrics")}
+    assert list(rows) == list(METRICS)
+    assert rows == {name: "layers" if name == "layers" else unit[metric.kind] for name, metric in METRICS.items()}
+    sentence = section("Metrics").partition("For layers there are ")[2].partition(" (of all params)")[0]
+    assert code(sentence) == list(LAYER_METRICS)
+
+
+def test_kinds_of_limits_are_those_of_budgets() -> None:
+    """The text on budgets names every bound."""
+    [names] = re.findall(r"^(.+)are the limits", section("Budgets"), re.MULTILINE)
+    assert tuple(code(names)) == BOUNDS
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        pytest.param("elements", "count", id="elements"),
+        pytest.param("bytes", "bytes", id="bytes"),
+        pytest.param("FLOPs", "flops", id="FLOPs"),
+        pytest.param("%", "share", id="shares"),
+    ],
+)
+def test_quantities_of_the_units_table_are_read(row: str, kind: units.Kind) -> None:
+    """Everything in the column of how it is written is a quantity of that kind."""
+    [written] = [code(cell) for name, cell, _ in table("Units") if name == row]
+    assert all(units.parse(text, kind) > 0 for text in written)
+
+
+def test_states_are_those_there_are() -> None:
+    """The table has every state's word, once."""
+    assert sorted(code(row[0])[0] for row in table("States")) == sorted(state.value for state in State)
+
+
+def test_inputs_of_the_table_are_read() -> None:
+    """Every row of the grammar is one that the parser takes."""
+    written = [code(row[0])[0] for row in table("Inputs")]
+    assert len(written) == 7
+    for text in written:
+        assert inputs.parse(yaml.safe_load(text)) is not None
+
+
+def test_names_of_the_library_are_public() -> None:
+    """What the README imports from the package is there."""
+    imported = re.findall(r"from pytest_modelbudget import (.+)", README)
+    names = {name for line in imported for name in line.split(", ")}
+    assert names == {"compare", "model", "summarize"}
+    assert names <= set(pytest_modelbudget.__all__)
+
+
+def test_frameworks_are_those_with_a_backend() -> None:
+    """The `framework` key names every backend."""
+    [row] = [row for row in table("Manifest keys") if row[0] == "`framework`"]
+    assert set(code(row[2])) == set(BACKENDS)
+
+
+def manifests() -> list[str]:
+    """The YAML blocks that are manifests."""
+    return [block for block in blocks("yaml") if re.search(r"^version: 1$", block, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("block", manifests(), ids=lambda block: re.findall(r"^  ([\w-]+):$", block, re.MULTILINE)[0])
+def test_manifests_of_the_readme_have_no_mistakes(block: str, tmp_path: Path) -> None:
+    """Each loads, and registers its models with budgets."""
+    (tmp_path / "modelbudget.yaml").write_text(block, encoding="utf-8")
+    loaded = load(tmp_path / "modelbudget.yaml", file="modelbudget.yaml")
+    assert loaded.mistakes == ()
+    assert loaded.entries
+    assert all(entry.limits for entry in loaded.entries)
+
+
+def test_every_yaml_block_is_checked() -> None:
+    """Two manifests and one snapshot: a block of a fourth kind would need a test of its own."""
+    assert len(manifests()) == 2
+    assert len(blocks("yaml")) == 3
+
+
+def test_snapshot_of_the_readme_is_the_committed_one() -> None:
+    """It is the whole file of an example, so its digest is right."""
+    [block] = [block for block in blocks("yaml") if block.startswith("# snapshot")]
+    assert block == (REPOSITORY / "examples" / snapshot.FOLDER / "two-towers.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    """Every relative link names a file that is there, every anchor a heading of its page."""
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    headings = {re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
+                for line in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}  # fmt: skip
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, anchor = link.partition("#")
+        assert file or anchor in headings, link
+        assert not file or (REPOSITORY / document).parent.joinpath(file).is_file(), link
+
+
+def test_quick_start_has_the_two_commands_that_ci_runs() -> None:
+    """Each is one sh block, found by the words that the script looks for."""
+    commands = re.findall(r"^```sh\n(.*?)^```$", README.partition("## Quick start")[2], re.MULTILINE | re.DOTALL)
+    script = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
+    wanted = re.findall(r"\$\(readme_command '(.+)'\)", script)
+    assert len(commands) == len(wanted) == 2
+    assert [sum(word in command for command in commands) for word in wanted] == [1, 1]
+
+
+def steps(file: Path) -> list[dict[str, Any]]:
+    """All steps of a workflow or of the action."""
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    found = data["runs"]["steps"] if "runs" in data else [s for job in data["jobs"].values() for s in job["steps"]]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("file", [ACTION, *WORKFLOWS], ids=lambda path: path.name)
+def test_no_expression_stands_in_a_script(file: Path) -> None:
+    """Text pasted into a script would be run as code."""
+    assert not [step["run"] for step in steps(file) if "${{" in step.get("run", "")]
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_may_only_read(file: Path) -> None:
+    """Least permissions, no credentials left behind, actions at a version."""
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert data["permissions"] == {"contents": "read"}
+    assert "pull_request_target" not in data[True]  # YAML 1.1 reads the key `on` as true
+    used = [step for step in steps(file) if "uses" in step]
+    assert all(step["uses"].startswith("./") or re.search(r"@v\d+$", step["uses"]) for step in used)
+    checkouts = [step for step in used if "checkout" in step["uses"]]
+    assert checkouts
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_action_hands_its_arguments_on_as_they_are_quoted(tmp_path: Path) -> None:
+    """Words stay whole, and nothing in them is run by the shell."""
+    [script] = [step["run"] for step in steps(ACTION) if step.get("id") == "check"]
+    (tmp_path / "pytest.py").write_text("import sys; print(*sys.argv[1:], sep='\\n')", encoding="utf-8")
+    hostile = 'examples -k "edge and not slow" $(touch pwned) `touch pwned` ; touch pwned'
+    environment = {**os.environ, "MODEL_BUDGET_PYTHON": sys.executable, "GITHUB_STEP_SUMMARY": "summary.md"}
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**environment, "MODEL_BUDGET_ARGS": hostile},
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        timeout=60,
+    )
+    assert not (tmp_path / "pwned").exists()
+    assert done.stdout.splitlines() == [
+        "--model-budget",
+        "--model-budget-report=md:summary.md",
+        "--model-budget-report=json:modelbudget-report/report.json",
+        "--model-budget-report=html:modelbudget-report/report.html",
+        *("examples", "-k", "edge and not slow"),
+        *("$(touch", "pwned)", "`touch", "pwned`", ";", "touch", "pwned"),
+    ]
