@@ -13,7 +13,12 @@ def spec(*shape: int | str | None, dtype: str = "float32") -> TensorSpec:
 def dense(path: str, inputs: int, outputs: int, source: str, **options: object) -> Layer:
     """A fully connected layer with inputs * outputs + outputs params."""
     weights = (Weight("kernel", (inputs, outputs)), Weight("bias", (outputs,)))
-    fields = {"outputs": ((spec("B", outputs),),), "connected_to": ((source,),), "weights": weights, "flops": 2 * inputs * outputs}
+    fields = {
+        "outputs": ((spec("B", outputs),),),
+        "connected_to": ((source,),),
+        "weights": weights,
+        "flops": 2 * inputs * outputs,
+    }
     return Layer(path, "Dense", **(fields | options))  # type: ignore[arg-type]
 
 

@@ -24,10 +24,14 @@ IDS = TensorSpec(("B", "T"), "int64")
         pytest.param(["float32[B, 3, 8, 8]", "int64[B, T]"], Inputs((IMAGE, IDS)), id="positional"),
         pytest.param([[1, 2], [3, 4]], Inputs((TensorSpec((1, 2)), TensorSpec((3, 4)))), id="two bare lists"),
         pytest.param({"ids": "int64[B, T]"}, Inputs((), {"ids": IDS}), id="by name"),
-        pytest.param({"args": ["int64[B, T]"], "kwargs": {"x": [2, 2]}}, Inputs((IDS,), {"x": TensorSpec((2, 2))}), id="both"),
+        pytest.param(
+            {"args": ["int64[B, T]"], "kwargs": {"x": [2, 2]}}, Inputs((IDS,), {"x": TensorSpec((2, 2))}), id="both"
+        ),
         pytest.param({"args": [{"a": "int64[B, T]"}]}, Inputs(({"a": IDS},)), id="one dict argument"),
         pytest.param({"args": [["int64[B, T]", "[B,3,8,8]"]]}, Inputs(((IDS, IMAGE),)), id="a list argument"),
-        pytest.param({"ids": "int64[B, T]", "cache": False}, Inputs((), {"ids": IDS, "cache": Literal(False)}), id="flag"),
+        pytest.param(
+            {"ids": "int64[B, T]", "cache": False}, Inputs((), {"ids": IDS, "cache": Literal(False)}), id="flag"
+        ),
         pytest.param({"x": "float32[]"}, Inputs((), {"x": TensorSpec(())}), id="scalar tensor"),
         pytest.param("my.module:example", Example("my.module:example"), id="example inputs"),
         pytest.param(None, None, id="the model knows its own"),

@@ -66,14 +66,21 @@ def test_parse(text: object, kind: units.Kind, expected: int | Fraction) -> None
 )
 def test_bad_quantities_say_what_to_write(text: object, kind: units.Kind, words: str) -> None:
     """A quantity that could be misread is refused with an example."""
-    with pytest.raises(ModelBudgetError, match="write e.g.") as caught:
+    with pytest.raises(ModelBudgetError, match=r"write e\.g\.") as caught:
         units.parse(text, kind)
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0, "0"), (9_999, "9,999"), (10_000, "10.00k"), (25_557_032, "25.56M"), (405_853_388_800, "405.9B"), (10**15, "1000T")],
+    [
+        (0, "0"),
+        (9_999, "9,999"),
+        (10_000, "10.00k"),
+        (25_557_032, "25.56M"),
+        (405_853_388_800, "405.9B"),
+        (10**15, "1000T"),
+    ],
 )
 def test_short(value: int, expected: str) -> None:
     """Counts in tables keep four digits."""
@@ -81,7 +88,8 @@ def test_short(value: int, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.000 KiB"), (902_440, "881.3 KiB"), (2**40, "1.000 TiB")]
+    ("value", "expected"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.000 KiB"), (902_440, "881.3 KiB"), (2**40, "1.000 TiB")],
 )
 def test_size(value: int, expected: str) -> None:
     """Bytes are shown in binary units."""
@@ -89,7 +97,8 @@ def test_size(value: int, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(0, "0 FLOPs"), (12_200, "12.20 kFLOPs"), (8_178_000_000, "8.178 GFLOPs"), (10**22, "10.00 ZFLOPs")]
+    ("value", "expected"),
+    [(0, "0 FLOPs"), (12_200, "12.20 kFLOPs"), (8_178_000_000, "8.178 GFLOPs"), (10**22, "10.00 ZFLOPs")],
 )
 def test_flops(value: int, expected: str) -> None:
     """FLOPs are shown in decimal units."""

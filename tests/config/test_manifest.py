@@ -217,7 +217,11 @@ def test_the_decorator_gives_an_entry() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"inputs": "float32[B"}, "is not a tensor"), ({"budgets": {"parms": 1}}, "did you mean 'params'"), ({"name": "a b"}, "bad model id")],
+    [
+        ({"inputs": "float32[B"}, "is not a tensor"),
+        ({"budgets": {"parms": 1}}, "did you mean 'params'"),
+        ({"name": "a b"}, "bad model id"),
+    ],
 )
 def test_mistakes_in_a_decorator_name_its_line(options: dict[str, object], words: str) -> None:
     """They are raised where the test module is imported."""

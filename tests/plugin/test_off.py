@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 from tests.project import Project
 
 OURS = {"pytest_modelbudget", "pytest_modelbudget.plugin", "pytest_modelbudget.hooks"}
+START = "import sys, pytest; pytest.main(sys.argv[1:]); print('imported:', *sys.modules)"
 
 
 def imported(project: Project, *args: str) -> set[str]:
-    """Every module that a pytest start imports, as `-X importtime` lists them."""
-    result = project.pytester.run(
-        sys.executable, "-X", "importtime", "-m", "pytest", "--co", "-q", "-p", "no:cacheprovider", *args
-    )
-    names = (re.search(r"\|\s*([\w.]+)$", line) for line in result.errlines if line.startswith("import time:"))
-    return {match[1] for match in names if match}
+    """Every module of a process that starts pytest (`-X importtime` misses what an entry point loads)."""
+    result = project.pytester.run(sys.executable, "-c", START, "--co", "-q", "-p", "no:cacheprovider", *args)
+    return set(result.outlines[-1].removeprefix("imported: ").split())
 
 
 def test_nothing_is_imported_beyond_pytest(project: Project) -> None:

@@ -17,7 +17,9 @@ from pytest_modelbudget.summary import Flops, Layer, Summary, Weight
 from tests.builders import HOSTILE, gpt, spec, towers
 
 
-def result(written: dict[str, object] | None = None, summary: Summary | None = None, before: Summary | None = None) -> Result:
+def result(
+    written: dict[str, object] | None = None, summary: Summary | None = None, before: Summary | None = None
+) -> Result:
     """The two-input model, checked."""
     limits = tuple(budget.parse(written or {}, lambda below: Place("modelbudget.yaml", 7)))
     entry = ModelEntry("towers", build="a:b", budgets=limits, place=Place("modelbudget.yaml", 5))
@@ -101,7 +103,11 @@ def test_short_line(outcome: Result, line: str) -> None:
 
 def test_the_closing_table() -> None:
     """One line a model, failures first, then the verdict."""
-    results = [replace(result(), id="a"), replace(result({"params": 6_300}), id="b"), replace(result({"params": 1}), id="c")]
+    results = [
+        replace(result(), id="a"),
+        replace(result({"params": 6_300}), id="b"),
+        replace(result({"params": 1}), id="c"),
+    ]
     lines = list(terminal.closing(results, width=80))
     rows = [re.split(r"  +", line) for line in lines[0].splitlines()[2:]]
     assert rows == [
@@ -141,7 +147,12 @@ def test_hostile_names_are_harmless_everywhere(name: str) -> None:
     assert page.tags.isdisjoint({"img", "script"})
     assert not any(attribute.startswith("on") for attribute in page.attributes)
     assert json.loads(reports.render("json", [one]))["models"][0]["summary"]["layers"][0]["path"] == name
-    for shown in (terminal.failure(one), "\n".join(terminal.closing([one])), terminal.short(one), reports.render("md", [one])):
+    for shown in (
+        terminal.failure(one),
+        "\n".join(terminal.closing([one])),
+        terminal.short(one),
+        reports.render("md", [one]),
+    ):
         assert all(line.isprintable() for line in shown.splitlines())
         assert not any(line.lstrip().startswith("::") for line in shown.splitlines())
     markdown = reports.render("md", [one])

@@ -20,7 +20,10 @@ def chain(prefix: str, count: int, start: int = 0) -> tuple[dict[str, Any], ...]
         row
         for index in range(start, start + count)
         for row in (
-            {"path": f"{prefix}{index}.a", "from": [f"{prefix}{index - 1}.b" if index > start else f"{prefix}{index}.b"]},
+            {
+                "path": f"{prefix}{index}.a",
+                "from": [f"{prefix}{index - 1}.b" if index > start else f"{prefix}{index}.b"],
+            },
             {"path": f"{prefix}{index}.b", "from": [f"{prefix}{index}.a"], "weights": f"w 2 = {prefix}{index}.a.w"},
         )
     )
@@ -71,5 +74,5 @@ def test_a_block_that_differs_in_one_field_is_not_folded() -> None:
 @pytest.mark.parametrize("title", ["h.0-31", "h.0-31 x31", "h x3", "h.3-1 x3"])
 def test_titles_that_do_not_add_up(title: str) -> None:
     """A repeat whose numbers disagree is damage."""
-    with pytest.raises(ValueError, match="repeat|times"):
+    with pytest.raises(ValueError, match=r"repeat|times"):
         Repeat.parse(title, ())
