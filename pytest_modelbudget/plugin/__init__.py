@@ -119,4 +119,5 @@ def model_budget(request: pytest.FixtureRequest) -> ModelBudget:
     """Check a model inside an ordinary test: `model_budget.check(Encoder(), inputs="float32[B, 16]", params="25k")`."""
     from pytest_modelbudget.plugin.fixture import ModelBudget
 
+    request.node.stash[RESULTS] = []  # the test may have been run before, by a plugin that reruns failures
     return ModelBudget(request.node, snapshots=enabled(request.config))

@@ -40,8 +40,7 @@ class Collector:
         self.root = config.rootpath
         self.chosen = _chosen_manifest(config)
         self.models = 0
-        if not hasattr(config, "workerinput"):
-            _add_root_manifest(config, self.chosen)
+        _add_root_manifest(config, self.chosen)  # on workers too: each finds out for itself what it is to collect
         _importable(self.root)
 
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.File | None:
@@ -142,13 +141,23 @@ def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.I
     for module in modules:
         home = relative(module.path.parent, root)
         kept = {
-            snapshot.path_for(_at_home(value, module.path, root))
-            for value in vars(module.obj).values()
-            if isinstance(value, ModelEntry)
+            snapshot.path_for(_at_home(entry, module.path, root))
+            for namespace in (module.obj, *_test_classes(module.obj))
+            for entry in vars(namespace).values()
+            if isinstance(entry, ModelEntry)
         }
         files = tuple(snapshot.obsolete(root, home, partial(_module_knows, module, kept)))
         if files:
             yield SnapshotFilesItem.from_parent(module, name="snapshot-files", files=files, declared=module.name)
+
+
+def _test_classes(namespace: object) -> Iterator[type]:
+    """The classes that are written inside a module or class, at any depth."""
+    name = namespace.__qualname__ if isinstance(namespace, type) else ""
+    for value in vars(namespace).values():
+        if isinstance(value, type) and value.__qualname__.rpartition(".")[0] == name:
+            yield value
+            yield from _test_classes(value)
 
 
 def _module_knows(module: pytest.Module, kept: set[str], path: str, declared: str) -> bool:

@@ -63,6 +63,7 @@ class BudgetItem(pytest.Item):
 
     def runtest(self) -> None:
         """Come to a result, and fail when it is one to fail on."""
+        self.stash[RESULTS] = []  # the item may have been run before, by a plugin that reruns failures
         result = record(self, self.outcome())
         if result.state is State.SKIPPED:
             pytest.skip(result.error)

@@ -165,7 +165,7 @@ def test_all_mistakes_are_told_in_one_run(project: Project) -> None:
     """Each model's mistakes are one item, with a line for each mistake."""
     project.write(
         "modelbudget.yaml",
-        f"{GOOD}  bad:\n    build: zoo\n    inputs: 'flot32[1]'\n    budgets: {{params: on, flops: 3}}\n  worse: {{}}\n",
+        f"{GOOD}  bad:\n    build: zoo\n    inputs: '[x y'\n    budgets: {{params: on, flops: 3}}\n  worse: {{}}\n",
     )
     result = project.update()
     result.assert_outcomes(passed=1, failed=2)

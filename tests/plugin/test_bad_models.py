@@ -107,7 +107,7 @@ def build(reference: str, more: str = "inputs: 'float32[B, 32]'") -> str:
         pytest.param(
             build("nets:needs_width"),
             [
-                "modelbudget.yaml:3: nets:needs_width cannot be called like this: missing a required argument: 'width'; its*args or kwargs"
+                "modelbudget.yaml:3: nets:needs_width cannot be called like this: missing a required argument: 'width'; its arg*"
             ],
             id="needs an argument",
         ),

@@ -267,3 +267,80 @@ def test_names_for_the_library_are_imported_when_asked_for() -> None:
     assert all(getattr(pytest_modelbudget, name) for name in pytest_modelbudget.__all__)
     with pytest.raises(AttributeError, match="no attribute 'sumarize'"):
         pytest_modelbudget.sumarize  # noqa: B018
+
+
+def test_a_decorated_builder_is_selected_by_its_node_id(project: Project) -> None:
+    """Alone, in a class, and written by an update of just that id."""
+    project.write(
+        "tests/test_models.py",
+        """
+        from pytest_modelbudget import model
+        from fakenet import Model
+
+        class TestNets:
+            @model(inputs="float32[B, 32]", name="nets/first")
+            def first():
+                return Model(dense=(32, 64))
+
+            @model(inputs="float32[B, 32]")
+            def second():
+                return Model(dense=(32, 64))
+        """,
+    )
+    assert ids(project.run("--co", "-q")) == [
+        "tests/test_models.py::TestNets::nets/first",
+        "tests/test_models.py::TestNets::second",
+    ]
+    project.update("tests/test_models.py::TestNets::nets/first").assert_outcomes(passed=1)
+    assert list(project.snapshots()) == ["tests/__model_budget__/nets/first.yaml"]
+    project.update().assert_outcomes(passed=2)
+    project.run().assert_outcomes(passed=2)
+
+
+def test_a_run_from_a_folder_below_the_root(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of flags are those of the folder, snapshots those of the manifest."""
+    project.write("conf/nets.yaml", SMALL)
+    project.write("tests/test_plain.py", "def test_plain(): pass\n")
+    monkeypatch.chdir(project.path / "tests")
+    for workers in ([], ["-n", "2"]):
+        result = project.alone(
+            "--model-budget-update",
+            "--model-budget-file=../conf/nets.yaml",
+            "--model-budget-report=md:out.md",
+            *workers,
+        )
+        result.assert_outcomes(passed=2)
+    assert list(project.snapshots()) == ["conf/__model_budget__/small.yaml"]
+    assert (project.path / "tests/out.md").exists()
+
+
+def test_a_test_that_is_run_again_counts_once(project: Project) -> None:
+    """Plugins that rerun failed tests see the same model, not a second one."""
+    project.write(
+        "conftest.py",
+        """
+        from _pytest.runner import runtestprotocol
+        from pytest_modelbudget import backends
+
+        backends.BACKENDS["fakenet"] = "fakenet"
+
+        def pytest_runtest_protocol(item, nextitem):
+            for _ in range(2):
+                for report in runtestprotocol(item, nextitem=nextitem, log=False):
+                    item.ihook.pytest_runtest_logreport(report=report)
+            return True
+        """,
+    )
+    project.manifest(SMALL)
+    project.write(
+        "test_nets.py",
+        """
+        from fakenet import Model
+
+        def test_encoder(model_budget):
+            model_budget.check(Model(dense=(32, 64)), inputs="float32[B, 32]")
+        """,
+    )
+    result = project.update()
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["2 models in *: 2 ok", "snapshots: wrote 2, 0 unchanged"])

@@ -33,7 +33,7 @@ MODULE = """
         return Model(dense=(32, 2))
 
     def test_fixture(model_budget):
-        model_budget.check(Model(dense=(32, 3)), inputs="float32[B, 32]")
+        model_budget.check(Model(dense=(32, 3)), inputs="float32[B, 32]", params="1")
 """
 
 
@@ -67,3 +67,4 @@ def test_two_workers_do_what_one_process_does(project: Project) -> None:
     assert one[4] == two[4]
     assert one[5] == two[5]
     assert "OVER BUDGET modelbudget.yaml::over - params: 2,048 > 1,000 (+1,048, +104.8%)" in two[4]
+    assert "OVER BUDGET test_models.py::test_fixture - params: 96 > 1 (+95, +9500.0%)" in two[4]

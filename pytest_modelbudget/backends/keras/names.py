@@ -12,6 +12,7 @@ ZERO = _names(
     """
     AffineTransform Append Arange Array ArraySplit BroadcastTo Cast Concatenate ConvertToTensor Copy CropImages
     DepthToSpace Diag Diagflat Diagonal Dsplit Dstack ElasticTransform EmptyLike ExpandDims ExtractPatches
+    FakeQuantWithMinMaxVars Rearrange
     ExtractSequences Flip Fliplr Flipud Fold Full FullLike Geomspace GetItem Hsplit Hstack Linspace Logspace
     MapCoordinates Meshgrid Moveaxis MultiHot Ndim Nonzero OneHot OnesLike Pad PadImages PerspectiveTransform Ravel
     Repeat Reshape Resize Roll Rot90 SaturateCast Scatter ScatterUpdate Select Size Slice SliceUpdate SpaceToDepth
@@ -32,8 +33,8 @@ ZERO = _names(
     # activations, losses, normalisation and pooling
     """
     AdaptiveAveragePool AdaptiveMaxPool AveragePool BatchNorm BinaryCrossentropy CategoricalCrossentropy Celu Elu
-    Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid LogSoftmax MaxPool Moments
-    Normalize PSNR Relu Relu6 RMSNorm Selu Sigmoid Silu Softmax Softplus SoftShrink Softsign
+    Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu LogSigmoid LogSoftmax MaxPool Mish Moments
+    Normalize PSNR Relu ReLU Relu6 RMSNorm Selu Sigmoid Silu Softmax Softplus SoftShrink Softsign
     SparseCategoricalCrossentropy Sparsemax SparsePlus SparseSigmoid Squareplus TanhShrink Threshold
     """,
     # reductions, scans, sorting and searching

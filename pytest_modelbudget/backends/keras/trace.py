@@ -193,7 +193,8 @@ class _Tracer:
             return self._infer(self.infer_layer, one, args, kwargs)
         if rules.costs_nothing(one):
             return self._infer(self.infer_layer, one, args, kwargs)
-        outputs = one.call(*args, **kwargs)
+        with _plain_activations(one):
+            outputs = one.call(*args, **kwargs)
         return keras.tree.map_structure(_fresh, outputs)
 
     def _infer(self, infer: Callable[..., Any], one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -241,6 +242,28 @@ class _Tracer:
         for inner, values, named, _ in _merged(logs):
             inner(*values, **named)
         return outputs
+
+
+_NOT_SYMBOLIC = tuple(
+    getattr(keras.activations, name)
+    for name in ("hard_silu", "mish", "sparsemax", "threshold")
+    if hasattr(keras.activations, name)
+)
+"""Activations that Keras writes with functions of the backend; all of them keep the shape and cost nothing by rule."""
+
+
+@contextmanager
+def _plain_activations(layer: Any) -> Iterator[None]:
+    """Inside, an activation of `layer` that does not take symbolic tensors is left out."""
+    names = ("activation", "recurrent_activation")
+    replaced = {name: value for name in names if (value := getattr(layer, name, None)) in _NOT_SYMBOLIC}
+    for name in replaced:
+        setattr(layer, name, keras.activations.linear)
+    try:
+        yield
+    finally:
+        for name, value in replaced.items():
+            setattr(layer, name, value)
 
 
 _HOOKS = (
