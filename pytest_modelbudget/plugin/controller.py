@@ -22,6 +22,7 @@ class Controller:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.results: list[Result] = []
+        self.latest: dict[tuple[str, str], Result] = {}
         self.lines: list[str] = []
         self.problems: list[str] = []
         self.worker_models: list[int] = []
@@ -34,10 +35,10 @@ class Controller:
         return f"model-budget: {doing}{', pruning obsolete ones' if prune else ''}"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the results off a report."""
-        packed: list[bytes] = getattr(report, "modelbudget", [])
-        self.results += map(wire.unpack, packed)
-        vars(report).pop("modelbudget", None)
+        """Take the results off a report; of a test that was run again, the last one counts."""
+        for packed in vars(report).pop("modelbudget", []):
+            result = wire.unpack(packed)
+            self.latest[result.nodeid, result.id] = result
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
@@ -53,7 +54,7 @@ class Controller:
             return
         if self.config.getoption("collectonly"):
             return
-        self.results.sort(key=lambda result: (result.id, result.nodeid))
+        self.results = sorted(self.latest.values(), key=lambda result: (result.id, result.nodeid))
         self._write_snapshots()
         self._prune()
         self._write_reports()

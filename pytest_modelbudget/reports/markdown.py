@@ -62,7 +62,7 @@ def escape(value: str) -> str:
 
 
 def _marks(value: str) -> bool:
-    return re.search(r"[\\`*_{}\[\]#!|~@]|://|^[-+]", value) is not None
+    return re.search(r"[\\`*{}\[\]#!|~@]|(?<!\w)_|_(?!\w)|://|^[-+]", value) is not None
 
 
 def _fenced(block: str) -> str:

@@ -302,14 +302,9 @@ def test_a_run_from_a_folder_below_the_root(project: Project, monkeypatch: pytes
     project.write("conf/nets.yaml", SMALL)
     project.write("tests/test_plain.py", "def test_plain(): pass\n")
     monkeypatch.chdir(project.path / "tests")
-    for workers in ([], ["-n", "2"]):
-        result = project.alone(
-            "--model-budget-update",
-            "--model-budget-file=../conf/nets.yaml",
-            "--model-budget-report=md:out.md",
-            *workers,
-        )
-        result.assert_outcomes(passed=2)
+    flags = ("--model-budget-update", "--model-budget-file=../conf/nets.yaml", "--model-budget-report=md:out.md")
+    project.plain(*flags).assert_outcomes(passed=2)
+    project.alone(*flags, "-n", "2").assert_outcomes(passed=2)
     assert list(project.snapshots()) == ["conf/__model_budget__/small.yaml"]
     assert (project.path / "tests/out.md").exists()
 

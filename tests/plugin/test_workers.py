@@ -50,11 +50,11 @@ def test_two_workers_do_what_one_process_does(project: Project) -> None:
     project.write("registry.py", REGISTRY)
     project.write("test_models.py", MODULE)
     seen = []
-    for name, workers in (("one", []), ("two", ["-n", "2"])):
+    for name, workers, run in (("one", [], project.plain), ("two", ["-n", "2"], project.alone)):
         for file in project.snapshots():
             (project.path / file).unlink()
-        update = project.alone("--model-budget-update", *workers, "-p", "no:cacheprovider")
-        check = project.alone("--model-budget", *workers, f"--model-budget-report=json:{name}.json")
+        update = run("--model-budget-update", *workers, "-p", "no:cacheprovider")
+        check = run("--model-budget", *workers, f"--model-budget-report=json:{name}.json")
         models = json.loads((project.path / f"{name}.json").read_text())["models"]
         for model in models:
             model["seconds"] = 0
@@ -68,3 +68,13 @@ def test_two_workers_do_what_one_process_does(project: Project) -> None:
     assert one[5] == two[5]
     assert "OVER BUDGET modelbudget.yaml::over - params: 2,048 > 1,000 (+1,048, +104.8%)" in two[4]
     assert "OVER BUDGET test_models.py::test_fixture - params: 96 > 1 (+95, +9500.0%)" in two[4]
+
+
+def test_a_root_manifest_beside_testpaths_reaches_the_workers(project: Project) -> None:
+    """Each worker collects it, so that it is not left out silently."""
+    project.write("pytest.ini", "[pytest]\ntestpaths = tests\n")
+    project.write("tests/test_plain.py", "def test_plain(): pass\n")
+    project.manifest('models: {small: {build: zoo:small, inputs: "float32[B, 32]"}}')
+    result = project.alone("--model-budget", "-n", "2")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["NO SNAPSHOT modelbudget.yaml::small*"])
