@@ -152,6 +152,11 @@ class Result:
     files: tuple[str, ...] = ()
 
     @property
+    def is_model(self) -> bool:
+        """Whether it stands for a model, and not for the snapshot files of a manifest."""
+        return self.summary is not None or self.state in (State.BUILD_ERROR, State.SKIPPED, State.BAD_CONFIG)
+
+    @property
     def failures(self) -> tuple[Violation, ...]:
         """The violations that fail the run."""
         return tuple(violation for violation in self.violations if violation.severity == "fail")

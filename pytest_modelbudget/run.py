@@ -207,17 +207,22 @@ def _resolve(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:
 
 
 def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
-    """The entries that a source (`module:callable`) yields; mappings are read as manifest models are.
+    """The entries that a source (`module:callable`) yields.
 
     Raises:
+        FrameworkMissing: a framework that it needs is not installed.
         ModelBudgetError: it cannot be imported, or yields something else than `ModelEntry`.
     """
-    found = _resolve(reference, "sources", holder)()
-    if not isinstance(found, Iterable):
+    try:
+        with coexisting():
+            found = _resolve(reference, "sources", holder)()
+            entries = tuple(found) if isinstance(found, Iterable) else None
+    except ModuleNotFoundError as error:
+        raise _no_framework(error) or error from None
+    if entries is None:
         raise ModelBudgetError(
             f"{holder.place}: sources: {reference} returned a {type(found).__name__}: yield ModelEntry values"
         )
-    entries = tuple(found)
     for entry in entries:
         if not isinstance(entry, ModelEntry):
             raise ModelBudgetError(

@@ -23,6 +23,9 @@ from pytest_modelbudget.errors import ModelBudgetError, Place
 MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 """File names that are manifests; `pyproject.toml` is one when it has the table `[tool.modelbudget]`."""
 
+ITEM_NAMES = ("manifest", "sources", "snapshot-files")
+"""Names of items that stand for parts of a manifest, which no model of it can have."""
+
 _EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
 _TABLE = ("tool", "modelbudget")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -218,6 +221,8 @@ class _Loader:
             check_id(name)
         except ModelBudgetError as mistake:
             self._mistake(keys, str(mistake))
+        if name in ITEM_NAMES:
+            self._mistake(keys, f"the model id {name!r} is taken by an item of the plugin's own: choose another")
         if isinstance(data, str):
             data = {"build": data}
         model = self._shape(schema.Model, data, keys)

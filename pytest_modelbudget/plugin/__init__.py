@@ -107,7 +107,7 @@ def pytest_report_teststatus(
     report: pytest.CollectReport | pytest.TestReport,
 ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
     """`OVER BUDGET` and the like in place of `FAILED`."""
-    if not hasattr(report, "modelbudget_state"):
+    if not report.failed or not hasattr(report, "modelbudget_state"):  # an expected failure has not failed
         return None
     from pytest_modelbudget.plugin.items import status
 

@@ -12,8 +12,8 @@ import pytest
 
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.check import ModelEntry, duplicates
-from pytest_modelbudget.config import MANIFEST_NAMES, Loaded, holds_manifest, load
-from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.config import ITEM_NAMES, MANIFEST_NAMES, Loaded, holds_manifest, load
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, Place
 from pytest_modelbudget.plugin import asked_for
 from pytest_modelbudget.plugin.items import (
     BadConfigItem,
@@ -137,16 +137,20 @@ def _mark_clashes(items: Iterable[pytest.Item]) -> None:
 
 def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.Item]:
     """An item for each collected test module that snapshots were declared in and whose models are gone."""
+    items = tuple(items)
     modules = {module: None for item in items if (module := item.getparent(pytest.Module)) is not None}
+    told = {manifest.path.parent for item in items if (manifest := item.getparent(ManifestFile)) is not None}
     for module in modules:
         home = relative(module.path.parent, root)
+        first = module.path.parent not in told  # one module of a folder speaks for those that are gone
+        told.add(module.path.parent)
         kept = {
             snapshot.path_for(_at_home(entry, module.path, root))
             for namespace in (module.obj, *_test_classes(module.obj))
             for entry in vars(namespace).values()
             if isinstance(entry, ModelEntry)
         }
-        files = tuple(snapshot.obsolete(root, home, partial(_module_knows, module, kept)))
+        files = tuple(snapshot.obsolete(root, home, partial(_module_knows, module, kept, first)))
         if files:
             yield SnapshotFilesItem.from_parent(module, name="snapshot-files", files=files, declared=module.name)
 
@@ -160,10 +164,10 @@ def _test_classes(namespace: object) -> Iterator[type]:
             yield from _test_classes(value)
 
 
-def _module_knows(module: pytest.Module, kept: set[str], path: str, declared: str) -> bool:
+def _module_knows(module: pytest.Module, kept: set[str], first: bool, path: str, declared: str) -> bool:
     file, _, function = declared.partition("::")
     if file != module.path.name:
-        return True
+        return not first or (module.path.parent / file).exists()
     return path in kept if not function else hasattr(module.obj, function.split("::")[0])
 
 
@@ -175,21 +179,31 @@ class ManifestFile(pytest.File):
         root = self.config.rootpath
         loaded = load(self.path, file=relative(self.path, root))
         _importable(self.path.parent)
-        entries, broken = self._entries(loaded)
+        entries, broken, absent = self._entries(loaded)
         yield from self._mistakes(loaded, broken)
-        for entry in entries:
+        for entry in (*absent, *entries):
             yield ModelItem.from_parent(self, name=entry.id, entry=entry)
-        yield from self._snapshot_files(loaded, entries, broken)
+        unsure = [*broken, *((entry.place, f"the source {entry.build} lacks its framework") for entry in absent)]
+        yield from self._snapshot_files(loaded, entries, unsure)
 
-    def _entries(self, loaded: Loaded) -> tuple[tuple[ModelEntry, ...], list[tuple[Place | None, str]]]:
-        """Entries of the manifest and of its sources (these sorted, the same on every worker), and failed sources."""
+    def _entries(
+        self, loaded: Loaded
+    ) -> tuple[tuple[ModelEntry, ...], list[tuple[Place | None, str]], list[ModelEntry]]:
+        """Entries of the manifest and of its sources (these sorted, the same on every worker), and failed sources.
+
+        A source whose framework is not installed comes last, as an entry that is skipped as a model would be.
+        """
         found = list(loaded.entries)
-        known = {entry.id for entry in found} | {mistake.model for mistake in loaded.mistakes}
+        known = {*ITEM_NAMES, *(entry.id for entry in found), *(mistake.model for mistake in loaded.mistakes)}
         broken: list[tuple[Place | None, str]] = []
+        absent: list[ModelEntry] = []
         for reference, place in loaded.sources:
             holder = ModelEntry(id="sources", build=reference, place=place)
             try:
                 more = [loaded.apply(entry) for entry in entries_from(reference, holder)]
+            except FrameworkMissing:
+                absent.append(loaded.apply(holder))
+                continue
             except ModelBudgetError as error:
                 broken.append((place, str(error).removeprefix(f"{place}: ")))
                 continue
@@ -202,7 +216,7 @@ class ManifestFile(pytest.File):
                 else:
                     known.add(entry.id)
                     found.append(entry)
-        return tuple(found), broken
+        return tuple(found), broken, absent
 
     def _mistakes(self, loaded: Loaded, broken: list[tuple[Place | None, str]]) -> Iterator[pytest.Item]:
         by_name: dict[str, list[tuple[Place | None, str]]] = {}

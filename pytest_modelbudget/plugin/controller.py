@@ -14,6 +14,7 @@ from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.reports import REPORTS, render, table, terminal
+from pytest_modelbudget.tracebacks import user_traceback
 
 
 class Controller:
@@ -60,9 +61,15 @@ class Controller:
         self._write_reports()
         if self.config.getoption("model_budget_mlflow") and self.results:
             self._log(session)
-        self.config.hook.pytest_modelbudget_finish(results=tuple(self.results), config=self.config)
+        self._finish()
         if self.problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _finish(self) -> None:
+        try:
+            self.config.hook.pytest_modelbudget_finish(results=tuple(self.results), config=self.config)
+        except Exception as error:
+            self.problems.append(f"pytest_modelbudget_finish failed:\n{user_traceback(error)}")
 
     def _write_snapshots(self) -> None:
         if not self.config.getoption("model_budget_update"):

@@ -165,7 +165,8 @@ def record(item: pytest.Item, result: Result) -> Result:
 def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], *, send: bool) -> None:
     """Put what an item came to on its report; `send` adds its results as plain data, which xdist carries on."""
     if isinstance(item, BudgetItem):  # a builder may print megabytes, which every later phase would repeat
-        report.sections = [(name, _cut(content)) for name, content in report.sections]
+        shown = ((name, _cut(_NOISE.sub("", content))) for name, content in report.sections)
+        report.sections = [(name, content) for name, content in shown if content.strip()]
     if call.when != "call":
         return
     if send:

@@ -106,12 +106,12 @@ def short(result: Result) -> str:
 
 def closing(results: Sequence[Result], *, width: int = table.WIDTH) -> Iterator[str]:
     """The lines of the section at the end of a run: the table, warnings, notes, and the verdict."""
-    yield table.results_text(results, width=width)
+    yield table.results_text([result for result in results if result.is_model or result.state.failed], width=width)
     for result in sorted(results, key=lambda result: result.id):
         for violation in result.warnings:
             place = f"  [{violation.budget.place}]" if violation.budget.place else ""
             yield harmless(f"warn: {result.id}: {violation}{place}")
         if result.snapshot.note:
             yield harmless(f"note: {result.id}: {result.snapshot.note}; the next update rewrites it")
-    seconds = sum(result.seconds for result in results)
-    yield f"{len(results)} model{'' if len(results) == 1 else 's'} in {seconds:.1f} s: {text.verdict(results)}"
+    seconds, models = sum(result.seconds for result in results), sum(result.is_model for result in results)
+    yield f"{models} model{'' if models == 1 else 's'} in {seconds:.1f} s: {text.verdict(results)}"

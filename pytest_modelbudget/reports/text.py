@@ -110,6 +110,7 @@ def used(result: Result) -> tuple[str, Fraction] | None:
 def verdict(results: Sequence[Result]) -> str:
     """`2 over budget, 1 changed, 37 ok`, worst first."""
     counts: dict[str, int] = {}
+    results = [result for result in results if result.is_model or result.state.failed]
     for result in sorted(results, key=lambda result: _ORDER.index(result.state), reverse=True):
         counts[result.state.value] = counts.get(result.state.value, 0) + 1
     ok = counts.pop("ok", 0)

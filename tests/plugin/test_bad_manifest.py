@@ -224,3 +224,12 @@ def test_a_source_with_a_contradiction_fails_alone(project: Project) -> None:
     result = project.update()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*params: min 5,000 is above max 4,000*"])
+
+
+@pytest.mark.parametrize("name", ["manifest", "sources", "snapshot-files"])
+def test_a_model_cannot_have_the_name_of_another_item(project: Project, name: str) -> None:
+    """Otherwise two items would share one node id."""
+    project.write("modelbudget.yaml", f"{GOOD}  {name}: zoo:small\n")
+    result = project.update()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines([f"modelbudget.yaml:4: the model id '{name}' is taken by an item of the plugin's own*"])

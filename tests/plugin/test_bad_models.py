@@ -291,3 +291,28 @@ def test_a_builder_that_dies_takes_only_its_worker(project: Project) -> None:
     assert result.parseoutcomes()["failed"] == 1
     result.stdout.fnmatch_lines(["*crashed while running 'modelbudget.yaml::bad'*"])
     assert list(project.snapshots()) == ["__model_budget__/good.yaml"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("import torch\ndef models(): return []\n", id="at the top"),
+        pytest.param("def models():\n    import torch\n", id="inside"),
+    ],
+)
+def test_a_source_without_its_framework_is_skipped_like_a_model(
+    small: Project, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Skipped locally, a failure in CI; what it would have registered is not pruned meanwhile."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    small.write("registry.py", source)
+    small.manifest("sources: [registry:models]\n")
+    result = small.run("-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED [[]1] modelbudget.yaml:1: torch is not installed*"])
+    pruned = small.plain("--model-budget-prune")
+    pruned.assert_outcomes(skipped=1, failed=1)
+    pruned.stdout.fnmatch_lines(["nothing is pruned: the source registry:models lacks its framework"])
+    assert list(small.snapshots()) == ["__model_budget__/small.yaml"]
+    monkeypatch.setenv("CI", "1")
+    small.run().assert_outcomes(failed=1)

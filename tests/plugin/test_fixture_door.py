@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.project import Project
@@ -158,3 +160,43 @@ def test_wrong_arguments_fail_with_a_cure(project: Project, call: str, words: st
     result = project.plain()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([words])
+
+
+def test_an_expected_failure_stays_one(project: Project) -> None:
+    """`xfail` and `raises` are the user's word on it."""
+    project.write(
+        "test_nets.py",
+        """
+        import pytest
+        from fakenet import Model
+
+        @pytest.mark.xfail
+        def test_known(model_budget):
+            model_budget.check(Model(dense=(32, 64)), inputs="float32[B, 32]", params="1")
+
+        def test_guard(model_budget):
+            with pytest.raises(AssertionError, match="params: 2,048 > 1"):
+                model_budget.check(Model(dense=(32, 64)), inputs="float32[B, 32]", params="1")
+        """,
+    )
+    for result in (project.plain(), project.update()):
+        assert result.ret == 0
+        result.assert_outcomes(passed=1, xfailed=1)
+
+
+def test_a_missing_framework_skips_at_the_users_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is told with the place in the user's test."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    project.write(
+        "test_nets.py",
+        """
+        def build():
+            import torch
+
+        def test_net(model_budget):
+            model_budget.check(build, inputs="float32[B, 32]")
+        """,
+    )
+    result = project.plain("-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED [[]1] test_nets.py:5: torch is not installed*"])

@@ -136,3 +136,24 @@ def test_a_file_that_cannot_be_deleted_fails_the_run(small: Project, monkeypatch
         result = small.plain("--model-budget-prune")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["ERROR __model_budget__/small.yaml: cannot be deleted (Permission denied)"])
+
+
+def test_the_snapshots_of_a_deleted_module_are_found_by_its_neighbours(project: Project) -> None:
+    """One test module of a folder speaks for those that are gone, and only one."""
+    for name in ("one", "two", "three"):
+        project.write(f"test_{name}.py", DECORATED.replace("encoder", name))
+    project.update().assert_outcomes(passed=3)
+    (project.path / "test_two.py").unlink()
+    result = project.run()
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["  __model_budget__/two.yaml", "OBSOLETE test_one.py::snapshot-files*"])
+    project.plain("--model-budget-prune").assert_outcomes(passed=3)
+    assert sorted(project.snapshots()) == ["__model_budget__/one.yaml", "__model_budget__/three.yaml"]
+    project.run().assert_outcomes(passed=2)
+
+
+def test_a_prune_counts_models_only(small: Project) -> None:
+    """The item that names the files is no model."""
+    small.write("__model_budget__/old.yaml", small.snapshot("small").read_text())
+    result = small.plain("--model-budget-prune")
+    result.stdout.fnmatch_lines(["1 model in * 1 ok", "pruned __model_budget__/old.yaml"])

@@ -138,3 +138,21 @@ def test_a_hook_of_the_users_gets_the_results(project: Project) -> None:
     )
     project.update("-s").stdout.fnmatch_lines(["*finish: [[]('small', 'ok', 2048)]*"])
     project.plain("--co").stdout.no_fnmatch_line("*finish*")
+
+
+@pytest.mark.parametrize("style", ["line", "short", "long", "native", "no"])
+def test_every_traceback_style_has_the_words(project: Project, style: str) -> None:
+    """`--tb` changes nothing about what a model's failure says in one line."""
+    project.manifest(THREE)
+    result = project.update(f"--tb={style}")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["OVER BUDGET modelbudget.yaml::small - params: 2,048 > 1,000 (+1,048, +104.8%)"])
+    if style == "line":
+        result.stdout.fnmatch_lines(["*modelbudget.yaml:2: params: 2,048 > 1,000 (+1,048, +104.8%)"])
+
+
+def test_it_works_without_a_terminal_reporter(small: Project) -> None:
+    """Other tools run pytest without one."""
+    assert small.run("-p", "no:terminal").ret == 0
+    small.manifest(THREE)
+    assert small.run("-p", "no:terminal").ret == 1
