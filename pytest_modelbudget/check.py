@@ -115,10 +115,10 @@ class Stored(str, Enum):
 class Snapshot:
     """The committed snapshot beside the fresh one.
 
-    `path` is relative to the root, `text` what the fresh one should be. `before` is the committed summary
-    when it differs, `problem` why it could not be read. RESTATED means the same model in another text (a
-    newer release counts better): a note, never a failure. An update run rewrites a BROKEN file (conflict
-    markers, a wrong digest), never a REFUSED one (a newer format, a folder, a link out of the tree).
+    `path` is relative to the root, `text` what the fresh one should be (empty when EQUAL). `before` is the
+    committed summary when it differs, `problem` why it could not be read. RESTATED means the same model in
+    another text (a newer release counts better): a note, never a failure. An update run rewrites a BROKEN file
+    (conflict markers, a wrong digest), never a REFUSED one (a newer format, a folder, a link out of the tree).
     """
 
     stored: Stored

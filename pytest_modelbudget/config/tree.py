@@ -135,7 +135,8 @@ def read_toml(text: str, table: tuple[str, ...]) -> Tree:
         data: Any = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         match = re.search(r"line (\d+)", str(error))
-        raise NotReadable(f"not TOML: {error}", int(match[1]) if match else None) from None
+        line = int(match[1]) if match else text.count("\n")  # without a number it is the end of the document
+        raise NotReadable(f"not TOML: {error}", max(1, line)) from None
     for name in table:
         data = data.get(name) if isinstance(data, dict) else None
     return Tree(data, {keys[len(table) :]: line for keys, line in _toml_lines(text) if keys[: len(table)] == table})

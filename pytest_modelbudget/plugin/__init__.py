@@ -105,7 +105,7 @@ def pytest_runtest_makereport(
 
 def pytest_report_teststatus(
     report: pytest.CollectReport | pytest.TestReport,
-) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+) -> tuple[str, str, str] | None:
     """`OVER BUDGET` and the like in place of `FAILED`."""
     if not report.failed or not hasattr(report, "modelbudget_state"):  # an expected failure has not failed
         return None

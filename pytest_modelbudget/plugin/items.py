@@ -189,10 +189,10 @@ def _cut(content: str) -> str:
     return f"{content[:half]}\n... {len(content) - 2 * half:,} characters cut ...\n{content[-half:]}"
 
 
-def status(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, tuple[str, dict[str, bool]]]:
+def status(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str]:
     """Our word for a failed model; the category stays pytest's own, so that counts and `-x` go on working."""
     state = State(vars(report)["modelbudget_state"])
-    return "failed", _LETTERS[state], (state.value, {"red": True})
+    return "failed", _LETTERS[state], state.value
 
 
 def relative(path: Path, root: Path) -> str:

@@ -36,7 +36,7 @@ def compare(root: Path, entry: ModelEntry, summary: Summary) -> Snapshot:
         return Snapshot(Stored.REFUSED, path, text, problem=f"{path}: {_why(error)}")
     except UnicodeDecodeError:
         return Snapshot(Stored.BROKEN, path, text, problem=f"{path}: not text (binary junk): it is damaged")
-    return Snapshot(Stored.EQUAL, path, text) if committed == text else _explain(path, committed, text, summary)
+    return Snapshot(Stored.EQUAL, path) if committed == text else _explain(path, committed, text, summary)
 
 
 def _why(error: Exception) -> str:

@@ -29,6 +29,7 @@ def test_a_missing_snapshot_fails_and_is_never_written(project: Project) -> None
                 "NO SNAPSHOT modelbudget.yaml::small - not written: run with --model-budget-up*",
             ]
         )
+        result.stdout.no_fnmatch_line("* written")
     assert project.snapshots() == {}
 
 
