@@ -61,7 +61,20 @@ METRICS: dict[str, Metric] = {
         Metric("buffers", "count", lambda s: s.buffers, "elements of torch buffers", "buffers"),
         Metric("weight_bytes", "bytes", lambda s: s.weight_bytes, "bytes of params and buffers as stored", "weights"),
         Metric("flops", "flops", lambda s: s.flops.value, "one forward pass; a multiply-add counts 2", "FLOPs"),
-        Metric("layers", "count", lambda s: len(s.leaves), "layers that hold no other layers", "layers"),
+        Metric(
+            "activation_bytes",
+            "bytes",
+            lambda s: s.activation_bytes,
+            "bytes held from the forward pass for the backward pass, params and inputs not counted",
+            "activations",
+        ),
+        Metric(
+            "layers",
+            "count",
+            lambda s: len(s.leaves),
+            "layers that hold no other layers, sums and concatenations in a forward among them",
+            "layers",
+        ),
         Metric(
             "largest_layer_share",
             "share",
@@ -83,6 +96,7 @@ LAYER_METRICS: dict[str, units.Kind] = {
     "buffers": "count",
     "weight_bytes": "bytes",
     "flops": "flops",
+    "activation_bytes": "bytes",
     "share": "share",
 }
 """What can be limited for the layers that a glob matches; `share` is the layer's share of all params."""

@@ -122,12 +122,17 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One row: a module of the model with the weights it holds itself.
+    """One row: a module of the model with the weights it holds itself, or a join of tensors in a module's own code.
 
     `path` is unique in a model; `container` rows hold other rows (those whose path begins with theirs) and
-    come before them. `outputs` are the output tensors of each call and `connected_to` the paths that fed it,
-    both with equal calls listed once, in the order first seen; `calls` counts all calls, 0 means never called
-    (None: not known). `flops` are of all calls, its own work without that of the rows below it.
+    come before them. `outputs` are the output tensors of each call, `inputs` those it was given, and `connected_to`
+    the paths that fed it, all with equal calls listed once, in the order first seen; `calls` counts all calls, 0
+    means never called (None: not known). `flops` are of all calls, its own work without that of the rows below it.
+    `activation_bytes` is memory held for the backward pass, at the innermost module whose call saved it first (what
+    a join saved is at the module it stands in).
+
+    A join (`block.add` of type `add`, as a residual sum) is a leaf as Keras' Add and Concatenate are: it has no
+    weights, and counts as a layer. `inputs` take no part in snapshots and comparisons.
     """
 
     path: str
@@ -138,6 +143,8 @@ class Layer:
     calls: int | None = 1
     flops: int | None = None
     container: bool = False
+    inputs: tuple[tuple[TensorSpec, ...], ...] = ()
+    activation_bytes: int | None = None
 
     @property
     def own(self) -> tuple[Weight, ...]:
@@ -255,7 +262,10 @@ class Input:
 class Summary:
     """A model as it was counted: its rows, and totals derived from them.
 
-    `sizes` are the sizes its symbolic dimensions had while FLOPs were counted. `notes` are short sentences
+    `sizes` are the sizes its symbolic dimensions had while FLOPs were counted. `activation_bytes` are those that
+    one forward pass in training mode holds for the backward pass at these sizes, without parameters, buffers and
+    inputs; they depend on the kernels of the framework, so they take no part in comparisons, and they may be more than
+    those of all rows, since the model's own code around its layers may have no row. `notes` are short sentences
     for the reader (what could not be known, which route was taken); they take no part in comparisons.
     """
 
@@ -268,6 +278,7 @@ class Summary:
     samples: int | None = None
     sizes: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    activation_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if len({layer.path for layer in self.layers}) != len(self.layers):
@@ -338,6 +349,7 @@ class Summary:
             "buffers": self.buffers,
             "weight_bytes": self.weight_bytes,
             "flops": {"rules": self.flops.rules, "value": self.flops.value, "uncounted": dict(self.flops.uncounted)},
+            "activation_bytes": self.activation_bytes,
             "samples": self.samples,
             "notes": list(self.notes),
             "layers": [_layer_dict(layer) for layer in self.layers],
@@ -357,6 +369,7 @@ class Summary:
             samples=data["samples"],
             sizes=tuple(data["sizes"].items()),
             notes=tuple(data["notes"]),
+            activation_bytes=data.get("activation_bytes"),
         )
 
     def renamed(self, model: str) -> Summary:
@@ -380,11 +393,13 @@ def _layer_dict(layer: Layer) -> dict[str, Any]:
         "type": layer.type,
         "container": layer.container,
         "calls": layer.calls,
+        "inputs": [[str(spec) for spec in call] for call in layer.inputs],
         "outputs": [[str(spec) for spec in call] for call in layer.outputs],
         "connected_to": [list(call) for call in layer.connected_to],
         "params": layer.params,
         "trainable_params": layer.trainable_params,
         "flops": layer.flops,
+        "activation_bytes": layer.activation_bytes,
         "weights": [
             {
                 "name": weight.name,
@@ -405,9 +420,11 @@ def _layer(row: Mapping[str, Any]) -> Layer:
         path=row["path"],
         type=row["type"],
         outputs=tuple(tuple(map(TensorSpec.parse, call)) for call in row["outputs"]),
+        inputs=tuple(tuple(map(TensorSpec.parse, call)) for call in row.get("inputs", ())),
         connected_to=tuple(map(tuple, row["connected_to"])),
         weights=tuple(Weight(**{**weight, "shape": tuple(weight["shape"])}) for weight in row["weights"]),
         calls=row["calls"],
         flops=row["flops"],
         container=row["container"],
+        activation_bytes=row.get("activation_bytes"),
     )

@@ -14,6 +14,7 @@ from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.reports import REPORTS, render, table, terminal
+from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.tracebacks import user_traceback
 
 
@@ -124,7 +125,8 @@ class Controller:
         width = max(40, terminalreporter._tw.fullwidth)
         if self.config.get_verbosity() > 0:
             for result in self._shown_in_full():
-                terminalreporter.line(table.summary_text(result, width=width))  # type: ignore[arg-type]
+                text = table.summary_text(result, width=width, explain=self.config.get_verbosity() > 1)
+                terminalreporter.line(text)
                 terminalreporter.line("")
         lines = terminal.closing(self.results, width=width) if self.results else ()
         for line in (*lines, *self.lines):
@@ -132,7 +134,7 @@ class Controller:
         for problem in self.problems:
             terminalreporter.line(f"ERROR {problem}", red=True)
 
-    def _shown_in_full(self) -> Iterable[object]:
+    def _shown_in_full(self) -> Iterable[Summary]:
         """Summaries for `-v`; a failed model's was shown with its failure."""
         return (result.summary for result in self.results if result.summary is not None and result.state is State.OK)
 

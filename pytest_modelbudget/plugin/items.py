@@ -147,7 +147,7 @@ def failure_text(config: pytest.Config, result: Result) -> str:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     width = reporter._tw.fullwidth if reporter is not None else table.WIDTH
     rows = None if config.get_verbosity() > 1 else 40 if config.get_verbosity() >= 0 else 0
-    return terminal.failure(result, width=max(40, width), rows=rows)
+    return terminal.failure(result, width=max(40, width), rows=rows, explain=config.get_verbosity() > 1)
 
 
 def record(item: pytest.Item, result: Result) -> Result:

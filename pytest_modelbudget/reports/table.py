@@ -18,15 +18,19 @@ WIDTH = 80
 """Columns when the terminal does not say; nothing is ever cut, long cells go on in the next line."""
 
 
-def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = None) -> str:
-    """The layer table of one model in the shape of `model.summary()`, with its totals; at most `most` rows."""
+def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = None, explain: bool = False) -> str:
+    """The layer table of one model in the shape of `model.summary()`, with its totals; at most `most` rows.
+
+    With `explain` a last column says where the params of each row come from.
+    """
     rows = list(text.rows(summary))
     shown = rows if most is None or len(rows) <= most else rows[:most]
-    cells = [(row.layer, row.output, row.params, row.connected) for row in shown]
+    header = ("Layer (type)", "Output Shape", "Param #", "Connected to", *(("Why",) if explain else ()))
+    cells = [(row.layer, row.output, row.params, row.connected, *((row.why,) if explain else ())) for row in shown]
     lines = [f"Model: {text.harmless(summary.model)} ({summary.framework})"]
     for port in summary.inputs:
         lines.append(f"Input: {text.harmless(str(port))}")
-    lines.append(_grid(("Layer (type)", "Output Shape", "Param #", "Connected to"), cells, right=(2,), width=width))
+    lines.append(_grid(header, cells, right=(2,), width=width))
     if len(shown) < len(rows):
         lines.append(f"... {len(rows) - len(shown)} more rows; -vv shows all")
     lines.append("-" * width)

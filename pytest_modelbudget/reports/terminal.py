@@ -13,12 +13,15 @@ _MOST_CHANGES = 20
 _MOST_ROWS = 40
 
 
-def failure(result: Result, *, width: int = table.WIDTH, rows: int | None = _MOST_ROWS) -> str:
-    """Why a model failed, with every number, place and cure; at most `rows` rows of its layer table."""
-    return "\n".join(_failure(result, width, rows))
+def failure(result: Result, *, width: int = table.WIDTH, rows: int | None = _MOST_ROWS, explain: bool = False) -> str:
+    """Why a model failed, with every number, place and cure; at most `rows` rows of its layer table.
+
+    With `explain` each of these rows says where its params come from.
+    """
+    return "\n".join(_failure(result, width, rows, explain))
 
 
-def _failure(result: Result, width: int, rows: int | None) -> Iterator[str]:
+def _failure(result: Result, width: int, rows: int | None, explain: bool) -> Iterator[str]:
     yield f"{result.id}: {result.state.value}"
     if result.error:
         yield harmless_lines(result.error)
@@ -30,7 +33,7 @@ def _failure(result: Result, width: int, rows: int | None) -> Iterator[str]:
     yield from _snapshot(result)
     if rows != 0:
         yield ""
-        yield table.summary_text(result.summary, width=width, most=rows)
+        yield table.summary_text(result.summary, width=width, most=rows, explain=explain)
 
 
 def _violations(result: Result) -> Iterator[str]:

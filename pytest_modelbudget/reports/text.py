@@ -10,6 +10,7 @@ from fractions import Fraction
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import METRICS
 from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.explain import why
 from pytest_modelbudget.summary import Layer, Summary
 
 UNKNOWN = "?"
@@ -43,6 +44,7 @@ class Row:
     output: str
     params: str
     connected: str
+    why: str
 
 
 def rows(summary: Summary) -> Iterator[Row]:
@@ -53,6 +55,7 @@ def rows(summary: Summary) -> Iterator[Row]:
             output=harmless(_output(layer)),
             params="-" if layer.container and not layer.weights else _params(layer),
             connected=harmless("; ".join(", ".join(call) for call in layer.connected_to if call)) or "-",
+            why=harmless(why(layer)),
         )
 
 
@@ -78,6 +81,8 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
     yield f"FLOPs, forward{f' at {at}' if at else ''}", flops(summary)
     if summary.flops.uncounted:
         yield "Not counted", ", ".join(f"{harmless(name)} x{calls}" for name, calls in summary.flops.uncounted)
+    if summary.activation_bytes is not None:
+        yield "Activations for backward", units.size(summary.activation_bytes)
 
 
 def weight_bytes(summary: Summary, role: str) -> int:

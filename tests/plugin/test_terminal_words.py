@@ -68,7 +68,19 @@ def test_verbose_shows_layer_tables_in_the_familiar_shape(small: Project) -> Non
             "FLOPs, forward at B=1: 5.376 kFLOPs (2.688 kMACs)",
         ]
     )
+    result.stdout.no_fnmatch_line("Layer (type) *Why")
     small.update().stdout.no_fnmatch_line("Layer (type)*")
+
+
+def test_very_verbose_says_where_params_come_from(small: Project) -> None:
+    """`-vv`: one more column, by formula, for models that pass and for one that fails."""
+    small.manifest(THREE.replace("params: 1_000", "params: 3_000"))
+    small.update("-vv").stdout.fnmatch_lines(
+        ["Layer (type) *Connected to *Why", "body (Dense) *0 *in[*]out: 32[*]64 = 2,048"]
+    )
+    small.manifest(THREE)
+    result = small.run("-vv")
+    result.stdout.fnmatch_lines(["*params: 2,048 > 1,000*", "Layer (type) *Why", "* in[*]out: 32[*]64 = 2,048"])
 
 
 def test_a_quiet_run_says_the_verdict_only(small: Project) -> None:

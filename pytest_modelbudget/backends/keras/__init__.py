@@ -88,15 +88,16 @@ class _Counted:
         if (unsized := self._unsized(arguments)) is not None:
             self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
             calls = self._open_trace(arguments).calls
+            given = [tuple(map(walk.spec, call.given)) for call in calls]
             outputs = [tuple(map(walk.spec, call.outputs)) for call in calls]
-            return walk.Seen(calls, outputs, of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
+            return walk.Seen(calls, given, outputs, of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
         base = self._trace(arguments, self.sizes)
         if from_graph:
-            return walk.Seen(base.calls, (), of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
+            return walk.Seen(base.calls, (), (), of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
         named = shapes.named(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
         for symbol in named.fixed:
             self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
-        return walk.Seen(base.calls, named.calls, of_inputs, from_graph), named.outputs
+        return walk.Seen(base.calls, named.given, named.calls, of_inputs, from_graph), named.outputs
 
     def _unsized(self, arguments: ports.Arguments) -> str | None:
         return arguments.open_dimension(self.sizes)

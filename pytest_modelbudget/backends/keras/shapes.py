@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import keras
 
@@ -16,8 +17,9 @@ Retrace = Callable[[Mapping[str, int]], Trace]
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The outputs of each call of a trace (by its position), and those of the model, with symbolic dimensions."""
+    """What each call of a trace (by its position) got and gave, and what the model gave, with symbolic dimensions."""
 
+    given: tuple[tuple[TensorSpec, ...], ...]
     calls: tuple[tuple[TensorSpec, ...], ...]
     outputs: tuple[TensorSpec, ...]
     fixed: tuple[str, ...] = ()
@@ -38,7 +40,10 @@ def named(base: Trace, symbols: Sequence[str], sizes: Mapping[str, int], retrace
             variants = [(symbol, size, other[position][index]) for symbol, size, other in others]
             rows.append(TensorSpec(_dims(shape, variants, sizes), dtype))
         specs.append(tuple(rows))
-    return Named(tuple(specs[:-1]), specs[-1], tuple(symbol for symbol in symbols if symbol not in varied))
+    split = [len(call.given) for call in base.calls]
+    given = tuple(row[:count] for row, count in zip(specs, split, strict=False))
+    calls = tuple(row[count:] for row, count in zip(specs, split, strict=False))
+    return Named(given, calls, specs[-1], tuple(symbol for symbol in symbols if symbol not in varied))
 
 
 def _varied(base: Trace, symbol: str, sizes: Mapping[str, int], retrace: Retrace) -> tuple[int, Trace] | None:
@@ -73,16 +78,16 @@ def _ranks(trace: Trace) -> list[list[int]]:
 
 
 def _shapes(trace: Trace) -> list[list[tuple[int, ...]]]:
-    return [[tuple(one.shape) for one in outputs] for outputs in (*_outputs(trace.calls), symbolic(trace.outputs))]
+    return [[tuple(one.shape) for one in outputs] for outputs in (*_tensors(trace.calls), symbolic(trace.outputs))]
 
 
 def _dtypes(trace: Trace) -> list[list[str]]:
     dtype = keras.backend.standardize_dtype
-    return [[dtype(one.dtype) for one in outputs] for outputs in (*_outputs(trace.calls), symbolic(trace.outputs))]
+    return [[dtype(one.dtype) for one in outputs] for outputs in (*_tensors(trace.calls), symbolic(trace.outputs))]
 
 
-def _outputs(calls: Sequence[Call]) -> Iterator[Sequence[object]]:
-    return (call.outputs for call in calls)
+def _tensors(calls: Sequence[Call]) -> Iterator[Sequence[Any]]:
+    return ((*call.given, *call.outputs) for call in calls)
 
 
 def _dims(

@@ -35,6 +35,11 @@ class Call:
     opaque: bool = False
 
     @property
+    def given(self) -> tuple[Any, ...]:
+        """Its input tensors."""
+        return tuple(symbolic((self.args, self.kwargs)))
+
+    @property
     def is_layer(self) -> bool:
         """Whether a layer was called, not an operation."""
         return isinstance(self.operation, keras.layers.Layer)

@@ -28,9 +28,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one trace shows: the calls, their outputs with named dimensions, and the specs of the model's inputs."""
+    """What one trace shows: the calls, what they got and gave with named dimensions, and the model's inputs."""
 
     calls: Sequence[Call]
+    given: Sequence[Specs]
     outputs: Sequence[Specs]
     inputs: Mapping[int, TensorSpec]
     from_graph: bool
@@ -83,17 +84,21 @@ class _Walk:
     def _layer(self, one: Any, nodes: list[Any], positions: list[int], connected: list[tuple[str, ...]]) -> Layer:
         """The row of one layer or operation, without its path and weights."""
         outputs: list[Specs]
+        given: list[Specs] = []
         if id(one) in self.seen.inputs:
             outputs = [(self.seen.inputs[id(one)],)]
         elif nodes and (self.seen.from_graph or not positions):
             outputs = [tuple(map(spec, node.output_tensors)) for node in nodes]
+            given = [tuple(map(spec, node.input_tensors)) for node in nodes]
         else:
             outputs = [self.seen.outputs[at] for at in positions]
+            given = [self.seen.given[at] for at in positions]
         return Layer(
             path="",
             type=type(one).__name__,
             outputs=tuple(dict.fromkeys(outputs)),
             connected_to=tuple(dict.fromkeys(call for call in connected if call)),
+            inputs=tuple(dict.fromkeys(call for call in given if call)),
             calls=len(positions) or len(nodes),
             container=isinstance(one, keras.Model),
         )

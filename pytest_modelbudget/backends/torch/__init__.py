@@ -1,9 +1,10 @@
 """PyTorch: models are built and run on the meta device, so that neither weights nor activations take memory.
 
 The rooms: `build` makes models without memory, `copying` a ghost of a user's model, `real` one with memory;
-`forward` runs one pass under `trace` (calls, edges) with `placing` (which operands keep values), `memo` (repeated
-operators) and `flops` (what each costs); `modules` and `weights` read the structure, `rows` and `counting` put the
-summary together.
+`forward` runs one pass under `trace` (calls, edges, `joins` between them) with `placing` (which operands keep values),
+`memo` (repeated operators) and `flops` (what each costs); `activations` runs one more in training mode, with
+`attention` as real devices run it, and `tape` records a pass as events; `modules` and `weights` read the structure,
+`rows` and `counting` put the summary together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch import counting
 from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.backends.torch.state import unswept
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Summary
@@ -48,4 +50,5 @@ def summarize(
             f"{name}: a torch model does not know its inputs: give them, "
             f'e.g. inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
         )
-    return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)
+    with unswept():
+        return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)

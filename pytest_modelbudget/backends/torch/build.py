@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
-from pytest_modelbudget.backends.torch.state import preserved
+from pytest_modelbudget.backends.torch.state import preserved, unswept
 
 _EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to: a lower limit than for values
 
@@ -44,6 +44,8 @@ def abstract() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(preserved())
+        stack.enter_context(unswept())
+        stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
         stack.callback(register_module_parameter_registration_hook(parameter).remove)
         stack.callback(register_module_buffer_registration_hook(buffer).remove)
         stack.enter_context(_idle_init())

@@ -10,15 +10,16 @@ from torch import nn
 
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
 from pytest_modelbudget.backends.torch import real
+from pytest_modelbudget.backends.torch.activations import Activations, measured
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
-from pytest_modelbudget.backends.torch.modules import nodes, unwrapped
+from pytest_modelbudget.backends.torch.modules import Node, nodes, unwrapped
 from pytest_modelbudget.backends.torch.rows import Naming, rows
 from pytest_modelbudget.backends.torch.weights import is_packed, weights_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.summary import Flops, Summary
+from pytest_modelbudget.summary import Flops, Layer, Summary
 
 FRAMEWORK = "torch"
 
@@ -44,9 +45,10 @@ class _Run:
 
 def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> Summary:
     """See `pytest_modelbudget.backends.Backend.summarize`."""
-    run = _run(unwrapped(model), name, inputs, sizes, built_here)
-    others, notes = _other_passes(run, sizes)
-    return _summary(run, sizes, others, notes)
+    with torch.inference_mode(False):  # its tensors could not be saved for a backward pass
+        run = _run(unwrapped(model), name, inputs, sizes, built_here)
+        others, notes = _other_passes(run, sizes)
+        return _summary(run, sizes, others, notes)
 
 
 def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
@@ -115,7 +117,8 @@ def _summary(run: _Run, sizes: Sizes, others: Sequence[tuple[Sizes, Pass]], note
     weights, unread = weights_of(found, subject.name)
     seen = [(sizes, run.base), *twins, *others]
     passes, naming = [one for _, one in seen], Naming([size for size, _ in seen])
-    layers = rows(found, weights, passes, naming)
+    held, unheld = _activations(run, sizes)
+    layers = _with_activations(rows(found, weights, passes, naming), found, held)
     return Summary(
         model=subject.name,
         framework=FRAMEWORK,
@@ -123,14 +126,36 @@ def _summary(run: _Run, sizes: Sizes, others: Sequence[tuple[Sizes, Pass]], note
         inputs=subject.inputs.ports,
         outputs=naming.specs([one.outputs for one in passes]),
         flops=run.flops,
+        activation_bytes=None if held is None else held.total,
         sizes=tuple(sizes.items()),
-        notes=(*run.notes, *notes, *unread, *_limits(run)),
+        notes=(*run.notes, *notes, *unread, *_limits(run), *unheld),
     )
 
 
 def _limits(run: _Run) -> Iterator[str]:
     """What was seen in the pass that its result does not show."""
-    if run.base.trace.shortened:
-        yield "connected-to lists only the latest sources where there are very many"
     if run.base.trace.autocast and not run.subject.real:
         yield "autocast was on in the forward pass and is not followed: dtypes of outputs are those without it"
+
+
+def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str, ...]]:
+    """What is held for the backward pass, and what has to be said of it."""
+    if run.subject.real:
+        return None, ("activation_bytes is not known: the model cannot be run on the meta device",)
+    if run.base.trace.autocast:
+        return None, ("activation_bytes is not known: autocast in the forward pass is not followed",)
+    if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in run.subject.model.modules()):
+        return None, ("activation_bytes is not known: an LSTM runs as one kernel with a workspace of its own",)
+    held = measured(run.subject, sizes)
+    return (None, (f"activation_bytes is not known: {held}",)) if isinstance(held, str) else (held, ())
+
+
+def _with_activations(layers: Sequence[Layer], found: Sequence[Node], held: Activations | None) -> tuple[Layer, ...]:
+    """The rows, each with the bytes that it saved first."""
+    if held is None:
+        return tuple(layers)
+    modules = {node.path: id(node.module) for node in found}
+    return tuple(
+        replace(layer, activation_bytes=held.by_module.get(modules[layer.path], 0) if layer.path in modules else 0)
+        for layer in layers
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, META
+from pytest_modelbudget.backends.torch.joins import Output, taken_whole
+from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.modules import nodes, rolled_up
 from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
 from pytest_modelbudget.backends.torch.state import preserved
-from pytest_modelbudget.backends.torch.trace import Output, Trace, watching
+from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs, concrete
@@ -46,6 +49,7 @@ class Subject:
     inputs: Inputs
     real: bool = False
     seed: int | None = None
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 
 class ForwardFailed(ModelBudgetError):
@@ -65,6 +69,30 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
     trace = Trace(rolled_up(subject.model))
+    call = arguments(subject, sizes)
+    try:
+        with taken_whole(trace.whole), observed(subject, call, trace, keep=keep) as out:
+            outputs = tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out))
+    except ModelBudgetError:
+        raise
+    except Exception as mistake:
+        raise _failed(subject, trace, call.ports, mistake) from mistake
+    finally:
+        trace.forget_tensors()
+    return Pass(trace, tuple(name for name, _ in call.ports), outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the model is called with; `ports` are the tensors in it, with their names."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    ports: list[tuple[str, torch.Tensor]]
+
+
+def arguments(subject: Subject, sizes: Mapping[str, int]) -> Call:
+    """The inputs of `subject` at `sizes`."""
     ports: list[tuple[str, torch.Tensor]] = []
 
     def make(name: str, spec: TensorSpec) -> torch.Tensor:
@@ -73,23 +101,39 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
         return tensor
 
     args, kwargs = subject.inputs.build(make)
-    for name, tensor in ports:
-        trace.label(tensor, name)
+    return Call(args, kwargs, ports)
+
+
+@contextmanager
+def observed(
+    subject: Subject,
+    call: Call,
+    watcher: Watcher,
+    *,
+    training: bool = False,
+    keep: bool = False,
+    then: Callable[[Any], object] | None = None,
+) -> Iterator[Any]:
+    """Call the model under `watcher` and yield what it returns; its errors come through as they are.
+
+    Without `training` it runs in eval mode without gradients, else in training mode with them. What the model stored
+    in itself is undone on leaving, unless `keep` and all went well. `then` is called with the result, still watched.
+    """
+    for name, tensor in call.ports:
+        watcher.label(tensor, name)
     before = _attributes(subject.model)
     try:
-        with _calm(subject), watching(trace, None if subject.real else Placing()):
-            out = subject.model(*args, **kwargs)
-    except Exception as mistake:
+        with _calm(subject, training), watching(watcher, None if subject.real else Placing(subject.memo)):
+            out = subject.model(*call.args, **call.kwargs)
+            if then is not None:
+                then(out)
+        yield out
+    except BaseException:
         keep = False
-        raise mistake if isinstance(mistake, ModelBudgetError) else _failed(subject, trace, ports, mistake) from mistake
+        raise
     finally:
         if not keep:
             _put_back(before)
-    return Pass(
-        trace,
-        tuple(name for name, _ in ports),
-        tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out)),
-    )
 
 
 _Attributes = list[tuple[nn.Module, dict[str, Any]]]
@@ -102,7 +146,9 @@ def _attributes(model: nn.Module) -> _Attributes:
 
 
 def _copied(value: Any) -> Any:
-    return value.copy() if type(value) in (dict, OrderedDict, list, set) else value
+    if type(value) in (dict, OrderedDict, list, set):
+        return value.copy() if value else type(value)()  # most are empty dicts of hooks, and copying those is slow
+    return value
 
 
 def _put_back(before: _Attributes) -> None:
@@ -133,8 +179,11 @@ def _other_values(tensor: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
 
 
 @contextmanager
-def _calm(subject: Subject) -> Iterator[None]:
-    """Eval mode, no gradients, no fused kernels that would hide layers; everything as before on leaving."""
+def _calm(subject: Subject, training: bool = False) -> Iterator[None]:
+    """Eval mode without gradients, or training mode with them, no fused kernels that would hide layers.
+
+    Everything is as before on leaving.
+    """
     flags = [(module, module.training) for module in subject.model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -142,16 +191,21 @@ def _calm(subject: Subject) -> Iterator[None]:
         if not subject.real:
             stack.enter_context(_lazy_on_meta(subject.model))
             stack.enter_context(_unchecked_distributions())
-        if _compiled(subject.model):
+        if _may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         if subject.real:  # its fused recurrent kernels cannot be counted; without it they are matrix products
             stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
             torch._C._set_mkldnn_enabled(False)
-        stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda"):  # what is around the model is the caller's affair; what forward enters counts
+            stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
+            torch.set_autocast_enabled(kind, False)
+        stack.enter_context(torch.set_grad_enabled(training))
         stack.callback(_set_training, flags)
-        _set_training([(module, False) for module, _ in flags])
+        _set_training([(module, training) for module, _ in flags])
+        if training and any(type(module).train is not nn.Module.train for module, _ in flags):
+            subject.model.train()  # its own: some keep frozen parts in eval mode
         yield
 
 
@@ -179,14 +233,13 @@ def _unchecked_distributions() -> Iterator[None]:
 
 def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
     for module, training in flags:  # not `train()`: some models override it and change their weights
-        module.training = training
+        if module.training is not training:
+            module.training = training
 
 
-def _compiled(model: nn.Module) -> bool:
-    return any(
-        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
+def _may_compile() -> bool:
+    """Whether something in the process may compile; asking torch itself would import a second's worth of modules."""
+    return not sys.modules.keys().isdisjoint({"torch._dynamo", "torch.nn.attention.flex_attention"})
 
 
 def _failed(subject: Subject, trace: Trace, ports: list[tuple[str, torch.Tensor]], mistake: Exception) -> ForwardFailed:

@@ -1,39 +1,42 @@
 """Remembering what an operator makes of operands without values: a model repeats itself, and torch's answer is slow.
 
 The shape, strides and dtype of a result on meta follow from those of the operands and from the plain arguments.
-Views are never remembered, and nothing is from one pass to the next.
+Views are never remembered, and nothing is from one model to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
 
 from pytest_modelbudget.backends.torch.ghosts import META
+from pytest_modelbudget.backends.torch.shapes import Made, answer
 from pytest_modelbudget.backends.torch.trees import storage_key
 
-_Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # gives a view, though its schema does not say so
 
 
 class Memo:
     """Runs operators on meta tensors, each combination of operator and arguments once."""
 
     def __init__(self) -> None:
-        self._made: dict[Hashable, tuple[_Made, ...] | None] = {}
+        self._made: dict[Hashable, tuple[Made, ...] | None] = {}
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`, made anew from what is known, or asked of torch."""
-        if func.is_view:
+        if func.is_view or func is _UNSAFE_VIEW:
             return func(*args, **kwargs)
         try:
-            key = (func, _key(args), _key(tuple(kwargs.items())))
+            key = (func, _key(args), _key(kwargs.items()) if kwargs else ())
             known = self._made.get(key)
         except TypeError:  # an argument that is not plain
             return func(*args, **kwargs)
         if known is None and key not in self._made:
-            return self._ask(key, func, read, args, kwargs)
+            if (known := answer(func, args, kwargs)) is None:
+                return self._ask(key, func, read, args, kwargs)
+            self._made[key] = known
         if known is None:
             return args[0]
         out = tuple(torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in known)
@@ -52,15 +55,19 @@ class Memo:
         return out
 
 
-def _key(value: Any) -> Hashable:
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape), value.stride(), value.dtype, type(value).__name__
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_key, value))
-    return type(value), value  # 1, 1.0 and True are equal, and not the same argument
+def _key(values: Iterable[Any]) -> Hashable:
+    parts: list[Any] = []
+    for value in values:
+        kind = type(value)
+        parts.append(kind)  # 1, 1.0 and True are equal, and not the same argument
+        if isinstance(value, torch.Tensor):
+            parts += value.shape, value.stride(), value.dtype
+        else:
+            parts.append(_key(value) if kind is tuple or kind is list else value)
+    return tuple(parts)
 
 
-def _made(tensor: torch.Tensor) -> _Made:
+def _made(tensor: torch.Tensor) -> Made:
     return tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 

@@ -25,6 +25,9 @@ _STATES = {"empty", "zeros", "rand", "randn"}
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 
 
+_ABOUT_VALUES = {"_local_scalar_dense", "_to_copy"}
+
+
 class NeedsValues(RuntimeError):
     """The forward pass asked for a value that only a real run could know."""
 
@@ -32,9 +35,9 @@ class NeedsValues(RuntimeError):
 class Placing:
     """Runs operators on meta; integer and bool constants keep their values."""
 
-    def __init__(self) -> None:
+    def __init__(self, memo: Memo | None = None) -> None:
         self._stale: set[int] = set()  # real storages that were written from meta: their values are not known
-        self._memo = Memo()
+        self._memo = Memo() if memo is None else memo
         self._alive: list[torch.Tensor] = []  # keeps the addresses in `_stale` from being used again
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -44,7 +47,10 @@ class Placing:
         name = func._schema.name.removeprefix("aten::")
         if not read:
             return func(*args, **(_placed(name, args, kwargs) if name in _MAKERS else kwargs))
-        on_meta = any(tensor.is_meta or self._is_stale(tensor) for tensor in read)
+        without_values = sum([tensor.is_meta for tensor in read])
+        if without_values == len(read) and name not in _ABOUT_VALUES:
+            return self._on_meta(func, name, read, args, kwargs)
+        on_meta = without_values > 0 or any(self._is_stale(tensor) for tensor in read)
         if name == "_local_scalar_dense" and on_meta:
             raise NeedsValues("the value of a tensor is not known before the model runs on real data")
         if name == "_to_copy":
@@ -54,8 +60,6 @@ class Placing:
         if name == "copy_" and not read[0].is_meta:
             self._mark(read[0])
             return read[0]
-        if all(tensor.is_meta for tensor in read):
-            return self._on_meta(func, name, read, args, kwargs)
         return self._mixed(func, read, args, kwargs)
 
     def _on_meta(self, func: Any, name: str, read: list[torch.Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
@@ -95,7 +99,7 @@ class Placing:
             return func(tensor.to(META), *args[1:], **kept)
         if device is None or device.type == "cpu":
             return func(*args, **kwargs)
-        whole = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() <= CONSTANT
+        whole = _whole(kwargs.get("dtype") or tensor.dtype) and tensor.numel() <= CONSTANT
         return func(*args, **kept) if whole else func(*args, **{**kept, "device": META})
 
     def _is_stale(self, tensor: torch.Tensor) -> bool:
@@ -166,7 +170,11 @@ def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
         meta = func(*tree_map_only(torch.Tensor, _to_meta, args), **tree_map_only(torch.Tensor, _to_meta, kwargs))
     except (RuntimeError, NotImplementedError):  # its result depends on values, so it is no larger than its operands
         return False
-    return any(tensor.numel() > CONSTANT for tensor in tensors(meta))
+    return any(tensor.numel() > (CONSTANT if _whole(tensor.dtype) else LARGE) for tensor in tensors(meta))
+
+
+def _whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:

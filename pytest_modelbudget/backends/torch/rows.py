@@ -1,16 +1,19 @@
-"""From traces to rows: paths, outputs with symbolic dimensions, edges, weights."""
+"""From traces to rows: paths, inputs and outputs with symbolic dimensions, edges, weights, and rows for joins."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from torch import nn
 
 from pytest_modelbudget.backends.symbols import explain
 from pytest_modelbudget.backends.torch.forward import Pass
+from pytest_modelbudget.backends.torch.joins import Join, Output, Source
 from pytest_modelbudget.backends.torch.modules import ROOT, Node
-from pytest_modelbudget.backends.torch.trace import Output, Record, Source, Trace
+from pytest_modelbudget.backends.torch.trace import Record, Trace
 from pytest_modelbudget.summary import Dim, Layer, TensorSpec, Weight
 
 Sizes = Mapping[str, int]
@@ -52,23 +55,96 @@ class Naming:
 def rows(
     found: Sequence[Node], weights: Sequence[tuple[Weight, ...]], passes: Sequence[Pass], naming: Naming
 ) -> tuple[Layer, ...]:
-    """One row for each module, in order; lists of modules and a root without anything of its own have none."""
+    """One row for each module, in order; lists of modules and a root without anything of its own have none.
+
+    The joins of a module stand in the order they first ran, each below what the module had called last.
+    """
     trace = passes[0].trace
-    names = _names(found, passes[0])
+    joins = _placed(found, trace)
+    paths = _join_paths(found, joins)
+    names = _names(found, paths, passes[0])
     return tuple(
-        _row(node, own, passes, naming, names)
-        for node, own in zip(found, weights, strict=True)
-        if _has_row(node, own, trace)
+        layer
+        for position, (node, own) in enumerate(zip(found, weights, strict=True))
+        for layer in (
+            *([_row(node, own, passes, naming, names)] if _has_row(node, own, trace) else ()),
+            *(_join_row(join, paths[join.key], passes, naming, names) for join in joins.get(position, ())),
+        )
     )
 
 
-def _names(found: Sequence[Node], first: Pass) -> dict[Source, str]:
+def _placed(found: Sequence[Node], trace: Trace) -> dict[int, list[Join]]:
+    """The joins by the position of the row that they come after; there, those of inner modules first."""
+    path_of = {id(node.module): node.path for node in found}
+    own = {node.path: position for position, node in enumerate(found)}
+    last = _last_rows(found)
+    reached: dict[str, int] = {}
+    placed: dict[int, list[Join]] = {}
+    for join in trace.joins.values():
+        if (owner := path_of.get(id(join.owner))) is None:  # a module that forward made for itself
+            owner = ROOT
+        below = _child(owner, path_of.get(id(join.after), ""))
+        at = max(reached.get(owner, own[owner]), last.get(below, 0))
+        reached[owner] = at
+        placed.setdefault(at, []).append(join)
+    for joins in placed.values():
+        joins.sort(key=lambda join: -len(_prefix(path_of.get(id(join.owner), ROOT))))
+    return placed
+
+
+def _last_rows(found: Sequence[Node]) -> dict[str, int]:
+    """The position of the last node at or below each path."""
+    last: dict[str, int] = {}
+    for position, node in enumerate(found):
+        end = len(node.path)
+        while end > 0:
+            last[node.path[:end]] = position
+            end = node.path.rfind(".", 0, end)
+    return last
+
+
+def _prefix(path: str) -> str:
+    """What the paths of the rows inside a module begin with."""
+    return "" if path == ROOT else f"{path}."
+
+
+def _child(owner: str, path: str) -> str:
+    """The child of `owner` that holds the module at `path`; empty when it is not below `owner`."""
+    prefix = _prefix(owner)
+    return f"{prefix}{path[len(prefix) :].partition('.')[0]}" if path.startswith(prefix) else ""
+
+
+def _join_paths(found: Sequence[Node], placed: Mapping[int, Sequence[Join]]) -> dict[tuple[int, str, int], str]:
+    """`block.add`, `block.add_1`, ...: numbered in each module, past the names that modules have."""
+    path_of = {id(node.module): node.path for node in found}
+    taken = set(path_of.values())
+    numbers: Counter[str] = Counter()
+    paths: dict[tuple[int, str, int], str] = {}
+    for joins in placed.values():
+        for join in joins:
+            base = f"{_prefix(path_of.get(id(join.owner), ROOT))}{join.kind}"
+            paths[join.key] = _free(base, numbers, taken)
+    return paths
+
+
+def _free(base: str, numbers: Counter[str], taken: set[str]) -> str:
+    while True:
+        number = numbers[base]
+        numbers[base] += 1
+        path = f"{base}_{number}" if number else base
+        if path not in taken:
+            taken.add(path)
+            return path
+
+
+def _names(found: Sequence[Node], joins: Mapping[tuple[int, str, int], str], first: Pass) -> dict[Source, str]:
     """What each source is called; an input that is called like a layer gets the word before its name."""
     trace = first.trace
     names: dict[Source, str] = {
         record.index: node.path for node in found if (record := trace.seen(node.module)) is not None
     }
-    taken = {node.path for node in found}
+    names |= {join.index: joins[key] for key, join in trace.joins.items()}
+    taken = {*(node.path for node in found), *joins.values()}
     return names | {port: f"input {port}" if port in taken else port for port in first.ports}
 
 
@@ -91,21 +167,50 @@ def _row(
     return Layer(
         path=node.path,
         type=node.type,
-        outputs=tuple(call for call in naming.calls([seen.calls if seen else [] for seen in records]) if call),
-        connected_to=_edges(record, names),
         weights=own,
-        calls=len(record.calls),
-        flops=_flops(record, records, naming.sizes),
         container=node.container,
+        **_seen(records, naming, names),
     )
 
 
-def _flops(record: Record, records: Sequence[Record | None], sizes: Sequence[Sizes]) -> int | None:
+def _join_row(join: Join, path: str, passes: Sequence[Pass], naming: Naming, names: Mapping[Source, str]) -> Layer:
+    records = [one.trace.joins.get(join.key) for one in passes]
+    return Layer(path=path, type=join.kind, **_seen(records, naming, names))
+
+
+class _Seen(TypedDict):
+    """The fields of a row that come from its calls."""
+
+    outputs: tuple[tuple[TensorSpec, ...], ...]
+    inputs: tuple[tuple[TensorSpec, ...], ...]
+    connected_to: tuple[tuple[str, ...], ...]
+    calls: int
+    flops: int | None
+
+
+def _seen(records: Sequence[Record | Join | None], naming: Naming, names: Mapping[Source, str]) -> _Seen:
+    """What the passes show of one module or join; the first of them has seen it."""
+    first = records[0]
+    assert first is not None
+    return {
+        "outputs": _tensors([one.calls if one else [] for one in records], naming),
+        "inputs": _tensors([one.given if one else [] for one in records], naming),
+        "connected_to": _edges(first, names),
+        "calls": len(first.calls),
+        "flops": _flops(first, records, naming.sizes),
+    }
+
+
+def _tensors(seen: Sequence[Sequence[tuple[Output, ...]]], naming: Naming) -> tuple[tuple[TensorSpec, ...], ...]:
+    return tuple(call for call in naming.calls(seen) if call)
+
+
+def _flops(first: Record | Join, records: Sequence[Record | Join | None], sizes: Sequence[Sizes]) -> int | None:
     """Its FLOPs, None when another pass at the same sizes counted differently."""
     twins = [other for other, size in zip(records, sizes, strict=True) if size == sizes[0]]
-    return record.flops if all(other is not None and other.flops == record.flops for other in twins) else None
+    return first.flops if all(other is not None and other.flops == first.flops for other in twins) else None
 
 
-def _edges(record: Record, names: Mapping[Source, str]) -> tuple[tuple[str, ...], ...]:
+def _edges(record: Record | Join, names: Mapping[Source, str]) -> tuple[tuple[str, ...], ...]:
     calls = (tuple(names[source] for source in call if source in names) for call in record.fed_by)
     return tuple(dict.fromkeys(call for call in calls if call))

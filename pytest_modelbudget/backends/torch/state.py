@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Iterator
@@ -27,10 +28,30 @@ def preserved() -> Iterator[None]:
         _restore(*randomness)
 
 
+@contextmanager
+def unswept() -> Iterator[None]:
+    """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 def _randomness() -> tuple[Any, torch.Tensor, list[torch.Tensor] | None, Any]:
     numpy = sys.modules.get("numpy")
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     return random.getstate(), torch.get_rng_state(), gpus, numpy.random.get_state() if numpy else None
+
+
+def seed() -> None:
+    """Fix the random states of torch, Python and numpy; call it inside `preserved`."""
+    random.seed(0)
+    torch.manual_seed(0)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(0)
 
 
 def _restore(python: Any, cpu: torch.Tensor, gpus: list[torch.Tensor] | None, numpy: Any) -> None:

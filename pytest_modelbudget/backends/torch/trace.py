@@ -4,73 +4,95 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_modelbudget.backends.torch.flops import Cost, cost
+from pytest_modelbudget.backends.torch.joins import (
+    WRITES,
+    Frame,
+    Join,
+    Output,
+    Source,
+    kind_of,
+    makes_anew,
+    numbers,
+    place,
+)
 from pytest_modelbudget.backends.torch.modules import children, unwrapped
 from pytest_modelbudget.backends.torch.placing import Placing
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key, tensors
 
-Shape = tuple[int, ...]
-Output = tuple[Shape, str]
-"""Shape and dtype of one tensor."""
-
-Source = int | str
-"""What fed a tensor: the index of a module's `Record`, or the name of an input."""
-
-
-_SOURCES = 64
-"""Sources a tensor may have; of more the latest are kept, so that no list grows with the depth of the model."""
-
 
 @dataclass(slots=True)
 class Record:
-    """What was seen of one module; `calls` holds the tensors of each call, `fed_by` what fed it.
-
-    `latest` is the number, among all calls of the pass, of its last one.
-    """
+    """What was seen of one module; `calls` holds the tensors each call made, `given` those it got, `fed_by` whence."""
 
     module: nn.Module
     index: int
     endpoint: bool
     wrapper: bool
-    latest: int = 0
     calls: list[tuple[Output, ...]] = field(default_factory=list)
+    given: list[tuple[Output, ...]] = field(default_factory=list)
     fed_by: list[tuple[Source, ...]] = field(default_factory=list)
     flops: int = 0
 
 
+class Watcher(Protocol):
+    """What is told of a pass as it runs."""
+
+    def label(self, tensor: torch.Tensor, source: str) -> None:
+        """`tensor` is the input called `source`."""
+        ...
+
+    def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call `module` through `original` and return what it gives."""
+        ...
+
+    def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+        """An operator read `read` and made `out`."""
+        ...
+
+
 class Trace:
-    """The records of one forward pass, by module, and the operators that could not be counted."""
+    """The records of one forward pass, by module, the joins between them, and the operators that could not be counted.
+
+    Every tensor has at most one source: a layer, a join, or an input. What two names of one storage share is one tensor
+    here, so a write through a view is seen by all of them.
+    """
 
     def __init__(self, rolled_up: dict[int, nn.Module]) -> None:
         self._rolled_up = rolled_up  # modules that are a part of another one, by id: parametrizations
-        self.records: list[Record] = []
+        self.joins: dict[tuple[int, str, int], Join] = {}
         self.uncounted: Counter[str] = Counter()
         self.flops = 0
         self.failed: Record | None = None
-        self.shortened = False
         self.autocast = False
         self._known: dict[int, Record] = {}
-        self._clock = 0
         self._stack: list[Record] = []
-        self._labels: dict[int, tuple[Source, ...]] = {}
+        self._frames: list[Frame] = []
+        self._whole: Join | None = None
+        self._fresh: Join | None = None
+        self._labels: dict[int, Source] = {}
+        self._pinned: dict[int, StorageWeakRef] = {}  # holds addresses, not memory: no key is used twice
 
     def record(self, module: nn.Module) -> Record:
         """The record of `module`, made when it is first met."""
         known = self._known.get(id(module))
         if known is None:
-            known = Record(module, len(self.records), _is_endpoint(module), unwrapped(module) is not module)
-            self.records.append(known)
+            known = Record(module, self._index(), _is_endpoint(module), unwrapped(module) is not module)
             self._known[id(module)] = known
         return known
+
+    def _index(self) -> int:
+        return len(self._known) + len(self.joins)
 
     def seen(self, module: nn.Module) -> Record | None:
         """The record of `module`, None when it was never called."""
@@ -78,15 +100,15 @@ class Trace:
 
     def label(self, tensor: torch.Tensor, source: Source) -> None:
         """Say where `tensor` comes from."""
-        self._labels[storage_key(tensor)] = (source,)
+        key = storage_key(tensor)
+        if key > 0 and key not in self._pinned:
+            self._pinned[key] = StorageWeakRef(tensor.untyped_storage())
+        self._labels[key] = source
 
-    def sources(self, value: Any) -> tuple[Source, ...]:
-        """What fed the tensors in `value`, each once, in order."""
-        found: dict[Source, None] = {}
-        for tensor in tensors(value):
-            found.update(dict.fromkeys(self._labels.get(storage_key(tensor), ())))
-        self.shortened = self.shortened or len(found) > _SOURCES
-        return tuple(found)[-_SOURCES:]
+    def sources(self, read: Iterable[torch.Tensor]) -> tuple[Source, ...]:
+        """What fed the tensors, each source once, in order."""
+        found = (self._labels.get(storage_key(tensor)) for tensor in read)
+        return tuple(dict.fromkeys(source for source in found if source is not None))
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call `module` through `original` and note what comes and goes."""
@@ -94,40 +116,40 @@ class Trace:
             return original(module, *args, **kwargs)
         record = self.record(module)
         self.autocast = self.autocast or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        fed_by = self.sources((args, kwargs)) if record.endpoint else ()
-        began = self._clock
+        read = list(tensors((args, kwargs)))
+        given = _outputs(read)
+        fed_by = self.sources(read) if record.endpoint else ()
+        out = self._inside(record, original, args, kwargs)
+        made = list(tensors(out))
+        record.calls.append(_outputs(made))
+        record.given.append(given)
+        if record.endpoint:
+            record.fed_by.append(fed_by)
+            for tensor in made:
+                self.label(tensor, record.index)
+        return out
+
+    def _inside(self, record: Record, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._stack.append(record)
+        if not record.wrapper:
+            self._frames.append(Frame(record.module))
         try:
-            out = original(module, *args, **kwargs)
+            return original(record.module, *args, **kwargs)
         except BaseException:
             self.failed = self.failed or record
             raise
         finally:
             self._stack.pop()
-        found = tuple(tensors(out))
-        record.calls.append(tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in found))
-        self._clock = record.latest = self._clock + 1
-        if record.endpoint:
-            record.fed_by.append(fed_by)
-        for tensor in found:
-            if record.endpoint or self._merges(record, tensor, began):
-                self.label(tensor, record.index)
-        return out
-
-    def _merges(self, record: Record, tensor: torch.Tensor, began: int) -> bool:
-        """Whether a container's own code joined what its layers made with what came from outside.
-
-        Such a tensor is the container's (a residual block's sum); else the sources of a chain of residual blocks
-        would grow with each block.
-        """
-        sources = self._labels.get(storage_key(tensor), ())
-        if len(sources) < 2 or record.wrapper:
-            return False
-        return any(isinstance(source, str) or self.records[source].latest <= began for source in sources)
+            if not record.wrapper:
+                self._frames.pop()
+                if self._frames:
+                    self._frames[-1].last = record.module
 
     def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
-        """Count one operator and hand the labels of what it read on to what it made."""
-        owner = self._stack[-1] if self._stack else None
+        """Count one operator and hand the source of what it read on to what it made, or note that it joins several."""
+        module = self._stack[-1] if self._stack else None
+        join = None if view else self._hand_on(price.name, module, read, out)
+        owner = module if join is None else join
         if price.formula is not None:
             flops = price.of(args, kwargs, out)
             self.flops += flops
@@ -135,14 +157,90 @@ class Trace:
                 owner.flops += flops
         elif not price.known:
             self.uncounted[price.name] += 1
-        if not view:
-            self._hand_on(owner, read, out)
 
-    def _hand_on(self, owner: Record | None, read: list[torch.Tensor], out: Any) -> None:
-        endpoint = owner is not None and owner.endpoint
-        label = (owner.index,) if endpoint and owner is not None else self.sources(read)
+    def _hand_on(self, name: str, owner: Record | None, read: list[torch.Tensor], out: Any) -> Join | None:
+        """Label what an operator made; the join, when it is one or a part of one."""
+        if self._whole is not None:
+            source: Source = self._whole.index
+        elif owner is not None and owner.endpoint:
+            source = owner.index
+        elif not (found := () if makes_anew(name) else self.sources(numbers(read)) or self.sources(read)):
+            return None
+        elif len(found) > 1 and (join := self._joined(name, read, found, out)) is not None:
+            return join
+        else:
+            source = found[0]
+            self._reshape(name, source, out)
         for tensor in tensors(out):
-            self._labels[storage_key(tensor)] = label
+            self.label(tensor, source)
+        return self._whole
+
+    def _joined(self, name: str, read: list[torch.Tensor], found: tuple[Source, ...], out: Any) -> Join | None:
+        """The join that an operator on several sources is, when it is one and runs in a module's call."""
+        kind = kind_of(name)
+        if kind is None or not self._frames or not (made := list(tensors(out))):
+            return None
+        frame = self._frames[-1]
+        buffer = frame.buffers.get(found[0]) if kind in WRITES else None
+        if buffer is not None:
+            buffer.extend(found)
+            return buffer
+        self._fresh = join = self._join(kind, frame, found, made)
+        self._note(join, read, found, made)
+        if kind in WRITES:
+            frame.buffers[join.index] = join
+        return join
+
+    def _reshape(self, name: str, source: Source, out: Any) -> None:
+        """A product of many dimensions runs as one of three; what it gives is known at its last step."""
+        if self._fresh is not None and name == "aten._unsafe_view" and source == self._fresh.index:
+            self._fresh.calls[-1] = _outputs(tensors(out))
+        self._fresh = None
+
+    def whole(self, kind: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function that is one operator to its caller, however many run inside."""
+        read = list(tensors((args, kwargs)))
+        found = self.sources(numbers(read))
+        inside_layer = not self._frames or self._stack[-1].endpoint
+        if len(found) < 2 or self._whole is not None or inside_layer:
+            return function(*args, **kwargs)
+        self._whole = join = self._join(kind, self._frames[-1], found, read)
+        try:
+            out = function(*args, **kwargs)
+        finally:
+            self._whole = None
+        self._note(join, read, found, list(tensors(out)))
+        return out
+
+    def _join(self, kind: str, frame: Frame, found: tuple[Source, ...], like: list[torch.Tensor]) -> Join:
+        """The record of the join of this kind that comes next in a call of a module, or comes again."""
+        again = kind, place(_START), found, tuple(tuple(tensor.shape) for tensor in like)
+        if (join := frame.repeated.get(again)) is None:
+            key = id(frame.module), kind, frame.next(kind)
+            if (join := self.joins.get(key)) is None:
+                join = self.joins[key] = Join(frame.module, kind, key[2], self._index(), frame.last)
+            frame.repeated[again] = join
+        return join
+
+    def _note(self, join: Join, read: list[torch.Tensor], found: tuple[Source, ...], made: list[torch.Tensor]) -> None:
+        join.calls.append(_outputs(made))
+        join.given.append(_outputs(read))
+        join.fed_by.append(found)
+        for tensor in made:
+            self.label(tensor, join.index)
+
+    def forget_tensors(self) -> None:
+        """Let go of what was only needed while the pass ran."""
+        self._labels.clear()
+        self._pinned.clear()
+
+
+_START = Trace._inside.__code__
+"""The function in which the code of a module begins to run."""
+
+
+def _outputs(found: Iterable[torch.Tensor]) -> tuple[Output, ...]:
+    return tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in found)
 
 
 def _is_endpoint(module: nn.Module) -> bool:
@@ -164,7 +262,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
 
     supports_higher_order_operators = True
 
-    def __init__(self, trace: Trace, placing: Placing | None) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare torch the wrapper against being compiled: it imports the compiler, a second, and slows each call."""
+        return False
+
+    def __init__(self, trace: Watcher, placing: Placing | None) -> None:
         super().__init__()
         self._trace = trace
         self._placing = placing
@@ -181,7 +284,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
             with self:
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
-        read = list(tensors((args, kwargs)))
+        read = tensors((*args, *kwargs.values()) if kwargs else args)
         run = self._placing.run if self._placing is not None else _run
         out = run(func, read, args, kwargs)
         self._trace.operator(known.price, known.view, read, args, kwargs, out)
@@ -203,7 +306,7 @@ def _operator(func: Any) -> _Operator:
 
 
 @contextmanager
-def watching(trace: Trace, placing: Placing | None) -> Iterator[None]:
+def watching(trace: Watcher, placing: Placing | None) -> Iterator[None]:
     """Inside, calls of modules and operators of this thread are noted in `trace`."""
     original = nn.Module.__call__
     thread = threading.get_ident()

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 
-def tensors(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
-    """Every tensor in nested sequences, mappings, sets and dataclasses, in order; anything else holds none."""
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested sequences, mappings and dataclasses, in order; anything else holds none."""
+    found: list[torch.Tensor] = []
+    _collect(value, found, 0)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
     if isinstance(value, torch.Tensor):
-        yield value
-    elif depth > 16:  # a structure that holds itself
+        found.append(value)
+    elif type(value) in _PLAIN or depth > 16:  # deeper is a structure that holds itself
         return
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item, depth + 1)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from tensors(item, depth + 1)
+            if isinstance(item, torch.Tensor):  # the common cases without a call: this is asked for every operator
+                found.append(item)
+            elif type(item) not in _PLAIN:
+                _collect(item, found, depth + 1)
+    elif isinstance(value, (dict, Mapping)):  # to ask an abstract class alone is slow
+        for item in value.values():
+            _collect(item, found, depth + 1)
     elif is_dataclass(value) and not isinstance(value, type):
-        for item in fields(value):
-            yield from tensors(getattr(value, item.name, None), depth + 1)
+        for field in fields(value):
+            _collect(getattr(value, field.name, None), found, depth + 1)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

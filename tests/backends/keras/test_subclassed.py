@@ -366,3 +366,20 @@ def test_seeds_and_losses_are_no_params(summarize: Any) -> None:
     summary = summarize(Model, "float32[B, 3]")
     assert (summary.params, summary.buffers) == (8, 0)
     assert [row.path for row in summary.layers] == ["dense", "sampling", "dropout"]
+
+
+def test_inputs_of_rows_keep_their_symbols(summarize: Any) -> None:
+    """Each layer shows what it was given, a shared one each different call once; a never called one nothing."""
+
+    class Model(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense, self.join = L.Dense(4, name="dense"), L.Concatenate(name="join")
+
+        def call(self, x: Any, y: Any) -> Any:
+            first = self.dense(self.dense(x))
+            return self.join([ops.mean(first, 1), self.dense(y)])
+
+    summary = summarize(Model, ["float32[B, T, 4]", "float32[B, 4]"], B=2, T=3)
+    given = {row.path: [[spec.dims for spec in call] for call in row.inputs] for row in summary.layers}
+    assert given == {"dense": [["[B, T, 4]"], ["[B, 4]"]], "join": [["[B, 4]", "[B, 4]"]]}

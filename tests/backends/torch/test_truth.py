@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pytest_modelbudget.backends.torch.joins import KINDS
 from pytest_modelbudget.summary import Layer, Summary
 
 DATA = Path(__file__).parents[2] / "data"
@@ -65,7 +66,7 @@ def test_printed_summary(case: dict[str, Any], count: Callable[..., Summary]) ->
     )
     assert summary.flops.value == 2 * truth["macs"]
     assert summary.flops.uncounted == ()
-    called = [row for row in summary.leaves if row.calls]
+    called = [row for row in summary.leaves if row.calls and row.type not in KINDS]  # those that are modules
     if isinstance(truth["leaf_calls"], int):
         assert sum(row.calls or 0 for row in called) == truth["leaf_calls"]
         return
@@ -108,5 +109,5 @@ def test_torchvision(row: dict[str, str], count: Callable[..., Summary]) -> None
     assert summary.flops.value is not None
     assert summary.flops.value / 2e9 == pytest.approx(float(row["gmacs"]), abs=6e-5)
     assert summary.flops.uncounted == ()
-    assert summary.notes == ()
+    assert [note for note in summary.notes if not note.startswith("activation_bytes")] == []
     assert {spec.shape[0] for spec in summary.outputs} == {"B"}

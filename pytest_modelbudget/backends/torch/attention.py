@@ -1,0 +1,101 @@
+"""Attention on the meta device with the kernel that the CPU would use; torch itself takes the unfused one there.
+
+The two differ in what they hold for the backward pass: the fused kernel keeps no scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
+
+_ALL = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+@contextmanager
+def fused() -> Iterator[None]:
+    """Inside, `torch.nn.functional.scaled_dot_product_attention` of tensors on meta runs as on the CPU.
+
+    Kernels that the caller switched off are on; what the model's own code says still holds. Code that imported the
+    function by its name before keeps the unfused one.
+    """
+    original = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = _choosing(original)
+    try:
+        with sdpa_kernel(_ALL):
+            yield
+    finally:
+        functional.scaled_dot_product_attention = original
+
+
+def _choosing(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if query.is_meta and _is_fused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
+            return _flash(query, key, value, attn_mask, is_causal, scale)
+        return original(
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
+
+    return attention
+
+
+def _is_fused(query: Any, key: Any, value: Any, mask: Any, dropout: float, causal: bool, scale: Any, gqa: bool) -> bool:
+    """Whether torch would choose its fused kernel on the CPU; asked of stand-ins that take no memory."""
+    with _disable_current_modes():
+        stand_ins = [_stand_in(tensor) for tensor in (query, key, value)]
+        try:
+            choice = torch._fused_sdp_choice(
+                *stand_ins,
+                attn_mask=None if mask is None else _stand_in(mask),
+                dropout_p=dropout,
+                is_causal=causal,
+                scale=scale,
+                enable_gqa=gqa,
+            )
+        except RuntimeError:  # operands that do not fit: attention itself says so best
+            return False
+    return int(choice) == int(SDPBackend.FLASH_ATTENTION)
+
+
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    """A CPU tensor of the same shape, dtype and `requires_grad`; all rows are one."""
+    row = torch.empty(tensor.shape[-1:], dtype=tensor.dtype, device="cpu", requires_grad=tensor.requires_grad)
+    return row.expand(tensor.shape)
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+    )
+    result: torch.Tensor = out[0]
+    return result

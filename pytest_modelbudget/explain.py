@@ -1,0 +1,287 @@
+"""Why a layer has the params it has: by the formula of its type, or from its weights.
+
+A formula is given only when its value is the real count, so an unusual layer (low-rank additions, weight norm,
+tied parts) is explained by its weights. The words are the same for every framework:
+
+- Dense, Linear: `in*out + out: 100*50 + 50 = 5,050`
+- convolutions: `k*k*in/groups*out + out: 3*3*3*32 + 32 = 896`
+- LSTM, GRU, simple RNN: `4*units*(inputs + units + 1): 4*64*(1 + 64 + 1) = 16,896`, with 4, 3 or 1 gates and as many
+  biases as there are (torch has two), summed over layers and directions
+- embeddings: `vocabulary*width`; normalisation: `(scale + shift)*channels`; multi-head attention
+- any other: `kernel 3x3x3x32 + bias 32 = 896`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+
+from pytest_modelbudget.summary import Layer, Weight
+
+_MOST = 6
+"""Weights that are named; of more, the first ones and how many others there are."""
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+"""The weights that count in a layer: name and shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Formula:
+    """`words` with names, `numbers` with the sizes in their places, and what they come to."""
+
+    words: str
+    numbers: str
+    value: int
+
+
+def why(layer: Layer) -> str:
+    """Where the params of `layer` come from; empty when it has no weights.
+
+    >>> why(Layer("dense", "Dense", weights=(Weight("kernel", (100, 50)), Weight("bias", (50,)))))
+    'in*out + out: 100*50 + 50 = 5,050'
+    """
+    params = [weight for weight in layer.weights if weight.role == "param"]
+    own = [weight for weight in params if weight.tied_to is None]
+    tied = "; ".join(f"{_sized(weight)} is {weight.tied_to}, counted there" for weight in params if weight.tied_to)
+    formula = _formula(layer.type, {weight.name: weight.shape for weight in own})
+    if formula is not None and formula.value == layer.params:
+        counted = f"{formula.words}: {formula.numbers} = {formula.value:,}"
+    else:
+        counted = _from_weights(own, layer.params)
+    return "; ".join(filter(None, (counted, tied)))
+
+
+def _from_weights(own: list[Weight], params: int) -> str:
+    if not own:
+        return ""
+    named = " + ".join(map(_sized, own[:_MOST]))
+    rest = len(own) - _MOST
+    return f"{named}{f' + {rest} more weights' if rest > 0 else ''} = {params:,}"
+
+
+def _sized(weight: Weight) -> str:
+    return f"{weight.name} {'x'.join(map(str, weight.shape)) or 'scalar'}"
+
+
+def _formula(kind: str, shapes: Shapes) -> _Formula | None:
+    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, kind)), None)
+    return rule(shapes) if rule is not None and shapes else None
+
+
+def _times(*sizes: int) -> str:
+    return "*".join(map(str, sizes))
+
+
+def _sum(words: list[str], terms: list[Shape]) -> _Formula:
+    """A sum of products: `in*out + out` with the sizes of each term."""
+    return _Formula(" + ".join(words), " + ".join(_times(*term) for term in terms), sum(map(prod, terms)))
+
+
+def _pick(shapes: Shapes, *names: str) -> tuple[Shape | None, ...] | None:
+    """The shapes of the weights of these names, None for one that is not there; None when there are others."""
+    return tuple(shapes.get(name) for name in names) if set(shapes) <= set(names) else None
+
+
+def _dense(shapes: Shapes) -> _Formula | None:
+    """Keras `kernel (in, out)`, torch `weight (out, in)`."""
+    match _pick(shapes, "kernel", "weight", "bias"):
+        case ((int(ins), int(outs)), None, bias) | (None, (int(outs), int(ins)), bias):
+            return _biased("in*out", (ins, outs), "out", bias)
+    return None
+
+
+def _biased(words: str, product: Shape, outs: str, bias: Shape | None) -> _Formula:
+    return _sum([words], [product]) if bias is None else _sum([words, outs], [product, (prod(bias),)])
+
+
+def _bilinear(shapes: Shapes) -> _Formula | None:
+    match _pick(shapes, "weight", "bias"):
+        case ((int(outs), int(first), int(second)), bias):
+            return _biased("in1*in2*out", (first, second, outs), "out", bias)
+    return None
+
+
+def _conv(shapes: Shapes) -> _Formula | None:
+    """Keras `kernel (k..., in/groups, out)`, torch `weight (out, in/groups, k...)`."""
+    match _pick(shapes, "kernel", "weight", "bias"):
+        case ((*window, int(ins), int(outs)), None, bias) | (None, (int(outs), int(ins), *window), bias):
+            return _biased(f"{'k*' * len(window)}in/groups*out", (*window, ins, outs), "out", bias)
+    return None
+
+
+def _transposed(shapes: Shapes) -> _Formula | None:
+    """Keras `kernel (k..., out/groups, in)`, torch `weight (in, out/groups, k...)`."""
+    match _pick(shapes, "kernel", "weight", "bias"):
+        case ((*window, int(outs), int(ins)), None, bias) | (None, (int(ins), int(outs), *window), bias):
+            return _biased(f"{'k*' * len(window)}in*out/groups", (*window, ins, outs), "out", bias)
+    return None
+
+
+def _depthwise(shapes: Shapes) -> _Formula | None:
+    match _pick(shapes, "kernel", "bias"):
+        case ((*window, int(ins), int(multiplier)), bias):
+            words = f"{'k*' * len(window)}in*multiplier"
+            return _biased(words, (*window, ins, multiplier), "in*multiplier", bias)
+    return None
+
+
+def _separable(shapes: Shapes) -> _Formula | None:
+    match _pick(shapes, "depthwise_kernel", "pointwise_kernel", "bias"):
+        case ((*window, int(ins), int(multiplier)), (*_, int(between), int(outs)), bias):
+            words = [f"{'k*' * len(window)}in*multiplier", "in*multiplier*out"]
+            terms = [(*window, ins, multiplier), (ins, multiplier, outs)]
+            if between != ins * multiplier:
+                return None
+            return _sum(words, terms) if bias is None else _sum([*words, "out"], [*terms, (outs,)])
+    return None
+
+
+def _embedding(shapes: Shapes) -> _Formula | None:
+    match _pick(shapes, "embeddings", "weight"):
+        case ((int(words), int(width)), None) | (None, (int(words), int(width))):
+            return _sum(["vocabulary*width"], [(words, width)])
+    return None
+
+
+_VECTORS = {
+    "gamma": "scale", "scale": "scale", "weight": "scale",
+    "beta": "shift", "bias": "shift",
+    "moving_mean": "mean", "moving_variance": "variance",
+}  # fmt: skip
+
+
+def _norm(size: str) -> Callable[[Shapes], _Formula | None]:
+    """Some vectors of one size each; `size` is what that is called."""
+
+    def rule(shapes: Shapes) -> _Formula | None:
+        sizes = set(map(prod, shapes.values()))
+        if len(sizes) != 1 or not set(shapes) <= set(_VECTORS) or len(shapes) == 1:
+            return None
+        words = f"({' + '.join(_VECTORS[name] for name in shapes)})*{size}"
+        (each,) = sizes
+        return _Formula(words, _times(len(shapes), each), len(shapes) * each)
+
+    return rule
+
+
+def _attention(shapes: Shapes) -> _Formula | None:
+    """Torch holds query, key and value in one matrix and its output layer in another row; Keras all four."""
+    match _pick(shapes, "in_proj_weight", "in_proj_bias"):
+        case ((int(rows), int(width)), bias) if rows == 3 * width:
+            words, numbers = ("3*(width*width{})", f"3*({width}*{width}{{}})")
+            if bias is None:
+                return _Formula(words.format(""), numbers.format(""), rows * width)
+            return _Formula(words.format(" + width"), numbers.format(f" + {width}"), rows * width + rows)
+    return _keras_attention(shapes)
+
+
+def _keras_attention(shapes: Shapes) -> _Formula | None:
+    kernels = {shapes.get(f"{part}/kernel") for part in ("query", "key", "value")}
+    biases = {shapes.get(f"{part}/bias") for part in ("query", "key", "value")}
+    match (*kernels,), (*biases,), shapes.get("attention_output/kernel"), shapes.get("attention_output/bias"):
+        case [(int(width), int(heads), int(size))], [bias], (int(), int(), int(outs)), last:
+            if (bias is None) != (last is None):
+                return None
+            inner, back = f"{width}*{heads}*{size}", f"{heads}*{size}*{outs}"
+            value = 3 * width * heads * size + heads * size * outs
+            if bias is None:
+                return _Formula("3*width*heads*size + heads*size*width", f"3*{inner} + {back}", value)
+            return _Formula(
+                "3*(width*heads*size + heads*size) + heads*size*width + width",
+                f"3*({inner} + {heads}*{size}) + {back} + {outs}",
+                value + 3 * heads * size + outs,
+            )
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Recurrence:
+    """One layer of one direction."""
+
+    gates: int
+    units: int
+    inputs: int
+    biases: int
+
+    @property
+    def value(self) -> int:
+        return self.gates * self.units * (self.inputs + self.units + self.biases)
+
+    @property
+    def words(self) -> str:
+        return self._text("units", "inputs", "units")
+
+    @property
+    def numbers(self) -> str:
+        return self._text(str(self.units), str(self.inputs), str(self.units))
+
+    def _text(self, units: str, inputs: str, again: str) -> str:
+        first = f"{self.gates}*{units}" if self.gates > 1 else units
+        last = f" + {self.biases}" if self.biases else ""
+        return f"{first}*({inputs} + {again}{last})"
+
+
+def _recurrent(shapes: Shapes) -> _Formula | None:
+    """The sum over layers and directions, equal ones with their number."""
+    found = list(_recurrences(shapes))
+    if not found or None in found:
+        return None
+    known = [one for one in found if one is not None]
+    words = {one.words for one in known}
+    if len(words) > 1:
+        return None
+    title = words.pop() if len(known) == 1 else f"{words.pop()} for each layer and direction"
+    terms = [(one.numbers, len(list(group))) for one, group in groupby(known)]
+    numbers = " + ".join(text if times == 1 else f"{times} * {text}" for text, times in terms)
+    return _Formula(title, numbers, sum(one.value for one in known))
+
+
+def _recurrences(shapes: Shapes) -> Iterator[_Recurrence | None]:
+    groups: dict[str, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        if (match := _TORCH_PART.fullmatch(name)) is not None:
+            groups.setdefault(match["layer"], {})[match["part"]] = shape
+        else:
+            head, _, part = name.rpartition("/")
+            groups.setdefault(head, {})[part] = shape
+    return map(_recurrence, groups.values())
+
+
+_TORCH_PART = re.compile(r"(?P<part>(?:weight|bias)_(?:ih|hh|hr))(?P<layer>(?:_l[0-9]+(?:_reverse)?)?)")
+
+
+def _recurrence(parts: Shapes) -> _Recurrence | None:
+    match parts.get("kernel"), parts.get("recurrent_kernel"), parts.get("weight_ih"), parts.get("weight_hh"):
+        case ((int(inputs), int(wide)), (int(units), int(other)), None, None):
+            pass
+        case (None, None, (int(wide), int(inputs)), (int(other), int(units))):
+            pass
+        case _:
+            return None
+    gates, rest = divmod(wide, units or 1)
+    biases = sum(prod(shape) for name, shape in parts.items() if name.startswith("bias"))
+    if rest or gates not in (1, 3, 4) or wide != other or biases % wide:
+        return None
+    return _Recurrence(gates, units, inputs, biases // wide)
+
+
+_RULES: tuple[tuple[str, Callable[[Shapes], _Formula | None]], ...] = (
+    ("Dense|Linear|NonDynamicallyQuantizableLinear", _dense),
+    ("Bilinear", _bilinear),
+    ("Conv[123][dD]", _conv),
+    ("Conv[123]DTranspose|ConvTranspose[123]d", _transposed),
+    ("DepthwiseConv[12]D", _depthwise),
+    ("SeparableConv[12]D", _separable),
+    ("Embedding|EmbeddingBag", _embedding),
+    ("LayerNorm|LayerNormalization|RMSNorm|RMSNormalization", _norm("width")),
+    (
+        "BatchNorm[123]d|SyncBatchNorm|BatchNormalization|GroupNorm|GroupNormalization|InstanceNorm[123]d",
+        _norm("channels"),
+    ),
+    ("MultiheadAttention|MultiHeadAttention", _attention),
+    ("(LSTM|GRU|SimpleRNN|RNN)(Cell)?|Bidirectional", _recurrent),
+)

@@ -1,0 +1,87 @@
+"""The rules for results on meta, against torch's own answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_modelbudget.backends.torch.shapes import answer
+
+aten = torch.ops.aten
+
+
+def _t(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+HALF = torch.bfloat16
+KNOWN = {
+    "mm": (aten.mm.default, (_t(3, 4), _t(5, 4).t())),
+    "addmm": (aten.addmm.default, (_t(5), _t(3, 4), _t(4, 5))),
+    "addmm, one row": (aten.addmm.default, (_t(1), _t(1, 4), _t(4, 1))),
+    "bmm of transposed": (aten.bmm.default, (_t(2, 3, 4), _t(2, 5, 4).mT)),
+    "conv": (aten.convolution.default, (_t(2, 8, 9, 7), _t(6, 4, 3, 3), _t(6), [2, 1], [1, 1], [1, 2], False, [0, 0], 2)),
+    "conv 1 x 1": (aten.convolution.default, (_t(2, 8, 5, 5), _t(6, 8, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+    "depthwise, one pixel": (aten.convolution.default, (_t(1, 8, 1, 1), _t(8, 1, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 8)),
+    "conv 1d": (aten.convolution.default, (_t(2, 8, 9), _t(6, 8, 3), _t(6), [2], [1], [1], False, [0], 1)),
+    "conv 3d": (aten.convolution.default, (_t(2, 3, 4, 9, 9), _t(6, 3, 3, 3, 3), None, [1], [0], [1], False, [0], 1)),
+    "max pool": (aten.max_pool2d_with_indices.default, (_t(2, 3, 9, 9), [3, 3], [2, 2], [1, 1])),
+    "max pool, step of its size": (aten.max_pool2d_with_indices.default, (_t(2, 3, 9, 8), [2])),
+    "batch norm": (aten.native_batch_norm.default, (_t(2, 3, 4, 4), _t(3), _t(3), _t(3), _t(3), False, 0.1, 1e-5)),
+    "batch norm in training": (aten.native_batch_norm.default, (_t(2, 3, 4), _t(3), _t(3), _t(3), _t(3), True, 0.1, 1e-5)),
+    "batch norm of rows": (aten.native_batch_norm.default, (_t(2, 3), None, None, _t(3), _t(3), False, 0.1, 1e-5)),
+    "layer norm": (aten.native_layer_norm.default, (_t(2, 5, 8), [8], _t(8), _t(8), 1e-5)),
+    "layer norm of two axes": (aten.native_layer_norm.default, (_t(2, 5, 8), [5, 8], None, None, 1e-5)),
+    "mean": (aten.mean.dim, (_t(2, 3, 4, 5), [-1, -2], True)),
+    "mean, axes gone": (aten.mean.dim, (_t(2, 3, 4, 5), [1, -1])),
+    "add": (aten.add.Tensor, (_t(2, 3), _t(2, 3))),
+    "times a number": (aten.mul.Tensor, (_t(2, 3), 0.5)),
+    "bfloat16 times a number": (aten.mul.Tensor, (_t(2, 3, dtype=HALF), 0.5)),
+    "gelu": (aten.gelu.default, (_t(4, 1, 3),)),
+}  # fmt: skip
+LEFT_TO_TORCH = {
+    "broadcast": (aten.add.Tensor, (_t(2, 3), _t(3))),
+    "two dtypes": (aten.add.Tensor, (_t(2, 3), _t(2, 3, dtype=HALF))),
+    "integers": (aten.div.Tensor, (_t(2, 3, dtype=torch.int64), 2)),
+    "a complex number": (aten.mul.Tensor, (_t(2, 3), 1j)),
+    "transposed": (aten.gelu.default, (_t(2, 3).t(),)),
+    "channels last": (aten.convolution.default, (_t(2, 8, 5, 5).to(memory_format=torch.channels_last), _t(6, 8, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+    "transposed conv": (aten.convolution.default, (_t(2, 8, 5, 5), _t(8, 4, 3, 3), None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)),
+    "no running statistics": (aten.native_batch_norm.default, (_t(2, 3, 4), None, None, None, None, True, 0.1, 1e-5)),
+    "nothing in it": (aten.mm.default, (_t(0, 4), _t(4, 5))),
+}  # fmt: skip
+ERRORS = {
+    "inner sizes differ": (aten.mm.default, (_t(3, 4), _t(5, 4))),
+    "channels differ": (aten.convolution.default, (_t(2, 7, 9, 7), _t(6, 4, 3, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 2)),
+    "smaller than its kernel": (aten.convolution.default, (_t(2, 4, 2, 2), _t(6, 4, 3, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+    "an axis too many": (aten.mean.dim, (_t(2, 3), [2])),
+    "another width": (aten.native_layer_norm.default, (_t(2, 5, 8), [7], _t(7), None, 1e-5)),
+}  # fmt: skip
+
+
+def _seen(out: Any) -> list[tuple[Any, ...]]:
+    parts = out if isinstance(out, tuple) else (out,)
+    return [(tuple(part.shape), part.stride(), part.dtype) for part in parts]
+
+
+@pytest.mark.parametrize(("func", "args"), KNOWN.values(), ids=KNOWN)
+def test_a_rule_answers_like_torch(func: Any, args: tuple[Any, ...]) -> None:
+    """Shape, strides and dtype of every result."""
+    made = answer(func, args, {})
+    assert made is not None
+    assert list(made) == _seen(func(*args))
+
+
+@pytest.mark.parametrize(("func", "args"), {**LEFT_TO_TORCH, **ERRORS}.values(), ids={**LEFT_TO_TORCH, **ERRORS})
+def test_what_is_not_plain_is_left_to_torch(func: Any, args: tuple[Any, ...]) -> None:
+    """No rule for other layouts and dtypes, nor for what does not fit together."""
+    assert answer(func, args, {}) is None
+
+
+@pytest.mark.parametrize(("func", "args"), ERRORS.values(), ids=ERRORS)
+def test_errors_are_those_of_torch(func: Any, args: tuple[Any, ...]) -> None:
+    """What is called an error above is one."""
+    with pytest.raises((RuntimeError, IndexError, ValueError)):
+        func(*args)

@@ -1,0 +1,236 @@
+"""The tape of a pass: counted by hand, against real storages one by one, and against torch's own memory profiler."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pytest_modelbudget.backends.torch.copying import ghost_of
+from pytest_modelbudget.backends.torch.forward import Subject
+from pytest_modelbudget.backends.torch.tape import Event, Held, Tape, record
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import parse
+
+FLOAT = 4
+
+
+def taped(model: nn.Module, inputs: object, *, backward: bool = False) -> Tape:
+    """The tape of a model on meta that stands for `model`."""
+    return record(Subject("model", ghost_of(model), parse(inputs)), {}, backward=backward)  # type: ignore[arg-type]
+
+
+def mlp() -> nn.Module:
+    """Three layers, 64 to 10 features."""
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 10))
+
+
+def encoder() -> nn.Module:
+    """Attention with dropout, in two blocks."""
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+
+
+def test_two_layers_event_by_event() -> None:
+    """Each layer makes its output; the first is let go of when the second has read it, the last is the result."""
+    tape = taped(nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 4, bias=False), nn.Tanh()), "float32[2, 8]")
+    assert tape.held == (Held(0, 512, "param"), Held(1, 256, "param"), Held(2, 64, "input"))
+    assert tape.events == (
+        Event("aten.mm", "0", made=((3, 128),)),
+        Event("aten.mm", "1", made=((4, 32),)),
+        Event("aten.tanh", "2", made=((5, 32),), freed=(3,)),
+        Event("", "", freed=(4,)),
+    )
+    assert list(tape.alive()) == [960, 992, 896, 864]
+    assert tape.peak() == 992
+    assert (tape.held_bytes(), tape.held_bytes("param"), tape.held_bytes("input", "buffer")) == (832, 768, 64)
+
+
+def test_one_layer_forward_and_backward() -> None:
+    """A gradient for the result and one for each weight, those of weights alive to the end."""
+    tape = taped(nn.Sequential(nn.Linear(8, 4, bias=False)), "float32[2, 8]", backward=True)
+    made = [(event.op, event.path, event.backward, sum(size for _, size in event.made)) for event in tape.events]
+    assert made == [
+        ("aten.mm", "0", False, 2 * 4 * FLOAT),
+        ("aten.empty_like", "", True, 2 * 4 * FLOAT),
+        ("aten.mm", "0", True, 8 * 4 * FLOAT),
+        ("", "", True, 0),  # the gradient of the result goes
+    ]
+    assert tape.peak() == tape.held_bytes() + 2 * 32 + 128
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param((), 10, id="no operator at all"),
+        pytest.param((Event("a", "", made=((1, 5),)), Event("b", "", made=((2, 7),))), 22, id="two together"),
+        pytest.param((Event("a", "", made=((1, 5),)), Event("b", "", made=((2, 7),), freed=(1,))), 17, id="one after the other"),
+        pytest.param((Event("a", "", made=((1, 5),)), Event("b", "", made=((1, 8),))), 18, id="resized"),
+        pytest.param((Event("a", "", freed=(0,)), Event("b", "", made=((1, 4),))), 10, id="what was held before may go"),
+    ],
+)  # fmt: skip
+def test_peaks_of_tapes_by_hand(events: tuple[Event, ...], expected: int) -> None:
+    """What was there before the pass, and the most that was alive beside it."""
+    assert Tape((Held(0, 10, "param"),), events).peak() == expected
+
+
+class Alive(TorchDispatchMode):
+    """Follows the storages of a real run, each by a finalizer of its own; written apart from what it checks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._met: set[int] = set()
+
+    def know(self, tensor: torch.Tensor) -> None:
+        self._met.add(tensor.untyped_storage().data_ptr())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes():
+                self._meet(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _meet(self, storage: torch.UntypedStorage) -> None:
+        if storage.data_ptr() not in self._met:
+            self._met.add(storage.data_ptr())
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._lost, storage.data_ptr(), storage.nbytes())
+
+    def _lost(self, address: int, size: int) -> None:
+        self._met.discard(address)
+        self.now -= size
+
+
+def step(model: nn.Module, *args: torch.Tensor, backward: bool) -> Any:
+    """A pass as the tape is said to record it."""
+    model.train(backward)
+    with torch.set_grad_enabled(backward):
+        out = model(*args)
+        if backward:
+            torch.autograd.backward([out], [torch.empty_like(out)])
+    return out
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], list[int], int]] = {
+    "MLP": (mlp, [32, 64], 0),
+    "encoder": (encoder, [2, 12, 32], 0),
+    "ResNet-18": (torchvision.models.resnet18, [2, 3, 64, 64], 2 * 64 * FLOAT),
+    "MobileNetV3": (torchvision.models.mobilenet_v3_small, [2, 3, 64, 64], 2 * 72 * FLOAT),
+}
+"""A model, its input, and the statistics of the batch norm at the peak of inference: on meta it gives them back."""
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", MODELS)
+def test_as_many_bytes_as_real_storages(name: str, backward: bool) -> None:
+    """The peak equals that of a real run on the CPU in which every storage is followed.
+
+    But for one thing: batch norm in eval mode gives its statistics back on meta, and two empty tensors on the CPU.
+    """
+    build, shape, statistics = MODELS[name]
+    model, data, alive = build(), torch.rand(shape), Alive()
+    tape = taped(model, shape, backward=backward)
+    for tensor in (*model.parameters(), *model.buffers(), data):
+        alive.know(tensor)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with alive:
+            out = step(model, data, backward=backward)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    assert tape.peak() - tape.held_bytes() == alive.peak + (0 if backward else statistics)
+    assert out is not None
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])
+def test_as_many_bytes_as_torch_itself_allocates(backward: bool) -> None:
+    """Products of matrices take no workspace, so the peak of an MLP is that of torch's allocator."""
+    model, data = mlp(), torch.rand(32, 64)
+    tape = taped(model, [32, 64], backward=backward)
+    assert tape.peak() - tape.held_bytes() == _allocated(model, data, backward=backward)
+
+
+def test_convolutions_take_a_workspace_beside() -> None:
+    """What oneDNN allocates in its kernels is not on the tape: the tape is a lower bound of the allocator's peak."""
+    model, data = torchvision.models.resnet18(), torch.rand(4, 3, 224, 224)
+    tape = taped(model, [4, 3, 224, 224])
+    maps, statistics = 4 * 64 * 112 * 112 * FLOAT, 2 * 64 * FLOAT
+    assert tape.peak() - tape.held_bytes() == 2 * maps + statistics  # the first maps before and after their norm
+    assert tape.peak() - tape.held_bytes() <= _allocated(model, data, backward=False)
+
+
+def _allocated(model: nn.Module, *args: torch.Tensor, backward: bool) -> int:
+    step(model, *args, backward=backward)
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        out = step(model, *args, backward=backward)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    assert out is not None
+    return peak
+
+
+def test_gradients_belong_to_the_layer_whose_operator_they_undo() -> None:
+    """Every event of the backward pass of a ResNet has the path of a layer, but for the gradient it starts from and the end."""
+    tape = taped(torchvision.models.resnet18(), [2, 3, 64, 64], backward=True)
+    paths = {event.path for event in tape.events if event.backward and event.op == "aten.convolution_backward"}
+    assert paths == {event.path for event in tape.events if not event.backward and event.op == "aten.convolution"}
+    assert {event.op for event in tape.events if event.backward and not event.path} == {"aten.empty_like", ""}
+
+
+def test_a_tape_is_plain_data_and_the_same_again() -> None:
+    """It survives pickling, two runs give one tape, and dropout does not change it."""
+    first, again = (taped(encoder(), [2, 12, 32], backward=True) for _ in range(2))
+    assert first == again == pickle.loads(pickle.dumps(first))
+
+
+def test_a_real_run_gives_the_same_tape() -> None:
+    """The recorder only follows storages, so a model with memory can be recorded, too."""
+    model = encoder()
+    real = record(Subject("model", model, parse([2, 12, 32]), real=True), {}, backward=True)  # type: ignore[arg-type]
+    assert real == taped(encoder(), [2, 12, 32], backward=True)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_a_model_holds_as_a_plain_attribute_was_there_before() -> None:
+    """A tensor that is neither parameter nor buffer is no allocation of the pass."""
+
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.ones(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.scale
+
+    tape = taped(Holds(), [2, 8])
+    assert tape.held_bytes("other") == 8 * FLOAT
+    assert [event.made[0][1] for event in tape.events] == [2 * 8 * FLOAT]
+
+
+def test_a_pass_that_cannot_be_made_says_so() -> None:
+    """The original message is there, and nothing is returned."""
+
+    class Decides(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(ModelBudgetError, match="model: the training step could not be recorded\n  NeedsValues"):
+        taped(Decides(8, 8), [2, 8], backward=True)
