@@ -1,0 +1,148 @@
+"""Tensors and weights, and how each is written on a line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Literal
+from urllib.parse import quote, unquote
+
+from pytest_modelbudget.errors import ModelBudgetError
+
+ITEM_BYTES: dict[str, int | Fraction] = {
+    "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
+    "int4": Fraction(1, 2), "uint4": Fraction(1, 2), "qint8": 1, "quint8": 1, "qint32": 4,
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16, "complex32": 4,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
+}  # fmt: skip
+
+Dim = int | str | None
+"""A dimension: its size, the name or formula of a symbolic one (`B`, `2*B`), or None when any size fits."""
+
+_SAFE = "/._-:[]()@"
+"""What stays readable in the name of a weight; everything else is percent-encoded, so that a line can be read back."""
+
+_WEIGHT = re.compile(
+    r"(?P<name>\S+) (?P<shape>scalar|[0-9]+(?:x[0-9]+)*)(?: (?P<dtype>(?!buffer\b|frozen\b)[a-z]\w*))?"
+    r"(?: (?P<packed>[0-9]+)B)?(?: (?P<role>buffer|frozen))?(?: = (?P<owner>\S+))?"
+)
+
+_SPEC = re.compile(r"\s*(?P<dtype>[A-Za-z][A-Za-z0-9_]*)?\s*\[(?P<dims>[^\[\]]*)\]\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape and dtype of a tensor; `str()` gives `float32[B, 28, 28, 3]`."""
+
+    shape: tuple[Dim, ...]
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{self.dims}"
+
+    @property
+    def dims(self) -> str:
+        """The shape alone: `[B, 28, 28, 3]`, `?` for a dimension of any size."""
+        return f"[{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]"
+
+    @property
+    def brief(self) -> str:
+        """The shape, with the dtype only when it is not float32."""
+        return self.dims if self.dtype == "float32" else str(self)
+
+    @classmethod
+    def parse(cls, text: str) -> TensorSpec:
+        """Read `dtype[dim, dim]` or `[dim, dim]` (float32) back.
+
+        Raises:
+            ModelBudgetError: the text is not of that form.
+        """
+        match = _SPEC.fullmatch(text)
+        if not match:
+            raise ModelBudgetError(f'{text!r} is not a tensor: write dtype[dim, dim], e.g. "float32[B, 3, 224, 224]"')
+        dims = [dim.strip() for dim in match["dims"].split(",")] if match["dims"].strip() else []
+        return cls(tuple(_dim(dim, text) for dim in dims), match["dtype"] or "float32")
+
+
+def _dim(dim: str, text: str) -> Dim:
+    if dim == "?":
+        return None
+    if re.fullmatch(r"[0-9]+", dim):
+        return int(dim)
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
+        return dim
+    raise ModelBudgetError(f"{text!r}: {dim!r} is neither a size nor the name of a symbolic dimension")
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One parameter or buffer as it is stored.
+
+    `name` is local to its layer. `tied_to` is the full name (`path.name`) of the weight that owns the same
+    memory; such a weight counts nowhere else. `packed_bytes` is what a packed (quantised) weight really
+    stores, when shape times dtype does not say it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    trainable: bool = True
+    role: Literal["param", "buffer"] = "param"
+    tied_to: str | None = None
+    packed_bytes: int | None = None
+
+    @property
+    def elements(self) -> int:
+        """Number of elements, 1 for a scalar."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes as stored.
+
+        Raises:
+            ModelBudgetError: the size of an element of this dtype is not known.
+        """
+        if self.packed_bytes is not None:
+            return self.packed_bytes
+        if self.dtype not in ITEM_BYTES:
+            raise ModelBudgetError(f"weight {self.name!r}: the size of dtype {self.dtype!r} is not known")
+        return -int(-self.elements * ITEM_BYTES[self.dtype] // 1)
+
+
+def weight_text(weight: Weight) -> str:
+    """One weight as text: `kernel 3x3x3x32`, with what is not the rule after it: `mean 64 buffer`, `= wte.weight`."""
+    words = [quote(weight.name, safe=_SAFE), "x".join(map(str, weight.shape)) or "scalar"]
+    if weight.dtype != "float32":
+        words.append(weight.dtype)
+    if weight.packed_bytes is not None:
+        words.append(f"{weight.packed_bytes}B")
+    if weight.role == "buffer":
+        words.append("buffer")
+    elif not weight.trainable:
+        words.append("frozen")
+    if weight.tied_to is not None:
+        words.append(f"= {quote(weight.tied_to, safe=_SAFE)}")
+    return " ".join(words)
+
+
+def parse_weight(text: str) -> Weight:
+    """Read back what `weight_text` gave.
+
+    Raises:
+        ModelBudgetError: the text is not of that form.
+    """
+    if not (match := _WEIGHT.fullmatch(text)):
+        raise ModelBudgetError(f"{text!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
+    shape = () if match["shape"] == "scalar" else tuple(map(int, match["shape"].split("x")))
+    return Weight(
+        name=unquote(match["name"]),
+        shape=shape,
+        dtype=match["dtype"] or "float32",
+        trainable=match["role"] is None,
+        role="buffer" if match["role"] == "buffer" else "param",
+        tied_to=unquote(match["owner"]) if match["owner"] else None,
+        packed_bytes=int(match["packed"]) if match["packed"] else None,
+    )
