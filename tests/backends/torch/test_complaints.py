@@ -406,6 +406,11 @@ def test_trainable_and_frozen_are_split_by_tensor(count: Count) -> None:
         pytest.param(lambda x: x.data * 2, ["float32[2, 3]"], id="x.data (s5-pytorch#5)"),
         pytest.param(lambda ids: F.one_hot(ids, 5).float(), ["int64[2, 3]"], id="one_hot (torchview#107)"),
         pytest.param(lambda x: x if x is not None and len(x) else None, ["float32[2, 3]"], id="truth of an input (torchinfo#252)"),
+        pytest.param(
+            lambda x: x if torch.ones(2, 3, device=x.device).to(device=x.device, dtype=torch.bool).all() else None,
+            ["float32[2, 3]"],
+            id="a mask of ones is asked (pytorch#126738)",
+        ),
         pytest.param(lambda x: None, ["float32[2, 3]"], id="None"),
         pytest.param(lambda x: {"text": "word", "number": 3, "x": [x, (x,)]}, ["float32[2, 3]"], id="nested, with words"),
     ],
