@@ -8,7 +8,7 @@ mappings, and `"module:callable"` names a function that returns real example inp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,16 +220,3 @@ def _example(value: Any, where: str) -> Tree:
 
 def _dtype_name(dtype: object) -> str:
     return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
-
-
-def tensors(tree: object) -> Iterator[TensorSpec]:
-    """Every tensor of a tree, in order."""
-    match tree:
-        case TensorSpec():
-            yield tree
-        case dict():
-            for item in tree.values():
-                yield from tensors(item)
-        case tuple() | list():
-            for item in tree:
-                yield from tensors(item)

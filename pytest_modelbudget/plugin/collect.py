@@ -101,11 +101,11 @@ def _add_root_manifest(config: pytest.Config, chosen: Path | None) -> None:
     paths = [chosen] if chosen else [config.rootpath / name for name in names]
     for path in paths:
         covered = any(path.is_relative_to((config.invocation_params.dir / arg).resolve()) for arg in config.args)
-        if path.is_file() and holds_manifest_or_chosen(path, chosen) and not covered:
+        if path.is_file() and _is_manifest(path, chosen) and not covered:
             config.args.append(str(path))
 
 
-def holds_manifest_or_chosen(path: Path, chosen: Path | None) -> bool:
+def _is_manifest(path: Path, chosen: Path | None) -> bool:
     """Whether `path` is to be read as a manifest."""
     return path == chosen or (chosen is None and holds_manifest(path))
 

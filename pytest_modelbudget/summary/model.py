@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -229,10 +229,6 @@ class Summary:
             notes=tuple(data["notes"]),
             activation_bytes=data.get("activation_bytes"),
         )
-
-    def renamed(self, model: str) -> Summary:
-        """The same summary under another model name."""
-        return replace(self, model=model)
 
     def __str__(self) -> str:
         from pytest_modelbudget.reports import table  # a face for people; the data below knows nothing of it

@@ -27,7 +27,7 @@ def result(summary: Summary, model: str = "two-towers", limits: dict[str, object
     """A model that was checked, with its snapshot equal."""
     entry = ModelEntry(model, build="a:b", budgets=tuple(budget.parse(limits or {}, lambda _: None)))
     path = f"__model_budget__/{model.replace(':', '_')}.yaml"
-    checked = check(entry, summary.renamed(model), Snapshot(Stored.EQUAL, path))
+    checked = check(entry, replace(summary, model=model), Snapshot(Stored.EQUAL, path))
     return replace(checked, nodeid=f"modelbudget.yaml::{model}", seconds=0.5)
 
 
