@@ -226,11 +226,17 @@ def _shown(value: float | None) -> str:
     return "fails" if value is None else f"{value:.3f}"
 
 
+def _known(names: list[str]) -> list[str]:
+    if unknown := set(names) - set(MODELS):
+        sys.exit(f"there is no model {', '.join(sorted(unknown))}; known are {', '.join(MODELS)}")
+    return names or list(MODELS)
+
+
 if __name__ == "__main__":
     given = sys.argv[1:]
     if given[:1] == ["--arm"]:
         print(json.dumps(measure(*given[1:3])))
     elif given[:1] == ["--rounds"]:
-        print(table(given[2:] or list(MODELS), int(given[1])))
+        print(table(_known(given[2:]), int(given[1])))
     else:
-        print(table(given or list(MODELS), ROUNDS))
+        print(table(_known(given), ROUNDS))
