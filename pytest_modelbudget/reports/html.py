@@ -37,17 +37,12 @@ def page(results: Sequence[Result]) -> str:
                 "failed": result.state.failed,
                 "why": terminal.failure(result, rows=0) if result.state.failed else "",
                 "warnings": [text.harmless(str(violation)) for violation in result.warnings],
-                "used": _used(result),
+                "used": text.used_text(result),
                 "model": None if result.summary is None else _model(result.summary),
             }
             for result in text.sorted_results(results)
         ],
     )
-
-
-def _used(result: Result) -> str:
-    share = text.used(result)
-    return f"{share[0]} {units.percent(share[1])}" if share else "-"
 
 
 def _model(summary: Summary) -> dict[str, object]:

@@ -51,8 +51,7 @@ def _cells(result: Result) -> Iterator[str]:
         yield f"{result.summary.trainable_params:,}"
         yield escape(text.flops(result.summary))
         yield units.size(result.summary.weight_bytes)
-    share = text.used(result)
-    yield f"{share[0]} {units.percent(share[1])}" if share else "-"
+    yield escape(text.used_text(result))
 
 
 def escape(value: str) -> str:

@@ -60,14 +60,13 @@ def _result_cells(result: Result) -> tuple[str, ...]:
     flops = (
         text.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value).replace("FLOPs", "").strip()
     )
-    used = text.used(result)
     return (
         result.id,
         units.short(summary.params),
         units.short(summary.trainable_params),
         f"{'>=' if summary.flops.is_lower_bound else ''}{flops}",
         units.size(summary.weight_bytes),
-        f"{used[0]} {units.percent(used[1])}" if used else "-",
+        text.used_text(result),
         word,
     )
 

@@ -112,6 +112,15 @@ def used(result: Result) -> tuple[str, Fraction] | None:
     return max(shares, key=lambda share: share[1], default=None)
 
 
+def used_text(result: Result) -> str:
+    """`params 98.4%`; just over a limit never looks like just within it."""
+    if (share := used(result)) is None:
+        return "-"
+    metric, part = share
+    shown = units.percent(part)
+    return f"{metric} {'>' if part > 1 and shown == '100.0%' else ''}{shown}"
+
+
 def verdict(results: Sequence[Result]) -> str:
     """`2 over budget, 1 changed, 37 ok`, worst first."""
     counts: dict[str, int] = {}

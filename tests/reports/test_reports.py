@@ -118,6 +118,14 @@ def test_the_closing_table() -> None:
     assert lines[-1].endswith("1 over budget, 2 ok")
 
 
+@pytest.mark.parametrize(
+    ("limit", "shown"), [(6_201, "params 100.0%"), (6_200, "params >100.0%"), (3_100, "params 200.0%"), (None, "-")]
+)
+def test_budget_used(limit: int | None, shown: str) -> None:
+    """One param over a limit of thousands does not read as the limit."""
+    assert text.used_text(result({} if limit is None else {"params": limit})) == shown
+
+
 def hostile(name: str) -> Result:
     """A model that holds `name` wherever a name can be, and fails."""
     layer = Layer(name, name, ((spec("B"),),), ((name,),), (Weight(name or "w", (3,)),))
