@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+import torch
 from torch import nn
 
 from pytest_modelbudget.backends.symbols import explain
@@ -163,7 +164,9 @@ def _row(
     records = [one.trace.seen(node.module) for one in passes]
     record = records[0]
     if record is None:
-        return Layer(node.path, node.type, weights=own, calls=0, flops=0, container=node.container)
+        # Inside scripted code no call is seen, so whether there was one, and what it cost, is not known.
+        never = None if isinstance(node.module, torch.jit.ScriptModule) else 0
+        return Layer(node.path, node.type, weights=own, calls=never, flops=never, container=node.container)
     return Layer(
         path=node.path,
         type=node.type,

@@ -464,3 +464,12 @@ def test_autocast_is_noted(count: Count) -> None:
     summary = count(lambda: Call(cast, nn.Linear(4, 4)), "float32[B, 4]", B=2)
     assert any("autocast" in note for note in summary.notes)
     assert summary.flops.value == 2 * 2 * 4 * 4
+
+
+def test_what_happens_inside_scripted_code_is_unknown_not_zero(count_live: Count) -> None:
+    """No call is seen in there: the rows have no calls and FLOPs to show, while the model's total is right."""
+    model = torch.jit.script(nn.Sequential(nn.Linear(8, 4), nn.ReLU()))
+    summary = count_live(model, "float32[B, 8]", B=1)
+    assert [(layer.calls, layer.flops) for layer in summary.layers] == [(None, None), (None, None)]
+    assert summary.flops.value == 2 * 8 * 4
+    assert "never called" not in str(summary)
