@@ -35,12 +35,14 @@ def abstract() -> Iterator[None]:
     ghosts = Ghosts()
 
     def parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
-        return None if value is None or value.is_meta else ghosts.of(value)
+        with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
+            return None if value is None or value.is_meta else ghosts.of(value)
 
     def buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
-        if value is None or value.is_meta or not (is_lazy(value) or value.numel() >= _buffer_limit(value)):
-            return None
-        return ghosts.of(value)
+        with torch._C.DisableTorchFunction():
+            if value is None or value.is_meta or not (is_lazy(value) or value.numel() >= _buffer_limit(value)):
+                return None
+            return ghosts.of(value)
 
     with ExitStack() as stack:
         stack.enter_context(preserved())

@@ -13,13 +13,14 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, keeps_values
+from pytest_modelbudget.backends.torch.modules import all_modules
 
 
 def ghost_of(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device; `model` is only read, and no memory for its weights is taken."""
     ghosts = Ghosts()
     memo: dict[int, Any] = {}
-    for module in model.modules():
+    for module in all_modules(model):
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = _stand_in(tensor, ghosts)
@@ -54,7 +55,7 @@ class _CopyTensors(TorchFunctionMode):  # type: ignore[misc]
 
 def _structure(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copy the modules and the containers in them; everything else is shared with `model`."""
-    modules = list(model.modules())
+    modules = all_modules(model)
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:

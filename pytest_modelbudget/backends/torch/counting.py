@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,12 +10,14 @@ from torch import nn
 
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
 from pytest_modelbudget.backends.torch import real
-from pytest_modelbudget.backends.torch.activations import Activations, measured
+from pytest_modelbudget.backends.torch.activations import measured
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
-from pytest_modelbudget.backends.torch.modules import Node, nodes, unwrapped
+from pytest_modelbudget.backends.torch.modules import all_modules, nodes, unwrapped
 from pytest_modelbudget.backends.torch.rows import Naming, rows
+from pytest_modelbudget.backends.torch.saved import Activations
+from pytest_modelbudget.backends.torch.trace import calls_shown
 from pytest_modelbudget.backends.torch.weights import is_packed, weights_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -45,16 +47,15 @@ class _Run:
 
 def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> Summary:
     """See `pytest_modelbudget.backends.Backend.summarize`."""
-    with torch.inference_mode(False):  # its tensors could not be saved for a backward pass
+    with torch.inference_mode(False), calls_shown():  # inference tensors could not be saved for a backward pass
         run = _run(unwrapped(model), name, inputs, sizes, built_here)
-        others, notes = _other_passes(run, sizes)
-        return _summary(run, sizes, others, notes)
+        return _summary(run, sizes)
 
 
 def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
     if built_here:
         settle(model, Ghosts())
-    elif any(is_packed(module) or isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+    elif any(is_packed(module) or isinstance(module, torch.jit.ScriptModule) for module in all_modules(model)):
         subject = Subject(name, real.copy_of(model, name), inputs, real=True)
         return _Run(subject, forward(subject, sizes, keep=True), notes=(_PACKED,))
     try:
@@ -84,52 +85,52 @@ def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int
     return _Run(first, base, twin, (_VALUES if same else f"{_VALUES}, and its FLOPs depend on them",))
 
 
-def _other_passes(run: _Run, sizes: Sizes) -> tuple[list[tuple[Sizes, Pass]], list[str]]:
-    """Passes at other sizes, to give the dimensions their names, and notes on symbols that could not be moved."""
-
-    def again(other: Sizes) -> Pass | None:
-        try:
-            return forward(run.subject, other)
-        except ModelBudgetError:
-            return None
-
-    notes = []
-    found = vary(sizes, again)
-    if len(found) == 1 and not _settled(run.subject, [(sizes, run.base), *found]):
-        found += vary_again(sizes, found[0][0], again)
-    for symbol in sizes:
-        if all(other[symbol] == sizes[symbol] for other, _ in found):
-            notes.append(
-                f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
-            )
-    return found, notes
+_Seen = list[tuple[Sizes, Pass]]
 
 
-def _settled(subject: Subject, passes: Sequence[tuple[Sizes, Pass]]) -> bool:
-    naming, found = Naming([sizes for sizes, _ in passes]), nodes(subject.model)
-    rows(found, [()] * len(found), [one for _, one in passes], naming)
-    return naming.settled
+def _again(run: _Run, sizes: Sizes) -> Pass | None:
+    try:
+        return forward(run.subject, sizes)
+    except ModelBudgetError:
+        return None
 
 
-def _summary(run: _Run, sizes: Sizes, others: Sequence[tuple[Sizes, Pass]], notes: Sequence[str]) -> Summary:
-    subject, twins = run.subject, [(sizes, run.twin)] if run.twin is not None else []
-    found = nodes(subject.model)
+def _summary(run: _Run, sizes: Sizes) -> Summary:
+    subject, found = run.subject, nodes(run.subject.model)
     weights, unread = weights_of(found, subject.name)
-    seen = [(sizes, run.base), *twins, *others]
-    passes, naming = [one for _, one in seen], Naming([size for size, _ in seen])
+
     held, unheld = _activations(run, sizes)
-    layers = _with_activations(rows(found, weights, passes, naming), found, held)
+
+    def named(seen: _Seen) -> tuple[Naming, tuple[Layer, ...]]:
+        naming, passes = Naming([sizes for sizes, _ in seen]), [one for _, one in seen]
+        return naming, rows(found, weights, passes, naming, held)
+
+    # Passes at other sizes give the dimensions their names.
+    others = vary(sizes, lambda other: _again(run, other))
+    twins = [(sizes, run.twin)] if run.twin is not None else []
+    seen = [(sizes, run.base), *twins, *others]
+    naming, layers = named(seen)
+    if len(others) == 1 and not naming.settled:
+        seen += vary_again(sizes, others[0][0], lambda other: _again(run, other))
+        naming, layers = named(seen)
     return Summary(
         model=subject.name,
         framework=FRAMEWORK,
         layers=layers,
         inputs=subject.inputs.ports,
-        outputs=naming.specs([one.outputs for one in passes]),
+        outputs=naming.specs([one.outputs for _, one in seen]),
         flops=run.flops,
         activation_bytes=None if held is None else held.total,
         sizes=tuple(sizes.items()),
-        notes=(*run.notes, *notes, *unread, *_limits(run), *unheld),
+        notes=(*run.notes, *_fixed(sizes, seen), *unread, *_limits(run), *unheld),
     )
+
+
+def _fixed(sizes: Sizes, seen: _Seen) -> Iterator[str]:
+    """The symbols that could not be moved."""
+    for symbol in sizes:
+        if all(other[symbol] == sizes[symbol] for other, _ in seen):
+            yield f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
 
 
 def _limits(run: _Run) -> Iterator[str]:
@@ -144,18 +145,7 @@ def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str
         return None, ("activation_bytes is not known: the model cannot be run on the meta device",)
     if run.base.trace.autocast:
         return None, ("activation_bytes is not known: autocast in the forward pass is not followed",)
-    if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in run.subject.model.modules()):
+    if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in all_modules(run.subject.model)):
         return None, ("activation_bytes is not known: an LSTM runs as one kernel with a workspace of its own",)
     held = measured(run.subject, sizes)
     return (None, (f"activation_bytes is not known: {held}",)) if isinstance(held, str) else (held, ())
-
-
-def _with_activations(layers: Sequence[Layer], found: Sequence[Node], held: Activations | None) -> tuple[Layer, ...]:
-    """The rows, each with the bytes that it saved first."""
-    if held is None:
-        return tuple(layers)
-    modules = {node.path: id(node.module) for node in found}
-    return tuple(
-        replace(layer, activation_bytes=held.by_module.get(modules[layer.path], 0) if layer.path in modules else 0)
-        for layer in layers
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +15,13 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, META
+from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
-from pytest_modelbudget.backends.torch.modules import nodes, rolled_up
+from pytest_modelbudget.backends.torch.modules import all_modules, nodes, rolled_up
 from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
+from pytest_modelbudget.backends.torch.repeats import Repeats
+from pytest_modelbudget.backends.torch.retelling import TraceLog
 from pytest_modelbudget.backends.torch.state import preserved
 from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
@@ -49,7 +51,15 @@ class Subject:
     inputs: Inputs
     real: bool = False
     seed: int | None = None
-    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+    memo: Memo = field(init=False, compare=False, repr=False)
+    holdings: Holdings = field(init=False, compare=False, repr=False)
+    repeats: Repeats | None = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """What is remembered from one pass to the next."""
+        object.__setattr__(self, "memo", Memo())
+        object.__setattr__(self, "holdings", Holdings(self.model))
+        object.__setattr__(self, "repeats", None if self.real else Repeats(self.model, self.holdings))
 
 
 class ForwardFailed(ModelBudgetError):
@@ -69,6 +79,8 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
     trace = Trace(rolled_up(subject.model))
+    if subject.repeats is not None:
+        trace.repeats = subject.repeats.start(TraceLog(trace))
     call = arguments(subject, sizes)
     try:
         with taken_whole(trace.whole), observed(subject, call, trace, keep=keep) as out:
@@ -121,7 +133,6 @@ def observed(
     """
     for name, tensor in call.ports:
         watcher.label(tensor, name)
-    before = _attributes(subject.model)
     try:
         with _calm(subject, training), watching(watcher, None if subject.real else Placing(subject.memo)):
             out = subject.model(*call.args, **call.kwargs)
@@ -132,29 +143,10 @@ def observed(
         keep = False
         raise
     finally:
-        if not keep:
-            _put_back(before)
-
-
-_Attributes = list[tuple[nn.Module, dict[str, Any]]]
-
-
-def _attributes(model: nn.Module) -> _Attributes:
-    """What each module holds, with copies of its dicts and lists."""
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    return [(module, {name: _copied(value) for name, value in vars(module).items()}) for module in modules]
-
-
-def _copied(value: Any) -> Any:
-    if type(value) in (dict, OrderedDict, list, set):
-        return value.copy() if value else type(value)()  # most are empty dicts of hooks, and copying those is slow
-    return value
-
-
-def _put_back(before: _Attributes) -> None:
-    for module, attributes in before:
-        vars(module).clear()
-        vars(module).update(attributes)
+        if keep:
+            subject.holdings.refresh()
+        else:
+            subject.holdings.put_back()
 
 
 def _input(name: str, spec: TensorSpec, sizes: Mapping[str, int], subject: Subject) -> torch.Tensor:
@@ -184,7 +176,7 @@ def _calm(subject: Subject, training: bool = False) -> Iterator[None]:
 
     Everything is as before on leaving.
     """
-    flags = [(module, module.training) for module in subject.model.modules()]
+    flags = [(module, module.training) for module in all_modules(subject.model)]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(preserved())
@@ -212,7 +204,7 @@ def _calm(subject: Subject, training: bool = False) -> Iterator[None]:
 @contextmanager
 def _lazy_on_meta(model: nn.Module) -> Iterator[None]:
     """What a model builds in its first forward pass is built without memory, too."""
-    if any(hasattr(module, "_infer_parameters") for module in model.modules()):
+    if any(hasattr(module, "_infer_parameters") for module in all_modules(model)):
         with abstract():
             yield
     else:

@@ -10,6 +10,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pytest_modelbudget.backends.torch.modules import all_modules
+
 META = torch.device("meta")
 
 LARGE = 65_536
@@ -73,7 +75,7 @@ def _with_attributes(ghost: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 def settle(model: nn.Module, ghosts: Ghosts) -> None:
     """Replace every real parameter of `model`, and every buffer whose values no forward pass needs, by its ghost."""
-    for module in model.modules():
+    for module in all_modules(model):
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, parameter in module._parameters.items():

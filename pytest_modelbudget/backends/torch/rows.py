@@ -14,6 +14,7 @@ from pytest_modelbudget.backends.symbols import explain
 from pytest_modelbudget.backends.torch.forward import Pass
 from pytest_modelbudget.backends.torch.joins import Join, Output, Source
 from pytest_modelbudget.backends.torch.modules import ROOT, Node
+from pytest_modelbudget.backends.torch.saved import Activations
 from pytest_modelbudget.backends.torch.trace import Record, Trace
 from pytest_modelbudget.summary import Dim, Layer, TensorSpec, Weight
 
@@ -27,6 +28,7 @@ class Naming:
     sizes: Sequence[Sizes]
     settled: bool = True
     _known: dict[tuple[int, ...], Dim] = field(default_factory=dict)
+    _calls: dict[tuple[tuple[int, ...], ...], tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
 
     def specs(self, seen: Sequence[tuple[Output, ...]]) -> tuple[TensorSpec, ...]:
         """The tensors of one call, given as each pass saw them, the declared one first."""
@@ -41,6 +43,12 @@ class Naming:
 
     def calls(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> tuple[tuple[TensorSpec, ...], ...]:
         """Every call of a module, equal ones once; concrete when the passes differ in their number of calls."""
+        told = tuple([tuple(map(id, one)) for one in seen])  # blocks that repeat share what they made
+        if (known := self._calls.get(told)) is None:
+            known = self._calls[told] = self._named(seen)
+        return known
+
+    def _named(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> tuple[tuple[TensorSpec, ...], ...]:
         first = seen[0]
         if any(len(other) != len(first) for other in seen):
             return tuple(dict.fromkeys(tuple(TensorSpec(*one) for one in call) for call in first))
@@ -54,24 +62,28 @@ class Naming:
 
 
 def rows(
-    found: Sequence[Node], weights: Sequence[tuple[Weight, ...]], passes: Sequence[Pass], naming: Naming
+    found: Sequence[Node],
+    weights: Sequence[tuple[Weight, ...]],
+    passes: Sequence[Pass],
+    naming: Naming,
+    held: Activations | None,
 ) -> tuple[Layer, ...]:
     """One row for each module, in order; lists of modules and a root without anything of its own have none.
 
-    The joins of a module stand in the order they first ran, each below what the module had called last.
+    The joins of a module stand in the order they first ran, each below what the module had called last. `held` says
+    what each module saved for the backward pass; what a join saved is at the module it stands in.
     """
     trace = passes[0].trace
     joins = _placed(found, trace)
     paths = _join_paths(found, joins)
     names = _names(found, paths, passes[0])
-    return tuple(
-        layer
-        for position, (node, own) in enumerate(zip(found, weights, strict=True))
-        for layer in (
-            *([_row(node, own, passes, naming, names)] if _has_row(node, own, trace) else ()),
-            *(_join_row(join, paths[join.key], passes, naming, names) for join in joins.get(position, ())),
-        )
-    )
+    layers = []
+    for position, (node, own) in enumerate(zip(found, weights, strict=True)):
+        if _has_row(node, own, trace):
+            layers.append(_row(node, own, passes, naming, names, held))
+        for join in joins.get(position, ()):
+            layers.append(_join_row(join, paths[join.key], passes, naming, names, held))
+    return tuple(layers)
 
 
 def _placed(found: Sequence[Node], trace: Trace) -> dict[int, list[Join]]:
@@ -159,26 +171,43 @@ def _has_row(node: Node, own: tuple[Weight, ...], trace: Trace) -> bool:
 
 
 def _row(
-    node: Node, own: tuple[Weight, ...], passes: Sequence[Pass], naming: Naming, names: Mapping[Source, str]
+    node: Node,
+    own: tuple[Weight, ...],
+    passes: Sequence[Pass],
+    naming: Naming,
+    names: Mapping[Source, str],
+    held: Activations | None,
 ) -> Layer:
+    kept = None if held is None else held.by_module.get(id(node.module), 0)
     records = [one.trace.seen(node.module) for one in passes]
     record = records[0]
     if record is None:
         # Inside scripted code no call is seen, so whether there was one, and what it cost, is not known.
         never = None if isinstance(node.module, torch.jit.ScriptModule) else 0
-        return Layer(node.path, node.type, weights=own, calls=never, flops=never, container=node.container)
+        return Layer(
+            node.path, node.type, weights=own, calls=never, flops=never, container=node.container, activation_bytes=kept
+        )
     return Layer(
         path=node.path,
         type=node.type,
         weights=own,
         container=node.container,
+        activation_bytes=kept,
         **_seen(records, naming, names),
     )
 
 
-def _join_row(join: Join, path: str, passes: Sequence[Pass], naming: Naming, names: Mapping[Source, str]) -> Layer:
+def _join_row(
+    join: Join,
+    path: str,
+    passes: Sequence[Pass],
+    naming: Naming,
+    names: Mapping[Source, str],
+    held: Activations | None,
+) -> Layer:
     records = [one.trace.joins.get(join.key) for one in passes]
-    return Layer(path=path, type=join.kind, **_seen(records, naming, names))
+    kept = None if held is None else 0
+    return Layer(path=path, type=join.kind, activation_bytes=kept, **_seen(records, naming, names))
 
 
 class _Seen(TypedDict):
@@ -205,7 +234,7 @@ def _seen(records: Sequence[Record | Join | None], naming: Naming, names: Mappin
 
 
 def _tensors(seen: Sequence[Sequence[tuple[Output, ...]]], naming: Naming) -> tuple[tuple[TensorSpec, ...], ...]:
-    return tuple(call for call in naming.calls(seen) if call)
+    return tuple([call for call in naming.calls(seen) if call])
 
 
 def _flops(first: Record | Join, records: Sequence[Record | Join | None], sizes: Sequence[Sizes]) -> int | None:

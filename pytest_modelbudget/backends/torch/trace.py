@@ -28,6 +28,7 @@ from pytest_modelbudget.backends.torch.joins import (
 )
 from pytest_modelbudget.backends.torch.modules import children, unwrapped
 from pytest_modelbudget.backends.torch.placing import Placing
+from pytest_modelbudget.backends.torch.repeats import Session
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key, tensors
 
 
@@ -68,14 +69,17 @@ class Trace:
     here, so a write through a view is seen by all of them.
     """
 
-    def __init__(self, rolled_up: dict[int, nn.Module]) -> None:
-        self._rolled_up = rolled_up  # modules that are a part of another one, by id: parametrizations
+    def __init__(self, rolled_up: frozenset[int]) -> None:
+        self._rolled_up = rolled_up  # modules that are a part of another one: parametrizations
         self.joins: dict[tuple[int, str, int], Join] = {}
         self.uncounted: Counter[str] = Counter()
         self.flops = 0
         self.failed: Record | None = None
         self.autocast = False
+        self.repeats: Session | None = None  # where a block that was seen before is not run again
+        self.calls = 0
         self._known: dict[int, Record] = {}
+        self.in_order: list[Record | Join] = []  # by index
         self._stack: list[Record] = []
         self._frames: list[Frame] = []
         self._whole: Join | None = None
@@ -87,12 +91,10 @@ class Trace:
         """The record of `module`, made when it is first met."""
         known = self._known.get(id(module))
         if known is None:
-            known = Record(module, self._index(), _is_endpoint(module), unwrapped(module) is not module)
+            known = Record(module, len(self.in_order), _is_endpoint(module), unwrapped(module) is not module)
             self._known[id(module)] = known
+            self.in_order.append(known)
         return known
-
-    def _index(self) -> int:
-        return len(self._known) + len(self.joins)
 
     def seen(self, module: nn.Module) -> Record | None:
         """The record of `module`, None when it was never called."""
@@ -105,6 +107,20 @@ class Trace:
             self._pinned[key] = StorageWeakRef(tensor.untyped_storage())
         self._labels[key] = source
 
+    def label_of(self, tensor: torch.Tensor) -> Source | None:
+        """Where `tensor` comes from."""
+        return self._labels.get(storage_key(tensor))
+
+    @property
+    def in_whole(self) -> bool:
+        """Whether what runs now is a part of one operator."""
+        return self._whole is not None
+
+    def done(self, module: nn.Module) -> None:
+        """A call of `module` is over."""
+        if self._frames:
+            self._frames[-1].last = module
+
     def sources(self, read: Iterable[torch.Tensor]) -> tuple[Source, ...]:
         """What fed the tensors, each source once, in order."""
         found = (self._labels.get(storage_key(tensor)) for tensor in read)
@@ -115,11 +131,15 @@ class Trace:
         if id(module) in self._rolled_up:
             return original(module, *args, **kwargs)
         record = self.record(module)
+        self.calls += 1
         self.autocast = self.autocast or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         read = list(tensors((args, kwargs)))
         given = _outputs(read)
         fed_by = self.sources(read) if record.endpoint else ()
-        out = self._inside(record, original, args, kwargs)
+        if self.repeats is None or record.endpoint:
+            out = self._inside(record, original, args, kwargs)
+        else:
+            out = self.repeats.call(module, args, kwargs, lambda: self._inside(record, original, args, kwargs))
         made = list(tensors(out))
         record.calls.append(_outputs(made))
         record.given.append(given)
@@ -142,11 +162,12 @@ class Trace:
             self._stack.pop()
             if not record.wrapper:
                 self._frames.pop()
-                if self._frames:
-                    self._frames[-1].last = record.module
+                self.done(record.module)
 
     def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """Count one operator and hand the source of what it read on to what it made, or note that it joins several."""
+        if self.repeats is not None:
+            self.repeats.born(out)
         module = self._stack[-1] if self._stack else None
         join = None if view else self._hand_on(price.name, module, read, out)
         owner = module if join is None else join
@@ -218,8 +239,14 @@ class Trace:
         if (join := frame.repeated.get(again)) is None:
             key = id(frame.module), kind, frame.next(kind)
             if (join := self.joins.get(key)) is None:
-                join = self.joins[key] = Join(frame.module, kind, key[2], self._index(), frame.last)
+                join = self.new_join(key, frame.module, frame.last)
             frame.repeated[again] = join
+        return join
+
+    def new_join(self, key: tuple[int, str, int], owner: nn.Module, after: nn.Module | None) -> Join:
+        """The record of a join that is seen for the first time."""
+        join = self.joins[key] = Join(owner, key[1], key[2], len(self.in_order), after)
+        self.in_order.append(join)
         return join
 
     def _note(self, join: Join, read: list[torch.Tensor], found: tuple[Source, ...], made: list[torch.Tensor]) -> None:
@@ -308,17 +335,42 @@ def _operator(func: Any) -> _Operator:
 @contextmanager
 def watching(trace: Watcher, placing: Placing | None) -> Iterator[None]:
     """Inside, calls of modules and operators of this thread are noted in `trace`."""
-    original = nn.Module.__call__
     thread = threading.get_ident()
+    before = _WATCHERS.get(thread)
+    with calls_shown():
+        _WATCHERS[thread] = trace
+        try:
+            with _Watch(trace, placing):
+                yield
+        finally:
+            if before is None:
+                del _WATCHERS[thread]
+            else:
+                _WATCHERS[thread] = before
+
+
+_WATCHERS: dict[int, Watcher] = {}
+"""Who watches the calls of modules in each thread."""
+
+
+@contextmanager
+def calls_shown() -> Iterator[None]:
+    """Inside, calls of modules can be watched.
+
+    To enter it around several passes saves time: python forgets what it knew of every class of modules each time.
+    """
+    original = nn.Module.__call__
+    if getattr(original, "shows_calls", False):
+        yield
+        return
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return original(module, *args, **kwargs)
-        return trace.call(original, module, args, kwargs)
+        watcher = _WATCHERS.get(threading.get_ident())
+        return original(module, *args, **kwargs) if watcher is None else watcher.call(original, module, args, kwargs)
 
+    call.shows_calls = True  # type: ignore[attr-defined]
     nn.Module.__call__ = call
     try:
-        with _Watch(trace, placing):
-            yield
+        yield
     finally:
         nn.Module.__call__ = original

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
             _collect(getattr(value, field.name, None), found, depth + 1)
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.float32` as `float32`."""
     return str(dtype).removeprefix("torch.")

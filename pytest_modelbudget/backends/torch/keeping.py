@@ -1,0 +1,165 @@
+"""What one call of a block makes autograd keep, in words that fit any block like it; see `repeats`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_modelbudget.backends.torch.ghosts import META
+from pytest_modelbudget.backends.torch.modules import unwrapped
+from pytest_modelbudget.backends.torch.prints import Given, Unreadable
+from pytest_modelbudget.backends.torch.repeats import Make, Modules
+from pytest_modelbudget.backends.torch.saved import Entry, Handle, Saved
+from pytest_modelbudget.backends.torch.trees import storage_key, tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What one block keeps more: a storage by its word (see `SavedLog`), and the place of the module that saved it."""
+
+    storage: tuple[str, int]
+    bytes: int
+    module: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """What a block keeps, and the arguments that its result leads back to."""
+
+    kept: tuple[_Kept, ...]
+    reached: tuple[int, ...]
+
+
+class SavedLog:
+    """The `Log` of a `Saved`; see `repeats`.
+
+    A storage is that of the `("given", n)`th argument or of the `("made", n)`th result, or the `("inner", n)`th of
+    those that nobody outside of the block sees.
+    """
+
+    def __init__(self, saved: Saved) -> None:
+        self._saved = saved
+        self._leaf = torch.empty((), device=META, requires_grad=True)
+        self._inner = 0
+
+    def surroundings(self, modules: Modules, given: Given) -> Hashable:
+        """Which arguments are counted at all."""
+        if not torch.is_grad_enabled():
+            raise Unreadable
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is None or hooks[0] != self._saved.pack:  # checkpointing has its own
+            raise Unreadable
+        return tuple([storage_key(tensor) in self._saved.excluded for tensor in given.tensors])
+
+    def mark(self, modules: Modules, given: Given) -> tuple[int, int, int]:
+        """How much was saved before."""
+        return len(self._saved.entries), self._saved.operators, self._inner
+
+    def since(self, mark: tuple[int, int, int], modules: Modules, given: Given, made: list[torch.Tensor]) -> _Added:
+        """What the block keeps."""
+        entries, operators, inner = mark
+        places = {id(unwrapped(module)): place for place, module in enumerate(modules)}
+        words: dict[int, tuple[str, int]] = {}
+        for place, tensor in enumerate(given.tensors):
+            words.setdefault(storage_key(tensor), ("given", place))
+        for place, tensor in enumerate(made):
+            words.setdefault(storage_key(tensor), ("made", place))
+        kept = []
+        for entry in self._saved.entries[entries:]:
+            if entry.handle() is None:
+                continue
+            if entry.module not in places:
+                raise Unreadable
+            if (word := words.get(entry.storage)) is None:
+                inside = (
+                    -entry.storage > inner if entry.storage < 0 else self._saved.made.get(entry.storage, 0) > operators
+                )
+                if not inside:
+                    raise Unreadable
+                word = words[entry.storage] = "inner", len(words)
+            kept.append(_Kept(word, entry.bytes, places[entry.module]))
+        trained = [
+            tensor for tensor in made if tensor.requires_grad and all(tensor is not one for one in given.tensors)
+        ]
+        if kept and not trained:
+            raise Unreadable
+        return _Added(tuple(kept), _reached(trained[0].grad_fn, given.tensors) if trained else ())
+
+    def again(self, added: _Added, modules: Modules, given: Given, make: Make) -> Any:
+        """Keep as much for another block, as long as its result is kept."""
+        handles: list[Handle] = []
+
+        def train(tensor: torch.Tensor) -> torch.Tensor:
+            reached = (given.tensors[place] for place in added.reached)
+            result: torch.Tensor = _Told.apply(self._leaf, [tensor], handles, *reached)
+            return result
+
+        out = make(train)
+        self._saved.operators += 1
+        made = tensors(out)
+        for tensor in made:
+            self._saved.made[storage_key(tensor)] = self._saved.operators
+        inner: dict[tuple[str, int], int] = {}
+        for kept in added.kept:
+            kind, place = kept.storage
+            if kind == "inner":
+                if kept.storage not in inner:
+                    self._inner += 1
+                    inner[kept.storage] = -self._inner
+                handle, key = Handle(self._leaf), inner[kept.storage]
+            else:
+                tensor = (given.tensors if kind == "given" else made)[place]
+                handle, key = Handle(_alone(tensor)), storage_key(tensor)
+            handles.append(handle)
+            owner = id(unwrapped(modules[kept.module]))
+            self._saved.entries.append(Entry(weakref.ref(handle), key, kept.bytes, owner))
+        return out
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without its graph: a result that its own graph holds would never go."""
+    with torch._C._DisableTorchDispatch():
+        return tensor.detach()
+
+
+class AskedBack(RuntimeError):
+    """A model asked for gradients through a block that was only told again."""
+
+
+class _Told(torch.autograd.Function):  # type: ignore[misc]
+    """Stands in autograd's graph for a block, and holds its handles."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: torch.Tensor, made: list[torch.Tensor], handles: list[Handle], *given: Any) -> Any:
+        """The one tensor in `made`."""
+        ctx.handles = handles
+        return made.pop()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Not known."""
+        raise AskedBack
+
+
+def _reached(result: Any, given: list[torch.Tensor]) -> tuple[int, ...]:
+    """The places of the arguments that the graph of a result leads back to."""
+    ends = {}
+    for place, tensor in enumerate(given):
+        if tensor.requires_grad:
+            if tensor.grad_fn is None:
+                raise Unreadable
+            ends[tensor.grad_fn, tensor.output_nr] = place
+    found: set[int] = set()
+    seen, waiting = {result}, [result]
+    while waiting:
+        for step in waiting.pop().next_functions:
+            if step in ends:
+                found.add(ends[step])
+            elif step[0] is not None and step[0] not in seen:
+                seen.add(step[0])
+                waiting.append(step[0])
+    return tuple(sorted(found))
