@@ -204,7 +204,7 @@ def _calm(subject: Subject, training: bool = False) -> Iterator[None]:
 @contextmanager
 def _lazy_on_meta(model: nn.Module) -> Iterator[None]:
     """What a model builds in its first forward pass is built without memory, too."""
-    if any(hasattr(module, "_infer_parameters") for module in all_modules(model)):
+    if any(hasattr(type(module), "_infer_parameters") for module in all_modules(model)):
         with abstract():
             yield
     else:

@@ -30,7 +30,7 @@ class Node:
         """The class the user wrote: without the one that a parametrization or scripting put in its place."""
         if isinstance(self.module, torch.jit.ScriptModule):
             return str(self.module.original_name)
-        if parametrize.is_parametrized(self.module):
+        if self.module._modules and parametrize.is_parametrized(self.module):
             return str(parametrize.type_before_parametrizations(self.module).__name__)
         return type(self.module).__name__
 

@@ -298,11 +298,12 @@ def _chance() -> Hashable:
     """The random states of the process."""
     numpy = sys.modules.get("numpy")
     with torch._C._DisableTorchDispatch():
-        state = torch.get_rng_state().tolist() if numpy is None else torch.get_rng_state().numpy().tobytes()
+        state = torch.default_generator.get_state()
+        ours = random.getstate(), state.numpy().tobytes() if numpy is not None else tuple(state.tolist())
     if numpy is None:
-        return random.getstate(), tuple(state)
+        return ours
     kind, keys, *rest = numpy.random.get_state()
-    return random.getstate(), state, kind, keys.tobytes(), *rest
+    return *ours, kind, keys.tobytes(), *rest
 
 
 def _recipe(out: Any, made: list[torch.Tensor], given: Given) -> Any:

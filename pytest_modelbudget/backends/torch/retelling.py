@@ -151,9 +151,8 @@ class TraceLog:
             module = modules[what.place]
             if what.kind == _MODULE:
                 trace.record(module)
-            else:
-                after = None if before is None else modules[before.place]
-                trace.new_join((id(module), what.kind, what.number), module, after)
+            elif (key := (id(module), what.kind, what.number)) not in trace.joins:  # a module may be in many blocks
+                trace.new_join(key, module, None if before is None else modules[before.place])
         labels = self._labels(given.tensors)
 
         def seen(word: Word) -> Record | Join:

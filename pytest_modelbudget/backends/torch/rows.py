@@ -27,8 +27,14 @@ class Naming:
 
     sizes: Sequence[Sizes]
     settled: bool = True
+    twins: tuple[int, ...] = field(init=False)
     _known: dict[tuple[int, ...], Dim] = field(default_factory=dict)
     _calls: dict[tuple[tuple[int, ...], ...], tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """`twins` are the places of the other passes at the first one's sizes."""
+        first, *others = self.sizes
+        self.twins = tuple(place for place, other in enumerate(others, 1) if other == first)
 
     def specs(self, seen: Sequence[tuple[Output, ...]]) -> tuple[TensorSpec, ...]:
         """The tensors of one call, given as each pass saw them, the declared one first."""
@@ -229,7 +235,7 @@ def _seen(records: Sequence[Record | Join | None], naming: Naming, names: Mappin
         "inputs": _tensors([one.given if one else [] for one in records], naming),
         "connected_to": _edges(first, names),
         "calls": len(first.calls),
-        "flops": _flops(first, records, naming.sizes),
+        "flops": _flops(first, records, naming.twins),
     }
 
 
@@ -237,12 +243,12 @@ def _tensors(seen: Sequence[Sequence[tuple[Output, ...]]], naming: Naming) -> tu
     return tuple([call for call in naming.calls(seen) if call])
 
 
-def _flops(first: Record | Join, records: Sequence[Record | Join | None], sizes: Sequence[Sizes]) -> int | None:
+def _flops(first: Record | Join, records: Sequence[Record | Join | None], twins: Sequence[int]) -> int | None:
     """Its FLOPs, None when another pass at the same sizes counted differently."""
-    twins = [other for other, size in zip(records, sizes, strict=True) if size == sizes[0]]
-    return first.flops if all(other is not None and other.flops == first.flops for other in twins) else None
+    again = [records[place] for place in twins]
+    return first.flops if all(other is not None and other.flops == first.flops for other in again) else None
 
 
 def _edges(record: Record | Join, names: Mapping[Source, str]) -> tuple[tuple[str, ...], ...]:
-    calls = (tuple(names[source] for source in call if source in names) for call in record.fed_by)
-    return tuple(dict.fromkeys(call for call in calls if call))
+    calls = [tuple([names[source] for source in call if source in names]) for call in record.fed_by]
+    return tuple(dict.fromkeys([call for call in calls if call]))

@@ -1,8 +1,8 @@
 """What the commonest operators make of contiguous operands, known without asking torch.
 
 On meta torch answers with Python code: the first answer imports its compiler, a second or more, and each later one
-takes up to a few milliseconds. A rule here answers for the plain case alone (contiguous operands of one floating
-dtype, sizes that fit) and leaves every other, and every error message, to torch.
+takes up to a few milliseconds. A rule here answers for the plain case alone (operands of one floating dtype, sizes that
+fit, most often contiguous) and leaves every other, and every error message, to torch.
 """
 
 from __future__ import annotations
@@ -22,21 +22,28 @@ Answer = tuple[Made, ...] | None
 _ELEMENTWISE = """
     add.Tensor sub.Tensor mul.Tensor div.Tensor add.Scalar mul.Scalar div.Scalar neg.default exp.default sqrt.default
     rsqrt.default relu.default gelu.default silu.default sigmoid.default tanh.default hardswish.default
-    hardsigmoid.default leaky_relu.default hardtanh.default sin.default cos.default
+    hardsigmoid.default leaky_relu.default hardtanh.default sin.default cos.default pow.Tensor_Scalar
 """
 
 
 def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
     """The results of `func`, when a rule knows them; every tensor among `args` is on meta."""
     rule = _RULES.get(f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}")
-    if rule is None or not kwargs.keys() <= {"approximate", "alpha"} or not _plain(args):
+    if rule is None or not kwargs.keys() <= _KNOWN_WORDS or not _plain(args):
         return None
+    memory = kwargs.get("memory_format")
+    if memory is not None:
+        return _contiguous(*args) if rule is _clone and memory is torch.contiguous_format else None
     return rule(*args)
 
 
+_KNOWN_WORDS = {"approximate", "alpha", "memory_format"}
+
+
 def _plain(args: tuple[Any, ...]) -> bool:
-    """Whether the operands are ordinary contiguous tensors of one floating dtype, without empty dimensions."""
-    found = [value for value in args if isinstance(value, torch.Tensor)]
+    """Whether the operands are ordinary tensors of one floating dtype, without empty dimensions."""
+    found = [one for value in args for one in (value if type(value) is list else (value,))]
+    found = [one for one in found if isinstance(one, torch.Tensor)]
     return (
         bool(found)
         and found[0].dtype.is_floating_point
@@ -50,14 +57,107 @@ def _new(shape: Sequence[int], dtype: torch.dtype) -> Made:
     return tuple(shape), strides, dtype
 
 
-def _elementwise(first: torch.Tensor, *others: Any) -> Answer:
-    for other in others:
-        if isinstance(other, torch.Tensor):
-            if other.shape != first.shape or not other.is_contiguous():
-                return None
-        elif type(other) not in (int, float):
-            return None
-    return (_new(first.shape, first.dtype),) if isinstance(first, torch.Tensor) and first.is_contiguous() else None
+def _elementwise(*operands: Any) -> Answer:
+    """Operands broadcast; the result is laid out as they are, the first of them above all."""
+    given = [one for one in operands if isinstance(one, torch.Tensor)]
+    if not all(isinstance(one, torch.Tensor) or type(one) in (int, float) for one in operands):
+        return None
+    first = given[0]
+    if all(one.shape == first.shape for one in given):
+        if all(one.is_contiguous() for one in given):
+            return (_new(first.shape, first.dtype),)
+        if all(one.stride() == first.stride() for one in given) and _is_dense(first):
+            return ((tuple(first.shape), first.stride(), first.dtype),)
+    try:
+        shape = torch.broadcast_shapes(*[one.shape for one in given])
+    except RuntimeError:
+        return None
+    strides = [_expanded(one, shape) for one in given]
+    return (_laid_out(shape, _order(shape, strides), first.dtype),)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether its elements fill its memory, each once."""
+    filled = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != filled:
+                return False
+            filled *= size
+    return True
+
+
+def _expanded(tensor: torch.Tensor, shape: Sequence[int]) -> list[int]:
+    """Strides of a tensor that is broadcast to `shape`, 0 where it is repeated."""
+    lacking = len(shape) - tensor.dim()
+    own = [
+        0 if size == 1 and shape[lacking + axis] != 1 else tensor.stride(axis) for axis, size in enumerate(tensor.shape)
+    ]
+    return [0] * lacking + own
+
+
+def _order(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    """The axes from the innermost outwards, sorted as torch sorts them: by insertion, and only where strides tell."""
+    order = list(reversed(range(len(shape))))
+    for start in range(1, len(order)):
+        at = start
+        for before in reversed(range(start)):
+            verdict = _compared(order[before], order[at], shape, strides)
+            if verdict > 0:
+                order[before], order[at] = order[at], order[before]
+                at = before
+            elif verdict < 0:
+                break
+    return order
+
+
+def _compared(inner: int, outer: int, shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int:
+    """1 when two axes are in the wrong order, -1 when in the right one, 0 when no operand says."""
+    for one in strides:
+        if one[inner] == 0 or one[outer] == 0:
+            continue
+        if one[inner] != one[outer]:
+            return 1 if one[inner] > one[outer] else -1
+        if shape[inner] > shape[outer]:
+            return 1
+    return 0
+
+
+def _laid_out(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype) -> Made:
+    strides, filled = [0] * len(shape), 1
+    for axis in order:
+        strides[axis] = filled
+        filled *= shape[axis]
+    return tuple(shape), tuple(strides), dtype
+
+
+def _contiguous(data: torch.Tensor, *others: Any) -> Answer:
+    return (_new(data.shape, data.dtype),)
+
+
+def _same(data: torch.Tensor, *others: Any) -> Answer:
+    """As its first operand, when that is contiguous."""
+    return _contiguous(data) if data.is_contiguous() else None
+
+
+def _clone(data: torch.Tensor) -> Answer:
+    return ((tuple(data.shape), data.stride(), data.dtype),) if _is_dense(data) else None
+
+
+def _softmax(data: torch.Tensor, dim: int, other: Any = None) -> Answer:
+    return _same(data) if not other and -data.dim() <= dim < data.dim() else None
+
+
+def _cat(parts: list[torch.Tensor], dim: int = 0) -> Answer:
+    first = parts[0]
+    if not -first.dim() <= dim < first.dim() or not all(one.is_contiguous() for one in parts):
+        return None
+    dim %= first.dim()
+    rest = {(*one.shape[:dim], *one.shape[dim + 1 :]) for one in parts}
+    if len(rest) > 1 or any(one.dim() != first.dim() for one in parts):
+        return None
+    total = sum([one.shape[dim] for one in parts])
+    return (_new((*first.shape[:dim], total, *first.shape[dim + 1 :]), first.dtype),)
 
 
 def _mm(left: torch.Tensor, right: torch.Tensor) -> Answer:
@@ -80,14 +180,21 @@ def _convolution(
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
 ) -> Answer:  # fmt: skip
     axes = data.dim() - 2
-    if transposed or axes < 1 or weight.dim() != data.dim() or not (data.is_contiguous() and weight.is_contiguous()):
+    if transposed or axes < 1 or weight.dim() != data.dim() or not weight.is_contiguous():
+        return None
+    last = axes == 2 and data.is_contiguous(memory_format=torch.channels_last)
+    if not data.is_contiguous() and not last:
         return None
     if data.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
     sizes = _windows(data.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return (_new((data.shape[0], weight.shape[0], *sizes), data.dtype),) if sizes else None
+    if not sizes:
+        return None
+    shape = data.shape[0], weight.shape[0], *sizes
+    # The kernels of CPUs and GPUs keep channels last; torch's own answer on meta does not.
+    return (_new(shape, data.dtype) if data.is_contiguous() else _laid_out(shape, (1, 3, 2, 0), data.dtype),)
 
 
 def _windows(
@@ -137,7 +244,7 @@ def _batch_norm(
 
 def _layer_norm(data: torch.Tensor, shape: list[int], weight: Any, bias: Any, eps: float) -> Answer:
     kept = data.dim() - len(shape)
-    if kept < 0 or not data.is_contiguous() or data.dtype not in (torch.float32, torch.float64):
+    if kept < 0 or data.dtype not in (torch.float32, torch.float64):
         return None
     given = [list(one.shape) for one in (weight, bias) if one is not None]
     if any(one != list(shape) for one in (list(data.shape[kept:]), *given)):
@@ -158,6 +265,12 @@ def _mean(data: torch.Tensor, dim: list[int] | None, keepdim: bool = False) -> A
 
 _RULES: dict[str, Callable[..., Answer]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    "clone.default": _clone,
+    "tril.default": _same,
+    "triu.default": _same,
+    "_softmax.default": _softmax,
+    "_safe_softmax.default": _softmax,
+    "cat.default": _cat,
     "mm.default": _mm,
     "addmm.default": _addmm,
     "bmm.default": _bmm,

@@ -49,7 +49,7 @@ def _randomness() -> tuple[Any, torch.Tensor, list[torch.Tensor] | None, Any]:
 def seed() -> None:
     """Fix the random states of torch, Python and numpy; call it inside `preserved`."""
     random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` looks for GPUs, too, which takes a while
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(0)
 

@@ -38,10 +38,12 @@ def _own(node: Node) -> Iterator[tuple[str, torch.Tensor, Any]]:
 
 
 def _of(module: nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor, Any]]:
-    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-        yield f"{prefix}{name}", parameter, "param"
-    for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-        yield f"{prefix}{name}", buffer, "buffer"
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield f"{prefix}{name}", parameter, "param"
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            yield f"{prefix}{name}", buffer, "buffer"
 
 
 def _weight(node: Node, name: str, tensor: torch.Tensor, role: Any, owners: dict[object, str], model: str) -> Weight:

@@ -140,6 +140,22 @@ def _shared_activation() -> nn.Module:
     return Stack(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), act, nn.Linear(WIDTH, WIDTH)))
 
 
+class Position(nn.Module):
+    """A module with a join of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.move = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.move(x)
+
+
+def _shared_position() -> nn.Module:
+    position = Position()
+    return Stack(lambda: nn.Sequential(position, nn.Linear(WIDTH, WIDTH)))
+
+
 def _images() -> nn.Module:
     def block() -> nn.Module:
         return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
@@ -160,6 +176,7 @@ TOLD = {
     "two inputs and two outputs": (Pairs, None),
     "one block in a loop": (Loop, None),
     "one activation for all": (_shared_activation, None),
+    "one module with a join for all": (_shared_position, None),
     "convolutions": (_images, "float32[B, 8, 6, 6]"),
     "stacks in stacks": (Nested, None),
     "encoder layers": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -39,15 +40,31 @@ KNOWN = {
     "add": (aten.add.Tensor, (_t(2, 3), _t(2, 3))),
     "times a number": (aten.mul.Tensor, (_t(2, 3), 0.5)),
     "bfloat16 times a number": (aten.mul.Tensor, (_t(2, 3, dtype=HALF), 0.5)),
+    "broadcast": (aten.add.Tensor, (_t(2, 3), _t(3))),
+    "broadcast both ways": (aten.mul.Tensor, (_t(4, 1, 2), _t(3, 1))),
+    "scaled channels": (aten.mul.Tensor, (_t(2, 5, 6, 8).permute(0, 3, 1, 2), _t(8, 1, 1))),
+    "scaled channels, one image": (aten.mul.Tensor, (_t(1, 5, 6, 8).permute(0, 3, 1, 2), _t(8, 1, 1))),
+    "scaled channels, scale first": (aten.mul.Tensor, (_t(8, 1, 1), _t(2, 5, 6, 8).permute(0, 3, 1, 2))),
+    "part of a tensor": (aten.neg.default, (_t(4, 6).chunk(2, -1)[1],)),
+    "two layouts": (aten.add.Tensor, (_t(2, 3, 4).mT, _t(2, 4, 3))),
+    "transposed": (aten.gelu.default, (_t(2, 3).t(),)),
+    "power": (aten.pow.Tensor_Scalar, (_t(2, 3), 2)),
+    "clone of transposed": (aten.clone.default, (_t(2, 3).t(),)),
+    "cat": (aten.cat.default, ([_t(2, 3, 4), _t(2, 5, 4)], -2)),
+    "softmax": (aten._softmax.default, (_t(2, 3), -1, False)),
+    "softmax of attention": (aten._safe_softmax.default, (_t(2, 3), 1)),
+    "lower half": (aten.tril.default, (_t(5, 5), 1)),
+    "layer norm of channels last": (aten.native_layer_norm.default, (_t(2, 8, 5, 6).permute(0, 2, 3, 1), [8], _t(8), _t(8), 1e-5)),
     "gelu": (aten.gelu.default, (_t(4, 1, 3),)),
 }  # fmt: skip
 LEFT_TO_TORCH = {
-    "broadcast": (aten.add.Tensor, (_t(2, 3), _t(3))),
+    "sizes that do not broadcast": (aten.add.Tensor, (_t(2, 3), _t(2))),
+    "cat of other widths": (aten.cat.default, ([_t(2, 3), _t(2, 4)], 0)),
+    "cat of two dtypes": (aten.cat.default, ([_t(2, 3), _t(2, 3, dtype=HALF)], 0)),
+    "clone of a part": (aten.clone.default, (_t(4, 6).chunk(2, -1)[1],)),
     "two dtypes": (aten.add.Tensor, (_t(2, 3), _t(2, 3, dtype=HALF))),
     "integers": (aten.div.Tensor, (_t(2, 3, dtype=torch.int64), 2)),
     "a complex number": (aten.mul.Tensor, (_t(2, 3), 1j)),
-    "transposed": (aten.gelu.default, (_t(2, 3).t(),)),
-    "channels last": (aten.convolution.default, (_t(2, 8, 5, 5).to(memory_format=torch.channels_last), _t(6, 8, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
     "transposed conv": (aten.convolution.default, (_t(2, 8, 5, 5), _t(8, 4, 3, 3), None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)),
     "no running statistics": (aten.native_batch_norm.default, (_t(2, 3, 4), None, None, None, None, True, 0.1, 1e-5)),
     "nothing in it": (aten.mm.default, (_t(0, 4), _t(4, 5))),
@@ -85,3 +102,34 @@ def test_errors_are_those_of_torch(func: Any, args: tuple[Any, ...]) -> None:
     """What is called an error above is one."""
     with pytest.raises((RuntimeError, IndexError, ValueError)):
         func(*args)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_convolutions_keep_channels_last(batch: int, groups: int) -> None:
+    """As the kernel of the CPU does."""
+    data = torch.empty(batch, 8, 7, 5).to(memory_format=torch.channels_last)
+    args = (data, torch.empty(16, 8 // groups, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], groups)
+    made = answer(aten.convolution.default, args, {})
+    assert made is not None
+    assert list(made) == _seen(aten.convolution.default(*args))
+
+
+def _random_operand(dice: random.Random, shape: list[int]) -> torch.Tensor:
+    """A tensor that broadcasts to `shape`: permuted, cut or repeated by chance."""
+    sizes = [size if dice.random() < 0.75 else 1 for size in shape][dice.randrange(2) if len(shape) > 1 else 0 :]
+    order = dice.sample(range(len(sizes)), len(sizes))
+    made = torch.empty([sizes[axis] + (axis == 0) for axis in order])
+    made = made.permute([order.index(axis) for axis in range(len(sizes))])
+    return made[tuple(slice(0, size) for size in sizes)] if dice.random() < 0.5 else torch.empty(sizes)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_any_layout_of_operands_is_answered_like_a_real_sum(seed: int) -> None:
+    """Two operands of up to four axes against the CPU's own sum."""
+    dice = random.Random(seed)
+    shape = [dice.choice([1, 2, 3, 5]) for _ in range(dice.randint(1, 4))]
+    args = _random_operand(dice, shape), _random_operand(dice, shape)
+    made = answer(aten.add.Tensor, args, {})
+    assert made is not None
+    assert list(made) == _seen(torch.add(*args))
