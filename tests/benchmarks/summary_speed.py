@@ -208,13 +208,11 @@ def table(names: list[str], rounds: int) -> str:
     if {"1,000 Linear", "10,000 Linear"} <= best.keys():
         text.append(f"\n1,000 to 10,000 layers: {best['10,000 Linear'] / best['1,000 Linear']:.1f} x the time")
     # torchvision and timm import by themselves what torch would import late: only the models without them show it
-    first = [
-        _least([one for name in names if name.endswith(("B", "Linear")) for one in found[name, arm]], "first")
-        for arm in ARMS
-    ]
-    text.append(
-        f"first two tiny models, with torch's lazy imports: ours {_shown(first[0])}, torchinfo {_shown(first[1])} CPU s"
-    )
+    plain = [name for name in names if name.endswith(("B", "Linear"))]
+    ours, peer = (_least([one for name in plain for one in found[name, arm]], "first") for arm in ARMS[:2])
+    if ours is not None and peer is not None:
+        lazy = f"ours {ours:.3f}, torchinfo {peer:.3f} CPU s"
+        text.append(f"first two tiny models, with torch's lazy imports: {lazy}")
     return "\n".join(text)
 
 

@@ -89,8 +89,9 @@ def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def idle(*args: Any, **kwargs: Any) -> Any:
         tensor = args[0] if args else kwargs.get("tensor")
-        if isinstance(tensor, torch.Tensor) and tensor.is_meta:
-            return tensor
+        with torch._C.DisableTorchFunction():
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                return tensor
         return function(*args, **kwargs)
 
     return idle
