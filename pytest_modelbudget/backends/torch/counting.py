@@ -129,6 +129,7 @@ def _summary(run: _Run, sizes: Sizes, others: Sequence[tuple[Sizes, Pass]], note
         activation_bytes=None if held is None else held.total,
         sizes=tuple(sizes.items()),
         notes=(*run.notes, *notes, *unread, *_limits(run), *unheld),
+        real_run=subject.real,
     )
 
 
