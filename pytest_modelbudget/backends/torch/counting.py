@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from pytest_modelbudget import units
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
 from pytest_modelbudget.backends.torch import real
 from pytest_modelbudget.backends.torch.activations import Activations, measured
@@ -80,8 +81,11 @@ def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int
         twin = forward(replace(first, seed=1), sizes)
     except ForwardFailed:
         return _Run(first, base, None, (f"{_VALUES}; it ran on zeros only",))
-    same = base.trace.flops == twin.trace.flops
-    return _Run(first, base, twin, (_VALUES if same else f"{_VALUES}, and its FLOPs depend on them",))
+    seen = sorted((base.trace.flops, twin.trace.flops))
+    if seen[0] == seen[1]:
+        return _Run(first, base, twin, (_VALUES,))
+    spread = f"{units.flops(seen[0])} and {units.flops(seen[1])} in two runs"
+    return _Run(first, base, twin, (f"{_VALUES}, and its FLOPs depend on them: {spread}",))
 
 
 def _other_passes(run: _Run, sizes: Sizes) -> tuple[list[tuple[Sizes, Pass]], list[str]]:
