@@ -17,7 +17,7 @@ LARGE = 65_536
 constructors like to read (schedules of drop rates, widths of stages)."""
 
 CONSTANT = 1_048_576
-"""Elements up to which an integer or bool tensor keeps its values during the forward pass (ids, masks)."""
+"""Elements up to which a tensor of constants keeps its values during the forward pass (ids, masks, tables of shapes)."""
 
 
 def keeps_values(tensor: torch.Tensor) -> bool:
