@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
-from pytest_modelbudget.backends.torch import real
+from pytest_modelbudget.backends.torch import real, sharded
 from pytest_modelbudget.backends.torch.activations import Activations, measured
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
@@ -47,9 +47,10 @@ class _Run:
 def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> Summary:
     """See `pytest_modelbudget.backends.Backend.summarize`."""
     with torch.inference_mode(False):  # its tensors could not be saved for a backward pass
+        shards = sharded.note(model)
         run = _run(unwrapped(model), name, inputs, sizes, built_here)
         others, notes = _other_passes(run, sizes)
-        return _summary(run, sizes, others, notes)
+        return _summary(run, sizes, others, (*shards, *notes))
 
 
 def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
@@ -62,7 +63,7 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
         subject = Subject(name, model if built_here else ghost_of(model), inputs)
         return _Run(subject, forward(subject, sizes, keep=True))
     except ForwardFailed as mistake:
-        if not mistake.needs_values or not real.fits(model):
+        if not mistake.needs_values or not real.fits(model) or sharded.note(model):
             raise
     return _really(model, name, inputs, sizes, built_here)
 

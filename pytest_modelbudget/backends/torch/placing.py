@@ -111,9 +111,7 @@ class Placing:
 
 def _keeps(name: str, dtype: torch.dtype, elements: int) -> bool:
     """Whether a new constant of this many elements keeps its values."""
-    if not (dtype.is_floating_point or dtype.is_complex):
-        return elements <= CONSTANT
-    return name in ("ones", "ones_like", "new_ones") and elements <= CONSTANT
+    return elements <= CONSTANT and (_whole(dtype) or name in ("ones", "ones_like", "new_ones"))
 
 
 def _placed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def copy_of(model: nn.Module, name: str) -> nn.Module:
 
 
 def filled(model: nn.Module) -> nn.Module:
-    """A copy of a model on meta, with memory: all its weights are zeros, its float buffers ones (variances among them)."""
+    """A copy of a model on meta, with memory: all its weights are zeros, its float buffers ones, as variances."""
     memo: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_meta:
