@@ -102,6 +102,6 @@ def test_flat_parameters_are_an_error(count_live: Count) -> None:
     parallel = pytest.importorskip("torch.distributed.fsdp").FullyShardedDataParallel
     wrapped = parallel.__new__(parallel)
     nn.Module.__init__(wrapped)  # its own constructor refuses to run without a GPU
-    wrapped.add_module("_fsdp_wrapped_module", mlp("cpu"))
+    wrapped._modules["_fsdp_wrapped_module"] = mlp("cpu")
     with pytest.raises(ModelBudgetError, match=r"before it is wrapped, or shard it with fully_shard"):
         count_live(wrapped, "float32[B, 30]", B=4)
