@@ -34,6 +34,7 @@ def page(results: Sequence[Result]) -> str:
             {
                 "id": text.harmless(result.id),
                 "state": result.state.value,
+                "word": text.marked(f"{result.state.value}{' (warn)' if result.warnings else ''}", result),
                 "failed": result.state.failed,
                 "why": terminal.failure(result, rows=0) if result.state.failed else "",
                 "warnings": [text.harmless(str(violation)) for violation in result.warnings],
@@ -47,7 +48,7 @@ def page(results: Sequence[Result]) -> str:
 
 def _model(summary: Summary) -> dict[str, object]:
     return {
-        "title": text.harmless(f"{summary.model} ({summary.framework})"),
+        "title": text.title(summary),
         "inputs": [text.harmless(str(port)) for port in summary.inputs],
         "rows": list(text.rows(summary)),
         "totals": list(text.totals(summary)),

@@ -43,7 +43,7 @@ def _blocks(results: Sequence[Result]) -> Iterator[str]:
 
 def _cells(result: Result) -> Iterator[str]:
     yield escape(result.id)
-    yield result.state.value if result.state is not State.OK or not result.warnings else "warn"
+    yield text.marked(result.state.value if result.state is not State.OK or not result.warnings else "warn", result)
     if result.summary is None:
         yield from (text.UNKNOWN,) * 4
     else:

@@ -27,7 +27,7 @@ def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = Non
     shown = rows if most is None or len(rows) <= most else rows[:most]
     header = ("Layer (type)", "Output Shape", "Param #", "Connected to", *(("Why",) if explain else ()))
     cells = [(row.layer, row.output, row.params, row.connected, *((row.why,) if explain else ())) for row in shown]
-    lines = [f"Model: {text.harmless(summary.model)} ({summary.framework})"]
+    lines = [f"Model: {text.title(summary)}"]
     for port in summary.inputs:
         lines.append(f"Input: {text.harmless(str(port))}")
     lines.append(_grid(header, cells, right=(2,), width=width))
@@ -67,7 +67,7 @@ def _result_cells(result: Result) -> tuple[str, ...]:
         f"{'>=' if summary.flops.is_lower_bound else ''}{flops}",
         units.size(summary.weight_bytes),
         text.used_text(result),
-        word,
+        text.marked(word, result),
     )
 
 

@@ -14,6 +14,8 @@ from pytest_modelbudget.explain import why
 from pytest_modelbudget.summary import Layer, Summary
 
 UNKNOWN = "?"
+REAL_RUN = "real run"
+"""Beside a model of which a copy was run with memory, because the abstract pass could not decide."""
 _LONGEST = 400
 _ORDER = tuple(State)
 _COMMAND = re.compile(r"::(?=.*::)|##(?=(?:vso)?\[)")
@@ -45,6 +47,18 @@ class Row:
     params: str
     connected: str
     why: str
+
+
+def title(summary: Summary) -> str:
+    """The name of a model, its framework, and how it was run if not abstractly: `net (torch, real run)`."""
+    run = f", {REAL_RUN}" if summary.real_run else ""
+    return harmless(f"{summary.model} ({summary.framework}{run})")
+
+
+def marked(word: str, result: Result) -> str:
+    """The word for a result, with a mark when its model needed a real run."""
+    real = result.summary is not None and result.summary.real_run
+    return f"{word} ({REAL_RUN})".strip() if real else word
 
 
 def rows(summary: Summary) -> Iterator[Row]:

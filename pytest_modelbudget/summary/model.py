@@ -123,8 +123,9 @@ class Summary:
     `sizes` are the sizes its symbolic dimensions had while FLOPs were counted. `activation_bytes` are those that
     one forward pass in training mode holds for the backward pass at these sizes, without parameters, buffers and
     inputs; they depend on the kernels of the framework, so they take no part in comparisons, and they may be more than
-    those of all rows, since the model's own code around its layers may have no row. `notes` are short sentences
-    for the reader (what could not be known, which route was taken); they take no part in comparisons.
+    those of all rows, since the model's own code around its layers may have no row. `real_run` says that the abstract
+    pass could not decide and a copy was run with memory instead. `notes` are short sentences for the reader (what could
+    not be known, and why a copy was run). Neither takes part in comparisons.
     """
 
     model: str
@@ -137,6 +138,7 @@ class Summary:
     sizes: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     activation_bytes: int | None = None
+    real_run: bool = False
 
     def __post_init__(self) -> None:
         if len({layer.path for layer in self.layers}) != len(self.layers):
@@ -209,6 +211,7 @@ class Summary:
             "flops": {"rules": self.flops.rules, "value": self.flops.value, "uncounted": dict(self.flops.uncounted)},
             "activation_bytes": self.activation_bytes,
             "samples": self.samples,
+            "real_run": self.real_run,
             "notes": list(self.notes),
             "layers": [_layer_dict(layer) for layer in self.layers],
         }
@@ -228,6 +231,7 @@ class Summary:
             sizes=tuple(data["sizes"].items()),
             notes=tuple(data["notes"]),
             activation_bytes=data.get("activation_bytes"),
+            real_run=data.get("real_run", False),
         )
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pytest_modelbudget import budget, reports
+from pytest_modelbudget import budget, reports, snapshot, wire
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
@@ -23,8 +23,8 @@ def result(
     """The two-input model, checked."""
     limits = tuple(budget.parse(written or {}, lambda below: Place("modelbudget.yaml", 7)))
     entry = ModelEntry("towers", build="a:b", budgets=limits, place=Place("modelbudget.yaml", 5))
-    snapshot = Snapshot(Stored.DIFFERENT if before else Stored.EQUAL, "__model_budget__/towers.yaml", before=before)
-    return replace(check(entry, summary or towers(), snapshot), nodeid="modelbudget.yaml::towers")
+    stored = Snapshot(Stored.DIFFERENT if before else Stored.EQUAL, "__model_budget__/towers.yaml", before=before)
+    return replace(check(entry, summary or towers(), stored), nodeid="modelbudget.yaml::towers")
 
 
 def test_the_layer_table_has_the_familiar_shape() -> None:
@@ -116,6 +116,19 @@ def test_the_closing_table() -> None:
         ["b", "6,201", "6,201", "12.20 k", "24.22 KiB", "params 98.4%"],
     ]
     assert lines[-1].endswith("1 over budget, 2 ok")
+
+
+def test_a_real_run_is_marked_in_every_report_and_in_no_snapshot() -> None:
+    """A model that the abstract pass could not decide says so beside its numbers; the committed file stays the same."""
+    ran = replace(result(), summary=replace(towers(), real_run=True))
+    assert table.summary_text(replace(towers(), real_run=True)).startswith("Model: two-towers (keras, real run)\n")
+    for shown in ("\n".join(terminal.closing([ran])), reports.render("md", [ran]), reports.render("html", [ran])):
+        assert "(real run)" in shown
+    assert "real run" not in "\n".join(terminal.closing([result()]))
+    assert json.loads(reports.render("json", [ran]))["models"][0]["summary"]["real_run"] is True
+    assert wire.unpack(wire.pack(ran)).summary == ran.summary
+    same = snapshot.render(replace(towers(), real_run=True), declared="a.py")
+    assert same == snapshot.render(towers(), declared="a.py")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """PyTorch: models are built and run on the meta device, so that neither weights nor activations take memory.
 
-The rooms: `build` makes models without memory, `copying` a ghost of a user's model, `real` one with memory;
-`forward` runs one pass under `trace` (calls, edges, `joins` between them) with `placing` (which operands keep values),
-`memo` (repeated operators, some by their own rules of `shapes`) and `flops` (what each costs); `activations` runs one
-more in training mode, with `attention` as real devices run it and `saved` for what autograd keeps, and `tape` records a
-pass as events. Blocks that `repeats` finds alike (by their `prints`) do not run again: `retelling` and `keeping` note
-once more what they did. `holding` undoes what a pass stores in a model; `modules` and `weights` read the structure,
-`rows` and `counting` put the summary together.
+The rooms: `build` makes models without memory, `copying` a ghost of a user's model (`sharded` makes it whole), `real`
+one with memory; `forward` runs one pass under `trace` (calls, edges, `joins` between them) with `placing` (which
+operands keep values), `memo` (repeated operators, some by their own rules of `shapes`) and `flops` (what each costs);
+`activations` runs one more in training mode, with `attention` as real devices run it and `saved` for what autograd
+keeps, and `tape` records a pass as events. Blocks that `repeats` finds alike (by their `prints`) do not run again:
+`retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model; `modules` and
+`weights` read the structure, `rows` and `counting` put the summary together.
 """
 
 from __future__ import annotations

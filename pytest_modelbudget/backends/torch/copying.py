@@ -14,10 +14,14 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, keeps_values
 from pytest_modelbudget.backends.torch.modules import all_modules
+from pytest_modelbudget.backends.torch.sharded import is_sharded, merge
 
 
 def ghost_of(model: nn.Module) -> nn.Module:
-    """A copy of `model` on the meta device; `model` is only read, and no memory for its weights is taken."""
+    """A copy of `model` on the meta device; `model` is only read, and no memory for its weights is taken.
+
+    The copy of a sharded model is whole.
+    """
     ghosts = Ghosts()
     memo: dict[int, Any] = {}
     for module in all_modules(model):
@@ -26,13 +30,18 @@ def ghost_of(model: nn.Module) -> nn.Module:
                 memo[id(tensor)] = _stand_in(tensor, ghosts)
     with _CopyTensors(ghosts), torch.no_grad():
         try:
-            return copy.deepcopy(model, dict(memo))
+            ghost = copy.deepcopy(model, dict(memo))
         except Exception:  # a lock, a generator, a file: share what cannot be copied
-            return _structure(model, memo)
+            ghost = _structure(model, memo)
+    if any(map(is_sharded, model.parameters())):
+        merge(ghost)
+    return ghost
 
 
 def _stand_in(tensor: torch.Tensor, ghosts: Ghosts) -> torch.Tensor:
-    if not is_lazy(tensor) and not isinstance(tensor, nn.Parameter) and keeps_values(tensor) and not tensor.is_meta:
+    if is_lazy(tensor) or isinstance(tensor, nn.Parameter) or tensor.is_meta or is_sharded(tensor):
+        return ghosts.of(tensor)
+    if keeps_values(tensor):
         return tensor.detach().cpu().clone()
     return ghosts.of(tensor)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from pytest_modelbudget import units
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
-from pytest_modelbudget.backends.torch import real
+from pytest_modelbudget.backends.torch import real, sharded
 from pytest_modelbudget.backends.torch.activations import measured
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
@@ -48,8 +49,9 @@ class _Run:
 def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> Summary:
     """See `pytest_modelbudget.backends.Backend.summarize`."""
     with torch.inference_mode(False), calls_shown():  # inference tensors could not be saved for a backward pass
+        shards = sharded.note(model)
         run = _run(unwrapped(model), name, inputs, sizes, built_here)
-        return _summary(run, sizes)
+        return _summary(run, sizes, shards)
 
 
 def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
@@ -62,7 +64,7 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
         subject = Subject(name, model if built_here else ghost_of(model), inputs)
         return _Run(subject, forward(subject, sizes, keep=True))
     except ForwardFailed as mistake:
-        if not mistake.needs_values or not real.fits(model):
+        if not mistake.needs_values or not real.fits(model) or sharded.note(model):
             raise
     return _really(model, name, inputs, sizes, built_here)
 
@@ -81,8 +83,11 @@ def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int
         twin = forward(replace(first, seed=1), sizes)
     except ForwardFailed:
         return _Run(first, base, None, (f"{_VALUES}; it ran on zeros only",))
-    same = base.trace.flops == twin.trace.flops
-    return _Run(first, base, twin, (_VALUES if same else f"{_VALUES}, and its FLOPs depend on them",))
+    seen = sorted((base.trace.flops, twin.trace.flops))
+    if seen[0] == seen[1]:
+        return _Run(first, base, twin, (_VALUES,))
+    spread = f"{units.flops(seen[0])} and {units.flops(seen[1])} in two runs"
+    return _Run(first, base, twin, (f"{_VALUES}, and its FLOPs depend on them: {spread}",))
 
 
 _Seen = list[tuple[Sizes, Pass]]
@@ -95,7 +100,7 @@ def _again(run: _Run, sizes: Sizes) -> Pass | None:
         return None
 
 
-def _summary(run: _Run, sizes: Sizes) -> Summary:
+def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
     subject, found = run.subject, nodes(run.subject.model)
     weights, unread = weights_of(found, subject.name)
 
@@ -122,7 +127,8 @@ def _summary(run: _Run, sizes: Sizes) -> Summary:
         flops=run.flops,
         activation_bytes=None if held is None else held.total,
         sizes=tuple(sizes.items()),
-        notes=(*run.notes, *_fixed(sizes, seen), *unread, *_limits(run), *unheld),
+        notes=(*run.notes, *shards, *_fixed(sizes, seen), *unread, *_limits(run), *unheld),
+        real_run=subject.real,
     )
 
 

@@ -92,8 +92,15 @@ ZERO = frozenset(
 )  # fmt: skip
 """Names of the `aten` operators that count zero, beside those torch itself tags as elementwise or as a view."""
 
+_QUANTIZED = """
+    add add_relu add_scalar add_scalar_relu mul mul_relu mul_scalar mul_scalar_relu cat cat_relu relu6 leaky_relu
+    hardswish sigmoid tanh elu celu clamp threshold prelu softmax dropout batch_norm batch_norm_relu batch_norm1d
+    batch_norm1d_relu batch_norm2d batch_norm2d_relu batch_norm3d batch_norm3d_relu layer_norm group_norm instance_norm
+    max_pool1d max_pool2d embedding_byte embedding_4bit embedding_bag_byte embedding_bag_4bit
+"""
 _ZERO_ELSEWHERE = frozenset(
     {"torchvision.nms", "torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align"}
+    | {f"quantized.{name}" for name in _QUANTIZED.split()}
 )
 
 
@@ -183,6 +190,12 @@ def _packed_linear(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: A
     return int(2 * _size(out_val) * data.shape[-1])
 
 
+def _packed_conv(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
+    """As a convolution of floats: `packed` gives its int8 filters back."""
+    filters, _ = packed.unpack()
+    return int(2 * _size(data if packed.transpose() else out_val) * prod(filters.shape[1:]))
+
+
 FORMULAS: dict[str, Formula] = {
     "aten.mm": _mm,
     "aten.addmm": _addmm,
@@ -212,6 +225,13 @@ FORMULAS: dict[str, Formula] = {
     "quantized.linear_dynamic": _packed_linear,
     "quantized.linear_relu_dynamic": _packed_linear,
     "quantized.linear_dynamic_fp16": _packed_linear,
+    "quantized.linear": _packed_linear,
+    "quantized.linear_relu": _packed_linear,
+    **{
+        f"quantized.conv{transposed}{dims}d{then}": _packed_conv
+        for dims in (1, 2, 3)
+        for transposed, then in (("", ""), ("", "_relu"), ("", "_add"), ("", "_add_relu"), ("_transpose", ""))
+    },
 }
 """Formulas that `torch.utils.flop_counter` lacks, and those of the commonest operators, which here are faster.
 

@@ -260,6 +260,7 @@ def _needs_values(mistake: Exception) -> bool:
         "data-dependent",
         "data dependent",
         "nonzero",
+        "unallocated storage",
     )
     return isinstance(mistake, NeedsValues) or any(part in text for part in known)
 

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pytest_modelbudget.backends.torch.modules import all_modules
+from pytest_modelbudget.backends.torch.sharded import is_sharded, merge, whole
 
 META = torch.device("meta")
 
@@ -19,7 +20,7 @@ LARGE = 65_536
 constructors like to read (schedules of drop rates, widths of stages)."""
 
 CONSTANT = 1_048_576
-"""Elements up to which an integer or bool tensor keeps its values during the forward pass (ids, masks)."""
+"""Elements up to which a tensor of constants keeps its values during the forward pass (ids, masks, shapes)."""
 
 
 def keeps_values(tensor: torch.Tensor) -> bool:
@@ -36,7 +37,7 @@ class Ghosts:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The ghost of `tensor`: same class, shape, strides, dtype and `requires_grad`; itself when on meta."""
-        if tensor.is_meta:
+        if tensor.is_meta and not is_sharded(tensor):
             return tensor
         if (known := self._made.get(tensor)) is None:
             known = self._made[tensor] = self._make(tensor)
@@ -47,6 +48,8 @@ class Ghosts:
             data = torch.empty(0, dtype=tensor.dtype, device=META)
             lazy = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
             return _with_attributes(lazy, tensor)
+        if is_sharded(tensor):
+            return whole(tensor)
         data = self._data(tensor)
         if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
             data = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
@@ -73,18 +76,23 @@ def _with_attributes(ghost: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return ghost
 
 
+def _kept(buffer: torch.Tensor) -> bool:
+    return not isinstance(buffer, UninitializedBuffer) and keeps_values(buffer)
+
+
 def settle(model: nn.Module, ghosts: Ghosts) -> None:
-    """Replace every real parameter of `model`, and every buffer whose values no forward pass needs, by its ghost."""
+    """Replace every real parameter of `model`, and every buffer whose values no forward pass needs, by its ghost.
+
+    A sharded model becomes whole.
+    """
+    if any(map(is_sharded, model.parameters())):
+        merge(model)
     for module in all_modules(model):
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, parameter in module._parameters.items():
-            if parameter is not None and not parameter.is_meta:
+            if parameter is not None and (not parameter.is_meta or is_sharded(parameter)):
                 module._parameters[name] = ghosts.of(parameter)
         for name, buffer in module._buffers.items():
-            if (
-                buffer is not None
-                and not buffer.is_meta
-                and (isinstance(buffer, UninitializedBuffer) or not keeps_values(buffer))
-            ):
+            if buffer is not None and (is_sharded(buffer) or not (buffer.is_meta or _kept(buffer))):
                 module._buffers[name] = ghosts.of(buffer)

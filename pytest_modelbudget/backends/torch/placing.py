@@ -16,7 +16,6 @@ from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
-_ONES = 4_096  # float `ones` (attention masks) up to this many elements keep their values
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
 _MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "rand", "randn",
            "randint", "randperm", "tril_indices", "triu_indices", "empty_strided", "empty_permuted"}  # fmt: skip
@@ -112,11 +111,7 @@ class Placing:
 
 def _keeps(name: str, dtype: torch.dtype, elements: int) -> bool:
     """Whether a new constant of this many elements keeps its values."""
-    if name.startswith(("empty", "new_empty")):
-        return False
-    if not (dtype.is_floating_point or dtype.is_complex):
-        return elements <= CONSTANT
-    return name in ("ones", "ones_like", "new_ones") and elements <= _ONES
+    return elements <= CONSTANT and (_whole(dtype) or name in ("ones", "ones_like", "new_ones"))
 
 
 def _placed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +156,7 @@ def _counted(name: str, args: tuple[Any, ...]) -> int:
 
 def _real_like(name: str, out: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The constant that `zeros_like` and its kind would have made on a real device."""
-    value = 0 if "zeros" in name else 1 if "ones" in name else args[-1]
+    value = 1 if "ones" in name else args[-1] if "full" in name else 0
     return torch.full(tuple(out.shape), value, dtype=out.dtype, device="cpu")
 
 
@@ -170,7 +165,7 @@ def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
         meta = func(*tree_map_only(torch.Tensor, _to_meta, args), **tree_map_only(torch.Tensor, _to_meta, kwargs))
     except (RuntimeError, NotImplementedError):  # its result depends on values, so it is no larger than its operands
         return False
-    return any(tensor.numel() > (CONSTANT if _whole(tensor.dtype) else LARGE) for tensor in tensors(meta))
+    return any(tensor.numel() > CONSTANT for tensor in tensors(meta))
 
 
 def _whole(dtype: torch.dtype) -> bool:

@@ -37,23 +37,32 @@ def copy_of(model: nn.Module, name: str) -> nn.Module:
 
 
 def filled(model: nn.Module) -> nn.Module:
-    """A copy of a model on meta, with memory: all its weights are zeros."""
+    """A copy of a model on meta, with memory: all its weights are zeros, its float buffers ones, as variances."""
     memo: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_meta:
-            zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
             trained = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(zeros, tensor.requires_grad) if trained else zeros
+            make = torch.zeros if trained or not tensor.is_floating_point() else torch.ones
+            filling = make(tensor.shape, dtype=tensor.dtype, device="cpu")
+            memo[id(tensor)] = nn.Parameter(filling, tensor.requires_grad) if trained else filling
     return copy.deepcopy(model, memo)
 
 
 def fill_again(model: nn.Module, seed: int) -> None:
-    """Other weights for a model that `filled` made: small random numbers."""
+    """Other weights for a copy, as new layers have them: scales 1, biases 0, the rest random.
+
+    Random ones keep the size of what goes through; with small ones a decision deep in the model would be as with zeros.
+    """
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.uniform_(-0.05, 0.05, generator=dice)
+        for name, parameter in model.named_parameters():
+            if not parameter.is_floating_point():
+                continue
+            if parameter.ndim < 2:
+                parameter.fill_(0 if "bias" in name else 1)
+            else:
+                bound = (6 / max(1, parameter[0].numel())) ** 0.5
+                parameter.uniform_(-bound, bound, generator=dice)
         for buffer in model.buffers():  # a variance among them must not be negative
             if buffer.is_floating_point():
                 buffer.uniform_(0.5, 1.0, generator=dice)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary import Flops, Layer, Summary
 
 Count = Callable[..., Summary]
 
@@ -298,6 +298,30 @@ def test_scripted_modules_show_their_params(count_live: Count) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")
+def test_statically_quantised_layers_cost_what_the_float_ones_do(count_live: Count) -> None:
+    """Convolutions and matrix products of int8 tensors are counted, additions of them are free."""
+    quantized = torch.ao.nn.quantized
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.dequant = quantized.Quantize(0.1, 0, torch.quint8), quantized.DeQuantize()
+            self.conv = quantized.Conv2d(4, 8, 3, padding=1, groups=2)
+            self.up = quantized.ConvTranspose2d(8, 2, 2, stride=2)
+            self.line, self.add = quantized.Linear(16, 5), quantized.QFunctional()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(self.quant(x))
+            y = self.up(self.add.add(y, y))
+            return self.dequant(self.line(y))
+
+    summary = count_live(Net().eval(), "float32[B, 4, 8, 8]", B=1)
+    macs = (8 * 64) * (2 * 9) + (8 * 64) * (2 * 4) + (2 * 16 * 5) * 16
+    assert summary.flops == Flops(2 * macs)
+    assert summary.params == 8 * 2 * 9 + 8 + 8 * 2 * 4 + 2 + 16 * 5 + 5
+
+
 def test_dynamically_quantised_weights_are_not_zero(count_live: Count) -> None:
     """Packed int8 weights count one byte for each element, their float32 biases four."""
     model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(30, 40), nn.ReLU()), {nn.Linear})

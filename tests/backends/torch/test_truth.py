@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from pytest_modelbudget.backends.torch.joins import KINDS
 from pytest_modelbudget.summary import Layer, Summary
@@ -89,6 +90,35 @@ def _shapes(calls: list[dict[str, Any]]) -> dict[str, list[list[int]]]:
         if one["output_shape"] not in shapes:
             shapes.append(one["output_shape"])
     return found
+
+
+DETECTORS = {
+    "fasterrcnn_mobilenet_v3_large_320_fpn": (19_386_354, None),
+    "fasterrcnn_mobilenet_v3_large_fpn": (19_386_354, None),
+    "fasterrcnn_resnet50_fpn": (41_755_286, 134.380),
+    "fasterrcnn_resnet50_fpn_v2": (43_712_278, 280.371),
+    "maskrcnn_resnet50_fpn": (44_401_393, 134.380),
+    "maskrcnn_resnet50_fpn_v2": (46_359_409, None),
+}
+"""Params and GMACs at one image of 3x512x512 (`num_params` and `_ops` of COCO_V1). GMACs depend on how many boxes the
+weights find: those at the full number of proposals are given, and not those of trained weights that find fewer, or of
+masks on top of them."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS)
+def test_published_detectors(name: str, monkeypatch: pytest.MonkeyPatch, count: Callable[..., Summary]) -> None:
+    """Built as with their weights, but without them: params are exact; GMACs depend on the values, and a note says so."""
+    models = pytest.importorskip("torchvision.models")
+    params, gmacs = DETECTORS[name]
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *args, **kwargs: {})
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *args, **kwargs: None)
+    summary = count(lambda: models.get_model(name, weights="COCO_V1"), {"args": [["float32[3, 512, 512]"]]})
+    assert summary.params == params
+    assert summary.real_run
+    assert summary.flops.value is None
+    (seen,) = [note for note in summary.notes if "FLOPs depend on them" in note]
+    assert gmacs is None or f"{2 * gmacs:.1f} GFLOPs" in seen
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
