@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, keeps_values
 from pytest_modelbudget.backends.torch.modules import all_modules
-from pytest_modelbudget.backends.torch.sharded import is_sharded, merge
+from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge
 
 
 def ghost_of(model: nn.Module) -> nn.Module:
@@ -33,7 +33,7 @@ def ghost_of(model: nn.Module) -> nn.Module:
             ghost = copy.deepcopy(model, dict(memo))
         except Exception:  # a lock, a generator, a file: share what cannot be copied
             ghost = _structure(model, memo)
-    if any(map(is_sharded, model.parameters())):
+    if has_shards(model):
         merge(ghost)
     return ghost
 

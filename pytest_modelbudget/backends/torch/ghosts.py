@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pytest_modelbudget.backends.torch.modules import all_modules
-from pytest_modelbudget.backends.torch.sharded import is_sharded, merge, whole
+from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge, whole
 
 META = torch.device("meta")
 
@@ -85,7 +85,7 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
 
     A sharded model becomes whole.
     """
-    if any(map(is_sharded, model.parameters())):
+    if has_shards(model):
         merge(model)
     for module in all_modules(model):
         if isinstance(module, torch.jit.ScriptModule):

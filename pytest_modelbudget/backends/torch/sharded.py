@@ -14,12 +14,18 @@ from pytest_modelbudget.errors import ModelBudgetError
 
 _TENSORS = ("torch.distributed.tensor", "torch.distributed._tensor")
 _WRAPPERS = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
+_ORDINARY = (torch.Tensor, nn.Parameter)
 _HOOKS = (*_TENSORS, *_WRAPPERS)  # and none of activation checkpointing, which changes what is held
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is a `DTensor`, of which this rank holds a part (or a copy)."""
-    return isinstance(tensor, _classes(_TENSORS, "DTensor"))
+    return type(tensor) not in _ORDINARY and isinstance(tensor, _classes(_TENSORS, "DTensor"))
+
+
+def has_shards(model: nn.Module) -> bool:
+    """Whether any parameter of `model` is sharded."""
+    return bool(_classes(_TENSORS, "DTensor")) and any(map(is_sharded, model.parameters()))
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -34,17 +40,20 @@ def note(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ModelBudgetError: it is inside `FullyShardedDataParallel`, whose flat parameters hide the whole.
     """
-    if any(isinstance(module, _classes(_WRAPPERS, "FullyShardedDataParallel")) for module in model.modules()):
+    flat = _classes(_WRAPPERS, "FullyShardedDataParallel")
+    if flat and any(isinstance(module, flat) for module in model.modules()):
         raise ModelBudgetError(
             "a model inside FullyShardedDataParallel shows this rank's part of its parameters only: "
             "count it before it is wrapped, or shard it with fully_shard"
         )
-    ranks = max((tensor.device_mesh.size() for tensor in model.parameters() if is_sharded(tensor)), default=0)
-    return (f"sharded over {ranks} ranks: all numbers are those of the whole model, not of one rank",) if ranks else ()
+    if not has_shards(model):
+        return ()
+    ranks = max(tensor.device_mesh.size() for tensor in model.parameters() if is_sharded(tensor))
+    return (f"sharded over {ranks} ranks: all numbers are those of the whole model, not of one rank",)
 
 
 def merge(model: nn.Module) -> None:
-    """Make a model that runs on one device of a ghost: without hooks that gather, scatter or redistribute."""
+    """Make a ghost of a sharded model run on one device: without hooks that gather, scatter or redistribute."""
     wrapper = _classes(_WRAPPERS, "FSDPModule")
     for module in model.modules():
         if isinstance(module, wrapper):
