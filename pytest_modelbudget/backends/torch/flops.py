@@ -153,6 +153,11 @@ def _cdist(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
     return int(2 * _size(left) * right.shape[-2])
 
 
+def _solve_triangular(matrix: Any, right: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
+    """n^2 for each column of n unknowns: n (n + 1) / 2 products and divisions, n (n - 1) / 2 sums (LAPACK's TRSM)."""
+    return _size(out_val) * int(matrix.shape[-1])
+
+
 def _fft(points: int, transforms: int, share: float) -> int:
     return ceil(share * transforms * points * log2(points)) if points > 1 else 0
 
@@ -218,6 +223,7 @@ FORMULAS: dict[str, Formula] = {
     "aten._trilinear": _trilinear,
     "aten._cdist_forward": _cdist,
     "aten._euclidean_dist": _cdist,
+    "aten.linalg_solve_triangular": _solve_triangular,
     "aten._fft_c2c": _fft_complex,
     "aten._fft_r2c": _fft_from_real,
     "aten._fft_c2r": _fft_to_real,

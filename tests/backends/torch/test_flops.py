@@ -126,6 +126,12 @@ def test_a_layer_called_a_hundred_times(count: Count) -> None:
             lambda a, b: torch.einsum("bij,bkj->bik", a, b), ["float32[2, 3, 4]", "float32[2, 5, 4]"], 240, id="einsum"
         ),
         pytest.param(lambda a, b: torch.cdist(a, b), ["float32[1, 6, 4]", "float32[1, 5, 4]"], 240, id="cdist"),
+        pytest.param(
+            lambda a, b: torch.linalg.solve_triangular(a.tril(), b, upper=False),
+            ["float32[2, 6, 6]", "float32[2, 6, 5]"],
+            2 * 5 * (6 * 7 // 2 + 6 * 5 // 2),
+            id="triangular systems",
+        ),
         pytest.param(torch._int_mm, ["int8[32, 16]", "int8[16, 8]"], 8192, id="int8 product"),
         pytest.param(torch.fft.fft, ["complex64[2, 16]"], int(5 * 2 * 16 * log2(16)), id="complex FFT: 5 N log2 N"),
         pytest.param(torch.fft.rfft, ["float32[2, 16]"], int(2.5 * 2 * 16 * log2(16)), id="real FFT: half of it"),
