@@ -115,13 +115,16 @@ class _Luck:
 
 
 class Repeats:
-    """The blocks of one model that occur again and again, and what each does, over all of its passes."""
+    """The blocks of one model that occur again and again: the same for all of its passes.
+
+    `below` are all modules of each block, by its `id`; `trusted` the fingerprints that were seen twice to do the same.
+    """
 
     def __init__(self, model: nn.Module, holdings: Holdings) -> None:
         self._kinds: dict[int, int] = {}
-        self._below: dict[int, list[nn.Module]] = {}
-        self._prints = Prints(holdings)
-        self._trusted: set[Hashable] = set()
+        self.below: dict[int, list[nn.Module]] = {}
+        self.prints = Prints(holdings)
+        self.trusted: set[Hashable] = set()
         self._model = model  # keeps the addresses that are keys
         for alike in _alike(model):
             self.enter(alike)
@@ -134,8 +137,8 @@ class Repeats:
             if len(below) - 1 == sum([child is not None for one in below for child in one._modules.values()]):
                 # It is a tree: no module comes twice.
                 self._kinds[id(module)] = kind
-                self._below[id(module)] = below
-                self._prints.enter(below)
+                self.below[id(module)] = below
+                self.prints.enter(below)
 
     def kind(self, module: nn.Module) -> int | None:
         """The kind of a module, None when it is the only one."""
@@ -171,20 +174,20 @@ class Session:
         luck = self._luck[kind]
         if luck.hopeless:
             return run()
-        modules = self._repeats._below[id(module)]
+        modules = self._repeats.below[id(module)]
         try:
             given = Given(args, kwargs)
-            print_, training = self._repeats._prints.of(modules)
-            key = print_, training, given.key, _mood(), self._log.surroundings(modules, given)
+            fingerprint, training = self._repeats.prints.of(modules)
+            key = fingerprint, training, given.key, _mood(), self._log.surroundings(modules, given)
             effect = self._effects.get(key)
         except (Unreadable, TypeError):  # TypeError: something that has no hash
             luck.recorded += 1
             return run()
-        if effect is not None and print_ in self._repeats._trusted:
+        if effect is not None and fingerprint in self._repeats.trusted:
             luck.told += 1
             return self._tell(effect, modules, given)
         luck.recorded += 1
-        return self._record(key, print_, modules, given, effect, run)
+        return self._record(key, fingerprint, modules, given, effect, run)
 
     def _called_often(self, module: nn.Module) -> int | None:
         """One block that is called again and again is as good as many that are alike."""
@@ -205,7 +208,7 @@ class Session:
     def _record(
         self,
         key: tuple[Hashable, ...],
-        print_: Hashable,
+        fingerprint: Hashable,
         modules: Modules,
         given: Given,
         before: Effect | None,
@@ -220,7 +223,7 @@ class Session:
         finally:
             self._recording -= 1
         try:
-            if not given.unwritten or self._repeats._prints.of(modules) != key[:2] or _chance() != chance:
+            if not given.unwritten or self._repeats.prints.of(modules) != key[:2] or _chance() != chance:
                 raise Unreadable
             made = tensors(out)
             self._refuse_escaped(first, made)
@@ -234,7 +237,7 @@ class Session:
             if not self._recording:
                 self._born.clear()
         if before == effect and not torch.is_grad_enabled():
-            self._repeats._trusted.add(print_)
+            self._repeats.trusted.add(fingerprint)
         self._effects[key] = effect
         return out
 
