@@ -16,7 +16,7 @@ from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Summary
 
 BACKENDS = {"torch": "pytest_modelbudget.backends.torch", "keras": "pytest_modelbudget.backends.keras"}
-"""The framework, and the backend that knows it."""
+"""The framework, and the backend that knows it; one that builds on another (Keras on torch) comes after it."""
 
 _SIGNS = {"keras": ("keras", "tensorflow")}
 """Modules that show that a framework is in use, where that is more than its own name: `tf.keras` loads Keras late."""
@@ -82,8 +82,8 @@ def backend(name: str) -> Backend:
 
 
 def owner(model: object) -> Backend | None:
-    """The backend that owns `model`, or None."""
-    return next((one for one in loaded() if one.owns(model)), None)
+    """The backend that owns `model`, or None; a Keras model that runs on torch is a torch module too, and is Keras'."""
+    return next((one for one in reversed(loaded()) if one.owns(model)), None)
 
 
 @contextmanager
