@@ -123,7 +123,9 @@ class Summary:
     `sizes` are the sizes its symbolic dimensions had while FLOPs were counted. `activation_bytes` are those that
     one forward pass in training mode holds for the backward pass at these sizes, without parameters, buffers and
     inputs; they depend on the kernels of the framework, so they take no part in comparisons, and they may be more than
-    those of all rows, since the model's own code around its layers may have no row. `notes` are short sentences
+    those of all rows, since the model's own code around its layers may have no row. `optimizer_bytes` are those of all
+    variables of the optimizer a model is compiled with, None where there is none; never part of params, nor compared.
+    `notes` are short sentences
     for the reader (what could not be known, which route was taken); they take no part in comparisons.
     """
 
@@ -137,6 +139,7 @@ class Summary:
     sizes: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     activation_bytes: int | None = None
+    optimizer_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if len({layer.path for layer in self.layers}) != len(self.layers):
@@ -159,7 +162,7 @@ class Summary:
 
     @property
     def buffers(self) -> int:
-        """Elements of torch buffers, persistent or not."""
+        """Elements of torch buffers, persistent or not, and of scales and the like beside quantised Keras weights."""
         return sum(layer.buffers for layer in self.layers)
 
     @property
@@ -208,6 +211,7 @@ class Summary:
             "weight_bytes": self.weight_bytes,
             "flops": {"rules": self.flops.rules, "value": self.flops.value, "uncounted": dict(self.flops.uncounted)},
             "activation_bytes": self.activation_bytes,
+            "optimizer_bytes": self.optimizer_bytes,
             "samples": self.samples,
             "notes": list(self.notes),
             "layers": [_layer_dict(layer) for layer in self.layers],
@@ -228,6 +232,7 @@ class Summary:
             sizes=tuple(data["sizes"].items()),
             notes=tuple(data["notes"]),
             activation_bytes=data.get("activation_bytes"),
+            optimizer_bytes=data.get("optimizer_bytes"),
         )
 
     def __str__(self) -> str:

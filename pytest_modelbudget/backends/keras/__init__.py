@@ -1,8 +1,8 @@
 """Keras 3 behind the `Backend` protocol, whatever backend Keras itself runs on.
 
 `build` makes models without memory for weights, `trace` runs one symbolic call, `walk` turns layers into rows,
-`shapes` names dimensions, `weights` names and ties variables, `ports` fits inputs, `rules` and `flops` count;
-`private` holds what Keras keeps to itself.
+`shapes` names dimensions, `weights` names and ties variables, `ports` fits inputs, `rules` and `flops` count,
+`optimizer` counts what training keeps; `private` holds what Keras keeps to itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import flops, ports, private, rules, shapes, walk
+from pytest_modelbudget.backends.keras import flops, optimizer, ports, private, rules, shapes, walk
 from pytest_modelbudget.backends.keras.build import abstract, counting
 from pytest_modelbudget.backends.keras.trace import Trace, build, trace
 from pytest_modelbudget.errors import ModelBudgetError
@@ -77,8 +77,17 @@ class _Counted:
             outputs=outputs,
             flops=total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
+            optimizer_bytes=self._optimizer_bytes(),
             notes=tuple(self.notes),
         )
+
+    def _optimizer_bytes(self) -> int | None:
+        try:
+            return optimizer.state_bytes(self.model)
+        except Exception as error:  # an optimizer of the user's that cannot be made anew from its config
+            kind = type(self.model.optimizer).__name__
+            self.notes.append(f"the state of the optimizer {kind} is not known: {_said(error)}")
+            return None
 
     def _seen(self, arguments: ports.Arguments) -> tuple[walk.Seen, walk.Specs]:
         """One trace of the model, at the declared sizes where it has them, and the specs of its outputs."""

@@ -33,18 +33,33 @@ class Ledger:
         for wanted, variable, layer in named:
             name = unique(wanted, taken)
             owner = self._owners.setdefault(id(variable), full := f"{path}.{name}")
-            weight = self._weight(name, variable, None if owner == full else owner)
+            weight = self._weight(name, variable, layer, None if owner == full else owner)
             weights.append(_unpacked(weight, private.packed(layer, variable)))
         return tuple(weights)
 
-    def _weight(self, name: str, variable: Any, tied_to: str | None) -> Weight:
+    def _weight(self, name: str, variable: Any, layer: Any, tied_to: str | None) -> Weight:
+        beside = _beside_quantized(variable, layer)
         return Weight(
             name=name,
             shape=tuple(int(size) for size in variable.shape),
             dtype=keras.backend.standardize_dtype(variable.dtype),
-            trainable=id(variable) in self._trainable,
+            trainable=id(variable) in self._trainable and not beside,
+            role="buffer" if beside else "param",
             tied_to=tied_to,
         )
+
+
+_QUANTIZED = ("kernel", "embeddings", "reverse_embeddings", "inputs", "outputs_grad")
+_BESIDE = {f"{of}_{what}" for of in _QUANTIZED for what in ("scale", "zero", "amax_history")}
+_BESIDE |= {"zero_point", "g_idx", "awq_scales"}
+
+
+def _beside_quantized(variable: Any, layer: Any) -> bool:
+    """Whether a variable only serves to read a quantised weight: a scale, a zero point, a history of maxima.
+
+    Such numbers are no params: a quantised layer has as many of those as before, and needs other bytes.
+    """
+    return variable.name in _BESIDE and getattr(layer, "quantization_mode", None) is not None
 
 
 def _unpacked(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
@@ -79,8 +94,21 @@ def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator
             yield f"{prefix}{variable.name}", variable, layer
     taken: set[str] = set()
     for sublayer in private.sublayers(layer):
-        name = unique(_local_name(sublayer), taken)
-        yield from deep(sublayer, f"{prefix}{name}/", seen)
+        part = _part(layer, sublayer)
+        step = f"{unique(part, taken)}/" if part else ""
+        yield from deep(sublayer, f"{prefix}{step}", seen)
+
+
+def _part(layer: Any, sublayer: Any) -> str:
+    """What `sublayer` is called in `layer`; empty for the one layer that a recurrent layer or a wrapper is about."""
+    if isinstance(layer, keras.layers.Bidirectional):
+        named = {id(layer.forward_layer): "forward", id(layer.backward_layer): "backward"}
+        return named.get(id(sublayer)) or _local_name(sublayer)
+    if isinstance(layer, keras.layers.RNN) and sublayer is layer.cell:
+        return ""
+    if isinstance(layer, keras.layers.Wrapper) and sublayer is layer.layer:
+        return ""
+    return _local_name(sublayer)
 
 
 def _local_name(layer: Any) -> str:

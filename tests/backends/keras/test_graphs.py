@@ -163,9 +163,9 @@ def test_layers_of_layers_are_one_row(summarize: Any) -> None:
 
     both, attention = summarize(build).layers[1:]
     assert [weight.name for weight in both.weights[:3]] == [
-        "forward_lstm/lstm_cell/kernel",
-        "forward_lstm/lstm_cell/recurrent_kernel",
-        "forward_lstm/lstm_cell/bias",
+        "forward/kernel",
+        "forward/recurrent_kernel",
+        "forward/bias",
     ]
     assert both.params == 2 * 4 * 3 * (4 + 3 + 1)
     assert [weight.name for weight in attention.weights][::2] == [
