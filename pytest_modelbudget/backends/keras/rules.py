@@ -7,14 +7,13 @@ copies); an operation in neither table has no formula, and makes the total a low
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from math import ceil, log2, prod
+from math import prod
 from typing import Any
 
 from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
+from pytest_modelbudget.backends.operators.formulas import COMPLEX_FFT, REAL_FFT, Shape, einsum, fft
 
-Shape = tuple[int, ...]
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
 """From an operation (or layer), the shapes of its tensor operands and those of its results, to FLOPs."""
 
@@ -43,43 +42,8 @@ def _tensordot(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) ->
     return 2 * prod(operands[0]) * prod(operands[1]) // max(prod(contracted), 1)
 
 
-def _einsum(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
-    """Operands are multiplied from left to right; a pair that shares a summed index is a matrix product.
-
-    Its cost is `2 * product of the sizes of its indices`, after indices that only one operand has were summed.
-    """
-    terms, output = _einsum_terms(operation.subscripts, [len(shape) for shape in operands])
-    sizes: dict[str, int] = {}
-    for term, shape in zip(terms, operands, strict=True):
-        for index, size in zip(term, shape, strict=True):
-            sizes[index] = max(size, sizes.get(index, 1))
-    total = 0
-    while len(terms) > 1:
-        left, right, *rest = terms
-        needed = set(output).union(*rest)
-        kept = {index for index in {*left, *right} if index in needed}
-        summed = {index for index in left if index in right and index not in needed}
-        if summed:
-            total += 2 * prod(sizes[index] for index in kept | summed)
-        terms = ["".join(sorted(kept)), *rest]
-    return total
-
-
-def _einsum_terms(subscripts: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The indices of each operand and of the result, `...` spelled out from the right with capital Greek letters."""
-    text = subscripts.replace(" ", "")
-    left, arrow, output = text.partition("->")
-    terms = left.split(",")
-    free = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
-    widest = max((count for term, count in zip(terms, free, strict=True) if "..." in term), default=0)
-    names = "".join(chr(0x391 + position) for position in range(widest))
-    spelled = [
-        term.replace("...", names[widest - count :] if count else "") for term, count in zip(terms, free, strict=True)
-    ]
-    if not arrow:
-        counts = Counter("".join(terms).replace(".", ""))
-        output = "..." + "".join(sorted(index for index, count in counts.items() if count == 1))
-    return spelled, output.replace("...", names)
+def _einsum(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) -> int:
+    return einsum(operation.subscripts, operands)
 
 
 def _conv(_: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
@@ -117,34 +81,29 @@ def _cdist(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
     return 2 * prod(operands[0]) * operands[1][-2]
 
 
-def _fft(points: int, transforms: int, share: float) -> int:
-    """`share * N log2 N` for each transform of N points: 5 for complex ones, half of it for real ones."""
-    return ceil(share * transforms * points * log2(points)) if points > 1 else 0
-
-
 def _fft1(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
-    return _fft(operands[0][-1], prod(operands[0][:-1]), 5)
+    return fft(operands[0][-1], prod(operands[0][:-1]), COMPLEX_FFT)
 
 
 def _fft2(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
-    return _fft(prod(operands[0][-2:]), prod(operands[0][:-2]), 5)
+    return fft(prod(operands[0][-2:]), prod(operands[0][:-2]), COMPLEX_FFT)
 
 
 def _rfft(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
-    return _fft(operation.fft_length or operands[0][-1], prod(results[0][:-1]), 2.5)
+    return fft(operation.fft_length or operands[0][-1], prod(results[0][:-1]), REAL_FFT)
 
 
 def _irfft(_: Any, __: Sequence[Shape], results: Sequence[Shape]) -> int:
-    return _fft(results[0][-1], prod(results[0][:-1]), 2.5)
+    return fft(results[0][-1], prod(results[0][:-1]), REAL_FFT)
 
 
 def _stft(operation: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
     """One real transform for each frame."""
-    return _fft(operation.fft_length, prod(results[0][:-1]), 2.5)
+    return fft(operation.fft_length, prod(results[0][:-1]), REAL_FFT)
 
 
 def _istft(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) -> int:
-    return _fft(operation.fft_length, prod(operands[0][:-1]), 2.5)
+    return fft(operation.fft_length, prod(operands[0][:-1]), REAL_FFT)
 
 
 COUNTED: dict[str, Rule] = {
