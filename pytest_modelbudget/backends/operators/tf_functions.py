@@ -38,7 +38,7 @@ def function(graph: Any, name: str) -> Body | None:
         found, where = where._get_function(name), getattr(where, "outer_graph", None)
     if found is None:
         return None
-    inside = getattr(found, "graph", None)
+    inside: Any = getattr(found, "graph", None)
     untraced = not hasattr(inside, "inputs")
     if untraced:
         inside = _from_definition(graph, found)

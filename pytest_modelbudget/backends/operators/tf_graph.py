@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
-from pytest_modelbudget.backends.operators import Operator, one_of, total
+from pytest_modelbudget.backends.operators import Operator, one_of
 from pytest_modelbudget.backends.operators.formulas import COMPLEX_FFT, REAL_FFT, Shape, einsum, fft
 from pytest_modelbudget.backends.operators.tf_functions import Body, called, function, reached, shape_of
 from pytest_modelbudget.backends.operators.tf_names import costs_nothing
@@ -130,6 +130,7 @@ FORMULAS: dict[str, Formula] = {
 def operators(graph: Any, outputs: Sequence[Any] | None = None) -> Iterator[Operator]:
     """The operators of `graph`, a `tf.Graph`, and of what it calls, that run to make `outputs`.
 
+    What runs an unknown number of times is listed with 0 runs, beside its loop, which then has no formula.
     Without `outputs` those of a function's graph are taken, and of any other graph every operator. A graph is read,
     not run and not changed. Scopes begin with those of the callers.
     """
@@ -182,13 +183,11 @@ class _Reader:
         if [shape_of(one) for one in body.inputs] != [shape_of(one) for one in body.outputs]:
             body = function(graph, op.get_attr("body").name) or body  # its tensors change their sizes as it runs
         count = trips(cond, body, [known.of(one) for one in op.inputs])
-        if count is not None:
-            yield from self.body(cond, scope, times * (count + 1))
-            yield from self.body(body, scope, times * count)
-            return
-        inside = total([*self.body(cond, scope, 1), *self.body(body, scope, 1)])
-        if inside.flops or inside.uncounted:
-            yield Operator(scope, op.type, times, None)
+        ran = count or 0
+        inside = [*self.body(cond, scope, times * (ran + 1)), *self.body(body, scope, times * ran)]
+        hidden = count is None and any(one.flops != 0 for one in inside)
+        yield Operator(scope, op.type, times, None if hidden else 0)
+        yield from (one for one in inside if count is not None or one.flops is not None)
 
     def branch(self, graph: Any, op: Any, scope: str, times: int, known: Values) -> Iterator[Operator]:
         """A choice: the branch that is taken where that is known."""
