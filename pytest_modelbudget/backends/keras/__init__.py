@@ -1,8 +1,9 @@
 """Keras 3 behind the `Backend` protocol, whatever backend Keras itself runs on.
 
 `build` makes models without memory for weights, `trace` runs one symbolic call, `walk` turns layers into rows,
-`shapes` names dimensions, `weights` names and ties variables, `ports` fits inputs, `rules` and `flops` count,
-`optimizer` counts what training keeps; `private` holds what Keras keeps to itself.
+`shapes` names dimensions, `weights` names and ties variables, `labels` names layers, `ports` fits inputs, `rules` and
+`flops` count, `optimizer` counts what training keeps; `private` holds what Keras keeps to itself, and
+`pins` looks whether it is there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import flops, optimizer, ports, private, rules, shapes, walk
+from pytest_modelbudget.backends.keras import flops, labels, optimizer, pins, ports, private, rules, shapes, walk
 from pytest_modelbudget.backends.keras.build import abstract, counting
 from pytest_modelbudget.backends.keras.trace import Trace, build, trace
 from pytest_modelbudget.errors import ModelBudgetError
@@ -52,21 +53,24 @@ def summarize(
     """
     with counting([layer.name for layer in walk.each(model)]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of symbolic calls, which say nothing about the user's own
-        return _Counted(model, name, sizes).summary(inputs, built_here)
+        if problem := pins.unreadable():
+            raise ModelBudgetError(f"{name}: {problem}")
+        return _Counted(model, name, sizes, {} if built_here else labels.of_live(model)).summary(inputs, built_here)
 
 
 class _Counted:
-    def __init__(self, model: Any, name: str, sizes: Mapping[str, int]) -> None:
+    def __init__(self, model: Any, name: str, sizes: Mapping[str, int], names: labels.Labels) -> None:
         self.model = model
         self.name = name
+        self.names = names
         self.sizes = {"B": 1, **sizes}
         self.notes: list[str] = []
 
     def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
         arguments = self._arguments(inputs, built_here)
         seen, outputs = self._seen(arguments)
-        rows = walk.rows(self.model, seen)
-        total, by_path = Flops(), dict[str, int]()
+        rows = walk.rows(self.model, seen, self.names)
+        total, by_path = Flops(), dict[str, int | None]()
         if self._unsized(arguments) is None:
             total, by_path = flops.count(seen.calls, rows)
         return Summary(
@@ -114,7 +118,7 @@ class _Counted:
     def _arguments(self, inputs: Inputs | None, built_here: bool) -> ports.Arguments:
         """The arguments, with the model built."""
         if private.graph_of(self.model) is not None:
-            arguments = ports.of_graph(self.model, inputs, self.name)
+            arguments = ports.of_graph(self.model, inputs, self.name, self.names)
             self._refuse_unbuilt()
             return arguments
         if inputs is None:
@@ -189,5 +193,5 @@ def _of_inputs(graph: Any, arguments: ports.Arguments) -> dict[int, TensorSpec]:
     return {id(past[0]): port.spec for past, port in zip(pasts, arguments.ports, strict=True) if past is not None}
 
 
-def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int]) -> Layer:
+def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int | None]) -> Layer:
     return layer if total.value is None else replace(layer, flops=by_path.get(layer.path, 0))

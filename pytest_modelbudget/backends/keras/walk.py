@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import private, weights
+from pytest_modelbudget.backends.keras.labels import Labels
 from pytest_modelbudget.backends.keras.trace import Call
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH
@@ -38,15 +39,15 @@ class Seen:
     """Whether the shapes that a graph remembers are as good as those of the trace."""
 
 
-def rows(model: Any, seen: Seen) -> list[Row]:
-    """All rows of `model`.
+def rows(model: Any, seen: Seen, labels: Labels) -> list[Row]:
+    """All rows of `model`, under `labels` where an operation has one, else under its own name.
 
     Raises:
         ModelBudgetError: a weight of the model would be in no row.
     """
-    walk = _Walk(model, seen)
+    walk = _Walk(model, seen, labels)
     own = list(weights.own(model))
-    path = weights.unique(model.name, walk.taken) if own else ""
+    path = weights.unique(walk.name(model), walk.taken) if own else ""
     first = [Row(0, id(model), Layer(path, type(model).__name__, weights=walk.ledger.enter(path, own)))] if own else []
     found = [*first, *walk.inside(model, "")]
     lost = [variable.path for variable in model.weights if variable not in walk.ledger]
@@ -56,8 +57,9 @@ def rows(model: Any, seen: Seen) -> list[Row]:
 
 
 class _Walk:
-    def __init__(self, model: Any, seen: Seen) -> None:
+    def __init__(self, model: Any, seen: Seen, labels: Labels) -> None:
         self.seen = seen
+        self.labels = labels
         self.ledger = weights.Ledger(model)
         self.taken: set[str] = set()
         self.called: dict[tuple[int, int], list[int]] = {}
@@ -66,6 +68,10 @@ class _Walk:
             self.called.setdefault((parent, id(call.operation)), []).append(position)
             self.called.setdefault((0, id(call.operation)), []).append(position)
 
+    def name(self, one: Any) -> str:
+        """What an operation is called here."""
+        return self.labels.get(id(one), one.name)
+
     def inside(self, model: Any, prefix: str) -> Iterator[Row]:
         """The rows below one model."""
         graph = private.graph_of(model)
@@ -73,7 +79,7 @@ class _Walk:
         held = {id(one) for one in operations}
         if graph is not None:  # layers set as attributes, outside the graph
             operations += [one for one in private.sublayers(model) if id(one) not in held and not _is_input(one)]
-        paths = {id(one): weights.unique(f"{prefix}{one.name}", self.taken) for one in operations}
+        paths = {id(one): weights.unique(f"{prefix}{self.name(one)}", self.taken) for one in operations}
         for one in operations:
             nodes = private.nodes_of(graph, one) if graph is not None and id(one) in held else []
             positions = self.called.get((id(model), id(one))) or self.called.get((0, id(one)), [])

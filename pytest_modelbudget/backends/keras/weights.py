@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.keras import labels, private
 from pytest_modelbudget.summary import Weight
 
 Named = tuple[str, Any, Any]
@@ -82,7 +81,7 @@ def unique(name: str, taken: set[str]) -> str:
 def own(layer: Any) -> Iterator[Named]:
     """The variables a layer holds itself, with their names."""
     for variable in private.own_variables(layer):
-        yield variable.name, variable, layer
+        yield _variable_name(variable), variable, layer
 
 
 def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[Named]:
@@ -91,7 +90,7 @@ def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator
     for variable in private.own_variables(layer):
         if id(variable) not in seen:
             seen.add(id(variable))
-            yield f"{prefix}{variable.name}", variable, layer
+            yield f"{prefix}{_variable_name(variable)}", variable, layer
     taken: set[str] = set()
     for sublayer in private.sublayers(layer):
         part = _part(layer, sublayer)
@@ -113,6 +112,11 @@ def _part(layer: Any, sublayer: Any) -> str:
 
 def _local_name(layer: Any) -> str:
     """A layer's name without Keras' number: that counts the whole model, and equal blocks are to look equal."""
-    base = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", type(layer).__name__))
-    base = re.sub(r"([a-z])([A-Z])", r"\1_\2", base).lower()
-    return base if re.fullmatch(rf"{re.escape(base)}(_\d+)?", layer.name) else str(layer.name)
+    kind = type(layer).__name__
+    return str(layer.name) if labels.automatic(kind, layer.name) is None else labels.base(kind)
+
+
+def _variable_name(variable: Any) -> str:
+    """A variable's name, without Keras' number where it has no name of its own."""
+    kind = type(variable).__name__
+    return str(variable.name) if labels.automatic(kind, variable.name) is None else "variable"
