@@ -23,9 +23,9 @@ from pytest_modelbudget.tracebacks import user_traceback
 FRAMEWORK_MODULES = {
     "torch": "torch",
     "torchvision": "torch",
-    "keras": "keras",
+    "keras": "tensorflow",
     "tensorflow": "tensorflow",
-    "tf_keras": "tensorflow",
+    "tf_keras": "tf-keras",
     "jax": "jax",
 }
 """Modules whose absence means that a framework is not installed, and the extra that brings it."""
@@ -188,7 +188,7 @@ def _no_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
     top = error.name  # a part that is not there, torch.nnn, is a mistake of another kind
     if top is None or top not in FRAMEWORK_MODULES:
         return None
-    extra = FRAMEWORK_MODULES[top].replace("keras", "tensorflow")
+    extra = FRAMEWORK_MODULES[top]
     return FrameworkMissing(
         top, f"{top} is not installed: pip install {top}, or pip install 'pytest-modelbudget[{extra}]'"
     )

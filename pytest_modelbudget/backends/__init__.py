@@ -15,7 +15,12 @@ from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Summary
 
-BACKENDS = {"torch": "pytest_modelbudget.backends.torch", "keras": "pytest_modelbudget.backends.keras"}
+BACKENDS = {
+    "torch": "pytest_modelbudget.backends.torch",
+    "tensorflow": "pytest_modelbudget.backends.tensorflow",
+    "tf_keras": "pytest_modelbudget.backends.tensorflow.legacy",
+    "keras": "pytest_modelbudget.backends.keras",
+}
 """The framework, and the backend that knows it; one that builds on another (Keras on torch) comes after it."""
 
 _SIGNS = {"keras": ("keras", "tensorflow")}

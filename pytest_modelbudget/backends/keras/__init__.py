@@ -19,6 +19,7 @@ import keras
 from pytest_modelbudget.backends.keras import flops, labels, optimizer, pins, ports, private, rules, shapes, walk
 from pytest_modelbudget.backends.keras.build import abstract, counting
 from pytest_modelbudget.backends.keras.trace import Trace, build, trace
+from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
@@ -55,7 +56,8 @@ def summarize(
         warnings.simplefilter("ignore")  # of symbolic calls, which say nothing about the user's own
         if problem := pins.unreadable():
             raise ModelBudgetError(f"{name}: {problem}")
-        return _Counted(model, name, sizes, {} if built_here else labels.of_live(model)).summary(inputs, built_here)
+        fresh = built_here and not is_from_file(model)
+        return _Counted(model, name, sizes, {} if fresh else labels.of_live(model)).summary(inputs, built_here)
 
 
 class _Counted:

@@ -96,7 +96,7 @@ def of_graph(model: Any, inputs: Inputs | None, name: str, labels: Labels) -> Ar
     makers = [(private.history(tensor) or (tensor, None))[0] for tensor in graph.inputs]
     own = [Input(str(maker.name), walk.spec(tensor)) for maker, tensor in zip(makers, graph.inputs, strict=True)]
     shown = [Input(labels.get(id(maker), port.name), port.spec) for maker, port in zip(makers, own, strict=True)]
-    ports = tuple(shown if inputs is None else _matched(own, shown, inputs, name))
+    ports = tuple(shown if inputs is None else matched(own, shown, inputs, name))
 
     def build(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
         tensors = [make(port.name, port.spec) for port in ports]
@@ -106,7 +106,7 @@ def of_graph(model: Any, inputs: Inputs | None, name: str, labels: Labels) -> Ar
     return Arguments(ports, build, own=list(ports) == shown)
 
 
-def _matched(own: list[Input], shown: list[Input], inputs: Inputs, name: str) -> list[Input]:
+def matched(own: list[Input], shown: list[Input], inputs: Inputs, name: str) -> list[Input]:
     """The declared inputs in the model's order, under their `shown` names; they may be declared under their own."""
     given = inputs.ports
     if len(given) != len(own):

@@ -91,7 +91,10 @@ def trained(model: keras.Model) -> keras.Model:
 
 
 def rows(summary: Summary) -> list[Any]:
-    return [(one.type, one.output_text, one.weights_text, one.calls, one.flops) for one in summary.layers]
+    return [
+        (one.path, one.type, one.output_text, one.weights_text, one.connected_to, one.calls, one.flops)
+        for one in summary.layers
+    ]
 
 
 @pytest.fixture
