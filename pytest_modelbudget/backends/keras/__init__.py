@@ -18,7 +18,7 @@ import keras
 
 from pytest_modelbudget.backends.keras import flops, labels, optimizer, pins, ports, private, rules, shapes, walk
 from pytest_modelbudget.backends.keras.build import abstract, counting
-from pytest_modelbudget.backends.keras.trace import Trace, build, trace
+from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -102,11 +102,13 @@ class _Counted:
         of_inputs = _of_inputs(graph, arguments) if graph is not None else {}
         if (unsized := self._unsized(arguments)) is not None:
             self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
-            calls = self._open_trace(arguments).calls
-            given = [tuple(map(walk.spec, call.given)) for call in calls]
-            outputs = [tuple(map(walk.spec, call.outputs)) for call in calls]
-            return walk.Seen(calls, given, outputs, of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
+            opened = self._trace(arguments) if graph is None else self._open_trace(arguments)
+            given = [tuple(map(walk.spec, call.given)) for call in opened.calls]
+            outputs = [tuple(map(walk.spec, call.outputs)) for call in opened.calls]
+            last = symbolic(opened.outputs) if graph is None else graph.outputs
+            return walk.Seen(opened.calls, given, outputs, of_inputs, from_graph), tuple(map(walk.spec, last))
         base = self._trace(arguments, self.sizes)
+        from_graph = from_graph and not walk.called_beside_graphs(self.model, base.calls)
         if from_graph:
             return walk.Seen(base.calls, (), (), of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
         named = shapes.named(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
@@ -119,8 +121,10 @@ class _Counted:
 
     def _arguments(self, inputs: Inputs | None, built_here: bool) -> ports.Arguments:
         """The arguments, with the model built."""
-        if private.graph_of(self.model) is not None:
+        if private.function_of(self.model) is not None:
             arguments = ports.of_graph(self.model, inputs, self.name, self.names)
+            if built_here and private.graph_of(self.model) is None:
+                self._call(arguments)
             self._refuse_unbuilt()
             return arguments
         if inputs is None:
@@ -161,7 +165,7 @@ class _Counted:
         what = f"layer {paths[0]!r}" if paths else "the model"
         raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
 
-    def _trace(self, arguments: ports.Arguments, sizes: Mapping[str, int]) -> Trace:
+    def _trace(self, arguments: ports.Arguments, sizes: Mapping[str, int] | None = None) -> Trace:
         args, kwargs = arguments.symbolic(sizes)
         try:
             return trace(self.model, args, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -106,6 +107,7 @@ def _variable_init(init: Callable[..., None], scope: object) -> Callable[..., No
 def _only_inside(initializer: Callable[..., Any], path: str) -> Callable[..., Any]:
     """An initializer for a variable that never gets a value: outside, Keras would draw a new one at each look."""
 
+    @functools.wraps(initializer)
     def values(*args: Any, **kwargs: Any) -> Any:
         if private.in_stateless_scope():
             return initializer(*args, **kwargs)

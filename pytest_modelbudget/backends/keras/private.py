@@ -6,6 +6,7 @@ or to list which calls of a shared layer belong to which model. `pins` looks whe
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
 from collections import defaultdict
@@ -175,7 +176,13 @@ def sublayers(layer: Any) -> list[Any]:
 
 
 def graph_of(model: Any) -> Any:
-    """The `keras.Function` behind a functional or built Sequential model, None when there is no graph."""
+    """The graph that says what a functional or built Sequential model does; None when its own `call` does."""
+    owner = next((cls for cls in type(model).__mro__ if "call" in vars(cls)), type(model))
+    return function_of(model) if owner.__module__.startswith("keras.src.") else None
+
+
+def function_of(model: Any) -> Any:
+    """The `keras.Function` a model was made from, whether or not it calls it; None when there is none."""
     if isinstance(model, keras.Sequential):
         return model._functional
     return model if isinstance(model, keras.Function) else None
@@ -242,6 +249,16 @@ def built_by_calling() -> Iterator[None]:
 def overrides_build(layer: Any) -> bool:
     """Whether a layer's class makes its weights in a `build` of its own."""
     return not getattr(type(layer).build, "_is_default", False)
+
+
+def is_drawn(variable: Any) -> bool:
+    """Whether reading a variable would draw its value from one of Keras' own initializers, each time anew."""
+    if variable._value is not None:
+        return False
+    if not isinstance(inspect.unwrap(variable._initializer), keras.initializers.Initializer):
+        return False
+    scope = global_state.get_global_attribute(_SCOPE)
+    return scope is None or scope.get_current_value(variable) is None
 
 
 def infer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -7,11 +7,16 @@ copies); an operation in neither table has no formula, and makes the total a low
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
+import keras
+
+from pytest_modelbudget.backends.keras.calls import Call
 from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
+from pytest_modelbudget.backends.operators import Count
 from pytest_modelbudget.backends.operators.formulas import COMPLEX_FFT, REAL_FFT, Shape, einsum, fft
 
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
@@ -138,20 +143,44 @@ LAYERS: dict[str, Rule] = {"Conv1D": _conv_layer, "Conv2D": _conv_layer, "Conv3D
 """Layers whose own operation cannot take symbolic tensors in some cases (grouped convolutions)."""
 
 
-def flops(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int | None:
-    """FLOPs of one call of `operation`, None when it has no formula."""
+def total(calls: Iterable[Call]) -> Count:
+    """The FLOPs of several calls, each as often as it runs."""
+    flops, uncounted = 0, Counter[str]()
+    for call in calls:
+        count = cost(call)
+        flops += count.flops * call.times
+        uncounted.update({name: times * call.times for name, times in count.uncounted if call.times})
+    return Count(flops, tuple(sorted(uncounted.items())))
+
+
+def cost(call: Call) -> Count:
+    """What one run of a call costs, without the calls below it; what has no formula is named."""
+    if call.own is not None:
+        return call.own
+    if call.is_layer and not call.opaque:
+        return Count()  # what it did is in the calls below it
+    value = _cost(call)
+    return Count(0, ((type(call.operation).__name__, 1),)) if value is None else Count(value)
+
+
+def _cost(call: Call) -> int | None:
+    operation = call.operation
     if not type(operation).__module__.startswith("keras.src."):
         return None
-    name = type(operation).__name__
-    if name in COUNTED:
-        return COUNTED[name](operation, operands, results)
-    return 0 if name in ZERO else None
+    name = kind(operation) if call.is_layer else type(operation).__name__
+    rule = (LAYERS if call.is_layer else COUNTED).get(name)
+    if rule is None:
+        return 0 if name in ZERO else None
+    operands = [shape for value in keras.tree.flatten((call.args, call.kwargs)) if (shape := _shape(value)) is not None]
+    results = [tuple(tensor.shape) for tensor in call.outputs]
+    if any(size is None for shape in (*operands, *results) for size in shape):
+        return None
+    return rule(operation, operands, results)
 
 
-def layer_flops(layer: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int | None:
-    """FLOPs of one call of a layer that could not be looked into, None when it has no formula."""
-    rule = LAYERS.get(kind(layer))
-    return None if rule is None else rule(layer, operands, results)
+def _shape(value: Any) -> Any:
+    shape = getattr(value, "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def costs_nothing(layer: Any) -> bool:

@@ -103,7 +103,12 @@ def operators(closed: Any, scope: str = "", times: int = 1) -> Iterator[Operator
         elif name in CALLS:
             yield from operators(_called(eqn.params), below, times)
         else:
-            yield Operator(below, name, times, _flops(name, eqn))
+            yield Operator(_named(below, eqn), name, times, _flops(name, eqn))
+
+
+def _named(scope: str, eqn: Any) -> str:
+    """The scope of a primitive, and the name that a user gave its value (`checkpoint_name`)."""
+    return f"{scope}{eqn.params['name']}" if str(eqn.primitive.name) == "name" else scope
 
 
 def _called(params: Mapping[str, Any]) -> Any:
