@@ -166,7 +166,8 @@ def _described(config: Any, layer: str) -> Iterator[tuple[dict[str, Any], str]]:
 def refusal(path: Path, found: Content, keras: str, error: Exception) -> ModelBudgetError:
     """Why a version of Keras does not rebuild a config, and the cure."""
     text = str(error)
-    if match := re.search(r"(?:Could not locate|Unknown) (class|function|layer|object)[^'\"]*['\"](.+?)['\"]", text):
+    match = re.search(r"(?:Could not locate|Unknown) (class|function|layer|object)[^'\"]*['\"](.+?)['\"]", text)
+    if match and not (_is_of_two(found, keras) and _is_of_keras(match[2], found.config)):
         return ModelBudgetError(f"{shown(path)}: {_not_located(match[2], found.config)}")
     said = text.partition("\n\nconfig=")[0].partition(" Full object config")[0].strip() or type(error).__name__
     other = (
@@ -186,6 +187,12 @@ def _not_located(name: str, config: Any) -> str:
         "decorates it with @keras.saving.register_keras_serializable(), or set "
         f"keras.saving.get_custom_objects()[{key!r}] = {name}"
     )
+
+
+def _is_of_keras(name: str, config: Any) -> bool:
+    """Whether a name stands for a class of some version of Keras."""
+    modules = (str(one.get("module")) for one, _ in _described(config, "") if name in _names(one))
+    return any(module.partition(".")[0] in ("keras", "tf_keras") for module in modules)
 
 
 def _names(described: dict[str, Any]) -> tuple[Any, ...]:

@@ -38,11 +38,14 @@ def _make(next_creator: Callable[..., Any], **options: Any) -> Any:
 def _spec(options: dict[str, Any]) -> Any:
     """Shape and dtype of a variable; None when it is to be made for real."""
     value, shape, dtype = options.get("initial_value"), options.get("shape"), options.get("dtype")
+    known = tf.TensorShape(shape)
     if not callable(value):
         tensor = value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value, dtype)
         size = prod(tensor.shape) * tensor.dtype.size if tensor.shape.is_fully_defined() else 0
-        return None if size <= _SMALL else tf.TensorSpec(tensor.shape, dtype or tensor.dtype)
-    known = tf.TensorShape(shape)
+        in_graph = isinstance(value, tf.Tensor) and not hasattr(value, "numpy")
+        if size <= _SMALL and not in_graph:
+            return None
+        return tf.TensorSpec(tensor.shape if shape is None else known, dtype or tensor.dtype)
     if dtype is not None and known.is_fully_defined():
         return tf.TensorSpec(known, dtype)
     made = func_graph_from_py_func("initial_value", value, (), {}).outputs[0]  # runs nothing

@@ -344,6 +344,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="reads the peak memory of a process")
 def test_a_huge_file_takes_little_memory(saved: Callable[..., Path], tmp_path: Path) -> None:
     """6,711,705,600 params (25 GiB) within 200 MiB, and TensorFlow stays out where Keras runs on another backend."""
