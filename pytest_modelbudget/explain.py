@@ -324,7 +324,7 @@ _RULES: tuple[tuple[str, Callable[[Shapes], _Formula | None]], ...] = (
     ("Conv[123]DTranspose|ConvTranspose[123]d", _transposed),
     ("DepthwiseConv[12]D", _depthwise),
     ("SeparableConv[12]D", _separable),
-    ("Embedding|EmbeddingBag", _embedding),
+    ("(Reversible)?Embedding|EmbeddingBag", _embedding),
     ("LayerNorm|LayerNormalization|RMSNorm|RMSNormalization", _norm("width")),
     (
         "BatchNorm[123]d|SyncBatchNorm|BatchNormalization|GroupNorm|GroupNormalization|InstanceNorm[123]d",

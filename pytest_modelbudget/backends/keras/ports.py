@@ -92,7 +92,7 @@ def of_graph(model: Any, inputs: Inputs | None, name: str, labels: Labels) -> Ar
     Raises:
         ModelBudgetError: a declared input has no place in the model, or its shape is another.
     """
-    graph = private.graph_of(model)
+    graph = private.function_of(model)
     makers = [(private.history(tensor) or (tensor, None))[0] for tensor in graph.inputs]
     own = [Input(str(maker.name), walk.spec(tensor)) for maker, tensor in zip(makers, graph.inputs, strict=True)]
     shown = [Input(labels.get(id(maker), port.name), port.spec) for maker, port in zip(makers, own, strict=True)]
