@@ -15,6 +15,7 @@ import pytest
 from keras import layers as L
 
 from pytest_modelbudget.backends import keras as backend
+from pytest_modelbudget.explain import why
 from pytest_modelbudget.summary import Layer, Summary
 
 DATA = Path(__file__).parents[2] / "data"
@@ -159,6 +160,7 @@ def test_application(summarize: Any, row: dict[str, str]) -> None:
     if row["published_params_exact"]:
         assert summary.params == int(row["published_params_exact"])
     assert summary.trainable_params == int(row["verified_trainable"])
+    assert all(why(layer).endswith(f" = {layer.params:,}") for layer in summary.layers if layer.weights)
     layers = [layer for layer in summary.layers if "/" not in layer.path]
     assert len(layers) == int(row["layers"]) + ADDITIONS.get(row["model"], 0)
     weighty = [layer for layer in layers if any(below.weights for below in summary.below(layer.path))]
