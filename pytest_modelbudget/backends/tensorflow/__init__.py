@@ -1,7 +1,8 @@
 """TensorFlow without Keras 3, behind the `Backend` protocol: `tf.Module` objects and SavedModel folders.
 
 `build` makes variables without memory, `modules` and `saved` find them, `graphs` traces calls for outputs and FLOPs;
-`legacy` is the backend of models of tf_keras (Keras 2), with `legacy_rows` and `legacy_files`.
+`legacy` is the backend of models of tf_keras (Keras 2), with `legacy_trace`, `legacy_rows` and `legacy_files`;
+`private` holds what TensorFlow keeps to itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pytest_modelbudget.backends.operators.tf_functions import Body, specialised
 from pytest_modelbudget.backends.operators.tf_graph import operators
 from pytest_modelbudget.backends.tensorflow import graphs, modules
 from pytest_modelbudget.backends.tensorflow.build import abstract
+from pytest_modelbudget.backends.tensorflow.private import Trackable
 from pytest_modelbudget.backends.tensorflow.saved import SavedModel
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
@@ -34,7 +36,7 @@ def owns(model: object) -> bool:
 
 
 def _is_loaded(model: object) -> bool:
-    return isinstance(model, tf.__internal__.tracking.AutoTrackable) and hasattr(model, "signatures")
+    return isinstance(model, Trackable) and hasattr(model, "signatures")
 
 
 def is_class(model: object) -> bool:
@@ -91,7 +93,8 @@ class _Counted:
         if function is not None:
             return self._of_function(function, inputs)
         if inputs is None or not callable(self.model):
-            why = "it has no default signature" if isinstance(self.model, SavedModel) else "no `inputs:` are declared"
+            saved = isinstance(self.model, SavedModel)
+            why = self.model.unreadable or "it has no default signature" if saved else "no `inputs:` are declared"
             self.notes.append(f"outputs and FLOPs are not known: {why}")
             return (), (), Flops()
         ports = inputs.ports

@@ -8,8 +8,8 @@ from math import prod
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework.func_graph import func_graph_from_py_func
-from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
+
+from pytest_modelbudget.backends.tensorflow.private import UninitializedVariable, func_graph_from_py_func
 
 _SMALL = 1 << 16
 """Bytes up to which a value that is already there is kept: counters, seeds, tables."""

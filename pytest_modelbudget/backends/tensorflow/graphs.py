@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.autograph.core.converter import ConversionOptions
-from tensorflow.python.autograph.impl.api import converted_call
-from tensorflow.python.framework.func_graph import func_graph_from_py_func
 
 from pytest_modelbudget.backends.keras import shapes
 from pytest_modelbudget.backends.operators import Operator, total
+from pytest_modelbudget.backends.tensorflow.private import ConversionOptions, converted_call, func_graph_from_py_func
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Input, TensorSpec
 

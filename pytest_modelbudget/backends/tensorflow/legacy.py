@@ -10,12 +10,12 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
-from tf_keras.src import backend as private
 
 from pytest_modelbudget.backends.keras import ports as keras_ports
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
 from pytest_modelbudget.backends.tensorflow.legacy_trace import Call, Trace, trace
+from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Flops, Input, Layer, Summary, TensorSpec
@@ -23,6 +23,7 @@ from pytest_modelbudget.summary import Flops, Input, Layer, Summary, TensorSpec
 __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
 
 FRAMEWORK = "tf_keras"
+private = tf_keras_backend()
 
 
 def owns(model: object) -> bool:

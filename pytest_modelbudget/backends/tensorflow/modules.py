@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from pytest_modelbudget.backends.tensorflow.private import Trackable
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Layer, Weight
 
@@ -106,7 +107,7 @@ def _opened(name: str, part: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(part, (list, tuple)):
         for index, item in enumerate(part):
             yield from _opened(f"{name}/{index}", item)
-    elif isinstance(part, (tf.Variable, tf.Module, tf.__internal__.tracking.AutoTrackable)) or _is_layer(part):
+    elif isinstance(part, (tf.Variable, tf.Module, Trackable)) or _is_layer(part):
         yield name, part
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
 
 from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.tensorflow.modules import Held
+from pytest_modelbudget.backends.tensorflow.private import SavedModelProto
 from pytest_modelbudget.errors import ModelBudgetError
 
 _ASIDE = ("optimizer", "keras_api", "signatures")
@@ -33,6 +33,8 @@ class SavedModel:
 
     path: Path
     proto: Any
+    unreadable: str = ""
+    """Why its signatures cannot be read, once that was tried."""
 
     @property
     def held(self) -> Iterator[Held]:
@@ -55,8 +57,12 @@ class SavedModel:
     def signature(self) -> Any:
         """The concrete function of its default (or only) signature, None when it has none."""
         options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
-        with tf.Graph().as_default():  # outside a graph, tables of the model would be filled by its own functions
-            signatures = dict(tf.saved_model.load(str(self.path), options=options).signatures)
+        try:
+            with tf.Graph().as_default():  # outside a graph, tables of the model would be filled by its own functions
+                signatures = dict(tf.saved_model.load(str(self.path), options=options).signatures)
+        except Exception as error:
+            self.unreadable = f"its signatures cannot be read: {str(error).partition(chr(10))[0]}"
+            return None
         for name in _SIGNATURES:
             if name in signatures:
                 return signatures[name]
@@ -69,7 +75,7 @@ def read(path: Path) -> SavedModel:
     Raises:
         ModelBudgetError: `saved_model.pb` is damaged, or of TensorFlow 1.
     """
-    proto = saved_model_pb2.SavedModel()
+    proto = SavedModelProto()
     try:
         proto.ParseFromString((path / "saved_model.pb").read_bytes())
     except DecodeError:

@@ -231,3 +231,17 @@ def test_a_saved_model_folder_has_no_slots_and_metrics(tmp_path: Path) -> None:
     summary = summarize(tmp_path / "saved")
     assert (summary.params, summary.flops.value) == (9 * 4 + 5 * 2, 2 * (8 * 4 + 4 * 2))
     assert [row.path for row in summary.layers] == [layer.name for layer in model.layers]
+
+
+def test_tf_keras_keeps_these_names() -> None:
+    """What is used of it and is not public is still there."""
+    from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
+
+    for name in ("PER_GRAPH_OBJECT_NAME_UIDS", "OBSERVED_NAMES", "reset_uids"):
+        assert hasattr(tf_keras_backend(), name), f"{name} of tf_keras {tf_keras.__version__}"
+    layer = tf_keras.Sequential([tf_keras.Input((8,)), tf_keras.layers.Dense(4)])
+    for name in ("_flatten_layers", "_trainable_weights", "_non_trainable_weights", "_is_graph_network"):
+        assert hasattr(layer, name), f"{name} of tf_keras {tf_keras.__version__}"
+    for name in ("_network_nodes", "_nested_inputs"):
+        assert hasattr(layer, name), f"{name} of tf_keras {tf_keras.__version__}"
+    assert hasattr(layer.layers[0], "_inbound_nodes")
