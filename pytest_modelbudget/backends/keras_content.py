@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,13 +29,18 @@ _ASIDE = ("optimizer", "optimizer_weights")
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The config of a model without what it was compiled with, whether it is as `.h5` files have it (`legacy`), the
-    shapes of all stored weights (None when there are none) and the version of the Keras that wrote the file."""
+    """What a file says of its model.
+
+    `config` is without what models were compiled with; `optimizer` is the config of the optimizer among that, None
+    when the model was not compiled. `legacy` says that configs are as `.h5` files have them, `shapes` are those of
+    all stored weights (None when there are none), `version` is the Keras that wrote the file.
+    """
 
     config: dict[str, Any]
     legacy: bool
     shapes: list[Shape] | None
     version: str
+    optimizer: dict[str, Any] | None = None
 
 
 def content(path: Path) -> Content:
@@ -45,12 +50,12 @@ def content(path: Path) -> Content:
         ModelBudgetError: it is damaged, holds weights only, or Python code.
     """
     with _readable(path):
-        legacy = not (path.is_dir() or zipfile.is_zipfile(path))
-        config, shapes, version = _hdf5_format(path) if legacy else _keras_format(path)
-    _refuse_code(path, config)
-    if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
+        found = _keras_format(path) if path.is_dir() or zipfile.is_zipfile(path) else _hdf5_format(path)
+    if not isinstance(found.config, dict) or not isinstance(found.config.get("class_name"), str):
         raise ModelBudgetError(f"{shown(path)} is damaged: its config describes no model")
-    return Content(_without_training(config), legacy, shapes, version)
+    found = replace(found, config=_without_training(found.config))
+    _refuse_code(path, found.config)
+    return found
 
 
 @contextmanager
@@ -61,8 +66,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise ModelBudgetError(f"{shown(path)} is damaged or truncated: {error}") from None
 
 
-def _keras_format(path: Path) -> tuple[Any, list[Shape] | None, str]:
-    """Config, shapes of the stored weights and Keras' version of a `.keras` file, or of a folder of its parts."""
+def _keras_format(path: Path) -> Content:
+    """A `.keras` file, or a folder of its parts."""
     if path.is_dir():
         parts = {part.name: part for part in path.iterdir()}
         return _parts(path, lambda name: parts[name].open("rb"), set(parts))
@@ -70,7 +75,7 @@ def _keras_format(path: Path) -> tuple[Any, list[Shape] | None, str]:
         return _parts(path, archive.open, set(archive.namelist()))
 
 
-def _parts(path: Path, opened: Any, names: set[str]) -> tuple[Any, list[Shape] | None, str]:
+def _parts(path: Path, opened: Any, names: set[str]) -> Content:
     if _CONFIG not in names:
         raise ModelBudgetError(f"{shown(path)} is no .keras file: there is no {_CONFIG} in it")
     config = json.loads(_text(opened(_CONFIG)))
@@ -79,7 +84,13 @@ def _parts(path: Path, opened: Any, names: set[str]) -> tuple[Any, list[Shape] |
     if _WEIGHTS in names:
         with opened(_WEIGHTS) as raw, h5py.File(raw, "r") as weights:
             stored = _shapes(weights)
-    return config, stored, str(metadata.get("keras_version", "?"))
+    training = config.get("compile_config") if isinstance(config, dict) else None
+    return Content(config, False, stored, str(metadata.get("keras_version", "?")), _part(training, "optimizer"))
+
+
+def _part(training: Any, key: str) -> dict[str, Any] | None:
+    found = training.get(key) if isinstance(training, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def _text(raw: IO[bytes]) -> str:
@@ -87,8 +98,8 @@ def _text(raw: IO[bytes]) -> str:
         return raw.read().decode("utf-8")
 
 
-def _hdf5_format(path: Path) -> tuple[Any, list[Shape] | None, str]:
-    """The same of a `.h5` file."""
+def _hdf5_format(path: Path) -> Content:
+    """A `.h5` file."""
     with h5py.File(path, "r") as file:
         if "model_config" not in file.attrs:
             raise ModelBudgetError(
@@ -97,7 +108,9 @@ def _hdf5_format(path: Path) -> tuple[Any, list[Shape] | None, str]:
             )
         config = json.loads(_decoded(file.attrs["model_config"]))
         stored = _shapes(file["model_weights"]) if "model_weights" in file else None
-        return config, stored, _decoded(file.attrs.get("keras_version", "?"))
+        training = json.loads(_decoded(file.attrs.get("training_config", "null")))
+        version = _decoded(file.attrs.get("keras_version", "?"))
+        return Content(config, True, stored, version, _part(training, "optimizer_config"))
 
 
 def _decoded(value: Any) -> str:

@@ -77,6 +77,9 @@ class _QuietLoader(Loader):
     def __init__(self, loader: Any) -> None:
         self.loader = loader
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)  # for those who only look a package up
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """As the loader does."""
         module: ModuleType | None = self.loader.create_module(spec)

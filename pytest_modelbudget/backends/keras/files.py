@@ -1,12 +1,14 @@
 """`.keras` and `.h5` files: the model of their config, built without memory; of the weights only the shapes are read.
 
 No code of a file is run: Keras' safe mode stays on, so custom classes have to be registered by the project itself.
-What a file was compiled with is left out, and with it every variable of an optimizer.
+Of what it was compiled with, only the optimizer is made, without the variables that the file has of it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import keras
 
 from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.keras import walk
-from pytest_modelbudget.backends.keras_content import Shape, content, read_from_file, refusal
+from pytest_modelbudget.backends.keras_content import Content, Shape, content, read_from_file, refusal
 from pytest_modelbudget.errors import ModelBudgetError
 
 
@@ -27,27 +29,41 @@ def read(path: Path) -> Any:
     """
     found = content(path)
     try:
-        model = _deserialized(found.config, legacy=found.legacy)
+        with _safe_mode():
+            model = _deserialized(found.config, legacy=found.legacy)
     except Exception as error:
         raise refusal(path, found, f"Keras {keras.__version__}", error) from None
     if found.shapes is not None:
         _check_weights(path, model, found.shapes)
+    _give_optimizer(model, found)
     return read_from_file(model)
 
 
-def _deserialized(config: Any, *, legacy: bool) -> Any:
-    """The model of a config, in safe mode also where the process has it off.
-
-    Keras has no public name for that scope, nor for configs as `.h5` files have them (`legacy`) without weights.
-    """
-    from keras.src.legacy.saving import saving_options, saving_utils
+@contextmanager
+def _safe_mode() -> Iterator[None]:
+    """Inside, Keras' safe mode is on also where the process has it off; Keras has no public name for that."""
     from keras.src.saving.serialization_lib import SafeModeScope
 
     with SafeModeScope(True):
-        if not legacy:
-            return keras.saving.deserialize_keras_object(config)
-        with saving_options.keras_option_scope(use_legacy_config=True):
-            return saving_utils.model_from_config(config)
+        yield
+
+
+def _deserialized(config: Any, *, legacy: bool) -> Any:
+    """The model of a config; Keras has no public name for those of `.h5` files (`legacy`) without their weights."""
+    from keras.src.legacy.saving import saving_options, saving_utils
+
+    if not legacy:
+        return keras.saving.deserialize_keras_object(config)
+    with saving_options.keras_option_scope(use_legacy_config=True):
+        return saving_utils.model_from_config(config)
+
+
+def _give_optimizer(model: Any, found: Content) -> None:
+    """Give `model` the optimizer it was compiled with, so that its state can be told; one of the user's may not be
+    known here, and then neither is its state."""
+    with suppress(Exception), _safe_mode():
+        if found.optimizer is not None:
+            model.optimizer = keras.optimizers.deserialize(found.optimizer)
 
 
 def _check_weights(path: Path, model: Any, stored: list[Shape]) -> None:

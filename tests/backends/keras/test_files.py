@@ -127,6 +127,26 @@ def test_what_an_optimizer_stored_is_no_param(saved: Callable[..., Path], suffix
     summary = summarize(saved(trained(small()), f"net{suffix}"))
     assert (summary.params, summary.flops.value) == (SMALL_PARAMS, SMALL_FLOPS)
     assert summary.non_trainable_params == 2 * 4
+    slots = 2 * 4 * (SMALL_PARAMS - 2 * 4)
+    assert summary.optimizer_bytes is not None
+    assert slots < summary.optimizer_bytes <= slots + 8 + 4  # its step and learning rate
+
+
+def test_a_reference_and_a_missing_file_in_the_library(saved: Callable[..., Path], monkeypatch: Any) -> None:
+    """`summarize` takes what a manifest's `build` does; a path is relative to the current folder."""
+    path = saved(small())
+    monkeypatch.chdir(path.parent)
+    assert summarize("net.keras").params == summarize(f"{__name__}:small").params == SMALL_PARAMS
+    assert summarize("net.keras").model == "net"
+    with pytest.raises(ModelBudgetError, match=r"there is no file other\.keras"):
+        summarize("other.keras")
+
+
+def test_a_lambda_in_the_training_is_left_out(saved: Callable[..., Path]) -> None:
+    """A loss that is Python code is no part of the model, and so no reason to refuse it."""
+    model = small()
+    model.compile("adam", lambda expected, found: keras.ops.mean(expected - found))
+    assert summarize(saved(model)).params == SMALL_PARAMS
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
