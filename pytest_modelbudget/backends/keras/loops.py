@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 
 from pytest_modelbudget.backends.keras import rules
 from pytest_modelbudget.backends.keras.calls import Call
@@ -40,6 +41,16 @@ def look_into(tracer: Tracer, one: Any, args: Sequence[Any], kwargs: dict[str, A
     if count is None:
         del tracer.calls[mark:]
     return count
+
+
+def sized(one: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of `one` for inferring shapes: a `while_loop` has them of arrays only, so numbers become such."""
+    if type(one).__name__ != "WhileLoop":
+        return args
+    arrays: tuple[Any, ...] = keras.tree.map_structure(
+        lambda value: value if hasattr(value, "shape") else np.asarray(value), args
+    )
+    return arrays
 
 
 def _slices(values: Any) -> tuple[int, Any]:

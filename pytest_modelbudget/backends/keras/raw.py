@@ -88,7 +88,7 @@ class Recorder:
             outputs = private.infer(self.watched(watched(call)), *args, **kwargs)
             found = operators()
             inner = _merged(self.runs)
-            return Raw(outputs, inner) if found is None else Raw(outputs, *_shared(list(found), inner))
+            return Raw(outputs, *_shared(list(found), inner)) if found is not None else Raw(outputs, _unknown(inner))
 
     def watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """`call`, noting the layers of each run that ends well: where sizes are open, there are two with fill-ins."""
@@ -154,6 +154,11 @@ def _settled(one: Inner, operators: list[Operator]) -> Inner:
     if not entered:
         return replace(one, times=0, own=total(operators))
     return replace(one, times=max(entered.values()))
+
+
+def _unknown(inner: list[Inner]) -> list[Inner]:
+    """Layers that ran, nobody knows how often."""
+    return [replace(one, times=0, own=Count(0, ((type(one.operation).__name__, 1),))) for one in inner]
 
 
 def _is_symbolic(value: Any) -> bool:

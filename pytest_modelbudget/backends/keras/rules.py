@@ -139,8 +139,19 @@ def _conv_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int
     return _conv(layer, [(), tuple(layer.kernel.shape)], results)
 
 
-LAYERS: dict[str, Rule] = {"Conv1D": _conv_layer, "Conv2D": _conv_layer, "Conv3D": _conv_layer}
-"""Layers whose own operation cannot take symbolic tensors in some cases (grouped convolutions)."""
+def _mel(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """One real transform for each frame, and a product of its magnitudes with the filters; `(.., bins, frames)`."""
+    points, bins = int(layer.fft_length), int(layer.num_mel_bins)
+    return fft(points, prod(results[0]) // bins, REAL_FFT) + 2 * prod(results[0]) * (points // 2 + 1)
+
+
+LAYERS: dict[str, Rule] = {
+    "Conv1D": _conv_layer,
+    "Conv2D": _conv_layer,
+    "Conv3D": _conv_layer,
+    "MelSpectrogram": _mel,
+}
+"""Layers of Keras whose own code cannot take symbolic tensors in some cases, as grouped convolutions."""
 
 
 def total(calls: Iterable[Call]) -> Count:
@@ -183,9 +194,14 @@ def _shape(value: Any) -> Any:
     return None if shape is None else tuple(shape)
 
 
+def has_formula(layer: Any) -> bool:
+    """Whether a layer that cannot be looked into has a formula of its own, the same on every backend."""
+    return kind(layer) in LAYERS
+
+
 def costs_nothing(layer: Any) -> bool:
-    """Whether a layer is one of Keras' own that are zero by rule."""
-    return kind(layer) in ZERO_LAYERS
+    """Whether a layer is one of Keras' own that are zero by rule; with LoRA, looking up rows takes a product."""
+    return kind(layer) in ZERO_LAYERS and not getattr(layer, "lora_enabled", False)
 
 
 def weightless(layer: Any) -> bool:

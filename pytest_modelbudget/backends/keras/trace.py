@@ -2,8 +2,8 @@
 
 Keras only infers shapes when a layer meets a symbolic tensor. Here each layer's own `call` is run on symbolic
 tensors instead, so that what happens inside it is seen too, with no tensor of numbers anywhere. A `call` that
-does not take them (raw TensorFlow, torch or jax code) runs on the backend's symbolic tensors, where the layers it
-calls are still seen, and its own work is not: such a call is `opaque`.
+does not take them (raw TensorFlow, torch or jax code) runs on the backend's symbolic tensors, where its own work is
+counted in the backend's trace (`raw`): such a call is `opaque`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Tracer:
             return self.infer_operation(one, *args, **kwargs)
         call = self._begin(one, args, kwargs)
         call.own = loops.look_into(self, one, args, kwargs)
-        outputs = self._infer(self.infer_operation, one, args, kwargs)
+        outputs = self._infer(self.infer_operation, one, loops.sized(one, args), kwargs)
         call.outputs = tuple(symbolic(outputs))
         return outputs
 
@@ -171,6 +171,8 @@ class _Tracer:
 
     def _around(self, outer: Call, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let the backend run what Keras tensors cannot, count it, and trace the layers that were called in there."""
+        if rules.has_formula(one):
+            return self._infer(self.infer_layer, one, args, kwargs)
         before, self.recorder = self.recorder, raw.Recorder()
         try:
             found = self.recorder.run(one.call, args, kwargs)
