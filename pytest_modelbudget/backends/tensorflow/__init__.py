@@ -70,11 +70,14 @@ class _Counted:
         self.sizes = dict(sizes)
         self.built_here = built_here
         self.notes: list[str] = []
+        self.used: list[Any] = []
+        """The variables that calls of a module used."""
 
     def summary(self, inputs: Inputs | None) -> Summary:
         ports, outputs, flops = self._called(inputs)
         saved = isinstance(self.model, SavedModel)
-        held = self.model.held if saved else modules.of_live(self.model)
+        held = tuple(self.model.held if saved else modules.of_live(self.model))
+        self._refuse_lost({one.identity for one in held})
         root = "saved_model" if saved else str(getattr(self.model, "name", "model"))
         return Summary(
             model=self.name,
@@ -86,6 +89,15 @@ class _Counted:
             sizes=tuple((symbol, self.sizes[symbol]) for symbol in graphs.symbols(ports) if symbol in self.sizes),
             notes=tuple(self.notes),
         )
+
+    def _refuse_lost(self, held: set[object]) -> None:
+        """Refuse a module that works with a variable that is none of its own: it would not be counted."""
+        lost = [one.name for one in self.used if id(one) not in held]
+        if lost:
+            raise ModelBudgetError(
+                f"{self.name}: the call uses the variable {lost[0]!r}, which no object of the module holds: set it as "
+                "an attribute of a tf.Module in it"
+            )
 
     def _called(self, inputs: Inputs | None) -> tuple[tuple[Input, ...], tuple[TensorSpec, ...], Flops]:
         """Inputs, outputs and FLOPs of one call, as far as they can be known."""
@@ -134,6 +146,7 @@ class _Counted:
             except Exception as error:
                 listed = ", ".join(map(str, inputs.ports))
                 raise ModelBudgetError(f"{self.name}: the module cannot be called with {listed}: {error}") from error
+        self.used.extend(graph.variables)
         return graph, list(graph.outputs)
 
     def _refuse(self, _: Any, **__: Any) -> Any:

@@ -133,4 +133,6 @@ def _of_layer(layer: Any, path: str) -> Iterator[Held]:
     for one in layer.weights:
         name = getattr(one, "path", one.name).partition(":")[0].removeprefix(f"{layer.name}/")
         dtype = getattr(one.dtype, "name", one.dtype)
-        yield Held(path, type(layer).__name__, name, id(one), tuple(one.shape), str(dtype), id(one) in trainable)
+        value = getattr(one, "_value", None)  # what a Keras 3 variable wraps, None for one without memory
+        identity = id(one if value is None else value)
+        yield Held(path, type(layer).__name__, name, identity, tuple(one.shape), str(dtype), id(one) in trainable)

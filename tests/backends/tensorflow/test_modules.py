@@ -165,6 +165,19 @@ def test_a_module_that_makes_its_variables_when_it_is_called() -> None:
     assert live.w is None
 
 
+def test_a_variable_that_no_object_of_the_module_holds() -> None:
+    """It is used and would not be counted: an error, not a smaller number."""
+    hidden = [tf.Variable(tf.zeros([8, 4]), name="hidden")]
+
+    class Outside(tf.Module):
+        @tf.function
+        def __call__(self, x: Any) -> Any:
+            return x @ hidden[0]
+
+    with pytest.raises(ModelBudgetError, match="uses the variable 'hidden:0', which no object of the module holds"):
+        summarize(Outside(), "float32[B, 8]")
+
+
 def test_inputs_that_do_not_fit() -> None:
     """The message names the inputs, the cause follows."""
     with pytest.raises(ModelBudgetError, match=r"the module cannot be called with 0 float32\[B, 9\]"):
