@@ -107,8 +107,9 @@ class _Counted:
             outputs = [tuple(map(walk.spec, call.outputs)) for call in opened.calls]
             last = symbolic(opened.outputs) if graph is None else graph.outputs
             return walk.Seen(opened.calls, given, outputs, of_inputs, from_graph), tuple(map(walk.spec, last))
-        base = self._trace(arguments, self.sizes)
-        from_graph = from_graph and not walk.called_beside_graphs(self.model, base.calls)
+        base = self._trace(arguments, self.sizes, costs_only=from_graph)
+        if from_graph and walk.called_beside_graphs(self.model, base.calls):
+            from_graph, base = False, self._trace(arguments, self.sizes)
         if from_graph:
             return walk.Seen(base.calls, (), (), of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
         named = shapes.named(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
@@ -165,10 +166,12 @@ class _Counted:
         what = f"layer {paths[0]!r}" if paths else "the model"
         raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
 
-    def _trace(self, arguments: ports.Arguments, sizes: Mapping[str, int] | None = None) -> Trace:
+    def _trace(
+        self, arguments: ports.Arguments, sizes: Mapping[str, int] | None = None, *, costs_only: bool = False
+    ) -> Trace:
         args, kwargs = arguments.symbolic(sizes)
         try:
-            return trace(self.model, args, kwargs)
+            return trace(self.model, args, kwargs, costs_only=costs_only)
         except Exception as error:
             raise self._misfit(arguments, error) from error
 

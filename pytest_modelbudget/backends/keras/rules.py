@@ -194,6 +194,43 @@ def _shape(value: Any) -> Any:
     return None if shape is None else tuple(shape)
 
 
+def _dense_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
+    return 2 * prod(results[0]) * int(layer.kernel.shape[0])
+
+
+def _depthwise_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
+    return _depthwise(layer, [(), tuple(layer.kernel.shape)], results)
+
+
+_PLAIN: dict[str, Rule] = {
+    "Conv1D": _conv_layer,
+    "Conv2D": _conv_layer,
+    "Conv3D": _conv_layer,
+    "Dense": _dense_layer,
+    "DepthwiseConv1D": _depthwise_layer,
+    "DepthwiseConv2D": _depthwise_layer,
+}
+
+
+def plain(layer: Any) -> Rule | None:
+    """What the cost of a layer of Keras follows from without looking into it; None for any that may hold more."""
+    kinds = type(layer)
+    if not kinds.__module__.startswith("keras.src.") or getattr(layer, "lora_enabled", False):
+        return None
+    if kinds.__name__ in ZERO_LAYERS:
+        return _nothing
+    rule = _PLAIN.get(kinds.__name__)
+    if rule is None or getattr(layer, "quantization_mode", None) is not None:
+        return None
+    activation = layer.activation
+    keeps_shape = activation is not keras.activations.glu
+    return rule if keeps_shape and getattr(activation, "__module__", "").startswith("keras.src.") else None
+
+
+def _nothing(_: Any, __: Sequence[Shape], ___: Sequence[Shape]) -> int:
+    return 0
+
+
 def has_formula(layer: Any) -> bool:
     """Whether a layer that cannot be looked into has a formula of its own, the same on every backend."""
     return kind(layer) in LAYERS

@@ -16,14 +16,19 @@ import keras
 
 from pytest_modelbudget.backends.keras import loops, private, raw, rules, variables
 from pytest_modelbudget.backends.keras.calls import Call, Trace, fresh, spec, specs, symbolic
+from pytest_modelbudget.backends.operators import Count
 
 __all__ = ["Call", "Trace", "build", "specs", "symbolic", "trace"]
 
 
-def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    """Call `model` on symbolic tensors and write down what ran; its own lists of calls are as before afterwards."""
+def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, costs_only: bool = False) -> Trace:
+    """Call `model` on symbolic tensors and write down what ran; its own lists of calls are as before afterwards.
+
+    With `costs_only`, calls say what ran on which sizes, and neither dtypes nor where tensors come from.
+    """
     with private.calls_forgotten() as remember:
         tracer = _Tracer(remember)
+        tracer.costs_only = costs_only
         with variables.zeros(), variables.symbolic(), tracer.watching():
             outputs = model(*args, **kwargs)
     return Trace(tracer.calls, outputs)
@@ -40,6 +45,7 @@ class _Tracer:
         self.calls: list[Call] = []
         self.inside: list[Any] = []
         self.times = 1
+        self.costs_only = False
         self.remember = remember
         self.inferring = False
         self.recorder: raw.Recorder | None = None
@@ -115,14 +121,32 @@ class _Tracer:
 
         Inside an opaque call they are noted; elsewhere, as of a table of positions on `arange`, they become symbolic.
         """
-        if symbolic((args, kwargs)) or self.inferring:
+        if self.costs_only and not self.inferring and (outputs := self._short(one, args)) is not None:
+            return outputs
+        if self.inferring or symbolic((args, kwargs)):
             return call(one, *args, **kwargs)
         if self.recorder is None:
             return call(one, *specs(args), **specs(kwargs))
         return self.recorder.around(one, args, kwargs, specs, call)
 
+    def _short(self, one: Any, args: tuple[Any, ...]) -> Any:
+        """The outputs of a layer whose sizes say all about its cost; None for any other."""
+        rule = rules.plain(one) if len(args) == 1 and one.built else None
+        if rule is None:
+            return None
+        try:
+            given = [tuple(one.shape) for one in args[0]] if isinstance(args[0], list) else tuple(args[0].shape)
+            shape = tuple(one.compute_output_shape(given))
+            made = keras.KerasTensor(shape, one.compute_dtype)
+            own = Count(rule(one, (), [shape]))
+        except Exception:  # it says its sizes otherwise, or has open ones
+            return None
+        self.calls.append(Call(one, tuple(self.inside), self.times, args, {}, outputs=(made,), own=own))
+        return made
+
     def _begin(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        sources = _sources(symbolic((args, kwargs))) if isinstance(one, keras.layers.Layer) else ()
+        wanted = isinstance(one, keras.layers.Layer) and not self.costs_only
+        sources = _sources(symbolic((args, kwargs))) if wanted else ()
         call = Call(one, tuple(self.inside), self.times, args, kwargs, sources)
         self.calls.append(call)
         return call
