@@ -61,6 +61,8 @@ class Values:
             return None if shape.rank is None or None in shape.as_list() else shape.as_list()
         if op.type == "TensorListLength":
             return None
+        if op.type == "Max" and op.inputs[0].shape.rank == 0:  # of one length, as Keras takes it of all of a batch
+            return self.of(op.inputs[0])
         if op.type == "LogicalAnd":
             return _both(*map(self.of, op.inputs))
         if op.type not in _COMPUTED:

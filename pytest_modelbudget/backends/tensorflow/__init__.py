@@ -109,6 +109,10 @@ class _Counted:
             why = self.model.unreadable or "it has no default signature" if saved else "no `inputs:` are declared"
             self.notes.append(f"outputs and FLOPs are not known: {why}")
             return (), (), Flops()
+        if self.built_here and (layers := list(modules.layers(self.model))):
+            self._trace(inputs, self.sizes)  # which builds them
+            for layer in layers:
+                modules.read_as_zeros(layer)
         ports = inputs.ports
         return ports, *self._counted(ports, lambda sizes: self._trace(inputs, sizes))
 

@@ -72,6 +72,30 @@ def of_live(module: Any) -> Iterator[Held]:
     yield from _walk(module, "", type(module).__name__, set())
 
 
+def layers(holder: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """The Keras layers that a live object holds, at any depth."""
+    seen = set() if seen is None else seen
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    for _, value in _parts(holder):
+        if _is_layer(value):
+            yield value
+        elif not isinstance(value, tf.Variable):
+            yield from layers(value, seen)
+
+
+def read_as_zeros(layer: Any) -> None:
+    """Let the variables of a Keras 3 layer that have no memory be zeros: a graph would compute their initial values."""
+    for one in layer.variables:
+        if getattr(one, "_value", one) is None:
+            one._initializer = _zeros
+
+
+def _zeros(shape: Any, dtype: Any = None) -> Any:
+    return tf.zeros(shape, dtype or tf.float32)
+
+
 def _walk(holder: Any, path: str, kind: str, seen: set[int]) -> Iterator[Held]:
     """What `holder` holds, its own variables first, each once; an object that is met again is not opened again."""
     if id(holder) in seen:
@@ -131,7 +155,8 @@ def _of_layer(layer: Any, path: str) -> Iterator[Held]:
         raise ModelBudgetError(f"layer {path!r} was never built: call the module once before")
     trainable = {id(one) for one in layer.trainable_weights}
     for one in layer.weights:
-        name = getattr(one, "path", one.name).partition(":")[0].removeprefix(f"{layer.name}/")
+        name = getattr(one, "path", one.name).partition(":")[0]
+        name = f"/{name}".rpartition(f"/{layer.name}/")[2].lstrip("/")  # without the scope that the call was in
         dtype = getattr(one.dtype, "name", one.dtype)
         value = getattr(one, "_value", None)  # what a Keras 3 variable wraps, None for one without memory
         identity = id(one if value is None else value)

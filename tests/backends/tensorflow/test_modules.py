@@ -131,6 +131,24 @@ def test_a_keras_layer_in_a_module_is_one_row() -> None:
     assert weights(summary) == {"mixed": "scale scalar", "dense": "kernel 8x4 + bias 4"}
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a module calls layers that run on TensorFlow")
+def test_a_recurrent_layer_in_a_module_is_counted_for_every_step() -> None:
+    """5 steps of 4 gates of 3 units over 8 inputs and 3 states; its weights have the layer's own names."""
+
+    class Recurrent(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = keras.layers.LSTM(3)
+
+        def __call__(self, x: Any) -> Any:
+            return self.lstm(x)
+
+    summary = summarize(Recurrent, "float32[B, 5, 8]")
+    assert (summary.params, summary.flops.value) == (4 * 3 * (8 + 3 + 1), 5 * 2 * 4 * 3 * (8 + 3))
+    assert not summary.flops.is_lower_bound
+    assert summary.layers[0].weights[0].name == "lstm_cell/kernel"
+
+
 def test_variables_have_no_memory_and_builders_may_run_what_they_built() -> None:
     """Inside, a call on numbers works; outside, nothing has changed."""
 

@@ -87,6 +87,15 @@ def test_an_export_of_keras_has_the_names_of_its_layers(tmp_path: Path) -> None:
     assert (summary.params, summary.trainable_params, summary.flops.value) == (62, 54, FLOPS)
 
 
+@on_tensorflow
+def test_an_exported_lstm_is_never_said_to_be_free(tmp_path: Path) -> None:
+    """The elements of a list in a saved loop have an open batch: what is not counted for that is said."""
+    keras.Sequential([keras.Input((5, 8)), L.LSTM(3)]).export(tmp_path / "export", verbose=False)
+    flops, exact = summarize(tmp_path / "export").flops, 5 * 2 * 4 * 3 * (8 + 3)
+    assert flops.value is not None
+    assert flops.value == exact if not flops.is_lower_bound else flops.value < exact
+
+
 @pytest.mark.slow
 @on_tensorflow
 def test_mobilenet(tmp_path: Path) -> None:
