@@ -187,3 +187,28 @@ def test_a_call_that_cannot_be_traced_is_unknown(summarize: Any) -> None:
     assert summary.flops.is_lower_bound
     assert summary.layers[1].flops is None
     assert [row.flops for row in summary.layers][::2] == [FIRST, 2 * 3 * 5 * 4 * 3]
+
+
+def test_weights_are_symbols_while_a_model_is_traced() -> None:
+    """The names of Keras that this rests on are there, and as before afterwards."""
+    import sys
+
+    from keras.src import ops
+
+    from pytest_modelbudget.backends.keras import variables
+
+    before = {name: getattr(keras.Variable, name) for name in ("__matmul__", "__getitem__", "assign", "value")}
+    asked = [name for name, one in sys.modules.items() if name.startswith("keras.src.ops.") and hasattr(one, "any_symbolic_tensors")]  # fmt: skip
+    assert {"keras.src.ops.numpy", "keras.src.ops.nn", "keras.src.ops.core"} <= set(asked)
+    first, second = keras.Variable([[1.0, 2.0]]), keras.Variable([[1.0], [2.0]])
+    gradient = ops.custom_gradient
+    with variables.symbolic():
+        for product in (first @ second, keras.ops.matmul(first, second), first[:, :1] * 2):
+            assert isinstance(product, keras.KerasTensor)
+            assert product.shape == (1, 1)
+        with pytest.raises(variables.ValueWanted):
+            first.value  # noqa: B018
+        first.assign(first + 1)
+    assert {name: getattr(keras.Variable, name) for name in before} == before
+    assert ops.custom_gradient is gradient
+    assert float(keras.ops.sum(first)) == 3

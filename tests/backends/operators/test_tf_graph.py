@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.backends.operators import Count, total
+from pytest_modelbudget.backends.operators import Count, tf_names, total
 from pytest_modelbudget.backends.operators.tf_functions import Body, specialised
-from pytest_modelbudget.backends.operators.tf_graph import operators
+from pytest_modelbudget.backends.operators.tf_graph import FORMULAS, operators
 
 tf: Any = pytest.importorskip("tensorflow")
 
@@ -169,3 +169,21 @@ def test_an_open_batch_is_counted_at_the_size_it_is_given(tmp_path: Path) -> Non
             saved.meta_graphs[0].graph_def, {source.name: given}, [target.name], name=""
         )
     assert total(operators(read, outputs)) == expected
+
+
+def test_every_name_is_an_operator() -> None:
+    """The tables name operators that TensorFlow has, each in one of them."""
+    known = {name for name in dir(tf.raw_ops) if name[0].isupper()}
+    assert tf_names.ZERO - known == set()
+    assert {name for name in FORMULAS if not name.startswith("_")} - known == set()
+    assert not [name for name in FORMULAS if tf_names.costs_nothing(name)]
+    for family in tf_names.ZERO_FAMILIES:
+        assert any(name.startswith(family) for name in known), family
+
+
+def test_no_operator_that_multiplies_matrices_is_free() -> None:
+    """What looks like a product, a solver or a convolution by its name is not zero by rule."""
+    words = ("MatMul", "Matmul", "Conv", "Einsum", "FFT", "Solve", "Cholesky", "Svd", "Qr", "LSTM", "GRU", "RNN", "Dot")
+    known = [name for name in dir(tf.raw_ops) if any(word in name for word in words) and "Convert" not in name]
+    assert len(known) > 50
+    assert [name for name in known if tf_names.costs_nothing(name)] == []
