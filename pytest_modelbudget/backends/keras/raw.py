@@ -186,9 +186,8 @@ def _on_tensorflow(_: Recorder) -> Iterator[Watched]:
 
         return run
 
-    def operators() -> Iterator[Operator]:
-        if made:
-            yield from tf_graph.operators(made[0].graph, made)
+    def operators() -> Iterable[Operator] | None:
+        return tf_graph.operators(made[0].graph, made) if made else None
 
     yield watched, operators
 

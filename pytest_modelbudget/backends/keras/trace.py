@@ -131,12 +131,14 @@ class _Tracer:
 
     def _short(self, one: Any, args: tuple[Any, ...]) -> Any:
         """The outputs of a layer whose sizes say all about its cost; None for any other."""
-        rule = rules.plain(one) if len(args) == 1 and one.built else None
+        first = args[0] if len(args) == 1 and one.built else None
+        several: list[Any] = first if isinstance(first, list) else [first]
+        rule = rules.plain(one) if all(isinstance(tensor, keras.KerasTensor) for tensor in several) else None
         if rule is None:
             return None
         try:
-            given = [tuple(one.shape) for one in args[0]] if isinstance(args[0], list) else tuple(args[0].shape)
-            shape = tuple(one.compute_output_shape(given))
+            shapes = [tuple(tensor.shape) for tensor in several]
+            shape = tuple(one.compute_output_shape(shapes if first is several else shapes[0]))
             made = keras.KerasTensor(shape, one.compute_dtype)
             own = Count(rule(one, (), [shape]))
         except Exception:  # it says its sizes otherwise, or has open ones

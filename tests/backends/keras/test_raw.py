@@ -92,12 +92,13 @@ else:
 class Raw(L.Layer):
     """Raw code around an inner layer: `mix(inner, x)`."""
 
-    def __init__(self, mix: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, mix: Callable[[Any, Any], Any], inner: L.Layer | None = None) -> None:
         super().__init__(name="raw")
-        self.inner, self.mix = L.Dense(4, use_bias=False, name="inner"), mix
+        self.inner, self.mix = inner or L.Dense(4, use_bias=False, name="inner"), mix
 
     def build(self, shape: Any) -> None:
-        self.inner.build((*shape[:-1], 4))
+        if not self.inner.built:
+            self.inner.build((*shape[:-1], 4))
 
     def call(self, x: Any) -> Any:
         return self.mix(self.inner, x)
@@ -140,6 +141,37 @@ def test_raw_code_is_counted(summarize: Any, mix: Callable[..., Any], last: int,
     assert summary.layers[1].output_text in (f"[B, 5, {last}]", f"[3, 5, {last}]")  # a list has the length of B
     assert summary.flops.uncounted == ()
     assert summary.params == 28 + 16 + 3 * last + 3
+
+
+@pytest.mark.parametrize(
+    ("inner", "cost"),
+    [
+        pytest.param(lambda: L.Dense(4, activation="gelu"), INNER, id="Dense"),
+        pytest.param(lambda: L.Conv1D(4, 1), INNER, id="Conv1D"),
+        pytest.param(
+            lambda: L.LSTM(4, return_sequences=True), 3 * 5 * 2 * 4 * (4 * 4 + 4 * 4), id="LSTM, a step at a time"
+        ),
+        pytest.param(
+            lambda: L.MultiHeadAttention(2, 2), 3 * (4 * 2 * 5 * 4 * 4 + 2 * 2 * 5 * 5 * 4), id="MultiHeadAttention"
+        ),
+    ],
+)
+def test_raw_code_in_a_graph(summarize: Any, inner: Callable[[], L.Layer], cost: int) -> None:
+    """A functional model may hold raw code around any layer of Keras."""
+
+    def mixed(one: Any, x: Any) -> Any:
+        y = scores(x)[..., :4]
+        return one(y, y) if isinstance(one, L.MultiHeadAttention) else one(y)
+
+    def build() -> keras.Model:
+        x, raw = keras.Input((5, 4)), Raw(mixed, inner())
+        if isinstance(raw.inner, L.MultiHeadAttention):
+            raw.inner.build((None, 5, 4), (None, 5, 4))
+        return keras.Model(x, raw(x))
+
+    summary = summarize(build, B=3)
+    assert (summary.flops.value, summary.flops.uncounted) == (SCORES + cost, ())
+    assert summary.layers[1].flops == SCORES + cost
 
 
 class Direct(keras.Model):
