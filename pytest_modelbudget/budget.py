@@ -58,7 +58,13 @@ METRICS: dict[str, Metric] = {
         Metric(
             "non_trainable_params", "count", lambda s: s.non_trainable_params, "params that are not trained", "frozen"
         ),
-        Metric("buffers", "count", lambda s: s.buffers, "elements of torch buffers", "buffers"),
+        Metric(
+            "buffers",
+            "count",
+            lambda s: s.buffers,
+            "elements of torch buffers and of Keras' scales beside quantised weights",
+            "buffers",
+        ),
         Metric("weight_bytes", "bytes", lambda s: s.weight_bytes, "bytes of params and buffers as stored", "weights"),
         Metric("flops", "flops", lambda s: s.flops.value, "one forward pass; a multiply-add counts 2", "FLOPs"),
         Metric(

@@ -17,14 +17,16 @@ from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.summary import Summary
 
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
+_FILES = (".keras", ".h5", ".hdf5")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
     """One registered model, the same whichever door it came through.
 
-    `build` is a callable or `"module:callable"`, called with `args` and `kwargs`. `inputs` and `budgets` may
-    be given as they are written in a manifest; they are read, and mistakes raised, on construction.
+    `build` is a callable or `"module:callable"`, called with `args` and `kwargs`, or the path of a model's file
+    (see `names_file`), relative to `home`. `inputs` and `budgets` may be given as they are written in a manifest;
+    they are read, and mistakes raised, on construction.
     `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
     holds its snapshot, and `declared` the name that snapshot says it was declared in.
 
@@ -78,6 +80,17 @@ def check_id(text: object) -> str:
             "and '::' is pytest's"
         )
     return text
+
+
+def names_file(build: str) -> bool:
+    """Whether `build` is the path of a model's file or folder, rather than `module:callable`.
+
+    A `.keras`, `.h5` or `.hdf5` file, or any path with a slash in it (a SavedModel folder: `./saved`).
+    """
+    if build.lower().endswith(_FILES):
+        return True
+    drive_or_none = re.sub(r"^[A-Za-z]:(?=[/\\])", "", build)
+    return bool(re.search(r"[/\\]", build)) and ":" not in drive_or_none and not build.endswith(".py")
 
 
 class State(str, Enum):

@@ -7,8 +7,14 @@ tied parts) is explained by its weights. The words are the same for every framew
 - convolutions: `k*k*in/groups*out + out: 3*3*3*32 + 32 = 896`
 - LSTM, GRU, simple RNN: `4*units*(inputs + units + 1): 4*64*(1 + 64 + 1) = 16,896`, with 4, 3 or 1 gates and as many
   biases as there are (torch has two), summed over layers and directions
-- embeddings: `vocabulary*width`; normalisation: `(scale + shift)*channels`; multi-head attention
+- convolutional LSTM: `4*filters*(k*k*in + k*k*filters + 1)`
+- embeddings: `vocabulary*width`; normalisation: `(scale + shift)*channels`
+- multi-head attention: `3*(width*heads*size + heads*size) + heads*size*width + width`, with `groups` for fewer heads of
+  keys and values; parts of different sizes one by one
+- a layer over time: its inner layer
 - any other: `kernel 3x3x3x32 + bias 32 = 896`
+
+Quantised weights count as what they stand for, and are named with the bytes they take: `kernel int4: 64 bytes`.
 """
 
 from __future__ import annotations
@@ -52,7 +58,12 @@ def why(layer: Layer) -> str:
         counted = f"{formula.words}: {formula.numbers} = {formula.value:,}"
     else:
         counted = _from_weights(own, layer.params)
-    return "; ".join(filter(None, (counted, tied)))
+    stored = "; ".join(f"{weight.name} {weight.dtype}: {weight.bytes:,} bytes" for weight in own if _quantized(weight))
+    return "; ".join(filter(None, (counted, stored, tied)))
+
+
+def _quantized(weight: Weight) -> bool:
+    return weight.packed_bytes is not None or weight.dtype.startswith(("int4", "uint4", "int8", "uint8", "float8"))
 
 
 def _from_weights(own: list[Weight], params: int) -> str:
@@ -179,23 +190,41 @@ def _attention(shapes: Shapes) -> _Formula | None:
     return _keras_attention(shapes)
 
 
+_INNER = ("query", "key", "value")
+
+
 def _keras_attention(shapes: Shapes) -> _Formula | None:
-    kernels = {shapes.get(f"{part}/kernel") for part in ("query", "key", "value")}
-    biases = {shapes.get(f"{part}/bias") for part in ("query", "key", "value")}
-    match (*kernels,), (*biases,), shapes.get("attention_output/kernel"), shapes.get("attention_output/bias"):
-        case [(int(width), int(heads), int(size))], [bias], (int(), int(), int(outs)), last:
-            if (bias is None) != (last is None):
-                return None
-            inner, back = f"{width}*{heads}*{size}", f"{heads}*{size}*{outs}"
-            value = 3 * width * heads * size + heads * size * outs
-            if bias is None:
-                return _Formula("3*width*heads*size + heads*size*width", f"3*{inner} + {back}", value)
-            return _Formula(
-                "3*(width*heads*size + heads*size) + heads*size*width + width",
-                f"3*({inner} + {heads}*{size}) + {back} + {outs}",
-                value + 3 * heads * size + outs,
-            )
-    return None
+    """Query, key and value `(width, heads, size)` and the way back `(heads, size, width)`, equal parts together."""
+    names = [f"{part}/{what}" for part in (*_INNER, "attention_output") for what in ("kernel", "bias")]
+    kernels = [shapes.get(f"{part}/kernel", ()) for part in _INNER]
+    biases = [shapes.get(f"{part}/bias", ()) for part in _INNER]
+    back, last = shapes.get("attention_output/kernel", ()), shapes.get("attention_output/bias")
+    if not set(shapes) <= set(names) or {len(kernel) for kernel in (*kernels, back)} != {3}:
+        return None
+    heads = kernels[0][1]
+    parts = [
+        (f"width*{'heads' if kernel[1] == heads else 'groups'}*size", kernel, bias)
+        for kernel, bias in zip(kernels, biases, strict=True)
+    ]
+    pairs = [_repeated(part, len(list(group))) for part, group in groupby(parts)]
+    words, numbers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    words.append("heads*size*width")
+    numbers.append(_times(*back))
+    if last is not None:
+        words.append("width")
+        numbers.append(_times(*last))
+    return _Formula(" + ".join(words), " + ".join(numbers), sum(map(prod, shapes.values())))
+
+
+def _repeated(part: tuple[str, Shape, Shape], times: int) -> tuple[str, str]:
+    """`3*(width*heads*size + heads*size)` with its numbers; an empty bias is none."""
+    words, kernel, bias = part
+    product, numbers = words, _times(*kernel)
+    if bias:
+        product, numbers = f"{words} + {words.partition('*')[2]}", f"{numbers} + {_times(*bias)}"
+    if times == 1:
+        return product, numbers
+    return (f"{times}*({product})", f"{times}*({numbers})") if bias else (f"{times}*{product}", f"{times}*{numbers}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +298,25 @@ def _recurrence(parts: Shapes) -> _Recurrence | None:
     return _Recurrence(gates, units, inputs, biases // wide)
 
 
+def _convolutional(shapes: Shapes) -> _Formula | None:
+    """Keras' ConvLSTM: `kernel (k..., in, 4*filters)`, `recurrent_kernel (k..., filters, 4*filters)`."""
+    match _pick(shapes, "kernel", "recurrent_kernel", "bias"):
+        case ((*window, int(ins), int(wide)), (*again, int(filters), int(other)), bias) if wide == other == 4 * filters:
+            k = "k*" * len(window)
+            last = ("", "") if bias is None else (" + 1", " + 1")
+            return _Formula(
+                f"4*filters*({k}in + {k}filters{last[0]})",
+                f"4*{filters}*({_times(*window, ins)} + {_times(*again, filters)}{last[1]})",
+                sum(map(prod, shapes.values())),
+            )
+    return None
+
+
+def _inner(shapes: Shapes) -> _Formula | None:
+    """The layer inside a wrapper, where its weights say what it is."""
+    return _dense(shapes) or _recurrent(shapes)
+
+
 _RULES: tuple[tuple[str, Callable[[Shapes], _Formula | None]], ...] = (
     ("Dense|Linear|NonDynamicallyQuantizableLinear", _dense),
     ("Bilinear", _bilinear),
@@ -276,12 +324,14 @@ _RULES: tuple[tuple[str, Callable[[Shapes], _Formula | None]], ...] = (
     ("Conv[123]DTranspose|ConvTranspose[123]d", _transposed),
     ("DepthwiseConv[12]D", _depthwise),
     ("SeparableConv[12]D", _separable),
-    ("Embedding|EmbeddingBag", _embedding),
+    ("(Reversible)?Embedding|EmbeddingBag", _embedding),
     ("LayerNorm|LayerNormalization|RMSNorm|RMSNormalization", _norm("width")),
     (
         "BatchNorm[123]d|SyncBatchNorm|BatchNormalization|GroupNorm|GroupNormalization|InstanceNorm[123]d",
         _norm("channels"),
     ),
-    ("MultiheadAttention|MultiHeadAttention", _attention),
+    ("MultiheadAttention|MultiHeadAttention|GroupedQueryAttention", _attention),
+    ("ConvLSTM[123]D", _convolutional),
+    ("TimeDistributed", _inner),
     ("(LSTM|GRU|SimpleRNN|RNN)(Cell)?|Bidirectional", _recurrent),
 )

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_modelbudget import backends, inputs, snapshot
+from pytest_modelbudget.backends import files
 from pytest_modelbudget.backends.coexist import coexisting
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.summary import Summary, TensorSpec
@@ -22,8 +23,9 @@ from pytest_modelbudget.tracebacks import user_traceback
 FRAMEWORK_MODULES = {
     "torch": "torch",
     "torchvision": "torch",
-    "keras": "keras",
+    "keras": "tensorflow",
     "tensorflow": "tensorflow",
+    "tf_keras": "tf-keras",
     "jax": "jax",
 }
 """Modules whose absence means that a framework is not installed, and the extra that brings it."""
@@ -46,7 +48,7 @@ def run(
     start = time.perf_counter()
     try:
         with coexisting():
-            summary = (count or summarize_entry)(entry)
+            summary = (count or summarize_entry)(_located(entry, root))
         stored = snapshot.compare(root, entry, summary) if snapshots else Snapshot(Stored.OFF)
         result = check(entry, summary, stored, accept=accept)
     except FrameworkMissing as missing:
@@ -65,6 +67,13 @@ def run(
     except BaseException as error:
         result = _failed(entry, user_traceback(error))
     return replace(result, seconds=time.perf_counter() - start)
+
+
+def _located(entry: ModelEntry, root: Path) -> ModelEntry:
+    """A model's file is looked for from the folder of what registers it."""
+    if not isinstance(entry.build, str) or not names_file(entry.build):
+        return entry
+    return replace(entry, build=str(root / entry.home / entry.build))
 
 
 def _with_cause(mistake: ModelBudgetError) -> str:
@@ -96,9 +105,19 @@ def summarize_entry(entry: ModelEntry) -> Summary:
     """
     if entry.framework is not None:
         _framework(entry.framework)
-    build = _resolve(entry.build, "build", entry) if isinstance(entry.build, str) else entry.build
+    build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
     summary = _built(build, entry, backends.loaded())
     return replace(summary, samples=entry.samples)
+
+
+def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
+    """The function that `build` names, or one that reads its file."""
+    if not names_file(build):
+        return _resolve(build, "build", entry)
+    if entry.args or entry.kwargs:
+        where = f"{entry.place}: " if entry.place else ""
+        raise ModelBudgetError(f"{where}args and kwargs are for functions; {build} is a file, which takes none")
+    return files.builder(Path(build), entry.framework)
 
 
 def _built(build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]) -> Summary:
@@ -169,7 +188,7 @@ def _no_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
     top = error.name  # a part that is not there, torch.nnn, is a mistake of another kind
     if top is None or top not in FRAMEWORK_MODULES:
         return None
-    extra = FRAMEWORK_MODULES[top].replace("keras", "tensorflow")
+    extra = FRAMEWORK_MODULES[top]
     return FrameworkMissing(
         top, f"{top} is not installed: pip install {top}, or pip install 'pytest-modelbudget[{extra}]'"
     )
@@ -234,6 +253,7 @@ def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
 def summarize(model_or_builder: object, inputs: Any = None, *, name: str | None = None) -> Summary:
     """Count a model, or what a builder returns; print the result to see the table.
 
+    `model_or_builder` may also be what a manifest's `build` is: `"module:callable"`, or the path of a model's file.
     `inputs` is written as in a manifest (`"float32[B, 3, 224, 224]"`) or real example inputs. A live model is
     left exactly as it is; a builder's model is made without memory for its weights. Symbolic dimensions are
     sized 1.
@@ -254,7 +274,8 @@ def _summarize_any(model_or_builder: object, inputs: Any, name: str | None) -> S
 def live_entry(name: str, model_or_builder: object, given: Any, **options: Any) -> ModelEntry:
     """An entry for a model that is already there, or for a builder; real tensors are accepted as inputs."""
     read = given if _is_grammar(given) else inputs.from_example(given)
-    return ModelEntry(id=name, build=model_or_builder, inputs=read, **options)  # type: ignore[arg-type]
+    build = os.path.abspath(model_or_builder) if isinstance(model_or_builder, os.PathLike) else model_or_builder
+    return ModelEntry(id=name, build=build, inputs=read, **options)  # type: ignore[arg-type]
 
 
 def _is_grammar(given: Any) -> bool:
@@ -269,17 +290,24 @@ def _is_grammar(given: Any) -> bool:
 
 
 def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
-    """Count a live model as it is, or what a builder (a function, or a model class) returns."""
+    """Count a live model as it is, or what a builder (a function, a model class, a reference or a file) gives."""
     owner = backends.owner(model_or_builder)
     if owner is not None:
         return replace(_summarize(owner, model_or_builder, entry, built_here=False), samples=entry.samples)
-    if not callable(model_or_builder):
+    if not callable(model_or_builder) and not _names_builder(entry.build):
         raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
     return summarize_entry(entry)
 
 
+def _names_builder(build: object) -> bool:
+    return isinstance(build, str) and (names_file(build) or ":" in build)
+
+
 def _label(thing: object) -> str:
-    name = getattr(thing, "__name__", type(thing).__name__)
+    if isinstance(thing, (str, os.PathLike)):
+        path = os.fspath(thing)
+        thing = Path(path).stem if names_file(str(path)) else str(path).rpartition(":")[2]
+    name = thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)
     return (
         "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name).strip(".-")
         or "model"

@@ -15,8 +15,13 @@ from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Summary
 
-BACKENDS = {"torch": "pytest_modelbudget.backends.torch", "keras": "pytest_modelbudget.backends.keras"}
-"""The framework, and the backend that knows it."""
+BACKENDS = {
+    "torch": "pytest_modelbudget.backends.torch",
+    "tensorflow": "pytest_modelbudget.backends.tensorflow",
+    "tf_keras": "pytest_modelbudget.backends.tensorflow.legacy",
+    "keras": "pytest_modelbudget.backends.keras",
+}
+"""The framework, and the backend that knows it; one that builds on another (Keras on torch) comes after it."""
 
 _SIGNS = {"keras": ("keras", "tensorflow")}
 """Modules that show that a framework is in use, where that is more than its own name: `tf.keras` loads Keras late."""
@@ -82,8 +87,8 @@ def backend(name: str) -> Backend:
 
 
 def owner(model: object) -> Backend | None:
-    """The backend that owns `model`, or None."""
-    return next((one for one in loaded() if one.owns(model)), None)
+    """The backend that owns `model`, or None; a Keras model that runs on torch is a torch module too, and is Keras'."""
+    return next((one for one in reversed(loaded()) if one.owns(model)), None)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from pytest_modelbudget.backends import quiet
+
 
 class _NoTritonAfterTensorFlow(MetaPathFinder):
     """Both bring an LLVM of their own: importing triton after TensorFlow aborts the process (triton first is fine).
@@ -28,13 +30,15 @@ class _NoTritonAfterTensorFlow(MetaPathFinder):
 
 @contextmanager
 def coexisting() -> Iterator[None]:
-    """Inside, torch and TensorFlow can be used in either order; the import system is as before on leaving."""
+    """Inside, torch and TensorFlow can be used in either order, and come up quietly; the import system is as before
+    on leaving."""
     finder = _NoTritonAfterTensorFlow()
     log = logging.getLogger("torch.utils.flop_counter")  # would warn that triton is not there
     was_disabled, log.disabled = log.disabled, True
     sys.meta_path.insert(0, finder)
     try:
-        yield
+        with quiet.imports():
+            yield
     finally:
         sys.meta_path.remove(finder)
         log.disabled = was_disabled

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pytest_modelbudget import budget as budgets
 from pytest_modelbudget import inputs
 from pytest_modelbudget.budget import Budget
-from pytest_modelbudget.check import ModelEntry, check_id
+from pytest_modelbudget.check import ModelEntry, check_id, names_file
 from pytest_modelbudget.config import schema
 from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError, Place
@@ -228,8 +228,12 @@ class _Loader:
         model = self._shape(schema.Model, data, keys)
         if model is None:
             return None
-        if not _REFERENCE.fullmatch(model.build):
-            self._mistake((*keys, "build"), f"build: {model.build!r} is not a reference: write module:callable")
+        if not _REFERENCE.fullmatch(model.build) and not names_file(model.build):
+            self._mistake(
+                (*keys, "build"),
+                f"build: {model.build!r} is not a reference: write module:callable, or the path of a .keras or .h5 "
+                "file or of a SavedModel folder (./saved)",
+            )
         limits = self._budgets(model.budgets, keys)
         try:
             read = inputs.parse(model.inputs)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 Budgets = dict[str, Any]
+Framework = Literal["torch", "keras", "tf_keras", "tensorflow"]
 
 
 class _Strict(BaseModel):
@@ -18,7 +19,7 @@ class Defaults(_Strict):
 
     batch: PositiveInt | None = None
     dims: dict[str, PositiveInt] = Field(default_factory=dict)
-    framework: Literal["torch", "keras"] | None = None
+    framework: Framework | None = None
     optional: bool = False
     budgets: Budgets = Field(default_factory=dict)
 
@@ -34,7 +35,7 @@ class Model(_Strict):
     dims: dict[str, PositiveInt] = Field(default_factory=dict)
     tags: list[str] = Field(default_factory=list)
     samples: PositiveInt | None = None
-    framework: Literal["torch", "keras"] | None = None
+    framework: Framework | None = None
     optional: bool | None = None
     budgets: Budgets = Field(default_factory=dict)
 

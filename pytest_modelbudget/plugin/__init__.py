@@ -6,6 +6,7 @@ standard library; what runs with the option on lives in `collect`, `controller` 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 MARKER = "model_budget"
 RESULTS: pytest.StashKey[list[Result]] = pytest.StashKey()
 """The results an item came to; the controller gets them from its report."""
+
+_SWITCHES = ("model_budget", "model_budget_update", "model_budget_prune")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,8 +67,7 @@ def enabled(config: pytest.Config) -> bool:
 
 def asked_for(config: pytest.Config) -> bool:
     """Whether this run was started for its models, rather than by a project's ini file."""
-    flags = ("model_budget", "model_budget_update", "model_budget_prune")
-    return any(config.getoption(flag) for flag in flags)
+    return any(config.getoption(flag) for flag in _SWITCHES)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -73,6 +75,18 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     from pytest_modelbudget import hooks
 
     pluginmanager.add_hookspecs(hooks)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Have TensorFlow come up quietly, whichever conftest or test module of this run imports it."""
+    flags = vars(early_config.known_args_namespace)  # not in `early_config.option` yet
+    if any(flags.get(flag) for flag in _SWITCHES) or early_config.getini("model_budget"):
+        from pytest_modelbudget.backends import quiet
+
+        stack = ExitStack()
+        stack.enter_context(quiet.imports())
+        early_config.add_cleanup(stack.close)
 
 
 def pytest_configure(config: pytest.Config) -> None:

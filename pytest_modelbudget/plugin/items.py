@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
 from pytest_modelbudget import wire
+from pytest_modelbudget.backends.quiet import without_noise
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin import MARKER, RESULTS
@@ -20,12 +20,6 @@ from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.run import run
 
 _MOST_OUTPUT = 20_000
-_NOISE = re.compile(
-    r"^(?:WARNING: All log messages before absl::Init.*|[IWEF]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\] .*"
-    r"|\d{4}-\d\d-\d\d [\d:.]+: [IWE] \S+\.cc:\d+\] .*|To enable the following instructions: .*)\n?",
-    re.MULTILINE,
-)
-"""What TensorFlow writes when it is imported; it says nothing of the model."""
 
 _LETTERS = {
     State.CHANGED: "C",
@@ -165,7 +159,7 @@ def record(item: pytest.Item, result: Result) -> Result:
 def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], *, send: bool) -> None:
     """Put what an item came to on its report; `send` adds its results as plain data, which xdist carries on."""
     if isinstance(item, BudgetItem):  # a builder may print megabytes, which every later phase would repeat
-        shown = ((name, _cut(_NOISE.sub("", content))) for name, content in report.sections)
+        shown = ((name, _cut(without_noise(content))) for name, content in report.sections)
         report.sections = [(name, content) for name, content in shown if content.strip()]
     if call.when != "call":
         return

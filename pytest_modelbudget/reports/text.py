@@ -97,6 +97,8 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "Not counted", ", ".join(f"{harmless(name)} x{calls}" for name, calls in summary.flops.uncounted)
     if summary.activation_bytes is not None:
         yield "Activations for backward", units.size(summary.activation_bytes)
+    if summary.optimizer_bytes is not None:
+        yield "Optimizer state", units.size(summary.optimizer_bytes)
 
 
 def weight_bytes(summary: Summary, role: str) -> int:

@@ -123,9 +123,10 @@ class Summary:
     `sizes` are the sizes its symbolic dimensions had while FLOPs were counted. `activation_bytes` are those that
     one forward pass in training mode holds for the backward pass at these sizes, without parameters, buffers and
     inputs; they depend on the kernels of the framework, so they take no part in comparisons, and they may be more than
-    those of all rows, since the model's own code around its layers may have no row. `real_run` says that the abstract
-    pass could not decide and a copy was run with memory instead. `notes` are short sentences for the reader (what could
-    not be known, and why a copy was run). Neither takes part in comparisons.
+    those of all rows, since the model's own code around its layers may have no row. `optimizer_bytes` are those of all
+    variables of the optimizer a model is compiled with, None where there is none; never part of params. `real_run` says
+    that the abstract pass could not decide and a copy was run with memory instead. `notes` are short sentences for the
+    reader (what could not be known, and why a copy was run). None of the three takes part in comparisons.
     """
 
     model: str
@@ -139,6 +140,7 @@ class Summary:
     notes: tuple[str, ...] = ()
     activation_bytes: int | None = None
     real_run: bool = False
+    optimizer_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if len({layer.path for layer in self.layers}) != len(self.layers):
@@ -161,7 +163,7 @@ class Summary:
 
     @property
     def buffers(self) -> int:
-        """Elements of torch buffers, persistent or not."""
+        """Elements of torch buffers, persistent or not, and of scales and the like beside quantised Keras weights."""
         return sum(layer.buffers for layer in self.layers)
 
     @property
@@ -210,6 +212,7 @@ class Summary:
             "weight_bytes": self.weight_bytes,
             "flops": {"rules": self.flops.rules, "value": self.flops.value, "uncounted": dict(self.flops.uncounted)},
             "activation_bytes": self.activation_bytes,
+            "optimizer_bytes": self.optimizer_bytes,
             "samples": self.samples,
             "real_run": self.real_run,
             "notes": list(self.notes),
@@ -232,6 +235,7 @@ class Summary:
             notes=tuple(data["notes"]),
             activation_bytes=data.get("activation_bytes"),
             real_run=data.get("real_run", False),
+            optimizer_bytes=data.get("optimizer_bytes"),
         )
 
     def __str__(self) -> str:

@@ -71,7 +71,19 @@ def _keras(make: Callable[[Any], Any], shape: tuple[int, ...]) -> list[Layer]:
         pytest.param(lambda layers: layers.Embedding(1000, 16), (10,), "vocabulary*width: 1000*16 = 16,000", id="Embedding"),
         pytest.param(lambda layers: layers.BatchNormalization(), (8, 8, 64), "(scale + shift + mean + variance)*channels: 4*64 = 256", id="BatchNormalization"),
         pytest.param(lambda layers: layers.LayerNormalization(), (64,), "(scale + shift)*width: 2*64 = 128", id="LayerNormalization"),
-        pytest.param(lambda layers: layers.TimeDistributed(layers.Dense(3)), (4, 5), "dense/kernel 5x3 + dense/bias 3 = 18", id="TimeDistributed"),
+        pytest.param(lambda layers: layers.TimeDistributed(layers.Dense(3)), (4, 5), "in*out + out: 5*3 + 3 = 18", id="TimeDistributed"),
+        pytest.param(lambda layers: layers.TimeDistributed(layers.Conv1D(3, 2)), (4, 6, 5), "kernel 2x5x3 + bias 3 = 33", id="TimeDistributed around a layer its weights do not tell"),
+        pytest.param(lambda layers: layers.RNN([layers.LSTMCell(4), layers.LSTMCell(4)]), (7, 5), "4*units*(inputs + units + 1) for each layer and direction: 4*4*(5 + 4 + 1) + 4*4*(4 + 4 + 1) = 304", id="stacked cells"),
+        pytest.param(lambda layers: layers.RNN([layers.LSTMCell(4), layers.SimpleRNNCell(3)]), (7, 5), "lstm_cell/kernel 5x16 + lstm_cell/recurrent_kernel 4x16 + lstm_cell/bias 16 + simple_rnn_cell/kernel 4x3 + simple_rnn_cell/recurrent_kernel 3x3 + simple_rnn_cell/bias 3 = 184", id="stacked cells of two kinds"),
+        pytest.param(lambda layers: layers.ConvLSTM2D(4, 3), (7, 8, 8, 3), "4*filters*(k*k*in + k*k*filters + 1): 4*4*(3*3*3 + 3*3*4 + 1) = 1,024", id="ConvLSTM2D"),
+        pytest.param(lambda layers: layers.ConvLSTM1D(4, 3, use_bias=False), (7, 8, 3), "4*filters*(k*in + k*filters): 4*4*(3*3 + 3*4) = 336", id="ConvLSTM1D without bias"),
+        pytest.param(lambda layers: layers.EinsumDense("ab,bc->ac", 3, bias_axes="c"), (5,), "kernel 5x3 + bias 3 = 18", id="EinsumDense"),
+        pytest.param(lambda layers: layers.SpectralNormalization(layers.Dense(4)), (8,), "kernel 8x4 + vector_u 1x4 + bias 4 = 40", id="SpectralNormalization"),
+        pytest.param(lambda layers: layers.GroupNormalization(4), (8, 8), "(scale + shift)*channels: 2*8 = 16", id="GroupNormalization"),
+        pytest.param(lambda layers: layers.PReLU(), (5,), "alpha 5 = 5", id="PReLU"),
+        pytest.param(lambda layers: layers.Dense(16, lora_rank=2), (8,), "kernel 8x16 + bias 16 + lora_kernel_a 8x2 + lora_kernel_b 2x16 = 192", id="LoRA"),
+        pytest.param(lambda layers: layers.Dense(16, dtype="int8_from_float32"), (8,), "in*out + out: 8*16 + 16 = 144; kernel int8: 128 bytes", id="int8"),
+        pytest.param(lambda layers: layers.Dense(16, dtype="float8_from_float32"), (8,), "in*out + out: 8*16 + 16 = 144", id="float8"),
         pytest.param(lambda layers: layers.ReLU(), (4,), "", id="ReLU"),
     ],
 )  # fmt: skip
@@ -92,3 +104,24 @@ def test_attention_of_keras() -> None:
         "3*(width*heads*size + heads*size) + heads*size*width + width: 3*(64*4*16 + 4*16) + 4*16*64 + 64 = 16,640"
     )
     assert [[spec.dims for spec in call] for call in rows[-1].inputs] == [["[B, 5, 64]", "[B, 5, 64]"]]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        pytest.param(lambda layers, x, y: layers.MultiHeadAttention(2, 8, use_bias=False)(x, x), "3*width*heads*size + heads*size*width: 3*16*2*8 + 2*8*16 = 1,024", id="without bias"),
+        pytest.param(lambda layers, x, y: layers.MultiHeadAttention(2, 8, value_dim=4)(x, x), "2*(width*heads*size + heads*size) + width*heads*size + heads*size + heads*size*width + width: 2*(16*2*8 + 2*8) + 16*2*4 + 2*4 + 2*4*16 + 16 = 824", id="smaller values"),
+        pytest.param(lambda layers, x, y: layers.MultiHeadAttention(2, 8)(x, y), "width*heads*size + heads*size + 2*(width*heads*size + heads*size) + heads*size*width + width: 16*2*8 + 2*8 + 2*(24*2*8 + 2*8) + 2*8*16 + 16 = 1,344", id="another sequence"),
+        pytest.param(lambda layers, x, y: layers.GroupQueryAttention(8, 4, 2)(x, x), "width*heads*size + heads*size + 2*(width*groups*size + groups*size) + heads*size*width + width: 16*4*8 + 4*8 + 2*(16*2*8 + 2*8) + 4*8*16 + 16 = 1,616", id="grouped queries"),
+    ],
+)  # fmt: skip
+def test_attentions_of_keras(make: Callable[[Any, Any, Any], Any], text: str) -> None:
+    """Parts of one size are put together, others stand one by one."""
+    keras = pytest.importorskip("keras", minversion="3.0")
+    from pytest_modelbudget.backends import keras as backend
+
+    with backend.abstract():
+        x, y = keras.Input((5, 16)), keras.Input((6, 24))
+        model = keras.Model([x, y], make(keras.layers, x, y))
+    rows = backend.summarize(model, name="m", inputs=None, sizes={}, built_here=True).layers
+    assert [why(row) for row in rows if row.params] == [text]

@@ -35,7 +35,7 @@ def limit(text: str) -> str:
         pytest.param(f"{GOOD}  bad: {{}}\n", "4: *build is missing*module:callable*", id="no build"),
         pytest.param(
             f"{GOOD}  bad: {{build: zoo.small}}\n",
-            "4: build: 'zoo.small' is not a reference: write module:callable",
+            "4: build: 'zoo.small' is not a reference: write module:callable, or the path of a *",
             id="no reference",
         ),
         pytest.param(f"{GOOD}  bad: {{build: 7}}\n", "4: *models.bad.build*string*7", id="build is a number"),

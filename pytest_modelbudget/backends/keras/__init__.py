@@ -1,8 +1,9 @@
 """Keras 3 behind the `Backend` protocol, whatever backend Keras itself runs on.
 
 `build` makes models without memory for weights, `trace` runs one symbolic call, `walk` turns layers into rows,
-`shapes` names dimensions, `weights` names and ties variables, `ports` fits inputs, `rules` and `flops` count;
-`private` holds what Keras keeps to itself.
+`shapes` names dimensions, `weights` names and ties variables, `labels` names layers, `ports` fits inputs, `rules` and
+`flops` count, `optimizer` counts what training keeps; `private` holds what Keras keeps to itself, and
+`pins` looks whether it is there.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import flops, ports, private, rules, shapes, walk
+from pytest_modelbudget.backends.keras import flops, labels, optimizer, pins, ports, private, rules, shapes, walk
 from pytest_modelbudget.backends.keras.build import abstract, counting
-from pytest_modelbudget.backends.keras.trace import Trace, build, trace
+from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
+from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
@@ -52,21 +54,25 @@ def summarize(
     """
     with counting([layer.name for layer in walk.each(model)]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of symbolic calls, which say nothing about the user's own
-        return _Counted(model, name, sizes).summary(inputs, built_here)
+        if problem := pins.unreadable():
+            raise ModelBudgetError(f"{name}: {problem}")
+        fresh = built_here and not is_from_file(model)
+        return _Counted(model, name, sizes, {} if fresh else labels.of_live(model)).summary(inputs, built_here)
 
 
 class _Counted:
-    def __init__(self, model: Any, name: str, sizes: Mapping[str, int]) -> None:
+    def __init__(self, model: Any, name: str, sizes: Mapping[str, int], names: labels.Labels) -> None:
         self.model = model
         self.name = name
+        self.names = names
         self.sizes = {"B": 1, **sizes}
         self.notes: list[str] = []
 
     def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
         arguments = self._arguments(inputs, built_here)
         seen, outputs = self._seen(arguments)
-        rows = walk.rows(self.model, seen)
-        total, by_path = Flops(), dict[str, int]()
+        rows = walk.rows(self.model, seen, self.names)
+        total, by_path = Flops(), dict[str, int | None]()
         if self._unsized(arguments) is None:
             total, by_path = flops.count(seen.calls, rows)
         return Summary(
@@ -77,8 +83,17 @@ class _Counted:
             outputs=outputs,
             flops=total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
+            optimizer_bytes=self._optimizer_bytes(),
             notes=tuple(self.notes),
         )
+
+    def _optimizer_bytes(self) -> int | None:
+        try:
+            return optimizer.state_bytes(self.model)
+        except Exception as error:  # an optimizer of the user's that cannot be made anew from its config
+            kind = type(self.model.optimizer).__name__
+            self.notes.append(f"the state of the optimizer {kind} is not known: {_said(error)}")
+            return None
 
     def _seen(self, arguments: ports.Arguments) -> tuple[walk.Seen, walk.Specs]:
         """One trace of the model, at the declared sizes where it has them, and the specs of its outputs."""
@@ -87,11 +102,14 @@ class _Counted:
         of_inputs = _of_inputs(graph, arguments) if graph is not None else {}
         if (unsized := self._unsized(arguments)) is not None:
             self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
-            calls = self._open_trace(arguments).calls
-            given = [tuple(map(walk.spec, call.given)) for call in calls]
-            outputs = [tuple(map(walk.spec, call.outputs)) for call in calls]
-            return walk.Seen(calls, given, outputs, of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
-        base = self._trace(arguments, self.sizes)
+            opened = self._trace(arguments) if graph is None else self._open_trace(arguments)
+            given = [tuple(map(walk.spec, call.given)) for call in opened.calls]
+            outputs = [tuple(map(walk.spec, call.outputs)) for call in opened.calls]
+            last = symbolic(opened.outputs) if graph is None else graph.outputs
+            return walk.Seen(opened.calls, given, outputs, of_inputs, from_graph), tuple(map(walk.spec, last))
+        base = self._trace(arguments, self.sizes, costs_only=from_graph)
+        if from_graph and walk.called_beside_graphs(self.model, base.calls):
+            from_graph, base = False, self._trace(arguments, self.sizes)
         if from_graph:
             return walk.Seen(base.calls, (), (), of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
         named = shapes.named(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
@@ -104,8 +122,10 @@ class _Counted:
 
     def _arguments(self, inputs: Inputs | None, built_here: bool) -> ports.Arguments:
         """The arguments, with the model built."""
-        if private.graph_of(self.model) is not None:
-            arguments = ports.of_graph(self.model, inputs, self.name)
+        if private.function_of(self.model) is not None:
+            arguments = ports.of_graph(self.model, inputs, self.name, self.names)
+            if built_here and private.graph_of(self.model) is None:
+                self._call(arguments)
             self._refuse_unbuilt()
             return arguments
         if inputs is None:
@@ -146,10 +166,12 @@ class _Counted:
         what = f"layer {paths[0]!r}" if paths else "the model"
         raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
 
-    def _trace(self, arguments: ports.Arguments, sizes: Mapping[str, int]) -> Trace:
+    def _trace(
+        self, arguments: ports.Arguments, sizes: Mapping[str, int] | None = None, *, costs_only: bool = False
+    ) -> Trace:
         args, kwargs = arguments.symbolic(sizes)
         try:
-            return trace(self.model, args, kwargs)
+            return trace(self.model, args, kwargs, costs_only=costs_only)
         except Exception as error:
             raise self._misfit(arguments, error) from error
 
@@ -180,5 +202,5 @@ def _of_inputs(graph: Any, arguments: ports.Arguments) -> dict[int, TensorSpec]:
     return {id(past[0]): port.spec for past, port in zip(pasts, arguments.ports, strict=True) if past is not None}
 
 
-def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int]) -> Layer:
+def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int | None]) -> Layer:
     return layer if total.value is None else replace(layer, flops=by_path.get(layer.path, 0))

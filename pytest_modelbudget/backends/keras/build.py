@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.keras import pins, private
 from pytest_modelbudget.backends.keras.trace import specs
+from pytest_modelbudget.errors import ModelBudgetError
 
 
 @contextmanager
@@ -19,7 +22,13 @@ def abstract() -> Iterator[None]:
 
     Builders may compile, make optimizers and variables from arrays, set seeds and policies and clear the session.
     On leaving, names, policies, settings, random state and the list of variables without value are as before.
+    A Keras that lacks what this takes builds for real, with a warning.
     """
+    if warning := pins.real_build():
+        warnings.warn(warning, stacklevel=3)
+        with private.random_state_kept(), _config_kept():
+            yield
+        return
     with ExitStack() as stack:
         stack.enter_context(private.random_state_kept())
         stack.enter_context(_config_kept())
@@ -28,6 +37,8 @@ def abstract() -> Iterator[None]:
         stack.enter_context(_patched(private.variable_class(), "__init__", lambda init: _variable_init(init, scope)))
         if (optimizer := private.optimizer_keys()) is not None:
             stack.enter_context(_patched(optimizer, "_var_key", lambda _: lambda self, variable: id(variable)))
+            if "add_variable_from_reference" in vars(optimizer):
+                stack.enter_context(_patched(optimizer, "add_variable_from_reference", lambda _: private.plain_slot()))
         if (layer := private.torch_layer()) is not None:
             stack.enter_context(_patched(layer, "_track_variables", lambda _: lambda self: None))
         stack.enter_context(_patched(keras.layers.Layer, "__call__", _called_with_numbers))
@@ -38,7 +49,8 @@ def abstract() -> Iterator[None]:
 def counting(names: Iterable[str]) -> Iterator[None]:
     """`abstract()` for a model that is there already: new automatic names go on after `names`."""
     with abstract():
-        private.set_names(_counters(names))
+        if not pins.real_build():
+            private.set_names(_counters(names))
         yield
 
 
@@ -86,8 +98,25 @@ def _variable_init(init: Callable[..., None], scope: object) -> Callable[..., No
             shape, dtype = tuple(value.shape), dtype or keras.backend.standardize_dtype(value.dtype)
             initializer = _giver(value)
         init(self, initializer, shape, dtype, *args, **kwargs)
+        if self._initializer is not None:
+            self._initializer = _only_inside(self._initializer, str(self.path))
 
     return __init__
+
+
+def _only_inside(initializer: Callable[..., Any], path: str) -> Callable[..., Any]:
+    """An initializer for a variable that never gets a value: outside, Keras would draw a new one at each look."""
+
+    @functools.wraps(initializer)
+    def values(*args: Any, **kwargs: Any) -> Any:
+        if private.in_stateless_scope():
+            return initializer(*args, **kwargs)
+        raise ModelBudgetError(
+            f"the weight {path!r} has no values: its model was built for counting only. "
+            f"Build it anew to use it, and do not keep or share what a registered function builds"
+        )
+
+    return values
 
 
 def _called_with_numbers(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
-
-import keras
 
 from pytest_modelbudget.backends.keras import rules
-from pytest_modelbudget.backends.keras.trace import Call
+from pytest_modelbudget.backends.keras.calls import Call
 from pytest_modelbudget.backends.keras.walk import Row
 from pytest_modelbudget.summary import Flops
 
 
-def count(calls: Iterable[Call], rows: Iterable[Row]) -> tuple[Flops, dict[str, int]]:
-    """The FLOPs of all `calls`, and those of each row, by its path."""
+def count(calls: Iterable[Call], rows: Iterable[Row]) -> tuple[Flops, dict[str, int | None]]:
+    """The FLOPs of all `calls`, and those of each row, by its path; None for a row of which nothing is known."""
     paths: dict[tuple[int, int], str] = {}
     for row in rows:
         paths[row.parent, row.operation] = row.layer.path
         paths.setdefault((0, row.operation), row.layer.path)
-    total, uncounted, by_path = 0, Counter[str](), Counter[str]()
+    total, uncounted, by_path, unknown = 0, Counter[str](), Counter[str](), set[str]()
     for call in calls:
-        value = _flops(call)
-        if value is None:
-            uncounted[type(call.operation).__name__] += call.times
-        elif value:
-            total += value * call.times
-            if (path := _owner(call, paths)) is not None:
-                by_path[path] += value * call.times
-    return Flops(total, tuple(sorted(uncounted.items()))), dict(by_path)
+        cost = rules.cost(call)
+        if not call.times or not (cost.flops or cost.uncounted):
+            continue
+        path = _owner(call, paths)
+        total += cost.flops * call.times
+        uncounted.update({name: times * call.times for name, times in cost.uncounted})
+        if path is not None:
+            by_path[path] += cost.flops * call.times
+            unknown.update([path] if cost.uncounted else [])
+    known = {path: value if value or path not in unknown else None for path, value in by_path.items()}
+    return Flops(total, tuple(sorted(uncounted.items()))), known
 
 
 def _owner(call: Call, paths: dict[tuple[int, int], str]) -> str | None:
@@ -41,20 +41,3 @@ def _owner(call: Call, paths: dict[tuple[int, int], str]) -> str | None:
         if (path := paths.get((parent, one), paths.get((0, one)))) is not None:
             return path
     return None
-
-
-def _flops(call: Call) -> int | None:
-    if call.is_layer and not call.opaque:
-        return 0  # what it did is in the calls below it
-    operands = [shape for value in keras.tree.flatten((call.args, call.kwargs)) if (shape := _shape(value)) is not None]
-    results = [tuple(tensor.shape) for tensor in call.outputs]
-    if any(size is None for shape in (*operands, *results) for size in shape):
-        return None
-    if call.is_layer:
-        return rules.layer_flops(call.operation, operands, results)
-    return rules.flops(call.operation, operands, results)
-
-
-def _shape(value: Any) -> Any:
-    shape = getattr(value, "shape", None)
-    return None if shape is None else tuple(shape)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import private, walk
+from pytest_modelbudget.backends.keras.labels import Labels
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Dim, Input, TensorSpec
@@ -85,43 +86,42 @@ def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
     return True
 
 
-def of_graph(model: Any, inputs: Inputs | None, name: str) -> Arguments:
-    """The arguments of a model with a graph: its own inputs, or the declared ones where they fit.
+def of_graph(model: Any, inputs: Inputs | None, name: str, labels: Labels) -> Arguments:
+    """The arguments of a model with a graph: its own inputs, or the declared ones where they fit, under `labels`.
 
     Raises:
         ModelBudgetError: a declared input has no place in the model, or its shape is another.
     """
-    graph = private.graph_of(model)
-    own = [Input(_name(tensor), walk.spec(tensor)) for tensor in graph.inputs]
-    ports = tuple(own) if inputs is None else tuple(_matched(own, inputs, name))
+    graph = private.function_of(model)
+    makers = [(private.history(tensor) or (tensor, None))[0] for tensor in graph.inputs]
+    own = [Input(str(maker.name), walk.spec(tensor)) for maker, tensor in zip(makers, graph.inputs, strict=True)]
+    shown = [Input(labels.get(id(maker), port.name), port.spec) for maker, port in zip(makers, own, strict=True)]
+    ports = tuple(shown if inputs is None else matched(own, shown, inputs, name))
 
     def build(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
         tensors = [make(port.name, port.spec) for port in ports]
         structure = private.input_structure(graph)
         return (keras.tree.pack_sequence_as(structure, tensors),), {}
 
-    return Arguments(ports, build, own=list(ports) == own)
+    return Arguments(ports, build, own=list(ports) == shown)
 
 
-def _name(tensor: Any) -> str:
-    operation, _ = private.history(tensor) or (tensor, None)
-    return str(operation.name)
-
-
-def _matched(own: list[Input], inputs: Inputs, name: str) -> list[Input]:
+def matched(own: list[Input], shown: list[Input], inputs: Inputs, name: str) -> list[Input]:
+    """The declared inputs in the model's order, under their `shown` names; they may be declared under their own."""
     given = inputs.ports
     if len(given) != len(own):
         raise ModelBudgetError(f"{name}: the model has the inputs {_listed(own)}, inputs: gives {_listed(given)}")
     by_name = {port.name.rpartition(".")[2]: port for port in given}
-    in_order = [by_name[port.name] for port in own] if set(by_name) == {port.name for port in own} else list(given)
-    if inputs.kwargs and not inputs.args and in_order != [by_name.get(port.name) for port in own]:
+    named = next((ports for ports in (own, shown) if set(by_name) == {port.name for port in ports}), None)
+    if named is None and inputs.kwargs and not inputs.args:
         raise ModelBudgetError(f"{name}: the model has the inputs {_listed(own)}, inputs: names {_listed(given)}")
+    in_order = list(given) if named is None else [by_name[port.name] for port in named]
     for port, wanted in zip(own, in_order, strict=True):
         if not _fits(port.spec.shape, wanted.spec.shape):
             raise ModelBudgetError(
                 f"{name}: input {port.name!r} of the model is {port.spec}, inputs: declares {wanted.spec} for it"
             )
-    return [Input(port.name, wanted.spec) for port, wanted in zip(own, in_order, strict=True)]
+    return [Input(port.name, wanted.spec) for port, wanted in zip(shown, in_order, strict=True)]
 
 
 def _fits(shape: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> bool:

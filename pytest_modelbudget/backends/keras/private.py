@@ -1,17 +1,18 @@
 """Every private name of Keras and its backends that is used here, with the reason; nothing else touches them.
 
 Public Keras has no way to forget the variables of a finished scope, to set the counters of layer names aside,
-or to list which calls of a shared layer belong to which model. A test pins each name, so that a Keras release that
-renames one fails there first.
+or to list which calls of a shared layer belong to which model. `pins` looks whether the names are there.
 """
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import keras
@@ -19,11 +20,15 @@ import numpy as np
 
 from pytest_modelbudget.errors import FrameworkMissing
 
-try:
-    from keras.src.backend.common import global_state
-except ImportError as error:  # Keras 2 is laid out otherwise
+if not hasattr(keras, "KerasTensor") or not hasattr(keras, "StatelessScope"):  # Keras 2 is laid out otherwise
     version = getattr(keras, "__version__", "?")
-    raise FrameworkMissing("keras", f"Keras 3 is needed to count Keras models, this is {version}") from error
+    raise FrameworkMissing("keras", f"Keras 3 is needed to count Keras models, this is {version}")
+
+global_state: Any
+try:
+    global_state = import_module("keras.src.backend.common.global_state")
+except ImportError:  # moved by a release to come; `pins` says so
+    global_state = None
 
 _TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 _NAMES = "object_name_uids"
@@ -107,6 +112,8 @@ def _tensorflow_random() -> Iterator[Callable[[], object]]:
     if "tensorflow.python.eager.context" not in sys.modules:
         return
     context = sys.modules["tensorflow.python.eager.context"].context()
+    if not hasattr(context, "_seed"):
+        return
     seed, generator = context._seed, getattr(context, "_rng", None)  # absent until a seed was set
     state = generator.getstate() if generator is not None else None
 
@@ -133,6 +140,13 @@ def optimizer_keys() -> type | None:
     """TensorFlow's optimizers ask each variable for its value's id; the class that does so, None elsewhere."""
     owner: type = next(cls for cls in keras.optimizers.Optimizer.__mro__ if "_var_key" in vars(cls))
     return owner if owner.__module__.startswith("keras.src.backend.") else None
+
+
+def plain_slot() -> Callable[..., Any]:
+    """How an optimizer makes a slot by shape alone; TensorFlow's looks at the weight's value first, to place it."""
+    owners = [vars(cls) for cls in keras.optimizers.Optimizer.__mro__ if "add_variable_from_reference" in vars(cls)]
+    plain: Callable[..., Any] = owners[-1]["add_variable_from_reference"]
+    return plain
 
 
 def packed(layer: Any, variable: Any) -> tuple[int, ...] | None:
@@ -162,7 +176,13 @@ def sublayers(layer: Any) -> list[Any]:
 
 
 def graph_of(model: Any) -> Any:
-    """The `keras.Function` behind a functional or built Sequential model, None when there is no graph."""
+    """The graph that says what a functional or built Sequential model does; None when its own `call` does."""
+    owner = next((cls for cls in type(model).__mro__ if "call" in vars(cls)), type(model))
+    return function_of(model) if owner.__module__.startswith("keras.src.") else None
+
+
+def function_of(model: Any) -> Any:
+    """The `keras.Function` a model was made from, whether or not it calls it; None when there is none."""
     if isinstance(model, keras.Sequential):
         return model._functional
     return model if isinstance(model, keras.Function) else None
@@ -211,7 +231,9 @@ def built_by_calling() -> Iterator[None]:
     Keras calls such a layer once more to build it, at each level of nesting: that doubles the work with each.
     """
     owner = keras.layers.Layer
-    original = owner._maybe_build
+    if (original := getattr(owner, "_maybe_build", None)) is None:  # slow, and right all the same
+        yield
+        return
 
     def maybe_build(layer: Any, call_spec: Any) -> None:
         if overrides_build(layer):
@@ -227,6 +249,16 @@ def built_by_calling() -> Iterator[None]:
 def overrides_build(layer: Any) -> bool:
     """Whether a layer's class makes its weights in a `build` of its own."""
     return not getattr(type(layer).build, "_is_default", False)
+
+
+def is_drawn(variable: Any) -> bool:
+    """Whether reading a variable would draw its value from one of Keras' own initializers, each time anew."""
+    if variable._value is not None:
+        return False
+    if not isinstance(inspect.unwrap(variable._initializer), keras.initializers.Initializer):
+        return False
+    scope = global_state.get_global_attribute(_SCOPE)
+    return scope is None or scope.get_current_value(variable) is None
 
 
 def infer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -8,13 +8,17 @@ copies); an operation in neither table has no formula, and makes the total a low
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from math import ceil, log2, prod
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
-from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
+import keras
 
-Shape = tuple[int, ...]
+from pytest_modelbudget.backends.keras.calls import Call
+from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
+from pytest_modelbudget.backends.operators import Count
+from pytest_modelbudget.backends.operators.formulas import COMPLEX_FFT, REAL_FFT, Shape, einsum, fft
+
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
 """From an operation (or layer), the shapes of its tensor operands and those of its results, to FLOPs."""
 
@@ -43,43 +47,8 @@ def _tensordot(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) ->
     return 2 * prod(operands[0]) * prod(operands[1]) // max(prod(contracted), 1)
 
 
-def _einsum(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
-    """Operands are multiplied from left to right; a pair that shares a summed index is a matrix product.
-
-    Its cost is `2 * product of the sizes of its indices`, after indices that only one operand has were summed.
-    """
-    terms, output = _einsum_terms(operation.subscripts, [len(shape) for shape in operands])
-    sizes: dict[str, int] = {}
-    for term, shape in zip(terms, operands, strict=True):
-        for index, size in zip(term, shape, strict=True):
-            sizes[index] = max(size, sizes.get(index, 1))
-    total = 0
-    while len(terms) > 1:
-        left, right, *rest = terms
-        needed = set(output).union(*rest)
-        kept = {index for index in {*left, *right} if index in needed}
-        summed = {index for index in left if index in right and index not in needed}
-        if summed:
-            total += 2 * prod(sizes[index] for index in kept | summed)
-        terms = ["".join(sorted(kept)), *rest]
-    return total
-
-
-def _einsum_terms(subscripts: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The indices of each operand and of the result, `...` spelled out from the right with capital Greek letters."""
-    text = subscripts.replace(" ", "")
-    left, arrow, output = text.partition("->")
-    terms = left.split(",")
-    free = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
-    widest = max((count for term, count in zip(terms, free, strict=True) if "..." in term), default=0)
-    names = "".join(chr(0x391 + position) for position in range(widest))
-    spelled = [
-        term.replace("...", names[widest - count :] if count else "") for term, count in zip(terms, free, strict=True)
-    ]
-    if not arrow:
-        counts = Counter("".join(terms).replace(".", ""))
-        output = "..." + "".join(sorted(index for index, count in counts.items() if count == 1))
-    return spelled, output.replace("...", names)
+def _einsum(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) -> int:
+    return einsum(operation.subscripts, operands)
 
 
 def _conv(_: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
@@ -117,34 +86,29 @@ def _cdist(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
     return 2 * prod(operands[0]) * operands[1][-2]
 
 
-def _fft(points: int, transforms: int, share: float) -> int:
-    """`share * N log2 N` for each transform of N points: 5 for complex ones, half of it for real ones."""
-    return ceil(share * transforms * points * log2(points)) if points > 1 else 0
-
-
 def _fft1(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
-    return _fft(operands[0][-1], prod(operands[0][:-1]), 5)
+    return fft(operands[0][-1], prod(operands[0][:-1]), COMPLEX_FFT)
 
 
 def _fft2(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
-    return _fft(prod(operands[0][-2:]), prod(operands[0][:-2]), 5)
+    return fft(prod(operands[0][-2:]), prod(operands[0][:-2]), COMPLEX_FFT)
 
 
 def _rfft(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
-    return _fft(operation.fft_length or operands[0][-1], prod(results[0][:-1]), 2.5)
+    return fft(operation.fft_length or operands[0][-1], prod(results[0][:-1]), REAL_FFT)
 
 
 def _irfft(_: Any, __: Sequence[Shape], results: Sequence[Shape]) -> int:
-    return _fft(results[0][-1], prod(results[0][:-1]), 2.5)
+    return fft(results[0][-1], prod(results[0][:-1]), REAL_FFT)
 
 
 def _stft(operation: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
     """One real transform for each frame."""
-    return _fft(operation.fft_length, prod(results[0][:-1]), 2.5)
+    return fft(operation.fft_length, prod(results[0][:-1]), REAL_FFT)
 
 
 def _istft(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) -> int:
-    return _fft(operation.fft_length, prod(operands[0][:-1]), 2.5)
+    return fft(operation.fft_length, prod(operands[0][:-1]), REAL_FFT)
 
 
 COUNTED: dict[str, Rule] = {
@@ -175,29 +139,106 @@ def _conv_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int
     return _conv(layer, [(), tuple(layer.kernel.shape)], results)
 
 
-LAYERS: dict[str, Rule] = {"Conv1D": _conv_layer, "Conv2D": _conv_layer, "Conv3D": _conv_layer}
-"""Layers whose own operation cannot take symbolic tensors in some cases (grouped convolutions)."""
+def _mel(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """One real transform for each frame, and a product of its magnitudes with the filters; `(.., bins, frames)`."""
+    points, bins = int(layer.fft_length), int(layer.num_mel_bins)
+    return fft(points, prod(results[0]) // bins, REAL_FFT) + 2 * prod(results[0]) * (points // 2 + 1)
 
 
-def flops(operation: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int | None:
-    """FLOPs of one call of `operation`, None when it has no formula."""
+LAYERS: dict[str, Rule] = {
+    "Conv1D": _conv_layer,
+    "Conv2D": _conv_layer,
+    "Conv3D": _conv_layer,
+    "MelSpectrogram": _mel,
+}
+"""Layers of Keras whose own code cannot take symbolic tensors in some cases, as grouped convolutions."""
+
+
+def total(calls: Iterable[Call]) -> Count:
+    """The FLOPs of several calls, each as often as it runs."""
+    flops, uncounted = 0, Counter[str]()
+    for call in calls:
+        count = cost(call)
+        flops += count.flops * call.times
+        uncounted.update({name: times * call.times for name, times in count.uncounted if call.times})
+    return Count(flops, tuple(sorted(uncounted.items())))
+
+
+def cost(call: Call) -> Count:
+    """What one run of a call costs, without the calls below it; what has no formula is named."""
+    if call.own is not None:
+        return call.own
+    if call.is_layer and not call.opaque:
+        return Count()  # what it did is in the calls below it
+    value = _cost(call)
+    return Count(0, ((type(call.operation).__name__, 1),)) if value is None else Count(value)
+
+
+def _cost(call: Call) -> int | None:
+    operation = call.operation
     if not type(operation).__module__.startswith("keras.src."):
         return None
-    name = type(operation).__name__
-    if name in COUNTED:
-        return COUNTED[name](operation, operands, results)
-    return 0 if name in ZERO else None
+    name = kind(operation) if call.is_layer else type(operation).__name__
+    rule = (LAYERS if call.is_layer else COUNTED).get(name)
+    if rule is None:
+        return 0 if name in ZERO else None
+    operands = [shape for value in keras.tree.flatten((call.args, call.kwargs)) if (shape := _shape(value)) is not None]
+    results = [tuple(tensor.shape) for tensor in call.outputs]
+    if any(size is None for shape in (*operands, *results) for size in shape):
+        return None
+    return rule(operation, operands, results)
 
 
-def layer_flops(layer: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int | None:
-    """FLOPs of one call of a layer that could not be looked into, None when it has no formula."""
-    rule = LAYERS.get(kind(layer))
-    return None if rule is None else rule(layer, operands, results)
+def _shape(value: Any) -> Any:
+    shape = getattr(value, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _dense_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
+    return 2 * prod(results[0]) * int(layer.kernel.shape[0])
+
+
+def _depthwise_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
+    return _depthwise(layer, [(), tuple(layer.kernel.shape)], results)
+
+
+_PLAIN: dict[str, Rule] = {
+    "Conv1D": _conv_layer,
+    "Conv2D": _conv_layer,
+    "Conv3D": _conv_layer,
+    "Dense": _dense_layer,
+    "DepthwiseConv1D": _depthwise_layer,
+    "DepthwiseConv2D": _depthwise_layer,
+}
+
+
+def plain(layer: Any) -> Rule | None:
+    """What the cost of a layer of Keras follows from without looking into it; None for any that may hold more."""
+    kinds = type(layer)
+    if not kinds.__module__.startswith("keras.src.") or getattr(layer, "lora_enabled", False):
+        return None
+    if kinds.__name__ in ZERO_LAYERS:
+        return _nothing
+    rule = _PLAIN.get(kinds.__name__)
+    if rule is None or getattr(layer, "quantization_mode", None) is not None:
+        return None
+    activation = layer.activation
+    keeps_shape = activation is not keras.activations.glu
+    return rule if keeps_shape and getattr(activation, "__module__", "").startswith("keras.src.") else None
+
+
+def _nothing(_: Any, __: Sequence[Shape], ___: Sequence[Shape]) -> int:
+    return 0
+
+
+def has_formula(layer: Any) -> bool:
+    """Whether a layer that cannot be looked into has a formula of its own, the same on every backend."""
+    return kind(layer) in LAYERS
 
 
 def costs_nothing(layer: Any) -> bool:
-    """Whether a layer is one of Keras' own that are zero by rule."""
-    return kind(layer) in ZERO_LAYERS
+    """Whether a layer is one of Keras' own that are zero by rule; with LoRA, looking up rows takes a product."""
+    return kind(layer) in ZERO_LAYERS and not getattr(layer, "lora_enabled", False)
 
 
 def weightless(layer: Any) -> bool:

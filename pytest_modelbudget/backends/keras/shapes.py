@@ -38,7 +38,7 @@ def named(base: Trace, symbols: Sequence[str], sizes: Mapping[str, int], retrace
         rows: list[TensorSpec] = []
         for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
             variants = [(symbol, size, other[position][index]) for symbol, size, other in others]
-            rows.append(TensorSpec(_dims(shape, variants, sizes), dtype))
+            rows.append(TensorSpec(dims(shape, variants, sizes), dtype))
         specs.append(tuple(rows))
     split = [len(call.given) for call in base.calls]
     given = tuple(row[:count] for row, count in zip(specs, split, strict=False))
@@ -90,9 +90,10 @@ def _tensors(calls: Sequence[Call]) -> Iterator[Sequence[Any]]:
     return ((*call.given, *call.outputs) for call in calls)
 
 
-def _dims(
+def dims(
     shape: tuple[int, ...], variants: Sequence[tuple[str, int, tuple[int, ...]]], sizes: Mapping[str, int]
 ) -> tuple[Dim, ...]:
+    """Names for a shape seen at `sizes`, from what it was with another size of each symbol: `(symbol, size, shape)`."""
     return tuple(
         _dim(dim, [(symbol, size, other[axis]) for symbol, size, other in variants if other[axis] != dim], sizes)
         for axis, dim in enumerate(shape)

@@ -2,86 +2,42 @@
 
 Keras only infers shapes when a layer meets a symbolic tensor. Here each layer's own `call` is run on symbolic
 tensors instead, so that what happens inside it is seen too, with no tensor of numbers anywhere. A `call` that
-does not take them (raw TensorFlow, torch or jax code) runs on the backend's symbolic tensors, where the layers it
-calls are still seen, and its own work is not: such a call is `opaque`.
+does not take them (raw TensorFlow, torch or jax code) runs on the backend's symbolic tensors, where its own work is
+counted in the backend's trace (`raw`): such a call is `opaque`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import private, rules
+from pytest_modelbudget.backends.keras import loops, private, raw, rules, variables
+from pytest_modelbudget.backends.keras.calls import Call, Trace, fresh, spec, specs, symbolic
+from pytest_modelbudget.backends.operators import Count
+
+__all__ = ["Call", "Trace", "build", "specs", "symbolic", "trace"]
 
 
-@dataclass(slots=True)
-class Call:
-    """One call of a layer or operation: `inside` which layers (outermost first), how many times, and on what.
+def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, costs_only: bool = False) -> Trace:
+    """Call `model` on symbolic tensors and write down what ran; its own lists of calls are as before afterwards.
 
-    `sources` are the layers that made its input tensors, looked up before anything else runs.
+    With `costs_only`, calls say what ran on which sizes, and neither dtypes nor where tensors come from.
     """
-
-    operation: Any
-    inside: tuple[Any, ...]
-    times: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    sources: tuple[Any, ...] = ()
-    outputs: tuple[Any, ...] = ()
-    opaque: bool = False
-
-    @property
-    def given(self) -> tuple[Any, ...]:
-        """Its input tensors."""
-        return tuple(symbolic((self.args, self.kwargs)))
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether a layer was called, not an operation."""
-        return isinstance(self.operation, keras.layers.Layer)
-
-
-@dataclass(slots=True)
-class Trace:
-    """All calls in the order they began, and what the model gave back."""
-
-    calls: list[Call] = field(default_factory=list)
-    outputs: Any = None
-
-
-def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    """Call `model` on symbolic tensors and write down what ran; its own lists of calls are as before afterwards."""
     with private.calls_forgotten() as remember:
         tracer = _Tracer(remember)
-        with tracer.watching():
+        tracer.costs_only = costs_only
+        with variables.zeros(), variables.symbolic(), tracer.watching():
             outputs = model(*args, **kwargs)
     return Trace(tracer.calls, outputs)
 
 
 def build(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Call `model` on symbolic tensors, which builds every layer that the call reaches."""
-    with private.built_by_calling(), _Tracer(lambda operation: None).watching():
+    with private.built_by_calling(), variables.zeros(), _Tracer(lambda operation: None).watching():
         model(*args, **kwargs)
-
-
-def symbolic(value: Any) -> list[Any]:
-    """Every Keras tensor in nested arguments or results."""
-    return [one for one in keras.tree.flatten(value) if isinstance(one, keras.KerasTensor)]
-
-
-def specs(values: Any) -> Any:
-    """Nested arguments with a symbolic tensor in the place of each array or tensor of the backend."""
-    return keras.tree.map_structure(_spec, values)
-
-
-def _spec(value: Any) -> Any:
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        return value
-    return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
 
 
 class _Tracer:
@@ -89,10 +45,10 @@ class _Tracer:
         self.calls: list[Call] = []
         self.inside: list[Any] = []
         self.times = 1
+        self.costs_only = False
         self.remember = remember
         self.inferring = False
-        self.opaque_log: list[tuple[Any, Any, Any, Any]] | None = None
-        self.opaque_depth = 0
+        self.recorder: raw.Recorder | None = None
         self.infer_layer: Callable[..., Any] = keras.layers.Layer.symbolic_call
         self.infer_operation: Callable[..., Any] = keras.Operation.symbolic_call
 
@@ -134,7 +90,8 @@ class _Tracer:
         if self.inferring:
             return self.infer_operation(one, *args, **kwargs)
         call = self._begin(one, args, kwargs)
-        outputs = self._infer(self.infer_operation, one, args, kwargs)
+        call.own = loops.look_into(self, one, args, kwargs)
+        outputs = self._infer(self.infer_operation, one, loops.sized(one, args), kwargs)
         call.outputs = tuple(symbolic(outputs))
         return outputs
 
@@ -151,7 +108,8 @@ class _Tracer:
         except Exception:
             del self.calls[mark:]
             self.times = times
-            outputs, call.opaque = self._around(one, args, kwargs), True
+            call.opaque = True
+            outputs = self._around(call, one, args, kwargs)
         finally:
             self.inside.pop()
             self.times = times
@@ -163,21 +121,34 @@ class _Tracer:
 
         Inside an opaque call they are noted; elsewhere, as of a table of positions on `arange`, they become symbolic.
         """
-        if symbolic((args, kwargs)) or self.inferring:
+        if self.costs_only and not self.inferring and (outputs := self._short(one, args)) is not None:
+            return outputs
+        if self.inferring or symbolic((args, kwargs)):
             return call(one, *args, **kwargs)
-        if self.opaque_log is None:
+        if self.recorder is None:
             return call(one, *specs(args), **specs(kwargs))
-        self.opaque_depth += 1
+        return self.recorder.around(one, args, kwargs, specs, call)
+
+    def _short(self, one: Any, args: tuple[Any, ...]) -> Any:
+        """The outputs of a layer whose sizes say all about its cost; None for any other."""
+        first = args[0] if len(args) == 1 and one.built else None
+        several: list[Any] = first if isinstance(first, list) else [first]
+        rule = rules.plain(one) if all(isinstance(tensor, keras.KerasTensor) for tensor in several) else None
+        if rule is None:
+            return None
         try:
-            outputs = call(one, *args, **kwargs)
-        finally:
-            self.opaque_depth -= 1
-        if self.opaque_depth == 0:
-            self.opaque_log.append((one, specs(args), specs(kwargs), outputs))
-        return outputs
+            shapes = [tuple(tensor.shape) for tensor in several]
+            shape = tuple(one.compute_output_shape(shapes if first is several else shapes[0]))
+            made = keras.KerasTensor(shape, one.compute_dtype)
+            own = Count(rule(one, (), [shape]))
+        except Exception:  # it says its sizes otherwise, or has open ones
+            return None
+        self.calls.append(Call(one, tuple(self.inside), self.times, args, {}, outputs=(made,), own=own))
+        return made
 
     def _begin(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        sources = _sources(symbolic((args, kwargs))) if isinstance(one, keras.layers.Layer) else ()
+        wanted = isinstance(one, keras.layers.Layer) and not self.costs_only
+        sources = _sources(symbolic((args, kwargs))) if wanted else ()
         call = Call(one, tuple(self.inside), self.times, args, kwargs, sources)
         self.calls.append(call)
         return call
@@ -200,7 +171,7 @@ class _Tracer:
             return self._infer(self.infer_layer, one, args, kwargs)
         with _plain_activations(one):
             outputs = one.call(*args, **kwargs)
-        return keras.tree.map_structure(_fresh, outputs)
+        return keras.tree.map_structure(fresh, outputs)
 
     def _infer(self, infer: Callable[..., Any], one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Only shapes: whatever is called on the way did not run."""
@@ -214,7 +185,7 @@ class _Tracer:
         """A recurrent layer is its cell, once for each step."""
         batch, steps, *features = sequence.shape
         self.times *= steps or 1
-        states = keras.tree.map_structure(_spec, layer.get_initial_state(batch or 1))
+        states = keras.tree.map_structure(spec, layer.get_initial_state(batch or 1))
         states = states if isinstance(states, (list, tuple)) else [states]
         layer.cell(keras.KerasTensor((batch or 1, *features), sequence.dtype), list(states))
 
@@ -224,29 +195,35 @@ class _Tracer:
         self.times *= steps or 1
         layer.layer(keras.KerasTensor((batch, *features), sequence.dtype))
 
-    def _around(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Let the backend run what Keras tensors cannot, and trace the layers that were called in there."""
-        outer, outer_depth = self.opaque_log, self.opaque_depth
-        logs: list[list[tuple[Any, Any, Any, Any]]] = []
-
-        def run(*values: Any, **named: Any) -> Any:
-            self.opaque_log, self.opaque_depth = [], 0
-            outputs = one.call(*values, **named)
-            logs.append(self.opaque_log)
-            return outputs
-
-        try:
-            outputs = private.infer(run, *args, **kwargs)
-        except Exception:
-            logs.clear()
-            outputs = None
-        finally:
-            self.opaque_log, self.opaque_depth = outer, outer_depth
-        if outputs is None or not symbolic(outputs):
+    def _around(self, outer: Call, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let the backend run what Keras tensors cannot, count it, and trace the layers that were called in there."""
+        if rules.has_formula(one):
             return self._infer(self.infer_layer, one, args, kwargs)
-        for inner, values, named, _ in _merged(logs):
-            inner(*values, **named)
-        return outputs
+        before, self.recorder = self.recorder, raw.Recorder()
+        try:
+            found = self.recorder.run(one.call, args, kwargs)
+        except Exception:
+            found = None
+        finally:
+            self.recorder = before
+        if found is None or not symbolic(found.outputs):
+            return self._infer(self.infer_layer, one, args, kwargs)
+        outer.own = found.count
+        for inner in found.inner:
+            self._again(inner)
+        return found.outputs
+
+    def _again(self, inner: raw.Inner) -> None:
+        """Trace a layer that raw code called, as often as it ran there."""
+        position, times = len(self.calls), self.times
+        self.times *= inner.times
+        try:
+            inner.operation(*inner.args, **inner.kwargs)
+        finally:
+            self.times = times
+        if inner.own is not None and position < len(self.calls):
+            call = self.calls[position]
+            call.own, call.times = inner.own, times
 
 
 _NOT_SYMBOLIC = tuple(
@@ -277,30 +254,6 @@ _HOOKS = (
     (keras.layers.Layer, "__call__"),
     (keras.layers.Layer, "add_loss"),
 )
-
-
-def _merged(logs: list[list[tuple[Any, Any, Any, Any]]]) -> list[tuple[Any, Any, Any, Any]]:
-    """One log: a dimension that two runs with other fill-ins saw with two sizes is open."""
-    if len(logs) < 2 or [one for one, *_ in logs[0]] != [one for one, *_ in logs[1]]:
-        return logs[0] if logs else []
-    return [
-        (one, *keras.tree.map_structure(_either, first, second), None)
-        for (one, *first, _), (_, *second, _) in zip(logs[0], logs[1], strict=True)
-    ]
-
-
-def _either(first: Any, second: Any) -> Any:
-    if not isinstance(first, keras.KerasTensor) or not isinstance(second, keras.KerasTensor):
-        return first
-    shape = [size if size == other else None for size, other in zip(first.shape, second.shape, strict=True)]
-    return keras.KerasTensor(shape, first.dtype)
-
-
-def _fresh(value: Any) -> Any:
-    """A tensor of its own for each call, so that a layer which returns its input does not rewrite the input's past."""
-    if not isinstance(value, keras.KerasTensor):
-        return value
-    return keras.KerasTensor(value.shape, value.dtype, sparse=value.sparse)
 
 
 def _sources(tensors: list[Any]) -> tuple[Any, ...]:

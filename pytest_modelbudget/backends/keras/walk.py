@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import private, weights
+from pytest_modelbudget.backends.keras.labels import Labels
 from pytest_modelbudget.backends.keras.trace import Call
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH
@@ -38,15 +39,15 @@ class Seen:
     """Whether the shapes that a graph remembers are as good as those of the trace."""
 
 
-def rows(model: Any, seen: Seen) -> list[Row]:
-    """All rows of `model`.
+def rows(model: Any, seen: Seen, labels: Labels) -> list[Row]:
+    """All rows of `model`, under `labels` where an operation has one, else under its own name.
 
     Raises:
         ModelBudgetError: a weight of the model would be in no row.
     """
-    walk = _Walk(model, seen)
+    walk = _Walk(model, seen, labels)
     own = list(weights.own(model))
-    path = weights.unique(model.name, walk.taken) if own else ""
+    path = weights.unique(walk.name(model), walk.taken) if own else ""
     first = [Row(0, id(model), Layer(path, type(model).__name__, weights=walk.ledger.enter(path, own)))] if own else []
     found = [*first, *walk.inside(model, "")]
     lost = [variable.path for variable in model.weights if variable not in walk.ledger]
@@ -56,8 +57,9 @@ def rows(model: Any, seen: Seen) -> list[Row]:
 
 
 class _Walk:
-    def __init__(self, model: Any, seen: Seen) -> None:
+    def __init__(self, model: Any, seen: Seen, labels: Labels) -> None:
         self.seen = seen
+        self.labels = labels
         self.ledger = weights.Ledger(model)
         self.taken: set[str] = set()
         self.called: dict[tuple[int, int], list[int]] = {}
@@ -66,20 +68,27 @@ class _Walk:
             self.called.setdefault((parent, id(call.operation)), []).append(position)
             self.called.setdefault((0, id(call.operation)), []).append(position)
 
-    def inside(self, model: Any, prefix: str) -> Iterator[Row]:
-        """The rows below one model."""
+    def name(self, one: Any) -> str:
+        """What an operation is called here."""
+        return self.labels.get(id(one), one.name)
+
+    def inside(self, model: Any, prefix: str, called: bool = True) -> Iterator[Row]:
+        """The rows below one model; below one that was not `called`, the calls in its graph did not happen."""
         graph = private.graph_of(model)
-        operations = list(model.layers) if graph is None else _operations(model, graph)
+        operations = _layers(model) if graph is None else _operations(model, graph)
         held = {id(one) for one in operations}
         if graph is not None:  # layers set as attributes, outside the graph
             operations += [one for one in private.sublayers(model) if id(one) not in held and not _is_input(one)]
-        paths = {id(one): weights.unique(f"{prefix}{one.name}", self.taken) for one in operations}
+        paths = {id(one): weights.unique(f"{prefix}{self.name(one)}", self.taken) for one in operations}
         for one in operations:
             nodes = private.nodes_of(graph, one) if graph is not None and id(one) in held else []
             positions = self.called.get((id(model), id(one))) or self.called.get((0, id(one)), [])
             sources = [_makers(node) for node in nodes] or [self.seen.calls[at].sources for at in positions]
             connected = [tuple(paths[id(source)] for source in call if id(source) in paths) for call in sources]
-            yield from self._rows(one, id(model), paths[id(one)], self._layer(one, nodes, positions, connected))
+            row = self._layer(one, nodes, positions, connected)
+            if not called and not positions:
+                row = replace(row, calls=0)
+            yield from self._rows(one, id(model), paths[id(one)], row)
 
     def _layer(self, one: Any, nodes: list[Any], positions: list[int], connected: list[tuple[str, ...]]) -> Layer:
         """The row of one layer or operation, without its path and weights."""
@@ -107,7 +116,7 @@ class _Walk:
         named = weights.own(one) if bare.container else weights.deep(one) if _is_layer(one) else ()
         yield Row(parent, id(one), replace(bare, path=path, weights=self.ledger.enter(path, named)))
         if bare.container:
-            yield from self.inside(one, f"{path}/")
+            yield from self.inside(one, f"{path}/", called=bool(bare.calls))
 
 
 def spec(tensor: Any) -> TensorSpec:
@@ -141,6 +150,25 @@ def unbuilt(layer: Any, weightless: Callable[[Any], bool], path: str = "", seen:
         else:
             found.extend(unbuilt(sublayer, weightless, f"{below}/", seen))
     return found
+
+
+def called_beside_graphs(model: Any, calls: Sequence[Call]) -> bool:
+    """Whether a layer that a functional model merely holds was called by another, so that no graph knows its shapes."""
+    called = {id(call.operation) for call in calls}
+    for outer in each(model):
+        if (graph := private.graph_of(outer)) is not None:
+            held = {id(one) for one in graph.operations}
+            if any(id(one) in called and id(one) not in held for one in private.sublayers(outer)):
+                return True
+    return False
+
+
+def _layers(model: Any) -> list[Any]:
+    """The layers of a class; of a functional model with a call of its own also those beside its graph, no inputs."""
+    found = {id(one): one for one in model.layers}
+    if private.function_of(model) is not None:
+        found.update((id(one), one) for one in private.sublayers(model))
+    return [one for one in found.values() if not _is_input(one)]
 
 
 def _operations(model: Any, graph: Any) -> list[Any]:

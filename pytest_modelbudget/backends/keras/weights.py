@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.keras import labels, private
 from pytest_modelbudget.summary import Weight
 
 Named = tuple[str, Any, Any]
@@ -33,18 +32,33 @@ class Ledger:
         for wanted, variable, layer in named:
             name = unique(wanted, taken)
             owner = self._owners.setdefault(id(variable), full := f"{path}.{name}")
-            weight = self._weight(name, variable, None if owner == full else owner)
+            weight = self._weight(name, variable, layer, None if owner == full else owner)
             weights.append(_unpacked(weight, private.packed(layer, variable)))
         return tuple(weights)
 
-    def _weight(self, name: str, variable: Any, tied_to: str | None) -> Weight:
+    def _weight(self, name: str, variable: Any, layer: Any, tied_to: str | None) -> Weight:
+        beside = _beside_quantized(variable, layer)
         return Weight(
             name=name,
             shape=tuple(int(size) for size in variable.shape),
             dtype=keras.backend.standardize_dtype(variable.dtype),
-            trainable=id(variable) in self._trainable,
+            trainable=id(variable) in self._trainable and not beside,
+            role="buffer" if beside else "param",
             tied_to=tied_to,
         )
+
+
+_QUANTIZED = ("kernel", "embeddings", "reverse_embeddings", "inputs", "outputs_grad")
+_BESIDE = {f"{of}_{what}" for of in _QUANTIZED for what in ("scale", "zero", "amax_history")}
+_BESIDE |= {"zero_point", "g_idx", "awq_scales"}
+
+
+def _beside_quantized(variable: Any, layer: Any) -> bool:
+    """Whether a variable only serves to read a quantised weight: a scale, a zero point, a history of maxima.
+
+    Such numbers are no params: a quantised layer has as many of those as before, and needs other bytes.
+    """
+    return variable.name in _BESIDE and getattr(layer, "quantization_mode", None) is not None
 
 
 def _unpacked(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
@@ -67,7 +81,7 @@ def unique(name: str, taken: set[str]) -> str:
 def own(layer: Any) -> Iterator[Named]:
     """The variables a layer holds itself, with their names."""
     for variable in private.own_variables(layer):
-        yield variable.name, variable, layer
+        yield _variable_name(variable), variable, layer
 
 
 def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[Named]:
@@ -76,15 +90,33 @@ def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator
     for variable in private.own_variables(layer):
         if id(variable) not in seen:
             seen.add(id(variable))
-            yield f"{prefix}{variable.name}", variable, layer
+            yield f"{prefix}{_variable_name(variable)}", variable, layer
     taken: set[str] = set()
     for sublayer in private.sublayers(layer):
-        name = unique(_local_name(sublayer), taken)
-        yield from deep(sublayer, f"{prefix}{name}/", seen)
+        part = _part(layer, sublayer)
+        step = f"{unique(part, taken)}/" if part else ""
+        yield from deep(sublayer, f"{prefix}{step}", seen)
+
+
+def _part(layer: Any, sublayer: Any) -> str:
+    """What `sublayer` is called in `layer`; empty for the one layer that a recurrent layer or a wrapper is about."""
+    if isinstance(layer, keras.layers.Bidirectional):
+        named = {id(layer.forward_layer): "forward", id(layer.backward_layer): "backward"}
+        return named.get(id(sublayer)) or _local_name(sublayer)
+    if isinstance(layer, keras.layers.RNN) and sublayer is layer.cell:
+        return ""
+    if isinstance(layer, keras.layers.Wrapper) and sublayer is layer.layer:
+        return ""
+    return _local_name(sublayer)
 
 
 def _local_name(layer: Any) -> str:
     """A layer's name without Keras' number: that counts the whole model, and equal blocks are to look equal."""
-    base = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", type(layer).__name__))
-    base = re.sub(r"([a-z])([A-Z])", r"\1_\2", base).lower()
-    return base if re.fullmatch(rf"{re.escape(base)}(_\d+)?", layer.name) else str(layer.name)
+    kind = type(layer).__name__
+    return str(layer.name) if labels.automatic(kind, layer.name) is None else labels.base(kind)
+
+
+def _variable_name(variable: Any) -> str:
+    """A variable's name, without Keras' number where it has no name of its own."""
+    kind = type(variable).__name__
+    return str(variable.name) if labels.automatic(kind, variable.name) is None else "variable"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 from keras import layers as L
 
@@ -163,9 +164,9 @@ def test_layers_of_layers_are_one_row(summarize: Any) -> None:
 
     both, attention = summarize(build).layers[1:]
     assert [weight.name for weight in both.weights[:3]] == [
-        "forward_lstm/lstm_cell/kernel",
-        "forward_lstm/lstm_cell/recurrent_kernel",
-        "forward_lstm/lstm_cell/bias",
+        "forward/kernel",
+        "forward/recurrent_kernel",
+        "forward/bias",
     ]
     assert both.params == 2 * 4 * 3 * (4 + 3 + 1)
     assert [weight.name for weight in attention.weights][::2] == [
@@ -282,3 +283,119 @@ def _everything(model: Any) -> list[Any]:
         model,
         *(one for layer in model.layers for one in ([layer, *layer.layers] if hasattr(layer, "layers") else [layer])),
     ]
+
+
+class GraphWithMore(keras.Model):
+    """A functional model whose own call adds a layer to its graph."""
+
+    def __init__(self) -> None:
+        x = keras.Input((4,), name="x")
+        super().__init__(x, L.Dense(3, name="inside")(x))
+        self.more = L.Dense(2, name="more")
+
+    def call(self, x: Any) -> Any:
+        return self.more(super().call(x))
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["built here", "live"])
+def test_a_graph_with_a_call_of_its_own(summarize: Any, live: bool) -> None:
+    """What counts is what the call does; inputs are known from the graph."""
+    if live:
+        model = GraphWithMore()
+        model(np.ones((1, 4), "float32"))
+        summary = backend.summarize(model, name="live", inputs=None, sizes={}, built_here=False)
+    else:
+        summary = summarize(GraphWithMore)
+    assert [(row.path, row.output_text, row.connected_to, row.params, row.calls) for row in summary.layers] == [
+        ("inside", "[B, 3]", (), 15, 1),
+        ("more", "[B, 2]", (("inside",),), 8, 1),
+    ]
+    assert [str(port) for port in summary.inputs] == ["x float32[B, 4]"]
+    assert [str(spec) for spec in summary.outputs] == ["float32[B, 2]"]
+    assert summary.flops.value == 2 * 4 * 3 + 2 * 3 * 2
+
+
+def test_a_layer_that_another_calls_and_the_model_holds(summarize: Any) -> None:
+    """A layer inside another layer of the graph, also set on the model, is a row with its own shapes."""
+
+    class Twice(L.Layer):
+        def __init__(self, inner: Any) -> None:
+            super().__init__(name="twice")
+            self.inner = inner
+
+        def call(self, x: Any) -> Any:
+            return self.inner(self.inner(x))
+
+    def build() -> keras.Model:
+        x, inner = keras.Input((4,), name="x"), L.Dense(4, name="inner")
+        model = keras.Model(x, Twice(inner)(x))
+        model.alias = inner
+        return model
+
+    rows = summarize(build).layers
+    assert [(row.path, row.output_text, row.params, row.calls) for row in rows] == [
+        ("x", "[B, 4]", 0, 1),
+        ("twice", "[B, 4]", 20, 1),
+        ("inner", "[B, 4]", 0, 2),
+    ]
+    assert rows[2].weights_text == "kernel 4x4 = twice.inner/kernel + bias 4 = twice.inner/bias"
+
+
+def test_two_models_around_one_layer(summarize: Any) -> None:
+    """A layer of two nested models is counted at the first, with each model's own shape."""
+
+    def build() -> keras.Model:
+        layer = L.Dense(3, name="layer")
+        short, long = keras.Input((4,), name="short"), keras.Input((7, 4), name="long")
+        first, second = keras.Model(short, layer(short), name="first"), keras.Model(long, layer(long), name="second")
+        a, b = keras.Input((4,), name="a"), keras.Input((7, 4), name="b")
+        return keras.Model([a, b], [first(a), second(b)])
+
+    rows = {row.path: row for row in summarize(build).layers}
+    assert [(rows[path].output_text, rows[path].params) for path in ("first/layer", "second/layer")] == [
+        ("[B, 3]", 15),
+        ("[B, 7, 3]", 0),
+    ]
+
+
+def test_what_is_inside_a_model_that_is_never_called_is_never_called(summarize: Any) -> None:
+    """A discriminator held by a generator's class has params and no calls."""
+
+    class Gan(keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="gan")
+            self.generator = keras.Sequential([keras.Input((3,)), L.Dense(4, name="make")], name="generator")
+            self.critic = keras.Sequential([keras.Input((4,)), L.Dense(1, name="judge")], name="critic")
+            self.critic_optimizer = keras.optimizers.Adam()
+
+        def call(self, x: Any) -> Any:
+            return self.generator(x)
+
+    rows = summarize(Gan, "float32[B, 3]").layers
+    assert [(row.path, row.calls, row.params) for row in rows] == [
+        ("generator", 1, 0),
+        ("generator/make", 1, 16),
+        ("critic", 0, 0),
+        ("critic/judge", 0, 5),
+    ]
+
+
+def test_an_open_length_of_a_graph_with_a_call_of_its_own(summarize: Any) -> None:
+    """Without a size for an axis there are rows, shapes and params, and no FLOPs."""
+
+    class Model(keras.Model):
+        def __init__(self) -> None:
+            x = keras.Input((None, 4), name="x")
+            super().__init__(x, L.Dense(3, name="inside")(x))
+            self.more = L.Dense(2, name="more")
+
+        def call(self, x: Any) -> Any:
+            return self.more(super().call(x))
+
+    summary = summarize(Model)
+    assert [(row.path, row.output_text, row.params, row.flops) for row in summary.layers] == [
+        ("inside", "[B, ?, 3]", 15, None),
+        ("more", "[B, ?, 2]", 8, None),
+    ]
+    assert [str(spec) for spec in summary.outputs] == ["float32[B, ?, 2]"]
+    assert summary.flops.value is None

@@ -24,7 +24,26 @@ class Function(L.Layer):
         return self.function(x)
 
 
+class Weights(L.Layer):
+    """A layer with weights `a` 4x3, `b` 3x5, `c` 5, that is one function of itself and its input."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def build(self, shape: Any) -> None:
+        self.a, self.b, self.c = (self.add_weight(shape=one) for one in ((4, 3), (3, 5), (5,)))
+
+    def call(self, x: Any) -> Any:
+        return self.function(self, x)
+
+
+def square() -> Any:
+    return ops.ones((4, 4))
+
+
 IMAGE, SEQUENCE, ROWS = (9, 9, 4), (6, 4), (4,)
+LSTM = 6 * 2 * 4 * (4 * 5 + 5 * 5)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +71,132 @@ IMAGE, SEQUENCE, ROWS = (9, 9, 4), (6, 4), (4,)
         pytest.param(SEQUENCE, lambda: L.TimeDistributed(L.Dense(5)), 6 * 2 * 4 * 5, id="time distributed"),
         pytest.param(
             (3, 9, 9, 2), lambda: L.ConvLSTM2D(4, 3), 3 * 2 * 4 * 4 * 49 * 9 * (2 + 4), id="conv lstm, state padded"
+        ),
+        pytest.param(SEQUENCE, lambda: L.Conv1D(6, 3, groups=2), 2 * 4 * 6 * 3 * 2, id="conv1d, two groups"),
+        pytest.param(SEQUENCE, lambda: L.Conv1D(6, 3, dilation_rate=2), 2 * 2 * 6 * 3 * 4, id="conv1d, dilated"),
+        pytest.param((5, 5, 5, 4), lambda: L.Conv3D(6, 2, groups=2), 2 * 64 * 6 * 8 * 2, id="conv3d, two groups"),
+        pytest.param((5, 5, 5, 4), lambda: L.Conv3D(6, 2, dilation_rate=2), 2 * 27 * 6 * 8 * 4, id="conv3d, dilated"),
+        pytest.param(
+            (4, 9, 9),
+            lambda: L.Conv2D(6, 3, data_format="channels_first"),
+            2 * 49 * 6 * 36,
+            id="conv2d, channels first",
+        ),
+        pytest.param(SEQUENCE, lambda: L.DepthwiseConv1D(3, depth_multiplier=2), 2 * 4 * 8 * 3, id="depthwise, 1d"),
+        pytest.param(IMAGE, lambda: L.DepthwiseConv2D(3, dilation_rate=2), 2 * 25 * 4 * 9, id="depthwise, dilated"),
+        pytest.param(SEQUENCE, lambda: L.SeparableConv1D(5, 3), 2 * 4 * 4 * 3 + 2 * 4 * 4 * 5, id="separable, 1d"),
+        pytest.param(
+            IMAGE,
+            lambda: L.SeparableConv2D(5, 3, strides=2, depth_multiplier=2),
+            2 * 16 * 8 * 9 + 2 * 16 * 8 * 5,
+            id="separable, strides, two filters per channel",
+        ),
+        pytest.param(SEQUENCE, lambda: L.Conv1DTranspose(5, 3, strides=2), 2 * 6 * 4 * 5 * 3, id="transposed, 1d"),
+        pytest.param(
+            (5, 5, 5, 4), lambda: L.Conv3DTranspose(6, 2, strides=2), 2 * 125 * 4 * 6 * 8, id="transposed, 3d"
+        ),
+        pytest.param(SEQUENCE, lambda: L.LSTM(5, go_backwards=True), LSTM, id="lstm, backwards"),
+        pytest.param(SEQUENCE, lambda: L.LSTM(5, unroll=True), LSTM, id="lstm, unrolled"),
+        pytest.param(SEQUENCE, lambda: L.LSTM(5, return_sequences=True), LSTM, id="lstm, sequences"),
+        pytest.param(
+            SEQUENCE,
+            lambda: L.RNN([L.LSTMCell(5), L.GRUCell(3)]),
+            LSTM + 6 * 2 * 3 * 3 * (5 + 3),
+            id="stacked cells",
+        ),
+        pytest.param(
+            SEQUENCE, lambda: L.Bidirectional(L.RNN(L.GRUCell(5))), 2 * 6 * 2 * 3 * 45, id="both ways, a cell"
+        ),
+        pytest.param(
+            SEQUENCE,
+            lambda: L.Bidirectional(L.GRU(5), backward_layer=L.LSTM(5, go_backwards=True)),
+            6 * 2 * 3 * 45 + LSTM,
+            id="both ways, two kinds",
+        ),
+        pytest.param((3, *SEQUENCE), lambda: L.TimeDistributed(L.LSTM(5)), 3 * LSTM, id="lstm at each step"),
+        pytest.param(
+            (3, 4),
+            lambda: L.TimeDistributed(keras.Sequential([L.Dense(5), L.Dense(2)])),
+            3 * 2 * (20 + 10),
+            id="a model at each step",
+        ),
+        pytest.param((3, 9, 2), lambda: L.ConvLSTM1D(4, 3), 3 * 2 * 4 * 4 * 7 * 3 * (2 + 4), id="conv lstm, 1d"),
+        pytest.param((3, 5, 5, 5, 2), lambda: L.ConvLSTM3D(4, 2), 3 * 2 * 4 * 4 * 64 * 8 * (2 + 4), id="conv lstm, 3d"),
+        pytest.param(ROWS, lambda: L.SpectralNormalization(L.Dense(5)), 2 * 4 * 5, id="spectral normalisation"),
+        pytest.param(
+            SEQUENCE,
+            lambda: Function(lambda x: ops.einsum("btd,df,fe->bte", x, ops.ones((4, 5)), ops.ones((5, 3)))),
+            2 * 6 * 4 * 5 + 2 * 6 * 5 * 3,
+            id="einsum of three, from left to right",
+        ),
+        pytest.param(
+            (6, 3, 4),
+            lambda: Function(lambda x: ops.dot_product_attention(x, x, x)),
+            2 * 2 * 3 * 36 * 4,
+            id="attention in one",
+        ),
+        pytest.param(
+            (6, 4, 4),
+            lambda: Function(lambda x: ops.dot_product_attention(x, x[:, :, :2], x[:, :, :2])),
+            2 * 2 * 4 * 36 * 4,
+            id="attention in one, fewer heads of keys",
+        ),
+        pytest.param((8, 8), lambda: Function(lambda x: ops.fft2((x, x))[0]), 5 * 64 * 6, id="fft in two dimensions"),
+        pytest.param((5,), lambda: Function(lambda x: ops.irfft((x, x))), 60, id="fft back to 8 real points"),
+        pytest.param((16,), lambda: Function(lambda x: ops.stft(x, 8, 4, 8)[0]), 5 * 60, id="five frames of 8 points"),
+        pytest.param(
+            (2048,),
+            lambda: L.MelSpectrogram(fft_length=256, sequence_stride=64, num_mel_bins=10),
+            33 * (5 * 128 * 8 + 2 * 129 * 10),
+            id="mel spectrogram, 33 frames",
+        ),
+        pytest.param(
+            SEQUENCE, lambda: Function(lambda x: ops.map(lambda y: ops.matmul(y, square()), x)), 6 * 32, id="map"
+        ),
+        pytest.param(
+            SEQUENCE,
+            lambda: Function(lambda x: ops.vectorized_map(lambda y: ops.matmul(y, square()), x)),
+            6 * 32,
+            id="vectorized map",
+        ),
+        pytest.param(
+            SEQUENCE,
+            lambda: Function(
+                lambda x: ops.scan(lambda c, y: (ops.matmul(c, square()), y), x[:, 0], ops.swapaxes(x, 0, 1))[0]
+            ),
+            6 * 32,
+            id="scan",
+        ),
+        pytest.param(
+            ROWS,
+            lambda: Function(lambda x: ops.scan(lambda c, _: (ops.matmul(c, square()), c), x, None, length=3)[0]),
+            3 * 32,
+            id="scan of nothing, three times",
+        ),
+        pytest.param(
+            ROWS,
+            lambda: Function(lambda x: ops.fori_loop(0, 5, lambda i, y: ops.matmul(y, square()), x)),
+            5 * 32,
+            id="fori loop",
+        ),
+        pytest.param(
+            ROWS,
+            lambda: Function(
+                lambda x: ops.while_loop(lambda i, y: i < 5, lambda i, y: (i + 1, ops.matmul(y, square())), (0, x))[1]
+            ),
+            5 * 32,
+            id="while loop with a counter",
+        ),
+        pytest.param(
+            ROWS,
+            lambda: Function(
+                lambda x: ops.cond(ops.sum(x) > 0, lambda: ops.matmul(x, square()), lambda: ops.matmul(-x, square()))
+            ),
+            32,
+            id="branches that cost the same",
+        ),
+        pytest.param(
+            ROWS, lambda: Weights(lambda one, x: one.c * (x @ one.a @ one.b) - one.c[:1]), 54, id="weights elementwise"
         ),
         pytest.param(SEQUENCE, lambda: L.Embedding(9, 4), 0, id="embedding"),
         pytest.param(IMAGE, lambda: L.BatchNormalization(), 0, id="batch normalisation"),
@@ -89,6 +234,106 @@ def test_flops_of_a_layer(summarize: Any, shape: tuple[int, ...], layer: Callabl
     assert summary.flops.value == 2 * expected
     assert summary.flops.uncounted == ()
     assert summary.layers[1].flops == 2 * expected
+
+
+def _lora(layer: L.Layer) -> L.Layer:
+    layer.build((None, *IMAGE) if isinstance(layer, L.Conv2D) else (None, *ROWS))
+    layer.enable_lora(2)
+    return layer
+
+
+def _quantized(layer: L.Layer, mode: str) -> L.Layer:
+    layer.build((None, *ROWS))
+    layer.quantize(mode)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "expected"),
+    [
+        pytest.param(
+            ROWS, lambda: Weights(lambda one, x: x @ (one.a @ one.b)), 2 * 4 * 3 * 5 + 2 * 4 * 5, id="of two weights"
+        ),
+        pytest.param(
+            ROWS,
+            lambda: Weights(lambda one, x: ops.matmul(x, ops.matmul(one.a.value, one.b.value))),
+            2 * 4 * 3 * 5 + 2 * 4 * 5,
+            id="of the values of two weights",
+        ),
+        pytest.param(ROWS, lambda: _lora(L.Dense(5)), 2 * 4 * 5 + 2 * 4 * 2 * 5, id="lora, dense"),
+        pytest.param(IMAGE, lambda: _lora(L.Conv2D(6, 3)), 2 * 49 * 6 * 36 + 2 * 36 * 2 * 6, id="lora, conv2d"),
+        pytest.param(SEQUENCE, lambda: _lora(L.Embedding(9, 4)), 2 * 9 * 2 * 4, id="lora, embedding"),
+        *(
+            pytest.param(ROWS, lambda mode=mode: _quantized(L.Dense(6), mode), 2 * 4 * 6, id=mode)  # type: ignore[misc]
+            for mode in ("int8", "int4", "float8")
+        ),
+    ],
+)
+def test_products_of_weights(summarize: Any, shape: tuple[int, ...], layer: Callable[[], Any], expected: int) -> None:
+    """Weights are multiplied with each other once, whatever the batch; quantised ones as they are used."""
+
+    def build() -> keras.Model:
+        x = keras.Input(shape)
+        return keras.Model(x, layer()(x))
+
+    flops = summarize(build).flops
+    assert (flops.value, flops.uncounted) == (expected, ())
+
+
+@pytest.mark.parametrize("flash", [None, False, True], ids=["as it comes", "unfused", "fused"])
+def test_flops_of_attention_are_those_of_any_kernel(summarize: Any, flash: bool | None) -> None:
+    """Fused or not, attention counts the full square."""
+
+    def build() -> keras.Model:
+        x = keras.Input((6, 4))
+        return keras.Model(x, L.MultiHeadAttention(4, 3, flash_attention=flash)(x, x))
+
+    assert summarize(build).flops.value == 4 * 2 * 6 * 4 * 12 + 2 * 2 * 36 * 12
+
+
+def test_a_stateful_cell_counts_its_steps(summarize: Any) -> None:
+    """A layer that keeps its state between batches does the same work in each."""
+
+    def build() -> keras.Model:
+        x = keras.Input(batch_shape=(2, *SEQUENCE))
+        return keras.Model(x, L.LSTM(5, stateful=True)(x))
+
+    assert summarize(build).flops.value == 2 * LSTM
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "name"),
+    [
+        pytest.param(
+            lambda x: ops.while_loop(lambda y: ops.sum(y) < 5, lambda y: (ops.matmul(y, square()),), (x,))[0],
+            0,
+            "WhileLoop",
+            id="a loop that values end",
+        ),
+        pytest.param(
+            lambda x: ops.cond(ops.sum(x) > 0, lambda: ops.matmul(x, square()), lambda: x * 1),
+            0,
+            "Cond",
+            id="branches that do not cost the same",
+        ),
+        pytest.param(
+            lambda x: ops.fori_loop(0, 4, lambda i, y: ops.linalg.inv(y), ops.reshape(x, (-1, 2, 2))),
+            0,
+            "Inv",
+            id="a solver in a loop",
+        ),
+    ],
+)
+def test_what_only_values_tell_is_listed(summarize: Any, function: Any, value: int, name: str) -> None:
+    """The total is a lower bound, and what is not in it is named, as often as it runs."""
+
+    def build() -> keras.Model:
+        x = keras.Input(ROWS)
+        return keras.Model(x, Function(function)(x))
+
+    flops = summarize(build).flops
+    ((found, times),) = flops.uncounted
+    assert (flops.value, found.lower(), times) == (value, name.lower(), 4 if name == "Inv" else 1)
 
 
 def test_flops_of_attention(summarize: Any) -> None:

@@ -1,0 +1,71 @@
+"""What a trace writes down: each call of a layer or operation, in order, with its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.operators import Count
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a layer or operation: `inside` which layers (outermost first), how many times, and on what.
+
+    `sources` are the layers that made its input tensors, looked up before anything else runs. `own` is what one run of
+    it cost without the calls below it, where that was counted otherwise than by its rule.
+    """
+
+    operation: Any
+    inside: tuple[Any, ...]
+    times: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    sources: tuple[Any, ...] = ()
+    outputs: tuple[Any, ...] = ()
+    opaque: bool = False
+    own: Count | None = None
+
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """Its input tensors."""
+        return tuple(symbolic((self.args, self.kwargs)))
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether a layer was called, not an operation."""
+        return isinstance(self.operation, keras.layers.Layer)
+
+
+@dataclass(slots=True)
+class Trace:
+    """All calls in the order they began, and what the model gave back."""
+
+    calls: list[Call] = field(default_factory=list)
+    outputs: Any = None
+
+
+def symbolic(value: Any) -> list[Any]:
+    """Every Keras tensor in nested arguments or results."""
+    return [one for one in keras.tree.flatten(value) if isinstance(one, keras.KerasTensor)]
+
+
+def specs(values: Any) -> Any:
+    """Nested arguments with a symbolic tensor in the place of each array or tensor of the backend."""
+    return keras.tree.map_structure(spec, values)
+
+
+def spec(value: Any) -> Any:
+    """A symbolic tensor like an array or tensor of the backend; anything else as it is."""
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return value
+    return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
+
+
+def fresh(value: Any) -> Any:
+    """A tensor of its own for each call, so that a layer which returns its input does not rewrite the input's past."""
+    if not isinstance(value, keras.KerasTensor):
+        return value
+    return keras.KerasTensor(value.shape, value.dtype, sparse=value.sparse)

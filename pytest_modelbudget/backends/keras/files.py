@@ -1,0 +1,93 @@
+"""`.keras` and `.h5` files: the model of their config, built without memory; of the weights only the shapes are read.
+
+No code of a file is run: Keras' safe mode stays on, so custom classes have to be registered by the project itself.
+Of what it was compiled with, only the optimizer is made, without the variables that the file has of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.files import shown
+from pytest_modelbudget.backends.keras import walk
+from pytest_modelbudget.backends.keras_content import Content, Shape, content, read_from_file, refusal
+from pytest_modelbudget.errors import ModelBudgetError
+
+
+def read(path: Path) -> Any:
+    """The model of a file, without values; see `backends.files.Reader`.
+
+    Raises:
+        ModelBudgetError: the file is damaged or holds weights only, its config has a Lambda or a class that is not
+            registered, or the weights in it are not those of its config.
+    """
+    found = content(path)
+    try:
+        with _safe_mode():
+            model = _deserialized(found.config, legacy=found.legacy)
+    except Exception as error:
+        raise refusal(path, found, f"Keras {keras.__version__}", error) from None
+    if found.shapes is not None:
+        _check_weights(path, model, found.shapes)
+    _give_optimizer(model, found)
+    return read_from_file(model)
+
+
+@contextmanager
+def _safe_mode() -> Iterator[None]:
+    """Inside, Keras' safe mode is on also where the process has it off; Keras has no public name for that."""
+    from keras.src.saving.serialization_lib import SafeModeScope
+
+    with SafeModeScope(True):
+        yield
+
+
+def _deserialized(config: Any, *, legacy: bool) -> Any:
+    """The model of a config; Keras has no public name for those of `.h5` files (`legacy`) without their weights."""
+    from keras.src.legacy.saving import saving_options, saving_utils
+
+    if not legacy:
+        return keras.saving.deserialize_keras_object(config)
+    with saving_options.keras_option_scope(use_legacy_config=True):
+        return saving_utils.model_from_config(config)
+
+
+def _give_optimizer(model: Any, found: Content) -> None:
+    """Give `model` the optimizer it was compiled with, so that its state can be told; one of the user's may not be
+    known here, and then neither is its state."""
+    with suppress(Exception), _safe_mode():
+        if found.optimizer is not None:
+            model.optimizer = keras.optimizers.deserialize(found.optimizer)
+
+
+def _check_weights(path: Path, model: Any, stored: list[Shape]) -> None:
+    """Hold the shapes of a file's weights against those of its config, where layers store them one by one.
+
+    Raises:
+        ModelBudgetError: a weight of the model is not in the file: its class has changed since the file was saved.
+    """
+    layers = list(walk.each(model))
+    if not all(layer.built for layer in layers) or not all(map(_stores_plainly, layers)):
+        return
+    missing = Counter(tuple(map(int, weight.shape)) for weight in model.weights) - Counter(stored)
+    if missing:
+        shape = next(iter(missing))
+        weight = next(one for one in model.weights if tuple(one.shape) == shape)
+        raise ModelBudgetError(
+            f"{shown(path)}: its config gives {weight.path!r} the shape {list(shape)}, and the weights stored in the "
+            "file have none of that shape left: the classes of the model changed since, save it again"
+        )
+
+
+def _stores_plainly(layer: Any) -> bool:
+    """Whether each variable is a dataset of its own shape: not so where a class stores them itself, or quantised."""
+    store = type(layer).save_own_variables
+    if store is keras.layers.Layer.save_own_variables:
+        return True
+    return store.__module__.startswith("keras.src.") and getattr(layer, "quantization_mode", None) is None

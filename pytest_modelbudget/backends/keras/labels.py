@@ -1,0 +1,69 @@
+"""Names that do not depend on what else the session has built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import private
+
+Labels = Mapping[int, str]
+"""The name of an operation or layer by its identity, where that is not its own name."""
+
+
+def automatic(kind: str, name: str) -> int | None:
+    """The number in a name that Keras gave an object of the class `kind`; None for a name of the user's.
+
+    >>> automatic("LSTMCell", "lstm_cell_3"), automatic("Dense", "dense"), automatic("Dense", "top")
+    (3, 0, None)
+    """
+    match = re.fullmatch(rf"{re.escape(base(kind))}(?:_(\d+))?", name)
+    return None if match is None else int(match[1] or 0)
+
+
+def base(kind: str) -> str:
+    """What Keras calls the first object of a class.
+
+    >>> base("MultiHeadAttention"), base("LSTM"), base("Conv2DTranspose")
+    ('multi_head_attention', 'lstm', 'conv2d_transpose')
+    """
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def of_live(model: Any) -> Labels:
+    """The automatic names in a model of the user's, numbered from the first: as if nothing had been built before it.
+
+    Keras numbers all layers of a session, so without this a snapshot would depend on the tests that ran before. A
+    name that only looks like an automatic one (`dense_1`) is renumbered too: nothing tells the two apart.
+    """
+    numbered: dict[str, dict[int, list[int]]] = {}
+    for one in _operations(model):
+        kind = type(one).__name__
+        if (number := automatic(kind, one.name)) is not None:
+            numbered.setdefault(base(kind), {}).setdefault(number, []).append(id(one))
+    return {
+        identity: f"{name}_{rank}" if rank else name
+        for name, by_number in numbered.items()
+        for rank, number in enumerate(sorted(by_number))
+        for identity in by_number[number]
+    }
+
+
+def _operations(model: Any) -> Iterator[Any]:
+    """All layers and operations of a model, each once."""
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        if isinstance(one, keras.layers.Layer):
+            waiting.extend(private.sublayers(one))
+        if (graph := private.graph_of(one)) is not None:
+            waiting.extend(graph.operations)

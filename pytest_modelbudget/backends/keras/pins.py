@@ -1,0 +1,83 @@
+"""Which private names this Keras lacks: those needed to build without memory, and those needed to read a model.
+
+Without the first, models are built for real, with a warning; without the second nothing can be counted, and the error
+names the version of Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import private
+
+Looks = Mapping[str, Callable[[], Any]]
+"""A private name, and a look at it, which fails where it is gone."""
+
+BUILDING: Looks = {
+    "global_state.GLOBAL_STATE_TRACKER": lambda: private.global_state.GLOBAL_STATE_TRACKER,
+    "global_state.get_global_attribute": lambda: private.global_state.get_global_attribute,
+    "global_state.set_global_attribute": lambda: private.global_state.set_global_attribute,
+    "StatelessScope(initialize_variables=)": lambda: keras.StatelessScope(initialize_variables=False),
+    "Variable._deferred_initialize": lambda: private.variable_class(),
+    "Optimizer._var_key": lambda: private.optimizer_keys(),
+}
+
+
+def reading() -> Looks:
+    """Looks at a small model; to be called where building leaves no trace."""
+    given, layer = keras.Input((1,)), keras.layers.Dense(1)
+    made = layer(given)
+    model = keras.Model(given, made)
+    return {
+        "KerasTensor._keras_history": lambda: made._keras_history.node_index,
+        "Operation._inbound_nodes": lambda: layer._inbound_nodes[0].input_tensors,
+        "Operation._outbound_nodes": lambda: layer._outbound_nodes,
+        "Layer._layers": lambda: model._layers,
+        "Layer._trainable_variables": lambda: layer._trainable_variables,
+        "Layer._non_trainable_variables": lambda: layer._non_trainable_variables,
+        "Layer.build._is_default": lambda: keras.layers.Layer.build._is_default,
+        "Layer.symbolic_call": lambda: keras.layers.Layer.symbolic_call,
+        "Operation.symbolic_call": lambda: keras.Operation.symbolic_call,
+        "Function.operations": lambda: model.operations,
+        "Function._nodes": lambda: private.nodes_of(model, layer)[0],
+        "Function._inputs_struct": lambda: private.input_structure(model),
+        "Sequential._functional": lambda: keras.Sequential()._functional,
+    }
+
+
+def missing(looks: Looks) -> tuple[str, ...]:
+    """The names that are gone."""
+    return tuple(name for name, look in looks.items() if not _works(look))
+
+
+def _works(look: Callable[[], Any]) -> bool:
+    try:
+        look()
+    except (AttributeError, TypeError, KeyError, IndexError, StopIteration):
+        return False
+    return True
+
+
+@cache
+def unreadable() -> str:
+    """What to say when models of this Keras cannot be read; empty when they can."""
+    if not (names := missing(reading())):
+        return ""
+    return (
+        f"Keras {keras.__version__} has no {', '.join(names)}, which is needed to read a model: "
+        f"install an earlier Keras, or a later pytest-modelbudget"
+    )
+
+
+def real_build() -> str:
+    """What to say when models of this Keras cannot be built without their weights; empty when they can."""
+    if not (names := missing(BUILDING)):
+        return ""
+    return (
+        f"Keras {keras.__version__} has no {', '.join(names)}: models are built with all their weights, which takes "
+        f"memory and may use up names and random numbers; a later pytest-modelbudget may know this Keras"
+    )

@@ -1,0 +1,146 @@
+"""While a model is traced, its variables are symbolic tensors like its inputs.
+
+A product of two weights, as of the two small matrices of LoRA, is then an operation that is seen, and nothing is drawn
+from an initializer. Code that wants the values of a weight is run on the backend's symbolic tensors instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from pytest_modelbudget.backends.keras import private
+
+_OPERATORS = frozenset(
+    f"__{side}{name}__"
+    for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+    for side in ("", "r")
+) | {f"__{name}__" for name in ("neg", "abs", "invert", "lt", "le", "gt", "ge", "ne")}
+
+_FUNCTIONS = "any_symbolic_tensors"
+_MODULES = ("keras.src.ops.", "keras.src.quantizers.", "keras.src.activations.")
+"""Modules that ask `any_symbolic_tensors` whether to run or to infer."""
+
+
+_ABSENT = object()
+
+
+class ValueWanted(Exception):
+    """Code asked for the value of a weight, which a trace does not have."""
+
+
+@contextmanager
+def symbolic() -> Iterator[None]:
+    """Inside, operations on variables are symbolic, and assigning one has no effect."""
+    owner, tensor = keras.Variable, keras.KerasTensor
+    patches: list[tuple[Any, str, Any]] = [
+        (module, _FUNCTIONS, _asking(getattr(module, _FUNCTIONS)))
+        for name, module in list(sys.modules.items())
+        if name.startswith(_MODULES) and hasattr(module, _FUNCTIONS)
+    ]
+    patches += [
+        (owner, name, _either(getattr(owner, name), getattr(tensor, name)))
+        for name in sorted(_OPERATORS)
+        if hasattr(owner, name) and hasattr(tensor, name)
+    ]
+    patches.append((owner, "__getitem__", _either(owner.__getitem__, _item)))
+    patches.append((owner, "assign", _assigning(owner.assign)))
+    patches.append((owner, "value", property(_reading(owner.value))))
+    if (operations := sys.modules.get("keras.src.ops")) is not None:
+        patches.append((operations, "custom_gradient", _forward_only(operations.custom_gradient)))
+    with _patched(patches):
+        yield
+
+
+@contextmanager
+def zeros() -> Iterator[None]:
+    """Inside, a variable without value reads as zeros, which no backend has to draw or to decompose."""
+    with _patched([(keras.Variable, "value", property(_zeros(keras.Variable.value)))]):
+        yield
+
+
+@contextmanager
+def _patched(patches: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    saved = [(one, name, vars(one).get(name, _ABSENT)) for one, name, _ in patches]
+    try:
+        for one, name, value in patches:
+            setattr(one, name, value)
+        yield
+    finally:
+        for one, name, before in saved:
+            if before is _ABSENT:
+                delattr(one, name)
+            else:
+                setattr(one, name, before)
+
+
+def is_variable(value: Any) -> bool:
+    """Whether `value` is a variable of Keras."""
+    return isinstance(value, keras.Variable)
+
+
+def _asking(original: Callable[..., bool]) -> Callable[..., bool]:
+    def any_symbolic_tensors(args: Any = None, kwargs: Any = None) -> bool:
+        if original(args, kwargs):
+            return True
+        if private.in_symbolic_scope():
+            return False
+        values = (*(args or ()), *(kwargs or {}).values())
+        return any(map(is_variable, values)) or any(map(is_variable, keras.tree.flatten(values)))
+
+    return any_symbolic_tensors
+
+
+def _either(original: Callable[..., Any], symbolic: Callable[..., Any]) -> Callable[..., Any]:
+    def operator(self: Any, *others: Any) -> Any:
+        return (original if private.in_symbolic_scope() else symbolic)(self, *others)
+
+    return operator
+
+
+def _item(variable: Any, key: Any) -> Any:
+    """A part of a variable; numpy knows the shape of any, an array without memory stands for the values."""
+    if any(isinstance(one, keras.KerasTensor) for one in (key if isinstance(key, tuple) else (key,))):
+        return keras.KerasTensor.__getitem__(variable, key)
+    part = np.broadcast_to(np.zeros((), "int8"), variable.shape)[key]
+    return keras.KerasTensor(part.shape, keras.backend.standardize_dtype(variable.dtype))
+
+
+def _assigning(original: Callable[..., Any]) -> Callable[..., Any]:
+    def assign(self: Any, value: Any) -> Any:
+        return original(self, value) if private.in_symbolic_scope() else value
+
+    return assign
+
+
+def _reading(original: property) -> Callable[..., Any]:
+    def value(self: Any) -> Any:
+        if not private.in_symbolic_scope() and "float" in str(self.dtype):
+            raise ValueWanted(self.path)
+        return original.__get__(self)
+
+    return value
+
+
+def _zeros(original: property) -> Callable[..., Any]:
+    def value(self: Any) -> Any:
+        if private.is_drawn(self):
+            return self._maybe_autocast(keras.ops.zeros(self.shape, self.dtype))
+        return original.__get__(self)
+
+    return value
+
+
+def _forward_only(original: Callable[..., Any]) -> Callable[..., Any]:
+    def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+        if private.in_symbolic_scope():
+            differentiated: Callable[..., Any] = original(function)
+            return differentiated
+        return lambda *args, **kwargs: function(*args, **kwargs)[0]
+
+    return custom_gradient

@@ -1,0 +1,215 @@
+"""TensorFlow without Keras 3, behind the `Backend` protocol: `tf.Module` objects and SavedModel folders.
+
+`build` makes variables without memory, `modules` and `saved` find them, `graphs` traces calls for outputs and FLOPs;
+`legacy` is the backend of models of tf_keras (Keras 2), with `legacy_trace`, `legacy_rows` and `legacy_files`;
+`private` holds what TensorFlow keeps to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from pytest_modelbudget.backends.operators.tf_functions import Body, specialised
+from pytest_modelbudget.backends.operators.tf_graph import operators
+from pytest_modelbudget.backends.tensorflow import graphs, modules
+from pytest_modelbudget.backends.tensorflow.build import abstract
+from pytest_modelbudget.backends.tensorflow.private import Trackable
+from pytest_modelbudget.backends.tensorflow.saved import SavedModel
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import BATCH, Inputs
+from pytest_modelbudget.summary import Flops, Input, Summary, TensorSpec
+
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
+
+FRAMEWORK = "tensorflow"
+
+_Trace = tuple[Any, list[Any]]
+"""A graph, and the tensors it gives back."""
+
+
+def owns(model: object) -> bool:
+    """Whether `model` is a `tf.Module`, something that `tf.saved_model.load` gave, or a SavedModel folder."""
+    return isinstance(model, (tf.Module, SavedModel)) or _is_loaded(model)
+
+
+def _is_loaded(model: object) -> bool:
+    return isinstance(model, Trackable) and hasattr(model, "signatures")
+
+
+def is_class(model: object) -> bool:
+    """Whether `model` is a class of modules."""
+    return isinstance(model, type) and issubclass(model, tf.Module)
+
+
+def summarize(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    built_here: bool,
+) -> Summary:
+    """Count `model`: a row for each object that holds variables; shapes and FLOPs of the call as a whole.
+
+    What is called is a module's own `__call__` at the declared inputs, or a SavedModel's default signature; without
+    either, outputs and FLOPs are not known. What each object inside gets, gives and costs is not known.
+
+    Raises:
+        ModelBudgetError: the declared inputs do not fit, or a variable has no fixed shape.
+    """
+    return _Counted(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
+
+
+class _Counted:
+    def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
+        self.model = model
+        self.name = name
+        self.sizes = dict(sizes)
+        self.built_here = built_here
+        self.notes: list[str] = []
+        self.used: list[Any] = []
+        """The variables that calls of a module used."""
+
+    def summary(self, inputs: Inputs | None) -> Summary:
+        ports, outputs, flops = self._called(inputs)
+        saved = isinstance(self.model, SavedModel)
+        held = tuple(self.model.held if saved else modules.of_live(self.model))
+        self._refuse_lost({one.identity for one in held})
+        root = "saved_model" if saved else str(getattr(self.model, "name", "model"))
+        return Summary(
+            model=self.name,
+            framework=FRAMEWORK,
+            layers=modules.rows(held, self.name, root),
+            inputs=ports,
+            outputs=outputs,
+            flops=flops,
+            sizes=tuple((symbol, self.sizes[symbol]) for symbol in graphs.symbols(ports) if symbol in self.sizes),
+            notes=tuple(self.notes),
+        )
+
+    def _refuse_lost(self, held: set[object]) -> None:
+        """Refuse a module that works with a variable that is none of its own: it would not be counted."""
+        lost = [one.name for one in self.used if id(one) not in held]
+        if lost:
+            raise ModelBudgetError(
+                f"{self.name}: the call uses the variable {lost[0]!r}, which no object of the module holds: set it as "
+                "an attribute of a tf.Module in it"
+            )
+
+    def _called(self, inputs: Inputs | None) -> tuple[tuple[Input, ...], tuple[TensorSpec, ...], Flops]:
+        """Inputs, outputs and FLOPs of one call, as far as they can be known."""
+        function = self._signature()
+        if function is not None:
+            return self._of_function(function, inputs)
+        if inputs is None or not callable(self.model):
+            saved = isinstance(self.model, SavedModel)
+            why = self.model.unreadable or "it has no default signature" if saved else "no `inputs:` are declared"
+            self.notes.append(f"outputs and FLOPs are not known: {why}")
+            return (), (), Flops()
+        if self.built_here and (layers := list(modules.layers(self.model))):
+            self._trace(inputs, self.sizes)  # which builds them
+            for layer in layers:
+                modules.read_as_zeros(layer)
+        ports = inputs.ports
+        return ports, *self._counted(ports, lambda sizes: self._trace(inputs, sizes))
+
+    def _signature(self) -> Any:
+        if isinstance(self.model, SavedModel):
+            return self.model.signature
+        return dict(self.model.signatures).get("serving_default") if _is_loaded(self.model) else None
+
+    def _counted(
+        self, ports: tuple[Input, ...], trace: Callable[[Mapping[str, int]], _Trace]
+    ) -> tuple[tuple[TensorSpec, ...], Flops]:
+        """Outputs with named dimensions, and FLOPs at the sizes."""
+        unsized = next((port for port in ports if None in port.spec.shape), None)
+        graph, outputs = trace(self.sizes)
+        others: list[tuple[str, int, list[Any]]] = []
+        for symbol in graphs.symbols(ports):
+            size = graphs.other_size(self.sizes[symbol])
+            try:
+                others.append((symbol, size, trace({**self.sizes, symbol: size})[1]))
+            except Exception:  # the model takes no other size of it
+                self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
+        specs = graphs.named(outputs, others, self.sizes)
+        if unsized is not None:
+            self.notes.append(f"FLOPs are not known: input {unsized.name!r} has an open dimension; declare `inputs:`")
+            return specs, Flops()
+        return specs, graphs.flops(list(operators(graph, outputs)))
+
+    def _trace(self, inputs: Inputs, sizes: Mapping[str, int]) -> _Trace:
+        """One call of a module; a module of the user's must not make variables by it."""
+        with tf.variable_creator_scope(_keep if self.built_here else self._refuse):
+            try:
+                graph = graphs.traced(self.model, graphs.specs(inputs, sizes), convert=True)
+            except ModelBudgetError:
+                raise
+            except Exception as error:
+                listed = ", ".join(map(str, inputs.ports))
+                raise ModelBudgetError(f"{self.name}: the module cannot be called with {listed}: {error}") from error
+        self.used.extend(graph.variables)
+        return graph, list(graph.outputs)
+
+    def _refuse(self, _: Any, **__: Any) -> Any:
+        raise ModelBudgetError(
+            f"{self.name}: the module makes variables when it is called; call it once before, or pass a function that "
+            "builds it"
+        )
+
+    def _of_function(
+        self, function: Any, inputs: Inputs | None
+    ) -> tuple[tuple[Input, ...], tuple[TensorSpec, ...], Flops]:
+        """The call of a signature: at the inputs it was saved with, or at declared ones where they fit."""
+        own = _ports(function)
+        ports = own if inputs is None else self._matched(own, inputs.ports)
+        count = len(own)
+
+        def trace(sizes: Mapping[str, int]) -> _Trace:
+            body = Body(function.graph, function.graph.inputs, function.graph.outputs)
+            given = [graphs.tensor_spec(port.spec, sizes) for port in ports]
+            made = specialised(body, [*given, *function.graph.inputs[count:]])
+            return made.graph, list(made.outputs)
+
+        return ports, *self._counted(ports, trace)
+
+    def _matched(self, own: tuple[Input, ...], declared: tuple[Input, ...]) -> tuple[Input, ...]:
+        """The declared inputs, by name or in order.
+
+        Raises:
+            ModelBudgetError: there are more or fewer, or one is of another shape.
+        """
+        by_name = {port.name: port for port in declared}
+        in_order = [by_name[port.name] for port in own] if set(by_name) == {one.name for one in own} else list(declared)
+        fits = len(in_order) == len(own) and all(
+            len(port.spec.shape) == len(wanted.spec.shape)
+            and all(dim in (None, BATCH, other) for dim, other in zip(port.spec.shape, wanted.spec.shape, strict=True))
+            for port, wanted in zip(own, in_order, strict=True)
+        )
+        if not fits:
+            has, given = (", ".join(map(str, ports)) or "(none)" for ports in (own, declared))
+            raise ModelBudgetError(f"{self.name}: the signature takes {has}, inputs: gives {given}")
+        return tuple(Input(port.name, wanted.spec) for port, wanted in zip(own, in_order, strict=True))
+
+
+def _keep(next_creator: Callable[..., Any], **options: Any) -> Any:
+    return next_creator(**options)
+
+
+def _ports(function: Any) -> tuple[Input, ...]:
+    """The inputs of a signature; an open first axis is the batch."""
+    tensors = function.graph.inputs[: len(function.graph.inputs) - len(function.graph.captures)]
+    return tuple(Input(_name(one), _spec(one)) for one in tensors)
+
+
+def _name(tensor: Any) -> str:
+    user: bytes | None = tensor.op.node_def.attr["_user_specified_name"].s
+    return user.decode() if user else str(tensor.op.name)
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    sizes = tensor.shape.as_list() if tensor.shape.rank is not None else []
+    dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
+    return TensorSpec(dims, tensor.dtype.name)

@@ -1,0 +1,83 @@
+"""Graphs of one call, traced and never run: what a model gives back, and what its operators cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from pytest_modelbudget.backends.keras import shapes
+from pytest_modelbudget.backends.operators import Operator, total
+from pytest_modelbudget.backends.tensorflow.private import ConversionOptions, converted_call, func_graph_from_py_func
+from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.summary import Flops, Input, TensorSpec
+
+Sizes = Mapping[str, int]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Shape = tuple[int | None, ...] | None
+
+
+def traced(call: Callable[..., Any], arguments: Arguments, *, convert: bool = False) -> Any:
+    """The graph of `call` on tensors of the given specs; plain values are passed as they are.
+
+    `convert` has Python's own branches and loops on tensors written into the graph, as `tf.function` does.
+    """
+    flat = tf.nest.flatten(arguments)
+    places = [place for place, value in enumerate(flat) if isinstance(value, tf.TensorSpec)]
+    options = ConversionOptions(recursive=True, user_requested=True)
+
+    def run(*tensors: Any) -> Any:
+        filled = dict(zip(places, tensors, strict=True))
+        args, kwargs = tf.nest.pack_sequence_as(arguments, [filled.get(at, one) for at, one in enumerate(flat)])
+        return converted_call(call, args, kwargs, options=options) if convert else call(*args, **kwargs)
+
+    return func_graph_from_py_func("model", run, tuple(flat[place] for place in places), {})
+
+
+def specs(inputs: Inputs, sizes: Sizes) -> Arguments:
+    """The arguments of one call as `tf.TensorSpec`, symbolic dimensions at their sizes."""
+    return inputs.build(lambda name, one: tensor_spec(one, sizes))
+
+
+def tensor_spec(one: TensorSpec, sizes: Sizes) -> Any:
+    """A tensor as TensorFlow's own spec; a dimension without a size stays open."""
+    return tf.TensorSpec([sizes.get(dim) if isinstance(dim, str) else dim for dim in one.shape], one.dtype)
+
+
+def symbols(ports: Sequence[Input]) -> tuple[str, ...]:
+    """The names of the symbolic dimensions, in the order first met."""
+    return tuple(dict.fromkeys(dim for port in ports for dim in port.spec.shape if isinstance(dim, str)))
+
+
+def other_size(size: int) -> int:
+    """Another size of a dimension, to see what follows it; even where the size is even, as many models need."""
+    return 2 * size
+
+
+def named(
+    tensors: Sequence[Any], others: Sequence[tuple[str, int, Sequence[Any]]], sizes: Sizes
+) -> tuple[TensorSpec, ...]:
+    """Tensors of a graph at `sizes` as specs, dimensions named by what they are at another size of each symbol.
+
+    A tensor of unknown rank is left out.
+    """
+    found: list[TensorSpec] = []
+    for index, tensor in enumerate(tensors):
+        if (shape := sizes_of(tensor)) is None:
+            continue
+        variants = [(symbol, size, sizes_of(other[index])) for symbol, size, other in others]
+        alike = [(symbol, size, one) for symbol, size, one in variants if one is not None and len(one) == len(shape)]
+        found.append(TensorSpec(shapes.dims(shape, alike, sizes), tensor.dtype.name))  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def sizes_of(tensor: Any) -> Shape:
+    """The sizes of a tensor, None for open ones; None when not even its rank is known."""
+    return None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+
+
+def flops(found: Sequence[Operator]) -> Flops:
+    """The FLOPs of operators, by the project's rules."""
+    count = total(found)
+    return Flops(count.flops, count.uncounted)

@@ -1,0 +1,212 @@
+"""tf_keras (Keras 2 as a package of its own) behind the `Backend` protocol; rows are as for Keras 3."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from pytest_modelbudget.backends.keras import ports as keras_ports
+from pytest_modelbudget.backends.keras_content import is_from_file
+from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
+from pytest_modelbudget.backends.tensorflow.legacy_trace import Call, Trace, trace
+from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import BATCH, Inputs
+from pytest_modelbudget.summary import Flops, Input, Layer, Summary, TensorSpec
+
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
+
+FRAMEWORK = "tf_keras"
+private = tf_keras_backend()
+
+
+def owns(model: object) -> bool:
+    """Whether `model` is a model of tf_keras."""
+    return isinstance(model, tf_keras.Model)
+
+
+def is_class(model: object) -> bool:
+    """Whether `model` is a class of such models."""
+    return isinstance(model, type) and issubclass(model, tf_keras.Model)
+
+
+@contextmanager
+def abstract() -> Iterator[None]:
+    """Inside, variables have no memory and automatic names start afresh; settings are as before on leaving."""
+    uids = {graph: dict(names) for graph, names in private.PER_GRAPH_OBJECT_NAME_UIDS.items()}
+    observed = set(private.OBSERVED_NAMES)
+    policy, floatx = tf_keras.mixed_precision.global_policy(), private.floatx()
+    epsilon, data_format = private.epsilon(), private.image_data_format()
+    private.reset_uids()
+    try:
+        with build.abstract():
+            yield
+    finally:
+        private.reset_uids()
+        for graph, names in uids.items():
+            private.PER_GRAPH_OBJECT_NAME_UIDS[graph] = Counter(names)
+        private.OBSERVED_NAMES.update(observed)
+        tf_keras.mixed_precision.set_global_policy(policy)
+        private.set_floatx(floatx)
+        private.set_epsilon(epsilon)
+        private.set_image_data_format(data_format)
+
+
+def summarize(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    built_here: bool,
+) -> Summary:
+    """Count `model`: rows in its own order, params without metrics and optimizer, FLOPs of one inference.
+
+    Raises:
+        ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
+    """
+    with abstract():
+        return _Counted(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
+
+
+class _Counted:
+    def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
+        self.model = model
+        self.name = name
+        self.sizes = dict(sizes)
+        self.built_here = built_here
+        self.notes: list[str] = []
+
+    def summary(self, inputs: Inputs | None) -> Summary:
+        if not self.built_here:
+            self._refuse_unbuilt("call the model once before, or pass a function that builds it")
+        fresh = self.built_here and not is_from_file(self.model)
+        names = {} if fresh else legacy_rows.live_names(self.model)
+        arguments = self._arguments(inputs, names)
+        base = self._trace(arguments, self.sizes)
+        self._refuse_unbuilt("call it in the model, or remove it: its weights are not known")
+        seen, outputs = self._seen(base, arguments, names)
+        walk = legacy_rows.Walk(self.model, seen)
+        rows = walk.rows()
+        total, by_path = self._flops(base, walk, arguments)
+        return Summary(
+            model=self.name,
+            framework=FRAMEWORK,
+            layers=tuple(_with_flops(row, total, by_path) for row in rows),
+            inputs=arguments.ports,
+            outputs=outputs,
+            flops=total,
+            sizes=tuple((symbol, self.sizes[symbol]) for symbol in arguments.symbols if symbol in self.sizes),
+            notes=tuple(self.notes),
+        )
+
+    def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.Arguments:
+        """What the model is called with: its own inputs, or the declared ones where they fit."""
+        if not getattr(self.model, "inputs", None) or not self.model._is_graph_network:
+            if inputs is None:
+                raise ModelBudgetError(
+                    f"{self.name}: a {type(self.model).__name__} model does not know its inputs: "
+                    f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
+                )
+            return keras_ports.declared(self.model, inputs, self.name)
+        own = [Input(one.name, _spec(one.output)) for one in self._input_layers()]
+        shown = [Input(names.get(id(one), one.name), _spec(one.output)) for one in self._input_layers()]
+        ports = tuple(shown if inputs is None else keras_ports.matched(own, shown, inputs, self.name))
+        nested = self.model._nested_inputs
+
+        def build_arguments(make: keras_ports.Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            tensors = [make(port.name, port.spec) for port in ports]
+            return (tf.nest.pack_sequence_as(nested, tensors),), {}
+
+        return keras_ports.Arguments(ports, build_arguments)
+
+    def _input_layers(self) -> list[Any]:
+        return [tensor._keras_history.layer for tensor in tf.nest.flatten(self.model.inputs)]
+
+    def _trace(self, arguments: keras_ports.Arguments, sizes: Mapping[str, int]) -> Trace:
+        try:
+            return trace(self.model, arguments.build(lambda name, spec: graphs.tensor_spec(spec, sizes)))
+        except ModelBudgetError:
+            raise
+        except Exception as error:
+            listed = ", ".join(map(str, arguments.ports))
+            said = str(error).partition("\n\nCall arguments received")[0]
+            raise ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {said}") from error
+
+    def _refuse_unbuilt(self, cure: str) -> None:
+        layer = legacy_rows.unbuilt(self.model)
+        if layer is not None or not self.model.built:
+            what = "the model" if layer is None else f"layer {layer!r}"
+            raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
+
+    def _seen(
+        self, base: Trace, arguments: keras_ports.Arguments, names: Mapping[int, str]
+    ) -> tuple[legacy_rows.Seen, legacy_rows.Specs]:
+        """What each call got and gave, with dimensions named by traces at other sizes."""
+        others: list[tuple[str, int, Trace]] = []
+        for symbol in arguments.symbols:
+            size = graphs.other_size(self.sizes[symbol])
+            try:
+                other = self._trace(arguments, {**self.sizes, symbol: size})
+            except ModelBudgetError:
+                other = None
+            if other is None or [call.layer for call in other.calls] != [call.layer for call in base.calls]:
+                self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
+                continue
+            others.append((symbol, size, other))
+
+        def named(at: int, part: str) -> legacy_rows.Specs:
+            variants = [(symbol, size, getattr(other.calls[at], part)) for symbol, size, other in others]
+            return graphs.named(getattr(base.calls[at], part), variants, self.sizes)
+
+        given = [named(at, "given") for at in range(len(base.calls))]
+        outputs = [named(at, "outputs") for at in range(len(base.calls))]
+        whole = [(symbol, size, other.graph.outputs) for symbol, size, other in others]
+        inputs: dict[int, TensorSpec] = {}
+        if self.model._is_graph_network:
+            pairs = zip(self._input_layers(), arguments.ports, strict=True)
+            inputs = {id(layer): port.spec for layer, port in pairs}
+        seen = legacy_rows.Seen(base, given, outputs, inputs, names)
+        return seen, graphs.named(base.graph.outputs, whole, self.sizes)
+
+    def _flops(
+        self, base: Trace, walk: legacy_rows.Walk, arguments: keras_ports.Arguments
+    ) -> tuple[Flops, dict[str, int]]:
+        """The FLOPs of the call, and those of each row, by its path."""
+        if (unsized := arguments.open_dimension(self.sizes)) is not None:
+            self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
+            return Flops(), {}
+        owned = base.owned()
+        by_path: Counter[str] = Counter()
+        for operator, call in owned:
+            path = None if call is None else _path(call, walk.paths)
+            if path is not None and operator.flops:
+                by_path[path] += operator.flops * operator.times
+        return graphs.flops([operator for operator, _ in owned]), dict(by_path)
+
+
+def _path(call: Call, paths: Mapping[tuple[int, int], str]) -> str | None:
+    """The innermost row around a call."""
+    chain = (*call.inside, call.layer)
+    for position in range(len(chain) - 1, -1, -1):
+        parent = id(chain[position - 1]) if position else 0
+        one = id(chain[position])
+        if (path := paths.get((parent, one), paths.get((0, one)))) is not None:
+            return path
+    return None
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    sizes = tensor.shape.as_list()
+    dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
+    return TensorSpec(dims, tf.as_dtype(tensor.dtype).name)
+
+
+def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int]) -> Layer:
+    return layer if total.value is None else replace(layer, flops=by_path.get(layer.path, 0))

@@ -1,0 +1,163 @@
+"""Rows of a `tf.Module`, or of anything TensorFlow loaded: its variables, grouped by the object that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from pytest_modelbudget.backends.tensorflow.private import Trackable
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.summary import Layer, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A variable where it was found: the path and type of its holder, its name there, and who it is."""
+
+    path: str
+    type: str
+    name: str
+    identity: object
+    shape: tuple[int | None, ...] | None
+    dtype: str
+    trainable: bool
+
+
+def rows(held: Iterable[Held], model: str, root: str) -> tuple[Layer, ...]:
+    """One row for each object that holds variables, in the order first met; those of the model itself are at `root`.
+
+    Holders come before what they hold. A variable that is met again is tied to its first place. What calls such an
+    object gets and gives is not known.
+
+    Raises:
+        ModelBudgetError: a variable has no fixed shape.
+    """
+    types: dict[str, str] = {}
+    weights: dict[str, list[Weight]] = {}
+    owners: dict[object, str] = {}
+    for one in held:
+        path = one.path or root
+        if one.shape is None or None in one.shape:
+            raise ModelBudgetError(f"{model}: the variable {path}.{one.name} has no fixed shape: its size is not known")
+        owner = owners.setdefault(one.identity, full := f"{path}.{one.name}")
+        types.setdefault(path, one.type)
+        weights.setdefault(path, []).append(
+            Weight(
+                name=one.name,
+                shape=tuple(size for size in one.shape if size is not None),
+                dtype=one.dtype,
+                trainable=one.trainable,
+                tied_to=None if owner == full else owner,
+            )
+        )
+    return tuple(
+        Layer(path, types[path], weights=tuple(own), calls=None, container=_holds(path, weights))
+        for path, own in weights.items()
+    )
+
+
+def _below(path: str, holder: str) -> bool:
+    return path.startswith(f"{holder}/")
+
+
+def _holds(path: str, paths: Iterable[str]) -> bool:
+    return any(_below(other, path) for other in paths)
+
+
+def of_live(module: Any) -> Iterator[Held]:
+    """The variables of a live object, in the order of its attributes; Keras layers in it by their own weights."""
+    yield from _walk(module, "", type(module).__name__, set())
+
+
+def layers(holder: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """The Keras layers that a live object holds, at any depth."""
+    seen = set() if seen is None else seen
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    for _, value in _parts(holder):
+        if _is_layer(value):
+            yield value
+        elif not isinstance(value, tf.Variable):
+            yield from layers(value, seen)
+
+
+def read_as_zeros(layer: Any) -> None:
+    """Let the variables of a Keras 3 layer that have no memory be zeros: a graph would compute their initial values."""
+    for one in layer.variables:
+        if getattr(one, "_value", one) is None:
+            one._initializer = _zeros
+
+
+def _zeros(shape: Any, dtype: Any = None) -> Any:
+    return tf.zeros(shape, dtype or tf.float32)
+
+
+def _walk(holder: Any, path: str, kind: str, seen: set[int]) -> Iterator[Held]:
+    """What `holder` holds, its own variables first, each once; an object that is met again is not opened again."""
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    nested: list[tuple[str, Any]] = []
+    own: set[int] = set()
+    for name, value in _parts(holder):
+        if not isinstance(value, tf.Variable):
+            nested.append((f"{path}/{name}".lstrip("/"), value))
+        elif id(value) not in own:
+            own.add(id(value))
+            yield _held(path, kind, name, value)
+    for below, value in nested:
+        if _is_layer(value):
+            yield from _of_layer(value, below)
+        else:
+            yield from _walk(value, below, type(value).__name__, seen)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """The attributes of an object, lists and mappings among them opened: `layers/0`."""
+    ignored = getattr(type(value), "_TF_MODULE_IGNORED_PROPERTIES", ())
+    for name, part in vars(value).items():
+        if name not in ignored and not name.startswith("_self_"):
+            yield from _opened(name, part)
+
+
+def _opened(name: str, part: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(part, Mapping):
+        for key, item in part.items():
+            yield from _opened(f"{name}/{key}", item)
+    elif isinstance(part, (list, tuple)):
+        for index, item in enumerate(part):
+            yield from _opened(f"{name}/{index}", item)
+    elif isinstance(part, (tf.Variable, tf.Module, Trackable)) or _is_layer(part):
+        yield name, part
+
+
+def _is_layer(value: Any) -> bool:
+    """Whether it is a layer of Keras, of whichever version."""
+    return hasattr(type(value), "trainable_weights") and hasattr(value, "built")
+
+
+def _held(path: str, kind: str, name: str, variable: Any) -> Held:
+    shape = None if variable.shape.rank is None else tuple(variable.shape.as_list())
+    return Held(path, kind, name, id(variable), shape, variable.dtype.name, bool(variable.trainable))
+
+
+def _of_layer(layer: Any, path: str) -> Iterator[Held]:
+    """A Keras layer that is held by a module: one row with all weights below it.
+
+    Raises:
+        ModelBudgetError: it was never built.
+    """
+    if not layer.built:
+        raise ModelBudgetError(f"layer {path!r} was never built: call the module once before")
+    trainable = {id(one) for one in layer.trainable_weights}
+    for one in layer.weights:
+        name = getattr(one, "path", one.name).partition(":")[0]
+        name = f"/{name}".rpartition(f"/{layer.name}/")[2].lstrip("/")  # without the scope that the call was in
+        dtype = getattr(one.dtype, "name", one.dtype)
+        value = getattr(one, "_value", None)  # what a Keras 3 variable wraps, None for one without memory
+        identity = id(one if value is None else value)
+        yield Held(path, type(layer).__name__, name, identity, tuple(one.shape), str(dtype), id(one) in trainable)
