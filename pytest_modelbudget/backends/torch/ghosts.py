@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
 
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import UninitializedBuffer, is_lazy
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge, whole
@@ -32,16 +31,19 @@ class Ghosts:
     """Makes and remembers the ghost of each tensor it is asked for; it keeps none of them alive."""
 
     def __init__(self) -> None:
-        self._made: Any = WeakTensorKeyDictionary()
+        self._made: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
         self._storages: dict[int, tuple[StorageWeakRef, torch.UntypedStorage]] = {}
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The ghost of `tensor`: same class, shape, strides, dtype and `requires_grad`; itself when on meta."""
         if tensor.is_meta and not is_sharded(tensor):
             return tensor
-        if (known := self._made.get(tensor)) is None:
-            known = self._made[tensor] = self._make(tensor)
-        return known
+        key = id(tensor)
+        known = self._made.get(key)
+        if known is None or known[0]() is not tensor:
+            gone = weakref.ref(tensor, lambda _: self._made.pop(key, None))
+            known = self._made[key] = gone, self._make(tensor)
+        return known[1]
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
         if is_lazy(tensor):
