@@ -1,0 +1,123 @@
+"""The rows of a summary as a tree by their paths, each node with fingerprints of everything below it.
+
+Fingerprints are small integers given out by one `Ids` table, so that equal numbers mean equal contents. They
+hold neither the node's own name nor its connections, so they survive a rename and a move.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+from pytest_modelbudget.diff.words import numbered
+from pytest_modelbudget.summary import Layer, Summary, Weight
+
+_DEEPEST = 60
+"""Parts of a path that make a level each; what is deeper stays one name."""
+
+_SEPARATOR = re.compile(r"(?=[./])")
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A part of a path: `row` is None where no layer has just this path.
+
+    `loose` names are numbers, or end in one, or were made up by Keras: they say little about which row it is.
+    `alike` counts what matches on, from strict to lax: everything, shapes, names of weights, type.
+    """
+
+    path: str
+    token: str
+    parent: Node | None
+    row: Layer | None = None
+    position: int = 0
+    children: list[Node] = field(default_factory=list)
+    loose: bool = False
+    size: int = 0
+    weighted: bool = False
+    prints: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def below(self) -> Iterator[Node]:
+        """The node and all nodes inside it, parents first."""
+        yield self
+        for child in self.children:
+            yield from child.below()
+
+
+class Ids:
+    """Gives equal keys equal numbers."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, int] = {}
+
+    def __call__(self, key: Hashable) -> int:
+        return self._known.setdefault(key, len(self._known))
+
+
+def tokens(path: str) -> list[str]:
+    """`h.0.attn` as `h`, `.0`, `.attn`: joined they are the path again."""
+    parts = _SEPARATOR.split(path)
+    return parts if len(parts) <= _DEEPEST else [*parts[: _DEEPEST - 1], "".join(parts[_DEEPEST - 1 :])]
+
+
+def grow(summary: Summary, ids: Ids) -> Node:
+    """The tree of a summary below a root without a row."""
+    root = Node("", "", None)
+    nodes: dict[str, Node] = {}
+    for position, layer in enumerate(summary.layers):
+        parent, path = root, ""
+        for token in tokens(layer.path):
+            path += token
+            node = nodes.get(path)
+            if node is None:
+                node = nodes[path] = Node(path, token, parent, position=position)
+                parent.children.append(node)
+            parent = node
+        parent.row = layer
+        parent.position = position
+    _fingerprint(root, ids, summary.framework == "keras")
+    return root
+
+
+def _fingerprint(node: Node, ids: Ids, keras: bool) -> None:
+    for child in node.children:
+        _fingerprint(child, ids, keras)
+    row = node.row
+    node.loose = _loose(node.token.lstrip("./"), row, keras)
+    node.size = (row is not None) + sum(child.size for child in node.children)
+    node.weighted = bool(row is not None and row.weights) or any(child.weighted for child in node.children)
+    inside = [tuple((_name(child), child.prints[level]) for child in node.children) for level in range(3)]
+    if row is None:
+        own: tuple[Hashable, ...] = (None, None, None, None)
+    else:
+        own = (
+            (row.type, row.outputs, tuple(map(_facts, row.weights)), row.calls, row.container),
+            (row.type, tuple((weight.name, weight.shape, weight.role) for weight in row.weights)),
+            (row.type, tuple(weight.name for weight in row.weights)),
+            row.type,
+        )
+    full, shape, kind = (ids((level, own[level], inside[level])) for level in range(3))
+    node.prints = (full, shape, kind, ids((3, own[3], bool(node.children))))
+
+
+def _facts(w: Weight) -> Hashable:
+    return (w.name, w.shape, w.dtype, w.trainable, w.role, w.tied_to is None, w.packed_bytes)
+
+
+def _name(node: Node) -> str:
+    return "#" if node.loose else node.token
+
+
+def _loose(name: str, row: Layer | None, keras: bool) -> bool:
+    if numbered(name):
+        return True
+    if row is None:
+        return False
+    return name == row.type or (keras and name == _snake(row.type))
+
+
+def _snake(name: str) -> str:
+    """The name that Keras gives a layer of this type: `ReLU` is `re_lu`."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
