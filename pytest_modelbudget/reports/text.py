@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import METRICS
-from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.check import Result, State, Stored
+from pytest_modelbudget.errors import Place
 from pytest_modelbudget.explain import why
 from pytest_modelbudget.summary import Layer, Summary
 
 UNKNOWN = "?"
 _LONGEST = 400
 _ORDER = tuple(State)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COMMAND = re.compile(r"::(?=.*::)|##(?=(?:vso)?\[)")
 """What starts a command when a CI service meets it in a log: `::error::`, `##[error]`, `##vso[...]`."""
 
@@ -36,6 +39,50 @@ def harmless_lines(text: str) -> str:
     return "\n".join(harmless(line) for line in text.splitlines())
 
 
+def cut(lines: Sequence[str], most: int) -> Iterator[str]:
+    """The lines that fit into `most` characters, then a count of the others."""
+    length = 0
+    for index, line in enumerate(lines):
+        length += len(line) + 1
+        if length > most:
+            yield f"... {len(lines) - index} more lines"
+            return
+        yield line
+
+
+def captured(output: str) -> str:
+    """What a model's code printed, as it may stand in a log: no colours, no progress bar's past, nothing that acts."""
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in _COLOUR.sub("", output).split("\n"))
+    return "\n".join(harmless(line.expandtabs(), longest=len(output) * 10) for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a report needs to know beside the results: the `key` of a comment, the root's `folder` in its repository."""
+
+    key: str = "model-budget"
+    folder: str = ""
+
+
+SETTING = Setting()
+"""What holds when nobody says otherwise."""
+
+
+def location(result: Result, folder: str, place: Place | None = None) -> Place:
+    """The file, relative to the repository, and the line that a finding about `result` points at."""
+    found = place or result.place or Place(result.nodeid.partition("::")[0] or "modelbudget.yaml")
+    return Place(f"{folder}/{found.file}" if folder else found.file, found.line or 1)
+
+
+def unique_names(results: Sequence[Result]) -> list[str]:
+    """A name for each result, in their order: its id, or its node id when several have the same id."""
+    count = Counter(result.id for result in results)
+    return [
+        result.id if count[result.id] == 1 or not result.nodeid else f"{result.nodeid} {result.id}".strip()
+        for result in results
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of a layer table."""
@@ -52,20 +99,27 @@ def rows(summary: Summary) -> Iterator[Row]:
     for layer in summary.layers:
         yield Row(
             layer=harmless(f"{layer.path} ({layer.type})"),
-            output=harmless(_output(layer)),
-            params="-" if layer.container and not layer.weights else _params(layer),
-            connected=harmless("; ".join(", ".join(call) for call in layer.connected_to if call)) or "-",
+            output=harmless(output(layer)),
+            params="-" if layer.container and not layer.weights else params(layer),
+            connected=harmless(connections(layer)),
             why=harmless(why(layer)),
         )
 
 
-def _output(layer: Layer) -> str:
+def connections(layer: Layer) -> str:
+    """The layers that feed it: those of one call joined by `, `, of different calls by `; `."""
+    return "; ".join(", ".join(call) for call in layer.connected_to if call) or "-"
+
+
+def output(layer: Layer) -> str:
+    """Its output shapes."""
     if layer.calls == 0:
         return "never called"
     return layer.output_text or UNKNOWN
 
 
-def _params(layer: Layer) -> str:
+def params(layer: Layer) -> str:
+    """Its own params, and whether some are counted elsewhere."""
     tied = any(weight.tied_to is not None and weight.role == "param" for weight in layer.weights)
     return f"{layer.params:,}{' (tied)' if tied else ''}"
 
@@ -99,16 +153,22 @@ def flops(summary: Summary) -> str:
     return f"{'>= ' if summary.flops.is_lower_bound else ''}{units.flops(value)} ({macs})"
 
 
-def used(result: Result) -> tuple[str, Fraction] | None:
-    """The model-wide max that is used most, as (short name of the metric, share used); None without such a limit."""
+def used_shares(result: Result) -> dict[str, Fraction]:
+    """The share that is used of each max for the whole model, by metric; limits on unknown numbers are left out."""
     if result.summary is None:
-        return None
-    shares = [
-        (METRICS[budget.metric].short, Fraction(actual) / Fraction(budget.limit))
+        return {}
+    return {
+        budget.metric: Fraction(actual) / Fraction(budget.limit)
         for budget in result.limits
         if budget.layer is None and budget.bound == "max" and budget.limit
+        if budget.metric != "flops" or not result.summary.flops.is_lower_bound
         if (actual := METRICS[budget.metric].get(result.summary)) is not None
-    ]
+    }
+
+
+def used(result: Result) -> tuple[str, Fraction] | None:
+    """The model-wide max that is used most, as (short name of the metric, share used); None without such a limit."""
+    shares = [(METRICS[metric].short, share) for metric, share in used_shares(result).items()]
     return max(shares, key=lambda share: share[1], default=None)
 
 
@@ -119,6 +179,23 @@ def used_text(result: Result) -> str:
     metric, part = share
     shown = units.percent(part)
     return f"{metric} {'>' if part > 1 and shown == '100.0%' else ''}{shown}"
+
+
+def moved(result: Result, metric: str) -> str:
+    """How far a total moved: `+51,552 (+22.9%)`; `=` when it did not, `-` when nothing is known to compare with."""
+    if result.summary is None or result.snapshot.stored in (Stored.MISSING, Stored.BROKEN, Stored.REFUSED, Stored.OFF):
+        return "-"
+    change = next((one for one in result.changes if one.kind == "total" and one.path == metric), None)
+    if change is None:
+        return "="
+    now = METRICS[metric].get(result.summary)
+    if change.delta is None or now is None:
+        return harmless(f"{change.before} -> {change.after}")
+    before = now - change.delta
+    if not before:
+        return f"{change.delta:+,}"
+    part = f"{float(Fraction(change.delta) / Fraction(before)):+.1%}"
+    return f"{change.delta:+,} ({f'{part[0]}<0.1%' if part[1:] == '0.0%' else part})"
 
 
 def verdict(results: Sequence[Result]) -> str:

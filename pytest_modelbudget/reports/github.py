@@ -1,0 +1,75 @@
+"""Annotations for GitHub: workflow commands that put failures and warnings beside the lines of the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+from pytest_modelbudget.budget import Violation
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.reports import terminal, text
+
+MOST = 10
+"""Errors, and warnings, that GitHub shows of one step; it drops the others without a word and without ranking."""
+
+_LONGEST = 4_000
+_ORDER = (
+    State.BAD_CONFIG, State.BUILD_ERROR, State.CONFLICT, State.OVER_BUDGET, State.CHANGED, State.NO_SNAPSHOT,
+    State.OBSOLETE, State.OK, State.SKIPPED,
+)  # fmt: skip
+"""What a reviewer has to see first."""
+
+
+def annotations(results: Sequence[Result], setting: text.Setting, *, errors: bool = True) -> Iterator[str]:
+    """The workflow commands of a run, one a line: at most ten errors and ten warnings, worst first, then a count.
+
+    `errors=False` leaves the errors out, for runs in which another plugin annotates each failed test.
+    """
+    failed = sorted((result for result in results if result.state.failed), key=rank)
+    if errors:
+        yield from (_error(result, setting) for result in failed[:MOST])
+        if len(failed) > MOST:
+            yield _command("notice", None, "Model budget", f"{len(failed) - MOST} more models failed: see the summary")
+    warnings = [(result, one) for result in results if not result.state.failed for one in result.warnings]
+    yield from (_warning(result, one, setting) for result, one in warnings[:MOST])
+    if len(warnings) > MOST:
+        yield _command("notice", None, "Model budget", f"{len(warnings) - MOST} more warnings: see the summary")
+
+
+def rank(result: Result) -> tuple[int, Fraction, str]:
+    """What sorts results: by state, then by how far the worst limit is exceeded."""
+    return _ORDER.index(result.state), -max(map(overshoot, result.failures), default=Fraction(0)), result.id
+
+
+def overshoot(violation: Violation) -> Fraction:
+    """How far a limit is exceeded, as a share of it; 0 when that cannot be told."""
+    limit, actual = violation.budget.limit, violation.actual
+    return abs(Fraction(actual) / Fraction(limit) - 1) if limit and actual is not None else Fraction(0)
+
+
+def _error(result: Result, setting: text.Setting) -> str:
+    worst = max(result.failures, key=overshoot, default=None)
+    place = text.location(result, setting.folder, worst.budget.place if worst else None)
+    title, *lines = terminal.failure(result, rows=0).splitlines()
+    message = "\n".join(text.cut([line.strip() for line in lines], _LONGEST)) or title
+    return _command("error", place, title, message)
+
+
+def _warning(result: Result, violation: Violation, setting: text.Setting) -> str:
+    place = text.location(result, setting.folder, violation.budget.place)
+    return _command("warning", place, f"{result.id}: near its limit", text.harmless(str(violation)))
+
+
+def _command(kind: str, place: text.Place | None, title: str, message: str) -> str:
+    where = "" if place is None else f"file={_property(place.file)},line={place.line},"
+    return f"::{kind} {where}title={_property(text.harmless(title))}::{_data(message)}"
+
+
+def _data(value: str) -> str:
+    """A message, as the runner decodes it."""
+    return value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(value: str) -> str:
+    """A property; a colon or comma would end it."""
+    return _data(value).replace(":", "%3A").replace(",", "%2C")
