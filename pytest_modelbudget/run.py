@@ -13,6 +13,8 @@ from typing import Any
 
 from pytest_modelbudget import backends, inputs, snapshot
 from pytest_modelbudget.backends.coexist import coexisting
+from pytest_modelbudget.base import Base
+from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 from pytest_modelbudget.inputs import Example, Inputs
@@ -36,10 +38,13 @@ def run(
     accept: bool = False,
     snapshots: bool = True,
     count: Callable[[ModelEntry], Summary] | None = None,
+    base: Base | None = None,
+    limits_at_base: Callable[[ModelEntry], tuple[Budget, ...] | None] = lambda entry: None,
 ) -> Result:
     """Build and count one model, and decide; nothing is written and nothing but KeyboardInterrupt escapes.
 
-    `accept` is an update run, `snapshots=False` checks budgets only, `count` replaces `summarize_entry`. A model
+    `accept` is an update run, `snapshots=False` checks budgets only, `count` replaces `summarize_entry`. `base` has
+    the committed snapshots to hold growth against, and `limits_at_base` tells an entry's limits there. A model
     that cannot be counted gives a BUILD ERROR with the user's own traceback; a missing framework gives SKIPPED,
     or a BUILD ERROR in CI.
     """
@@ -47,8 +52,10 @@ def run(
     try:
         with coexisting():
             summary = (count or summarize_entry)(entry)
-        stored = snapshot.compare(root, entry, summary) if snapshots else Snapshot(Stored.OFF)
-        result = check(entry, summary, stored, accept=accept)
+        text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
+        stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
+        before = None if base is None else _baseline(base, entry, summary, text, limits_at_base)
+        result = check(entry, summary, stored, accept=accept, base=before)
     except FrameworkMissing as missing:
         result = _missing(entry, missing)
     except ModelBudgetError as mistake:
@@ -65,6 +72,26 @@ def run(
     except BaseException as error:
         result = _failed(entry, user_traceback(error))
     return replace(result, seconds=time.perf_counter() - start)
+
+
+def _baseline(
+    base: Base,
+    entry: ModelEntry,
+    summary: Summary,
+    text: str,
+    limits_at_base: Callable[[ModelEntry], tuple[Budget, ...] | None],
+) -> Baseline:
+    """What the base says of one model; that it says nothing is a state of its own."""
+    name = base.where.name
+    if not base.where.commit:
+        return Baseline(reason=f"there is no base ({base.where.reason})")
+    try:
+        path = snapshot.path_for(entry)
+        path = snapshot.earlier_path(base.named(path.rpartition("/")[2]), entry, root=base.root)
+        before = snapshot.baseline(base.text(path), summary, text, name=name, path=path)
+        return replace(before, limits=limits_at_base(entry))
+    except ModelBudgetError as problem:
+        return Baseline(name, reason=str(problem))
 
 
 def _with_cause(mistake: ModelBudgetError) -> str:

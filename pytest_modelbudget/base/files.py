@@ -35,6 +35,17 @@ class Base:
             raise ModelBudgetError(f"the files of {self.where.name} are not in this clone (a partial one)")
         return {path: blob for path, blob in listed.items() if path.endswith(_KINDS)}
 
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self.files:
+            found.setdefault(path.rpartition("/")[2], []).append(path)
+        return found
+
+    def named(self, name: str) -> list[str]:
+        """The paths of all files with this name, in whichever folder; see `files`."""
+        return self._by_name.get(name, [])
+
     def text(self, path: str) -> str | None:
         """The text of a file with line ends LF; None when the base has no such file.
 

@@ -8,12 +8,13 @@ from pytest_modelbudget.budget.findings import Baseline, Finding, loosened
 from pytest_modelbudget.budget.grammar import parse, parse_sum
 from pytest_modelbudget.budget.judge import Violation, judge, today, violations
 from pytest_modelbudget.budget.limits import BOUNDS, Budget, contradictions, merge
-from pytest_modelbudget.budget.metrics import ADDITIVE, LAYER_METRICS, METRICS, Metric, Number, layer_value
+from pytest_modelbudget.budget.metrics import ADDITIVE, GROWS, LAYER_METRICS, METRICS, Metric, Number, layer_value
 from pytest_modelbudget.budget.ratchet import numbers, tightened, written
 
 __all__ = [
     "ADDITIVE",
     "BOUNDS",
+    "GROWS",
     "LAYER_METRICS",
     "METRICS",
     "Baseline",
