@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="KIND:PATH",
-        help="write a report (repeatable); KIND is json, md or html",
+        help="write a report (repeatable); KIND is json, md, html, openmetrics, codequality or comment",
     )
     add(
         "--model-budget-mlflow",

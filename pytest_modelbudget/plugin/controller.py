@@ -13,7 +13,9 @@ from pytest_modelbudget import snapshot, wire
 from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
-from pytest_modelbudget.reports import REPORTS, render, table, terminal
+from pytest_modelbudget.plugin.quiet import in_github
+from pytest_modelbudget.reports import REPORTS, github, render, table, terminal
+from pytest_modelbudget.reports.text import Setting
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.tracebacks import user_traceback
 
@@ -106,9 +108,18 @@ class Controller:
     def _write_reports(self) -> None:
         for kind, path in self.targets:
             try:
-                _write(path, render(kind, self.results))
+                _write(path, render(kind, self.results, Setting(key=path.stem, folder=self._folder())))
             except OSError as error:
                 self.problems.append(f"report {kind}: {path} cannot be written ({error.strerror})")
+
+    def _folder(self) -> str:
+        """The root's folder in the repository, as CI services name files."""
+        checkout = os.environ.get("GITHUB_WORKSPACE") or os.environ.get("CI_PROJECT_DIR")
+        root = self.config.rootpath.resolve()
+        if not checkout or not root.is_relative_to(Path(checkout).resolve()):
+            return ""
+        folder = root.relative_to(Path(checkout).resolve()).as_posix()
+        return "" if folder == "." else folder
 
     def _log(self, session: pytest.Session) -> None:
         from pytest_modelbudget.trackers import mlflow
@@ -133,6 +144,11 @@ class Controller:
             terminalreporter.line(line)
         for problem in self.problems:
             terminalreporter.line(f"ERROR {problem}", red=True)
+        if in_github():
+            annotated = self.config.pluginmanager.hasplugin("pytest_github_actions_annotate_failures")
+            setting = Setting(folder=self._folder())
+            for line in github.annotations(self.results, setting, errors=not annotated):
+                terminalreporter.line(line)
 
     def _shown_in_full(self) -> Iterable[Summary]:
         """Summaries for `-v`; a failed model's was shown with its failure."""

@@ -16,8 +16,10 @@ from pytest_modelbudget import wire
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin import MARKER, RESULTS
+from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.reports import table, terminal
-from pytest_modelbudget.run import run
+from pytest_modelbudget.reports.text import captured, without_commands
+from pytest_modelbudget.run import in_ci, run
 
 _MOST_OUTPUT = 20_000
 _NOISE = re.compile(
@@ -64,7 +66,8 @@ class BudgetItem(pytest.Item):
     def runtest(self) -> None:
         """Come to a result, and fail when it is one to fail on."""
         self.stash[RESULTS] = []  # the item may have been run before, by a plugin that reruns failures
-        result = record(self, self.outcome())
+        with no_commands(self.config):
+            result = record(self, self.outcome())
         if result.state is State.SKIPPED:
             pytest.skip(result.error)
         if result.state.failed:
@@ -165,8 +168,10 @@ def record(item: pytest.Item, result: Result) -> Result:
 def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], *, send: bool) -> None:
     """Put what an item came to on its report; `send` adds its results as plain data, which xdist carries on."""
     if isinstance(item, BudgetItem):  # a builder may print megabytes, which every later phase would repeat
-        shown = ((name, _cut(_NOISE.sub("", content))) for name, content in report.sections)
+        shown = ((name, captured(_cut(_NOISE.sub("", content)))) for name, content in report.sections)
         report.sections = [(name, content) for name, content in shown if content.strip()]
+    elif in_ci():  # a test that builds a model itself
+        report.sections = [(name, without_commands(content)) for name, content in report.sections]
     if call.when != "call":
         return
     if send:

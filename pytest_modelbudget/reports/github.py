@@ -42,9 +42,14 @@ def rank(result: Result) -> tuple[int, Fraction, str]:
 
 
 def overshoot(violation: Violation) -> Fraction:
-    """How far a limit is exceeded, as a share of it; 0 when that cannot be told."""
-    limit, actual = violation.budget.limit, violation.actual
-    return abs(Fraction(actual) / Fraction(limit) - 1) if limit and actual is not None else Fraction(0)
+    """How far a limit is exceeded, as a share of what it allows; 0 when that cannot be told."""
+    budget, actual = violation.budget, violation.actual
+    if actual is None or budget.limit is None:
+        return Fraction(0)
+    allowed = budget.limit
+    if budget.bound == "growth" and violation.base is not None:
+        allowed = budget.allowed(violation.base)
+    return abs(Fraction(actual) / Fraction(allowed) - 1) if allowed else Fraction(0)
 
 
 def _error(result: Result, setting: text.Setting) -> str:
@@ -57,7 +62,7 @@ def _error(result: Result, setting: text.Setting) -> str:
 
 def _warning(result: Result, violation: Violation, setting: text.Setting) -> str:
     place = text.location(result, setting.folder, violation.budget.place)
-    return _command("warning", place, f"{result.id}: near its limit", text.harmless(str(violation)))
+    return _command("warning", place, f"{result.id}: warning", text.harmless(str(violation)))
 
 
 def _command(kind: str, place: text.Place | None, title: str, message: str) -> str:

@@ -56,12 +56,12 @@ def _result_cells(result: Result) -> tuple[str, ...]:
         word = f"{word} written".strip()
     if summary is None:
         about_a_model = result.state in (State.BUILD_ERROR, State.SKIPPED)
-        return (result.id, *(text.UNKNOWN if about_a_model else "-",) * 4, "-", word)
+        return (text.harmless(result.id), *(text.UNKNOWN if about_a_model else "-",) * 4, "-", word)
     flops = (
         text.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value).replace("FLOPs", "").strip()
     )
     return (
-        result.id,
+        text.harmless(result.id),
         units.short(summary.params),
         units.short(summary.trainable_params),
         f"{'>=' if summary.flops.is_lower_bound else ''}{flops}",

@@ -22,11 +22,12 @@ def failure(result: Result, *, width: int = table.WIDTH, rows: int | None = _MOS
 
 
 def _failure(result: Result, width: int, rows: int | None, explain: bool) -> Iterator[str]:
-    yield f"{result.id}: {result.state.value}"
+    yield harmless(f"{result.id}: {result.state.value}")
     if result.error:
         yield harmless_lines(result.error)
     if result.state is State.BUILD_ERROR:
-        yield f"registered at {result.place}; not counted, its snapshot is untouched" if result.place else "not counted"
+        where = f"registered at {result.place}; not counted, its snapshot is untouched"
+        yield harmless(where if result.place else "not counted")
     if result.summary is None:
         return
     yield from _violations(result)
@@ -58,14 +59,15 @@ def _largest(result: Result) -> str:
 
 def _snapshot(result: Result) -> Iterator[str]:
     snapshot = result.snapshot
-    update = f'pytest --model-budget-update "{result.nodeid}"'
+    update = f'pytest --model-budget-update "{harmless(result.nodeid)}"'
+    path = harmless(snapshot.path)
     match snapshot.stored:
         case Stored.MISSING if result.state is not State.OK and not result.accepted:
             assert result.summary is not None
-            yield f"  no {snapshot.path} yet (counted {result.summary.params:,} params); a check never writes it"
+            yield f"  no {path} yet (counted {result.summary.params:,} params); a check never writes it"
             yield f"create:  {update}"
         case Stored.DIFFERENT:
-            yield f"  differs from {snapshot.path}:"
+            yield f"  differs from {path}:"
             yield from _changes(result)
             if not result.accepted:
                 yield f"accept:  {update}"

@@ -20,7 +20,9 @@ _LONGEST = 400
 _ORDER = tuple(State)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COMMAND = re.compile(r"::(?=.*::)|##(?=(?:vso)?\[)")
-"""What starts a command when a CI service meets it in a log: `::error::`, `##[error]`, `##vso[...]`."""
+_LINE_COMMAND = re.compile(r"^\s*::(?=.*::)|##(?=(?:vso)?\[)", re.MULTILINE)
+"""What starts a command when a CI service meets it in a log: `::error::` at the start of a line, `##[error]`,
+`##vso[...]`. What is put into tables may come to stand at the start of a line, so there it is looked for everywhere."""
 
 
 def harmless(text: str, *, longest: int = _LONGEST) -> str:
@@ -29,9 +31,16 @@ def harmless(text: str, *, longest: int = _LONGEST) -> str:
     >>> harmless("a\\x1b[2Jb\\nc")
     'a\\\\x1b[2Jb\\\\nc'
     """
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    shown = _COMMAND.sub(lambda match: f"{match[0][0]}\\x{ord(match[0][1]):02x}", shown)
+    shown = _COMMAND.sub(_defused, _printable(text))
     return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _defused(command: re.Match[str]) -> str:
+    return f"{command[0][:-1]}\\x{ord(command[0][-1]):02x}"
 
 
 def harmless_lines(text: str) -> str:
@@ -53,7 +62,12 @@ def cut(lines: Sequence[str], most: int) -> Iterator[str]:
 def captured(output: str) -> str:
     """What a model's code printed, as it may stand in a log: no colours, no progress bar's past, nothing that acts."""
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in _COLOUR.sub("", output).split("\n"))
-    return "\n".join(harmless(line.expandtabs(), longest=len(output) * 10) for line in lines)
+    return without_commands("\n".join(_printable(line.expandtabs()) for line in lines))
+
+
+def without_commands(output: str) -> str:
+    """Text of several lines that stay whole, without the commands that a CI service would find in it."""
+    return _LINE_COMMAND.sub(_defused, output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +85,7 @@ SETTING = Setting()
 def location(result: Result, folder: str, place: Place | None = None) -> Place:
     """The file, relative to the repository, and the line that a finding about `result` points at."""
     found = place or result.place or Place(result.nodeid.partition("::")[0] or "modelbudget.yaml")
-    return Place(f"{folder}/{found.file}" if folder else found.file, found.line or 1)
+    return Place(harmless(f"{folder}/{found.file}" if folder else found.file), found.line or 1)
 
 
 def unique_names(results: Sequence[Result]) -> list[str]:

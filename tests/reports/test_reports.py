@@ -126,48 +126,6 @@ def test_budget_used(limit: int | None, shown: str) -> None:
     assert text.used_text(result({} if limit is None else {"params": limit})) == shown
 
 
-def hostile(name: str) -> Result:
-    """A model that holds `name` wherever a name can be, and fails."""
-    layer = Layer(name, name, ((spec("B"),),), ((name,),), (Weight(name or "w", (3,)),))
-    summary = Summary("net", "torch", (layer,), (), (), Flops(1, ((name, 1),)), notes=(name,))
-    return replace(result({"params": 1}, summary, before=replace(summary, layers=())), error="")
-
-
-class _Tags(HTMLParser):
-    """Collects tags and attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_are_harmless_everywhere(name: str) -> None:
-    """No tag, no control character, no workflow command, no broken table comes from a model."""
-    one = hostile(name)
-    page = _Tags()
-    page.feed(reports.render("html", [one]))
-    assert page.tags.isdisjoint({"img", "script"})
-    assert not any(attribute.startswith("on") for attribute in page.attributes)
-    assert json.loads(reports.render("json", [one]))["models"][0]["summary"]["layers"][0]["path"] == name
-    for shown in (
-        terminal.failure(one),
-        "\n".join(terminal.closing([one])),
-        terminal.short(one),
-        reports.render("md", [one]),
-    ):
-        assert all(line.isprintable() for line in shown.splitlines())
-        assert not any(line.lstrip().startswith("::") for line in shown.splitlines())
-    markdown = reports.render("md", [one])
-    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
-
-
 def test_a_markdown_page_stays_below_the_limit_of_step_summaries() -> None:
     """Cut under 900 KiB, with a count."""
     many = [replace(result({"params": 1}), id=f"model-{index}") for index in range(3000)]
