@@ -32,7 +32,7 @@ class Change:
     - `added`, `removed`: a row, with all rows inside it when they came or went with it
     - `type`, `widened`, `narrowed` (shapes of weights), `weights` (weights gained, lost or reshaped), `tied`,
       `untied`, `buffer`, `dtype`, `frozen`, `unfrozen`, `calls`, `connection`, `output` (shape), `nesting`: a row
-    - `renamed` (a module, a prefix of many rows, a number), `moved` (to another module), with the earlier path in `was`;
+    - `renamed` (a module, a prefix of many rows, a number), `moved` (to another module): the earlier path is in `was`;
       `order`: rows in another order
     - `follows`: rows in which only what changed elsewhere shows
 

@@ -30,7 +30,7 @@ Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True, slots=True)
-class _Formula:
+class Formula:
     """`words` with names, `numbers` with the sizes in their places, and what they come to."""
 
     words: str
@@ -45,14 +45,21 @@ def why(layer: Layer) -> str:
     'in*out + out: 100*50 + 50 = 5,050'
     """
     params = [weight for weight in layer.weights if weight.role == "param"]
-    own = [weight for weight in params if weight.tied_to is None]
     tied = "; ".join(f"{_sized(weight)} is {weight.tied_to}, counted there" for weight in params if weight.tied_to)
-    formula = _formula(layer.type, {weight.name: weight.shape for weight in own})
-    if formula is not None and formula.value == layer.params:
-        counted = f"{formula.words}: {formula.numbers} = {formula.value:,}"
+    known = formula(layer)
+    if known is not None:
+        counted = f"{known.words}: {known.numbers} = {known.value:,}"
     else:
-        counted = _from_weights(own, layer.params)
+        counted = _from_weights([weight for weight in params if weight.tied_to is None], layer.params)
     return "; ".join(filter(None, (counted, tied)))
+
+
+def formula(layer: Layer) -> Formula | None:
+    """The formula of its type with its sizes; None when there is none or it does not give the real count."""
+    own = {weight.name: weight.shape for weight in layer.own if weight.role == "param"}
+    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, layer.type)), None)
+    found = rule(own) if rule is not None and own else None
+    return found if found is not None and found.value == layer.params else None
 
 
 def _from_weights(own: list[Weight], params: int) -> str:
@@ -67,18 +74,13 @@ def _sized(weight: Weight) -> str:
     return f"{weight.name} {'x'.join(map(str, weight.shape)) or 'scalar'}"
 
 
-def _formula(kind: str, shapes: Shapes) -> _Formula | None:
-    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, kind)), None)
-    return rule(shapes) if rule is not None and shapes else None
-
-
 def _times(*sizes: int) -> str:
     return "*".join(map(str, sizes))
 
 
-def _sum(words: list[str], terms: list[Shape]) -> _Formula:
+def _sum(words: list[str], terms: list[Shape]) -> Formula:
     """A sum of products: `in*out + out` with the sizes of each term."""
-    return _Formula(" + ".join(words), " + ".join(_times(*term) for term in terms), sum(map(prod, terms)))
+    return Formula(" + ".join(words), " + ".join(_times(*term) for term in terms), sum(map(prod, terms)))
 
 
 def _pick(shapes: Shapes, *names: str) -> tuple[Shape | None, ...] | None:
@@ -86,7 +88,7 @@ def _pick(shapes: Shapes, *names: str) -> tuple[Shape | None, ...] | None:
     return tuple(shapes.get(name) for name in names) if set(shapes) <= set(names) else None
 
 
-def _dense(shapes: Shapes) -> _Formula | None:
+def _dense(shapes: Shapes) -> Formula | None:
     """Keras `kernel (in, out)`, torch `weight (out, in)`."""
     match _pick(shapes, "kernel", "weight", "bias"):
         case ((int(ins), int(outs)), None, bias) | (None, (int(outs), int(ins)), bias):
@@ -94,18 +96,18 @@ def _dense(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _biased(words: str, product: Shape, outs: str, bias: Shape | None) -> _Formula:
+def _biased(words: str, product: Shape, outs: str, bias: Shape | None) -> Formula:
     return _sum([words], [product]) if bias is None else _sum([words, outs], [product, (prod(bias),)])
 
 
-def _bilinear(shapes: Shapes) -> _Formula | None:
+def _bilinear(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "weight", "bias"):
         case ((int(outs), int(first), int(second)), bias):
             return _biased("in1*in2*out", (first, second, outs), "out", bias)
     return None
 
 
-def _conv(shapes: Shapes) -> _Formula | None:
+def _conv(shapes: Shapes) -> Formula | None:
     """Keras `kernel (k..., in/groups, out)`, torch `weight (out, in/groups, k...)`."""
     match _pick(shapes, "kernel", "weight", "bias"):
         case ((*window, int(ins), int(outs)), None, bias) | (None, (int(outs), int(ins), *window), bias):
@@ -113,7 +115,7 @@ def _conv(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _transposed(shapes: Shapes) -> _Formula | None:
+def _transposed(shapes: Shapes) -> Formula | None:
     """Keras `kernel (k..., out/groups, in)`, torch `weight (in, out/groups, k...)`."""
     match _pick(shapes, "kernel", "weight", "bias"):
         case ((*window, int(outs), int(ins)), None, bias) | (None, (int(ins), int(outs), *window), bias):
@@ -121,7 +123,7 @@ def _transposed(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _depthwise(shapes: Shapes) -> _Formula | None:
+def _depthwise(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "kernel", "bias"):
         case ((*window, int(ins), int(multiplier)), bias):
             words = f"{'k*' * len(window)}in*multiplier"
@@ -129,7 +131,7 @@ def _depthwise(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _separable(shapes: Shapes) -> _Formula | None:
+def _separable(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "depthwise_kernel", "pointwise_kernel", "bias"):
         case ((*window, int(ins), int(multiplier)), (*_, int(between), int(outs)), bias):
             words = [f"{'k*' * len(window)}in*multiplier", "in*multiplier*out"]
@@ -140,7 +142,7 @@ def _separable(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _embedding(shapes: Shapes) -> _Formula | None:
+def _embedding(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "embeddings", "weight"):
         case ((int(words), int(width)), None) | (None, (int(words), int(width))):
             return _sum(["vocabulary*width"], [(words, width)])
@@ -154,32 +156,32 @@ _VECTORS = {
 }  # fmt: skip
 
 
-def _norm(size: str) -> Callable[[Shapes], _Formula | None]:
+def _norm(size: str) -> Callable[[Shapes], Formula | None]:
     """Some vectors of one size each; `size` is what that is called."""
 
-    def rule(shapes: Shapes) -> _Formula | None:
+    def rule(shapes: Shapes) -> Formula | None:
         sizes = set(map(prod, shapes.values()))
         if len(sizes) != 1 or not set(shapes) <= set(_VECTORS) or len(shapes) == 1:
             return None
         words = f"({' + '.join(_VECTORS[name] for name in shapes)})*{size}"
         (each,) = sizes
-        return _Formula(words, _times(len(shapes), each), len(shapes) * each)
+        return Formula(words, _times(len(shapes), each), len(shapes) * each)
 
     return rule
 
 
-def _attention(shapes: Shapes) -> _Formula | None:
+def _attention(shapes: Shapes) -> Formula | None:
     """Torch holds query, key and value in one matrix and its output layer in another row; Keras all four."""
     match _pick(shapes, "in_proj_weight", "in_proj_bias"):
         case ((int(rows), int(width)), bias) if rows == 3 * width:
             words, numbers = ("3*(width*width{})", f"3*({width}*{width}{{}})")
             if bias is None:
-                return _Formula(words.format(""), numbers.format(""), rows * width)
-            return _Formula(words.format(" + width"), numbers.format(f" + {width}"), rows * width + rows)
+                return Formula(words.format(""), numbers.format(""), rows * width)
+            return Formula(words.format(" + width"), numbers.format(f" + {width}"), rows * width + rows)
     return _keras_attention(shapes)
 
 
-def _keras_attention(shapes: Shapes) -> _Formula | None:
+def _keras_attention(shapes: Shapes) -> Formula | None:
     kernels = {shapes.get(f"{part}/kernel") for part in ("query", "key", "value")}
     biases = {shapes.get(f"{part}/bias") for part in ("query", "key", "value")}
     match (*kernels,), (*biases,), shapes.get("attention_output/kernel"), shapes.get("attention_output/bias"):
@@ -189,8 +191,8 @@ def _keras_attention(shapes: Shapes) -> _Formula | None:
             inner, back = f"{width}*{heads}*{size}", f"{heads}*{size}*{outs}"
             value = 3 * width * heads * size + heads * size * outs
             if bias is None:
-                return _Formula("3*width*heads*size + heads*size*width", f"3*{inner} + {back}", value)
-            return _Formula(
+                return Formula("3*width*heads*size + heads*size*width", f"3*{inner} + {back}", value)
+            return Formula(
                 "3*(width*heads*size + heads*size) + heads*size*width + width",
                 f"3*({inner} + {heads}*{size}) + {back} + {outs}",
                 value + 3 * heads * size + outs,
@@ -225,7 +227,7 @@ class _Recurrence:
         return f"{first}*({inputs} + {again}{last})"
 
 
-def _recurrent(shapes: Shapes) -> _Formula | None:
+def _recurrent(shapes: Shapes) -> Formula | None:
     """The sum over layers and directions, equal ones with their number."""
     found = list(_recurrences(shapes))
     if not found or None in found:
@@ -237,7 +239,7 @@ def _recurrent(shapes: Shapes) -> _Formula | None:
     title = words.pop() if len(known) == 1 else f"{words.pop()} for each layer and direction"
     terms = [(one.numbers, len(list(group))) for one, group in groupby(known)]
     numbers = " + ".join(text if times == 1 else f"{times} * {text}" for text, times in terms)
-    return _Formula(title, numbers, sum(one.value for one in known))
+    return Formula(title, numbers, sum(one.value for one in known))
 
 
 def _recurrences(shapes: Shapes) -> Iterator[_Recurrence | None]:
@@ -269,7 +271,7 @@ def _recurrence(parts: Shapes) -> _Recurrence | None:
     return _Recurrence(gates, units, inputs, biases // wide)
 
 
-_RULES: tuple[tuple[str, Callable[[Shapes], _Formula | None]], ...] = (
+_RULES: tuple[tuple[str, Callable[[Shapes], Formula | None]], ...] = (
     ("Dense|Linear|NonDynamicallyQuantizableLinear", _dense),
     ("Bilinear", _bilinear),
     ("Conv[123][dD]", _conv),
