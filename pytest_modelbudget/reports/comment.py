@@ -24,7 +24,9 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
     """The marker, the verdict, a table of the models that changed or failed, and the details of each."""
     notable = sorted(filter(is_notable, results), key=github.rank)
     key = re.sub("[^A-Za-z0-9._]+", "-", setting.key)
-    title = f"### Model budget: {text.verdict(results)}"
+    base = text.base(results)
+    with_what = f"Compared with {markdown.code(base)}." if base else "Compared with the committed snapshots."
+    title = f"### Model budget: {text.verdict(results)}\n\n{with_what}"
     if not notable:
         return f"<!-- modelbudget:{key} quiet -->\n{title}\n\nNo model changed.\n"
     head = f"<!-- modelbudget:{key} -->\n{title}\n"
@@ -33,7 +35,9 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
 
 def is_notable(result: Result) -> bool:
     """Whether a reviewer wants to know of it."""
-    return result.state.failed or bool(result.changes) or bool(result.warnings)
+    new = result.since is not None and bool(result.since.name) and bool(result.since.reason)
+    said = result.warnings or text.findings(result) or any(text.compared(result))
+    return result.state.failed or bool(said) or new
 
 
 def _blocks(notable: Sequence[Result]) -> Iterator[str]:
@@ -59,16 +63,22 @@ def _cells(result: Result) -> Iterator[str]:
     else:
         flops = text.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value)
         yield f"{summary.params:,}"
-        yield markdown.escape(text.moved(result, "params"))
+        yield text.moved(result, "params")
         yield markdown.escape(f"{'>= ' if summary.flops.is_lower_bound else ''}{flops}")
-        yield markdown.escape(text.moved(result, "flops"))
+        yield text.moved(result, "flops")
         yield units.size(summary.weight_bytes)
     yield markdown.escape(text.used_text(result))
 
 
 def _details(result: Result) -> str:
-    """As on the terminal; in a `diff` block, rows that came and went have a colour."""
-    title, *lines = terminal.failure(result, rows=0).splitlines()
-    if result.error or not result.changes:
-        return markdown.fenced("\n".join(lines) or title, _MOST_DETAILS)
-    return markdown.fenced("\n".join(line.strip() for line in lines), _MOST_DETAILS, "diff")
+    """As on the terminal, and what moved since the base; rows that came and went have a colour in a `diff` block."""
+    _, *lines = terminal.failure(result, rows=0).splitlines()
+    if result.error:
+        return markdown.fenced("\n".join(lines), _MOST_DETAILS)
+    lines = [line.strip() for line in lines]
+    if result.since is not None and result.since.changes != result.changes:
+        lines += [f"since {text.harmless(result.since.name)}:", *terminal.moves(result.since.changes, result.summary)]
+    elif result.since is not None and result.since.reason:
+        lines.append(text.harmless(result.since.reason))
+    lines += [text.harmless(str(finding)) for finding in text.findings(result)]
+    return markdown.fenced("\n".join(lines), _MOST_DETAILS, "diff")

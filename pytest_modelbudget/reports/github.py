@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from pytest_modelbudget.budget import Violation
 from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import terminal, text
 
 MOST = 10
@@ -20,20 +21,25 @@ _ORDER = (
 """What a reviewer has to see first."""
 
 
-def annotations(results: Sequence[Result], setting: text.Setting, *, errors: bool = True) -> Iterator[str]:
+def commands(results: Sequence[Result], setting: text.Setting, *, errors: bool = True) -> Iterator[str]:
     """The workflow commands of a run, one a line: at most ten errors and ten warnings, worst first, then a count.
 
-    `errors=False` leaves the errors out, for runs in which another plugin annotates each failed test.
+    `errors=False` leaves out those of failed tests, for runs in which another plugin annotates these.
     """
-    failed = sorted((result for result in results if result.state.failed), key=rank)
-    if errors:
-        yield from (_error(result, setting) for result in failed[:MOST])
-        if len(failed) > MOST:
-            yield _command("notice", None, "Model budget", f"{len(failed) - MOST} more models failed: see the summary")
-    warnings = [(result, one) for result in results if not result.state.failed for one in result.warnings]
-    yield from (_warning(result, one, setting) for result, one in warnings[:MOST])
+    failed = [result for result in results if result.state.failed and (errors or not _is_test(result))]
+    failed.sort(key=rank)
+    yield from (_error(result, setting) for result in failed[:MOST])
+    if len(failed) > MOST:
+        yield _command("notice", None, "Model budget", f"{len(failed) - MOST} more models failed: see the summary")
+    warnings = [*_warnings(results, setting), *_findings(results, setting)]
+    yield from warnings[:MOST]
     if len(warnings) > MOST:
         yield _command("notice", None, "Model budget", f"{len(warnings) - MOST} more warnings: see the summary")
+
+
+def _is_test(result: Result) -> bool:
+    """Whether pytest has an item for it; the sum over a group has none."""
+    return result.is_model or not result.failures
 
 
 def rank(result: Result) -> tuple[int, Fraction, str]:
@@ -60,12 +66,21 @@ def _error(result: Result, setting: text.Setting) -> str:
     return _command("error", place, title, message)
 
 
-def _warning(result: Result, violation: Violation, setting: text.Setting) -> str:
-    place = text.location(result, setting.folder, violation.budget.place)
-    return _command("warning", place, f"{result.id}: warning", text.harmless(str(violation)))
+def _warnings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
+    for result in results:
+        for violation in () if result.state.failed else result.warnings:  # an error has its warnings in it
+            place = text.location(result, setting.folder, violation.budget.place)
+            yield _command("warning", place, f"{result.id}: warning", text.harmless(str(violation)))
 
 
-def _command(kind: str, place: text.Place | None, title: str, message: str) -> str:
+def _findings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
+    for result in results:
+        for finding in text.findings(result):
+            place = text.location(result, setting.folder, finding.place)
+            yield _command("warning", place, f"{result.id}: {finding.kind}", text.harmless(finding.text))
+
+
+def _command(kind: str, place: Place | None, title: str, message: str) -> str:
     where = "" if place is None else f"file={_property(place.file)},line={place.line},"
     return f"::{kind} {where}title={_property(text.harmless(title))}::{_data(message)}"
 

@@ -70,6 +70,7 @@ def _outcome(result: Result) -> dict[str, object]:
         "why": _why(result) if result.state.failed else "",
         "warnings": [text.harmless(str(violation)) for violation in result.warnings],
         "cells": list(_cells(result)),
+        "findings": [text.harmless(str(finding)) for finding in text.findings(result)],
         "used": text.used_text(result),
         "used_value": "" if used is None else float(used[1]),
         "model": None
@@ -89,7 +90,7 @@ def _cells(result: Result) -> Iterator[tuple[str, object]]:
     if summary is None:
         yield from [(text.UNKNOWN, "")] * 5
         return
-    moved = next((one.delta for one in result.changes if one.kind == "total" and one.path == "params"), None)
+    moved = text.delta(result, "params")
     yield f"{summary.params:,}", summary.params
     yield text.moved(result, "params"), "" if moved is None else moved
     yield f"{summary.trainable_params:,}", summary.trainable_params

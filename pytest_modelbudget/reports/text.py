@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import METRICS
+from pytest_modelbudget.budget import METRICS, Finding, Number
 from pytest_modelbudget.check import Result, State, Stored
+from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.explain import why
+from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.summary import Layer, Summary
 
 UNKNOWN = "?"
@@ -72,10 +74,14 @@ def without_commands(output: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a report needs to know beside the results: the `key` of a comment, the root's `folder` in its repository."""
+    """What a report needs to know beside the results: the `key` of a comment, the root's `folder` in its repository.
+
+    `overall` is what the run says that is about no single model.
+    """
 
     key: str = "model-budget"
     folder: str = ""
+    overall: Overall = Overall()
 
 
 SETTING = Setting()
@@ -195,21 +201,47 @@ def used_text(result: Result) -> str:
     return f"{metric} {'>' if part > 1 and shown == '100.0%' else ''}{shown}"
 
 
-def moved(result: Result, metric: str) -> str:
-    """How far a total moved: `+51,552 (+22.9%)`; `=` when it did not, `-` when nothing is known to compare with."""
-    if result.summary is None or result.snapshot.stored in (Stored.MISSING, Stored.BROKEN, Stored.REFUSED, Stored.OFF):
-        return "-"
+def delta(result: Result, metric: str) -> Number | None:
+    """How far a total moved since the base, or without one since the snapshot; None when that is not known."""
+    now = None if result.summary is None else METRICS[metric].get(result.summary)
+    if result.since is not None and not result.since.reason:
+        before = result.since.totals.get(metric)
+        return None if now is None or before is None else now - before
+    if now is None or result.snapshot.stored in (Stored.MISSING, Stored.BROKEN, Stored.REFUSED, Stored.OFF):
+        return None
     change = next((one for one in result.changes if one.kind == "total" and one.path == metric), None)
-    if change is None:
-        return "="
+    return 0 if change is None else change.delta
+
+
+def moved(result: Result, metric: str) -> str:
+    """`delta` in words: `+51,552 (+22.9%)`, `=` when nothing moved, `-` when that is not known."""
+    change = delta(result, metric)
+    if not change or result.summary is None:
+        return "-" if change is None else "="
     now = METRICS[metric].get(result.summary)
-    if change.delta is None or now is None:
-        return harmless(f"{change.before} -> {change.after}")
-    before = now - change.delta
-    if not before:
-        return f"{change.delta:+,}"
-    part = f"{float(Fraction(change.delta) / Fraction(before)):+.1%}"
-    return f"{change.delta:+,} ({f'{part[0]}<0.1%' if part[1:] == '0.0%' else part})"
+    assert now is not None
+    if not (before := now - change):
+        return f"{change:+,}"
+    part = f"{float(Fraction(change) / Fraction(before)):+.1%}"
+    return f"{change:+,} ({f'{part[0]}<0.1%' if part[1:] == '0.0%' else part})"
+
+
+def compared(result: Result) -> Iterator[tuple[str, Sequence[Change]]]:
+    """What this run was compared with, in words, and the changes since; equal lists of changes only once."""
+    if result.since is not None and result.since.changes:
+        yield f"since {harmless(result.since.name)}", result.since.changes
+    if result.changes and (result.since is None or result.since.changes != result.changes):
+        yield "since the committed snapshot", result.changes
+
+
+def findings(result: Result) -> tuple[Finding, ...]:
+    """What a reviewer should see of one model; what holds for all models alike is not repeated for each."""
+    return tuple(finding for finding in result.findings if finding.kind != "growth not enforced")
+
+
+def base(results: Sequence[Result]) -> str:
+    """The name of the base, `HEAD^1 4f1c2d9`; empty in a run without one."""
+    return next((harmless(one.since.name) for one in results if one.since is not None and one.since.name), "")
 
 
 def verdict(results: Sequence[Result]) -> str:

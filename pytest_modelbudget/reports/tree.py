@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result
+from pytest_modelbudget.diff import Change
 from pytest_modelbudget.explain import why
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.reports.text import harmless
@@ -19,7 +20,7 @@ def packed(result: Result) -> str:
     """Rows and changes as compressed text, some twenty times smaller than plain; the page unpacks it."""
     data = {
         "rows": [] if result.summary is None else list(rows(result.summary)),
-        "changes": list(_changes(result)),
+        "changes": [[title, [_change(one) for one in changes]] for title, changes in text.compared(result)],
     }
     return base64.b64encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 9)).decode("ascii")
 
@@ -76,13 +77,15 @@ def _subtotals(values: list[int | None] | list[int], parents: list[int]) -> list
     return sums
 
 
-def _changes(result: Result) -> Iterator[list[object]]:
-    for change in result.changes:
-        yield [
-            harmless(change.kind),
-            harmless(change.path),
-            harmless(change.before),
-            harmless(change.after),
-            "" if change.delta is None else f"{change.delta:+,}",
-            change.delta,
-        ]
+def _change(change: Change) -> list[object]:
+    """Kind, path, before, after, the difference of params as text and number, why."""
+    before = change.was if change.kind in ("renamed", "moved") else change.before
+    return [
+        harmless(change.kind),
+        harmless(change.path),
+        harmless(before),
+        harmless(change.after),
+        "" if change.delta is None else f"{change.delta:+,}",
+        change.delta,
+        harmless(change.why, longest=800),
+    ]

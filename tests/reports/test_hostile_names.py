@@ -34,7 +34,7 @@ def each(show: Callable[[Result], str]) -> Callable[[list[Result]], str]:
 
 RENDERERS: dict[str, Callable[[list[Result]], str]] = {
     **{name: kind(name) for name in reports.REPORTS},
-    "annotations": lambda results: "\n".join(github.annotations(results, text.SETTING)),
+    "annotations": lambda results: "\n".join(github.commands(results, text.SETTING)),
     "failure": each(lambda result: terminal.failure(result, explain=True)),
     "short line": each(terminal.short),
     "closing": lambda results: "\n".join(terminal.closing(results)),
@@ -127,4 +127,6 @@ def test_json_and_snapshot_give_the_name_back(name: str) -> None:
 def test_names_stay_readable(name: str) -> None:
     """Where nothing would act, the name is shown as it is."""
     assert name in terminal.failure(hostile.results(name)[0])
-    assert name in Tags(rendered("md", name)).prose + re.sub("<[^>]+>", "", rendered("md", name)).replace("&lt;", "<").replace("&gt;", ">")
+    assert name in Tags(rendered("md", name)).prose + re.sub("<[^>]+>", "", rendered("md", name)).replace(
+        "&lt;", "<"
+    ).replace("&gt;", ">")

@@ -70,7 +70,7 @@ def test_a_failure_says_number_limit_distance_place_and_cure() -> None:
     assert "  weight_bytes: 24,804 bytes > 20,000 bytes (+4,804, +24.0%)  [modelbudget.yaml:7]" in shown
     assert "  largest layers: dense 5,050 (81.4%), dense_1 1,050 (16.9%), dense_2 101 (1.6%)" in shown
     assert "    params 6,100 -> 6,201  (+101, +1.66%)" in shown
-    assert "    + dense_2  Dense  [B, 1]  101 params  kernel 100x1 + bias 1" in shown
+    assert "    + dense_2  Dense [B, 1], 101 params: in*out + out: 100*1 + 1 = 101" in shown
     assert 'accept:  pytest --model-budget-update "modelbudget.yaml::towers"' in shown
 
 
@@ -84,7 +84,7 @@ def test_many_changes_are_cut_with_a_count() -> None:
         ),
     )
     shown = terminal.failure(result(summary=grown, before=gpt(40)), rows=0)
-    assert "    ... and 20 more rows" in shown
+    assert "    ... and 20 more changes" in shown
     assert shown.count("~ h.") == 20
 
 

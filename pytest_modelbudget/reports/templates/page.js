@@ -99,7 +99,7 @@
   }
 
   // What changed.
-  function changes(list) {
+  function changes(title, list) {
     const [top, heads] = head([["What"], ["Where"], ["Before"], ["After"], ["Moved", "number"], ["Why"]]);
     const body = make("tbody", null);
     const rows = list.map(([kind, path, before, after, moved, delta, why]) => ({
@@ -112,7 +112,7 @@
     sortable(heads, (column, sign) =>
       show(sign ? [...rows].sort((a, b) => directed(a.keys[column], b.keys[column], sign)) : rows));
     show(rows);
-    const table = make("table", null, { class: "changes" }, make("caption", "From the committed snapshot to this run", { class: "quiet" }), top, body);
+    const table = make("table", null, { class: "changes" }, make("caption", title, { class: "quiet" }), top, body);
     return make("div", null, { class: "scroll high", tabindex: "0" }, table);
   }
 
@@ -362,7 +362,8 @@
     if (body.dataset.filled) return;
     body.dataset.filled = "yes";
     const data = await unpack(details.querySelector(".data").textContent.trim());
-    if (data.changes.length) body.append(make("h3", "What changed"), changes(data.changes));
+    if (data.changes.length) body.append(make("h3", "What changed"));
+    for (const [title, list] of data.changes) body.append(changes(title, list));
     if (!data.rows.length) return;
     const tree = new Tree(data.rows);
     const map = new Treemap(tree);
