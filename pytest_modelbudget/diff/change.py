@@ -74,7 +74,7 @@ class Change:
                 return f"- {path}  {before}"
             case "renamed" | "moved":
                 rows = f"  ({self.rows:,} rows)" if self.rows > 1 else ""
-                return f"~ {path}  {self.kind} from {shown(self.was, _LONGEST) or '(the top)'}{rows}"
+                return f"~ {path}  {self.kind} from {shown(self.was, _LONGEST)}{rows}"
             case "follows":
                 return f"~ {path}  {self.rows:,} row{'' if self.rows == 1 else 's'} follow{_s(self.rows)}  {after}"
             case "port" | "order":

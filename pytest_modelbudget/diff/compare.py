@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_modelbudget.diff import fold
-from pytest_modelbudget.diff.change import Change
+from pytest_modelbudget.diff.change import Change, Kind
 from pytest_modelbudget.diff.facts import fields, row_facts, subtree
 from pytest_modelbudget.diff.finding import Finding
 from pytest_modelbudget.diff.flow import Flow
@@ -39,10 +39,18 @@ def _findings(before: Summary, after: Summary, found: Match) -> Iterator[Finding
             yield from row_facts(old, new, flow)
         elif any(name in flow.path and flow.path[name] != name for call in old.connected_to for name in call):
             yield from row_facts(old, new, flow)  # the same words now name other rows
-    yield from (subtree("removed", layers) for layers in _whole(found.old, found.removed))
-    yield from (subtree("added", layers) for layers in _whole(found.new, found.added))
-    yield from renames(found)
+    names = list(renames(found))
+    yield from names
+    yield from _came_and_went("removed", _whole(found.old, found.removed), {one.was for one in names})
+    yield from _came_and_went("added", _whole(found.new, found.added), {one.path for one in names})
     yield from order(found)
+
+
+def _came_and_went(kind: Kind, groups: Iterator[list[Layer]], wrappers: set[str]) -> Iterator[Finding]:
+    """The rows without counterpart, but not the row of a wrapper that is told as the new name of what it wraps."""
+    for layers in groups:
+        if not (layers[0].path in wrappers and layers[0].container and not layers[0].weights):
+            yield subtree(kind, layers)
 
 
 def _whole(root: Node, gone: Iterator[Node]) -> Iterator[list[Layer]]:
@@ -64,8 +72,8 @@ def _change(one: Finding) -> Change:
     return Change(
         kind=one.kind,
         path=one.path,
-        before=one.before,
-        after=one.after,
+        before=one.before or (one.was if one.kind in _NAMES else ""),
+        after=one.after or (one.path if one.kind in _NAMES else ""),
         delta=one.moved.params if moves else None,
         was=one.was,
         count=one.count,
@@ -75,6 +83,7 @@ def _change(one: Finding) -> Change:
 
 
 _MOVES = ("added", "removed", "type", "widened", "narrowed", "weights", "tied", "untied")
+_NAMES = ("renamed", "moved")
 
 
 def _reason(one: Finding) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -51,9 +52,14 @@ def _stars(path: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 def _alike(one: Finding) -> Hashable:
-    words, _ = _stars(one.path)
-    was, _ = _stars(one.was)
-    return (one.kind, words, was, one.before, one.after, one.moved, one.rank, one.why, one.cause, one.count, one.rows)
+    words, numbers = _stars(one.path)
+    was, earlier = _stars(one.was)
+    offset = tuple(new - old for new, old in zip(numbers, earlier, strict=True)) if words == was else ()
+    texts = (one.before, one.after)
+    if one.kind == "connection":  # of a block to the one before it
+        texts = re.sub(r"[0-9]+", "*", one.before), re.sub(r"[0-9]+", "*", one.after)
+    told = (one.moved, one.rank, one.why, one.cause, one.count, one.rows)
+    return one.kind, words, was, offset, texts, told
 
 
 def _fold(group: list[Finding]) -> Iterator[Finding]:
@@ -188,7 +194,7 @@ def _sweep(group: list[Finding], root: Node) -> Finding:
     elif first.kind == "dtype":
         before = f"{len(group):,} rows {before}"
     elif first.kind == "follows":
-        before, after = "", _followed(group) if first.through else "the rows that came or went before them"
+        before, after = "", _followed(group) if first.through else "connection to rows that came or went"
     path = listed(_patterns(names)) if len(group) > 1 else first.path
     both = sum((one.moved for one in group), Moved())
     return replace(first, path=path, before=before, after=after, moved=both, rows=len(group))

@@ -20,7 +20,7 @@ _MODULE = 3
 """Rows that make a module whose structure alone tells it apart."""
 
 _LEVELS = 4
-_WORK = 60
+_WORK = 16
 """Looks at children for each row, on average, after which leftovers are left over: holds odd models near-linear."""
 
 

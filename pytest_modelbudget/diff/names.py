@@ -9,10 +9,11 @@ from pytest_modelbudget.diff.align import rising
 from pytest_modelbudget.diff.change import Kind
 from pytest_modelbudget.diff.finding import Finding, Rank
 from pytest_modelbudget.diff.match import Match
-from pytest_modelbudget.diff.tree import tokens
+from pytest_modelbudget.diff.tree import name, tokens
 from pytest_modelbudget.diff.words import listed
 
-_TOP = "(the top)"
+TOP = "(the top)"
+"""Where the rows of a model begin, in a sentence."""
 
 
 def renames(found: Match) -> Iterator[Finding]:
@@ -25,7 +26,7 @@ def renames(found: Match) -> Iterator[Finding]:
             groups[heads] = groups.get(heads, 0) + 1
     for (was, now), rows in groups.items():
         kind: Kind = "renamed" if _beside(was, now, path) else "moved"
-        yield Finding(kind, now or _TOP, was or _TOP, now or _TOP, rank=Rank.NAME, was=was or _TOP, rows=rows)
+        yield Finding(kind, now or TOP, "", "", rank=Rank.NAME, was=was or TOP, rows=rows)
 
 
 def _heads(old: str, new: str) -> tuple[str, str]:
@@ -37,7 +38,7 @@ def _heads(old: str, new: str) -> tuple[str, str]:
 
 
 def _parts(path: str) -> list[str]:
-    return [token.lstrip("./") for token in tokens(path)]
+    return [name(token) for token in tokens(path)]
 
 
 def _beside(was: str, now: str, path: dict[str, str]) -> bool:

@@ -30,8 +30,8 @@ def totals(before: Summary, after: Summary, findings: Sequence[Finding]) -> Iter
             yield Change("total", name, units.count(old), units.count(new), new - old, why=split(name, findings))
     if before.flops.rules == after.flops.rules and before.flops != after.flops:
         old, new = before.flops.value, after.flops.value
-        exact = old is not None and new is not None and not any(one.flops.is_lower_bound for one in (before, after))
-        delta = new - old if exact else None
+        bound = before.flops.is_lower_bound or after.flops.is_lower_bound
+        delta = None if old is None or new is None or bound else new - old
         yield Change("total", "flops", flops_text(before), flops_text(after), delta, why=_uncounted(before, after))
 
 

@@ -23,8 +23,8 @@ _SEPARATOR = re.compile(r"(?=[./])")
 class Node:
     """A part of a path: `row` is None where no layer has just this path.
 
-    `loose` names are numbers, or end in one, or were made up by Keras: they say little about which row it is.
-    `alike` counts what matches on, from strict to lax: everything, shapes, names of weights, type.
+    `token` is its last part; a `loose` one is a number, or ends in one, or was made up by Keras: it says little
+    about which row it is. `prints` are those of everything, of shapes, of names of weights and of types alone.
     """
 
     path: str
@@ -61,6 +61,11 @@ def tokens(path: str) -> list[str]:
     return parts if len(parts) <= _DEEPEST else [*parts[: _DEEPEST - 1], "".join(parts[_DEEPEST - 1 :])]
 
 
+def name(token: str) -> str:
+    """A token without the separator before it."""
+    return token[1:] if token[:1] in (".", "/") else token
+
+
 def grow(summary: Summary, ids: Ids) -> Node:
     """The tree of a summary below a root without a row."""
     root = Node("", "", None)
@@ -71,7 +76,7 @@ def grow(summary: Summary, ids: Ids) -> Node:
             path += token
             node = nodes.get(path)
             if node is None:
-                node = nodes[path] = Node(path, token, parent, position=position)
+                node = nodes[path] = Node(path, name(token), parent, position=position)
                 parent.children.append(node)
             parent = node
         parent.row = layer
@@ -84,10 +89,10 @@ def _fingerprint(node: Node, ids: Ids, keras: bool) -> None:
     for child in node.children:
         _fingerprint(child, ids, keras)
     row = node.row
-    node.loose = _loose(node.token.lstrip("./"), row, keras)
+    node.loose = _loose(node.token, row, keras)
     node.size = (row is not None) + sum(child.size for child in node.children)
     node.weighted = bool(row is not None and row.weights) or any(child.weighted for child in node.children)
-    inside = [tuple((_name(child), child.prints[level]) for child in node.children) for level in range(3)]
+    inside = [tuple((_told(child), child.prints[level]) for child in node.children) for level in range(3)]
     if row is None:
         own: tuple[Hashable, ...] = (None, None, None, None)
     else:
@@ -105,19 +110,19 @@ def _facts(w: Weight) -> Hashable:
     return (w.name, w.shape, w.dtype, w.trainable, w.role, w.tied_to is None, w.packed_bytes)
 
 
-def _name(node: Node) -> str:
+def _told(node: Node) -> str:
     return "#" if node.loose else node.token
 
 
-def _loose(name: str, row: Layer | None, keras: bool) -> bool:
-    if numbered(name):
+def _loose(token: str, row: Layer | None, keras: bool) -> bool:
+    if numbered(token):
         return True
     if row is None:
         return False
-    return name == row.type or (keras and name == _snake(row.type))
+    return token == row.type or (keras and token == _snake(row.type))
 
 
-def _snake(name: str) -> str:
+def _snake(kind: str) -> str:
     """The name that Keras gives a layer of this type: `ReLU` is `re_lu`."""
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+    kind = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()

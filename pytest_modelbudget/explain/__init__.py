@@ -2,5 +2,6 @@
 
 from pytest_modelbudget.explain.changed import why_changed
 from pytest_modelbudget.explain.formulas import why
+from pytest_modelbudget.explain.reading import reading
 
-__all__ = ["why", "why_changed"]
+__all__ = ["reading", "why", "why_changed"]
