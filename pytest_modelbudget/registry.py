@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_modelbudget import snapshot
+from pytest_modelbudget.base import Base
+from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, Result, State, duplicates
 from pytest_modelbudget.config import ITEM_NAMES, Loaded, load
+from pytest_modelbudget.earlier import Earlier, manifest_at
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, Place
+from pytest_modelbudget.overall import Group
 from pytest_modelbudget.run import entries_from
 from pytest_modelbudget.tracebacks import user_traceback
 
@@ -25,7 +29,7 @@ class Registry:
 
     `entries` are those of the manifest, then those of its sources, sorted and so the same in every process. `absent`
     are sources whose framework is not installed, as entries that are skipped as a model would be, `broken` those
-    that could not be read.
+    that could not be read; `yielded` are entries by id as sources gave them, without what the manifest adds.
     """
 
     path: Path
@@ -33,6 +37,32 @@ class Registry:
     entries: tuple[ModelEntry, ...]
     absent: tuple[ModelEntry, ...] = ()
     broken: tuple[Complaint, ...] = ()
+    yielded: Mapping[str, ModelEntry] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Tags and groups with limits on the sum over their models."""
+        return tuple(
+            Group(
+                level.name,
+                self.loaded.file,
+                level.sums,
+                tuple(f"{self.loaded.file}::{entry.id}" for entry in self.entries if level.matches(entry)),
+                Place(self.loaded.file, level.line),
+            )
+            for level in self.loaded.layers
+            if level.sums
+        )
+
+    def earlier(self, base: Base) -> Earlier:
+        """The manifest as it was at the base."""
+        ids = [entry.id for entry in self.entries]
+        complete = not self.broken and not self.absent
+        return manifest_at(base, self.loaded, ids if complete else None)
+
+    def before(self, entry: ModelEntry, earlier: Earlier) -> tuple[Budget, ...] | None:
+        """The limits of one of its models at the base; None where they cannot be told."""
+        return earlier.limits(self.yielded.get(entry.id, entry))
 
     def mistakes(self) -> dict[str, list[Complaint]]:
         """All that is wrong, under the model it concerns, `manifest` or `sources`."""
@@ -70,10 +100,13 @@ def register(path: Path, root: Path) -> Registry:
     known = {*ITEM_NAMES, *(entry.id for entry in found), *(mistake.model for mistake in loaded.mistakes)}
     broken: list[Complaint] = []
     absent: list[ModelEntry] = []
+    yielded: dict[str, ModelEntry] = {}
     for reference, place in loaded.sources:
         holder = ModelEntry(id="sources", build=reference, place=place)
         try:
-            more = [loaded.apply(entry) for entry in entries_from(reference, holder)]
+            given = entries_from(reference, holder)
+            more = [loaded.apply(entry) for entry in given]
+            yielded.update((entry.id, entry) for entry in given)
         except FrameworkMissing:
             absent.append(loaded.apply(holder))
             continue
@@ -89,7 +122,7 @@ def register(path: Path, root: Path) -> Registry:
             else:
                 known.add(entry.id)
                 found.append(entry)
-    return Registry(path, loaded, tuple(found), tuple(absent), tuple(broken))
+    return Registry(path, loaded, tuple(found), tuple(absent), tuple(broken), yielded)
 
 
 def importable(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pytest_modelbudget.budget import Budget, Finding, Number, Violation
 from pytest_modelbudget.check import Result, Since, Snapshot, State, Stored
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.overall import Group, Sum
 from pytest_modelbudget.summary import Summary
 
 SCHEMA = 1
@@ -63,7 +64,7 @@ def result_dict(result: Result) -> dict[str, Any]:
             "note": result.snapshot.note,
         },
         "files": list(result.files),
-        "findings": [_finding_dict(one) for one in result.findings],
+        "findings": [finding_dict(one) for one in result.findings],
         "since": None if result.since is None else _since_dict(result.since),
         "limits": [_budget_dict(one) for one in result.limits],
         "summary": None if result.summary is None else result.summary.to_dict(),
@@ -96,13 +97,43 @@ def result_from(data: Mapping[str, Any]) -> Result:
         changes=tuple(Change(**one) for one in data["changes"]),
         snapshot=Snapshot(**{**data["snapshot"], "stored": Stored(data["snapshot"]["stored"])}),
         files=tuple(data["files"]),
-        findings=tuple(
-            Finding(one["kind"], one["model"], one["text"], _place(one["place"])) for one in data["findings"]
-        ),
+        findings=tuple(map(finding_from, data["findings"])),
         since=None if data["since"] is None else _since(data["since"]),
         limits=tuple(map(_budget, data["limits"])),
         summary=None if data["summary"] is None else Summary.from_dict(data["summary"]),
     )
+
+
+def group_dict(group: Group) -> dict[str, Any]:
+    """A group of models with limits on their sum, as plain JSON data."""
+    return {
+        "name": group.name,
+        "file": group.file,
+        "limits": [_budget_dict(one) for one in group.limits],
+        "members": list(group.members),
+        "place": _place_dict(group.place),
+    }
+
+
+def group_from(data: Mapping[str, Any]) -> Group:
+    """Read back what `group_dict` gave."""
+    limits = tuple(map(_budget, data["limits"]))
+    return Group(data["name"], data["file"], limits, tuple(data["members"]), _place(data["place"]))
+
+
+def sum_dict(one: Sum) -> dict[str, Any]:
+    """How the sum over a group came out, as plain JSON data."""
+    return {
+        "group": one.group.name,
+        "file": one.group.file,
+        "state": one.state,
+        "budget": _budget_dict(one.budget),
+        "total": _number_text(one.total),
+        "counted": one.counted,
+        "members": len(one.group.members),
+        "missing": list(one.missing),
+        "text": "" if one.violation is None else str(one.violation),
+    }
 
 
 def _number_text(value: Number | None) -> str | int | None:
@@ -139,13 +170,19 @@ def _budget(data: Mapping[str, Any]) -> Budget:
     )
 
 
-def _finding_dict(finding: Finding) -> dict[str, Any]:
+def finding_dict(finding: Finding) -> dict[str, Any]:
+    """One finding as plain JSON data."""
     return {
         "kind": finding.kind,
         "model": finding.model,
         "text": finding.text,
         "place": _place_dict(finding.place),
     }
+
+
+def finding_from(data: Mapping[str, Any]) -> Finding:
+    """Read back what `finding_dict` gave."""
+    return Finding(data["kind"], data["model"], data["text"], _place(data["place"]))
 
 
 def _since_dict(since: Since) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pytest_modelbudget.summary import Summary
 Kind = Literal[
     "budget loosened",
     "waiver added",
+    "waiver extended",
     "waiver",
     "snapshot deleted",
     "model removed",
@@ -69,8 +70,11 @@ def loosened(
             yield Finding("budget loosened", model, _moved(was, one), where)
     for key, one in now.items():
         earlier = old.get(key)
-        if one.bound == "waive" and (earlier is None or _wider(earlier, one)):
+        if one.bound == "waive" and earlier is None:
             yield Finding("waiver added", model, f"{one.title} {waiver_text(one)}", one.place)
+        elif one.bound == "waive" and earlier is not None and _wider(earlier, one):
+            text = f"{one.title} {waiver_text(one)} (before: up to {earlier.text} until {earlier.until})"
+            yield Finding("waiver extended", model, text, one.place)
         elif one.bound == "inherited" and earlier is None:
             what = "all limits" if one.metric == EVERY else one.title
             yield Finding("budget loosened", model, f"{what} inherited fail -> warn", one.place)

@@ -14,6 +14,7 @@ from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin import asked_for
+from pytest_modelbudget.plugin.base import BASE, COLLECTED, report_back
 from pytest_modelbudget.plugin.items import (
     BadConfigItem,
     BudgetItem,
@@ -69,6 +70,7 @@ class Collector:
         on_worker = hasattr(config, "workeroutput")
         if on_worker:
             config.workeroutput["modelbudget_models"] = self.models  # type: ignore[attr-defined]
+            report_back(config, config.workeroutput)  # type: ignore[attr-defined]
         elif not self.models and not session.testsfailed and wants_models(config):
             raise pytest.UsageError(NO_MODEL)
 
@@ -165,8 +167,11 @@ class ManifestFile(pytest.File):
         known = register(self.path, self.config.rootpath)
         for name, mistakes in known.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
+        earlier = known.earlier(self.config.stash[BASE])
+        self.config.stash[COLLECTED].add(known.groups, earlier.findings)
         for entry in (*known.absent, *known.entries):
-            yield ModelItem.from_parent(self, name=entry.id, entry=entry)
+            before = known.before(entry, earlier)
+            yield ModelItem.from_parent(self, name=entry.id, entry=entry, limits_before=before)
         yield from self._snapshot_files(known)
 
     def _snapshot_files(self, known: Registry) -> Iterator[pytest.Item]:

@@ -12,9 +12,11 @@ import pytest
 from pytest_modelbudget import snapshot, wire
 from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.overall import Overall
+from pytest_modelbudget.plugin.base import conclude, take, tell
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.plugin.quiet import in_github
-from pytest_modelbudget.reports import REPORTS, github, render, table, terminal
+from pytest_modelbudget.reports import REPORTS, github, overall, render, table, terminal
 from pytest_modelbudget.reports.text import Setting
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.tracebacks import user_traceback
@@ -27,6 +29,7 @@ class Controller:
         self.config = config
         self.results: list[Result] = []
         self.latest: dict[tuple[str, str], Result] = {}
+        self.overall = Overall()
         self.lines: list[str] = []
         self.problems: list[str] = []
         self.worker_models: list[int] = []
@@ -45,9 +48,16 @@ class Controller:
             self.latest[result.nodeid, result.id] = result
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: object) -> None:
+        """Tell a worker the base, so that all have the same."""
+        tell(self.config, vars(node)["workerinput"])
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
-        """How many models a worker found."""
-        self.worker_models.append(getattr(node, "workeroutput", {}).get("modelbudget_models", 1))
+        """How many models a worker found, and what its manifests said."""
+        output = getattr(node, "workeroutput", {})
+        self.worker_models.append(output.get("modelbudget_models", 1))
+        take(self.config, output)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what is to be written; a file that cannot be written fails the run."""
@@ -61,11 +71,19 @@ class Controller:
         self.results = sorted(self.latest.values(), key=lambda result: (result.id, result.nodeid))
         self._write_snapshots()
         self._prune()
+        self._conclude(session)
         self._write_reports()
         if self.config.getoption("model_budget_mlflow") and self.results:
             self._log(session)
         self._finish()
         if self.problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _conclude(self, session: pytest.Session) -> None:
+        """What only all results together tell; a group over its limit fails the run."""
+        self.overall, over = conclude(self.config, self.results)
+        self.results += over
+        if over and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _finish(self) -> None:
@@ -108,7 +126,7 @@ class Controller:
     def _write_reports(self) -> None:
         for kind, path in self.targets:
             try:
-                _write(path, render(kind, self.results, Setting(key=path.stem, folder=self._folder())))
+                _write(path, render(kind, self.results, Setting(path.stem, self._folder(), self.overall)))
             except OSError as error:
                 self.problems.append(f"report {kind}: {path} cannot be written ({error.strerror})")
 
@@ -140,14 +158,14 @@ class Controller:
                 terminalreporter.line(text)
                 terminalreporter.line("")
         lines = terminal.closing(self.results, width=width) if self.results else ()
-        for line in (*lines, *self.lines):
+        for line in (*lines, *overall.lines(self.overall, self.results), *self.lines):
             terminalreporter.line(line)
         for problem in self.problems:
             terminalreporter.line(f"ERROR {problem}", red=True)
         if in_github():
             annotated = self.config.pluginmanager.hasplugin("pytest_github_actions_annotate_failures")
-            setting = Setting(folder=self._folder())
-            for line in github.annotations(self.results, setting, errors=not annotated):
+            setting = Setting(folder=self._folder(), overall=self.overall)
+            for line in github.commands(self.results, setting, errors=not annotated):
                 terminalreporter.line(line)
 
     def _shown_in_full(self) -> Iterable[Summary]:

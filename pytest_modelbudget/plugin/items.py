@@ -13,9 +13,11 @@ import pytest
 from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
 from pytest_modelbudget import wire
+from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin import MARKER, RESULTS
+from pytest_modelbudget.plugin.base import BASE
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.reports.text import captured, without_commands
@@ -92,9 +94,10 @@ class BudgetItem(pytest.Item):
 class ModelItem(BudgetItem):
     """One registered model."""
 
-    def __init__(self, *, entry: ModelEntry, **options: Any) -> None:
+    def __init__(self, *, entry: ModelEntry, limits_before: tuple[Budget, ...] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.entry = entry
+        self.limits_before = limits_before
         self.place = entry.place
         self.clash = ""
         self.extra_keyword_matches.update(entry.tags)
@@ -103,7 +106,13 @@ class ModelItem(BudgetItem):
         """Build, count, compare and decide."""
         if self.clash:
             return Result(id=self.entry.id, state=State.BAD_CONFIG, error=self.clash, place=self.place)
-        return run(self.entry, self.config.rootpath, accept=bool(self.config.getoption("model_budget_update")))
+        return run(
+            self.entry,
+            self.config.rootpath,
+            accept=bool(self.config.getoption("model_budget_update")),
+            base=self.config.stash[BASE],
+            limits_before=self.limits_before,
+        )
 
 
 class BadConfigItem(BudgetItem):

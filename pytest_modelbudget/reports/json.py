@@ -1,4 +1,4 @@
-"""The machine-readable report: `{"schema": 1, "models": [...]}`, one `wire.result_dict` for each model."""
+"""The machine-readable report: one `wire.result_dict` for each model, and what the run says of no single one."""
 
 from __future__ import annotations
 
@@ -13,4 +13,12 @@ from pytest_modelbudget.reports import text
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """All results, sorted by id."""
     models = [wire.result_dict(result) for result in sorted(results, key=lambda result: result.id)]
-    return json.dumps({"schema": wire.SCHEMA, "models": models}, indent=1) + "\n"
+    overall = setting.overall
+    data = {
+        "schema": wire.SCHEMA,
+        "base": overall.base,
+        "findings": [wire.finding_dict(one) for one in overall.findings],
+        "sums": [wire.sum_dict(one) for one in overall.sums],
+        "models": models,
+    }
+    return json.dumps(data, indent=1) + "\n"
