@@ -34,23 +34,28 @@ class _Finding:
 
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """All findings, by model; the same finding has the same fingerprint in every run, whatever its numbers."""
-    found = []
+    found: list[dict[str, object]] = []
     seen: set[str] = set()
     ordered = sorted(results, key=lambda result: (result.id, result.nodeid))
     for result, name in zip(ordered, text.unique_names(ordered), strict=True):
         for finding in _findings(result):
-            fingerprint = _fingerprint(name, finding, seen)
             place = text.location(result, setting.folder, finding.place)
-            found.append(
-                {
-                    "description": text.harmless(f"{result.id}: {finding.text}"),
-                    "check_name": f"modelbudget/{finding.check}",
-                    "fingerprint": fingerprint,
-                    "severity": finding.severity,
-                    "location": {"path": place.file, "lines": {"begin": place.line}},
-                }
-            )
+            found.append(_entry(_fingerprint(name, finding, seen), f"{result.id}: {finding.text}", finding, place))
+    for about, said in text.new_findings(ordered, setting):
+        finding = _Finding(said.kind.replace(" ", "-"), said.text, "minor", said.text)
+        place = text.location(about, setting.folder, said.place)
+        found.append(_entry(_fingerprint(said.model, finding, seen), str(said), finding, place))
     return json.dumps(found, indent=1) + "\n"
+
+
+def _entry(fingerprint: str, description: str, finding: _Finding, place: Place) -> dict[str, object]:
+    return {
+        "description": text.harmless(description),
+        "check_name": f"modelbudget/{finding.check}",
+        "fingerprint": fingerprint,
+        "severity": finding.severity,
+        "location": {"path": place.file, "lines": {"begin": place.line}},
+    }
 
 
 def _findings(result: Result) -> Iterator[_Finding]:

@@ -23,24 +23,27 @@ _MOST_DETAILS = 5_000
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """The marker, the verdict, a table of the models that changed or failed, and the details of each."""
     notable = sorted(filter(is_notable, results), key=github.rank)
+    said = [one for result, one in text.new_findings(results, setting) if result is None]
     key = re.sub("[^A-Za-z0-9._]+", "-", setting.key)
-    base = text.base(results)
-    with_what = f"Compared with {markdown.code(base)}." if base else "Compared with the committed snapshots."
-    title = f"### Model budget: {text.verdict(results)}\n\n{with_what}"
-    if not notable:
-        return f"<!-- modelbudget:{key} quiet -->\n{title}\n\nNo model changed.\n"
-    head = f"<!-- modelbudget:{key} -->\n{title}\n"
-    return markdown.fitted([head, *_blocks(notable)], _MOST_BYTES)
+    base = markdown.code(setting.overall.base) if setting.overall.base else "the committed snapshots"
+    title = f"### Model budget: {text.verdict(results)}\n\nCompared with {base}.\n"
+    if not notable and not said:
+        return f"<!-- modelbudget:{key} quiet -->\n{title}\nNo model changed.\n"
+    findings = [f"- {markdown.code(str(finding))}" for finding in said]
+    blocks = [f"<!-- modelbudget:{key} -->\n{title}", *findings, "", *_blocks(notable)]
+    return markdown.fitted(blocks, _MOST_BYTES)
 
 
 def is_notable(result: Result) -> bool:
     """Whether a reviewer wants to know of it."""
     new = result.since is not None and bool(result.since.name) and bool(result.since.reason)
-    said = result.warnings or text.findings(result) or any(text.compared(result))
+    said = result.warnings or any(text.compared(result)) or any(one.kind in text.NEW for one in result.findings)
     return result.state.failed or bool(said) or new
 
 
 def _blocks(notable: Sequence[Result]) -> Iterator[str]:
+    if not notable:
+        return
     yield markdown.row(("Model", "State", "Params", "Change", "FLOPs", "Change", "Weights", "Budget used"))
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
     for result in notable[:_MOST_ROWS]:

@@ -74,10 +74,10 @@ def _warnings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]
 
 
 def _findings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
-    for result in results:
-        for finding in text.findings(result):
-            place = text.location(result, setting.folder, finding.place)
-            yield _command("warning", place, f"{result.id}: {finding.kind}", text.harmless(finding.text))
+    for result, finding in text.new_findings(results, setting):
+        place = text.location(result, setting.folder, finding.place)
+        about = f"{finding.model}: " if finding.model else ""
+        yield _command("warning", place, f"{about}{finding.kind}", text.harmless(finding.text))
 
 
 def _command(kind: str, place: Place | None, title: str, message: str) -> str:

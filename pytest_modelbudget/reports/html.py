@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.reports import terminal, text, tree
+from pytest_modelbudget.reports import overall, terminal, text, tree
 from pytest_modelbudget.summary import Summary
 
 _MOST_FAILURE = 20_000
@@ -51,6 +51,7 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
     script, script_hash = _part("page.js")
     return _template("page.html").render(
         verdict=text.verdict(results),
+        overall=list(overall.lines(setting.overall, ())),
         style=style,
         style_hash=style_hash,
         script=script,
@@ -104,5 +105,6 @@ def _model(summary: Summary) -> dict[str, object]:
         "inputs": [text.harmless(str(port)) for port in summary.inputs],
         "totals": list(text.totals(summary)),
         "notes": [text.harmless(note) for note in summary.notes],
+        "remarks": text.remarks(summary),
         "params": f"{summary.params:,}",
     }

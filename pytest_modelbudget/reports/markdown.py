@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.reports import terminal, text
+from pytest_modelbudget.reports import overall, terminal, text
 
 _MOST_BYTES = 900 * 1024
 """Below the 1 MiB at which CI services refuse a whole step summary."""
@@ -18,7 +18,7 @@ _MOST_DETAILS = 60_000
 
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """The verdict, a table of all models, and why each failing one failed; cut, with a count, when very long."""
-    return fitted(_blocks(results), _MOST_BYTES)
+    return fitted(_blocks(results, setting), _MOST_BYTES)
 
 
 def fitted(blocks: Iterable[str], most: int) -> str:
@@ -37,13 +37,16 @@ def fitted(blocks: Iterable[str], most: int) -> str:
     return "\n".join([*parts, *more]) + "\n"
 
 
-def _blocks(results: Sequence[Result]) -> Iterator[str]:
+def _blocks(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
     ordered = text.sorted_results(results)
     yield f"### Model budget: {text.verdict(results)}\n"
     yield "| Model | State | Params | Trainable | FLOPs | Weights | Budget used |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     for result in ordered:
         yield row(_cells(result))
+    yield ""
+    for line in overall.lines(setting.overall, results):
+        yield f"- {code(line)}"
     yield ""
     for result in ordered:
         if result.state.failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pytest_modelbudget import units
@@ -13,7 +13,7 @@ from pytest_modelbudget.budget import METRICS, Finding, Number
 from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.explain import why
+from pytest_modelbudget.explain import reading, why
 from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.summary import Layer, Summary
 
@@ -81,16 +81,17 @@ class Setting:
 
     key: str = "model-budget"
     folder: str = ""
-    overall: Overall = Overall()
+    overall: Overall = field(default_factory=Overall)
 
 
 SETTING = Setting()
 """What holds when nobody says otherwise."""
 
 
-def location(result: Result, folder: str, place: Place | None = None) -> Place:
+def location(result: Result | None, folder: str, place: Place | None = None) -> Place:
     """The file, relative to the repository, and the line that a finding about `result` points at."""
-    found = place or result.place or Place(result.nodeid.partition("::")[0] or "modelbudget.yaml")
+    declared = "" if result is None else result.nodeid.partition("::")[0]
+    found = place or (None if result is None else result.place) or Place(declared or "modelbudget.yaml")
     return Place(harmless(f"{folder}/{found.file}" if folder else found.file), found.line or 1)
 
 
@@ -157,6 +158,11 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "Not counted", ", ".join(f"{harmless(name)} x{calls}" for name, calls in summary.flops.uncounted)
     if summary.activation_bytes is not None:
         yield "Activations for backward", units.size(summary.activation_bytes)
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What a model says as it is: bottlenecks, what is frozen, never called or collapsed; for those who ask."""
+    return [harmless(sentence) for sentence in reading(summary)]
 
 
 def weight_bytes(summary: Summary, role: str) -> int:
@@ -239,9 +245,14 @@ def findings(result: Result) -> tuple[Finding, ...]:
     return tuple(finding for finding in result.findings if finding.kind != "growth not enforced")
 
 
-def base(results: Sequence[Result]) -> str:
-    """The name of the base, `HEAD^1 4f1c2d9`; empty in a run without one."""
-    return next((harmless(one.since.name) for one in results if one.since is not None and one.since.name), "")
+NEW = ("budget loosened", "waiver added", "snapshot deleted", "model removed")
+"""Kinds of findings that a change made, not the state it found."""
+
+
+def new_findings(results: Sequence[Result], setting: Setting) -> Iterator[tuple[Result | None, Finding]]:
+    """What a reviewer should see that this change did, of models and (with None) of no single one."""
+    yield from ((result, one) for result in results for one in result.findings if one.kind in NEW)
+    yield from ((None, one) for one in setting.overall.findings if one.kind in NEW)
 
 
 def verdict(results: Sequence[Result]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
@@ -13,8 +12,8 @@ from pytest_modelbudget import budget, reports
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
-from pytest_modelbudget.summary import Flops, Layer, Summary, Weight
-from tests.builders import HOSTILE, gpt, spec, towers
+from pytest_modelbudget.summary import Flops, Summary, Weight
+from tests.builders import gpt, towers
 
 
 def result(
