@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget import wire
+from pytest_modelbudget import outcome, wire
 from pytest_modelbudget.base import Base, Where, locate
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.check import Result
-from pytest_modelbudget.earlier import deleted_snapshots
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.overall import Group, Overall, group_results, incomplete, ratchets, sums, unenforced
+from pytest_modelbudget.overall import Group, Overall
 from pytest_modelbudget.run import in_ci
 
 _INPUT, _OUTPUT = "modelbudget_base", "modelbudget_collected"
@@ -76,13 +75,5 @@ def take(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
 
 def conclude(config: pytest.Config, results: Sequence[Result]) -> tuple[Overall, list[Result]]:
     """What the run says beside its results, and a result for each group that broke a limit on its sum."""
-    base, collected = config.stash[BASE], config.stash[COLLECTED]
-    judged = tuple(sums(collected.groups, results))
-    findings = (
-        *collected.findings,
-        *deleted_snapshots(base, config.rootpath, results),
-        *unenforced(results),
-        *incomplete(judged),
-        *ratchets(results),
-    )
-    return Overall(str(base.where), findings, judged), list(group_results(judged))
+    collected = config.stash[COLLECTED]
+    return outcome.conclude(results, config.stash[BASE], groups=collected.groups, findings=collected.findings)
