@@ -11,15 +11,19 @@ from pytest_modelbudget.config.manifest import (
     load,
     read,
 )
+from pytest_modelbudget.config.tighten import Lowered, Tightening, tighten
 
 __all__ = [
     "ITEM_NAMES",
     "MANIFEST_NAMES",
     "Loaded",
+    "Lowered",
     "Mistake",
+    "Tightening",
     "holds_manifest",
     "is_manifest",
     "load",
     "model",
     "read",
+    "tighten",
 ]

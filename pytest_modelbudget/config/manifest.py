@@ -26,8 +26,10 @@ MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 ITEM_NAMES = ("manifest", "sources", "snapshot-files")
 """Names of items that stand for parts of a manifest, which no model of it can have."""
 
+TABLE = ("tool", "modelbudget")
+"""Where a `pyproject.toml` has its manifest."""
+
 _EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
-_TABLE = ("tool", "modelbudget")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 _Shape = TypeVar("_Shape", bound=BaseModel)
@@ -126,7 +128,7 @@ def load(path: Path, *, file: str) -> Loaded:
 def read(text: str, *, file: str) -> Loaded:
     """Read the text of a manifest; `file` is its path, relative to the root."""
     try:
-        tree = read_toml(text, _TABLE) if file.endswith(".toml") else read_yaml(text)
+        tree = read_toml(text, TABLE) if file.endswith(".toml") else read_yaml(text)
     except NotReadable as error:
         return Loaded(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=_home(file))
     return _Loader(tree, file, _home(file)).load()
