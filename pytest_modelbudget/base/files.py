@@ -59,6 +59,7 @@ class Base:
             self._blobs = Git(self.root).blobs()
         content = self._blobs.read(blob)
         if content is None:
+            self.close()  # some versions of git end at a blob that is not there
             raise ModelBudgetError(f"{path} of {self.where.name} is not in this clone (a partial one)")
         try:
             return content.decode("utf-8").replace("\r\n", "\n")

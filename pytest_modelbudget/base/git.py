@@ -24,7 +24,13 @@ _PLACES = (
 )
 """What git sets for its hooks; a run inside a hook is about the repository it stands in, not about that one."""
 
-_QUIET = {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
+_QUIET = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "none",  # before git 2.45 a partial clone can be kept from fetching in no other way
+    "LC_ALL": "C",
+}
 
 
 class NoGit(ModelBudgetError):
