@@ -173,12 +173,13 @@ def _shapes(old: Layer, new: Layer, group: Sequence[WeightPair], both: Moved, fl
     resized = Counter(change for one, other in params if one and other for change in shifts(one.shape, other.shape))
     source, through = _upstream(old, new, list(resized), flow)
     kind: Kind = "weights"
-    if both.params and resized and all(one is not None and other is not None for one, other in params):
-        kind = "widened" if both.params > 0 else "narrowed"
+    grown = sum((other.elements if other else 0) - (one.elements if one else 0) for one, other in params)
+    if grown and resized and all(one is not None and other is not None for one, other in params):
+        kind = "widened" if grown > 0 else "narrowed"
     return Finding(
         kind,
         new.path,
-        *_shape_texts(old, new, both),
+        *_shape_texts(old, new),
         moved=both,
         rank=Rank.CAUSED if source else Rank.CAUSE,
         why=why_changed(old, new) or _both_names(group),
@@ -204,9 +205,9 @@ def dim_text(dim: object) -> str:
     return f"{dim:,}" if isinstance(dim, int) else "?" if dim is None else shown(str(dim))
 
 
-def _shape_texts(old: Layer, new: Layer, both: Moved) -> tuple[str, str]:
+def _shape_texts(old: Layer, new: Layer) -> tuple[str, str]:
     was, now = f"{old.params:,} params", f"{new.params:,} params"
-    if not both.params and was == now:
+    if was == now:
         was, now = old.weights_text or "no weights", new.weights_text or "no weights"
     if old.outputs != new.outputs:
         was, now = f"{was} {old.output_text or 'no output'}", f"{now} {new.output_text or 'no output'}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count, takewhile
+from itertools import takewhile
 
 from pytest_modelbudget.diff.align import rising
 from pytest_modelbudget.diff.change import Kind
@@ -52,12 +52,13 @@ def _beside(was: str, now: str, path: dict[str, str]) -> bool:
 
 def order(found: Match) -> Iterator[Finding]:
     """The rows that stand elsewhere among the others than before."""
-    pairs = [(old.position, new.position) for old, _, new, _ in found.rows]
-    kept = set(rising([(index, old) for index, (old, _) in zip(count(), pairs)]))
+    rows = sorted(((old, new) for old, _, new, _ in found.rows), key=lambda pair: pair[1].position)
+    pairs = [(new.position, old.position) for old, new in rows]
+    kept = set(rising(pairs))
     names = [
         new.path
-        for index, (old, _, new, _) in enumerate(found.rows)
-        if (index, pairs[index][0]) not in kept and tokens(old.path)[:-1] == tokens(new.path)[:-1]
+        for (old, new), pair in zip(rows, pairs, strict=True)
+        if pair not in kept and tokens(old.path)[:-1] == tokens(new.path)[:-1]
     ]
     if names:
         text = f"{listed(names)} in another place"

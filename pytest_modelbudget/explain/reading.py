@@ -21,6 +21,9 @@ _LONGEST_NAME = 80
 _NARROW = 4
 """How many times wider the layers before and after a bottleneck are."""
 
+_PARENT_USES = ("NonDynamicallyQuantizableLinear",)
+"""Types that are never called by design: torch's attention takes their weights into its own product."""
+
 _MOVING = ("moving_mean", "moving_variance")
 
 
@@ -36,14 +39,15 @@ def reading(summary: Summary) -> tuple[str, ...]:
 
 def _largest(summary: Summary) -> Iterator[str]:
     yield from _share(summary, "params", lambda layer: layer.params, units.count)
-    yield from _share(summary, "FLOPs", lambda layer: layer.flops, units.flops)
+    if not summary.flops.is_lower_bound:
+        yield from _share(summary, "FLOPs", lambda layer: layer.flops, units.flops)
     yield from _share(summary, "memory held for the backward pass", lambda layer: layer.activation_bytes, units.size)
 
 
 def _share(
     summary: Summary, what: str, get: Callable[[Layer], int | None], shown: Callable[[int], str]
 ) -> Iterator[str]:
-    """The row that holds a large part of a sum, unless one part of it is unknown."""
+    """The row that holds a large part of a sum, unless a part of that is unknown."""
     values = [get(layer) for layer in summary.layers]
     known = [value for value in values if value is not None]
     if len(known) < len(values) or len(summary.leaves) < 2 or not sum(known):
@@ -87,12 +91,13 @@ def _names(counted: Sequence[tuple[Layer, int]]) -> str:
 
 
 def _never_called(summary: Summary) -> Iterator[str]:
-    idle = [(layer, layer.params) for layer in summary.leaves if layer.calls == 0]
+    idle = [(layer, layer.params) for layer in summary.leaves if layer.calls == 0 and layer.type not in _PARENT_USES]
     if not idle:
         return
     params = sum(count for _, count in idle)
     held = f"{params:,} params" if params else "no params"
-    yield f"{_rows(len(idle))} with {held} {'is' if len(idle) == 1 else 'are'} never called: {_names(idle)}"
+    hint = " (the code around may use their weights)" if params else ""
+    yield f"{_rows(len(idle))} with {held} {'is' if len(idle) == 1 else 'are'} never called{hint}: {_names(idle)}"
 
 
 def _rows(number: int) -> str:
@@ -144,16 +149,21 @@ def _narrowest(summary: Summary) -> Iterator[str]:
         for layer in summary.leaves
         if layer.weights and len(shape := _shape(layer)) == 2 and isinstance(shape[1], int)
     ]
-    fed = summary.inputs[0].spec.shape if len(summary.inputs) == 1 else ()
-    before = [*(size for size in fed[1:2] if len(fed) == 2 and isinstance(size, int))]
-    for index, (layer, width) in enumerate(widths):
-        assert isinstance(width, int)
-        earlier = max([*before, *(size for _, size in widths[:index] if isinstance(size, int))], default=0)
-        later = max((size for _, size in widths[index + 1 :] if isinstance(size, int)), default=0)
-        least = width <= min(size for _, size in widths if isinstance(size, int))
-        if least and min(earlier, later) >= _NARROW * width:
-            yield f"the narrowest layer is {_name(layer)}: {width:,} values between {earlier:,} and {later:,}"
-            return
+    if not widths:
+        return
+    sizes = [*_vector(summary), *(width for _, width in widths)]
+    ahead = len(sizes) - len(widths)
+    index = min(range(len(widths)), key=lambda index: widths[index][1])
+    layer, width = widths[index]
+    before, after = max(sizes[: ahead + index], default=0), max(sizes[ahead + index + 1 :], default=0)
+    if min(before, after) >= _NARROW * width:
+        yield f"the narrowest layer is {_name(layer)}: {width:,} values between {before:,} and {after:,}"
+
+
+def _vector(summary: Summary) -> list[int]:
+    """The length of the input, when it is one vector."""
+    shape = summary.inputs[0].spec.shape if len(summary.inputs) == 1 else ()
+    return [size for size in shape[1:] if isinstance(size, int)] if len(shape) == 2 else []
 
 
 def _name(layer: Layer) -> str:
