@@ -12,7 +12,10 @@ from pytest_modelbudget.reports import text
 
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """All results, sorted by id."""
-    models = [wire.result_dict(result) for result in sorted(results, key=lambda result: result.id)]
+    models = [
+        {**wire.result_dict(result), "reading": text.remarks(result.summary) if result.summary else []}
+        for result in sorted(results, key=lambda result: result.id)
+    ]
     overall = setting.overall
     data = {
         "schema": wire.SCHEMA,

@@ -21,7 +21,7 @@ WIDTH = 80
 def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = None, explain: bool = False) -> str:
     """The layer table of one model in the shape of `model.summary()`, with its totals; at most `most` rows.
 
-    With `explain` a last column says where the params of each row come from.
+    With `explain` a last column says where the params of each row come from, and last lines what stands out.
     """
     rows = list(text.rows(summary))
     shown = rows if most is None or len(rows) <= most else rows[:most]
@@ -36,6 +36,7 @@ def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = Non
     lines.append("-" * width)
     lines += [f"{name}: {value}" for name, value in text.totals(summary)]
     lines += [f"Note: {text.harmless(note)}" for note in summary.notes]
+    lines += [f"Reading: {remark}" for remark in text.remarks(summary)] if explain else []
     return "\n".join(lines)
 
 
