@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -59,7 +60,7 @@ def relu(path: str, width: int, source: str) -> Layer:
 def chain(*widths: int, name: Callable[[int], str] = str) -> Summary:
     """Linear layers one after the other."""
     sources = ["x", *(name(index) for index in range(len(widths)))]
-    pairs = zip(widths, widths[1:], strict=False)
+    pairs = pairwise(widths)
     return net(*(linear(name(index), ins, outs, sources[index]) for index, (ins, outs) in enumerate(pairs)))
 
 
@@ -245,11 +246,7 @@ def test_blocks_are_told_as_blocks() -> None:
 def test_experts_in_blocks_fold_twice() -> None:
     """Of 16 experts in each of 6 blocks 8 are gone: 48 rows, one line."""
     changes = rows(compare(gpt(6, 16), gpt(6, 8)))
-    assert [(change.kind, change.path, change.count) for change in changes][0] == (
-        "removed",
-        "h.0-5.experts.8-15.up",
-        48,
-    )
+    assert (changes[0].kind, changes[0].path, changes[0].count) == ("removed", "h.0-5.experts.8-15.up", 48)
     assert {change.kind for change in changes[1:]} <= {"connection", "follows"}
     assert len(changes) <= 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -116,7 +117,7 @@ EDITS: tuple[Callable[[random.Random, list[Layer]], None], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(3000))
+@pytest.mark.parametrize("seed", range(150))
 def test_changes_account_for_every_param(seed: int) -> None:
     """After any edits the changes of rows sum to the difference of the params, and none is missed or made up."""
     rng = random.Random(seed)
@@ -135,7 +136,11 @@ def test_changes_account_for_every_param(seed: int) -> None:
         totals = {change.path: change.delta for change in changes if change.kind == "total"}
         expected = {name: getattr(other, name) - getattr(one, name) for name in TOTALS}
         assert totals == {name: delta for name, delta in expected.items() if delta}
-        assert all(str(change).isprintable() for change in changes)
+        for change in changes:
+            assert str(change).isprintable()
+            if change.kind == "total" and change.why:  # a split by cause, and nothing is left out
+                parts = re.findall(r" ([+-][0-9,]*[0-9])(?=, |$)", change.why)
+                assert sum(int(part.replace(",", "")) for part in parts) == change.delta
         assert compare(one, other) == changes
 
 
