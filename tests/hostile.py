@@ -51,7 +51,9 @@ def model(name: str) -> Summary:
     """A model in which everything that can have a name has this one."""
     layers = (
         Layer(name, name, ((spec("B", 3),),), (("x",),), (Weight(name, (3,)),), container=True, flops=6),
-        Layer(f"{name}.z", name, ((spec("B", 3),),), ((name,),), (Weight("w", (3,), tied_to=f"{name}.{name}"),), flops=6),
+        Layer(
+            f"{name}.z", name, ((spec("B", 3),),), ((name,),), (Weight("w", (3,), tied_to=f"{name}.{name}"),), flops=6
+        ),
     )
     inputs = (Input(name, spec("B", 3)),)
     return Summary(name, "torch", layers, inputs, (spec("B", 3),), Flops(12, ((name, 1),)), notes=(name,))

@@ -249,6 +249,7 @@ def test_action_hands_its_arguments_on_as_they_are_quoted(tmp_path: Path) -> Non
         "--model-budget-report=md:summary.md",
         "--model-budget-report=json:modelbudget-report/report.json",
         "--model-budget-report=html:modelbudget-report/report.html",
+        "--model-budget-report=comment:modelbudget-report/comment.md",
         *("examples", "-k", "edge and not slow"),
         *("$(touch", "pwned)", "`touch", "pwned`", ";", "touch", "pwned"),
     ]
