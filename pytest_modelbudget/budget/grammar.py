@@ -117,7 +117,7 @@ def _read(title: str, blank: Budget, text: object) -> Budget:
     options: dict[str, Any] = {}
     match blank.bound:
         case "growth":
-            limit, options["relative"] = _growth(title, text, blank)
+            limit, options["relative"] = _growth(f"{title}.growth", text, blank)
         case "waive":
             limit, options["until"], options["reason"] = _waiver(f"{title}.waive", text, blank.kind)
         case "ratchet":
@@ -154,22 +154,22 @@ def _growth(title: str, text: object, blank: Budget) -> tuple[Number, bool]:
     if isinstance(text, int) and not isinstance(text, bool) and text == 0:
         return 0, False
     if not isinstance(text, str):
-        raise ModelBudgetError(f"{title}: growth {text!r} needs a sign and a unit: write {example}")
+        raise ModelBudgetError(f"{title}: {text!r} needs a sign and a unit: write {example}")
     amount = text.strip()
     if not amount.startswith("+"):
-        raise ModelBudgetError(f"{title}: growth {text!r} is what may be added to the base's number: write {example}")
+        raise ModelBudgetError(f"{title}: {text!r} is what may be added to the base's number: write {example}")
     amount = amount[1:].strip()
     if amount == "0":
         return 0, False
     if kind == "share":
         if not (match := re.fullmatch(r"([0-9.]+) ?points?", amount)):
-            raise ModelBudgetError(f"{title}: growth {text!r} of a share is in points: write {example}")
+            raise ModelBudgetError(f"{title}: {text!r} of a share is in points: write {example}")
         return _quantity(title, f"{match[1]}%", "share"), False
     if amount.endswith("%"):
         return _quantity(title, amount, "share"), True
     counted = re.fullmatch(rf"(.*\S) ?(?:{noun})", amount) if kind == "count" else None
     if kind == "ratio" or (counted is None and re.fullmatch(r"[0-9_.]+", amount)):
-        raise ModelBudgetError(f"{title}: growth {text!r} needs a unit: write {example}")
+        raise ModelBudgetError(f"{title}: {text!r} needs a unit: write {example}")
     return _quantity(title, counted[1] if counted else amount, kind), False
 
 

@@ -160,7 +160,7 @@ def test_a_shallow_clone_of_a_branch(repo: Repository, tmp_path: Path) -> None:
     repo.commit("third")
     clone = repo.clone(tmp_path / "clone", "--depth", "1", "--no-single-branch", "--branch", "feature")
     assert auto(clone).reason.startswith("no commit is common to HEAD and origin/main; this clone is shallow: fetch")
-    with pytest.raises(ModelBudgetError, match="is no commit of this clone.*this clone is shallow"):
+    with pytest.raises(ModelBudgetError, match=r"is no commit of this clone.*this clone is shallow"):
         locate(clone.path, "HEAD~1", HERE, ci=False)
 
 
@@ -217,7 +217,9 @@ def test_a_named_base_is_taken_as_it_is(repo: Repository, name: str) -> None:
 @pytest.mark.parametrize("name", ["nope", "--output=x", "HEAD:file", "", "v1..main", "main; touch x"])
 def test_a_named_base_that_is_not_there(repo: Repository, name: str) -> None:
     """A mistake of the user's, with what to write; nothing is run for it."""
-    with pytest.raises(ModelBudgetError, match="is no commit of this clone: write auto, off, or a branch, tag or commit"):
+    with pytest.raises(
+        ModelBudgetError, match="is no commit of this clone: write auto, off, or a branch, tag or commit"
+    ):
         locate(repo.path, name, HERE, ci=False)
 
 
