@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pytest_modelbudget.base import Base, locate
-from pytest_modelbudget.check import ModelEntry, Result, State
+from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.cli.capture import captured
 from pytest_modelbudget.cli.project import Project
 from pytest_modelbudget.earlier import Earlier

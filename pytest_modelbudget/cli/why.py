@@ -12,7 +12,7 @@ from pytest_modelbudget import units
 from pytest_modelbudget.budget import layer_value
 from pytest_modelbudget.cli.targets import Targets
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.explain import why
+from pytest_modelbudget.explain import reading, why
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.summary import Layer, Summary
@@ -30,6 +30,10 @@ def _model(summary: Summary, most: int) -> Iterator[str]:
     yield f"Model: {harmless(summary.model)} ({summary.framework})"
     yield from (f"{name}: {value}" for name, value in text.totals(summary))
     yield from (f"Note: {harmless(note)}" for note in summary.notes)
+    if said := reading(summary):
+        yield ""
+        yield "What stands out:"
+        yield from (f"  {harmless(sentence)}" for sentence in said)
     ranked = sorted((layer for layer in summary.layers if layer.params), key=lambda layer: -layer.params)
     if ranked:
         yield ""
