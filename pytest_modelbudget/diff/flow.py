@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from pytest_modelbudget.diff.match import Match
+from pytest_modelbudget.diff.tree import ROOT
 from pytest_modelbudget.summary import Layer, Summary, TensorSpec
 
 Shift = tuple[Hashable, Hashable]
@@ -166,6 +167,8 @@ def _containers_of_change(flow: Flow) -> Iterator[str]:
     changed = [new.path for old, new in flow._pairs if old.outputs != new.outputs]
     changed += [path for path in flow.new if path not in flow.origin]
     gone = [path for path in flow.old if path not in flow.path]
+    if changed or gone:
+        yield ROOT
     for path in changed:
         yield from _above(path)
     for path in gone:

@@ -14,7 +14,7 @@ from pytest_modelbudget.diff.tree import Node, tokens
 from pytest_modelbudget.diff.words import listed, numbered, ranges
 from pytest_modelbudget.summary import Layer
 
-_LEAST = 3
+_LEAST = 2
 """Equal changes that are told as one."""
 
 _ROUNDS = 3
@@ -194,10 +194,20 @@ def _sweep(group: list[Finding], root: Node) -> Finding:
     elif first.kind == "dtype":
         before = f"{len(group):,} rows {before}"
     elif first.kind == "follows":
+        names = _outermost(names)
         before, after = "", _followed(group) if first.through else "connection to rows that came or went"
     path = listed(_patterns(names)) if len(group) > 1 else first.path
     both = sum((one.moved for one in group), Moved())
     return replace(first, path=path, before=before, after=after, moved=both, rows=len(group))
+
+
+def _outermost(names: Sequence[str]) -> list[str]:
+    """Names without those inside another one of them; a module comes before what it holds."""
+    kept: list[str] = []
+    for name in names:
+        if not kept or not name.startswith((f"{kept[-1]}.", f"{kept[-1]}/")):
+            kept.append(name)
+    return kept
 
 
 def _patterns(names: Sequence[str]) -> list[str]:

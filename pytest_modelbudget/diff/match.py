@@ -124,10 +124,18 @@ class _Matcher:
             self.tried.add((above, there))
             for one, other in self._children(above, there):
                 self.pair(one, other)
+            self._part_roots(above, there)
             if above in self.partner or there in self.origin or not _like(above, there):
                 return
             self.partner[above], self.origin[there] = there, above
             above, there = above.parent, there.parent
+
+    def _part_roots(self, old: Node, new: Node) -> None:
+        """The roots, paired at first, part when the model with its own row turns up in a wrapper, or out of one."""
+        paired = self.partner.get(self.old) is self.new and (old is self.old or new is self.new)
+        one_has_a_row = _row(self.old) != _row(self.new)
+        if paired and one_has_a_row and _row(old) and _row(new) and _like(old, new):
+            del self.partner[self.old], self.origin[self.new]
 
 
 def _has_weights(node: Node) -> bool:

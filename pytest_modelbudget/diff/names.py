@@ -9,7 +9,7 @@ from pytest_modelbudget.diff.align import rising
 from pytest_modelbudget.diff.change import Kind
 from pytest_modelbudget.diff.finding import Finding, Rank
 from pytest_modelbudget.diff.match import Match
-from pytest_modelbudget.diff.tree import name, tokens
+from pytest_modelbudget.diff.tree import ROOT, name, tokens
 from pytest_modelbudget.diff.words import listed
 
 TOP = "(the top)"
@@ -19,12 +19,14 @@ TOP = "(the top)"
 def renames(found: Match) -> Iterator[Finding]:
     """One finding for each part of a path that became another."""
     path = {old.path: new.path for old, new in found.partner.items()}
-    groups: dict[tuple[str, str], int] = {}
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for _, old, _, new in found.rows:
         if old.path != new.path:
-            heads = _heads(old.path, new.path)
-            groups[heads] = groups.get(heads, 0) + 1
-    for (was, now), rows in groups.items():
+            groups.setdefault(_heads(old.path, new.path), []).append((old.path, new.path))
+    for (was, now), paths in groups.items():
+        rows = len(paths)
+        if rows == 1:  # its whole path says more than the part that differs
+            (was, now) = paths[0]
         kind: Kind = "renamed" if _beside(was, now, path) else "moved"
         yield Finding(kind, now or TOP, "", "", rank=Rank.NAME, was=was or TOP, rows=rows)
 
@@ -38,7 +40,7 @@ def _heads(old: str, new: str) -> tuple[str, str]:
 
 
 def _parts(path: str) -> list[str]:
-    return [name(token) for token in tokens(path)]
+    return [] if path == ROOT else [name(token) for token in tokens(path)]
 
 
 def _beside(was: str, now: str, path: dict[str, str]) -> bool:

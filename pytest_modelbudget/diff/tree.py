@@ -16,10 +16,13 @@ from pytest_modelbudget.summary import Layer, Summary, Weight
 _DEEPEST = 60
 """Parts of a path that make a level each; what is deeper stays one name."""
 
+ROOT = "(root)"
+"""The path of the row that is the model itself."""
+
 _SEPARATOR = re.compile(r"(?=[./])")
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Node:
     """A part of a path: `row` is None where no layer has just this path.
 
@@ -67,10 +70,13 @@ def name(token: str) -> str:
 
 
 def grow(summary: Summary, ids: Ids) -> Node:
-    """The tree of a summary below a root without a row."""
+    """The tree of a summary; its root has a row when the model itself holds weights."""
     root = Node("", "", None)
     nodes: dict[str, Node] = {}
     for position, layer in enumerate(summary.layers):
+        if layer.path == ROOT:
+            root.path, root.row, root.position = ROOT, layer, position
+            continue
         parent, path = root, ""
         for token in tokens(layer.path):
             path += token
