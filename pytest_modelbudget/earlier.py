@@ -39,7 +39,7 @@ class Earlier:
 def manifest_at(base: Base, loaded: Loaded, ids: Collection[str] | None) -> Earlier:
     """What a manifest was at the base; `ids` are the models it registers now, None when not all of them are known.
 
-    A manifest that has another of the usual names there, or lay in another folder, is found.
+    A manifest that had another of the usual names there, or lay in another folder, is found.
     """
     if not base.where.commit:
         return Earlier()
@@ -70,17 +70,20 @@ def _text(path: Path) -> str:
 
 
 def _earlier_manifest(base: Base, file: str) -> str | None:
+    """Its own path, else that of a manifest which is none any more: a usual name beside it, or its own elsewhere."""
+    if file in base.files:
+        return file
     folder = PurePosixPath(file).parent
-    siblings = [str(folder / name) for name in (*config.MANIFEST_NAMES, "pyproject.toml")]
-    for path in (file, *siblings):
-        if path in base.files and (path == file or _was_manifest(base, path)):
-            return path
-    gone = [
-        path
-        for path in base.named(PurePosixPath(file).name)
-        if not (base.root / path).exists() and _was_manifest(base, path)
-    ]
-    return gone[0] if len(gone) == 1 else None
+    beside = [str(folder / name) for name in (*config.MANIFEST_NAMES, "pyproject.toml")]
+    for paths in ([path for path in beside if path in base.files], base.named(PurePosixPath(file).name)):
+        gone = [path for path in paths if _was_manifest(base, path) and not _is_manifest(base.root / path)]
+        if len(gone) == 1:
+            return gone[0]
+    return None
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.is_file() and config.holds_manifest(path)
 
 
 def _was_manifest(base: Base, path: str) -> bool:

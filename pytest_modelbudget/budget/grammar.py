@@ -29,7 +29,6 @@ _GROWTH_EXAMPLES: dict[units.Kind, str] = {
     "bytes": "+2% (of the base's number), +1 MiB or +500 kB",
     "flops": "+2% (of the base's number) or +10 MFLOPs",
     "share": "+2 points",
-    "ratio": "+2% (of the base's number)",
 }
 
 
@@ -168,7 +167,7 @@ def _growth(title: str, text: object, blank: Budget) -> tuple[Number, bool]:
     if amount.endswith("%"):
         return _quantity(title, amount, "share"), True
     counted = re.fullmatch(rf"(.*\S) ?(?:{noun})", amount) if kind == "count" else None
-    if kind == "ratio" or (counted is None and re.fullmatch(r"[0-9_.]+", amount)):
+    if counted is None and re.fullmatch(r"[0-9_.]+", amount):
         raise ModelBudgetError(f"{title}: {text!r} needs a unit: write {example}")
     return _quantity(title, counted[1] if counted else amount, kind), False
 
