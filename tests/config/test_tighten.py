@@ -92,7 +92,9 @@ def test_limits_that_models_share() -> None:
     """Each follows the largest of the models it holds for, wherever the ratchet is written; nothing else moves."""
     text = dedent(FULL)
     done = tightened(text, results(text, a=100, b=200, c=300, d=400))
-    expected = text.replace("max: 9k", "max: 100").replace("params: 5k", "params: 300").replace("params: 3k", "params: 400")
+    expected = (
+        text.replace("max: 9k", "max: 100").replace("params: 5k", "params: 300").replace("params: 3k", "params: 400")
+    )
     assert done.text == expected
     assert [str(one) for one in done.lowered] == [
         "a: params max 9k -> 100  [modelbudget.yaml:5]",
@@ -113,7 +115,12 @@ def test_models_that_failed_have_nothing_to_follow() -> None:
     """What is not committed or not counted is not a number to hold on to."""
     text = dedent(FULL)
     a, b, c, d = results(text, a=100, b=200, c=300, d=400)
-    failed = [a, Result(**{**fields(b), "state": State.CHANGED}), c, Result(**{**fields(d), "summary": None, "state": State.BUILD_ERROR})]
+    failed = [
+        a,
+        Result(**{**fields(b), "state": State.CHANGED}),
+        c,
+        Result(**{**fields(d), "summary": None, "state": State.BUILD_ERROR}),
+    ]
     done = tightened(text, failed)
     assert done.text == text.replace("max: 9k", "max: 100")
     assert done.kept == ("b, c: params: b is CHANGED", "d: params: d is BUILD ERROR")
