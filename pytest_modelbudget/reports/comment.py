@@ -49,9 +49,9 @@ def _blocks(notable: Sequence[Result]) -> Iterator[str]:
     for result in notable[:_MOST_ROWS]:
         yield markdown.row(_cells(result))
     if len(notable) > _MOST_ROWS:
-        yield f"\n{len(notable) - _MOST_ROWS} more models are not in this table."
+        yield f"\n{len(notable) - _MOST_ROWS} more models are not shown here."
     yield ""
-    for result in notable:
+    for result in notable[:_MOST_ROWS]:
         yield markdown.details(result, _details(result))
     if any(result.state in (State.CHANGED, State.NO_SNAPSHOT) for result in notable):
         yield "To accept what is intended: `pytest --model-budget-update`, and commit what it writes."

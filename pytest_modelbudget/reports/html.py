@@ -76,7 +76,12 @@ def _outcome(result: Result) -> dict[str, object]:
         "used_value": "" if used is None else float(used[1]),
         "model": None
         if result.summary is None
-        else {**_model(result.summary), "layers": len(result.summary.layers), "packed": tree.packed(result)},
+        else {
+            **_model(result.summary),
+            "layers": len(result.summary.layers),
+            "remarks": text.remarks(result.summary),
+            "packed": tree.packed(result),
+        },
     }
 
 

@@ -11,17 +11,17 @@ from pytest_modelbudget.reports import text
 
 
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
-    """All results, sorted by id."""
-    models = [
-        {**wire.result_dict(result), "reading": text.remarks(result.summary) if result.summary else []}
-        for result in sorted(results, key=lambda result: result.id)
-    ]
+    """All results, sorted by id, each on a line of its own."""
     overall = setting.overall
-    data = {
+    head = {
         "schema": wire.SCHEMA,
         "base": overall.base,
         "findings": [wire.finding_dict(one) for one in overall.findings],
         "sums": [wire.sum_dict(one) for one in overall.sums],
-        "models": models,
     }
-    return json.dumps(data, indent=1) + "\n"
+    models = ",\n".join(json.dumps(_model(result)) for result in sorted(results, key=lambda result: result.id))
+    return f'{json.dumps(head)[:-1]}, "models": [\n{models}\n]}}\n'
+
+
+def _model(result: Result) -> dict[str, object]:
+    return {**wire.result_dict(result), "reading": text.remarks(result.summary) if result.summary else []}

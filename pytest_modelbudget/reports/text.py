@@ -38,6 +38,8 @@ def harmless(text: str, *, longest: int = _LONGEST) -> str:
 
 
 def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

@@ -100,7 +100,7 @@ def test_a_comment_is_never_refused_for_its_length() -> None:
     ]
     page = reports.render("comment", many)
     assert len(page.encode("utf-16-le")) // 2 < 65_536
-    assert "450 more models are not in this table." in page
+    assert "450 more models are not shown here." in page
     assert "more lines and sections did not fit" in page
     assert page.count("<details>") == page.count("</details>") > 5
     assert page.count("```") % 2 == 0
