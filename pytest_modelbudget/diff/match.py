@@ -13,13 +13,12 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_modelbudget.diff.align import Gap, Pair, aligned, between
-from pytest_modelbudget.diff.tree import Ids, Node, grow
+from pytest_modelbudget.diff.tree import Ids, Level, Node, grow
 from pytest_modelbudget.summary import Layer, Summary
 
 _MODULE = 3
 """Rows that make a module whose structure alone tells it apart."""
 
-_LEVELS = 4
 _WORK = 16
 """Looks at children for each row, on average, after which leftovers are left over: holds odd models near-linear."""
 
@@ -91,7 +90,7 @@ class _Matcher:
 
     def look_everywhere(self) -> None:
         """Match what is left over by its contents, the largest first."""
-        for level, worth in enumerate((_has_weights, _has_weights, _is_module)):
+        for level, worth in _EVERYWHERE:
             left = [node for node in self.old.below() if node not in self.partner and worth(node)]
             there = [node for node in self.new.below() if node not in self.origin and worth(node)]
             if not left or not there:
@@ -146,16 +145,19 @@ def _is_module(node: Node) -> bool:
     return node.weighted and node.size >= _MODULE
 
 
-def _telling(node: Node, level: int, number: int) -> bool:
+_EVERYWHERE = ((Level.ALL, _has_weights), (Level.SHAPES, _has_weights), (Level.WEIGHTS, _is_module))
+
+
+def _telling(node: Node, level: Level, number: int) -> bool:
     """Whether contents alone say that it is the same, whatever its name."""
-    return node.size >= _MODULE or (level == 0 and number == 1)
+    return node.size >= _MODULE or (level is Level.ALL and number == 1)
 
 
 def _like(old: Node, new: Node) -> bool:
     return (old.row.type if old.row else None) == (new.row.type if new.row else None)
 
 
-def _index(nodes: Sequence[Node], level: int, *, named: bool) -> dict[Hashable, deque[Node]]:
+def _index(nodes: Sequence[Node], level: Level, *, named: bool) -> dict[Hashable, deque[Node]]:
     found: dict[Hashable, deque[Node]] = defaultdict(deque)
     for node in nodes:
         found[(node.prints[level], node.token) if named else node.prints[level]].append(node)
@@ -165,7 +167,9 @@ def _index(nodes: Sequence[Node], level: int, *, named: bool) -> dict[Hashable, 
 def _siblings(old: Sequence[Node], new: Sequence[Node]) -> list[Pair]:
     """Pairs of two lists of children: by name, or by contents where these say more."""
     names = _by_name(old, new, set(), set())
-    if len(names) == len(old) == len(new) and all(old[i].prints[0] == new[j].prints[0] for i, j in names):
+    if len(names) == len(old) == len(new) and all(
+        old[i].prints[Level.ALL] == new[j].prints[Level.ALL] for i, j in names
+    ):
         return names
     named = _completed(names, old, new, _by_contents)
     contents = _completed(_by_contents(old, new, set(), set()), old, new, _by_name)
@@ -201,7 +205,7 @@ def _by_contents(old: Sequence[Node], new: Sequence[Node], ours: set[int], their
     there = [index for index in range(len(new)) if index not in theirs]
     pairs: list[Pair] = []
     gaps = [(0, len(left), 0, len(there))]
-    for level in range(_LEVELS):
+    for level in Level:
         keys = [_key(old[index], level) for index in left]
         others = [_key(new[index], level) for index in there]
         rest: list[Gap] = []
@@ -213,15 +217,16 @@ def _by_contents(old: Sequence[Node], new: Sequence[Node], ours: set[int], their
     return [(left[index], there[other]) for index, other in pairs]
 
 
-def _key(node: Node, level: int) -> Hashable:
+def _key(node: Node, level: Level) -> Hashable:
     """What has to be equal; names that were chosen are not given up for a likeness that any layer may have."""
-    if node.loose or level == 0 or (level == 1 and node.weighted) or (level == 2 and _is_module(node)):
+    same_shapes = level is Level.SHAPES and node.weighted
+    if node.loose or level is Level.ALL or same_shapes or (level is not Level.TYPE and _is_module(node)):
         return node.prints[level]
     return node.prints[level], node.token
 
 
 def _score(pairs: Sequence[Pair], old: Sequence[Node], new: Sequence[Node]) -> int:
     return sum(
-        next((_LEVELS - level for level in range(_LEVELS) if old[i].prints[level] == new[j].prints[level]), 0)
+        next((len(Level) - level for level in Level if old[i].prints[level] == new[j].prints[level]), 0)
         for i, j in pairs
     )

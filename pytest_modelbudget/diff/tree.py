@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from pytest_modelbudget.diff.words import numbered
 from pytest_modelbudget.summary import Layer, Summary, Weight
@@ -22,12 +23,24 @@ ROOT = "(root)"
 _SEPARATOR = re.compile(r"(?=[./])")
 
 
+class Level(IntEnum):
+    """What a fingerprint is of, from all to little."""
+
+    ALL = 0
+    SHAPES = 1
+    BUT_INPUTS = 2
+    """Shapes without the dimension of the inputs, which is all that an inserted layer changes behind it."""
+    WEIGHTS = 3
+    """Names of weights."""
+    TYPE = 4
+
+
 @dataclass(eq=False, slots=True, repr=False)
 class Node:
     """A part of a path: `row` is None where no layer has just this path.
 
     `token` is its last part; a `loose` one is a number, or ends in one, or was made up by Keras: it says little
-    about which row it is. `prints` are those of everything, of shapes, of names of weights and of types alone.
+    about which row it is. `prints` has one fingerprint for each `Level`.
     """
 
     path: str
@@ -39,7 +52,7 @@ class Node:
     loose: bool = False
     size: int = 0
     weighted: bool = False
-    prints: tuple[int, int, int, int] = (0, 0, 0, 0)
+    prints: tuple[int, ...] = ()
 
     def below(self) -> Iterator[Node]:
         """The node and all nodes inside it, parents first."""
@@ -98,18 +111,27 @@ def _fingerprint(node: Node, ids: Ids, keras: bool) -> None:
     node.loose = _loose(node.token, row, keras)
     node.size = (row is not None) + sum(child.size for child in node.children)
     node.weighted = bool(row is not None and row.weights) or any(child.weighted for child in node.children)
-    inside = [tuple((_told(child), child.prints[level]) for child in node.children) for level in range(3)]
+    inside: list[tuple[Hashable, ...]] = [
+        tuple((_told(child), child.prints[level]) for child in node.children) for level in Level
+    ]
     if row is None:
-        own: tuple[Hashable, ...] = (None, None, None, None)
+        own: tuple[Hashable, ...] = (None,) * len(Level)
     else:
         own = (
             (row.type, row.outputs, tuple(map(_facts, row.weights)), row.calls, row.container),
             (row.type, tuple((weight.name, weight.shape, weight.role) for weight in row.weights)),
+            (row.type, tuple((weight.name, _but_inputs(weight.shape, keras)) for weight in row.weights)),
             (row.type, tuple(weight.name for weight in row.weights)),
             row.type,
         )
-    full, shape, kind = (ids((level, own[level], inside[level])) for level in range(3))
-    node.prints = (full, shape, kind, ids((3, own[3], bool(node.children))))
+    inside[Level.TYPE] = (bool(node.children),)
+    node.prints = tuple(ids((level, own[level], inside[level])) for level in Level)
+
+
+def _but_inputs(shape: tuple[int, ...], keras: bool) -> tuple[int, ...]:
+    """A shape without its input dimension: Keras `(k..., in, out)`, torch `(out, in, k...)`."""
+    place = len(shape) - 2 if keras else 1
+    return shape[:place] + shape[place + 1 :] if len(shape) > 1 else shape
 
 
 def _facts(w: Weight) -> Hashable:
