@@ -96,11 +96,10 @@ def _pairs(targets: Targets, one: str, other: str | None) -> Iterator[Pair]:
     if first and second:
         yield Pair(f"{one} -> {other}", first(), second())
     elif second and base:
-        after = second()
-        yield Pair(f"{other} since {one}", committed(base, _snapshot(targets, str(other))), after)
+        yield Pair(f"{other} since {one}", committed(base, _snapshot(targets, str(other))), second())
     elif first and head:
-        before = first()
-        yield Pair(f"{one} against {other}", before, committed(head, _snapshot(targets, one)))
+        after = committed(head, _snapshot(targets, one))
+        yield Pair(f"{one} against {other}", first(), after)
     elif base:
         yield from _all(targets.project.root, base, head)
 

@@ -134,9 +134,9 @@ class Targets:
 
     def unknown(self, word: str, *others: str) -> str:
         """What to say of a word that stands for nothing."""
-        wrong = [str(one) for registry in self.registries for one in registry.loaded.mistakes]
-        if mistake := next((one for one in wrong if one.find(word) >= 0), None):
-            return mistake
+        wrong = [one for registry in self.registries for one in registry.loaded.mistakes]
+        if mistakes := [str(one) for one in wrong if one.model == word]:
+            return "\n".join(mistakes)
         known = sorted(self.entries)
         near = get_close_matches(word, known, n=1)
         hint = f", did you mean {near[0]!r}" if near else ""
@@ -170,6 +170,10 @@ class Targets:
             name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", path.stem).strip(".-") or "model"
             entry = self.call.entry(name, build, args=(str(path),), kwargs={"compile": False}, framework=framework)
             return count(entry, self.project.root)
+        if path.suffix not in (".yaml", ".yml", ".json"):
+            raise ModelBudgetError(
+                f"{path} is no model: write a snapshot (.yaml), what show --json printed, or a .keras file"
+            )
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

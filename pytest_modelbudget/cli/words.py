@@ -195,9 +195,10 @@ def _init(commands: Any) -> None:
 
 def _tighten(commands: Any) -> None:
     command = _command(
-        commands, "tighten", "lower limits with a ratchet to what the committed snapshots need",
-        "Prints the change to the manifest as a diff; comments and all else stay as they are. A limit is never\n"
-        "raised. Exit code 0: nothing to tighten, or written; 1: a limit can be tightened.\n\n"
+        commands, "tighten", "lower limits that have a ratchet to what the models need now",
+        "Checks the models, and prints the change to the manifest as a diff; comments and all else stay as they\n"
+        "are. A limit is never raised, and models that fail are left alone.\n"
+        "Exit code 0: nothing to tighten, or written; 1: a limit can be tightened.\n\n"
         "example: budgets: {params: {max: 30M, ratchet: {slack: 2%}}}",
     )  # fmt: skip
     command.add_argument("--write", action="store_true", help="change the manifest")
