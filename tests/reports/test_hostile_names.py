@@ -120,6 +120,7 @@ def test_json_and_snapshot_give_the_name_back(name: str) -> None:
     assert [layer["path"] for layer in net["summary"]["layers"]] == [name, f"{name}.z"]
     kept = snapshot.render(hostile.model(name), declared="modelbudget.yaml")
     assert not re.search(hostile.INVISIBLE, kept)
+    assert not re.search(r"##(vso)?\[|^\s*::", kept, re.MULTILINE)
     assert [layer.path for layer in snapshot.read(kept).layers] == [name, f"{name}.z"]
 
 
