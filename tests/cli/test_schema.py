@@ -29,7 +29,7 @@ models:
     tags: [edge]
     samples: 60000
     budgets:
-      params: {max: 3M, min: 1k, growth: "+2%", ratchet: {slack: 2%}, waive: {max: 4M, until: 2030-01-31, reason: yes}}
+      params: {max: 3M, min: 1k, growth: "+2%", ratchet: {slack: 2%}, waive: {max: 4M, until: "2030-01-31", reason: new}}
       flops: null
       inherited: warn
       layers: {"dense*": {params: 3k, share: 90%}, "old*": null}
@@ -87,12 +87,7 @@ def test_what_the_manifest_takes_is_valid(printed: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator.check_schema(printed)
     for text in (EXAMPLE.read_text(encoding="utf-8"), FULL):
         assert read(text, file="modelbudget.yaml").mistakes == ()
-        data = (
-            yaml.load(text, Loader=yaml.BaseLoader)
-            if text is None
-            else yaml.safe_load(text.replace("2030-01-31, reason: yes", "'2030-01-31', reason: 'yes'"))
-        )
-        jsonschema.validate(data, printed)
+        jsonschema.validate(yaml.safe_load(text), printed)
 
 
 @pytest.mark.parametrize("text", WRONG)
