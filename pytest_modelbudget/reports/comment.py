@@ -79,9 +79,7 @@ def _details(result: Result) -> str:
     if result.error:
         return markdown.fenced("\n".join(lines), _MOST_DETAILS)
     lines = [line.strip() for line in lines]
-    if result.since is not None and result.since.changes != result.changes:
-        lines += [f"since {text.harmless(result.since.name)}:", *terminal.moves(result.since.changes, result.summary)]
-    elif result.since is not None and result.since.reason:
+    if result.since is not None and result.since.reason:
         lines.append(text.harmless(result.since.reason))
     lines += [text.harmless(str(finding)) for finding in text.findings(result)]
     return markdown.fenced("\n".join(lines), _MOST_DETAILS, "diff")

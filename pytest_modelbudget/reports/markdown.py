@@ -40,8 +40,8 @@ def fitted(blocks: Iterable[str], most: int) -> str:
 def _blocks(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
     ordered = text.sorted_results(results)
     yield f"### Model budget: {text.verdict(results)}\n"
-    yield "| Model | State | Params | Trainable | FLOPs | Weights | Budget used |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
+    yield "| Model | State | Params | Moved | Trainable | FLOPs | Weights | Budget used |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
     for result in ordered:
         yield row(_cells(result))
     yield ""
@@ -57,9 +57,10 @@ def _cells(result: Result) -> Iterator[str]:
     yield code(result.id)
     yield state(result)
     if result.summary is None:
-        yield from (text.UNKNOWN,) * 4
+        yield from (text.UNKNOWN,) * 5
     else:
         yield f"{result.summary.params:,}"
+        yield text.moved(result, "params")
         yield f"{result.summary.trainable_params:,}"
         yield escape(text.flops(result.summary))
         yield units.size(result.summary.weight_bytes)

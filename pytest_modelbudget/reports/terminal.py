@@ -35,6 +35,7 @@ def _failure(result: Result, width: int, rows: int | None, explain: bool) -> Ite
         return
     yield from _violations(result)
     yield from _snapshot(result)
+    yield from _since(result)
     if rows != 0:
         yield ""
         yield table.summary_text(result.summary, width=width, most=rows, explain=explain)
@@ -80,6 +81,15 @@ def _snapshot(result: Result) -> Iterator[str]:
                 yield f"fix:     {update}"
         case Stored.REFUSED:
             yield f"  {harmless(snapshot.problem)}"
+
+
+def _since(result: Result) -> Iterator[str]:
+    """What moved since the base, unless the snapshot was the same there, so that it was said already."""
+    if result.since is None or result.since.changes == result.changes:
+        return
+    if result.since.changes:
+        yield f"  since {harmless(result.since.name)}:"
+        yield from (f"    {line}" for line in moves(result.since.changes, result.summary))
 
 
 def moves(changes: Sequence[Change], summary: Summary | None) -> Iterator[str]:

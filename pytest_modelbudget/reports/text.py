@@ -212,7 +212,7 @@ def used_text(result: Result) -> str:
 def delta(result: Result, metric: str) -> Number | None:
     """How far a total moved since the base, or without one since the snapshot; None when that is not known."""
     now = None if result.summary is None else METRICS[metric].get(result.summary)
-    if result.since is not None and not result.since.reason:
+    if result.since is not None and result.since.name:
         before = result.since.totals.get(metric)
         return None if now is None or before is None else now - before
     if now is None or result.snapshot.stored in (Stored.MISSING, Stored.BROKEN, Stored.REFUSED, Stored.OFF):

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,23 @@ playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The browser of this machine, without a window."""
+@contextmanager
+def launched(driver: Any) -> Iterator[Any]:
+    """The browser of this machine, without a window; without one the test is skipped."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip("no Chromium or Chrome here")
     root = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=root)
+    started = driver.chromium.launch(executable_path=path, args=root)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One for all tests here."""
+    with playwright.sync_playwright() as driver, launched(driver) as started:
         yield started
-        started.close()
 
 
 @dataclass(frozen=True, slots=True)
