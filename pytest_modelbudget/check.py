@@ -228,7 +228,8 @@ def _since(base: Baseline, summary: Summary) -> Since:
     if base.summary is None:
         return Since(base.name, base.reason)
     totals = {name: METRICS[name].get(base.summary) for name in METRICS if name in GROWS}
-    return Since(base.name, totals=totals, changes=changes(base.summary, summary))
+    same = base.summary is summary
+    return Since(base.name, totals=totals, changes=() if same else changes(base.summary, summary))
 
 
 def _state(over: bool, stored: Stored, accept: bool) -> State:

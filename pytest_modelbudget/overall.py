@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_modelbudget.budget import METRICS, Budget, Finding, Number, Violation, numbers, tightened
@@ -150,6 +150,17 @@ def incomplete(all_sums: Iterable[Sum]) -> Iterator[Finding]:
                 f"{len(one.group.members)} models were not counted ({names(one.missing)})"
             )
             yield Finding("sum incomplete", one.group.name, text, one.budget.place)
+
+
+def shared(results: Iterable[Result]) -> Iterator[Finding]:
+    """The findings of all models, each once: a default that was loosened is one thing to see, and not one a model."""
+    models: dict[Finding, list[str]] = {}
+    for result in results:
+        for finding in result.findings:
+            if finding.kind != "growth not enforced":  # `unenforced` has these
+                models.setdefault(replace(finding, model=""), []).append(result.id)
+    for finding, ids in models.items():
+        yield replace(finding, model=names(ids))
 
 
 def unenforced(results: Iterable[Result]) -> Iterator[Finding]:

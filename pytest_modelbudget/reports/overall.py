@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import METRICS
 from pytest_modelbudget.check import Result
-from pytest_modelbudget.overall import Overall, Sum
+from pytest_modelbudget.overall import Overall, Sum, shared
 from pytest_modelbudget.reports.text import harmless
 
 _NOTES = ("ratchet", "growth not enforced", "base manifest", "model removed")
@@ -18,10 +18,7 @@ def lines(overall: Overall, results: Sequence[Result]) -> Iterator[str]:
     """One line for the base, each finding, and each sum."""
     if overall.base:
         yield harmless(f"base: {overall.base}")
-    for result in results:
-        for finding in result.findings:
-            if finding.kind != "growth not enforced":  # told once for all models
-                yield harmless(f"warn: {finding}")
+    yield from (harmless(f"warn: {finding}") for finding in shared(results))
     for finding in overall.findings:
         yield harmless(f"{'note' if finding.kind in _NOTES else 'warn'}: {finding}")
     yield from (harmless(_sum(one)) for one in overall.sums if one.state != "incomplete")

@@ -198,6 +198,20 @@ def test_a_guard_that_is_widened_is_reported(
     assert finding["place"]["file"] == "modelbudget.yaml"
 
 
+def test_a_default_that_is_widened_is_told_once(repo: Repository, project: Project) -> None:
+    """Not once for each model that it holds for; JSON has it with each."""
+    path = project.path / "modelbudget.yaml"
+    path.write_text(path.read_text() + "  two: {build: zoo:small, inputs: 'float32[B, 32]'}\n")
+    project.update()
+    repo.commit("two models")
+    path.write_text(path.read_text().replace("+2%", "+3%"))
+    result = project.run(JSON)
+    assert [line for line in result.outlines if "loosened" in line] == [
+        "warn: budget loosened: net, two: params growth +2% -> +3%  [modelbudget.yaml:2]"
+    ]
+    assert [len(model["findings"]) for model in report(project)["models"]] == [1, 1]
+
+
 def test_models_and_sums_that_went(repo: Repository, project: Project) -> None:
     """A model that is registered no more, its snapshot, and a group's sum."""
     path = project.path / "modelbudget.yaml"
