@@ -12,7 +12,7 @@ from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 from pytest_modelbudget import backends
-from pytest_modelbudget.cli.discover.scan import LIBRARIES
+from pytest_modelbudget.cli.discover.scan import libraries
 
 _DEEPEST = 4
 _SAME = frozenset(("eval", "train", "to", "float", "half", "double", "bfloat16", "cpu", "requires_grad_", "apply"))
@@ -121,12 +121,13 @@ class _Reader:
 
     def _note_import(self, node: ast.Import | ast.ImportFrom) -> None:
         """Frameworks imported inside the function; anything else is not imported to be asked."""
+        known = libraries()
         for alias in node.names:
             if isinstance(node, ast.Import):
                 whole = alias.name if alias.asname else alias.name.partition(".")[0]
-                if alias.name.partition(".")[0] in LIBRARIES:
+                if alias.name.partition(".")[0] in known:
                     self.imported[alias.asname or whole] = lambda whole=whole: import_module(whole)  # type: ignore[misc]
-            elif node.module and not node.level and node.module.partition(".")[0] in LIBRARIES:
+            elif node.module and not node.level and node.module.partition(".")[0] in known:
                 module, name = node.module, alias.name
                 self.imported[alias.asname or name] = lambda module=module, name=name: _member(module, name)  # type: ignore[misc]
 

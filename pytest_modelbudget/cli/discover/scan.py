@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from pytest_modelbudget.backends import BACKENDS
+from pytest_modelbudget import backends
 from pytest_modelbudget.cli.walk import files
 
-LIBRARIES = frozenset(
-    (*BACKENDS, "tensorflow", "tf_keras", "torchvision", "timm", "transformers", "lightning", "pytorch_lightning")
-)
-"""Modules whose import shows that a file may be about models."""
+_LIBRARIES = ("tensorflow", "tf_keras", "torchvision", "timm", "transformers", "lightning", "pytorch_lightning")
 
 _TESTS = frozenset(("tests", "test", "testing"))
 _NOT_MODELS = frozenset(("conftest.py", "setup.py", "noxfile.py", "__main__.py"))
@@ -63,6 +60,11 @@ def scan(root: Path, paths: Iterable[Path]) -> tuple[list[Source], list[LeftOut]
         else:
             found.append(source)
     return found, left
+
+
+def libraries() -> frozenset[str]:
+    """Modules whose import shows that a file may be about models."""
+    return frozenset((*backends.BACKENDS, *_LIBRARIES))
 
 
 def _python(root: Path, paths: Iterable[Path]) -> Iterator[Path]:
@@ -123,7 +125,8 @@ def _imports(module: str, tree: ast.Module) -> Iterator[str]:
 
 def _about_models(imports: dict[str, set[str]]) -> list[str]:
     """The modules that import a framework, or one of the project's own that does."""
-    about = {name for name, used in imports.items() if used & LIBRARIES}
+    known = libraries()
+    about = {name for name, used in imports.items() if used & known}
     while more := {name for name, used in imports.items() if name not in about and used & about}:
         about |= more
     return sorted(about)
