@@ -287,10 +287,12 @@ def test_both_themes_can_be_read(show: Any, theme: str, chosen: bool, tmp_path: 
 
 
 def test_a_printed_page_has_the_failures_and_no_tools(show: Any) -> None:
-    """On paper it is light; what was opened is printed whole."""
+    """On paper it is light and no wider than a page of A4; what was opened is printed whole."""
     page = show(FEW, theme="dark")
     page.section("gpt")
     page.page.emulate_media(media="print")
+    page.page.set_viewport_size({"width": 720, "height": 1000})
+    assert page.page.evaluate("() => document.documentElement.scrollWidth") <= 720
     assert page.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.page.locator("#find").is_visible()
     assert page.page.locator("pre", has_text="KeyError").is_visible()
