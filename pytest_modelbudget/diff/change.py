@@ -15,6 +15,9 @@ Kind = Literal[
 _LONGEST = 240
 """Characters of each part of a sentence."""
 
+TOP = "(the top)"
+"""Where the rows of a model begin: the other path of a wrapper that came or went."""
+
 _WORDS: dict[str, str] = {
     "type": "type", "untied": "tie lost", "tied": "tied", "widened": "widened", "narrowed": "narrowed",
     "weights": "weights", "buffer": "buffers", "dtype": "dtype", "frozen": "frozen", "unfrozen": "unfrozen",
@@ -74,6 +77,10 @@ class Change:
                 return f"- {path}  {before}"
             case "renamed" | "moved":
                 rows = f"  ({self.rows:,} rows)" if self.rows > 1 else ""
+                if self.was == TOP:
+                    return f"~ {path}  wraps what was at the top{rows}"
+                if self.path == TOP:
+                    return f"~ {shown(self.was, _LONGEST)}  no longer wraps what is at the top{rows}"
                 return f"~ {path}  {self.kind} from {shown(self.was, _LONGEST)}{rows}"
             case "follows":
                 return f"~ {path}  {self.rows:,} row{'' if self.rows == 1 else 's'} follow{_s(self.rows)}  {after}"
@@ -84,6 +91,8 @@ class Change:
 
     @property
     def _delta(self) -> str:
+        if self.kind in ("added", "removed") and self.count > 1 and not self.delta:
+            return f"  ({self.count:,} x)"
         if self.delta is None or self.kind in ("port", "follows") or (not self.delta and self.kind != "total"):
             return ""
         if self.kind == "total":

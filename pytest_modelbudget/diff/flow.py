@@ -40,9 +40,9 @@ class Flow:
         self.new = {layer.path: layer for layer in after.layers}
         self.path = {old.path: new.path for _, old, _, new in found.rows}
         self.origin = {new: old for old, new in self.path.items()}
-        self.renamed_inputs = dict(_same_ports(before, after))
-        self.inputs_before = {port.name: (port.spec,) for port in before.inputs}
-        self.inputs_after = {port.name: (port.spec,) for port in after.inputs}
+        self.renamed_inputs = {_port(old, self.old): _port(new, self.new) for old, new in _same_ports(before, after)}
+        self.inputs_before = {_port(port.name, self.old): (port.spec,) for port in before.inputs}
+        self.inputs_after = {_port(port.name, self.new): (port.spec,) for port in after.inputs}
         self._behind_old: dict[str, frozenset[str]] = {}
         self._behind_new: dict[str, frozenset[str]] = {}
         self.unsettled = set(_containers_of_change(self))
@@ -125,6 +125,11 @@ def _same_ports(before: Summary, after: Summary) -> Iterator[tuple[str, str]]:
         yield from ((port.name, port.name) for port in before.inputs)
     elif len(before.inputs) == len(after.inputs):
         yield from ((one.name, two.name) for one, two in zip(before.inputs, after.inputs, strict=True))
+
+
+def _port(name: str, rows: Mapping[str, Layer]) -> str:
+    """What an input is called among connections; torch's are numbered, as layers may be."""
+    return f"input {name}" if name in rows else name
 
 
 def _flat(calls: Iterable[tuple[str, ...]]) -> list[str]:

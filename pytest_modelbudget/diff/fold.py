@@ -148,7 +148,6 @@ def _block(group: list[Finding]) -> Finding:
     ranked = sorted(group, key=lambda one: -abs(one.moved.params))
     was = sum(one.old.params * one.count // times for one in group if one.old is not None)
     now = sum(one.new.params * one.count // times for one in group if one.new is not None)
-    inputs = {one.through for one in group if one.through}
     reasons: dict[str, list[str]] = {}
     for one in ranked[:_MOST_ROWS]:
         reasons.setdefault(one.why, []).append(one.path[len(head) :].lstrip("./"))
@@ -160,10 +159,8 @@ def _block(group: list[Finding]) -> Finding:
         before=f"{was:,} params in {len(group)} rows of each",
         after=f"{now:,}",
         moved=sum((one.moved for one in group), Moved()),
-        rank=min(one.rank for one in group),
         why="; ".join([*words, *([f"{rest} more row{'s' if rest > 1 else ''}"] if rest else [])]),
         source="",
-        through=inputs.pop() if len(inputs) == 1 else "",
         count=times,
         rows=sum(one.rows for one in group),
     )

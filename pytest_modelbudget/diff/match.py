@@ -90,6 +90,7 @@ class _Matcher:
 
     def look_everywhere(self) -> None:
         """Match what is left over by its contents, the largest first."""
+        self._look_inside()
         for level, worth in _EVERYWHERE:
             left = [node for node in self.old.below() if node not in self.partner and worth(node)]
             there = [node for node in self.new.below() if node not in self.origin and worth(node)]
@@ -108,6 +109,26 @@ class _Matcher:
                 if other is not None:
                     self.pair(node, other)
                     self._around(node, other)
+
+    def _look_inside(self) -> None:
+        """Match a layer with the only one of its shapes in the module that took its name, and the other way round."""
+        there = {node.path: node for node in self.new.below() if node not in self.origin}
+        for node in self.old.below():
+            other = there.get(self._path_now(node)) if node not in self.partner else None
+            if other is None or other in self.origin:
+                continue
+            for outer, inner in ((other, node), (node, other)):
+                like = [one for one in outer.below() if one.prints[Level.SHAPES] == inner.prints[Level.SHAPES]]
+                if len(like) == 1 and inner.weighted and like[0] not in self.origin and like[0] not in self.partner:
+                    self.pair(*((node, like[0]) if outer is other else (like[0], other)))
+                    break
+
+    def _path_now(self, node: Node) -> str:
+        """The path it would have if it kept its name, its parent being where it is now."""
+        if node.parent is None or node.parent not in self.partner:
+            return node.path
+        above = self.partner[node.parent]
+        return f"{above.path}{node.path[len(node.parent.path) :]}"
 
     def _first(self, nodes: deque[Node] | None) -> Node | None:
         while nodes:

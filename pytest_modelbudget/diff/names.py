@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 from pytest_modelbudget.diff.align import rising
-from pytest_modelbudget.diff.change import Kind
+from pytest_modelbudget.diff.change import TOP, Kind
 from pytest_modelbudget.diff.finding import Finding, Rank
 from pytest_modelbudget.diff.match import Match
 from pytest_modelbudget.diff.tree import ROOT, name, tokens
 from pytest_modelbudget.diff.words import listed
-
-TOP = "(the top)"
-"""Where the rows of a model begin, in a sentence."""
 
 
 def renames(found: Match) -> Iterator[Finding]:

@@ -88,6 +88,25 @@ def frozen(model: nn.Module, *parts: str) -> nn.Module:
     return model
 
 
+class Adapter(nn.Module):
+    """A layer with a low-rank addition."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def low_rank(model: Net) -> nn.Module:
+    """The model with an adapter around its head."""
+    model.head = Adapter(model.head)
+    return model
+
+
 def stack(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
@@ -121,6 +140,8 @@ IMAGE, VECTOR, IDS = "float32[B, 3, 16, 16]", "float32[B, 8]", "int64[B, 4]"
         pytest.param(lambda: stack(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), lambda: stack(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 4)), VECTOR, [("added", "1"), ("renamed", "2-3"), ("follows", "2")], id="inserted into a Sequential"),
         pytest.param(lambda: stack(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 4)), lambda: stack(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), VECTOR, [("removed", "1"), ("renamed", "1-2"), ("follows", "1")], id="removed from a Sequential"),
         pytest.param(lambda: stack(nn.Linear(8, 8), nn.Linear(8, 4)), lambda: stack(stack(nn.Linear(8, 8)), nn.Linear(8, 4)), VECTOR, [("added", "0"), ("renamed", "0.0")], id="into a container"),
+        pytest.param(Net, lambda: low_rank(Net()), IMAGE, [("added", "head.up"), ("added", "head.down"), ("added", "head"), ("added", "head.add"), ("renamed", "head.base")], id="an adapter around a layer"),
+        pytest.param(lambda: low_rank(Net()), Net, IMAGE, [("removed", "head.up"), ("removed", "head.down"), ("removed", "head"), ("removed", "head.add"), ("renamed", "head")], id="an adapter taken off"),
         pytest.param(lambda: Language(tied=True), lambda: Language(tied=False), IDS, [("untied", "head")], id="tie lost"),
         pytest.param(lambda: Language(tied=False), lambda: Language(tied=True), IDS, [("tied", "head")], id="tie gained"),
         pytest.param(lambda: Language(tied=True), lambda: Language(tied=True).bfloat16(), IDS, [("dtype", "wte, mix, head")], id="dtype"),
