@@ -80,6 +80,7 @@ def test_report_kinds_are_those_there_are() -> None:
     """The option's row names every kind."""
     [row] = [row for row in table("Options") if "--model-budget-report" in row[0]]
     assert code(row[1]) == list(REPORTS)
+    assert [code(row[0])[0] for row in table("Reports")] == list(REPORTS)
 
 
 def test_manifest_keys_are_those_of_the_schema() -> None:
