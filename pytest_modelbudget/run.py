@@ -44,8 +44,9 @@ def run(
     """Build and count one model, and decide; nothing is written and nothing but KeyboardInterrupt escapes.
 
     `accept` is an update run, `snapshots=False` checks budgets only, `count` replaces `summarize_entry`. `base` has
-    the committed snapshots to hold growth against, and `limits_before` are the entry's limits there. A model that cannot be counted gives a BUILD ERROR with the user's own traceback; a missing framework gives SKIPPED,
-    or a BUILD ERROR in CI.
+    the committed snapshots to hold growth against, and `limits_before` are the entry's limits there. A model that
+    cannot be counted gives a BUILD ERROR with the user's own traceback; a missing framework gives SKIPPED, or a BUILD
+    ERROR in CI.
     """
     start = time.perf_counter()
     try:
