@@ -12,7 +12,8 @@ from pytest_modelbudget.check import ModelEntry, State
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.plugin import RESULTS
 from pytest_modelbudget.plugin.base import BASE
-from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record, relative
+from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record
+from pytest_modelbudget.registry import relative
 from pytest_modelbudget.run import live_entry, run, summarize_live
 from pytest_modelbudget.summary import Summary
 

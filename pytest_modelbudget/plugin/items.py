@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin import MARKER, RESULTS
 from pytest_modelbudget.plugin.base import BASE
 from pytest_modelbudget.plugin.quiet import no_commands
+from pytest_modelbudget.registry import bad_config, obsolete_files
 from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.reports.text import captured, without_commands
 from pytest_modelbudget.run import in_ci, run
@@ -125,8 +125,7 @@ class BadConfigItem(BudgetItem):
 
     def outcome(self) -> Result:
         """All mistakes at once, each with its line."""
-        lines = [f"{place}: {message}" if place else message for place, message in self.mistakes]
-        return Result(id=self.name, state=State.BAD_CONFIG, error="\n".join(lines), place=self.place)
+        return bad_config(self.name, self.mistakes)
 
 
 class SnapshotFilesItem(BudgetItem):
@@ -145,13 +144,7 @@ class SnapshotFilesItem(BudgetItem):
             return Result(id=self.name, state=State.OBSOLETE, error=f"nothing is pruned: {self.refused}")
         if prune:
             return Result(id=self.name, state=State.OK, files=self.files, accepted=True)
-        many = len(self.files)
-        lines = [
-            f"{many} snapshot file{'s have' if many > 1 else ' has'} no model in {self.declared}:",
-            *(f"  {path}" for path in self.files),
-            "delete:  pytest --model-budget-prune",
-        ]
-        return Result(id=self.name, state=State.OBSOLETE, error="\n".join(lines), files=self.files)
+        return obsolete_files(self.name, self.files, self.declared)
 
 
 def failure_text(config: pytest.Config, result: Result) -> str:
@@ -207,8 +200,3 @@ def status(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, 
     """Our word for a failed model; the category stays pytest's own, so that counts and `-x` go on working."""
     state = State(vars(report)["modelbudget_state"])
     return "failed", _LETTERS[state], state.value
-
-
-def relative(path: Path, root: Path) -> str:
-    """`path` as node ids name it."""
-    return Path(os.path.relpath(path, root)).as_posix()
