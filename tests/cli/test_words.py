@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +54,12 @@ def test_commands_are_those_of_the_parser() -> None:
     """The list above has them all."""
     [commands] = [action for action in parser()._actions if action.choices]
     assert tuple(commands.choices or ()) == COMMANDS
+
+
+def test_the_readme_has_every_command() -> None:
+    """In the order of the help."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `modelbudget (\w+)", text, re.MULTILINE)) == COMMANDS
 
 
 @pytest.mark.parametrize(
