@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from enum import Enum
 from typing import Any
 
 from pytest_modelbudget import budget as budget_module
 from pytest_modelbudget import inputs as inputs_module
-from pytest_modelbudget.budget import Budget, Violation, violations
+from pytest_modelbudget.budget import GROWS, METRICS, Baseline, Budget, Finding, Number, Violation, judge, loosened
 from pytest_modelbudget.diff import Change, changes
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.inputs import Example, Inputs
@@ -143,10 +144,26 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Since:
+    """What moved since the base, which `name` names (`HEAD^1 4f1c2d9`).
+
+    `totals` are the base's numbers by metric, None for one that is not known there, and `changes` lead from there to
+    here. Where the base says nothing of the model both are empty, and `reason` says why.
+    """
+
+    name: str
+    reason: str = ""
+    totals: Mapping[str, Number | None] = field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One model's outcome, plain data; `accepted` says that an update run takes the change.
 
-    An OBSOLETE or BAD CONFIG result stands for a manifest, not a model; `files` are the obsolete snapshots.
+    An OBSOLETE or BAD CONFIG result stands for a manifest, not a model; `files` are the obsolete snapshots. A result
+    without a summary also stands for the sum over a group of models, and one named `base` for what the base says of
+    no model that is left. `since` is None in runs without a base; `findings` are for the reviewer, and fail nothing.
     """
 
     id: str
@@ -163,6 +180,8 @@ class Result:
     nodeid: str = ""
     limits: tuple[Budget, ...] = ()
     files: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    since: Since | None = None
 
     @property
     def is_model(self) -> bool:
@@ -185,10 +204,23 @@ class Result:
         return self.accepted and self.snapshot.stored not in (Stored.EQUAL, Stored.OFF, Stored.REFUSED)
 
 
-def check(entry: ModelEntry, summary: Summary, snapshot: Snapshot, *, accept: bool = False) -> Result:
-    """Decide how a model that was counted came out; `accept` is an update run."""
-    found = violations(summary, entry.limits)
+def check(
+    entry: ModelEntry,
+    summary: Summary,
+    snapshot: Snapshot,
+    *,
+    accept: bool = False,
+    base: Baseline | None = None,
+    day: date | None = None,
+) -> Result:
+    """Decide how a model that was counted came out; `accept` is an update run.
+
+    `base` is what growth and inherited limits are held against, and `day` the day that waivers are: today, in UTC.
+    """
+    found, said = judge(summary, entry.limits, base, day)
     moved = () if snapshot.before is None else changes(snapshot.before, summary)
+    if base is not None and base.limits is not None:
+        said = (*loosened(entry.id, entry.limits, base.limits, entry.place), *said)
     return Result(
         id=entry.id,
         state=_state(any(one.severity == "fail" for one in found), snapshot.stored, accept),
@@ -200,7 +232,17 @@ def check(entry: ModelEntry, summary: Summary, snapshot: Snapshot, *, accept: bo
         tags=entry.tags,
         accepted=accept,
         limits=entry.limits,
+        findings=said,
+        since=None if base is None else _since(base, summary),
     )
+
+
+def _since(base: Baseline, summary: Summary) -> Since:
+    if base.summary is None:
+        return Since(base.name, base.reason)
+    totals = {name: METRICS[name].get(base.summary) for name in METRICS if name in GROWS}
+    same = base.summary is summary
+    return Since(base.name, totals=totals, changes=() if same else changes(base.summary, summary))
 
 
 def _state(over: bool, stored: Stored, accept: bool) -> State:

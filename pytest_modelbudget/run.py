@@ -14,6 +14,8 @@ from typing import Any
 from pytest_modelbudget import backends, inputs, snapshot
 from pytest_modelbudget.backends import files
 from pytest_modelbudget.backends.coexist import coexisting
+from pytest_modelbudget.base import Base
+from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 from pytest_modelbudget.inputs import Example, Inputs
@@ -38,19 +40,24 @@ def run(
     accept: bool = False,
     snapshots: bool = True,
     count: Callable[[ModelEntry], Summary] | None = None,
+    base: Base | None = None,
+    limits_before: tuple[Budget, ...] | None = None,
 ) -> Result:
     """Build and count one model, and decide; nothing is written and nothing but KeyboardInterrupt escapes.
 
-    `accept` is an update run, `snapshots=False` checks budgets only, `count` replaces `summarize_entry`. A model
-    that cannot be counted gives a BUILD ERROR with the user's own traceback; a missing framework gives SKIPPED,
-    or a BUILD ERROR in CI.
+    `accept` is an update run, `snapshots=False` checks budgets only, `count` replaces `summarize_entry`. `base` has
+    the committed snapshots to hold growth against, and `limits_before` are the entry's limits there. A model that
+    cannot be counted gives a BUILD ERROR with the user's own traceback; a missing framework gives SKIPPED, or a BUILD
+    ERROR in CI.
     """
     start = time.perf_counter()
     try:
         with coexisting():
             summary = (count or summarize_entry)(_located(entry, root))
-        stored = snapshot.compare(root, entry, summary) if snapshots else Snapshot(Stored.OFF)
-        result = check(entry, summary, stored, accept=accept)
+        text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
+        stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
+        before = None if base is None else _baseline(base, entry, summary, text, limits_before)
+        result = check(entry, summary, stored, accept=accept, base=before)
     except FrameworkMissing as missing:
         result = _missing(entry, missing)
     except ModelBudgetError as mistake:
@@ -74,6 +81,26 @@ def _located(entry: ModelEntry, root: Path) -> ModelEntry:
     if not isinstance(entry.build, str) or not names_file(entry.build):
         return entry
     return replace(entry, build=str(root / entry.home / entry.build))
+
+
+def _baseline(
+    base: Base,
+    entry: ModelEntry,
+    summary: Summary,
+    text: str,
+    limits: tuple[Budget, ...] | None,
+) -> Baseline:
+    """What the base says of one model; that it says nothing is a state of its own."""
+    name = base.where.name
+    if not base.where.commit:
+        return Baseline(reason=f"there is no base ({base.where.reason})")
+    try:
+        path = snapshot.path_for(entry)
+        path = snapshot.earlier_path(base.named(path.rpartition("/")[2]), entry, root=base.root)
+        before = snapshot.baseline(base.text(path), summary, text, name=name, path=path)
+        return replace(before, limits=limits)
+    except ModelBudgetError as problem:
+        return Baseline(name, reason=str(problem))
 
 
 def _with_cause(mistake: ModelBudgetError) -> str:
@@ -195,11 +222,22 @@ def _no_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
 
 
 def _resolve(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:
-    """Import `module:callable`.
+    """Import `module:callable`; see `named`. Raises ModelBudgetError also for what cannot be called."""
+    found = named(reference, key, entry)
+    if isinstance(found, ModelEntry) and callable(found.build):
+        found = found.build
+    if not callable(found):
+        where = f"{entry.place}: " if entry.place else ""
+        raise ModelBudgetError(f"{where}{key}: {reference} is a {type(found).__name__}, not something to call")
+    return found  # type: ignore[no-any-return]
+
+
+def named(reference: str, key: str, entry: ModelEntry) -> Any:
+    """Import what `module:name` names, whatever it is; `key` of `entry` is where it was written.
 
     Raises:
         FrameworkMissing: a framework that the module needs is not installed.
-        ModelBudgetError: there is no such module or name, or it cannot be called.
+        ModelBudgetError: there is no such module or name.
     """
     module_name, _, path = reference.partition(":")
     where = f"{entry.place}: " if entry.place else ""
@@ -218,11 +256,7 @@ def _resolve(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:
         if not hasattr(found, name):
             raise ModelBudgetError(f"{where}{key}: {module_name} has no {name!r} (for {reference!r})")
         found = getattr(found, name)
-    if isinstance(found, ModelEntry) and callable(found.build):
-        found = found.build
-    if not callable(found):
-        raise ModelBudgetError(f"{where}{key}: {reference} is a {type(found).__name__}, not something to call")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import date
 from fractions import Fraction
 from typing import Any
 
-from pytest_modelbudget.budget import Budget, Number, Violation
-from pytest_modelbudget.check import Result, Snapshot, State, Stored
+from pytest_modelbudget.budget import Budget, Finding, Number, Violation
+from pytest_modelbudget.check import Result, Since, Snapshot, State, Stored
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.overall import Group, Sum
 from pytest_modelbudget.summary import Summary
 
 SCHEMA = 1
@@ -46,14 +49,13 @@ def result_dict(result: Result) -> dict[str, Any]:
                 "severity": one.severity,
                 "layer": one.layer,
                 "reason": one.reason,
+                "base": _number_text(one.base),
+                "against": one.against,
                 "text": str(one),
             }
             for one in result.violations
         ],
-        "changes": [
-            {"kind": one.kind, "path": one.path, "before": one.before, "after": one.after, "delta": one.delta}
-            for one in result.changes
-        ],
+        "changes": [asdict(one) for one in result.changes],
         "snapshot": {
             "stored": result.snapshot.stored.value,
             "path": result.snapshot.path,
@@ -62,6 +64,8 @@ def result_dict(result: Result) -> dict[str, Any]:
             "note": result.snapshot.note,
         },
         "files": list(result.files),
+        "findings": [finding_dict(one) for one in result.findings],
+        "since": None if result.since is None else _since_dict(result.since),
         "limits": [_budget_dict(one) for one in result.limits],
         "summary": None if result.summary is None else result.summary.to_dict(),
     }
@@ -79,15 +83,57 @@ def result_from(data: Mapping[str, Any]) -> Result:
         seconds=data["seconds"],
         accepted=data["accepted"],
         violations=tuple(
-            Violation(_budget(one["budget"]), _number(one["actual"]), one["severity"], one["layer"], one["reason"])
+            Violation(
+                _budget(one["budget"]),
+                _number(one["actual"]),
+                one["severity"],
+                one["layer"],
+                one["reason"],
+                _number(one["base"]),
+                one["against"],
+            )
             for one in data["violations"]
         ),
         changes=tuple(Change(**one) for one in data["changes"]),
         snapshot=Snapshot(**{**data["snapshot"], "stored": Stored(data["snapshot"]["stored"])}),
         files=tuple(data["files"]),
+        findings=tuple(map(finding_from, data["findings"])),
+        since=None if data["since"] is None else _since(data["since"]),
         limits=tuple(map(_budget, data["limits"])),
         summary=None if data["summary"] is None else Summary.from_dict(data["summary"]),
     )
+
+
+def group_dict(group: Group) -> dict[str, Any]:
+    """A group of models with limits on their sum, as plain JSON data."""
+    return {
+        "name": group.name,
+        "file": group.file,
+        "limits": [_budget_dict(one) for one in group.limits],
+        "members": list(group.members),
+        "place": _place_dict(group.place),
+    }
+
+
+def group_from(data: Mapping[str, Any]) -> Group:
+    """Read back what `group_dict` gave."""
+    limits = tuple(map(_budget, data["limits"]))
+    return Group(data["name"], data["file"], limits, tuple(data["members"]), _place(data["place"]))
+
+
+def sum_dict(one: Sum) -> dict[str, Any]:
+    """How the sum over a group came out, as plain JSON data."""
+    return {
+        "group": one.group.name,
+        "file": one.group.file,
+        "state": one.state,
+        "budget": _budget_dict(one.budget),
+        "total": _number_text(one.total),
+        "counted": one.counted,
+        "members": len(one.group.members),
+        "missing": list(one.missing),
+        "text": "" if one.violation is None else str(one.violation),
+    }
 
 
 def _number_text(value: Number | None) -> str | int | None:
@@ -105,11 +151,52 @@ def _budget_dict(budget: Budget) -> dict[str, Any]:
         "limit": _number_text(budget.limit),
         "layer": budget.layer,
         "place": _place_dict(budget.place),
+        "relative": budget.relative,
+        "until": None if budget.until is None else budget.until.isoformat(),
+        "reason": budget.reason,
     }
 
 
 def _budget(data: Mapping[str, Any]) -> Budget:
-    return Budget(data["metric"], data["bound"], _number(data["limit"]), data["layer"], _place(data["place"]))
+    return Budget(
+        data["metric"],
+        data["bound"],
+        _number(data["limit"]),
+        data["layer"],
+        _place(data["place"]),
+        data["relative"],
+        None if data["until"] is None else date.fromisoformat(data["until"]),
+        data["reason"],
+    )
+
+
+def finding_dict(finding: Finding) -> dict[str, Any]:
+    """One finding as plain JSON data."""
+    return {
+        "kind": finding.kind,
+        "model": finding.model,
+        "text": finding.text,
+        "place": _place_dict(finding.place),
+    }
+
+
+def finding_from(data: Mapping[str, Any]) -> Finding:
+    """Read back what `finding_dict` gave."""
+    return Finding(data["kind"], data["model"], data["text"], _place(data["place"]))
+
+
+def _since_dict(since: Since) -> dict[str, Any]:
+    return {
+        "name": since.name,
+        "reason": since.reason,
+        "totals": {name: _number_text(value) for name, value in since.totals.items()},
+        "changes": [asdict(one) for one in since.changes],
+    }
+
+
+def _since(data: Mapping[str, Any]) -> Since:
+    totals = {name: _number(value) for name, value in data["totals"].items()}
+    return Since(data["name"], data["reason"], totals, tuple(Change(**one) for one in data["changes"]))
 
 
 def _place_dict(place: Place | None) -> dict[str, Any] | None:

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import backends
+from pytest_modelbudget.reports import REPORTS
 from tests.project import SMALL, USE_FAKENET, ZOO, Project
 
 pytest_plugins = ["pytester"]
 
 # A run inside a test drops what it imported; what is here already is imported once for all of them.
-for _module in ("plugin.collect", "plugin.controller", "plugin.fixture", "reports.html", "reports.json"):
+for _module in ("plugin.collect", "plugin.controller", "plugin.fixture"):
     import_module(f"pytest_modelbudget.{_module}")
-import_module("pytest_modelbudget.reports.markdown")
+for _module in REPORTS.values():
+    import_module(_module)
 
 CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY")
 

@@ -80,6 +80,7 @@ def test_report_kinds_are_those_there_are() -> None:
     """The option's row names every kind."""
     [row] = [row for row in table("Options") if "--model-budget-report" in row[0]]
     assert code(row[1]) == list(REPORTS)
+    assert [code(row[0])[0] for row in table("Reports")] == list(REPORTS)
 
 
 def test_manifest_keys_are_those_of_the_schema() -> None:
@@ -249,6 +250,7 @@ def test_action_hands_its_arguments_on_as_they_are_quoted(tmp_path: Path) -> Non
         "--model-budget-report=md:summary.md",
         "--model-budget-report=json:modelbudget-report/report.json",
         "--model-budget-report=html:modelbudget-report/report.html",
+        "--model-budget-report=comment:modelbudget-report/comment.md",
         *("examples", "-k", "edge and not slow"),
         *("$(touch", "pwned)", "`touch", "pwned`", ";", "touch", "pwned"),
     ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from pytest_modelbudget import budget, wire
+from pytest_modelbudget.budget import Baseline, Finding
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.overall import Group
+from pytest_modelbudget.summary import Flops
 from tests.builders import gpt, towers
 
 
@@ -22,6 +26,33 @@ def test_a_result_travels_whole() -> None:
     assert result.violations
     arrived = wire.unpack(wire.pack(result))
     assert arrived == replace(result, snapshot=replace(result.snapshot, before=None))
+
+
+def test_what_the_base_said_travels_too() -> None:
+    """Growth with its base, waivers with their day, findings, and what moved since."""
+    waive = {"max": "30 kB", "until": "2099-01-31", "reason": "ABC-1"}
+    written = {
+        "params": {"growth": "+1%"}, "flops": {"growth": "+0"}, "weight_bytes": {"max": "9 kB", "waive": waive},
+        "largest_layer_share": {"growth": "+1 points"}, "inherited": "warn",
+    }  # fmt: skip
+    limits = tuple(budget.parse(written, lambda below: Place("modelbudget.yaml", 3)))
+    before = replace(towers(), layers=towers().layers[:-1], flops=Flops(None))
+    base = Baseline("main 4f1c2d9", before, limits=tuple(budget.parse({"params": 1}, lambda below: None)))
+    result = check(ModelEntry("towers", build="a:b", budgets=limits), towers(), Snapshot(Stored.OFF), base=base)
+    assert {one.kind for one in result.findings} == {"budget loosened", "waiver added", "growth not enforced"}
+    assert result.since is not None
+    assert result.since.totals["flops"] is None
+    assert result.since.changes
+    assert wire.unpack(wire.pack(result)) == result
+
+
+def test_groups_and_findings_travel() -> None:
+    """From a worker to the controller."""
+    limits = tuple(budget.parse_sum({"params": {"max": "1k", "warn": "90%"}}, lambda below: Place("m.yaml", 3)))
+    group = Group("group edge", "m.yaml", limits, ("m.yaml::a", "m.yaml::b"), Place("m.yaml", 2))
+    assert wire.group_from(json.loads(json.dumps(wire.group_dict(group)))) == group
+    finding = Finding("base manifest", "", "is new", Place("m.yaml"))
+    assert wire.finding_from(json.loads(json.dumps(wire.finding_dict(finding)))) == finding
 
 
 def test_a_result_without_a_summary() -> None:

@@ -1,6 +1,29 @@
 """Manifests to `ModelEntry`s; every mistake at once, each with its line."""
 
 from pytest_modelbudget.config.door import model
-from pytest_modelbudget.config.manifest import ITEM_NAMES, MANIFEST_NAMES, Loaded, Mistake, holds_manifest, load
+from pytest_modelbudget.config.manifest import (
+    ITEM_NAMES,
+    MANIFEST_NAMES,
+    Loaded,
+    Mistake,
+    holds_manifest,
+    is_manifest,
+    load,
+    read,
+)
+from pytest_modelbudget.config.tighten import Lowered, Tightening, tighten
 
-__all__ = ["ITEM_NAMES", "MANIFEST_NAMES", "Loaded", "Mistake", "holds_manifest", "load", "model"]
+__all__ = [
+    "ITEM_NAMES",
+    "MANIFEST_NAMES",
+    "Loaded",
+    "Lowered",
+    "Mistake",
+    "Tightening",
+    "holds_manifest",
+    "is_manifest",
+    "load",
+    "model",
+    "read",
+    "tighten",
+]

@@ -26,8 +26,10 @@ MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 ITEM_NAMES = ("manifest", "sources", "snapshot-files")
 """Names of items that stand for parts of a manifest, which no model of it can have."""
 
+TABLE = ("tool", "modelbudget")
+"""Where a `pyproject.toml` has its manifest."""
+
 _EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
-_TABLE = ("tool", "modelbudget")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 _Shape = TypeVar("_Shape", bound=BaseModel)
@@ -47,11 +49,21 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Layered:
-    """Budgets that hold for the models that `matches` says, ordered as they were written."""
+    """Budgets that hold for the models that `matches` says, ordered as they were written.
+
+    `keys` leads to the section, `name` is for people (`tag edge`), and `sums` limit the sum over these models.
+    """
 
     budgets: tuple[Budget, ...]
     matches: Callable[[ModelEntry], bool]
     line: int
+    keys: Keys = ()
+    sums: tuple[Budget, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`group towers`, `tag edge`, `defaults`."""
+        return " ".join(str(key).removesuffix("s") if index == 0 else str(key) for index, key in enumerate(self.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +102,14 @@ class Loaded:
 
 def holds_manifest(path: Path) -> bool:
     """Whether a file is a manifest: by its name, or a `pyproject.toml` with the table."""
-    if path.name in MANIFEST_NAMES:
+    return path.name in MANIFEST_NAMES or (path.name == "pyproject.toml" and is_manifest(path.name, _text(path)))
+
+
+def is_manifest(name: str, text: str) -> bool:
+    """The same for a file of that name with that text."""
+    if name in MANIFEST_NAMES:
         return True
-    return (
-        path.name == "pyproject.toml" and re.search(r"^\s*\[tool\.modelbudget\b", _text(path), re.MULTILINE) is not None
-    )
+    return name == "pyproject.toml" and re.search(r"^\s*\[tool\.modelbudget\b", text, re.MULTILINE) is not None
 
 
 def _text(path: Path) -> str:
@@ -103,14 +118,24 @@ def _text(path: Path) -> str:
 
 def load(path: Path, *, file: str) -> Loaded:
     """Read the manifest at `path`; `file` is how messages and node ids name it, relative to the root."""
-    home = str(Path(file).parent.as_posix())
     try:
-        tree = read_toml(_text(path), _TABLE) if path.suffix == ".toml" else read_yaml(_text(path))
-    except NotReadable as error:
-        return Loaded(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=home)
+        text = _text(path)
     except OSError as error:
-        return Loaded(file, mistakes=(Mistake(Place(file), f"cannot be read: {error.strerror}"),), home=home)
-    return _Loader(tree, file, home).load()
+        return Loaded(file, mistakes=(Mistake(Place(file), f"cannot be read: {error.strerror}"),), home=_home(file))
+    return read(text, file=file)
+
+
+def read(text: str, *, file: str) -> Loaded:
+    """Read the text of a manifest; `file` is its path, relative to the root."""
+    try:
+        tree = read_toml(text, TABLE) if file.endswith(".toml") else read_yaml(text)
+    except NotReadable as error:
+        return Loaded(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=_home(file))
+    return _Loader(tree, file, _home(file)).load()
+
+
+def _home(file: str) -> str:
+    return Path(file).parent.as_posix()
 
 
 class _Loader:
@@ -174,30 +199,33 @@ class _Loader:
                 self._mistake(("sources", index), f"{reference!r} is not a reference: write module:callable")
 
     def _layers(self, manifest: schema.Manifest) -> Iterator[Layered]:
-        yield Layered(self._budgets(manifest.defaults.budgets, ("defaults",)), lambda _: True, 0)
-        layers = [
-            Layered(self._budgets(tag.budgets, ("tags", name)), _has_tag(name), self.tree.line(("tags", name)) or 0)
-            for name, tag in manifest.tags.items()
-        ]
+        defaults: Keys = ("defaults",)
+        yield Layered(self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults)
+        layers = [self._layer(tag, ("tags", name), _has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
             globs = [group.models] if isinstance(group.models, str) else group.models
-            line = self.tree.line(("groups", name)) or 0
-            layers.append(Layered(self._budgets(group.budgets, ("groups", name)), _has_id(globs), line))
+            if not globs and not group.tags:
+                self._mistake(("groups", name), f'groups.{name} has no models: write models: "glob*" or tags: [...]')
+            layers.append(self._layer(group, ("groups", name), _either(_has_id(globs), _has_tag(group.tags))))
         yield from sorted(layers, key=lambda layer: layer.line)
 
-    def _budgets(self, written: Mapping[str, Any], keys: Keys) -> tuple[Budget, ...]:
-        """All good budgets of a mapping; each bad one is a mistake at its own line."""
+    def _layer(self, written: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> Layered:
+        sums = self._budgets(written.sum, keys, "sum")
+        return Layered(self._budgets(written.budgets, keys), matches, self.tree.line(keys) or 0, keys, sums)
+
+    def _budgets(self, written: Mapping[str, Any], keys: Keys, section: str = "budgets") -> tuple[Budget, ...]:
+        """All good budgets of a mapping (or limits of a `sum`); each bad one is a mistake at its own line."""
 
         def place(below: tuple[str, ...]) -> Place:
-            return Place(self.file, self.tree.line((*keys, "budgets", *below)))
+            return Place(self.file, self.tree.line((*keys, section, *below)))
 
+        parse = budgets.parse if section == "budgets" else budgets.parse_sum
         found: list[Budget] = []
         for name, value in _one_by_one(written):
             try:
-                found.extend(budgets.parse({name: value}, place))
+                found.extend(parse({name: value}, place))
             except ModelBudgetError as mistake:
-                below = (name, *value) if name == "layers" and isinstance(value, Mapping) else (name,)
-                self._mistake((*keys, "budgets", *below), str(mistake))
+                self._mistake((*keys, section, *_below(name, value, str(mistake))), str(mistake))
         return tuple(found)
 
     def _entries(self, manifest: schema.Manifest, loaded: Loaded) -> Iterator[ModelEntry]:
@@ -266,8 +294,13 @@ def _good_id(text: str) -> bool:
         return False
 
 
-def _has_tag(name: str) -> Callable[[ModelEntry], bool]:
-    return lambda entry: name in entry.tags
+def _has_tag(names: Iterable[str]) -> Callable[[ModelEntry], bool]:
+    wanted = frozenset(names)
+    return lambda entry: not wanted.isdisjoint(entry.tags)
+
+
+def _either(*tests: Callable[[ModelEntry], bool]) -> Callable[[ModelEntry], bool]:
+    return lambda entry: any(test(entry) for test in tests)
 
 
 def _has_id(globs: Iterable[str]) -> Callable[[ModelEntry], bool]:
@@ -282,6 +315,15 @@ def _one_by_one(written: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from (("layers", {glob: limits}) for glob, limits in value.items())
         else:
             yield name, value
+
+
+def _below(name: str, value: Any, mistake: str) -> Keys:
+    """The keys under a section that a mistake is about, as far as it names them: `budgets.params.waive.until: ...`."""
+    if name == "layers":
+        return (name, *value) if isinstance(value, Mapping) else (name,)
+    named = re.match(r"\w+\.([\w.]+)", mistake)
+    keys = tuple(named[1].split(".")) if named else ()
+    return keys if keys[:1] == (name,) else (name,)
 
 
 def _message(problem: Any, shape: type[BaseModel], keys: Keys) -> str:

@@ -41,15 +41,17 @@ class Model(_Strict):
 
 
 class Tag(_Strict):
-    """Budgets of every model that has a tag."""
+    """Budgets of every model that has a tag, and limits on their sum."""
 
     budgets: Budgets = Field(default_factory=dict)
+    sum: Budgets = Field(default_factory=dict)
 
 
 class Group(Tag):
-    """Budgets of every model whose id one of the globs matches."""
+    """The same for every model whose id one of the globs matches, or that has one of the tags."""
 
-    models: str | list[str]
+    models: str | list[str] = Field(default_factory=list)
+    tags: list[str] = Field(default_factory=list)
 
 
 class Manifest(_Strict):

@@ -44,11 +44,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="delete snapshots whose model is no longer registered; prints each path",
     )
     add(
+        "--model-budget-base",
+        metavar="REF",
+        help="what growth and loosened limits are held against: auto (default), off, or a git ref",
+    )
+    add(
         "--model-budget-report",
         action="append",
         default=[],
         metavar="KIND:PATH",
-        help="write a report (repeatable); KIND is json, md or html",
+        help="write a report (repeatable); KIND is json, md, html, openmetrics, codequality or comment",
     )
     add(
         "--model-budget-mlflow",
@@ -58,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--model-budget-file", metavar="PATH", help="the manifest, when it is not modelbudget.yaml in the root")
     parser.addini("model_budget", "as if --model-budget were given", type="bool", default=False)
     parser.addini("model_budget_file", "the manifest, when it is not modelbudget.yaml in the root")
+    parser.addini("model_budget_base", "auto, off, or a git ref, as --model-budget-base")
 
 
 def enabled(config: pytest.Config) -> bool:
@@ -93,12 +99,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and the working parts when they are wanted."""
     config.addinivalue_line("markers", f"{MARKER}: a registered model, checked against its snapshot and budgets")
     if not enabled(config):
-        wanted = ("model_budget_report", "model_budget_mlflow", "model_budget_file")
+        wanted = ("model_budget_base", "model_budget_report", "model_budget_mlflow", "model_budget_file")
         if any(config.getoption(flag) for flag in wanted):
             raise pytest.UsageError("model-budget: this flag needs --model-budget beside it")
         return
-    from pytest_modelbudget.plugin import collect, controller
+    from pytest_modelbudget.plugin import base, collect, controller
 
+    base.prepare(config)
     config.pluginmanager.register(collect.Collector(config), "modelbudget-collector")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(controller.Controller(config), "modelbudget-controller")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,19 +10,18 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import snapshot
-from pytest_modelbudget.check import ModelEntry, duplicates
-from pytest_modelbudget.config import ITEM_NAMES, MANIFEST_NAMES, Loaded, holds_manifest, load
-from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, Place
+from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
+from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin import asked_for
+from pytest_modelbudget.plugin.base import BASE, COLLECTED, report_back
 from pytest_modelbudget.plugin.items import (
     BadConfigItem,
     BudgetItem,
     ModelItem,
     SnapshotFilesItem,
-    relative,
 )
-from pytest_modelbudget.run import entries_from
-from pytest_modelbudget.tracebacks import user_traceback
+from pytest_modelbudget.registry import Registry, clashes, importable, register, relative
 
 FIXTURE = "model_budget"
 NO_MODEL = (
@@ -41,7 +39,7 @@ class Collector:
         self.chosen = _chosen_manifest(config)
         self.models = 0
         _add_root_manifest(config, self.chosen)  # on workers too: each finds out for itself what it is to collect
-        _importable(self.root)
+        importable(self.root)
 
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.File | None:
         """A manifest is a file of models."""
@@ -72,6 +70,7 @@ class Collector:
         on_worker = hasattr(config, "workeroutput")
         if on_worker:
             config.workeroutput["modelbudget_models"] = self.models  # type: ignore[attr-defined]
+            report_back(config, config.workeroutput)  # type: ignore[attr-defined]
         elif not self.models and not session.testsfailed and wants_models(config):
             raise pytest.UsageError(NO_MODEL)
 
@@ -110,12 +109,6 @@ def _is_manifest(path: Path, chosen: Path | None) -> bool:
     return path == chosen or (chosen is None and holds_manifest(path))
 
 
-def _importable(folder: Path) -> None:
-    """Builders are found from the root and from the manifest's folder, as test modules are."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
 def _at_home(entry: ModelEntry, module: Path, root: Path) -> ModelEntry:
     place = entry.place
     if place is not None and Path(place.file).is_absolute():
@@ -126,13 +119,8 @@ def _at_home(entry: ModelEntry, module: Path, root: Path) -> ModelEntry:
 def _mark_clashes(items: Iterable[pytest.Item]) -> None:
     """Two models with one snapshot file would overwrite each other."""
     models = {id(item.entry): item for item in items if isinstance(item, ModelItem)}
-    for same in duplicates(tuple(item.entry for item in models.values()), snapshot.path_for).values():
-        for entry in same:
-            others = ", ".join(f"{other.id} ({other.place})" for other in same if other is not entry)
-            models[id(entry)].clash = (
-                f"its snapshot would be {snapshot.path_for(entry)}, which is also that of {others}: rename one "
-                "(file systems that ignore case count too)"
-            )
+    for entry, clash in clashes([item.entry for item in models.values()]):
+        models[id(entry)].clash = clash
 
 
 def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.Item]:
@@ -176,79 +164,22 @@ class ManifestFile(pytest.File):
 
     def collect(self) -> Iterator[pytest.Item]:
         """Read the manifest; a mistake is an item that fails, so that the other models are still checked."""
-        root = self.config.rootpath
-        loaded = load(self.path, file=relative(self.path, root))
-        _importable(self.path.parent)
-        entries, broken, absent = self._entries(loaded)
-        yield from self._mistakes(loaded, broken)
-        for entry in (*absent, *entries):
-            yield ModelItem.from_parent(self, name=entry.id, entry=entry)
-        unsure = [*broken, *((entry.place, f"the source {entry.build} lacks its framework") for entry in absent)]
-        yield from self._snapshot_files(loaded, entries, unsure)
-
-    def _entries(
-        self, loaded: Loaded
-    ) -> tuple[tuple[ModelEntry, ...], list[tuple[Place | None, str]], list[ModelEntry]]:
-        """Entries of the manifest and of its sources (these sorted, the same on every worker), and failed sources.
-
-        A source whose framework is not installed comes last, as an entry that is skipped as a model would be.
-        """
-        found = list(loaded.entries)
-        known = {*ITEM_NAMES, *(entry.id for entry in found), *(mistake.model for mistake in loaded.mistakes)}
-        broken: list[tuple[Place | None, str]] = []
-        absent: list[ModelEntry] = []
-        for reference, place in loaded.sources:
-            holder = ModelEntry(id="sources", build=reference, place=place)
-            try:
-                more = [loaded.apply(entry) for entry in entries_from(reference, holder)]
-            except FrameworkMissing:
-                absent.append(loaded.apply(holder))
-                continue
-            except ModelBudgetError as error:
-                broken.append((place, str(error).removeprefix(f"{place}: ")))
-                continue
-            except (Exception, SystemExit) as error:
-                broken.append((place, f"the source {reference} failed:\n{user_traceback(error)}"))
-                continue
-            for entry in sorted(more, key=lambda entry: entry.id):
-                if entry.id in known:
-                    broken.append((place, f"the source {reference} yields the model id {entry.id!r}, which is taken"))
-                else:
-                    known.add(entry.id)
-                    found.append(entry)
-        return tuple(found), broken, absent
-
-    def _mistakes(self, loaded: Loaded, broken: list[tuple[Place | None, str]]) -> Iterator[pytest.Item]:
-        by_name: dict[str, list[tuple[Place | None, str]]] = {}
-        for mistake in loaded.mistakes:
-            by_name.setdefault(mistake.model or "manifest", []).append((mistake.place, mistake.message))
-        if broken:
-            by_name["sources"] = broken
-        for name, mistakes in by_name.items():
+        known = register(self.path, self.config.rootpath)
+        for name, mistakes in known.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
+        earlier = known.earlier(self.config.stash[BASE])
+        self.config.stash[COLLECTED].add(known.groups, earlier.findings)
+        for entry in (*known.absent, *known.entries):
+            before = known.before(entry, earlier)
+            yield ModelItem.from_parent(self, name=entry.id, entry=entry, limits_before=before)
+        yield from self._snapshot_files(known)
 
-    def _snapshot_files(
-        self, loaded: Loaded, entries: tuple[ModelEntry, ...], broken: list[tuple[Place | None, str]]
-    ) -> Iterator[pytest.Item]:
-        root = self.config.rootpath
-        unsure = [message for _, message in broken] + [str(one) for one in loaded.mistakes if one.model is None]
-        if unsure:
+    def _snapshot_files(self, known: Registry) -> Iterator[pytest.Item]:
+        if unsure := known.unsure():
             if self.config.getoption("model_budget_prune"):
                 yield SnapshotFilesItem.from_parent(
-                    self, name="snapshot-files", files=(), refused=unsure[0], declared=loaded.file
+                    self, name="snapshot-files", files=(), refused=unsure, declared=known.loaded.file
                 )
             return
-        kept = {snapshot.path_for(entry) for entry in entries}
-        kept |= {
-            snapshot.path_for(replace(ModelEntry(id=one.model, build=""), home=loaded.home))
-            for one in loaded.mistakes
-            if one.model is not None
-        }
-
-        def known(path: str, declared: str) -> bool:
-            file = declared.partition("::")[0]
-            return path in kept or (file != self.path.name and (self.path.parent / file).exists())
-
-        files = tuple(snapshot.obsolete(root, loaded.home, known))
-        if files:
-            yield SnapshotFilesItem.from_parent(self, name="snapshot-files", files=files, declared=loaded.file)
+        if files := known.obsolete(self.config.rootpath):
+            yield SnapshotFilesItem.from_parent(self, name="snapshot-files", files=files, declared=known.loaded.file)

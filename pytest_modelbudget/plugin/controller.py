@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import snapshot, wire
-from pytest_modelbudget.check import Result, State, Stored
+from pytest_modelbudget import outcome, wire
+from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.overall import Overall
+from pytest_modelbudget.plugin.base import conclude, take, tell
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
-from pytest_modelbudget.reports import REPORTS, render, table, terminal
+from pytest_modelbudget.plugin.quiet import in_github
+from pytest_modelbudget.reports import github, overall, table, terminal
+from pytest_modelbudget.reports.text import Setting
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.tracebacks import user_traceback
 
@@ -25,6 +27,7 @@ class Controller:
         self.config = config
         self.results: list[Result] = []
         self.latest: dict[tuple[str, str], Result] = {}
+        self.overall = Overall()
         self.lines: list[str] = []
         self.problems: list[str] = []
         self.worker_models: list[int] = []
@@ -43,9 +46,16 @@ class Controller:
             self.latest[result.nodeid, result.id] = result
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: object) -> None:
+        """Tell a worker the base, so that all have the same."""
+        tell(self.config, vars(node)["workerinput"])
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
-        """How many models a worker found."""
-        self.worker_models.append(getattr(node, "workeroutput", {}).get("modelbudget_models", 1))
+        """How many models a worker found, and what its manifests said."""
+        output = getattr(node, "workeroutput", {})
+        self.worker_models.append(output.get("modelbudget_models", 1))
+        take(self.config, output)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what is to be written; a file that cannot be written fails the run."""
@@ -59,11 +69,19 @@ class Controller:
         self.results = sorted(self.latest.values(), key=lambda result: (result.id, result.nodeid))
         self._write_snapshots()
         self._prune()
+        self._conclude(session)
         self._write_reports()
         if self.config.getoption("model_budget_mlflow") and self.results:
             self._log(session)
         self._finish()
         if self.problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _conclude(self, session: pytest.Session) -> None:
+        """What only all results together tell; a group over its limit fails the run."""
+        self.overall, over = conclude(self.config, self.results)
+        self.results += over
+        if over and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _finish(self) -> None:
@@ -75,24 +93,9 @@ class Controller:
     def _write_snapshots(self) -> None:
         if not self.config.getoption("model_budget_update"):
             return
-        written = kept = 0
-        owners: dict[str, str] = {}
-        for result in self.results:
-            if not result.to_write:
-                kept += result.snapshot.stored is Stored.EQUAL
-                continue
-            path = result.snapshot.path
-            if owners.setdefault(path.casefold(), result.nodeid) != result.nodeid:
-                self.problems.append(
-                    f"{path}: {owners[path.casefold()]} and {result.nodeid} both want to be here: rename one"
-                )
-                continue
-            try:
-                home = path.partition(f"{snapshot.FOLDER}/")[0] or "."
-                written += snapshot.write(self.config.rootpath, home, path, result.snapshot.text)
-            except ModelBudgetError as error:
-                self.problems.append(str(error))
-        self.lines.append(f"snapshots: wrote {written}, {kept} unchanged")
+        line, problems = outcome.write_snapshots(self.results, self.config.rootpath)
+        self.lines.append(line)
+        self.problems += problems
 
     def _prune(self) -> None:
         for result in self.results:
@@ -104,11 +107,7 @@ class Controller:
                     self.problems.append(f"{path}: cannot be deleted ({error.strerror})")
 
     def _write_reports(self) -> None:
-        for kind, path in self.targets:
-            try:
-                _write(path, render(kind, self.results))
-            except OSError as error:
-                self.problems.append(f"report {kind}: {path} cannot be written ({error.strerror})")
+        self.problems += outcome.write_reports(self.targets, self.results, self.overall, self.config.rootpath)
 
     def _log(self, session: pytest.Session) -> None:
         from pytest_modelbudget.trackers import mlflow
@@ -129,10 +128,15 @@ class Controller:
                 terminalreporter.line(text)
                 terminalreporter.line("")
         lines = terminal.closing(self.results, width=width) if self.results else ()
-        for line in (*lines, *self.lines):
+        for line in (*lines, *overall.lines(self.overall, self.results), *self.lines):
             terminalreporter.line(line)
         for problem in self.problems:
             terminalreporter.line(f"ERROR {problem}", red=True)
+        if in_github():
+            annotated = self.config.pluginmanager.hasplugin("pytest_github_actions_annotate_failures")
+            setting = Setting(folder=outcome.folder_in_repository(self.config.rootpath), overall=self.overall)
+            for line in github.commands(self.results, setting, errors=not annotated):
+                terminalreporter.line(line)
 
     def _shown_in_full(self) -> Iterable[Summary]:
         """Summaries for `-v`; a failed model's was shown with its failure."""
@@ -140,25 +144,7 @@ class Controller:
 
 
 def _target(text: str, config: pytest.Config) -> tuple[str, Path]:
-    kind, colon, path = text.partition(":")
-    if not colon or not path or kind not in REPORTS:
-        raise pytest.UsageError(f"--model-budget-report={text}: write KIND:PATH, with KIND one of {', '.join(REPORTS)}")
-    return kind, config.invocation_params.dir / path
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a report atomically; a CI job's step summary is shared with other steps, so it is appended to."""
-    if str(path) == os.environ.get("GITHUB_STEP_SUMMARY"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        return outcome.report_target(text, config.invocation_params.dir)
+    except ModelBudgetError as mistake:
+        raise pytest.UsageError(f"--model-budget-report={mistake}") from None

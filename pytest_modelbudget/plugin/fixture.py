@@ -11,7 +11,9 @@ import pytest
 from pytest_modelbudget.check import ModelEntry, State
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.plugin import RESULTS
-from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record, relative
+from pytest_modelbudget.plugin.base import BASE
+from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record
+from pytest_modelbudget.registry import relative
 from pytest_modelbudget.run import live_entry, run, summarize_live
 from pytest_modelbudget.summary import Summary
 
@@ -52,6 +54,7 @@ class ModelBudget:
             accept=bool(self._node.config.getoption("model_budget_update")),
             snapshots=self._snapshots,
             count=lambda entry: summarize_live(model_or_builder, entry),
+            base=self._node.config.stash.get(BASE, None) if self._snapshots else None,
         )
         result = record(self._node, result)
         if result.state is State.SKIPPED:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,16 @@ from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo
 
 from pytest_modelbudget import wire
 from pytest_modelbudget.backends.quiet import without_noise
+from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin import MARKER, RESULTS
+from pytest_modelbudget.plugin.base import BASE
+from pytest_modelbudget.plugin.quiet import no_commands
+from pytest_modelbudget.registry import bad_config, obsolete_files
 from pytest_modelbudget.reports import table, terminal
-from pytest_modelbudget.run import run
+from pytest_modelbudget.reports.text import captured, without_commands
+from pytest_modelbudget.run import in_ci, run
 
 _MOST_OUTPUT = 20_000
 
@@ -58,7 +62,8 @@ class BudgetItem(pytest.Item):
     def runtest(self) -> None:
         """Come to a result, and fail when it is one to fail on."""
         self.stash[RESULTS] = []  # the item may have been run before, by a plugin that reruns failures
-        result = record(self, self.outcome())
+        with no_commands(self.config):
+            result = record(self, self.outcome())
         if result.state is State.SKIPPED:
             pytest.skip(result.error)
         if result.state.failed:
@@ -83,9 +88,10 @@ class BudgetItem(pytest.Item):
 class ModelItem(BudgetItem):
     """One registered model."""
 
-    def __init__(self, *, entry: ModelEntry, **options: Any) -> None:
+    def __init__(self, *, entry: ModelEntry, limits_before: tuple[Budget, ...] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.entry = entry
+        self.limits_before = limits_before
         self.place = entry.place
         self.clash = ""
         self.extra_keyword_matches.update(entry.tags)
@@ -94,7 +100,13 @@ class ModelItem(BudgetItem):
         """Build, count, compare and decide."""
         if self.clash:
             return Result(id=self.entry.id, state=State.BAD_CONFIG, error=self.clash, place=self.place)
-        return run(self.entry, self.config.rootpath, accept=bool(self.config.getoption("model_budget_update")))
+        return run(
+            self.entry,
+            self.config.rootpath,
+            accept=bool(self.config.getoption("model_budget_update")),
+            base=self.config.stash[BASE],
+            limits_before=self.limits_before,
+        )
 
 
 class BadConfigItem(BudgetItem):
@@ -107,8 +119,7 @@ class BadConfigItem(BudgetItem):
 
     def outcome(self) -> Result:
         """All mistakes at once, each with its line."""
-        lines = [f"{place}: {message}" if place else message for place, message in self.mistakes]
-        return Result(id=self.name, state=State.BAD_CONFIG, error="\n".join(lines), place=self.place)
+        return bad_config(self.name, self.mistakes)
 
 
 class SnapshotFilesItem(BudgetItem):
@@ -127,13 +138,7 @@ class SnapshotFilesItem(BudgetItem):
             return Result(id=self.name, state=State.OBSOLETE, error=f"nothing is pruned: {self.refused}")
         if prune:
             return Result(id=self.name, state=State.OK, files=self.files, accepted=True)
-        many = len(self.files)
-        lines = [
-            f"{many} snapshot file{'s have' if many > 1 else ' has'} no model in {self.declared}:",
-            *(f"  {path}" for path in self.files),
-            "delete:  pytest --model-budget-prune",
-        ]
-        return Result(id=self.name, state=State.OBSOLETE, error="\n".join(lines), files=self.files)
+        return obsolete_files(self.name, self.files, self.declared)
 
 
 def failure_text(config: pytest.Config, result: Result) -> str:
@@ -159,8 +164,10 @@ def record(item: pytest.Item, result: Result) -> Result:
 def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], *, send: bool) -> None:
     """Put what an item came to on its report; `send` adds its results as plain data, which xdist carries on."""
     if isinstance(item, BudgetItem):  # a builder may print megabytes, which every later phase would repeat
-        shown = ((name, _cut(without_noise(content))) for name, content in report.sections)
+        shown = ((name, captured(_cut(without_noise(content)))) for name, content in report.sections)
         report.sections = [(name, content) for name, content in shown if content.strip()]
+    elif in_ci():  # a test that builds a model itself
+        report.sections = [(name, without_commands(content)) for name, content in report.sections]
     if call.when != "call":
         return
     if send:
@@ -187,8 +194,3 @@ def status(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, 
     """Our word for a failed model; the category stays pytest's own, so that counts and `-x` go on working."""
     state = State(vars(report)["modelbudget_state"])
     return "failed", _LETTERS[state], state.value
-
-
-def relative(path: Path, root: Path) -> str:
-    """`path` as node ids name it."""
-    return Path(os.path.relpath(path, root)).as_posix()

@@ -1,16 +1,28 @@
-"""HTML: one summary as a fragment for notebooks, all results as one self-contained page. Everything is escaped."""
+"""HTML: one summary as a fragment for notebooks, all results as one self-contained page. Everything is escaped.
+
+The page loads nothing, and its own security policy would not let it. The table of models and what failed need no
+script; layer trees, treemaps and tables of changes are made when a model is opened, so that a page of a thousand
+models opens at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from pytest_modelbudget import units
-from pytest_modelbudget.check import Result
-from pytest_modelbudget.reports import terminal, text
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.reports import overall, terminal, text, tree
 from pytest_modelbudget.summary import Summary
+
+_MOST_FAILURE = 20_000
+"""Characters about one failure; the tables below it have the rest."""
 
 
 @cache
@@ -21,40 +33,83 @@ def _template(name: str) -> Template:
     ).get_template(name)
 
 
+@cache
+def _part(name: str) -> tuple[Markup, str]:
+    """A file of ours that is put into the page as it is, and the hash by which the page's policy knows it."""
+    content = (resources.files("pytest_modelbudget.reports") / "templates" / name).read_text(encoding="utf-8")
+    return Markup(content), base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
 def summary_fragment(summary: Summary) -> str:
     """One model's layer table and totals, for a notebook or a larger page."""
-    return _template("summary.html").render(model=_model(summary))
+    return _template("summary.html").render(model={**_model(summary), "rows": list(text.rows(summary))})
 
 
-def page(results: Sequence[Result]) -> str:
-    """All models, failures first, each with its layer table; no script, no network, light and dark."""
+def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+    """All models, failures first, each with its changes, treemap and layer tree; light and dark."""
+    style, style_hash = _part("page.css")
+    script, script_hash = _part("page.js")
     return _template("page.html").render(
         verdict=text.verdict(results),
-        results=[
-            {
-                "id": text.harmless(result.id),
-                "state": result.state.value,
-                "word": text.marked(f"{result.state.value}{' (warn)' if result.warnings else ''}", result),
-                "failed": result.state.failed,
-                "why": terminal.failure(result, rows=0) if result.state.failed else "",
-                "warnings": [text.harmless(str(violation)) for violation in result.warnings],
-                "used": text.used_text(result),
-                "model": None if result.summary is None else _model(result.summary),
-            }
-            for result in text.sorted_results(results)
-        ],
+        overall=list(overall.lines(setting.overall, ())),
+        style=style,
+        style_hash=style_hash,
+        script=script,
+        script_hash=script_hash,
+        results=[_outcome(result) for result in text.sorted_results(results)],
     )
+
+
+def _outcome(result: Result) -> dict[str, object]:
+    warned = result.state is State.OK and bool(result.warnings)
+    used = text.used(result)
+    return {
+        "id": text.harmless(result.id),
+        "word": text.marked("warn" if warned else result.state.value, result),
+        "look": "failed" if result.state.failed else "warned" if warned else "passed",
+        "failed": result.state.failed,
+        "why": _why(result) if result.state.failed else "",
+        "warnings": [text.harmless(str(violation)) for violation in result.warnings],
+        "cells": list(_cells(result)),
+        "findings": [text.harmless(str(finding)) for finding in text.findings(result)],
+        "used": text.used_text(result),
+        "used_value": "" if used is None else float(used[1]),
+        "model": None
+        if result.summary is None
+        else {
+            **_model(result.summary),
+            "layers": len(result.summary.layers),
+            "remarks": text.remarks(result.summary),
+            "packed": tree.packed(result),
+        },
+    }
+
+
+def _why(result: Result) -> str:
+    """The terminal's words, without the line that stands above them here."""
+    return "\n".join(text.cut(terminal.failure(result, rows=0).splitlines()[1:], _MOST_FAILURE))
+
+
+def _cells(result: Result) -> Iterator[tuple[str, object]]:
+    """The numbers in the table of models: as text, and to sort by (empty when there is none)."""
+    summary = result.summary
+    if summary is None:
+        yield from [(text.UNKNOWN, "")] * 5
+        return
+    moved = text.delta(result, "params")
+    yield f"{summary.params:,}", summary.params
+    yield text.moved(result, "params"), "" if moved is None else moved
+    yield f"{summary.trainable_params:,}", summary.trainable_params
+    yield text.flops(summary), "" if summary.flops.value is None else summary.flops.value
+    yield units.size(summary.weight_bytes), summary.weight_bytes
 
 
 def _model(summary: Summary) -> dict[str, object]:
     return {
         "title": text.title(summary),
         "inputs": [text.harmless(str(port)) for port in summary.inputs],
-        "rows": list(text.rows(summary)),
         "totals": list(text.totals(summary)),
         "notes": [text.harmless(note) for note in summary.notes],
+        "remarks": text.remarks(summary),
         "params": f"{summary.params:,}",
-        "trainable": f"{summary.trainable_params:,}",
-        "flops": text.flops(summary),
-        "weights": units.size(summary.weight_bytes),
     }

@@ -1,4 +1,4 @@
-"""The machine-readable report: `{"schema": 1, "models": [...]}`, one `wire.result_dict` for each model."""
+"""The machine-readable report: one `wire.result_dict` for each model, and what the run says of no single one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ from collections.abc import Sequence
 
 from pytest_modelbudget import wire
 from pytest_modelbudget.check import Result
+from pytest_modelbudget.reports import text
 
 
-def page(results: Sequence[Result]) -> str:
-    """All results, sorted by id."""
-    models = [wire.result_dict(result) for result in sorted(results, key=lambda result: result.id)]
-    return json.dumps({"schema": wire.SCHEMA, "models": models}, indent=1) + "\n"
+def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+    """All results, sorted by id, each on a line of its own."""
+    overall = setting.overall
+    head = {
+        "schema": wire.SCHEMA,
+        "base": overall.base,
+        "findings": [wire.finding_dict(one) for one in overall.findings],
+        "sums": [wire.sum_dict(one) for one in overall.sums],
+    }
+    models = ",\n".join(json.dumps(_model(result)) for result in sorted(results, key=lambda result: result.id))
+    return f'{json.dumps(head)[:-1]}, "models": [\n{models}\n]}}\n'
+
+
+def _model(result: Result) -> dict[str, object]:
+    return {**wire.result_dict(result), "reading": text.remarks(result.summary) if result.summary else []}

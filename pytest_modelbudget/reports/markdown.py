@@ -1,70 +1,109 @@
-"""A Markdown page for a CI job's step summary."""
+"""A Markdown page for a CI job's step summary, and the pieces that Markdown is made of here."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.reports import terminal, text
+from pytest_modelbudget.reports import overall, terminal, text
 
 _MOST_BYTES = 900 * 1024
 """Below the 1 MiB at which CI services refuse a whole step summary."""
 
+_MOST_DETAILS = 60_000
+"""Characters about one model, so that one long error leaves room for the others."""
 
-def page(results: Sequence[Result]) -> str:
+
+def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """The verdict, a table of all models, and why each failing one failed; cut, with a count, when very long."""
+    return fitted(_blocks(results, setting), _MOST_BYTES)
+
+
+def fitted(blocks: Iterable[str], most: int) -> str:
+    """The blocks, each whole or not at all, that fit into `most` bytes, and how many did not."""
     parts: list[str] = []
-    length = 0
-    blocks = list(_blocks(results))
-    for index, block in enumerate(blocks):
-        length += len(block.encode()) + 1
-        if length > _MOST_BYTES:
-            parts.append(f"... {len(blocks) - index} more lines and sections did not fit")
-            break
-        parts.append(block)
-    return "\n".join(parts) + "\n"
+    rest = most - 100  # the line that counts the others
+    left = 0
+    for block in blocks:
+        size = len(block.encode()) + 1
+        if left or size > rest:
+            left += 1
+        else:
+            rest -= size
+            parts.append(block)
+    more = [f"\n... {left} more lines and sections did not fit"] if left else []
+    return "\n".join([*parts, *more]) + "\n"
 
 
-def _blocks(results: Sequence[Result]) -> Iterator[str]:
+def _blocks(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
     ordered = text.sorted_results(results)
     yield f"### Model budget: {text.verdict(results)}\n"
-    yield "| Model | State | Params | Trainable | FLOPs | Weights | Budget used |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
+    yield "| Model | State | Params | Moved | Trainable | FLOPs | Weights | Budget used |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
     for result in ordered:
-        yield f"| {' | '.join(_cells(result))} |"
+        yield row(_cells(result))
+    yield ""
+    for line in overall.lines(setting.overall, results):
+        yield f"- {code(line)}"
     yield ""
     for result in ordered:
         if result.state.failed:
-            yield f"<details><summary>{escape(result.id)}: {result.state.value}</summary>\n"
-            yield f"{_fenced(terminal.failure(result, rows=0))}\n\n</details>\n"
+            yield details(result, fenced(terminal.failure(result, rows=0), _MOST_DETAILS))
 
 
 def _cells(result: Result) -> Iterator[str]:
-    yield escape(result.id)
-    yield text.marked(result.state.value if result.state is not State.OK or not result.warnings else "warn", result)
+    yield code(result.id)
+    yield state(result)
     if result.summary is None:
-        yield from (text.UNKNOWN,) * 4
+        yield from (text.UNKNOWN,) * 5
     else:
         yield f"{result.summary.params:,}"
+        yield text.moved(result, "params")
         yield f"{result.summary.trainable_params:,}"
         yield escape(text.flops(result.summary))
         yield units.size(result.summary.weight_bytes)
     yield escape(text.used_text(result))
 
 
+def row(cells: Iterable[str]) -> str:
+    """One line of a table; the cells are Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def state(result: Result) -> str:
+    """How a model came out, in a word."""
+    return text.marked("warn" if result.state is State.OK and result.warnings else result.state.value, result)
+
+
+def details(result: Result, content: str) -> str:
+    """A part that is folded until it is asked for."""
+    return f"<details><summary>{code(result.id)}: {result.state.value}</summary>\n\n{content}\n\n</details>\n"
+
+
 def escape(value: str) -> str:
     """Text that Markdown and HTML show as it is."""
     plain = text.harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+.!|~@:-])", lambda match: f"&#{ord(match[1])};", plain) if _marks(plain) else plain
+    return _entities(plain) if _marks(plain) else plain
+
+
+def code(value: str) -> str:
+    """A name, set as code: there services make no links and no mentions of what looks like them."""
+    plain = text.harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"<code>{_entities(plain) if _marks(plain) else plain}</code>"
+
+
+def _entities(plain: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]()#+.!|~@:-])", lambda match: f"&#{ord(match[1])};", plain)
 
 
 def _marks(value: str) -> bool:
-    return re.search(r"[\\`*{}\[\]#!|~@]|(?<!\w)_|_(?!\w)|://|^[-+]", value) is not None
+    return re.search(r"[\\`*{}\[\]#!|~@]|(?<!\w)_|_(?!\w)|://|www[.]", value) is not None
 
 
-def _fenced(block: str) -> str:
+def fenced(block: str, most: int, language: str = "text") -> str:
+    """A block that is shown as it is, with a fence longer than any inside it, cut after `most` characters."""
     longest = max((len(ticks) for ticks in re.findall(r"`+", block)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{block}\n{fence}"
+    return "\n".join([f"{fence}{language}", *text.cut(block.splitlines(), most), fence])

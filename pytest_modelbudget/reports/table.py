@@ -21,7 +21,7 @@ WIDTH = 80
 def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = None, explain: bool = False) -> str:
     """The layer table of one model in the shape of `model.summary()`, with its totals; at most `most` rows.
 
-    With `explain` a last column says where the params of each row come from.
+    With `explain` a last column says where the params of each row come from, and last lines what stands out.
     """
     rows = list(text.rows(summary))
     shown = rows if most is None or len(rows) <= most else rows[:most]
@@ -36,6 +36,7 @@ def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = Non
     lines.append("-" * width)
     lines += [f"{name}: {value}" for name, value in text.totals(summary)]
     lines += [f"Note: {text.harmless(note)}" for note in summary.notes]
+    lines += [f"Reading: {remark}" for remark in text.remarks(summary)] if explain else []
     return "\n".join(lines)
 
 
@@ -56,12 +57,12 @@ def _result_cells(result: Result) -> tuple[str, ...]:
         word = f"{word} written".strip()
     if summary is None:
         about_a_model = result.state in (State.BUILD_ERROR, State.SKIPPED)
-        return (result.id, *(text.UNKNOWN if about_a_model else "-",) * 4, "-", word)
+        return (text.harmless(result.id), *(text.UNKNOWN if about_a_model else "-",) * 4, "-", word)
     flops = (
         text.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value).replace("FLOPs", "").strip()
     )
     return (
-        result.id,
+        text.harmless(result.id),
         units.short(summary.params),
         units.short(summary.trainable_params),
         f"{'>=' if summary.flops.is_lower_bound else ''}{flops}",

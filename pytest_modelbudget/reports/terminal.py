@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State, Stored
+from pytest_modelbudget.diff import Change
 from pytest_modelbudget.reports import table, text
 from pytest_modelbudget.reports.text import harmless, harmless_lines
+from pytest_modelbudget.summary import Summary
 
+_LONGEST_CHANGE = 800
 _MOST_CHANGES = 20
 _MOST_ROWS = 40
 
@@ -22,15 +25,17 @@ def failure(result: Result, *, width: int = table.WIDTH, rows: int | None = _MOS
 
 
 def _failure(result: Result, width: int, rows: int | None, explain: bool) -> Iterator[str]:
-    yield f"{result.id}: {result.state.value}"
+    yield harmless(f"{result.id}: {result.state.value}")
     if result.error:
         yield harmless_lines(result.error)
     if result.state is State.BUILD_ERROR:
-        yield f"registered at {result.place}; not counted, its snapshot is untouched" if result.place else "not counted"
+        where = f"registered at {result.place}; not counted, its snapshot is untouched"
+        yield harmless(where if result.place else "not counted")
     if result.summary is None:
         return
     yield from _violations(result)
     yield from _snapshot(result)
+    yield from _since(result)
     if rows != 0:
         yield ""
         yield table.summary_text(result.summary, width=width, most=rows, explain=explain)
@@ -58,15 +63,16 @@ def _largest(result: Result) -> str:
 
 def _snapshot(result: Result) -> Iterator[str]:
     snapshot = result.snapshot
-    update = f'pytest --model-budget-update "{result.nodeid}"'
+    update = f'pytest --model-budget-update "{harmless(result.nodeid)}"'
+    path = harmless(snapshot.path)
     match snapshot.stored:
         case Stored.MISSING if result.state is not State.OK and not result.accepted:
             assert result.summary is not None
-            yield f"  no {snapshot.path} yet (counted {result.summary.params:,} params); a check never writes it"
+            yield f"  no {path} yet (counted {result.summary.params:,} params); a check never writes it"
             yield f"create:  {update}"
         case Stored.DIFFERENT:
-            yield f"  differs from {snapshot.path}:"
-            yield from _changes(result)
+            yield f"  differs from {path}:"
+            yield from (f"    {line}" for line in moves(result.changes, result.summary))
             if not result.accepted:
                 yield f"accept:  {update}"
         case Stored.BROKEN:
@@ -77,17 +83,25 @@ def _snapshot(result: Result) -> Iterator[str]:
             yield f"  {harmless(snapshot.problem)}"
 
 
-def _changes(result: Result) -> Iterator[str]:
-    """Totals and ports, then the rows that moved most params."""
-    heads = [change for change in result.changes if change.kind in ("total", "port")]
-    rows = [change for change in result.changes if change.kind not in ("total", "port")]
-    ranked = sorted(range(len(rows)), key=lambda index: (-abs(rows[index].delta or 0), index))[:_MOST_CHANGES]
-    yield from (f"    {harmless(str(change))}" for change in heads)
-    yield from (f"    {harmless(str(rows[index]))}" for index in sorted(ranked))
-    if len(rows) > len(ranked):
-        yield f"    ... and {len(rows) - len(ranked)} more rows"
-    if result.summary is not None and rows:
-        yield f"    = {max(0, len(result.summary.layers) - len(rows))} other rows unchanged"
+def _since(result: Result) -> Iterator[str]:
+    """What moved since the base, unless the snapshot was the same there, so that it was said already."""
+    if result.since is None or result.since.changes == result.changes:
+        return
+    if result.since.changes:
+        yield f"  since {harmless(result.since.name)}:"
+        yield from (f"    {line}" for line in moves(result.since.changes, result.summary))
+
+
+def moves(changes: Sequence[Change], summary: Summary | None) -> Iterator[str]:
+    """Totals and ports, then the first rows of those that changed, which come ranked, and how many others there are."""
+    heads = [change for change in changes if change.of_the_model]
+    rows = [change for change in changes if not change.of_the_model]
+    yield from (harmless(str(change), longest=_LONGEST_CHANGE) for change in (*heads, *rows[:_MOST_CHANGES]))
+    if len(rows) > _MOST_CHANGES:
+        yield f"... and {len(rows) - _MOST_CHANGES} more changes"
+    if summary is not None and rows:
+        touched = sum(change.rows for change in rows if change.kind != "removed")
+        yield f"= {max(0, len(summary.layers) - touched)} other rows unchanged"
 
 
 def short(result: Result) -> str:
@@ -102,8 +116,8 @@ def short(result: Result) -> str:
         return "not written: run with --model-budget-update"
     if result.snapshot.problem:
         return harmless(result.snapshot.problem, longest=160)
-    moved = next((change for change in result.changes if change.kind in ("total", "port")), None)
-    rows = sum(change.kind not in ("total", "port") for change in result.changes)
+    moved = next((change for change in result.changes if change.of_the_model), None)
+    rows = sum(change.rows for change in result.changes if not change.of_the_model)
     return harmless(f"{f'{moved}, ' if moved else ''}{rows} row{'' if rows == 1 else 's'}", longest=160)
 
 

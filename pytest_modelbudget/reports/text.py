@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import METRICS
-from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.explain import why
+from pytest_modelbudget.budget import METRICS, Finding, Number
+from pytest_modelbudget.check import Result, State, Stored
+from pytest_modelbudget.diff import Change
+from pytest_modelbudget.errors import Place
+from pytest_modelbudget.explain import reading, why
+from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.summary import Layer, Summary
 
 UNKNOWN = "?"
@@ -18,8 +22,11 @@ REAL_RUN = "real run"
 """Beside a model of which a copy was run with memory, because the abstract pass could not decide."""
 _LONGEST = 400
 _ORDER = tuple(State)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COMMAND = re.compile(r"::(?=.*::)|##(?=(?:vso)?\[)")
-"""What starts a command when a CI service meets it in a log: `::error::`, `##[error]`, `##vso[...]`."""
+_LINE_COMMAND = re.compile(r"^\s*::(?=.*::)|##(?=(?:vso)?\[)", re.MULTILINE)
+"""What starts a command when a CI service meets it in a log: `::error::` at the start of a line, `##[error]`,
+`##vso[...]`. What is put into tables may come to stand at the start of a line, so there it is looked for everywhere."""
 
 
 def harmless(text: str, *, longest: int = _LONGEST) -> str:
@@ -28,14 +35,77 @@ def harmless(text: str, *, longest: int = _LONGEST) -> str:
     >>> harmless("a\\x1b[2Jb\\nc")
     'a\\\\x1b[2Jb\\\\nc'
     """
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    shown = _COMMAND.sub(lambda match: f"{match[0][0]}\\x{ord(match[0][1]):02x}", shown)
+    shown = _COMMAND.sub(_defused, _printable(text))
     return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _defused(command: re.Match[str]) -> str:
+    return f"{command[0][:-1]}\\x{ord(command[0][-1]):02x}"
 
 
 def harmless_lines(text: str) -> str:
     """The same for text of several lines, such as a traceback."""
     return "\n".join(harmless(line) for line in text.splitlines())
+
+
+def cut(lines: Sequence[str], most: int) -> Iterator[str]:
+    """The lines that fit into `most` characters, then a count of the others."""
+    length = 0
+    for index, line in enumerate(lines):
+        length += len(line) + 1
+        if length > most:
+            yield f"... {len(lines) - index} more lines"
+            return
+        yield line
+
+
+def captured(output: str) -> str:
+    """What a model's code printed, as it may stand in a log: no colours, no progress bar's past, nothing that acts."""
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in _COLOUR.sub("", output).split("\n"))
+    return without_commands("\n".join(_printable(line.expandtabs()) for line in lines))
+
+
+def without_commands(output: str) -> str:
+    """Text of several lines that stay whole, without the commands that a CI service would find in it."""
+    return _LINE_COMMAND.sub(_defused, output)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a report needs to know beside the results: the `key` of a comment, the root's `folder` in its repository.
+
+    `overall` is what the run says that is about no single model.
+    """
+
+    key: str = "model-budget"
+    folder: str = ""
+    overall: Overall = field(default_factory=Overall)
+
+
+SETTING = Setting()
+"""What holds when nobody says otherwise."""
+
+
+def location(result: Result | None, folder: str, place: Place | None = None) -> Place:
+    """The file, relative to the repository, and the line that a finding about `result` points at."""
+    declared = "" if result is None else result.nodeid.partition("::")[0]
+    found = place or (None if result is None else result.place) or Place(declared or "modelbudget.yaml")
+    return Place(harmless(f"{folder}/{found.file}" if folder else found.file), found.line or 1)
+
+
+def unique_names(results: Sequence[Result]) -> list[str]:
+    """A name for each result, in their order: its id, or its node id when several have the same id."""
+    count = Counter(result.id for result in results)
+    return [
+        result.id if count[result.id] == 1 or not result.nodeid else f"{result.nodeid} {result.id}".strip()
+        for result in results
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +136,27 @@ def rows(summary: Summary) -> Iterator[Row]:
     for layer in summary.layers:
         yield Row(
             layer=harmless(f"{layer.path} ({layer.type})"),
-            output=harmless(_output(layer)),
-            params="-" if layer.container and not layer.weights else _params(layer),
-            connected=harmless("; ".join(", ".join(call) for call in layer.connected_to if call)) or "-",
+            output=harmless(output(layer)),
+            params="-" if layer.container and not layer.weights else params(layer),
+            connected=harmless(connections(layer)),
             why=harmless(why(layer)),
         )
 
 
-def _output(layer: Layer) -> str:
+def connections(layer: Layer) -> str:
+    """The layers that feed it: those of one call joined by `, `, of different calls by `; `."""
+    return "; ".join(", ".join(call) for call in layer.connected_to if call) or "-"
+
+
+def output(layer: Layer) -> str:
+    """Its output shapes."""
     if layer.calls == 0:
         return "never called"
     return layer.output_text or UNKNOWN
 
 
-def _params(layer: Layer) -> str:
+def params(layer: Layer) -> str:
+    """Its own params, and whether some are counted elsewhere."""
     tied = any(weight.tied_to is not None and weight.role == "param" for weight in layer.weights)
     return f"{layer.params:,}{' (tied)' if tied else ''}"
 
@@ -101,6 +178,11 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "Optimizer state", units.size(summary.optimizer_bytes)
 
 
+def remarks(summary: Summary) -> list[str]:
+    """What a model says as it is: bottlenecks, what is frozen, never called or collapsed; for those who ask."""
+    return [harmless(sentence) for sentence in reading(summary)]
+
+
 def weight_bytes(summary: Summary, role: str) -> int:
     """Bytes of all weights of one role (`param`, `buffer`)."""
     return sum(weight.bytes for layer in summary.layers for weight in layer.own if weight.role == role)
@@ -115,16 +197,22 @@ def flops(summary: Summary) -> str:
     return f"{'>= ' if summary.flops.is_lower_bound else ''}{units.flops(value)} ({macs})"
 
 
-def used(result: Result) -> tuple[str, Fraction] | None:
-    """The model-wide max that is used most, as (short name of the metric, share used); None without such a limit."""
+def used_shares(result: Result) -> dict[str, Fraction]:
+    """The share that is used of each max for the whole model, by metric; limits on unknown numbers are left out."""
     if result.summary is None:
-        return None
-    shares = [
-        (METRICS[budget.metric].short, Fraction(actual) / Fraction(budget.limit))
+        return {}
+    return {
+        budget.metric: Fraction(actual) / Fraction(budget.limit)
         for budget in result.limits
         if budget.layer is None and budget.bound == "max" and budget.limit
+        if budget.metric != "flops" or not result.summary.flops.is_lower_bound
         if (actual := METRICS[budget.metric].get(result.summary)) is not None
-    ]
+    }
+
+
+def used(result: Result) -> tuple[str, Fraction] | None:
+    """The model-wide max that is used most, as (short name of the metric, share used); None without such a limit."""
+    shares = [(METRICS[metric].short, share) for metric, share in used_shares(result).items()]
     return max(shares, key=lambda share: share[1], default=None)
 
 
@@ -135,6 +223,54 @@ def used_text(result: Result) -> str:
     metric, part = share
     shown = units.percent(part)
     return f"{metric} {'>' if part > 1 and shown == '100.0%' else ''}{shown}"
+
+
+def delta(result: Result, metric: str) -> Number | None:
+    """How far a total moved since the base, or without one since the snapshot; None when that is not known."""
+    now = None if result.summary is None else METRICS[metric].get(result.summary)
+    if result.since is not None and result.since.name:
+        before = result.since.totals.get(metric)
+        return None if now is None or before is None else now - before
+    if now is None or result.snapshot.stored in (Stored.MISSING, Stored.BROKEN, Stored.REFUSED, Stored.OFF):
+        return None
+    change = next((one for one in result.changes if one.kind == "total" and one.path == metric), None)
+    return 0 if change is None else change.delta
+
+
+def moved(result: Result, metric: str) -> str:
+    """`delta` in words: `+51,552 (+22.9%)`, `=` when nothing moved, `-` when that is not known."""
+    change = delta(result, metric)
+    if not change or result.summary is None:
+        return "-" if change is None else "="
+    now = METRICS[metric].get(result.summary)
+    assert now is not None
+    if not (before := now - change):
+        return f"{change:+,}"
+    part = f"{float(Fraction(change) / Fraction(before)):+.1%}"
+    return f"{change:+,} ({f'{part[0]}<0.1%' if part[1:] == '0.0%' else part})"
+
+
+def compared(result: Result) -> Iterator[tuple[str, Sequence[Change]]]:
+    """What this run was compared with, in words, and the changes since; equal lists of changes only once."""
+    if result.since is not None and result.since.changes:
+        yield f"since {harmless(result.since.name)}", result.since.changes
+    if result.changes and (result.since is None or result.since.changes != result.changes):
+        yield "since the committed snapshot", result.changes
+
+
+def findings(result: Result) -> tuple[Finding, ...]:
+    """What a reviewer should see of one model; what holds for all models alike is not repeated for each."""
+    return tuple(finding for finding in result.findings if finding.kind != "growth not enforced")
+
+
+NEW = ("budget loosened", "waiver added", "snapshot deleted", "model removed")
+"""Kinds of findings that a change made, not the state it found."""
+
+
+def new_findings(results: Sequence[Result], setting: Setting) -> Iterator[tuple[Result | None, Finding]]:
+    """What a reviewer should see that this change did, of models and (with None) of no single one."""
+    yield from ((result, one) for result in results for one in result.findings if one.kind in NEW)
+    yield from ((None, one) for one in setting.overall.findings if one.kind in NEW)
 
 
 def verdict(results: Sequence[Result]) -> str:

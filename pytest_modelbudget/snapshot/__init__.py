@@ -3,7 +3,20 @@
 `render` and `read` are pure and inverse for all that takes part in the comparison; `files` touches the disk.
 """
 
-from pytest_modelbudget.snapshot.files import FOLDER, compare, declared_in, obsolete, path_for, write
+from pytest_modelbudget.snapshot.files import FOLDER, baseline, compare, declared_in, earlier_path, obsolete, path_for
+from pytest_modelbudget.snapshot.files import write as write
 from pytest_modelbudget.snapshot.text import FORMAT, read, render
 
-__all__ = ["FOLDER", "FORMAT", "compare", "declared_in", "obsolete", "path_for", "read", "render", "write"]
+__all__ = [
+    "FOLDER",
+    "FORMAT",
+    "baseline",
+    "compare",
+    "declared_in",
+    "earlier_path",
+    "obsolete",
+    "path_for",
+    "read",
+    "render",
+    "write",
+]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.check import ModelEntry, Snapshot, Stored
 from pytest_modelbudget.diff import changes
 from pytest_modelbudget.errors import ModelBudgetError
@@ -24,10 +25,31 @@ def path_for(entry: ModelEntry) -> str:
     return f"{home}{FOLDER}/{entry.id.replace(':', '_')}.yaml"
 
 
-def compare(root: Path, entry: ModelEntry, summary: Summary) -> Snapshot:
-    """Hold the fresh summary against the committed file; the clean case compares text and parses nothing."""
+def earlier_path(known: Collection[str], entry: ModelEntry, *, root: Path) -> str:
+    """Where the snapshot of a model lay among the `known` files of an earlier state.
+
+    Its own path, else the only file of that name in another folder's `__model_budget__` that is gone now, as when a
+    manifest moved.
+    """
     path = path_for(entry)
-    text = render(summary, declared=entry.declared)
+    if path in known:
+        return path
+    name = path.rpartition(f"{FOLDER}/")[2]
+    moved = [
+        other
+        for other in known
+        if (other == f"{FOLDER}/{name}" or other.endswith(f"/{FOLDER}/{name}")) and not (root / other).exists()
+    ]
+    return moved[0] if len(moved) == 1 else path
+
+
+def compare(root: Path, entry: ModelEntry, summary: Summary, text: str = "") -> Snapshot:
+    """Hold the fresh summary against the committed file; the clean case compares text and parses nothing.
+
+    `text` is the summary as it is rendered, for callers that have it.
+    """
+    path = path_for(entry)
+    text = text or render(summary, declared=entry.declared)
     try:
         committed = _read(root / path, root / entry.home)
     except FileNotFoundError:
@@ -53,6 +75,18 @@ def _explain(path: str, committed: str, text: str, summary: Summary) -> Snapshot
     if before.model == summary.model and not changes(before, summary):
         return Snapshot(Stored.RESTATED, path, text, before, note=_restated(before, summary))
     return Snapshot(Stored.DIFFERENT, path, text, before)
+
+
+def baseline(committed: str | None, summary: Summary, text: str, *, name: str, path: str) -> Baseline:
+    """What the snapshot in the base, which `name` names, says of the model that is `text` now; None: there is none."""
+    if committed is None:
+        return Baseline(name, reason=f"not in the base ({name})")
+    if committed == text:
+        return Baseline(name, summary)
+    try:
+        return Baseline(name, read(committed))
+    except ModelBudgetError as error:
+        return Baseline(name, reason=f"{path} of the base ({name}) cannot be read: {error}")
 
 
 def _placed(path: str, message: str) -> str:

@@ -117,7 +117,8 @@ def _scalar(text: str, *, block: bool = False) -> str:
     plain = _PORT.fullmatch(text) if block else _PLAIN.fullmatch(text)
     if plain and text.lower() not in _WORDS:
         return text
-    return '"' + "".join(map(_escaped, text)) + '"'
+    escaped = "".join(map(_escaped, text)).replace("##", r"#\x23")  # `##[` is a command where a log shows a diff
+    return f'"{escaped}"'
 
 
 def _escaped(char: str) -> str:

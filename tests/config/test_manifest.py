@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from textwrap import dedent
 
@@ -91,6 +92,32 @@ def test_tags_and_groups_hold_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert limits(entry) == {(None, "params", "max"): 2000}
 
 
+def test_groups_and_their_sums(tmp_path: Path) -> None:
+    """A group is made of ids, of tags, or of both; a sum has its own limits and lines."""
+    text = """\
+        tags:
+          edge: {sum: {params: 10M}}
+        groups:
+          bundle:
+            models: "app/*"
+            tags: [edge]
+            sum:
+              weight_bytes: {max: 24 MiB, warn: 90%}
+        models:
+          app/one: {build: "a:b"}
+          two: {build: "a:b", tags: [edge]}
+          three: {build: "a:b"}
+    """
+    loaded = read(tmp_path, text)
+    levels = {level.name: level for level in loaded.layers}
+    assert [(one.metric, one.bound, one.limit, str(one.place)) for one in levels["group bundle"].sums] == [
+        ("weight_bytes", "max", 24 * 2**20, "modelbudget.yaml:8"),
+        ("weight_bytes", "warn", Fraction(9, 10), "modelbudget.yaml:8"),
+    ]
+    assert [entry.id for entry in loaded.entries if levels["group bundle"].matches(entry)] == ["app/one", "two"]
+    assert [entry.id for entry in loaded.entries if levels["tag edge"].matches(entry)] == ["two"]
+
+
 def test_toml(tmp_path: Path) -> None:
     """The same tree in pyproject.toml, with lines to point at."""
     text = """\
@@ -158,6 +185,12 @@ GOOD = "\n  good: {build: 'pkg:good'}\n"
         pytest.param("models:\n  net: {build: 'a:b', budgets: {params: {min: 9, max: 3}}}", ["2: budgets.params: min 9 is above max 3"], id="min above max"),
         pytest.param("models:\n  net:\n    build: 'a:b'\n    budgets:\n      parms: 3\n      weight_bytes: 5\n      layers:\n        x: {params: -1}", ["5: budgets: there is no metric 'parms'", "6: budgets.weight_bytes: 5 needs a unit", "8: budgets.layers.x.params: -1 is negative"], id="all at once"),
         pytest.param("models:\n  net: 3", ["2: models.net: input should be"], id="model not a mapping"),
+        pytest.param("groups:\n  g: {sum: {params: 1k}}\nmodels:", ["2: groups.g has no models: write models: \"glob*\" or tags: [...]"], id="group of nobody"),
+        pytest.param("tags:\n  t:\n    sum:\n      params: 1k\n      largest_layer_share: 5%\n      flops: 3\nmodels:", ["5: sum: largest_layer_share cannot be added up; known are params", "6: sum.flops: 3 needs a unit"], id="sums"),
+        pytest.param("tags:\n  t:\n    sum:\n      params: {min: 1k}\nmodels:", ["4: sum.params: a sum has no 'min': write params: {max: ..., warn: 95%}"], id="sum without a max"),
+        pytest.param("models:\n  net:\n    build: 'a:b'\n    budgets:\n      params:\n        max: 1k\n        growth: 2", ["7: budgets.params.growth: 2 needs a sign and a unit"], id="growth without a unit"),
+        pytest.param("models:\n  net:\n    build: 'a:b'\n    budgets:\n      params:\n        waive:\n          max: 1k\n          until: soon\n          reason: x", ["8: budgets.params.waive.until: 'soon' is not a day"], id="waiver without a day"),
+        pytest.param("models:\n  net: {build: 'a:b', inherited: warn}", ["2: unknown key 'inherited'"], id="inherited beside the budgets"),
     ],
 )  # fmt: skip
 def test_mistakes(tmp_path: Path, text: str, mistakes: list[str]) -> None:

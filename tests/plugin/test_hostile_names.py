@@ -1,41 +1,21 @@
-"""Names that a model brings along are data: in the snapshot, the terminal, Markdown, HTML and JSON."""
+"""Names that a model brings along are data, in a whole run: snapshot, terminal, annotations, and every report."""
 
 from __future__ import annotations
 
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from pytest_modelbudget import snapshot
+from pytest_modelbudget.reports import REPORTS
+from tests import hostile
 from tests.project import Project
 
-NAMES = {
-    "html": "<img src=x onerror=alert(1)>",
-    "closing tag": "</pre></td></details><script>alert(1)</script>",
-    "workflow command": "::error::owned",
-    "workflow command with a file": "::warning file=a.py,line=1::owned",
-    "older workflow command": "##[error]owned",
-    "encoded newline": "a%0A::error::owned",
-    "pipe": "a|b|c",
-    "backtick": "a`b```c",
-    "clear screen": "a\x1b[2Jb",
-    "right to left": "a\u202egnp.exe",
-    "zero width": "a\u200bb\u2066c",
-    "newline": "a\n::error::owned\n| x | y |",
-    "carriage return": "a\rOK",
-    "yaml": "a: {b: [c, &d *d]} # e",
-    "quotes": "\"'\\",
-    "template": "{{ 7 * 7 }}{% raw %}",
-    "markup": "[bold red]x[/bold red] [link](http://example.org)",
-    "mention": "@everyone #1 https://example.org",
-    "very long": "x" * 10_000,
-    "line separator": "a\u2028b\x85c",
-    "emoji": "🧨層",
-    "star": "a*b.0",
-}
-BIDI = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+NAMES = [name for name in hostile.NAMES.values() if "\0" not in name]  # the source of a builder cannot hold it
+KINDS = [kind for kind in REPORTS if kind != "json"]
 
 
 class Tags(HTMLParser):
@@ -49,61 +29,72 @@ class Tags(HTMLParser):
         self.seen |= {tag, *(f"{tag}.{name}" for name, _ in attrs)}
 
 
-def tags(page: str) -> set[str]:
-    """Every tag and attribute in `page`."""
+def tags(page: Path) -> set[str]:
+    """Every tag and attribute of a page, or of what Markdown is outside of its fenced blocks."""
     parser = Tags()
-    parser.feed(page)
+    text = page.read_text(encoding="utf-8")
+    parser.feed(re.sub(r"^(`{3,})text\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE))
     return parser.seen
 
 
-def reports(project: Project, name: str) -> tuple[str, str, str, str]:
-    """Terminal, Markdown, HTML and JSON of a run over a model that breaks a limit of the layer called `name`."""
-    project.write(
-        "names.py", f"from fakenet import Model\ndef net():\n    return Model({{{name!r}: (32, 64), 'z': (64, 1)}})\n"
-    )
+@pytest.fixture
+def job(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project in a job of GitHub Actions, whose log is read for commands."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     project.manifest(
         """
         models:
-          net: {build: "names:net", inputs: "float32[B, 32]", budgets: {params: 1, layers: {"*": {params: 1}}}}
+          net: {build: "names:net", inputs: "float32[B, 8]", budgets: {params: 1, layers: {"*": {params: 1}}}}
         """
     )
-    result = project.update("-v", *(f"--model-budget-report={kind}:out.{kind}" for kind in ("md", "html", "json")))
-    assert result.ret == 1
-    read = [(project.path / f"out.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "json")]
-    return result.stdout.str(), read[0], read[1], read[2]
+    return project
 
 
-@pytest.mark.parametrize("name", [pytest.param(text, id=word) for word, text in NAMES.items()])
-def test_a_hostile_layer_name_is_harmless_everywhere(project: Project, name: str) -> None:
-    """It is shown as text that cannot act, and the snapshot and JSON give it back as it was."""
-    terminal, markdown, html, data = reports(project, name)
-
-    assert [layer["path"] for layer in json.loads(data)["models"][0]["summary"]["layers"]] == [name, "z"]
-    text = project.snapshot("net").read_text(encoding="utf-8")
-    assert [layer.path for layer in snapshot.read(text).layers] == [name, "z"]
-    assert not BIDI.search(text)
-    project.run().stdout.no_fnmatch_line("*CHANGED*")
-
-    for shown in (terminal, markdown, html):
-        assert not BIDI.search(shown)
-        assert not re.search(r"^\s*::[a-z]", shown, re.MULTILINE)
-        assert "##[" not in shown
-        assert max(map(len, shown.splitlines())) < 2_500
-
-    harmless = tags(reports(project, "plain")[2])
-    assert tags(html) <= harmless
-    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
-    assert tags(outside) == {"details", "summary"}
-    assert name not in outside
+def build(project: Project, names: list[str]) -> None:
+    """A model whose layers have these names, and which prints them."""
+    project.write(
+        "names.py",
+        f"from fakenet import Model\nNAMES = {names!r}\n\n"
+        "def net():\n    print(*NAMES, sep='\\n')\n    return Model({name: (8, 8) for name in NAMES})\n",
+    )
 
 
-def test_hostile_error_texts_are_harmless(project: Project) -> None:
+def run(project: Project, *flags: str) -> str:
+    """What a run prints that writes every report, `out.KIND`."""
+    flags = ("-p", "no:pytest_github_actions_annotate_failures", *flags)
+    return project.run(*flags, *(f"--model-budget-report={kind}:out.{kind}" for kind in REPORTS)).stdout.str()
+
+
+def is_harmless(text: str) -> bool:
+    """No character that acts, and no command but our own."""
+    commands = [line for line in text.splitlines() if re.match(r"\s*::.*::", line)]
+    ours = all(
+        re.match(r"::(error|warning|notice) file=modelbudget.yaml,line=2,title=net%3A ", line) for line in commands
+    )
+    return ours and not re.search(hostile.INVISIBLE, text) and not re.search(r"##(vso)?\[", text)
+
+
+def test_hostile_layer_names_are_harmless_in_a_run(job: Project) -> None:
+    """They are shown as text that cannot act, and the snapshot and JSON give them back as they were."""
+    build(job, ["plain"])
+    run(job, "--model-budget-update")
+    plain = tags(job.path / "out.html")
+    build(job, NAMES)
+    shown = [run(job, "-v", "--model-budget-update"), run(job)]
+    assert "CHANGED" not in shown[1], "the snapshot reads back as what it was"
+    shown += [(job.path / f"out.{kind}").read_text(encoding="utf-8") for kind in KINDS]
+    kept = job.snapshot("net").read_text(encoding="utf-8")
+    assert [text for text in (*shown, kept) if not is_harmless(text)] == []
+    assert tags(job.path / "out.html") <= plain
+    assert [layer.path for layer in snapshot.read(kept).layers] == NAMES
+    [model] = json.loads((job.path / "out.json").read_text(encoding="utf-8"))["models"]
+    assert [layer["path"] for layer in model["summary"]["layers"]] == NAMES
+
+
+def test_hostile_error_texts_are_harmless(job: Project) -> None:
     """What a builder raises is data too."""
-    project.write("names.py", f"def net():\n    raise ValueError({''.join(NAMES.values())[:3000]!r})\n")
-    project.manifest("models: {net: names:net}")
-    result = project.run("--model-budget-report=md:out.md", "--model-budget-report=html:out.html")
-    assert result.ret == 1
-    for shown in (result.stdout.str(), *((project.path / f"out.{kind}").read_text() for kind in ("md", "html"))):
-        assert not BIDI.search(shown)
-        assert not re.search(r"^\s*::[a-z]", shown, re.MULTILINE)
-    assert "img" not in tags((project.path / "out.html").read_text())
+    job.write("names.py", f"def net():\n    raise ValueError({''.join(NAMES)[:3000]!r})\n")
+    shown = [run(job), *((job.path / f"out.{kind}").read_text(encoding="utf-8") for kind in KINDS)]
+    assert [text for text in shown if not is_harmless(text)] == []
+    assert tags(job.path / "out.md") == {"details", "summary", "code"}
+    assert "img" not in tags(job.path / "out.html")

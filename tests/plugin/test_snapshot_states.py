@@ -58,8 +58,10 @@ def test_a_second_update_leaves_the_file_alone(small: Project) -> None:
 @pytest.mark.parametrize(
     ("width", "total", "row"),
     [
-        pytest.param(65, "params 2,048 -> 2,080  (+32, +1.56%)", "kernel 32x64*kernel 32x65", id="larger"),
-        pytest.param(10, "params 2,048 -> 320  (-1,728, -84.38%)", "kernel 32x64*kernel 32x10", id="smaller"),
+        pytest.param(65, "params 2,048 -> 2,080  (+32, +1.56%)", "in*out: 32*64 = 2,048 -> 32*65 = 2,080", id="larger"),
+        pytest.param(
+            10, "params 2,048 -> 320  (-1,728, -84.38%)", "in*out: 32*64 = 2,048 -> 32*10 = 320", id="smaller"
+        ),
     ],
 )
 def test_a_changed_model_fails_with_its_rows(small: Project, width: int, total: str, row: str) -> None:

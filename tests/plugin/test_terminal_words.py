@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_modelbudget.reports import REPORTS
 from tests.project import SMALL, Project
 
 THREE = """
@@ -108,13 +109,16 @@ def test_nothing_is_said_without_the_option(small: Project) -> None:
 
 def test_a_report_per_kind(small: Project) -> None:
     """All kinds in one run, in folders that need not exist; each has the numbers."""
-    flags = [f"--model-budget-report={kind}:out/deep/report.{kind}" for kind in ("json", "md", "html")]
+    flags = [f"--model-budget-report={kind}:out/deep/report.{kind}" for kind in REPORTS]
     assert small.run(*flags).ret == 0
     folder = small.path / "out/deep"
     assert '"params": 2048' in (folder / "report.json").read_text()
-    assert "| small | ok | 2,048 |" in (folder / "report.md").read_text()
+    assert "| <code>small</code> | ok | 2,048 |" in (folder / "report.md").read_text()
+    assert 'model_params{model="small"} 2048' in (folder / "report.openmetrics").read_text()
+    assert (folder / "report.codequality").read_text() == "[]\n"
+    assert (folder / "report.comment").read_text().startswith("<!-- modelbudget:report quiet -->")
     assert "2,048" in (folder / "report.html").read_text()
-    assert sorted(file.name for file in folder.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert {file.name for file in folder.iterdir()} == {f"report.{kind}" for kind in REPORTS}
 
 
 def test_a_report_that_cannot_be_written_fails_the_run(small: Project) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
@@ -13,8 +12,8 @@ from pytest_modelbudget import budget, reports, snapshot, wire
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
-from pytest_modelbudget.summary import Flops, Layer, Summary, Weight
-from tests.builders import HOSTILE, gpt, spec, towers
+from pytest_modelbudget.summary import Flops, Summary, Weight
+from tests.builders import gpt, towers
 
 
 def result(
@@ -70,7 +69,7 @@ def test_a_failure_says_number_limit_distance_place_and_cure() -> None:
     assert "  weight_bytes: 24,804 bytes > 20,000 bytes (+4,804, +24.0%)  [modelbudget.yaml:7]" in shown
     assert "  largest layers: dense 5,050 (81.4%), dense_1 1,050 (16.9%), dense_2 101 (1.6%)" in shown
     assert "    params 6,100 -> 6,201  (+101, +1.66%)" in shown
-    assert "    + dense_2  Dense  [B, 1]  101 params  kernel 100x1 + bias 1" in shown
+    assert "    + dense_2  Dense [B, 1], 101 params: in*out + out: 100*1 + 1 = 101" in shown
     assert 'accept:  pytest --model-budget-update "modelbudget.yaml::towers"' in shown
 
 
@@ -84,7 +83,7 @@ def test_many_changes_are_cut_with_a_count() -> None:
         ),
     )
     shown = terminal.failure(result(summary=grown, before=gpt(40)), rows=0)
-    assert "    ... and 20 more rows" in shown
+    assert "    ... and 20 more changes" in shown
     assert shown.count("~ h.") == 20
 
 
@@ -137,48 +136,6 @@ def test_a_real_run_is_marked_in_every_report_and_in_no_snapshot() -> None:
 def test_budget_used(limit: int | None, shown: str) -> None:
     """One param over a limit of thousands does not read as the limit."""
     assert text.used_text(result({} if limit is None else {"params": limit})) == shown
-
-
-def hostile(name: str) -> Result:
-    """A model that holds `name` wherever a name can be, and fails."""
-    layer = Layer(name, name, ((spec("B"),),), ((name,),), (Weight(name or "w", (3,)),))
-    summary = Summary("net", "torch", (layer,), (), (), Flops(1, ((name, 1),)), notes=(name,))
-    return replace(result({"params": 1}, summary, before=replace(summary, layers=())), error="")
-
-
-class _Tags(HTMLParser):
-    """Collects tags and attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_are_harmless_everywhere(name: str) -> None:
-    """No tag, no control character, no workflow command, no broken table comes from a model."""
-    one = hostile(name)
-    page = _Tags()
-    page.feed(reports.render("html", [one]))
-    assert page.tags.isdisjoint({"img", "script"})
-    assert not any(attribute.startswith("on") for attribute in page.attributes)
-    assert json.loads(reports.render("json", [one]))["models"][0]["summary"]["layers"][0]["path"] == name
-    for shown in (
-        terminal.failure(one),
-        "\n".join(terminal.closing([one])),
-        terminal.short(one),
-        reports.render("md", [one]),
-    ):
-        assert all(line.isprintable() for line in shown.splitlines())
-        assert not any(line.lstrip().startswith("::") for line in shown.splitlines())
-    markdown = reports.render("md", [one])
-    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
 
 
 def test_a_markdown_page_stays_below_the_limit_of_step_summaries() -> None:

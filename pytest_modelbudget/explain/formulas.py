@@ -36,7 +36,7 @@ Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True, slots=True)
-class _Formula:
+class Formula:
     """`words` with names, `numbers` with the sizes in their places, and what they come to."""
 
     words: str
@@ -53,9 +53,9 @@ def why(layer: Layer) -> str:
     params = [weight for weight in layer.weights if weight.role == "param"]
     own = [weight for weight in params if weight.tied_to is None]
     tied = "; ".join(f"{_sized(weight)} is {weight.tied_to}, counted there" for weight in params if weight.tied_to)
-    formula = _formula(layer.type, {weight.name: weight.shape for weight in own})
-    if formula is not None and formula.value == layer.params:
-        counted = f"{formula.words}: {formula.numbers} = {formula.value:,}"
+    known = formula(layer)
+    if known is not None:
+        counted = f"{known.words}: {known.numbers} = {known.value:,}"
     else:
         counted = _from_weights(own, layer.params)
     stored = "; ".join(f"{weight.name} {weight.dtype}: {weight.bytes:,} bytes" for weight in own if _quantized(weight))
@@ -64,6 +64,14 @@ def why(layer: Layer) -> str:
 
 def _quantized(weight: Weight) -> bool:
     return weight.packed_bytes is not None or weight.dtype.startswith(("int4", "uint4", "int8", "uint8", "float8"))
+
+
+def formula(layer: Layer) -> Formula | None:
+    """The formula of its type with its sizes; None when there is none or it does not give the real count."""
+    own = {weight.name: weight.shape for weight in layer.own if weight.role == "param"}
+    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, layer.type)), None)
+    found = rule(own) if rule is not None and own else None
+    return found if found is not None and found.value == layer.params else None
 
 
 def _from_weights(own: list[Weight], params: int) -> str:
@@ -78,18 +86,13 @@ def _sized(weight: Weight) -> str:
     return f"{weight.name} {'x'.join(map(str, weight.shape)) or 'scalar'}"
 
 
-def _formula(kind: str, shapes: Shapes) -> _Formula | None:
-    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, kind)), None)
-    return rule(shapes) if rule is not None and shapes else None
-
-
 def _times(*sizes: int) -> str:
     return "*".join(map(str, sizes))
 
 
-def _sum(words: list[str], terms: list[Shape]) -> _Formula:
+def _sum(words: list[str], terms: list[Shape]) -> Formula:
     """A sum of products: `in*out + out` with the sizes of each term."""
-    return _Formula(" + ".join(words), " + ".join(_times(*term) for term in terms), sum(map(prod, terms)))
+    return Formula(" + ".join(words), " + ".join(_times(*term) for term in terms), sum(map(prod, terms)))
 
 
 def _pick(shapes: Shapes, *names: str) -> tuple[Shape | None, ...] | None:
@@ -97,7 +100,7 @@ def _pick(shapes: Shapes, *names: str) -> tuple[Shape | None, ...] | None:
     return tuple(shapes.get(name) for name in names) if set(shapes) <= set(names) else None
 
 
-def _dense(shapes: Shapes) -> _Formula | None:
+def _dense(shapes: Shapes) -> Formula | None:
     """Keras `kernel (in, out)`, torch `weight (out, in)`."""
     match _pick(shapes, "kernel", "weight", "bias"):
         case ((int(ins), int(outs)), None, bias) | (None, (int(outs), int(ins)), bias):
@@ -105,18 +108,18 @@ def _dense(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _biased(words: str, product: Shape, outs: str, bias: Shape | None) -> _Formula:
+def _biased(words: str, product: Shape, outs: str, bias: Shape | None) -> Formula:
     return _sum([words], [product]) if bias is None else _sum([words, outs], [product, (prod(bias),)])
 
 
-def _bilinear(shapes: Shapes) -> _Formula | None:
+def _bilinear(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "weight", "bias"):
         case ((int(outs), int(first), int(second)), bias):
             return _biased("in1*in2*out", (first, second, outs), "out", bias)
     return None
 
 
-def _conv(shapes: Shapes) -> _Formula | None:
+def _conv(shapes: Shapes) -> Formula | None:
     """Keras `kernel (k..., in/groups, out)`, torch `weight (out, in/groups, k...)`."""
     match _pick(shapes, "kernel", "weight", "bias"):
         case ((*window, int(ins), int(outs)), None, bias) | (None, (int(outs), int(ins), *window), bias):
@@ -124,7 +127,7 @@ def _conv(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _transposed(shapes: Shapes) -> _Formula | None:
+def _transposed(shapes: Shapes) -> Formula | None:
     """Keras `kernel (k..., out/groups, in)`, torch `weight (in, out/groups, k...)`."""
     match _pick(shapes, "kernel", "weight", "bias"):
         case ((*window, int(outs), int(ins)), None, bias) | (None, (int(ins), int(outs), *window), bias):
@@ -132,7 +135,7 @@ def _transposed(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _depthwise(shapes: Shapes) -> _Formula | None:
+def _depthwise(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "kernel", "bias"):
         case ((*window, int(ins), int(multiplier)), bias):
             words = f"{'k*' * len(window)}in*multiplier"
@@ -140,7 +143,7 @@ def _depthwise(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _separable(shapes: Shapes) -> _Formula | None:
+def _separable(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "depthwise_kernel", "pointwise_kernel", "bias"):
         case ((*window, int(ins), int(multiplier)), (*_, int(between), int(outs)), bias):
             words = [f"{'k*' * len(window)}in*multiplier", "in*multiplier*out"]
@@ -151,7 +154,7 @@ def _separable(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _embedding(shapes: Shapes) -> _Formula | None:
+def _embedding(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "embeddings", "weight"):
         case ((int(words), int(width)), None) | (None, (int(words), int(width))):
             return _sum(["vocabulary*width"], [(words, width)])
@@ -165,35 +168,35 @@ _VECTORS = {
 }  # fmt: skip
 
 
-def _norm(size: str) -> Callable[[Shapes], _Formula | None]:
+def _norm(size: str) -> Callable[[Shapes], Formula | None]:
     """Some vectors of one size each; `size` is what that is called."""
 
-    def rule(shapes: Shapes) -> _Formula | None:
+    def rule(shapes: Shapes) -> Formula | None:
         sizes = set(map(prod, shapes.values()))
         if len(sizes) != 1 or not set(shapes) <= set(_VECTORS) or len(shapes) == 1:
             return None
         words = f"({' + '.join(_VECTORS[name] for name in shapes)})*{size}"
         (each,) = sizes
-        return _Formula(words, _times(len(shapes), each), len(shapes) * each)
+        return Formula(words, _times(len(shapes), each), len(shapes) * each)
 
     return rule
 
 
-def _attention(shapes: Shapes) -> _Formula | None:
+def _attention(shapes: Shapes) -> Formula | None:
     """Torch holds query, key and value in one matrix and its output layer in another row; Keras all four."""
     match _pick(shapes, "in_proj_weight", "in_proj_bias"):
         case ((int(rows), int(width)), bias) if rows == 3 * width:
             words, numbers = ("3*(width*width{})", f"3*({width}*{width}{{}})")
             if bias is None:
-                return _Formula(words.format(""), numbers.format(""), rows * width)
-            return _Formula(words.format(" + width"), numbers.format(f" + {width}"), rows * width + rows)
+                return Formula(words.format(""), numbers.format(""), rows * width)
+            return Formula(words.format(" + width"), numbers.format(f" + {width}"), rows * width + rows)
     return _keras_attention(shapes)
 
 
 _INNER = ("query", "key", "value")
 
 
-def _keras_attention(shapes: Shapes) -> _Formula | None:
+def _keras_attention(shapes: Shapes) -> Formula | None:
     """Query, key and value `(width, heads, size)` and the way back `(heads, size, width)`, equal parts together."""
     names = [f"{part}/{what}" for part in (*_INNER, "attention_output") for what in ("kernel", "bias")]
     kernels = [shapes.get(f"{part}/kernel", ()) for part in _INNER]
@@ -213,7 +216,7 @@ def _keras_attention(shapes: Shapes) -> _Formula | None:
     if last is not None:
         words.append("width")
         numbers.append(_times(*last))
-    return _Formula(" + ".join(words), " + ".join(numbers), sum(map(prod, shapes.values())))
+    return Formula(" + ".join(words), " + ".join(numbers), sum(map(prod, shapes.values())))
 
 
 def _repeated(part: tuple[str, Shape, Shape], times: int) -> tuple[str, str]:
@@ -254,7 +257,7 @@ class _Recurrence:
         return f"{first}*({inputs} + {again}{last})"
 
 
-def _recurrent(shapes: Shapes) -> _Formula | None:
+def _recurrent(shapes: Shapes) -> Formula | None:
     """The sum over layers and directions, equal ones with their number."""
     found = list(_recurrences(shapes))
     if not found or None in found:
@@ -266,7 +269,7 @@ def _recurrent(shapes: Shapes) -> _Formula | None:
     title = words.pop() if len(known) == 1 else f"{words.pop()} for each layer and direction"
     terms = [(one.numbers, len(list(group))) for one, group in groupby(known)]
     numbers = " + ".join(text if times == 1 else f"{times} * {text}" for text, times in terms)
-    return _Formula(title, numbers, sum(one.value for one in known))
+    return Formula(title, numbers, sum(one.value for one in known))
 
 
 def _recurrences(shapes: Shapes) -> Iterator[_Recurrence | None]:
@@ -298,13 +301,13 @@ def _recurrence(parts: Shapes) -> _Recurrence | None:
     return _Recurrence(gates, units, inputs, biases // wide)
 
 
-def _convolutional(shapes: Shapes) -> _Formula | None:
+def _convolutional(shapes: Shapes) -> Formula | None:
     """Keras' ConvLSTM: `kernel (k..., in, 4*filters)`, `recurrent_kernel (k..., filters, 4*filters)`."""
     match _pick(shapes, "kernel", "recurrent_kernel", "bias"):
         case ((*window, int(ins), int(wide)), (*again, int(filters), int(other)), bias) if wide == other == 4 * filters:
             k = "k*" * len(window)
             last = ("", "") if bias is None else (" + 1", " + 1")
-            return _Formula(
+            return Formula(
                 f"4*filters*({k}in + {k}filters{last[0]})",
                 f"4*{filters}*({_times(*window, ins)} + {_times(*again, filters)}{last[1]})",
                 sum(map(prod, shapes.values())),
@@ -312,12 +315,12 @@ def _convolutional(shapes: Shapes) -> _Formula | None:
     return None
 
 
-def _inner(shapes: Shapes) -> _Formula | None:
+def _inner(shapes: Shapes) -> Formula | None:
     """The layer inside a wrapper, where its weights say what it is."""
     return _dense(shapes) or _recurrent(shapes)
 
 
-_RULES: tuple[tuple[str, Callable[[Shapes], _Formula | None]], ...] = (
+_RULES: tuple[tuple[str, Callable[[Shapes], Formula | None]], ...] = (
     ("Dense|Linear|NonDynamicallyQuantizableLinear", _dense),
     ("Bilinear", _bilinear),
     ("Conv[123][dD]", _conv),

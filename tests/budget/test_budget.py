@@ -114,7 +114,7 @@ def test_more_specific_limits_replace_inherited_ones_bound_by_bound() -> None:
     [
         ({"parms": 1}, "did you mean 'params'"),
         ({"params": {"maximum": 1}}, "did you mean 'max'"),
-        ({"params": {"growth": "+2%"}}, "this version enforces max, min, warn"),
+        ({"params": {"floor": 3}}, "this version enforces max, min, warn, growth"),
         ({"params": {"min": 5, "max": 3}}, "min 5 is above max 3"),
         ({"params": {"warn": 0.95}}, "budgets.params"),
         ({"params": {"max": 5, "warn": "120%"}}, "between 0% and 100%"),

@@ -1,0 +1,73 @@
+"""The files of the base, as they were committed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pytest_modelbudget.base.git import Blobs, Git
+from pytest_modelbudget.base.where import Where
+from pytest_modelbudget.errors import ModelBudgetError
+
+_KINDS = (".yaml", ".yml", ".toml")
+
+
+class Base:
+    """Manifests and snapshots of the base commit; paths are relative to the root, with forward slashes.
+
+    Any number of files is read by two processes: one lists them, one gives their contents. Both start when they are
+    first needed.
+    """
+
+    def __init__(self, root: Path, where: Where) -> None:
+        self.root, self.where = root, where
+        self._blobs: Blobs | None = None
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Every YAML and TOML file with its blob.
+
+        Raises:
+            ModelBudgetError: the base cannot be listed.
+        """
+        listed = Git(self.root).files(self.where.commit) if self.where.commit else {}
+        if listed is None:
+            raise ModelBudgetError(f"the files of {self.where.name} are not in this clone (a partial one)")
+        return {path: blob for path, blob in listed.items() if path.endswith(_KINDS)}
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self.files:
+            found.setdefault(path.rpartition("/")[2], []).append(path)
+        return found
+
+    def named(self, name: str) -> list[str]:
+        """The paths of all files with this name, in whichever folder; see `files`."""
+        return self._by_name.get(name, [])
+
+    def text(self, path: str) -> str | None:
+        """The text of a file with line ends LF; None when the base has no such file.
+
+        Raises:
+            ModelBudgetError: it is there, but cannot be read here.
+        """
+        blob = self.files.get(path)
+        if blob is None:
+            return None
+        if self._blobs is None:
+            self._blobs = Git(self.root).blobs()
+        content = self._blobs.read(blob)
+        if content is None:
+            self.close()  # some versions of git end at a blob that is not there
+            raise ModelBudgetError(f"{path} of {self.where.name} is not in this clone (a partial one)")
+        try:
+            return content.decode("utf-8").replace("\r\n", "\n")
+        except UnicodeDecodeError:
+            raise ModelBudgetError(f"{path} of {self.where.name} is not text") from None
+
+    def close(self) -> None:
+        """End the process that gives contents."""
+        if self._blobs is not None:
+            self._blobs.close()
+            self._blobs = None

@@ -1,0 +1,183 @@
+"""The few questions put to git; each is one process without a shell, and none of them runs a hook or the network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from pytest_modelbudget.errors import ModelBudgetError
+
+_SECONDS = 60
+_PLACES = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+    "GIT_SHALLOW_FILE",
+    "GIT_GRAFT_FILE",
+)
+"""What git sets for its hooks; a run inside a hook is about the repository it stands in, not about that one."""
+
+_QUIET = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "none",  # before git 2.45 a partial clone can be kept from fetching in no other way
+    "LC_ALL": "C",
+}
+
+
+class NoGit(ModelBudgetError):
+    """There is no repository to ask; the message says why."""
+
+
+class Git:
+    """The repository that a folder lies in.
+
+    Raises:
+        NoGit: git is not installed, the folder is in no repository, or git refuses it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("git")
+        if program is None:
+            raise NoGit("git is not installed")
+        self.folder = folder
+        self._command = [program, "--literal-pathspecs", "-c", "core.fsmonitor=false"]
+        self._environment = {name: value for name, value in os.environ.items() if name not in _PLACES} | _QUIET
+        answer = self._run("rev-parse", "--is-inside-work-tree", "--is-shallow-repository")
+        if answer.returncode:
+            raise NoGit(_refusal(answer.stderr, folder))
+        inside, shallow = answer.stdout.split()
+        if inside != "true":
+            raise NoGit("not in the work tree of a git repository")
+        self.shallow = shallow == "true"
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                [*self._command, *arguments],
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="surrogateescape",
+                timeout=_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoGit(f"git cannot be run ({error})") from None
+
+    def _ask(self, *arguments: str) -> str | None:
+        """The answer, or None when git has none."""
+        answer = self._run(*arguments)
+        return None if answer.returncode else answer.stdout
+
+    def commit(self, name: str) -> str | None:
+        """The full id of the commit that `name` stands for, when it is in this clone."""
+        if not name or name.startswith("-"):
+            return None
+        found = self._ask("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        return found.strip() if found else None
+
+    def parents(self, commit: str) -> list[str]:
+        """The parents that the commit itself names; a shallow clone may not have them."""
+        text = self._ask("cat-file", "commit", commit) or ""
+        head = text.partition("\n\n")[0]
+        return [line.split()[1] for line in head.splitlines() if line.startswith("parent ")]
+
+    def branch(self) -> str | None:
+        """The branch that is checked out; None for a detached HEAD."""
+        found = self._ask("symbolic-ref", "--quiet", "--short", "HEAD")
+        return found.strip() if found else None
+
+    def points_at(self, name: str) -> str | None:
+        """What a symbolic ref points at: `refs/remotes/origin/main` for `refs/remotes/origin/HEAD`."""
+        found = self._ask("symbolic-ref", "--quiet", name)
+        return found.strip() if found else None
+
+    def merge_base(self, one: str, other: str) -> str | None:
+        """The best common ancestor that is in this clone."""
+        found = self._ask("merge-base", one, other)
+        return found.strip() if found else None
+
+    def is_ancestor(self, one: str, other: str) -> bool:
+        """Whether `other` is known to contain `one`."""
+        return self._ask("merge-base", "--is-ancestor", one, other) is not None
+
+    def files(self, commit: str) -> dict[str, str] | None:
+        """Path below the folder: blob id, of all regular files of a commit; None when its trees are not here."""
+        listing = self._ask("ls-tree", "-r", "-z", commit)
+        if listing is None:
+            return None
+        found = {}
+        for line in filter(None, listing.split("\0")):
+            facts, _, path = line.partition("\t")
+            mode, _, blob = facts.split()
+            if mode.startswith("100"):
+                found[path] = blob
+        return found
+
+    def blobs(self) -> Blobs:
+        """A process that gives any number of blobs."""
+        return Blobs([*self._command, "cat-file", "--batch"], self.folder, self._environment)
+
+
+class Blobs:
+    """One `git cat-file --batch`, asked for one blob after the other."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def read(self, blob: str) -> bytes | None:
+        """The content of a blob; None when it is not in this clone (or git has gone)."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(f"{blob}\n".encode())
+            stdin.flush()
+            head = stdout.readline().split()
+        except OSError:
+            return None
+        if len(head) != 3:
+            return None
+        content = stdout.read(int(head[2]))
+        stdout.read(1)
+        return content
+
+    def close(self) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:  # git is gone already
+                    pass
+        self._process.wait(_SECONDS)
+
+
+def _refusal(stderr: str, folder: Path) -> str:
+    if "dubious ownership" in stderr or "safe.directory" in stderr:
+        return (
+            f"git refuses a repository of another user: git config --global --add safe.directory {folder.as_posix()} "
+            "(the path of the clone) allows it"
+        )
+    if "not a git repository" in stderr:
+        return "not a git repository"
+    lines = [line.removeprefix("fatal: ") for line in stderr.splitlines() if line.strip()]
+    return f"git fails: {lines[-1]}" if lines else "git fails"

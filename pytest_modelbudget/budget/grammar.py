@@ -1,0 +1,219 @@
+"""How limits are written: `{params: 230k, weight_bytes: {max: 1 MB, growth: "+2%"}, layers: {...}}`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date
+from difflib import get_close_matches
+from fractions import Fraction
+from typing import Any
+
+from pytest_modelbudget import units
+from pytest_modelbudget.budget.limits import BOUNDS, EVERY, Budget, contradictions
+from pytest_modelbudget.budget.metrics import (
+    ADDITIVE,
+    GROWS,
+    LAYER_GROWS,
+    LAYER_METRICS,
+    METRICS,
+    Number,
+)
+from pytest_modelbudget.errors import ModelBudgetError, Place
+
+PlaceOf = Callable[[tuple[str, ...]], Place | None]
+
+_SUM_BOUNDS = ("max", "warn")
+_GROWTH_EXAMPLES: dict[units.Kind, str] = {
+    "count": "+2% (of the base's number), +500k or +12 {noun}",
+    "bytes": "+2% (of the base's number), +1 MiB or +500 kB",
+    "flops": "+2% (of the base's number) or +10 MFLOPs",
+    "share": "+2 points",
+}
+
+
+def parse(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:
+    """Read a `budgets` mapping; `place_of` gives the place of a key path below it.
+
+    Raises:
+        ModelBudgetError: the first mistake; to collect several, call it for one key after the other.
+    """
+    for name, value in written.items():
+        if name == "inherited":
+            yield Budget(EVERY, "inherited", _inherited("budgets", value), None, place_of((name,)))
+        elif name == "layers" and isinstance(value, Mapping) and not set(value) <= set(BOUNDS):
+            for glob, limits in value.items():
+                yield from _layer_budgets(str(glob), limits, place_of)
+        else:
+            yield from _budgets(_known(name, METRICS), value, None, place_of)
+
+
+def parse_sum(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:
+    """Read a `sum` mapping: limits on the sum over the models of a group or tag; max (or the bare value) and warn.
+
+    Raises:
+        ModelBudgetError: the first mistake.
+    """
+    for name, value in written.items():
+        if name in METRICS and name not in ADDITIVE:
+            raise ModelBudgetError(f"sum: {name} cannot be added up; known are {', '.join(ADDITIVE)}")
+        metric = _known(name, ADDITIVE, "sum")
+        if isinstance(value, Mapping) and (wrong := next((key for key in value if key not in _SUM_BOUNDS), None)):
+            raise ModelBudgetError(f"sum.{metric}: a sum has no {wrong!r}: write {metric}: {{max: ..., warn: 95%}}")
+        if value is None or (isinstance(value, Mapping) and value.get("max") is None):
+            raise ModelBudgetError(f"sum.{metric} needs a max: write e.g. {metric}: 10M")
+        yield from _budgets(metric, value, None, place_of, "sum")
+
+
+def _layer_budgets(glob: str, limits: object, place_of: PlaceOf) -> Iterator[Budget]:
+    if limits is None:
+        for metric in LAYER_METRICS:
+            yield from _lifted(metric, glob, place_of(("layers", glob)))
+        return
+    if not isinstance(limits, Mapping):
+        raise ModelBudgetError(f"budgets.layers: {glob!r} needs metrics: write {{{glob!r}: {{params: 210k}}}}")
+    for name, value in limits.items():
+        yield from _budgets(_known(name, LAYER_METRICS), value, glob, place_of)
+
+
+def _known(name: object, names: Iterable[str], where: str = "budgets") -> str:
+    if isinstance(name, str) and name in names:
+        return name
+    near = get_close_matches(str(name), names, n=1)
+    hint = f", did you mean {near[0]!r}" if near else ""
+    raise ModelBudgetError(f"{where}: there is no metric {name!r}{hint}; known are {', '.join(names)}")
+
+
+def _budgets(name: str, value: object, layer: str | None, place_of: PlaceOf, top: str = "budgets") -> Iterator[Budget]:
+    keys = (name,) if layer is None else ("layers", layer, name)
+    title = ".".join((top, *keys))
+    if value is None:
+        yield from _lifted(name, layer, place_of(keys))
+        return
+    read: list[Budget] = []
+    for name_of_bound, text in (value if isinstance(value, Mapping) else {"max": value}).items():
+        bound = next((bound for bound in BOUNDS if bound == name_of_bound), None)
+        if bound is None:
+            raise ModelBudgetError(f"{title}: {_unknown_bound(str(name_of_bound))}")
+        place = place_of((*keys, bound)) if isinstance(value, Mapping) else place_of(keys)
+        read.append(_read(title, Budget(name, bound, None, layer, place), text))
+    if wrong := next(contradictions(read), None):
+        raise ModelBudgetError(re.sub(r" \([^()]*\)$", "", wrong))  # both stand here: one place is enough
+    yield from read
+
+
+def _unknown_bound(bound: str) -> str:
+    near = get_close_matches(bound, BOUNDS, n=1)
+    hint = f", did you mean {near[0]!r}" if near else ""
+    return f"there is no limit of the kind {bound!r}{hint}; this version enforces {', '.join(BOUNDS)}"
+
+
+def _read(title: str, blank: Budget, text: object) -> Budget:
+    """`blank` filled in with what was written for its bound."""
+    if text is None:
+        return blank
+    limit: Number | None
+    options: dict[str, Any] = {}
+    match blank.bound:
+        case "growth":
+            limit, options["relative"] = _growth(f"{title}.growth", text, blank)
+        case "waive":
+            limit, options["until"], options["reason"] = _waiver(f"{title}.waive", text, blank.kind)
+        case "ratchet":
+            limit = _ratchet(f"{title}.ratchet", text)
+        case "inherited":
+            limit = _inherited(title, text)
+        case bound:
+            limit = _limit(title, bound, text, blank.kind)
+    return Budget(blank.metric, blank.bound, limit, blank.layer, blank.place, **options)
+
+
+def _limit(title: str, bound: str, text: object, kind: units.Kind) -> Number:
+    limit = _quantity(title, text, "share" if bound == "warn" else kind)
+    if bound == "warn" and not 0 < limit <= 1:
+        raise ModelBudgetError(f"{title}: warn is a share of max between 0% and 100%, e.g. 95%; got {text!r}")
+    return limit
+
+
+def _quantity(title: str, text: object, kind: units.Kind) -> Number:
+    try:
+        return units.parse(text, kind)
+    except ModelBudgetError as mistake:
+        raise ModelBudgetError(f"{title}: {mistake}") from None
+
+
+def _growth(title: str, text: object, blank: Budget) -> tuple[Number, bool]:
+    """The limit, and whether it is a share of the base's number."""
+    noun = "layers" if blank.metric == "layers" else "elements"
+    grows = GROWS if blank.layer is None else LAYER_GROWS
+    if blank.metric not in grows:
+        known = ", ".join(name for name in (*METRICS, "share") if name in grows)
+        raise ModelBudgetError(f"{title}: a base has no {blank.metric} to grow from; growth is for {known}")
+    kind, example = blank.kind, _GROWTH_EXAMPLES[blank.kind].format(noun=noun)
+    if isinstance(text, int) and not isinstance(text, bool) and text == 0:
+        return 0, False
+    if not isinstance(text, str):
+        raise ModelBudgetError(f"{title}: {text!r} needs a sign and a unit: write {example}")
+    amount = text.strip()
+    if not amount.startswith("+"):
+        raise ModelBudgetError(f"{title}: {text!r} is what may be added to the base's number: write {example}")
+    amount = amount[1:].strip()
+    if amount == "0":
+        return 0, False
+    if kind == "share":
+        if not (match := re.fullmatch(r"([0-9.]+) ?points?", amount)):
+            raise ModelBudgetError(f"{title}: {text!r} of a share is in points: write {example}")
+        return _quantity(title, f"{match[1]}%", "share"), False
+    if amount.endswith("%"):
+        return _quantity(title, amount, "share"), True
+    counted = re.fullmatch(rf"(.*\S) ?(?:{noun})", amount) if kind == "count" else None
+    if counted is None and re.fullmatch(r"[0-9_.]+", amount):
+        raise ModelBudgetError(f"{title}: {text!r} needs a unit: write {example}")
+    return _quantity(title, counted[1] if counted else amount, kind), False
+
+
+def _waiver(title: str, text: object, kind: units.Kind) -> tuple[Number, date, str]:
+    example = '{max: 31M, until: 2030-12-31, reason: "why"}'
+    if not isinstance(text, Mapping):
+        raise ModelBudgetError(f"{title}: {text!r} is no waiver: write {example}")
+    if wrong := next((key for key in text if key not in ("max", "until", "reason")), None):
+        raise ModelBudgetError(f"{title}: unknown key {wrong!r}; a waiver has max, until and reason: {example}")
+    if absent := [key for key in ("max", "until", "reason") if text.get(key) in (None, "")]:
+        raise ModelBudgetError(f"{title} needs {' and '.join(absent)}: write {example}")
+    reason = text["reason"]
+    if not isinstance(reason, str) or not reason.strip():
+        raise ModelBudgetError(f"{title}.reason: write in words why, not {reason!r}")
+    return _quantity(f"{title}.max", text["max"], kind), _day(title, text["until"]), reason.strip()
+
+
+def _day(title: str, text: object) -> date:
+    if type(text) is date:  # TOML has dates of its own
+        return text
+    if isinstance(text, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        try:
+            return date.fromisoformat(text)
+        except ValueError:
+            pass
+    raise ModelBudgetError(f"{title}.until: {str(text)!r} is not a day: write e.g. 2030-12-31")
+
+
+def _ratchet(title: str, text: object) -> Number | None:
+    """The slack above the committed number; None for no ratchet."""
+    if isinstance(text, bool):
+        return Fraction(0) if text else None
+    if not isinstance(text, Mapping) or set(text) != {"slack"}:
+        raise ModelBudgetError(f"{title}: {text!r} is no ratchet: write true, false or {{slack: 2%}}")
+    return _quantity(f"{title}.slack", text["slack"], "share")
+
+
+def _inherited(title: str, text: object) -> Number | None:
+    if text not in ("warn", "fail", None):
+        raise ModelBudgetError(
+            f"{title}.inherited: {text!r}: write warn (a limit that the base breaks too, and no less, warns) or fail"
+        )
+    return 1 if text == "warn" else None
+
+
+def _lifted(name: str, layer: str | None, place: Place | None) -> Iterator[Budget]:
+    for bound in BOUNDS:
+        yield Budget(name, bound, None, layer, place)

@@ -1,0 +1,99 @@
+"""A limit as plain data, and which of several limits holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+from pytest_modelbudget import units
+from pytest_modelbudget.budget.metrics import LAYER_METRICS, METRICS, Number, decimals, show
+from pytest_modelbudget.errors import Place
+
+Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited"]
+BOUNDS: tuple[Bound, ...] = ("max", "min", "warn", "growth", "waive", "ratchet", "inherited")
+
+EVERY = "*"
+"""The metric of `inherited` that stands for all metrics, those of layers too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One limit, or one rule about a limit: `bound` of `metric`, for the model or for each layer `layer` matches.
+
+    `limit` is in the metric's own unit (elements, bytes, FLOPs, a share of 1), with these exceptions: for `warn` it
+    is a share of the max, for `ratchet` the slack as a share, for `growth` with `relative` a share of the base's
+    number, and 1 for `inherited: warn`. A `waive` takes the place of the max through the day `until`, for a `reason`.
+    None lifts what was inherited from a wider level. `place` is where the user wrote it.
+    """
+
+    metric: str
+    bound: Bound
+    limit: Number | None
+    layer: str | None = None
+    place: Place | None = None
+    relative: bool = False
+    until: date | None = None
+    reason: str = ""
+
+    @property
+    def key(self) -> tuple[str | None, str, str]:
+        """What a more specific budget replaces."""
+        return self.layer, self.metric, self.bound
+
+    @property
+    def kind(self) -> units.Kind:
+        """How its numbers are written."""
+        return METRICS[self.metric].kind if self.layer is None else LAYER_METRICS[self.metric]
+
+    @property
+    def title(self) -> str:
+        """`params`, or `dense* params` for layers."""
+        return self.metric if self.layer is None else f"{self.layer} {self.metric}"
+
+    @property
+    def text(self) -> str:
+        """The limit as people read it: `230,000`, `+2%`, `+500,000`, `+2 points`."""
+        if self.limit is None:
+            return "no limit"
+        if self.bound == "inherited":
+            return "warn"
+        if self.bound in ("warn", "ratchet"):
+            return units.percent(self.limit)
+        if self.bound != "growth":
+            return show(self.kind, self.limit)
+        if self.relative:
+            return f"+{decimals(float(self.limit) * 100)}%"
+        return f"+{decimals(float(self.limit) * 100)} points" if self.kind == "share" else f"+{self._amount}"
+
+    @property
+    def _amount(self) -> str:
+        assert self.limit is not None
+        return show(self.kind, self.limit)
+
+    def allowed(self, base: Number) -> Number:
+        """What a growth limit allows where the base has the number `base`."""
+        assert self.limit is not None
+        return base * (1 + self.limit) if self.relative else base + self.limit
+
+
+def merge(*levels: Iterable[Budget]) -> tuple[Budget, ...]:
+    """Later levels (more specific ones) replace earlier ones, limit by limit; lifted limits are left out."""
+    merged = {budget.key: budget for level in levels for budget in level}
+    return tuple(budget for budget in merged.values() if budget.limit is not None)
+
+
+def contradictions(budgets: Iterable[Budget]) -> Iterator[str]:
+    """Say each min that is above the max of the same number, and each waiver below it; levels may differ."""
+    limits = {budget.key: budget for budget in budgets}
+    for (layer, metric, bound), one in limits.items():
+        high = limits.get((layer, metric, "max"))
+        if high is None or high.limit is None or one.limit is None:
+            continue
+        title = metric if layer is None else f"layers.{layer}.{metric}"
+        where = f" ({high.place})" if high.place else ""
+        if bound == "min" and one.limit > high.limit:
+            yield f"budgets.{title}: min {one.text} is above max {high.text}{where}"
+        elif bound == "waive" and one.limit < high.limit:
+            yield f"budgets.{title}: the waiver's max {one.text} is below max {high.text}{where}: it allows less"

@@ -1,0 +1,51 @@
+"""Limits that follow the committed number downwards."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import ceil
+
+from pytest_modelbudget import units
+from pytest_modelbudget.budget.limits import Budget
+from pytest_modelbudget.budget.metrics import Number, matching, value
+from pytest_modelbudget.summary import Summary
+
+_STEPS = {"share": 10**6, "ratio": 10**4}
+"""A share is written with four decimals of a percent, a ratio with four decimals."""
+
+
+def numbers(summary: Summary, budget: Budget) -> list[Number | None]:
+    """The numbers that a budget limits: the model's, or those of each layer its glob matches."""
+    if budget.layer is None:
+        return [value(summary, budget.metric, None)]
+    return [value(summary, budget.metric, layer) for layer in matching(summary, budget.layer)]
+
+
+def tightened(ratchet: Budget, largest: Number) -> Number:
+    """The max that a ratchet wants above `largest`: with its slack, rounded up to what can be written."""
+    assert ratchet.limit is not None
+    exact = Fraction(largest) * (1 + ratchet.limit)
+    steps = _STEPS.get(ratchet.kind, 1)
+    return ceil(exact) if steps == 1 else Fraction(ceil(exact * steps), steps)
+
+
+def written(kind: units.Kind, limit: Number) -> str:
+    """A limit as it stands in a manifest, exact: `225_610`, `24_804 B`, `12_200 FLOPs`, `81.4386%`, `3.7602`."""
+    match kind:
+        case "bytes":
+            return f"{limit:_} B"
+        case "flops":
+            return f"{limit:_} FLOPs"
+        case "share":
+            return f"{_plain(Fraction(limit) * 100)}%"
+        case "ratio":
+            return _plain(Fraction(limit))
+        case _:
+            return f"{limit:_}"
+
+
+def _plain(number: Fraction) -> str:
+    """At most four decimals, which `tightened` left no more of."""
+    whole, rest = divmod(number, 1)
+    decimals = f"{round(rest * 10**4):04d}".rstrip("0")
+    return f"{whole}.{decimals}" if decimals else str(whole)

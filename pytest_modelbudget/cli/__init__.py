@@ -1,0 +1,43 @@
+"""The `modelbudget` command: the engine of `pytest --model-budget`, without pytest.
+
+words.py has the words of the command line; each command is a module with `run(options) -> int`, imported when it is
+asked for, so that `--help` imports no framework. project.py finds the manifest, targets.py what a word stands for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from pytest_modelbudget.cli.words import parser
+from pytest_modelbudget.errors import ModelBudgetError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what `argv` (else the command line) says; returns the exit code, see `modelbudget --help`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets it escaped
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        options = parser().parse_args(argv)
+    except SystemExit as leaving:  # argparse has said why
+        return leaving.code if isinstance(leaving.code, int) else 2
+    try:
+        command: Any = import_module(f"pytest_modelbudget.cli.{options.module}")
+        code: int = command.run(options)
+        sys.stdout.flush()
+    except ModelBudgetError as mistake:
+        from pytest_modelbudget.reports.text import harmless_lines
+
+        print(f"modelbudget: {harmless_lines(str(mistake))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("modelbudget: interrupted", file=sys.stderr)
+        return 130
+    return code

@@ -1,0 +1,79 @@
+"""`modelbudget check` and `modelbudget update`: the registered models against their snapshots and limits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.cli.project import NO_MANIFEST, find, width
+from pytest_modelbudget.cli.session import Run, check_models
+from pytest_modelbudget.outcome import folder_in_repository, report_target, write_reports, write_snapshots
+from pytest_modelbudget.reports import github, overall, table, terminal, text
+
+_ROWS = 40
+NO_MODEL = 4
+
+
+def run(options: Namespace) -> int:
+    """Check, write what is to be written, and say how it came out: 0, 1, or 4 without a model."""
+    targets = [report_target(target, Path.cwd()) for target in options.report]
+    project = find(options.file, Path.cwd())
+    if not project.manifests:
+        print(f"modelbudget: {NO_MANIFEST}", file=sys.stderr)
+        return NO_MODEL
+
+    def tell(result: Result, said: str) -> None:
+        print("".join(f"{line}\n" for line in _told(result, said, options.verbose)), end="", flush=True)
+
+    done = check_models(project, options.ids, accept=options.accept, base=options.base, tell=tell)
+    if not done.results:
+        print(f"modelbudget: {', '.join(path.name for path in project.manifests)} registers no model", file=sys.stderr)
+        return NO_MODEL
+    lines, problems = _written(done, options.accept, project.root)
+    problems += write_reports(targets, done.results, done.overall, project.root)
+    failed = any(result.state.failed for result in done.results)
+    if options.mlflow:
+        from pytest_modelbudget.trackers import tracker
+
+        lines += tracker("mlflow").log(done.results, project.root, exit_failed=failed or bool(problems)).lines
+    closing = terminal.closing(done.results, width=width())
+    print("\n".join((*closing, *overall.lines(done.overall, done.results), *lines)))
+    _annotate(done, project.root)
+    for problem in problems:
+        print(f"ERROR {text.harmless_lines(problem)}", file=sys.stderr)
+    return int(failed or bool(problems))
+
+
+def _told(result: Result, said: str, verbose: int) -> Iterator[str]:
+    """Why a model failed, or with `-v` its table; a skipped one says why."""
+    rows, columns = None if verbose > 1 else _ROWS, width()
+    if result.state.failed:
+        yield terminal.failure(result, width=columns, rows=rows, explain=verbose > 1)
+        if said.strip():
+            yield "it printed:"
+            yield text.captured(said.strip())
+        yield ""
+    elif result.state is State.SKIPPED:
+        yield text.harmless(f"{result.id}: skipped: {result.error}")
+    elif verbose and result.summary is not None:
+        yield table.summary_text(result.summary, width=columns, most=rows, explain=verbose > 1)
+        yield ""
+
+
+def _written(done: Run, accept: bool, root: Path) -> tuple[list[str], list[str]]:
+    if not accept:
+        return [], []
+    line, problems = write_snapshots(done.results, root)
+    return [line], problems
+
+
+def _annotate(done: Run, root: Path) -> None:
+    """Annotations, where GitHub reads the log."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        setting = text.Setting(folder=folder_in_repository(root), overall=done.overall)
+        for line in github.commands(done.results, setting):
+            print(line)

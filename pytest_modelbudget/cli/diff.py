@@ -1,0 +1,161 @@
+"""`modelbudget diff A B`: what changed between two models, or in all snapshots between two commits."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pytest_modelbudget import snapshot
+from pytest_modelbudget.base import Base
+from pytest_modelbudget.cli.targets import Targets, committed
+from pytest_modelbudget.cli.walk import files
+from pytest_modelbudget.diff import Change, changes
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.registry import relative
+from pytest_modelbudget.reports.text import harmless
+from pytest_modelbudget.summary import Summary
+
+_LONGEST = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One model on both sides; None where it is not there, `problem` when a side could not be read."""
+
+    title: str
+    before: Summary | None
+    after: Summary | None
+    problem: str = ""
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """From before to after."""
+        if self.before is None or self.after is None:
+            return ()
+        return changes(self.before, replace(self.after, model=self.before.model))
+
+    @property
+    def status(self) -> str:
+        """`equal`, `changed`, `added`, `removed` or `unreadable`."""
+        if self.problem:
+            return "unreadable"
+        if self.before is None:
+            return "added"
+        if self.after is None:
+            return "removed"
+        return "changed" if self.changes else "equal"
+
+
+def run(options: Namespace) -> int:
+    """Print every change; 1 when there is one."""
+    pairs = list(_pairs(Targets(options), options.before, options.after))
+    if options.json:
+        print(json.dumps([_plain(pair) for pair in pairs], indent=1))
+    else:
+        blocks = ["\n".join(_lines(pair, options.top or None)) for pair in pairs]
+        print("\n\n".join(blocks) if blocks else "nothing differs")
+    problems = [pair.problem for pair in pairs if pair.problem]
+    if problems:
+        raise ModelBudgetError("\n".join(problems))
+    return int(any(pair.status != "equal" for pair in pairs))
+
+
+def _plain(pair: Pair) -> dict[str, object]:
+    found = [{**asdict(change), "text": str(change)} for change in pair.changes]
+    return {"model": pair.title, "status": pair.status, "changes": found}
+
+
+def _lines(pair: Pair, most: int | None) -> Iterator[str]:
+    title = harmless(pair.title)
+    match pair.status:
+        case "equal":
+            yield f"{title}: nothing differs"
+        case "changed":
+            yield f"{title}:"
+            yield from (f"  {harmless(str(change), longest=_LONGEST)}" for change in pair.changes[:most])
+            if most is not None and len(pair.changes) > most:
+                yield f"  ... and {len(pair.changes) - most:,} more changes; --top 0 shows all"
+        case "unreadable":
+            yield f"{title}: cannot be compared"
+        case status:
+            summary = pair.after or pair.before
+            assert summary is not None
+            yield f"{title}: {status} ({summary.params:,} params in {len(summary.leaves):,} layers)"
+
+
+def _pairs(targets: Targets, one: str, other: str | None) -> Iterator[Pair]:
+    """Two models, a ref and a model, or all snapshots of two refs."""
+    first, second = targets.find(one), None if other is None else targets.find(other)
+    if first and other is None:
+        raise ModelBudgetError(f"{one!r} is one model: name the second, or a git ref before it")
+    base = None if first else _commit(targets, one)
+    head = None if second or other is None else _commit(targets, other)
+    if first and second:
+        yield Pair(f"{one} -> {other}", first(), second())
+    elif second and base:
+        yield Pair(f"{other} since {one}", committed(base, _snapshot(targets, str(other))), second())
+    elif first and head:
+        after = committed(head, _snapshot(targets, one))
+        yield Pair(f"{one} against {other}", first(), after)
+    elif base:
+        yield from _all(targets.project.root, base, head)
+
+
+def _commit(targets: Targets, word: str) -> Base:
+    if (found := targets.commit(word)) is None:
+        raise ModelBudgetError(targets.unknown(word, f"no git ref{f' ({targets.no_git})' if targets.no_git else ''}"))
+    return found
+
+
+def _snapshot(targets: Targets, word: str) -> str:
+    """The snapshot file that a model has beside its manifest; of a file, that file."""
+    if entry := targets.entries.get(word):
+        return snapshot.path_for(entry)
+    if Path(word).is_file():
+        return relative(Path(word).resolve(), targets.project.root.resolve())
+    raise ModelBudgetError(f"{word!r} has no snapshot to compare with: register it in the manifest, or name two models")
+
+
+def _all(root: Path, base: Base, head: Base | None) -> Iterator[Pair]:
+    """Each snapshot that differs between two commits, or a commit and the work tree."""
+    before = _texts(base)
+    after = _texts(head) if head else _work_tree(root)
+    for path in sorted({*before, *after}):
+        if before.get(path) != after.get(path):
+            pair = _read(path, before.get(path), after.get(path))
+            if pair.status != "equal":
+                yield pair
+
+
+def _texts(base: Base) -> dict[str, str]:
+    inside = (path for path in base.files if snapshot.FOLDER in path.split("/"))
+    found = {path: base.text(path) for path in inside}
+    base.close()
+    return {path: text for path, text in found.items() if text is not None and _is_snapshot(text)}
+
+
+def _work_tree(root: Path) -> dict[str, str]:
+    """Every snapshot in the project's own folders."""
+    found: dict[str, str] = {}
+    for file in files(root):
+        if file.suffix == ".yaml" and snapshot.FOLDER in file.parts:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if _is_snapshot(text):
+                found[file.relative_to(root).as_posix()] = text
+    return found
+
+
+def _is_snapshot(text: str) -> bool:
+    return "\nformat:" in text[:500] or text.startswith("format:")
+
+
+def _read(path: str, before: str | None, after: str | None) -> Pair:
+    try:
+        old, new = (None if text is None else snapshot.read(text) for text in (before, after))
+    except ModelBudgetError as error:
+        return Pair(path, None, None, f"{path}: {error}")
+    side = new or old
+    return Pair(f"{side.model} ({path})" if side else path, old, new)

@@ -1,0 +1,95 @@
+"""The project that a command works on: its root and its manifests."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.registry import importable
+
+NO_MANIFEST = (
+    "there is no manifest (modelbudget.yaml, or [tool.modelbudget] in pyproject.toml) here or in a folder above: "
+    "modelbudget init writes one, --file names one elsewhere"
+)
+
+_PYTEST = {
+    "pytest.ini": "",
+    ".pytest.ini": "",
+    "pyproject.toml": r"^\[tool\.pytest\b",
+    "tox.ini": r"^\[pytest\]",
+    "setup.cfg": r"^\[tool:pytest\]",
+}
+"""Files that make a folder pytest's root, and what has to be in them."""
+
+_OTHERS = (".git", "pyproject.toml", "setup.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """`manifests` are those of one folder, none when it has none; `root` is the folder that paths are below."""
+
+    root: Path
+    manifests: tuple[Path, ...] = ()
+
+
+def find(chosen: str | None, start: Path) -> Project:
+    """The project of the manifest `chosen`, else of the nearest manifest at or above `start`; importable from now on.
+
+    Raises:
+        ModelBudgetError: there is no such manifest.
+    """
+    project = _chosen(Path(chosen)) if chosen else _nearest(start)
+    for folder in dict.fromkeys((start, project.root)):
+        importable(folder)
+    return project
+
+
+def _chosen(path: Path) -> Project:
+    path = path.resolve()
+    if path.is_dir():
+        manifests = tuple(_in(path))
+        if not manifests:
+            raise ModelBudgetError(f"there is no manifest in {path}: its name is modelbudget.yaml")
+        return Project(root_of(path), manifests)
+    if not path.is_file():
+        raise ModelBudgetError(f"there is no manifest {path}")
+    return Project(root_of(path.parent), (path,))
+
+
+def _nearest(start: Path) -> Project:
+    for folder in (start, *start.parents):
+        if manifests := tuple(_in(folder)):
+            return Project(root_of(folder), manifests)
+        if (folder / ".git").exists():
+            break
+    return Project(root_of(start))
+
+
+def _in(folder: Path) -> Iterator[Path]:
+    for name in (*MANIFEST_NAMES, "pyproject.toml"):
+        if (folder / name).is_file() and holds_manifest(folder / name):
+            yield folder / name
+
+
+def root_of(folder: Path) -> Path:
+    """The root that pytest would take: the nearest folder with its configuration, else the project's, else `folder`."""
+    above = (folder, *folder.parents)
+    configured = (one for one in above if any(_has(one / name, pattern) for name, pattern in _PYTEST.items()))
+    other = (one for one in above if any((one / name).exists() for name in _OTHERS))
+    return next(configured, None) or next(other, None) or folder
+
+
+def _has(path: Path, pattern: str) -> bool:
+    if not path.is_file():
+        return False
+    return not pattern or bool(re.search(pattern, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+
+
+def width() -> int:
+    """Columns of the terminal, 80 when there is none."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)

@@ -1,0 +1,120 @@
+"""`modelbudget schema`: the JSON schema of the manifest, made from what reads it."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from typing import Any
+
+from pytest_modelbudget import units
+from pytest_modelbudget.budget import ADDITIVE, BOUNDS, LAYER_METRICS, METRICS
+from pytest_modelbudget.config.schema import Manifest, Model
+
+_USE = (
+    "Save as modelbudget.schema.json (modelbudget schema > modelbudget.schema.json) and write as the first line of "
+    "modelbudget.yaml: # yaml-language-server: $schema=modelbudget.schema.json"
+)
+_ID = "^[A-Za-z0-9._/:+=-]+$"
+_REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+_WRITTEN: dict[units.Kind, str] = {
+    "count": "230k, 26M, 25_557_032",
+    "bytes": "24 MiB, 24 MB",
+    "flops": "4.1 GFLOPs, 2 GMACs",
+    "share": "95%",
+    "ratio": "0.5, 12",
+}
+_MEANING = {
+    "max": "at most this",
+    "min": "at least this",
+    "warn": "a share of max above which a model passes with a warning: 95%",
+    "growth": 'at most this more than the base has: "+2%", "+500k"',
+    "waive": 'allows more for a while: {max: 31M, until: 2030-12-31, reason: "why"}',
+    "ratchet": "modelbudget tighten lowers max to what is there: true, or {slack: 2%}",
+    "inherited": "warn: what is over at the base and no worse here only warns",
+}
+_WAIVER = {
+    "type": ["object", "null"],
+    "properties": {
+        "max": {"type": ["string", "number"]},
+        "until": {"type": "string", "format": "date"},
+        "reason": {"type": "string"},
+    },
+    "required": ["max", "until", "reason"],
+    "additionalProperties": False,
+}
+_RATCHET = {
+    "anyOf": [
+        {"type": ["boolean", "null"]},
+        {"type": "object", "properties": {"slack": {"type": "string"}}, "additionalProperties": False},
+    ]
+}
+_INHERITED = {"enum": ["warn", "fail", None]}
+
+
+def run(options: Namespace) -> int:
+    """Print the schema."""
+    print(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a manifest, with what its open parts mean."""
+    found = Manifest.model_json_schema(ref_template="#/$defs/{model}")
+    kinds: dict[str, Any] = found["$defs"]
+    kinds["Model"] = Model.model_json_schema()
+    kinds["Budgets"] = _budgets()
+    kinds["Sum"] = _object({name: _limit(METRICS[name].kind, ("max", "warn")) for name in ADDITIVE})
+    for kind in kinds.values():
+        for name in ("budgets", "sum"):
+            if name in kind.get("properties", {}):
+                kind["properties"][name] = {"$ref": "#/$defs/Budgets" if name == "budgets" else "#/$defs/Sum"}
+    kinds["Model"]["properties"]["build"].update(pattern=_REFERENCE, description="module:callable, returns the model")
+    kinds["Model"]["properties"]["inputs"] = {
+        "description": 'what the model is called with: "float32[B, 3, 224, 224]", a list, a mapping, or module:callable'
+    }
+    found["properties"]["models"] = {
+        "type": "object",
+        "propertyNames": {"pattern": _ID},
+        "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Model"}, {"type": "string", "pattern": _REFERENCE}]},
+    }
+    found["properties"]["sources"]["items"] = {"type": "string", "pattern": _REFERENCE}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": _USE, **found}
+
+
+def _budgets() -> dict[str, Any]:
+    metrics = {name: {**_limit(one.kind, BOUNDS), "description": one.meaning} for name, one in METRICS.items()}
+    layers = _object({name: _limit(kind, BOUNDS) for name, kind in LAYER_METRICS.items()}, nullable=True)
+    by_glob = {"type": "object", "description": "by glob over layer paths", "additionalProperties": layers}
+    # `layers` is a metric (their number) and the mapping of globs, whichever is written.
+    metrics["layers"] = {"anyOf": [metrics["layers"], by_glob]}
+    if "inherited" in BOUNDS:
+        metrics["inherited"] = {**_INHERITED, "description": _MEANING["inherited"]}
+    return _object(metrics)
+
+
+def _limit(kind: units.Kind, bounds: tuple[str, ...]) -> dict[str, Any]:
+    """A bare max, null, or a mapping of bounds."""
+    quantity = {"type": ["string", "number", "null"], "description": f"written {_WRITTEN[kind]}"}
+    shapes: dict[str, dict[str, Any]] = {
+        "max": quantity,
+        "min": quantity,
+        "warn": {"type": ["string", "null"]},
+        "growth": {"type": ["string", "integer", "null"]},
+        "waive": _WAIVER,
+        "ratchet": _RATCHET,
+        "inherited": _INHERITED,
+    }
+    return {
+        "anyOf": [
+            quantity,
+            _object({name: {**shapes[name], "description": _MEANING[name]} for name in bounds}),
+        ]
+    }
+
+
+def _object(properties: dict[str, Any], *, nullable: bool = False) -> dict[str, Any]:
+    return {
+        "type": ["object", "null"] if nullable else "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }

@@ -1,0 +1,139 @@
+"""A run over the registered models: what `pytest --model-budget` does with a manifest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pytest_modelbudget.base import Base, locate
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.cli.capture import captured
+from pytest_modelbudget.cli.project import Project
+from pytest_modelbudget.earlier import Earlier
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.outcome import conclude
+from pytest_modelbudget.overall import Overall
+from pytest_modelbudget.registry import Registry, bad_config, clashes, obsolete_files, register
+from pytest_modelbudget.run import in_ci, run
+
+Listener = Callable[[Result, str], None]
+"""Told each result when it is there, with what the model's code printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Results sorted by id, what they come to together, and the manifests they are of."""
+
+    results: tuple[Result, ...]
+    overall: Overall
+    registries: tuple[Registry, ...]
+
+
+def check_models(
+    project: Project, ids: Sequence[str] = (), *, accept: bool = False, base: str = "auto", tell: Listener | None = None
+) -> Run:
+    """Check all models of the project's manifests, or those that `ids` (globs, node ids) select.
+
+    Raises:
+        ModelBudgetError: an id that selects nothing, or a base that is not there.
+    """
+    with captured():
+        registries = tuple(register(path, project.root) for path in project.manifests)
+    chosen = _Chosen(ids, registries)
+    at = Base(project.root, locate(project.root, base, os.environ, ci=in_ci()))
+    results: list[Result] = []
+    try:
+        earlier = {one.path: one.earlier(at) for one in registries}
+        for result, said in _results(project, registries, chosen, accept, at, earlier):
+            results.append(result)
+            if tell is not None:
+                tell(result, said)
+        results.sort(key=lambda result: (result.id, result.nodeid))
+        findings = [finding for one in earlier.values() for finding in one.findings]
+        groups = [group for one in registries for group in one.groups]
+        overall, over = conclude(results, at, groups=groups, findings=findings)
+    finally:
+        at.close()
+    return Run((*results, *over), overall, registries)
+
+
+class _Chosen:
+    """Which ids are selected."""
+
+    def __init__(self, globs: Sequence[str], registries: Sequence[Registry]) -> None:
+        self.globs = globs
+        names = [(one.loaded.file, name) for one in registries for name in _names(one)]
+        for glob in globs:
+            if not any(_matches(glob, file, name) for file, name in names):
+                known = ", ".join(sorted({name for _, name in names})[:20])
+                raise ModelBudgetError(f"no model {glob!r} is registered\n  registered: {known or '(none)'}")
+
+    def __call__(self, registry: Registry, name: str) -> bool:
+        return not self.globs or any(_matches(glob, registry.loaded.file, name) for glob in self.globs)
+
+
+def _names(registry: Registry) -> Iterator[str]:
+    yield from (entry.id for entry in (*registry.absent, *registry.entries))
+    yield from registry.mistakes()
+
+
+def _matches(glob: str, file: str, name: str) -> bool:
+    return fnmatchcase(name, glob) or f"{file}::{name}" == glob
+
+
+def _results(
+    project: Project,
+    registries: Sequence[Registry],
+    chosen: _Chosen,
+    accept: bool,
+    base: Base,
+    earlier: Mapping[Path, Earlier],
+) -> Iterator[tuple[Result, str]]:
+    clashing = {id(entry): why for entry, why in clashes([entry for one in registries for entry in one.entries])}
+    todo = [
+        (registry, entry)
+        for registry in registries
+        for entry in (*registry.absent, *registry.entries)
+        if chosen(registry, entry.id)
+    ]
+    for registry in registries:
+        yield from ((one, "") for one in _about_manifest(registry, project, chosen))
+    for number, (registry, entry) in enumerate(todo, 1):
+        nodeid = f"{registry.loaded.file}::{entry.id}"
+        if clash := clashing.get(id(entry)):
+            yield Result(id=entry.id, state=State.BAD_CONFIG, error=clash, place=entry.place, nodeid=nodeid), ""
+            continue
+        with _progress(f"[{number}/{len(todo)}] {entry.id}"), captured() as output:
+            before = registry.before(entry, earlier[registry.path])
+            result = run(entry, project.root, accept=accept, base=base, limits_before=before)
+            said = output()
+        yield replace(result, nodeid=nodeid), said
+
+
+def _about_manifest(registry: Registry, project: Project, chosen: _Chosen) -> Iterator[Result]:
+    file = registry.loaded.file
+    for name, mistakes in registry.mistakes().items():
+        if chosen(registry, name):
+            yield replace(bad_config(name, mistakes), nodeid=f"{file}::{name}")
+    if not chosen.globs and not registry.unsure() and (files := registry.obsolete(project.root)):
+        yield replace(obsolete_files("snapshot-files", files, file), nodeid=f"{file}::snapshot-files")
+
+
+@contextmanager
+def _progress(text: str) -> Iterator[None]:
+    """Shows what is being done, where a person looks on; gone when it is done."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write(f"\r\x1b[K{text}")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()

@@ -1,0 +1,246 @@
+"""What a word of the command line stands for: a file, a committed file, a model of the manifest, or `module:name`."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_modelbudget import backends, snapshot
+from pytest_modelbudget.base import Base, Where
+from pytest_modelbudget.base.git import Git, NoGit
+from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.cli.capture import captured
+from pytest_modelbudget.cli.project import Project, find
+from pytest_modelbudget.config import MANIFEST_NAMES
+from pytest_modelbudget.config.tree import NotReadable, read_yaml
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.registry import Registry, register
+from pytest_modelbudget.reports.text import captured as shown_output
+from pytest_modelbudget.reports.text import harmless
+from pytest_modelbudget.run import named, run, summarize_entry, summarize_live
+from pytest_modelbudget.summary import Summary
+
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
+_COMMITTED = re.compile(r"(?P<ref>[^:]+):(?P<path>.+\.ya?ml)")
+_SAVED = {".keras": ("keras.saving:load_model", "keras")}
+"""File types of saved models: what loads them, and the framework."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a `module:name` is called, and what the model is called with."""
+
+    inputs: Any = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    batch: int | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    framework: str | None = None
+
+    @classmethod
+    def read(cls, options: Namespace) -> Call:
+        """The call that the options ask for.
+
+        Raises:
+            ModelBudgetError: one of them is not what it should be.
+        """
+        return cls(
+            inputs=_yaml("--inputs", options.inputs),
+            args=tuple(_of(list, "--args", options.args, "[16, 10]")),
+            kwargs=_of(dict, "--kwargs", options.kwargs, "{classes: 10}"),
+            batch=options.batch,
+            dims=_of(dict, "--dims", options.dims, "{T: 128}"),
+            framework=options.framework,
+        )
+
+    def entry(self, name: str, build: str, **options: Any) -> ModelEntry:
+        """An entry that is called like this."""
+        fields = {"inputs": self.inputs, "args": self.args, "kwargs": self.kwargs, "framework": self.framework}
+        return ModelEntry(id=name, build=build, batch=self.batch, dims=self.dims, **(fields | options))
+
+
+def _yaml(option: str, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return read_yaml(text).data
+    except NotReadable as error:
+        raise ModelBudgetError(f"{option}: {text!r} cannot be read ({error})") from None
+
+
+def _of(kind: type, option: str, text: str | None, example: str) -> Any:
+    value = _yaml(option, text)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ModelBudgetError(f"{option}: {text!r}: write e.g. {example!r}")
+    return value
+
+
+class Targets:
+    """Words to summaries; the manifest is read and git is asked only when a word needs it."""
+
+    def __init__(self, options: Namespace) -> None:
+        self.options = options
+        self.call = Call.read(options)
+        self.no_git = ""
+
+    @cached_property
+    def project(self) -> Project:
+        """The project, whose root and folder are importable from now on."""
+        return find(self.options.file, Path.cwd())
+
+    @cached_property
+    def registries(self) -> tuple[Registry, ...]:
+        """The manifests with their sources."""
+        with captured():
+            return tuple(register(path, self.project.root) for path in self.project.manifests)
+
+    @cached_property
+    def entries(self) -> dict[str, ModelEntry]:
+        """Every registered model by its id."""
+        return {entry.id: entry for one in self.registries for entry in one.entries}
+
+    def summary(self, word: str) -> Summary:
+        """The summary that `word` stands for.
+
+        Raises:
+            ModelBudgetError: it stands for nothing, or its model cannot be counted.
+        """
+        found = self.find(word)
+        if found is None:
+            raise ModelBudgetError(self.unknown(word))
+        return found()
+
+    def find(self, word: str) -> Callable[[], Summary] | None:
+        """What gives the summary that `word` stands for; None when it stands for no model."""
+        path = Path(word)
+        if path.is_file():
+            return lambda: self._file(path)
+        if (match := _COMMITTED.fullmatch(word)) and (base := self.commit(match["ref"])):
+            return lambda: committed(base, self._from_root(match["path"]))
+        if entry := self.entries.get(word):
+            return lambda: count(entry, self.project.root)
+        if _REFERENCE.fullmatch(word):
+            return lambda: self._reference(word)
+        return None
+
+    def unknown(self, word: str, *others: str) -> str:
+        """What to say of a word that stands for nothing."""
+        wrong = [one for registry in self.registries for one in registry.loaded.mistakes]
+        if mistakes := [str(one) for one in wrong if one.model == word]:
+            return "\n".join(mistakes)
+        known = sorted(self.entries)
+        near = get_close_matches(word, known, n=1)
+        hint = f", did you mean {near[0]!r}" if near else ""
+        what = ", ".join(("no file", "no id of the manifest", *others))
+        listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        return (
+            f"{word!r} is {what} and no module:name{hint}\n"
+            f"  registered: {listed or '(no models)'}{f', and {len(wrong)} mistakes in the manifest' if wrong else ''}"
+        )
+
+    def commit(self, ref: str) -> Base | None:
+        """The files of the commit that `ref` names; None when it names none here, or there is no repository."""
+        try:
+            commit = Git(self.project.root).commit(ref)
+        except NoGit as reason:
+            self.no_git = str(reason)
+            return None
+        return Base(self.project.root, Where(commit=commit, name=ref)) if commit else None
+
+    def _from_root(self, path: str) -> str:
+        """A path as git writes it, from the root on; `./` begins at the current folder, as for git itself."""
+        here = (Path.cwd() / path).resolve()
+        root = self.project.root.resolve()
+        return here.relative_to(root).as_posix() if here.is_relative_to(root) else path
+
+    def _file(self, path: Path) -> Summary:
+        if path.name in MANIFEST_NAMES:
+            raise ModelBudgetError(f"{path} is a manifest: name one of its models, modelbudget show --file {path} ID")
+        if loader := _SAVED.get(path.suffix):
+            build, framework = loader
+            name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", path.stem).strip(".-") or "model"
+            entry = self.call.entry(name, build, args=(str(path),), kwargs={"compile": False}, framework=framework)
+            return count(entry, self.project.root)
+        if path.suffix not in (".yaml", ".yml", ".json"):
+            raise ModelBudgetError(
+                f"{path} is no model: write a snapshot (.yaml), what show --json printed, or a .keras file"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise ModelBudgetError(f"{path} cannot be read: {reason}") from None
+        return _summary_of_json(path, text) if path.suffix == ".json" else _read(str(path), text)
+
+    def _reference(self, word: str) -> Summary:
+        """The model of `module:name`: what a function or class returns, a model that is there, a decorated builder."""
+        entry = self.call.entry(word, word)
+
+        def counted(entry: ModelEntry) -> Summary:
+            found = named(word, "module:name", entry)
+            if isinstance(found, ModelEntry):
+                return summarize_entry(self._called(found, word))
+            return summarize_live(found, entry) if backends.owner(found) else summarize_entry(entry)
+
+        return count(entry, self.project.root, counted)
+
+    def _called(self, found: ModelEntry, word: str) -> ModelEntry:
+        """A decorated builder with what the options say in place of what the decorator says."""
+        said = {
+            name: value for name in ("inputs", "batch", "framework") if (value := getattr(self.call, name)) is not None
+        }
+        return replace(found, id=word, dims={**found.dims, **self.call.dims}, **said)
+
+
+def count(entry: ModelEntry, root: Path, how: Callable[[ModelEntry], Summary] | None = None) -> Summary:
+    """Build and count one model, without its snapshot and limits.
+
+    Raises:
+        ModelBudgetError: it cannot be; with the user's own traceback, and what the builder printed last.
+    """
+    with captured() as output:
+        result = run(entry, root, snapshots=False, count=how)
+        said = output()
+    if result.summary is None:
+        printed = f"\nit printed:\n{shown_output(said.strip())}" if said.strip() else ""
+        about = "" if result.error.startswith(entry.id) else f"{entry.id}: "
+        raise ModelBudgetError(f"{about}{result.error}{printed}")
+    return result.summary
+
+
+def committed(base: Base, path: str) -> Summary:
+    """A snapshot as it was committed.
+
+    Raises:
+        ModelBudgetError: the commit has no such file, or it is no snapshot.
+    """
+    text = base.text(path)
+    base.close()
+    if text is None:
+        raise ModelBudgetError(f"{base.where.name} has no file {harmless(path)}")
+    return _read(f"{base.where.name}:{path}", text)
+
+
+def _read(where: str, text: str) -> Summary:
+    try:
+        return snapshot.read(text)
+    except ModelBudgetError as error:
+        raise ModelBudgetError(f"{where}: {error}") from None
+
+
+def _summary_of_json(path: Path, text: str) -> Summary:
+    try:
+        return Summary.from_dict(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise ModelBudgetError(f"{path}: not JSON ({error})") from None
+    except (KeyError, TypeError, ValueError, AttributeError, ModelBudgetError):
+        raise ModelBudgetError(f"{path} is not a model as modelbudget show --json prints it") from None

@@ -1,0 +1,213 @@
+"""The words of the command line, and its help. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from typing import Any
+
+_WHAT = """\
+A MODEL is, in this order:
+  a file           a snapshot (__model_budget__/net.yaml), what `show --json` printed, or a saved .keras model
+  REF:FILE         a snapshot as it was committed: HEAD~1:__model_budget__/net.yaml
+  an id            of the manifest: digits-cnn
+  module:name      a function or class that returns a model, or a model: torchvision.models:resnet18
+"""
+
+_CODES = """\
+exit codes:
+  0  done; check: every model is as committed and within its limits; diff: nothing differs
+  1  check, update: a model failed; diff: something differs; tighten: a limit can be tightened
+  2  it could not be done: a wrong word on the command line, a file, ref or model that is not there
+     or cannot be read
+  4  check, update: no model is registered
+"""
+
+_MAIN = f"""\
+Counts neural networks without memory for their weights: layers, shapes, params, FLOPs, bytes; holds
+them against committed snapshots and limits. The same engine as pytest --model-budget, without pytest.
+
+  modelbudget show torchvision.models:resnet18 --inputs "float32[B, 3, 224, 224]"
+  modelbudget init                       # write a manifest of the models in this project
+  modelbudget update                     # write their snapshots, to be committed
+  modelbudget check                      # fail when a model changed or outgrew a limit
+  modelbudget diff HEAD~1                # what moved since the last commit, and why
+
+{_WHAT}"""
+
+
+def parser() -> ArgumentParser:
+    """The whole command line; `module` of what it parses is the module of the command."""
+    top = ArgumentParser(
+        "modelbudget", description=_MAIN, epilog=_CODES, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_show, _why, _diff, _check, _update, _init, _tighten, _schema):
+        add(commands)
+    return top
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"modelbudget {version('pytest-modelbudget')}")
+        parser.exit()
+
+
+def _command(commands: Any, name: str, title: str, text: str, *, module: str = "") -> ArgumentParser:
+    command: ArgumentParser = commands.add_parser(
+        name, help=title, description=f"{title[0].upper()}{title[1:]}.\n\n{text}",
+        formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    command.set_defaults(module=module or name)
+    return command
+
+
+def _manifest(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--file", metavar="PATH",
+        help="the manifest, or its folder; else modelbudget.yaml or [tool.modelbudget] here or in a folder above",
+    )  # fmt: skip
+
+
+def _call(command: ArgumentParser) -> None:
+    """How a `module:name` is called; written as in a manifest."""
+    group = command.add_argument_group("for module:name, written as in a manifest")
+    add = group.add_argument
+    add("--inputs", metavar="SPEC", help='"float32[B, 3, 224, 224]", "{user: \'float32[B, 9]\'}" or module:callable')
+    add("--args", metavar="LIST", help='positional arguments of the function: "[16, 10]"')
+    add("--kwargs", metavar="MAPPING", help='named arguments of the function: "{classes: 10}"')
+    add("--batch", metavar="N", type=int, help="size of the dimension B (1)")
+    add("--dims", metavar="MAPPING", help='sizes of other named dimensions: "{T: 128}"')
+    add("--framework", choices=("torch", "keras"), help="imported before the function runs")
+
+
+def _show(commands: Any) -> None:
+    command = _command(
+        commands, "show", "print a model as a table: layers, shapes, params, connections, totals",
+        f"{_WHAT}\n"
+        'example: modelbudget show nets:tiny_cnn --kwargs "{width: 16}" --inputs "float32[B, 3, 32, 32]" --why',
+    )  # fmt: skip
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument("--why", action="store_true", help="a column: where the params of each layer are from")
+    command.add_argument("--json", action="store_true", help="as JSON, which show, why and diff read again")
+    _manifest(command)
+    _call(command)
+
+
+def _why(commands: Any) -> None:
+    command = _command(
+        commands, "why", "say where a model's params, FLOPs and memory are, and why",
+        f"{_WHAT}\nWithout LAYER: what stands out in the model, then its largest layers with the arithmetic of each.\n"
+        "With LAYER (a path, or a glob such as '*.attn'): everything that is known of the layers that match.\n\n"
+        "example: modelbudget why digits-cnn dense",
+    )  # fmt: skip
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument("layer", metavar="LAYER", nargs="?")
+    command.add_argument("--top", metavar="N", type=int, default=10, help="how many layers (10)")
+    _manifest(command)
+    _call(command)
+
+
+def _diff(commands: Any) -> None:
+    command = _command(
+        commands, "diff", "say what changed between two models or two commits, and why",
+        f"{_WHAT}\nA and B may also be git refs: then every snapshot that differs between the two is told. A ref\n"
+        "beside a model stands for that model's snapshot at the ref. Without B it is the work tree. A name that\n"
+        "is a model and a ref is the model; refs/heads/NAME is the ref. Exit codes are those of diff(1): 0 when\n"
+        "nothing differs, 1 when something does, 2 on trouble.\n\n"
+        "examples:\n"
+        "  modelbudget diff HEAD~1                                  all snapshots, since the last commit\n"
+        "  modelbudget diff origin/main digits-cnn                  as committed there, and as it builds now\n"
+        "  modelbudget diff nets:old nets:new --inputs \"float32[B, 16]\"",
+    )  # fmt: skip
+    command.add_argument("before", metavar="A")
+    command.add_argument("after", metavar="B", nargs="?")
+    command.add_argument("--json", action="store_true", help="as JSON: a list of models with their changes")
+    command.add_argument(
+        "--top", metavar="N", type=int, default=40, help="how many changes of each model; 0 for all (40)"
+    )
+    _manifest(command)
+    _call(command)
+
+
+def _selection(command: ArgumentParser) -> None:
+    command.add_argument("ids", metavar="ID", nargs="*", help="ids or globs of models; all of the manifest when none")
+    _manifest(command)
+    command.add_argument(
+        "--base", metavar="REF", default="auto",
+        help="auto (default), off, or the git ref that growth and loosened limits are held against",
+    )  # fmt: skip
+    command.add_argument(
+        "--report", metavar="KIND:PATH", action="append", default=[],
+        help="write a report (repeatable); the kinds are those of --model-budget-report",
+    )  # fmt: skip
+    command.add_argument("--mlflow", action="store_true", help="log to MLflow, as --model-budget-mlflow does")
+    command.add_argument("-v", "--verbose", action="count", default=0, help="all tables; twice: all rows, and why")
+
+
+_REGISTERED = (
+    "These are the models of the manifest and its sources. Models that test modules declare, with the\n"
+    "decorator or the fixture, are checked by pytest --model-budget, which runs these modules.\n"
+)
+
+
+def _check(commands: Any) -> None:
+    _selection(_command(
+        commands, "check", "hold the registered models against their snapshots and limits",
+        f"{_REGISTERED}\n{_CODES}",
+    ))  # fmt: skip
+
+
+def _update(commands: Any) -> None:
+    _selection(_command(
+        commands, "update", "check, and write missing and changed snapshots",
+        f"Never deletes one; limits are enforced.\n\n{_REGISTERED}\n{_CODES}",
+        module="check",
+    ))  # fmt: skip
+    commands.choices["update"].set_defaults(accept=True)
+    commands.choices["check"].set_defaults(accept=False)
+
+
+def _init(commands: Any) -> None:
+    command = _command(
+        commands, "init", "write a manifest of the models that this project can build",
+        "Reads the project's Python files (no tests, no hidden folders, no environments), and imports those that\n"
+        "seem to define models, in a process apart. Taken are classes and functions without required\n"
+        "arguments that plainly return a torch or Keras model; a function that does not show it is never\n"
+        "called. Inputs of torch models are guessed from the first layer and kept when the model runs on them.\n"
+        "Each model gets limits above what it has now; what was left out, and why, is told.",
+    )  # fmt: skip
+    command.add_argument("paths", metavar="PATH", nargs="*", help="files and folders to look in; this folder when none")
+    command.add_argument(
+        "--headroom", metavar="SHARE", default="10%", help="how far limits are above what is there (10%%)"
+    )
+    command.add_argument(
+        "--file", metavar="PATH", default="modelbudget.yaml", help="the manifest to write (modelbudget.yaml)"
+    )
+    command.add_argument("--force", action="store_true", help="write over a manifest that is there")
+    command.add_argument("--timeout", metavar="SECONDS", type=float, default=120, help="for each Python file (120)")
+
+
+def _tighten(commands: Any) -> None:
+    command = _command(
+        commands, "tighten", "lower limits that have a ratchet to what the models need now",
+        "Checks the models, and prints the change to the manifest as a diff; comments and all else stay as they\n"
+        "are. A limit is never raised, and models that fail are left alone.\n"
+        "Exit code 0: nothing to tighten, or written; 1: a limit can be tightened.\n\n"
+        "example: budgets: {params: {max: 30M, ratchet: {slack: 2%}}}",
+    )  # fmt: skip
+    command.add_argument("--write", action="store_true", help="change the manifest")
+    _manifest(command)
+
+
+def _schema(commands: Any) -> None:
+    _command(
+        commands, "schema", "print the JSON schema of the manifest, for editors",
+        "modelbudget schema > modelbudget.schema.json, and as the first line of modelbudget.yaml:\n"
+        "  # yaml-language-server: $schema=modelbudget.schema.json",
+    )  # fmt: skip

@@ -1,0 +1,219 @@
+"""Limits with a ratchet, lowered in the text of a manifest; everything else of the text stays as the user wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from pytest_modelbudget import units
+from pytest_modelbudget.budget import Budget, Number, numbers, tightened, written
+from pytest_modelbudget.check import ModelEntry, Result
+from pytest_modelbudget.config.manifest import TABLE, Loaded, read
+from pytest_modelbudget.config.tree import Keys, Tree, read_toml, read_yaml
+from pytest_modelbudget.errors import ModelBudgetError, Place
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """One limit that follows its models: `title` (`params`), as it was written and as it is now."""
+
+    models: tuple[str, ...]
+    title: str
+    before: str
+    after: str
+    place: Place
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.models)}: {self.title} max {self.before} -> {self.after}  [{self.place}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Tightening:
+    """The new `text`, what was lowered in it, and why other ratchets were left as they are."""
+
+    text: str
+    lowered: tuple[Lowered, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Limit:
+    """One max in the text, with all models it holds for and what each of them needs."""
+
+    keys: Keys
+    budget: Budget
+    span: tuple[int, int] = (0, 0)
+    models: list[str] = field(default_factory=list)
+    wanted: list[Number] = field(default_factory=list)
+    obstacles: list[str] = field(default_factory=list)
+
+
+def tighten(text: str, *, file: str, results: Sequence[Result], ids: Collection[str]) -> Tightening:
+    """Lower each max that has a ratchet to what its models need with its slack; none is ever raised.
+
+    `results` are those of the models that `file`, which reads `text`, registers; `ids` are all of these models. A limit
+    that several models share follows the largest, and is left alone when not all of them were checked. Models
+    that failed have no number to follow.
+
+    Raises:
+        ModelBudgetError: a manifest that cannot be read, or one in TOML, with the values to write there.
+    """
+    loaded = read(text, file=file)
+    if wrong := next((one for one in loaded.mistakes if one.model is None), None):
+        raise ModelBudgetError(str(wrong))
+    source = _Source(text, file)
+    limits = _limits(source, loaded, results)
+    if not set(ids) <= {result.id for result in results}:
+        for limit in limits:
+            if source.aliases or limit.keys[:1] != ("models",):
+                limit.obstacles.append("not all models that may share this limit were checked")
+    kept = [f"{_about(limit)}: {reason}" for limit in limits for reason in dict.fromkeys(limit.obstacles)]
+    loose = [limit for limit in limits if not limit.obstacles and _target(limit) < _number(limit.budget)]
+    lowered = tuple(_lowered(source.tree, file, limit) for limit in loose)
+    if not loose:
+        return Tightening(text, (), tuple(kept))
+    if source.root is None:
+        lines = "\n".join(f"  {one}" for one in lowered)
+        raise ModelBudgetError(f"{file}: TOML is not rewritten; write these limits there yourself:\n{lines}")
+    return Tightening(_rewritten(text, loose, lowered), lowered, tuple(kept))
+
+
+def _about(limit: _Limit) -> str:
+    return f"{', '.join(limit.models)}: {limit.budget.title}"
+
+
+def _number(budget: Budget) -> Number:
+    assert budget.limit is not None
+    return budget.limit
+
+
+def _target(limit: _Limit) -> Number:
+    return max(limit.wanted)
+
+
+class _Source:
+    """A manifest's text as data, and for YAML with the place of every scalar; `root` is None for TOML."""
+
+    def __init__(self, text: str, file: str) -> None:
+        toml = file.endswith(".toml")
+        self.tree = read_toml(text, TABLE) if toml else read_yaml(text)
+        self.root = None if toml else yaml.compose(text, Loader=yaml.SafeLoader)
+        events = () if toml else yaml.parse(text, Loader=yaml.SafeLoader)
+        self.aliases = any(isinstance(event, yaml.AliasEvent) for event in events)
+
+    def scalar(self, keys: Keys) -> yaml.ScalarNode | None:
+        """The value at a key path, where YAML has it written; through anchors several paths may lead to one."""
+        node = _node(self.root, keys)
+        return node if isinstance(node, yaml.ScalarNode) else None
+
+
+def _limits(source: _Source, loaded: Loaded, results: Sequence[Result]) -> list[_Limit]:
+    """Every max with a ratchet, by where it is written."""
+    found: dict[tuple[object, ...], _Limit] = {}
+    for result in results:
+        rules = {budget.key: budget for budget in result.limits}
+        for ratchet in result.limits:
+            maximum = rules.get((ratchet.layer, ratchet.metric, "max"))
+            if ratchet.bound != "ratchet" or maximum is None:
+                continue
+            limit = _limit(found, source, loaded, result, maximum)
+            if result.id not in limit.models:
+                limit.models.append(result.id)
+            _want(limit, ratchet, maximum, result)
+    return list(found.values())
+
+
+def _limit(
+    found: dict[tuple[object, ...], _Limit], source: _Source, loaded: Loaded, result: Result, maximum: Budget
+) -> _Limit:
+    """The limit that gives a model its max, one object for all models that read the same text."""
+    keys = _written_at(source.tree, loaded, result, maximum)
+    node = None if keys is None else source.scalar(keys)
+    if keys is None or (node is None and source.root is not None):
+        obstacle = f"its max is not written as a plain value in {loaded.file}"
+        return found.setdefault((result.id, *maximum.key), _Limit((), maximum, obstacles=[obstacle]))
+    if node is None:
+        return found.setdefault(keys, _Limit(keys, maximum))
+    span = (node.start_mark.index, node.end_mark.index)
+    return found.setdefault(span, _Limit(keys, maximum, span))
+
+
+def _want(limit: _Limit, ratchet: Budget, maximum: Budget, result: Result) -> None:
+    if result.summary is None or result.state.failed:
+        limit.obstacles.append(f"{result.id} is {result.state.value}")
+        return
+    values = numbers(result.summary, maximum)
+    if not values or None in values:
+        limit.obstacles.append(f"the number of {result.id} is not known")
+    limit.wanted += [tightened(ratchet, value) for value in values if value is not None]
+
+
+def _written_at(tree: Tree, loaded: Loaded, result: Result, maximum: Budget) -> Keys | None:
+    """The keys of the value that gives a model its max: its own, else that of the last tag, group or default."""
+    entry = ModelEntry(id=result.id, build="", tags=result.tags)
+    levels: list[Keys] = [level.keys for level in loaded.layers if level.matches(entry)]
+    below: Keys = (maximum.metric,) if maximum.layer is None else ("layers", maximum.layer, maximum.metric)
+    for level in (("models", result.id), *reversed(levels)):
+        keys: Keys = (*level, "budgets", *below)
+        value = _value(tree.data, keys)
+        if isinstance(value, Mapping):
+            keys, value = (*keys, "max"), value.get("max")
+        if value is not None:
+            return keys if _same(value, maximum) else None
+    return None
+
+
+def _value(data: Any, keys: Keys) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data
+
+
+def _same(value: object, maximum: Budget) -> bool:
+    try:
+        return units.parse(value, maximum.kind) == maximum.limit
+    except ModelBudgetError:
+        return False
+
+
+def _lowered(tree: Tree, file: str, limit: _Limit) -> Lowered:
+    return Lowered(
+        models=tuple(limit.models),
+        title=limit.budget.title,
+        before=str(_value(tree.data, limit.keys)),
+        after=written(limit.budget.kind, _target(limit)),
+        place=Place(file, tree.line(limit.keys)),
+    )
+
+
+def _rewritten(text: str, limits: Sequence[_Limit], lowered: Sequence[Lowered]) -> str:
+    """The text with the scalars of these limits replaced, from the last to the first, quotes kept."""
+    spans = [(limit.span, change.after) for limit, change in zip(limits, lowered, strict=True)]
+    for (start, end), new in sorted(spans, reverse=True):
+        quote = text[start] if text[start] in "\"'" else ""
+        text = f"{text[:start]}{quote}{new}{quote}{text[end:]}"
+    return text
+
+
+def _node(node: yaml.Node | None, keys: Keys) -> yaml.Node | None:
+    """The node at a key path; a key that a mapping does not have itself may come from what it merges."""
+    if not keys or not isinstance(node, yaml.MappingNode):
+        return node if not keys else None
+    for key, value in reversed(node.value):
+        if key.tag != _MERGE and str(key.value) == str(keys[0]):
+            return _node(value, keys[1:])
+    for merged in _merged(node):
+        if (found := _node(merged, keys)) is not None:
+            return found
+    return None
+
+
+def _merged(node: yaml.MappingNode) -> Iterator[yaml.Node]:
+    for key, value in node.value:
+        if key.tag == _MERGE:
+            yield from value.value if isinstance(value, yaml.SequenceNode) else [value]

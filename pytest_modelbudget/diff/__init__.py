@@ -1,0 +1,11 @@
+"""What changed between two summaries of a model, and why.
+
+The way through: `match` finds which row is which (tree, align), `facts` tells what differs in each and what caused
+it (flow), `fold` makes few sentences of many, `totals` splits the sums by cause, and `compare` ties these together.
+"""
+
+from pytest_modelbudget.diff.change import Change, Kind
+from pytest_modelbudget.diff.compare import changes
+from pytest_modelbudget.diff.totals import TOTALS, flops_text
+
+__all__ = ["TOTALS", "Change", "Kind", "changes", "flops_text"]

@@ -1,0 +1,58 @@
+"""Names in sentences: one line each, never endless, and runs of numbered names as a range."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+LONGEST_NAME = 100
+_MOST_NAMES = 4
+_NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>0|[1-9][0-9]{0,8})", re.DOTALL)
+
+
+def shown(text: str, longest: int = LONGEST_NAME) -> str:
+    """`text` on one line, what does not print escaped, and cut in its middle when very long.
+
+    >>> shown("a\\nb"), shown("x" * 500, 9)
+    ('a\\\\nb', 'xxx...xxx')
+    """
+    part = (longest - 3) // 2
+    if len(text) > longest:
+        text = f"{text[:part]}...{text[-part:]}"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def numbered(token: str) -> tuple[str, int] | None:
+    """`layer3` as `("layer", 3)`, `3` as `("", 3)`; None for a name that does not end in a plain number."""
+    match = _NUMBERED.fullmatch(token)
+    return (match["stem"], int(match["number"])) if match else None
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers, neighbours as a range: `0-3,7`; of more than four pieces the first and the last.
+
+    >>> ranges([0, 1, 2, 3, 7])
+    '0-3,7'
+    """
+    pieces: list[list[int]] = []
+    for number in numbers:
+        if pieces and number == pieces[-1][-1] + 1:
+            pieces[-1][1:] = [number]
+        else:
+            pieces.append([number])
+    words = ["-".join(map(str, piece)) for piece in pieces]
+    return ",".join(words) if len(words) <= _MOST_NAMES else f"{words[0]},...,{words[-1]}"
+
+
+def listed(names: Sequence[str], most: int = _MOST_NAMES) -> str:
+    """Names as a list, runs such as `layer1`, `layer2`, `layer3` as `layer1-3`; of many, the first and a count."""
+    runs: list[tuple[str, list[int]]] = []
+    for name in names:
+        found = numbered(name)
+        if found and runs and runs[-1][0] == found[0] and runs[-1][1] and found[1] == runs[-1][1][-1] + 1:
+            runs[-1][1].append(found[1])
+        else:
+            runs.append((found[0], [found[1]]) if found else (name, []))
+    words = [shown(f"{stem}{ranges(numbers) if numbers else ''}") for stem, numbers in runs]
+    rest = sum(max(1, len(numbers)) for _, numbers in runs[most:])
+    return ", ".join([*words[:most], *([f"{rest} more"] if rest else [])])

@@ -1,0 +1,79 @@
+"""The base of a run, and what collection found out for the end of it; both reach xdist's workers and come back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytest
+
+from pytest_modelbudget import outcome, wire
+from pytest_modelbudget.base import Base, Where, locate
+from pytest_modelbudget.budget import Finding
+from pytest_modelbudget.check import Result
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.overall import Group, Overall
+from pytest_modelbudget.run import in_ci
+
+_INPUT, _OUTPUT = "modelbudget_base", "modelbudget_collected"
+
+
+@dataclass(slots=True)
+class Collected:
+    """What manifests said that is not about one model; the same on every worker."""
+
+    groups: list[Group] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, groups: Iterable[Group], findings: Iterable[Finding]) -> None:
+        """Add what is not there yet."""
+        self.groups += [group for group in groups if group not in self.groups]
+        self.findings += [finding for finding in findings if finding not in self.findings]
+
+
+BASE: pytest.StashKey[Base] = pytest.StashKey()
+COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
+
+
+def prepare(config: pytest.Config) -> None:
+    """Find the base once, on the controller; workers are told.
+
+    Raises:
+        pytest.UsageError: the user named a ref that is not there.
+    """
+    told = getattr(config, "workerinput", {}).get(_INPUT)
+    wanted = str(config.getoption("model_budget_base") or config.getini("model_budget_base") or "auto")
+    try:
+        where = Where(*told) if told else locate(config.rootpath, wanted, os.environ, ci=in_ci())
+    except ModelBudgetError as mistake:
+        raise pytest.UsageError(f"model-budget: {mistake}") from None
+    config.stash[BASE] = base = Base(config.rootpath, where)
+    config.stash[COLLECTED] = Collected()
+    config.add_cleanup(base.close)
+
+
+def tell(config: pytest.Config, workerinput: dict[str, Any]) -> None:
+    """Give a worker the base."""
+    workerinput[_INPUT] = list(asdict(config.stash[BASE].where).values())
+
+
+def report_back(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
+    """Give the controller what this worker collected."""
+    collected = config.stash[COLLECTED]
+    groups, findings = map(wire.group_dict, collected.groups), map(wire.finding_dict, collected.findings)
+    workeroutput[_OUTPUT] = json.dumps([list(groups), list(findings)])
+
+
+def take(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
+    """Add what a worker collected, which is what every other did, unless it ended early."""
+    groups, findings = json.loads(workeroutput.get(_OUTPUT, "[[], []]"))
+    config.stash[COLLECTED].add(map(wire.group_from, groups), map(wire.finding_from, findings))
+
+
+def conclude(config: pytest.Config, results: Sequence[Result]) -> tuple[Overall, list[Result]]:
+    """What the run says beside its results, and a result for each group that broke a limit on its sum."""
+    collected = config.stash[COLLECTED]
+    return outcome.conclude(results, config.stash[BASE], groups=collected.groups, findings=collected.findings)

@@ -1,0 +1,43 @@
+"""What a model's code prints while it is built cannot give commands to a CI service."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+
+def in_github() -> bool:
+    """Whether this is a job of GitHub Actions, whose log is read for commands."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+@contextmanager
+def no_commands(config: pytest.Config) -> Iterator[None]:
+    """Commands are off inside, in a job of GitHub Actions whose log gets output directly.
+
+    Captured output needs no such thing: it is made harmless before it is shown. The word that turns commands on
+    again is made up anew each time, so that what is printed inside cannot contain it.
+    """
+    if not in_github() or config.getoption("capture") == "fd" or sys.__stdout__ is None:
+        yield
+        return
+    word = secrets.token_hex(16)
+    _print(f"::stop-commands::{word}")
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _print(f"::{word}::")
+
+
+def _print(command: str) -> None:
+    """On a line of its own: pytest, or the model, may have left one unfinished."""
+    assert sys.__stdout__ is not None
+    sys.__stdout__.write(f"\n{command}\n")
+    sys.__stdout__.flush()

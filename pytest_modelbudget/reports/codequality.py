@@ -1,0 +1,81 @@
+"""A GitLab code quality report: a JSON array with one finding for each limit, model or manifest that needs a look."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.errors import Place
+from pytest_modelbudget.reports import terminal, text
+
+_SEVERITY = {
+    State.BAD_CONFIG: "blocker",
+    State.BUILD_ERROR: "blocker",
+    State.CONFLICT: "blocker",
+    State.NO_SNAPSHOT: "minor",
+    State.OBSOLETE: "minor",
+    State.CHANGED: "info",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """`check` names the rule, `about` what it holds for; both and the model make the fingerprint, no value does."""
+
+    check: str
+    about: str
+    severity: str
+    text: str
+    place: Place | None = None
+
+
+def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+    """All findings, by model; the same finding has the same fingerprint in every run, whatever its numbers."""
+    found: list[dict[str, object]] = []
+    seen: set[str] = set()
+    ordered = sorted(results, key=lambda result: (result.id, result.nodeid))
+    for result, name in zip(ordered, text.unique_names(ordered), strict=True):
+        for finding in _findings(result):
+            place = text.location(result, setting.folder, finding.place)
+            found.append(_entry(_fingerprint(name, finding, seen), f"{result.id}: {finding.text}", finding, place))
+    for about, said in text.new_findings(ordered, setting):
+        finding = _Finding(said.kind.replace(" ", "-"), said.text, "minor", said.text)
+        place = text.location(about, setting.folder, said.place)
+        found.append(_entry(_fingerprint(said.model, finding, seen), str(said), finding, place))
+    return json.dumps(found, indent=1) + "\n"
+
+
+def _entry(fingerprint: str, description: str, finding: _Finding, place: Place) -> dict[str, object]:
+    return {
+        "description": text.harmless(description),
+        "check_name": f"modelbudget/{finding.check}",
+        "fingerprint": fingerprint,
+        "severity": finding.severity,
+        "location": {"path": place.file, "lines": {"begin": place.line}},
+    }
+
+
+def _findings(result: Result) -> Iterator[_Finding]:
+    for violation in (*result.failures, *result.warnings):
+        budget = violation.budget
+        severity = "critical" if violation.severity == "fail" else "minor"
+        about = f"{budget.bound}\0{budget.layer}\0{violation.layer}"
+        yield _Finding(budget.metric, about, severity, str(violation), budget.place)
+    if result.state in _SEVERITY:
+        check = result.state.value.lower().replace(" ", "-")
+        yield _Finding(check, "", _SEVERITY[result.state], f"{result.state.value}: {terminal.short(result)}")
+
+
+def _fingerprint(name: str, finding: _Finding, seen: set[str]) -> str:
+    """GitLab takes findings of equal fingerprints for one, so a repeated one is numbered."""
+    number = 0
+    while True:
+        parts = (name, finding.check, finding.about, *([str(number)] if number else []))
+        fingerprint = hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
+        if fingerprint not in seen:
+            seen.add(fingerprint)
+            return fingerprint
+        number += 1

@@ -1,0 +1,85 @@
+"""A comment for a pull request: what changed or failed, and nothing else, with a marker by which it is found again.
+
+The first line is `<!-- modelbudget:KEY -->`, or `<!-- modelbudget:KEY quiet -->` when there is nothing to say: then a
+comment that is already there is brought up to date, and none is posted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from pytest_modelbudget import units
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.reports import github, markdown, terminal, text
+
+_MOST_BYTES = 60_000
+"""Services refuse a comment of more than 65,536 characters, and count some characters as two."""
+
+_MOST_ROWS = 50
+_MOST_DETAILS = 5_000
+
+
+def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+    """The marker, the verdict, a table of the models that changed or failed, and the details of each."""
+    notable = sorted(filter(is_notable, results), key=github.rank)
+    said = [one for result, one in text.new_findings(results, setting) if result is None]
+    key = re.sub("[^A-Za-z0-9._]+", "-", setting.key) or text.SETTING.key
+    base = markdown.code(setting.overall.base) if setting.overall.base else "the committed snapshots"
+    title = f"### Model budget: {text.verdict(results)}\n\nCompared with {base}.\n"
+    if not notable and not said:
+        return f"<!-- modelbudget:{key} quiet -->\n{title}\nNo model changed.\n"
+    findings = [f"- {markdown.code(str(finding))}" for finding in said]
+    blocks = [f"<!-- modelbudget:{key} -->\n{title}", *findings, "", *_blocks(notable)]
+    return markdown.fitted(blocks, _MOST_BYTES)
+
+
+def is_notable(result: Result) -> bool:
+    """Whether a reviewer wants to know of it."""
+    new = result.since is not None and bool(result.since.name) and bool(result.since.reason)
+    said = result.warnings or any(text.compared(result)) or any(one.kind in text.NEW for one in result.findings)
+    return result.state.failed or bool(said) or new
+
+
+def _blocks(notable: Sequence[Result]) -> Iterator[str]:
+    if not notable:
+        return
+    yield markdown.row(("Model", "State", "Params", "Change", "FLOPs", "Change", "Weights", "Budget used"))
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    for result in notable[:_MOST_ROWS]:
+        yield markdown.row(_cells(result))
+    if len(notable) > _MOST_ROWS:
+        yield f"\n{len(notable) - _MOST_ROWS} more models are not shown here."
+    yield ""
+    for result in notable[:_MOST_ROWS]:
+        yield markdown.details(result, _details(result))
+    if any(result.state in (State.CHANGED, State.NO_SNAPSHOT) for result in notable):
+        yield "To accept what is intended: `pytest --model-budget-update`, and commit what it writes."
+
+
+def _cells(result: Result) -> Iterator[str]:
+    yield markdown.code(result.id)
+    yield markdown.state(result)
+    summary = result.summary
+    if summary is None:
+        yield from (text.UNKNOWN, "-", text.UNKNOWN, "-", text.UNKNOWN)
+    else:
+        flops = text.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value)
+        yield f"{summary.params:,}"
+        yield text.moved(result, "params")
+        yield markdown.escape(f"{'>= ' if summary.flops.is_lower_bound else ''}{flops}")
+        yield text.moved(result, "flops")
+        yield units.size(summary.weight_bytes)
+    yield markdown.escape(text.used_text(result))
+
+
+def _details(result: Result) -> str:
+    """As on the terminal, and what moved since the base; rows that came and went have a colour in a `diff` block."""
+    _, *lines = terminal.failure(result, rows=0).splitlines()
+    if result.error:
+        return markdown.fenced("\n".join(lines), _MOST_DETAILS)
+    lines = [line.strip() for line in lines]
+    if result.since is not None and result.since.reason:
+        lines.append(text.harmless(result.since.reason))
+    lines += [text.harmless(str(finding)) for finding in text.findings(result)]
+    return markdown.fenced("\n".join(lines), _MOST_DETAILS, "diff")

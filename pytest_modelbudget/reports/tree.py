@@ -1,0 +1,91 @@
+"""A model for the HTML page: its rows as a tree with what each part holds, and what changed, as compact data."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator
+
+from pytest_modelbudget import units
+from pytest_modelbudget.check import Result
+from pytest_modelbudget.diff import Change
+from pytest_modelbudget.explain import why
+from pytest_modelbudget.reports import text
+from pytest_modelbudget.reports.text import harmless
+from pytest_modelbudget.summary import Layer, Summary
+
+
+def packed(result: Result) -> str:
+    """Rows and changes as compressed text, some twenty times smaller than plain; the page unpacks it."""
+    data = {
+        "rows": [] if result.summary is None else list(rows(result.summary)),
+        "changes": [[title, [_change(one) for one in changes]] for title, changes in text.compared(result)],
+    }
+    return base64.b64encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 9)).decode("ascii")
+
+
+def rows(summary: Summary) -> Iterator[list[object]]:
+    """Each row: name below its parent, path, type, output, params as text and number, FLOPs as text and number,
+    connected to, why, and the index of its parent (-1 at the top).
+
+    Params and FLOPs are those of the row with everything inside it; a number is None when it is not known.
+    """
+    parents = parent_rows(summary.layers)
+    params = _subtotals([layer.params for layer in summary.layers], parents)
+    flops = _subtotals([layer.flops for layer in summary.layers], parents)
+    for index, layer in enumerate(summary.layers):
+        parent = parents[index]
+        name = layer.path if parent < 0 else layer.path[len(summary.layers[parent].path) + 1 :]
+        held, work = params[index], flops[index]
+        yield [
+            harmless(name),
+            harmless(layer.path),
+            harmless(layer.type),
+            harmless(text.output(layer)),
+            f"{held:,}" if layer.container else text.params(layer),
+            held,
+            text.UNKNOWN if work is None else units.flops(work),
+            work,
+            harmless(text.connections(layer)),
+            harmless(why(layer)),
+            parent,
+        ]
+
+
+def parent_rows(layers: tuple[Layer, ...]) -> list[int]:
+    """For each row the index of the innermost container that it stands in, -1 for none."""
+    parents: list[int] = []
+    above: list[int] = []
+    for index, layer in enumerate(layers):
+        while above and not layer.path.startswith((f"{layers[above[-1]].path}.", f"{layers[above[-1]].path}/")):
+            above.pop()
+        parents.append(above[-1] if above else -1)
+        if layer.container:
+            above.append(index)
+    return parents
+
+
+def _subtotals(values: list[int | None] | list[int], parents: list[int]) -> list[int | None]:
+    """Each value with those of all rows inside; None as soon as one is."""
+    sums: list[int | None] = list(values)
+    for index in range(len(sums) - 1, -1, -1):  # rows come after the one they stand in
+        parent, value = parents[index], sums[index]
+        if parent >= 0:
+            upper = sums[parent]
+            sums[parent] = None if upper is None or value is None else upper + value
+    return sums
+
+
+def _change(change: Change) -> list[object]:
+    """Kind, path, before, after, the difference of params as text and number, why."""
+    before = change.was if change.kind in ("renamed", "moved") else change.before
+    return [
+        harmless(change.kind),
+        harmless(change.path),
+        harmless(before),
+        harmless(change.after),
+        "" if change.delta is None else f"{change.delta:+,}",
+        change.delta,
+        harmless(change.why, longest=800),
+    ]

@@ -1,0 +1,493 @@
+"""`modelbudget init`: what is found in a project, what is left out and why, and the manifest."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from pytest_modelbudget import backends, units
+from pytest_modelbudget.cli.discover.evidence import candidates
+from pytest_modelbudget.cli.discover.guess import guesses
+from pytest_modelbudget.cli.discover.scan import scan
+from pytest_modelbudget.cli.init import above
+from pytest_modelbudget.config import load
+from tests.cli.conftest import Command, Done
+from tests.project import Project
+
+USE_FAKENET = "from pytest_modelbudget import backends\nbackends.BACKENDS['fakenet'] = 'fakenet'\n"
+BUILDERS = """
+    import os
+    from typing import TYPE_CHECKING
+
+    import fakenet
+    from fakenet import Model
+
+    if TYPE_CHECKING:
+        from nowhere import Unknown
+
+    class Net(Model):
+        def __init__(self):
+            super().__init__(dense=(32, 64))
+
+    class Block(Model):
+        def __init__(self, width=3):
+            super().__init__(dense=(3, width))
+
+    class Nested(Model):
+        def __init__(self):
+            self.block = Block()
+
+    class Sized(Model):
+        def __init__(self, width):
+            super().__init__(dense=(32, width))
+
+    def annotated() -> Model: return make("any")
+    def unknown() -> "Unknown": return Net()
+    def direct(): return Net()
+    def by_module(): return fakenet.Model(dense=(1, 1))
+    def chained(): return Net().eval()
+    def through(): return direct()
+    def one_of(wide=False): return Net() if wide else Block()
+    def variable():
+        model = Net()
+        model.name = "x"
+        return model
+    def typed():
+        model: Model = Net()
+        return model
+    def in_branch(kind="a"):
+        if kind == "a":
+            return Net()
+        raise ValueError(kind)
+    def in_with():
+        with open(os.devnull):
+            return Net()
+    def needs(width): return Net()
+    def only_named(*, width): return Net()
+
+    def make(kind): return {"a": Net}[kind]()
+    def number(): return 3
+    def text() -> str: return "x"
+    def nothing(): Net()
+    def dangerous(): os.remove("precious")
+    def itself(): return itself()
+    def inner():
+        def build():
+            return Net()
+        return build
+    async def later(): return Net()
+    def many(): yield Net()
+    def _private(): return Net()
+
+    there = Net()
+"""
+FOUND = {
+    "Net", "Block", "Nested", "Sized", "annotated", "unknown", "direct", "by_module", "chained", "through", "one_of",
+    "variable", "typed", "in_branch", "in_with", "needs", "only_named", "there",
+}  # fmt: skip
+LACKS = {
+    "Block": "a part of other models",
+    "Sized": "needs arguments: width",
+    "needs": "needs arguments: width",
+    "only_named": "needs arguments: width",
+    "there": "a model that is there already: write a function that returns it",
+}
+
+
+@pytest.fixture
+def nets(modelbudget: Command) -> Iterator[object]:
+    """The builders above as an imported module; none of them was called."""
+    path = modelbudget.project.write("nets.py", BUILDERS)
+    specification = importlib.util.spec_from_file_location("nets", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.path.insert(0, str(modelbudget.project.path))
+    specification.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(modelbudget.project.path))
+
+
+def test_what_plainly_builds_a_model_is_found_without_a_call(nets: object) -> None:
+    """By annotation, by what is returned, by what that returns; nothing else is."""
+    (source,), _ = scan(Path.cwd(), [Path.cwd() / "nets.py"])
+    found = {one.name: one.lacks for one in candidates(nets, source.parts)}  # type: ignore[arg-type]
+    assert set(found) == FOUND
+    assert {name: lacks for name, lacks in found.items() if lacks} == LACKS
+
+
+def test_only_files_about_models_are_read(modelbudget: Command) -> None:
+    """Those that import a framework, or a file that does; no tests, no environments, no hidden folders."""
+    net = "from fakenet import Model\ndef net(): return Model(dense=(1, 1))\n"
+    for name in ("pkg/nets.py", "tests/nets.py", "test_nets.py", "conftest.py", ".hidden/nets.py", "env/nets.py",
+                 "node_modules/nets.py", "pkg/deep/__init__.py"):  # fmt: skip
+        modelbudget.write(name, net)
+    modelbudget.write("env/pyvenv.cfg", "")
+    modelbudget.write("pkg/builders.py", "from .nets import net\ndef other(): return net()\n")
+    modelbudget.write(
+        "pkg/deep/more.py", "from ..builders import other\nfrom . import net\ndef third(): return net()\n"
+    )
+    modelbudget.write("tools.py", "import os\ndef clean(): os.remove('x')\n")
+    modelbudget.write("constants.py", "import fakenet\nWIDTH = 3\n")
+    (modelbudget.project.path / "zoo.py").unlink()
+    found, left = scan(Path.cwd(), [Path.cwd()])
+    assert [one.module for one in found] == ["pkg.builders", "pkg.deep", "pkg.deep.more", "pkg.nets"]
+    assert left == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        pytest.param("a.py", "def f(:", "not Python", id="not Python"),
+        pytest.param("my-nets.py", "import fakenet\ndef f(): pass", "its path is not a module name", id="a name"),
+        pytest.param("a.py", "import fakenet\ndef f(): pass\nfor i in (1,):\n  f()", "(line 3: a loop)", id="a loop"),
+        pytest.param("a.py", "import fakenet\ndef f(): pass\nf()", "(line 3: f())", id="a call of its own"),
+        pytest.param("a.py", "import fakenet\ndef f(): pass\nm = f\nm.fit(3)", "(line 4: m.fit())", id="training"),
+        pytest.param("a.py", "import fakenet\ndef f(): pass\nh = f().fit(3)", "(line 3: f().fit())", id="its result"),
+    ],
+)
+def test_files_that_are_not_imported(modelbudget: Command, name: str, text: str, why: str) -> None:
+    """A script would run; each is told with its reason."""
+    (modelbudget.project.path / "zoo.py").unlink()
+    (modelbudget.project.path / "fakenet.py").unlink()
+    modelbudget.write(name, text)
+    found, left = scan(Path.cwd(), [Path.cwd()])
+    assert found == []
+    [one] = left
+    assert one.what == name
+    assert why in one.why
+
+
+def test_what_only_a_script_does_may_stand_under_its_guard(modelbudget: Command) -> None:
+    """And settings are no reason to leave a file out."""
+    modelbudget.write(
+        "zoo.py",
+        """
+        import sys
+        import fakenet
+        sys.path.append("x")
+        def f(): return fakenet.Model(dense=(1, 1))
+        if __name__ == "__main__":
+            f()
+            for i in range(3):
+                print(i)
+        """,
+    )
+    found, left = scan(Path.cwd(), [Path.cwd() / "zoo.py"])
+    assert ([one.module for one in found], left) == (["zoo"], [])
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "room", "written"),
+    [
+        pytest.param(225_610, "count", "10%", "250k", id="thousands"),  # 248,171
+        pytest.param(25_557_032, "count", "10%", "29M", id="millions"),  # 28,112,735.2
+        pytest.param(1_000_000, "count", "10%", "1.1M", id="one digit behind the point"),
+        pytest.param(618, "count", "10%", "680", id="hundreds"),  # 679.8
+        pytest.param(7, "count", "10%", "8", id="units"),  # 7.7
+        pytest.param(9_999, "count", "0%", "10k", id="no room"),
+        pytest.param(2_472, "bytes", "10%", "2.8 kB", id="bytes"),  # 2,719.2
+        pytest.param(885_056, "flops", "50%", "1.4 MFLOPs", id="FLOPs"),  # 1,327,584
+    ],
+)
+def test_limits_are_readable(value: int, kind: units.Kind, room: str, written: str) -> None:
+    """Two digits, rounded up."""
+    assert above(value, kind, units.parse(room, "share")) == written
+
+
+@pytest.mark.parametrize("kind", ["count", "bytes", "flops"])
+def test_limits_leave_the_room_and_hardly_more(kind: units.Kind) -> None:
+    """Read back, each is at least what was asked for, and at most a tenth (or one) more, over many sizes."""
+    for value in [3**power + shift for power in range(1, 36) for shift in (0, 1, 2)]:
+        for percent in (0, 5, 10):
+            wanted = value * Fraction(100 + percent, 100)
+            limit = units.parse(above(value, kind, Fraction(percent, 100)), kind)
+            assert wanted <= limit <= max(wanted * Fraction(11, 10), wanted + 1)
+
+
+class Layer:
+    """A layer as a framework has it: attributes, no children."""
+
+    def __init__(self, **attributes: object) -> None:
+        vars(self).update(attributes)
+
+    def children(self) -> Iterator[object]:
+        return iter(())
+
+
+class Conv2d(Layer): ...
+
+
+class Linear(Layer): ...
+
+
+class Embedding(Layer): ...
+
+
+class LSTM(Layer): ...
+
+
+class Dropout(Layer): ...
+
+
+class Holder:
+    """A model of such layers."""
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = layers
+
+    def modules(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def forward(self, x: object, mask: object = None) -> None: ...
+
+
+class Pair(Holder):
+    """One that takes two."""
+
+    def forward(self, left: object, right: object) -> None: ...  # type: ignore[override]
+
+
+@pytest.mark.parametrize(
+    ("model", "first"),
+    [
+        pytest.param(Holder(Conv2d(in_channels=3)), "float32[B, 3, 224, 224]", id="images"),
+        pytest.param(Holder(Dropout(), Linear(in_features=16)), "float32[B, 16]", id="features"),
+        pytest.param(Holder(Embedding()), "int64[B, T]", id="token ids"),
+        pytest.param(Holder(LSTM(input_size=8, batch_first=True)), "float32[B, T, 8]", id="steps"),
+        pytest.param(Holder(LSTM(input_size=8)), "float32[T, B, 8]", id="steps first"),
+    ],
+)
+def test_inputs_are_guessed_from_the_first_layer(model: Holder, first: str) -> None:
+    """That says something of them."""
+    tries, why = guesses(model)
+    assert (tries[0].inputs, why) == (first, "")
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        pytest.param(Holder(Dropout()), "cannot be guessed from its layers", id="no telling layer"),
+        pytest.param(Pair(Linear(in_features=3)), "takes 2 inputs (left, right)", id="two inputs"),
+        pytest.param(object(), "cannot be guessed", id="no layers at all"),
+    ],
+)
+def test_inputs_that_cannot_be_guessed(model: object, why: str) -> None:
+    """Say what to do."""
+    tries, reason = guesses(model)
+    assert tries == ()
+    assert why in reason
+
+
+def init(project: Project, *words: str) -> Done:
+    """`modelbudget init` in a process, in which the fake framework is known and knows its inputs."""
+    fakenet = project.path / "fakenet.py"
+    text = fakenet.read_text(encoding="utf-8")
+    known = 'inputs = inputs or __import__("pytest_modelbudget.inputs").inputs.parse("float32[B, 32]")\n    '
+    if known not in text:
+        fakenet.write_text(text.replace("    if inputs is None:", f"    {known}if inputs is None:"), encoding="utf-8")
+    site = project.outside / "sitecustomize.py"
+    site.write_text(USE_FAKENET, encoding="utf-8")
+    paths = os.pathsep.join((str(site.parent), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_modelbudget.cli", "init", *words],
+        cwd=project.path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_from_a_project_to_a_manifest(project: Project) -> None:
+    """Every file is looked into, whatever another one does; the manifest is right and green at once."""
+    project.write("fakenet.py", (project.path / "fakenet.py").read_text(encoding="utf-8"))
+    project.write(
+        "pkg/nets.py",
+        "from fakenet import Model\nclass TinyNet(Model):\n    def __init__(self):\n        super().__init__(dense=(32, 8))\n",
+    )
+    project.write("a_dies.py", "import fakenet, os\ndef f(): pass\nos._exit(3)\n")
+    project.write("b_leaves.py", "import fakenet, sys\ndef f(): pass\nsys.exit('bye')\n")
+    project.write("c_breaks.py", "import fakenet\ndef f(): pass\nimport nothing_like_it\n")
+    project.write(
+        "d_builder_dies.py",
+        "from fakenet import Model\nimport os\ndef dies() -> Model: os._exit(0)\ndef lives(): return Model(dense=(32, 7))\n",
+    )
+    project.write("e_hangs.py", "from fakenet import Model\nimport time\ndef hangs() -> Model: time.sleep(600)\n")
+    project.write("f_raises.py", "from fakenet import Model\ndef raises() -> Model: raise ValueError('no\\x1b[2J')\n")
+    project.write(
+        "g_prints.py",
+        "from fakenet import Model\nprint('::error::owned')\ndef loud():\n    print('x' * 10_000)\n    return Model(dense=(32, 9))\n",
+    )
+    project.write(
+        "h_same.py", "from zoo import small\ndef same(): return small()\ndef delete():\n    open('deleted', 'w')\n"
+    )
+    done = init(project, "--timeout", "3")
+    assert done.code == 0, done.err
+    assert not (project.path / "deleted").exists()
+    head, _, left = done.out.partition("left out:\n")
+    assert [line.split() for line in head.splitlines()] == [
+        ["wrote", "modelbudget.yaml", "with", "5", "models:"],
+        ["lives", "224", "params", "d_builder_dies:lives"],
+        ["loud", "288", "params", "g_prints:loud"],
+        ["same", "2,048", "params", "h_same:same"],
+        ["tiny-net", "256", "params", "pkg.nets:TinyNet"],
+        ["two-layers", "2,688", "params", "zoo:two_layers"],
+    ]
+    assert left.splitlines() == [
+        "  a_dies.py: ended the process (exit code 3)",
+        "  b_leaves.py: cannot be imported: SystemExit: bye",
+        "  c_breaks.py: cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'",
+        "  d_builder_dies:dies: ended the process (exit code 0)",
+        "  e_hangs:hangs: took longer than 3 s",
+        "  f_raises:raises: cannot be built: ValueError: no\\x1b[2J",
+        "  zoo:of_width: needs arguments: width",
+        "  zoo:small: the same model as h_same:same",
+        "next: modelbudget update",
+    ]
+    loaded = load(project.path / "modelbudget.yaml", file="modelbudget.yaml")
+    assert loaded.mistakes == ()
+    limits = {entry.id: {one.metric: one.limit for one in entry.limits} for entry in loaded.entries}
+    assert limits["same"] == {"params": 2_300, "weight_bytes": 9_100, "flops": 4_600}  # 2,252.8  9,011.2  4,505.6
+
+
+def test_a_manifest_that_is_there_is_kept(project: Project) -> None:
+    """Also one of another name; `--force` writes over it."""
+    project.manifest("models: {}\n")
+    for words in ((), ("--file", "modelbudget.yml")):
+        done = init(project, *words)
+        assert (done.code, done.out) == (2, "")
+        assert "modelbudget.yaml is there already" in done.err
+    assert (project.path / "modelbudget.yaml").read_text(encoding="utf-8") == "models: {}\n"
+    assert init(project, "--force", "--headroom", "0%").code == 0
+    assert "params: 2.1k" in (project.path / "modelbudget.yaml").read_text(encoding="utf-8")
+
+
+def test_nothing_found_writes_nothing(project: Project) -> None:
+    """Code 2, and what was left out."""
+    project.write("zoo.py", "from fakenet import Model\ndef of_width(width): return Model(dense=(1, width))\n")
+    done = init(project)
+    assert (done.code, done.out) == (2, "")
+    assert "no model was found that can be registered; nothing is written" in done.err
+    assert "zoo:of_width: needs arguments: width" in done.err
+    assert not (project.path / "modelbudget.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param(["gone"], "there is no gone", id="no such folder"),
+        pytest.param([".."], "is not below this folder", id="a folder above"),
+        pytest.param(["--headroom", "10"], "95%", id="no unit"),
+        pytest.param(["--file", "x.toml"], "a manifest is a .yaml file", id="another format"),
+    ],
+)
+def test_wrong_words(modelbudget: Command, words: list[str], said: str) -> None:
+    """Code 2, before anything is imported."""
+    done = modelbudget("init", *words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+def test_only_where_it_is_told_to_look(project: Project) -> None:
+    """A folder or a file."""
+    project.write("pkg/nets.py", "from fakenet import Model\ndef net(): return Model(dense=(32, 8))\n")
+    done = init(project, "pkg")
+    assert done.code == 0, done.err
+    text = (project.path / "modelbudget.yaml").read_text(encoding="utf-8")
+    assert "build: pkg.nets:net" in text
+    assert "zoo:" not in text
+
+
+@pytest.mark.slow
+def test_torch_and_keras(tmp_path: Path) -> None:
+    """Real models: guessed inputs run, Keras models know theirs, and the manifest is green after an update.
+
+    Counted by hand: Conv2d 3*3*3*16 + 16 = 448 with Linear 16*10 + 10 = 170; LeNet 156 + 2,416 + 4,010 = 6,582 (its
+    Linear fits images of 28); Dense 20*32 + 32 + 33 = 705; resnet18 as published, 11,689,512.
+    """
+    assert not backends.BACKENDS.keys() - {"torch", "keras"}
+    (tmp_path / "torch_nets.py").write_text(
+        dedent(
+            """
+            from torch import nn
+
+            def tiny() -> nn.Module:
+                return nn.Sequential(
+                    nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+                )
+
+            class LeNet(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.first = nn.Conv2d(1, 6, 5, padding=2)
+                    self.second = nn.Conv2d(6, 16, 5)
+                    self.last = nn.Linear(400, 10)
+                    self.pool = nn.MaxPool2d(2)
+
+                def forward(self, x):
+                    return self.last(self.pool(self.second(self.pool(self.first(x)))).flatten(1))
+
+            class Distance(nn.Module):
+                def forward(self, left, right):
+                    return left - right
+
+            def resnet():
+                import torchvision
+                return torchvision.models.resnet18()
+            """
+        )
+    )
+    (tmp_path / "keras_nets.py").write_text(
+        dedent(
+            """
+            import keras
+
+            def mlp():
+                model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(32), keras.layers.Dense(1)])
+                model.compile()
+                return model
+
+            def unbuilt():
+                return keras.Sequential([keras.layers.Dense(3)])
+            """
+        )
+    )
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        paths = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
+        return subprocess.run(
+            [sys.executable, "-m", "pytest_modelbudget.cli", *words],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = command("init")
+    assert done.returncode == 0, done.stderr
+    found = {line.split()[0]: (line.split()[1], line.partition("guessed: ")[2]) for line in
+             done.stdout.partition("left out:")[0].splitlines()[1:]}  # fmt: skip
+    assert found == {
+        "mlp": ("705", ""),
+        "le-net": ("6,582", "float32[B, 1, 28, 28]"),
+        "resnet": ("11,689,512", "float32[B, 3, 224, 224]"),
+        "tiny": ("618", "float32[B, 3, 224, 224]"),
+    }
+    assert "torch_nets:Distance: takes 2 inputs (left, right): register it with inputs" in done.stdout
+    assert "keras_nets:unbuilt: its inputs cannot be guessed" in done.stdout
+    assert command("check").returncode == 1
+    updated = command("update")
+    assert updated.returncode == 0, updated.stdout + updated.stderr
+    assert command("check").returncode == 0
+    assert "Total params: 6,582" in command("show", "le-net").stdout
+    assert "mlp" in command("why", "mlp").stdout
+    changed = command("diff", "torch_nets:LeNet", "le-net", "--inputs", "float32[B, 1, 28, 28]")
+    assert (changed.returncode, changed.stdout) == (0, "torch_nets:LeNet -> le-net: nothing differs\n")

@@ -1,0 +1,98 @@
+"""`modelbudget schema` knows every key that the manifest has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pytest_modelbudget.budget import ADDITIVE, BOUNDS, LAYER_METRICS, METRICS
+from pytest_modelbudget.cli import main
+from pytest_modelbudget.config import read, schema
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "modelbudget.yaml"
+FULL = """
+version: 1
+defaults: {batch: 2, dims: {T: 8}, framework: torch, optional: true, budgets: {params: {warn: 95%}}}
+tags: {edge: {budgets: {weight_bytes: 2 MB}, sum: {params: 10M}}}
+groups: {towers: {models: ["*-tower"], tags: [edge], budgets: {flops: 1 GFLOPs}, sum: {flops: {max: 1 GFLOPs, warn: 90%}}}}
+models:
+  short: nets:build
+  long:
+    build: nets:build
+    args: [1]
+    kwargs: {width: 2}
+    inputs: {args: ["float32[B, 2]"], kwargs: {training: false}}
+    tags: [edge]
+    samples: 60000
+    budgets:
+      params: {max: 3M, min: 1k, growth: "+2%", ratchet: {slack: 2%}, waive: {max: 4M, until: "2030-01-31", reason: new}}
+      flops: null
+      inherited: warn
+      layers: {"dense*": {params: 3k, share: 90%}, "old*": null}
+  counted: {build: "nets:build", budgets: {layers: 12}}
+sources: [nets:source]
+"""
+WRONG = (
+    "versio: 1",
+    "version: 2",
+    'models: {"a b": "x:y"}',
+    "models: {a: no_colon}",
+    'models: {a: {bild: "x:y"}}',
+    "models: {a: {}}",
+    'models: {a: {build: "x:y", samples: 0}}',
+    'models: {a: {build: "x:y", budgets: {parms: 3k}}}',
+    'models: {a: {build: "x:y", budgets: {params: {maximum: 3k}}}}',
+    'models: {a: {build: "x:y", budgets: {params: {waive: {max: 3k}}}}}',
+    'models: {a: {build: "x:y", budgets: {layers: {"d*": {layers: 3}}}}}',
+    "groups: {g: {sum: {layers: 3}}}",
+)
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The schema as it is printed."""
+    assert main(["schema"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_it_has_every_key(printed: dict[str, Any]) -> None:
+    """Of the manifest, of its parts, of budgets and of limits."""
+    kinds = printed["$defs"]
+    assert set(printed["properties"]) == set(schema.Manifest.model_fields)
+    for shape in (schema.Defaults, schema.Model, schema.Tag, schema.Group):
+        assert set(kinds[shape.__name__]["properties"]) == set(shape.model_fields)
+        assert kinds[shape.__name__]["additionalProperties"] is False
+    assert set(kinds["Budgets"]["properties"]) == {*METRICS, "inherited"}
+    assert set(kinds["Budgets"]["properties"]["params"]["anyOf"][1]["properties"]) == set(BOUNDS)
+    assert set(kinds["Budgets"]["properties"]["layers"]["anyOf"][1]["additionalProperties"]["properties"]) == set(
+        LAYER_METRICS
+    )
+    assert set(kinds["Sum"]["properties"]) == set(ADDITIVE)
+
+
+def test_it_says_how_to_use_it(printed: dict[str, Any]) -> None:
+    """The line that editors read, in the schema and in the help."""
+    line = "# yaml-language-server: $schema=modelbudget.schema.json"
+    assert line in printed["$comment"]
+
+
+def test_what_the_manifest_takes_is_valid(printed: dict[str, Any]) -> None:
+    """The example and every key at once; the manifest itself has no mistakes in them either."""
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(printed)
+    for text in (EXAMPLE.read_text(encoding="utf-8"), FULL):
+        assert read(text, file="modelbudget.yaml").mistakes == ()
+        jsonschema.validate(yaml.safe_load(text), printed)
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_the_manifest_refuses_is_not_valid(printed: dict[str, Any], text: str) -> None:
+    """An editor underlines what the run would complain of."""
+    jsonschema = pytest.importorskip("jsonschema")
+    assert read(text, file="modelbudget.yaml").mistakes
+    assert not jsonschema.Draft202012Validator(printed).is_valid(yaml.safe_load(text))

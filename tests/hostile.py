@@ -1,0 +1,78 @@
+"""Names a model may hold by accident or malice, and a result that holds one wherever a name can be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pytest_modelbudget import budget
+from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.errors import Place
+from pytest_modelbudget.summary import Flops, Input, Layer, Summary, Weight
+from tests.builders import spec
+
+NAMES = {
+    "html": "<img src=x onerror=alert(1)>",
+    "closing tag": "</pre></td></details><script>alert(1)</script>",
+    "closing comment": "--><img src=x onerror=alert(1)>",
+    "workflow command": "::error::owned",
+    "workflow command with a file": "::warning file=a.py,line=1::owned",
+    "workflow command that starts commands": "::stop-commands::owned",
+    "older workflow command": "##[error]owned",
+    "command of another service": "##vso[task.logissue type=error]owned",
+    "encoded newline": "a%0A::error::owned",
+    "properties": "a,line=1::owned",
+    "pipe": "a|b|c",
+    "backtick": "a`b```c",
+    "clear screen": "a\x1b[2Jb",
+    "link of a terminal": "\x1b]8;;http://example.org\x07a\x1b]8;;\x07",
+    "right to left": "a\u202egnp.exe",
+    "zero width": "a\u200bb\u2066c",
+    "newline": "a\n::error::owned\n| x | y |",
+    "carriage return": "a\rOK",
+    "yaml": "a: {b: [c, &d *d]} # e",
+    "quotes": "\"'\\",
+    "template": "{{ 7 * 7 }}{% raw %}",
+    "markup": "[bold red]x[/bold red] [link](http://example.org)",
+    "mention": "@everyone #1 https://example.org www.example.org",
+    "very long": "x" * 10_000,
+    "line separator": "a\u2028b\x85c",
+    "emoji": "🧨層",
+    "star": "a*b.0",
+    "heading": "# a\n---",
+    "fence": "~~~\n```\n</details>",
+    "null": "a\0b",
+}
+
+INVISIBLE = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+"""Characters that act instead of being seen; none may come out of a report, but for the ends of lines."""
+
+
+def model(name: str) -> Summary:
+    """A model in which everything that can have a name has this one."""
+    layers = (
+        Layer(name, name, ((spec("B", 3),),), (("x",),), (Weight(name, (3,)),), container=True, flops=6),
+        Layer(
+            f"{name}.z", name, ((spec("B", 3),),), ((name,),), (Weight("w", (3,), tied_to=f"{name}.{name}"),), flops=6
+        ),
+    )
+    inputs = (Input(name, spec("B", 3)),)
+    return Summary(name, "torch", layers, inputs, (spec("B", 3),), Flops(12, ((name, 1),)), notes=(name,))
+
+
+def results(name: str) -> list[Result]:
+    """Such a model over its budgets and changed, within them by a hair, not built, and with its snapshot in conflict."""
+    place = Place("modelbudget.yaml", 7)
+    written = {"params": 1, "layers": {"*": {"params": 1}}}
+    entry = ModelEntry("net", build="a:b", budgets=tuple(budget.parse(written, lambda below: place)), place=place)
+    near = ModelEntry("near", build="a:b", budgets={"params": {"max": 3, "warn": "50%"}}, place=place)
+    summary = model(name)
+    before = Snapshot(Stored.DIFFERENT, f"__model_budget__/{name}.yaml", before=replace(summary, layers=()))
+    equal = Snapshot(Stored.EQUAL, "__model_budget__/near.yaml")
+    broken = Snapshot(Stored.BROKEN, "__model_budget__/net.yaml", problem=name)
+    return [
+        replace(check(entry, summary, before), nodeid=f"modelbudget.yaml::{name}"),
+        replace(check(near, summary, equal), nodeid="modelbudget.yaml::near"),
+        replace(check(near, summary, broken), id="torn", nodeid="modelbudget.yaml::torn"),
+        Result("mistake", State.BUILD_ERROR, error=f"{name}\nE   ValueError: {name}", place=place),
+        Result(name, State.BAD_CONFIG, error=name, nodeid=name),
+    ]

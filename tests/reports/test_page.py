@@ -1,0 +1,365 @@
+"""The HTML page as people use it, in a real browser: clicks, keys, both themes, many models, hostile names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_modelbudget import reports
+from pytest_modelbudget.budget import Finding
+from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.overall import Overall
+from pytest_modelbudget.reports import text
+from pytest_modelbudget.reports.text import Setting
+from pytest_modelbudget.summary import Layer, Summary, Weight
+from tests import hostile
+from tests.builders import gpt, spec, towers
+
+playwright = pytest.importorskip("playwright.sync_api")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+
+
+@contextmanager
+def launched(driver: Any) -> Iterator[Any]:
+    """The browser of this machine, without a window; without one the test is skipped."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("no Chromium or Chrome here")
+    root = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+    started = driver.chromium.launch(executable_path=path, args=root)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One for all tests here."""
+    with playwright.sync_playwright() as driver, launched(driver) as started:
+        yield started
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A page in the browser; `asked` are the addresses it loaded, `problems` what its console said."""
+
+    page: Any
+    asked: list[str]
+    problems: list[str]
+
+    def section(self, name: str) -> Any:
+        """The part about one model, opened by a click on its name."""
+        self.page.locator("#models a", has_text=re.compile(f"^{re.escape(name)}$")).click()
+        section = self.page.locator(
+            "section", has=self.page.locator("h2 bdi", has_text=re.compile(f"^{re.escape(name)}$"))
+        )
+        section.locator("table.layers").wait_for()
+        return section
+
+    def names(self, locator: str) -> list[str]:
+        """The texts of all that a selector finds."""
+        return [text.strip() for text in self.page.locator(locator).all_inner_texts()]
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """Opens a page; afterwards it has loaded nothing but itself and complained of nothing."""
+    opened: list[Opened] = []
+
+    def open_page(results: list[Result], *, theme: str = "light", setting: Setting | None = None) -> Opened:
+        file = tmp_path / f"page-{len(opened)}.html"
+        file.write_text(
+            reports.render("html", results, *([setting] if setting else [])), encoding="utf-8", newline="\n"
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=theme)
+        one = Opened(page, [], [])
+        page.on("request", lambda request: one.asked.append(request.url))
+        page.on("console", lambda message: one.problems.append(message.text))
+        page.on("pageerror", lambda error: one.problems.append(str(error)))
+        page.on("dialog", lambda dialog: one.problems.append(f"dialog: {dialog.message}"))
+        page.goto(file.as_uri())
+        opened.append(one)
+        return one
+
+    yield open_page
+    for one in opened:
+        assert one.problems == []
+        assert [url for url in one.asked if not url.startswith("file:")] == []
+        assert len(one.asked) == 1
+        one.page.close()
+
+
+def checked(name: str, summary: Summary, budgets: dict[str, object], before: Summary | None = None) -> Result:
+    """A model held against its budgets and its snapshot."""
+    snapshot = Snapshot(Stored.DIFFERENT if before else Stored.EQUAL, f"__model_budget__/{name}.yaml", before=before)
+    result = check(ModelEntry(name, build="a:b", budgets=budgets), summary, snapshot)
+    return replace(result, nodeid=f"modelbudget.yaml::{name}")
+
+
+def nested() -> Summary:
+    """Two stages: the first holds 30 params, the second 3,000 in one layer and 60 in another; and a head with 10."""
+    layers = [Layer("one", "Stage", container=True, flops=0), leaf("one.conv", 30)]
+    layers += [
+        Layer("two", "Stage", container=True, flops=0),
+        leaf("two.wide", 3_000),
+        leaf("two.thin", 60),
+        leaf("head", 10),
+    ]
+    return Summary("nested", "torch", tuple(layers), (), (spec("B", 1),))
+
+
+def leaf(path: str, params: int) -> Layer:
+    """A layer with that many params."""
+    return Layer(path, "Linear", ((spec("B", 1),),), (("x",),), (Weight("weight", (params,)),), flops=2 * params)
+
+
+FEW = [
+    checked("towers", towers(), {"params": 7_000}),
+    checked("gpt", gpt(40), {}, before=gpt(38)),
+    checked("nested", nested(), {"params": {"max": 3_200, "warn": "90%"}}),
+    checked("over", towers(), {"params": 6_000}),
+    Result("broken", State.BUILD_ERROR, error="nets.py:41: in build\n    x\nE   KeyError: 'widht'"),
+]
+
+
+def test_models_are_sorted_by_a_click(show: Any) -> None:
+    """Upwards, downwards, and as they were: failed ones first; a number that is not known comes last."""
+    page = show(FEW)
+    models = "#models tbody th"
+    assert page.names(models) == ["broken", "gpt", "over", "nested", "towers"]
+    params = page.page.get_by_role("button", name="Params", exact=True)
+    params.click()
+    assert page.names(models) == ["nested", "gpt", "over", "towers", "broken"]
+    params.click()
+    assert page.names(models) == ["over", "towers", "gpt", "nested", "broken"]
+    assert page.page.locator("#models th[aria-sort]").get_attribute("aria-sort") == "descending"
+    params.click()
+    assert page.names(models) == ["broken", "gpt", "over", "nested", "towers"]
+
+
+def test_models_are_found_by_their_names(show: Any) -> None:
+    """The others go away, with their sections, and the number that is left is told."""
+    page = show(FEW)
+    page.page.get_by_label("Find").fill("T")
+    assert page.names("#models tbody tr:not(.hidden) th") == ["gpt", "nested", "towers"]
+    page.page.get_by_label("only what failed").check()
+    assert page.names("section:not(.hidden) h2 bdi") == ["gpt"]
+    assert page.page.get_by_role("status").inner_text() == "1 of 5 shown"
+
+
+def test_a_tree_folds_and_sorts(show: Any) -> None:
+    """A row hides what it holds; sorting keeps rows below the one that holds them."""
+    section = show(FEW).section("nested")
+    name = ".layers tbody td:first-child bdi"
+    assert section.locator(name).all_inner_texts() == ["one", "conv", "two", "wide", "thin", "head"]
+    section.locator(".layers tbody tr", has_text="two (Stage)").locator("button").click()
+    assert section.locator(name).all_inner_texts() == ["one", "conv", "two", "head"]
+    section.get_by_role("button", name="Fold all", exact=True).click()
+    assert section.locator(name).all_inner_texts() == ["one", "two", "head"]
+    section.get_by_role("button", name="Unfold all").click()
+    section.locator(".layers thead button", has_text="Params").click()
+    assert section.locator(name).all_inner_texts() == ["head", "one", "conv", "two", "thin", "wide"]
+
+
+def test_a_tree_shows_what_each_row_holds(show: Any) -> None:
+    """Params and FLOPs with everything inside, the share of all, and why."""
+    section = show(FEW).section("nested")
+    cells = section.locator(".layers tbody tr").nth(2).locator("td").all_inner_texts()
+    assert [cell.strip() for cell in cells[2:5]] == ["3,060", "98.7%", "6.120 kFLOPs"]
+    assert section.locator(".layers tbody tr").nth(3).locator("td").nth(6).inner_text() == "weight 3000 = 3,000"
+
+
+def test_a_tree_is_used_by_keys(show: Any) -> None:
+    """One stop for the tab key; arrows move, fold and unfold; a screen reader is told level and state."""
+    page = show(FEW)
+    section = page.section("nested")
+    assert section.locator(".layers tbody tr[tabindex='0']").count() == 1
+    section.locator(".layers tbody tr").first.focus()
+
+    def press(*keys: str) -> tuple[str, str | None, str | None]:
+        for key in keys:
+            page.page.keyboard.press(key)
+        row = page.page.locator(":focus")
+        return row.locator("bdi").inner_text(), row.get_attribute("aria-level"), row.get_attribute("aria-expanded")
+
+    assert press("ArrowDown") == ("conv", "2", None)
+    assert press("ArrowLeft") == ("one", "1", "true")
+    assert press("ArrowLeft") == ("one", "1", "false")
+    assert press("ArrowDown") == ("two", "1", "true")
+    assert press("ArrowRight") == ("wide", "2", None)
+    assert press("End") == ("head", "1", None)
+    assert press("Home", "Enter") == ("one", "1", "true")
+
+
+def test_a_treemap_leads_inwards_and_to_the_row(show: Any) -> None:
+    """Areas are in proportion; a click on a part opens it, on a layer goes to its row; the trail leads back."""
+    page = show(FEW)
+    section = page.section("nested")
+    tiles = section.locator(".map button")
+    assert tiles.evaluate_all("all => all.map(one => one.getAttribute('aria-label'))") == [
+        "two, 3,060 (98.7%) params, open",
+        "one, 30 (1.0%) params, open",
+        "head, 10 (0.3%) params",
+    ]
+    sizes = section.locator(".map li").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect()).map(box => box.width * box.height)"
+    )
+    assert sizes[0] / sum(sizes) == pytest.approx(3060 / 3100, abs=0.01)
+    tiles.first.press("Enter")
+    assert [label.splitlines()[0] for label in tiles.all_inner_texts() if label] == ["wide"]
+    assert section.locator(".crumbs").inner_text().split() == ["whole", "model", "two"]
+    section.get_by_role("button", name="Fold all", exact=True).click()
+    tiles.first.click()
+    assert page.page.locator(":focus bdi").inner_text() == "wide"
+    section.get_by_role("button", name="whole model").click()
+    assert tiles.count() == 3
+
+
+def test_what_changed_is_a_table(show: Any) -> None:
+    """Before, after, params that moved and why, sortable."""
+    section = show(FEW).section("gpt")
+    rows = section.locator(".changes tbody tr")
+    assert rows.first.locator("td, th").all_inner_texts()[:5] == ["total", "params", "3,536", "3,680", "+144"]
+    section.locator(".changes thead button", has_text="Moved").click()
+    moved = [cell for cell in section.locator(".changes td.number").all_inner_texts() if cell]
+    numbers = [int(cell.replace(",", "")) for cell in moved]
+    assert numbers == sorted(numbers)
+
+
+def test_what_is_about_no_single_model_is_told(show: Any) -> None:
+    """The base, and what a reviewer should see."""
+    gone = Overall("HEAD^1 4f1c2d9", findings=(Finding("snapshot deleted", "", "__model_budget__/old.yaml"),))
+    page = show(FEW, setting=Setting(overall=gone))
+    assert page.names("main > ul li") == ["base: HEAD^1 4f1c2d9", "warn: snapshot deleted: __model_budget__/old.yaml"]
+
+
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const blend = (colours) => {
+    canvas.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((part) => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !element.checkVisibility() || ["SCRIPT", "OPTION"].includes(element.tagName)) continue;
+    const layers = [];
+    for (let above = element; above; above = above.parentElement) layers.unshift(getComputedStyle(above).backgroundColor);
+    const [back, text] = [light(blend(layers)), light(blend([...layers, getComputedStyle(element).color]))];
+    const ratio = (Math.max(back, text) + 0.05) / (Math.min(back, text) + 0.05);
+    found.push([ratio, element.textContent.trim().slice(0, 30)]);
+  }
+  return found.sort((a, b) => a[0] - b[0]);
+}"""
+"""Contrast of each text with what is behind it, as WCAG counts it."""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("chosen", [False, True], ids=["as the system", "by the switch"])
+def test_both_themes_can_be_read(show: Any, theme: str, chosen: bool, tmp_path: Path) -> None:
+    """Every text has the contrast that is asked for (4.5:1); a screenshot is kept with the test's files."""
+    other = {"light": "dark", "dark": "light"}[theme]
+    page = show(FEW, theme=other if chosen else theme)
+    if chosen:
+        page.page.get_by_label("Theme").select_option(theme)
+    page.section("gpt")
+    page.section("nested")
+    picture = page.page.screenshot(path=tmp_path / f"{theme}.png", full_page=True)
+    assert len(picture) > 20_000
+    background = page.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(16, 21, 27)"}[theme]
+    contrasts = page.page.evaluate(CONTRAST)
+    assert len(contrasts) > 100
+    assert contrasts[0][0] >= 4.5, contrasts[:5]
+
+
+def test_a_printed_page_has_the_failures_and_no_tools(show: Any) -> None:
+    """On paper it is light and no wider than a page of A4; what was opened is printed whole."""
+    page = show(FEW, theme="dark")
+    page.section("gpt")
+    page.page.emulate_media(media="print")
+    page.page.set_viewport_size({"width": 720, "height": 1000})
+    assert page.page.evaluate("() => document.documentElement.scrollWidth") <= 720
+    assert page.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.page.locator("#find").is_visible()
+    assert page.page.locator("pre", has_text="KeyError").is_visible()
+    assert page.page.locator(".scroll.high").first.evaluate("one => getComputedStyle(one).overflowY") == "visible"
+
+
+def test_everything_has_a_name_for_a_screen_reader(show: Any) -> None:
+    """Each control has a name, each heading cell a scope, each section a heading, and no id is there twice."""
+    page = show(FEW)
+    section = page.section("nested")
+    snapshot = page.page.locator("main").aria_snapshot()
+    assert not re.search(r"- (button|textbox|searchbox|checkbox|combobox|link)\s*(\n|$)", snapshot)
+    assert "treegrid" in snapshot
+    assert section.locator("thead th:not([scope])").count() == 0
+    assert page.page.locator("section:not([aria-labelledby])").count() == 0
+    assert (
+        page.page.evaluate(
+            "() => { const ids = [...document.querySelectorAll('[id]')].map(e => e.id); return ids.length - new Set(ids).size; }"
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize("word", ["html", "closing tag", "right to left", "newline", "very long", "template", "quotes"])
+def test_hostile_names_are_text(show: Any, word: str) -> None:
+    """Nothing runs and nothing is added; the page does not grow wider than the screen."""
+    page = show(hostile.results(hostile.NAMES[word]))
+    section = page.section("net")
+    assert page.page.locator("img, section script:not(.data)").count() == 0
+    assert page.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    assert section.locator(".layers bdi").first.inner_text() == text.harmless(hostile.NAMES[word])
+
+
+def deep(rows: int) -> Summary:
+    """A model of that many rows in blocks of ten."""
+    layers: list[Layer] = []
+    for block in range(rows // 10):
+        layers.append(Layer(f"b.{block}", "Block", container=True))
+        layers += [leaf(f"b.{block}.l{index}", 100 + index) for index in range(9)]
+    return Summary("deep", "torch", tuple(layers))
+
+
+def test_a_model_of_two_thousand_rows_opens_at_once(show: Any) -> None:
+    """Opened in well under a second, and with all rows unfolded in about one."""
+    page = show([checked("deep", deep(2_000), {})])
+    start = time.perf_counter()
+    page.page.locator("table.layers").wait_for()
+    assert time.perf_counter() - start < 2
+    start = time.perf_counter()
+    page.page.get_by_role("button", name="Unfold all").click()
+    assert page.page.locator(".layers tbody tr").count() == 2_000
+    assert time.perf_counter() - start < 4
+
+
+@pytest.mark.slow
+def test_a_page_of_1300_models_opens_at_once(show: Any) -> None:
+    """Rows are packed and unpacked one model at a time, so the page is small and quick."""
+    summary = deep(340)
+    results = [checked(f"zoo/model-{index:04}", replace(summary, model=f"m{index}"), {}) for index in range(1_300)]
+    start = time.perf_counter()
+    page = show(results)
+    rendered = time.perf_counter() - start
+    assert len(page.page.content()) < 12_000_000
+    assert rendered < 60
+    start = time.perf_counter()
+    page.section("zoo/model-0700")
+    page.page.locator("#models thead button", has_text="Params").click()
+    page.page.get_by_label("Find").fill("model-12")
+    assert page.page.get_by_role("status").inner_text() == "100 of 1300 shown"
+    assert time.perf_counter() - start < 10
