@@ -83,7 +83,8 @@ def _lines(pair: Pair, most: int | None) -> Iterator[str]:
         case status:
             summary = pair.after or pair.before
             assert summary is not None
-            yield f"{title}: {status} ({summary.params:,} params in {len(summary.leaves):,} layers)"
+            layers = len(summary.leaves)
+            yield f"{title}: {status} ({summary.params:,} params in {layers:,} layer{'' if layers == 1 else 's'})"
 
 
 def _pairs(targets: Targets, one: str, other: str | None) -> Iterator[Pair]:

@@ -25,6 +25,10 @@ _SCALES: dict[units.Kind, tuple[tuple[int, str], ...]] = {
     "flops": ((10**12, " TFLOPs"), (10**9, " GFLOPs"), (10**6, " MFLOPs"), (10**3, " kFLOPs"), (1, " FLOPs")),
 }
 
+_SAY_NOTHING = frozenset(
+    f"{verb}{noun}" for verb in ("build", "create", "make", "get", "model", "net") for noun in ("", "-model", "-net")
+)
+
 
 def run(options: Namespace) -> int:
     """Look, measure, write, and tell what was left out."""
@@ -86,7 +90,7 @@ def _different(found: Sequence[Found]) -> tuple[list[Found], list[LeftOut]]:
 
 def _named(found: Sequence[Found]) -> dict[str, Found]:
     """A short id for each: `tiny-cnn` for `nets:tiny_cnn` and `nets:TinyCNN`; with its module where two are alike."""
-    short = [_short(one.reference.partition(":")[2]) for one in found]
+    short = [_short(one.reference) for one in found]
     named: dict[str, Found] = {}
     for name, one in zip(short, found, strict=True):
         module = one.reference.partition(":")[0]
@@ -95,7 +99,14 @@ def _named(found: Sequence[Found]) -> dict[str, Found]:
     return named
 
 
-def _short(name: str) -> str:
+def _short(reference: str) -> str:
+    """The name in words; that of its module where the name says nothing, as in `gpt:build`."""
+    module, _, name = reference.partition(":")
+    words = _words(name)
+    return _words(module.rpartition(".")[2]) if words in _SAY_NOTHING else words
+
+
+def _words(name: str) -> str:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).replace("_", "-").lower()
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "model"
 

@@ -79,7 +79,6 @@ def _outcome(result: Result) -> dict[str, object]:
         else {
             **_model(result.summary),
             "layers": len(result.summary.layers),
-            "remarks": text.remarks(result.summary),
             "packed": tree.packed(result),
         },
     }

@@ -81,9 +81,9 @@ def test_since_a_commit(committed: Command) -> None:
     (committed.project.path / PATH).rename(committed.project.path / "__model_budget__/new.yaml")
     done = committed("diff", "HEAD")
     assert done.out.splitlines() == [
-        "small (__model_budget__/new.yaml): added (2,080 params in 1 layers)",
+        "small (__model_budget__/new.yaml): added (2,080 params in 1 layer)",
         "",
-        f"small ({PATH}): removed (2,048 params in 1 layers)",
+        f"small ({PATH}): removed (2,048 params in 1 layer)",
     ]
 
 

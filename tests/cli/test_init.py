@@ -17,7 +17,8 @@ from pytest_modelbudget import backends, units
 from pytest_modelbudget.cli.discover.evidence import candidates
 from pytest_modelbudget.cli.discover.guess import guesses
 from pytest_modelbudget.cli.discover.scan import scan
-from pytest_modelbudget.cli.init import above
+from pytest_modelbudget.cli.discover.survey import Found
+from pytest_modelbudget.cli.init import _named, above
 from pytest_modelbudget.config import load
 from tests.cli.conftest import Command, Done
 from tests.project import Project
@@ -201,6 +202,23 @@ def test_what_only_a_script_does_may_stand_under_its_guard(modelbudget: Command)
 def test_limits_are_readable(value: int, kind: units.Kind, room: str, written: str) -> None:
     """Two digits, rounded up."""
     assert above(value, kind, units.parse(room, "share")) == written
+
+
+@pytest.mark.parametrize(
+    ("references", "ids"),
+    [
+        pytest.param(["nets:tiny_cnn", "nets:LeNet5"], ["tiny-cnn", "le-net5"], id="words"),
+        pytest.param(["nets:HTTPNet"], ["http-net"], id="capitals"),
+        pytest.param(["pkg.gpt:build", "pkg.bert:create_model"], ["gpt", "bert"], id="names that say nothing"),
+        pytest.param(["a:net1", "b:net1"], ["a.net1", "b.net1"], id="two of one name"),
+        pytest.param(["a:NetA", "a:net_a"], ["a.net-a", "a:net_a"], id="two of one name in one module"),
+        pytest.param(["a:sources"], ["a.sources"], id="a name that the plugin has taken"),
+    ],
+)
+def test_ids_are_short(references: list[str], ids: list[str]) -> None:
+    """And each is another."""
+    found = [Found(reference, False, "torch", 1, 4, 2, reference) for reference in references]
+    assert list(_named(found)) == ids
 
 
 @pytest.mark.parametrize("kind", ["count", "bytes", "flops"])

@@ -86,6 +86,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("modelbudget 0.")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_a_reader_that_leaves_early_is_no_error(modelbudget: Command) -> None:
     """As of `modelbudget schema | head -1`."""
     command = f"{sys.executable} -m pytest_modelbudget.cli schema | head -1"
