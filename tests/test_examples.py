@@ -219,9 +219,10 @@ def test_a_widened_layer_is_shown_with_its_rows(edited: tuple[Run, int]) -> None
         "    trainable_params 148 -> 181  (+33, +22.30%)",
         "    weight_bytes 592 -> 724  (+132, +22.30%)",
         "    flops 256 -> 320  (+64, +25.00%)",
-        "    ~ 0  [B, 4]  68 params  weight 4x16 + bias 4 -> [B, 5]  85 params  weight 5x16 + bias 5",
-        "    ~ 1  [B, 4] -> [B, 5]",
-        "    ~ 2  80 params  weight 16x4 + bias 16 -> 96 params  weight 16x5 + bias 16",
+        "    ~ 0  widened  68 params [B, 4] -> 85 params [B, 5]  (+17): in*out + out: 16*4 + 4 = 68 -> 16*5 + 5 = 85",
+        "    ~ 2  widened  80 params -> 96 params  (+16): in*out + out: 4*16 + 16 = 80 -> 5*16 + 16 = 96; "
+        "input from 1 widened 4 -> 5",
+        "    ~ 1  1 row follows  output 4 -> 5",
         "    = 0 other rows unchanged",
         'accept:  pytest --model-budget-update "examples/test_decorator.py::autoencoder"',
     ]
