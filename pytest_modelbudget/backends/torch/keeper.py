@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def _kept(call: Call, parameters: Sequence[Parameter], given: Sequence[Tensor]) 
         saved.append((weakref.ref(handle), key, tensor.untyped_storage().nbytes()))
         return handle
 
-    with saved_tensors_hooks(pack, lambda kept: kept.tensor if isinstance(kept, Handle) else kept):
+    with saved_tensors_hooks(pack, lambda kept: kept.tensor if isinstance(kept, Handle) else kept), _swept():
         results = list(call(values, arguments))
     if not all(isinstance(one, torch.Tensor) and has_storage(one) for one in results):
         raise NotKnown("a result is no ordinary tensor")
@@ -57,6 +58,19 @@ def _kept(call: Call, parameters: Sequence[Parameter], given: Sequence[Tensor]) 
         tuple(words[storage_key(one)] for one in results),
         _reached(results, arguments),
     )
+
+
+@contextmanager
+def _swept() -> Iterator[None]:
+    """On leaving, what was made inside and is only held by itself, in a cycle, is gone: a step let go of it."""
+    before = gc.isenabled()
+    gc.disable()  # so that all of it is in the youngest generation, which is quickly looked through
+    try:
+        yield
+        gc.collect(0)
+    finally:
+        if before:
+            gc.enable()
 
 
 def _words(arguments: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> dict[int, Word]:
