@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 Word = tuple[str, int]
-"""A storage: that of the `("given", n)`th argument, of the `("made", n)`th result, or the `("inner", n)`th other one."""
+"""A storage: that of the `("given", n)`th argument, of the `("made", n)`th result, or the `("inner", n)`th other one.
+
+A result may also lie in that of the `("parameter", n)`th parameter.
+"""
 
 
 @dataclass(frozen=True, slots=True)

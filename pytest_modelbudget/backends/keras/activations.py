@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.keras import jax_keeper, private
 from pytest_modelbudget.backends.keras.composing import ByCalls, CannotFollow, Place, given, run
 from pytest_modelbudget.backends.keras.fingerprints import all_keras
 from pytest_modelbudget.backends.kept import Keep, NotKnown
@@ -30,6 +30,7 @@ class Held:
 
 
 _MANNERS = {
+    "jax": "as jax.vjp keeps them under Keras on jax, before the compiler",
     "torch": "as torch's autograd keeps them under Keras on torch, with the operators of the CPU",
 }
 
@@ -56,6 +57,10 @@ def measured(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held:
 
 @contextmanager
 def _keeper(backend: str) -> Iterator[Keep]:
+    if backend == "jax":
+        with keras.SymbolicScope(), jax_keeper.keeper() as keep:
+            yield keep
+        return
     from pytest_modelbudget.backends.torch.keeper import keeper
 
     with keras.SymbolicScope(), private.torch_on_meta(), keeper() as keep:

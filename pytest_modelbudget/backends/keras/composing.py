@@ -20,6 +20,10 @@ Place = tuple[int, int]
 """A row, by the identities of its model and its operation."""
 
 
+_CUTS = frozenset({"StopGradient", "Sign", "Round", "Floor", "Ceil", "Trunc", "FloorDivide", "Heaviside", "Nextafter"})
+"""Operations on real numbers that no gradient goes through, of which torch alone says so."""
+
+
 class CannotFollow(Exception):
     """The calls of a graph say too little: the model has to run as one call."""
 
@@ -57,7 +61,7 @@ class ByCalls:
         """Bytes in all and by row; inputs are Keras tensors.
 
         Raises:
-            CannotFollow: a mask goes beside a tensor, a result is used in part, or inputs are cast on the way.
+            CannotFollow: a mask goes beside a tensor, a result is used in part or is a weight, or inputs are cast.
         """
         values = [Value(replace(given(one), storage=self._new())) for one in inputs]
         outputs = self._through(model, graph, values)
@@ -83,9 +87,11 @@ class ByCalls:
 
     def _call(self, model: Any, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Value]:
         if isinstance(one, keras.Model):
-            if kwargs or len(args) != 1:
+            if len(args) != 1 or any(value is not None for name, value in kwargs.items() if name != "training"):
                 raise CannotFollow
             return self._through(one, private.graph_of(one), keras.tree.flatten(args[0]))
+        if type(one).__name__ in _CUTS and keras.backend.backend() != "torch":
+            raise CannotFollow
         values = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Value)]
         numbers: dict[int, int] = {}  # storages by the order in which this call meets them
         tensors = [
@@ -106,6 +112,8 @@ class ByCalls:
         numbers: dict[Word, int] = {}
 
         def number(word: Word) -> int:
+            if word[0] == "parameter":
+                raise CannotFollow
             if word not in numbers:
                 numbers[word] = values[word[1]].tensor.storage if word[0] == "given" else self._new()
             return numbers[word]

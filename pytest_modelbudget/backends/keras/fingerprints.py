@@ -39,7 +39,15 @@ def _is_keras_or_model(one: Any) -> bool:
 
 
 def _is_keras(one: Any) -> bool:
-    return type(one).__module__.startswith("keras.src.") and type(one).__name__ not in _ANY_CODE
+    if not type(one).__module__.startswith("keras.src.") or type(one).__name__ in _ANY_CODE:
+        return False
+    functions = [vars(one).get(name) for name in ("activation", "recurrent_activation")]
+    return all(function is None or _of_keras(function) for function in functions)
+
+
+def _of_keras(function: Any) -> bool:
+    home = function if hasattr(function, "__module__") and hasattr(function, "__name__") else type(function)
+    return str(home.__module__).startswith("keras.src.")
 
 
 def fingerprint(one: Any) -> Hashable:

@@ -50,7 +50,7 @@ def _kept(call: Call, parameters: Sequence[Parameter], given: Sequence[Tensor]) 
         results = list(call(values, arguments))
     if not all(isinstance(one, torch.Tensor) and has_storage(one) for one in results):
         raise NotKnown("a result is no ordinary tensor")
-    words = _words(arguments, results)
+    words = _words(values, arguments, results)
     held = {key: nbytes for handle, key, nbytes in saved if handle() is not None}
     return Kept(
         tuple((words.setdefault(key, ("inner", len(words))), nbytes) for key, nbytes in held.items()),
@@ -73,8 +73,10 @@ def _swept() -> Iterator[None]:
             gc.enable()
 
 
-def _words(arguments: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> dict[int, Word]:
-    words: dict[int, Word] = {}
+def _words(
+    parameters: Sequence[torch.Tensor], arguments: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
+) -> dict[int, Word]:
+    words: dict[int, Word] = {storage_key(tensor): ("parameter", place) for place, tensor in enumerate(parameters)}
     for place, tensor in enumerate(arguments):
         words.setdefault(storage_key(tensor), ("given", place))
     for place, tensor in enumerate(results):
