@@ -16,11 +16,22 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import activations, flops, labels, optimizer, pins, ports, private, rules, shapes, walk
+from pytest_modelbudget.backends.kept import NotKnown
+from pytest_modelbudget.backends.keras import (
+    activations,
+    flops,
+    labels,
+    optimizer,
+    pins,
+    ports,
+    private,
+    rules,
+    shapes,
+    walk,
+)
 from pytest_modelbudget.backends.keras.build import abstract, counting
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
-from pytest_modelbudget.backends.kept import NotKnown
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec

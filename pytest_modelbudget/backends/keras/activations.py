@@ -14,10 +14,10 @@ from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends.kept import Keep, NotKnown
 from pytest_modelbudget.backends.keras import jax_keeper, private
 from pytest_modelbudget.backends.keras.composing import ByCalls, CannotFollow, Place, given, run
 from pytest_modelbudget.backends.keras.fingerprints import all_keras
-from pytest_modelbudget.backends.kept import Keep, NotKnown
 
 
 @dataclass(frozen=True, slots=True)

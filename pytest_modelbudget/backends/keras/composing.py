@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends.kept import Keep, Kept, Parameter, Tensor, Word
 from pytest_modelbudget.backends.keras import private
 from pytest_modelbudget.backends.keras.fingerprints import fingerprint, plain
-from pytest_modelbudget.backends.kept import Keep, Kept, Parameter, Tensor, Word
 
 Place = tuple[int, int]
 """A row, by the identities of its model and its operation."""
@@ -118,9 +118,7 @@ class ByCalls:
                 numbers[word] = values[word[1]].tensor.storage if word[0] == "given" else self._new()
             return numbers[word]
 
-        made = [
-            Value(replace(one, storage=number(word))) for one, word in zip(kept.made, kept.words, strict=True)
-        ]
+        made = [Value(replace(one, storage=number(word))) for one, word in zip(kept.made, kept.words, strict=True)]
         storages = [(number(word), count) for word, count in kept.storages]
         self._ran.append(_Ran(place, storages, values, made, kept.reached))
         return made

@@ -1,6 +1,7 @@
 """What `jax.vjp` keeps of one call: read from the jaxpr of the call and its residuals, which runs nothing.
 
-Each array of the jaxpr is a storage of its own; what the compiler later keeps or computes anew is not followed.
+Each array of the jaxpr is a storage of its own, and single numbers, which are constants of the call, are not counted.
+What the compiler later keeps or computes anew is not followed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def keeper() -> Iterator[Keep]:
 
 def _kept(call: Call, parameters: Sequence[Parameter], given: Sequence[Tensor]) -> Kept:
     jax: Any = sys.modules["jax"]
-    everything = [*parameters, *given]
+    everything: list[Parameter | Tensor] = [*parameters, *given]
     specs = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in everything]
     trained = [at for at, one in enumerate(everything) if one.trained and _is_float(jax, specs[at].dtype)]
     results = 0
@@ -40,7 +41,7 @@ def _kept(call: Call, parameters: Sequence[Parameter], given: Sequence[Tensor]) 
 
     jaxpr = jax.make_jaxpr(differentiated)(*specs).jaxpr
     words = _words(jaxpr, len(parameters), results)
-    residuals = [one for one in jaxpr.outvars[results:] if not hasattr(one, "val")]
+    residuals = [one for one in jaxpr.outvars[results:] if one.aval.shape and not hasattr(one, "val")]
     held: dict[Word, int] = {}
     for one in residuals:
         held[words.setdefault(one, ("inner", len(words)))] = _bytes(one.aval)
