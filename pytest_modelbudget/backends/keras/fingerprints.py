@@ -84,7 +84,7 @@ def _value(name: str, value: Any, owner: Any) -> Hashable:
     if isinstance(value, keras.layers.Layer):
         return fingerprint(value)
     if isinstance(value, _NO_MATTER):
-        return kind
+        return kind.__name__
     if kind is keras.dtype_policies.DTypePolicy:
         return kind, value.name
     if kind is keras.random.SeedGenerator:
