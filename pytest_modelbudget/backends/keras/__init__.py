@@ -16,7 +16,19 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import flops, labels, optimizer, pins, ports, private, rules, shapes, walk
+from pytest_modelbudget.backends.kept import NotKnown
+from pytest_modelbudget.backends.keras import (
+    activations,
+    flops,
+    labels,
+    optimizer,
+    pins,
+    ports,
+    private,
+    rules,
+    shapes,
+    walk,
+)
 from pytest_modelbudget.backends.keras.build import abstract, counting
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
@@ -73,19 +85,31 @@ class _Counted:
         seen, outputs = self._seen(arguments)
         rows = walk.rows(self.model, seen, self.names)
         total, by_path = Flops(), dict[str, int | None]()
+        held = None
         if self._unsized(arguments) is None:
             total, by_path = flops.count(seen.calls, rows)
+            held = self._held(arguments)
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
-            layers=tuple(_with_flops(row.layer, total, by_path) for row in rows),
+            layers=tuple(_with_costs(row, total, by_path, held) for row in rows),
             inputs=arguments.ports,
             outputs=outputs,
             flops=total,
+            activation_bytes=None if held is None else held.total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
             optimizer_bytes=self._optimizer_bytes(),
             notes=tuple(self.notes),
         )
+
+    def _held(self, arguments: ports.Arguments) -> activations.Held | None:
+        try:
+            held = activations.measured(self.model, *arguments.symbolic(self.sizes))
+        except NotKnown as reason:
+            self.notes.append(f"activation_bytes is not known: {reason}")
+            return None
+        self.notes.append(f"activation_bytes: {held.manner}")
+        return held
 
     def _optimizer_bytes(self) -> int | None:
         try:
@@ -202,5 +226,10 @@ def _of_inputs(graph: Any, arguments: ports.Arguments) -> dict[int, TensorSpec]:
     return {id(past[0]): port.spec for past, port in zip(pasts, arguments.ports, strict=True) if past is not None}
 
 
-def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int | None]) -> Layer:
-    return layer if total.value is None else replace(layer, flops=by_path.get(layer.path, 0))
+def _with_costs(row: walk.Row, total: Flops, by_path: Mapping[str, int | None], held: activations.Held | None) -> Layer:
+    layer = row.layer
+    return replace(
+        layer,
+        flops=None if total.value is None else by_path.get(layer.path, 0),
+        activation_bytes=None if held is None else held.by_row.get((row.parent, row.operation)),
+    )

@@ -34,6 +34,8 @@ _TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 _NAMES = "object_name_uids"
 _UNINITIALIZED = "uninitialized_variables"
 _SCOPE = "stateless_scope"
+_CALL = "current_call_ctx"
+_DEVICE = "torch_device"
 
 
 @contextmanager
@@ -266,3 +268,79 @@ def infer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     from keras.src import backend
 
     return backend.compute_output_spec(function, *args, **kwargs)
+
+
+def all_variables(one: Any) -> list[Any]:
+    """Every variable that a call of a layer or operation may read, also seeds."""
+    return list(one.variables) if isinstance(one, keras.layers.Layer) else []
+
+
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras sent a mask along with a tensor of the backend."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
+def run_graph(graph: Any, values: list[Any], run: Callable[[Any], Callable[..., Any]]) -> Any:
+    """The outputs of a graph where `run(operation)` stands in for each operation and `values` for its inputs."""
+    return graph._run_through_graph(values, operation_fn=run)
+
+
+def trained(one: Any) -> Callable[..., Any]:
+    """An operation as a graph runs it in training mode, whatever its author passed for `training`."""
+    from keras.src.models.functional import operation_fn
+
+    run: Callable[..., Any] = operation_fn(one, training=True)
+    return run
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """Inside, a layer runs in training mode, also if its `call` does not ask for it, and with it all below it."""
+    from keras.src.layers.layer import CallContext
+
+    before = global_state.get_global_attribute(_CALL)
+    context = CallContext(entry_layer=None)
+    context.training = True
+    global_state.set_global_attribute(_CALL, context)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_CALL, before)
+
+
+class _Meta(str):
+    """The device "meta" for torch, and for Keras one that it has not heard of.
+
+    Where Keras sees "meta" it takes detours that cut the way of the gradients, since it only wants shapes; and a
+    tensor on that device it would make anew.
+    """
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return getattr(other, "type", None) == "meta"
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+@contextmanager
+def torch_on_meta() -> Iterator[None]:
+    """Inside, Keras on torch makes its tensors on the meta device, and draws nothing from its generators."""
+    drawing = [
+        (module, name, getattr(module, name))
+        for key, module in list(sys.modules.items())
+        for name in ("torch_seed_generator", "_torch_seed_generator")
+        if key.startswith("keras.src.backend.torch.") and hasattr(module, name)
+    ]
+    before = global_state.get_global_attribute(_DEVICE)
+    global_state.set_global_attribute(_DEVICE, _Meta("meta"))
+    try:
+        for module, name, _ in drawing:
+            setattr(module, name, lambda seed: None)  # there are none for that device
+        yield
+    finally:
+        global_state.set_global_attribute(_DEVICE, before)
+        for module, name, original in drawing:
+            setattr(module, name, original)

@@ -303,7 +303,7 @@ def test_nesting_costs_no_more_than_its_depth(summarize: Any) -> None:
     """Each level is called a handful of times, however deep it is."""
     Deep.calls = 0
     summarize(Positions, "float32[B, T, 4]", T=6)
-    assert Deep.calls <= 9 * 4
+    assert Deep.calls <= 9 * 5  # one of them in training mode
 
 
 class Raw(keras.Model):
