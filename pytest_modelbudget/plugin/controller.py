@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ class Controller:
         self._write_snapshots()
         self._prune()
         self._write_reports()
-        if self.config.getoption("model_budget_mlflow") and self.results:
+        wanted = any(self.config.getoption(f"model_budget_mlflow{word}") for word in ("", "_required"))
+        if wanted and self.results:
             self._log(session)
         self._finish()
         if self.problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -116,6 +118,10 @@ class Controller:
         failed = session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         delivery = mlflow.log(self.results, self.config.rootpath, exit_failed=failed or bool(self.problems))
         self.lines += delivery.lines
+        if not delivery.ok and self.config.getoption("model_budget_mlflow_required"):
+            self.problems.append("not all was logged to MLflow, as --model-budget-mlflow-required demands")
+        if delivery.links:
+            _append(delivery.links, [path for kind, path in self.targets if kind == "md"])
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of all models, what was written, and what could not be."""
@@ -144,6 +150,14 @@ def _target(text: str, config: pytest.Config) -> tuple[str, Path]:
     if not colon or not path or kind not in REPORTS:
         raise pytest.UsageError(f"--model-budget-report={text}: write KIND:PATH, with KIND one of {', '.join(REPORTS)}")
     return kind, config.invocation_params.dir / path
+
+
+def _append(links: Sequence[tuple[str, str]], reports: Iterable[Path]) -> None:
+    """Add links to Markdown reports, which were written before, so that no tracker can keep them back."""
+    line = " · ".join(f"[{name}](<{link}>)" for name, link in links)
+    for path in reports:
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write(f"\nMLflow: {line}\n")
 
 
 def _write(path: Path, text: str) -> None:

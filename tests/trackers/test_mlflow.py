@@ -20,7 +20,7 @@ import pytest
 from pytest_modelbudget import wire
 from pytest_modelbudget.check import Result
 from pytest_modelbudget.summary import Flops, Summary
-from pytest_modelbudget.trackers.mlflow import content, outbox
+from pytest_modelbudget.trackers.mlflow import artifacts, content, outbox
 from pytest_modelbudget.trackers.mlflow.facts import Facts
 from tests.builders import towers
 from tests.trackers.mlflow_helpers import (
@@ -192,7 +192,10 @@ def test_a_run_over_its_deadline_is_sent_by_the_next_one(sent: Sent) -> None:
     experiment, run = job.info.experiment_id, job.info.run_id
     page = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
     assert sent.logged["lines"][2] == f"  this run: {page}"
-    assert sent.logged["lines"][4] == "  also sent what was waiting from 1 earlier run"
+    assert [line.split(":")[0].strip() for line in sent.logged["lines"][2:6]] == [
+        "this run", "its report", "all models over time", "all runs",
+    ]  # fmt: skip
+    assert sent.logged["lines"][6] == "  also sent what was waiting from 1 earlier run"
     assert waiting(sent.repo.path) == []
     assert not sent.killed["imported"]
     assert not sent.logged["imported"]
@@ -212,16 +215,17 @@ def test_a_run_of_pytest_is_a_run_there(sent: Sent, tmp_path: Path) -> None:
     assert (tags["modelbudget.state"], tags["modelbudget.dirty"]) == ("complete", "false")
     assert job.data.metrics["session/models"] == 2
     assert job.data.metrics["session/params_sum"] == 12_402
-    slug = content.slug_of("zoo/net:a")
+    slug = artifacts.slug_of("zoo/net:a")
     per_model = {
         f"models/{name}/{file}"
         for name in ("two-towers", slug)
-        for file in ("summary.txt", "summary.json", "layers.json")
+        for file in ("summary.txt", "summary.html", "result.json", "layers.json")
     }
     assert sent.store.files(job) == {"report.html", "results.json", "models.json", *per_model}
     assert json.loads(sent.store.text(job, "models.json", tmp_path))["data"][0][:2] == ["two-towers", 6201]
     assert "Total params: 6,201" in sent.store.text(job, "models/two-towers/summary.txt", tmp_path)
-    assert Summary.from_dict(json.loads(sent.store.text(job, f"models/{slug}/summary.json", tmp_path))).params == 6201
+    data = json.loads(sent.store.text(job, f"models/{slug}/result.json", tmp_path))
+    assert Summary.from_dict(data["summary"]).params == 6201
     layers = json.loads(sent.store.text(job, "models/two-towers/layers.json", tmp_path))
     assert layers["columns"] == ["layer", "params", "type", "output shape", "trainable params", "connected to"]
     assert layers["data"][2] == ["dense", 5050, "Dense", "[B, 50]", 5050, "user"]
@@ -238,8 +242,8 @@ def test_each_model_has_one_line_over_the_commits(sent: Sent, tmp_path: Path) ->
     assert run.data.tags["mlflow.source.git.commit"] == sent.commits[1]
     assert run.data.tags["modelbudget.outcome"] == "OVER BUDGET"
     assert run.info.status == "FAILED"
-    assert sent.store.files(run) == {"latest/summary.txt", "latest/layers.json"}
-    assert "Total params: 6,302" in sent.store.text(run, "latest/summary.txt", tmp_path)
+    assert sent.store.files(run) == {"latest/summary.html", "latest/layers.json"}
+    assert "Total params: 6,302" in sent.store.text(run, "latest/summary.html", tmp_path)
     times = {point.timestamp for point in sent.store.client.get_metric_history(run.info.run_id, "params/total")}
     assert times == {1_700_000_000_000, 1_700_000_060_000}
 
@@ -284,9 +288,10 @@ def test_sending_again_changes_nothing(sent: Sent) -> None:
     shutil.copytree(sent.kept, folder / sent.kept.name)
     command = [sys.executable, "-m", "pytest_modelbudget.trackers.mlflow.sender", ".", str(folder)]
     done = subprocess.run(
-        command, cwd=sent.repo.path, env=sent.repo.environment, capture_output=True, text=True, check=True
-    )
-    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["sent"]
+        command, cwd=sent.repo.path, env=sent.repo.environment, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["job", "sent"]
     assert waiting(sent.repo.path) == []
     assert everything() == before
 

@@ -1,0 +1,71 @@
+"""A model's history: one long-lived run with a point wherever the model changed. Pure; touches no file.
+
+MLflow joins the points of a line, so a change gets two: the old values at the step before it (the hold point), and
+the new ones. What has been written is kept in one tag of the run, set only after the points have arrived: whoever
+is interrupted finds the same state again and writes the same points, which MLflow stores once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from pytest_modelbudget.trackers.mlflow.outbox import Entry, Model
+
+STATE = "modelbudget.point"
+"""The tag that holds a `State`."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The newest point of a history: its step, when it was measured, what the model was, and its values."""
+
+    step: int
+    created_ms: int
+    digest: str
+    metrics: Mapping[str, float]
+
+    def text(self) -> str:
+        """As the text of a tag."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Values at one step; `time_ms` is in milliseconds of Unix time."""
+
+    step: int
+    time_ms: int
+    metrics: Mapping[str, float]
+
+
+def read(tags: Mapping[str, str]) -> State | None:
+    """The state that a run's tags hold; None when it has no point yet, or when the tag cannot be read."""
+    try:
+        return State(**json.loads(tags.get(STATE, "")))
+    except (ValueError, TypeError):
+        return None
+
+
+def plan(state: State | None, entry: Entry, model: Model) -> tuple[tuple[Points, ...], State | None]:
+    """The points to write for `model`, and the state afterwards; None leaves the state as it is.
+
+    Nothing at all is to be done for a model that is as it was.
+    """
+    point = Points(entry.step, entry.point_ms, model.metrics)
+    after = State(entry.step, entry.created_ms, model.digest, model.metrics)
+    if state is None:
+        return (point,), after
+    if entry.step < state.step:  # it comes late; the newest point and what is beside it stay
+        return (point,), None
+    if model.digest == state.digest:
+        return (), None
+    if entry.step > state.step:
+        hold = Points(entry.step - 1, entry.point_ms - 1, state.metrics)
+        return ((hold,) if hold.step > state.step else ()) + (point,), after
+    if entry.created_ms < state.created_ms:  # the same commit was measured again since
+        return (), None
+    # A page shows the highest of the values with one step and time, so another value needs a later time.
+    moved = {name: value for name, value in model.metrics.items() if state.metrics.get(name) != value}
+    return (Points(entry.step, entry.created_ms, moved),), after
