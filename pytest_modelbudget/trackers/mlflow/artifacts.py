@@ -9,7 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -48,7 +48,7 @@ def hashed(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One result, and what is made of it more than once: its `slug`, itself as `data`, its numbers under their names.
+    """One result, and what is made of it more than once: `slug`, `data` of its summary, the same as `text`, `numbers`.
 
     Making these walks through all layers, of which a run of many models has a hundred thousand.
     """
@@ -56,18 +56,27 @@ class Measured:
     result: Result
     slug: str
     data: Mapping[str, Any]
+    text: str
     numbers: Mapping[str, float]
 
 
 def measured(result: Result, slug: str) -> Measured:
     """A result with what is made of it."""
-    numbers = {} if result.summary is None else names.metrics(result.summary, result.limits)
-    return Measured(result, slug, wire.result_dict(result), numbers)
+    if result.summary is None:
+        return Measured(result, slug, {}, "null", {})
+    data = result.summary.to_dict()
+    return Measured(result, slug, data, json.dumps(data), names.metrics(result.summary, result.limits))
+
+
+def _outcome(model: Measured) -> str:
+    """The `result.json` of a model; its summary, by far the most of it, was made into text before."""
+    head = json.dumps({**wire.result_dict(replace(model.result, summary=None)), "summary": None})
+    return f"{head.removesuffix('null}')}{model.text}}}\n"
 
 
 def of_model(model: Measured) -> dict[str, str]:
     """The files of one model in a run: name -> text."""
-    result, data = model.result, json.dumps(model.data) + "\n"
+    result, data = model.result, _outcome(model)
     if result.summary is None:
         return {"error.txt": text.harmless_lines(result.error) + "\n", RESULT: data}
     files = {
@@ -112,10 +121,10 @@ def _archived(model: Measured) -> Mapping[str, str]:
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(_LAYER_COLUMNS)
-    for row, layer in zip(model.data["summary"]["layers"], model.result.summary.layers, strict=True):
+    for row, layer in zip(model.data["layers"], model.result.summary.layers, strict=True):
         sources = "; ".join(map(", ".join, layer.connected_to))
         writer.writerow((layer.path, row["params"], layer.type, layer.output_text, row["trainable_params"], sources))
-    return {RESULT: json.dumps(model.data) + "\n", "layers.csv": sink.getvalue()}
+    return {RESULT: _outcome(model), "layers.csv": sink.getvalue()}
 
 
 def summary_in(data: str) -> Summary:

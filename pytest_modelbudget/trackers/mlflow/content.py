@@ -11,7 +11,7 @@ from pytest_modelbudget.reports import json as json_report
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 from pytest_modelbudget.trackers.mlflow.artifacts import Measured, hashed, slug_of
 from pytest_modelbudget.trackers.mlflow.facts import Facts
-from pytest_modelbudget.trackers.mlflow.outbox import Entry, Model, Run
+from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, Entry, Model, Run
 
 MOST_MODELS = 50
 """Up to so many models get artifacts of their own in a run; of more, those that failed or changed."""
@@ -190,7 +190,7 @@ def _model(model: Measured, facts: Facts) -> Model:
         "modelbudget.kind": "history",
         "modelbudget.model": result.id,
         "modelbudget.framework": result.summary.framework,
-        "modelbudget.outcome": result.state.value,
+        OUTCOME: result.state.value,
         "modelbudget.dirty": str(facts.dirty).lower(),
         "modelbudget.unknown": ", ".join(names.unknown(metrics)) or "none",
     }
@@ -200,7 +200,7 @@ def _model(model: Measured, facts: Facts) -> Model:
         status="FAILED" if result.state.failed else "FINISHED",
         tags=_fitting(tags),
         metrics=metrics,
-        digest=hashed(json.dumps([model.data["summary"], metrics], sort_keys=True))[:16],
+        digest=hashed(f"{model.text}{json.dumps(metrics, sort_keys=True)}")[:16],
         slug=model.slug,
     )
 

@@ -14,7 +14,10 @@ from dataclasses import asdict, dataclass
 from pytest_modelbudget.trackers.mlflow.outbox import Entry, Model
 
 STATE = "modelbudget.point"
-"""The tag that holds a `State`."""
+"""The tag of a run that holds a `State`."""
+
+MARK = "modelbudget.mark"
+"""The tag of an experiment that holds a `Mark`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +72,33 @@ def plan(state: State | None, entry: Entry, model: Model) -> tuple[tuple[Points,
     # A page shows the highest of the values with one step and time, so another value needs a later time.
     moved = {name: value for name, value in model.metrics.items() if state.metrics.get(name) != value}
     return (Points(entry.step, entry.created_ms, moved),), after
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The newest entry of which all models have been written: an equal one after it changes nothing.
+
+    It is kept beside all histories, since reading those of a thousand models takes longer than a run of pytest may.
+    While an entry is being written its fingerprint is empty: nobody may rely on half of it.
+    """
+
+    step: int = -1
+    created_ms: int = -1
+    fingerprint: str = ""
+
+    def text(self) -> str:
+        """As the text of a tag."""
+        return f"{self.step} {self.created_ms} {self.fingerprint}"
+
+    def is_before(self, entry: Entry) -> bool:
+        """Whether `entry` is newer, or the same."""
+        return (self.step, self.created_ms) <= (entry.step, entry.created_ms)
+
+
+def mark_in(text: str) -> Mark:
+    """The mark that a tag holds."""
+    try:
+        step, created, fingerprint = text.split(" ")
+        return Mark(int(step), int(created), fingerprint)
+    except ValueError:
+        return Mark()

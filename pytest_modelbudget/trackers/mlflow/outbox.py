@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -13,6 +14,9 @@ from typing import Any
 
 FOLDER = ".modelbudget"
 """The project's own folder under the root; it ignores itself in git."""
+
+OUTCOME = "modelbudget.outcome"
+"""The tag that says how a model came out."""
 
 SCHEMA = 2
 """Version of an entry's shape."""
@@ -75,6 +79,12 @@ class Entry:
     experiment: str
     job: Run
     history: tuple[Model, ...] = field(default=())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what all its models are and how they came out; equal when the histories need nothing new."""
+        models = sorted((model.key, model.digest, model.status, model.tags.get(OUTCOME, "")) for model in self.history)
+        return hashlib.sha256(json.dumps(models).encode()).hexdigest()[:16]
 
     @property
     def history_experiment(self) -> str:

@@ -17,12 +17,16 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pytest_modelbudget.trackers.mlflow import artifacts, history, lock, outbox, views
 from pytest_modelbudget.trackers.mlflow.history import Points
-from pytest_modelbudget.trackers.mlflow.outbox import Entry, Model
+from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, Entry, Model
 from pytest_modelbudget.trackers.mlflow.store import Store
 from pytest_modelbudget.trackers.mlflow.target import Target, resolve, unreachable
 from pytest_modelbudget.trackers.mlflow.trouble import Trouble, explained, is_transient
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
 
 _STATE = "modelbudget.state"
 _TABLES = "mlflow.loggedArtifacts"
-_OUTCOME = "modelbudget.outcome"
 _NOTE = "mlflow.note.content"
 _LATEST = "latest"
 
@@ -107,13 +110,18 @@ def _prepare(target: Target) -> None:
 
 
 def _send_all(store: Store, folder: Path, target: Target, report: Report) -> int:
+    """The newest run of pytest first, since someone waits for its link; then the histories in their own order."""
     failures = 0
+    jobs: list[tuple[Path, Entry, str, str]] = []
     for path in outbox.entries(folder):
         try:
             entry = outbox.read(path)
             if entry.target != target.shown:
                 continue
-            _send(store, path, entry, report)
+            experiment = _retried(partial(store.experiment, entry.experiment))
+            run = _retried(partial(_send_job, store, experiment, path, entry))
+            report.tell("job", entry=path.name, experiment=experiment, run=run)
+            jobs.append((path, entry, experiment, run))
         except outbox.NotReadable as error:
             outbox.remove(path)
             report.tell("damaged", entry=path.name, reason=str(error))
@@ -121,25 +129,31 @@ def _send_all(store: Store, folder: Path, target: Target, report: Report) -> int
             report.trouble("failed", error, entry=path.name)
             failures += 1
             if failures == _FAILURES:
-                break
+                return 1
+    for path, entry, experiment, run in reversed(jobs):
+        try:
+            models = _retried(partial(_send_models, store, experiment, path, entry))
+        except Exception as error:
+            report.trouble("failed", error, entry=path.name)
+            failures += 1
+            if failures == _FAILURES:
+                return 1
+            continue
+        outbox.remove(path)
+        report.tell("sent", entry=path.name, experiment=experiment, run=run, history=models)
     return int(failures > 0)
 
 
-def _send(store: Store, path: Path, entry: Entry, report: Report) -> None:
-    """Send one entry and remove it; a fault that may pass is tried again, which is safe."""
-    for attempt in range(1, _TRIES + 1):
+def _retried(act: Callable[[], str]) -> str:
+    """What `act` returns; a fault that may pass is tried again, which is safe."""
+    for attempt in range(1, _TRIES):
         try:
-            experiment = store.experiment(entry.experiment)
-            run_id = _send_job(store, experiment, path, entry)
-            report.tell("job", entry=path.name, experiment=experiment, run=run_id)
-            models = _send_models(store, experiment, path, entry)
-            outbox.remove(path)
-            report.tell("sent", entry=path.name, experiment=experiment, run=run_id, history=models)
-            return
+            return act()
         except Exception as error:
-            if attempt == _TRIES or not is_transient(error):
+            if not is_transient(error):
                 raise
             time.sleep(attempt)
+    return act()
 
 
 def _send_job(store: Store, experiment: str, path: Path, entry: Entry) -> str:
@@ -166,21 +180,35 @@ def _send_models(store: Store, jobs: str, path: Path, entry: Entry) -> str:
     if not entry.history:
         return ""
     experiment = store.experiment(entry.history_experiment)
+    mark = history.mark_in(store.experiment_tag(experiment, history.MARK))
+    is_newest = mark.is_before(entry)
+    if is_newest and mark.fingerprint == entry.fingerprint:
+        return experiment
+    if is_newest and mark.fingerprint:
+        store.set_experiment_tag(experiment, history.MARK, replace(mark, fingerprint="").text())
+    stored, done = _stored(store, jobs, experiment, entry), outbox.done(path)
+    with ThreadPoolExecutor(store.parallel) as pool:
+        models = [model for model in entry.history if model.key not in done]
+        list(pool.map(lambda model: _send_model(store, path, entry, model, stored[model.key]), models))
+    if is_newest:
+        after = history.Mark(entry.step, entry.created_ms, entry.fingerprint)
+        store.set_experiment_tag(experiment, history.MARK, after.text())
+    return experiment
+
+
+def _stored(store: Store, jobs: str, experiment: str, entry: Entry) -> dict[str, StoredRun]:
+    """The history run of every model by key; those that are not there are made."""
     condition = "tags.`modelbudget.kind` = 'history'"
     stored = store.by_key(experiment, condition)
     new = [model for model in entry.history if model.key not in stored]
-    if new:
-        for model in new:
-            store.create(experiment, model.key, model.name, entry.created_ms, model.tags)
-        if len(new) == len(entry.history):
-            store.describe(experiment, views.described(experiment, jobs, history=True))
-            store.describe(jobs, views.described(jobs, experiment, history=False))
-        stored = store.by_key(experiment, condition)
-    done = outbox.done(path)
-    for model in entry.history:
-        if model.key not in done:
-            _send_model(store, path, entry, model, stored[model.key])
-    return experiment
+    if not new:
+        return stored
+    with ThreadPoolExecutor(store.parallel) as pool:
+        list(pool.map(lambda one: store.create(experiment, one.key, one.name, entry.created_ms, one.tags), new))
+    if not stored:
+        store.set_experiment_tag(experiment, _NOTE, views.described(experiment, jobs, history=True))
+        store.set_experiment_tag(jobs, _NOTE, views.described(jobs, experiment, history=False))
+    return store.by_key(experiment, condition)
 
 
 def _send_model(store: Store, path: Path, entry: Entry, model: Model, stored: StoredRun) -> None:
@@ -206,8 +234,8 @@ def _send_model(store: Store, path: Path, entry: Entry, model: Model, stored: St
 
 def _touch(store: Store, run_id: str, entry: Entry, model: Model, stored: StoredRun) -> None:
     """A model that is as it was may have come out differently: its snapshot was accepted, say."""
-    if stored.data.tags.get(_OUTCOME) != model.tags[_OUTCOME]:
-        store.log(run_id, tags={name: model.tags[name] for name in (_OUTCOME, _NOTE)})
+    if stored.data.tags.get(OUTCOME) != model.tags[OUTCOME]:
+        store.log(run_id, tags={name: model.tags[name] for name in (OUTCOME, _NOTE)})
         store.end(run_id, model.status, entry.created_ms)
 
 

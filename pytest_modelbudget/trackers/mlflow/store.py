@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,10 +56,18 @@ class Store:
             return None
         return (Path.cwd() / "artifacts" / name).as_uri()
 
-    def describe(self, experiment: str, note: str) -> None:
-        """Set the description of an experiment; nothing is lost when that fails."""
-        with suppress(Exception):
-            self._client.set_experiment_tag(experiment, "mlflow.note.content", note)
+    @property
+    def parallel(self) -> int:
+        """How many requests at once are worth while; a database file takes one after the other."""
+        return 1 if self._target.is_database else 4
+
+    def experiment_tag(self, experiment: str, name: str) -> str:
+        """A tag of an experiment, empty when there is none."""
+        return str(self._client.get_experiment(experiment).tags.get(name, ""))
+
+    def set_experiment_tag(self, experiment: str, name: str, text: str) -> None:
+        """Set a tag of an experiment."""
+        self._client.set_experiment_tag(experiment, name, text)
 
     def by_key(self, experiment: str, condition: str) -> dict[str, StoredRun]:
         """The runs that match by key; of runs that were made twice, the oldest stays and the others are deleted."""
