@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 from pytest_modelbudget.budget import METRICS
 from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.diff import changes
 from pytest_modelbudget.summary import Flops
 from pytest_modelbudget.trackers.mlflow import artifacts, content, facts, names, outbox, target
 from pytest_modelbudget.trackers.mlflow.facts import Facts
@@ -91,6 +95,11 @@ def make(results: Sequence[Result], exit_failed: bool = False) -> tuple[outbox.E
     return content.make(results, Facts("nets"), target="x", key="k" * 32, now_ms=now_ms, exit_failed=exit_failed)
 
 
+def named(name: str) -> Result:
+    """A model of any name, also of one that no manifest lets through."""
+    return replace(result(replace(towers(), notes=(name,))), id=name)
+
+
 def test_two_models_of_one_id_have_two_histories() -> None:
     """Two files may each declare a model of the same name."""
     one, two = result(towers()), replace(result(wider(60)), nodeid="b.py::two-towers")
@@ -121,7 +130,43 @@ def test_of_many_models_only_the_interesting_get_artifacts_of_their_own() -> Non
     entry, files = make(results)
     assert {path.split("/")[2] for path in files if path.startswith("job/models/")} == {"greedy"}
     assert len(entry.history) == 61
+    packed = files["job/all-models.zip"]
+    assert isinstance(packed, bytes)
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {f"net-{number}" for number in range(60)}
+        assert artifacts.summary_in(archive.read("net-7/result.json").decode()).params == 6201
+        assert archive.read("net-7/layers.csv").decode().splitlines()[3] == 'dense,5050,Dense,"[B, 50]",5050,user'
+    assert len(entry.job.metrics) < 20
     assert entry.job.tables == ("models.json", "models/greedy/layers.json")
+
+
+def test_pages_keep_to_their_sandbox() -> None:
+    """MLflow shows them in a frame without storage, network of its own, or a way out."""
+    _, files = make([named(name) for name in ("plain", *HOSTILE[:3])], exit_failed=True)
+    pages = [str(text) for path, text in files.items() if path.endswith(".html")]
+    assert len(pages) == 5
+    for page in pages:
+        assert not re.search(
+            r"localStorage|sessionStorage|document\.cookie|<iframe|<link|\bsrc=|@import|window\.(open|top)", page
+        )
+        assert "<img" not in page
+
+
+def test_names_of_artifacts_are_slugs() -> None:
+    """Whatever a model is called: some characters make folders, others make MLflow's client wait for minutes."""
+    _, files = make([named(name) for name in HOSTILE])
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", part) for path in files for part in path.split("/"))
+    assert not any(part in (".", "..") for path in files for part in path.split("/"))
+
+
+def test_a_change_is_listed_line_by_line() -> None:
+    """Under a name that MLflow's pages show; `.diff` they do not."""
+    one = result(towers())
+    changed = replace(one, state=State.CHANGED, changes=changes(towers(), wider(51)), summary=wider(51))
+    _, files = make([changed], exit_failed=True)
+    lines = str(files["job/models/two-towers/snapshot.diff.txt"]).splitlines()
+    assert lines[0] == "params 6,201 -> 6,302  (+101, +1.63%)"
+    assert any(line.startswith("~ dense ") for line in lines)
 
 
 def test_no_column_has_a_dot() -> None:

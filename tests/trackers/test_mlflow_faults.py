@@ -42,7 +42,9 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Pa
     """The port of a server that is well, and its folder; two variables choose another version or database for it."""
     port, folder = free_port(), tmp_path_factory.mktemp("server")
     python = os.environ.get("MLFLOW_SERVER_PYTHON", sys.executable)
-    with server(folder, port, python, os.environ.get("MLFLOW_SERVER_BACKEND", "")):
+    backend = os.environ.get("MLFLOW_SERVER_BACKEND", "")
+    with server(folder, port, python, backend) as uri, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)  # MLflow 2 lists artifacts where this leads, whatever its client says
         yield port, folder
 
 

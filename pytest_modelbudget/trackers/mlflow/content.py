@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from pytest_modelbudget.check import Result, State
@@ -80,10 +81,9 @@ def identity(result: Result) -> str:
 def _slugs(results: Sequence[Result]) -> list[str]:
     """A slug for each result, told apart by what they are when ids are not enough (also where case does not count)."""
     slugs = [slug_of(result.id) for result in results]
-    folded = [slug.casefold() for slug in slugs]
-    count = {slug: folded.count(slug) for slug in set(folded)} if len(set(folded)) < len(folded) else {}
+    times = Counter(slug.casefold() for slug in slugs)
     return [
-        slug if count.get(slug.casefold(), 1) == 1 else f"{slug}-{hashed(f'{identity(result)} {number}')[:8]}"
+        slug if times[slug.casefold()] == 1 else f"{slug}-{hashed(f'{identity(result)} {number}')[:8]}"
         for number, (result, slug) in enumerate(zip(results, slugs, strict=True))
     ]
 
