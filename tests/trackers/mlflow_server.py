@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 from pytest_modelbudget import wire
 from pytest_modelbudget.check import Result
@@ -107,6 +109,7 @@ class Store:
     """What an MLflow store holds."""
 
     client: Any
+    uri: str
 
     def runs(self, experiment: str) -> list[Any]:
         """The runs of an experiment, oldest first."""
@@ -125,9 +128,17 @@ class Store:
     def files(self, run: Any, folder: str | None = None) -> set[str]:
         """The paths of a run's artifacts."""
         found: set[str] = set()
-        for one in self.client.list_artifacts(run.info.run_id, folder):
-            found |= self.files(run, one.path) if one.is_dir else {one.path}
+        for path, is_folder in self._listed(run.info.run_id, folder):
+            found |= self.files(run, path) if is_folder else {path}
         return found
+
+    def _listed(self, run_id: str, folder: str | None) -> list[tuple[str, bool]]:
+        """A server is asked directly: MLflow's newer clients cannot list the artifacts of older servers."""
+        if not self.uri.startswith("http"):
+            return [(one.path, one.is_dir) for one in self.client.list_artifacts(run_id, folder)]
+        query = urlencode({"run_id": run_id, **({"path": folder} if folder else {})})
+        with urlopen(f"{self.uri}/api/2.0/mlflow/artifacts/list?{query}", timeout=60) as answer:
+            return [(one["path"], one["is_dir"]) for one in json.load(answer).get("files", [])]
 
     def text(self, run: Any, path: str, into: Path) -> str:
         """An artifact."""
@@ -138,7 +149,7 @@ def store_at(uri: str) -> Store:
     """The store at an address."""
     from mlflow import MlflowClient
 
-    return Store(MlflowClient(tracking_uri=uri))
+    return Store(MlflowClient(tracking_uri=uri), uri)
 
 
 def local_store(repo: Repository) -> Store:

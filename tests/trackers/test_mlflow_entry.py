@@ -147,7 +147,8 @@ def test_pages_keep_to_their_sandbox() -> None:
     assert len(pages) == 5
     for page in pages:
         assert not re.search(
-            r"localStorage|sessionStorage|document\.cookie|<iframe|<link|<\w[^>]*\ssrc=|@import|window\.(open|top)", page
+            r"localStorage|sessionStorage|document\.cookie|<iframe|<link|<\w[^>]*\ssrc=|@import|window\.(open|top)",
+            page,
         )
         assert "<img" not in page
 
