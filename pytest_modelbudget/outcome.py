@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_modelbudget import snapshot
@@ -82,6 +83,14 @@ def write_reports(targets: Iterable[Target], results: Sequence[Result], overall:
         except OSError as error:
             problems.append(f"report {kind}: {path} cannot be written ({error.strerror})")
     return problems
+
+
+def append_links(links: Sequence[tuple[str, str]], reports: Iterable[Path]) -> None:
+    """Add links to Markdown reports, which were written before, so that no tracker can keep them back."""
+    line = " · ".join(f"[{name}](<{link}>)" for name, link in links)
+    for path in reports:
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write(f"\nMLflow: {line}\n")
 
 
 def folder_in_repository(root: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.cli.project import NO_MANIFEST, find, width
 from pytest_modelbudget.cli.session import Run, check_models
-from pytest_modelbudget.outcome import folder_in_repository, report_target, write_reports, write_snapshots
+from pytest_modelbudget.outcome import append_links, folder_in_repository, report_target, write_reports, write_snapshots
 from pytest_modelbudget.reports import github, overall, table, terminal, text
 
 _ROWS = 40
@@ -39,7 +39,10 @@ def run(options: Namespace) -> int:
     if options.mlflow:
         from pytest_modelbudget.trackers import tracker
 
-        lines += tracker("mlflow").log(done.results, project.root, exit_failed=failed or bool(problems)).lines
+        delivery = tracker("mlflow").log(done.results, project.root, exit_failed=failed or bool(problems))
+        lines += delivery.lines
+        if delivery.links:
+            append_links(delivery.links, [path for kind, path in targets if kind == "md"])
     closing = terminal.closing(done.results, width=width())
     print("\n".join((*closing, *overall.lines(done.overall, done.results), *lines)))
     _annotate(done, project.root)

@@ -16,6 +16,7 @@ _USE = (
 )
 _ID = "^[A-Za-z0-9._/:+=-]+$"
 _REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+_BUILD = rf"{_REFERENCE}|^[^:]*[/\\][^:]*$|\.(keras|h5|hdf5)$"
 _WRITTEN: dict[units.Kind, str] = {
     "count": "230k, 26M, 25_557_032",
     "bytes": "24 MiB, 24 MB",
@@ -68,14 +69,16 @@ def json_schema() -> dict[str, Any]:
         for name in ("budgets", "sum"):
             if name in kind.get("properties", {}):
                 kind["properties"][name] = {"$ref": "#/$defs/Budgets" if name == "budgets" else "#/$defs/Sum"}
-    kinds["Model"]["properties"]["build"].update(pattern=_REFERENCE, description="module:callable, returns the model")
+    kinds["Model"]["properties"]["build"].update(
+        pattern=_BUILD, description="module:callable, returns the model; or a file: nets/model.keras, ./saved_model"
+    )
     kinds["Model"]["properties"]["inputs"] = {
         "description": 'what the model is called with: "float32[B, 3, 224, 224]", a list, a mapping, or module:callable'
     }
     found["properties"]["models"] = {
         "type": "object",
         "propertyNames": {"pattern": _ID},
-        "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Model"}, {"type": "string", "pattern": _REFERENCE}]},
+        "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Model"}, {"type": "string", "pattern": _BUILD}]},
     }
     found["properties"]["sources"]["items"] = {"type": "string", "pattern": _REFERENCE}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": _USE, **found}

@@ -8,7 +8,7 @@ from typing import Any
 
 _WHAT = """\
 A MODEL is, in this order:
-  a file           a snapshot (__model_budget__/net.yaml), what `show --json` printed, or a saved .keras model
+  a file           a snapshot (__model_budget__/net.yaml), what `show --json` printed, or a saved model (.keras, .h5)
   REF:FILE         a snapshot as it was committed: HEAD~1:__model_budget__/net.yaml
   an id            of the manifest: digits-cnn
   module:name      a function or class that returns a model, or a model: torchvision.models:resnet18
@@ -43,7 +43,7 @@ def parser() -> ArgumentParser:
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_show, _why, _diff, _check, _update, _init, _tighten, _schema):
+    for add in (_show, _why, _diff, _check, _update, _init, _tighten, _schema, _mlflow):
         add(commands)
     return top
 
@@ -83,7 +83,7 @@ def _call(command: ArgumentParser) -> None:
     add("--kwargs", metavar="MAPPING", help='named arguments of the function: "{classes: 10}"')
     add("--batch", metavar="N", type=int, help="size of the dimension B (1)")
     add("--dims", metavar="MAPPING", help='sizes of other named dimensions: "{T: 128}"')
-    add("--framework", choices=("torch", "keras"), help="imported before the function runs")
+    add("--framework", choices=("torch", "keras", "tf_keras", "tensorflow"), help="imported before the function runs")
 
 
 def _show(commands: Any) -> None:
@@ -211,3 +211,14 @@ def _schema(commands: Any) -> None:
         "modelbudget schema > modelbudget.schema.json, and as the first line of modelbudget.yaml:\n"
         "  # yaml-language-server: $schema=modelbudget.schema.json",
     )  # fmt: skip
+
+
+def _mlflow(commands: Any) -> None:
+    command = _command(
+        commands, "mlflow", "send what could not be sent to MLflow before",
+        "Runs that a server did not take wait in .modelbudget/outbox; each is sent once, however often this is run.\n"
+        "The server is MLFLOW_TRACKING_URI, else the local store. Exit code 0: nothing is left, 1: something is.",
+        module="send",
+    )  # fmt: skip
+    command.add_argument("what", choices=["send"], help="send all that waits")
+    _manifest(command)

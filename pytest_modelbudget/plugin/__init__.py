@@ -60,6 +60,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="log to MLflow: MLFLOW_TRACKING_URI, else a local store in .modelbudget/ under the root",
     )
+    add(
+        "--model-budget-mlflow-required",
+        action="store_true",
+        help="log to MLflow, and fail the run when not all of it arrives; otherwise that is a warning",
+    )
     add("--model-budget-file", metavar="PATH", help="the manifest, when it is not modelbudget.yaml in the root")
     parser.addini("model_budget", "as if --model-budget were given", type="bool", default=False)
     parser.addini("model_budget_file", "the manifest, when it is not modelbudget.yaml in the root")
@@ -99,7 +104,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and the working parts when they are wanted."""
     config.addinivalue_line("markers", f"{MARKER}: a registered model, checked against its snapshot and budgets")
     if not enabled(config):
-        wanted = ("model_budget_base", "model_budget_report", "model_budget_mlflow", "model_budget_file")
+        wanted = (
+            "model_budget_base",
+            "model_budget_report",
+            "model_budget_mlflow",
+            "model_budget_mlflow_required",
+            "model_budget_file",
+        )
         if any(config.getoption(flag) for flag in wanted):
             raise pytest.UsageError("model-budget: this flag needs --model-budget beside it")
         return

@@ -71,7 +71,8 @@ class Controller:
         self._prune()
         self._conclude(session)
         self._write_reports()
-        if self.config.getoption("model_budget_mlflow") and self.results:
+        wanted = any(self.config.getoption(f"model_budget_mlflow{word}") for word in ("", "_required"))
+        if wanted and self.results:
             self._log(session)
         self._finish()
         if self.problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -115,6 +116,10 @@ class Controller:
         failed = session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         delivery = mlflow.log(self.results, self.config.rootpath, exit_failed=failed or bool(self.problems))
         self.lines += delivery.lines
+        if not delivery.ok and self.config.getoption("model_budget_mlflow_required"):
+            self.problems.append("not all was logged to MLflow, as --model-budget-mlflow-required demands")
+        if delivery.links:
+            outcome.append_links(delivery.links, [path for kind, path in self.targets if kind == "md"])
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of all models, what was written, and what could not be."""

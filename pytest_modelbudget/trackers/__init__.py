@@ -20,19 +20,26 @@ TRACKERS = {"mlflow": "pytest_modelbudget.trackers.mlflow"}
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How sending went: `lines` say where to look, or what went wrong and how to cure it."""
+    """How sending went: `lines` say where to look, or what went wrong and how to cure it; `links` are (name, address).
+
+    Not `ok` means that something is kept or lost; that nothing was to be sent is `ok`.
+    """
 
     ok: bool
     lines: tuple[str, ...]
+    links: tuple[tuple[str, str], ...] = ()
 
 
 class Tracker(Protocol):
     """What a tracker's package has to offer."""
 
-    def log(self, results: Sequence[Result], root: Path, *, exit_failed: bool, deadline: float = 60.0) -> Delivery:
+    def log(
+        self, results: Sequence[Result], root: Path, *, exit_failed: bool, deadline: float | None = None
+    ) -> Delivery:
         """Send `results` of a run in `root` away within `deadline` seconds; `exit_failed` says that the run failed.
 
-        Called once a run, on the controller. Never raises for a failure of tracking.
+        Without a deadline the tracker has its own. Called once a run, on the controller.
+        Never raises for a failure of tracking.
         """
         ...
 

@@ -34,6 +34,8 @@ models:
       inherited: warn
       layers: {"dense*": {params: 3k, share: 90%}, "old*": null}
   counted: {build: "nets:build", budgets: {layers: 12}}
+  saved: {build: nets/model.keras}
+  folder: ./exported
 sources: [nets:source]
 """
 WRONG = (

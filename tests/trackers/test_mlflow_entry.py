@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +16,9 @@ import pytest
 
 from pytest_modelbudget.budget import METRICS
 from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.diff import changes
 from pytest_modelbudget.summary import Flops
-from pytest_modelbudget.trackers.mlflow import content, facts, names, outbox, target
+from pytest_modelbudget.trackers.mlflow import artifacts, content, facts, names, outbox, target
 from pytest_modelbudget.trackers.mlflow.facts import Facts
 from tests.builders import HOSTILE, towers
 from tests.trackers.mlflow_helpers import (
@@ -67,28 +71,33 @@ def test_unknown_flops_are_left_out(flops: Flops, expected: dict[str, float]) ->
     found = names.metrics(checked.summary, checked.limits)
     assert {name: value for name, value in found.items() if name.startswith("compute/")} == expected
     assert ("budget/flops_used_pct" in found) == (not flops.uncounted and flops.value is not None)
-    assert ("compute/forward_gflops" in names.unknown(checked.summary)) == ("compute/forward_gflops" not in expected)
+    assert ("compute/forward_gflops" in names.unknown(found)) == ("compute/forward_gflops" not in expected)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "a.b_c-d"])
 def test_a_plain_name_is_its_slug(name: str) -> None:
     """Nothing is added to it."""
-    assert content.slug_of(name) == name
+    assert artifacts.slug_of(name) == name
 
 
 @pytest.mark.parametrize("name", ["zoo/net", "net:a", "a+b", "a=b", *HOSTILE])
 def test_any_other_name_becomes_harmless(name: str) -> None:
     """Only letters, digits and `._-` are left, and names that differ stay apart."""
-    slug = content.slug_of(name)
+    slug = artifacts.slug_of(name)
     assert set(slug) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
     assert slug[:1] not in ("", ".")
-    assert name == slug or slug != content.slug_of(f"{name}/")
+    assert name == slug or slug != artifacts.slug_of(f"{name}/")
 
 
-def make(results: Sequence[Result], exit_failed: bool = False) -> tuple[outbox.Entry, dict[str, str]]:
+def make(results: Sequence[Result], exit_failed: bool = False) -> tuple[outbox.Entry, dict[str, str | bytes]]:
     """An entry as it would be sent."""
     now_ms = 1_700_000_000_000
     return content.make(results, Facts("nets"), target="x", key="k" * 32, now_ms=now_ms, exit_failed=exit_failed)
+
+
+def named(name: str) -> Result:
+    """A model of any name, also of one that no manifest lets through."""
+    return replace(result(replace(towers(), notes=(name,))), id=name)
 
 
 def test_two_models_of_one_id_have_two_histories() -> None:
@@ -96,9 +105,9 @@ def test_two_models_of_one_id_have_two_histories() -> None:
     one, two = result(towers()), replace(result(wider(60)), nodeid="b.py::two-towers")
     two = replace(two, snapshot=replace(two.snapshot, path="b/__model_budget__/two-towers.yaml"))
     entry, files = make([one, two])
-    assert len({run.key for run in entry.history}) == 2
-    assert len({run.folder for run in entry.history}) == 2
-    assert all(f"{run.folder}/latest/layers.json" in files for run in entry.history)
+    assert len({model.key for model in entry.history}) == 2
+    assert len({model.slug for model in entry.history}) == 2
+    assert all(f"job/models/{model.slug}/result.json" in files for model in entry.history)
 
 
 def test_a_model_that_was_not_built_is_reported_and_has_no_point() -> None:
@@ -107,7 +116,7 @@ def test_a_model_that_was_not_built_is_reported_and_has_no_point() -> None:
     entry, files = make([result(towers()), broken], exit_failed=True)
     rows = json.loads(files["job/models.json"])["data"]
     assert ["broken", *["?"] * 8, "-", "BUILD ERROR"] in rows
-    assert [run.name for run in entry.history] == ["two-towers"]
+    assert [model.name for model in entry.history] == ["two-towers"]
     assert entry.job.metrics["session/errors"] == 1
     assert "session/params_sum" not in entry.job.metrics
     assert entry.job.tags["mlflow.note.content"].splitlines()[0] == "FAILED: 1 build error, 1 ok"
@@ -121,14 +130,51 @@ def test_of_many_models_only_the_interesting_get_artifacts_of_their_own() -> Non
     entry, files = make(results)
     assert {path.split("/")[2] for path in files if path.startswith("job/models/")} == {"greedy"}
     assert len(entry.history) == 61
+    packed = files["job/all-models.zip"]
+    assert isinstance(packed, bytes)
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {f"net-{number}" for number in range(60)}
+        assert artifacts.summary_in(archive.read("net-7/result.json").decode()).params == 6201
+        assert archive.read("net-7/layers.csv").decode().splitlines()[3] == 'dense,5050,Dense,"[B, 50]",5050,user'
+    assert len(entry.job.metrics) < 20
     assert entry.job.tables == ("models.json", "models/greedy/layers.json")
+
+
+def test_pages_keep_to_their_sandbox() -> None:
+    """MLflow shows them in a frame without storage, network of its own, or a way out."""
+    _, files = make([named(name) for name in ("plain", *HOSTILE[:3])], exit_failed=True)
+    pages = [str(text) for path, text in files.items() if path.endswith(".html")]
+    assert len(pages) == 5
+    for page in pages:
+        assert not re.search(
+            r"localStorage|sessionStorage|document\.cookie|<iframe|<link|<\w[^>]*\ssrc=|@import|window\.(open|top)",
+            page,
+        )
+        assert "<img" not in page
+
+
+def test_names_of_artifacts_are_slugs() -> None:
+    """Whatever a model is called: some characters make folders, others make MLflow's client wait for minutes."""
+    _, files = make([named(name) for name in HOSTILE])
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", part) for path in files for part in path.split("/"))
+    assert not any(part in (".", "..") for path in files for part in path.split("/"))
+
+
+def test_a_change_is_listed_line_by_line() -> None:
+    """Under a name that MLflow's pages show; `.diff` they do not."""
+    one = result(towers())
+    changed = replace(one, state=State.CHANGED, changes=changes(towers(), wider(51)), summary=wider(51))
+    _, files = make([changed], exit_failed=True)
+    lines = str(files["job/models/two-towers/snapshot.diff.txt"]).splitlines()
+    assert lines[0] == "params 6,201 -> 6,302  (+101, +1.63%)"
+    assert any(line.startswith("~ dense ") for line in lines)
 
 
 def test_no_column_has_a_dot() -> None:
     """MLflow shows such columns as empty."""
     _, files = make([result(towers())])
     tables = [json.loads(text) for path, text in files.items() if path.endswith(("models.json", "layers.json"))]
-    assert len(tables) == 3
+    assert len(tables) == 2
     for table in tables:
         assert not any("." in column for column in table["columns"])
         assert table["columns"][1] == "params"
@@ -213,10 +259,11 @@ def test_the_outbox_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
     """The oldest entries go first, and it says which."""
     entry, files = make([result(towers())])
     paths = [outbox.write(tmp_path, replace(entry, created_ms=number), files) for number in range(4)]
-    assert outbox.trim(tmp_path, most_entries=2) == [paths[1].name, paths[0].name]
+    name = "nets of 1970-01-01 00:00 UTC"
+    assert outbox.trim(tmp_path, most_entries=2) == [name, name]
     assert outbox.entries(tmp_path) == [paths[3], paths[2]]
     assert outbox.read(paths[3]) == replace(entry, created_ms=3)
-    assert outbox.trim(tmp_path, most_bytes=1) == [paths[2].name]
+    assert outbox.trim(tmp_path, most_bytes=1) == [name]
     assert outbox.entries(tmp_path) == [paths[3]]
 
 
@@ -236,7 +283,7 @@ def test_half_an_entry_is_no_entry(tmp_path: Path) -> None:
     assert not draft.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 99}', '{"schema": 1, "job": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 99}', '{"schema": 2, "job": {}}'])
 def test_a_damaged_entry_is_known_as_such(tmp_path: Path, text: str) -> None:
     """It can never be sent."""
     (tmp_path / "entry.json").write_text(text, encoding="utf-8")
@@ -276,6 +323,6 @@ def test_the_step_is_the_number_of_commits(tmp_path: Path, monkeypatch: pytest.M
     (whole / "sub" / "new.py").write_text("", encoding="utf-8")
     found = facts.gather(whole / "sub", {})
     assert (found.repository, found.folder, found.step, found.shallow, found.dirty) == ("whole", "sub", 3, False, True)
-    found = facts.gather(shallow, {"GITHUB_HEAD_REF": "feature"})
+    found = facts.gather(shallow, {"GITHUB_ACTIONS": "true", "GITHUB_HEAD_REF": "feature"})
     assert (found.repository, found.step, found.shallow, found.dirty) == ("whole", 1_700_000_040 // 60, True, False)
     assert (found.branch, found.commit_ms) == ("feature", 1_700_000_040_000)

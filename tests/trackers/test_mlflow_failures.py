@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.trackers import mlflow as tracker
-from pytest_modelbudget.trackers.mlflow import sender, target
+from pytest_modelbudget.trackers.mlflow import target, trouble
 from tests.builders import towers
 from tests.trackers.mlflow_helpers import (
     SECRET,
@@ -129,9 +129,9 @@ def error_of(kind: str, message: str, **fields: object) -> Exception:
 )  # fmt: skip
 def test_a_failure_is_explained(error: Exception, uri: str, reason: str, cure: str) -> None:
     """With the cure where there is one."""
-    trouble = sender.explained(error, target.resolve(Path("/work"), {"MLFLOW_TRACKING_URI": uri}))
-    assert trouble.reason.startswith(reason)
-    assert cure in trouble.cure
+    found = trouble.explained(error, target.resolve(Path("/work"), {"MLFLOW_TRACKING_URI": uri}))
+    assert found.reason.startswith(reason)
+    assert cure in found.cure
 
 
 BLOCKED = """

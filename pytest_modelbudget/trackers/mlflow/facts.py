@@ -6,9 +6,15 @@ import getpass
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pytest_modelbudget.trackers.mlflow.ci import Build, read
+
+_USUAL = ("main", "master", "trunk")
+"""Names of default branches, where neither CI nor a clone says which one it is."""
+
+_NOWHERE = Build()
 _TIMEOUT = 5.0
 """Seconds for one git command; a repository too slow for that is described without what it would have said."""
 
@@ -19,6 +25,7 @@ class Facts:
 
     `step` is the number of commits up to this one, 0 outside git. In a shallow clone that number is not
     known, and `step` is the commit's time in minutes. `folder` is the root inside the repository, "" at its top.
+    `default_branch` is the one whose history is kept.
     """
 
     repository: str
@@ -27,11 +34,30 @@ class Facts:
     branch: str = ""
     url: str = ""
     user: str = ""
-    ci_url: str = ""
+    ci: Build = _NOWHERE
+    default_branch: str = ""
     commit_ms: int | None = None
     step: int = 0
     shallow: bool = False
     dirty: bool = False
+
+    def no_history(self, wish: str, *, shared: bool) -> str:
+        """Why this run adds nothing to the histories of its models; empty when it does.
+
+        `wish` is `auto`, `on` or `off`. Of a machine outside CI, what is not committed stays out of a `shared` store.
+        """
+        if wish in ("on", "off"):
+            return "" if wish == "on" else "it is switched off"
+        if self.ci.is_pull_request:
+            return f"this is pull request {self.ci.pull_request}".removesuffix(" ?")
+        if not self.commit:
+            return "" if not shared else "there is no commit"
+        if not self.branch:
+            return "no branch is checked out"
+        if self.branch not in ([self.default_branch] if self.default_branch else _USUAL):
+            default = f", which is {self.default_branch}" if self.default_branch else ""
+            return f"{self.branch} is not the default branch{default}"
+        return "there are changes that are not committed" if self.dirty and shared and not self.ci.service else ""
 
 
 def gather(root: Path, environ: Mapping[str, str]) -> Facts:
@@ -40,15 +66,17 @@ def gather(root: Path, environ: Mapping[str, str]) -> Facts:
     where = (_git(root, "rev-parse", "--is-shallow-repository", "--show-prefix", "--show-toplevel") or "").split("\n")
     shallow, folder, top = where if len(where) == 3 else ("", "", "")
     commit, seconds = [*(_git(root, "log", "-1", "--format=%H %ct") or "").split(), "", ""][:2]
+    build = read(environ)
     count = None if shallow == "true" or not commit else _git(root, "rev-list", "--count", "HEAD")
     return Facts(
         repository=_repository(url) or Path(top or root.resolve()).name or "repository",
         folder=folder.rstrip("/"),
         commit=commit,
-        branch=_branch(root, environ),
+        branch=build.branch or _git(root, "symbolic-ref", "--quiet", "--short", "HEAD") or "",
         url=url,
         user=_user(),
-        ci_url=_ci_url(environ),
+        ci=replace(build, job_url=without_userinfo(build.job_url)),
+        default_branch=build.default_branch or _origin_head(root),
         commit_ms=int(seconds) * 1000 if seconds else None,
         step=int(count) if count else int(seconds or 0) // 60,
         shallow=bool(commit) and not count,
@@ -87,18 +115,10 @@ def _repository(url: str) -> str:
     return re.split("[/:]", url.rstrip("/").removesuffix(".git"))[-1]
 
 
-def _branch(root: Path, environ: Mapping[str, str]) -> str:
-    """The branch; CI services check out a bare commit and say the branch in a variable."""
-    branch = _git(root, "symbolic-ref", "--quiet", "--short", "HEAD")
-    names = ("GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME", "BRANCH_NAME")
-    return branch or next((environ[name] for name in names if environ.get(name)), "")
-
-
-def _ci_url(environ: Mapping[str, str]) -> str:
-    parts = [environ.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID")]
-    if all(parts):
-        return "{}/{}/actions/runs/{}".format(*parts)
-    return without_userinfo(environ.get("CI_JOB_URL") or environ.get("BUILD_URL") or "")
+def _origin_head(root: Path) -> str:
+    """The default branch as a clone remembers it."""
+    head = _git(root, "symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD") or ""
+    return head.removeprefix("origin/")
 
 
 def _user() -> str:

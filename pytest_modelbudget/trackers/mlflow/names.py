@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -46,9 +46,9 @@ def metrics(summary: Summary, limits: Sequence[Budget] = ()) -> dict[str, float]
     return dict(_metrics(summary, limits))
 
 
-def unknown(summary: Summary) -> tuple[str, ...]:
-    """MLflow names of the metrics that are not known for this model, a lower bound counted as unknown."""
-    return tuple(GROUPED[name].name for name in GROUPED if _known(name, summary) is None)
+def unknown(found: Mapping[str, float]) -> tuple[str, ...]:
+    """MLflow names of the metrics that `metrics` left out, a lower bound counted as unknown."""
+    return tuple(grouped.name for grouped in GROUPED.values() if grouped.name not in found)
 
 
 def _known(metric: str, summary: Summary) -> Number | None:
@@ -58,15 +58,16 @@ def _known(metric: str, summary: Summary) -> Number | None:
 
 
 def _metrics(summary: Summary, limits: Sequence[Budget]) -> Iterator[tuple[str, float]]:
+    known = {metric: _known(metric, summary) for metric in GROUPED}
     for metric, grouped in GROUPED.items():
-        if (value := _known(metric, summary)) is not None:
+        if (value := known[metric]) is not None:
             yield grouped.name, _rounded(value * grouped.scale)
     if summary.flops.is_lower_bound and summary.flops.value is not None:
         yield AT_LEAST, _rounded(summary.flops.value * GROUPED["flops"].scale)
     for budget in limits:
         if budget.layer is not None or budget.bound != "max" or not budget.limit:
             continue
-        if (value := _known(budget.metric, summary)) is not None:
+        if (value := known.get(budget.metric)) is not None:
             yield used_name(budget.metric), _rounded(Fraction(value) / Fraction(budget.limit) * 100)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -14,8 +15,15 @@ from typing import Any
 FOLDER = ".modelbudget"
 """The project's own folder under the root; it ignores itself in git."""
 
-SCHEMA = 1
+OUTCOME = "modelbudget.outcome"
+"""The tag that says how a model came out."""
+
+SCHEMA = 2
 """Version of an entry's shape."""
+
+_ENTRY = "entry.json"
+_DONE = "done"
+"""The keys of the models whose history has been written, so that an entry of many can be sent in several goes."""
 
 MOST_ENTRIES = 50
 MOST_BYTES = 200 * 10**6
@@ -41,8 +49,24 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Model:
+    """A model as it was in one run of pytest: what its history, the long-lived run of this `key`, may get.
+
+    `digest` tells whether anything that the history shows is another; `slug` is the model's name in the artifacts.
+    """
+
+    key: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    digest: str
+    slug: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """What one run of pytest sends: a run of its own, and a point in the history of each model.
+    """What one run of pytest sends: a run of its own, and what the history of each model may get.
 
     `target` names the place it is meant for, without credentials. Times are in milliseconds of Unix time:
     `created_ms` of this entry, `point_ms` of the commit.
@@ -54,7 +78,13 @@ class Entry:
     step: int
     experiment: str
     job: Run
-    history: tuple[Run, ...] = field(default=())
+    history: tuple[Model, ...] = field(default=())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what all its models are and how they came out; equal when the histories need nothing new."""
+        models = sorted((model.key, model.digest, model.status, model.tags.get(OUTCOME, "")) for model in self.history)
+        return hashlib.sha256(json.dumps(models).encode()).hexdigest()[:16]
 
     @property
     def history_experiment(self) -> str:
@@ -79,8 +109,8 @@ def home(root: Path) -> Path:
     return folder
 
 
-def write(outbox: Path, entry: Entry, files: Mapping[str, str]) -> Path:
-    """Write an entry with its artifacts (path in the entry -> text); it appears only when it is whole.
+def write(outbox: Path, entry: Entry, files: Mapping[str, str | bytes]) -> Path:
+    """Write an entry with its artifacts (path in the entry -> content); it appears only when it is whole.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -89,9 +119,10 @@ def write(outbox: Path, entry: Entry, files: Mapping[str, str]) -> Path:
     name = f"{entry.created_ms:013d}-{entry.job.key[:12]}"
     draft = outbox / f".{name}"
     try:
-        for path, text in {**files, "entry.json": json.dumps({"schema": SCHEMA, **asdict(entry)}, indent=1)}.items():
+        for path, content in {**files, _ENTRY: json.dumps({"schema": SCHEMA, **asdict(entry)})}.items():
             (draft / path).parent.mkdir(parents=True, exist_ok=True)
-            (draft / path).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+            data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+            (draft / path).write_bytes(data)
         return draft.rename(outbox / name)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -121,16 +152,29 @@ def read(path: Path) -> Entry:
         NotReadable: it is of another version or damaged.
     """
     try:
-        data = json.loads((path / "entry.json").read_text(encoding="utf-8"))
+        data = json.loads((path / _ENTRY).read_text(encoding="utf-8"))
         if data.pop("schema") != SCHEMA:
             raise NotReadable(f"{path.name} was written by another version of pytest-modelbudget")
-        return Entry(**{**data, "job": _run(data["job"]), "history": tuple(map(_run, data["history"]))})
+        return Entry(**{**data, "job": _run(data["job"]), "history": tuple(Model(**one) for one in data["history"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotReadable(f"{path.name} is damaged ({type(error).__name__})") from error
 
 
 def _run(data: dict[str, Any]) -> Run:
     return Run(**{**data, "tables": tuple(data["tables"])})
+
+
+def done(path: Path) -> frozenset[str]:
+    """The keys that were noted with `note_done`."""
+    with suppress(OSError):
+        return frozenset((path / _DONE).read_text(encoding="ascii").split())
+    return frozenset()
+
+
+def note_done(path: Path, key: str) -> None:
+    """Note that nothing is left to do for one model of an entry."""
+    with suppress(OSError), (path / _DONE).open("a", encoding="ascii") as file:  # else it is done once more
+        file.write(f"{key}\n")
 
 
 def remove(path: Path) -> None:
@@ -144,7 +188,7 @@ def remove(path: Path) -> None:
 
 
 def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MOST_BYTES) -> list[str]:
-    """Remove the oldest entries over the bounds, never the newest, and abandoned drafts; return names of entries."""
+    """Remove the oldest entries over the bounds, never the newest, and abandoned drafts; say which entries."""
     for draft in outbox.glob(".*"):
         if draft.is_dir() and time.time() - draft.stat().st_mtime > _ABANDONED:
             shutil.rmtree(draft, ignore_errors=True)
@@ -152,6 +196,16 @@ def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MO
     for number, path in enumerate(entries(outbox)):
         total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if number and (number >= most_entries or total > most_bytes):
+            dropped.append(_described(path))
             remove(path)
-            dropped.append(path.name)
     return dropped
+
+
+def _described(path: Path) -> str:
+    """An entry for people: the name of its run and when that was."""
+    try:
+        entry = read(path)
+    except NotReadable:
+        return path.name
+    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.created_ms / 1000))
+    return f"{entry.job.name} of {when} UTC"

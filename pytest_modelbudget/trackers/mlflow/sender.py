@@ -1,67 +1,86 @@
 """Delivers the outbox: `python -m pytest_modelbudget.trackers.mlflow.sender ROOT OUTBOX [SECONDS]`.
 
-The only place that imports mlflow, in a process that can be killed, because no setting of mlflow's client
+The only place where mlflow is imported, in a process that can be killed, because no setting of mlflow's client
 bounds the time it takes. Everything here can be repeated: a run is found by its key before it is made, a
 metric is the same point when it is sent again, and an entry is removed only when all of it has arrived.
-What happened is printed as one JSON object a line: `event` is `sent`, `failed`, `damaged` or `stopped`.
+It begins when its stdin ends, so that it can start up while the entry is being written; SECONDS count from then.
+What happened is printed as one JSON object a line: `event` is `job` (the run of pytest is complete), `sent` (so are
+the histories of its models), `failed`, `damaged` or `stopped`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import sys
+import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pytest_modelbudget.trackers.mlflow import lock, outbox
-from pytest_modelbudget.trackers.mlflow.outbox import Entry, Run
+from pytest_modelbudget.trackers.mlflow import artifacts, history, lock, outbox, views
+from pytest_modelbudget.trackers.mlflow.history import Points
+from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, Entry, Model
+from pytest_modelbudget.trackers.mlflow.store import Store
 from pytest_modelbudget.trackers.mlflow.target import Target, resolve, unreachable
+from pytest_modelbudget.trackers.mlflow.trouble import Trouble, explained, is_transient
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run as StoredRun
 
-_KEY = "modelbudget.key"
-_KIND = "modelbudget.kind"
+    from pytest_modelbudget.summary import Summary
+
 _STATE = "modelbudget.state"
-_STEP = "modelbudget.step"
-_LOGGED = "modelbudget.logged_ms"
-_DIGEST = "modelbudget.digest"
 _TABLES = "mlflow.loggedArtifacts"
+_NOTE = "mlflow.note.content"
+_LATEST = "latest"
 
 _LONGEST_TAG = 5000
+_TRIES = 3
 _FAILURES = 2
 """After so many failed entries the rest waits for another time: the fault is rarely in the entries."""
-
-
-class Trouble(Exception):
-    """Why nothing or not all could be sent, with the cure."""
-
-    def __init__(self, reason: str, cure: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.cure = reason, cure
 
 
 def main(arguments: list[str]) -> int:
     """Send what is in the outbox; 0 when all was sent."""
     root, folder = Path(arguments[0]).resolve(), Path(arguments[1]).resolve()
     seconds = float(arguments[2]) if len(arguments) > 2 else 60.0
-    report = _own_stdout()
-    _end_after(seconds)
     target = resolve(Path.cwd(), os.environ)
+    report = Report(_own_stdout(), target)
     try:
         _prepare(target)
+        sys.stdin.read()
+        _end_after(seconds)
         os.chdir(outbox.home(root) if target.local else root)  # where mlflow opens a store, it makes a folder for runs
         with lock.held(outbox.home(root) / "sender.lock"):  # two processes that open a new store at once destroy it
-            return _send_all(_client(target), folder, target, report)
+            return _send_all(Store(target), folder, target, report)
     except Exception as error:
-        trouble = explained(error, target)
-        _tell(report, target, event="stopped", reason=trouble.reason, cure=trouble.cure)
+        report.trouble("stopped", error)
         return 1
+
+
+class Report:
+    """Says what happened, without credentials, to whoever started this process."""
+
+    def __init__(self, sink: IO[str], target: Target) -> None:
+        self._sink, self._target = sink, target
+
+    def tell(self, event: str, **facts: str) -> None:
+        """One event."""
+        scrubbed = {name: self._target.scrub(text) for name, text in facts.items()}
+        self._sink.write(json.dumps({"event": event, **scrubbed}) + "\n")
+        self._sink.flush()
+
+    def trouble(self, event: str, error: Exception, **facts: str) -> None:
+        """One event that has a reason and a cure."""
+        found = explained(error, self._target)
+        self.tell(event, reason=found.reason, cure=found.cure, **facts)
 
 
 def _own_stdout() -> IO[str]:
@@ -78,12 +97,6 @@ def _end_after(seconds: float) -> None:
     timer.start()
 
 
-def _tell(report: IO[str], target: Target, **event: str) -> None:
-    scrubbed = {name: target.scrub(text) for name, text in event.items()}
-    report.write(json.dumps(scrubbed) + "\n")
-    report.flush()
-
-
 def _prepare(target: Target) -> None:
     """The quick checks: somebody answers, and mlflow can be imported."""
     if reason := unreachable(target):
@@ -96,200 +109,155 @@ def _prepare(target: Target) -> None:
         raise Trouble(reason, "pip install 'pytest-modelbudget[mlflow]'") from None
 
 
-def _client(target: Target) -> MlflowClient:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=target.uri)
-
-
-def _send_all(client: MlflowClient, folder: Path, target: Target, report: IO[str]) -> int:
+def _send_all(store: Store, folder: Path, target: Target, report: Report) -> int:
+    """The newest run of pytest first, since someone waits for its link; then the histories in their own order."""
     failures = 0
+    jobs: list[tuple[Path, Entry, str, str]] = []
     for path in outbox.entries(folder):
         try:
             entry = outbox.read(path)
             if entry.target != target.shown:
                 continue
-            experiment, run, history = _send(client, path, entry, target)
+            experiment = _retried(partial(store.experiment, entry.experiment))
+            run = _retried(partial(_send_job, store, experiment, path, entry))
+            report.tell("job", entry=path.name, experiment=experiment, run=run)
+            jobs.append((path, entry, experiment, run))
         except outbox.NotReadable as error:
             outbox.remove(path)
-            _tell(report, target, event="damaged", entry=path.name, reason=str(error))
-            continue
+            report.tell("damaged", entry=path.name, reason=str(error))
         except Exception as error:
-            trouble = explained(error, target)
-            _tell(report, target, event="failed", entry=path.name, reason=trouble.reason, cure=trouble.cure)
+            report.trouble("failed", error, entry=path.name)
             failures += 1
             if failures == _FAILURES:
-                break
+                return 1
+    for path, entry, experiment, run in reversed(jobs):
+        try:
+            models = _retried(partial(_send_models, store, experiment, path, entry))
+        except Exception as error:
+            report.trouble("failed", error, entry=path.name)
+            failures += 1
+            if failures == _FAILURES:
+                return 1
             continue
         outbox.remove(path)
-        _tell(report, target, event="sent", entry=path.name, experiment=experiment, run=run, history=history)
+        report.tell("sent", entry=path.name, experiment=experiment, run=run, history=models)
     return int(failures > 0)
 
 
-def _send(client: MlflowClient, path: Path, entry: Entry, target: Target) -> tuple[str, str, str]:
-    """Send one entry; returns the ids of the experiment, the run and the history experiment."""
-    experiment = _experiment(client, entry.experiment, target)
-    run_id = _send_job(client, experiment, path, entry)
-    history = _experiment(client, entry.history_experiment, target)
-    stored = _by_key(client, history, f"tags.`{_KIND}` = 'history'") if entry.history else {}
-    for model in entry.history:
-        _send_history(client, history, path, entry, model, stored.get(model.key))
-    client.set_tag(run_id, _STATE, "complete")
-    client.set_terminated(run_id, entry.job.status, entry.created_ms)
-    return experiment, run_id, history
-
-
-def _experiment(client: MlflowClient, name: str, target: Target) -> str:
-    """The id of an experiment, made when it is not there.
-
-    Raises:
-        Trouble: it was deleted, and its name is still taken.
-    """
-    found = client.get_experiment_by_name(name)
-    if found is None:
+def _retried(act: Callable[[], str]) -> str:
+    """What `act` returns; a fault that may pass is tried again, which is safe."""
+    for attempt in range(1, _TRIES):
         try:
-            return str(client.create_experiment(name, _artifacts(name, target), _experiment_tags(name)))
-        except Exception:  # another machine may have made it in between
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            return act()
+        except Exception as error:
+            if not is_transient(error):
                 raise
-    if found.lifecycle_stage != "active":
-        cure = f"mlflow experiments restore --experiment-id {found.experiment_id}"
-        raise Trouble(f"the experiment {name} was deleted in MLflow", cure)
-    return str(found.experiment_id)
+            time.sleep(attempt)
+    return act()
 
 
-def _artifacts(name: str, target: Target) -> str | None:
-    """Where artifacts go: beside the embedded store; a server knows by itself."""
-    if not target.local:
-        return None
-    return (Path.cwd() / "artifacts" / name).as_uri()
-
-
-def _experiment_tags(name: str) -> dict[str, str]:
-    what = "One run for each model, a point for each commit."
-    if not name.endswith("/history"):
-        what = "One run for each run of pytest --model-budget."
-    return {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": what}
-
-
-def _by_key(client: MlflowClient, experiment: str, condition: str) -> dict[str, StoredRun]:
-    """The stored runs of one kind by key; of runs that were made twice, the oldest stays and the others are deleted."""
-    runs: list[StoredRun] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs([experiment], condition, max_results=1000, page_token=token)
-        runs += page
-        if not (token := page.token):
-            break
-    kept: dict[str, StoredRun] = {}
-    for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
-        key = run.data.tags.get(_KEY, "")
-        if key in kept:
-            client.delete_run(run.info.run_id)
-        elif key:
-            kept[key] = run
-    return kept
-
-
-def _made(client: MlflowClient, experiment: str, entry: Entry, run: Run) -> StoredRun:
-    """A new run; looks again afterwards, because another machine, or a lost answer, may have made it twice."""
-    tags = {_KEY: run.key, **run.tags}
-    tags.pop(_DIGEST, None)  # it says that the tables have arrived
-    client.create_run(experiment, entry.created_ms, tags, run.name)
-    return _by_key(client, experiment, f"tags.`{_KEY}` = '{run.key}'")[run.key]
-
-
-def _send_job(client: MlflowClient, experiment: str, path: Path, entry: Entry) -> str:
+def _send_job(store: Store, experiment: str, path: Path, entry: Entry) -> str:
+    """Write the run of one run of pytest; returns its id."""
     run = entry.job
-    stored = _by_key(client, experiment, f"tags.`{_KEY}` = '{run.key}'").get(run.key)
-    stored = stored or _made(client, experiment, entry, run)
+    stored = store.one(experiment, run.key)
+    if stored is None:
+        store.create(experiment, run.key, run.name, entry.created_ms, run.tags)
+        stored = store.one(experiment, run.key)
+        if stored is None:
+            raise Trouble("MLflow does not find a run that it has just made")
     run_id = str(stored.info.run_id)
     if stored.data.tags.get(_STATE) != "complete":
-        tags = {**run.tags, _STATE: "sending", _TABLES: _table_tag(run)}
-        _log(client, run_id, run.metrics, tags, entry.created_ms, entry.step)
-        client.log_artifacts(run_id, str(path / run.folder))
+        tags = {**run.tags, _STATE: "sending", _TABLES: _table_tag(run.tables)}
+        store.log(run_id, [Points(entry.step, entry.created_ms, run.metrics)], tags)
+        store.upload(run_id, path / run.folder)
+        store.log(run_id, tags={_STATE: "complete"})
+    store.end(run_id, run.status, entry.created_ms)
     return run_id
 
 
-def _send_history(
-    client: MlflowClient, experiment: str, path: Path, entry: Entry, run: Run, stored: StoredRun | None
-) -> None:
-    """Append one point to a model's history; its tags and its latest tables follow when the point is the newest."""
-    stored = stored or _made(client, experiment, entry, run)
-    run_id, tags = str(stored.info.run_id), stored.data.tags
-    last = int(tags.get(_STEP, -1)), int(tags.get(_LOGGED, -1))
-    now = entry.step, entry.created_ms
-    if last[0] == entry.step and now < last:
-        return  # the same commit was measured again since
-    if now < last:
-        _log(client, run_id, run.metrics, {}, entry.point_ms, entry.step)
+def _send_models(store: Store, jobs: str, path: Path, entry: Entry) -> str:
+    """Append to the histories of those models that changed; returns the experiment that holds them, if any does."""
+    if not entry.history:
+        return ""
+    experiment = store.experiment(entry.history_experiment)
+    mark = history.mark_in(store.experiment_tag(experiment, history.MARK))
+    is_newest = mark.is_before(entry)
+    if is_newest and mark.fingerprint == entry.fingerprint:
+        return experiment
+    if is_newest and mark.fingerprint:
+        store.set_experiment_tag(experiment, history.MARK, replace(mark, fingerprint="").text())
+    stored, done = _stored(store, jobs, experiment, entry), outbox.done(path)
+    with ThreadPoolExecutor(store.parallel) as pool:
+        models = [model for model in entry.history if model.key not in done]
+        list(pool.map(lambda model: _send_model(store, path, entry, model, stored[model.key]), models))
+    if is_newest:
+        after = history.Mark(entry.step, entry.created_ms, entry.fingerprint)
+        store.set_experiment_tag(experiment, history.MARK, after.text())
+    return experiment
+
+
+def _stored(store: Store, jobs: str, experiment: str, entry: Entry) -> dict[str, StoredRun]:
+    """The history run of every model by key; those that are not there are made."""
+    condition = "tags.`modelbudget.kind` = 'history'"
+    stored = store.by_key(experiment, condition)
+    new = [model for model in entry.history if model.key not in stored]
+    if not new:
+        return stored
+    with ThreadPoolExecutor(store.parallel) as pool:
+        list(pool.map(lambda one: store.create(experiment, one.key, one.name, entry.created_ms, one.tags), new))
+    if not stored:
+        store.set_experiment_tag(experiment, _NOTE, views.described(experiment, jobs, history=True))
+        store.set_experiment_tag(jobs, _NOTE, views.described(jobs, experiment, history=False))
+    return store.by_key(experiment, condition)
+
+
+def _send_model(store: Store, path: Path, entry: Entry, model: Model, stored: StoredRun) -> None:
+    """Append to the history of one model; its tags and latest tables follow when the point is the newest."""
+    state = history.read(stored.data.tags)
+    points, after = history.plan(state, entry, model)
+    run_id = str(stored.info.run_id)
+    if not points:
+        if state is not None and entry.step >= state.step:
+            _touch(store, run_id, entry, model, stored)
         return
-    # The step is noted first: whoever finds it knows that points of this step may be there.
-    _log(client, run_id, {}, {_STEP: str(entry.step), _LOGGED: str(entry.created_ms)}, 0, 0)
-    metrics, time_ms = run.metrics, entry.point_ms
-    if last[0] == entry.step:
-        # A page shows the highest of the values with one step and time, so another value needs a later time.
-        metrics = {name: value for name, value in metrics.items() if stored.data.metrics.get(name) != value}
-        time_ms = entry.created_ms
-    _log(client, run_id, metrics, {}, time_ms, entry.step)
-    if tags.get(_DIGEST) != run.tags.get(_DIGEST):
-        client.log_artifacts(run_id, str(path / run.folder))
-    _log(client, run_id, {}, {**run.tags, _TABLES: _table_tag(run)}, 0, 0)
-    client.set_terminated(run_id, run.status, entry.created_ms)
+    store.log(run_id, points)
+    if after is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in artifacts.latest(_summary(path, model)).items():
+                (Path(folder) / name).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+            store.upload(run_id, Path(folder), _LATEST)
+        tables = _table_tag((f"{_LATEST}/layers.json",))
+        store.log(run_id, tags={**model.tags, _TABLES: tables, history.STATE: after.text()})
+        store.end(run_id, model.status, entry.created_ms)
+    outbox.note_done(path, model.key)
 
 
-def _log(
-    client: MlflowClient, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str], time_ms: int, step: int
-) -> None:
-    from mlflow.entities import Metric, RunTag
-
-    points = [Metric(name, value, time_ms, step) for name, value in metrics.items()]
-    if points or tags:
-        client.log_batch(run_id, points, (), [RunTag(name, text) for name, text in tags.items()])
+def _touch(store: Store, run_id: str, entry: Entry, model: Model, stored: StoredRun) -> None:
+    """A model that is as it was may have come out differently: its snapshot was accepted, say."""
+    if stored.data.tags.get(OUTCOME) != model.tags[OUTCOME]:
+        store.log(run_id, tags={name: model.tags[name] for name in (OUTCOME, _NOTE)})
+        store.end(run_id, model.status, entry.created_ms)
 
 
-def _table_tag(run: Run) -> str:
+def _summary(path: Path, model: Model) -> Summary:
+    """A model's summary, from its own artifacts or from the archive."""
+    own = path / "job" / "models" / model.slug / artifacts.RESULT
+    if own.exists():
+        return artifacts.summary_in(own.read_text(encoding="utf-8"))
+    with zipfile.ZipFile(path / "job" / artifacts.ARCHIVE) as archive:
+        return artifacts.summary_in(archive.read(f"{model.slug}/{artifacts.RESULT}").decode())
+
+
+def _table_tag(tables: tuple[str, ...]) -> str:
     """The list of tables that MLflow's comparison page offers; as many as a tag can hold."""
-    return json.dumps(list(_until_full({"path": path, "type": "table"} for path in run.tables)))
-
-
-def _until_full(tables: Iterable[dict[str, str]]) -> Iterable[dict[str, str]]:
-    length = 2
-    for table in tables:
-        length += len(json.dumps(table)) + 2
+    listed, length = [], 2
+    for path in tables:
+        one = {"path": path, "type": "table"}
+        length += len(json.dumps(one)) + 2
         if length > _LONGEST_TAG:
-            return
-        yield table
-
-
-def explained(error: Exception, target: Target) -> Trouble:
-    """Any failure as a reason and a cure."""
-    if isinstance(error, Trouble):
-        return error
-    kind, message = type(error).__name__, next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, ModuleNotFoundError):
-        return Trouble(f"mlflow needs the module {error.name} for {target.shown}", "install the package that has it")
-    if kind == "UnsupportedModelRegistryStoreURIException" and target.is_database:
-        cure = "pip install mlflow, or set MLFLOW_TRACKING_URI to a server"
-        return Trouble(f"mlflow-skinny cannot open a database such as {target.shown}", cure)
-    if kind == "UnsupportedModelRegistryStoreURIException":
-        return Trouble(f"mlflow does not know how to open {target.shown}", "correct MLFLOW_TRACKING_URI")
-    if "maintenance mode" in message:
-        cure = "set MLFLOW_TRACKING_URI to a server or to sqlite:///mlflow.db, or unset it"
-        return Trouble(f"mlflow no longer writes to folders such as {target.shown}", cure)
-    if _refused(error, message):
-        cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        return Trouble(f"{target.shown} does not let this user in", cure)
-    if code := re.search(r"too many (\d+) error responses", message):
-        return Trouble(f"{target.shown} answers with error {code[1]}")
-    return Trouble(f"{kind}: {message}"[:500])
-
-
-def _refused(error: Exception, message: str) -> bool:
-    if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return True
-    return any(f"error code {number}" in message for number in (401, 403))
+            break
+        listed.append(one)
+    return json.dumps(listed)
 
 
 if __name__ == "__main__":

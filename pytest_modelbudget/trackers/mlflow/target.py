@@ -16,6 +16,9 @@ LOCAL_FILE = "mlflow.db"
 LOCAL_URI = f"sqlite:///{LOCAL_FILE}"
 """The embedded store, opened from its own folder: a `?` or `#` in the path of that folder would end the address."""
 
+_SECRETS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "DATABRICKS_TOKEN")
+"""Variables of MLflow's that hold secrets, or may."""
+
 _CONNECT = 3.0
 """Seconds to connect; a server that cannot be reached would block mlflow's client for minutes."""
 
@@ -54,18 +57,22 @@ def resolve(cwd: Path, environ: Mapping[str, str]) -> Target:
         return Target(LOCAL_URI, f"{FOLDER}/{LOCAL_FILE}", local=True)
     uri = _absolute(written, cwd)
     userinfo, query = _userinfo(uri), "".join(re.split(r"([?#])", uri, maxsplit=1)[2:])
-    names = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN")
     password = userinfo.partition(":")[2]
     secrets = (
         userinfo,
         password,
         unquote(password),
         *re.split("[?#=&]", query),
-        *(environ.get(name, "") for name in names),
+        *(environ.get(name, "") for name in _SECRETS[1:]),
     )
     shown = re.split("[?#]", uri.replace(f"{userinfo}@", "", 1) if userinfo else uri)[0].rstrip("/")
     longest_first = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
     return Target(uri, shown, secrets=tuple(longest_first))
+
+
+def missing_secret(environ: Mapping[str, str]) -> str:
+    """The first variable that is set to nothing; CI services do so where a build is not given its secrets."""
+    return next((name for name in _SECRETS if not environ.get(name, "x").strip()), "")
 
 
 def _userinfo(uri: str) -> str:

@@ -1,0 +1,15 @@
+"""`modelbudget mlflow send`: what waits in the outbox goes to the server."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from pytest_modelbudget.cli.project import find
+
+
+def run(options: Namespace) -> int:
+    """Send what earlier runs could not."""
+    from pytest_modelbudget.trackers import mlflow
+
+    return mlflow.send_kept(find(options.file, Path.cwd()).root)

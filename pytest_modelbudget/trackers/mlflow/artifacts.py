@@ -1,0 +1,194 @@
+"""Artifacts: models and their layers as the files and tables that MLflow's pages show. Pure; touches no file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from pytest_modelbudget import wire
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.reports import html, table, text
+from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.trackers.mlflow import names
+
+ARCHIVE = "all-models.zip"
+"""What a run has of the models without artifacts of their own."""
+
+RESULT = "result.json"
+"""A model's outcome as data (`wire.result_dict`), from which every other file of it can be made."""
+
+_TEXT_WIDTH = 120
+"""Columns of a summary as text; the page scrolls, a terminal's 80 would fold."""
+
+Cell = str | int | float
+
+
+def slug_of(name: str) -> str:
+    """`name` as a name for files and pages; a short hash keeps apart what the replacing would make equal.
+
+    >>> slug_of("resnet50"), slug_of("a/b")
+    ('resnet50', 'a_b-c14cddc0')
+    """
+    slug = re.sub("[^A-Za-z0-9._-]", "_", name)[:150]
+    return slug if slug == name and re.match("[^.]", slug) else f"{slug.lstrip('.')}-{hashed(name)[:8]}"
+
+
+def hashed(value: str) -> str:
+    """A fingerprint of `value`, 64 hexadecimal digits."""
+    return hashlib.sha256(value.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One result, and what is made of it more than once: `slug`, `data` of its summary, the same as `text`, `numbers`.
+
+    Making these walks through all layers, of which a run of many models has a hundred thousand.
+    """
+
+    result: Result
+    slug: str
+    data: Mapping[str, Any]
+    text: str
+    numbers: Mapping[str, float]
+
+
+def measured(result: Result, slug: str) -> Measured:
+    """A result with what is made of it."""
+    if result.summary is None:
+        return Measured(result, slug, {}, "null", {})
+    data = result.summary.to_dict()
+    return Measured(result, slug, data, json.dumps(data), names.metrics(result.summary, result.limits))
+
+
+def _outcome(model: Measured) -> str:
+    """The `result.json` of a model; its summary, by far the most of it, was made into text before."""
+    head = json.dumps({**wire.result_dict(replace(model.result, summary=None)), "summary": None})
+    return f"{head.removesuffix('null}')}{model.text}}}\n"
+
+
+def of_model(model: Measured) -> dict[str, str]:
+    """The files of one model in a run: name -> text."""
+    result, data = model.result, _outcome(model)
+    if result.summary is None:
+        return {"error.txt": text.harmless_lines(result.error) + "\n", RESULT: data}
+    files = {
+        "summary.txt": table.summary_text(result.summary, width=_TEXT_WIDTH) + "\n",
+        "summary.html": html.page([result]),
+        "layers.json": layers(result.summary),
+        RESULT: data,
+    }
+    if result.changes:
+        files["snapshot.diff.txt"] = "".join(f"{text.harmless(str(change))}\n" for change in result.changes)
+    return files
+
+
+def latest(summary: Summary) -> dict[str, str]:
+    """The files beside a model's history: its newest state, whatever became of it in that run."""
+    return {"summary.html": html.page([Result(summary.model, State.OK, summary)]), "layers.json": layers(summary)}
+
+
+class Archive:
+    """A zip of models by slug: each one's outcome as data and its layers as a table for spreadsheets."""
+
+    def __init__(self) -> None:
+        self.models = 0
+        self._sink = io.BytesIO()
+        self._zip = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_DEFLATED)
+
+    def add(self, model: Measured) -> None:
+        """Put one model into it."""
+        self.models += 1
+        for name, content in _archived(model).items():
+            self._zip.writestr(zipfile.ZipInfo(f"{model.slug}/{name}"), content, zipfile.ZIP_DEFLATED, 1)
+
+    def content(self) -> bytes:
+        """The finished archive."""
+        self._zip.close()
+        return self._sink.getvalue()
+
+
+def _archived(model: Measured) -> Mapping[str, str]:
+    if model.result.summary is None:
+        return of_model(model)
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(_LAYER_COLUMNS)
+    for row, layer in zip(model.data["layers"], model.result.summary.layers, strict=True):
+        sources = "; ".join(map(", ".join, layer.connected_to))
+        writer.writerow((layer.path, row["params"], layer.type, layer.output_text, row["trainable_params"], sources))
+    return {RESULT: _outcome(model), "layers.csv": sink.getvalue()}
+
+
+def summary_in(data: str) -> Summary:
+    """The summary in a `result.json`."""
+    return Summary.from_dict(json.loads(data)["summary"])
+
+
+_MODEL_COLUMNS = (
+    "model", "params", "trainable", "non-trainable", "buffers", "weights MiB", "GFLOPs", "layers",
+    "largest layer %", "budget used %", "state",
+)  # fmt: skip
+"""No dots, which the page shows as empty columns; key first and params second, which its comparison starts with."""
+
+_LAYER_COLUMNS = ("layer", "params", "type", "output shape", "trainable params", "connected to")
+
+
+def models(rows: Iterable[Sequence[Cell]]) -> str:
+    """The table of all models, of their `model_row`s."""
+    return _table(_MODEL_COLUMNS, iter(rows))
+
+
+def layers(summary: Summary) -> str:
+    """The table of a model's layers."""
+    return _table(_LAYER_COLUMNS, map(_layer_cells, summary.layers))
+
+
+def _table(columns: Sequence[str], rows: Iterator[Sequence[Cell]]) -> str:
+    """A table as MLflow stores and shows it."""
+    return json.dumps({"columns": columns, "data": list(rows)})
+
+
+def model_row(model: Measured) -> tuple[Cell, ...]:
+    """A model's row in the table of all models."""
+    result, numbers = model.result, model.numbers
+    used = text.used(result)
+    cells = [_number(numbers.get(names.GROUPED[name].name)) for name in _MODEL_METRICS]
+    if names.AT_LEAST in numbers:
+        cells[_MODEL_METRICS.index("flops")] = f">={numbers[names.AT_LEAST]}"
+    share: Cell = "-" if used is None else f"{used[0]} {_percent(used[1])}"
+    return (text.harmless(result.id), *cells, share, result.state.value)
+
+
+_MODEL_METRICS = (
+    "params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes", "flops", "layers",
+    "largest_layer_share",
+)  # fmt: skip
+
+
+def _number(value: float | None) -> Cell:
+    if value is None:
+        return text.UNKNOWN
+    return int(value) if value.is_integer() else value
+
+
+def _percent(share: Fraction) -> float:
+    return float(f"{float(share * 100):.4g}")
+
+
+def _layer_cells(layer: Layer) -> tuple[Cell, ...]:
+    return (
+        text.harmless(layer.path),
+        layer.params,
+        text.harmless(layer.type),
+        "never called" if layer.calls == 0 else text.harmless(layer.output_text) or text.UNKNOWN,
+        layer.trainable_params,
+        text.harmless("; ".join(", ".join(call) for call in layer.connected_to if call)) or "-",
+    )

@@ -1,0 +1,105 @@
+"""The sender as a process of pytest's: started early, told to begin, and ended at the deadline."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pytest_modelbudget.trackers.mlflow import outbox
+from pytest_modelbudget.trackers.mlflow.target import Target
+
+_SENDER = "pytest_modelbudget.trackers.mlflow.sender"
+
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its own retry makes runs twice
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""What the sender's mlflow is told, unless the user says otherwise."""
+
+_FIXED = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
+
+Event = Mapping[str, str]
+
+
+class Sender:
+    """A process that starts up at once and sends what is in `folder` when `finish` is called.
+
+    Its output goes to files: a pipe would be held open by any process it leaves behind.
+    """
+
+    def __init__(self, root: Path, folder: Path, target: Target, deadline: float) -> None:
+        self._deadline = deadline
+        self._report = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-m", _SENDER, str(root.resolve()), str(folder.resolve()), str(deadline + 5)]
+        self._process = subprocess.Popen(
+            command,
+            cwd=outbox.home(root),  # "-m" puts this folder first on the path, and it holds no modules
+            env=_environment(target),
+            stdin=subprocess.PIPE,
+            stdout=self._report,
+            stderr=self._noise,
+            start_new_session=True,
+        )
+
+    def finish(self) -> tuple[list[Event], str]:
+        """Let it send, until it ends or the deadline is over; returns its events, and how it ended."""
+        status: int | None = None
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(self._deadline)
+            return list(self._events()), self._ended(status)
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """End it and whatever it started; the second time nothing happens."""
+        if self._report.closed:
+            return
+        if sys.platform == "win32":
+            self._process.kill()
+        else:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+        self._report.close()
+        self._noise.close()
+
+    def _events(self) -> Iterator[Event]:
+        self._report.seek(0)
+        for line in self._report.read().decode("utf-8", "replace").splitlines():
+            with suppress(ValueError):  # a sender that was killed may have written half a line
+                yield json.loads(line)
+
+    def _ended(self, status: int | None) -> str:
+        if status is None:
+            return f"no answer within {self._deadline:g} s"
+        self._noise.seek(0)
+        last = self._noise.read()[-2000:].decode("utf-8", "replace").strip().splitlines()[-1:]
+        return ": ".join([f"the sender ended with status {status}", *last])
+
+
+def _environment(target: Target) -> dict[str, str]:
+    environment = {**_SETTINGS, **os.environ, **_FIXED}
+    if not target.local:
+        environment["MLFLOW_TRACKING_URI"] = target.uri
+    package = Path(__file__).resolve().parents[3]
+    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if package.name not in ("site-packages", "dist-packages"):  # run from its sources
+        paths.append(str(package))
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment

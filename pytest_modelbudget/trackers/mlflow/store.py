@@ -1,0 +1,113 @@
+"""An MLflow store as this project uses it: every call can be made again without making anything twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_modelbudget.trackers.mlflow import views
+from pytest_modelbudget.trackers.mlflow.history import Points
+from pytest_modelbudget.trackers.mlflow.target import Target
+from pytest_modelbudget.trackers.mlflow.trouble import Trouble
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as StoredRun
+
+KEY = "modelbudget.key"
+"""The tag that says which run one is, whoever made it."""
+
+_MOST_TAGS = 100
+"""Tags that servers take in one request."""
+
+
+class Store:
+    """The experiments and runs at a target; imports mlflow. Its runs are never active, MLflow's environment stays."""
+
+    def __init__(self, target: Target) -> None:
+        from mlflow import MlflowClient
+
+        self._target = target
+        self._client: MlflowClient = MlflowClient(tracking_uri=target.uri)
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, made when it is not there.
+
+        Raises:
+            Trouble: it was deleted, and its name is still taken.
+        """
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name, self._artifacts(name), views.experiment_tags(name)))
+            except Exception:  # another machine may have made it in between, or the answer was lost
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            cure = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            raise Trouble(f"the experiment {name} was deleted in MLflow", cure)
+        return str(found.experiment_id)
+
+    def _artifacts(self, name: str) -> str | None:
+        """Where artifacts go: beside the embedded store; a server knows by itself."""
+        if not self._target.local:
+            return None
+        return (Path.cwd() / "artifacts" / name).as_uri()
+
+    @property
+    def parallel(self) -> int:
+        """How many requests at once are worth while; a database file takes one after the other."""
+        return 1 if self._target.is_database else 4
+
+    def experiment_tag(self, experiment: str, name: str) -> str:
+        """A tag of an experiment, empty when there is none."""
+        return str(self._client.get_experiment(experiment).tags.get(name, ""))
+
+    def set_experiment_tag(self, experiment: str, name: str, text: str) -> None:
+        """Set a tag of an experiment."""
+        self._client.set_experiment_tag(experiment, name, text)
+
+    def by_key(self, experiment: str, condition: str) -> dict[str, StoredRun]:
+        """The runs that match by key; of runs that were made twice, the oldest stays and the others are deleted."""
+        runs: list[StoredRun] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs([experiment], condition, max_results=1000, page_token=token)
+            runs += page
+            if not (token := page.token):
+                break
+        kept: dict[str, StoredRun] = {}
+        for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
+            key = run.data.tags.get(KEY, "")
+            if key in kept:
+                self._client.delete_run(run.info.run_id)
+            elif key:
+                kept[key] = run
+        return kept
+
+    def one(self, experiment: str, key: str) -> StoredRun | None:
+        """The run of a key."""
+        return self.by_key(experiment, f"tags.`{KEY}` = '{key}'").get(key)
+
+    def create(self, experiment: str, key: str, name: str, start_ms: int, tags: Mapping[str, str]) -> None:
+        """Make a run. Look for it afterwards: another machine, or a lost answer, may have made it twice."""
+        self._client.create_run(experiment, start_ms, {KEY: key, **tags}, name)
+
+    def log(self, run_id: str, points: Iterable[Points] = (), tags: Mapping[str, str] | None = None) -> None:
+        """Write points and tags."""
+        from mlflow.entities import Metric, RunTag
+
+        metrics = [Metric(name, value, at.time_ms, at.step) for at in points for name, value in at.metrics.items()]
+        pairs = [RunTag(name, text) for name, text in (tags or {}).items()][:_MOST_TAGS]
+        if metrics or pairs:
+            self._client.log_batch(run_id, metrics, (), pairs)
+
+    def upload(self, run_id: str, folder: Path, into: str | None = None) -> None:
+        """Write a folder's files as artifacts."""
+        self._client.log_artifacts(run_id, str(folder), into)
+
+    def end(self, run_id: str, status: str, end_ms: int) -> None:
+        """Say how a run ended; it can be written to afterwards."""
+        self._client.set_terminated(run_id, status, end_ms)

@@ -1,0 +1,93 @@
+"""Pages of MLflow: links that open the right one, and a saved view with this project's columns.
+
+How a saved view is stored is not documented. It is a JSON object in a tag of the experiment, of which the page takes
+the fields that it knows; pages that do not know the tag leave it alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from pytest_modelbudget.trackers.mlflow.names import GROUPED, used_name
+
+VIEW = "modelbudget"
+"""The key of the saved view, which links name."""
+
+_VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+_MODE = "workflowType=machine_learning"
+"""Without it a page shows an empty list of traces of chats."""
+
+_JOB_COLUMNS = ("session/models", "session/failed", "session/over_budget", "session/snapshot_changed",
+    "session/errors", "session/params_sum")  # fmt: skip
+_MODEL_COLUMNS = (
+    GROUPED["params"].name,
+    GROUPED["weight_bytes"].name,
+    GROUPED["flops"].name,
+    used_name("params"),
+    GROUPED["layers"].name,
+)
+
+
+def is_history(experiment: str) -> bool:
+    """Whether an experiment of this name holds the histories of models."""
+    return experiment.endswith("/history")
+
+
+def experiment_tags(name: str) -> dict[str, str]:
+    """The tags of a new experiment."""
+    what = "One run for each model, a point wherever the model changed."
+    if not is_history(name):
+        what = "One run for each run of pytest --model-budget."
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.note.content": what,
+        _VIEW_TAG: _saved(_MODEL_COLUMNS if is_history(name) else _JOB_COLUMNS),
+    }
+
+
+def _saved(metrics: Sequence[str]) -> str:
+    columns = ["attributes.`Source`", *(f"metrics.`{name}`" for name in metrics)]
+    return json.dumps({"selectedColumns": columns, "runsHiddenMode": "FIRST_20_RUNS"})
+
+
+def base(page: str) -> str:
+    """What the links below begin with, for the address of a server; `#` alone leads to the page they are on."""
+    return f"{page}/#"
+
+
+def run(base: str, experiment: str, run_id: str) -> str:
+    """The page of one run."""
+    return f"{base}/experiments/{experiment}/runs/{run_id}?{_MODE}"
+
+
+def report(base: str, experiment: str, run_id: str) -> str:
+    """The HTML report among a run's artifacts."""
+    return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/report.html?{_MODE}"
+
+
+def table(base: str, experiment: str) -> str:
+    """All runs of an experiment in a table with this project's columns."""
+    return f"{base}/experiments/{experiment}/runs?{_MODE}&viewStateShareKey={VIEW}"
+
+
+def charts(base: str, experiment: str) -> str:
+    """Each model's metrics as lines over the commits."""
+    return f"{base}/experiments/{experiment}/runs?{_MODE}&compareRunsMode=CHART"
+
+
+def side_by_side(base: str, experiment: str) -> str:
+    """The tables of several runs beside each other."""
+    return f"{base}/experiments/{experiment}/runs?{_MODE}&compareRunsMode=ARTIFACT"
+
+
+def described(experiment: str, other: str, *, history: bool) -> str:
+    """The description of an experiment, its links in the first line: a page shows no more than that.
+
+    They lead to the page they are on, so that they hold behind any proxy.
+    """
+    jobs, models = (other, experiment) if history else (experiment, other)
+    return (
+        f"[All models over time]({charts('#', models)}) · [each run of pytest]({table('#', jobs)}) · "
+        f"[tables side by side]({side_by_side('#', jobs)})"
+    )
