@@ -21,7 +21,7 @@ _MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "
            "randint", "randperm", "tril_indices", "triu_indices", "empty_strided", "empty_permuted"}  # fmt: skip
 # Floats that first states of recurrent layers and noise are made of.
 _STATES = {"empty", "zeros", "rand", "randn"}
-_WAVES = {torch.ops.aten.cos.default, torch.ops.aten.sin.default}
+_PRODUCTS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mm.default, torch.ops.aten.bmm.default}
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 
 
@@ -166,9 +166,9 @@ def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
         meta = func(*tree_map_only(torch.Tensor, _to_meta, args), **tree_map_only(torch.Tensor, _to_meta, kwargs))
     except (RuntimeError, NotImplementedError):  # its result depends on values, so it is no larger than its operands
         return False
-    # Nobody asks for the values of a large table of waves (rotary positions), and they take time.
-    most = LARGE if func in _WAVES else CONSTANT
-    return any(tensor.numel() > most for tensor in tensors(meta))
+    # Nobody asks for the values of a large table of products (positions times frequencies), and they take time.
+    most = LARGE if func in _PRODUCTS and len(tensors((args, kwargs))) > 1 else CONSTANT
+    return any(tensor.numel() > (CONSTANT if _whole(tensor.dtype) else most) for tensor in tensors(meta))
 
 
 def _whole(dtype: torch.dtype) -> bool:
