@@ -34,6 +34,28 @@ def base(kind: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
+def part(layer: Any, sublayer: Any, layers: Any) -> str:
+    """What `sublayer` is called in `layer`; empty for the one layer that a recurrent layer or a wrapper is about.
+
+    `layers` holds the classes: `keras.layers`, or those of `tf_keras`. A name loses Keras' number, which counts the
+    whole session: equal blocks are to look equal.
+    """
+    if isinstance(layer, layers.Bidirectional):
+        named = {id(layer.forward_layer): "forward", id(layer.backward_layer): "backward"}
+        if (direction := named.get(id(sublayer))) is not None:
+            return direction
+    elif sublayer is _inner(layer, layers):
+        return ""
+    kind = type(sublayer).__name__
+    return str(sublayer.name) if automatic(kind, sublayer.name) is None else base(kind)
+
+
+def _inner(layer: Any, layers: Any) -> Any:
+    if isinstance(layer, layers.RNN):
+        return layer.cell
+    return layer.layer if isinstance(layer, layers.Wrapper) else None
+
+
 def of_live(model: Any) -> Labels:
     """The automatic names in a model of the user's, numbered from the first: as if nothing had been built before it.
 

@@ -93,27 +93,9 @@ def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator
             yield f"{prefix}{_variable_name(variable)}", variable, layer
     taken: set[str] = set()
     for sublayer in private.sublayers(layer):
-        part = _part(layer, sublayer)
+        part = labels.part(layer, sublayer, keras.layers)
         step = f"{unique(part, taken)}/" if part else ""
         yield from deep(sublayer, f"{prefix}{step}", seen)
-
-
-def _part(layer: Any, sublayer: Any) -> str:
-    """What `sublayer` is called in `layer`; empty for the one layer that a recurrent layer or a wrapper is about."""
-    if isinstance(layer, keras.layers.Bidirectional):
-        named = {id(layer.forward_layer): "forward", id(layer.backward_layer): "backward"}
-        return named.get(id(sublayer)) or _local_name(sublayer)
-    if isinstance(layer, keras.layers.RNN) and sublayer is layer.cell:
-        return ""
-    if isinstance(layer, keras.layers.Wrapper) and sublayer is layer.layer:
-        return ""
-    return _local_name(sublayer)
-
-
-def _local_name(layer: Any) -> str:
-    """A layer's name without Keras' number: that counts the whole model, and equal blocks are to look equal."""
-    kind = type(layer).__name__
-    return str(layer.name) if labels.automatic(kind, layer.name) is None else labels.base(kind)
 
 
 def _variable_name(variable: Any) -> str:

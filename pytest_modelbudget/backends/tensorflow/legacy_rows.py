@@ -170,27 +170,9 @@ def _deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterato
     for below in layer._flatten_layers(recursive=False, include_self=False):
         if isinstance(below, tf_keras.metrics.Metric):
             continue
-        part = _part(layer, below)
+        part = labels.part(layer, below, tf_keras.layers)
         step = f"{unique(part, taken)}/" if part else ""
         yield from _deep(below, f"{prefix}{step}", seen)
-
-
-def _part(layer: Any, below: Any) -> str:
-    """What `below` is called in `layer`; empty for the one layer that a recurrent layer or a wrapper is about."""
-    if isinstance(layer, tf_keras.layers.Bidirectional):
-        named = {id(layer.forward_layer): "forward", id(layer.backward_layer): "backward"}
-        return named.get(id(below)) or _local_name(below)
-    if isinstance(layer, tf_keras.layers.RNN) and below is layer.cell:
-        return ""
-    if isinstance(layer, tf_keras.layers.Wrapper) and below is layer.layer:
-        return ""
-    return _local_name(below)
-
-
-def _local_name(layer: Any) -> str:
-    """A layer's name without the number that counts the whole session."""
-    kind = type(layer).__name__
-    return str(layer.name) if labels.automatic(kind, layer.name) is None else labels.base(kind)
 
 
 def _is_input(layer: Any) -> bool:
