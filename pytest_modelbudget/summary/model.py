@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.summary.plan import Kind, Plan
 from pytest_modelbudget.summary.tensors import TensorSpec, Weight, weight_text
 
 FLOP_RULES = 1
@@ -126,7 +127,8 @@ class Summary:
     those of all rows, since the model's own code around its layers may have no row. `optimizer_bytes` are those of all
     variables of the optimizer a model is compiled with, None where there is none; never part of params. `real_run` says
     that the abstract pass could not decide and a copy was run with memory instead. `notes` are short sentences for the
-    reader (what could not be known, and why a copy was run). None of the three takes part in comparisons.
+    reader (what could not be known, and why a copy was run). `plans` say what runs of it take of a device's memory.
+    None of the four takes part in comparisons.
     """
 
     model: str
@@ -141,6 +143,7 @@ class Summary:
     activation_bytes: int | None = None
     real_run: bool = False
     optimizer_bytes: int | None = None
+    plans: tuple[Plan, ...] = ()
 
     def __post_init__(self) -> None:
         if len({layer.path for layer in self.layers}) != len(self.layers):
@@ -191,6 +194,10 @@ class Summary:
         """Params for each sample of the training set; None when `samples` was not given."""
         return Fraction(self.params, self.samples) if self.samples else None
 
+    def plan(self, kind: Kind) -> Plan | None:
+        """The plan of its training or its inference; None when none was asked for."""
+        return next((plan for plan in self.plans if plan.kind == kind), None)
+
     def below(self, path: str) -> Iterator[Layer]:
         """The row at `path` and, for a container, all rows inside it."""
         for layer in self.layers:
@@ -216,6 +223,7 @@ class Summary:
             "samples": self.samples,
             "real_run": self.real_run,
             "notes": list(self.notes),
+            "plans": [plan.to_dict() for plan in self.plans],
             "layers": [_layer_dict(layer) for layer in self.layers],
         }
 
@@ -236,6 +244,7 @@ class Summary:
             activation_bytes=data.get("activation_bytes"),
             real_run=data.get("real_run", False),
             optimizer_bytes=data.get("optimizer_bytes"),
+            plans=tuple(map(Plan.from_dict, data.get("plans", ()))),
         )
 
     def __str__(self) -> str:

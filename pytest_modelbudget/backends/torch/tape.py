@@ -6,16 +6,14 @@ Where gradients of one tensor come from several places, each sum is made anew, s
 otherwise it adds in place where it can, and the peak may be lower by one such gradient. Batch norm in eval mode makes
 its two rows of statistics, which on the CPU are empty. Which kernels run is told in `activations`.
 
-A tape is plain data: what needs a peak or a curve of memory derives it from the events.
+A tape is plain data (`planner.tape`): what needs a peak or a curve of memory derives it from the events.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,62 +26,8 @@ from pytest_modelbudget.backends.torch.modules import nodes, rolled_up, unwrappe
 from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 from pytest_modelbudget.errors import ModelBudgetError
-
-Role = Literal["param", "buffer", "input", "other"]
-"""What memory is that was there before the pass; `other` is a tensor that a model holds as a plain attribute."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Memory that was there before the pass; `storage` is its number on the tape."""
-
-    storage: int
-    bytes: int
-    role: Role
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One operator.
-
-    `path` is the innermost module that called it, in the backward pass the one whose operator it is the gradient of
-    (empty for what no module called). `made` are the storages it allocated, as (number, bytes); a number that is
-    alive already was resized. `freed` are the storages let go of after the event before and before this one. Views are
-    left out; the last event has no operator when only the end of the pass let go of something.
-    """
-
-    op: str
-    path: str
-    backward: bool = False
-    made: tuple[tuple[int, int], ...] = ()
-    freed: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Tape:
-    """What one pass held before it began, and its events in order."""
-
-    held: tuple[Held, ...]
-    events: tuple[Event, ...]
-
-    def alive(self) -> Iterator[int]:
-        """Bytes alive after each event, what was held before among them."""
-        sizes = {item.storage: item.bytes for item in self.held}
-        total = sum(sizes.values())
-        for event in self.events:
-            total -= sum(sizes.pop(number, 0) for number in event.freed)
-            for number, size in event.made:
-                total += size - sizes.get(number, 0)
-                sizes[number] = size
-            yield total
-
-    def peak(self) -> int:
-        """The highest number of bytes alive at once, parameters, buffers and inputs among them."""
-        return max(chain([self.held_bytes()], self.alive()))
-
-    def held_bytes(self, *roles: Role) -> int:
-        """Bytes that were there before the pass, of the `roles` alone when some are given."""
-        return sum(item.bytes for item in self.held if not roles or item.role in roles)
+from pytest_modelbudget.planner import Event, Held, Tape
+from pytest_modelbudget.summary import Phase, Role
 
 
 def record(subject: Subject, sizes: Mapping[str, int], *, backward: bool = False) -> Tape:
@@ -210,7 +154,8 @@ class _Recorder:
 
     def _note(self, op: str, path: str, made: tuple[tuple[int, int], ...]) -> None:
         freed, self._freed = tuple(self._freed), []
-        self._events.append(Event(op, path, self.backward, made, freed))
+        phase: Phase = "backward" if self.backward else "forward"
+        self._events.append(Event(op, path, phase if op else "", made, freed))
 
     def close(self) -> None:
         """The pass is over, with its result still there: what goes from now on is not noted."""

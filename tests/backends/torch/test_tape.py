@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import Subject
-from pytest_modelbudget.backends.torch.tape import Event, Held, Tape, record
+from pytest_modelbudget.backends.torch.tape import record
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
+from pytest_modelbudget.planner import Event, Held, Tape
 
 FLOAT = 4
 
@@ -48,7 +49,7 @@ def test_two_layers_event_by_event() -> None:
         Event("aten.mm", "0", made=((3, 128),)),
         Event("aten.mm", "1", made=((4, 32),)),
         Event("aten.tanh", "2", made=((5, 32),), freed=(3,)),
-        Event("", "", freed=(4,)),
+        Event("", "", "", freed=(4,)),
     )
     assert list(tape.alive()) == [960, 992, 896, 864]
     assert tape.peak() == 992
@@ -58,12 +59,12 @@ def test_two_layers_event_by_event() -> None:
 def test_one_layer_forward_and_backward() -> None:
     """A gradient for the result and one for each weight, those of weights alive to the end."""
     tape = taped(nn.Sequential(nn.Linear(8, 4, bias=False)), "float32[2, 8]", backward=True)
-    made = [(event.op, event.path, event.backward, sum(size for _, size in event.made)) for event in tape.events]
+    made = [(event.op, event.path, event.phase, sum(size for _, size in event.made)) for event in tape.events]
     assert made == [
-        ("aten.mm", "0", False, 2 * 4 * FLOAT),
-        ("aten.empty_like", "", True, 2 * 4 * FLOAT),
-        ("aten.mm", "0", True, 8 * 4 * FLOAT),
-        ("", "", True, 0),  # the gradient of the result goes
+        ("aten.mm", "0", "forward", 2 * 4 * FLOAT),
+        ("aten.empty_like", "", "backward", 2 * 4 * FLOAT),
+        ("aten.mm", "0", "backward", 8 * 4 * FLOAT),
+        ("", "", "", 0),  # the gradient of the result goes
     ]
     assert tape.peak() == tape.held_bytes() + 2 * 32 + 128
 
@@ -188,11 +189,13 @@ def _allocated(model: nn.Module, *args: torch.Tensor, backward: bool) -> int:
 
 
 def test_gradients_belong_to_the_layer_whose_operator_they_undo() -> None:
-    """Every event of the backward pass of a ResNet has the path of a layer, but for the gradient it starts from and the end."""
+    """Every event of the backward pass of a ResNet has the path of a layer, but for the gradient it starts from."""
     tape = taped(torchvision.models.resnet18(), [2, 3, 64, 64], backward=True)
-    paths = {event.path for event in tape.events if event.backward and event.op == "aten.convolution_backward"}
-    assert paths == {event.path for event in tape.events if not event.backward and event.op == "aten.convolution"}
-    assert {event.op for event in tape.events if event.backward and not event.path} == {"aten.empty_like", ""}
+    paths = {
+        event.path for event in tape.events if event.phase == "backward" and event.op == "aten.convolution_backward"
+    }
+    assert paths == {event.path for event in tape.events if event.phase == "forward" and event.op == "aten.convolution"}
+    assert {event.op for event in tape.events if event.phase == "backward" and not event.path} == {"aten.empty_like"}
 
 
 def test_a_tape_is_plain_data_and_the_same_again() -> None:

@@ -1,0 +1,11 @@
+"""Will it fit? Peak memory of inference and of training: events -> timeline -> peak.
+
+The rooms: `recipe` is what is to be run, as it is written; `tape` the events of a run, which a backend records;
+`timeline` says what is alive when, and what at the peak; `allocator` replays the events through a model of the caching
+allocator; `devices` knows the cards. Nothing here knows a framework.
+"""
+
+from pytest_modelbudget.planner.recipe import Inference, Recipe, Training
+from pytest_modelbudget.planner.tape import Event, Held, Tape
+
+__all__ = ["Event", "Held", "Inference", "Recipe", "Tape", "Training"]

@@ -1,0 +1,80 @@
+"""A run as a list of events: which operator of which module allocated which memory, and when it was let go of.
+
+A tape is plain data, recorded by a backend; what needs a peak or a curve of memory derives it from the events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+from pytest_modelbudget.summary.plan import Phase, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Memory that was there before the run; `storage` is its number on the tape."""
+
+    storage: int
+    bytes: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One operator.
+
+    `path` is the innermost module that called it, in the backward pass the one whose operator it is the gradient of
+    (empty for what no module called). `made` are the storages it allocated, as (number, bytes); a number that is
+    alive already was resized. `freed` are the storages let go of after the event before and before this one.
+    `workspace` is what the kernel takes inside itself while it runs, where a rule is known. Views are
+    left out; an event without an operator only lets go of something.
+    """
+
+    op: str
+    path: str
+    phase: Phase = "forward"
+    made: tuple[tuple[int, int], ...] = ()
+    freed: tuple[int, ...] = ()
+    workspace: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """What a run held before it began, and its events in order.
+
+    `roles` tell of storages made on the tape that are known to be something lasting (`gradient`, `optimizer`, `cast`);
+    what has none is an activation or a temporary, by how long it lives. `steps` are the indices of the events with
+    which the steps of a training begin; the last one is measured, the others warm up.
+    """
+
+    held: tuple[Held, ...]
+    events: tuple[Event, ...]
+    roles: Mapping[int, Role] = field(default_factory=dict)
+    steps: tuple[int, ...] = (0,)
+
+    @property
+    def measured(self) -> int:
+        """Index of the first event that counts for the peak."""
+        return self.steps[-1]
+
+    def alive(self) -> Iterator[int]:
+        """Bytes alive at each event, what was held before among them, and the kernel's workspace while it runs."""
+        sizes = {item.storage: item.bytes for item in self.held}
+        total = sum(sizes.values())
+        for event in self.events:
+            total -= sum(sizes.pop(number, 0) for number in event.freed)
+            for number, size in event.made:
+                total += size - sizes.get(number, 0)
+                sizes[number] = size
+            yield total + event.workspace
+
+    def peak(self) -> int:
+        """The highest number of bytes alive at once in the measured step (without steps: in the run)."""
+        before = [self.held_bytes()] if self.measured == 0 else []
+        return max(chain(before, islice(self.alive(), self.measured, None)), default=0)
+
+    def held_bytes(self, *roles: Role) -> int:
+        """Bytes that were there before the run, of the `roles` alone when some are given."""
+        return sum(item.bytes for item in self.held if not roles or item.role in roles)

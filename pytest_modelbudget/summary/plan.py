@@ -1,0 +1,135 @@
+"""What one run of a model takes of a device's memory, as it was planned: plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Kind = Literal["training", "inference"]
+
+Phase = Literal["forward", "loss", "backward", "optimizer", ""]
+"""The part of a step that an operator belongs to; empty for what belongs to none (the end of a pass)."""
+
+Role = Literal[
+    "param",
+    "buffer",
+    "input",
+    "other",
+    "gradient",
+    "optimizer",
+    "cast",
+    "activation",
+    "temporary",
+    "cache",
+    "workspace",
+]
+"""What memory is for. `other` is a tensor that a model holds as a plain attribute, `cast` a copy of a weight in the
+dtype of autocast, `activation` what the forward pass leaves for the backward pass, `cache` keys and values of earlier
+tokens, `workspace` what a kernel takes inside itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes alive at the peak: of one role, made by the module at `path` (empty: of the whole model)."""
+
+    role: Role
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of the timeline: bytes alive after an operator of the module at `path`, in a part of the step."""
+
+    phase: Phase
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    """What a change of the recipe would make of the peak; `name` says it as an order: `checkpointing: blocks`."""
+
+    name: str
+    peak_bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether the run fits a device: `needs` bytes of `capacity`, None when the need is not known.
+
+    `needs` contains the caching allocator's reserve, the context of the device and the libraries' workspace.
+    """
+
+    device: str
+    capacity: int
+    needs: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it does; None when it is not known."""
+        return None if self.needs is None else self.needs <= self.capacity
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The largest size of a dimension (`B`, `T`) with which the run still fits `device`; 0: not even one."""
+
+    dim: str
+    size: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The memory of one training step or of one forward pass without gradients.
+
+    `recipe` says in words what is run. `peak_bytes` is the highest number of bytes alive at once in tensors
+    (comparable with torch's `max_memory_allocated`), parameters, buffers and inputs among them, kernels' workspaces
+    where a rule is known; None when it is not known, with the reason in `notes`. `reserved_bytes` is what the caching
+    allocator takes of the device for it; `low_bytes` and `high_bytes` bound the peak where it depends on versions and
+    kernels. None of them contains the context of the device. `phase`, `path` and `op` say where the peak is; `parts`
+    are what is alive there and add up to it. `timeline` leads through the measured step, thinned, with its peak kept.
+    With `ranks` above 1 all numbers are of one rank, and `communication_bytes` are what it sends in a step.
+    """
+
+    kind: Kind
+    recipe: str
+    peak_bytes: int | None
+    reserved_bytes: int | None = None
+    low_bytes: int | None = None
+    high_bytes: int | None = None
+    phase: Phase = ""
+    path: str = ""
+    op: str = ""
+    parts: tuple[Part, ...] = ()
+    timeline: tuple[Point, ...] = ()
+    levers: tuple[Lever, ...] = ()
+    fits: tuple[Fit, ...] = ()
+    largest: tuple[Largest, ...] = ()
+    ranks: int = 1
+    communication_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def by_role(self) -> dict[Role, int]:
+        """Bytes alive at the peak by role, largest first."""
+        sums: dict[Role, int] = {}
+        for part in self.parts:
+            sums[part.role] = sums.get(part.role, 0) + part.bytes
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Read back what `to_dict` gave."""
+        known = {field.name for field in fields(cls)}
+        lists = {"parts": Part, "timeline": Point, "levers": Lever, "fits": Fit, "largest": Largest}
+        values = {name: value for name, value in data.items() if name in known}
+        for name, kind in lists.items():
+            values[name] = tuple(kind(**item) for item in data.get(name, ()))
+        return cls(**{**values, "notes": tuple(data.get("notes", ()))})
