@@ -25,7 +25,8 @@ from pytest_modelbudget.backends.torch.forward import Subject
 from pytest_modelbudget.backends.torch.ghosts import META
 from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.optimizers import imported
-from pytest_modelbudget.backends.torch.step import Run
+from pytest_modelbudget.backends.torch.shard_optimizer import optimizer_on_shards
+from pytest_modelbudget.backends.torch.step import record
 from pytest_modelbudget.backends.torch.tape import Recorder
 from pytest_modelbudget.backends.torch.tensor_parallel import cut
 from pytest_modelbudget.backends.torch.wire import Sent, sent
@@ -74,9 +75,8 @@ def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training)
             recorders.append(_Recorder(model))
             return recorders[-1]
 
-        run = Run(copy, sizes, rest, shard, recorder)
         with _resizes_told(recorders):
-            tape = run.tape()
+            tape = record(copy, sizes, rest, shard=shard, recorder=recorder, optimizer=optimizer_on_shards)
         return Sharded(tape, recorders[-1].communication(tape.measured), found.size)
 
 
