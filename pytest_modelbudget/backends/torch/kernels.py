@@ -29,10 +29,10 @@ rnn_relu_cell einsum scaled_dot_product_attention bilinear conv_tbc rnn_tanh rnn
 _FULL = """__pow__ __rdiv__ __rpow__ __rtruediv__ acos asin binary_cross_entropy_with_logits cosh cdist
 cosine_embedding_loss cosine_similarity cross_entropy dist erfinv exp expm1 group_norm
 hinge_embedding_loss kl_div l1_loss layer_norm log log10 log1p log2 logsumexp margin_ranking_loss mse_loss
-multilabel_margin_loss multi_margin_loss nll_loss normalize pdist poisson_nll_loss pow reciprocal rms_norm
+multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow reciprocal rms_norm
 rsqrt sinh smooth_l1_loss soft_margin_loss softmin softplus renorm tan triplet_margin_loss"""
 _PLACES = (torch, torch.Tensor, functional, torch._C._nn, torch.linalg, torch.special, torch._VF)
-_TYPED = "cumprod cumsum norm prod sum softmax log_softmax"  # read half precision and write float32, without a copy
+_TYPED = "cumprod cumsum prod sum softmax log_softmax"  # read half precision and write float32, without a copy
 _VALUES = frozenset((torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__bool__))
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
