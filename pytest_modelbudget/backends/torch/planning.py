@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import Subject
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
 from pytest_modelbudget.backends.torch.modules import unwrapped
+from pytest_modelbudget.backends.torch.sharding import record_sharded
 from pytest_modelbudget.backends.torch.step import record
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -38,6 +40,10 @@ def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool)
 def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe) -> Plan:
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
     try:
+        if isinstance(recipe, Training) and recipe.sharding is not None:
+            found = record_sharded(subject, sizes, recipe)
+            plan = plan_of(found.tape, kind, describe(recipe))
+            return replace(plan, ranks=found.ranks, communication_bytes=sum(found.communication.values()))
         return plan_of(record(subject, sizes, recipe), kind, describe(recipe))
     except ModelBudgetError as mistake:
         return Plan(kind, describe(recipe), None, notes=(str(mistake),))

@@ -153,9 +153,24 @@ def _ready(model: nn.Module) -> nn.Module:
 
     reduce.__annotations__.clear()  # torch reads them, and takes none for words
     for module in all_modules(model):
-        if isinstance(module, nn.parallel.DistributedDataParallel) and not module._comm_hooks:
-            module.register_comm_hook(module.process_group, reduce)
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            if not module._comm_hooks:
+                module.register_comm_hook(module.process_group, reduce)
+            module.logger = _Untimed(module.logger)
     return model
+
+
+class _Untimed:
+    """The logger of replicas without the times of their steps, which it warns that it cannot take."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
+
+    def set_runtime_stats_and_log(self) -> None:
+        """There is no time to note."""
 
 
 def _apart(model: nn.Module) -> nn.Module:
@@ -180,6 +195,7 @@ class _Recorder(Recorder):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self._sent: list[tuple[int, Sent]] = []
+        self._buckets = isinstance(model, nn.parallel.DistributedDataParallel)
 
     def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """Note one operator, and what it sends."""
@@ -192,6 +208,9 @@ class _Recorder(Recorder):
                 self.lasting(args[0], "gathered")
             elif price.name == "c10d._reduce_scatter_base_":
                 self.lasting(args[1], "gathered")
+            elif price.name == "c10d.allreduce_" and self._buckets:
+                for bucket in args[0]:
+                    self.lasting(bucket, "gathered")
 
     def resized(self, storage: torch.UntypedStorage, size: int) -> None:
         """The memory of `storage` is let go of, or is made anew."""

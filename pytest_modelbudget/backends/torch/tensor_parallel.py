@@ -51,6 +51,12 @@ def cut(model: nn.Module, mesh: Any, name: str) -> None:
             f"{name}: training.sharding: no layer has a rule for tensor parallelism (q_proj, up_proj, ... are looked "
             "for, and the plan of a Hugging Face model): cut it yourself with sharding: module:callable"
         )
+    layers = dict(model.named_modules())
+    if adapted := next((path for path in plan if any(layers[path].children())), None):
+        raise ModelBudgetError(
+            f"{name}: training.sharding: {adapted} has layers inside it (LoRA?), which tensor parallelism cannot cut: "
+            "use fsdp, or cut it yourself with sharding: module:callable"
+        )
     tied = _tied(model)
     parallelize_module(model, mesh, {path: _style(style) for path, style in plan.items()})
     for places in tied:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from math import prod
 from typing import Any
@@ -189,37 +189,45 @@ def _devices() -> Iterator[None]:
     from torch.distributed import device_mesh
     from torch.distributed.fsdp._fully_shard import _fsdp_init
 
-    original = device_mesh._get_device_handle
-    placed = _fsdp_init._get_device_from_mesh
-
-    def handle(device_type: str = "cuda") -> Any:
-        return _Device
-
-    def device(mesh: Any) -> torch.device:
-        return META
-
-    changes = {"_get_device_handle": (original, handle), "_get_device_from_mesh": (placed, device)}
-    _exchange({name: new for name, (_, new) in changes.items()}, {name: old for name, (old, _) in changes.items()})
+    ours = {
+        "_get_device_handle": lambda device_type="cuda": _Device,
+        "_get_device_from_mesh": lambda mesh: META,
+        "_move_states_to_device": lambda *args: None,  # constants keep their values on the CPU
+    }
+    theirs = {name: getattr(device_mesh, name, getattr(_fsdp_init, name, None)) for name in ours}
+    _exchange(theirs, ours)
     try:
         yield
     finally:  # modules imported meanwhile took over what they found
-        _exchange({name: old for name, (old, _) in changes.items()}, {name: new for name, (_, new) in changes.items()})
+        _exchange(ours, theirs)
 
 
-def _exchange(new: dict[str, Any], old: dict[str, Any]) -> None:
+def _exchange(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("torch.distributed")]
     for module in modules:
-        for name, value in new.items():
-            if vars(module).get(name) is old[name]:
-                setattr(module, name, value)
+        for name, value in old.items():
+            if value is not None and vars(module).get(name) is value:
+                setattr(module, name, new[name])
 
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Inside, FSDP2 runs on parameters that are still on the meta device."""
+    """Inside, FSDP2 runs on parameters that are still on the meta device.
+
+    Where parameters of several dtypes are gathered together it packs them as bytes. Whole numbers stay real elsewhere in
+    a pass, for their values; these have none.
+    """
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
-    with _patched(FSDPParamGroup, "_validate_no_meta_params", lambda group: None):
+    def allocate(self: Any, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        plain = torch.float8_e4m3fn if dtype is torch.uint8 else dtype
+        return torch.empty(*size, dtype=plain, device=device).view(dtype)
+
+    with (
+        _patched(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
+        _patched(getattr(_fsdp_collectives, "DefaultAllocMixin", _Device), "allocate", allocate),
+    ):
         yield
 
 
