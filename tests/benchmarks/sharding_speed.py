@@ -131,7 +131,9 @@ def _steady(tape: Any) -> int:
     """Parameters, gradients and states of the optimizer between two steps."""
     sizes = {item.storage: item.bytes for item in tape.held if item.role == "param"}
     for event in tape.events:
-        sizes.update((number, size) for number, size in event.made if tape.roles.get(number) in ("gradient", "optimizer"))
+        sizes.update(
+            (number, size) for number, size in event.made if tape.roles.get(number) in ("gradient", "optimizer")
+        )
         for number in event.freed:
             sizes.pop(number, None)
     return sum(sizes.values())

@@ -24,7 +24,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return type(tensor) not in _ORDINARY and isinstance(tensor, _classes(_TENSORS, "DTensor"))
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def local(tensor: Any) -> Any:
     """The part of `tensor` that this rank holds; of a result that is still on its way, the place where it arrives."""
     while type(tensor) not in _ORDINARY:
         if isinstance(tensor, _classes(_TENSORS, "DTensor")):
@@ -36,7 +36,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def arrived(tensor: torch.Tensor) -> torch.Tensor:
+def arrived(tensor: Any) -> Any:
     """`tensor`; one that is on its way from other ranks is waited for."""
     return tensor.view_as(tensor) if isinstance(tensor, _classes(_ARRIVING, "AsyncCollectiveTensor")) else tensor
 

@@ -50,7 +50,7 @@ class Sharded:
 
 
 def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training) -> Sharded:
-    """Run a copy of `subject`, a model on meta, by `recipe` with its `sharding`, as rank 0; batch and dims are a rank's.
+    """Run a copy of `subject`, a model on meta, by `recipe` as rank 0 of its `sharding`; batch and dims are a rank's.
 
     `{fsdp, tp, ddp}`: layers are cut over `tp` ranks by `tensor_parallel`; `fully_shard` is called for each repeated
     block and for the whole over `fsdp` ranks, with `ddp` replicas of them (HSDP); `ddp` alone is
@@ -89,7 +89,7 @@ def _shard(name: str, recipe: Training, found: World) -> tuple[Callable[[nn.Modu
         return lambda model: _theirs(name, function, model, found), rest
     dims = {dim: recipe.sharding[dim] for dim in ("ddp", "fsdp", "tp") if recipe.sharding.get(dim, 1) > 1}
     if not dims:
-        raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or no sharding")
+        raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
     if ("fsdp" in dims or len(dims) > 1) and recipe.precision in _MIXED:
         rest = replace(rest, precision="fp32")
     return lambda model: _planned(name, model, dims, found, _MIXED.get(recipe.precision)), rest
@@ -181,9 +181,7 @@ def _apart(model: nn.Module) -> nn.Module:
             if parameter is None:
                 continue
             if id(parameter) not in made:
-                data = torch.empty_strided(
-                    parameter.shape, parameter.stride(), dtype=parameter.dtype, device=META
-                )
+                data = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=META)
                 made[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
             module._parameters[name] = made[id(parameter)]
     return copy

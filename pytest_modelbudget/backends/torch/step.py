@@ -99,7 +99,7 @@ class _Run:
             if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
             call = self._inputs()
-            recorder = self.recorder(self.model)
+            recorder: Recorder = self.recorder(self.model)
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
             stack.enter_context(calm(self.subject, self.training))

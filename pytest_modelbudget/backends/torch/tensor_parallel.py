@@ -21,7 +21,8 @@ from pytest_modelbudget.errors import ModelBudgetError
 Style = Literal["colwise", "rowwise", "table", "head"]
 
 _BY_NAME: Mapping[str, Style] = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "wq", "wk", "wv", "self.query", "self.key", "self.value"), "colwise"),
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "wq", "wk", "wv"), "colwise"),
+    **dict.fromkeys(("self.query", "self.key", "self.value"), "colwise"),
     **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3", "fc1", "intermediate.dense", "wi", "wi_0", "wi_1"), "colwise"),
     **dict.fromkeys(("o_proj", "out_proj", "wo", "down_proj", "w2", "fc2", "output.dense"), "rowwise"),
     **dict.fromkeys(("embed_tokens", "tok_embeddings", "word_embeddings", "wte"), "table"),
@@ -79,8 +80,7 @@ def _plan(model: nn.Module, name: str) -> dict[str, Style]:
     layers = {path: module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     if isinstance(own, Mapping) and own:
         return _of_hugging_face(own, layers, name)
-    found = {path: style for path in layers if (style := _by_name(path)) is not None}
-    return {path: style for path, style in found.items() if isinstance(layers[path], nn.Embedding) == (style == "table")}
+    return {path: style for path, layer in layers.items() if (style := _by_name(path, layer)) is not None}
 
 
 def _of_hugging_face(own: Mapping[str, str], layers: Mapping[str, nn.Module], name: str) -> dict[str, Style]:
@@ -96,8 +96,9 @@ def _of_hugging_face(own: Mapping[str, str], layers: Mapping[str, nn.Module], na
     return plan
 
 
-def _by_name(path: str) -> Style | None:
-    return next((style for end, style in _BY_NAME.items() if path == end or path.endswith(f".{end}")), None)
+def _by_name(path: str, layer: nn.Module) -> Style | None:
+    style = next((style for end, style in _BY_NAME.items() if path == end or path.endswith(f".{end}")), None)
+    return style if isinstance(layer, nn.Embedding) == (style == "table") else None
 
 
 def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:

@@ -189,8 +189,8 @@ def _devices() -> Iterator[None]:
     from torch.distributed import device_mesh
     from torch.distributed.fsdp._fully_shard import _fsdp_init
 
-    ours = {
-        "_get_device_handle": lambda device_type="cuda": _Device,
+    ours: dict[str, Callable[..., Any]] = {
+        "_get_device_handle": lambda *args: _Device,
         "_get_device_from_mesh": lambda mesh: META,
         "_move_states_to_device": lambda *args: None,  # constants keep their values on the CPU
     }
@@ -214,8 +214,8 @@ def _exchange(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 def _parameters_on_meta() -> Iterator[None]:
     """Inside, FSDP2 runs on parameters that are still on the meta device.
 
-    Where parameters of several dtypes are gathered together it packs them as bytes. Whole numbers stay real elsewhere in
-    a pass, for their values; these have none.
+    Where parameters of several dtypes are gathered together it packs them as bytes. Whole numbers stay real elsewhere
+    in a pass, for their values; these have none.
     """
     from torch.distributed.fsdp._fully_shard import _fsdp_collectives
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup

@@ -40,9 +40,7 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (
-            part(x).unflatten(-1, (-1, 16)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (part(x).unflatten(-1, (-1, 16)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
         scores = (q @ k.transpose(-1, -2)).softmax(-1)
         return self.o_proj((scores @ v).transpose(1, 2).flatten(2))
 
@@ -190,7 +188,7 @@ class Follow(TorchDispatchMode):
 
     def see(self, values: Any) -> None:
         for leaf in tree_leaves(values):
-            while isinstance(leaf, torch.Tensor) and not type(leaf) in (torch.Tensor, nn.Parameter):
+            while isinstance(leaf, torch.Tensor) and type(leaf) not in (torch.Tensor, nn.Parameter):
                 leaf = leaf._local_tensor if isinstance(leaf, DTensor) else leaf.elem
             if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
                 self.resized(leaf.untyped_storage())
