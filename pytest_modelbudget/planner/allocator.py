@@ -111,8 +111,6 @@ def _repeated(tape: Tape, repeats: int) -> tuple[Event, ...]:
         if storage in freed and left.get(size):
             heirs[storage] = left[size].pop(0)
     count = unused(tape)
-        [item.storage for item in tape.held] + [s for event in tape.events for s, _ in event.made], default=0
-    )
     numbers, repeated = {storage: storage for storage in made}, []
     for _ in range(repeats):
         ends = {old: numbers[heir] for old, heir in heirs.items()}

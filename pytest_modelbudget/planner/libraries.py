@@ -48,9 +48,7 @@ def with_blas(tape: Tape, sizes: Blas) -> Tape:
     A kept one is made by the first product of its thread and stays to the end. The backward pass runs in a thread of
     autograd's, with a handle and a workspace of its own (`getCurrentCUDABlasHandle` keeps them by thread).
     """
-    number = 1 + max(
-        chain((item.storage for item in tape.held), (s for e in tape.events for s, _ in e.made)), default=0
-    )
+    number = unused(tape)
     events, roles = [], dict(tape.roles)
     have: set[tuple[str, bool]] = set()
     for event in tape.events:
