@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from pytest_modelbudget.planner.segments import DEFAULT, CachingAllocator, OutOfMemory, Settings
 from pytest_modelbudget.planner.tape import Event, Tape
