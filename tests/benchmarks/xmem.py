@@ -394,7 +394,7 @@ def _mib(size: int) -> str:
 def _warm() -> None:
     """Let imports, and what torch loads at its first operators, not count for the first row."""
     for name, config in (("AutoModelForSeq2SeqLM", "T5Config"), ("AutoModelForCausalLM", "GPT2Config")):
-        model, inputs, sizes = _text(name, config, decoder_start_token_id=0)(2)
+        model, inputs, sizes = _text(name, config, decoder_start_token_id=0, attention="eager")(2)
         record(Subject("", model, inputs), sizes, Training(optimizer="adam", foreach=True))
     model, inputs, sizes = _image("resnet18")(2)
     record(Subject("", model, inputs), sizes, Training(loss="cross_entropy"))
