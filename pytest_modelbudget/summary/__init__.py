@@ -1,4 +1,4 @@
-"""What was counted, as frozen plain data: `TensorSpec`, `Weight`, `Layer`, `Flops`, `Summary`, `Plan` of a run, `Growth`.
+"""What was counted, as frozen plain data: `TensorSpec`, `Weight`, `Layer`, `Flops`, `Summary`, `Plan`, `Growth`.
 
 No live module or tensor is ever held here, so a summary can be pickled, sent between processes and kept.
 `None` means unknown, never zero.
