@@ -19,6 +19,7 @@ from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 from pytest_modelbudget.inputs import Example, Inputs
+from pytest_modelbudget.planning import Subject, planned
 from pytest_modelbudget.summary import Summary, TensorSpec
 from pytest_modelbudget.tracebacks import user_traceback
 
@@ -180,7 +181,8 @@ def _summarize(owner: backends.Backend, model: object, entry: ModelEntry, *, bui
     sizes = {} if declared is None else inputs.sizes_for(declared, batch=entry.batch or 1, dims=entry.dims)
     if declared is None:
         sizes = {inputs.BATCH: entry.batch or 1, **entry.dims}
-    return owner.summarize(model, name=entry.id, inputs=declared, sizes=sizes, built_here=built_here)
+    summary = owner.summarize(model, name=entry.id, inputs=declared, sizes=sizes, built_here=built_here)
+    return planned(Subject(owner, model, entry, declared, sizes, built_here), summary)
 
 
 def _inputs(entry: ModelEntry) -> Inputs | None:
