@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,9 @@ def test_growth_where_larger_sizes_do_not_go(tmp_path: Path, record: Any) -> Non
         return sizes["T"] ** 2
 
     record(peak)
-    result = checked(tmp_path, dims={"T": 32}, training={}, budgets={"growth_in": {"T": {"training_peak_bytes": "linear"}}})
+    result = checked(
+        tmp_path, dims={"T": 32}, training={}, budgets={"growth_in": {"T": {"training_peak_bytes": "linear"}}}
+    )
     assert result.summary is not None
     [growth] = result.summary.growth
     assert (growth.law, growth.size) == ("quadratic", 32)
@@ -257,7 +259,7 @@ def test_without_a_recorder_it_is_a_sum(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often models are counted."""
     counted: list[int] = []
     summarize = fakes.summarize
@@ -267,7 +269,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return summarize(*args, **options)
 
     monkeypatch.setattr(fakes, "summarize", noted)
-    yield counted
+    return counted
 
 
 def test_a_law_is_measured_only_when_it_is_asked_for(tmp_path: Path, counting: list[int]) -> None:
