@@ -6,7 +6,7 @@ A tape is plain data, recorded by a backend; what needs a peak or a curve of mem
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 from pytest_modelbudget.summary.plan import Phase, Role
@@ -74,6 +74,26 @@ class Tape:
         """The highest number of bytes alive at once in the measured step (without steps: in the run)."""
         before = [self.held_bytes()] if self.measured == 0 else []
         return max(chain(before, islice(self.alive(), self.measured, None)), default=0)
+
+    def without_temporaries(self, phase: Phase) -> Tape:
+        """The tape of a run whose `phase` is one kernel: what is made and let go of inside of it is not there."""
+        made_in: dict[int, int] = {}
+        inside: set[int] = set()
+        for index, event in enumerate(self.events):
+            inside.update(number for number in event.freed if number in made_in)
+            if event.phase != phase:
+                made_in.clear()
+            else:
+                made_in.update((number, index) for number, _ in event.made)
+        events = tuple(
+            replace(
+                event,
+                made=tuple((number, size) for number, size in event.made if number not in inside),
+                freed=tuple(number for number in event.freed if number not in inside),
+            )
+            for event in self.events
+        )
+        return replace(self, events=events)
 
     def held_bytes(self, *roles: Role) -> int:
         """Bytes that were there before the run, of the `roles` alone when some are given."""

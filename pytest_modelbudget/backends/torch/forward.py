@@ -134,7 +134,7 @@ def observed(
     for name, tensor in call.ports:
         watcher.label(tensor, name)
     try:
-        with _calm(subject, training), watching(watcher, None if subject.real else Placing(subject.memo)):
+        with calm(subject, training), watching(watcher, None if subject.real else Placing(subject.memo)):
             out = subject.model(*call.args, **call.kwargs)
             if then is not None:
                 then(out)
@@ -171,7 +171,7 @@ def _other_values(tensor: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
 
 
 @contextmanager
-def _calm(subject: Subject, training: bool = False) -> Iterator[None]:
+def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     """Eval mode without gradients, or training mode with them, no fused kernels that would hide layers.
 
     Everything is as before on leaving.

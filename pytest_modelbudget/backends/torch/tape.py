@@ -2,9 +2,9 @@
 
 The pass runs on the meta device, so that it takes no memory; what is alive is known from the life of storages. Not on
 the tape: what a kernel allocates inside itself (workspaces, reordered weights), and how an allocator rounds sizes.
-Where gradients of one tensor come from several places, each sum is made anew, since torch does so while it is watched;
-otherwise it adds in place where it can, and the peak may be lower by one such gradient. Batch norm in eval mode makes
-its two rows of statistics, which on the CPU are empty. Which kernels run is told in `activations`.
+Where gradients of one tensor come from several places, torch adds them in place when nobody else looks at the first
+one; while it is watched it makes each sum anew, so such a sum is put back on the memory of its operand. Batch norm in
+eval mode makes its two rows of statistics, which on the CPU are empty. Which kernels run is told in `activations`.
 
 A tape is plain data (`planner.tape`): what needs a peak or a curve of memory derives it from the events.
 """
@@ -12,7 +12,9 @@ A tape is plain data (`planner.tape`): what needs a peak or a curve of memory de
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ def record(subject: Subject, sizes: Mapping[str, int], *, backward: bool = False
     Raises:
         ModelBudgetError: the model does not run so, for example because it needs values.
     """
-    call, recorder = arguments(subject, sizes), _Recorder(subject.model)
+    call, recorder = arguments(subject, sizes), Recorder(subject.model)
     gradients = [(parameter, parameter.grad) for parameter in subject.model.parameters()]
     try:
         with torch.inference_mode(False), preserved(), _disable_current_modes(), fused():
@@ -55,27 +57,37 @@ def record(subject: Subject, sizes: Mapping[str, int], *, backward: bool = False
     return recorder.tape()
 
 
-def _run(subject: Subject, call: Call, recorder: _Recorder, backward: bool) -> None:
+def _run(subject: Subject, call: Call, recorder: Recorder, backward: bool) -> None:
     def then(out: Any) -> None:
         found = [tensor for tensor in tensors(out) if tensor.requires_grad]
         if found:
-            recorder.backward = True
+            recorder.phase = "backward"
             torch.autograd.backward(found, [torch.empty_like(tensor) for tensor in found])
 
     with observed(subject, call, recorder, training=backward, then=then if backward else None):
         recorder.close()
 
 
-class _Recorder:
-    """Notes the operators of a pass with the storages they make, and when storages go."""
+class Recorder:
+    """Notes the operators of a run with the storages they make, and when storages go.
+
+    `phase` is the part of the step that is running; whoever runs the step says so. With `on_device` only what is on the
+    meta device counts (what is real then stays on the host, as the step counters of optimizers do). `recomputing` is
+    entered around modules that are called in the backward pass.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.backward = False
+        self.phase: Phase = "forward"
+        self.on_device = False
+        self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._rolled_up = rolled_up(model)
         self._paths = {id(node.module): node.path for node in nodes(model)}
         self._stack: list[str] = []
         self._held: list[Held] = []
         self._events: list[Event] = []
+        self._steps: list[int] = []
+        self._roles: dict[int, Role] = {}
+        self._sums: dict[int, tuple[int, int]] = {}
         self._freed: list[int] = []
         self._counted = 0
         self._numbers: dict[int, int] = {}
@@ -83,18 +95,35 @@ class _Recorder:
         self._watched: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._made_by: dict[int, str] = {}
         for parameter in model.parameters():
-            self._hold(parameter, "param")
+            self.hold(parameter, "param")
         for buffer in model.buffers():
-            self._hold(buffer, "buffer")
+            self.hold(buffer, "buffer")
 
     def label(self, tensor: torch.Tensor, source: str) -> None:
         """An input is held before the pass."""
-        self._hold(tensor, "input")
+        self.hold(tensor, "input")
+
+    def begin_step(self) -> None:
+        """A step of the training begins: with what comes next."""
+        self._flush()
+        self._steps.append(len(self._events))
+
+    def lasting(self, tensor: torch.Tensor, role: Role) -> None:
+        """Say what the memory of `tensor`, made meanwhile, is for."""
+        number = self._numbers.get(storage_key(tensor))
+        if number is not None:
+            self._roles.setdefault(number, role)
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call `module`; operators meanwhile are its, unless a module inside calls them."""
         if id(module) in self._rolled_up:
             return original(module, *args, **kwargs)
+        if self.phase == "backward" and not self._stack:  # a block that is recomputed
+            with self.recomputing():
+                return self._inside(original, module, args, kwargs)
+        return self._inside(original, module, args, kwargs)
+
+    def _inside(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._stack.append(self._paths.get(id(unwrapped(module)), ""))
         try:
             return original(module, *args, **kwargs)
@@ -110,24 +139,36 @@ class _Recorder:
         own = {id(tensor) for tensor in found}
         for tensor in read:
             if id(tensor) not in own:
-                self._hold(tensor, "other")
+                self.hold(tensor, "other")
         made = tuple(change for tensor in found if (change := self._change(tensor)) is not None)
-        self._note(price.name, path, made)
+        if self.phase == "backward" and price.name == "aten.add" and len(made) == 1 and len(read) == 2:
+            self._maybe_in_place(made[0], read)
+        self._events.append(Event(price.name, path, self.phase, made, self._let_go(), workspace(price.name, args)))
 
     def _path(self) -> str:
         """The module at work; in the backward pass the one that made the node of autograd that is running."""
-        if self.backward:
+        if self.phase == "backward" and not self._stack:
             node = torch._C._current_autograd_node()
             return self._made_by.get(node._sequence_nr(), "") if node is not None else ""
         path = self._stack[-1] if self._stack else ""
         # A node takes its number before its operator runs; the first operator to see the number is the node's own.
-        self._made_by.setdefault(torch.autograd._get_sequence_nr() - 1, path)
+        if self.phase != "backward":
+            self._made_by.setdefault(torch.autograd._get_sequence_nr() - 1, path)
         return path
+
+    def _maybe_in_place(self, made: tuple[int, int], read: list[torch.Tensor]) -> None:
+        """Autograd adds a gradient to the first one in place when nobody else holds that: `can_accumulate_inplace`.
+
+        A view holds its base, so it is never added to.
+        """
+        first = read[0]
+        if not first._is_view() and first.untyped_storage().nbytes() == made[1]:
+            self._sums[len(self._events)] = made[0], self._numbers.get(storage_key(first), -1)
 
     def _change(self, tensor: torch.Tensor) -> tuple[int, int] | None:
         """The number and size of a new or resized storage, None for one that is known."""
         key = storage_key(tensor)
-        if key < 0:
+        if key < 0 or (self.on_device and not tensor.is_meta):
             return None
         size = tensor.untyped_storage().nbytes()
         if key in self._numbers and self._sizes[key] == size:
@@ -146,23 +187,56 @@ class _Recorder:
         self._freed.append(self._numbers.pop(key))
         del self._sizes[key], self._watched[key]
 
-    def _hold(self, tensor: torch.Tensor, role: Role) -> None:
+    def hold(self, tensor: torch.Tensor, role: Role) -> None:
+        """`tensor` was there before, and is for `role`, unless it is known already."""
         key = storage_key(tensor)
-        if key >= 0 and key not in self._numbers:
+        if key >= 0 and key not in self._numbers and not (self.on_device and not tensor.is_meta):
             size = tensor.untyped_storage().nbytes()
             self._held.append(Held(self._number(key, tensor, size), size, role))
 
-    def _note(self, op: str, path: str, made: tuple[tuple[int, int], ...]) -> None:
+    def _let_go(self) -> tuple[int, ...]:
         freed, self._freed = tuple(self._freed), []
-        phase: Phase = "backward" if self.backward else "forward"
-        self._events.append(Event(op, path, phase if op else "", made, freed))
+        return freed
+
+    def _flush(self) -> None:
+        if self._freed:
+            self._events.append(Event("", "", "", (), self._let_go()))
 
     def close(self) -> None:
-        """The pass is over, with its result still there: what goes from now on is not noted."""
-        if self._freed:
-            self._note("", "", ())
+        """The run is over, with its result still there: what goes from now on is not noted."""
+        self._flush()
         self._watched.clear()
 
     def tape(self) -> Tape:
         """What was noted."""
-        return Tape(tuple(self._held), tuple(self._events))
+        events = _in_place(self._events, self._sums)
+        return Tape(tuple(self._held), tuple(events), dict(self._roles), tuple(self._steps) or (0,))
+
+
+def _in_place(events: list[Event], sums: Mapping[int, tuple[int, int]]) -> Iterator[Event]:
+    """`events` with each sum of gradients on the memory of its first operand, where that goes right after it."""
+    known_as: dict[int, int] = {}
+    gone = -1
+    for index, event in enumerate(events):
+        freed = tuple(known_as.pop(number, number) for number in event.freed if number != gone)
+        made = tuple((known_as.get(number, number), size) for number, size in event.made)
+        gone = -1
+        if index in sums and index + 1 < len(events) and sums[index][1] in events[index + 1].freed:
+            number, gone = sums[index]
+            known_as[number] = known_as.pop(gone, gone)
+            made = ()
+        yield replace(event, made=made, freed=freed)
+
+
+def workspace(op: str, args: tuple[Any, ...]) -> int:
+    """Bytes that a kernel takes inside itself while it runs, where a rule is known."""
+    if op == "aten._scaled_dot_product_flash_attention_backward":
+        # dq is summed in float32, and one number for each row: flash_api.cpp, `mha_bwd`, rows rounded to 128.
+        query = args[1]
+        batch, heads, rows, size = query.shape
+        rounded = -(-rows // 128) * 128
+        return 4 * int(batch * heads * rounded * (-(-size // 32) * 32 + 1))
+    if op == "aten._scaled_dot_product_efficient_attention_backward":
+        batch, heads, rows, _ = args[1].shape
+        return 4 * int(batch * heads * rows)
+    return 0

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pytest_modelbudget.backends.torch import tape as tape_module
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import Subject
 from pytest_modelbudget.backends.torch.tape import record
@@ -135,11 +136,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[int], int]] = {
 
 @pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", MODELS)
-def test_as_many_bytes_as_real_storages(name: str, backward: bool) -> None:
+def test_as_many_bytes_as_real_storages(name: str, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The peak equals that of a real run on the CPU in which every storage is followed.
 
     But for one thing: batch norm in eval mode gives its statistics back on meta, and two empty tensors on the CPU.
+    Sums of gradients are made anew here, as torch makes them while it is watched.
     """
+    monkeypatch.setattr(tape_module, "_in_place", lambda events, sums: events)
     build, shape, statistics = MODELS[name]
     model, data, alive = build(), torch.rand(shape), Alive()
     tape = taped(model, shape, backward=backward)
@@ -154,6 +157,26 @@ def test_as_many_bytes_as_real_storages(name: str, backward: bool) -> None:
         torch.backends.mha.set_fastpath_enabled(fast)
     assert tape.peak() - tape.held_bytes() == alive.peak + (0 if backward else statistics)
     assert out is not None
+
+
+class Fork(nn.Module):
+    """Two branches from one large tensor, so that its gradient is a sum; one branch may hand its own on as it is."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        self.first, self.plain = nn.Linear(8, 4096, bias=False), plain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        held = self.first(x)
+        return (held if self.plain else held.sin()) + held.cos()
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["two functions", "one hands on its gradient"])
+def test_sums_of_gradients_are_in_place_where_torch_makes_them_so(plain: bool) -> None:
+    """The peak is torch's own, whose second sum leaves a gradient alone that another holds."""
+    model, data = Fork(plain), torch.rand(256, 8)
+    tape = taped(model, [256, 8], backward=True)
+    assert tape.peak() - tape.held_bytes() == _allocated(model, data, backward=True)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])

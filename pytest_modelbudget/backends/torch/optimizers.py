@@ -1,0 +1,124 @@
+"""Optimizers by the names that recipes use, and what torch has none for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Training
+
+_TORCHS = {
+    "adamw": "AdamW",
+    "adam": "Adam",
+    "sgd": "SGD",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+    "adafactor": "Adafactor",
+    "muon": "Muon",
+}
+
+
+def optimizer_of(recipe: Training, params: list[torch.nn.Parameter]) -> Any:
+    """The optimizer of `recipe` for `params`, None for `none`; torch's own run as they do on the recipe's device.
+
+    Muon is for matrices; as its authors do, all other parameters get AdamW.
+
+    Raises:
+        ModelBudgetError: it cannot be imported or does not take these parameters and options.
+    """
+    name, options = recipe.optimizer, dict(recipe.optimizer_options)
+    if name == "none" or not params:
+        return None
+    try:
+        if name == "adamw-8bit":
+            return AdamW8bit(params, **options)
+        if name == "muon":
+            matrices = [one for one in params if one.dim() == 2]
+            others = [one for one in params if one.dim() != 2]
+            rest = [_torchs("adamw", others, {}, recipe)] if others else []
+            return Both([*([_torchs("muon", matrices, options, recipe)] if matrices else []), *rest])
+        if isinstance(name, str) and name in _TORCHS:
+            return _torchs(name, params, options, recipe)
+        return imported(name)(params, **options)
+    except (TypeError, ValueError, RuntimeError, AttributeError, ImportError) as mistake:
+        raise ModelBudgetError(
+            f"training.optimizer: {name} cannot be made: {type(mistake).__name__}: {mistake}"
+        ) from mistake
+
+
+def imported(reference: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What `module:callable` names; a callable is itself."""
+    if callable(reference):
+        return reference
+    module, _, path = reference.partition(":")
+    found: Any = import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    called: Callable[..., Any] = found
+    return called
+
+
+def _torchs(name: str, params: Iterable[Any], options: dict[str, Any], recipe: Training) -> Any:
+    """One of torch's own: several tensors at a time on a GPU unless it is said otherwise, as torch decides there."""
+    kind = getattr(torch.optim, _TORCHS[name])
+    known = inspect.signature(kind).parameters
+    if "foreach" in known:
+        several = recipe.kernels == "cuda" and not recipe.fused and name != "adafactor"
+        options.setdefault("foreach", several if recipe.foreach is None else recipe.foreach)
+    if name == "sgd" or name == "muon":
+        options.setdefault("lr", 1e-3)
+    return kind(params, **options)
+
+
+class Both:
+    """Several optimizers, each for some of the parameters."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """The state of all."""
+        return {key: value for part in self.parts for key, value in part.state.items()}
+
+    def step(self) -> None:
+        """One step of each."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Let go of all gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+
+class AdamW8bit(torch.optim.Optimizer):  # type: ignore[misc]
+    """AdamW with states of 8 bits, as in Dettmers et al. 2022 (arXiv 2110.02861): memory only, it computes nothing.
+
+    Each of the two states has a byte for each element and a float32 for each block of 256; tensors of fewer than 4,096
+    elements keep float32 states. The update is one kernel without temporaries.
+    """
+
+    BLOCK, SMALL = 256, 4_096
+
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        """Make the states where there are none."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None or self.state[param]:
+                    continue
+                for state in ("state1", "state2"):
+                    small = param.numel() < self.SMALL
+                    kind = torch.float32 if small else torch.uint8
+                    self.state[param][state] = torch.zeros_like(param, dtype=kind)
+                    if not small:
+                        blocks = -(-param.numel() // self.BLOCK)
+                        self.state[param][f"absmax_{state}"] = torch.zeros(blocks, device=param.device)

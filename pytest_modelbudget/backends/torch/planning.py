@@ -1,0 +1,43 @@
+"""Plans of a model's runs: a copy on the meta device is run by each recipe, and its tape becomes a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pytest_modelbudget.backends.torch.copying import ghost_of
+from pytest_modelbudget.backends.torch.forward import Subject
+from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
+from pytest_modelbudget.backends.torch.modules import unwrapped
+from pytest_modelbudget.backends.torch.step import record
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.recipe import describe
+from pytest_modelbudget.planner.timeline import plan_of
+from pytest_modelbudget.summary import Kind, Plan
+
+
+def plans(
+    model: Any, *, name: str, inputs: Inputs, sizes: Mapping[str, int], recipes: Sequence[Recipe], built_here: bool
+) -> tuple[Plan, ...]:
+    """See `pytest_modelbudget.backends.Backend.plan`; a recipe that cannot be run gives a plan without numbers."""
+    subject = subject_of(unwrapped(model), name, inputs, built_here=built_here)
+    return tuple(_plan(subject, sizes, recipe) for recipe in recipes)
+
+
+def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> Subject:
+    """`model` without memory, ready to be run; a user's own is copied."""
+    if built_here:
+        settle(model, Ghosts())
+    return Subject(name, model if built_here else ghost_of(model), inputs)
+
+
+def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe) -> Plan:
+    kind: Kind = "training" if isinstance(recipe, Training) else "inference"
+    try:
+        return plan_of(record(subject, sizes, recipe), kind, describe(recipe))
+    except ModelBudgetError as mistake:
+        return Plan(kind, describe(recipe), None, notes=(str(mistake),))

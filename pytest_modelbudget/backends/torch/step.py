@@ -1,0 +1,236 @@
+"""A whole step of training, or a forward pass without gradients, recorded as a tape on the meta device.
+
+The loop is the common one: `out = model(inputs)`, `loss = ...`, `loss.backward()`, `optimizer.step()`; `out` and
+`loss` live until the next pass gives new ones, inputs are on the device all the time. Two steps run; in the first one
+the optimizer makes its states, so the second is the one to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pytest_modelbudget.backends.torch.alterations import altered
+from pytest_modelbudget.backends.torch.attention import fused
+from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, calm
+from pytest_modelbudget.backends.torch.kernels import Kernels
+from pytest_modelbudget.backends.torch.optimizers import imported, optimizer_of
+from pytest_modelbudget.backends.torch.placing import Placing
+from pytest_modelbudget.backends.torch.state import preserved, seed
+from pytest_modelbudget.backends.torch.tape import Recorder
+from pytest_modelbudget.backends.torch.trace import watching
+from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+STEPS = 2
+"""Steps that are run; the last one is measured."""
+
+
+def record(subject: Subject, sizes: Mapping[str, int], recipe: Recipe) -> Tape:
+    """Run `subject`, a model on meta, by `recipe` and record it; the model is as before on leaving.
+
+    Raises:
+        ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
+    """
+    sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
+    run = _Run(subject, sizes, recipe)
+    try:
+        return run.tape()
+    except ModelBudgetError:
+        raise
+    except Exception as mistake:  # whatever the model's code raises
+        text = f"{type(mistake).__name__}: {mistake}".strip().splitlines()[0]
+        raise ModelBudgetError(f"{subject.name}: the {run.doing} could not be recorded: {text}") from mistake
+
+
+class _Run:
+    """One recording."""
+
+    def __init__(self, subject: Subject, sizes: Mapping[str, int], recipe: Recipe) -> None:
+        self.subject, self.recipe, self.model = subject, recipe, subject.model
+        self.sizes = sizes
+        self.doing = "forward pass"
+        self.training = isinstance(recipe, Training)
+
+    def tape(self) -> Tape:
+        """Run it all."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(preserved())
+            stack.enter_context(_disable_current_modes())
+            stack.callback(self.subject.holdings.put_back)
+            stack.enter_context(_without_gradients(self.model))
+            stack.enter_context(_cast(self.model, _HALF.get(self.recipe.precision)))
+            kernels = Kernels(self.recipe.kernels == "cuda")
+            if isinstance(self.recipe, Training):
+                stack.enter_context(altered(self.model, self.recipe, around=lambda: kernels))
+            if self.recipe.kernels == "cpu":
+                stack.enter_context(fused())
+            seed()
+            call = self._inputs()
+            recorder = Recorder(self.model)
+            for name, tensor in call.ports:
+                recorder.label(tensor, name)
+            stack.enter_context(calm(self.subject, self.training))
+            stack.enter_context(kernels)
+            recorder.recomputing = lambda: kernels
+            kernels.casts = lambda tensor: recorder.lasting(tensor, "cast")
+            stack.enter_context(watching(recorder, None if self.subject.real else Placing(self.subject.memo)))
+            if isinstance(self.recipe, Training):
+                kept = self._train(self.recipe, call, recorder, kernels)
+            else:
+                kept = self._infer(self.recipe, call, kernels)
+            recorder.close()
+            del kept
+        tape = recorder.tape()
+        return (
+            tape.without_temporaries("optimizer") if isinstance(self.recipe, Training) and self.recipe.fused else tape
+        )
+
+    def _inputs(self) -> Call:
+        call = arguments(self.subject, self.sizes)
+        half = _HALF.get(self.recipe.precision)
+        if half is None:
+            return call
+        made = {id(tensor): tensor.to(half) if tensor.is_floating_point() else tensor for _, tensor in call.ports}
+        given = iter([made[id(tensor)] for _, tensor in call.ports])
+        args, kwargs = self.subject.inputs.build(lambda name, spec: next(given))
+        return Call(args, kwargs, [(name, made[id(tensor)]) for name, tensor in call.ports])
+
+    def _train(self, recipe: Training, call: Call, recorder: Recorder, kernels: Kernels) -> Any:
+        params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not params:
+            raise ModelBudgetError(f"{self.subject.name}: training: no parameter is trained")
+        optimizer = optimizer_of(recipe, params)
+        loss_of = _loss(recipe)
+        out = loss = None
+        for _ in range(STEPS):
+            recorder.begin_step()
+            if recipe.zero_grad == "before":
+                _let_go(params)
+            for _ in range(recipe.gradient_accumulation):
+                self.doing, recorder.phase = "forward pass of the training step", "forward"
+                kernels.caching, kernels.guessing = True, False
+                with kernels.autocast(_MIXED.get(recipe.precision)):
+                    out = self.model(*call.args, **call.kwargs)
+                    self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
+                    loss = loss_of(out)
+                self.doing, recorder.phase, kernels.caching = "backward pass", "backward", False
+                _backward(loss)
+                for parameter in params:
+                    if parameter.grad is not None:
+                        recorder.lasting(parameter.grad, "gradient")
+            if optimizer is not None:
+                self.doing, recorder.phase, recorder.on_device = "step of the optimizer", "optimizer", True
+                with torch.no_grad():
+                    optimizer.step()
+                recorder.on_device = False
+                for state in optimizer.state.values():
+                    for tensor in tensors(state):
+                        recorder.lasting(tensor, "optimizer")
+            if recipe.zero_grad == "after":
+                _let_go(params)
+        return out, loss
+
+    def _infer(self, recipe: Inference, call: Call, kernels: Kernels) -> Any:
+        with kernels.autocast(_MIXED.get(recipe.precision)):
+            return self.model(*call.args, **call.kwargs)
+
+
+def _let_go(params: list[nn.Parameter]) -> None:
+    for parameter in params:
+        parameter.grad = None
+
+
+def _backward(loss: Any) -> None:
+    """From a number, or from one gradient for each tensor of floats that the model returned."""
+    found = [tensor for tensor in tensors(loss) if tensor.requires_grad]
+    if not found:
+        raise ModelBudgetError("nothing that the model returned depends on a trained parameter: give training.loss")
+    torch.autograd.backward(found, [None if one.dim() == 0 else torch.empty_like(one) for one in found])
+
+
+def _loss(recipe: Training) -> Callable[[Any], Any]:
+    """What the backward pass begins with, from what the model returned."""
+    if recipe.loss == "cross_entropy":
+        return _CrossEntropy()
+    if recipe.loss == "auto":
+        return lambda out: own if (own := _own_loss(out)) is not None else out
+    return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss)
+
+
+def _own_loss(out: Any) -> torch.Tensor | None:
+    loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+    return loss if isinstance(loss, torch.Tensor) and loss.dim() == 0 else None
+
+
+class _CrossEntropy:
+    """Cross entropy against targets that are on the device like the inputs, made when the first output is there.
+
+    Classes are in dimension 1 of `[B, C]` and of four or more dimensions (segmentation), in the last of `[B, T, C]`.
+    """
+
+    def __init__(self) -> None:
+        self._targets: torch.Tensor | None = None
+
+    def __call__(self, out: Any) -> torch.Tensor:
+        scores = next(tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1)
+        if scores.dim() == 3:
+            scores = scores.reshape(-1, scores.shape[-1])
+        if self._targets is None:
+            self._targets = torch.empty((scores.shape[0], *scores.shape[2:]), dtype=torch.int64, device="meta")
+        loss: torch.Tensor = functional.cross_entropy(scores, self._targets)
+        return loss
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside no parameter has a gradient yet; on leaving they are those from before."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
+@contextmanager
+def _cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, weights and buffers of floats are of `dtype`; tied ones stay tied."""
+    if dtype is None:
+        yield
+        return
+    cast: dict[int, torch.Tensor] = {}
+
+    def half(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        if id(tensor) not in cast:
+            made = tensor.detach().to(dtype)
+            same = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+            cast[id(tensor)] = same
+        return cast[id(tensor)]
+
+    before = []
+    for module in model.modules():
+        for place in (module._parameters, module._buffers):
+            before.append((place, dict(place)))
+            for name, tensor in place.items():
+                if tensor is not None:
+                    place[name] = half(tensor)
+    try:
+        yield
+    finally:
+        for place, content in before:
+            place.update(content)
