@@ -8,7 +8,7 @@ findings.py what is said without failing, ratchet.py limits that follow downward
 from pytest_modelbudget.budget.findings import Baseline, Finding, loosened
 from pytest_modelbudget.budget.grammar import parse, parse_sum
 from pytest_modelbudget.budget.judge import Violation, judge, today, violations
-from pytest_modelbudget.budget.limits import BOUNDS, Budget, contradictions, merge
+from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, contradictions, merge
 from pytest_modelbudget.budget.metrics import (
     ADDITIVE,
     GROWS,
@@ -25,6 +25,7 @@ from pytest_modelbudget.budget.ratchet import numbers, tightened, written
 __all__ = [
     "ADDITIVE",
     "BOUNDS",
+    "FITS",
     "GROWING",
     "GROWS",
     "LAYER_METRICS",
