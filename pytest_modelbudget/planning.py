@@ -90,13 +90,14 @@ def planned(subject: Subject, summary: Summary) -> Summary:
 
     What cannot be planned is a plan without a peak, with the reason; nothing but KeyboardInterrupt escapes.
     """
-    entry = subject.entry
-    if not entry.recipes and not any(budget.dim for budget in entry.limits):
-        return summary
-    subject.counted[tuple(sorted(subject.sizes.items()))] = summary
-    devices = [device for budget in entry.limits for device in budget.devices]
-    plans = tuple(fitted(_plan(subject, recipe), devices) for recipe in entry.recipes)
-    return replace(summary, plans=plans, growth=tuple(_laws(subject, summary, entry.limits)))
+    growth = tuple(_laws(subject, summary, subject.entry.limits))
+    return replace(summary, plans=plans_of(subject), growth=growth)
+
+
+def plans_of(subject: Subject) -> tuple[Plan, ...]:
+    """The plans that its entry asks for."""
+    devices = [device for budget in subject.entry.limits for device in budget.devices]
+    return tuple(fitted(_plan(subject, recipe), devices) for recipe in subject.entry.recipes)
 
 
 def _plan(subject: Subject, recipe: Recipe) -> Plan:

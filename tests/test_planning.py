@@ -149,11 +149,11 @@ def test_a_size_that_goes_nowhere_is_no_plan(tmp_path: Path, record: Any, option
         pytest.param({"fits": "1 GB"}, [], id="fits"),
         pytest.param({"fits": {"max": "1 GB"}}, [], id="fits, spelt out"),
         pytest.param({"fits": "0.8 kB"}, [
-            "fits: training needs 1000 B of 800 B on 0.8 kB: short by 200 B; levers: checkpointing: blocks saves 400 B",
+            "fits: training needs 1000 B of 800 B on 0.8 kB: short by 200 B; levers: checkpointing: blocks would save 400 B",
         ], id="does not fit"),
         pytest.param({"fits": ["1 GB", "0.7 kB", "0.8 kB"]}, [
-            "fits: training needs 1000 B of 700 B on 0.7 kB: short by 300 B; levers: checkpointing: blocks saves 400 B",
-            "fits: training needs 1000 B of 800 B on 0.8 kB: short by 200 B; levers: checkpointing: blocks saves 400 B",
+            "fits: training needs 1000 B of 700 B on 0.7 kB: short by 300 B; levers: checkpointing: blocks would save 400 B",
+            "fits: training needs 1000 B of 800 B on 0.8 kB: short by 200 B; levers: checkpointing: blocks would save 400 B",
         ], id="each device"),
     ],
 )  # fmt: skip

@@ -112,12 +112,12 @@ def _short(plan: Plan, fit: Fit, needs: int) -> str:
 
 
 def saving(plan: Plan) -> Iterator[str]:
-    """What each lever would save, most first: `checkpointing: blocks saves 17.90 GiB`."""
+    """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
     if plan.peak_bytes is None:
         return
     for lever in sorted(plan.levers, key=lambda one: one.peak_bytes):
         if (saved := plan.peak_bytes - lever.peak_bytes) > 0:
-            yield f"{lever.name} saves {units.size(saved)}"
+            yield f"{lever.name} would save {units.size(saved)}"
 
 
 def overgrown(summary: Summary, budget: Budget) -> Iterator[Found]:

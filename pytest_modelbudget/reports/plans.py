@@ -145,7 +145,7 @@ def curve(plan: Plan) -> Curve | None:
     if not plan.timeline or plan.peak_bytes is None:
         return None
     points = _thinned(plan)
-    top = max(max(size for _, size in points), 1) * 1.08
+    top = max(max(size for _, size in points), 1) * 1.2
     step = WIDTH / len(points)
 
     def y(size: float) -> float:

@@ -123,7 +123,7 @@ TRAINING = Plan(
     [
         pytest.param((Fit("24 GB", 24 * GIB, 29 * GIB),), [
             "fits: training needs 29.00 GiB of 24.00 GiB on 24 GB: short by 5.000 GiB; levers: checkpointing: blocks "
-            "saves 18.00 GiB, batch: 16 saves 6.000 GiB, optimizer: adamw-8bit saves 2.000 GiB",
+            "would save 18.00 GiB, batch: 16 would save 6.000 GiB, optimizer: adamw-8bit would save 2.000 GiB",
         ], id="too small, with the best levers"),
         pytest.param((Fit("24 GB", 24 * GIB, 24 * GIB),), [], id="to the byte"),
         pytest.param((Fit("24 GB", 24 * GIB, None),), [
