@@ -5,7 +5,8 @@ here, above autograd, so that the backward pass follows by itself:
 
 - CUDA: dropout keeps a mask of one byte an element (`native_dropout`); attention runs as flash attention (half
   precision, no mask, heads of up to 256) or as memory-efficient attention (masks and float32; heads in steps of 8, or
-  of 4 in float32), else unfused: the choice that torch makes on devices of compute capability 8.0 and above.
+  of 4 in float32), else unfused: the choice that torch makes on devices of compute capability 8.0 and above, among the
+  kernels that `torch.backends.cuda` allows.
 - autocast: what `torch.autocast` is documented to cast ("CUDA Op-Specific Behavior"), with its cache of cast weights.
 
 Operators that torch calls from C++ inside of others are not seen; where one matters it is listed by its caller.
@@ -26,11 +27,12 @@ _LOWER = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_mat
 conv_transpose1d conv_transpose2d conv_transpose3d gru_cell linear lstm_cell matmul mm mv prelu rnn_tanh_cell
 rnn_relu_cell einsum scaled_dot_product_attention bilinear conv_tbc rnn_tanh rnn_relu lstm gru"""
 _FULL = """__pow__ __rdiv__ __rpow__ __rtruediv__ acos asin binary_cross_entropy_with_logits cosh cdist
-cosine_embedding_loss cosine_similarity cross_entropy cumprod cumsum dist erfinv exp expm1 group_norm
-hinge_embedding_loss kl_div l1_loss layer_norm log log10 log_softmax log1p log2 logsumexp margin_ranking_loss mse_loss
-multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow prod reciprocal rms_norm
-rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin softplus sum renorm tan triplet_margin_loss"""
+cosine_embedding_loss cosine_similarity cross_entropy dist erfinv exp expm1 group_norm
+hinge_embedding_loss kl_div l1_loss layer_norm log log10 log1p log2 logsumexp margin_ranking_loss mse_loss
+multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow reciprocal rms_norm
+rsqrt sinh smooth_l1_loss soft_margin_loss softmin softplus renorm tan triplet_margin_loss"""
 _PLACES = (torch, torch.Tensor, functional, torch._C._nn, torch.linalg, torch.special, torch._VF)
+_TYPED = "cumprod cumsum prod sum softmax log_softmax"  # read half precision and write float32, without a copy
 _VALUES = frozenset((torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__bool__))
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -52,6 +54,7 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
     def __init__(self, cuda: bool) -> None:
         super().__init__()
         self._lower, self._full = _named(_LOWER), _named(_FULL)
+        self._typed = _named(_TYPED)
         self._rules: dict[Any, Callable[..., Any]] = dict(_CUDA) if cuda else {}
         self._cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._entering = False
@@ -72,6 +75,8 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
                 args, kwargs = self._to(dtype, args), self._to(dtype, kwargs)
             elif func in self._full:
                 args, kwargs = self._to(torch.float32, args), self._to(torch.float32, kwargs)
+            elif func in self._typed and args and _is_half(args[0]):
+                kwargs = {"dtype": torch.float32, **kwargs}
         if (rule := self._rules.get(func)) is not None and (out := rule(*args, **kwargs)) is not NotImplemented:
             return out
         return func(*args, **kwargs)
@@ -157,11 +162,17 @@ def _attention(
         return NotImplemented
     size, half = query.shape[-1], query.dtype is not torch.float32
     grouped = enable_gqa and query.shape[1] != key.shape[1]
-    if half and attn_mask is None and size <= 256 and value.shape[-1] == size:
+    allowed = torch.backends.cuda
+    if half and attn_mask is None and size <= 256 and value.shape[-1] == size and allowed.flash_sdp_enabled():
         return _flash(query, key, value, dropout_p, is_causal, scale)
-    if grouped or size % (8 if half else 4) or value.shape[-1] % (8 if half else 4):
+    step = 8 if half else 4
+    if not (grouped or size % step or value.shape[-1] % step) and allowed.mem_efficient_sdp_enabled():
+        return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    if not dropout_p:
         return NotImplemented
-    return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    groups = query.shape[1] // key.shape[1] if grouped else 1
+    key, value = (one.repeat_interleave(groups, 1) if groups > 1 else one for one in (key, value))
+    return _unfused(query, key, value, attn_mask, dropout_p, is_causal)
 
 
 def _flash(query: Any, key: Any, value: Any, dropout: float, causal: bool, scale: float | None) -> torch.Tensor:
@@ -187,18 +198,59 @@ def _efficient(
     return result
 
 
+def _unfused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float, causal: bool
+) -> torch.Tensor:
+    """As `_scaled_dot_product_attention_math`, in float32, but with CUDA's dropout."""
+    dtype, rows, columns = query.dtype, query.shape[-2], key.shape[-2]
+    query, key, value = (tensor.to(torch.float32) for tensor in (query, key, value))
+    if causal:
+        mask = torch.ones(rows, columns, dtype=torch.bool, device="meta").tril()
+    scores = torch.matmul(query * 1.0, key.transpose(-2, -1) * 1.0)
+    if mask is not None:
+        scores = scores.add_(_floats(mask.to(query.device), query.dtype))
+    weights = torch.native_dropout(torch.ops.aten._safe_softmax(scores, -1), dropout, True)[0]
+    out: torch.Tensor = torch.matmul(weights, value).to(dtype)
+    return out
+
+
+def _floats(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), float("-inf"))
+
+
 def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """A mask as the kernel reads it: floats, rows padded to a multiple of 16 elements."""
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    mask = _floats(mask, query.dtype)
     width = mask.shape[-1]
     if missing := -width % 16:
         mask = functional.pad(mask, (0, missing))[..., :width]
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
 
 
+def _is_half(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+
+
+def _widening(kernel: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    """Softmax of half precision in float32: CUDA's kernel reads one and writes the other."""
+
+    def rule(input: torch.Tensor, dim: int | None = None, *args: Any, dtype: Any = None, **kwargs: Any) -> Any:
+        dtype = dtype or next((one for one in args if isinstance(one, torch.dtype)), None)
+        if dtype is not torch.float32 or not _is_half(input) or not input.is_meta or not isinstance(dim, int):
+            return NotImplemented
+        return kernel(input, dim, True)
+
+    return rule
+
+
 _CUDA: Mapping[Any, Callable[..., Any]] = {
     functional.dropout: _dropout,
     torch.dropout: _plain_dropout,
     functional.scaled_dot_product_attention: _attention,
+    **dict.fromkeys((functional.softmax, torch.softmax, torch.Tensor.softmax), _widening(torch._softmax)),
+    **dict.fromkeys(
+        (functional.log_softmax, torch.log_softmax, torch.Tensor.log_softmax), _widening(torch._log_softmax)
+    ),
 }

@@ -1,0 +1,77 @@
+"""Levers and the search for the largest size, with memory by a formula."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_modelbudget.planner import Inference, Recipe, Training
+from pytest_modelbudget.planner.advice import alternatives, at, largest, levers
+from pytest_modelbudget.summary import Plan
+
+
+@pytest.mark.parametrize("start", [1, 3, 32, 1000])
+@pytest.mark.parametrize("limit", [0, 1, 2, 31, 32, 33, 777, 1000])
+def test_the_largest_size_is_found_from_anywhere(limit: int, start: int) -> None:
+    """Exactly the limit, in a number of looks that grows with its logarithm."""
+    asked: list[int] = []
+
+    def fits(size: int) -> bool:
+        asked.append(size)
+        return size <= limit
+
+    assert largest(fits, start) == limit
+    assert len(asked) <= 24
+
+
+def test_the_largest_size_is_not_known_where_a_need_is_not() -> None:
+    """No guess: neither at the start nor on the way, nor where everything fits."""
+    assert largest(lambda size: None, 4) is None
+    assert largest(lambda size: True if size < 8 else None, 4) is None
+    assert largest(lambda size: True, 4) is None
+
+
+def bytes_of(recipe: Recipe) -> int:
+    """A made-up model: 100 for each sample, 1,000 of weights, states by optimizer."""
+    assert isinstance(recipe, Training)
+    states = {"adamw": 2000, "adamw-8bit": 500, "adafactor": 10}[str(recipe.optimizer)]
+    activations = 100 * (recipe.batch or 1) // (1 if recipe.checkpointing == "none" else 10)
+    half = 2 if recipe.precision == "bf16" else 1
+    return (1000 + states + activations) // half
+
+
+def measure(recipe: Recipe) -> Plan:
+    return Plan("training", "", None if recipe.precision == "bf16-mixed" else bytes_of(recipe))
+
+
+def test_levers_are_ranked_by_what_they_save() -> None:
+    """Hand-worked: 6,200 bytes at first; what cannot be run or saves nothing is left out."""
+    recipe = Training(batch=32)
+    found = levers(recipe, Plan("training", "", bytes_of(recipe)), measure, batch=32)
+    assert [(lever.name, lever.peak_bytes) for lever in found] == [
+        ("precision: bf16", 3100),
+        ("checkpointing: blocks", 3320),
+        ("optimizer: adafactor", 4210),
+        ("gradient_accumulation: 2, batch: 16", 4600),
+        ("optimizer: adamw-8bit", 4700),
+    ]
+
+
+def test_what_is_done_already_is_no_lever() -> None:
+    """Each order changes something."""
+    done = Training(precision="bf16", checkpointing="blocks", optimizer="sgd")
+    assert list(alternatives(done, batch=1)) == []
+    assert [name for name, _, _ in alternatives(Inference())] == ["precision: bf16"]
+    assert all(changed != Training(batch=8) for _, changed, _ in alternatives(Training(batch=8), batch=8))
+
+
+def test_a_plan_without_a_peak_has_no_levers() -> None:
+    """There is nothing to compare with."""
+    assert levers(Training(), Plan("training", "", None), measure) == ()
+
+
+def test_a_dimension_at_another_size() -> None:
+    """The batch has a key of its own."""
+    assert at(Training(), "B", 4) == replace(Training(), batch=4)
+    assert at(Training(dims={"T": 2}), "T", 4).dims == {"T": 4}
