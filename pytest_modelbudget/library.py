@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,16 @@ def plan(
     training: Mapping[str, Any] | Training | bool | None = None,
     inference: Mapping[str, Any] | Inference | bool | None = None,
     devices: str | Sequence[str] = (),
+    advice: bool = False,
     name: str | None = None,
 ) -> Plan:
     """Plan the memory of one training step, or of one forward pass without gradients; print the result to see it.
 
     `model_or_builder` and `inputs` are those of `summarize`; `training` or `inference` is written as in a manifest
     (`{"batch": 8, "optimizer": "adamw"}`), and with neither it is one training step as recipes are by themselves.
-    `devices` are names or capacities (`"24 GB"`) to be told whether it fits. The peak of what cannot be planned is
-    None, and `notes` say why.
+    `devices` are names or capacities (`"24 GB"`) to be told whether it fits. With `advice` the plan also says what
+    would lower its peak, and the largest sizes that fit the devices, which takes many more runs. The peak of what
+    cannot be planned is None, and `notes` say why.
 
     Raises:
         ModelBudgetError: no model, inputs or recipes that do not fit, or both recipes at once.
@@ -62,12 +65,14 @@ def plan(
     [recipe] = entry.recipes
     entry = replace(entry, batch=recipe.batch, dims=recipe.dims)
     with coexisting():
-        [found] = of_live(model_or_builder, entry, _plans)
+        [found] = of_live(model_or_builder, entry, partial(_plans, advice=advice))
     return found
 
 
-def _plans(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> tuple[Plan, ...]:
-    return plans_of(subject_of(owner, model, entry, built_here=built_here))
+def _plans(
+    owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool, advice: bool
+) -> tuple[Plan, ...]:
+    return plans_of(subject_of(owner, model, entry, built_here=built_here), advice=advice)
 
 
 def _name(model_or_builder: object, name: str | None) -> str:

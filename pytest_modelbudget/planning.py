@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 from pytest_modelbudget.backends import Backend, Planner
@@ -13,9 +14,10 @@ from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import Recipe, Training, growth, sums
+from pytest_modelbudget.planner.advice import at, largest, levers
 from pytest_modelbudget.planner.fitting import fitted
 from pytest_modelbudget.planner.recipe import describe
-from pytest_modelbudget.summary import Growth, Kind, Plan, Summary
+from pytest_modelbudget.summary import Growth, Kind, Largest, Plan, Summary
 from pytest_modelbudget.tracebacks import user_traceback
 
 _MOST_SIZES = 6
@@ -94,10 +96,50 @@ def planned(subject: Subject, summary: Summary) -> Summary:
     return replace(summary, plans=plans_of(subject), growth=growth)
 
 
-def plans_of(subject: Subject) -> tuple[Plan, ...]:
-    """The plans that its entry asks for."""
-    devices = [device for budget in subject.entry.limits for device in budget.devices]
-    return tuple(fitted(_plan(subject, recipe), devices) for recipe in subject.entry.recipes)
+def only_planned(subject: Subject) -> Summary:
+    """A summary without rows that has what is planned, with all advice; nothing is counted that no plan needs."""
+    growth = tuple(_laws(subject, None, subject.entry.limits))
+    return Summary(subject.entry.id, subject.owner.FRAMEWORK, (), plans=plans_of(subject, advice=True), growth=growth)
+
+
+def plans_of(subject: Subject, *, advice: bool = False) -> tuple[Plan, ...]:
+    """The plans that its entry asks for, with what would help where a limit of memory is broken.
+
+    With `advice` that is told in any case, and the largest sizes that fit the devices are looked for too.
+    """
+    return tuple(_advised(subject, recipe, advice=advice) for recipe in subject.entry.recipes)
+
+
+def _advised(subject: Subject, recipe: Recipe, *, advice: bool) -> Plan:
+    limits = subject.entry.limits
+    devices = list(dict.fromkeys(device for budget in limits for device in budget.devices))
+    plan = fitted(_plan(subject, recipe), devices)
+    if plan.peak_bytes is None or not (advice or _breaks(plan, limits)):
+        return plan
+    sizes = subject.sizes_of(recipe)
+    measured = plan.levers or levers(recipe, plan, partial(_plan, subject), sizes.get(BATCH))
+    plan = replace(plan, levers=measured)
+    return replace(plan, largest=tuple(_largest(subject, recipe, sizes, devices))) if advice else plan
+
+
+def _breaks(plan: Plan, limits: Iterable[Budget]) -> bool:
+    """Whether the plan is over a limit of memory."""
+    metric = next(name for name, kind in PEAKS.items() if kind == plan.kind)
+    most = [budget.limit for budget in limits if (budget.metric, budget.bound) == (metric, "max") and budget.limit]
+    assert plan.peak_bytes is not None
+    return any(fit.fits is False for fit in plan.fits) or any(plan.peak_bytes > limit for limit in most)
+
+
+def _largest(subject: Subject, recipe: Recipe, sizes: Mapping[str, int], devices: list[str]) -> Iterator[Largest]:
+    """The largest size of each dimension on each device, where it can be told."""
+    for device in devices:
+        for dim, size in sizes.items():
+
+            def fits(size: int, dim: str = dim, device: str = device) -> bool | None:
+                return fitted(_plan(subject, at(recipe, dim, size)), [device]).fits[-1].fits
+
+            if (found := largest(fits, size)) is not None:
+                yield Largest(dim, found, device)
 
 
 def _plan(subject: Subject, recipe: Recipe) -> Plan:
@@ -118,11 +160,11 @@ def _reason(error: BaseException) -> str:
     return f"{what} ({places[-1]})" if places else what
 
 
-def _laws(subject: Subject, summary: Summary, limits: tuple[Budget, ...]) -> Iterator[Growth]:
+def _laws(subject: Subject, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:
     asked = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim and budget.limit is not None)
     for dim, metric in asked:
         try:
-            yield _law(subject, dim, metric, small=summary.real_run)
+            yield _law(subject, dim, metric, small=summary is not None and summary.real_run)
         except (Exception, SystemExit) as error:
             yield Growth(dim, metric, subject.sizes.get(dim, 1), reason=_reason(error))
 
@@ -169,7 +211,7 @@ def _number(subject: Subject, dim: str, metric: str) -> tuple[int, Callable[[int
         recipe = next((one for one in subject.entry.recipes if kind_of(one) == PEAKS[metric]), None)
         if recipe is None:
             raise ModelBudgetError(f"no {PEAKS[metric]} is planned: write {PEAKS[metric]}: {{}} for this model")
-        return subject.sizes_of(recipe)[dim], lambda size: _known(subject.plan(_at(recipe, dim, size)))
+        return subject.sizes_of(recipe)[dim], lambda size: _known(subject.plan(at(recipe, dim, size)))
 
     def count(size: int) -> int:
         summary = subject.summary({**subject.sizes, dim: size})
@@ -179,10 +221,6 @@ def _number(subject: Subject, dim: str, metric: str) -> tuple[int, Callable[[int
         return int(value)
 
     return subject.sizes[dim], count
-
-
-def _at(recipe: Recipe, dim: str, size: int) -> Recipe:
-    return replace(recipe, batch=size) if dim == BATCH else replace(recipe, dims={**recipe.dims, dim: size})
 
 
 def _known(plan: Plan) -> int:

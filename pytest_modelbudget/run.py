@@ -133,10 +133,10 @@ def summarize_entry(entry: ModelEntry) -> Summary:
     Raises:
         ModelBudgetError: see `run`; anything the builder raises comes through as it is.
     """
-    return replace(_from_builder(entry, _summarize), samples=entry.samples)
+    return replace(from_builder(entry, counted), samples=entry.samples)
 
 
-def _from_builder(entry: ModelEntry, finish: Callable[..., T]) -> T:
+def from_builder(entry: ModelEntry, finish: Callable[..., T]) -> T:
     """What `finish(owner, model, entry, built_here=True)` gives for the entry's model, inside the abstract context."""
     if entry.framework is not None:
         _framework(entry.framework)
@@ -184,7 +184,8 @@ def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
         ) from None
 
 
-def _summarize(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Summary:
+def counted(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Summary:
+    """A model's summary, with what is planned of it."""
     subject = subject_of(owner, model, entry, built_here=built_here)
     return planned(subject, subject.summary(subject.sizes))
 
@@ -319,7 +320,7 @@ def _is_grammar(given: Any) -> bool:
 
 def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
     """Count a live model as it is, or what a builder (a function, a model class, a reference or a file) gives."""
-    return replace(of_live(model_or_builder, entry, _summarize), samples=entry.samples)
+    return replace(of_live(model_or_builder, entry, counted), samples=entry.samples)
 
 
 def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[..., T]) -> T:
@@ -329,7 +330,7 @@ def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[..., T
         return finish(owner, model_or_builder, entry, built_here=False)
     if not callable(model_or_builder) and not _names_builder(entry.build):
         raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
-    return _from_builder(entry, finish)
+    return from_builder(entry, finish)
 
 
 def _names_builder(build: object) -> bool:
