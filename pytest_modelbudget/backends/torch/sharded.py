@@ -27,9 +27,9 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 def local(tensor: Any) -> Any:
     """The part of `tensor` that this rank holds; of a result that is still on its way, the place where it arrives."""
     while type(tensor) not in _ORDINARY:
-        if isinstance(tensor, _classes(_TENSORS, "DTensor")):
+        if is_sharded(tensor):
             tensor = tensor._local_tensor
-        elif isinstance(tensor, _classes(_ARRIVING, "AsyncCollectiveTensor")):
+        elif _arrives(tensor):
             tensor = tensor.elem
         else:
             break
@@ -38,7 +38,11 @@ def local(tensor: Any) -> Any:
 
 def arrived(tensor: Any) -> Any:
     """`tensor`; one that is on its way from other ranks is waited for."""
-    return tensor.view_as(tensor) if isinstance(tensor, _classes(_ARRIVING, "AsyncCollectiveTensor")) else tensor
+    return tensor.view_as(tensor) if _arrives(tensor) else tensor
+
+
+def _arrives(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, _classes(_ARRIVING, "AsyncCollectiveTensor"))
 
 
 def has_shards(model: nn.Module) -> bool:

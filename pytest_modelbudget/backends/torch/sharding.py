@@ -5,7 +5,8 @@ that it allocates is on the tape of rank 0: gathered parameters, what is packed 
 
 Not on the tape: what NCCL allocates itself (its buffers are not of torch's allocator), and that memory used on a second
 stream can be reused late. A collective whose result is waited for later lets go of its input at once; NCCL holds it
-until it is waited for. Every pass of `gradient_accumulation` communicates.
+until it is waited for. Gradients that are reduced in another dtype are cast while they are packed, as on a GPU. Every
+pass of `gradient_accumulation` communicates.
 """
 
 from __future__ import annotations
