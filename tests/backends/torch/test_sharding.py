@@ -107,48 +107,51 @@ def test_two_layers_over_two_ranks_event_by_event() -> None:
     lasting_bytes = whole // 2 + 64 + 2 * whole // 2  # half the parameters, the input, half of two states
     hidden, result = 2 * 16 * FLOAT, 2 * 4 * FLOAT
     begin = lasting_bytes + result  # of the step before
-    gathered = begin + whole  # into one buffer
-    forward = gathered + whole  # copied out of it, parameter by parameter
-    backward = (
-        lasting_bytes + result + whole + 2 * hidden
-    )  # the buffer and the old result are gone, two hidden are kept
-    assert [(event.op, alive) for event, alive in step(found.tape)] == [
-        ("aten.empty", gathered),
-        ("fsdp.all_gather_copy_in", gathered),
-        ("c10d._allgather_base_", gathered),
-        ("storage.resize_", gathered + first),
-        ("storage.resize_", forward),
-        ("fsdp.split_with_sizes_copy", forward),
-        ("aten.mm", forward + hidden),
-        ("aten.relu", forward + 2 * hidden),
-        ("aten.mm", forward + hidden + result),  # ReLU keeps its result alone
-        ("aten.empty_like", backward - hidden + result),  # the gradient of the result
-        ("aten.mm", backward - hidden + result + second),
-        ("aten.mm", backward + result + second),
-        ("aten.threshold_backward", backward + hidden + result + second),
-        ("aten.mm", backward - hidden + result + whole),
-        (
-            "aten.empty",
-            backward - 2 * hidden + result + whole,
-        ),  # parameters go, and as many bytes are packed to be sent
-        ("fsdp.chunk_cat_mixed_dtype", backward - 2 * hidden + result + whole),
-        ("aten.empty", backward - 2 * hidden + result + whole // 2),
-        ("c10d._reduce_scatter_base_", backward - 2 * hidden + result + whole // 2),
-        ("fsdp.record_grad_output_stream", backward - 2 * hidden + result + whole // 2),
-        ("aten._foreach_add_", begin + whole // 2),
-        *[(f"aten._foreach_{name}_", begin + whole // 2) for name in ("mul", "lerp", "mul", "addcmul")],
-        ("aten._foreach_sqrt", begin + whole),
-        *[(f"aten._foreach_{name}_", begin + whole) for name in ("div", "add", "addcdiv")],
-    ]
+    forward = begin + 2 * whole  # gathered into one buffer, and copied out of it, parameter by parameter
+    backward = begin + whole + result  # the buffer is gone, and the old result; there is a gradient of the new one
+    packed = begin + whole + result  # parameters are gone, too, and as many bytes of gradients are packed
+
+    def by_hand(late: int) -> list[tuple[str, int]]:
+        return [
+            ("aten.empty", begin + whole),
+            ("fsdp.all_gather_copy_in", begin + whole),
+            ("c10d._allgather_base_", begin + whole),
+            ("storage.resize_", begin + whole + first),
+            ("storage.resize_", forward),
+            ("fsdp.split_with_sizes_copy", forward),
+            ("aten.mm", forward + hidden),
+            ("aten.relu", forward + 2 * hidden),
+            ("aten.mm", forward + hidden + result),  # the gradient of ReLU needs its result alone
+            ("aten.empty_like", backward + hidden),
+            ("aten.mm", backward + hidden + second),
+            ("aten.mm", backward + 2 * hidden + second),
+            ("aten.threshold_backward", backward + 3 * hidden + second),
+            ("aten.mm", backward + hidden + second + first),
+            ("aten.empty", packed + whole),
+            ("fsdp.chunk_cat", packed + whole),
+            ("aten.empty", packed + whole // 2 + late),
+            ("c10d._reduce_scatter_base_", packed + whole // 2 + late),
+            ("aten._foreach_add_", begin + whole // 2),
+            *[(f"aten._foreach_{name}_", begin + whole // 2) for name in ("mul", "lerp", "mul", "addcmul")],
+            ("aten._foreach_sqrt", begin + whole),
+            *[(f"aten._foreach_{name}_", begin + whole) for name in ("div", "add", "addcdiv")],
+        ]
+
+    # torch 2.13 holds the gradient that it packed last until it has been reduced
+    assert step(found.tape) in (by_hand(0), by_hand(second))
     assert found.tape.peak() == forward + 2 * hidden == 3040
     assert found.communication == {"all_gather": whole // 2, "reduce_scatter": whole // 2}
     assert found.ranks == 2
 
 
-def step(tape: Tape) -> list[tuple[Any, int]]:
-    """The measured step: operators with the bytes alive, without those that only read a number."""
+def step(tape: Tape) -> list[tuple[str, int]]:
+    """The measured step: operators with the bytes alive, in the words of all versions of torch.
+
+    Without those that only read a number or mark a stream.
+    """
     found = list(zip(tape.events, tape.alive(), strict=True))[tape.measured :]
-    return [(event, alive) for event, alive in found if event.op and "_local_scalar" not in event.op]
+    names = [(event.op.removesuffix("_mixed_dtype"), alive) for event, alive in found]
+    return [(name, alive) for name, alive in names if name and "_local_scalar" not in name and "_stream" not in name]
 
 
 @pytest.mark.parametrize(
