@@ -84,8 +84,8 @@ def with_convolutions(tape: Tape, multiple: float) -> Tape:
     """`tape` with a workspace for each convolution while it runs: `multiple` of the bytes that it makes.
 
     Which algorithm runs, and so how much it takes, is not known beforehand: replay the tape at both ends of
-    `convolution` for a range. What a run needs does not contain it: where a workspace finds no room torch takes the next
-    algorithm (`try_plans` in `aten/src/ATen/native/cudnn/Conv_v8.cpp`), the last of which need none.
+    `convolution` for a range. What a run needs does not contain it: where a workspace finds no room torch takes the
+    next algorithm, and fails only when none is left (`try_plans` in `aten/src/ATen/native/cudnn/Conv_v8.cpp`).
     """
     events = (
         _taking(event, (), int(multiple * sum(size for _, size in event.made))) if _convolves(event) else event
