@@ -76,9 +76,24 @@ def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training)
             recorders.append(_Recorder(model))
             return recorders[-1]
 
-        with _resizes_told(recorders):
+        with _resizes_told(recorders), _hinted(recipe.sharding):
             tape = record(copy, sizes, rest, shard=shard, recorder=recorder, optimizer=optimizer_on_shards)
         return Sharded(tape, recorders[-1].communication(tape.measured), found.size)
+
+
+@contextmanager
+def _hinted(sharding: Any) -> Iterator[None]:
+    """Inside, a step that does not run is told what tensor parallelism by names asks of a model."""
+    try:
+        yield
+    except ModelBudgetError as mistake:
+        if mistake.__cause__ is None or not isinstance(sharding, Mapping) or sharding.get("tp", 1) < 2:
+            raise
+        raise ModelBudgetError(
+            f"{mistake}\n  with tp: {sharding['tp']} each rank has a part of the heads: it must divide them (those of "
+            "keys, too), and the model must find\n  their number from the width it gets; else cut it yourself with "
+            "sharding: module:callable"
+        ) from mistake
 
 
 def _shard(name: str, recipe: Training, found: World) -> tuple[Callable[[nn.Module], nn.Module], Training]:

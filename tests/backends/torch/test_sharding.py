@@ -404,6 +404,13 @@ def broken(model: nn.Module, make_mesh: Any) -> None:
     raise KeyError("layers")
 
 
+def test_heads_that_do_not_divide() -> None:
+    """The four heads of attention cannot be cut for eight ranks: the error says what is asked of the model."""
+    with pytest.raises(ModelBudgetError, match="it must divide them") as caught:
+        sharded(Transformer, IDS, {"tp": 8})
+    assert "unflatten" in str(caught.value)
+
+
 def two_meshes(model: nn.Module, make_mesh: Any) -> None:
     """Meshes of two sizes."""
     make_mesh(dp=2)
