@@ -117,13 +117,13 @@ def measure(case: str) -> str:
     recipe = Training(precision="bf16", loss="cross_entropy", **options)
     found = record_sharded(Subject(case, model, parse(f"int64[1, {tokens}]")), {}, recipe)
     ended = time.process_time()
-    peak = found.tape.peak()
+    peak, shards = found.tape.peak(), found.ranks // options["sharding"].get("ddp", 1)
     sent = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in found.communication.items())
     return (
         f"{case}: {params:,} params, build {built - began:.1f} + plan {ended - built:.1f} CPU s "
         f"({time.perf_counter() - wall:.1f} s), +{_memory() - imported:.0f} MB, {found.ranks} ranks, "
         f"peak {peak / GIB:.2f} GiB a rank, steady {_steady(found.tape) / GIB:.3f} GiB "
-        f"(4 x 2 B x params / ranks = {8 * params / found.ranks / GIB:.3f}), sends GiB: {sent}"
+        f"(4 x 2 B x params / shards = {8 * params / shards / GIB:.3f}), sends GiB: {sent}"
     )
 
 
