@@ -41,7 +41,7 @@ class Sender:
         self._deadline = deadline
         self._report = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", _SENDER, str(root.resolve()), str(folder.resolve()), str(deadline + 5)]
+        command = [sys.executable, "-m", _SENDER, str(root.resolve()), str(folder.resolve()), str(deadline)]
         self._process = subprocess.Popen(
             command,
             cwd=outbox.home(root),  # "-m" puts this folder first on the path, and it holds no modules

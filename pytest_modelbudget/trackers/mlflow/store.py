@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 KEY = "modelbudget.key"
 """The tag that says which run one is, whoever made it."""
+
+NOTE = "mlflow.note.content"
+"""The tag that pages show as description."""
+
+TABLES = "mlflow.loggedArtifacts"
+"""The tag that lists the tables of a run."""
+
+_LONGEST_TAG = 5000
 
 _MOST_TAGS = 100
 """Tags that servers take in one request."""
@@ -87,6 +96,15 @@ class Store:
                 kept[key] = run
         return kept
 
+    def newest(self, run: StoredRun) -> tuple[int, dict[str, float]]:
+        """The last step at which a run has points, and its values there."""
+        last = {
+            name: max(self._client.get_metric_history(run.info.run_id, name), key=lambda one: (one.step, one.timestamp))
+            for name in run.data.metrics
+        }
+        step = max(point.step for point in last.values())
+        return step, {name: point.value for name, point in last.items() if point.step == step}
+
     def one(self, experiment: str, key: str) -> StoredRun | None:
         """The run of a key."""
         return self.by_key(experiment, f"tags.`{KEY}` = '{key}'").get(key)
@@ -104,10 +122,27 @@ class Store:
         if metrics or pairs:
             self._client.log_batch(run_id, metrics, (), pairs)
 
-    def upload(self, run_id: str, folder: Path, into: str | None = None) -> None:
+    def upload(self, run: StoredRun, folder: Path, into: str | None = None) -> None:
         """Write a folder's files as artifacts."""
-        self._client.log_artifacts(run_id, str(folder), into)
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if self._target.is_server:  # the client would ask for the run once more, for each of a thousand models
+            get_artifact_repository(run.info.artifact_uri).log_artifacts(str(folder), into)
+        else:
+            self._client.log_artifacts(run.info.run_id, str(folder), into)
 
     def end(self, run_id: str, status: str, end_ms: int) -> None:
         """Say how a run ended; it can be written to afterwards."""
         self._client.set_terminated(run_id, status, end_ms)
+
+
+def table_tag(tables: Iterable[str]) -> str:
+    """The list of tables that MLflow's comparison page offers; as many as a tag can hold."""
+    listed, length = [], 2
+    for path in tables:
+        one = {"path": path, "type": "table"}
+        length += len(json.dumps(one)) + 2
+        if length > _LONGEST_TAG:
+            break
+        listed.append(one)
+    return json.dumps(listed)
