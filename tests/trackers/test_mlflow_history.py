@@ -106,6 +106,16 @@ def test_nobody_relies_on_what_is_being_written() -> None:
     assert mark.while_writing(entry(4, 60)) == Mark(writer="k")
 
 
+def test_a_mark_of_other_models_is_doubted() -> None:
+    """Some may be the same: nobody may spare them, nor hold their values where a late entry may have written."""
+    mark = history.written(entry(5, 50, model(10)))
+    assert mark.doubted(entry(6, 60)) == replace(mark, fingerprint="")
+    assert mark.doubted(entry(5, 60)) == mark.doubted(entry(4, 60)) == Mark()
+    assert history.marks({"modelbudget.mark.a": mark.text(), "mlflow.note.content": "x"}) == {
+        "modelbudget.mark.a": mark
+    }
+
+
 def test_each_set_of_models_has_a_mark_of_its_own() -> None:
     """Of a model that another CI job checks a mark says nothing."""
     one, other = model(10), replace(model(10), key="other")

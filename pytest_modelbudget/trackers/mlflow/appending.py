@@ -58,14 +58,18 @@ class Appender:
         if not self._entry.history:
             return Progress("")
         experiment = self._store.experiment(self._entry.history_experiment)
-        mark = self._mark(experiment)
+        marks = history.marks(self._store.experiment_tags(experiment))
+        mark = marks.pop(self._tag, Mark())
         newest = mark.is_before(self._entry)
         if newest and mark.fingerprint == self._entry.fingerprint:
             if mark.step < self._entry.step:
-                self._set_mark(experiment, history.written(self._entry))
+                self._set_mark(experiment, self._tag, history.written(self._entry))
             return Progress(experiment)
         writing = mark.while_writing(self._entry)
-        self._set_mark(experiment, writing)
+        self._set_mark(experiment, self._tag, writing)
+        for tag, other in marks.items():
+            if other.fingerprint:
+                self._set_mark(experiment, tag, other.doubted(self._entry))
         runs = self._store.by_key(experiment, "tags.`modelbudget.kind` = 'history'")
         new = tuple(model for model in self._entry.history if model.key not in runs)
         if len(new) == len(self._entry.history):
@@ -104,19 +108,17 @@ class Appender:
         """Let later entries rely on this one, which is written; unless somebody else wrote meanwhile."""
         if progress.mark is None:
             return
-        alone = self._mark(progress.experiment) == progress.mark
+        found = history.marks(self._store.experiment_tags(progress.experiment)).get(self._tag)
+        alone = found == progress.mark
         after = history.written(self._entry) if alone and not progress.late else Mark()
-        self._set_mark(progress.experiment, after)
+        self._set_mark(progress.experiment, self._tag, after)
 
     def _each(self, models: Iterable[Model], act: Callable[[Model], _T]) -> list[_T]:
         with ThreadPoolExecutor(self._store.parallel) as pool:
             return list(pool.map(act, models))
 
-    def _mark(self, experiment: str) -> Mark:
-        return history.mark_in(self._store.experiment_tag(experiment, self._tag))
-
-    def _set_mark(self, experiment: str, mark: Mark) -> None:
-        self._store.set_experiment_tag(experiment, self._tag, mark.text())
+    def _set_mark(self, experiment: str, tag: str, mark: Mark) -> None:
+        self._store.set_experiment_tag(experiment, tag, mark.text())
 
     def _describe(self, experiment: str) -> None:
         """Both experiments get a description, whose links need the ids of both."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isclose
 
 from pytest_modelbudget.trackers.mlflow.outbox import Entry, Model
@@ -110,6 +110,10 @@ class Mark:
         kept = self if self.is_before(entry) else Mark()
         return Mark(kept.step, kept.point_ms, kept.created_ms, writer=entry.job.key)
 
+    def doubted(self, entry: Entry) -> Mark:
+        """This mark of another set of models, of which `entry` may have some and change them."""
+        return replace(self, fingerprint="") if self.step < entry.step else Mark()
+
 
 def written(entry: Entry) -> Mark:
     """The mark of an entry of which all models have been written."""
@@ -122,6 +126,11 @@ def mark_in(text: str) -> Mark:
         return Mark(**json.loads(text))
     except (ValueError, TypeError):
         return Mark()
+
+
+def marks(tags: Mapping[str, str]) -> dict[str, Mark]:
+    """All marks among the tags of an experiment."""
+    return {name: mark_in(text) for name, text in tags.items() if name.startswith(f"{_MARK}.")}
 
 
 def mark_tag(models: Iterable[Model]) -> str:

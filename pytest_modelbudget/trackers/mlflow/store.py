@@ -70,9 +70,9 @@ class Store:
         """How many requests at once are worth while; a database file takes one after the other."""
         return 1 if self._target.is_database else 4
 
-    def experiment_tag(self, experiment: str, name: str) -> str:
-        """A tag of an experiment, empty when there is none."""
-        return str(self._client.get_experiment(experiment).tags.get(name, ""))
+    def experiment_tags(self, experiment: str) -> dict[str, str]:
+        """The tags of an experiment."""
+        return dict(self._client.get_experiment(experiment).tags)
 
     def set_experiment_tag(self, experiment: str, name: str, text: str) -> None:
         """Set a tag of an experiment."""
