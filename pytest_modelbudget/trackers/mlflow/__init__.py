@@ -20,7 +20,7 @@ from pytest_modelbudget.check import Result
 from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.trackers import Delivery
 from pytest_modelbudget.trackers.mlflow import content, facts, outbox, views
-from pytest_modelbudget.trackers.mlflow.process import Event, Sender
+from pytest_modelbudget.trackers.mlflow.process import OVER, Event, Sender
 from pytest_modelbudget.trackers.mlflow.target import Target, missing_secret, resolve
 
 DEADLINE = 60.0
@@ -137,7 +137,10 @@ def _troubles(events: Sequence[Event], name: str) -> list[Event]:
 
 def _is_left(events: Sequence[Event], path: Path, *kinds: str) -> bool:
     """Whether an entry is kept for want of time alone: `later` for histories that begin with it, `short` for others."""
-    return path.exists() and any(one["event"] in kinds and one["entry"] == path.name for one in events)
+    said = {one["event"] for one in events if one.get("entry") == path.name}
+    if "begun" in said and any(one["event"] == OVER for one in events):  # in the middle of one that begins
+        said.add("later")
+    return path.exists() and not said.isdisjoint(kinds) and not _troubles(events, path.name)
 
 
 def _outcome(events: Sequence[Event], ended: str, path: Path, target: Target) -> Iterator[str]:

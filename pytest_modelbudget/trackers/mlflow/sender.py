@@ -4,9 +4,9 @@ The only place where mlflow is imported, in a process that can be killed, becaus
 bounds the time it takes. Everything here can be repeated: a run is found by its key before it is made, a
 metric is the same point when it is sent again, and an entry is removed only when all of it has arrived.
 It begins when its stdin ends, so that it can start up while the entry is being written; SECONDS count from then.
-What happened is printed as one JSON object a line: `event` is `job` (the run of pytest is complete), `sent` (so are
-the histories of its models), `later` (but for some that begin with it the time did not suffice), `short` (nor for some
-that there are), `failed`, `damaged` or `stopped`.
+What happened is printed as one JSON object a line: `event` is `job` (the run of pytest is complete), `short` (for the
+histories that there are the time did not suffice) or `begun` (they are complete), `later` (for some that begin with it
+the time did not suffice) or `sent` (they are complete, too), `failed`, `damaged` or `stopped`.
 """
 
 from __future__ import annotations
@@ -171,10 +171,8 @@ class _Delivery:
         progress = self._tried(lambda: appender.existing(until), sent.path)
         if progress is None:
             return None
-        if not progress.begun:
-            self._tell("short", sent, progress)
-            return None
-        return appender, progress
+        self._tell("begun" if progress.begun else "short", sent, progress)
+        return (appender, progress) if progress.begun else None
 
     def _tell(self, event: str, sent: _Sent, progress: Progress) -> None:
         where = {"experiment": sent.experiment, "run": sent.run, "history": progress.experiment}
