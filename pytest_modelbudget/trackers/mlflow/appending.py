@@ -47,10 +47,13 @@ class Progress:
 
 
 class Appender:
-    """Appends the models of the entry at `path`, whose runs of pytest are in the experiment `jobs`."""
+    """Appends the models of the entry at `path`, whose runs of pytest are in the experiment `jobs`.
 
-    def __init__(self, store: Store, jobs: str, path: Path, entry: Entry) -> None:
-        self._store, self._jobs, self._path, self._entry = store, jobs, path, entry
+    `begun` has the keys of histories that this process has begun; it is shared by the entries it sends.
+    """
+
+    def __init__(self, store: Store, jobs: str, path: Path, entry: Entry, begun: set[str]) -> None:
+        self._store, self._jobs, self._path, self._entry, self._begun = store, jobs, path, entry, begun
         self._tag = history.mark_tag(entry.history)
 
     def existing(self, until: float) -> Progress:
@@ -96,7 +99,7 @@ class Appender:
                 return True
             if time.monotonic() > until:
                 return False
-            run = self._store.one(progress.experiment, model.key) or self._made(progress.experiment, model)
+            run = self._made(progress.experiment, model)
             if self._append(model, run, mark):
                 progress.late = True
             outbox.note_done(self._path, model.key)
@@ -126,7 +129,10 @@ class Appender:
         self._store.set_experiment_tag(self._jobs, NOTE, views.described(self._jobs, experiment, history=False))
 
     def _made(self, experiment: str, model: Model) -> StoredRun:
-        """A new run; looked for again, since another machine may have made one too: the oldest stays."""
+        """The run of a new history; looked for afterwards, since another machine may have made one, too."""
+        if model.key in self._begun and (earlier := self._store.one(experiment, model.key)) is not None:
+            return earlier
+        self._begun.add(model.key)
         self._store.create(experiment, model.key, model.name, self._entry.created_ms, model.tags)
         found = self._store.one(experiment, model.key)
         if found is None:

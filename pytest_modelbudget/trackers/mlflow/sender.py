@@ -125,6 +125,7 @@ class _Delivery:
 
     def __init__(self, store: Store, target: Target, report: Report) -> None:
         self._store, self._target, self._report, self._failures = store, target, report, 0
+        self._begun: set[str] = set()
 
     def of(self, folder: Path, until: float) -> int:
         """The newest run of pytest first, since someone waits for its link; then the histories in their own order.
@@ -167,7 +168,7 @@ class _Delivery:
 
     def _existing(self, sent: _Sent, until: float) -> tuple[Appender, Progress] | None:
         """Append to the histories that there are; None when that failed or the time did not suffice."""
-        appender = Appender(self._store, sent.experiment, sent.path, sent.entry)
+        appender = Appender(self._store, sent.experiment, sent.path, sent.entry, self._begun)
         progress = self._tried(lambda: appender.existing(until), sent.path)
         if progress is None:
             return None

@@ -79,7 +79,7 @@ class Store:
         self._client.set_experiment_tag(experiment, name, text)
 
     def by_key(self, experiment: str, condition: str) -> dict[str, StoredRun]:
-        """The runs that match by key; of runs that were made twice, the oldest stays and the others are deleted."""
+        """The runs that match by key; of runs that were made twice one stays, with points if any, else the oldest."""
         runs: list[StoredRun] = []
         token: str | None = None
         while True:
@@ -88,7 +88,7 @@ class Store:
             if not (token := page.token):
                 break
         kept: dict[str, StoredRun] = {}
-        for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
+        for run in sorted(runs, key=lambda run: (not run.data.metrics, run.info.start_time, run.info.run_id)):
             key = run.data.tags.get(KEY, "")
             if key in kept:
                 self._client.delete_run(run.info.run_id)
