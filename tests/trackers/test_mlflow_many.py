@@ -26,12 +26,12 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield found
 
 
-def slow(path: str) -> Fault:
-    """Three seconds for every request whose path holds `path`."""
+def slow(path: str, seconds: float) -> Fault:
+    """So much more time for every request whose path holds `path`."""
 
     def fault(request: Request) -> None:
         if path in request.path:
-            time.sleep(3)
+            time.sleep(seconds)
 
     return fault
 
@@ -50,7 +50,7 @@ def progress(lines: list[str]) -> int:
 def test_histories_that_one_run_has_no_time_for_begin_with_later_ones(port: int, tmp_path: Path) -> None:
     """The run itself arrives and does not fail for it; a change that is not written does count as a failure."""
     names = [f"m{number}" for number in range(100)]
-    with proxy(port, slow("runs/create")) as between:
+    with proxy(port, slow("runs/create", 3)) as between:
         repo = repository(tmp_path / "checkout", "nets-many", MLFLOW_TRACKING_URI=between.uri)
         repo.commit(1_700_000_000)
         first = repo.log([result(towers(), name) for name in names], deadline=40)
@@ -67,9 +67,9 @@ def test_histories_that_one_run_has_no_time_for_begin_with_later_ones(port: int,
         assert repo.send().communicate(timeout=300)[0].startswith("mlflow: sent 1 of 1")
         assert waiting(repo.path) == []
 
-        between.fault = slow("latest")
+        between.fault = slow("latest", 1.5)
         repo.commit(1_700_000_060)
-        changed = repo.log([result(wider(51), name) for name in names], deadline=40)
+        changed = repo.log([result(wider(51), name) for name in names], deadline=60)
         assert not changed["ok"]
         assert 0 < progress(changed["lines"]) < 100
         between.fault = lambda _: None
