@@ -56,6 +56,8 @@ def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activa
         return "a tensor without a storage of its own is held"
     except Exception as mistake:  # whatever the model's code raises in training mode
         return f"the pass in training mode failed{saved.where}: {type(mistake).__name__}: {_first_line(mistake)}"
+    finally:
+        saved.repeats = None  # it knows `saved`: each would keep the other
 
 
 def _first_line(mistake: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,12 +176,13 @@ def _calm(subject: Subject, training: bool = False) -> Iterator[None]:
 
     Everything is as before on leaving.
     """
-    flags = [(module, module.training) for module in all_modules(subject.model)]
+    modules = all_modules(subject.model)
+    flags = [(module, module.training) for module in modules]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(preserved())
         if not subject.real:
-            stack.enter_context(_lazy_on_meta(subject.model))
+            stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_unchecked_distributions())
         if _may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -195,16 +196,16 @@ def _calm(subject: Subject, training: bool = False) -> Iterator[None]:
             torch.set_autocast_enabled(kind, False)
         stack.enter_context(torch.set_grad_enabled(training))
         stack.callback(_set_training, flags)
-        _set_training([(module, training) for module, _ in flags])
-        if training and any(type(module).train is not nn.Module.train for module, _ in flags):
+        _set_training([(module, training) for module in modules])
+        if training and any(type(module).train is not nn.Module.train for module in modules):
             subject.model.train()  # its own: some keep frozen parts in eval mode
         yield
 
 
 @contextmanager
-def _lazy_on_meta(model: nn.Module) -> Iterator[None]:
+def _lazy_on_meta(modules: Sequence[nn.Module]) -> Iterator[None]:
     """What a model builds in its first forward pass is built without memory, too."""
-    if any(hasattr(type(module), "_infer_parameters") for module in all_modules(model)):
+    if any(hasattr(kind, "_infer_parameters") for kind in set(map(type, modules))):
         with abstract():
             yield
     else:
@@ -224,8 +225,17 @@ def _unchecked_distributions() -> Iterator[None]:
 
 
 def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in flags:  # not `train()`: some models override it and change their weights
-        if module.training is not training:
+    """Set the flags; not by `train()`, which some models override to change their weights."""
+    stored: dict[type, bool] = {}
+    for module, training in flags:
+        if module.training is training:
+            continue
+        kind = type(module)
+        if kind not in stored:
+            stored[kind] = kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, "training")
+        if stored[kind] and "training" in module.__dict__:  # past the slow `__setattr__` of modules
+            module.__dict__["training"] = training
+        else:
             module.training = training
 
 

@@ -66,6 +66,10 @@ class Ghosts:
         reference = StorageWeakRef(real)  # holds the address, not the memory, so that the key is never used twice
         entry = self._storages.get(reference.cdata)
         if entry is None:
+            if tensor.nbytes == real.nbytes() and tensor.is_contiguous():  # the common case, with a storage of its own
+                ghost = torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
+                self._storages[reference.cdata] = reference, ghost.untyped_storage()
+                return ghost
             storage = torch.UntypedStorage(real.nbytes(), device=META)
             entry = self._storages[reference.cdata] = reference, storage
         ghost = torch.empty(0, dtype=tensor.dtype, device=META)
@@ -87,13 +91,13 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
 
     A sharded model becomes whole.
     """
-    if has_shards(model):
+    if sharded := has_shards(model):
         merge(model)
     for module in all_modules(model):
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, parameter in module._parameters.items():
-            if parameter is not None and (not parameter.is_meta or is_sharded(parameter)):
+            if parameter is not None and (not parameter.is_meta or (sharded and is_sharded(parameter))):
                 module._parameters[name] = ghosts.of(parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None and (is_sharded(buffer) or not (buffer.is_meta or _kept(buffer))):

@@ -16,41 +16,32 @@ CONTAINERS = frozenset({dict, OrderedDict, list, set})
 class Held:
     """The attributes of a module as they are now, with what is in its dicts, lists and sets (not what is in those)."""
 
-    __slots__ = ("_attributes", "_empty", "_full")
+    __slots__ = ("_attributes", "_contents", "_empty", "_full")
 
     def __init__(self, module: nn.Module) -> None:
         self._attributes = vars(module).copy()
-        self._full: list[tuple[Any, Any]] = []
-        self._empty: list[Any] = []
-        for value in self._attributes.values():
-            if type(value) in CONTAINERS:
-                if value:
-                    self._full.append((value, value.copy()))
-                else:
-                    self._empty.append(value)
+        found = [value for value in self._attributes.values() if type(value) in CONTAINERS]
+        self._empty: list[Any] = [value for value in found if not value]
+        self._full: list[Any] = [value for value in found if value]
+        self._contents: list[Any] = [value.copy() for value in self._full]
 
     def same(self, module: nn.Module) -> bool:
         """Whether it still holds the same objects; its training flag may be another."""
         self._attributes["training"] = module.training
         try:
-            return (
-                vars(module) == self._attributes
-                and not any(self._empty)
-                and all(value == content for value, content in self._full)
-            )
+            return module.__dict__ == self._attributes and not any(self._empty) and self._full == self._contents
         except RuntimeError:  # two tensors were compared, so they are not the same one
             return False
 
     def put_back(self, module: nn.Module) -> None:
         """Make it hold again what it held, but for its training flag; its containers stay the same objects."""
-        with torch._C._DisableTorchDispatch():
-            if self.same(module):
-                return
+        if self.same(module):
+            return
         vars(module).clear()
         vars(module).update(self._attributes)
         for value in self._empty:
             value.clear()
-        for value, content in self._full:
+        for value, content in zip(self._full, self._contents, strict=True):
             value.clear()
             if type(value) is list:
                 value.extend(content)
@@ -78,5 +69,6 @@ class Holdings:
 
     def put_back(self) -> None:
         """Undo what was done to any module."""
-        for module, held in self._held.values():
-            held.put_back(module)
+        with torch._C._DisableTorchDispatch():
+            for module, held in self._held.values():
+                held.put_back(module)

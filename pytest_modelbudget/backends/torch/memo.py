@@ -17,6 +17,9 @@ from pytest_modelbudget.backends.torch.trees import storage_key
 
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # gives a view, though its schema does not say so
 
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_NUMBERS = frozenset({int, float, bool})
+
 
 class Memo:
     """Runs operators on meta tensors, each combination of operator and arguments once."""
@@ -39,8 +42,8 @@ class Memo:
             self._made[key] = known
         if known is None:
             return args[0]
-        out = tuple(torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in known)
-        return out if len(func._schema.returns) > 1 else out[0]
+        out = tuple([torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in known])
+        return out if len(out) > 1 else out[0]
 
     def _ask(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         before = _made(args[0]) if args and isinstance(args[0], torch.Tensor) else None
@@ -58,12 +61,15 @@ class Memo:
 def _key(values: Iterable[Any]) -> Hashable:
     parts: list[Any] = []
     for value in values:
-        kind = type(value)
-        parts.append(kind)  # 1, 1.0 and True are equal, and not the same argument
-        if isinstance(value, torch.Tensor):
-            parts += value.shape, value.stride(), value.dtype
+        kind = type(value)  # 1, 1.0 and True are equal, and not the same argument
+        if kind in _TENSORS or isinstance(value, torch.Tensor):
+            parts += kind, value.shape, value.stride(), value.dtype
+        elif kind is not tuple and kind is not list:
+            parts += kind, value
+        elif _NUMBERS.issuperset(kinds := tuple(map(type, value))):
+            parts += kind, kinds, tuple(value)
         else:
-            parts.append(_key(value) if kind is tuple or kind is list else value)
+            parts += kind, _key(value)
     return tuple(parts)
 
 

@@ -77,6 +77,17 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
+def all_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """The parameters and buffers of a model; those that two modules hold come twice."""
+    return [
+        tensor
+        for module in all_modules(model)
+        for held in (module._parameters, module._buffers)
+        for tensor in held.values()
+        if tensor is not None
+    ]
+
+
 def nodes(model: nn.Module) -> list[Node]:
     """All modules in the order of `named_modules()`, each object once under its first path."""
     found: list[Node] = []
@@ -98,7 +109,7 @@ def _walk(module: nn.Module, path: str, seen: set[int], found: list[Node]) -> No
 
 
 def _parts(module: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
-    if not module._modules:
+    if not (inside := module._modules) or not any(map(inside.__contains__, PARTS)):
         return ()
     return tuple([part for name, child in module.named_children() if name in PARTS for part in child.named_modules()])
 

@@ -6,6 +6,7 @@ constants, so that code may ask `mask.all()` or `positions.max().item()`. When b
 
 from __future__ import annotations
 
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -44,7 +45,7 @@ class Placing:
         """The result of `func`, with real and meta operands brought together first."""
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::")
+        name = _name(func)
         if not read:
             return func(*args, **(_placed(name, args, kwargs) if name in _MAKERS else kwargs))
         without_values = sum([tensor.is_meta for tensor in read])
@@ -108,6 +109,11 @@ class Placing:
     def _mark(self, tensor: torch.Tensor) -> None:
         self._stale.add(storage_key(tensor))
         self._alive.append(tensor)
+
+
+@cache
+def _name(func: Any) -> str:
+    return str(func._schema.name.removeprefix("aten::"))
 
 
 def _keeps(name: str, dtype: torch.dtype, elements: int) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.flops import Cost
-from pytest_modelbudget.backends.torch.modules import nodes, rolled_up, unwrapped
+from pytest_modelbudget.backends.torch.modules import all_tensors, nodes, rolled_up, unwrapped
 from pytest_modelbudget.backends.torch.repeats import Session
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
@@ -57,9 +57,7 @@ class Saved:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._rolled_up = rolled_up(model)
-        self.excluded = {
-            storage_key(tensor) for tensor in (*model.parameters(), *model.buffers()) if has_storage(tensor)
-        }
+        self.excluded = {storage_key(tensor) for tensor in all_tensors(model) if has_storage(tensor)}
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.entries: list[Entry] = []
         self.made: dict[int, int] = {}  # the number of operators that had run, by the storages that each made
@@ -98,9 +96,8 @@ class Saved:
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | Handle:
         """Called by autograd for each tensor that it saves."""
-        if not has_storage(tensor):
+        if tensor.layout != torch.strided or (key := storage_key(tensor)) < 0:
             raise NoStorage
-        key = storage_key(tensor)
         if key in self.excluded:
             return tensor
         with torch._C._DisableTorchDispatch():
