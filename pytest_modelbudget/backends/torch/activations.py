@@ -42,7 +42,7 @@ def measured(subject: Subject, sizes: Mapping[str, int]) -> Activations | str:
 
 def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activations | str:
     call = arguments(subject, sizes)
-    saved = Saved(subject.model)
+    saved = Saved(subject.model, subject.holdings)
     if again and subject.repeats is not None:
         saved.repeats = subject.repeats.start(SavedLog(saved))
     try:

@@ -18,7 +18,7 @@ from pytest_modelbudget.backends.torch.ghosts import CONSTANT, META
 from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
-from pytest_modelbudget.backends.torch.modules import all_modules, nodes, rolled_up
+from pytest_modelbudget.backends.torch.modules import nodes
 from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
@@ -78,7 +78,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
-    trace = Trace(rolled_up(subject.model))
+    trace = Trace(subject.holdings.parts)
     if subject.repeats is not None:
         trace.repeats = subject.repeats.start(TraceLog(trace))
     call = arguments(subject, sizes)
@@ -176,7 +176,7 @@ def _calm(subject: Subject, training: bool = False) -> Iterator[None]:
 
     Everything is as before on leaving.
     """
-    modules = all_modules(subject.model)
+    modules = subject.holdings.modules
     flags = [(module, module.training) for module in modules]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:

@@ -26,6 +26,7 @@ class Memo:
 
     def __init__(self) -> None:
         self._made: dict[Hashable, tuple[Made, ...] | None] = {}
+        self.operators: dict[Any, Any] = {}  # what the watcher of a pass knows of each operator
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`, made anew from what is known, or asked of torch."""

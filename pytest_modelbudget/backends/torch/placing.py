@@ -38,7 +38,7 @@ class Placing:
 
     def __init__(self, memo: Memo | None = None) -> None:
         self._stale: set[int] = set()  # real storages that were written from meta: their values are not known
-        self._memo = Memo() if memo is None else memo
+        self.memo = Memo() if memo is None else memo
         self._alive: list[torch.Tensor] = []  # keeps the addresses in `_stale` from being used again
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -69,7 +69,7 @@ class Placing:
             if _keeps(name, out.dtype, out.numel()):
                 return _real_like(name, out, args, kwargs)
             return out
-        return self._memo.run(func, read, args, kwargs)
+        return self.memo.run(func, read, args, kwargs)
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}

@@ -88,25 +88,29 @@ class Prints:
         return known.number
 
     def _read(self, module: nn.Module) -> Hashable:
-        parts: list[Any] = [type(module)]
-        for name, value in vars(module).items():
-            if name in _UNREAD:
-                continue
-            kind = type(value)
-            if name == "_modules":
-                if _children(module) != self._children[id(module)]:
-                    raise Unreadable
-                parts.append(tuple([(child, one is None) for child, one in value.items()]))
-            elif kind in _PLAIN:
-                parts += (name, kind, value)
-            elif name in _HOOKS:
-                if value:
-                    raise Unreadable
-            else:
-                if name == "_buffers" and isinstance(module, _BatchNorm) and module.momentum is not None:
-                    value = {key: item for key, item in value.items() if key != "num_batches_tracked"}  # a mere count
-                parts += [name, self._value(value, 0)]
-        return tuple(parts)
+        held = vars(module)
+        kinds = tuple(map(type, held.values()))
+        parts = [
+            None
+            if name in _UNREAD or (name in _HOOKS and not value)
+            else value
+            if kind in _PLAIN
+            else self._part(module, name, value)
+            for (name, value), kind in zip(held.items(), kinds, strict=True)
+        ]
+        return type(module), tuple(held), kinds, tuple(parts)
+
+    def _part(self, module: nn.Module, name: str, value: Any) -> Hashable:
+        """An attribute that is not plain."""
+        if name in _HOOKS:
+            raise Unreadable
+        if name == "_modules":
+            if _children(module) != self._children[id(module)]:
+                raise Unreadable
+            return tuple([(child, one is None) for child, one in value.items()])
+        if name == "_buffers" and isinstance(module, _BatchNorm) and module.momentum is not None:
+            value = {key: item for key, item in value.items() if key != "num_batches_tracked"}  # a mere count
+        return self._value(value, 0)
 
     def _value(self, value: Any, depth: int) -> Hashable:
         kind = type(value)

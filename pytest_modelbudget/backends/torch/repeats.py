@@ -126,8 +126,9 @@ class Repeats:
         self.prints = Prints(holdings)
         self.trusted: set[Hashable] = set()
         self._model = model  # keeps the addresses that are keys
-        for alike in _alike(model):
-            self.enter(alike)
+        if sum([bool(module._modules) for module in holdings.modules]) >= _LIKENESS:
+            for alike in _alike(model):
+                self.enter(alike)
 
     def enter(self, alike: Sequence[nn.Module]) -> None:
         """These modules are of one kind: they look alike from outside."""

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -40,9 +40,9 @@ class Record:
     index: int
     endpoint: bool
     wrapper: bool
-    calls: list[tuple[Output, ...]] = field(default_factory=list)
-    given: list[tuple[Output, ...]] = field(default_factory=list)
-    fed_by: list[tuple[Source, ...]] = field(default_factory=list)
+    calls: list[tuple[Output, ...]]
+    given: list[tuple[Output, ...]]
+    fed_by: list[tuple[Source, ...]]
     flops: int = 0
 
 
@@ -93,7 +93,7 @@ class Trace:
         if known is None:
             leaf = not module._modules
             endpoint, wrapper = leaf or _is_endpoint(module), not leaf and unwrapped(module) is not module
-            known = Record(module, len(self.in_order), endpoint, wrapper)
+            known = Record(module, len(self.in_order), endpoint, wrapper, [], [], [])
             self._known[id(module)] = known
             self.in_order.append(known)
         return known
@@ -303,7 +303,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
         super().__init__()
         self._trace = trace
         self._placing = placing
-        self._operators: dict[Any, _Operator] = {}
+        self._operators: dict[Any, _Operator] = {} if placing is None else placing.memo.operators
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
