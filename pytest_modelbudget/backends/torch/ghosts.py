@@ -46,6 +46,9 @@ class Ghosts:
         return known[1]
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
+        kind = type(tensor)
+        if kind is torch.Tensor and not tensor.requires_grad:  # most buffers
+            return _with_attributes(self._data(tensor), tensor)
         if is_lazy(tensor):
             data = torch.empty(0, dtype=tensor.dtype, device=META)
             lazy = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
@@ -53,8 +56,8 @@ class Ghosts:
         if is_sharded(tensor):
             return whole(tensor)
         data = self._data(tensor)
-        if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
-            data = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
+        if kind is not torch.Tensor and isinstance(tensor, nn.Parameter):
+            data = torch.Tensor._make_subclass(kind, data, tensor.requires_grad)
         elif tensor.requires_grad and tensor.is_leaf:
             data.requires_grad_()
         return _with_attributes(data, tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -30,6 +30,7 @@ class Naming:
     twins: tuple[int, ...] = field(init=False)
     _known: dict[tuple[int, ...], Dim] = field(default_factory=dict)
     _calls: dict[tuple[tuple[int, ...], ...], tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
+    _said: dict[Hashable, tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """`twins` are the places of the other passes at the first one's sizes."""
@@ -51,7 +52,10 @@ class Naming:
         """Every call of a module that has tensors, equal ones once; concrete when the passes differ in their number."""
         told = tuple([tuple(map(id, one)) for one in seen])  # blocks that repeat share what they made
         if (known := self._calls.get(told)) is None:
-            known = self._calls[told] = tuple([call for call in self._named(seen) if call])
+            said = tuple(map(tuple, seen))
+            if (known := self._said.get(said)) is None:
+                known = self._said[said] = tuple([call for call in self._named(seen) if call])
+            self._calls[told] = known
         return known
 
     def _named(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> tuple[tuple[TensorSpec, ...], ...]:

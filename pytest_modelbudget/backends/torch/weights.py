@@ -53,7 +53,7 @@ def _weight(
     told: dict[Hashable, Weight],
     model: str,
 ) -> Weight:
-    if is_lazy(tensor):
+    if type(tensor) is not nn.Parameter and is_lazy(tensor):
         raise ModelBudgetError(
             f"{model}: the lazy layer {node.path!r} ({node.type}) never saw an input, so its {name!r} has no shape: "
             f"call it in forward, or remove it"
