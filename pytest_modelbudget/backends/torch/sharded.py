@@ -14,6 +14,7 @@ from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 
 _TENSORS = ("torch.distributed.tensor", "torch.distributed._tensor")
+_ARRIVING = ("torch.distributed._functional_collectives",)
 _WRAPPERS = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
 _ORDINARY = (torch.Tensor, nn.Parameter)
 _HOOKS = (*_TENSORS, *_WRAPPERS)  # and none of activation checkpointing, which changes what is held
@@ -22,6 +23,27 @@ _HOOKS = (*_TENSORS, *_WRAPPERS)  # and none of activation checkpointing, which 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is a `DTensor`, of which this rank holds a part (or a copy)."""
     return type(tensor) not in _ORDINARY and isinstance(tensor, _classes(_TENSORS, "DTensor"))
+
+
+def local(tensor: Any) -> Any:
+    """The part of `tensor` that this rank holds; of a result that is still on its way, the place where it arrives."""
+    while type(tensor) not in _ORDINARY:
+        if is_sharded(tensor):
+            tensor = tensor._local_tensor
+        elif _arrives(tensor):
+            tensor = tensor.elem
+        else:
+            break
+    return tensor
+
+
+def arrived(tensor: Any) -> Any:
+    """`tensor`; one that is on its way from other ranks is waited for."""
+    return tensor.view_as(tensor) if _arrives(tensor) else tensor
+
+
+def _arrives(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, _classes(_ARRIVING, "AsyncCollectiveTensor"))
 
 
 def has_shards(model: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from pytest_modelbudget.backends.torch.modules import children, unwrapped
 from pytest_modelbudget.backends.torch.placing import Placing
 from pytest_modelbudget.backends.torch.repeats import Session
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key, tensors
+from pytest_modelbudget.backends.torch.wire import WIRES, send
 
 
 @dataclass(slots=True)
@@ -287,6 +288,7 @@ class _Operator:
     price: Cost
     view: bool
     composite: bool
+    sent: bool
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[misc]
@@ -308,6 +310,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if types and any(kind.__module__.startswith("torch.distributed.") for kind in types):
+            return NotImplemented  # a tensor over many ranks: its class asks for what this one does
         kwargs = kwargs or {}
         known = self._operators.get(func)
         if known is None:
@@ -317,7 +321,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
         read = tensors((*args, *kwargs.values()) if kwargs else args)
-        run = self._placing.run if self._placing is not None else _run
+        run = send if known.sent else self._placing.run if self._placing is not None else _run
         out = run(func, read, args, kwargs)
         self._trace.operator(known.price, known.view, read, args, kwargs, out)
         return out
@@ -329,12 +333,12 @@ def _run(func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dic
 
 def _operator(func: Any) -> _Operator:
     if not isinstance(func, torch._ops.OpOverload):
-        return _Operator(cost(func), False, False)
+        return _Operator(cost(func), False, False, False)
     price = cost(func)
     composite = price.formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
-    return _Operator(price, bool(func.is_view), composite)
+    return _Operator(price, bool(func.is_view), composite, func.namespace in WIRES)
 
 
 @contextmanager
