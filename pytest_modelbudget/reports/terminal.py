@@ -17,15 +17,23 @@ _MOST_CHANGES = 20
 _MOST_ROWS = 40
 
 
-def failure(result: Result, *, width: int = table.WIDTH, rows: int | None = _MOST_ROWS, explain: bool = False) -> str:
+def failure(
+    result: Result,
+    *,
+    width: int = table.WIDTH,
+    rows: int | None = _MOST_ROWS,
+    explain: bool = False,
+    runs: bool = True,
+) -> str:
     """Why a model failed, with every number, place and cure; at most `rows` rows of its layer table.
 
-    With `explain` each of these rows says where its params come from.
+    With `explain` each of these rows says where its params come from. Without a table, a limit on runs that is broken
+    has the runs told, unless `runs` says that they stand elsewhere.
     """
-    return "\n".join(_failure(result, width, rows, explain))
+    return "\n".join(_failure(result, width, rows, explain, runs))
 
 
-def _failure(result: Result, width: int, rows: int | None, explain: bool) -> Iterator[str]:
+def _failure(result: Result, width: int, rows: int | None, explain: bool, runs: bool) -> Iterator[str]:
     yield harmless(f"{result.id}: {result.state.value}")
     if result.error:
         yield harmless_lines(result.error)
@@ -38,7 +46,7 @@ def _failure(result: Result, width: int, rows: int | None, explain: bool) -> Ite
     yield from _snapshot(result)
     yield from _since(result)
     if rows == 0:
-        if any(map(_about_runs, result.failures)):
+        if runs and any(map(_about_runs, result.failures)):
             yield from (f"  {line}" for line in plans.summary_lines(result.summary))
     else:
         yield ""
