@@ -36,6 +36,11 @@ class Subject:
     built_here: bool
     counted: dict[tuple[tuple[str, int], ...], Summary] = field(default_factory=dict)
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that its limits name."""
+        return tuple(dict.fromkeys(device for budget in self.entry.limits for device in budget.devices))
+
     def summary(self, sizes: Mapping[str, int]) -> Summary:
         """The model counted at other sizes of its dimensions."""
         key = tuple(sorted(sizes.items()))
@@ -62,6 +67,7 @@ class Subject:
             sizes=sizes,
             recipes=(recipe,),
             built_here=self.built_here,
+            devices=self.devices,
         )
         return plan
 
@@ -111,8 +117,7 @@ def plans_of(subject: Subject, *, advice: bool = False) -> tuple[Plan, ...]:
 
 
 def _advised(subject: Subject, recipe: Recipe, *, advice: bool) -> Plan:
-    limits = subject.entry.limits
-    devices = list(dict.fromkeys(device for budget in limits for device in budget.devices))
+    limits, devices = subject.entry.limits, subject.devices
     plan = fitted(_plan(subject, recipe), devices)
     if plan.peak_bytes is None or not (advice or _breaks(plan, limits)):
         return plan
@@ -130,13 +135,14 @@ def _breaks(plan: Plan, limits: Iterable[Budget]) -> bool:
     return any(fit.fits is False for fit in plan.fits) or any(plan.peak_bytes > limit for limit in most)
 
 
-def _largest(subject: Subject, recipe: Recipe, sizes: Mapping[str, int], devices: list[str]) -> Iterator[Largest]:
+def _largest(subject: Subject, recipe: Recipe, sizes: Mapping[str, int], devices: Iterable[str]) -> Iterator[Largest]:
     """The largest size of each dimension on each device, where it can be told."""
     for device in devices:
         for dim, size in sizes.items():
 
             def fits(size: int, dim: str = dim, device: str = device) -> bool | None:
-                return fitted(_plan(subject, at(recipe, dim, size)), [device]).fits[-1].fits
+                fits = fitted(_plan(subject, at(recipe, dim, size)), [device]).fits
+                return next(fit.fits for fit in fits if fit.device == device)
 
             if (found := largest(fits, size)) is not None:
                 yield Largest(dim, found, device)

@@ -33,7 +33,7 @@ class Recorder:
 
     def __call__(
         self, model: object, *, name: str, inputs: object, sizes: Mapping[str, int], recipes: tuple[Recipe, ...],
-        built_here: bool,
+        built_here: bool, devices: tuple[str, ...] = (),
     ) -> tuple[Plan, ...]:  # fmt: skip
         assert isinstance(model, Model)
         [recipe] = recipes

@@ -80,10 +80,12 @@ class Planner(Protocol):
         sizes: Mapping[str, int],
         recipes: tuple[Recipe, ...],
         built_here: bool,
+        devices: tuple[str, ...] = (),
     ) -> tuple[Plan, ...]:
         """What runs of `model` by `recipes` take of memory, one plan for each, in their order.
 
-        The other arguments are those of `Backend.summarize`; `sizes` are the recipe's own already.
+        The other arguments are those of `Backend.summarize`; `sizes` are the recipe's own already, and each plan says
+        whether it fits the `devices`, where the framework knows.
 
         Raises:
             ModelBudgetError: the model does not run so; whatever the model's own code raises comes through.

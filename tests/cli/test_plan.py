@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from pytest_modelbudget.summary import Plan
+from pytest_modelbudget.planner import fitting
+from pytest_modelbudget.summary import Fit, Plan
 from tests.cli.conftest import Command
 
 ZOO = """
@@ -16,7 +17,7 @@ ZOO = """
     from pytest_modelbudget.planner import Training
     from pytest_modelbudget.summary import Part, Plan
 
-    def plan(model, *, name, inputs, sizes, recipes, built_here):
+    def plan(model, *, name, inputs, sizes, recipes, built_here, devices=()):
         "1,000 bytes for each sample, half of it in half precision, beside 10,000 of weights; 64 samples at most."
         [recipe] = recipes
         batch = sizes["B"]
@@ -51,8 +52,9 @@ SMALL = ("--inputs", "float32[B, 32]")
 
 
 @pytest.fixture
-def planning(modelbudget: Command) -> Command:
-    """A project whose framework plans by a formula."""
+def planning(modelbudget: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A project whose framework plans by a formula, and devices without a context."""
+    monkeypatch.setattr(fitting, "_fit", lambda plan, device: Fit(device, fitting.capacity(device), plan.peak_bytes))
     modelbudget.write("zoo.py", ZOO)
     modelbudget.project.manifest(MANIFEST)
     return modelbudget

@@ -65,6 +65,7 @@ def plan(
     sizes: Mapping[str, int],
     recipes: tuple[Recipe, ...],
     built_here: bool,
+    devices: tuple[str, ...] = (),
 ) -> tuple[Plan, ...]:
     """Plan runs of a `torch.nn.Module` that was summarized: whole steps on the meta device.
 
@@ -76,4 +77,6 @@ def plan(
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: give them")
     with unswept():
-        return planning.plans(model, name=name, inputs=inputs, sizes=sizes, recipes=recipes, built_here=built_here)
+        return planning.plans(
+            model, name=name, inputs=inputs, sizes=sizes, recipes=recipes, built_here=built_here, devices=devices
+        )
