@@ -150,6 +150,13 @@ def test_mlflow_names() -> None:
     assert "memory/inference_peak_mib" not in found
 
 
+@pytest.mark.parametrize("kind", ["codequality", "comment", "md"])
+def test_a_device_that_is_too_small_is_a_finding(kind: str) -> None:
+    """In every report that lists broken limits, with the numbers."""
+    words = "training needs 45.00 MiB of 40.00 MiB on 40 MiB: short by 5.000 MiB"
+    assert words in html.unescape(reports.render(kind, [result(training(), budgets=BUDGETS)]))
+
+
 def drawing(page: str) -> ElementTree.Element:
     """The first drawing of a page."""
     found = re.search(r"<svg .*?</svg>", page, re.DOTALL)
