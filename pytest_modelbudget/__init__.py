@@ -3,7 +3,8 @@
 The map: a `ModelEntry` (check.py) comes from a manifest, the `model` decorator or the `model_budget` fixture
 (config/, plugin/); run.py builds it with a framework's backend (backends/) into a `Summary` (summary/), to which
 planning.py adds what its runs take of memory (planner/), and which check.py holds against budgets (budget/) and the
-committed snapshot (snapshot/, diff/); the `Result` goes to reports/ and trackers/. library.py is the face without pytest.
+committed snapshot (snapshot/, diff/); the `Result` goes to reports/ and trackers/. library.py has the faces without
+pytest.
 """
 
 from __future__ import annotations
