@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 
 _TENSORS = ("torch.distributed.tensor", "torch.distributed._tensor")
@@ -47,7 +48,10 @@ def _arrives(tensor: torch.Tensor) -> bool:
 
 def has_shards(model: nn.Module) -> bool:
     """Whether any parameter of `model` is sharded."""
-    return bool(_classes(_TENSORS, "DTensor")) and any(map(is_sharded, model.parameters()))
+    if not _classes(_TENSORS, "DTensor"):
+        return False
+    found = [tensor for module in all_modules(model) for tensor in module._parameters.values() if tensor is not None]
+    return any(map(is_sharded, [tensor for tensor in found if type(tensor) not in _ORDINARY]))
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -63,7 +67,7 @@ def note(model: nn.Module) -> tuple[str, ...]:
         ModelBudgetError: it is inside `FullyShardedDataParallel`, whose flat parameters hide the whole.
     """
     flat = _classes(_WRAPPERS, "FullyShardedDataParallel")
-    if flat and any(isinstance(module, flat) for module in model.modules()):
+    if flat and any(issubclass(kind, flat) for kind in set(map(type, all_modules(model)))):
         raise ModelBudgetError(
             "a model inside FullyShardedDataParallel shows this rank's part of its parameters only: "
             "count it before it is wrapped, or shard it with fully_shard"
