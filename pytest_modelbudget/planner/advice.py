@@ -43,6 +43,8 @@ def alternatives(recipe: Recipe, batch: int | None = None) -> Iterator[tuple[str
             yield "fused: true", replace(recipe, fused=True, foreach=None), ""
         for name, note in (("adamw-8bit", "needs bitsandbytes"), ("adafactor", "trains differently")):
             yield f"optimizer: {name}", replace(recipe, optimizer=name, optimizer_options={}), note
+    if recipe.sharding is None:
+        yield "sharding: {fsdp: 8}", replace(recipe, sharding={"fsdp": 8}), "eight devices, each with this batch"
     if batch and batch > 1 and batch % 2 == 0:
         halved = replace(recipe, batch=batch // 2, gradient_accumulation=recipe.gradient_accumulation * 2)
         yield f"gradient_accumulation: {halved.gradient_accumulation}, batch: {halved.batch}", halved, ""

@@ -22,6 +22,7 @@ ROLES: dict[Role, str] = {
     "temporary": "temporaries",
     "cache": "cache of keys and values",
     "workspace": "workspaces of kernels",
+    "gathered": "gathered parameters and gradients on their way",
 }
 """What memory is for, in words."""
 

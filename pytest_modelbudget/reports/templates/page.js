@@ -87,7 +87,13 @@
     filter();
     body.addEventListener("click", (event) => {
       const link = event.target.closest("a");
-      if (link) reveal(link.hash);
+      if (!link) return;
+      reveal(link.hash);
+      // Inside MLflow's page the report is a blob in a sandbox, whose own addresses do not load.
+      if (location.protocol === "blob:") {
+        event.preventDefault();
+        find(link.hash.slice(1))?.scrollIntoView();
+      }
     });
     window.addEventListener("hashchange", () => reveal(location.hash));
     reveal(location.hash);
