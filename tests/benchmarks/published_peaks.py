@@ -12,8 +12,9 @@ import csv
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from torch.nn import functional  # noqa: E402
 
 from pytest_modelbudget.backends.torch.build import abstract  # noqa: E402
 from pytest_modelbudget.backends.torch.forward import Subject  # noqa: E402
+from pytest_modelbudget.backends.torch.sharding import record_sharded  # noqa: E402
 from pytest_modelbudget.backends.torch.step import record  # noqa: E402
 from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
 from pytest_modelbudget.planner import Held, Tape, Training  # noqa: E402
@@ -72,7 +74,8 @@ def trained(model: nn.Module, inputs: object, sizes: dict[str, int], recipe: Tra
     """The reserve of a training; with `on` a device whose BLAS takes workspaces from the allocator."""
     found = parse(inputs)
     assert isinstance(found, Inputs)
-    tape = record(Subject(type(model).__name__, model, found), sizes, recipe)
+    subject = Subject(type(model).__name__, model, found)
+    tape = record_sharded(subject, sizes, recipe).tape if recipe.sharding else record(subject, sizes, recipe)
     return replay(with_blas(tape, blas("2.4.0", device(on))) if on else tape, repeats=3)
 
 
@@ -172,17 +175,18 @@ class TinyLlama(nn.Module):
         return self.lm_head(self.ln_f(x))
 
 
-def tinyllama() -> Reserve:
-    """One step of litgpt's pretraining on one A100: micro batch 4 of a global batch of 512, 2,048 tokens, bfloat16.
+def tinyllama(sharding: Mapping[str, int] | None = None) -> Reserve:
+    """One step of litgpt's pretraining on A100s: micro batch 4 of a global batch of 512, 2,048 tokens, bfloat16.
 
-    Gradients are there from the second micro batch on, so two of the 128 show the peak.
+    Gradients are there from the second micro batch on, so two of them show the peak.
     """
     with abstract():
         model = TinyLlama()
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_100_048_384
     recipe = Training(
-        optimizer="adamw", precision="bf16", loss="cross_entropy", zero_grad="after", gradient_accumulation=2
-    )
+        optimizer="adamw", precision="bf16", loss="cross_entropy", zero_grad="after", gradient_accumulation=2,
+        sharding=sharding,
+    )  # fmt: skip
     return trained(model, "int64[B, T]", {"B": 4, "T": 2048}, recipe, "A100 40GB")
 
 
@@ -192,13 +196,13 @@ CASES = {
     "m003": Case(gpt2),
     "m004": Case(gpt2, reserved=True),
     "m044": Case(llama_lora, cause="0.47 GB above weights and pairs are not explained by the settings that are known"),
+    "m154": Case(partial(tinyllama, {"fsdp": 8})),
+    "m156": Case(partial(tinyllama, {"ddp": 8})),
     "m158": Case(tinyllama),
     "m186": Case(bert_weights),
 }
 UNPLANNED = {
-    "m154": "FSDP",
     "m155": "compiled by thunder",
-    "m156": "DDP",
     "m157": "compiled by thunder",
     "m159": "compiled by thunder",
     "m160": "compiled by thunder",
