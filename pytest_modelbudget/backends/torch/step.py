@@ -78,6 +78,7 @@ class _Run:
             seed()
             call = self._inputs()
             recorder = Recorder(self.model)
+            recorder.cpu = self.recipe.kernels == "cpu"
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
             stack.enter_context(calm(self.subject, self.training))
