@@ -98,6 +98,10 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
             torch.set_autocast_dtype("cpu", before[1])
             self._cast.clear()
 
+    def learn(self, rules: Mapping[Any, Callable[..., Any]]) -> None:
+        """Functions with what is to run in their place; it gives NotImplemented to leave it to the function."""
+        self._rules.update(rules)
+
     def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the body of a function of torch's that is written in Python, with what it calls seen as well."""
         module: Any = functional

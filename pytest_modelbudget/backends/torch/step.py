@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.torch import recurrent
 from pytest_modelbudget.backends.torch.alterations import altered
 from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, calm
@@ -84,6 +85,7 @@ class _Run:
             stack.enter_context(calm(self.subject, self.training))
             stack.enter_context(kernels)
             recorder.recomputing = lambda: kernels
+            kernels.learn(recurrent.rules(recorder, cuda=self.recipe.kernels == "cuda"))
             kernels.casts = lambda tensor: recorder.lasting(tensor, "cast")
             stack.enter_context(watching(recorder, None if self.subject.real else Placing(self.subject.memo)))
             if isinstance(self.recipe, Training):
