@@ -1,7 +1,7 @@
 """Recurrent layers on the meta device, run as the one kernel that oneDNN or cuDNN has for them.
 
 On meta, torch runs them step by step. On the CPU, oneDNN runs LSTMs of float32 without projections and not packed, one
-layer and direction at a time; all else runs step by step there, too. Its sizes are those of oneDNN 3.13
+layer and direction at a time; all else runs step by step there, too (`stepwise`). Its sizes are those of oneDNN 3.13
 (`src/cpu/rnn/rnn_utils.hpp`: leading dimensions, spaces in pages) where the CPU has AVX-512.
 
 On CUDA, cuDNN runs all layers at once, on weights that lie in one buffer. What it keeps for the backward pass and takes
@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch.autograd import Function
 
+from pytest_modelbudget.backends.torch.stepwise import stepwise
 from pytest_modelbudget.summary import Role
 
 CUDNN_NOTE = "what cuDNN's recurrent kernels keep and take is an estimate: cuDNN tells it only on a GPU"
@@ -46,15 +48,21 @@ class Notes(Protocol):
 
 def rules(notes: Notes, cuda: bool) -> Rules:
     """Functions of torch with what runs in their place; that gives NotImplemented where torch's own way is right."""
+    kinds = {torch.lstm: "lstm", torch.gru: "gru", torch.rnn_tanh: "rnn_tanh", torch.rnn_relu: "rnn_relu"}
     if not cuda:
-        return {torch.lstm: lambda *args: _onednn(notes, *args)}
-    kinds = {torch.lstm: "lstm", torch.gru: "gru", torch.rnn_tanh: "rnn", torch.rnn_relu: "rnn"}
+        steps = {function: partial(_of_steps, kind) for function, kind in kinds.items()}
+        return {**steps, torch.lstm: partial(_cpu_lstm, notes)}
     cudnn = _Cudnn(notes)
-    return {function: _of_kind(cudnn, kind) for function, kind in kinds.items()}
+    return {function: partial(cudnn.run, kind) for function, kind in kinds.items()}
 
 
-def _of_kind(cudnn: _Cudnn, kind: str) -> Callable[..., Any]:
-    return lambda *args: cudnn.run(kind, args)
+def _of_steps(kind: str, *args: Any) -> Any:
+    return stepwise(kind, args)
+
+
+def _cpu_lstm(notes: Notes, *args: Any) -> Any:
+    out = _onednn(notes, *args)
+    return stepwise("lstm", args) if out is NotImplemented else out
 
 
 def _taken(notes: Notes, size: int) -> torch.Tensor:
@@ -88,8 +96,9 @@ class _Sizes:
     @property
     def backward(self) -> int:
         """Reordered weights, gradients before they are in order, and scratch."""
-        padded = [_leading(size) * 4 * self.state * _FLOAT for size in (self.input, self.state) if size % 16 or size % 256 == 0]
-        return sum(padded) + self._ordered + 4 * self.state * _FLOAT + self._scratch(self.steps)
+        padded = sum(_leading(size) for size in (self.input, self.state) if _leading(size) != size)
+        gradients = self._ordered + 4 * self.state * _FLOAT
+        return padded * 4 * self.state * _FLOAT + gradients + self._scratch(self.steps)
 
     @property
     def inference(self) -> int:
@@ -144,18 +153,19 @@ def _onednn(
     if hidden.shape[-1] != cells.shape[-1]:
         return NotImplemented
     directions, each = (2 if bidirectional else 1), (4 if biased else 2)
-    out = (input.transpose(0, 1) if batch_first else input).contiguous()
+    first = out = (input.transpose(0, 1) if batch_first else input).contiguous()  # `first` lives to the end
     last: list[tuple[torch.Tensor, torch.Tensor]] = []
+    made = [first] * directions  # each output lives until the next layer's takes its place
     for layer in range(layers):
-        made = []
         for index in range(layer * directions, (layer + 1) * directions):
             own = list(weights[index * each : (index + 1) * each])
             if not biased:  # of the shape of the weights, and kept: so torch does it
                 own += [torch.zeros_like(own[0], requires_grad=False), torch.zeros_like(own[1], requires_grad=False)]
             with_gradients = torch.is_grad_enabled()
             result = _Layer.apply(notes, with_gradients, biased, out, *own, hidden[index], cells[index])
-            made.append(result[0])
+            made[index % directions] = result[0]
             last.append(result[1:])
+            del result
         out = made[0] if len(made) == 1 else torch.cat(made, -1)
         if dropout and training and layer < layers - 1:
             out = torch.dropout(out, dropout, True)
@@ -218,13 +228,13 @@ class _Stack:
     @property
     def kept(self) -> int:
         """Elements of the reserve, which the backward pass reads."""
-        own = {"lstm": 5, "gru": 6, "rnn": 1}[self.kind]
+        own = {"lstm": 5, "gru": 6}.get(self.kind, 1)
         return self.cells * self.state * self.directions * (own * self.layers + self.layers - 1)
 
     @property
     def taken(self) -> int:
         """Elements taken while it runs, beside a second copy of the matrices."""
-        gates, states = {"lstm": (4, 2), "gru": (3, 1), "rnn": (1, 1)}[self.kind]
+        gates, states = {"lstm": (4, 2), "gru": (3, 1)}.get(self.kind, (1, 1))
         return self.layers * self.directions * self.batch * self.state * (5 * gates + states)
 
 
@@ -235,14 +245,14 @@ class _Cudnn:
         self._notes = notes
         self._dropout: torch.Tensor | None = None
 
-    def run(self, kind: str, args: tuple[Any, ...]) -> Any:
+    def run(self, kind: str, *args: Any) -> Any:
         """One call, of a batch or of packed sequences."""
         packed = len(args) > 3 and isinstance(args[3], (list, tuple))
         if packed:
-            input, sizes, states, weights, biased, layers, dropout, training, bidirectional = args
+            input, sizes, states, weights, _, layers, dropout, training, bidirectional = args
             batch_first = False
         else:
-            input, states, weights, biased, layers, dropout, training, bidirectional, batch_first = args
+            input, states, weights, _, layers, dropout, training, bidirectional, batch_first = args
         if not input.is_meta or input.dtype not in _FLOATS or not input.numel():
             return NotImplemented
         states = tuple(states) if kind == "lstm" else (states,)

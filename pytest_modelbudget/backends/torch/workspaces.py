@@ -150,11 +150,12 @@ def _up(channels: int) -> int:
 
 
 def _blocked(tensor: torch.Tensor) -> int:
-    return _FLOAT * int(tensor.shape[0]) * _up(int(tensor.shape[1])) * prod(int(size) for size in tensor.shape[2:])
+    batch, channels, *spatial = map(int, tensor.shape)
+    return _FLOAT * batch * _up(channels) * prod(spatial)
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * _FLOAT
+    return int(tensor.numel()) * _FLOAT
 
 
 def _is_last(tensor: torch.Tensor) -> bool:
