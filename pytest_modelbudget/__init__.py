@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pytest_modelbudget.diff import Change
     from pytest_modelbudget.diff import changes as compare
     from pytest_modelbudget.errors import ModelBudgetError
-    from pytest_modelbudget.run import summarize
-    from pytest_modelbudget.summary import Layer, Summary, Weight
+    from pytest_modelbudget.library import plan, summarize
+    from pytest_modelbudget.summary import Layer, Plan, Summary, Weight
 
 # pytest imports this package at every start, so each name is fetched only when it is asked for.
 _HOMES = {
@@ -28,13 +28,15 @@ _HOMES = {
     "Layer": "summary",
     "ModelBudgetError": "errors",
     "ModelEntry": "check",
+    "Plan": "summary",
     "Result": "check",
     "Summary": "summary",
     "Violation": "budget",
     "Weight": "summary",
     "compare": "diff:changes",
     "model": "config.door",
-    "summarize": "run",
+    "plan": "library",
+    "summarize": "library",
 }
 
 __all__ = [
@@ -43,12 +45,14 @@ __all__ = [
     "Layer",
     "ModelBudgetError",
     "ModelEntry",
+    "Plan",
     "Result",
     "Summary",
     "Violation",
     "Weight",
     "compare",
     "model",
+    "plan",
     "summarize",
 ]
 

@@ -15,6 +15,8 @@ from pytest_modelbudget.budget import GROWS, METRICS, Baseline, Budget, Finding,
 from pytest_modelbudget.diff import Change, changes
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.inputs import Example, Inputs
+from pytest_modelbudget.planner import written
+from pytest_modelbudget.planner.recipe import Recipe
 from pytest_modelbudget.summary import Summary
 
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
@@ -26,13 +28,14 @@ class ModelEntry:
     """One registered model, the same whichever door it came through.
 
     `build` is a callable or `"module:callable"`, called with `args` and `kwargs`, or the path of a model's file
-    (see `names_file`), relative to `home`. `inputs` and `budgets` may be given as they are written in a manifest;
-    they are read, and mistakes raised, on construction.
+    (see `names_file`), relative to `home`. `inputs`, `budgets`, `training` and `inference` may be given as they are
+    written in a manifest; they are read, and mistakes raised, on construction. `training` and `inference` are what is
+    planned of it (see `recipes`): False for nothing, None where nothing is said, so that the manifest's defaults hold.
     `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
     holds its snapshot, and `declared` the name that snapshot says it was declared in.
 
     Raises:
-        ModelBudgetError: a bad id, inputs or budgets that do not parse.
+        ModelBudgetError: a bad id, inputs, budgets or recipes that do not parse.
     """
 
     id: str
@@ -50,6 +53,8 @@ class ModelEntry:
     place: Place | None = None
     home: str = "."
     declared: str = ""
+    training: written.Written | Any = None
+    inference: written.Written | Any = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -58,6 +63,14 @@ class ModelEntry:
         object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))
         if isinstance(self.budgets, Mapping):
             object.__setattr__(self, "budgets", tuple(budget_module.parse(self.budgets, lambda _: self.place)))
+        for title in written.KINDS:
+            object.__setattr__(self, title, written.read(title, getattr(self, title)))
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """What is planned of it."""
+        found = (written.recipe(title, getattr(self, title)) for title in written.KINDS)
+        return tuple(one for one in found if one is not None)
 
     @property
     def limits(self) -> tuple[Budget, ...]:

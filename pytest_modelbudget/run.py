@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_modelbudget import backends, inputs, snapshot
 from pytest_modelbudget.backends import files
@@ -19,8 +19,11 @@ from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 from pytest_modelbudget.inputs import Example, Inputs
+from pytest_modelbudget.planning import Subject, planned
 from pytest_modelbudget.summary import Summary, TensorSpec
 from pytest_modelbudget.tracebacks import user_traceback
+
+T = TypeVar("T")
 
 FRAMEWORK_MODULES = {
     "torch": "torch",
@@ -130,11 +133,15 @@ def summarize_entry(entry: ModelEntry) -> Summary:
     Raises:
         ModelBudgetError: see `run`; anything the builder raises comes through as it is.
     """
+    return replace(from_builder(entry, counted), samples=entry.samples)
+
+
+def from_builder(entry: ModelEntry, finish: Callable[..., T]) -> T:
+    """What `finish(owner, model, entry, built_here=True)` gives for the entry's model, inside the abstract context."""
     if entry.framework is not None:
         _framework(entry.framework)
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
-    summary = _built(build, entry, backends.loaded())
-    return replace(summary, samples=entry.samples)
+    return _built(build, entry, backends.loaded(), finish)
 
 
 def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
@@ -147,18 +154,20 @@ def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
     return files.builder(Path(build), entry.framework)
 
 
-def _built(build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]) -> Summary:
+def _built(
+    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], finish: Callable[..., T]
+) -> T:
     with backends.abstract(active):
         _check_arguments(build, entry)
         model = build(*entry.args, **entry.kwargs)
         owner = backends.owner(model)
         if owner is not None and owner in active:
-            return _summarize(owner, model, entry, built_here=True)
+            return finish(owner, model, entry, built_here=True)
     if owner is None:
         raise ModelBudgetError(f"{_name(build)} returned {_described(model)}")
     # The builder imported its framework itself, so the first model was built for real: drop it and build again.
     del model
-    return _built(build, entry, backends.loaded())
+    return _built(build, entry, backends.loaded(), finish)
 
 
 def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
@@ -175,12 +184,19 @@ def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
         ) from None
 
 
-def _summarize(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Summary:
+def counted(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Summary:
+    """A model's summary, with what is planned of it."""
+    subject = subject_of(owner, model, entry, built_here=built_here)
+    return planned(subject, subject.summary(subject.sizes))
+
+
+def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Subject:
+    """The model with its inputs, and the sizes of their dimensions."""
     declared = _inputs(entry)
     sizes = {} if declared is None else inputs.sizes_for(declared, batch=entry.batch or 1, dims=entry.dims)
     if declared is None:
         sizes = {inputs.BATCH: entry.batch or 1, **entry.dims}
-    return owner.summarize(model, name=entry.id, inputs=declared, sizes=sizes, built_here=built_here)
+    return Subject(owner, model, entry, declared, sizes, built_here)
 
 
 def _inputs(entry: ModelEntry) -> Inputs | None:
@@ -284,27 +300,6 @@ def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
     return tuple(replace(entry, place=entry.place or holder.place) for entry in entries)
 
 
-def summarize(model_or_builder: object, inputs: Any = None, *, name: str | None = None) -> Summary:
-    """Count a model, or what a builder returns; print the result to see the table.
-
-    `model_or_builder` may also be what a manifest's `build` is: `"module:callable"`, or the path of a model's file.
-    `inputs` is written as in a manifest (`"float32[B, 3, 224, 224]"`) or real example inputs. A live model is
-    left exactly as it is; a builder's model is made without memory for its weights. Symbolic dimensions are
-    sized 1.
-
-    Raises:
-        ModelBudgetError: no model, inputs that do not fit, or a layer that was never built.
-    """
-    with coexisting():
-        return _summarize_any(model_or_builder, inputs, name)
-
-
-def _summarize_any(model_or_builder: object, inputs: Any, name: str | None) -> Summary:
-    owner = backends.owner(model_or_builder)
-    label = name or _label(model_or_builder if owner is None else type(model_or_builder))
-    return summarize_live(model_or_builder, live_entry(label, model_or_builder, inputs))
-
-
 def live_entry(name: str, model_or_builder: object, given: Any, **options: Any) -> ModelEntry:
     """An entry for a model that is already there, or for a builder; real tensors are accepted as inputs."""
     read = given if _is_grammar(given) else inputs.from_example(given)
@@ -325,24 +320,18 @@ def _is_grammar(given: Any) -> bool:
 
 def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
     """Count a live model as it is, or what a builder (a function, a model class, a reference or a file) gives."""
+    return replace(of_live(model_or_builder, entry, counted), samples=entry.samples)
+
+
+def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[..., T]) -> T:
+    """What `finish(owner, model, entry, built_here=...)` gives for a live model, or for what a builder gives."""
     owner = backends.owner(model_or_builder)
     if owner is not None:
-        return replace(_summarize(owner, model_or_builder, entry, built_here=False), samples=entry.samples)
+        return finish(owner, model_or_builder, entry, built_here=False)
     if not callable(model_or_builder) and not _names_builder(entry.build):
         raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
-    return summarize_entry(entry)
+    return from_builder(entry, finish)
 
 
 def _names_builder(build: object) -> bool:
     return isinstance(build, str) and (names_file(build) or ":" in build)
-
-
-def _label(thing: object) -> str:
-    if isinstance(thing, (str, os.PathLike)):
-        path = os.fspath(thing)
-        thing = Path(path).stem if names_file(str(path)) else str(path).rpartition(":")[2]
-    name = thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)
-    return (
-        "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name).strip(".-")
-        or "model"
-    )

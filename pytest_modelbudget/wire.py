@@ -154,6 +154,8 @@ def _budget_dict(budget: Budget) -> dict[str, Any]:
         "relative": budget.relative,
         "until": None if budget.until is None else budget.until.isoformat(),
         "reason": budget.reason,
+        "devices": list(budget.devices),
+        "dim": budget.dim,
     }
 
 
@@ -167,6 +169,8 @@ def _budget(data: Mapping[str, Any]) -> Budget:
         data["relative"],
         None if data["until"] is None else date.fromisoformat(data["until"]),
         data["reason"],
+        tuple(data.get("devices", ())),
+        data.get("dim", ""),
     )
 
 

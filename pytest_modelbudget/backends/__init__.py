@@ -13,7 +13,8 @@ from typing import Protocol, cast
 
 from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.summary import Plan, Summary
 
 BACKENDS = {
     "torch": "pytest_modelbudget.backends.torch",
@@ -63,6 +64,31 @@ class Backend(Protocol):
 
         Raises:
             ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
+        """
+        ...
+
+
+class Planner(Protocol):
+    """What a framework's module has to offer when it can record a run; optional, beside `Backend`."""
+
+    def plan(
+        self,
+        model: object,
+        *,
+        name: str,
+        inputs: Inputs | None,
+        sizes: Mapping[str, int],
+        recipes: tuple[Recipe, ...],
+        built_here: bool,
+        devices: tuple[str, ...] = (),
+    ) -> tuple[Plan, ...]:
+        """What runs of `model` by `recipes` take of memory, one plan for each, in their order.
+
+        The other arguments are those of `Backend.summarize`; `sizes` are the recipe's own already, and each plan says
+        whether it fits the `devices`, where the framework knows.
+
+        Raises:
+            ModelBudgetError: the model does not run so; whatever the model's own code raises comes through.
         """
         ...
 

@@ -25,6 +25,10 @@ Kind = Literal[
 ]
 
 
+_HOLDING = ("max", "min", "growth", "fits", "law", "exponent")
+"""Bounds that hold a number back by themselves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing to look at, never a failure by itself; `model` is empty when it is about a manifest or a group."""
@@ -65,7 +69,7 @@ def loosened(
     old = {one.key: one for one in before}
     for key, was in old.items():
         one = now.get(key)
-        if was.bound in ("max", "min", "growth") and (one is None or _looser(was, one)):
+        if was.bound in _HOLDING and (one is None or _looser(was, one)):
             where = place if one is None else one.place
             yield Finding("budget loosened", model, _moved(was, one), where)
     for key, one in now.items():
@@ -85,13 +89,18 @@ def _looser(was: Budget, now: Budget) -> bool:
     assert now.limit is not None
     if was.bound == "min":
         return now.limit < was.limit
+    if was.bound == "fits" and now.limit == was.limit:
+        return not set(was.devices) <= set(now.devices)
+    if was.bound != now.bound and was.dim:  # a law for an exponent can be either; the reviewer is shown both
+        return True
     # A growth of another kind (+2% for +500k) can be either; the reviewer is shown both.
     return now.limit > was.limit if now.relative == was.relative else bool(now.limit)
 
 
 def _moved(was: Budget, now: Budget | None) -> str:
-    text = f"{was.title} {was.bound} {was.text} -> {now.text if now else 'no limit'}"
-    if now is None or was.bound == "growth" or now.limit is None or was.limit is None:
+    title = was.title if was.bound in ("fits", "law", "exponent") else f"{was.title} {was.bound}"
+    text = f"{title} {was.text} -> {now.text if now else 'no limit'}"
+    if now is None or was.bound in ("growth", "fits", "law", "exponent") or now.limit is None or was.limit is None:
         return text
     return f"{text} ({distance(was.kind, now.limit, was.limit)})"
 

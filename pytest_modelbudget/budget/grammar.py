@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from difflib import get_close_matches
 from fractions import Fraction
@@ -19,9 +19,8 @@ from pytest_modelbudget.budget.metrics import (
     METRICS,
     Number,
 )
+from pytest_modelbudget.budget.planned import SECTIONS, PlaceOf, parse_fits, parse_laws
 from pytest_modelbudget.errors import ModelBudgetError, Place
-
-PlaceOf = Callable[[tuple[str, ...]], Place | None]
 
 _SUM_BOUNDS = ("max", "warn")
 _GROWTH_EXAMPLES: dict[units.Kind, str] = {
@@ -41,11 +40,15 @@ def parse(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:
     for name, value in written.items():
         if name == "inherited":
             yield Budget(EVERY, "inherited", _inherited("budgets", value), None, place_of((name,)))
+        elif name == "fits":
+            yield parse_fits(value, place_of((name,)))
+        elif name == "growth_in":
+            yield from parse_laws(value, place_of)
         elif name == "layers" and isinstance(value, Mapping) and not set(value) <= set(BOUNDS):
             for glob, limits in value.items():
                 yield from _layer_budgets(str(glob), limits, place_of)
         else:
-            yield from _budgets(_known(name, METRICS), value, None, place_of)
+            yield from _budgets(_known(name, (*METRICS, *SECTIONS)), value, None, place_of)
 
 
 def parse_sum(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timezone
 from difflib import get_close_matches
@@ -12,8 +12,16 @@ from typing import Literal
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
 from pytest_modelbudget.budget.limits import EVERY, Budget
-from pytest_modelbudget.budget.metrics import Number, distance, matching, relative, show, unknown, value
-from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.budget.metrics import PEAKS, Number, distance, matching, relative, show, unknown, value
+from pytest_modelbudget.budget.planned import Found, misfits, overgrown
+from pytest_modelbudget.summary import Kind, Layer, Summary
+
+RUNS: dict[str, Callable[[Summary, Budget], Iterator[Found]]] = {
+    "fits": misfits,
+    "law": overgrown,
+    "exponent": overgrown,
+}
+"""Bounds of runs, and what judges them; the reason of what they find says all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +41,10 @@ class Violation:
     against: str = ""
 
     def __str__(self) -> str:
-        title = self.budget.metric if self.layer is None else f"{self.layer} {self.budget.metric}"
+        title = self.budget.title if self.layer is None else f"{self.layer} {self.budget.metric}"
         if self.budget.bound == "growth":
             title = f"{title} growth"
-        if self.actual is None or self.budget.limit is None:
+        if self.actual is None or self.budget.limit is None or self.budget.bound in RUNS:
             return f"{title}: {self.reason}"
         return f"{title}: {self._numbers(self.actual, self.budget.limit)}{f'; {self.reason}' if self.reason else ''}"
 
@@ -110,6 +118,8 @@ class _Court:
 
     def verdicts(self) -> Iterator[Violation | Finding]:
         for budget in self.budgets:
+            if (judged := RUNS.get(budget.bound)) and budget.limit is not None:
+                yield from (Violation(budget, number, reason=why) for number, why in judged(self.summary, budget))
             if budget.bound in ("max", "min", "warn", "growth"):
                 yield from self._judge(budget)
         for budget in self.budgets:
@@ -207,6 +217,8 @@ class _Court:
         if budget.metric == "flops" and old.flops.rules != self.summary.flops.rules:
             rules = f"{old.flops.rules}, here by rules {self.summary.flops.rules}"
             return None, f"FLOPs were counted by rules {rules} ({self.base.name})"
+        if (kind := PEAKS.get(budget.metric)) and (why := _other_run(old, self.summary, kind)):
+            return None, f"{why} ({self.base.name})"
         if layer is not None and layer.path not in self.old_layers:
             return None, f"{layer.path} is not in the base ({self.base.name})"
         number = value(old, budget.metric, None if layer is None else self.old_layers[layer.path])
@@ -246,3 +258,11 @@ class _Court:
         state = "not needed now" if self._holds(waiver) else "it has ended, and can be removed"
         text = f"{waiver.title} {waiver_text(waiver)} ({state})"
         yield Finding("waiver", self.summary.model, text, waiver.place)
+
+
+def _other_run(old: Summary, new: Summary, kind: Kind) -> str:
+    """Why the peaks of two summaries cannot be compared; empty when they are of the same run."""
+    before, after = old.plan(kind), new.plan(kind)
+    if before is None or after is None or before.recipe == after.recipe:
+        return ""
+    return f"{kind} there was {before.recipe}, here {after.recipe}"

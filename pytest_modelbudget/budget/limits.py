@@ -10,12 +10,17 @@ from typing import Literal
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.metrics import LAYER_METRICS, METRICS, Number, decimals, show
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.planner.growth import LAWS
 
-Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited"]
+Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "fits", "law", "exponent"]
 BOUNDS: tuple[Bound, ...] = ("max", "min", "warn", "growth", "waive", "ratchet", "inherited")
+"""What may be written of a metric; `fits`, `law` and `exponent` have sections of their own."""
 
 EVERY = "*"
 """The metric of `inherited` that stands for all metrics, those of layers too."""
+
+FITS = "fits"
+"""The metric of the limit that the planned runs fit devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,10 @@ class Budget:
     is a share of the max, for `ratchet` the slack as a share, for `growth` with `relative` a share of the base's
     number, and 1 for `inherited: warn`. A `waive` takes the place of the max through the day `until`, for a `reason`.
     None lifts what was inherited from a wider level. `place` is where the user wrote it.
+
+    `fits` limits what a run needs of each of `devices`; its limit is the capacity of the smallest. `law` limits the
+    degree in which the metric grows with the dimension `dim` (0 constant, 1 linear, 2 quadratic), `exponent` its
+    exponent there.
     """
 
     metric: str
@@ -36,20 +45,26 @@ class Budget:
     relative: bool = False
     until: date | None = None
     reason: str = ""
+    devices: tuple[str, ...] = ()
+    dim: str = ""
 
     @property
     def key(self) -> tuple[str | None, str, str]:
         """What a more specific budget replaces."""
-        return self.layer, self.metric, self.bound
+        return self.layer, self.metric, f"growth_in {self.dim}" if self.dim else self.bound
 
     @property
     def kind(self) -> units.Kind:
         """How its numbers are written."""
+        if self.metric == FITS:
+            return "bytes"
         return METRICS[self.metric].kind if self.layer is None else LAYER_METRICS[self.metric]
 
     @property
     def title(self) -> str:
-        """`params`, or `dense* params` for layers."""
+        """`params`, `dense* params` for layers, `activation_bytes in T` for its growth there."""
+        if self.dim:
+            return f"{self.metric} in {self.dim}"
         return self.metric if self.layer is None else f"{self.layer} {self.metric}"
 
     @property
@@ -59,6 +74,12 @@ class Budget:
             return "no limit"
         if self.bound == "inherited":
             return "warn"
+        if self.bound == "fits":
+            return ", ".join(self.devices)
+        if self.bound == "law":
+            return next(name for name, degree in LAWS.items() if degree == self.limit)
+        if self.bound == "exponent":
+            return f"exponent {decimals(float(self.limit))}"
         if self.bound in ("warn", "ratchet"):
             return units.percent(self.limit)
         if self.bound != "growth":

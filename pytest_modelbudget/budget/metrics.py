@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary import Kind, Layer, Summary
 
 Number = int | Fraction
 
@@ -48,6 +48,12 @@ def decimals(value: float) -> str:
     return f"{value:,.4f}".rstrip("0").rstrip(".")
 
 
+def peak(summary: Summary, kind: Kind) -> int | None:
+    """The peak of a run as it was planned; None when it is not known, or no such run was asked for."""
+    plan = summary.plan(kind)
+    return None if plan is None else plan.peak_bytes
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -71,6 +77,20 @@ METRICS: dict[str, Metric] = {
             lambda s: s.activation_bytes,
             "bytes held from the forward pass for the backward pass, params and inputs not counted",
             "activations",
+        ),
+        Metric(
+            "inference_peak_bytes",
+            "bytes",
+            lambda s: peak(s, "inference"),
+            "most bytes alive at once in one forward pass without gradients, as inference: says",
+            "inference",
+        ),
+        Metric(
+            "training_peak_bytes",
+            "bytes",
+            lambda s: peak(s, "training"),
+            "most bytes alive at once in one training step, as training: says",
+            "training",
         ),
         Metric(
             "layers",
@@ -105,9 +125,12 @@ LAYER_METRICS: dict[str, units.Kind] = {
 }
 """What can be limited for the layers that a glob matches; `share` is the layer's share of all params."""
 
+PEAKS: dict[str, Kind] = {"inference_peak_bytes": "inference", "training_peak_bytes": "training"}
+"""Metrics of a plan, and the section of the recipe that asks for it."""
+
 _STORED = ("params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes")
 
-GROWS = frozenset((*_STORED, "flops", "layers", "largest_layer_share"))
+GROWS = frozenset((*_STORED, "flops", *PEAKS, "layers", "largest_layer_share"))
 """Metrics that snapshots record, so that a base has them and growth can be told."""
 
 LAYER_GROWS = frozenset((*_STORED, "share"))
@@ -142,10 +165,21 @@ def unknown(metric: str, summary: Summary) -> str:
         names = ", ".join(f"{name} x{calls}" for name, calls in summary.flops.uncounted)
         known = "" if summary.flops.value is None else f"at least {units.count(summary.flops.value)}, "
         return f"unknown ({known}no formula for {names})"
+    if metric in PEAKS:
+        return unplanned(summary, PEAKS[metric])
     if metric == "params_per_sample":
         return "unknown: give the size of the training set as samples"
     reasons = [note for note in summary.notes if metric.split("_")[0].lower() in note.lower()]
     return f"unknown ({reasons[0]})" if reasons else "unknown, so the limit cannot be checked"
+
+
+def unplanned(summary: Summary, kind: Kind) -> str:
+    """Why the memory of a run is not known."""
+    plan = summary.plan(kind)
+    if plan is not None:
+        return f"unknown ({plan.notes[0]})" if plan.notes else "unknown, so the limit cannot be checked"
+    example = "{batch: 32, optimizer: adamw}" if kind == "training" else "{batch: 32, precision: bf16}"
+    return f"unknown: no {kind} is planned: write {kind}: {example} for this model"
 
 
 def distance(kind: units.Kind, actual: Number, limit: Number) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import ADDITIVE, BOUNDS, LAYER_METRICS, METRICS
+from pytest_modelbudget.budget import ADDITIVE, BOUNDS, GROWING, LAYER_METRICS, METRICS
 from pytest_modelbudget.config.schema import Manifest, Model
+from pytest_modelbudget.planner import written
+from pytest_modelbudget.planner.growth import LAWS
+from pytest_modelbudget.planner.recipe import OPTIMIZERS, Kernels, Precision, ZeroGrad
 
 _USE = (
     "Save as modelbudget.schema.json (modelbudget schema > modelbudget.schema.json) and write as the first line of "
@@ -49,6 +53,48 @@ _RATCHET = {
         {"type": "object", "properties": {"slack": {"type": "string"}}, "additionalProperties": False},
     ]
 }
+_DEVICE = {"type": "string", "description": 'a device by name ("A100 80GB"), or its memory: "24 GB"'}
+_FITS = {
+    "anyOf": [_DEVICE, {"type": "array", "items": _DEVICE, "minItems": 1}, {"type": "null"}],
+    "description": "the planned runs fit each of these devices",
+}
+_LAW = {
+    "anyOf": [
+        {"enum": [*LAWS, None]},
+        {
+            "type": "object",
+            "properties": {"max_exponent": {"type": ["number", "string"]}},
+            "required": ["max_exponent"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_SIZE = {"type": "integer", "minimum": 1}
+_SIZES = {"type": "object", "additionalProperties": _SIZE}
+_REFERENCE_SHAPE = {"type": "string", "pattern": _REFERENCE}
+_RECIPES = {"training": "one training step", "inference": "one forward pass without gradients"}
+_RECIPE: dict[str, dict[str, Any]] = {
+    "batch": {**_SIZE, "description": "size of the dimension B"},
+    "dims": {**_SIZES, "description": "sizes of other dimensions: {T: 2048}"},
+    "optimizer": {"anyOf": [{"enum": list(OPTIMIZERS)}, _REFERENCE_SHAPE]},
+    "optimizer_options": {"type": "object", "description": "what the optimizer is called with: {momentum: 0.9}"},
+    "precision": {"enum": list(get_args(Precision))},
+    "gradient_accumulation": {**_SIZE, "description": "passes before a step of the optimizer"},
+    "checkpointing": {"anyOf": [{"enum": ["none", "blocks"]}, _REFERENCE_SHAPE]},
+    "foreach": {"type": "boolean"},
+    "fused": {"type": "boolean"},
+    "zero_grad": {"enum": list(get_args(ZeroGrad))},
+    "loss": {"anyOf": [{"enum": ["auto", "cross_entropy", "none"]}, _REFERENCE_SHAPE]},
+    "trainable": {
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        "description": "globs over the parameters that are trained, all others are frozen",
+    },
+    "lora": {"type": "object", "description": "{rank: 8, targets: [q_proj, v_proj]}"},
+    "sharding": {"anyOf": [_SIZES, _REFERENCE_SHAPE], "description": "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"},
+    "compile": {"const": False},
+    "kv_cache": {"type": "integer", "minimum": 0, "description": "tokens whose keys and values are kept"},
+    "kernels": {"enum": list(get_args(Kernels))},
+}
 _INHERITED = {"enum": ["warn", "fail", None]}
 
 
@@ -65,7 +111,10 @@ def json_schema() -> dict[str, Any]:
     kinds["Model"] = Model.model_json_schema()
     kinds["Budgets"] = _budgets()
     kinds["Sum"] = _object({name: _limit(METRICS[name].kind, ("max", "warn")) for name in ADDITIVE})
+    kinds |= {kind: _recipe(kind) for kind in written.KINDS}
     for kind in kinds.values():
+        for name in set(written.KINDS) & set(kind.get("properties", {})):
+            kind["properties"][name] = {"anyOf": [{"$ref": f"#/$defs/{name}"}, {"type": ["boolean", "null"]}]}
         for name in ("budgets", "sum"):
             if name in kind.get("properties", {}):
                 kind["properties"][name] = {"$ref": "#/$defs/Budgets" if name == "budgets" else "#/$defs/Sum"}
@@ -92,7 +141,24 @@ def _budgets() -> dict[str, Any]:
     metrics["layers"] = {"anyOf": [metrics["layers"], by_glob]}
     if "inherited" in BOUNDS:
         metrics["inherited"] = {**_INHERITED, "description": _MEANING["inherited"]}
+    metrics["fits"] = _FITS
+    metrics["growth_in"] = {
+        "type": "object",
+        "description": "by dimension (B, T, ...): the law by which numbers may grow with it",
+        "additionalProperties": _object(dict.fromkeys(GROWING, _LAW), nullable=True),
+    }
     return _object(metrics)
+
+
+def _recipe(kind: str) -> dict[str, Any]:
+    """The keys of a recipe; null takes a key of a wider level away."""
+    known = {one.name for one in fields(written.KINDS[kind])}
+    keys = {name: _nullable(shape) for name, shape in _RECIPE.items() if name in known}
+    return {**_object(keys), "description": "what is planned: " + _RECIPES[kind]}
+
+
+def _nullable(shape: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [shape, {"type": "null"}]}
 
 
 def _limit(kind: units.Kind, bounds: tuple[str, ...]) -> dict[str, Any]:

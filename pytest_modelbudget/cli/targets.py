@@ -24,7 +24,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.registry import Registry, register
 from pytest_modelbudget.reports.text import captured as shown_output
 from pytest_modelbudget.reports.text import harmless
-from pytest_modelbudget.run import named, run, summarize_entry, summarize_live
+from pytest_modelbudget.run import counted, from_builder, named, of_live, run
 from pytest_modelbudget.summary import Summary
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
@@ -85,10 +85,19 @@ def _of(kind: type, option: str, text: str | None, example: str) -> Any:
 
 
 class Targets:
-    """Words to summaries; the manifest is read and git is asked only when a word needs it."""
+    """Words to summaries; the manifest is read and git is asked only when a word needs it.
 
-    def __init__(self, options: Namespace) -> None:
-        self.options = options
+    `finish` makes a summary of a model that was built, and `alter` changes entries before that.
+    """
+
+    def __init__(
+        self,
+        options: Namespace,
+        *,
+        finish: Callable[..., Summary] = counted,
+        alter: Callable[[ModelEntry], ModelEntry] = lambda entry: entry,
+    ) -> None:
+        self.options, self.finish, self.alter = options, finish, alter
         self.call = Call.read(options)
         self.no_git = ""
 
@@ -127,7 +136,7 @@ class Targets:
         if (match := _COMMITTED.fullmatch(word)) and (base := self.commit(match["ref"])):
             return lambda: committed(base, self._from_root(match["path"]))
         if entry := self.entries.get(word):
-            return lambda: count(entry, self.project.root)
+            return lambda: self._count(entry)
         if _REFERENCE.fullmatch(word):
             return lambda: self._reference(word)
         return None
@@ -169,7 +178,7 @@ class Targets:
             build, framework = loader
             name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", path.stem).strip(".-") or "model"
             entry = self.call.entry(name, build, args=(str(path),), kwargs={"compile": False}, framework=framework)
-            return count(entry, self.project.root)
+            return self._count(entry)
         if path.suffix not in (".yaml", ".yml", ".json"):
             raise ModelBudgetError(
                 f"{path} is no model: write a snapshot (.yaml), what show --json printed, or a .keras file"
@@ -183,15 +192,21 @@ class Targets:
 
     def _reference(self, word: str) -> Summary:
         """The model of `module:name`: what a function or class returns, a model that is there, a decorated builder."""
-        entry = self.call.entry(word, word)
+        entry = self.alter(self.call.entry(word, word))
 
-        def counted(entry: ModelEntry) -> Summary:
+        def how(entry: ModelEntry) -> Summary:
             found = named(word, "module:name", entry)
             if isinstance(found, ModelEntry):
-                return summarize_entry(self._called(found, word))
-            return summarize_live(found, entry) if backends.owner(found) else summarize_entry(entry)
+                return self._built(self.alter(self._called(found, word)))
+            return of_live(found, entry, self.finish) if backends.owner(found) else self._built(entry)
 
-        return count(entry, self.project.root, counted)
+        return count(entry, self.project.root, how)
+
+    def _count(self, entry: ModelEntry) -> Summary:
+        return count(self.alter(entry), self.project.root, self._built)
+
+    def _built(self, entry: ModelEntry) -> Summary:
+        return replace(from_builder(entry, self.finish), samples=entry.samples)
 
     def _called(self, found: ModelEntry, word: str) -> ModelEntry:
         """A decorated builder with what the options say in place of what the decorator says."""
@@ -201,7 +216,7 @@ class Targets:
         return replace(found, id=word, dims={**found.dims, **self.call.dims}, **said)
 
 
-def count(entry: ModelEntry, root: Path, how: Callable[[ModelEntry], Summary] | None = None) -> Summary:
+def count(entry: ModelEntry, root: Path, how: Callable[[ModelEntry], Summary]) -> Summary:
     """Build and count one model, without its snapshot and limits.
 
     Raises:

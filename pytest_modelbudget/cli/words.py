@@ -17,7 +17,8 @@ A MODEL is, in this order:
 _CODES = """\
 exit codes:
   0  done; check: every model is as committed and within its limits; diff: nothing differs
-  1  check, update: a model failed; diff: something differs; tighten: a limit can be tightened
+  1  check, update: a model failed; diff: something differs; tighten: a limit can be tightened;
+     plan: a run does not fit a device, or its memory is not known
   2  it could not be done: a wrong word on the command line, a file, ref or model that is not there
      or cannot be read
   4  check, update: no model is registered
@@ -43,7 +44,7 @@ def parser() -> ArgumentParser:
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_show, _why, _diff, _check, _update, _init, _tighten, _schema, _mlflow):
+    for add in (_show, _why, _plan, _diff, _check, _update, _init, _tighten, _schema, _mlflow):
         add(commands)
     return top
 
@@ -109,6 +110,31 @@ def _why(commands: Any) -> None:
     command.add_argument("model", metavar="MODEL")
     command.add_argument("layer", metavar="LAYER", nargs="?")
     command.add_argument("--top", metavar="N", type=int, default=10, help="how many layers (10)")
+    _manifest(command)
+    _call(command)
+
+
+def _plan(commands: Any) -> None:
+    command = _command(
+        commands, "plan", "say what memory a training step or a forward pass takes, and what it fits",
+        f"{_WHAT}\nRuns are those of the manifest (training:, inference:) unless one is given here; with neither it\n"
+        "is a training step with adamw in float32. A recipe is written as key=value, or as a mapping in braces.\n"
+        "Nothing is allocated, and no GPU is needed. Exit code 1: it does not fit, or is not known.\n\n"
+        "examples:\n"
+        "  modelbudget plan torchvision.models:resnet50 --inputs \"float32[B, 3, 224, 224]\" \\\n"
+        "    --training batch=64,optimizer=sgd,precision=bf16-mixed --device \"A100 80GB\" --device \"24 GB\"\n"
+        "  modelbudget plan tiny-gpt --growth T",
+    )  # fmt: skip
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument("--training", metavar="RECIPE", help="batch=8,optimizer=adamw,dims.T=128")
+    command.add_argument("--inference", metavar="RECIPE", help="batch=8,precision=bf16")
+    command.add_argument(
+        "--device", metavar="NAME", action="append", default=[], help="a device, or its memory: 24 GB (repeatable)"
+    )
+    command.add_argument(
+        "--growth", metavar="DIM", action="append", default=[], help="say how memory grows with B, T, ... (repeatable)"
+    )
+    command.add_argument("--json", action="store_true", help="as JSON, with the timeline")
     _manifest(command)
     _call(command)
 

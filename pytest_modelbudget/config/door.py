@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.planner import Inference, Training
 
 
 def model(
@@ -20,14 +21,16 @@ def model(
     budgets: Mapping[str, Any] | None = None,
     framework: str | None = None,
     optional: bool = False,
+    training: Mapping[str, Any] | Training | bool | None = None,
+    inference: Mapping[str, Any] | Inference | bool | None = None,
 ) -> Callable[[Callable[[], object]], ModelEntry]:
     """Register the decorated function, which builds and returns a model, under its own name (or `name`).
 
     The name it is bound to becomes a `ModelEntry`, a value that pytest collects from a test module; without
-    `--model-budget` it does nothing. `inputs` and `budgets` are written as in a manifest.
+    `--model-budget` it does nothing. `inputs`, `budgets`, `training` and `inference` are written as in a manifest.
 
     Raises:
-        ModelBudgetError: inputs or budgets that do not parse, with the line of the function.
+        ModelBudgetError: inputs, budgets or recipes that do not parse, with the line of the function.
     """
 
     def register(build: Callable[[], object]) -> ModelEntry:
@@ -47,6 +50,8 @@ def model(
                 framework=framework,
                 optional=optional,
                 place=place,
+                training=training,
+                inference=inference,
             )
         except ModelBudgetError as mistake:
             raise ModelBudgetError(f"{place or repr(build)}: {mistake}") from None

@@ -19,6 +19,8 @@ from pytest_modelbudget.check import ModelEntry, check_id, names_file
 from pytest_modelbudget.config import schema
 from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.planner import written
+from pytest_modelbudget.planner.written import Written
 
 MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 """File names that are manifests; `pyproject.toml` is one when it has the table `[tool.modelbudget]`."""
@@ -51,7 +53,8 @@ class Mistake:
 class Layered:
     """Budgets that hold for the models that `matches` says, ordered as they were written.
 
-    `keys` leads to the section, `name` is for people (`tag edge`), and `sums` limit the sum over these models.
+    `keys` leads to the section, `name` is for people (`tag edge`), `sums` limit the sum over these models, and
+    `recipes` say what is planned of them, by kind.
     """
 
     budgets: tuple[Budget, ...]
@@ -59,6 +62,7 @@ class Layered:
     line: int
     keys: Keys = ()
     sums: tuple[Budget, ...] = ()
+    recipes: Mapping[str, Written] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -84,8 +88,8 @@ class Loaded:
         Raises:
             ModelBudgetError: a min of one level is above a max of another.
         """
-        levels = [layer.budgets for layer in self.layers if layer.matches(entry)]
-        limits = budgets.merge(*levels, entry.limits)
+        levels = [layer for layer in self.layers if layer.matches(entry)]
+        limits = budgets.merge(*(level.budgets for level in levels), entry.limits)
         if wrong := "; ".join(budgets.contradictions(limits)):
             raise ModelBudgetError(wrong)
         return replace(
@@ -97,6 +101,8 @@ class Loaded:
             optional=entry.optional or self.defaults.optional,
             home=self.home,
             declared=Path(self.file).name,
+            training=written.merge(*(level.recipes.get("training") for level in levels), entry.training),
+            inference=written.merge(*(level.recipes.get("inference") for level in levels), entry.inference),
         )
 
 
@@ -200,7 +206,8 @@ class _Loader:
 
     def _layers(self, manifest: schema.Manifest) -> Iterator[Layered]:
         defaults: Keys = ("defaults",)
-        yield Layered(self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults)
+        recipes = self._recipes(manifest.defaults, defaults)
+        yield Layered(self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults, (), recipes)
         layers = [self._layer(tag, ("tags", name), _has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
             globs = [group.models] if isinstance(group.models, str) else group.models
@@ -209,11 +216,27 @@ class _Loader:
             layers.append(self._layer(group, ("groups", name), _either(_has_id(globs), _has_tag(group.tags))))
         yield from sorted(layers, key=lambda layer: layer.line)
 
-    def _layer(self, written: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> Layered:
-        sums = self._budgets(written.sum, keys, "sum")
-        return Layered(self._budgets(written.budgets, keys), matches, self.tree.line(keys) or 0, keys, sums)
+    def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> Layered:
+        sums = self._budgets(level.sum, keys, "sum")
+        limits, line = self._budgets(level.budgets, keys), self.tree.line(keys) or 0
+        return Layered(limits, matches, line, keys, sums, self._recipes(level, keys))
 
-    def _budgets(self, written: Mapping[str, Any], keys: Keys, section: str = "budgets") -> tuple[Budget, ...]:
+    def _recipes(self, level: schema.Defaults | schema.Tag | schema.Model, keys: Keys) -> dict[str, Written]:
+        """What a level says of recipes, by kind; `null` says that there is none. Each bad key is a mistake."""
+        found: dict[str, Written] = {}
+        for kind in written.KINDS:
+            if kind not in level.model_fields_set:
+                continue
+            said = getattr(level, kind)
+            said = False if said is None else said
+            wrong = list(written.mistakes(kind, said))
+            for below, message in wrong:
+                self._mistake((*keys, kind, *below), message)
+            if not wrong:
+                found[kind] = written.read(kind, said)
+        return found
+
+    def _budgets(self, limits: Mapping[str, Any], keys: Keys, section: str = "budgets") -> tuple[Budget, ...]:
         """All good budgets of a mapping (or limits of a `sum`); each bad one is a mistake at its own line."""
 
         def place(below: tuple[str, ...]) -> Place:
@@ -221,7 +244,7 @@ class _Loader:
 
         parse = budgets.parse if section == "budgets" else budgets.parse_sum
         found: list[Budget] = []
-        for name, value in _one_by_one(written):
+        for name, value in _one_by_one(limits):
             try:
                 found.extend(parse({name: value}, place))
             except ModelBudgetError as mistake:
@@ -263,6 +286,7 @@ class _Loader:
                 "file or of a SavedModel folder (./saved)",
             )
         limits = self._budgets(model.budgets, keys)
+        recipes = self._recipes(model, keys)
         try:
             read = inputs.parse(model.inputs)
         except ModelBudgetError as mistake:
@@ -284,6 +308,8 @@ class _Loader:
             framework=model.framework,
             optional=bool(model.optional),
             place=Place(self.file, self.tree.line(keys)),
+            training=recipes.get("training"),
+            inference=recipes.get("inference"),
         )
 
 
@@ -308,11 +334,13 @@ def _has_id(globs: Iterable[str]) -> Callable[[ModelEntry], bool]:
     return lambda entry: any(fnmatchcase(entry.id, pattern) for pattern in patterns)
 
 
-def _one_by_one(written: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _one_by_one(limits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Each budget on its own, each layer glob too, so that one mistake does not hide the next."""
-    for name, value in written.items():
-        if name == "layers" and isinstance(value, Mapping) and not set(value) <= set(budgets.BOUNDS):
-            yield from (("layers", {glob: limits}) for glob, limits in value.items())
+    for name, value in limits.items():
+        if name == "growth_in" and isinstance(value, Mapping):
+            yield from (("growth_in", {dim: laws}) for dim, laws in value.items())
+        elif name == "layers" and isinstance(value, Mapping) and not set(value) <= set(budgets.BOUNDS):
+            yield from (("layers", {glob: below}) for glob, below in value.items())
         else:
             yield name, value
 

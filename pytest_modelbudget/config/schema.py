@@ -21,6 +21,8 @@ class Defaults(_Strict):
     dims: dict[str, PositiveInt] = Field(default_factory=dict)
     framework: Framework | None = None
     optional: bool = False
+    training: Any = None
+    inference: Any = None
     budgets: Budgets = Field(default_factory=dict)
 
 
@@ -37,12 +39,16 @@ class Model(_Strict):
     samples: PositiveInt | None = None
     framework: Framework | None = None
     optional: bool | None = None
+    training: Any = None
+    inference: Any = None
     budgets: Budgets = Field(default_factory=dict)
 
 
 class Tag(_Strict):
-    """Budgets of every model that has a tag, and limits on their sum."""
+    """Budgets and recipes of every model that has a tag, and limits on their sum."""
 
+    training: Any = None
+    inference: Any = None
     budgets: Budgets = Field(default_factory=dict)
     sum: Budgets = Field(default_factory=dict)
 

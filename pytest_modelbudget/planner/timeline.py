@@ -29,13 +29,10 @@ def plan_of(tape: Tape, kind: Kind, recipe: str) -> Plan:
     held.
     """
     curve = list(tape.alive())
-    if not curve:
-        parts = _parts(tape, {}, len(tape.events), None)
-        return Plan(kind, recipe, tape.held_bytes(), parts=parts)
-    start = min(tape.measured, len(curve) - 1)
-    highest = max(range(start, len(curve)), key=curve.__getitem__)
-    if tape.measured == 0 and tape.held_bytes() > curve[highest]:
-        return Plan(kind, recipe, tape.held_bytes(), parts=_parts(tape, {}, 0, None))
+    start = max(min(tape.measured, len(curve) - 1), 0)
+    highest = max(range(start, len(curve)), key=curve.__getitem__, default=-1)
+    if highest < 0 or (tape.measured == 0 and tape.held_bytes() > curve[highest]):
+        return Plan(kind, recipe, tape.held_bytes(), parts=_parts(tape, {}, -1, None))
     event = tape.events[highest]
     return Plan(
         kind,
@@ -76,7 +73,7 @@ def _parts(tape: Tape, alive: dict[int, _Alive], highest: int, event: Event | No
             sums[item.role, ""] = sums.get((item.role, ""), 0) + item.bytes
     held = {item.storage for item in tape.held}
     trained = any(one.phase == "backward" for one in tape.events)
-    forward_ends = _end_of_forward(tape, highest)
+    forward_ends = _end_of_forward(tape, highest) if alive else -1
     dies = _deaths(tape, highest)
     for number, one in alive.items():
         if number in held:

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_modelbudget.check import ModelEntry, State
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.plugin import RESULTS
 from pytest_modelbudget.plugin.base import BASE
 from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record
@@ -36,17 +37,20 @@ class ModelBudget:
         samples: int | None = None,
         framework: str | None = None,
         optional: bool = False,
+        training: Mapping[str, Any] | Training | bool | None = None,
+        inference: Mapping[str, Any] | Inference | bool | None = None,
         **limits: Any,
     ) -> Summary:
         """Fail the test when the model breaks a limit or differs from its snapshot; return its summary.
 
-        `limits` are budgets by metric name, as in a manifest: `params="25k"`, `layers={"dense*": {"params": "2k"}}`.
+        `limits` are budgets by metric name, as in a manifest: `params="25k"`, `layers={"dense*": {"params": "2k"}}`,
+        `fits="24 GB"`, and `training` and `inference` what is planned of the model's memory.
         The snapshot is named after the test, or `name`. A live model is left exactly as it is.
         """
         __tracebackhide__ = True
         entry = self._entry(
             model_or_builder, inputs, name, batch=batch, dims=dims or {}, samples=samples,
-            framework=framework, optional=optional, budgets=limits,
+            framework=framework, optional=optional, budgets=limits, training=training, inference=inference,
         )  # fmt: skip
         result = run(
             entry,

@@ -18,8 +18,8 @@ from markupsafe import Markup
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.reports import overall, terminal, text, tree
-from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.reports import overall, plans, terminal, text, tree
+from pytest_modelbudget.summary import Plan, Summary
 
 _MOST_FAILURE = 20_000
 """Characters about one failure; the tables below it have the rest."""
@@ -111,4 +111,23 @@ def _model(summary: Summary) -> dict[str, object]:
         "notes": [text.harmless(note) for note in summary.notes],
         "remarks": text.remarks(summary),
         "params": f"{summary.params:,}",
+        "plans": [_plan(plan) for plan in summary.plans],
+        "growth": [text.harmless(plans.growth_text(growth)) for growth in summary.growth],
+    }
+
+
+def _plan(plan: Plan) -> dict[str, object]:
+    """A planned run: its sentences, the curve, and what is alive at the peak."""
+    alive = sum(part.bytes for part in plan.parts)
+    return {
+        "kind": plan.kind,
+        "lines": list(plans.lines(plan)),
+        "curve": plans.curve(plan),
+        "places": [
+            (role, path, units.size(size), units.percent(size / alive)) for role, path, size in plans.places(plan)
+        ],
+        "levers": [
+            (text.harmless(lever.name), units.size(lever.peak_bytes), text.harmless(lever.note))
+            for lever in sorted(plan.levers, key=lambda lever: lever.peak_bytes)
+        ],
     }

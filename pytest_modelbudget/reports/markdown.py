@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.reports import overall, terminal, text
+from pytest_modelbudget.reports import overall, plans, terminal, text
 
 _MOST_BYTES = 900 * 1024
 """Below the 1 MiB at which CI services refuse a whole step summary."""
@@ -45,12 +45,30 @@ def _blocks(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
     for result in ordered:
         yield row(_cells(result))
     yield ""
+    yield from _plans(ordered)
     for line in overall.lines(setting.overall, results):
         yield f"- {code(line)}"
     yield ""
     for result in ordered:
         if result.state.failed:
             yield details(result, fenced(terminal.failure(result, rows=0), _MOST_DETAILS))
+
+
+def _plans(results: Iterable[Result]) -> Iterator[str]:
+    """A table of all planned runs, when there are any."""
+    planned = [(result, plan) for result in results if result.summary for plan in result.summary.plans]
+    if not planned:
+        return
+    yield "| Model | Planned run | Peak | Where | Reserved | Devices |"
+    yield "| --- | --- | ---: | --- | ---: | --- |"
+    for result, plan in planned:
+        peak, reserved = (
+            text.UNKNOWN if size is None else units.size(size) for size in (plan.peak_bytes, plan.reserved_bytes)
+        )
+        why = plan.notes[0] if plan.peak_bytes is None and plan.notes else plans.where(plan).strip()
+        fits = "; ".join(map(plans.fit_text, plan.fits))
+        yield row([code(result.id), escape(f"{plan.kind} ({plan.recipe})"), peak, escape(why), reserved, escape(fits)])
+    yield ""
 
 
 def _cells(result: Result) -> Iterator[str]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.reports import text
+from pytest_modelbudget.reports import plans, text
 from pytest_modelbudget.summary import Summary
 
 WIDTH = 80
@@ -35,6 +35,7 @@ def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = Non
         lines.append(f"... {len(rows) - len(shown)} more rows; -vv shows all")
     lines.append("-" * width)
     lines += [f"{name}: {value}" for name, value in text.totals(summary)]
+    lines += plans.summary_lines(summary)
     lines += [f"Note: {text.harmless(note)}" for note in summary.notes]
     lines += [f"Reading: {remark}" for remark in text.remarks(summary)] if explain else []
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import METRICS, Finding, Number
+from pytest_modelbudget.budget import FITS, METRICS, Finding, Number
 from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
@@ -198,21 +198,37 @@ def flops(summary: Summary) -> str:
 
 
 def used_shares(result: Result) -> dict[str, Fraction]:
-    """The share that is used of each max for the whole model, by metric; limits on unknown numbers are left out."""
+    """The share that is used of each max for the whole model, by metric; limits on unknown numbers are left out.
+
+    `fits` is the share of the device that is used most.
+    """
     if result.summary is None:
         return {}
+    needs = [
+        Fraction(fit.needs, fit.capacity) for plan in result.summary.plans for fit in plan.fits
+        if fit.needs is not None and any(fit.device in budget.devices for budget in result.limits)
+    ]  # fmt: skip
+    return {
+        **({FITS: max(needs)} if needs else {}),
+        **_used_of_max(result, result.summary),
+    }
+
+
+def _used_of_max(result: Result, summary: Summary) -> dict[str, Fraction]:
     return {
         budget.metric: Fraction(actual) / Fraction(budget.limit)
         for budget in result.limits
         if budget.layer is None and budget.bound == "max" and budget.limit
-        if budget.metric != "flops" or not result.summary.flops.is_lower_bound
-        if (actual := METRICS[budget.metric].get(result.summary)) is not None
+        if budget.metric != "flops" or not summary.flops.is_lower_bound
+        if (actual := METRICS[budget.metric].get(summary)) is not None
     }
 
 
 def used(result: Result) -> tuple[str, Fraction] | None:
     """The model-wide max that is used most, as (short name of the metric, share used); None without such a limit."""
-    shares = [(METRICS[metric].short, share) for metric, share in used_shares(result).items()]
+    shares = [
+        ("device" if metric == FITS else METRICS[metric].short, share) for metric, share in used_shares(result).items()
+    ]
     return max(shares, key=lambda share: share[1], default=None)
 
 

@@ -12,7 +12,7 @@ from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.check import ModelEntry, Snapshot, Stored
 from pytest_modelbudget.diff import changes
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.snapshot.text import NewerFormat, read, render
+from pytest_modelbudget.snapshot.text import NewerFormat, compared, read, render
 from pytest_modelbudget.summary import Summary
 
 FOLDER = "__model_budget__"
@@ -58,7 +58,11 @@ def compare(root: Path, entry: ModelEntry, summary: Summary, text: str = "") -> 
         return Snapshot(Stored.REFUSED, path, text, problem=f"{path}: {_why(error)}")
     except UnicodeDecodeError:
         return Snapshot(Stored.BROKEN, path, text, problem=f"{path}: not text (binary junk): it is damaged")
-    return Snapshot(Stored.EQUAL, path) if committed == text else _explain(path, committed, text, summary)
+    if committed == text:
+        return Snapshot(Stored.EQUAL, path)
+    if compared(committed) == compared(text):  # only estimates moved, which the next update writes
+        return Snapshot(Stored.RESTATED, path, text)
+    return _explain(path, committed, text, summary)
 
 
 def _why(error: Exception) -> str:

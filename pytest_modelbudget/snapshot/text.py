@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast, get_args
 
 import yaml
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.snapshot.fold import Item, Repeat, Row, fold, unfold
-from pytest_modelbudget.summary import Flops, Input, Layer, Summary, TensorSpec, parse_weight
+from pytest_modelbudget.summary import Flops, Input, Kind, Layer, Plan, Summary, TensorSpec, parse_weight
 
 FORMAT = 1
 """Version of the file's shape; a reader that meets a higher one says so."""
@@ -22,6 +22,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./*+=()-]*(?: [A-Za-z0-9_./*+=()%-]+)*
 _PORT = re.compile(r"(?:[A-Za-z0-9_.]+ )?[A-Za-z][A-Za-z0-9_]*\[[A-Za-z0-9_+*/ ,?()-]*\]")
 _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null"))
 _SPEC = re.compile(r"[A-Za-z0-9_]*\[[^\]]*\]")
+_ESTIMATES = "\nestimates:\n"
 _MARKER = re.compile(r"^(<{7}|={7}|>{7}|\|{7})( |$)", re.MULTILINE)
 
 
@@ -30,7 +31,27 @@ def render(summary: Summary, *, declared: str) -> str:
     body = "".join(f"{line}\n" for line in _body(summary))
     totals, rows = body.split("layers:", 1)
     head = f"{_HEAD}format: {FORMAT}\nmodel: {_scalar(summary.model)}\ndeclared: {_scalar(declared)}\n"
-    return f"{head}{totals}digest: {_digest(summary.model, body)}\nlayers:{rows}"
+    estimates = "".join(f"{line}\n" for line in _estimates(summary.plans))
+    return f"{head}{totals}digest: {_digest(summary.model, body)}\nlayers:{rows}{estimates}"
+
+
+def compared(text: str) -> str | None:
+    """The part of a snapshot that takes part in the comparison, all but its estimates; None in a git conflict."""
+    if _MARKER.search(text):
+        return None
+    body, estimates, _ = text.partition(_ESTIMATES)
+    return f"{body}\n" if estimates else text
+
+
+def _estimates(plans: Iterable[Plan]) -> Iterator[str]:
+    """Peaks of planned runs: they depend on the kernels of the framework, so they come last, outside of the digest."""
+    for index, plan in enumerate(plans):
+        if index == 0:
+            yield _ESTIMATES.strip()
+        fields: dict[str, Any] = {"recipe": plan.recipe, "peak_bytes": plan.peak_bytes}
+        if plan.reserved_bytes is not None:
+            fields["reserved_bytes"] = plan.reserved_bytes
+        yield f"  {plan.kind}: {_flow(fields)}"
 
 
 def _digest(model: str, body: str) -> str:
@@ -180,9 +201,8 @@ def _load(text: str) -> dict[str, Any]:
 
 def _verify(text: str, data: dict[str, Any], summary: Summary) -> None:
     """Hold the digest against the lines it covers, and the totals against the rows."""
-    lines = [
-        line for line in text.splitlines() if not line.startswith(("#", "format:", "model:", "declared:", "digest:"))
-    ]
+    heads = ("#", "format:", "model:", "declared:", "digest:")
+    lines = [line for line in text.partition(_ESTIMATES)[0].splitlines() if not line.startswith(heads)]
     wanted = _digest(summary.model, "".join(f"{line}\n" for line in lines))
     if data.get("digest") != wanted and str(data.get("digest")) != wanted:
         raise ModelBudgetError(
@@ -203,7 +223,17 @@ def _summary(data: dict[str, Any]) -> Summary:
         inputs=tuple(map(_input, data["inputs"])),
         outputs=tuple(map(TensorSpec.parse, data["outputs"])),
         flops=Flops(flops["value"], tuple(map(_uncounted, flops.get("uncounted", ()))), flops["rules"]),
+        plans=tuple(_plan(kind, fields) for kind, fields in (data.get("estimates") or {}).items()),
     )
+
+
+def _plan(kind: str, fields: dict[str, Any]) -> Plan:
+    if kind not in get_args(Kind):
+        raise ValueError(f"there are no estimates of {kind}")
+    peak, reserved = fields["peak_bytes"], fields.get("reserved_bytes")
+    if not all(value is None or type(value) is int for value in (peak, reserved)):
+        raise ValueError(f"the estimates of {kind} are no numbers")
+    return Plan(cast("Kind", kind), str(fields["recipe"]), peak, reserved)
 
 
 def _uncounted(text: str) -> tuple[str, int]:

@@ -1,9 +1,10 @@
-"""What was counted, as frozen plain data: `TensorSpec`, `Weight`, `Layer`, `Flops`, `Summary`, and `Plan` of a run.
+"""What was counted, as frozen plain data: `TensorSpec`, `Weight`, `Layer`, `Flops`, `Summary`, `Plan`, `Growth`.
 
 No live module or tensor is ever held here, so a summary can be pickled, sent between processes and kept.
 `None` means unknown, never zero.
 """
 
+from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import Fit, Kind, Largest, Lever, Part, Phase, Plan, Point, Role
 from pytest_modelbudget.summary.tensors import ITEM_BYTES, Dim, TensorSpec, Weight, parse_weight, weight_text
@@ -14,6 +15,7 @@ __all__ = [
     "Dim",
     "Fit",
     "Flops",
+    "Growth",
     "Input",
     "Kind",
     "Largest",

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.plan import Kind, Plan
 from pytest_modelbudget.summary.tensors import TensorSpec, Weight, weight_text
 
@@ -127,8 +128,8 @@ class Summary:
     those of all rows, since the model's own code around its layers may have no row. `optimizer_bytes` are those of all
     variables of the optimizer a model is compiled with, None where there is none; never part of params. `real_run` says
     that the abstract pass could not decide and a copy was run with memory instead. `notes` are short sentences for the
-    reader (what could not be known, and why a copy was run). `plans` say what runs of it take of a device's memory.
-    None of the four takes part in comparisons.
+    reader (what could not be known, and why a copy was run). `plans` say what runs of it take of a device's memory,
+    `growth` how its numbers follow its dimensions. None of the five takes part in comparisons.
     """
 
     model: str
@@ -144,6 +145,7 @@ class Summary:
     real_run: bool = False
     optimizer_bytes: int | None = None
     plans: tuple[Plan, ...] = ()
+    growth: tuple[Growth, ...] = ()
 
     def __post_init__(self) -> None:
         if len({layer.path for layer in self.layers}) != len(self.layers):
@@ -224,6 +226,7 @@ class Summary:
             "real_run": self.real_run,
             "notes": list(self.notes),
             "plans": [plan.to_dict() for plan in self.plans],
+            "growth": [growth.to_dict() for growth in self.growth],
             "layers": [_layer_dict(layer) for layer in self.layers],
         }
 
@@ -245,6 +248,7 @@ class Summary:
             real_run=data.get("real_run", False),
             optimizer_bytes=data.get("optimizer_bytes"),
             plans=tuple(map(Plan.from_dict, data.get("plans", ()))),
+            growth=tuple(map(Growth.from_dict, data.get("growth", ()))),
         )
 
     def __str__(self) -> str:

@@ -113,6 +113,11 @@ class Plan:
     communication_bytes: int | None = None
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        from pytest_modelbudget.reports import plans  # a face for people; the data above knows nothing of it
+
+        return "\n".join(plans.lines(self))
+
     def by_role(self) -> dict[Role, int]:
         """Bytes alive at the peak by role, largest first."""
         sums: dict[Role, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import yaml
 from pytest_modelbudget.budget import ADDITIVE, BOUNDS, LAYER_METRICS, METRICS
 from pytest_modelbudget.cli import main
 from pytest_modelbudget.config import read, schema
+from pytest_modelbudget.planner import Inference, Training
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "modelbudget.yaml"
 FULL = """
 version: 1
-defaults: {batch: 2, dims: {T: 8}, framework: torch, optional: true, budgets: {params: {warn: 95%}}}
-tags: {edge: {budgets: {weight_bytes: 2 MB}, sum: {params: 10M}}}
+defaults: {batch: 2, dims: {T: 8}, framework: torch, optional: true, budgets: {params: {warn: 95%}}, training: {batch: 4}}
+tags: {edge: {budgets: {weight_bytes: 2 MB, fits: 24 GB}, sum: {params: 10M}, training: {precision: null}, inference: null}}
 groups: {towers: {models: ["*-tower"], tags: [edge], budgets: {flops: 1 GFLOPs}, sum: {flops: {max: 1 GFLOPs, warn: 90%}}}}
 models:
   short: nets:build
@@ -28,14 +30,36 @@ models:
     inputs: {args: ["float32[B, 2]"], kwargs: {training: false}}
     tags: [edge]
     samples: 60000
+    training:
+      batch: 8
+      dims: {T: 2048}
+      optimizer: sgd
+      optimizer_options: {momentum: 0.9}
+      precision: bf16-mixed
+      gradient_accumulation: 4
+      checkpointing: nets:blocks
+      foreach: true
+      fused: false
+      zero_grad: after
+      loss: cross_entropy
+      trainable: ["head.*"]
+      lora: {rank: 8, targets: [q_proj]}
+      sharding: {fsdp: 8}
+      compile: false
+      kernels: cpu
+    inference: {batch: 1, dims: {T: 1}, precision: fp16, kv_cache: 128, kernels: cuda}
     budgets:
       params: {max: 3M, min: 1k, growth: "+2%", ratchet: {slack: 2%}, waive: {max: 4M, until: "2030-01-31", reason: new}}
       flops: null
       inherited: warn
+      training_peak_bytes: {max: 24 GiB, growth: "+1%"}
+      fits: [24 GB, 16 GiB]
+      growth_in: {T: {activation_bytes: linear, flops: {max_exponent: 1.5}}, B: {training_peak_bytes: null}, S: null}
       layers: {"dense*": {params: 3k, share: 90%}, "old*": null}
   counted: {build: "nets:build", budgets: {layers: 12}}
   saved: {build: nets/model.keras}
   folder: ./exported
+  planned: {build: "nets:build", training: true, inference: false, budgets: {fits: null}}
 sources: [nets:source]
 """
 WRONG = (
@@ -51,6 +75,17 @@ WRONG = (
     'models: {a: {build: "x:y", budgets: {params: {waive: {max: 3k}}}}}',
     'models: {a: {build: "x:y", budgets: {layers: {"d*": {layers: 3}}}}}',
     "groups: {g: {sum: {layers: 3}}}",
+    'models: {a: {build: "x:y", training: {bacth: 3}}}',
+    'models: {a: {build: "x:y", training: {batch: 0}}}',
+    'models: {a: {build: "x:y", training: {optimizer: adamz}}}',
+    'models: {a: {build: "x:y", training: {compile: true}}}',
+    'models: {a: {build: "x:y", inference: {optimizer: sgd}}}',
+    'models: {a: {build: "x:y", inference: soon}}',
+    'models: {a: {build: "x:y", budgets: {fits: 24}}}',
+    'models: {a: {build: "x:y", budgets: {fits: []}}}',
+    'models: {a: {build: "x:y", budgets: {growth_in: {T: linear}}}}',
+    'models: {a: {build: "x:y", budgets: {growth_in: {T: {params: linear}}}}}',
+    'models: {a: {build: "x:y", budgets: {growth_in: {T: {flops: cubic}}}}}',
 )
 
 
@@ -69,7 +104,9 @@ def test_it_has_every_key(printed: dict[str, Any]) -> None:
     for shape in (schema.Defaults, schema.Model, schema.Tag, schema.Group):
         assert set(kinds[shape.__name__]["properties"]) == set(shape.model_fields)
         assert kinds[shape.__name__]["additionalProperties"] is False
-    assert set(kinds["Budgets"]["properties"]) == {*METRICS, "inherited"}
+    assert set(kinds["Budgets"]["properties"]) == {*METRICS, "inherited", "fits", "growth_in"}
+    for name, recipe in (("training", Training), ("inference", Inference)):
+        assert set(kinds[name]["properties"]) == {field.name for field in fields(recipe)}
     assert set(kinds["Budgets"]["properties"]["params"]["anyOf"][1]["properties"]) == set(BOUNDS)
     assert set(kinds["Budgets"]["properties"]["layers"]["anyOf"][1]["additionalProperties"]["properties"]) == set(
         LAYER_METRICS

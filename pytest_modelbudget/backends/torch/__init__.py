@@ -20,11 +20,12 @@ from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.state import unswept
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.summary import Plan, Summary
 
 FRAMEWORK = counting.FRAMEWORK
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "summarize"]
 
 
 def owns(model: object) -> bool:
@@ -54,3 +55,28 @@ def summarize(
         )
     with unswept():
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)
+
+
+def plan(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    recipes: tuple[Recipe, ...],
+    built_here: bool,
+    devices: tuple[str, ...] = (),
+) -> tuple[Plan, ...]:
+    """Plan runs of a `torch.nn.Module` that was summarized: whole steps on the meta device.
+
+    Raises:
+        ModelBudgetError: inputs are missing.
+    """
+    from pytest_modelbudget.backends.torch import planning  # most runs plan nothing
+
+    if inputs is None:
+        raise ModelBudgetError(f"{name}: a torch model does not know its inputs: give them")
+    with unswept():
+        return planning.plans(
+            model, name=name, inputs=inputs, sizes=sizes, recipes=recipes, built_here=built_here, devices=devices
+        )

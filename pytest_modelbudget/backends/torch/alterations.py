@@ -71,8 +71,12 @@ def _adapted(model: nn.Module, lora: Mapping[str, Any]) -> Iterator[None]:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for _, module in found:
-        module.lora_A = nn.Linear(module.in_features, rank, bias=False, device="meta", dtype=torch.float32)
-        module.lora_B = nn.Linear(rank, module.out_features, bias=False, device="meta", dtype=torch.float32)
+        module.lora_A = nn.Linear(
+            module.in_features, rank, bias=False, device=module.weight.device, dtype=torch.float32
+        )
+        module.lora_B = nn.Linear(
+            rank, module.out_features, bias=False, device=module.weight.device, dtype=torch.float32
+        )
         module.forward = _with_pair(module, module.forward)
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.copying import ghost_of
@@ -15,17 +16,25 @@ from pytest_modelbudget.backends.torch.step import record
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.memory import memory_plan
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.timeline import plan_of
 from pytest_modelbudget.summary import Kind, Plan
 
 
 def plans(
-    model: Any, *, name: str, inputs: Inputs, sizes: Mapping[str, int], recipes: Sequence[Recipe], built_here: bool
+    model: Any,
+    *,
+    name: str,
+    inputs: Inputs,
+    sizes: Mapping[str, int],
+    recipes: Sequence[Recipe],
+    built_here: bool,
+    devices: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
     """See `pytest_modelbudget.backends.Backend.plan`; a recipe that cannot be run gives a plan without numbers."""
     subject = subject_of(unwrapped(model), name, inputs, built_here=built_here)
-    return tuple(_plan(subject, sizes, recipe) for recipe in recipes)
+    return tuple(_plan(subject, sizes, recipe, devices) for recipe in recipes)
 
 
 def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> Subject:
@@ -35,9 +44,12 @@ def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool)
     return Subject(name, model if built_here else ghost_of(model), inputs)
 
 
-def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe) -> Plan:
+def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: Sequence[str]) -> Plan:
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
     try:
-        return plan_of(record(subject, sizes, recipe), kind, describe(recipe))
+        tape = record(subject, sizes, recipe)
     except ModelBudgetError as mistake:
         return Plan(kind, describe(recipe), None, notes=(str(mistake),))
+    if recipe.kernels == "cpu":
+        return plan_of(tape, kind, describe(recipe))
+    return memory_plan(tape, kind, describe(recipe), torch=torch.__version__, devices=devices)

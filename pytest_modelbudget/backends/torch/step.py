@@ -7,6 +7,7 @@ the optimizer makes its states, so the second is the one to measure.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -77,6 +78,8 @@ class _Run:
             if self.recipe.kernels == "cpu":
                 stack.enter_context(fused())
             seed()
+            if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
+                self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
             call = self._inputs()
             recorder = Recorder(self.model)
             recorder.cpu = self.recipe.kernels == "cpu"
@@ -91,7 +94,7 @@ class _Run:
             if isinstance(self.recipe, Training):
                 kept = self._train(self.recipe, call, recorder, kernels)
             else:
-                kept = self._infer(self.recipe, call, kernels)
+                kept = self._infer(self.recipe, call, recorder, kernels)
             recorder.close()
             del kept
         tape = recorder.tape()
@@ -144,9 +147,38 @@ class _Run:
                 _let_go(params)
         return out, loss
 
-    def _infer(self, recipe: Inference, call: Call, kernels: Kernels) -> Any:
+    def _infer(self, recipe: Inference, call: Call, recorder: Recorder, kernels: Kernels) -> Any:
         with kernels.autocast(_MIXED.get(recipe.precision)):
-            return self.model(*call.args, **call.kwargs)
+            if not recipe.kv_cache:
+                return self.model(*call.args, **call.kwargs)
+            self.doing = "forward pass that fills the cache"
+            cache = self.model(*call.args, **call.kwargs, use_cache=True).past_key_values
+            for tensor in inside(cache):
+                recorder.lasting(tensor, "cache")
+            self.doing, self.sizes = "forward pass of one more token", {**self.sizes, self._tokens(): 1}
+            last = self._inputs()
+            return self.model(*last.args, **last.kwargs, past_key_values=cache, use_cache=True)
+
+    def _tokens(self) -> str:
+        """The symbol of the dimension that holds tokens."""
+        others = [symbol for symbol in self.sizes if symbol != "B"]
+        known = inspect.signature(self.model.forward).parameters
+        if len(others) != 1 or not {"past_key_values", "use_cache"} <= set(known):
+            raise ModelBudgetError(
+                f"{self.subject.name}: inference.kv_cache needs a model whose forward takes past_key_values and "
+                'use_cache, and inputs with one dimension of tokens: inputs: "int64[B, T]"'
+            )
+        return others[0]
+
+
+def inside(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+    """Every tensor in an object of whatever class (a cache of keys and values), found by its attributes."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth < 6:
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+        for part in parts or getattr(value, "__dict__", {}).values():
+            yield from inside(part, depth + 1)
 
 
 def _let_go(params: list[nn.Parameter]) -> None:

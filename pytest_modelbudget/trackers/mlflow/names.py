@@ -26,6 +26,8 @@ GROUPED: dict[str, Grouped] = {
     "weight_bytes": Grouped("memory/weights_mib", Fraction(1, 2**20)),
     "flops": Grouped("compute/forward_gflops", Fraction(1, 10**9)),
     "activation_bytes": Grouped("memory/activations_mib", Fraction(1, 2**20)),
+    "inference_peak_bytes": Grouped("memory/inference_peak_mib", Fraction(1, 2**20)),
+    "training_peak_bytes": Grouped("memory/training_peak_mib", Fraction(1, 2**20)),
     "layers": Grouped("layers/count"),
     "largest_layer_share": Grouped("layers/largest_share_pct", 100),
     "params_per_sample": Grouped("params/per_sample"),

@@ -1,0 +1,145 @@
+"""Limits on runs: `fits: "24 GB"`, and `growth_in: {T: {activation_bytes: linear}}`; how they are read and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from fractions import Fraction
+
+from pytest_modelbudget import units
+from pytest_modelbudget.budget.limits import FITS, Bound, Budget
+from pytest_modelbudget.budget.metrics import Number, unplanned
+from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.planner.fitting import capacity
+from pytest_modelbudget.planner.growth import LAWS, allows
+from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
+
+GROWING = ("activation_bytes", "flops", "training_peak_bytes", "inference_peak_bytes")
+"""Metrics whose growth in a dimension can be limited."""
+
+SECTIONS = ("fits", "growth_in")
+"""Keys beside the metrics that limit runs."""
+
+PlaceOf = Callable[[tuple[str, ...]], Place | None]
+Found = tuple[Number | None, str]
+"""What breaks a limit: the number (None: not known), and the sentence."""
+
+_MOST_LEVERS = 3
+
+
+def parse_fits(value: object, place: Place | None) -> Budget:
+    """Read `fits`: a device or a list of them, each a name or a capacity; None lifts it.
+
+    Raises:
+        ModelBudgetError: no device, or one that is not known.
+    """
+    if isinstance(value, Mapping) and set(value) == {"max"}:
+        value = value["max"]
+    if value is None:
+        return Budget(FITS, "fits", None, None, place)
+    devices = [value] if isinstance(value, str) else value
+    if not isinstance(devices, (list, tuple)) or not devices or not all(isinstance(one, str) for one in devices):
+        raise ModelBudgetError(f'budgets.fits: {value!r}: write "24 GB", the name of a device, or a list of these')
+    devices = tuple(dict.fromkeys(" ".join(one.split()) for one in devices))
+    try:
+        smallest = min(map(capacity, devices))
+    except ModelBudgetError as mistake:
+        raise ModelBudgetError(f"budgets.fits: {mistake}") from None
+    return Budget(FITS, "fits", smallest, None, place, devices=devices)
+
+
+def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Budget]:
+    """Read `growth_in`: for each dimension, a law for each of some metrics; None lifts what a wider level says.
+
+    Raises:
+        ModelBudgetError: the first mistake.
+    """
+    example = "write growth_in: {T: {activation_bytes: linear}}"
+    if not isinstance(value, Mapping) or not value:
+        raise ModelBudgetError(f"budgets.growth_in: {value!r}: {example}")
+    for dim, laws in value.items():
+        title = f"budgets.growth_in.{dim}"
+        if not isinstance(dim, str) or not dim.isidentifier():
+            raise ModelBudgetError(f"budgets.growth_in: {dim!r} is no name of a dimension: {example}")
+        if laws is None:
+            laws = dict.fromkeys(GROWING)
+        if not isinstance(laws, Mapping) or not laws:
+            raise ModelBudgetError(f"{title}: {laws!r}: {example}")
+        for metric, law in laws.items():
+            if metric not in GROWING:
+                near = get_close_matches(str(metric), GROWING, n=1)
+                hint = f", did you mean {near[0]!r}" if near else ""
+                raise ModelBudgetError(
+                    f"{title}: growth of {metric!r} cannot be limited{hint}; known are {', '.join(GROWING)}"
+                )
+            bound, limit = _law(f"{title}.{metric}", law)
+            yield Budget(metric, bound, limit, None, place_of(("growth_in", dim, metric)), dim=dim)
+
+
+def _law(title: str, law: object) -> tuple[Bound, Number | None]:
+    if law is None:
+        return "law", None
+    if isinstance(law, str) and law in LAWS:
+        return "law", LAWS[law]
+    if isinstance(law, Mapping) and set(law) == {"max_exponent"}:
+        try:
+            return "exponent", Fraction(units.parse(law["max_exponent"], "ratio"))
+        except ModelBudgetError as mistake:
+            raise ModelBudgetError(f"{title}.max_exponent: {mistake}") from None
+    raise ModelBudgetError(f"{title}: {law!r}: write {', '.join(LAWS)} or {{max_exponent: 1.2}}")
+
+
+def misfits(summary: Summary, budget: Budget) -> Iterator[Found]:
+    """Each planned run that needs more than a device has, or of which that is not known."""
+    if not summary.plans:
+        yield None, unplanned(summary, "training")
+    for plan in summary.plans:
+        answers = {fit.device: fit for fit in plan.fits}
+        for device in budget.devices:
+            fit = answers.get(device)
+            if fit is None or fit.needs is None:
+                yield None, f"{plan.kind} on {device}: {unplanned(summary, plan.kind)}"
+            elif not fit.fits:
+                yield fit.needs, _short(plan, fit, fit.needs)
+
+
+def _short(plan: Plan, fit: Fit, needs: int) -> str:
+    """`training needs 26.10 GiB of 22.35 GiB on 24 GB: short by 3.750 GiB; levers: ...`."""
+    room, lacking = units.size(fit.capacity), units.size(needs - fit.capacity)
+    text = f"{plan.kind} needs {units.size(needs)} of {room} on {fit.device}: short by {lacking}"
+    levers = list(saving(plan))[:_MOST_LEVERS]
+    return f"{text}; levers: {', '.join(levers)}" if levers else text
+
+
+def saving(plan: Plan) -> Iterator[str]:
+    """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
+    if plan.peak_bytes is None:
+        return
+    for lever in sorted(plan.levers, key=lambda one: one.peak_bytes):
+        if (saved := plan.peak_bytes - lever.peak_bytes) > 0:
+            yield f"{lever.name} would save {units.size(saved)}"
+
+
+def overgrown(summary: Summary, budget: Budget) -> Iterator[Found]:
+    """The growth of a number in a dimension, when it is not within its law."""
+    growth = next((one for one in summary.growth if (one.dim, one.metric) == (budget.dim, budget.metric)), None)
+    if growth is None or budget.limit is None:
+        yield None, "unknown, so the limit cannot be checked"
+        return
+    within = allows(budget.limit, growth, named=budget.bound == "law")
+    if within is None or growth.degree is None:
+        yield None, f"unknown ({growth.reason})"
+    elif not within:
+        yield growth.degree, _told(growth, budget)
+
+
+def _told(growth: Growth, budget: Budget) -> str:
+    """`quadratic, and linear is allowed: 3.1 MiB at 128, ...; at T=128 a share of 9.5% grows with T^2`."""
+    show = units.flops if growth.metric == "flops" else units.size
+    points = ", ".join(f"{show(value)} at {size}" for size, value in growth.points)
+    found = growth.law if budget.bound == "law" else f"exponent {growth.exponent} ({growth.law})"
+    square = ""
+    if growth.curved_share:
+        part = "<0.1%" if growth.curved_share < 0.001 else units.percent(growth.curved_share)
+        square = f"; at {growth.dim}={growth.size} {part} of what grows does so with {growth.dim}^2"
+    return f"{found}, and {budget.text} is allowed: {points}{square}"

@@ -1,0 +1,48 @@
+"""From a tape to a whole plan: with the workspaces of libraries, what the allocator reserves, and what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pytest_modelbudget.planner.allocator import replay
+from pytest_modelbudget.planner.devices import Device, device, fit
+from pytest_modelbudget.planner.libraries import blas, with_blas
+from pytest_modelbudget.planner.segments import DEFAULT
+from pytest_modelbudget.planner.tape import Tape
+from pytest_modelbudget.planner.timeline import plan_of
+from pytest_modelbudget.summary import Kind, Plan
+
+ANY = Device("any", 0, source="an NVIDIA card before Hopper, when no device is named")
+"""Whose workspaces count when no device is named."""
+
+_ROOMY = Device("any, with the largest workspaces", 0, capability="9.0")
+
+REPEATS = 1
+"""Further steps for which the reserve is replayed, since fragmentation takes a few steps to settle."""
+
+
+def memory_plan(tape: Tape, kind: Kind, recipe: str, *, torch: str, devices: Iterable[str] = ()) -> Plan:
+    """The plan of a run on a GPU, with the version `torch` (`2.6.0`), and whether it fits each of `devices`.
+
+    The workspaces of BLAS are those of the first device (without any: of an NVIDIA card before Hopper). `low_bytes` is
+    the peak without them, `high_bytes` with the largest known ones, those of Hopper.
+
+    Raises:
+        ModelBudgetError: a device that is not known.
+    """
+    known = {name: device(name) for name in devices}
+    on = next(iter(known.values()), ANY)
+    whole = with_blas(tape, blas(torch, on))
+    plan = plan_of(whole, kind, recipe)
+    reserve = replay(whole, DEFAULT, repeats=REPEATS)
+    return replace(
+        plan,
+        reserved_bytes=reserve.peak_reserved,
+        low_bytes=min(tape.peak(), plan.peak_bytes or 0),
+        high_bytes=max(with_blas(tape, blas(torch, _ROOMY)).peak(), plan.peak_bytes or 0),
+        fits=tuple(
+            replace(fit(with_blas(tape, blas(torch, one)), one, repeats=REPEATS), device=name)
+            for name, one in known.items()
+        ),
+    )

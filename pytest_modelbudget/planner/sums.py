@@ -1,0 +1,121 @@
+"""Memory of a training step as a sum, for frameworks whose steps are not recorded: what is known, and what is not.
+
+Counted are weights, gradients, the optimizer's slots, what the forward pass holds for the backward pass, and inputs, as
+if all were there at once. Not counted: temporaries of kernels, of the backward pass and of the optimizer (Adam makes
+some of the size of the parameters), workspaces, and what an executor keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from math import ceil, prod
+
+from pytest_modelbudget.planner.recipe import Recipe, Training, describe
+from pytest_modelbudget.summary import ITEM_BYTES, Layer, Part, Plan, Role, Summary
+
+LABEL = (
+    "a sum of weights, gradients, optimizer slots, activations and inputs, not a recorded step: temporaries of "
+    "kernels and of the optimizer are not counted"
+)
+
+_SLOTS = {"adamw": 2, "adam": 2, "sgd": 0, "adagrad": 1, "rmsprop": 1, "none": 0}
+"""Copies of the trained parameters that an optimizer keeps; others than these depend on shapes or on user code."""
+
+_RECORDED_ONLY = ("checkpointing", "gradient_accumulation", "precision", "trainable", "lora", "sharding", "kv_cache")
+"""What changes a step in ways that a sum does not know."""
+
+
+def plan(summary: Summary, recipe: Recipe, sizes: Mapping[str, int]) -> Plan:
+    """The parts of a run that are known of `summary`, which was counted with its dimensions at `sizes`.
+
+    The peak is None, with the reason first in `notes`, when a part is not known, and for inference, where it is not
+    known what is alive at once.
+    """
+    training = isinstance(recipe, Training)
+    problem = next(_problems(summary, recipe), "")
+    slots = _slot_bytes(summary, recipe) if isinstance(recipe, Training) else 0
+    parts = [*_weights(summary), Part("input", "", _input_bytes(summary, sizes))]
+    if isinstance(recipe, Training):
+        parts += _gradients(summary)
+        parts += [Part("optimizer", "", slots or 0), *_activations(summary)]
+    parts = [part for part in parts if part.bytes]
+    label = LABEL if training else "weights and inputs alone"
+    note = [problem] if problem else []
+    if training and _compiled(summary, recipe):
+        label += "; the optimizer is the one that the model is compiled with"
+    return Plan(
+        kind="training" if training else "inference",
+        recipe=describe(recipe),
+        peak_bytes=None if problem else sum(part.bytes for part in parts),
+        parts=tuple(parts),
+        notes=(*note, label),
+    )
+
+
+def _problems(summary: Summary, recipe: Recipe) -> Iterator[str]:
+    default = type(recipe)()
+    for name in _RECORDED_ONLY:
+        value = getattr(recipe, name, None)
+        if value != getattr(default, name, None):
+            yield f"{name}: {value} is not planned for {summary.framework} models, whose steps are not recorded"
+    if not isinstance(recipe, Training):
+        yield f"what a forward pass has alive at once is not known for {summary.framework} models"
+        return
+    if _slot_bytes(summary, recipe) is None:
+        yield f"what the optimizer {recipe.optimizer} keeps is not known for {summary.framework} models"
+    if summary.activation_bytes is None:
+        why = next((note for note in summary.notes if note.startswith("activation_bytes")), "activations are not known")
+        yield why
+
+
+def _compiled(summary: Summary, recipe: Recipe) -> bool:
+    """Whether the model says its optimizer itself, and the recipe does not ask for another than the default."""
+    return (
+        isinstance(recipe, Training)
+        and summary.optimizer_bytes is not None
+        and recipe.optimizer == Training().optimizer
+        and not recipe.optimizer_options
+    )
+
+
+def _slot_bytes(summary: Summary, recipe: Training) -> int | None:
+    if _compiled(summary, recipe):
+        return summary.optimizer_bytes
+    slots = _SLOTS.get(recipe.optimizer) if isinstance(recipe.optimizer, str) else None
+    if slots is None:
+        return None
+    slots += sum(bool(recipe.optimizer_options.get(name)) for name in ("momentum", "centered", "amsgrad"))
+    return slots * sum(part.bytes for part in _gradients(summary))
+
+
+def _weights(summary: Summary) -> Iterator[Part]:
+    for layer in summary.layers:
+        roles: dict[Role, int] = {}
+        for weight in layer.own:
+            role: Role = "param" if weight.role == "param" else "buffer"
+            roles[role] = roles.get(role, 0) + weight.bytes
+        yield from (Part(role, layer.path, size) for role, size in roles.items())
+
+
+def _gradients(summary: Summary) -> list[Part]:
+    def size(layer: Layer) -> int:
+        return sum(weight.bytes for weight in layer.own if weight.role == "param" and weight.trainable)
+
+    return [Part("gradient", layer.path, size(layer)) for layer in summary.layers if size(layer)]
+
+
+def _activations(summary: Summary) -> Iterator[Part]:
+    """By layer, and what no layer has at the model itself."""
+    rows = [Part("activation", layer.path, layer.activation_bytes or 0) for layer in summary.layers]
+    yield from rows
+    if summary.activation_bytes is not None:
+        yield Part("activation", "", max(0, summary.activation_bytes - sum(part.bytes for part in rows)))
+
+
+def _input_bytes(summary: Summary, sizes: Mapping[str, int]) -> int:
+    total = Fraction(0)
+    for port in summary.inputs:
+        elements = prod(sizes[dim] if isinstance(dim, str) else dim or 1 for dim in port.spec.shape)
+        total += elements * Fraction(ITEM_BYTES.get(port.spec.dtype, 0))
+    return ceil(total)

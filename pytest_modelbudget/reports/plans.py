@@ -1,0 +1,197 @@
+"""Planned runs in words, as rows and as a curve; what every report says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_modelbudget import units
+from pytest_modelbudget.budget import saving
+from pytest_modelbudget.reports.text import UNKNOWN, harmless
+from pytest_modelbudget.summary import Fit, Growth, Plan, Role, Summary
+
+ROLES: dict[Role, str] = {
+    "param": "weights",
+    "buffer": "buffers",
+    "input": "inputs",
+    "other": "other tensors of the model",
+    "gradient": "gradients",
+    "optimizer": "optimizer",
+    "cast": "autocast copies",
+    "activation": "activations",
+    "temporary": "temporaries",
+    "cache": "cache of keys and values",
+    "workspace": "workspaces of kernels",
+}
+"""What memory is for, in words."""
+
+_MOST_LEVERS = 3
+_MOST_PLACES = 12
+_LONGEST = 800
+
+
+def summary_lines(summary: Summary) -> Iterator[str]:
+    """All that was planned of a model, a few lines for each run, and the laws that were measured."""
+    for plan in summary.plans:
+        yield from lines(plan)
+    for growth in summary.growth:
+        yield harmless(growth_text(growth))
+
+
+def lines(plan: Plan, *, levers: int = _MOST_LEVERS) -> Iterator[str]:
+    """One run: its peak, where it is and of what; what would save memory; devices; notes."""
+    yield harmless(peak_text(plan), longest=_LONGEST)
+    for saved in list(saving(plan))[:levers]:
+        yield harmless(f"  {saved}")
+    if plan.fits:
+        yield harmless(f"  {'; '.join(map(fit_text, plan.fits))}")
+    for one in plan.largest:
+        size = (
+            f"largest {one.dim} on {one.device}: {one.size:,}"
+            if one.size
+            else f"not even {one.dim}=1 fits {one.device}"
+        )
+        yield harmless(f"  {size}")
+    for note in plan.notes if plan.peak_bytes is not None else plan.notes[1:]:
+        yield harmless(f"  {note}")
+
+
+def peak_text(plan: Plan) -> str:
+    """`training (batch 32, adamw): peak 41.20 GiB in backward of layers.30.mlp; weights 14.90 GiB, ...`."""
+    title = f"{plan.kind} ({plan.recipe}){f', one of {plan.ranks} ranks' if plan.ranks > 1 else ''}"
+    known = [", ".join(f"{ROLES[role]} {units.size(size)}" for role, size in plan.by_role().items())]
+    if plan.peak_bytes is None:
+        reason = f" ({plan.notes[0]})" if plan.notes else ""
+        return "; ".join([f"{title}: peak {UNKNOWN}{reason}", *(f"known are {part}" for part in known if part)])
+    bounds = ""
+    if plan.low_bytes is not None and plan.high_bytes is not None and plan.low_bytes < plan.high_bytes:
+        bounds = f" ({units.size(plan.low_bytes)} to {units.size(plan.high_bytes)})"
+    said = [f"{title}: peak {units.size(plan.peak_bytes)}{bounds}{where(plan)}", *filter(None, known)]
+    if plan.reserved_bytes is not None:
+        said.append(f"reserved {units.size(plan.reserved_bytes)}")
+    if plan.communication_bytes is not None:
+        said.append(f"sends {units.size(plan.communication_bytes)} a step")
+    return "; ".join(said)
+
+
+def where(plan: Plan) -> str:
+    """` in backward of layers.30.mlp`; empty when the peak has no place."""
+    phase = f" in {'the step of the optimizer' if plan.phase == 'optimizer' else plan.phase}" if plan.phase else ""
+    return f"{phase} {'of' if phase else 'in'} {plan.path}" if plan.path else phase
+
+
+def fit_text(fit: Fit) -> str:
+    """`fits A100 80GB (needs 44.00 GiB of 79.15 GiB)`."""
+    if fit.needs is None:
+        return f"not known whether it fits {fit.device}"
+    word = "fits" if fit.fits else "does not fit"
+    return f"{word} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
+
+
+def growth_text(growth: Growth) -> str:
+    """`activation_bytes in T: linear (12.38 KiB for each; 1.547 MiB at 128, ...)`."""
+    if growth.degree is None:
+        return f"{growth.metric} in {growth.dim}: {UNKNOWN} ({growth.reason})"
+    show = units.flops if growth.metric == "flops" else units.size
+    points = ", ".join(f"{show(value)} at {size:,}" for size, value in growth.points)
+    each = f"{show(growth.per_unit)} for each; " if growth.per_unit and growth.per_unit > 0 else ""
+    return f"{growth.metric} in {growth.dim}: {growth.law} ({each}{points})"
+
+
+def places(plan: Plan) -> Iterator[tuple[str, str, int]]:
+    """What is alive at the peak as (role, module, bytes), most first; what is too small to be listed as one row."""
+    ranked = sorted(plan.parts, key=lambda part: -part.bytes)
+    for part in ranked[:_MOST_PLACES]:
+        yield ROLES[part.role], harmless(part.path), part.bytes
+    if rest := ranked[_MOST_PLACES:]:
+        yield f"{len(rest)} more", "", sum(part.bytes for part in rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A part of the step on the curve: from `left`, `width` wide."""
+
+    phase: str
+    left: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The memory of a step as a drawing of `width` x `height`: a line, its area, bands of phases, levels, the peak.
+
+    `levels` are (y, text) of round amounts of memory, `held` is the y of what is held all the time.
+    """
+
+    width: int
+    height: int
+    line: str
+    area: str
+    bands: tuple[Band, ...]
+    levels: tuple[tuple[float, str], ...]
+    peak: tuple[float, float]
+    held: float | None
+    label: str
+    words: str
+
+
+WIDTH, HEIGHT = 720, 200
+_LEVELS = 4
+_MOST_POINTS = 300
+
+
+def curve(plan: Plan) -> Curve | None:
+    """The timeline of a plan, drawn; None without one."""
+    if not plan.timeline or plan.peak_bytes is None:
+        return None
+    points = _thinned(plan)
+    top = max(max(size for _, size in points), 1) * 1.2
+    step = WIDTH / len(points)
+
+    def y(size: float) -> float:
+        return round(HEIGHT - HEIGHT * size / top, 1)
+
+    run = "training step" if plan.kind == "training" else "forward pass"
+    first, last, most = (units.size(size) for size in (points[0][1], points[-1][1], plan.peak_bytes))
+    highest = max(range(len(points)), key=lambda index: points[index][1])
+    line = " ".join(f"{round(step * (index + 0.5), 1)},{y(size)}" for index, (_, size) in enumerate(points))
+    held = sum(part.bytes for part in plan.parts if part.role in ("param", "buffer", "optimizer", "other"))
+    return Curve(
+        WIDTH,
+        HEIGHT,
+        line,
+        f"{round(step / 2, 1)},{HEIGHT} {line} {round(WIDTH - step / 2, 1)},{HEIGHT}",
+        tuple(_bands([phase for phase, _ in points], step)),
+        tuple((y(size), units.size(size)) for size in _round_levels(top)),
+        (round(step * (highest + 0.5), 1), y(points[highest][1])),
+        y(held) if held else None,
+        most,
+        harmless(
+            f"Memory alive in one {run}, operator by operator: from {first} it rises to a peak of "
+            f"{most}{where(plan)} and ends with {last}."
+        ),
+    )
+
+
+def _thinned(plan: Plan) -> list[tuple[str, int]]:
+    """The highest point of each stretch, in at most so many stretches."""
+    stretch = -(-len(plan.timeline) // _MOST_POINTS)
+    cut = [plan.timeline[start : start + stretch] for start in range(0, len(plan.timeline), stretch)]
+    tops = [max(part, key=lambda point: point.bytes) for part in cut]
+    return [(top.phase, top.bytes) for top in tops]
+
+
+def _bands(phases: list[str], step: float) -> Iterator[Band]:
+    start = 0
+    for index in range(1, len(phases) + 1):
+        if index == len(phases) or phases[index] != phases[start]:
+            yield Band(phases[start], round(start * step, 1), round((index - start) * step, 1))
+            start = index
+
+
+def _round_levels(top: float) -> Iterator[int]:
+    """Amounts at equal distances of a power of two, below `top`."""
+    step = 1
+    while top / step > _LEVELS:
+        step *= 2
+    yield from range(step, int(top), step)
