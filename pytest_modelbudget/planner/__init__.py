@@ -1,8 +1,9 @@
 """Will it fit? Peak memory of inference and of training: events -> timeline -> peak.
 
 The rooms: `recipe` is what is to be run, as it is written; `tape` the events of a run, which a backend records;
-`timeline` says what is alive when, and what at the peak; `allocator` replays the events through a model of the caching
-allocator; `devices` knows the cards. Nothing here knows a framework.
+`timeline` says what is alive when, and what at the peak; `allocator` replays the events through the caching
+allocator of `segments`; `libraries` adds the workspaces of BLAS and of convolutions; `devices` knows the cards.
+Nothing here knows a framework.
 """
 
 from pytest_modelbudget.planner.recipe import Inference, Recipe, Training

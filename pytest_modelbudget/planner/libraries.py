@@ -1,6 +1,7 @@
-"""What libraries take of torch's allocator beside tensors: workspaces of matrix products.
+"""What libraries take of torch's allocator beside tensors: workspaces of matrix products and of convolutions.
 
-They count as allocated and are reserved, but no operator returns them: a tape lacks them, and `with_blas` adds them.
+They count as allocated and are reserved, but no operator returns them: a tape lacks them; `with_blas` and
+`with_convolutions` add them.
 Sizes by version are in `devices.yaml`, with their sources.
 """
 
@@ -71,6 +72,30 @@ def with_blas(tape: Tape, sizes: Blas) -> Tape:
                 call = max(call, size)
         events.append(_taking(event, tuple(made), call) if made or call else event)
     return replace(tape, events=tuple(events), roles=roles)
+
+
+def convolution(platform: str = "cuda") -> tuple[float, float] | None:
+    """Bounds of a convolution's workspace, as multiples of what the operator makes; None where nothing is known."""
+    rows = [row for row in data()["convolution"] if row["platform"] == platform]
+    return (rows[0]["low"], rows[0]["high"]) if rows else None
+
+
+def with_convolutions(tape: Tape, multiple: float) -> Tape:
+    """`tape` with a workspace for each convolution while it runs: `multiple` of the bytes that it makes.
+
+    Which algorithm runs, and so how much it takes, is not known beforehand: replay the tape at both ends of
+    `convolution` for a range. What a run needs does not contain it: where a workspace finds no room torch takes the
+    next algorithm, and fails only when none is left (`try_plans` in `aten/src/ATen/native/cudnn/Conv_v8.cpp`).
+    """
+    events = (
+        _taking(event, (), int(multiple * sum(size for _, size in event.made))) if _convolves(event) else event
+        for event in tape.events
+    )
+    return replace(tape, events=tuple(events))
+
+
+def _convolves(event: Event) -> bool:
+    return "convolution" in event.op and bool(event.made)
 
 
 def _taking(event: Event, made: tuple[tuple[int, int], ...], call: int) -> Event:

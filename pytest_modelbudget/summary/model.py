@@ -41,6 +41,10 @@ class Layer:
     container: bool = False
     inputs: tuple[tuple[TensorSpec, ...], ...] = ()
     activation_bytes: int | None = None
+    _elements: tuple[int, int, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_elements", _elements(self.weights))  # asked for a dozen times in a run
 
     @property
     def own(self) -> tuple[Weight, ...]:
@@ -50,12 +54,12 @@ class Layer:
     @property
     def params(self) -> int:
         """Elements of its own parameters, tied ones counted at their owner."""
-        return _elements(self.own, "param")
+        return self._elements[0]
 
     @property
     def trainable_params(self) -> int:
         """Elements of its own parameters that are trained."""
-        return _elements(tuple(weight for weight in self.own if weight.trainable), "param")
+        return self._elements[1]
 
     @property
     def non_trainable_params(self) -> int:
@@ -65,12 +69,12 @@ class Layer:
     @property
     def buffers(self) -> int:
         """Elements of its own buffers."""
-        return _elements(self.own, "buffer")
+        return self._elements[2]
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of its own parameters and buffers."""
-        return sum(weight.bytes for weight in self.own)
+        return sum(weight.bytes for weight in self.weights if weight.tied_to is None)
 
     @property
     def output_text(self) -> str:
@@ -83,8 +87,18 @@ class Layer:
         return " + ".join(weight_text(weight) for weight in self.weights)
 
 
-def _elements(weights: tuple[Weight, ...], role: str) -> int:
-    return sum(weight.elements for weight in weights if weight.role == role)
+def _elements(weights: tuple[Weight, ...]) -> tuple[int, int, int]:
+    """Elements of the params, of those that are trained, and of the buffers; tied ones count at their owner."""
+    params = trained = buffers = 0
+    for weight in weights:
+        if weight.tied_to is not None:
+            continue
+        if weight.role == "buffer":
+            buffers += weight.elements
+            continue
+        params += weight.elements
+        trained += weight.elements if weight.trainable else 0
+    return params, trained, buffers
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ TRACKERS = {"mlflow": "pytest_modelbudget.trackers.mlflow"}
 class Delivery:
     """How sending went: `lines` say where to look, or what went wrong and how to cure it; `links` are (name, address).
 
-    Not `ok` means that something is kept or lost; that nothing was to be sent is `ok`.
+    Not `ok` means that something is kept or lost; that nothing was to be sent is `ok`, and so is what by design takes
+    several runs, such as the first histories of very many models.
     """
 
     ok: bool

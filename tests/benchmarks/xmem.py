@@ -241,13 +241,6 @@ MODELS: dict[str, Callable[[int], Built]] = {
 _CAPABILITY = {"3060": "8.6", "4060": "8.9", "A100": "8.0"}
 
 
-class _Autocast(torch.autocast):
-    """Asked for the meta device, as models do that ask for the device of their input, it is that of the CPU."""
-
-    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__("cpu" if device_type == "meta" else device_type, *args, **kwargs)
-
-
 def predict(row: Row) -> Result:
     """The reserve of a row's run, from its model alone."""
     start = time.process_time()
@@ -410,7 +403,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [
         row for row in rows() if (options.model or "").lower() in row.model.lower() and options.half in (None, row.part)
     ]
-    torch.autocast = _Autocast  # type: ignore[misc]
     _warm()
     results = []
     for row in chosen:

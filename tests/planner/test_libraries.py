@@ -7,7 +7,7 @@ import pytest
 from pytest_modelbudget.planner import Event, Held, Tape
 from pytest_modelbudget.planner.allocator import replay
 from pytest_modelbudget.planner.devices import device
-from pytest_modelbudget.planner.libraries import blas, with_blas
+from pytest_modelbudget.planner.libraries import blas, convolution, with_blas, with_convolutions
 
 MIB = 2**20
 
@@ -75,3 +75,24 @@ def test_a_run_without_products_takes_none() -> None:
     """Nothing is added to a tape that does not multiply matrices."""
     tape = Tape((), TAPE.events[:1])
     assert with_blas(tape, blas("2.6.0", device("T4"))) == tape
+
+
+def test_convolutions_take_a_multiple_of_what_they_make() -> None:
+    """Forward and backward, while they run; other operators take nothing."""
+    events = (
+        Event("aten.convolution", "", made=((0, 1000),)),
+        Event("aten.relu", "", made=((1, 1000),)),
+        Event("aten.convolution_backward", "", "backward", made=((2, 1000), (3, 200)), workspace=5),
+        Event("aten.convolution_backward", "", "backward"),
+    )
+    found = with_convolutions(Tape((), events), 2.0)
+    assert [event.workspace for event in found.events] == [2000, 0, 2400, 0]
+    assert with_convolutions(Tape((), events), 0.0) == Tape((), events)
+
+
+def test_bounds_of_convolutions() -> None:
+    """On CUDA a range, on ROCm nothing is known."""
+    bounds = convolution("cuda")
+    assert bounds is not None
+    assert bounds[0] < bounds[1]
+    assert convolution("rocm") is None

@@ -161,7 +161,7 @@ def test_sending_again_changes_nothing(sent: Sent) -> None:
         command, cwd=sent.repo.path, env=sent.repo.environment, stdin=subprocess.DEVNULL, capture_output=True,
         text=True, check=True,
     )  # fmt: skip
-    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["job", "sent"]
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["job", "begun", "sent"]
     assert waiting(sent.repo.path) == []
     assert everything() == before
 

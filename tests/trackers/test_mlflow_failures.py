@@ -134,6 +134,30 @@ def test_a_failure_is_explained(error: Exception, uri: str, reason: str, cure: s
     assert cure in found.cure
 
 
+JOB, BEGUN, OVER = {"event": "job", "entry": "one"}, {"event": "begun", "entry": "one"}, {"event": "over"}
+
+
+@pytest.mark.parametrize(
+    ("events", "later"),
+    [
+        pytest.param([JOB, BEGUN, {"event": "later", "entry": "one"}], True, id="the sender stopped in time"),
+        pytest.param([JOB, BEGUN, OVER], True, id="the deadline came amid new histories"),
+        pytest.param([JOB, OVER], False, id="the deadline came before a change was written"),
+        pytest.param([JOB, {"event": "short", "entry": "one"}], False, id="no time for changes"),
+        pytest.param([JOB, BEGUN], False, id="the sender died"),
+        pytest.param(
+            [JOB, BEGUN, {"event": "failed", "entry": "one", "reason": "x"}, OVER], False, id="a failure, too"
+        ),
+        pytest.param([JOB, {"event": "later", "entry": "other"}], False, id="another run's"),
+    ],
+)
+def test_only_histories_that_begin_may_come_later(tmp_path: Path, events: list[dict[str, str]], later: bool) -> None:
+    """That they are not there yet fails no run; anything else that is missing does where it is required."""
+    (tmp_path / "one").mkdir()
+    assert tracker._is_left(events, tmp_path / "one", "later") == later
+    assert not tracker._is_left(events, tmp_path / "sent", "later")
+
+
 BLOCKED = """
 import os, socket, subprocess, sys
 

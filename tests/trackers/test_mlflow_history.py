@@ -34,28 +34,32 @@ def state(step: int, params: float, created: int = 0) -> State:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "params", "points", "moves"),
+    ("before", "now", "params", "seen", "points", "moves"),
     [
-        pytest.param(None, entry(3), 10, [(3, 3000, 10)], True, id="the first point"),
-        pytest.param(state(3, 10), entry(9), 10, [], False, id="nothing changed"),
-        pytest.param(state(3, 10), entry(9), 20, [(8, 8999, 10), (9, 9000, 20)], True, id="held until the change"),
-        pytest.param(state(3, 10), entry(4), 20, [(4, 4000, 20)], True, id="the next commit, nothing to hold"),
-        pytest.param(state(9, 20), entry(3, 99), 10, [(3, 3000, 10)], False, id="late"),
-        pytest.param(state(3, 10), entry(3, 7), 20, [(3, 7, 20)], True, id="the same commit, measured again"),
-        pytest.param(state(3, 10, 7), entry(3, 5), 20, [], False, id="the same commit, measured before"),
-        pytest.param(state(3, 10), entry(3, 7), 10, [], False, id="the same again"),
+        pytest.param(None, entry(3), 10, -1, [(3, 3000, 10)], True, id="the first point"),
+        pytest.param(state(3, 10), entry(9), 10, 8, [], False, id="nothing changed"),
+        pytest.param(state(3, 10), entry(9), 20, 8, [(8, 8000, 10), (9, 9000, 20)], True, id="held until the change"),
+        pytest.param(state(3, 10), entry(9), 20, 6, [(6, 6000, 10), (9, 9000, 20)], True, id="held where measured"),
+        pytest.param(state(3, 10), entry(9), 20, -1, [(9, 9000, 20)], True, id="not known where measured"),
+        pytest.param(state(8, 10), entry(10), 20, 8, [(10, 10000, 20)], True, id="last measured at its change"),
+        pytest.param(state(3, 10), entry(4), 20, 3, [(4, 4000, 20)], True, id="the next commit, nothing to hold"),
+        pytest.param(state(9, 20), entry(3, 99), 10, -1, [(3, 3000, 10)], False, id="late"),
+        pytest.param(state(3, 10), entry(3, 7), 20, 3, [(3, 7, 20)], True, id="the same commit, measured again"),
+        pytest.param(state(3, 10, 7), entry(3, 5), 20, 3, [], False, id="the same commit, measured before"),
+        pytest.param(state(3, 10), entry(3, 7), 10, 3, [], False, id="the same again"),
     ],
 )
 def test_points(
-    before: State | None, now: Entry, params: float, points: list[tuple[int, int, float]], moves: bool
+    before: State | None, now: Entry, params: float, seen: int, points: list[tuple[int, int, float]], moves: bool
 ) -> None:
     """Step, time and value of each point to write, and whether it becomes the newest."""
-    found, after = history.plan(before, now, model(params))
+    measured = Mark(seen, seen * 1000, seen)
+    found, after = history.plan(before, now, model(params), measured)
     assert [(one.step, one.time_ms, one.metrics["params/total"]) for one in found] == points
     assert (after is not None) == moves
     if after is not None:
         assert history.read({history.STATE: after.text()}) == after
-        assert history.plan(after, now, model(params)) == ((), None)
+        assert history.plan(after, now, model(params), measured) == ((), None)
 
 
 def test_a_state_that_cannot_be_read_is_none() -> None:
@@ -69,18 +73,54 @@ def test_the_state_of_many_budgets_fits_a_tag() -> None:
     assert len(State(10**9, 10**13, "d" * 16, metrics).text()) < 5000
 
 
+@pytest.mark.parametrize(
+    ("latest", "agrees"),
+    [
+        pytest.param({"params/total": 10.0, "layers/count": 3.0}, True, id="the same"),
+        pytest.param({"params/total": 11.0}, False, id="somebody wrote another value"),
+        pytest.param({}, False, id="no points"),
+    ],
+)
+def test_a_state_is_checked_against_the_points(latest: dict[str, float], agrees: bool) -> None:
+    """What a server says is the newest is true; the tag may be that of a slower writer."""
+    assert state(3, 10).agrees(latest) == agrees
+
+
 def test_a_mark_spares_only_what_is_newer_and_equal() -> None:
     """An older entry, or one with another model or outcome, is written as usual."""
     now = entry(5, 50, model(10))
-    mark = Mark(5, 50, now.fingerprint)
-    assert history.mark_in(mark.text()) == mark
-    assert history.mark_in("odd") == history.mark_in("") == Mark()
-    assert history.mark_in(replace(mark, fingerprint="").text()).fingerprint == ""
+    mark = history.written(now)
+    assert history.mark_in(mark.text()) == mark == Mark(5, 5000, 50, now.fingerprint)
+    assert history.mark_in("odd") == history.mark_in("") == history.mark_in("[]") == Mark()
     assert mark.is_before(entry(6, 60))
     assert not mark.is_before(entry(5, 40))
     assert not mark.is_before(entry(4, 90))
     failed = replace(now, history=(replace(now.history[0], status="FAILED"),))
     assert len({now.fingerprint, failed.fingerprint, entry(5, 50, model(11)).fingerprint}) == 3
+
+
+def test_nobody_relies_on_what_is_being_written() -> None:
+    """A newer entry keeps where all models were last measured; a late one may change what that was."""
+    mark = history.written(entry(5, 50, model(10)))
+    assert mark.while_writing(entry(6, 60)) == Mark(5, 5000, 50, writer="k")
+    assert mark.while_writing(entry(4, 60)) == Mark(writer="k")
+
+
+def test_a_mark_of_other_models_is_doubted() -> None:
+    """Some may be the same: nobody may spare them, nor hold their values where a late entry may have written."""
+    mark = history.written(entry(5, 50, model(10)))
+    assert mark.doubted(entry(6, 60)) == replace(mark, fingerprint="")
+    assert mark.doubted(entry(5, 60)) == mark.doubted(entry(4, 60)) == Mark()
+    assert history.marks({"modelbudget.mark.a": mark.text(), "mlflow.note.content": "x"}) == {
+        "modelbudget.mark.a": mark
+    }
+
+
+def test_each_set_of_models_has_a_mark_of_its_own() -> None:
+    """Of a model that another CI job checks a mark says nothing."""
+    one, other = model(10), replace(model(10), key="other")
+    assert history.mark_tag([one, other]) == history.mark_tag([other, one])
+    assert len({history.mark_tag(models) for models in ([one], [other], [one, other])}) == 3
 
 
 GITHUB = {"GITHUB_ACTIONS": "true", "GITHUB_SERVER_URL": "https://h", "GITHUB_REPOSITORY": "o/r", "GITHUB_RUN_ID": "7"}

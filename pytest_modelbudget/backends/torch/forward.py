@@ -183,6 +183,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
         if not subject.real:
             stack.enter_context(_lazy_on_meta(subject.model))
             stack.enter_context(_unchecked_distributions())
+            stack.enter_context(_autocast_on_meta())
         if _may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
@@ -221,6 +222,22 @@ def _unchecked_distributions() -> Iterator[None]:
         yield
     finally:
         base.set_default_validate_args(before)
+
+
+@contextmanager
+def _autocast_on_meta() -> Iterator[None]:
+    """`torch.autocast(x.device.type)` knows no device "meta": inside, it switches the CPU's flag there."""
+    kind: Any = torch.autocast
+    original = kind.__init__
+
+    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        original(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    kind.__init__ = init
+    try:
+        yield
+    finally:
+        kind.__init__ = original
 
 
 def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:

@@ -17,6 +17,13 @@ from pytest_modelbudget.backends.torch.trees import storage_key
 
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # gives a view, though its schema does not say so
 
+_SEVERAL = "aten::_foreach_"
+_ALIKE = frozenset(
+    ("abs", "add", "addcdiv", "addcmul", "clamp_max", "clamp_min", "copy", "div", "exp", "lerp", "maximum", "minimum",
+     "mul", "neg", "pow", "reciprocal", "rsqrt", "sign", "sqrt", "sub", "zero")
+)  # fmt: skip
+"""Operators on lists of tensors, as optimizers use them, whose results are like the first list."""
+
 
 class Memo:
     """Runs operators on meta tensors, each combination of operator and arguments once."""
@@ -28,6 +35,8 @@ class Memo:
         """The result of `func`, made anew from what is known, or asked of torch."""
         if func.is_view or func is _UNSAFE_VIEW:
             return func(*args, **kwargs)
+        if (name := func._schema.name).startswith(_SEVERAL) and name.removeprefix(_SEVERAL).rstrip("_") in _ALIKE:
+            return None if func._schema.is_mutable else [torch.empty_like(tensor) for tensor in args[0]]
         try:
             key = (func, _key(args), _key(kwargs.items()) if kwargs else ())
             known = self._made.get(key)

@@ -21,6 +21,7 @@ _MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "
            "randint", "randperm", "tril_indices", "triu_indices", "empty_strided", "empty_permuted"}  # fmt: skip
 # Floats that first states of recurrent layers and noise are made of.
 _STATES = {"empty", "zeros", "rand", "randn"}
+_CHANCE = {"rand", "randn"}
 _PRODUCTS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mm.default, torch.ops.aten.bmm.default}
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 
@@ -123,6 +124,8 @@ def _placed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
     if asked_meta:
         return {**kwargs, "device": torch.device("cpu") if _keeps(name, dtype, elements) else META, "pin_memory": None}
     whole = not (dtype.is_floating_point or dtype.is_complex)
+    if elements == 1 and name in _CHANCE:  # `if torch.rand(1) < p`: layers that are dropped by chance
+        return kwargs
     if not whole and name in _STATES:
         return {**kwargs, "device": META}
     return {**kwargs, "device": META} if elements > (CONSTANT if whole else LARGE) else kwargs

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +20,7 @@ from pytest_modelbudget.check import Result
 from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.trackers import Delivery
 from pytest_modelbudget.trackers.mlflow import content, facts, outbox, views
-from pytest_modelbudget.trackers.mlflow.process import Event, Sender
+from pytest_modelbudget.trackers.mlflow.process import OVER, Event, Sender
 from pytest_modelbudget.trackers.mlflow.target import Target, missing_secret, resolve
 
 DEADLINE = 60.0
@@ -89,13 +90,15 @@ def _deliver(
     finally:
         sender.end()
     links = tuple(_links(_found(events, path.name), target))
+    rest_follows = _is_left(events, path, "later")  # the first run of a thousand models should not fail for it
+    here, elsewhere = outbox.waiting(folder, target.shown)
     lines = [
         *_outcome(events, ended, path, target),
         *_where_to_look(links, root, target),
         *_remarks(events, dropped, path.name, place, no_history),
-        *_waiting(*outbox.waiting(folder, target.shown)),
+        *_waiting(here - rest_follows, elsewhere),
     ]
-    return Delivery(not path.exists(), tuple(lines), links if target.is_server else ())
+    return Delivery(rest_follows or not path.exists(), tuple(lines), links if target.is_server else ())
 
 
 def _resend(root: Path, target: Target, deadline: float) -> Delivery:
@@ -108,7 +111,9 @@ def _resend(root: Path, target: Target, deadline: float) -> Delivery:
     sent = [event for event in events if event["event"] == "sent"]
     left, elsewhere = outbox.waiting(folder, target.shown)
     lines = [f"mlflow: sent {len(sent)} of {here} to {target.shown}"]
-    if left:
+    short = [path for path in outbox.entries(folder) if _is_left(events, path, "later", "short")]
+    lines += [f"  {_written(path)}" for path in short]
+    if left > len(short):
         lines += _reason([event for event in events if "reason" in event], ended)
     lines += _where_to_look(tuple(_links(sent[0] if sent else None, target)), root, target)
     return Delivery(not left, (*lines, *_waiting(left, elsewhere)))
@@ -123,7 +128,19 @@ def _deadline(environ: Mapping[str, str]) -> float:
 
 def _found(events: Sequence[Event], name: str) -> Event | None:
     """The last event that says where an entry went."""
-    return next((one for one in reversed(events) if one["event"] in ("job", "sent") and one["entry"] == name), None)
+    return next((one for one in reversed(events) if one.get("run") and one["entry"] == name), None)
+
+
+def _troubles(events: Sequence[Event], name: str) -> list[Event]:
+    return [one for one in events if "reason" in one and (one["event"] == "stopped" or one.get("entry") == name)]
+
+
+def _is_left(events: Sequence[Event], path: Path, *kinds: str) -> bool:
+    """Whether an entry is kept for want of time alone: `later` for histories that begin with it, `short` for others."""
+    said = {one["event"] for one in events if one.get("entry") == path.name}
+    if "begun" in said and any(one["event"] == OVER for one in events):  # in the middle of one that begins
+        said.add("later")
+    return path.exists() and not said.isdisjoint(kinds) and not _troubles(events, path.name)
 
 
 def _outcome(events: Sequence[Event], ended: str, path: Path, target: Target) -> Iterator[str]:
@@ -131,13 +148,25 @@ def _outcome(events: Sequence[Event], ended: str, path: Path, target: Target) ->
     if not path.exists():  # it was sent, perhaps by the sender of another run of pytest at the same time
         yield f"mlflow: logged to {target.shown}"
         return
-    troubles = [event for event in events if event["event"] == "stopped" or event.get("entry") == path.name]
-    first, *cure = _reason([event for event in troubles if "reason" in event], ended)
+    if _is_left(events, path, "later", "short"):
+        yield f"mlflow: logged to {target.shown}"
+        yield f"  {_written(path)}, the rest follows with the next runs or `modelbudget mlflow send`"
+        return
+    first, *cure = _reason(_troubles(events, path.name), ended)
     if _found(events, path.name) is None:
         yield f"mlflow: not sent: {first.strip()}"
     else:
         yield f"mlflow: logged to {target.shown}, but the histories of models not yet: {first.strip()}"
     yield from cure
+
+
+def _written(path: Path) -> str:
+    """How many of an entry's histories have been written; it may have gone in this moment."""
+    with suppress(outbox.NotReadable):
+        models = outbox.read(path).history
+        done = len(outbox.done(path) & {model.key for model in models})
+        return f"{done:,} of {len(models):,} histories of models are written"
+    return "some histories of models are written"
 
 
 def _reason(troubles: Sequence[Event], ended: str) -> list[str]:

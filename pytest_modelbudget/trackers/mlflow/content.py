@@ -41,13 +41,14 @@ def make(
     """
     files: dict[str, str | bytes] = {}
     detailed: list[Result] = []
-    tables, rows, models = ["models.json"], [], []
+    tables, rows, models, sizes = ["models.json"], [], [], []
     archive = artifacts.Archive()
     for result, slug in zip(results, _slugs(results), strict=True):  # in one pass, so that memory holds one at a time
         model = artifacts.measured(result, slug)
         rows.append(artifacts.model_row(model))
-        if result.summary is not None and history:
-            models.append(_model(model, facts))
+        if result.summary is not None:
+            sizes.append((model.data["params"], model.data["weight_bytes"]))
+            models += [_model(model, facts)] if history else []
         if _detailed(result, len(results)) and len(detailed) < MOST_DETAILED:
             detailed.append(result)
             files |= {f"job/models/{slug}/{name}": content for name, content in artifacts.of_model(model).items()}
@@ -67,7 +68,7 @@ def make(
         point_ms=facts.commit_ms or now_ms,
         step=facts.step,
         experiment=f"modelbudget/{slug_of(facts.repository)}",
-        job=_job(results, facts, key, exit_failed, tables, archived=archive.models),
+        job=_job(results, sizes, facts, key, exit_failed, tables, archived=archive.models),
         history=tuple(models),
     )
     return entry, files
@@ -93,7 +94,14 @@ def _detailed(result: Result, models: int) -> bool:
 
 
 def _job(
-    results: Sequence[Result], facts: Facts, key: str, exit_failed: bool, tables: Sequence[str], *, archived: int
+    results: Sequence[Result],
+    sizes: Sequence[tuple[int, int]],
+    facts: Facts,
+    key: str,
+    exit_failed: bool,
+    tables: Sequence[str],
+    *,
+    archived: int,
 ) -> Run:
     tags = {
         **_git_tags(facts),
@@ -111,7 +119,7 @@ def _job(
         name=f"{facts.branch or facts.repository}{pull} {facts.commit[:8]}".strip()[:250],
         status="FAILED" if exit_failed else "FINISHED",
         tags=_fitting(tags),
-        metrics=dict(_job_metrics(results)),
+        metrics=dict(_job_metrics(results, sizes)),
         folder="job",
         tables=tuple(tables),
     )
@@ -137,7 +145,8 @@ def _cut(value: str) -> str:
     return value if len(value) <= _LONGEST_TAG else f"{value[: _LONGEST_TAG - 3]}..."
 
 
-def _job_metrics(results: Sequence[Result]) -> Iterator[tuple[str, float]]:
+def _job_metrics(results: Sequence[Result], sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[str, float]]:
+    """The totals of a run; `sizes` are params and bytes of the models that were counted."""
     states = [result.state for result in results]
     yield "session/models", len(results)
     yield "session/failed", sum(state.failed for state in states)
@@ -147,10 +156,9 @@ def _job_metrics(results: Sequence[Result]) -> Iterator[tuple[str, float]]:
     yield "session/errors", states.count(State.BUILD_ERROR)
     yield "session/skipped", states.count(State.SKIPPED)
     yield "session/analysis_s", round(sum(result.seconds for result in results), 3)
-    counted = [result.summary for result in results if result.summary is not None]
-    if len(counted) == len(results):  # the sum of some would look like the sum of all
-        yield "session/params_sum", sum(summary.params for summary in counted)
-        yield "session/weights_mib_sum", round(sum(summary.weight_bytes for summary in counted) / 2**20, 3)
+    if len(sizes) == len(results):  # the sum of some would look like the sum of all
+        yield "session/params_sum", sum(params for params, _ in sizes)
+        yield "session/weights_mib_sum", round(sum(size for _, size in sizes) / 2**20, 3)
 
 
 def _job_note(results: Sequence[Result], facts: Facts, exit_failed: bool, archived: int) -> str:

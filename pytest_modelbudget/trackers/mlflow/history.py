@@ -1,23 +1,26 @@
 """A model's history: one long-lived run with a point wherever the model changed. Pure; touches no file.
 
-MLflow joins the points of a line, so a change gets two: the old values at the step before it (the hold point), and
-the new ones. What has been written is kept in one tag of the run, set only after the points have arrived: whoever
-is interrupted finds the same state again and writes the same points, which MLflow stores once.
+MLflow joins the points of a line, so a change gets two: the old values at the last commit where they were measured
+(the hold point), and the new ones. Every point is thus a measurement, whoever writes it and whenever it arrives: runs
+of pytest that send at the same time, or late, need not know of each other. What has been written is kept in tags,
+which cannot be compared and set in one request; what they say is checked against the points, and where somebody
+else wrote in between, the next run looks at every history anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import isclose
 
 from pytest_modelbudget.trackers.mlflow.outbox import Entry, Model
 
 STATE = "modelbudget.point"
 """The tag of a run that holds a `State`."""
 
-MARK = "modelbudget.mark"
-"""The tag of an experiment that holds a `Mark`."""
+_MARK = "modelbudget.mark"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,10 @@ class State:
     def text(self) -> str:
         """As the text of a tag."""
         return json.dumps(asdict(self), separators=(",", ":"))
+
+    def agrees(self, latest: Mapping[str, float]) -> bool:
+        """Whether the newest values of a run, which its server keeps by step and time, are the ones said here."""
+        return all(isclose(latest.get(name, -1), value, rel_tol=1e-12) for name, value in self.metrics.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +58,10 @@ def read(tags: Mapping[str, str]) -> State | None:
         return None
 
 
-def plan(state: State | None, entry: Entry, model: Model) -> tuple[tuple[Points, ...], State | None]:
+def plan(state: State | None, entry: Entry, model: Model, seen: Mark) -> tuple[tuple[Points, ...], State | None]:
     """The points to write for `model`, and the state afterwards; None leaves the state as it is.
 
-    Nothing at all is to be done for a model that is as it was.
+    `seen` says where the model was last measured. Nothing at all is to be done for a model that is as it was.
     """
     point = Points(entry.step, entry.point_ms, model.metrics)
     after = State(entry.step, entry.created_ms, model.digest, model.metrics)
@@ -65,8 +72,8 @@ def plan(state: State | None, entry: Entry, model: Model) -> tuple[tuple[Points,
     if model.digest == state.digest:
         return (), None
     if entry.step > state.step:
-        hold = Points(entry.step - 1, entry.point_ms - 1, state.metrics)
-        return ((hold,) if hold.step > state.step else ()) + (point,), after
+        hold = Points(seen.step, seen.point_ms, state.metrics)
+        return ((hold,) if state.step < hold.step < entry.step else ()) + (point,), after
     if entry.created_ms < state.created_ms:  # the same commit was measured again since
         return (), None
     # A page shows the highest of the values with one step and time, so another value needs a later time.
@@ -78,27 +85,55 @@ def plan(state: State | None, entry: Entry, model: Model) -> tuple[tuple[Points,
 class Mark:
     """The newest entry of which all models have been written: an equal one after it changes nothing.
 
-    It is kept beside all histories, since reading those of a thousand models takes longer than a run of pytest may.
-    While an entry is being written its fingerprint is empty: nobody may rely on half of it.
+    It is kept beside all histories, since reading those of a thousand models takes longer than a run of pytest may;
+    for each set of models apart, so that each of them was measured at its `step`.
+    While an entry is being written, `fingerprint` is empty and `writer` is the key of that entry: nobody may rely on
+    half of it, and who does not find the own key at the end was not alone.
     """
 
     step: int = -1
+    point_ms: int = -1
     created_ms: int = -1
     fingerprint: str = ""
+    writer: str = ""
 
     def text(self) -> str:
         """As the text of a tag."""
-        return f"{self.step} {self.created_ms} {self.fingerprint}"
+        return json.dumps(asdict(self), separators=(",", ":"))
 
     def is_before(self, entry: Entry) -> bool:
         """Whether `entry` is newer, or the same."""
         return (self.step, self.created_ms) <= (entry.step, entry.created_ms)
 
+    def while_writing(self, entry: Entry) -> Mark:
+        """This mark while `entry` is written; one that comes late leaves nothing to rely on."""
+        kept = self if self.is_before(entry) else Mark()
+        return Mark(kept.step, kept.point_ms, kept.created_ms, writer=entry.job.key)
+
+    def doubted(self, entry: Entry) -> Mark:
+        """This mark of another set of models, of which `entry` may have some and change them."""
+        return replace(self, fingerprint="") if self.step < entry.step else Mark()
+
+
+def written(entry: Entry) -> Mark:
+    """The mark of an entry of which all models have been written."""
+    return Mark(entry.step, entry.point_ms, entry.created_ms, entry.fingerprint)
+
 
 def mark_in(text: str) -> Mark:
-    """The mark that a tag holds."""
+    """The mark that a tag holds; one of nothing where it cannot be read."""
     try:
-        step, created, fingerprint = text.split(" ")
-        return Mark(int(step), int(created), fingerprint)
-    except ValueError:
+        return Mark(**json.loads(text))
+    except (ValueError, TypeError):
         return Mark()
+
+
+def marks(tags: Mapping[str, str]) -> dict[str, Mark]:
+    """All marks among the tags of an experiment."""
+    return {name: mark_in(text) for name, text in tags.items() if name.startswith(f"{_MARK}.")}
+
+
+def mark_tag(models: Iterable[Model]) -> str:
+    """The tag of an experiment that holds the `Mark` of a set of models."""
+    keys = " ".join(sorted(model.key for model in models))
+    return f"{_MARK}.{hashlib.sha256(keys.encode()).hexdigest()[:16]}"

@@ -171,10 +171,10 @@ def done(path: Path) -> frozenset[str]:
     return frozenset()
 
 
-def note_done(path: Path, key: str) -> None:
-    """Note that nothing is left to do for one model of an entry."""
+def note_done(path: Path, *keys: str) -> None:
+    """Note that nothing is left to do for these models of an entry."""
     with suppress(OSError), (path / _DONE).open("a", encoding="ascii") as file:  # else it is done once more
-        file.write(f"{key}\n")
+        file.write("".join(f"{key}\n" for key in keys))
 
 
 def remove(path: Path) -> None:

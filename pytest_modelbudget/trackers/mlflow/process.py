@@ -30,6 +30,9 @@ _FIXED = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ASYNC
 
 Event = Mapping[str, str]
 
+OVER = "over"
+"""The event that the deadline ended the sender."""
+
 
 class Sender:
     """A process that starts up at once and sends what is in `folder` when `finish` is called.
@@ -41,7 +44,7 @@ class Sender:
         self._deadline = deadline
         self._report = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", _SENDER, str(root.resolve()), str(folder.resolve()), str(deadline + 5)]
+        command = [sys.executable, "-m", _SENDER, str(root.resolve()), str(folder.resolve()), str(deadline)]
         self._process = subprocess.Popen(
             command,
             cwd=outbox.home(root),  # "-m" puts this folder first on the path, and it holds no modules
@@ -53,14 +56,15 @@ class Sender:
         )
 
     def finish(self) -> tuple[list[Event], str]:
-        """Let it send, until it ends or the deadline is over; returns its events, and how it ended."""
+        """Let it send, until it ends or the deadline is over; returns its events, perhaps `OVER`, and how it ended."""
         status: int | None = None
         try:
             assert self._process.stdin is not None
             self._process.stdin.close()
             with suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(self._deadline)
-            return list(self._events()), self._ended(status)
+            events = [*self._events(), *([{"event": OVER}] if status is None else [])]
+            return events, self._ended(status)
         finally:
             self.end()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 KEY = "modelbudget.key"
 """The tag that says which run one is, whoever made it."""
+
+NOTE = "mlflow.note.content"
+"""The tag that pages show as description."""
+
+TABLES = "mlflow.loggedArtifacts"
+"""The tag that lists the tables of a run."""
+
+_LONGEST_TAG = 5000
 
 _MOST_TAGS = 100
 """Tags that servers take in one request."""
@@ -61,16 +70,16 @@ class Store:
         """How many requests at once are worth while; a database file takes one after the other."""
         return 1 if self._target.is_database else 4
 
-    def experiment_tag(self, experiment: str, name: str) -> str:
-        """A tag of an experiment, empty when there is none."""
-        return str(self._client.get_experiment(experiment).tags.get(name, ""))
+    def experiment_tags(self, experiment: str) -> dict[str, str]:
+        """The tags of an experiment."""
+        return dict(self._client.get_experiment(experiment).tags)
 
     def set_experiment_tag(self, experiment: str, name: str, text: str) -> None:
         """Set a tag of an experiment."""
         self._client.set_experiment_tag(experiment, name, text)
 
     def by_key(self, experiment: str, condition: str) -> dict[str, StoredRun]:
-        """The runs that match by key; of runs that were made twice, the oldest stays and the others are deleted."""
+        """The runs that match by key; of runs that were made twice one stays, with points if any, else the oldest."""
         runs: list[StoredRun] = []
         token: str | None = None
         while True:
@@ -79,13 +88,22 @@ class Store:
             if not (token := page.token):
                 break
         kept: dict[str, StoredRun] = {}
-        for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
+        for run in sorted(runs, key=lambda run: (not run.data.metrics, run.info.start_time, run.info.run_id)):
             key = run.data.tags.get(KEY, "")
             if key in kept:
                 self._client.delete_run(run.info.run_id)
             elif key:
                 kept[key] = run
         return kept
+
+    def newest(self, run: StoredRun) -> tuple[int, dict[str, float]]:
+        """The last step at which a run has points, and its values there."""
+        last = {
+            name: max(self._client.get_metric_history(run.info.run_id, name), key=lambda one: (one.step, one.timestamp))
+            for name in run.data.metrics
+        }
+        step = max(point.step for point in last.values())
+        return step, {name: point.value for name, point in last.items() if point.step == step}
 
     def one(self, experiment: str, key: str) -> StoredRun | None:
         """The run of a key."""
@@ -104,10 +122,27 @@ class Store:
         if metrics or pairs:
             self._client.log_batch(run_id, metrics, (), pairs)
 
-    def upload(self, run_id: str, folder: Path, into: str | None = None) -> None:
+    def upload(self, run: StoredRun, folder: Path, into: str | None = None) -> None:
         """Write a folder's files as artifacts."""
-        self._client.log_artifacts(run_id, str(folder), into)
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if self._target.is_server:  # the client would ask for the run once more, for each of a thousand models
+            get_artifact_repository(run.info.artifact_uri).log_artifacts(str(folder), into)
+        else:
+            self._client.log_artifacts(run.info.run_id, str(folder), into)
 
     def end(self, run_id: str, status: str, end_ms: int) -> None:
         """Say how a run ended; it can be written to afterwards."""
         self._client.set_terminated(run_id, status, end_ms)
+
+
+def table_tag(tables: Iterable[str]) -> str:
+    """The list of tables that MLflow's comparison page offers; as many as a tag can hold."""
+    listed, length = [], 2
+    for path in tables:
+        one = {"path": path, "type": "table"}
+        length += len(json.dumps(one)) + 2
+        if length > _LONGEST_TAG:
+            break
+        listed.append(one)
+    return json.dumps(listed)

@@ -1,0 +1,201 @@
+"""Appends an entry's models to their histories: those that have one first, then those whose history begins.
+
+Each model whose history begins takes half a dozen requests, so those of a thousand models may take several runs of
+pytest; what is done is noted in the entry. Part of the sender: all of it can be repeated.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pytest_modelbudget.trackers.mlflow import artifacts, history, outbox, views
+from pytest_modelbudget.trackers.mlflow.history import Mark, State
+from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, Entry, Model
+from pytest_modelbudget.trackers.mlflow.store import NOTE, TABLES, Store, table_tag
+from pytest_modelbudget.trackers.mlflow.trouble import Trouble
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as StoredRun
+
+    from pytest_modelbudget.summary import Summary
+
+_T = TypeVar("_T")
+_LATEST = "latest"
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an entry's models have come: `new` ones wait for their history to begin.
+
+    `mark` is what was left in the experiment while writing, None where nothing had to be written; `late` that a
+    history had a newer point than this entry; not `begun` that the time did not suffice for the histories there are.
+    """
+
+    experiment: str
+    mark: Mark | None = None
+    late: bool = False
+    new: tuple[Model, ...] = ()
+    begun: bool = True
+
+
+class Appender:
+    """Appends the models of the entry at `path`, whose runs of pytest are in the experiment `jobs`.
+
+    `begun` has the keys of histories that this process has begun; it is shared by the entries it sends.
+    """
+
+    def __init__(self, store: Store, jobs: str, path: Path, entry: Entry, begun: set[str]) -> None:
+        self._store, self._jobs, self._path, self._entry, self._begun = store, jobs, path, entry, begun
+        self._tag = history.mark_tag(entry.history)
+
+    def existing(self, until: float) -> Progress:
+        """Append to the histories that are there, where a model changed; to none after `until` (`time.monotonic`)."""
+        if not self._entry.history:
+            return Progress("")
+        experiment = self._store.experiment(self._entry.history_experiment)
+        marks = history.marks(self._store.experiment_tags(experiment))
+        mark = marks.pop(self._tag, Mark())
+        newest = mark.is_before(self._entry)
+        if newest and mark.fingerprint == self._entry.fingerprint:
+            if mark.step < self._entry.step:
+                self._set_mark(experiment, self._tag, history.written(self._entry))
+            return Progress(experiment)
+        writing = mark.while_writing(self._entry)
+        self._set_mark(experiment, self._tag, writing)
+        for tag, other in marks.items():
+            if other.fingerprint:
+                self._set_mark(experiment, tag, other.doubted(self._entry))
+        runs = self._store.by_key(experiment, "tags.`modelbudget.kind` = 'history'")
+        new = tuple(model for model in self._entry.history if model.key not in runs)
+        if len(new) == len(self._entry.history):
+            self._describe(experiment)
+        models, done = [model for model in self._entry.history if model.key in runs], outbox.done(self._path)
+
+        def append(model: Model) -> bool | None:
+            if time.monotonic() > until:
+                return None
+            run = runs[model.key]
+            return self._is_late(self._state(run)) if model.key in done else self._append(model, run, writing)
+
+        late = self._each(models, append)
+        finished = (model.key for model, one in zip(models, late, strict=True) if one is not None)
+        outbox.note_done(self._path, *(key for key in finished if key not in done))
+        return Progress(experiment, writing, any(late) or not newest, new, begun=None not in late)
+
+    def new(self, progress: Progress, until: float) -> bool:
+        """Begin the histories of new models, none after `until` (`time.monotonic`); True when all have begun."""
+        mark, done = progress.mark or Mark(), outbox.done(self._path)
+
+        def begin(model: Model) -> bool:
+            if model.key in done:
+                return True
+            if time.monotonic() > until:
+                return False
+            run = self._made(progress.experiment, model)
+            if self._append(model, run, mark):
+                progress.late = True
+            outbox.note_done(self._path, model.key)
+            return True
+
+        return all(self._each(progress.new, begin))
+
+    def settle(self, progress: Progress) -> None:
+        """Let later entries rely on this one, which is written; unless somebody else wrote meanwhile."""
+        if progress.mark is None:
+            return
+        found = history.marks(self._store.experiment_tags(progress.experiment)).get(self._tag)
+        alone = found == progress.mark
+        after = history.written(self._entry) if alone and not progress.late else Mark()
+        self._set_mark(progress.experiment, self._tag, after)
+
+    def _each(self, models: Iterable[Model], act: Callable[[Model], _T]) -> list[_T]:
+        with ThreadPoolExecutor(self._store.parallel) as pool:
+            return list(pool.map(act, models))
+
+    def _set_mark(self, experiment: str, tag: str, mark: Mark) -> None:
+        self._store.set_experiment_tag(experiment, tag, mark.text())
+
+    def _describe(self, experiment: str) -> None:
+        """Both experiments get a description, whose links need the ids of both."""
+        self._store.set_experiment_tag(experiment, NOTE, views.described(experiment, self._jobs, history=True))
+        self._store.set_experiment_tag(self._jobs, NOTE, views.described(self._jobs, experiment, history=False))
+
+    def _made(self, experiment: str, model: Model) -> StoredRun:
+        """The run of a new history; looked for afterwards, since another machine may have made one, too."""
+        if model.key in self._begun and (earlier := self._store.one(experiment, model.key)) is not None:
+            return earlier
+        self._begun.add(model.key)
+        self._store.create(experiment, model.key, model.name, self._entry.created_ms, model.tags)
+        found = self._store.one(experiment, model.key)
+        if found is None:
+            raise Trouble("MLflow does not find a run that it has just made")
+        return found
+
+    def _append(self, model: Model, run: StoredRun, seen: Mark) -> bool:
+        """Append to one history; its latest tables and its tags follow when the point is the newest.
+
+        Returns whether the history has a newer point.
+        """
+        state = self._state(run)
+        points, after = history.plan(state, self._entry, model, seen)
+        if after is None:
+            self._store.log(run.info.run_id, points)
+            if not points:
+                self._touch(model, run)
+            return self._is_late(state)
+        self._upload(model, run)
+        tags = {**model.tags, TABLES: table_tag((f"{_LATEST}/layers.json",)), history.STATE: after.text()}
+        self._store.log(run.info.run_id, points, tags)  # one request; the tags are written after the points
+        self._store.end(run.info.run_id, model.status, self._entry.created_ms)
+        return False
+
+    def _is_late(self, state: State | None) -> bool:
+        return state is not None and state.step > self._entry.step
+
+    def _state(self, run: StoredRun) -> State | None:
+        """What is the newest in a history; its points say so where its tag is that of another writer."""
+        state = history.read(run.data.tags)
+        if state is None or not run.data.metrics or state.agrees(run.data.metrics):
+            return state
+        step, metrics = self._store.newest(run)
+        return State(step, 0, "", metrics)
+
+    def _upload(self, model: Model, run: StoredRun) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in artifacts.latest(self._summaries.of(model)).items():
+                (Path(folder) / name).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+            self._store.upload(run, Path(folder), _LATEST)
+
+    def _touch(self, model: Model, run: StoredRun) -> None:
+        """A model that is as it was may have come out differently: its snapshot was accepted, say."""
+        if run.data.tags.get(OUTCOME) != model.tags[OUTCOME] or run.info.status != model.status:
+            self._store.log(run.info.run_id, tags={name: model.tags[name] for name in (OUTCOME, NOTE)})
+            self._store.end(run.info.run_id, model.status, self._entry.created_ms)
+
+    @cached_property
+    def _summaries(self) -> _Summaries:
+        return _Summaries(self._path / "job")
+
+
+class _Summaries:
+    """The summaries in the artifacts of a run: each in files of its own, or in the archive."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        archive = folder / artifacts.ARCHIVE
+        self._archive = zipfile.ZipFile(archive) if archive.exists() else None  # one index for thousands of models
+
+    def of(self, model: Model) -> Summary:
+        """The summary of a model."""
+        own = self._folder / "models" / model.slug / artifacts.RESULT
+        if own.exists() or self._archive is None:
+            return artifacts.summary_in(own.read_text(encoding="utf-8"))
+        return artifacts.summary_in(self._archive.read(f"{model.slug}/{artifacts.RESULT}").decode())
