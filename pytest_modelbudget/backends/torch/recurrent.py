@@ -5,9 +5,9 @@ layer and direction at a time; all else runs step by step there, too (`stepwise`
 (`src/cpu/rnn/rnn_utils.hpp`: leading dimensions, spaces in pages) where the CPU has AVX-512.
 
 On CUDA, cuDNN runs all layers at once, on weights that lie in one buffer. What it keeps for the backward pass and takes
-meanwhile is its secret: the formulas here are an estimate. They reproduce the one pair of sizes that is published with
-its model (pytorch/pytorch issue 2895: four layers of LSTM and GRU, cuDNN 7): five numbers for each element of the
-state and step (six for a GRU) and the output of each layer but the last.
+meanwhile is its secret: the formulas here are an estimate. They give the sizes of the one pair that is published
+(pytorch/pytorch issue 2895: an LSTM and a GRU, cuDNN 7), whose shape is inferred from its count of parameters: five
+numbers for each element of the state and step (six for a GRU), and the output of each layer but the last.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class _Cudnn:
             batch_first = False
         else:
             input, states, weights, _, layers, dropout, training, bidirectional, batch_first = args
-        if not input.is_meta or input.dtype not in _FLOATS or not input.numel():
+        if not input.is_meta or input.dtype not in _FLOATS or not input.numel() or (packed and sizes.is_meta):
             return NotImplemented
         states = tuple(states) if kind == "lstm" else (states,)
         cells = input.shape[0] if packed else input.shape[0] * input.shape[1]

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
+
+from pytest_modelbudget.backends.torch.kernels import linear
 
 _Step = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -27,14 +28,13 @@ def stepwise(kind: str, args: tuple[Any, ...]) -> Any:
     out = input.transpose(0, 1) if batch_first else input
     ends: list[tuple[torch.Tensor, ...]] = []
     for layer in range(layers):
-        here = range(layer * directions, (layer + 1) * directions)
-        made = [_layer(_STEPS[kind], out, starts[at], own[at], biased, at % directions == 1) for at in here]
-        ends += [end for _, end in made]
-        out = made[0][0] if directions == 1 else torch.cat([one for one, _ in made], -1)
+        here = slice(layer * directions, (layer + 1) * directions)
+        out, last = _layer(_STEPS[kind], out, starts[here], own[here], biased)
+        ends += last
         if dropout and training and layer < layers - 1:
             out = torch.dropout(out, dropout, True)
-    last = [torch.stack(parts, 0) for parts in zip(*ends, strict=True)]
-    return (out.transpose_(0, 1) if batch_first else out), *last
+    stacked = [torch.stack(parts, 0) for parts in zip(*ends, strict=True)]
+    return (out.transpose_(0, 1) if batch_first else out), *stacked
 
 
 def _grouped(weights: Sequence[torch.Tensor], size: int) -> Iterator[Sequence[torch.Tensor]]:
@@ -43,19 +43,23 @@ def _grouped(weights: Sequence[torch.Tensor], size: int) -> Iterator[Sequence[to
 
 
 def _layer(
-    step: _Step, input: Any, states: tuple[torch.Tensor, ...], weights: Any, biased: bool, reverse: bool
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    to_input, to_hidden, *others = weights
-    biases = (others.pop(0), others.pop(0)) if biased else (None, None)
-    gates = functional.linear(input, to_input, biases[0]).unbind(0)
-    product = partial(functional.linear, weight=to_hidden, bias=biases[1])
-    outputs = []
-    for one in reversed(gates) if reverse else gates:
-        states = step(one, states, product, *others)
-        outputs.append(states[0])
-    if reverse:
-        outputs.reverse()
-    return torch.stack(outputs, 0), states
+    step: _Step, input: Any, starts: Sequence[tuple[torch.Tensor, ...]], weights: Sequence[Any], biased: bool
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+    """One layer in all its directions; what one direction made lives until the layer is done."""
+    made, stacks, ends = [], [], []
+    for reverse, (states, own) in enumerate(zip(starts, weights, strict=True)):
+        to_input, to_hidden, *others = own
+        biases = (others.pop(0), others.pop(0)) if biased else (None, None)
+        gates = linear(input, to_input, biases[0]).unbind(0)
+        product = partial(linear, weight=to_hidden, bias=biases[1])
+        outputs = []
+        for gate in reversed(gates) if reverse else gates:
+            states = step(gate, states, product, *others)
+            outputs.append(states[0])
+        made.append(outputs)
+        stacks.append(torch.stack(outputs[::-1] if reverse else outputs, 0))
+        ends.append(states)
+    return (torch.cat(stacks, -1) if len(stacks) > 1 else stacks[0]), ends
 
 
 def _lstm(gate: Any, states: Any, product: Any, projection: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:

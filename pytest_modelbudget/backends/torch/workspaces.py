@@ -35,11 +35,12 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: bool) -> int:
         batch, heads, rows, _ = args[1].shape
         return _FLOAT * int(batch * heads * rows)
     if cpu and op == "aten.convolution":
-        return _convolution(_Convolution.of(args[0], args[1], out, args[3], args[6], args[8]))
+        found = _Convolution.of(args[0], args[1], out, args[3], args[6], args[8])
+        return _convolution(found) + _copied(found, args[0])
     if cpu and op == "aten.convolution_backward":
         gradient, input, weight = args[:3]
         found = _Convolution.of(input, weight, gradient, args[4], args[7], args[9])
-        return _convolution_backward(found, *args[10])
+        return _convolution_backward(found, *args[10][:2]) + _copied(found, gradient, input)
     return 0
 
 
@@ -47,8 +48,9 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: bool) -> int:
 class _Convolution:
     """Sizes of a convolution in bytes: as tensors, and in blocks of 16 channels, as oneDNN's kernels want them.
 
-    `scratch` is the buffer of each thread for a strided one, forward and for the gradient of the weights, `upstream`
-    that for the gradient of the input. `last` says that channels are last in memory, where data needs no reordering.
+    `scratch` is the buffer of the threads for a strided one of single points, `upstream` that for the gradient of a
+    strided one's input, which a transposed one makes forward. `last` says that channels are last in memory, where data
+    needs no reordering.
     """
 
     input: int
@@ -63,6 +65,7 @@ class _Convolution:
     columns: int
     depthwise: bool
     pointwise: bool
+    transposed: bool
     last: bool
 
     @classmethod
@@ -97,6 +100,7 @@ class _Convolution:
             columns=_FLOAT * channels * prod(kernel) * windows if kernel[-1] > _WIDEST else 0,
             depthwise=depthwise,
             pointwise=pointwise,
+            transposed=transposed,
             last=_is_last(input) or _is_last(weight),
         )
 
@@ -107,11 +111,12 @@ def _convolution(found: _Convolution | None) -> int:
         return 0
     if found.last:
         return found.blocked_weight + (0 if found.pointwise or found.depthwise else found.weight)
-    inside = found.blocked_input + found.blocked_weight + found.blocked_output + found.scratch
-    return max(inside - found.output, found.blocked_output)
+    scratch = found.upstream if found.transposed else found.scratch
+    inside = found.blocked_input + found.blocked_weight + found.blocked_output + scratch
+    return max(inside - found.output, found.blocked_output * (2 if found.transposed else 1))
 
 
-def _convolution_backward(found: _Convolution | None, to_input: bool, to_weight: bool, to_bias: bool) -> int:
+def _convolution_backward(found: _Convolution | None, to_input: bool, to_weight: bool) -> int:
     """The gradient of the input comes first, then that of the weights; both are made in blocks and copied back."""
     if found is None:
         return 0
@@ -121,7 +126,8 @@ def _convolution_backward(found: _Convolution | None, to_input: bool, to_weight:
     first = then = 0
     if to_input:
         data = found.blocked_input or found.input
-        first = max(found.blocked_output + found.padded_weight + data + found.upstream, data + found.input)
+        scratch = 0 if found.transposed else found.upstream
+        first = max(found.blocked_output + found.padded_weight + data + scratch, data + found.input)
     if to_weight:
         if found.columns:
             read = THREADS * (4 * found.weight + found.columns)
@@ -138,6 +144,13 @@ def _backward_of_last(found: _Convolution, to_input: bool, to_weight: bool) -> i
     ordered = 0 if found.pointwise else found.weight
     first = ordered + found.padded_weight + found.upstream - (found.weight if to_weight else 0) if to_input else 0
     return max(first, ordered + 2 * found.weight if to_weight else 0)
+
+
+def _copied(found: _Convolution | None, *read: torch.Tensor) -> int:
+    """Operands that are not in the order of the kernel are copied first, for as long as it runs."""
+    if found is None:
+        return 0
+    return sum(_bytes(one) for one in read if not (_is_last(one) if found.last else one.is_contiguous()))
 
 
 def _each(value: Any, dims: int) -> Sequence[int]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends.torch.copying import ghost_of
@@ -19,8 +16,7 @@ from pytest_modelbudget.backends.torch.step import record
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
-
-Real = Callable[[list[nn.Parameter]], Any]
+from tests.real_steps import Real, allocated, inferred, sgd
 
 
 def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> Tape:
@@ -67,53 +63,6 @@ SHAPE = [16, 24, 20]
 FLOAT = 4
 NUMBERS = 2 * FLOAT
 """Bytes of scalars that one of two loops has alive and the other has not."""
-
-
-def allocated(
-    model: nn.Module,
-    data: torch.Tensor,
-    optimizer: Real | None,
-    *,
-    passes: int = 1,
-    zero_grad: str = "before",
-    loss: Callable[[Any], torch.Tensor] | None = None,
-) -> int:
-    """Bytes at the peak of a second real step, by the allocator's own events, and what was there before."""
-    params = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    alive: dict[str, Any] = {}
-
-    def step() -> None:
-        if optimizer and "optimizer" not in alive:
-            alive["optimizer"] = optimizer(params)
-        if zero_grad == "before":
-            model.zero_grad()
-        for _ in range(passes):
-            alive["out"] = model(data)
-            alive["loss"] = loss(alive["out"]) if loss else alive["out"]
-            begin = None if alive["loss"].dim() == 0 else torch.empty_like(alive["loss"])
-            torch.autograd.backward([alive["loss"]], [begin])
-        if optimizer:
-            alive["optimizer"].step()
-        if zero_grad == "after":
-            model.zero_grad()
-
-    model.train()
-    there = {one.untyped_storage().data_ptr(): one for one in (*model.parameters(), *model.buffers(), data)}
-    gc.collect()
-    return measured(step, 2) + sum(one.untyped_storage().nbytes() for one in there.values())
-
-
-def measured(step: Callable[[], None], times: int) -> int:
-    """The highest sum of the allocator's events, of which the first steps' are lower than the last's."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        for _ in range(times):
-            step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 class Parts:
@@ -169,11 +118,6 @@ def test_no_optimizer() -> None:
     tape = taped(model, SHAPE, Training(kernels="cpu", optimizer="none"))
     assert tape.peak() == allocated(model, torch.rand(SHAPE), None)
     assert {event.phase for event in tape.events} - {""} == {"forward", "backward"}
-
-
-def sgd(params: list[nn.Parameter]) -> Any:
-    """The plainest optimizer."""
-    return torch.optim.SGD(params, lr=0.1, foreach=False)
 
 
 def squared(out: torch.Tensor) -> torch.Tensor:
@@ -279,6 +223,18 @@ def test_weights_in_half_precision() -> None:
         for precision in ("fp32", "bf16")
     )
     assert half * 2 == full
+
+
+def test_biases_are_added_in_place() -> None:
+    """A layer of features whose input is turned around takes a product and a sum, but one result."""
+
+    class Turned(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.transpose(0, 1))
+
+    model = nn.Sequential(Turned(20, 512), nn.Tanh())
+    planned = taped(model, SHAPE, Inference(kernels="cpu")).peak()
+    assert planned == inferred(model, torch.rand(SHAPE))
 
 
 def test_the_second_step_has_the_states() -> None:
