@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pytest_modelbudget.summary import Flops, Input, Layer, Summary, TensorSpec, Weight
+from pytest_modelbudget.summary import (
+    Fit,
+    Flops,
+    Input,
+    Largest,
+    Layer,
+    Lever,
+    Part,
+    Plan,
+    Point,
+    Summary,
+    TensorSpec,
+    Weight,
+)
 
 
 def spec(*shape: int | str | None, dtype: str = "float32") -> TensorSpec:
@@ -61,6 +74,38 @@ def gpt(depth: int = 4, experts: int = 1, width: int = 8, vocabulary: int = 100)
     layers.append(Layer("head", "Linear", ((spec("B", "T", vocabulary),),), ((before,),), tied))
     ids = Input("ids", spec("B", "T", dtype="int64"))
     return Summary("gpt", "torch", tuple(layers), (ids,), (spec("B", "T", vocabulary),), Flops(1234))
+
+
+def training(peak: int = 40 * 2**20) -> Plan:
+    """A training step that holds 12 MiB of weights and their states, and has its peak in the backward pass."""
+    mib = 2**20
+    curve = [
+        ("forward", "dense", 13),
+        ("forward", "dense_2", 30),
+        ("backward", "dense_2", 40),
+        ("backward", "dense", 20),
+    ]
+    return Plan(
+        kind="training",
+        recipe="batch 32, adamw, bf16-mixed",
+        peak_bytes=peak,
+        reserved_bytes=44 * mib,
+        phase="backward",
+        path="dense_2",
+        op="aten.mm",
+        parts=(
+            Part("activation", "dense_2", 20 * mib),
+            Part("optimizer", "", 8 * mib),
+            Part("activation", "dense", 6 * mib),
+            Part("param", "", 4 * mib),
+            Part("gradient", "", 2 * mib),
+        ),
+        timeline=tuple(Point(phase, path, size * mib) for phase, path, size in [*curve, ("optimizer", "", 16)]),  # type: ignore[arg-type]
+        levers=(Lever("checkpointing: blocks", 22 * mib, "about a third more compute"), Lever("batch: 64", 80 * mib)),
+        fits=(Fit("80 MiB", 80 * mib, 45 * mib), Fit("40 MiB", 40 * mib, 45 * mib), Fit("abacus", 1, None)),
+        largest=(Largest("B", 57, "80 MiB"), Largest("T", 0, "40 MiB")),
+        notes=("the context of the device is not part of it",),
+    )
 
 
 HOSTILE = (

@@ -7,7 +7,20 @@ from dataclasses import replace
 from pytest_modelbudget import budget
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.summary import Flops, Input, Layer, Summary, Weight
+from pytest_modelbudget.summary import (
+    Fit,
+    Flops,
+    Growth,
+    Input,
+    Largest,
+    Layer,
+    Lever,
+    Part,
+    Plan,
+    Point,
+    Summary,
+    Weight,
+)
 from tests.builders import spec
 
 NAMES = {
@@ -56,7 +69,16 @@ def model(name: str) -> Summary:
         ),
     )
     inputs = (Input(name, spec("B", 3)),)
-    return Summary(name, "torch", layers, inputs, (spec("B", 3),), Flops(12, ((name, 1),)), notes=(name,))
+    plan = Plan(
+        "training", name, 100, 120, phase="backward", path=name, op=name,
+        parts=(Part("param", name, 60), Part("activation", name, 40)),
+        timeline=(Point("forward", name, 60), Point("backward", name, 100), Point("optimizer", name, 60)),
+        levers=(Lever(name, 50, name),), fits=(Fit(name, 50, 100),), largest=(Largest(name, 3, name),), notes=(name,),
+    )  # fmt: skip
+    return Summary(
+        name, "torch", layers, inputs, (spec("B", 3),), Flops(12, ((name, 1),)), notes=(name,),
+        plans=(plan, Plan("inference", name, None, notes=(name, name))), growth=(Growth(name, "flops", 8, reason=name),),
+    )  # fmt: skip
 
 
 def results(name: str) -> list[Result]:

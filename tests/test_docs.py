@@ -6,8 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -15,9 +16,12 @@ import yaml
 import pytest_modelbudget
 from pytest_modelbudget import inputs, snapshot, units
 from pytest_modelbudget.backends import BACKENDS
-from pytest_modelbudget.budget import BOUNDS, LAYER_METRICS, METRICS
+from pytest_modelbudget.budget import BOUNDS, GROWING, LAYER_METRICS, METRICS
 from pytest_modelbudget.check import State
 from pytest_modelbudget.config import load, schema
+from pytest_modelbudget.planner import Training, written
+from pytest_modelbudget.planner.growth import LAWS
+from pytest_modelbudget.planner.recipe import OPTIMIZERS, Precision
 from pytest_modelbudget.plugin import pytest_addoption
 from pytest_modelbudget.reports import REPORTS
 
@@ -95,6 +99,25 @@ def test_manifest_keys_are_those_of_the_schema() -> None:
     assert len(rows) == len(known)
 
 
+def test_recipe_keys_are_those_of_recipes() -> None:
+    """The table has every key with the recipes it may stand in, its default, and the names that it takes."""
+    known = {(kind, one.name) for kind, shape in written.KINDS.items() for one in fields(shape)}
+    rows = [(kind, key) for keys, of, _ in table("Recipes") for kind in of.split(", ") for key in code(keys)]
+    assert set(rows) == known
+    assert len(rows) == len(known)
+    meanings = {key: code(meaning) for keys, _, meaning in table("Recipes") for key in code(keys)}
+    assert set(meanings["optimizer"]) == {*OPTIMIZERS, "module:callable"}
+    assert set(meanings["precision"]) == set(get_args(Precision))
+    for key in ("optimizer", "precision", "checkpointing", "zero_grad", "loss", "kernels"):
+        assert meanings[key][-1] == getattr(Training(), key)
+
+
+def test_growth_can_be_limited_as_is_said() -> None:
+    """The laws and the metrics of the text."""
+    [sentence] = re.findall(r"`growth_in` limits .*?\. ", section("Planned memory"), re.DOTALL)
+    assert code(sentence)[1:] == [*LAWS, "{max_exponent: 1.2}", *GROWING]
+
+
 def test_metrics_are_those_of_budgets() -> None:
     """The table has every metric in order with its unit; the sentence below has those of layers."""
     unit = {"count": "elements", "bytes": "bytes", "flops": "FLOPs", "share": "%", "ratio": "number"}
@@ -143,7 +166,7 @@ def test_names_of_the_library_are_public() -> None:
     """What the README imports from the package is there."""
     imported = re.findall(r"from pytest_modelbudget import (.+)", README)
     names = {name for line in imported for name in line.split(", ")}
-    assert names == {"compare", "model", "summarize"}
+    assert names == {"compare", "model", "plan", "summarize"}
     assert names <= set(pytest_modelbudget.__all__)
 
 
@@ -169,9 +192,9 @@ def test_manifests_of_the_readme_have_no_mistakes(block: str, tmp_path: Path) ->
 
 
 def test_every_yaml_block_is_checked() -> None:
-    """Two manifests and one snapshot: a block of a fourth kind would need a test of its own."""
-    assert len(manifests()) == 2
-    assert len(blocks("yaml")) == 3
+    """Three manifests and one snapshot: a block of another kind would need a test of its own."""
+    assert len(manifests()) == 3
+    assert len(blocks("yaml")) == 4
 
 
 def test_snapshot_of_the_readme_is_the_committed_one() -> None:

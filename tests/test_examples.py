@@ -187,6 +187,25 @@ def test_torch_examples_have_the_params_of_a_hand_count(clean: Run) -> None:
     assert clean.models["tiny-gpt"]["summary"]["params"] == (50_257 + 256) * width + 6 * block + 2 * width
 
 
+def test_the_gpt_has_plans_of_a_hand_count(clean: Run) -> None:
+    """Weights in their precision, two states for each of them, and activations that grow with the tokens alone."""
+    gpt = clean.models["tiny-gpt"]["summary"]
+    training, inference = gpt["plans"]
+
+    def held(plan: dict[str, Any], role: str) -> int:
+        return sum(part["bytes"] for part in plan["parts"] if part["role"] == role)
+
+    assert held(training, "param") == 4 * gpt["params"]
+    assert held(training, "optimizer") == 8 * gpt["params"]
+    assert held(inference, "param") == 2 * gpt["params"]
+    logits = 8 * 128 * 50_257
+    assert training["peak_bytes"] > 12 * gpt["params"] + 2 * 4 * logits  # float32 scores and their gradient
+    assert [fit["needs"] < fit["capacity"] for fit in training["fits"]] == [True, True]
+    [growth] = gpt["growth"]
+    assert (growth["dim"], growth["degree"]) == ("T", 1)
+    assert growth["per_unit"] * 128 == gpt["activation_bytes"]
+
+
 @pytest.fixture(scope="module")
 def edited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, int]:
     """A run of three examples after a limit was lowered and two models widened; the line of the limit."""

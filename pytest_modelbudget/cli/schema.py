@@ -90,7 +90,10 @@ _RECIPE: dict[str, dict[str, Any]] = {
         "description": "globs over the parameters that are trained, all others are frozen",
     },
     "lora": {"type": "object", "description": "{rank: 8, targets: [q_proj, v_proj]}"},
-    "sharding": {"anyOf": [_SIZES, _REFERENCE_SHAPE], "description": "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"},
+    "sharding": {
+        "anyOf": [_SIZES, {"const": "none"}, _REFERENCE_SHAPE],
+        "description": "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it",
+    },
     "compile": {"const": False},
     "kv_cache": {"type": "integer", "minimum": 0, "description": "tokens whose keys and values are kept"},
     "kernels": {"enum": list(get_args(Kernels))},

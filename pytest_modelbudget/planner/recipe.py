@@ -50,7 +50,9 @@ class Training:
     where it returns one, `cross_entropy` of the last dimension of its first output against fitting targets when said
     so, else a gradient for every tensor of floats it returns (`none`). `trainable` are globs over
     parameters (others are frozen), `lora` freezes all and adds low-rank pairs (`{rank: 8, targets: [q_proj, v_proj]}`).
-    `sharding` is `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`. `compile` is not planned yet: only `False`.
+    `sharding` is `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`, called with the model and a function that makes the
+    mesh (`mesh = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is not planned yet: only
+    `False`.
     """
 
     batch: int | None = None

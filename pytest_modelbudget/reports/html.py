@@ -86,7 +86,7 @@ def _outcome(result: Result) -> dict[str, object]:
 
 def _why(result: Result) -> str:
     """The terminal's words, without the line that stands above them here."""
-    return "\n".join(text.cut(terminal.failure(result, rows=0).splitlines()[1:], _MOST_FAILURE))
+    return "\n".join(text.cut(terminal.failure(result, rows=0, runs=False).splitlines()[1:], _MOST_FAILURE))
 
 
 def _cells(result: Result) -> Iterator[tuple[str, object]]:

@@ -62,12 +62,13 @@ def _plans(results: Iterable[Result]) -> Iterator[str]:
     yield "| Model | Planned run | Peak | Where | Reserved | Devices |"
     yield "| --- | --- | ---: | --- | ---: | --- |"
     for result, plan in planned:
-        peak, reserved = (
-            text.UNKNOWN if size is None else units.size(size) for size in (plan.peak_bytes, plan.reserved_bytes)
-        )
         why = plan.notes[0] if plan.peak_bytes is None and plan.notes else plans.where(plan).strip()
+        sizes = (text.UNKNOWN if size is None else units.size(size) for size in (plan.peak_bytes, plan.reserved_bytes))
+        peak, reserved = sizes
         fits = "; ".join(map(plans.fit_text, plan.fits))
-        yield row([code(result.id), escape(f"{plan.kind} ({plan.recipe})"), peak, escape(why), reserved, escape(fits)])
+        said = (f"{plan.kind} ({plan.recipe})", why, fits)
+        run, where, devices = (code(one) if one else "-" for one in said)
+        yield row([code(result.id), run, peak, where, reserved, devices])
     yield ""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pytest_modelbudget import units
+from pytest_modelbudget.budget import FITS, PEAKS, Violation
 from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.diff import Change
-from pytest_modelbudget.reports import table, text
+from pytest_modelbudget.reports import plans, table, text
 from pytest_modelbudget.reports.text import harmless, harmless_lines
 from pytest_modelbudget.summary import Summary
 
@@ -16,15 +17,23 @@ _MOST_CHANGES = 20
 _MOST_ROWS = 40
 
 
-def failure(result: Result, *, width: int = table.WIDTH, rows: int | None = _MOST_ROWS, explain: bool = False) -> str:
+def failure(
+    result: Result,
+    *,
+    width: int = table.WIDTH,
+    rows: int | None = _MOST_ROWS,
+    explain: bool = False,
+    runs: bool = True,
+) -> str:
     """Why a model failed, with every number, place and cure; at most `rows` rows of its layer table.
 
-    With `explain` each of these rows says where its params come from.
+    With `explain` each of these rows says where its params come from. Without a table, a limit on runs that is broken
+    has the runs told, unless `runs` says that they stand elsewhere.
     """
-    return "\n".join(_failure(result, width, rows, explain))
+    return "\n".join(_failure(result, width, rows, explain, runs))
 
 
-def _failure(result: Result, width: int, rows: int | None, explain: bool) -> Iterator[str]:
+def _failure(result: Result, width: int, rows: int | None, explain: bool, runs: bool) -> Iterator[str]:
     yield harmless(f"{result.id}: {result.state.value}")
     if result.error:
         yield harmless_lines(result.error)
@@ -36,7 +45,10 @@ def _failure(result: Result, width: int, rows: int | None, explain: bool) -> Ite
     yield from _violations(result)
     yield from _snapshot(result)
     yield from _since(result)
-    if rows != 0:
+    if rows == 0:
+        if runs and any(map(_about_runs, result.failures)):
+            yield from (f"  {line}" for line in plans.summary_lines(result.summary))
+    else:
         yield ""
         yield table.summary_text(result.summary, width=width, most=rows, explain=explain)
 
@@ -46,8 +58,14 @@ def _violations(result: Result) -> Iterator[str]:
         sign = "  " if violation.severity == "fail" else "  warn: "
         place = f"  [{violation.budget.place}]" if violation.budget.place else ""
         yield harmless(f"{sign}{violation}{place}")
-    if result.failures and result.summary is not None and result.summary.params:
+    if result.summary is None or not result.failures:
+        return
+    if result.summary.params and not all(map(_about_runs, result.failures)):
         yield f"  largest layers: {_largest(result)}"
+
+
+def _about_runs(violation: Violation) -> bool:
+    return violation.budget.metric in (FITS, *PEAKS) or bool(violation.budget.dim)
 
 
 def _largest(result: Result) -> str:

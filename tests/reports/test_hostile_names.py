@@ -105,9 +105,12 @@ def test_markdown_stays_what_it_is(name: str, report: str) -> None:
     """The rendered page has the tags of a plain one, each row its cells, and no name outside of code."""
     page, plain = rendered(report, name), rendered(report, "plain")
     assert Tags(page).seen == Tags(plain).seen
-    rows = re.findall(r"<tr>.*?</tr>", page, re.DOTALL)
-    assert len(rows) == len(re.findall(r"<tr>", plain))
-    assert len({len(re.findall(r"<t[dh]", row)) for row in rows}) == 1
+    cells = [
+        [len(re.findall(r"<t[dh]", row)) for row in re.findall(r"<tr>.*?</tr>", one, re.DOTALL)]
+        for one in (page, plain)
+    ]
+    assert cells[0] == cells[1]
+    assert len(set(cells[0])) <= 2  # models, and planned runs
     prose = Tags(page).prose
     assert not re.search(r"owned|example|everyone|alert|gnp", prose)
 

@@ -22,7 +22,7 @@ from pytest_modelbudget.reports import text
 from pytest_modelbudget.reports.text import Setting
 from pytest_modelbudget.summary import Layer, Summary, Weight
 from tests import hostile
-from tests.builders import gpt, spec, towers
+from tests.builders import gpt, spec, towers, training
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
@@ -128,6 +128,36 @@ FEW = [
     checked("over", towers(), {"params": 6_000}),
     Result("broken", State.BUILD_ERROR, error="nets.py:41: in build\n    x\nE   KeyError: 'widht'"),
 ]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_planned_run_is_drawn(show: Any, theme: str) -> None:
+    """Inside of its frame, with the peak where the text says it, and readable against the page in both themes."""
+    planned = replace(towers(), plans=(training(),))
+    page = show([checked("planned", planned, {"fits": "40 MiB"})], theme=theme)
+    curve = page.page.get_by_role("img", name="Memory alive in one training step")
+    frame, line = curve.bounding_box(), curve.locator("polyline").bounding_box()
+    assert frame["width"] > 500
+    assert frame["x"] <= line["x"] <= line["x"] + line["width"] <= frame["x"] + frame["width"]
+    assert frame["y"] <= line["y"] <= line["y"] + line["height"] <= frame["y"] + frame["height"]
+    assert curve.locator("text.peak").text_content() == "peak 40.00 MiB"
+    colours = "e => [getComputedStyle(e).stroke, getComputedStyle(document.body).backgroundColor]"
+    ink, paper = curve.locator("polyline").evaluate(colours)
+    assert contrast(ink, paper) >= 3
+    assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.names(".plan caption") == ["Alive at the peak", "What would change the peak"]
+
+
+def contrast(one: str, other: str) -> float:
+    """How far two colours are apart, as the accessibility guidelines (WCAG 2.1) reckon it."""
+
+    def light(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_models_are_sorted_by_a_click(show: Any) -> None:

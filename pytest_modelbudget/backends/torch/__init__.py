@@ -7,6 +7,9 @@ operands keep values), `memo` (repeated operators, some by their own rules of `s
 keeps, and `tape` records a pass as events. Blocks that `repeats` finds alike (by their `prints`) do not run again:
 `retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model; `modules` and
 `weights` read the structure, `rows` and `counting` put the summary together.
+
+`sharding` records a step of training as rank 0 of many, in a `world` that is all in this process: `tensor_parallel`
+cuts layers, `shard_optimizer` trains the parts, `wire` counts what is sent.
 """
 
 from __future__ import annotations

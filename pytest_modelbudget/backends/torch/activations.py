@@ -42,7 +42,7 @@ def measured(subject: Subject, sizes: Mapping[str, int]) -> Activations | str:
 
 def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activations | str:
     call = arguments(subject, sizes)
-    saved = Saved(subject.model)
+    saved = Saved(subject.model, subject.holdings)
     if again and subject.repeats is not None:
         saved.repeats = subject.repeats.start(SavedLog(saved))
     try:
@@ -56,6 +56,8 @@ def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activa
         return "a tensor without a storage of its own is held"
     except Exception as mistake:  # whatever the model's code raises in training mode
         return f"the pass in training mode failed{saved.where}: {type(mistake).__name__}: {_first_line(mistake)}"
+    finally:
+        saved.repeats = None  # it knows `saved`: each would keep the other
 
 
 def _first_line(mistake: Exception) -> str:

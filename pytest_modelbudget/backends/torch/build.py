@@ -154,6 +154,7 @@ _FILLS = {
     torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_, torch.Tensor.erfinv_,
     torch.Tensor.exponential_, torch.Tensor.bernoulli_, torch.Tensor.log_normal_, torch.Tensor.cauchy_,
 }  # fmt: skip
+_CHANGES = _MOVES | _FILLS
 
 
 class _Redirect(TorchFunctionMode):  # type: ignore[misc]
@@ -165,11 +166,8 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if func in _FACTORIES:
             return func(*args, **_placed(func, args, kwargs))
-        if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
-            if func in _FILLS:
-                return args[0]
-            if func in _MOVES:
-                return _stay(func, args, kwargs)
+        if func in _CHANGES and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            return args[0] if func in _FILLS else _stay(func, args, kwargs)
         try:
             return func(*args, **kwargs)
         except (RuntimeError, NotImplementedError):

@@ -151,7 +151,7 @@ def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str
         return None, ("activation_bytes is not known: the model cannot be run on the meta device",)
     if run.base.trace.autocast:
         return None, ("activation_bytes is not known: autocast in the forward pass is not followed",)
-    if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in all_modules(run.subject.model)):
+    if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in run.subject.holdings.modules):
         return None, ("activation_bytes is not known: an LSTM runs as one kernel with a workspace of its own",)
     held = measured(run.subject, sizes)
     return (None, (f"activation_bytes is not known: {held}",)) if isinstance(held, str) else (held, ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from pytest_modelbudget.backends.torch.ghosts import CONSTANT, META
 from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
-from pytest_modelbudget.backends.torch.modules import all_modules, nodes, rolled_up
+from pytest_modelbudget.backends.torch.modules import nodes
 from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
@@ -78,7 +78,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
-    trace = Trace(rolled_up(subject.model))
+    trace = Trace(subject.holdings.parts)
     if subject.repeats is not None:
         trace.repeats = subject.repeats.start(TraceLog(trace))
     call = arguments(subject, sizes)
@@ -176,12 +176,13 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
 
     Everything is as before on leaving.
     """
-    flags = [(module, module.training) for module in all_modules(subject.model)]
+    modules = subject.holdings.modules
+    flags = [(module, module.training) for module in modules]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(preserved())
         if not subject.real:
-            stack.enter_context(_lazy_on_meta(subject.model))
+            stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_unchecked_distributions())
             stack.enter_context(_autocast_on_meta())
         if _may_compile():
@@ -196,16 +197,16 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
             torch.set_autocast_enabled(kind, False)
         stack.enter_context(torch.set_grad_enabled(training))
         stack.callback(_set_training, flags)
-        _set_training([(module, training) for module, _ in flags])
-        if training and any(type(module).train is not nn.Module.train for module, _ in flags):
+        _set_training([(module, training) for module in modules])
+        if training and any(type(module).train is not nn.Module.train for module in modules):
             subject.model.train()  # its own: some keep frozen parts in eval mode
         yield
 
 
 @contextmanager
-def _lazy_on_meta(model: nn.Module) -> Iterator[None]:
+def _lazy_on_meta(modules: Sequence[nn.Module]) -> Iterator[None]:
     """What a model builds in its first forward pass is built without memory, too."""
-    if any(hasattr(type(module), "_infer_parameters") for module in all_modules(model)):
+    if any(hasattr(kind, "_infer_parameters") for kind in set(map(type, modules))):
         with abstract():
             yield
     else:
@@ -241,8 +242,17 @@ def _autocast_on_meta() -> Iterator[None]:
 
 
 def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in flags:  # not `train()`: some models override it and change their weights
-        if module.training is not training:
+    """Set the flags; not by `train()`, which some models override to change their weights."""
+    stored: dict[type, bool] = {}
+    for module, training in flags:
+        if module.training is training:
+            continue
+        kind = type(module)
+        if kind not in stored:
+            stored[kind] = kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, "training")
+        if stored[kind] and "training" in module.__dict__:  # past the slow `__setattr__` of modules
+            module.__dict__["training"] = training
+        else:
             module.training = training
 
 

@@ -46,6 +46,9 @@ class Ghosts:
         return known[1]
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
+        kind = type(tensor)
+        if kind is torch.Tensor and not tensor.requires_grad:  # most buffers
+            return _with_attributes(self._data(tensor), tensor)
         if is_lazy(tensor):
             data = torch.empty(0, dtype=tensor.dtype, device=META)
             lazy = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
@@ -53,8 +56,8 @@ class Ghosts:
         if is_sharded(tensor):
             return whole(tensor)
         data = self._data(tensor)
-        if type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter):
-            data = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
+        if kind is not torch.Tensor and isinstance(tensor, nn.Parameter):
+            data = torch.Tensor._make_subclass(kind, data, tensor.requires_grad)
         elif tensor.requires_grad and tensor.is_leaf:
             data.requires_grad_()
         return _with_attributes(data, tensor)
@@ -66,6 +69,10 @@ class Ghosts:
         reference = StorageWeakRef(real)  # holds the address, not the memory, so that the key is never used twice
         entry = self._storages.get(reference.cdata)
         if entry is None:
+            if tensor.nbytes == real.nbytes() and tensor.is_contiguous():  # the common case, with a storage of its own
+                ghost = torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
+                self._storages[reference.cdata] = reference, ghost.untyped_storage()
+                return ghost
             storage = torch.UntypedStorage(real.nbytes(), device=META)
             entry = self._storages[reference.cdata] = reference, storage
         ghost = torch.empty(0, dtype=tensor.dtype, device=META)
@@ -87,13 +94,13 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
 
     A sharded model becomes whole.
     """
-    if has_shards(model):
+    if sharded := has_shards(model):
         merge(model)
     for module in all_modules(model):
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, parameter in module._parameters.items():
-            if parameter is not None and (not parameter.is_meta or is_sharded(parameter)):
+            if parameter is not None and (not parameter.is_meta or (sharded and is_sharded(parameter))):
                 module._parameters[name] = ghosts.of(parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None and (is_sharded(buffer) or not (buffer.is_meta or _kept(buffer))):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.modules import all_modules
+from pytest_modelbudget.backends.torch.modules import all_modules, parts_among
 
 CONTAINERS = frozenset({dict, OrderedDict, list, set})
 
@@ -16,41 +17,54 @@ CONTAINERS = frozenset({dict, OrderedDict, list, set})
 class Held:
     """The attributes of a module as they are now, with what is in its dicts, lists and sets (not what is in those)."""
 
-    __slots__ = ("_attributes", "_empty", "_full")
+    __slots__ = ("_contents", "_empty", "_full", "_names", "_other", "_values")
 
-    def __init__(self, module: nn.Module) -> None:
-        self._attributes = vars(module).copy()
-        self._full: list[tuple[Any, Any]] = []
-        self._empty: list[Any] = []
-        for value in self._attributes.values():
-            if type(value) in CONTAINERS:
-                if value:
-                    self._full.append((value, value.copy()))
-                else:
-                    self._empty.append(value)
+    def __init__(self, module: nn.Module, names: dict[tuple[str, ...], tuple[str, ...]]) -> None:
+        found = tuple(vars(module))
+        self._names = names.setdefault(found, found)  # once for all modules of a class: models have many
+        self._values = tuple(vars(module).values())
+        self._other: tuple[Any, ...] = ()  # the same with the other training flag, once it was seen
+        containers = [value for value in self._values if type(value) in CONTAINERS]
+        self._empty: list[Any] = [value for value in containers if not value]
+        self._full: list[Any] = [value for value in containers if value]
+        self._contents: list[Any] = [value.copy() for value in self._full]
 
     def same(self, module: nn.Module) -> bool:
-        """Whether it still holds the same objects; its training flag may be another."""
-        self._attributes["training"] = module.training
+        """Whether it still holds the same objects, in the same order; its training flag may be another."""
+        own = module.__dict__
         try:
             return (
-                vars(module) == self._attributes
+                tuple(own) == self._names
+                and (
+                    (values := tuple(own.values())) == self._values
+                    or values == self._other
+                    or self._but_for_training(values)
+                )
                 and not any(self._empty)
-                and all(value == content for value, content in self._full)
+                and self._full == self._contents
             )
-        except RuntimeError:  # two tensors were compared, so they are not the same one
+        except (RuntimeError, ValueError):  # two tensors or arrays were compared, so they are not the same one
             return False
+
+    def _but_for_training(self, values: tuple[Any, ...]) -> bool:
+        if "training" not in self._names:
+            return False
+        place = self._names.index("training")
+        self._other = (*self._values[:place], values[place], *self._values[place + 1 :])
+        return values == self._other
 
     def put_back(self, module: nn.Module) -> None:
         """Make it hold again what it held, but for its training flag; its containers stay the same objects."""
-        with torch._C._DisableTorchDispatch():
-            if self.same(module):
-                return
+        if self.same(module):
+            return
+        training = module.training
         vars(module).clear()
-        vars(module).update(self._attributes)
+        vars(module).update(zip(self._names, self._values, strict=True))
+        if "training" in self._names:
+            vars(module)["training"] = training
         for value in self._empty:
             value.clear()
-        for value, content in self._full:
+        for value, content in zip(self._full, self._contents, strict=True):
             value.clear()
             if type(value) is list:
                 value.extend(content)
@@ -59,24 +73,33 @@ class Held:
 
 
 class Holdings:
-    """What all modules of a model hold between two passes."""
+    """What all modules of a model hold between two passes.
+
+    `modules` are these modules, and `parts` those that are a part of another one, by id.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._held: dict[int, tuple[nn.Module, Held]] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """From now on it is what they hold now."""
-        modules = [one for one in all_modules(self._model) if not isinstance(one, torch.jit.ScriptModule)]
-        self._held = {id(module): (module, self.of(module)) for module in modules}
+        if self._held and all(held.same(module) for module, held in self._held.values()):
+            return
+        self.modules: Sequence[nn.Module] = all_modules(self._model)
+        self.parts = parts_among(self.modules)
+        held = [module for module in self.modules if not isinstance(module, torch.jit.ScriptModule)]
+        self._held = {id(module): (module, self.of(module)) for module in held}
 
     def of(self, module: nn.Module) -> Held:
         """What a module holds now."""
         known = self._held.get(id(module))
-        return known[1] if known is not None and known[1].same(module) else Held(module)
+        return known[1] if known is not None and known[1].same(module) else Held(module, self._names)
 
     def put_back(self) -> None:
         """Undo what was done to any module."""
-        for module, held in self._held.values():
-            held.put_back(module)
+        with torch._C._DisableTorchDispatch():
+            for module, held in self._held.values():
+                held.put_back(module)

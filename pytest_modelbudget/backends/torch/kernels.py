@@ -147,9 +147,11 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
     While it is watched torch adds it out of place.
     """
-    if bias is None or not input.is_meta or input.dim() < 3 or input.is_contiguous():
+    plain = type(input) is torch.Tensor and type(bias) in (torch.Tensor, torch.nn.Parameter)
+    if not plain or not input.is_meta or input.dim() < 3 or input.is_contiguous():
         return torch._C._nn.linear(input, weight, bias)
-    return torch.matmul(input, weight.t()).add_(bias)
+    out: torch.Tensor = torch.matmul(input, weight.t())
+    return out.add_(bias)
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:

@@ -7,6 +7,7 @@ Views are never remembered, and nothing is from one model to the next.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ _ALIKE = frozenset(
      "mul", "neg", "pow", "reciprocal", "rsqrt", "sign", "sqrt", "sub", "zero")
 )  # fmt: skip
 """Operators on lists of tensors, as optimizers use them, whose results are like the first list."""
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_NUMBERS = frozenset({int, float, bool})
+
+
+@cache
+def _on_lists(func: Any) -> bool:
+    name = str(func._schema.name)
+    return name.startswith(_SEVERAL) and name.removeprefix(_SEVERAL).rstrip("_") in _ALIKE
 
 
 class Memo:
@@ -30,12 +39,13 @@ class Memo:
 
     def __init__(self) -> None:
         self._made: dict[Hashable, tuple[Made, ...] | None] = {}
+        self.operators: dict[Any, Any] = {}  # what the watcher of a pass knows of each operator
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`, made anew from what is known, or asked of torch."""
         if func.is_view or func is _UNSAFE_VIEW:
             return func(*args, **kwargs)
-        if (name := func._schema.name).startswith(_SEVERAL) and name.removeprefix(_SEVERAL).rstrip("_") in _ALIKE:
+        if _on_lists(func):
             return None if func._schema.is_mutable else [torch.empty_like(tensor) for tensor in args[0]]
         try:
             key = (func, _key(args), _key(kwargs.items()) if kwargs else ())
@@ -48,8 +58,8 @@ class Memo:
             self._made[key] = known
         if known is None:
             return args[0]
-        out = tuple(torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in known)
-        return out if len(func._schema.returns) > 1 else out[0]
+        out = tuple([torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in known])
+        return out if len(out) > 1 else out[0]
 
     def _ask(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         before = _made(args[0]) if args and isinstance(args[0], torch.Tensor) else None
@@ -67,12 +77,15 @@ class Memo:
 def _key(values: Iterable[Any]) -> Hashable:
     parts: list[Any] = []
     for value in values:
-        kind = type(value)
-        parts.append(kind)  # 1, 1.0 and True are equal, and not the same argument
-        if isinstance(value, torch.Tensor):
-            parts += value.shape, value.stride(), value.dtype
+        kind = type(value)  # 1, 1.0 and True are equal, and not the same argument
+        if kind in _TENSORS or isinstance(value, torch.Tensor):
+            parts += kind, value.shape, value.stride(), value.dtype
+        elif kind is not tuple and kind is not list:
+            parts += kind, value
+        elif _NUMBERS.issuperset(kinds := tuple(map(type, value))):
+            parts += kind, kinds, tuple(value)
         else:
-            parts.append(_key(value) if kind is tuple or kind is list else value)
+            parts += kind, _key(value)
     return tuple(parts)
 
 

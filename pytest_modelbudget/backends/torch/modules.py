@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,17 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
+def all_tensors(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """The parameters and buffers that modules hold themselves; those that two of them hold come twice."""
+    return [
+        tensor
+        for module in modules
+        for held in (module._parameters, module._buffers)
+        for tensor in held.values()
+        if tensor is not None
+    ]
+
+
 def nodes(model: nn.Module) -> list[Node]:
     """All modules in the order of `named_modules()`, each object once under its first path."""
     found: list[Node] = []
@@ -98,11 +110,16 @@ def _walk(module: nn.Module, path: str, seen: set[int], found: list[Node]) -> No
 
 
 def _parts(module: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
-    if not module._modules:
+    if not (inside := module._modules) or not any(map(inside.__contains__, PARTS)):
         return ()
     return tuple([part for name, child in module.named_children() if name in PARTS for part in child.named_modules()])
 
 
 def rolled_up(model: nn.Module) -> frozenset[int]:
     """The modules that are parts of another one, by id."""
-    return frozenset([id(part) for module in all_modules(model) for _, part in _parts(module)])
+    return parts_among(all_modules(model))
+
+
+def parts_among(modules: Iterable[nn.Module]) -> frozenset[int]:
+    """As `rolled_up`, when all modules of a model are known."""
+    return frozenset([id(part) for module in modules for _, part in _parts(module)])

@@ -72,7 +72,15 @@ def _torchs(name: str, params: Iterable[Any], options: dict[str, Any], recipe: T
         options.setdefault("foreach", several if recipe.foreach is None else recipe.foreach)
     if name == "sgd" or name == "muon":
         options.setdefault("lr", 1e-3)
-    return kind(params, **options)
+    return kind(_by_mesh(list(params)), **options)
+
+
+def _by_mesh(params: list[Any]) -> list[Any]:
+    """Groups of parameters that are over the same ranks: several tensors at a time must be alike in that."""
+    groups: dict[Any, list[Any]] = {}
+    for parameter in params:
+        groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return params if len(groups) < 2 else [{"params": group} for group in groups.values()]
 
 
 class Both:

@@ -6,6 +6,7 @@ constants, so that code may ask `mask.all()` or `positions.max().item()`. When b
 
 from __future__ import annotations
 
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -38,14 +39,14 @@ class Placing:
 
     def __init__(self, memo: Memo | None = None) -> None:
         self._stale: set[int] = set()  # real storages that were written from meta: their values are not known
-        self._memo = Memo() if memo is None else memo
+        self.memo = Memo() if memo is None else memo
         self._alive: list[torch.Tensor] = []  # keeps the addresses in `_stale` from being used again
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`, with real and meta operands brought together first."""
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::")
+        name = _name(func)
         if not read:
             return func(*args, **(_placed(name, args, kwargs) if name in _MAKERS else kwargs))
         without_values = sum([tensor.is_meta for tensor in read])
@@ -69,7 +70,7 @@ class Placing:
             if _keeps(name, out.dtype, out.numel()):
                 return _real_like(name, out, args, kwargs)
             return out
-        return self._memo.run(func, read, args, kwargs)
+        return self.memo.run(func, read, args, kwargs)
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}
@@ -109,6 +110,11 @@ class Placing:
     def _mark(self, tensor: torch.Tensor) -> None:
         self._stale.add(storage_key(tensor))
         self._alive.append(tensor)
+
+
+@cache
+def _name(func: Any) -> str:
+    return str(func._schema.name.removeprefix("aten::"))
 
 
 def _keeps(name: str, dtype: torch.dtype, elements: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import Subject
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
 from pytest_modelbudget.backends.torch.modules import unwrapped
+from pytest_modelbudget.backends.torch.sharding import Sharded, record_sharded
 from pytest_modelbudget.backends.torch.step import record
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -46,10 +48,17 @@ def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool)
 
 def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: Sequence[str]) -> Plan:
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
+    sharded: Sharded | None = None
     try:
-        tape = record(subject, sizes, recipe)
+        if isinstance(recipe, Training) and recipe.sharding is not None:
+            sharded = record_sharded(subject, sizes, recipe)
+        tape = record(subject, sizes, recipe) if sharded is None else sharded.tape
     except ModelBudgetError as mistake:
         return Plan(kind, describe(recipe), None, notes=(str(mistake),))
     if recipe.kernels == "cpu":
-        return plan_of(tape, kind, describe(recipe))
-    return memory_plan(tape, kind, describe(recipe), torch=torch.__version__, devices=devices)
+        plan = plan_of(tape, kind, describe(recipe))
+    else:
+        plan = memory_plan(tape, kind, describe(recipe), torch=torch.__version__, devices=devices)
+    if sharded is None:
+        return plan
+    return replace(plan, ranks=sharded.ranks, communication_bytes=sum(sharded.communication.values()))

@@ -30,6 +30,7 @@ _PLAIN = frozenset(
 )  # fmt: skip
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
 _SAVING = frozenset(name for name in _HOOKS if "state_dict" in name)  # these do not see calls
+_UNREAD = _SAVING | {"training"}
 _TENSORS = (torch.Tensor, nn.Parameter)
 
 
@@ -49,7 +50,9 @@ class _Known:
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the module is as it was."""
-        return self._held.same(module) and all(tensor._version == version for tensor, version in self._real)
+        if not self._held.same(module):
+            return False
+        return not self._real or all(tensor._version == version for tensor, version in self._real)
 
 
 class Prints:
@@ -73,7 +76,7 @@ class Prints:
             Unreadable: it has hooks, or holds something whose state cannot be told.
         """
         with torch._C._DisableTorchDispatch():
-            return tuple([self._number(module) for module in modules]), tuple([one.training for one in modules])
+            return tuple(map(self._number, modules)), tuple([one.training for one in modules])
 
     def _number(self, module: nn.Module) -> int:
         known = self._known.get(id(module))
@@ -85,31 +88,35 @@ class Prints:
         return known.number
 
     def _read(self, module: nn.Module) -> Hashable:
-        parts: list[Any] = [type(module)]
-        for name, value in vars(module).items():
-            kind = type(value)
-            if name == "training" or name in _SAVING:
-                continue
-            if name == "_modules":
-                if _children(module) != self._children[id(module)]:
-                    raise Unreadable
-                parts.append(tuple([(child, one is None) for child, one in value.items()]))
-            elif kind in _PLAIN:
-                parts += (name, kind, value)
-            elif name in _HOOKS:
-                if value:
-                    raise Unreadable
-            else:
-                if name == "_buffers" and isinstance(module, _BatchNorm) and module.momentum is not None:
-                    value = {key: item for key, item in value.items() if key != "num_batches_tracked"}  # a mere count
-                parts += [name, self._value(value, 0)]
-        return tuple(parts)
+        held = vars(module)
+        kinds = tuple(map(type, held.values()))
+        parts = [
+            None
+            if name in _UNREAD or (name in _HOOKS and not value)
+            else value
+            if kind in _PLAIN
+            else self._part(module, name, value)
+            for (name, value), kind in zip(held.items(), kinds, strict=True)
+        ]
+        return type(module), tuple(held), kinds, tuple(parts)
+
+    def _part(self, module: nn.Module, name: str, value: Any) -> Hashable:
+        """An attribute that is not plain."""
+        if name in _HOOKS:
+            raise Unreadable
+        if name == "_modules":
+            if _children(module) != self._children[id(module)]:
+                raise Unreadable
+            return tuple([(child, one is None) for child, one in value.items()])
+        if name == "_buffers" and isinstance(module, _BatchNorm) and module.momentum is not None:
+            value = {key: item for key, item in value.items() if key != "num_batches_tracked"}  # a mere count
+        return self._value(value, 0)
 
     def _value(self, value: Any, depth: int) -> Hashable:
         kind = type(value)
         if kind in _PLAIN:
             return kind, value
-        if isinstance(value, torch.Tensor):
+        if kind in _TENSORS or isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, Enum):
             return kind, value.name
@@ -118,6 +125,9 @@ class Prints:
         if kind in (dict, OrderedDict):
             return kind, tuple([(key, self._value(item, depth + 1)) for key, item in value.items()])
         if kind in (tuple, list, torch.Size):
+            kinds = tuple(map(type, value))
+            if _PLAIN.issuperset(kinds):
+                return kind, kinds, tuple(value)
             return kind, tuple([self._value(item, depth + 1) for item in value])
         if kind in (set, frozenset):
             return kind, frozenset(self._value(item, depth + 1) for item in value)
@@ -126,9 +136,10 @@ class Prints:
         raise Unreadable
 
     def _tensor(self, tensor: torch.Tensor) -> Hashable:
-        if is_lazy(tensor) or not isinstance(tensor, _TENSORS) or tensor.layout != torch.strided:
+        kind = type(tensor)
+        if (kind not in _TENSORS and is_lazy(tensor)) or tensor.layout != torch.strided:
             raise Unreadable
-        described = (type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
+        described = (kind, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
         return described if tensor.is_meta else (*described, self._values(tensor))
 
     def _values(self, tensor: torch.Tensor) -> Hashable:

@@ -126,8 +126,9 @@ class Repeats:
         self.prints = Prints(holdings)
         self.trusted: set[Hashable] = set()
         self._model = model  # keeps the addresses that are keys
-        for alike in _alike(model):
-            self.enter(alike)
+        if sum([bool(module._modules) for module in holdings.modules]) >= _LIKENESS:
+            for alike in _alike(model):
+                self.enter(alike)
 
     def enter(self, alike: Sequence[nn.Module]) -> None:
         """These modules are of one kind: they look alike from outside."""
@@ -252,24 +253,22 @@ class Session:
 
 def _alike(model: nn.Module) -> Iterator[list[nn.Module]]:
     """The modules that hold others, by what they look like from outside; only where there are several."""
-    looks: dict[int, Hashable] = {}
     groups: dict[Hashable, list[nn.Module]] = defaultdict(list)
-
-    def look(module: nn.Module) -> Hashable:
-        if (known := looks.get(id(module))) is not None:
-            return known
-        looks[id(module)] = 0  # for a module that holds itself
-        below = tuple([look(child) for child in module._modules.values() if child is not None])
-        shapes = tuple(
-            [(None if is_lazy(one) else one.shape) for one in module._parameters.values() if one is not None]
-        )
-        found = looks[id(module)] = hash((type(module), shapes, below))
-        if below and _can_repeat(module):
-            groups[found].append(module)
-        return found
-
-    look(model)
+    _look(model, {}, groups)
     yield from (group for group in groups.values() if len(group) >= _LIKENESS)
+
+
+def _look(module: nn.Module, looks: dict[int, int], groups: dict[Hashable, list[nn.Module]]) -> int:
+    """A number for what a module looks like; those below it and itself are put into their groups."""
+    if (known := looks.get(id(module))) is not None:
+        return known
+    looks[id(module)] = 0  # for a module that holds itself
+    below = tuple([_look(child, looks, groups) for child in module._modules.values() if child is not None])
+    shapes = tuple([(None if is_lazy(one) else one.shape) for one in module._parameters.values() if one is not None])
+    found = looks[id(module)] = hash((type(module), shapes, below))
+    if below and _can_repeat(module):
+        groups[found].append(module)
+    return found
 
 
 def _can_repeat(module: nn.Module) -> bool:

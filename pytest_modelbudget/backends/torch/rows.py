@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -30,6 +30,7 @@ class Naming:
     twins: tuple[int, ...] = field(init=False)
     _known: dict[tuple[int, ...], Dim] = field(default_factory=dict)
     _calls: dict[tuple[tuple[int, ...], ...], tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
+    _said: dict[Hashable, tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """`twins` are the places of the other passes at the first one's sizes."""
@@ -48,10 +49,13 @@ class Naming:
         )
 
     def calls(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> tuple[tuple[TensorSpec, ...], ...]:
-        """Every call of a module, equal ones once; concrete when the passes differ in their number of calls."""
+        """Every call of a module that has tensors, equal ones once; concrete when the passes differ in their number."""
         told = tuple([tuple(map(id, one)) for one in seen])  # blocks that repeat share what they made
         if (known := self._calls.get(told)) is None:
-            known = self._calls[told] = self._named(seen)
+            said = tuple(map(tuple, seen))
+            if (known := self._said.get(said)) is None:
+                known = self._said[said] = tuple([call for call in self._named(seen) if call])
+            self._calls[told] = known
         return known
 
     def _named(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> tuple[tuple[TensorSpec, ...], ...]:
@@ -231,24 +235,24 @@ def _seen(records: Sequence[Record | Join | None], naming: Naming, names: Mappin
     first = records[0]
     assert first is not None
     return {
-        "outputs": _tensors([one.calls if one else [] for one in records], naming),
-        "inputs": _tensors([one.given if one else [] for one in records], naming),
+        "outputs": naming.calls([one.calls if one else () for one in records]),
+        "inputs": naming.calls([one.given if one else () for one in records]),
         "connected_to": _edges(first, names),
         "calls": len(first.calls),
         "flops": _flops(first, records, naming.twins),
     }
 
 
-def _tensors(seen: Sequence[Sequence[tuple[Output, ...]]], naming: Naming) -> tuple[tuple[TensorSpec, ...], ...]:
-    return tuple([call for call in naming.calls(seen) if call])
-
-
 def _flops(first: Record | Join, records: Sequence[Record | Join | None], twins: Sequence[int]) -> int | None:
     """Its FLOPs, None when another pass at the same sizes counted differently."""
+    if not twins:
+        return first.flops
     again = [records[place] for place in twins]
     return first.flops if all(other is not None and other.flops == first.flops for other in again) else None
 
 
 def _edges(record: Record | Join, names: Mapping[Source, str]) -> tuple[tuple[str, ...], ...]:
+    if not record.fed_by:
+        return ()
     calls = [tuple([names[source] for source in call if source in names]) for call in record.fed_by]
     return tuple(dict.fromkeys([call for call in calls if call]))

@@ -6,13 +6,14 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.flops import Cost
-from pytest_modelbudget.backends.torch.modules import nodes, rolled_up, unwrapped
+from pytest_modelbudget.backends.torch.holding import Holdings
+from pytest_modelbudget.backends.torch.modules import all_tensors, nodes, unwrapped
 from pytest_modelbudget.backends.torch.repeats import Session
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
@@ -41,8 +42,7 @@ class Handle:
         self.tensor = tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):  # of which there are very many: these are made fastest
     """One saved tensor: its storage, and by `id` the module in whose call it was saved."""
 
     handle: weakref.ref[Handle]
@@ -54,12 +54,10 @@ class Entry:
 class Saved:
     """Notes what autograd saves, and in which module's call."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, holdings: Holdings) -> None:
         self._model = model
-        self._rolled_up = rolled_up(model)
-        self.excluded = {
-            storage_key(tensor) for tensor in (*model.parameters(), *model.buffers()) if has_storage(tensor)
-        }
+        self._parts = holdings.parts
+        self.excluded = {storage_key(tensor) for tensor in all_tensors(holdings.modules) if has_storage(tensor)}
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.entries: list[Entry] = []
         self.made: dict[int, int] = {}  # the number of operators that had run, by the storages that each made
@@ -73,7 +71,7 @@ class Saved:
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call `module`; what is saved meanwhile is its, unless a module inside saves it."""
-        if id(module) in self._rolled_up:
+        if id(module) in self._parts:
             return original(module, *args, **kwargs)
         if self.repeats is None or not module._modules:
             return self._inside(original, module, args, kwargs)
@@ -98,9 +96,8 @@ class Saved:
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | Handle:
         """Called by autograd for each tensor that it saves."""
-        if not has_storage(tensor):
+        if tensor.layout != torch.strided or (key := storage_key(tensor)) < 0:
             raise NoStorage
-        key = storage_key(tensor)
         if key in self.excluded:
             return tensor
         with torch._C._DisableTorchDispatch():

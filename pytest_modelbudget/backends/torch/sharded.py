@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 
 _TENSORS = ("torch.distributed.tensor", "torch.distributed._tensor")
+_ARRIVING = ("torch.distributed._functional_collectives",)
 _WRAPPERS = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
 _ORDINARY = (torch.Tensor, nn.Parameter)
 _HOOKS = (*_TENSORS, *_WRAPPERS)  # and none of activation checkpointing, which changes what is held
@@ -23,9 +25,33 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return type(tensor) not in _ORDINARY and isinstance(tensor, _classes(_TENSORS, "DTensor"))
 
 
+def local(tensor: Any) -> Any:
+    """The part of `tensor` that this rank holds; of a result that is still on its way, the place where it arrives."""
+    while type(tensor) not in _ORDINARY:
+        if is_sharded(tensor):
+            tensor = tensor._local_tensor
+        elif _arrives(tensor):
+            tensor = tensor.elem
+        else:
+            break
+    return tensor
+
+
+def arrived(tensor: Any) -> Any:
+    """`tensor`; one that is on its way from other ranks is waited for."""
+    return tensor.view_as(tensor) if _arrives(tensor) else tensor
+
+
+def _arrives(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, _classes(_ARRIVING, "AsyncCollectiveTensor"))
+
+
 def has_shards(model: nn.Module) -> bool:
     """Whether any parameter of `model` is sharded."""
-    return bool(_classes(_TENSORS, "DTensor")) and any(map(is_sharded, model.parameters()))
+    if not _classes(_TENSORS, "DTensor"):
+        return False
+    found = [tensor for module in all_modules(model) for tensor in module._parameters.values() if tensor is not None]
+    return any(map(is_sharded, [tensor for tensor in found if type(tensor) not in _ORDINARY]))
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -41,7 +67,7 @@ def note(model: nn.Module) -> tuple[str, ...]:
         ModelBudgetError: it is inside `FullyShardedDataParallel`, whose flat parameters hide the whole.
     """
     flat = _classes(_WRAPPERS, "FullyShardedDataParallel")
-    if flat and any(isinstance(module, flat) for module in model.modules()):
+    if flat and any(issubclass(kind, flat) for kind in set(map(type, all_modules(model)))):
         raise ModelBudgetError(
             "a model inside FullyShardedDataParallel shows this rank's part of its parameters only: "
             "count it before it is wrapped, or shard it with fully_shard"

@@ -24,6 +24,7 @@ from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, 
 from pytest_modelbudget.backends.torch.kernels import Kernels
 from pytest_modelbudget.backends.torch.optimizers import imported, optimizer_of
 from pytest_modelbudget.backends.torch.placing import Placing
+from pytest_modelbudget.backends.torch.sharded import arrived
 from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.tape import Recorder
 from pytest_modelbudget.backends.torch.trace import watching
@@ -37,14 +38,25 @@ STEPS = 2
 """Steps that are run; the last one is measured."""
 
 
-def record(subject: Subject, sizes: Mapping[str, int], recipe: Recipe) -> Tape:
+def record(
+    subject: Subject,
+    sizes: Mapping[str, int],
+    recipe: Recipe,
+    *,
+    shard: Callable[[nn.Module], nn.Module] | None = None,
+    recorder: Callable[[nn.Module], Recorder] = Recorder,
+    optimizer: Callable[[Training, list[nn.Parameter]], Any] = optimizer_of,
+) -> Tape:
     """Run `subject`, a model on meta, by `recipe` and record it; the model is as before on leaving.
+
+    `shard` makes what runs of the model that is there, which is not as before then; `recorder` and `optimizer` make
+    what watches it and what trains it.
 
     Raises:
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
     """
     sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
-    run = _Run(subject, sizes, recipe)
+    run = _Run(subject, sizes, recipe, shard, recorder, optimizer)
     try:
         return run.tape()
     except ModelBudgetError:
@@ -57,7 +69,10 @@ def record(subject: Subject, sizes: Mapping[str, int], recipe: Recipe) -> Tape:
 class _Run:
     """One recording."""
 
-    def __init__(self, subject: Subject, sizes: Mapping[str, int], recipe: Recipe) -> None:
+    def __init__(
+        self, subject: Subject, sizes: Mapping[str, int], recipe: Recipe, shard: Any, recorder: Any, optimizer: Any
+    ) -> None:
+        self.shard, self.recorder, self.optimizer = shard, recorder, optimizer
         self.subject, self.recipe, self.model = subject, recipe, subject.model
         self.sizes = sizes
         self.doing = "forward pass"
@@ -69,19 +84,23 @@ class _Run:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(preserved())
             stack.enter_context(_disable_current_modes())
-            stack.callback(self.subject.holdings.put_back)
+            if self.shard is None:
+                stack.callback(self.subject.holdings.put_back)
             stack.enter_context(_without_gradients(self.model))
             stack.enter_context(_cast(self.model, _HALF.get(self.recipe.precision)))
             kernels = Kernels(self.recipe.kernels == "cuda")
             if isinstance(self.recipe, Training):
                 stack.enter_context(altered(self.model, self.recipe, around=lambda: kernels))
+            if self.shard is not None:
+                self.doing = "sharding"
+                self.model = self.shard(self.model)
             if self.recipe.kernels == "cpu":
                 stack.enter_context(fused())
             seed()
             if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
             call = self._inputs()
-            recorder = Recorder(self.model)
+            recorder: Recorder = self.recorder(self.model)
             recorder.cpu = self.recipe.kernels == "cpu"
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
@@ -116,7 +135,7 @@ class _Run:
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not params:
             raise ModelBudgetError(f"{self.subject.name}: training: no parameter is trained")
-        optimizer = optimizer_of(recipe, params)
+        optimizer = self.optimizer(recipe, params)
         loss_of = _loss(recipe)
         out = loss = None
         for _ in range(STEPS):
@@ -147,7 +166,7 @@ class _Run:
                         recorder.lasting(tensor, "optimizer")
             if recipe.zero_grad == "after":
                 _let_go(params)
-        return out, loss
+        return out, loss, optimizer
 
     def _infer(self, recipe: Inference, call: Call, recorder: Recorder, kernels: Kernels) -> Any:
         with kernels.autocast(_MIXED.get(recipe.precision)):
@@ -190,7 +209,7 @@ def _let_go(params: list[nn.Parameter]) -> None:
 
 def _backward(loss: Any) -> None:
     """From a number, or from one gradient for each tensor of floats that the model returned."""
-    found = [tensor for tensor in tensors(loss) if tensor.requires_grad]
+    found = [arrived(tensor) for tensor in tensors(loss) if tensor.requires_grad]
     if not found:
         raise ModelBudgetError("nothing that the model returned depends on a trained parameter: give training.loss")
     torch.autograd.backward(found, [None if one.dim() == 0 else torch.empty_like(one) for one in found])

@@ -25,6 +25,7 @@ from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.flops import Cost
 from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, observed
 from pytest_modelbudget.backends.torch.modules import nodes, rolled_up, unwrapped
+from pytest_modelbudget.backends.torch.sharded import local
 from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 from pytest_modelbudget.backends.torch.workspaces import workspace
@@ -112,7 +113,7 @@ class Recorder:
 
     def lasting(self, tensor: torch.Tensor, role: Role) -> None:
         """Say what the memory of `tensor`, made meanwhile, is for."""
-        number = self._numbers.get(storage_key(tensor))
+        number = self._numbers.get(storage_key(local(tensor)))
         if number is not None:
             self._roles.setdefault(number, role)
 
@@ -179,6 +180,7 @@ class Recorder:
 
     def _change(self, tensor: torch.Tensor) -> tuple[int, int] | None:
         """The number and size of a new or resized storage, None for one that is known."""
+        tensor = local(tensor)
         key = storage_key(tensor)
         if key < 0 or (self.on_device and not tensor.is_meta):
             return None
@@ -201,6 +203,7 @@ class Recorder:
 
     def hold(self, tensor: torch.Tensor, role: Role) -> None:
         """`tensor` was there before, and is for `role`, unless it is known already."""
+        tensor = local(tensor)
         key = storage_key(tensor)
         if key >= 0 and key not in self._numbers and not (self.on_device and not tensor.is_meta):
             size = tensor.untyped_storage().nbytes()

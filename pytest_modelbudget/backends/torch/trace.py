@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,7 @@ from pytest_modelbudget.backends.torch.modules import children, unwrapped
 from pytest_modelbudget.backends.torch.placing import Placing
 from pytest_modelbudget.backends.torch.repeats import Session
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key, tensors
+from pytest_modelbudget.backends.torch.wire import WIRES, send
 
 
 @dataclass(slots=True)
@@ -40,9 +41,9 @@ class Record:
     index: int
     endpoint: bool
     wrapper: bool
-    calls: list[tuple[Output, ...]] = field(default_factory=list)
-    given: list[tuple[Output, ...]] = field(default_factory=list)
-    fed_by: list[tuple[Source, ...]] = field(default_factory=list)
+    calls: list[tuple[Output, ...]]
+    given: list[tuple[Output, ...]]
+    fed_by: list[tuple[Source, ...]]
     flops: int = 0
 
 
@@ -91,7 +92,9 @@ class Trace:
         """The record of `module`, made when it is first met."""
         known = self._known.get(id(module))
         if known is None:
-            known = Record(module, len(self.in_order), _is_endpoint(module), unwrapped(module) is not module)
+            leaf = not module._modules
+            endpoint, wrapper = leaf or _is_endpoint(module), not leaf and unwrapped(module) is not module
+            known = Record(module, len(self.in_order), endpoint, wrapper, [], [], [])
             self._known[id(module)] = known
             self.in_order.append(known)
         return known
@@ -123,8 +126,8 @@ class Trace:
 
     def sources(self, read: Iterable[torch.Tensor]) -> tuple[Source, ...]:
         """What fed the tensors, each source once, in order."""
-        found = (self._labels.get(storage_key(tensor)) for tensor in read)
-        return tuple(dict.fromkeys(source for source in found if source is not None))
+        found = [self._labels.get(storage_key(tensor)) for tensor in read]
+        return tuple(dict.fromkeys([source for source in found if source is not None]))
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call `module` through `original` and note what comes and goes."""
@@ -133,14 +136,14 @@ class Trace:
         record = self.record(module)
         self.calls += 1
         self.autocast = self.autocast or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        read = list(tensors((args, kwargs)))
+        read = tensors((*args, *kwargs.values()) if kwargs else args)
         given = _outputs(read)
         fed_by = self.sources(read) if record.endpoint else ()
         if self.repeats is None or record.endpoint:
             out = self._inside(record, original, args, kwargs)
         else:
             out = self.repeats.call(module, args, kwargs, lambda: self._inside(record, original, args, kwargs))
-        made = list(tensors(out))
+        made = tensors(out)
         record.calls.append(_outputs(made))
         record.given.append(given)
         if record.endpoint:
@@ -151,7 +154,8 @@ class Trace:
 
     def _inside(self, record: Record, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._stack.append(record)
-        if not record.wrapper:
+        framed = not (record.wrapper or record.endpoint)  # in an endpoint nothing is joined
+        if framed:
             self._frames.append(Frame(record.module))
         try:
             return original(record.module, *args, **kwargs)
@@ -160,8 +164,9 @@ class Trace:
             raise
         finally:
             self._stack.pop()
-            if not record.wrapper:
+            if framed:
                 self._frames.pop()
+            if not record.wrapper:
                 self.done(record.module)
 
     def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
@@ -257,7 +262,8 @@ class Trace:
             self.label(tensor, join.index)
 
     def forget_tensors(self) -> None:
-        """Let go of what was only needed while the pass ran."""
+        """Let go of what was only needed while the pass ran; the session knows this trace, and would keep it."""
+        self.repeats = None
         self._labels.clear()
         self._pinned.clear()
 
@@ -267,7 +273,7 @@ _START = Trace._inside.__code__
 
 
 def _outputs(found: Iterable[torch.Tensor]) -> tuple[Output, ...]:
-    return tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in found)
+    return tuple([(tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in found])
 
 
 def _is_endpoint(module: nn.Module) -> bool:
@@ -282,6 +288,7 @@ class _Operator:
     price: Cost
     view: bool
     composite: bool
+    sent: bool
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[misc]
@@ -298,11 +305,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
         super().__init__()
         self._trace = trace
         self._placing = placing
-        self._operators: dict[Any, _Operator] = {}
+        self._operators: dict[Any, _Operator] = {} if placing is None else placing.memo.operators
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if types and any(kind.__module__.startswith("torch.distributed.") for kind in types):
+            return NotImplemented  # a tensor over many ranks: its class asks for what this one does
         kwargs = kwargs or {}
         known = self._operators.get(func)
         if known is None:
@@ -312,7 +321,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
         read = tensors((*args, *kwargs.values()) if kwargs else args)
-        run = self._placing.run if self._placing is not None else _run
+        run = send if known.sent else self._placing.run if self._placing is not None else _run
         out = run(func, read, args, kwargs)
         self._trace.operator(known.price, known.view, read, args, kwargs, out)
         return out
@@ -324,12 +333,12 @@ def _run(func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dic
 
 def _operator(func: Any) -> _Operator:
     if not isinstance(func, torch._ops.OpOverload):
-        return _Operator(cost(func), False, False)
+        return _Operator(cost(func), False, False, False)
     price = cost(func)
     composite = price.formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
-    return _Operator(price, bool(func.is_view), composite)
+    return _Operator(price, bool(func.is_view), composite, func.namespace in WIRES)
 
 
 @contextmanager

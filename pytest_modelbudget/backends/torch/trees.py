@@ -11,6 +11,8 @@ import torch
 
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+
 
 def tensors(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested sequences, mappings and dataclasses, in order; anything else holds none."""
@@ -20,15 +22,17 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
-    if isinstance(value, torch.Tensor):
-        found.append(value)
-    elif type(value) in _PLAIN or depth > 16:  # deeper is a structure that holds itself
+    kind = type(value)
+    if kind in _PLAIN or depth > 16:  # deeper is a structure that holds itself
         return
+    if kind in _TENSORS or isinstance(value, torch.Tensor):
+        found.append(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            if isinstance(item, torch.Tensor):  # the common cases without a call: this is asked for every operator
+            kind = type(item)  # the common cases without a call: this is asked for every operator
+            if kind in _TENSORS:
                 found.append(item)
-            elif type(item) not in _PLAIN:
+            elif kind not in _PLAIN and not (kind is list and _PLAIN.issuperset(map(type, item))):
                 _collect(item, found, depth + 1)
     elif isinstance(value, (dict, Mapping)):  # to ask an abstract class alone is slow
         for item in value.values():
@@ -47,6 +51,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def storage_key(tensor: torch.Tensor) -> int:
     """The same for all tensors that share memory."""
     try:
-        return int(tensor.untyped_storage()._cdata)
+        key: int = tensor.untyped_storage()._cdata
+        return key
     except (NotImplementedError, RuntimeError):  # sparse tensors and some subclasses have no storage of their own
         return -id(tensor)

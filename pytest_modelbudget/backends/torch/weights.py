@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -24,45 +24,50 @@ def weights_of(found: Sequence[Node], model: str) -> tuple[list[tuple[Weight, ..
     owners: dict[object, str] = {}
     notes: list[str] = []
     rows = []
+    told: dict[Hashable, Weight] = {}  # models have many weights that are alike
     for node in found:
-        weights = [_weight(node, name, tensor, role, owners, model) for name, tensor, role in _own(node)]
+        weights = [_weight(node, name, tensor, role, owners, told, model) for name, tensor, role in _own(node)]
         weights += _packed(node, notes)
         rows.append(tuple(weights))
     return rows, notes
 
 
-def _own(node: Node) -> Iterator[tuple[str, torch.Tensor, Any]]:
-    yield from _of(node.module, "")
+def _own(node: Node) -> list[tuple[str, torch.Tensor, Any]]:
+    found = _of(node.module, "")
     for prefix, part in node.parts:
-        yield from _of(part, f"{prefix}." if prefix else "")
+        found += _of(part, f"{prefix}." if prefix else "")
+    return found
 
 
-def _of(module: nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor, Any]]:
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield f"{prefix}{name}", parameter, "param"
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            yield f"{prefix}{name}", buffer, "buffer"
+def _of(module: nn.Module, prefix: str) -> list[tuple[str, torch.Tensor, Any]]:
+    parameters = [(prefix + name, one, "param") for name, one in module._parameters.items() if one is not None]
+    return parameters + [(prefix + name, one, "buffer") for name, one in module._buffers.items() if one is not None]
 
 
-def _weight(node: Node, name: str, tensor: torch.Tensor, role: Any, owners: dict[object, str], model: str) -> Weight:
-    if is_lazy(tensor):
+def _weight(
+    node: Node,
+    name: str,
+    tensor: torch.Tensor,
+    role: Any,
+    owners: dict[object, str],
+    told: dict[Hashable, Weight],
+    model: str,
+) -> Weight:
+    if type(tensor) is not nn.Parameter and is_lazy(tensor):
         raise ModelBudgetError(
             f"{model}: the lazy layer {node.path!r} ({node.type}) never saw an input, so its {name!r} has no shape: "
             f"call it in forward, or remove it"
         )
     full = f"{node.path}.{name}"
     owner = owners.setdefault(_identity(tensor), full)
-    return Weight(
-        name=name,
-        shape=tuple(tensor.shape),
-        dtype=dtype_name(tensor.dtype),
-        trainable=role == "param" and tensor.requires_grad,
-        role=role,
-        tied_to=None if owner == full else owner,
-        packed_bytes=_stored(tensor),
-    )
+    trainable = role == "param" and tensor.requires_grad
+    said = name, tuple(tensor.shape), dtype_name(tensor.dtype), trainable, role
+    tied, packed = None if owner == full else owner, _stored(tensor)
+    if tied is not None or packed is not None:
+        return Weight(*said, tied, packed)
+    if (weight := told.get(said)) is None:
+        weight = told[said] = Weight(*said)
+    return weight
 
 
 def _identity(tensor: torch.Tensor) -> object:

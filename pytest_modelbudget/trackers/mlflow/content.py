@@ -221,6 +221,6 @@ def _history_note(model: Measured, facts: Facts) -> str:
     if facts.commit:
         changes = " and changes that were not committed" if facts.dirty else ""
         lines.append(f"at commit {facts.commit[:12]}{changes}")
-    if unknown := [name for name in names.unknown(model.numbers) if name != names.GROUPED["params_per_sample"].name]:
+    if unknown := [name for name in names.unknown(model.numbers) if name not in names.OPTIONAL]:
         lines.append(f"unknown there, so their last points are of an earlier commit if any: {', '.join(unknown)}")
     return "\n\n".join(lines)

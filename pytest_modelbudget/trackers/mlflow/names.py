@@ -34,6 +34,11 @@ GROUPED: dict[str, Grouped] = {
 }
 """Every metric of `budget.METRICS`, by our name."""
 
+OPTIONAL = frozenset(
+    GROUPED[metric].name for metric in ("params_per_sample", "inference_peak_bytes", "training_peak_bytes")
+)
+"""Names of what is known only of models whose registration asks for it; that they lack it is no news."""
+
 AT_LEAST = "compute/forward_gflops_at_least"
 """FLOPs that are only a lower bound; they get a line of their own, since they cannot be compared with exact ones."""
 

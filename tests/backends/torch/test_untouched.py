@@ -170,17 +170,61 @@ def test_init_functions_imported_by_name_are_idle(fill: Callable[..., Any]) -> N
 
 
 def test_no_module_outlives_a_summary(count: Callable[..., Summary]) -> None:
-    """A summary is plain data: the model is freed with its last user reference."""
+    """A summary is plain data: the model is freed with its last user reference, without the help of the collector."""
     built = []
 
     def build() -> nn.Module:
-        model = nn.Linear(3, 3)
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(4)))
         built.append(weakref.ref(model))
         return model
 
-    assert count(build, "float32[B, 3]", B=1).params == 12
     gc.collect()
-    assert built[0]() is None
+    gc.disable()
+    try:
+        assert count(build, "float32[B, 3]", B=1).params == 48
+        assert built[0]() is None
+    finally:
+        gc.enable()
+
+
+class Property(nn.Module):
+    """Its training flag is a property."""
+
+    @property
+    def training(self) -> bool:
+        return self.__dict__["mode"] == "train"
+
+    @training.setter
+    def training(self, flag: bool) -> None:
+        self.__dict__["mode"] = "train" if flag else "eval"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.training else x[:, :2]
+
+
+class Mirrored(nn.Module):
+    """Keeps more than the flag when its flag is set."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":
+            super().__setattr__("mode", "train" if value else "eval")
+        super().__setattr__(name, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.mode == "train" else x[:, :2]
+
+
+@pytest.mark.parametrize("kind", [Property, Mirrored])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_flags_are_set_as_the_model_sets_them(
+    kind: type[nn.Module], training: bool, count_live: Callable[..., Summary]
+) -> None:
+    """Shapes are those of eval mode, and the flag is the user's again, where setting it does more than to store it."""
+    model = kind().train(training)
+    before = dict(vars(model))
+    assert count_live(model, "float32[B, 3]", B=1).outputs[0].shape == ("B", 2)
+    assert model.training is training
+    assert vars(model) == before
 
 
 LLAMA = """

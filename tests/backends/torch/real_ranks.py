@@ -1,0 +1,282 @@
+"""Real training on several processes of this machine, with every storage of rank 0 followed: run as a script.
+
+`python real_ranks.py RANKS CASE...` prints, as JSON by case, the highest number of bytes alive in a step after the
+first one and those alive after it. It knows nothing of the package under test.
+
+Threads of gloo may hold what was sent for a moment longer than the program does, so the lowest of several steps counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+WIDTH, VOCABULARY, TOKENS, LAYERS, STEPS = 64, 96, 24, 3, 6
+
+
+class Attention(nn.Module):
+    """Causal attention that finds the number of heads from the width it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part(x).unflatten(-1, (-1, 16)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
+        scores = (q @ k.transpose(-1, -2)).softmax(-1)
+        return self.o_proj((scores @ v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attention = Attention()
+        self.up_proj, self.down_proj = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.down_proj(nn.functional.gelu(self.up_proj(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """A small language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(self.norm(x))
+
+
+class Uneven(nn.Module):
+    """Layers with biases and of sizes that do not divide by the ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(63, 129), nn.Linear(129, 63)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+def wide() -> nn.Module:
+    """Three of them."""
+    return nn.Sequential(*[Uneven() for _ in range(3)])
+
+
+def _mesh(**dims: int) -> DeviceMesh:
+    return init_device_mesh("cpu", tuple(dims.values()), mesh_dim_names=tuple(dims))
+
+
+def _shard_blocks(model: nn.Module, mesh: DeviceMesh, **options: Any) -> None:
+    for block in getattr(model, "layers", model):
+        fully_shard(block, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
+
+
+def fsdp(model: nn.Module, ranks: int) -> nn.Module:
+    _shard_blocks(model, _mesh(fsdp=ranks))
+    return model
+
+
+def fsdp_mixed(model: nn.Module, ranks: int) -> nn.Module:
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    _shard_blocks(model, _mesh(fsdp=ranks), mp_policy=policy)
+    return model
+
+
+def fsdp_recomputed(model: nn.Module, ranks: int) -> nn.Module:
+    for block in model.layers:
+        block.forward = _again(block.forward)
+    return fsdp(model, ranks)
+
+
+def _again(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x: checkpoint(original, x, use_reentrant=False)
+
+
+def hsdp(model: nn.Module, ranks: int) -> nn.Module:
+    _shard_blocks(model, _mesh(ddp=2, fsdp=ranks // 2))
+    return model
+
+
+def _cut(model: nn.Module, mesh: DeviceMesh) -> None:
+    plan = {"embed_tokens": RowwiseParallel(input_layouts=Replicate())}
+    plan["lm_head"] = ColwiseParallel(output_layouts=Replicate())
+    for index in range(LAYERS):
+        for name in ("attention.q_proj", "attention.k_proj", "attention.v_proj", "up_proj"):
+            plan[f"layers.{index}.{name}"] = ColwiseParallel()
+        for name in ("attention.o_proj", "down_proj"):
+            plan[f"layers.{index}.{name}"] = RowwiseParallel()
+    parallelize_module(model, mesh, plan)
+
+
+def tensor_parallel(model: nn.Module, ranks: int) -> nn.Module:
+    _cut(model, _mesh(tp=ranks)["tp"])
+    return model
+
+
+def fsdp_and_tensor_parallel(model: nn.Module, ranks: int) -> nn.Module:
+    mesh = _mesh(fsdp=ranks // 2, tp=2)
+    _cut(model, mesh["tp"])
+    _shard_blocks(model, mesh["fsdp"])
+    return model
+
+
+def ddp(model: nn.Module, ranks: int) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, int], nn.Module]]] = {
+    "fsdp": (Transformer, fsdp),
+    "fsdp, uneven": (wide, fsdp),
+    "fsdp, mixed precision": (Transformer, fsdp_mixed),
+    "fsdp, recomputed": (Transformer, fsdp_recomputed),
+    "hsdp": (Transformer, hsdp),
+    "tp": (Transformer, tensor_parallel),
+    "fsdp and tp": (Transformer, fsdp_and_tensor_parallel),
+    "ddp": (Transformer, ddp),
+    "ddp, uneven": (wide, ddp),
+}
+
+
+class Follow(TorchDispatchMode):
+    """The bytes of all storages that operators touch, for as long as each lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.alive = self.peak = 0
+        self._watched: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind.__module__.startswith("torch.distributed") for kind in types):
+            return NotImplemented
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+            return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        self.see((args, kwargs, out))
+        return out
+
+    def see(self, values: Any) -> None:
+        for leaf in tree_leaves(values):
+            while isinstance(leaf, torch.Tensor) and type(leaf) not in (torch.Tensor, nn.Parameter):
+                leaf = leaf._local_tensor if isinstance(leaf, DTensor) else leaf.elem
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
+                self.resized(leaf.untyped_storage())
+
+    def resized(self, storage: torch.UntypedStorage, size: int | None = None) -> None:
+        key = storage._cdata
+        if key not in self.sizes:
+            self._watched[key] = weakref.ref(storage, lambda _: self._gone(key))
+        now = storage.nbytes() if size is None else size
+        self.alive += now - self.sizes.get(key, 0)
+        self.sizes[key] = now
+        self.peak = max(self.peak, self.alive)
+
+    def _gone(self, key: int) -> None:
+        self.alive -= self.sizes.pop(key)
+        del self._watched[key]
+
+
+def measure(build: Callable[[], nn.Module], shard: Callable[[nn.Module, int], nn.Module], ranks: int) -> dict[str, int]:
+    """Steps of AdamW on this rank; the first one, which makes its states, does not count."""
+    torch.manual_seed(0)
+    model = shard(build(), ranks)
+    text = isinstance(getattr(model, "module", model), Transformer)
+    batch = torch.zeros(2, TOKENS, dtype=torch.int64) if text else torch.zeros(2, 63)
+    follow, original = Follow(), torch.UntypedStorage.resize_
+
+    def resize(storage: torch.UntypedStorage, size: int) -> Any:
+        out = original(storage, size)
+        follow.resized(storage, size)
+        return out
+
+    torch.UntypedStorage.resize_ = resize
+    gc.collect()
+    gc.disable()
+    follow.see((list(model.parameters()), list(model.buffers()), batch))
+    optimizer = torch.optim.AdamW(model.parameters() if not _meshes(model) else _groups(model), foreach=True)
+    peaks = []
+    with follow:
+        for _ in range(STEPS):
+            torch.distributed.barrier()
+            time.sleep(0.05)
+            follow.peak = follow.alive
+            optimizer.zero_grad()
+            out = model(batch)
+            torch.autograd.backward([out], [torch.empty_like(out)])
+            optimizer.step()
+            peaks.append(follow.peak)
+    gc.enable()
+    del torch.UntypedStorage.resize_
+    return {"peak": min(peaks[1:]), "after": follow.alive}
+
+
+def _meshes(model: nn.Module) -> bool:
+    return len({getattr(one, "device_mesh", None) for one in model.parameters()}) > 1
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    found: dict[Any, list[Any]] = {}
+    for one in model.parameters():
+        found.setdefault(getattr(one, "device_mesh", None), []).append(one)
+    return [{"params": group} for group in found.values()]
+
+
+def _rank(rank: int, ranks: int, port: int, cases: list[str], file: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+    found = {}
+    for case in cases:
+        build, shard = CASES[case]
+        found[case] = measure(build, shard, ranks)
+    if rank == 0:
+        with open(file, "w") as out:
+            json.dump(found, out)
+    torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    ranks, cases = int(sys.argv[1]), sys.argv[2:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "found.json")
+        torch.multiprocessing.spawn(_rank, (ranks, port, cases, file), nprocs=ranks)
+        with open(file) as found:
+            print(found.read())
+
+
+if __name__ == "__main__":
+    main()
