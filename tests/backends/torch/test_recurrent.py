@@ -71,9 +71,15 @@ needs_avx512 = pytest.mark.skipif(
 )
 
 
+WIDE = ("LSTM", "LSTM, batch first", "LSTM, wide", "LSTM, frozen matrix", "LSTM, projections", "RNN with ReLU")
+
+
 def cases() -> list[Any]:
     """All layers; those that run as oneDNN's kernel only where its sizes are known."""
-    return [pytest.param(name, marks=[needs_avx512] if name in FUSED else []) for name in LAYERS]
+    return [
+        pytest.param(name, marks=[needs_avx512] * (name in FUSED) + [pytest.mark.slow] * (name in WIDE))
+        for name in LAYERS
+    ]
 
 
 @pytest.mark.parametrize("name", cases())

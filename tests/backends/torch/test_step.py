@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -103,7 +104,15 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Real]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+WIDE = ("momentum", "Adam", "AMSGrad", "RMSprop", "a callable")
+
+
+def marked(names: Iterable[str], wide: Collection[str]) -> list[Any]:
+    """The names as cases, those of the `wide` sweep marked."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in wide else []) for name in names]
+
+
+@pytest.mark.parametrize("name", marked(OPTIMIZERS, WIDE))
 def test_optimizers(name: str) -> None:
     """The peak of a step is that of torch's allocator, but for a number or two: states, temporaries, counters."""
     given, real = OPTIMIZERS[name]
@@ -137,7 +146,7 @@ LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", marked(LOOPS, ("zeroed after", "never zeroed")))
 def test_loops(name: str) -> None:
     """Accumulation, where gradients are let go of, and losses, against the same real loop."""
     given, real = LOOPS[name]
