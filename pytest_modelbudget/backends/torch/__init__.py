@@ -8,6 +8,9 @@ keeps, and `tape` records a pass as events. Blocks that `repeats` finds alike (b
 `retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model; `modules` and
 `weights` read the structure, `rows` and `counting` put the summary together.
 
+`step` records whole steps by a recipe, with the `kernels` of a device: `recurrent` layers (`stepwise` on the CPU) and
+the `workspaces` that kernels take inside themselves; `alterations` and `optimizers` are what a recipe asks for.
+
 `sharding` records a step of training as rank 0 of many, in a `world` that is all in this process: `tensor_parallel`
 cuts layers, `shard_optimizer` trains the parts, `wire` counts what is sent.
 """

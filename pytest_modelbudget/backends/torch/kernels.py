@@ -55,7 +55,7 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
         super().__init__()
         self._lower, self._full = _named(_LOWER), _named(_FULL)
         self._typed = _named(_TYPED)
-        self._rules: dict[Any, Callable[..., Any]] = dict(_CUDA) if cuda else {}
+        self._rules: dict[Any, Callable[..., Any]] = {functional.linear: linear, **(_CUDA if cuda else {})}
         self._cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._entering = False
         self.casts: Callable[[torch.Tensor], None] = lambda tensor: None
@@ -98,6 +98,10 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
             torch.set_autocast_dtype("cpu", before[1])
             self._cast.clear()
 
+    def learn(self, rules: Mapping[Any, Callable[..., Any]]) -> None:
+        """Functions with what is to run in their place; it gives NotImplemented to leave it to the function."""
+        self._rules.update(rules)
+
     def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the body of a function of torch's that is written in Python, with what it calls seen as well."""
         module: Any = functional
@@ -136,6 +140,18 @@ def _autocast() -> torch.dtype | None:
             dtype: torch.dtype = torch.get_autocast_dtype(kind)
             return dtype
     return None
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+    """`torch.nn.functional.linear`, which adds the bias in place to a product of many dimensions.
+
+    While it is watched torch adds it out of place.
+    """
+    plain = type(input) is torch.Tensor and type(bias) in (torch.Tensor, torch.nn.Parameter)
+    if not plain or not input.is_meta or input.dim() < 3 or input.is_contiguous():
+        return torch._C._nn.linear(input, weight, bias)
+    out: torch.Tensor = torch.matmul(input, weight.t())
+    return out.add_(bias)
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:

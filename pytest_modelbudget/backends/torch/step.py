@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.torch import recurrent
 from pytest_modelbudget.backends.torch.alterations import altered
 from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, calm
@@ -100,11 +101,13 @@ class _Run:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
             call = self._inputs()
             recorder: Recorder = self.recorder(self.model)
+            recorder.cpu = self.recipe.kernels == "cpu"
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
             stack.enter_context(calm(self.subject, self.training))
             stack.enter_context(kernels)
             recorder.recomputing = lambda: kernels
+            kernels.learn(recurrent.rules(recorder, cuda=self.recipe.kernels == "cuda"))
             kernels.casts = lambda tensor: recorder.lasting(tensor, "cast")
             stack.enter_context(watching(recorder, None if self.subject.real else Placing(self.subject.memo)))
             if isinstance(self.recipe, Training):
@@ -146,13 +149,15 @@ class _Run:
                     out = self.model(*call.args, **call.kwargs)
                     self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
                     loss = loss_of(out)
+                if isinstance(loss_of, _CrossEntropy) and loss_of.targets is not None:
+                    recorder.lasting(loss_of.targets, "input")
                 self.doing, recorder.phase, kernels.caching = "backward pass", "backward", False
                 _backward(loss)
                 for parameter in params:
                     if parameter.grad is not None:
                         recorder.lasting(parameter.grad, "gradient")
             if optimizer is not None:
-                self.doing, recorder.phase, recorder.on_device = "step of the optimizer", "optimizer", True
+                self.doing, recorder.phase, recorder.on_device = "step of the optimizer", "optimizer", not recorder.cpu
                 with torch.no_grad():
                     optimizer.step()
                 recorder.on_device = False
@@ -231,15 +236,15 @@ class _CrossEntropy:
     """
 
     def __init__(self) -> None:
-        self._targets: torch.Tensor | None = None
+        self.targets: torch.Tensor | None = None
 
     def __call__(self, out: Any) -> torch.Tensor:
         scores = next(tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1)
         if scores.dim() == 3:
             scores = scores.reshape(-1, scores.shape[-1])
-        if self._targets is None:
-            self._targets = torch.empty((scores.shape[0], *scores.shape[2:]), dtype=torch.int64, device="meta")
-        loss: torch.Tensor = functional.cross_entropy(scores, self._targets)
+        if self.targets is None:
+            self.targets = torch.empty((scores.shape[0], *scores.shape[2:]), dtype=torch.int64, device="meta")
+        loss: torch.Tensor = functional.cross_entropy(scores, self.targets)
         return loss
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from pytest_modelbudget.backends.torch.modules import nodes, rolled_up, unwrappe
 from pytest_modelbudget.backends.torch.sharded import local
 from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
+from pytest_modelbudget.backends.torch.workspaces import workspace
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Event, Held, Tape
 from pytest_modelbudget.summary import Phase, Role
@@ -74,12 +75,13 @@ class Recorder:
 
     `phase` is the part of the step that is running; whoever runs the step says so. With `on_device` only what is on the
     meta device counts (what is real then stays on the host, as the step counters of optimizers do). `recomputing` is
-    entered around modules that are called in the backward pass.
+    entered around modules that are called in the backward pass. With `cpu` the workspaces of the CPU's kernels count.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.phase: Phase = "forward"
-        self.on_device = False
+        self.on_device = self.cpu = False
+        self.kernel = ""
         self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._rolled_up = rolled_up(model)
         self._paths = {id(node.module): node.path for node in nodes(model)}
@@ -115,6 +117,15 @@ class Recorder:
         if number is not None:
             self._roles.setdefault(number, role)
 
+    @contextmanager
+    def inside(self, kernel: str) -> Iterator[None]:
+        """Inside, operators are the parts of one `kernel`, which gives the events its name."""
+        before, self.kernel = self.kernel, kernel
+        try:
+            yield
+        finally:
+            self.kernel = before
+
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call `module`; operators meanwhile are its, unless a module inside calls them."""
         if id(module) in self._rolled_up:
@@ -144,7 +155,8 @@ class Recorder:
         made = tuple(change for tensor in found if (change := self._change(tensor)) is not None)
         if self.phase == "backward" and price.name == "aten.add" and len(made) == 1 and len(read) == 2:
             self._maybe_in_place(made[0], read)
-        self._events.append(Event(price.name, path, self.phase, made, self._let_go(), workspace(price.name, args)))
+        inside = workspace(price.name, args, out, self.cpu)
+        self._events.append(Event(self.kernel or price.name, path, self.phase, made, self._let_go(), inside))
 
     def _path(self) -> str:
         """The module at work; in the backward pass the one that made the node of autograd that is running."""
@@ -229,17 +241,3 @@ def _in_place(events: list[Event], sums: Mapping[int, tuple[int, int]]) -> Itera
             known_as[number] = known_as.pop(gone, gone)
             made = ()
         yield replace(event, made=made, freed=freed)
-
-
-def workspace(op: str, args: tuple[Any, ...]) -> int:
-    """Bytes that a kernel takes inside itself while it runs, where a rule is known."""
-    if op == "aten._scaled_dot_product_flash_attention_backward":
-        # dq is summed in float32, and one number for each row: flash_api.cpp, `mha_bwd`, rows rounded to 128.
-        query = args[1]
-        batch, heads, rows, size = query.shape
-        rounded = -(-rows // 128) * 128
-        return 4 * int(batch * heads * rounded * (-(-size // 32) * 32 + 1))
-    if op == "aten._scaled_dot_product_efficient_attention_backward":
-        batch, heads, rows, _ = args[1].shape
-        return 4 * int(batch * heads * rows)
-    return 0

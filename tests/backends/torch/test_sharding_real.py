@@ -49,23 +49,21 @@ RECIPES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
 def test_against_real_ranks(ranks: int, cases: list[str]) -> None:
     """The peak of a step and what is alive after it, counted operator by operator on a real rank.
 
-    The real run has step counters of the optimizer, one number a parameter, on the same device, which a GPU has not; and
-    sums of gradients that it makes anew since it is watched. Gradients in bfloat16 that are reduced in float32 are cast
+    The real run makes sums of gradients anew since it is watched. Gradients in bfloat16 that are reduced in float32 are cast
     into memory of their own on the CPU, one block at a time.
     """
     real = measured(ranks, cases)
     for case in cases:
-        tape, parameters = planned(case, ranks)
-        after = list(tape.alive())[-1]
-        assert after == real[case]["after"] - 4 * parameters, case
+        tape = planned(case, ranks)
+        assert list(tape.alive())[-1] == real[case]["after"], case
         if case == "fsdp, mixed precision":
             assert tape.peak() <= real[case]["peak"] <= 1.03 * tape.peak(), case
         else:
             assert tape.peak() == pytest.approx(real[case]["peak"], rel=0.001), case
 
 
-def planned(case: str, ranks: int) -> tuple[Any, int]:
-    """The tape of a case, and the number of its parameters."""
+def planned(case: str, ranks: int) -> Any:
+    """The tape of a case."""
     build, _ = real_ranks.CASES[case]
     dims, recipe = RECIPES[case]
     left = ranks
@@ -77,8 +75,7 @@ def planned(case: str, ranks: int) -> tuple[Any, int]:
     training = Training(
         sharding={dim: size or left for dim, size in dims.items()}, kernels="cpu", foreach=True, loss="none", **recipe
     )
-    found = record_sharded(Subject(case, model, parse(inputs)), {}, training)
-    return found.tape, len(list(model.parameters()))
+    return record_sharded(Subject(case, model, parse(inputs)), {}, training).tape
 
 
 def measured(ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:

@@ -1,0 +1,99 @@
+"""What oneDNN's convolutions take inside themselves, against real runs with two threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_modelbudget.backends.torch.copying import ghost_of
+from pytest_modelbudget.backends.torch.forward import Subject
+from pytest_modelbudget.backends.torch.step import record
+from pytest_modelbudget.backends.torch.workspaces import THREADS
+from pytest_modelbudget.inputs import parse
+from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
+from tests.real_steps import allocated, inferred, sgd
+
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the rules are those of CPUs with AVX-512"
+)
+CLOSE = 0.03
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """As the rules are for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+class ChannelsLast(nn.Module):
+    """A convolution of maps whose channels are last in memory, as in ConvNeXt."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return out
+
+
+def after(layer: nn.Module) -> nn.Module:
+    """`layer` after one that needs its gradient."""
+    return nn.Sequential(nn.BatchNorm2d(layer.in_channels), layer)  # type: ignore[arg-type]
+
+
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
+    "3x3": (lambda: after(nn.Conv2d(64, 64, 3, padding=1)), [2, 64, 28, 28]),
+    "3x3 of many channels": (lambda: after(nn.Conv2d(256, 256, 3, padding=1, bias=False)), [2, 256, 7, 7]),
+    "3x3, strided": (lambda: after(nn.Conv2d(64, 128, 3, 2, 1, bias=False)), [2, 64, 28, 28]),
+    "1x1": (lambda: after(nn.Conv2d(128, 256, 1)), [2, 128, 14, 14]),
+    "1x1, strided": (lambda: after(nn.Conv2d(64, 128, 1, 2)), [2, 64, 28, 28]),
+    "dilated": (lambda: after(nn.Conv2d(64, 64, 3, padding=2, dilation=2)), [2, 64, 28, 28]),
+    "channels that are no multiple of 16": (lambda: after(nn.Conv2d(20, 50, 5)), [2, 20, 28, 28]),
+    "groups": (lambda: after(nn.Conv2d(128, 128, 3, padding=1, groups=4)), [2, 128, 14, 14]),
+    "depthwise 3x3": (lambda: after(nn.Conv2d(96, 96, 3, padding=1, groups=96)), [2, 96, 28, 28]),
+    "an image": (lambda: nn.Conv2d(3, 64, 7, 2, 3, bias=False), [2, 3, 112, 112]),
+    "patches": (lambda: nn.Conv2d(3, 192, 16, 16), [2, 3, 112, 112]),
+    "channels last, 3x3": (lambda: ChannelsLast(nn.Conv2d(64, 64, 3, padding=1)), [2, 28, 28, 64]),
+    "channels last, depthwise": (lambda: ChannelsLast(nn.Conv2d(96, 96, 7, padding=3, groups=96)), [2, 14, 14, 96]),
+    "channels last, strided": (lambda: ChannelsLast(nn.Conv2d(96, 192, 2, 2)), [2, 28, 28, 96]),
+    "one dimension": (lambda: nn.Sequential(nn.BatchNorm1d(64), nn.Conv1d(64, 64, 3, padding=1)), [2, 64, 500]),
+    "transposed": (lambda: after(nn.ConvTranspose2d(64, 32, 2, 2)), [2, 64, 28, 28]),
+}
+
+
+def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> Tape:
+    """The tape of a model on meta that stands for `model`."""
+    return record(Subject("model", ghost_of(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_training(name: str) -> None:
+    """The peak with the rule is close to that of torch's allocator, also where the convolution is all there is."""
+    build, shape = CONVOLUTIONS[name]
+    model = build()
+    planned = taped(model, shape, Training(kernels="cpu", optimizer="sgd")).peak()
+    assert planned == pytest.approx(allocated(model, torch.rand(shape), sgd), rel=CLOSE)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_inference(name: str) -> None:
+    """So is that of a pass without gradients."""
+    build, shape = CONVOLUTIONS[name]
+    model = build()
+    planned = taped(model, shape, Inference(kernels="cpu")).peak()
+    assert planned == pytest.approx(inferred(model, torch.rand(shape)), rel=CLOSE)
+
+
+def test_only_the_cpu_has_these_rules() -> None:
+    """A recipe for CUDA gives convolutions no workspace: none is known."""
+    build, shape = CONVOLUTIONS["3x3"]
+    cpu, cuda = (taped(build(), shape, Training(kernels=kernels, optimizer="sgd")) for kernels in ("cpu", "cuda"))  # type: ignore[arg-type]
+    assert sum(event.workspace for event in cpu.events) > 0
+    assert sum(event.workspace for event in cuda.events) == 0
