@@ -13,6 +13,7 @@ from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import Subject
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
 from pytest_modelbudget.backends.torch.modules import unwrapped
+from pytest_modelbudget.backends.torch.recurrent import CUDNN, CUDNN_NOTE
 from pytest_modelbudget.backends.torch.sharding import Sharded, record_sharded
 from pytest_modelbudget.backends.torch.step import record
 from pytest_modelbudget.errors import ModelBudgetError
@@ -59,6 +60,8 @@ def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: S
         plan = plan_of(tape, kind, describe(recipe))
     else:
         plan = memory_plan(tape, kind, describe(recipe), torch=torch.__version__, devices=devices)
+    if any(event.op.startswith(CUDNN) for event in tape.events):
+        plan = replace(plan, notes=(*plan.notes, CUDNN_NOTE))
     if sharded is None:
         return plan
     return replace(plan, ranks=sharded.ranks, communication_bytes=sum(sharded.communication.values()))
