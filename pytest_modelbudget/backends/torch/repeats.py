@@ -160,6 +160,7 @@ class Session:
         self._luck: defaultdict[int, _Luck] = defaultdict(_Luck)
         self._calls: Counter[int] = Counter()
         self._recording = 0
+        self._chance: Hashable = None  # as last seen: what was drawn since then counts against the next block
         self._born: list[weakref.ref[torch.Tensor]] = []
 
     def born(self, made: Any) -> None:
@@ -216,7 +217,7 @@ class Session:
         run: Callable[[], Any],
     ) -> Any:
         """Run, and see what it does; twice the same is trusted."""
-        chance, first = _chance(), len(self._born)
+        chance, first = self._chance if self._chance is not None else _chance(), len(self._born)
         mark = self._log.mark(modules, given)
         self._recording += 1
         try:
@@ -224,7 +225,8 @@ class Session:
         finally:
             self._recording -= 1
         try:
-            if not given.unwritten or self._repeats.prints.of(modules) != key[:2] or _chance() != chance:
+            self._chance = _chance()
+            if not given.unwritten or self._repeats.prints.of(modules) != key[:2] or self._chance != chance:
                 raise Unreadable
             made = tensors(out)
             self._refuse_escaped(first, made)
