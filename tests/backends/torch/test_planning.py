@@ -42,21 +42,21 @@ def layers() -> nn.Sequential:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "states"),
+    ("optimizer", "states", "counters"),
     [
-        pytest.param({"optimizer": "sgd"}, 0, id="sgd"),
-        pytest.param({"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}, 1, id="momentum"),
-        pytest.param({"optimizer": "adamw"}, 2, id="adamw"),
+        pytest.param({"optimizer": "sgd"}, 0, 0, id="sgd"),
+        pytest.param({"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}, 1, 0, id="momentum"),
+        pytest.param({"optimizer": "adamw"}, 2, 4, id="adamw"),
     ],
 )
-def test_what_is_alive_at_the_peak_adds_up(optimizer: dict[str, Any], states: int) -> None:
-    """Weights and states of 22,210 params in float32, inputs of 8 samples."""
+def test_what_is_alive_at_the_peak_adds_up(optimizer: dict[str, Any], states: int, counters: int) -> None:
+    """Weights and states of 22,210 params in float32, a step counter for each of four tensors, inputs of 8 samples."""
     found = plan(layers, "float32[B, 100]", training={"batch": 8, **optimizer, **CPU})
     assert found.peak_bytes == sum(part.bytes for part in found.parts)
     roles = found.by_role()
     assert roles["param"] == 4 * 22_210
     assert roles["input"] == 4 * 8 * 100
-    assert roles.get("optimizer", 0) == states * 4 * 22_210
+    assert roles.get("optimizer", 0) == states * 4 * 22_210 + counters * 4
     assert max(point.bytes for point in found.timeline) == found.peak_bytes
 
 
