@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pytest_modelbudget.planner.allocator import replay
-from pytest_modelbudget.planner.devices import Device, device, fit
+from pytest_modelbudget.planner.devices import Device, contains, device, fit
 from pytest_modelbudget.planner.libraries import blas, convolution, with_blas, with_convolutions
 from pytest_modelbudget.planner.segments import DEFAULT
 from pytest_modelbudget.planner.tape import Tape
@@ -43,6 +43,7 @@ def memory_plan(tape: Tape, kind: Kind, recipe: str, *, torch: str, devices: Ite
         reserved_bytes=reserve.peak_reserved,
         low_bytes=min(tape.peak(), plan.peak_bytes or 0),
         high_bytes=max(_most(tape, torch).peak(), plan.peak_bytes or 0),
+        notes=(*plan.notes, *dict.fromkeys(f"what fits: a need {contains(one)}" for one in known.values())),
         fits=tuple(
             replace(fit(with_blas(tape, blas(torch, one)), one, repeats=repeats), device=name)
             for name, one in known.items()

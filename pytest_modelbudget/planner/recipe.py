@@ -156,7 +156,7 @@ def _sharding(value: Any) -> tuple[str, Any]:
 
 
 def _no_compile(value: Any) -> tuple[str, Any]:
-    return ("" if value is False else "compiled training is not planned: write false"), value
+    return ("" if value in (False, "no") else "compiled training is not planned: write false"), False
 
 
 _CHECKS: dict[str, Callable[[Any], tuple[str, Any]]] = {

@@ -24,7 +24,7 @@ def test_every_key_is_read() -> None:
         "batch 8, T 2048, sgd, bf16-mixed, foreach=False, 4 accumulated passes, checkpointing blocks, "
         "training head.*, fsdp 8"
     )
-    assert parse({}, Training) == parse(True, Training) == Training()
+    assert parse({}, Training) == parse(True, Training) == parse({"compile": "no"}, Training) == Training()
     assert describe(parse({"kv_cache": 4096, "precision": "bf16"}, Inference)) == "bf16, cache of 4096 tokens"
 
 
