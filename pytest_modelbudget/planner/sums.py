@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import ceil, prod
 
 from pytest_modelbudget.planner.recipe import Recipe, Training, describe
-from pytest_modelbudget.summary import ITEM_BYTES, Layer, Part, Plan, Role, Summary
+from pytest_modelbudget.summary import ITEM_BYTES, Input, Layer, Part, Plan, Role, Summary
 
 LABEL = (
     "a sum of weights, gradients, optimizer slots, activations and inputs, not a recorded step: temporaries of "
@@ -64,6 +64,8 @@ def _problems(summary: Summary, recipe: Recipe) -> Iterator[str]:
         return
     if _slot_bytes(summary, recipe) is None:
         yield f"what the optimizer {recipe.optimizer} keeps is not known for {summary.framework} models"
+    if unknown := next((port for port in summary.inputs if _elements_unknown(port)), None):
+        yield f"how many bytes the input {unknown} takes is not known"
     if summary.activation_bytes is None:
         why = next((note for note in summary.notes if note.startswith("activation_bytes")), "activations are not known")
         yield why
@@ -111,6 +113,10 @@ def _activations(summary: Summary) -> Iterator[Part]:
     yield from rows
     if summary.activation_bytes is not None:
         yield Part("activation", "", max(0, summary.activation_bytes - sum(part.bytes for part in rows)))
+
+
+def _elements_unknown(port: Input) -> bool:
+    return None in port.spec.shape or port.spec.dtype not in ITEM_BYTES
 
 
 def _input_bytes(summary: Summary, sizes: Mapping[str, int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 Kind = Literal["training", "inference"]
@@ -129,7 +129,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` reads it back."""
-        return asdict(self)
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -140,3 +140,11 @@ class Plan:
         for name, kind in lists.items():
             values[name] = tuple(kind(**item) for item in data.get(name, ()))
         return cls(**{**values, "notes": tuple(data.get("notes", ()))})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {name: getattr(value, name) for name in value.__slots__}  # type: ignore[union-attr]
+    return value

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.planner.sums import LABEL, plan
-from pytest_modelbudget.summary import Input, Layer, Summary, Weight
+from pytest_modelbudget.summary import Input, Layer, Summary, TensorSpec, Weight
 from tests.builders import spec, towers
 
 WEIGHTS = 4 * 6_201
@@ -104,3 +104,11 @@ def test_unknown_activations() -> None:
     summary = replace(towers(), notes=("FLOPs: fine", "activation_bytes is not known: tensorflow does not say"))
     assert plan(summary, Training(), {"B": 4}).notes[0] == "activation_bytes is not known: tensorflow does not say"
     assert plan(towers(), Training(), {"B": 4}).notes[0] == "activations are not known"
+
+
+def test_an_input_of_unknown_size_makes_the_sum_unknown() -> None:
+    """Its bytes are not taken for none."""
+    unsized = Input("x", TensorSpec((None, 3), "float32"))
+    found = plan(replace(towers(), inputs=(unsized,), activation_bytes=8), Training(), {})
+    assert found.peak_bytes is None
+    assert "how many bytes the input x float32[?, 3] takes is not known" in found.notes[0]

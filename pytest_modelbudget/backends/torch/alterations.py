@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatchcase
@@ -36,7 +37,7 @@ def altered(model: nn.Module, recipe: Training, around: Around = nullcontext) ->
         if recipe.checkpointing == "blocks":
             stack.enter_context(_recomputed(_blocks_of(model), around))
         elif recipe.checkpointing != "none":
-            imported(recipe.checkpointing)(model)
+            imported(recipe.checkpointing, "checkpointing")(model)
         yield
 
 
@@ -111,12 +112,14 @@ def _blocks_of(model: nn.Module) -> list[nn.Module]:
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks: members of the outermost lists that hold two or more containers of one class."""
     found: list[nn.Module] = []
+    inner: set[int] = set()
     for module in all_modules(model):
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or any(module in all_modules(one) for one in found):
+        if not _is_list(module) or id(module) in inner:
             continue
         inside = [child for child in module.children() if next(child.children(), None) is not None]
-        kinds = [type(child) for child in inside]
-        alike = [child for child in inside if kinds.count(type(child)) > 1 and not _is_list(child)]
+        kinds = Counter(map(type, inside))
+        alike = [child for child in inside if kinds[type(child)] > 1 and not _is_list(child)]
+        inner.update(id(one) for block in alike for one in all_modules(block))
         found += alike
     return found
 

@@ -92,10 +92,16 @@ def _flash(
     causal: bool,
     scale: float | None,
 ) -> torch.Tensor:
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    mask = None if mask is None else floats(mask, query.dtype)
     out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask, scale=scale
     )
     result: torch.Tensor = out[0]
     return result
+
+
+def floats(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask as kernels read it: what is added to the scores."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), float("-inf"))

@@ -23,6 +23,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.torch.attention import floats
+
 _LOWER = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
 conv_transpose1d conv_transpose2d conv_transpose3d gru_cell linear lstm_cell matmul mm mv prelu rnn_tanh_cell
 rnn_relu_cell einsum scaled_dot_product_attention bilinear conv_tbc rnn_tanh rnn_relu lstm gru"""
@@ -33,7 +35,7 @@ multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_n
 rsqrt sinh smooth_l1_loss soft_margin_loss softmin softplus renorm tan triplet_margin_loss"""
 _PLACES = (torch, torch.Tensor, functional, torch._C._nn, torch.linalg, torch.special, torch._VF)
 _TYPED = "cumprod cumsum prod sum softmax log_softmax"  # read half precision and write float32, without a copy
-_VALUES = frozenset((torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__bool__))
+_VALUES = {torch.Tensor.item: 1.0, torch.Tensor.__float__: 1.0, torch.Tensor.__int__: 1, torch.Tensor.__bool__: True}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -57,7 +59,6 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
         self._typed = _named(_TYPED)
         self._rules: dict[Any, Callable[..., Any]] = {functional.linear: linear, **(_CUDA if cuda else {})}
         self._cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._entering = False
         self.casts: Callable[[torch.Tensor], None] = lambda tensor: None
         self.caching = True
         self.guessing = False
@@ -67,7 +68,7 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
     ) -> Any:
         kwargs = kwargs or {}
         if self.guessing and func in _VALUES and args[0].is_meta:
-            return 1.0  # what optimizers and losses do with a value changes no memory
+            return _VALUES[func]  # what optimizers and losses do with a value changes no memory
         if func is functional.multi_head_attention_forward:
             return self._inside(func, args, kwargs)
         if (dtype := _autocast()) is not None:
@@ -224,21 +225,15 @@ def _unfused(
         mask = torch.ones(rows, columns, dtype=torch.bool, device="meta").tril()
     scores = torch.matmul(query * 1.0, key.transpose(-2, -1) * 1.0)
     if mask is not None:
-        scores = scores.add_(_floats(mask.to(query.device), query.dtype))
+        scores = scores.add_(floats(mask.to(query.device), query.dtype))
     weights = torch.native_dropout(torch.ops.aten._safe_softmax(scores, -1), dropout, True)[0]
     out: torch.Tensor = torch.matmul(weights, value).to(dtype)
     return out
 
 
-def _floats(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), float("-inf"))
-
-
 def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """A mask as the kernel reads it: floats, rows padded to a multiple of 16 elements."""
-    mask = _floats(mask, query.dtype)
+    mask = floats(mask, query.dtype)
     width = mask.shape[-1]
     if missing := -width % 16:
         mask = functional.pad(mask, (0, missing))[..., :width]

@@ -44,21 +44,33 @@ def optimizer_of(recipe: Training, params: list[torch.nn.Parameter]) -> Any:
             return Both([*([_torchs("muon", matrices, options, recipe)] if matrices else []), *rest])
         if isinstance(name, str) and name in _TORCHS:
             return _torchs(name, params, options, recipe)
-        return imported(name)(params, **options)
+        return imported(name, "optimizer")(params, **options)
+    except ModelBudgetError:
+        raise
     except (TypeError, ValueError, RuntimeError, AttributeError, ImportError) as mistake:
         raise ModelBudgetError(
             f"training.optimizer: {name} cannot be made: {type(mistake).__name__}: {mistake}"
         ) from mistake
 
 
-def imported(reference: str | Callable[..., Any]) -> Callable[..., Any]:
-    """What `module:callable` names; a callable is itself."""
+def imported(reference: str | Callable[..., Any], key: str) -> Callable[..., Any]:
+    """What `module:callable` names; a callable is itself.
+
+    Raises:
+        ModelBudgetError: there is none, with the `key` of the recipe that names it.
+    """
     if callable(reference):
         return reference
     module, _, path = reference.partition(":")
-    found: Any = import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name)
+    try:
+        found: Any = import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except Exception as mistake:  # whatever the user's module raises
+        text = f"{type(mistake).__name__}: {mistake}"
+        raise ModelBudgetError(f"training.{key}: {reference} cannot be imported: {text}") from mistake
+    if not callable(found):
+        raise ModelBudgetError(f"training.{key}: {reference} is a {type(found).__name__}, not something to call")
     called: Callable[..., Any] = found
     return called
 

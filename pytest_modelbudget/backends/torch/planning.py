@@ -16,7 +16,6 @@ from pytest_modelbudget.backends.torch.modules import unwrapped
 from pytest_modelbudget.backends.torch.recurrent import CUDNN, CUDNN_NOTE
 from pytest_modelbudget.backends.torch.sharding import Sharded, record_sharded
 from pytest_modelbudget.backends.torch.step import record
-from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.memory import memory_plan
@@ -35,7 +34,11 @@ def plans(
     built_here: bool,
     devices: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
-    """See `pytest_modelbudget.backends.Backend.plan`; a recipe that cannot be run gives a plan without numbers."""
+    """See `pytest_modelbudget.backends.Backend.plan`.
+
+    Raises:
+        ModelBudgetError: a recipe that cannot be run.
+    """
     subject = subject_of(unwrapped(model), name, inputs, built_here=built_here)
     return tuple(_plan(subject, sizes, recipe, devices) for recipe in recipes)
 
@@ -50,12 +53,9 @@ def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool)
 def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: Sequence[str]) -> Plan:
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
     sharded: Sharded | None = None
-    try:
-        if isinstance(recipe, Training) and recipe.sharding is not None:
-            sharded = record_sharded(subject, sizes, recipe)
-        tape = record(subject, sizes, recipe) if sharded is None else sharded.tape
-    except ModelBudgetError as mistake:
-        return Plan(kind, describe(recipe), None, notes=(str(mistake),))
+    if isinstance(recipe, Training) and recipe.sharding is not None:
+        sharded = record_sharded(subject, sizes, recipe)
+    tape = record(subject, sizes, recipe) if sharded is None else sharded.tape
     if recipe.kernels == "cpu":
         plan = plan_of(tape, kind, describe(recipe))
     else:

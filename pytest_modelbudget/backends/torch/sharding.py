@@ -27,15 +27,13 @@ from pytest_modelbudget.backends.torch.ghosts import META
 from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.optimizers import imported
 from pytest_modelbudget.backends.torch.shard_optimizer import optimizer_on_shards
-from pytest_modelbudget.backends.torch.step import record
+from pytest_modelbudget.backends.torch.step import MIXED, record
 from pytest_modelbudget.backends.torch.tape import Recorder
 from pytest_modelbudget.backends.torch.tensor_parallel import cut
 from pytest_modelbudget.backends.torch.wire import Sent, sent
 from pytest_modelbudget.backends.torch.world import World, world
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Event, Tape, Training
-
-_MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +104,14 @@ def _shard(name: str, recipe: Training, found: World) -> tuple[Callable[[nn.Modu
     dims = {dim: recipe.sharding[dim] for dim in ("ddp", "fsdp", "tp") if recipe.sharding.get(dim, 1) > 1}
     if not dims:
         raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
-    if ("fsdp" in dims or len(dims) > 1) and recipe.precision in _MIXED:
+    if ("fsdp" in dims or len(dims) > 1) and recipe.precision in MIXED:
         rest = replace(rest, precision="fp32")
-    return lambda model: _planned(name, model, dims, found, _MIXED.get(recipe.precision)), rest
+    return lambda model: _planned(name, model, dims, found, MIXED.get(recipe.precision)), rest
 
 
 def _theirs(name: str, function: Any, model: nn.Module, found: World) -> nn.Module:
     try:
-        made = imported(function)(model, found.mesh)
+        made = imported(function, "sharding")(model, found.mesh)
     except ModelBudgetError:
         raise
     except Exception as mistake:

@@ -33,7 +33,9 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+"""Precisions of autocast, and its dtype."""
+
 STEPS = 2
 """Steps that are run; the last one is measured."""
 
@@ -145,7 +147,7 @@ class _Run:
             for _ in range(recipe.gradient_accumulation):
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
                 kernels.caching, kernels.guessing = True, False
-                with kernels.autocast(_MIXED.get(recipe.precision)):
+                with kernels.autocast(MIXED.get(recipe.precision)):
                     out = self.model(*call.args, **call.kwargs)
                     self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
                     loss = loss_of(out)
@@ -169,7 +171,7 @@ class _Run:
         return out, loss, optimizer
 
     def _infer(self, recipe: Inference, call: Call, recorder: Recorder, kernels: Kernels) -> Any:
-        with kernels.autocast(_MIXED.get(recipe.precision)):
+        with kernels.autocast(MIXED.get(recipe.precision)):
             if not recipe.kv_cache:
                 return self.model(*call.args, **call.kwargs)
             self.doing = "forward pass that fills the cache"
@@ -221,7 +223,7 @@ def _loss(recipe: Training) -> Callable[[Any], Any]:
         return _CrossEntropy()
     if recipe.loss == "auto":
         return lambda out: own if (own := _own_loss(out)) is not None else out
-    return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss)
+    return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss, "loss")
 
 
 def _own_loss(out: Any) -> torch.Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pytest_modelbudget.backends.torch.alterations import blocks
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import Subject
 from pytest_modelbudget.backends.torch.step import record
@@ -170,6 +172,38 @@ def test_cross_entropy_and_the_models_own_loss() -> None:
     assert own.peak() == taped(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd", loss=squared)).peak()
 
 
+def test_a_loss_may_ask_for_its_value() -> None:
+    """To stop at nan, to log it, to count: what it finds is made up, and changes no memory."""
+
+    def careful(out: torch.Tensor) -> torch.Tensor:
+        loss = squared(out)
+        assert loss == loss
+        assert isinstance(loss.item() + float(loss) + int(loss), float)
+        return loss if loss > 0 else loss * 2
+
+    recipe = Training(kernels="cpu", optimizer="sgd")
+    assert taped(Blocks(), SHAPE, replace(recipe, loss=careful)).peak() == pytest.approx(
+        taped(Blocks(), SHAPE, replace(recipe, loss=squared)).peak(), abs=NUMBERS
+    )
+
+
+class Experts(nn.Module):
+    """A list of blocks, each with a list of blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
+        self.parts = nn.ModuleList(nn.TransformerEncoderLayer(4, 1, 4) for _ in range(2))
+
+
+def test_blocks_are_those_of_the_outermost_lists() -> None:
+    """What is inside of a block is a part of it, and lists in a list are no blocks."""
+    model = nn.Sequential(nn.Linear(4, 4), Experts(), Experts(), nn.Linear(4, 4))
+    assert blocks(model) == [model[1], model[2]]
+    assert blocks(Experts()) != []
+    assert all(isinstance(one, nn.TransformerEncoderLayer) for one in blocks(Experts()))
+
+
 def test_tied_weights_count_once() -> None:
     """One weight has one gradient and one pair of states."""
     model = Blocks(tied=True)
@@ -288,7 +322,10 @@ def test_the_model_is_as_before() -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        pytest.param(Training(optimizer="no.such:thing"), "training.optimizer: no.such:thing cannot be made", id="optimizer"),
+        pytest.param(Training(optimizer="no.such:thing"), "training.optimizer: no.such:thing cannot be imported: ModuleNotFoundError", id="optimizer"),
+        pytest.param(Training(loss="no.such:thing"), "training.loss: no.such:thing cannot be imported: ModuleNotFoundError", id="loss of no module"),
+        pytest.param(Training(checkpointing="math:nothing"), "training.checkpointing: math:nothing cannot be imported: AttributeError", id="no function"),
+        pytest.param(Training(loss="math:pi"), "training.loss: math:pi is a float, not something to call", id="a number"),
         pytest.param(Training(optimizer="sgd", optimizer_options={"speed": 1}), "training.optimizer: sgd cannot be made: TypeError", id="option"),
         pytest.param(Training(trainable=("body.*",)), "training.trainable: no parameter's name matches 'body.\\*'", id="glob"),
         pytest.param(Training(lora={"rank": 2, "targets": ["query"]}), "training.lora.targets: no Linear layer is called 'query'", id="LoRA"),
