@@ -3,7 +3,8 @@
 `python real_ranks.py RANKS CASE...` prints, as JSON by case, the highest number of bytes alive in a step after the
 first one and those alive after it. It knows nothing of the package under test.
 
-Threads of gloo may hold what was sent for a moment longer than the program does, so the lowest of several steps counts.
+Threads of gloo may hold what was sent for a moment longer than the program does. So what waits for them gives them time
+to let go; and since it only adds, the lowest of several steps counts, for the peak and for what is alive after it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 WIDTH, VOCABULARY, TOKENS, LAYERS, STEPS = 64, 96, 24, 3, 6
+BREATH = 0.002  # seconds after each exchange
+QUIET = 10  # hundredths of a second without a change
 
 
 class Attention(nn.Module):
@@ -221,24 +224,44 @@ def measure(build: Callable[[], nn.Module], shard: Callable[[nn.Module, int], nn
         return out
 
     torch.UntypedStorage.resize_ = resize
+    wait = torch.distributed.Work.wait
+
+    def waited(work: Any, *args: Any) -> Any:
+        with _disable_current_modes():  # what gloo makes for itself is not the program's
+            out = wait(work, *args)
+        time.sleep(BREATH)
+        return out
+
+    torch.distributed.Work.wait = waited
     gc.collect()
     gc.disable()
     follow.see((list(model.parameters()), list(model.buffers()), batch))
     optimizer = torch.optim.AdamW(model.parameters() if not _meshes(model) else _groups(model), foreach=True)
-    peaks = []
+    peaks, after = [], []
     with follow:
         for _ in range(STEPS):
-            torch.distributed.barrier()
-            time.sleep(0.05)
             follow.peak = follow.alive
             optimizer.zero_grad()
             out = model(batch)
             torch.autograd.backward([out], [torch.empty_like(out)])
             optimizer.step()
             peaks.append(follow.peak)
+            after.append(_at_rest(follow))
     gc.enable()
+    torch.distributed.Work.wait = wait
     del torch.UntypedStorage.resize_
-    return {"peak": min(peaks[1:]), "after": follow.alive}
+    return {"peak": min(peaks[1:]), "after": min(after[1:])}
+
+
+def _at_rest(follow: Follow) -> int:
+    """What is alive when all ranks are here and nothing has been let go for a while."""
+    torch.distributed.barrier()
+    alive, quiet = follow.alive, 0
+    while quiet < QUIET:
+        time.sleep(0.01)
+        quiet = quiet + 1 if follow.alive == alive else 0
+        alive = follow.alive
+    return alive
 
 
 def _meshes(model: nn.Module) -> bool:
