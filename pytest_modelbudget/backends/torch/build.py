@@ -1,15 +1,18 @@
 """Building a model without memory for its weights.
 
-Parameters go to the meta device when they are registered and large tensors when they are made; small ones stay
-real, because constructors read them (`[x.item() for x in torch.linspace(0, rate, depth)]`).
+Parameters go to the meta device when they are registered, large tensors and what torch's own layers make for themselves
+when they are made; other small ones stay real, because constructors read them
+(`[x.item() for x in torch.linspace(0, rate, depth)]`).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import cache, wraps
 from math import prod
+from types import FrameType
 from typing import Any
 
 import torch
@@ -61,8 +64,15 @@ def _buffer_limit(value: torch.Tensor) -> int:
 
 @contextmanager
 def _idle_init() -> Iterator[None]:
-    """The functions of `torch.nn.init` (and timm's own) return a meta tensor at once: there is nothing to fill."""
+    """There is nothing to fill on meta.
+
+    The functions of `torch.nn.init` (and timm's own) return a meta tensor at once, `reset_parameters` of torch's layers
+    leaves weights on meta alone.
+    """
     patched: list[tuple[Any, str, Any]] = []
+    for layer in _layers_that_fill():
+        patched.append((layer, "reset_parameters", layer.reset_parameters))
+        layer.reset_parameters = _idle_on_meta_weights(layer.reset_parameters)
     for module in _init_modules():
         for name, function in list(vars(module).items()):
             if name.endswith("_") and not name.startswith("__") and callable(function):
@@ -77,9 +87,26 @@ def _idle_init() -> Iterator[None]:
             setattr(module, name, function)
 
 
-def _init_modules() -> Iterator[Any]:
-    import sys
+@cache
+def _layers_that_fill() -> tuple[Any, ...]:
+    """torch's own classes of layers that fill their weights when they are built."""
+    kinds = {base for kind in vars(nn.modules).values() if isinstance(kind, type) for base in kind.__mro__}
+    return tuple(kind for kind in kinds if "reset_parameters" in vars(kind) and issubclass(kind, nn.Module))
 
+
+def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    @wraps(function)
+    def idle(module: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            weights = [weight for weight in module._parameters.values() if weight is not None]
+            if weights and all(weight.is_meta for weight in weights):
+                return
+        function(module)
+
+    return idle
+
+
+def _init_modules() -> Iterator[Any]:
     yield torch.nn.init
     if (timm := sys.modules.get("timm.layers.weight_init")) is not None:
         yield timm
@@ -149,6 +176,8 @@ _FACTORIES: dict[Any, tuple[Callable[[tuple[Any, ...], Mapping[str, Any]], int],
     torch.logspace: (_steps, CONSTANT),
     torch.eye: (_square, LARGE),
 }
+_OF_WEIGHTS = {torch.empty, torch.zeros, torch.ones}
+"""What layers make their weights of."""
 _MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
 _FILLS = {
     torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_, torch.Tensor.erfinv_,
@@ -165,6 +194,8 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
     ) -> Any:
         kwargs = kwargs or {}
         if func in _FACTORIES:
+            if func in _OF_WEIGHTS and _asked_by_a_layer(sys._getframe(1)) and _floating(kwargs.get("dtype")):
+                return torch.empty(*args, **{**kwargs, "device": META})  # zeros of no values are made slowly
             return func(*args, **_placed(func, args, kwargs))
         if func in _CHANGES and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
             return args[0] if func in _FILLS else _stay(func, args, kwargs)
@@ -174,6 +205,15 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
             if not _mixed(args, kwargs):
                 raise
             return func(*tree_map_only(torch.Tensor, _meta, args), **tree_map_only(torch.Tensor, _meta, kwargs))
+
+
+def _asked_by_a_layer(frame: FrameType) -> bool:
+    """Whether this is the code of a layer of torch's own, which never reads the values of its new weights."""
+    return str(frame.f_globals.get("__name__")).startswith("torch.nn.modules.")
+
+
+def _floating(dtype: torch.dtype | None) -> bool:
+    return dtype is None or dtype.is_floating_point
 
 
 def _placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -89,21 +89,15 @@ class Prints:
 
     def _read(self, module: nn.Module) -> Hashable:
         held = vars(module)
-        kinds = tuple(map(type, held.values()))
-        parts = [
-            None
-            if name in _UNREAD or (name in _HOOKS and not value)
-            else value
-            if kind in _PLAIN
-            else self._part(module, name, value)
-            for (name, value), kind in zip(held.items(), kinds, strict=True)
-        ]
-        return type(module), tuple(held), kinds, tuple(parts)
+        names, kinds = tuple(held), tuple(map(type, held.values()))
+        hooks, read = _sorted(names)
+        if any(map(held.__getitem__, hooks)):
+            raise Unreadable
+        parts = [value if type(value := held[name]) in _PLAIN else self._part(module, name, value) for name in read]
+        return type(module), names, kinds, tuple(parts)
 
     def _part(self, module: nn.Module, name: str, value: Any) -> Hashable:
         """An attribute that is not plain."""
-        if name in _HOOKS:
-            raise Unreadable
         if name == "_modules":
             if _children(module) != self._children[id(module)]:
                 raise Unreadable
@@ -116,10 +110,8 @@ class Prints:
         kind = type(value)
         if kind in _PLAIN:
             return kind, value
-        if kind in _TENSORS or isinstance(value, torch.Tensor):
+        if kind in _TENSORS:
             return self._tensor(value)
-        if isinstance(value, Enum):
-            return kind, value.name
         if depth > 0 and kind in CONTAINERS:
             raise Unreadable  # what is in there could change unseen
         if kind in (dict, OrderedDict):
@@ -131,6 +123,10 @@ class Prints:
             return kind, tuple([self._value(item, depth + 1) for item in value])
         if kind in (set, frozenset):
             return kind, frozenset(self._value(item, depth + 1) for item in value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, Enum):
+            return kind, value.name
         if kind is partial:
             return kind, self._value((value.func, *value.args, *value.keywords.items()), depth + 1)
         raise Unreadable
@@ -147,6 +143,13 @@ class Prints:
             raise Unreadable
         self._real.append(tensor)
         return repr(tensor.detach().flatten().tolist())  # text, because nan is not nan
+
+
+@lru_cache(maxsize=1024)
+def _sorted(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of the names of attributes those of hooks, and those of what is read."""
+    hooks = tuple(name for name in names if name in _HOOKS and name not in _UNREAD)
+    return hooks, tuple(name for name in names if name not in _HOOKS and name not in _UNREAD)
 
 
 def _children(module: nn.Module) -> list[int]:

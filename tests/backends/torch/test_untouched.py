@@ -72,6 +72,7 @@ def _process() -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "call": nn.Module.__call__,
         "init": torch.nn.init.normal_,
+        "layers": [nn.Linear.reset_parameters, nn.Conv2d.reset_parameters, nn.BatchNorm2d.reset_parameters],
         "fast": torch.backends.mha.get_fastpath_enabled(),
         "mkldnn": torch._C._get_mkldnn_enabled(),
         "hooks": {name: len(hooks) for name, hooks in vars(globals_of_modules).items() if isinstance(hooks, dict)},
@@ -167,6 +168,33 @@ def test_init_functions_imported_by_name_are_idle(fill: Callable[..., Any]) -> N
         layer = nn.Linear(64, 64)
         fill(layer.weight, **({"sparsity": 0.5} if fill.__name__ == "sparse_" else {}))
     assert layer.weight.is_meta
+
+
+def test_what_layers_make_for_themselves_is_on_meta() -> None:
+    """Small weights and statistics of torch's layers have no values; counts have, and tensors that a user makes."""
+    with abstract():
+        layer, made = nn.BatchNorm1d(3), torch.ones(3)
+    assert {name for name, tensor in layer.state_dict().items() if not tensor.is_meta} == {"num_batches_tracked"}
+    assert [tuple(tensor.shape) for tensor in layer.state_dict().values()] == [(3,), (3,), (3,), (3,), ()]
+    assert layer.num_batches_tracked.item() == 0
+    assert made.tolist() == [1, 1, 1]
+
+
+def test_a_layers_own_way_to_fill_its_weights_runs() -> None:
+    """Only what torch's layers do there is left out; a real tensor in a layer of torch's is filled as ever."""
+
+    class Own(nn.Linear):
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            self.seen = tuple(self.weight.shape)
+
+    real = nn.Linear(2, 2)
+    with abstract():
+        assert Own(3, 4).seen == (4, 3)
+        nn.init.constant_(real.weight, 7.0)
+        real.reset_parameters()
+    assert not real.weight.is_meta
+    assert (real.weight.abs() < 1).all()
 
 
 def test_no_module_outlives_a_summary(count: Callable[..., Summary]) -> None:
