@@ -18,6 +18,7 @@ The operators are those that torch runs on the meta device, where kernels of the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
@@ -46,10 +47,15 @@ def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activa
     if again and subject.repeats is not None:
         saved.repeats = subject.repeats.start(SavedLog(saved))
     try:
-        with preserved(), _disable_current_modes(), fused(), saved_tensors_hooks(saved.pack, saved.unpack):
+        with (
+            preserved(),
+            _disable_current_modes(),
+            fused() as attention,
+            saved_tensors_hooks(saved.pack, saved.unpack),
+        ):
             seed()
             with observed(subject, call, saved, training=True):
-                return saved.held()
+                return replace(saved.held(), scores=attention.dropout)
     except AskedBack:
         raise
     except NoStorage:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,23 +18,31 @@ from torch.utils._python_dispatch import _disable_current_modes
 _ALL = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
+@dataclass(slots=True)
+class Seen:
+    """What attention was asked for: `dropout` alone kept a call from the fused kernel, which GPUs have for it, too."""
+
+    dropout: bool = False
+
+
 @contextmanager
-def fused() -> Iterator[None]:
+def fused() -> Iterator[Seen]:
     """Inside, `torch.nn.functional.scaled_dot_product_attention` of tensors on meta runs as on the CPU.
 
     Kernels that the caller switched off are on; what the model's own code says still holds. Code that imported the
     function by its name before keeps the unfused one.
     """
     original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = _choosing(original)
+    seen = Seen()
+    functional.scaled_dot_product_attention = _choosing(original, seen)
     try:
         with sdpa_kernel(_ALL):
-            yield
+            yield seen
     finally:
         functional.scaled_dot_product_attention = original
 
 
-def _choosing(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _choosing(original: Callable[..., torch.Tensor], seen: Seen) -> Callable[..., torch.Tensor]:
     def attention(
         query: torch.Tensor,
         key: torch.Tensor,
@@ -46,6 +55,8 @@ def _choosing(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     ) -> torch.Tensor:
         if query.is_meta and _is_fused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
             return _flash(query, key, value, attn_mask, is_causal, scale)
+        if query.is_meta and dropout_p and not seen.dropout:
+            seen.dropout = _is_fused(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
         return original(
             query,
             key,

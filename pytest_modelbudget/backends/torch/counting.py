@@ -154,4 +154,12 @@ def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str
     if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in run.subject.holdings.modules):
         return None, ("activation_bytes is not known: an LSTM runs as one kernel with a workspace of its own",)
     held = measured(run.subject, sizes)
-    return (None, (f"activation_bytes is not known: {held}",)) if isinstance(held, str) else (held, ())
+    if isinstance(held, str):
+        return None, (f"activation_bytes is not known: {held}",)
+    return held, (_SCORES,) if held.scores else ()
+
+
+_SCORES = (
+    "activation_bytes has the scores of attention, which the CPU keeps for its dropout; a GPU's fused kernels do not, "
+    "and training_peak_bytes is planned with those"
+)

@@ -22,11 +22,13 @@ from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 class Activations:
     """`total` bytes, and those of each module that saved them first, by `id` of the module.
 
-    What no module saved (the code around the model's call) is only in the total.
+    What no module saved (the code around the model's call) is only in the total. `scores`: among them are scores of
+    attention that are kept for its dropout alone.
     """
 
     total: int
     by_module: Mapping[int, int] = field(default_factory=dict)
+    scores: bool = False
 
 
 class NoStorage(Exception):

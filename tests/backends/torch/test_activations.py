@@ -138,6 +138,18 @@ class Masked(nn.Module):
         return self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
 
 
+class Unfused(nn.Module):
+    """Attention in single steps, with dropout."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.enter, self.drop = nn.Linear(32, 32), nn.Dropout(rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        return self.drop((x @ x.transpose(1, 2)).softmax(-1)) @ x
+
+
 def _encoder(rate: float) -> nn.Module:
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, rate, batch_first=True), 2)
 
@@ -185,6 +197,22 @@ def _really_held(model: nn.Module, inputs: str) -> int:
 
 def _random(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     return torch.randint(0, 50, shape) if dtype == "int64" else torch.rand(shape)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        pytest.param(lambda: _encoder(0.1), True, id="dropout of the scores"),
+        pytest.param(lambda: _encoder(0.0), False, id="no dropout"),
+        pytest.param(lambda: Unfused(0.1), False, id="a model that computes its scores itself"),
+    ],
+)
+def test_scores_that_the_cpu_keeps_for_dropout_are_told_of(
+    build: Callable[[], nn.Module], told: bool, count: Count
+) -> None:
+    """They grow with the square of the tokens, which on a GPU's fused kernels nothing does."""
+    notes = [note for note in count(build, "float32[B, T, 32]", B=2, T=12).notes if "scores of attention" in note]
+    assert len(notes) == told
 
 
 def test_rows_add_up(count: Count) -> None:
