@@ -45,14 +45,13 @@ class Training:
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
     `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
     `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), or
-    `module:callable`, called with the model. `zero_grad` lets go of gradients before the forward pass or after the
-    optimizer's step. `loss` is `module:callable`, called with the model's result; by default the model's own `loss`
-    where it returns one, `cross_entropy` of the last dimension of its first output against fitting targets when said
-    so, else a gradient for every tensor of floats it returns (`none`). `trainable` are globs over
-    parameters (others are frozen), `lora` freezes all and adds low-rank pairs (`{rank: 8, targets: [q_proj, v_proj]}`).
-    `sharding` is `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`, called with the model and a function that makes the
-    mesh (`mesh = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is not planned yet: only
-    `False`.
+    `module:callable`, called with the model. `zero_grad` lets go of gradients before the forward pass, after the
+    optimizer's step, or never. `loss` is `module:callable`, called with the model's result; by default the model's own
+    `loss` where it returns one, `cross_entropy` of the last dimension of its first output against fitting targets when
+    said so, else a gradient for every tensor of floats it returns (`none`). `trainable` are globs over parameters
+    (others are frozen), `lora` freezes all and adds low-rank pairs (`{rank: 8, targets: [q_proj, v_proj]}`). `sharding`
+    is `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`, called with the model and a function that makes the mesh (`mesh
+    = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is not planned yet: only `False`.
     """
 
     batch: int | None = None

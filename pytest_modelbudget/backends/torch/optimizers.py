@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib import import_module
 from typing import Any
 
 import torch
+from torch import nn
 
+from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 
@@ -23,10 +25,11 @@ _TORCHS = {
 }
 
 
-def optimizer_of(recipe: Training, params: list[torch.nn.Parameter]) -> Any:
+def optimizer_of(recipe: Training, params: list[nn.Parameter], tables: Collection[int] = ()) -> Any:
     """The optimizer of `recipe` for `params`, None for `none`; torch's own run as they do on the recipe's device.
 
-    Muon is for matrices; as its authors do, all other parameters get AdamW.
+    Muon is for the matrices of hidden layers; all other parameters get AdamW, and so do the `tables` (by `id`, see
+    `tables_of`), as in Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
 
     Raises:
         ModelBudgetError: it cannot be imported or does not take these parameters and options.
@@ -38,8 +41,8 @@ def optimizer_of(recipe: Training, params: list[torch.nn.Parameter]) -> Any:
         if name == "adamw-8bit":
             return AdamW8bit(params, **options)
         if name == "muon":
-            matrices = [one for one in params if one.dim() == 2]
-            others = [one for one in params if one.dim() != 2]
+            matrices = [one for one in params if one.dim() == 2 and id(one) not in tables]
+            others = [one for one in params if one.dim() != 2 or id(one) in tables]
             rest = [_torchs("adamw", others, {}, recipe)] if others else []
             return Both([*([_torchs("muon", matrices, options, recipe)] if matrices else []), *rest])
         if isinstance(name, str) and name in _TORCHS:
@@ -51,6 +54,15 @@ def optimizer_of(recipe: Training, params: list[torch.nn.Parameter]) -> Any:
         raise ModelBudgetError(
             f"training.optimizer: {name} cannot be made: {type(mistake).__name__}: {mistake}"
         ) from mistake
+
+
+def tables_of(model: nn.Module) -> frozenset[int]:
+    """The embedding tables of a model, and heads that are as large as one, by `id`."""
+    modules = all_modules(model)
+    tables = [module.weight for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    shapes = {tuple(table.shape) for table in tables}
+    heads = [module.weight for module in modules if isinstance(module, nn.Linear)]
+    return frozenset(map(id, [*tables, *(head for head in heads if tuple(head.shape) in shapes)]))
 
 
 def imported(reference: str | Callable[..., Any], key: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ is on the tape.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -19,10 +20,10 @@ from pytest_modelbudget.planner import Training
 _ELEMENTWISE = frozenset({"adamw", "adam", "sgd", "adagrad", "rmsprop", "adamw-8bit"})
 
 
-def optimizer_on_shards(recipe: Training, params: list[nn.Parameter]) -> Any:
+def optimizer_on_shards(recipe: Training, params: list[nn.Parameter], tables: Collection[int] = ()) -> Any:
     """The optimizer of `recipe` for `params`, some of which are sharded; see `optimizers.optimizer_of`."""
     if recipe.optimizer not in _ELEMENTWISE or not any(map(is_sharded, params)):
-        return optimizer_of(recipe, params)
+        return optimizer_of(recipe, params, tables)
     return _OnShards(recipe, params)
 
 

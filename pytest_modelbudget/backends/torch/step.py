@@ -8,7 +8,7 @@ the optimizer makes its states, so the second is the one to measure.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from pytest_modelbudget.backends.torch.alterations import altered
 from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, calm
 from pytest_modelbudget.backends.torch.kernels import Kernels
-from pytest_modelbudget.backends.torch.optimizers import imported, optimizer_of
+from pytest_modelbudget.backends.torch.optimizers import imported, optimizer_of, tables_of
 from pytest_modelbudget.backends.torch.placing import Placing
 from pytest_modelbudget.backends.torch.sharded import arrived
 from pytest_modelbudget.backends.torch.state import preserved, seed
@@ -47,7 +47,7 @@ def record(
     *,
     shard: Callable[[nn.Module], nn.Module] | None = None,
     recorder: Callable[[nn.Module], Recorder] = Recorder,
-    optimizer: Callable[[Training, list[nn.Parameter]], Any] = optimizer_of,
+    optimizer: Callable[[Training, list[nn.Parameter], Collection[int]], Any] = optimizer_of,
 ) -> Tape:
     """Run `subject`, a model on meta, by `recipe` and record it; the model is as before on leaving.
 
@@ -137,7 +137,7 @@ class _Run:
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not params:
             raise ModelBudgetError(f"{self.subject.name}: training: no parameter is trained")
-        optimizer = self.optimizer(recipe, params)
+        optimizer = self.optimizer(recipe, params, tables_of(self.model))
         loss_of = _loss(recipe)
         out = loss = None
         for _ in range(STEPS):

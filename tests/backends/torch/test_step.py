@@ -123,6 +123,29 @@ def test_optimizers(name: str) -> None:
     assert planned == pytest.approx(allocated(model, torch.rand(SHAPE), real), abs=NUMBERS)
 
 
+class Words(nn.Module):
+    """A table of words, one hidden layer, and a head over the words; tied or apart."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.hidden(x + self.table.weight.sum()))
+        return out
+
+
+@pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)], ids=["tied", "apart"])
+def test_muon_leaves_tables_to_adamw(tied: bool, tables: int) -> None:
+    """One state for each element of hidden matrices, two for tables, heads and biases, and a count for each of these."""
+    tape = taped(Words(tied), [2, 8], Training(kernels="cpu", optimizer="muon"))
+    made = [(number, size) for event in tape.events for number, size in event.made]
+    states = sum(size for number, size in made if tape.roles.get(number) == "optimizer")
+    assert states == FLOAT * (8 * 8 + 2 * (tables * 50 * 8 + 8) + (tables + 1))
+
+
 def test_no_optimizer() -> None:
     """Forward and backward alone; the gradients are there."""
     model = Blocks()
