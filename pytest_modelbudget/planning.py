@@ -140,11 +140,11 @@ def _largest(subject: Subject, recipe: Recipe, sizes: Mapping[str, int], devices
     for device in devices:
         for dim, size in sizes.items():
 
-            def fits(size: int, dim: str = dim, device: str = device) -> bool | None:
+            def room(size: int, dim: str = dim, device: str = device) -> int | None:
                 fits = fitted(_plan(subject, at(recipe, dim, size)), [device]).fits
-                return next(fit.fits for fit in fits if fit.device == device)
+                return next(fit.room for fit in fits if fit.device == device)
 
-            if (found := largest(fits, size)) is not None:
+            if (found := largest(room, size)) is not None:
                 yield Largest(dim, found, device)
 
 

@@ -5,7 +5,7 @@ Every answer is a plan of its own, measured like the first one; nothing is scale
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from pytest_modelbudget.planner.recipe import Recipe, Training
@@ -65,25 +65,36 @@ def levers(recipe: Recipe, plan: Plan, measure: Measure, batch: int | None = Non
     return tuple(sorted(found, key=lambda lever: lever.peak_bytes))
 
 
-def largest(fits: Callable[[int], bool | None], start: int) -> int | None:
-    """The largest size that fits, found by doubling and halving from `start`; 0 when not even 1 does.
+def largest(room: Callable[[int], int | None], start: int) -> int | None:
+    """The largest size that fits; 0 when not even 1 does. `room` gives the bytes left at a size (negative: missing).
 
-    Memory grows with the size, so what fits at one size fits below it. None when an answer is not known, or when
-    sizes up to 16 million fit.
+    Memory grows with the size, so what fits at one size fits below it. Where it grows in proportion, a line through two
+    sizes leads to the answer; where that did not help, the steps away from it are doubled, up to half of what is left
+    to look at. None when an answer is not known, or when sizes up to 16 million fit.
     """
-    answer = fits(start)
-    if answer is None:
-        return None
-    low, high = (start, None) if answer else (0, start)
-    while high is None:
-        if low >= MOST:
-            return None
-        if (answer := fits(low * 2)) is None:
-            return None
-        low, high = (low * 2, None) if answer else (low, low * 2)
+    low, high, size, step = 0, MOST + 1, start, 0
+    left: dict[int, int] = {}
     while high - low > 1:
-        middle = (low + high) // 2
-        if (answer := fits(middle)) is None:
+        if (found := room(size)) is None:
             return None
-        low, high = (middle, high) if answer else (low, middle)
-    return low
+        left[size] = found
+        before = high - low
+        low, high = (size, high) if found >= 0 else (low, size)
+        step = 0 if high > MOST or 2 * (high - low) <= before else max(1, 2 * step)
+        size = _next(left, low, high, step if found >= 0 else -step)
+    return None if high > MOST else low
+
+
+def _next(left: Mapping[int, int], low: int, high: int, step: int) -> int:
+    """The size to look at: `step` beyond where memory ends on a line, between `low`, which fits, and `high`."""
+    if low and high in left:
+        smaller, larger = low, high
+    elif len(left) > 1:
+        smaller, larger = sorted(left)[-2:] if low else sorted(left)[:2]
+    else:
+        return min(2 * low, MOST) if low else high // 2
+    each = (left[smaller] - left[larger]) / (larger - smaller)
+    line = smaller + int(left[smaller] // each) if each > 0 else 16 * larger
+    half = (low + high) // 2 if high in left else min(16 * low, MOST)
+    guess = min(line + step, max(line, half)) if step >= 0 else max(line + step, min(line, half))
+    return max(low + 1, min(guess, high - 1, half if high not in left else high))

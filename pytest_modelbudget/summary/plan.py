@@ -70,9 +70,14 @@ class Fit:
     needs: int | None
 
     @property
+    def room(self) -> int | None:
+        """Bytes that are left, negative where some lack; None when the need is not known."""
+        return None if self.needs is None else self.capacity - self.needs
+
+    @property
     def fits(self) -> bool | None:
         """Whether it does; None when it is not known."""
-        return None if self.needs is None else self.needs <= self.capacity
+        return None if self.room is None else self.room >= 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,26 +11,40 @@ from pytest_modelbudget.planner import Inference, Recipe, Training
 from pytest_modelbudget.planner.advice import alternatives, at, largest, levers
 from pytest_modelbudget.summary import Plan
 
+LAWS: dict[str, tuple[Callable[[int], int], int]] = {
+    "a line": (lambda size: 7 * size, 6),
+    "a square": (lambda size: 3 * size * size + 50 * size, 14),
+    "a line in steps, as segments make it": (lambda size: 20 * (7 * size // 20), 9),
+    "a line that flattens out below the limit": (lambda size: 1000 * min(size, 40) + size, 16),
+    "a cliff": (lambda size: 5 if size < 600 else 10**9, 40),
+}
+"""Bytes by size, and the number of looks that may be taken."""
+
 
 @pytest.mark.parametrize("start", [1, 3, 32, 1000])
 @pytest.mark.parametrize("limit", [0, 1, 2, 31, 32, 33, 777, 1000])
-def test_the_largest_size_is_found_from_anywhere(limit: int, start: int) -> None:
-    """Exactly the limit, in a number of looks that grows with its logarithm."""
+@pytest.mark.parametrize("law", LAWS)
+def test_the_largest_size_is_found_from_anywhere(law: str, limit: int, start: int) -> None:
+    """Exactly the largest size within the memory, in few looks where it grows in proportion."""
+    need, looks = LAWS[law]
+    memory = min(need(limit), 10**6)
+    expected = max(size for size in range(2000) if need(size) <= memory)
     asked: list[int] = []
 
-    def fits(size: int) -> bool:
+    def room(size: int) -> int:
         asked.append(size)
-        return size <= limit
+        return memory - need(size)
 
-    assert largest(fits, start) == limit
-    assert len(asked) <= 24
+    assert largest(room, start) == expected
+    assert len(asked) == len(set(asked)) <= looks
 
 
 def test_the_largest_size_is_not_known_where_a_need_is_not() -> None:
     """No guess: neither at the start nor on the way, nor where everything fits."""
     assert largest(lambda size: None, 4) is None
-    assert largest(lambda size: True if size < 8 else None, 4) is None
-    assert largest(lambda size: True, 4) is None
+    assert largest(lambda size: 100 - size if size < 8 else None, 4) is None
+    assert largest(lambda size: 1, 4) is None
+    assert largest(lambda size: 2**40 - size, 4) is None
 
 
 def bytes_of(recipe: Recipe) -> int:
