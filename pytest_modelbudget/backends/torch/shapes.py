@@ -29,7 +29,7 @@ _ELEMENTWISE = """
 def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
     """The results of `func`, when a rule knows them; every tensor among `args` is on meta."""
     rule = _RULES.get(f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}")
-    if rule is None or not kwargs.keys() <= _KNOWN_WORDS or not _plain(args):
+    if rule is None or not kwargs.keys() <= _KNOWN_WORDS or not _plain(args[:2] if rule is _grouped_mm else args):
         return None
     memory = kwargs.get("memory_format")
     if memory is not None:
@@ -175,6 +175,37 @@ def _bmm(left: torch.Tensor, right: torch.Tensor) -> Answer:
     return (_new((*left.shape[:2], right.shape[2]), left.dtype),) if fits else None
 
 
+def _grouped_mm(
+    left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor | None = None, bias: Any = None, dtype: Any = None
+) -> Answer:
+    """Products of groups of rows, columns or matrices; up to 2.14 torch refuses float32 here, which its kernels take.
+
+    Rows of the result are padded to 16 bytes.
+    """
+    alone = left.dim() == right.dim() == 3
+    if bias is not None or dtype is not None or (ends is None) != alone or not _in_16_bytes(left, right):
+        return None
+    if left.dim() == right.dim() == 2:
+        assert ends is not None
+        shape = (*ends.shape, left.shape[0], right.shape[1])
+    elif alone:
+        shape = (*left.shape[:2], right.shape[2]) if left.shape[0] == right.shape[0] else ()
+    else:
+        shape = left.shape[-2], right.shape[-1]
+    if not shape or left.shape[-1] != right.shape[-2]:
+        return None
+    step = 16 // left.element_size()
+    padded = -(-shape[-1] // step) * step
+    return ((shape, (shape[-2] * padded, padded, 1)[-len(shape) :], left.dtype),)
+
+
+def _in_16_bytes(*matrices: torch.Tensor) -> bool:
+    """Whether rows or columns begin at multiples of 16 bytes, as the kernels want them."""
+    steps = [sorted(one.stride()[-2:]) for one in matrices if one.dim() in (2, 3)]
+    size = matrices[0].element_size()
+    return len(steps) == len(matrices) and all(inner == 1 and outer * size % 16 == 0 for inner, outer in steps)
+
+
 def _convolution(
     data: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: list[int], padding: list[int],
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
@@ -274,6 +305,7 @@ _RULES: dict[str, Callable[..., Answer]] = {
     "mm.default": _mm,
     "addmm.default": _addmm,
     "bmm.default": _bmm,
+    "_grouped_mm.default": _grouped_mm,
     "convolution.default": _convolution,
     "max_pool2d_with_indices.default": _max_pool2d,
     "native_batch_norm.default": _batch_norm,

@@ -115,6 +115,54 @@ def test_convolutions_keep_channels_last(batch: int, groups: int) -> None:
     assert list(made) == _seen(aten.convolution.default(*args))
 
 
+def _t16(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, dtype=HALF)
+
+
+GROUPED = {
+    "rows of experts": (torch.rand(10, 8), torch.rand(3, 8, 12), [2, 5, 10]),
+    "rows of experts, weights transposed": (torch.rand(10, 8), torch.rand(3, 6, 8).mT, [2, 5, 10]),
+    "half precision": (_t16(10, 8), _t16(3, 13, 8).mT, [2, 5, 10]),
+    "columns": (torch.rand(3, 4, 8), torch.rand(8, 12), [2, 5, 12]),
+    "what is summed": (torch.rand(4, 12), torch.rand(12, 8), [4, 8, 12]),
+    "whole matrices": (torch.rand(3, 4, 8), torch.rand(3, 6, 8).mT, None),
+}
+
+
+@pytest.mark.skipif(not hasattr(aten, "_grouped_mm"), reason="torch has no such product yet")
+@pytest.mark.parametrize(("left", "right", "ends"), GROUPED.values(), ids=GROUPED)
+def test_grouped_products_are_answered_like_real_ones(
+    left: torch.Tensor, right: torch.Tensor, ends: list[int] | None
+) -> None:
+    """Against the CPU's kernel, which takes float32 where torch's own answer may refuse it."""
+    offsets = None if ends is None else torch.tensor(ends, dtype=torch.int32)
+    args = (left, right) if offsets is None else (left, right, offsets)
+    try:
+        real = aten._grouped_mm.default(*args)
+    except NotImplementedError:
+        pytest.skip("torch has no kernel for the CPU yet")
+    made = answer(aten._grouped_mm.default, args, {})
+    assert made is not None
+    assert list(made) == _seen(real)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "ends"),
+    [
+        pytest.param(_t(10, 6), _t(3, 6, 8), [2, 5, 10], id="rows that begin anywhere"),
+        pytest.param(_t(10, 8), _t(3, 12, 8), [2, 5, 10], id="inner sizes differ"),
+        pytest.param(_t(10, 8), _t(3, 8, 12), None, id="no ends"),
+        pytest.param(_t(2, 4, 8), _t(3, 8, 12), None, id="matrices of other groups"),
+    ],
+)
+def test_grouped_products_that_do_not_fit_are_left_to_torch(
+    left: torch.Tensor, right: torch.Tensor, ends: list[int] | None
+) -> None:
+    """It says best what is wrong."""
+    offsets = () if ends is None else (torch.tensor(ends, dtype=torch.int32),)
+    assert answer(aten._grouped_mm.default, (left, right, *offsets), {}) is None
+
+
 def _random_operand(dice: random.Random, shape: list[int]) -> torch.Tensor:
     """A tensor that broadcasts to `shape`: permuted, cut or repeated by chance."""
     sizes = [size if dice.random() < 0.75 else 1 for size in shape][dice.randrange(2) if len(shape) > 1 else 0 :]
