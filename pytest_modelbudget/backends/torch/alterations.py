@@ -110,7 +110,14 @@ def _blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks: members of the outermost lists that hold two or more containers of one class."""
+    """The repeated blocks: members of the outermost lists that hold two or more containers of one class.
+
+    Where there are none, plain `nn.Sequential` of layers count as such.
+    """
+    return _repeated(model, lambda block: not _is_list(block)) or _repeated(model, _is_plain)
+
+
+def _repeated(model: nn.Module, is_block: Callable[[nn.Module], bool]) -> list[nn.Module]:
     found: list[nn.Module] = []
     inner: set[int] = set()
     for module in all_modules(model):
@@ -118,10 +125,15 @@ def blocks(model: nn.Module) -> list[nn.Module]:
             continue
         inside = [child for child in module.children() if next(child.children(), None) is not None]
         kinds = Counter(map(type, inside))
-        alike = [child for child in inside if kinds[type(child)] > 1 and not _is_list(child)]
+        alike = [child for child in inside if kinds[type(child)] > 1 and is_block(child)]
         inner.update(id(one) for block in alike for one in all_modules(block))
         found += alike
     return found
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a Sequential of nothing but layers."""
+    return type(module) is nn.Sequential and not any(next(one.children(), None) for one in module.children())
 
 
 def _is_list(module: nn.Module) -> bool:

@@ -225,6 +225,9 @@ def test_blocks_are_those_of_the_outermost_lists() -> None:
     assert blocks(model) == [model[1], model[2]]
     assert blocks(Experts()) != []
     assert all(isinstance(one, nn.TransformerEncoderLayer) for one in blocks(Experts()))
+    plain = nn.Sequential(nn.Linear(2, 2), *(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(3)))
+    assert blocks(plain) == [plain[1], plain[2], plain[3]]
+    assert blocks(nn.Sequential(plain[1], nn.ReLU())) == []
 
 
 def test_tied_weights_count_once() -> None:
