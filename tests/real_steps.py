@@ -12,6 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 Real = Callable[[list[nn.Parameter]], Any]
 
+KERNELS: Any = {"AVX512": "cpu", "AVX2": "cpu-avx2"}.get(torch.backends.cpu.get_cpu_capability())
+"""This machine's kernels in the words of a recipe, None where what they take is not known."""
+
 
 def sgd(params: list[nn.Parameter]) -> Any:
     """The plainest optimizer."""

@@ -11,7 +11,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 ZeroGrad = Literal["before", "after", "never"]
-Kernels = Literal["cuda", "cpu"]
+Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon", "adamw-8bit", "none")
 """Optimizers known by name; any other is `module:callable`, called with the parameters."""
@@ -26,7 +26,7 @@ class Inference:
     `batch` and `dims` size the symbolic dimensions (None, {}: as the model is registered). `precision` casts the
     weights and floating inputs (`bf16`, `fp16`) or runs under autocast (`-mixed`). `kv_cache` is the number of tokens
     whose keys and values the model keeps while it generates, 0 for none; it needs a model that returns its cache.
-    `kernels` says whose kernels run.
+    `kernels` says whose kernels run: a GPU's, those of a CPU with AVX-512, or of one with AVX2.
     """
 
     batch: int | None = None

@@ -40,7 +40,7 @@ def test_every_key_is_read() -> None:
         pytest.param({"compile": True}, "training.compile: compiled training is not planned", id="compile"),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
         pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
-        pytest.param({"kernels": "tpu"}, "training.kernels: write cuda or cpu", id="unknown kernels"),
+        pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),
         pytest.param([1], "training: write a mapping", id="a list"),
     ],
 )

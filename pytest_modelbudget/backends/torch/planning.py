@@ -56,7 +56,7 @@ def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: S
     if isinstance(recipe, Training) and recipe.sharding is not None:
         sharded = record_sharded(subject, sizes, recipe)
     tape = record(subject, sizes, recipe) if sharded is None else sharded.tape
-    if recipe.kernels == "cpu":
+    if recipe.kernels != "cuda":
         plan = plan_of(tape, kind, describe(recipe))
     else:
         plan = memory_plan(tape, kind, describe(recipe), torch=torch.__version__, devices=devices)

@@ -29,6 +29,7 @@ from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.tape import Recorder
 from pytest_modelbudget.backends.torch.trace import watching
 from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.backends.torch.workspaces import CPUS
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
 
@@ -96,14 +97,14 @@ class _Run:
             if self.shard is not None:
                 self.doing = "sharding"
                 self.model = self.shard(self.model)
-            if self.recipe.kernels == "cpu":
+            if self.recipe.kernels != "cuda":
                 stack.enter_context(fused())
             seed()
             if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
             call = self._inputs()
             recorder: Recorder = self.recorder(self.model)
-            recorder.cpu = self.recipe.kernels == "cpu"
+            recorder.cpu = CPUS.get(self.recipe.kernels)
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
             stack.enter_context(calm(self.subject, self.training))
@@ -159,7 +160,11 @@ class _Run:
                     if parameter.grad is not None:
                         recorder.lasting(parameter.grad, "gradient")
             if optimizer is not None:
-                self.doing, recorder.phase, recorder.on_device = "step of the optimizer", "optimizer", not recorder.cpu
+                self.doing, recorder.phase, recorder.on_device = (
+                    "step of the optimizer",
+                    "optimizer",
+                    recorder.cpu is None,
+                )
                 with torch.no_grad():
                     optimizer.step()
                 recorder.on_device = False

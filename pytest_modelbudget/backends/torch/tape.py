@@ -28,7 +28,7 @@ from pytest_modelbudget.backends.torch.modules import nodes, rolled_up, unwrappe
 from pytest_modelbudget.backends.torch.sharded import local
 from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
-from pytest_modelbudget.backends.torch.workspaces import workspace
+from pytest_modelbudget.backends.torch.workspaces import Cpu, workspace
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Event, Held, Tape
 from pytest_modelbudget.summary import Phase, Role
@@ -75,12 +75,13 @@ class Recorder:
 
     `phase` is the part of the step that is running; whoever runs the step says so. With `on_device` only what is on the
     meta device counts (what is real then stays on the host, as the step counters of optimizers do). `recomputing` is
-    entered around modules that are called in the backward pass. With `cpu` the workspaces of the CPU's kernels count.
+    entered around modules that are called in the backward pass. With a `cpu` the workspaces of its kernels count.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.phase: Phase = "forward"
-        self.on_device = self.cpu = False
+        self.on_device = False
+        self.cpu: Cpu | None = None
         self.kernel = ""
         self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._rolled_up = rolled_up(model)

@@ -15,7 +15,7 @@ from pytest_modelbudget.backends.torch.recurrent import CUDNN, _Stack
 from pytest_modelbudget.backends.torch.step import record
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
-from tests.real_steps import allocated, inferred, sgd
+from tests.real_steps import KERNELS, allocated, inferred, sgd
 
 FLOAT = 4
 STEPS, BATCH, WIDTH, STATE = 12, 4, 40, 64
@@ -66,9 +66,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "RNN with ReLU": lambda: Reads(nn.RNN(WIDTH, STATE, nonlinearity="relu")),
 }
 FUSED = [name for name in LAYERS if name.startswith("LSTM") and "projections" not in name]
-needs_avx512 = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="oneDNN's sizes are known for AVX-512"
-)
+known = pytest.mark.skipif(KERNELS is None, reason="oneDNN's sizes are known for AVX-512 and AVX2")
 
 
 WIDE = ("LSTM", "LSTM, batch first", "LSTM, wide", "LSTM, frozen matrix", "LSTM, projections", "RNN with ReLU")
@@ -77,8 +75,7 @@ WIDE = ("LSTM", "LSTM, batch first", "LSTM, wide", "LSTM, frozen matrix", "LSTM,
 def cases() -> list[Any]:
     """All layers; those that run as oneDNN's kernel only where its sizes are known."""
     return [
-        pytest.param(name, marks=[needs_avx512] * (name in FUSED) + [pytest.mark.slow] * (name in WIDE))
-        for name in LAYERS
+        pytest.param(name, marks=[known] * (name in FUSED) + [pytest.mark.slow] * (name in WIDE)) for name in LAYERS
     ]
 
 
@@ -86,7 +83,7 @@ def cases() -> list[Any]:
 def test_training_takes_what_a_real_step_takes(name: str) -> None:
     """The peak is that of torch's allocator: to the byte, but for a few hundred bytes of oneDNN's own."""
     model = LAYERS[name]()
-    planned = taped(model, [STEPS, BATCH, WIDTH], Training(kernels="cpu", optimizer="sgd")).peak()
+    planned = taped(model, [STEPS, BATCH, WIDTH], Training(kernels=KERNELS or "cpu", optimizer="sgd")).peak()
     real = allocated(model, torch.rand(STEPS, BATCH, WIDTH), sgd)
     assert planned == pytest.approx(real, abs=256 if name in FUSED else 0)
 
@@ -95,7 +92,7 @@ def test_training_takes_what_a_real_step_takes(name: str) -> None:
 def test_inference_takes_what_a_real_pass_takes(name: str) -> None:
     """Without gradients nothing is kept, and oneDNN orders the weights in blocks."""
     model = LAYERS[name]()
-    planned = taped(model, [STEPS, BATCH, WIDTH], Inference(kernels="cpu")).peak()
+    planned = taped(model, [STEPS, BATCH, WIDTH], Inference(kernels=KERNELS or "cpu")).peak()
     real = inferred(model, torch.rand(STEPS, BATCH, WIDTH))
     assert planned == pytest.approx(real, abs=256 if name in FUSED else 0)
 
