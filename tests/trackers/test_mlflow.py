@@ -83,6 +83,7 @@ def test_a_run_of_pytest_is_a_run_there(sent: Sent, tmp_path: Path) -> None:
     assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("pytest --model-budget", "JOB")
     assert tags["mlflow.note.content"].splitlines()[0] == "OK: 2 ok"
     assert (tags["modelbudget.state"], tags["modelbudget.dirty"]) == ("complete", "false")
+    assert job.info.end_time - job.info.start_time == 2 * 500
     assert job.data.metrics["session/models"] == 2
     assert job.data.metrics["session/params_sum"] == 12_402
     slug = artifacts.slug_of("zoo/net:a")

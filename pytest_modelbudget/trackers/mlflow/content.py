@@ -122,6 +122,7 @@ def _job(
         metrics=dict(_job_metrics(results, sizes)),
         folder="job",
         tables=tuple(tables),
+        took_ms=round(1000 * sum(result.seconds for result in results)),
     )
 
 

@@ -36,7 +36,8 @@ _ABANDONED = 3600.0
 class Run:
     """One MLflow run to write: `key` says which one it is, whenever and however often it is sent.
 
-    `folder`, inside the entry, holds its artifacts, `tables` names those that are tables.
+    `folder`, inside the entry, holds its artifacts, `tables` names those that are tables. `took_ms` are milliseconds
+    that its models took together, which pages show as the duration.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Run:
     metrics: Mapping[str, float]
     folder: str
     tables: tuple[str, ...] = ()
+    took_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

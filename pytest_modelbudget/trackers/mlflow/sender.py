@@ -213,7 +213,7 @@ def _send_job(store: Store, experiment: str, path: Path, entry: Entry) -> str:
     run = entry.job
     stored = store.one(experiment, run.key)
     if stored is None:
-        store.create(experiment, run.key, run.name, entry.created_ms, run.tags)
+        store.create(experiment, run.key, run.name, entry.created_ms - run.took_ms, run.tags)
         stored = store.one(experiment, run.key)
         if stored is None:
             raise Trouble("MLflow does not find a run that it has just made")
