@@ -16,6 +16,9 @@ Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon", "adamw-8bit", "none")
 """Optimizers known by name; any other is `module:callable`, called with the parameters."""
 
+LORA_TARGETS = ("q_proj", "v_proj")
+"""Layers that get adapters where `lora` names none."""
+
 Reference = str | Callable[..., Any]
 
 
@@ -144,6 +147,8 @@ def _mapping(value: Any) -> tuple[str, Any]:
 
 def _lora(value: Any) -> tuple[str, Any]:
     good = isinstance(value, Mapping) and set(value) <= {"rank", "targets"} and _count(1)(value.get("rank"))[0] == ""
+    targets = value.get("targets", LORA_TARGETS) if good else ()
+    good = good and not isinstance(targets, str) and bool(targets) and all(isinstance(one, str) for one in targets)
     return ("" if good else "write {rank: 8, targets: [q_proj, v_proj]}"), value
 
 
@@ -180,27 +185,39 @@ _CHECKS: dict[str, Callable[[Any], tuple[str, Any]]] = {
 
 
 def describe(recipe: Recipe) -> str:
-    """A recipe in words, what is left at its default left out: `batch 32, adamw, bf16-mixed, checkpointing blocks`."""
+    """A recipe in words, what is left at its default left out: `batch 32, adamw, bf16-mixed, checkpointing blocks`.
+
+    Two recipes with the same words have the same peak: growth against a base relies on it.
+    """
     said = [f"batch {recipe.batch}"] if recipe.batch else []
     said += [f"{name} {size}" for name, size in recipe.dims.items()]
     if isinstance(recipe, Inference):
         cache = [f"cache of {recipe.kv_cache} tokens"] if recipe.kv_cache else []
-        return ", ".join([*said, recipe.precision, *cache])
-    said += [_name(recipe.optimizer), recipe.precision]
+        return ", ".join([*said, recipe.precision, *cache, *_on(recipe)])
+    options = ", ".join(f"{name}={value}" for name, value in sorted(recipe.optimizer_options.items()))
+    said += [_name(recipe.optimizer) + (f" ({options})" if options else ""), recipe.precision]
     said += [f"{name}={getattr(recipe, name)}" for name in ("foreach", "fused") if getattr(recipe, name) is not None]
     if recipe.gradient_accumulation > 1:
         said.append(f"{recipe.gradient_accumulation} accumulated passes")
     if recipe.checkpointing != "none":
         said.append(f"checkpointing {_name(recipe.checkpointing)}")
+    if recipe.zero_grad != "before":
+        said.append(f"zero_grad {recipe.zero_grad}")
+    if recipe.loss != "auto":
+        said.append(f"loss {_name(recipe.loss)}")
     if recipe.lora:
-        said.append(f"LoRA of rank {recipe.lora['rank']}")
+        said.append(f"LoRA of rank {recipe.lora['rank']} on {', '.join(recipe.lora.get('targets', LORA_TARGETS))}")
     if recipe.trainable:
         said.append(f"training {', '.join(recipe.trainable)}")
     if isinstance(recipe.sharding, Mapping):
         said.append(" x ".join(f"{name} {size}" for name, size in recipe.sharding.items()))
     elif recipe.sharding is not None:
         said.append(f"sharded by {_name(recipe.sharding)}")
-    return ", ".join(said)
+    return ", ".join([*said, *_on(recipe)])
+
+
+def _on(recipe: Recipe) -> list[str]:
+    return [] if recipe.kernels == "cuda" else [f"kernels {recipe.kernels}"]
 
 
 def _name(reference: Reference) -> str:

@@ -85,11 +85,11 @@ def test_a_model_of_the_manifest(planning: Command) -> None:
         pytest.param(["plain", "--training", "batch=4"], "training (batch 4, adamw, fp32): peak 13.67 KiB", id="a recipe"),
         pytest.param(
             ["plain", "--training", "batch=4, optimizer=sgd,optimizer_options.momentum=0.9"],
-            "training (batch 4, sgd, fp32): peak", id="a longer one",
+            "training (batch 4, sgd (momentum=0.9), fp32): peak", id="a longer one",
         ),
         pytest.param(
             ["plain", "--training", "{batch: 4, optimizer_options: {betas: [0.9, 0.99]}}"],
-            "training (batch 4, adamw, fp32): peak", id="in braces",
+            "training (batch 4, adamw (betas=[0.9, 0.99]), fp32): peak", id="in braces",
         ),
         pytest.param(["small", "--training", "batch=4"], "training (batch 4, sgd, fp32): peak", id="over the manifest's"),
         pytest.param(["small", "--inference", "batch=4"], "inference (batch 4, bf16): peak", id="one kind alone"),

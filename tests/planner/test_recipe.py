@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ def test_every_key_is_read() -> None:
     read = parse(written, Training)
     assert read == Training(**{**written, "trainable": ("head.*",)})
     assert describe(read) == (
-        "batch 8, T 2048, sgd, bf16-mixed, foreach=False, 4 accumulated passes, checkpointing blocks, "
-        "training head.*, fsdp 8"
+        "batch 8, T 2048, sgd (momentum=0.9), bf16-mixed, foreach=False, 4 accumulated passes, checkpointing blocks, "
+        "zero_grad after, loss cross_entropy, training head.*, fsdp 8"
     )
     assert parse({}, Training) == parse(True, Training) == parse({"compile": "no"}, Training) == Training()
     assert describe(parse({"kv_cache": 4096, "precision": "bf16"}, Inference)) == "bf16, cache of 4096 tokens"
@@ -38,6 +39,7 @@ def test_every_key_is_read() -> None:
         pytest.param({"precision": "fp8"}, "training.precision: write fp32, bf16, ", id="unknown precision"),
         pytest.param({"dims": {"T": "long"}}, "training.dims: write a mapping of names", id="dims"),
         pytest.param({"compile": True}, "training.compile: compiled training is not planned", id="compile"),
+        pytest.param({"lora": {"rank": 4, "targets": "q"}}, "training.lora: write {rank: 8", id="targets are no list"),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
         pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
         pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),
@@ -49,3 +51,16 @@ def test_mistakes_name_the_key_and_the_cure(written: Any, said: str) -> None:
     with pytest.raises(ModelBudgetError) as caught:
         parse(written, Training)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Training) if field.name != "compile"])
+def test_words_tell_recipes_apart(name: str) -> None:
+    """Growth is held against the base where both plans have the same words, so no setting may be missing in them."""
+    other: dict[str, Any] = {
+        "batch": 3, "dims": {"T": 5}, "optimizer": "sgd", "optimizer_options": {"amsgrad": True}, "precision": "bf16",
+        "gradient_accumulation": 2, "checkpointing": "blocks", "foreach": True, "fused": True, "zero_grad": "never",
+        "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "kernels": "cpu",
+    }  # fmt: skip
+    assert describe(parse({name: other[name]}, Training)) != describe(Training())
+    if name in {field.name for field in fields(Inference)}:
+        assert describe(parse({name: other[name]}, Inference)) != describe(Inference())

@@ -16,6 +16,7 @@ from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.optimizers import imported
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
+from pytest_modelbudget.planner.recipe import LORA_TARGETS
 
 Around = Callable[[], AbstractContextManager[Any]]
 
@@ -61,7 +62,7 @@ def _adapted(model: nn.Module, lora: Mapping[str, Any]) -> Iterator[None]:
 
     The pairs are float32, as `peft` makes them unless told otherwise, when the weights are in half precision.
     """
-    rank, targets = int(lora["rank"]), tuple(lora.get("targets", ("q_proj", "v_proj")))
+    rank, targets = int(lora["rank"]), tuple(lora.get("targets", LORA_TARGETS))
     found = [
         (name, module)
         for name, module in model.named_modules()
