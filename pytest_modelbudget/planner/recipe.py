@@ -148,7 +148,7 @@ def _mapping(value: Any) -> tuple[str, Any]:
 def _lora(value: Any) -> tuple[str, Any]:
     good = isinstance(value, Mapping) and set(value) <= {"rank", "targets"} and _count(1)(value.get("rank"))[0] == ""
     targets = value.get("targets", LORA_TARGETS) if good else ()
-    good = good and not isinstance(targets, str) and bool(targets) and all(isinstance(one, str) for one in targets)
+    good = isinstance(targets, list | tuple) and bool(targets) and all(isinstance(one, str) for one in targets)
     return ("" if good else "write {rank: 8, targets: [q_proj, v_proj]}"), value
 
 

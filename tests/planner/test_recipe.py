@@ -40,6 +40,7 @@ def test_every_key_is_read() -> None:
         pytest.param({"dims": {"T": "long"}}, "training.dims: write a mapping of names", id="dims"),
         pytest.param({"compile": True}, "training.compile: compiled training is not planned", id="compile"),
         pytest.param({"lora": {"rank": 4, "targets": "q"}}, "training.lora: write {rank: 8", id="targets are no list"),
+        pytest.param({"lora": {"rank": 4, "targets": 5}}, "training.lora: write {rank: 8", id="targets are a number"),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
         pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
         pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),

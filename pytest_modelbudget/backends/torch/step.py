@@ -160,11 +160,8 @@ class _Run:
                     if parameter.grad is not None:
                         recorder.lasting(parameter.grad, "gradient")
             if optimizer is not None:
-                self.doing, recorder.phase, recorder.on_device = (
-                    "step of the optimizer",
-                    "optimizer",
-                    recorder.cpu is None,
-                )
+                self.doing, recorder.phase = "step of the optimizer", "optimizer"
+                recorder.on_device = recorder.cpu is None
                 with torch.no_grad():
                     optimizer.step()
                 recorder.on_device = False
