@@ -187,7 +187,8 @@ _CHECKS: dict[str, Callable[[Any], tuple[str, Any]]] = {
 def describe(recipe: Recipe) -> str:
     """A recipe in words, what is left at its default left out: `batch 32, adamw, bf16-mixed, checkpointing blocks`.
 
-    Two recipes with the same words have the same peak: growth against a base relies on it.
+    For one model at one size, recipes in the same words have the same peak: growth against a base relies on it. A
+    callable, which only code can give, is told by its name.
     """
     said = [f"batch {recipe.batch}"] if recipe.batch else []
     said += [f"{name} {size}" for name, size in recipe.dims.items()]

@@ -1,12 +1,10 @@
-"""`modelbudget init`: what is found in a project, what is left out and why, and the manifest."""
+"""`modelbudget init`: names and limits that it writes, and the manifest."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from textwrap import dedent
@@ -14,9 +12,6 @@ from textwrap import dedent
 import pytest
 
 from pytest_modelbudget import backends, units
-from pytest_modelbudget.cli.discover.evidence import candidates
-from pytest_modelbudget.cli.discover.guess import guesses
-from pytest_modelbudget.cli.discover.scan import scan
 from pytest_modelbudget.cli.discover.survey import Found
 from pytest_modelbudget.cli.init import _named, above
 from pytest_modelbudget.config import load
@@ -24,166 +19,6 @@ from tests.cli.conftest import Command, Done
 from tests.project import Project
 
 USE_FAKENET = "from pytest_modelbudget import backends\nbackends.BACKENDS['fakenet'] = 'fakenet'\n"
-BUILDERS = """
-    import os
-    from typing import TYPE_CHECKING
-
-    import fakenet
-    from fakenet import Model
-
-    if TYPE_CHECKING:
-        from nowhere import Unknown
-
-    class Net(Model):
-        def __init__(self):
-            super().__init__(dense=(32, 64))
-
-    class Block(Model):
-        def __init__(self, width=3):
-            super().__init__(dense=(3, width))
-
-    class Nested(Model):
-        def __init__(self):
-            self.block = Block()
-
-    class Sized(Model):
-        def __init__(self, width):
-            super().__init__(dense=(32, width))
-
-    def annotated() -> Model: return make("any")
-    def unknown() -> "Unknown": return Net()
-    def direct(): return Net()
-    def by_module(): return fakenet.Model(dense=(1, 1))
-    def chained(): return Net().eval()
-    def through(): return direct()
-    def one_of(wide=False): return Net() if wide else Block()
-    def variable():
-        model = Net()
-        model.name = "x"
-        return model
-    def typed():
-        model: Model = Net()
-        return model
-    def in_branch(kind="a"):
-        if kind == "a":
-            return Net()
-        raise ValueError(kind)
-    def in_with():
-        with open(os.devnull):
-            return Net()
-    def needs(width): return Net()
-    def only_named(*, width): return Net()
-
-    def make(kind): return {"a": Net}[kind]()
-    def number(): return 3
-    def text() -> str: return "x"
-    def nothing(): Net()
-    def dangerous(): os.remove("precious")
-    def itself(): return itself()
-    def inner():
-        def build():
-            return Net()
-        return build
-    async def later(): return Net()
-    def many(): yield Net()
-    def _private(): return Net()
-
-    there = Net()
-"""
-FOUND = {
-    "Net", "Block", "Nested", "Sized", "annotated", "unknown", "direct", "by_module", "chained", "through", "one_of",
-    "variable", "typed", "in_branch", "in_with", "needs", "only_named", "there",
-}  # fmt: skip
-LACKS = {
-    "Block": "a part of other models",
-    "Sized": "needs arguments: width",
-    "needs": "needs arguments: width",
-    "only_named": "needs arguments: width",
-    "there": "a model that is there already: write a function that returns it",
-}
-
-
-@pytest.fixture
-def nets(modelbudget: Command) -> Iterator[object]:
-    """The builders above as an imported module; none of them was called."""
-    path = modelbudget.project.write("nets.py", BUILDERS)
-    specification = importlib.util.spec_from_file_location("nets", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.path.insert(0, str(modelbudget.project.path))
-    specification.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(modelbudget.project.path))
-
-
-def test_what_plainly_builds_a_model_is_found_without_a_call(nets: object) -> None:
-    """By annotation, by what is returned, by what that returns; nothing else is."""
-    (source,), _ = scan(Path.cwd(), [Path.cwd() / "nets.py"])
-    found = {one.name: one.lacks for one in candidates(nets, source.parts)}  # type: ignore[arg-type]
-    assert set(found) == FOUND
-    assert {name: lacks for name, lacks in found.items() if lacks} == LACKS
-
-
-def test_only_files_about_models_are_read(modelbudget: Command) -> None:
-    """Those that import a framework, or a file that does; no tests, no environments, no hidden folders."""
-    net = "from fakenet import Model\ndef net(): return Model(dense=(1, 1))\n"
-    for name in ("pkg/nets.py", "tests/nets.py", "test_nets.py", "conftest.py", ".hidden/nets.py", "env/nets.py",
-                 "node_modules/nets.py", "pkg/deep/__init__.py"):  # fmt: skip
-        modelbudget.write(name, net)
-    modelbudget.write("env/pyvenv.cfg", "")
-    modelbudget.write("pkg/builders.py", "from .nets import net\ndef other(): return net()\n")
-    modelbudget.write(
-        "pkg/deep/more.py", "from ..builders import other\nfrom . import net\ndef third(): return net()\n"
-    )
-    modelbudget.write("tools.py", "import os\ndef clean(): os.remove('x')\n")
-    modelbudget.write("constants.py", "import fakenet\nWIDTH = 3\n")
-    (modelbudget.project.path / "zoo.py").unlink()
-    found, left = scan(Path.cwd(), [Path.cwd()])
-    assert [one.module for one in found] == ["pkg.builders", "pkg.deep", "pkg.deep.more", "pkg.nets"]
-    assert left == []
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "why"),
-    [
-        pytest.param("a.py", "def f(:", "not Python", id="not Python"),
-        pytest.param("my-nets.py", "import fakenet\ndef f(): pass", "its path is not a module name", id="a name"),
-        pytest.param("a.py", "import fakenet\ndef f(): pass\nfor i in (1,):\n  f()", "(line 3: a loop)", id="a loop"),
-        pytest.param("a.py", "import fakenet\ndef f(): pass\nf()", "(line 3: f())", id="a call of its own"),
-        pytest.param("a.py", "import fakenet\ndef f(): pass\nm = f\nm.fit(3)", "(line 4: m.fit())", id="training"),
-        pytest.param("a.py", "import fakenet\ndef f(): pass\nh = f().fit(3)", "(line 3: f().fit())", id="its result"),
-    ],
-)
-def test_files_that_are_not_imported(modelbudget: Command, name: str, text: str, why: str) -> None:
-    """A script would run; each is told with its reason."""
-    (modelbudget.project.path / "zoo.py").unlink()
-    (modelbudget.project.path / "fakenet.py").unlink()
-    modelbudget.write(name, text)
-    found, left = scan(Path.cwd(), [Path.cwd()])
-    assert found == []
-    [one] = left
-    assert one.what == name
-    assert why in one.why
-
-
-def test_what_only_a_script_does_may_stand_under_its_guard(modelbudget: Command) -> None:
-    """And settings are no reason to leave a file out."""
-    modelbudget.write(
-        "zoo.py",
-        """
-        import sys
-        import fakenet
-        sys.path.append("x")
-        def f(): return fakenet.Model(dense=(1, 1))
-        if __name__ == "__main__":
-            f()
-            for i in range(3):
-                print(i)
-        """,
-    )
-    found, left = scan(Path.cwd(), [Path.cwd() / "zoo.py"])
-    assert ([one.module for one in found], left) == (["zoo"], [])
 
 
 @pytest.mark.parametrize(
@@ -229,80 +64,6 @@ def test_limits_leave_the_room_and_hardly_more(kind: units.Kind) -> None:
             wanted = value * Fraction(100 + percent, 100)
             limit = units.parse(above(value, kind, Fraction(percent, 100)), kind)
             assert wanted <= limit <= max(wanted * Fraction(11, 10), wanted + 1)
-
-
-class Layer:
-    """A layer as a framework has it: attributes, no children."""
-
-    def __init__(self, **attributes: object) -> None:
-        vars(self).update(attributes)
-
-    def children(self) -> Iterator[object]:
-        return iter(())
-
-
-class Conv2d(Layer): ...
-
-
-class Linear(Layer): ...
-
-
-class Embedding(Layer): ...
-
-
-class LSTM(Layer): ...
-
-
-class Dropout(Layer): ...
-
-
-class Holder:
-    """A model of such layers."""
-
-    def __init__(self, *layers: Layer) -> None:
-        self.layers = layers
-
-    def modules(self) -> Iterator[Layer]:
-        return iter(self.layers)
-
-    def forward(self, x: object, mask: object = None) -> None: ...
-
-
-class Pair(Holder):
-    """One that takes two."""
-
-    def forward(self, left: object, right: object) -> None: ...  # type: ignore[override]
-
-
-@pytest.mark.parametrize(
-    ("model", "first"),
-    [
-        pytest.param(Holder(Conv2d(in_channels=3)), "float32[B, 3, 224, 224]", id="images"),
-        pytest.param(Holder(Dropout(), Linear(in_features=16)), "float32[B, 16]", id="features"),
-        pytest.param(Holder(Embedding()), "int64[B, T]", id="token ids"),
-        pytest.param(Holder(LSTM(input_size=8, batch_first=True)), "float32[B, T, 8]", id="steps"),
-        pytest.param(Holder(LSTM(input_size=8)), "float32[T, B, 8]", id="steps first"),
-    ],
-)
-def test_inputs_are_guessed_from_the_first_layer(model: Holder, first: str) -> None:
-    """That says something of them."""
-    tries, why = guesses(model)
-    assert (tries[0].inputs, why) == (first, "")
-
-
-@pytest.mark.parametrize(
-    ("model", "why"),
-    [
-        pytest.param(Holder(Dropout()), "cannot be guessed from its layers", id="no telling layer"),
-        pytest.param(Pair(Linear(in_features=3)), "takes 2 inputs (left, right)", id="two inputs"),
-        pytest.param(object(), "cannot be guessed", id="no layers at all"),
-    ],
-)
-def test_inputs_that_cannot_be_guessed(model: object, why: str) -> None:
-    """Say what to do."""
-    tries, reason = guesses(model)
-    assert tries == ()
-    assert why in reason
 
 
 def init(project: Project, *words: str) -> Done:

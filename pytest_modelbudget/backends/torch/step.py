@@ -104,7 +104,7 @@ class _Run:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
             call = self._inputs()
             recorder: Recorder = self.recorder(self.model)
-            recorder.cpu = CPUS.get(self.recipe.kernels)
+            recorder.cpu = None if self.recipe.kernels == "cuda" else CPUS[self.recipe.kernels]
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
             stack.enter_context(calm(self.subject, self.training))
