@@ -137,7 +137,7 @@ def summarize_entry(entry: ModelEntry) -> Summary:
 
 
 def from_builder(entry: ModelEntry, finish: Callable[..., T]) -> T:
-    """What `finish(owner, model, entry, built_here=True)` gives for the entry's model, inside the abstract context."""
+    """What `finish(owner, model, entry, built_here=True)` gives for the entry's model, which is built without memory."""
     if entry.framework is not None:
         _framework(entry.framework)
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
@@ -157,9 +157,10 @@ def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
 def _built(
     build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], finish: Callable[..., T]
 ) -> T:
-    with backends.abstract(active):
-        _check_arguments(build, entry)
-        model = build(*entry.args, **entry.kwargs)
+    _check_arguments(build, entry)
+    with backends.preserved(active):
+        with backends.abstract(active):
+            model = build(*entry.args, **entry.kwargs)
         owner = backends.owner(model)
         if owner is not None and owner in active:
             return finish(owner, model, entry, built_here=True)

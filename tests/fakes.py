@@ -44,6 +44,12 @@ def is_class(model: object) -> bool:
 
 
 @contextmanager
+def preserved() -> Iterator[None]:
+    """There is no global state."""
+    yield
+
+
+@contextmanager
 def abstract() -> Iterator[None]:
     """Nothing is ever allocated here."""
     yield

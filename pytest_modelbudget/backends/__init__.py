@@ -41,11 +41,16 @@ class Backend(Protocol):
         """Whether `model` is this framework's model class itself, or one derived from it."""
         ...
 
-    def abstract(self) -> AbstractContextManager[None]:
-        """Inside, models are built without memory for their weights; on leaving, all global state is as before.
+    def preserved(self) -> AbstractContextManager[None]:
+        """On leaving, the global state that a builder or a model may move is as before, also when the body raises.
 
-        The random state, naming counters, policies and hooks are restored also when the body raises.
+        The random state, naming counters, policies, default dtype and device: what a builder sets holds while its
+        model is counted, and no longer.
         """
+        ...
+
+    def abstract(self) -> AbstractContextManager[None]:
+        """Inside, models are built without memory for their weights; what this takes is undone on leaving."""
         ...
 
     def summarize(
@@ -59,8 +64,8 @@ class Backend(Protocol):
     ) -> Summary:
         """Count `model` at `inputs`, with its symbolic dimensions at `sizes`.
 
-        `built_here` says that the model was made inside `abstract()` for this summary and may be run and
-        finished freely; any other model belongs to the user and is left exactly as it is.
+        Called outside of `abstract()`. `built_here` says that the model was made for this summary and may be run
+        and finished freely; any other model belongs to the user and is left exactly as it is.
 
         Raises:
             ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
@@ -118,9 +123,18 @@ def owner(model: object) -> Backend | None:
 
 
 @contextmanager
-def abstract(backends: tuple[Backend, ...]) -> Iterator[None]:
-    """Build without memory for weights in all of `backends` at once."""
+def preserved(backends: tuple[Backend, ...]) -> Iterator[None]:
+    """Keep the global state of all of `backends` at once."""
     with ExitStack() as stack:
-        for one in backends:
-            stack.enter_context(one.abstract())
+        for backend in backends:
+            stack.enter_context(backend.preserved())
+        yield
+
+
+@contextmanager
+def abstract(backends: tuple[Backend, ...]) -> Iterator[None]:
+    """Build without memory for weights in all of `backends` at once; enter it inside of `preserved`."""
+    with ExitStack() as stack:
+        for backend in backends:
+            stack.enter_context(backend.abstract())
         yield

@@ -122,7 +122,7 @@ def _ours(build: Callable[[], Any], shape: list[int], dtype: str) -> int:
     from pytest_modelbudget.backends import torch as backend
     from pytest_modelbudget.inputs import parse
 
-    with backend.abstract():
+    with backend.preserved(), backend.abstract():
         model = build()
     sizes = dict(zip("BT", shape, strict=False)) if dtype == "int64" else {"B": 1}
     spec = [*sizes, *shape[len(sizes) :]]

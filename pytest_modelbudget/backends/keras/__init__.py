@@ -29,14 +29,14 @@ from pytest_modelbudget.backends.keras import (
     shapes,
     walk,
 )
-from pytest_modelbudget.backends.keras.build import abstract, counting
+from pytest_modelbudget.backends.keras.build import abstract, counting, preserved
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
 
 FRAMEWORK = "keras"
 

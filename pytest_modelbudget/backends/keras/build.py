@@ -18,21 +18,16 @@ from pytest_modelbudget.errors import ModelBudgetError
 
 @contextmanager
 def abstract() -> Iterator[None]:
-    """Inside, variables have shape and dtype and no value, and automatic names start afresh.
+    """Inside, variables have shape and dtype and no value; enter it inside of `preserved`.
 
     Builders may compile, make optimizers and variables from arrays, set seeds and policies and clear the session.
-    On leaving, names, policies, settings, random state and the list of variables without value are as before.
     A Keras that lacks what this takes builds for real, with a warning.
     """
     if warning := pins.real_build():
         warnings.warn(warning, stacklevel=3)
-        with private.random_state_kept(), _config_kept():
-            yield
+        yield
         return
     with ExitStack() as stack:
-        stack.enter_context(private.random_state_kept())
-        stack.enter_context(_config_kept())
-        stack.enter_context(private.global_state_kept())
         scope = stack.enter_context(keras.StatelessScope(initialize_variables=False))
         stack.enter_context(_patched(private.variable_class(), "__init__", lambda init: _variable_init(init, scope)))
         if (optimizer := private.optimizer_keys()) is not None:
@@ -46,9 +41,23 @@ def abstract() -> Iterator[None]:
 
 
 @contextmanager
+def preserved() -> Iterator[None]:
+    """On leaving, names, policies, settings, random state and the list of variables without value are as before.
+
+    Inside, automatic names start afresh.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(private.random_state_kept())
+        stack.enter_context(_config_kept())
+        if not pins.real_build():
+            stack.enter_context(private.global_state_kept())
+        yield
+
+
+@contextmanager
 def counting(names: Iterable[str]) -> Iterator[None]:
     """`abstract()` for a model that is there already: new automatic names go on after `names`."""
-    with abstract():
+    with preserved(), abstract():
         if not pins.real_build():
             private.set_names(_counters(names))
         yield

@@ -15,14 +15,14 @@ import tensorflow as tf
 from pytest_modelbudget.backends.operators.tf_functions import Body, specialised
 from pytest_modelbudget.backends.operators.tf_graph import operators
 from pytest_modelbudget.backends.tensorflow import graphs, modules
-from pytest_modelbudget.backends.tensorflow.build import abstract
+from pytest_modelbudget.backends.tensorflow.build import abstract, preserved
 from pytest_modelbudget.backends.tensorflow.private import Trackable
 from pytest_modelbudget.backends.tensorflow.saved import SavedModel
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Flops, Input, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
 
 FRAMEWORK = "tensorflow"
 

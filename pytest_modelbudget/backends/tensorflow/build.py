@@ -17,13 +17,15 @@ _SMALL = 1 << 16
 
 @contextmanager
 def abstract() -> Iterator[None]:
-    """Inside, no `tf.Variable` gets memory for its value, except small ones that are made from a value.
-
-    Python, numpy and TensorFlow's global random state is not touched here: Keras' backend, which every process with
-    TensorFlow has, restores it.
-    """
+    """Inside, no `tf.Variable` gets memory for its value, except small ones that are made from a value."""
     with tf.variable_creator_scope(_make):
         yield
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Nothing: Keras' backend, which every process with TensorFlow has, restores TensorFlow's global random state."""
+    yield
 
 
 def _make(next_creator: Callable[..., Any], **options: Any) -> Any:

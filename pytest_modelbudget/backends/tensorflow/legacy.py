@@ -20,7 +20,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Flops, Input, Layer, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
 
 FRAMEWORK = "tf_keras"
 private = tf_keras_backend()
@@ -36,17 +36,19 @@ def is_class(model: object) -> bool:
     return isinstance(model, type) and issubclass(model, tf_keras.Model)
 
 
+abstract = build.abstract
+
+
 @contextmanager
-def abstract() -> Iterator[None]:
-    """Inside, variables have no memory and automatic names start afresh; settings are as before on leaving."""
+def preserved() -> Iterator[None]:
+    """Inside, automatic names start afresh; names and settings are as before on leaving."""
     uids = {graph: dict(names) for graph, names in private.PER_GRAPH_OBJECT_NAME_UIDS.items()}
     observed = set(private.OBSERVED_NAMES)
     policy, floatx = tf_keras.mixed_precision.global_policy(), private.floatx()
     epsilon, data_format = private.epsilon(), private.image_data_format()
     private.reset_uids()
     try:
-        with build.abstract():
-            yield
+        yield
     finally:
         private.reset_uids()
         for graph, names in uids.items():
@@ -71,7 +73,7 @@ def summarize(
     Raises:
         ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
     """
-    with abstract():
+    with preserved(), abstract():
         return _Counted(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 

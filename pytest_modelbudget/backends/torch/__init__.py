@@ -23,7 +23,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch import counting
 from pytest_modelbudget.backends.torch.build import abstract
-from pytest_modelbudget.backends.torch.state import unswept
+from pytest_modelbudget.backends.torch.state import preserved, unswept
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe
@@ -31,7 +31,7 @@ from pytest_modelbudget.summary import Plan, Summary
 
 FRAMEWORK = counting.FRAMEWORK
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "preserved", "summarize"]
 
 
 def owns(model: object) -> bool:

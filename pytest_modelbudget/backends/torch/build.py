@@ -27,14 +27,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
-from pytest_modelbudget.backends.torch.state import preserved, unswept
+from pytest_modelbudget.backends.torch.state import unswept
 
 _EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to: a lower limit than for values
 
 
 @contextmanager
 def abstract() -> Iterator[None]:
-    """Inside, modules are built with their parameters on the meta device; all global state is restored on leaving."""
+    """Inside, modules are built with their parameters on the meta device; `preserved` restores what builders set."""
     ghosts = Ghosts()
 
     def parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
@@ -48,7 +48,6 @@ def abstract() -> Iterator[None]:
             return ghosts.of(value)
 
     with ExitStack() as stack:
-        stack.enter_context(preserved())
         stack.enter_context(unswept())
         stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
         stack.callback(register_module_parameter_registration_hook(parameter).remove)

@@ -107,7 +107,8 @@ def _guesses(reference: str) -> tuple[tuple[Guess, ...], str]:
     module, _, name = reference.partition(":")
     build = getattr(import_module(module), name)
     try:
-        with coexisting(), backends.abstract(backends.loaded()):
+        active = backends.loaded()
+        with coexisting(), backends.preserved(active), backends.abstract(active):
             return guesses(build())
     except Exception as error:
         return (), f"cannot be built: {_reason(error)}"

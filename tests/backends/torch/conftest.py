@@ -13,7 +13,7 @@ from pytest_modelbudget.summary import Summary
 
 
 def _built(build: Callable[[], Any], inputs: object, **sizes: int) -> Summary:
-    with backend.abstract():
+    with backend.preserved(), backend.abstract():
         model = build()
     return backend.summarize(model, name="model", inputs=parse(inputs), sizes=sizes, built_here=True)  # type: ignore[arg-type]
 

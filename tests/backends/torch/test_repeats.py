@@ -361,7 +361,7 @@ def test_published_models_read_as_if_every_block_had_run(part: int, told: list[s
     names += [("timm", name) for name in timm.list_models()[::40]]
     repeated = 0
     for library, name in names[part::8]:
-        with backend.abstract():
+        with backend.preserved(), backend.abstract():
             model = timm.create_model(name) if library == "timm" else torchvision.models.get_model(name, weights=None)
         config = model.pretrained_cfg if library == "timm" else {}
         side = config.get("input_size", (3, 518 if "518" in name else 299 if name == "inception_v3" else 224))[-1]
