@@ -137,7 +137,7 @@ def summarize_entry(entry: ModelEntry) -> Summary:
 
 
 def from_builder(entry: ModelEntry, finish: Callable[..., T]) -> T:
-    """What `finish(owner, model, entry, built_here=True)` gives for the entry's model, which is built without memory."""
+    """What `finish(owner, model, entry, built_here=True)` gives for the model that the entry builds without memory."""
     if entry.framework is not None:
         _framework(entry.framework)
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
