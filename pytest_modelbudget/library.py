@@ -15,7 +15,7 @@ from pytest_modelbudget.check import ModelEntry, names_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.planning import plans_of
-from pytest_modelbudget.run import live_entry, of_live, subject_of, summarize_live
+from pytest_modelbudget.run import live_entry, of_live, summarize_live
 from pytest_modelbudget.summary import Plan, Summary
 
 
@@ -65,14 +65,8 @@ def plan(
     [recipe] = entry.recipes
     entry = replace(entry, batch=recipe.batch, dims=recipe.dims)
     with coexisting():
-        [found] = of_live(model_or_builder, entry, partial(_plans, advice=advice))
+        [found] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
     return found
-
-
-def _plans(
-    owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool, advice: bool
-) -> tuple[Plan, ...]:
-    return plans_of(subject_of(owner, model, entry, built_here=built_here), advice=advice)
 
 
 def _name(model_or_builder: object, name: str | None) -> str:

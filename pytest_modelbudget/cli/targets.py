@@ -21,6 +21,7 @@ from pytest_modelbudget.cli.project import Project, find
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.config.tree import NotReadable, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planning import Subject
 from pytest_modelbudget.registry import Registry, register
 from pytest_modelbudget.reports.text import captured as shown_output
 from pytest_modelbudget.reports.text import harmless
@@ -94,7 +95,7 @@ class Targets:
         self,
         options: Namespace,
         *,
-        finish: Callable[..., Summary] = counted,
+        finish: Callable[[Subject], Summary] = counted,
         alter: Callable[[ModelEntry], ModelEntry] = lambda entry: entry,
     ) -> None:
         self.options, self.finish, self.alter = options, finish, alter
