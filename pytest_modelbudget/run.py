@@ -157,7 +157,10 @@ def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
 
 
 def _built(
-    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], finish: Callable[[Subject], T]
+    build: Callable[..., object],
+    entry: ModelEntry,
+    active: tuple[backends.Backend, ...],
+    finish: Callable[[Subject], T],
 ) -> T:
     _check_arguments(build, entry)
     again = partial(_with_memory, build, entry)
@@ -214,7 +217,9 @@ def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEnt
         if "meta" not in f"{type(mistake).__name__}{mistake}".lower() and not isinstance(mistake, NotImplementedError):
             raise mistake from None
         where = f"{entry.place}: " if entry.place else ""
-        raise ModelBudgetError(f"{where}{entry.id}: the builder computes with values while it builds, {limit}") from mistake
+        raise ModelBudgetError(
+            f"{where}{entry.id}: the builder computes with values while it builds, {limit}"
+        ) from mistake
 
 
 def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
