@@ -292,10 +292,7 @@ def _failed(subject: Subject, trace: Trace, ports: list[tuple[str, torch.Tensor]
     text = f"{type(mistake).__name__}: {mistake}".strip()
     head = f"{subject.name}: the forward pass failed in layer {where}{_line(mistake)}\n  inputs: {given or '(none)'}"
     if not subject.real and _needs_values(mistake):
-        cure = (
-            "the model decides by the values of its activations, and weights without memory have none;\n"
-            "  it would have been run on the CPU instead, but its weights are larger than 1 GiB: register a smaller one"
-        )
+        cure = "the model decides by the values of its activations, and weights without memory have none"
         return ForwardFailed(f"{head}\n  {text}\n  {cure}", True)
     return ForwardFailed(
         f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", _on_meta_only(mistake)
@@ -316,7 +313,7 @@ def _needs_values(mistake: Exception) -> bool:
 
 
 _MISFITS = (
-    "positional argument", "unexpected keyword argument", "required keyword-only argument", "shapes cannot be multiplied",
+    "positional argument", "unexpected keyword argument", "required keyword-only", "shapes cannot be multiplied",
     "Given groups=", "size mismatch", "must match the size of tensor", "to have the same dtype", "is invalid for input",
     "Given normalized_shape", "Expected more than 1 value per channel", "was expected to be", "must match except",
 )  # fmt: skip

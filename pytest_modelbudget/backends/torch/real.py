@@ -37,7 +37,7 @@ _TOO_LARGE = (
 def fits(model: nn.Module) -> bool:
     """Whether `model` is small enough to be run for real unasked."""
     weights = {id(tensor): tensor for tensor in all_tensors(all_modules(model)) if not is_lazy(tensor)}
-    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= REAL_LIMIT
+    return bool(sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= REAL_LIMIT)
 
 
 def too_large() -> TooLarge:
