@@ -102,11 +102,11 @@ _SEEDS = (1, None)
 
 
 def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: Origin, why: str) -> _Run:
-    """Run a copy with memory several times, on other inputs, and for a model built here with other weights."""
+    """Run a copy with memory several times, on other inputs and with other weights."""
     subject = Subject(name, _with_values(model, name, origin), inputs, real=True, seed=0)
     base = forward(subject, sizes, keep=True)
     perturbed = _passes(replace(subject, perturbed="masks"), sizes)
-    twins = tuple(_twins(subject, sizes, origin))
+    twins = tuple(_twins(subject, sizes))
     if not twins:
         return _Run(subject, base, (), perturbed, (f"{why}; it ran on one set of values only",))
     lowest, *_, highest = sorted(run.trace.flops for run in (base, *twins))
@@ -123,11 +123,10 @@ def _with_values(model: nn.Module, name: str, origin: Origin) -> nn.Module:
     return real.copy_of(model, name, limited=origin.run != "real")
 
 
-def _twins(subject: Subject, sizes: Sizes, origin: Origin) -> Iterator[Pass]:
+def _twins(subject: Subject, sizes: Sizes) -> Iterator[Pass]:
     yield from _passes(replace(subject, perturbed="decisions"), sizes)
     for seed in _SEEDS:
-        if origin.built_here:
-            real.redraw(subject.model, seed)
+        real.redraw(subject.model, seed)
         yield from _passes(replace(subject, seed=seed), sizes)
 
 

@@ -290,9 +290,6 @@ class _Operator:
     sent: bool
 
 
-_ORDINARY = frozenset({torch.Tensor, nn.Parameter})
-
-
 class Runner(Protocol):
     """What runs the operators of a pass instead of torch alone."""
 
@@ -323,7 +320,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if types and not _ORDINARY.issuperset(types):
+        if types and any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # a tensor made of others: its class asks for operators on these
         kwargs = kwargs or {}
         known = self._operators.get(func)
