@@ -55,4 +55,5 @@ def _message(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = "(the error cannot be shown as text)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    notes = getattr(error, "__notes__", ())
+    return "\n".join([f"{type(error).__name__}: {text}" if text else type(error).__name__, *map(str, notes)])

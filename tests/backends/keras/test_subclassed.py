@@ -208,6 +208,17 @@ def test_inputs_are_needed(summarize: Any) -> None:
             summarize(build)
 
 
+def test_a_built_class_needs_no_inputs_for_its_params() -> None:
+    """A live model that was called has its weights; what only a call shows is unknown, and a note says what would tell."""
+    model = Gpt()
+    model(np.zeros((1, 5), "int32"))
+    summary = backend.summarize(model, name="gpt", inputs=None, sizes={}, built_here=False)
+    assert (summary.params, summary.flops.value, summary.outputs) == (model.count_params(), None, ())
+    assert {(row.outputs, row.connected_to, row.calls, row.flops) for row in summary.layers} == {((), (), None, None)}
+    assert [row.path for row in summary.layers] == ["gpt", "tokens", "block", "block_1", "head", "never"]
+    assert any('write e.g. inputs: "float32[' in note for note in summary.notes)
+
+
 class Forgotten(keras.Model):
     """A layer that call never reaches, deep inside another."""
 
