@@ -220,7 +220,7 @@ def _called(target: Reference, function: Callable[..., Any], args: tuple[Any, ..
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        vars(error).setdefault("__notes__", []).append(f"({target.name} was called at {where})")
+        vars(error).setdefault("__notes__", []).append(f"{target.name} is called at {where}")
         raise
 
 

@@ -36,6 +36,10 @@ def _chain(error: BaseException, seen: set[int]) -> list[str]:
         ]
     else:
         lines += map(_frame, frames)
+    # Above the message, whose last line is the one that stands for the error in short.
+    lines += [
+        f"note: {line[:_MAX_LINE]}" for note in getattr(error, "__notes__", ()) for line in str(note).splitlines()
+    ]
     return [*lines, *(f"E   {line[:_MAX_LINE]}" for line in _message(error).splitlines())]
 
 
@@ -55,5 +59,4 @@ def _message(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = "(the error cannot be shown as text)"
-    notes = getattr(error, "__notes__", ())
-    return "\n".join([f"{type(error).__name__}: {text}" if text else type(error).__name__, *map(str, notes)])
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -130,8 +130,9 @@ def args(written: str) -> str:
             '{call: "nets:picky", args: [3]}',
             [
                 "nets.py:*: in picky",
+                "note: nets:picky is called at modelbudget.yaml:5: args.0.call",
                 "E   ValueError: width must be even",
-                "E   (nets:picky was called at modelbudget.yaml:5: args.0.call)",
+                "BUILD ERROR modelbudget.yaml::net - ValueError: width must be even",
             ],
             id="raises",
         ),
