@@ -37,7 +37,7 @@ class ComplexConvolutions:
 
 def _is_part(tensor: torch.Tensor) -> bool:
     """Whether it is the real or imaginary part of a tensor; in inference mode views do not know of what they are."""
-    if tensor.is_inference():
+    if torch.is_inference_mode_enabled():
         return all(stride % 2 == 0 for stride in tensor.stride())
     whole: Any = tensor._base
     return whole is not None and whole.is_complex() and not tensor.is_complex()
