@@ -99,13 +99,12 @@ ZERO = frozenset(
 )  # fmt: skip
 """Names of the `aten` operators that count zero, beside those torch itself tags as elementwise or as a view."""
 
-PRIMS = frozenset(
-    """
+_PRIMS = """
     _make_token _sink_tokens bessel_i0 bessel_i0e bessel_i1 bessel_i1e bessel_j0 bessel_j1 cbrt collapse copy_strided
     copy_to device_put erf_inv erfcx iota maximum_value minimum_value ndtri rev shift_left shift_right_arithmetic
     spherical_bessel_j0 xor_sum zeta
-    """.split()
-)
+"""
+PRIMS = frozenset(_PRIMS.split())
 """Names of the `prims` operators that count zero, beside those of their names in `aten`."""
 
 _FACTORISATIONS = """
@@ -130,4 +129,4 @@ _TESTS_OF_TORCH = """
 """
 
 UNCOUNTED = frozenset(" ".join((_FACTORISATIONS, _SPARSE, _KERNELS_OF_DEVICES, _TESTS_OF_TORCH)).split())
-"""Names of the `aten` and `prims` operators that may hide products and have no formula: each makes the total a lower bound."""
+"""Names of the `aten` and `prims` operators that may hide products: each makes the total a lower bound."""
