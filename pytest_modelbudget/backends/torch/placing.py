@@ -81,7 +81,8 @@ class Placing:
         def swap(tensor: torch.Tensor) -> torch.Tensor:
             return moved.get(id(tensor), tensor)
 
-        out = func(*tree_map_only(torch.Tensor, swap, args), **tree_map_only(torch.Tensor, swap, kwargs))
+        on_meta = tree_map_only(torch.Tensor, swap, (args, kwargs))
+        out = self.memo.run(func, list(moved.values()), *on_meta)
         back = {id(moved[id(tensor)]): tensor for tensor in read if not tensor.is_meta}
         written = [back[id(tensor)] for tensor in tensors(out) if id(tensor) in back]
         for tensor in written:  # an in-place operator: its target stays the same object, with unknown values
@@ -135,6 +136,8 @@ def _placed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
     whole = not (dtype.is_floating_point or dtype.is_complex)
     if elements == 1 and name in _CHANCE:  # `if torch.rand(1) < p`: layers that are dropped by chance
         return kwargs
+    if name == "empty" and "pin_memory" not in kwargs and elements <= CONSTANT:
+        return kwargs  # asked for by torch's own code, which writes its numbers past the dispatcher
     if not whole and name in _STATES:
         return {**kwargs, "device": META}
     return {**kwargs, "device": META} if elements > (CONSTANT if whole else LARGE) else kwargs

@@ -14,6 +14,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_modelbudget.backends.torch.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.flops import Cost, cost
 from pytest_modelbudget.backends.torch.joins import (
     WRITES,
@@ -78,6 +79,7 @@ class Trace:
         self.autocast = False
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.calls = 0
+        self._complex = ComplexConvolutions()
         self._known: dict[int, Record] = {}
         self.in_order: list[Record | Join] = []  # by index
         self._stack: list[Record] = []
@@ -176,7 +178,7 @@ class Trace:
         join = None if view else self._hand_on(price.name, module, read, out)
         owner = module if join is None else join
         if price.formula is not None:
-            flops = price.of(args, kwargs, out)
+            flops = price.of(args, kwargs, out, self._complex)
             self.flops += flops
             if owner is not None:
                 owner.flops += flops
