@@ -28,7 +28,7 @@ IDS = TensorSpec(("B", "T"), "int64")
             {"args": ["int64[B, T]"], "kwargs": {"x": [2, 2]}}, Inputs((IDS,), {"x": TensorSpec((2, 2))}), id="both"
         ),
         pytest.param({"args": [{"a": "int64[B, T]"}]}, Inputs(({"a": IDS},)), id="one dict argument"),
-        pytest.param({"args": [["int64[B, T]", "[B,3,8,8]"]]}, Inputs(((IDS, IMAGE),)), id="a list argument"),
+        pytest.param({"args": [["int64[B, T]", "[B,3,8,8]"]]}, Inputs(([IDS, IMAGE],)), id="a list argument"),
         pytest.param(
             {"ids": "int64[B, T]", "cache": False}, Inputs((), {"ids": IDS, "cache": Literal(False)}), id="flag"
         ),

@@ -18,6 +18,7 @@ from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
 from pytest_modelbudget.backends.torch.modules import all_modules, nodes, unwrapped
 from pytest_modelbudget.backends.torch.rows import Naming, rows
 from pytest_modelbudget.backends.torch.saved import Activations
+from pytest_modelbudget.backends.torch.steering import steered
 from pytest_modelbudget.backends.torch.trace import calls_shown
 from pytest_modelbudget.backends.torch.weights import is_packed, weights_of
 from pytest_modelbudget.errors import ModelBudgetError
@@ -31,7 +32,7 @@ FRAMEWORK = "torch"
 class _Run:
     """What is run, its pass at the declared sizes, and its twin: one with the same sizes and other values.
 
-    Only a real run has a twin: what differs between the two depends on the values, and is not known.
+    A real run has a twin, and a pass that read values which nobody gave: what differs depends on them, and is not known.
     """
 
     subject: Subject
@@ -62,7 +63,8 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
         return _Run(subject, forward(subject, sizes, keep=True), notes=(_PACKED,))
     try:
         subject = Subject(name, model if built_here else ghost_of(model), inputs)
-        return _Run(subject, forward(subject, sizes, keep=True))
+        base = forward(subject, sizes, keep=True)
+        return _Run(subject, base, *steered(subject, sizes, base))
     except ForwardFailed as mistake:
         if not mistake.needs_values or not real.fits(model) or sharded.note(model):
             raise

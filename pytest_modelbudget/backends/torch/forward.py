@@ -14,36 +14,42 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.build import abstract
-from pytest_modelbudget.backends.torch.ghosts import CONSTANT, META
 from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.modules import nodes
-from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
+from pytest_modelbudget.backends.torch.placing import Following, NeedsValues, Placing
+from pytest_modelbudget.backends.torch.readings import asking
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
 from pytest_modelbudget.backends.torch.state import preserved
 from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
+from pytest_modelbudget.backends.torch.values import Call, Choice, call_of
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.inputs import Inputs, concrete
-from pytest_modelbudget.summary import TensorSpec
+from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.summary import Input
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one forward pass showed: the trace, the names of the inputs, and the tensors the model returned."""
+    """What one forward pass showed: the trace, the names of the inputs, and the tensors the model returned.
+
+    `read` are the inputs whose values were assumed, and asked for.
+    """
 
     trace: Trace
     ports: tuple[str, ...]
     outputs: tuple[Output, ...]
+    read: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is run: a model on meta (or, with `real`, one with its weights on the CPU), and its call.
 
-    A real run is on zeros, or on random numbers when there is a `seed`.
+    Inputs that have no values are zeros in a real run, or random numbers when there is a `seed`; without memory, ids and
+    masks are `assumed` everywhere.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Subject:
     inputs: Inputs
     real: bool = False
     seed: int | None = None
+    assumed: int = 0
     memo: Memo = field(init=False, compare=False, repr=False)
     holdings: Holdings = field(init=False, compare=False, repr=False)
     repeats: Repeats | None = field(init=False, compare=False, repr=False)
@@ -88,32 +95,15 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     except ModelBudgetError:
         raise
     except Exception as mistake:
-        raise _failed(subject, trace, call.ports, mistake) from mistake
+        raise _failed(subject, trace, call, mistake) from mistake
     finally:
         trace.forget_tensors()
-    return Pass(trace, tuple(name for name, _ in call.ports), outputs)
+    return Pass(trace, tuple(name for name, _ in call.ports), outputs, tuple(call.readings.read.values()))
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What the model is called with; `ports` are the tensors in it, with their names."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    ports: list[tuple[str, torch.Tensor]]
-
-
-def arguments(subject: Subject, sizes: Mapping[str, int]) -> Call:
-    """The inputs of `subject` at `sizes`."""
-    ports: list[tuple[str, torch.Tensor]] = []
-
-    def make(name: str, spec: TensorSpec) -> torch.Tensor:
-        tensor = _input(name, spec, sizes, subject)
-        ports.append((name, tensor))
-        return tensor
-
-    args, kwargs = subject.inputs.build(make)
-    return Call(args, kwargs, ports)
+def arguments(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> Call:
+    """The inputs of `subject` at `sizes`; floats in `half` where that is given."""
+    return call_of(subject.inputs, sizes, Choice(subject.real, subject.seed, subject.assumed, half))
 
 
 @contextmanager
@@ -134,7 +124,8 @@ def observed(
     for name, tensor in call.ports:
         watcher.label(tensor, name)
     try:
-        with calm(subject, training), watching(watcher, None if subject.real else Placing(subject.memo)):
+        placing = (Following if subject.real else Placing)(subject.memo, call.readings)
+        with calm(subject, training), asking(placing.ask), watching(watcher, placing):
             out = subject.model(*call.args, **call.kwargs)
             if then is not None:
                 then(out)
@@ -147,27 +138,6 @@ def observed(
             subject.holdings.refresh()
         else:
             subject.holdings.put_back()
-
-
-def _input(name: str, spec: TensorSpec, sizes: Mapping[str, int], subject: Subject) -> torch.Tensor:
-    """Zeros; ids and masks keep their values, floats have none (unless the run is real)."""
-    dtype = getattr(torch, spec.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ModelBudgetError(f"inputs: {name}: torch has no tensors of dtype {spec.dtype!r}")
-    shape = concrete(spec, sizes)
-    if subject.real:
-        zeros = torch.zeros(shape, dtype=dtype, device="cpu")
-        return zeros if subject.seed is None else _other_values(zeros, torch.Generator().manual_seed(subject.seed))
-    tensor = torch.empty(shape, dtype=dtype, device=META)
-    whole = not (dtype.is_floating_point or dtype.is_complex)
-    return torch.zeros(shape, dtype=dtype, device="cpu") if whole and tensor.numel() <= CONSTANT else tensor
-
-
-def _other_values(tensor: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
-    """Floats of both signs; ids and masks of 0 and 1, which hardly any table is too small for."""
-    if tensor.is_floating_point():
-        return tensor.uniform_(-1, 1, generator=dice)
-    return tensor if tensor.is_complex() else tensor.random_(0, 2, generator=dice)
 
 
 @contextmanager
@@ -261,11 +231,11 @@ def _may_compile() -> bool:
     return not sys.modules.keys().isdisjoint({"torch._dynamo", "torch.nn.attention.flex_attention"})
 
 
-def _failed(subject: Subject, trace: Trace, ports: list[tuple[str, torch.Tensor]], mistake: Exception) -> ForwardFailed:
+def _failed(subject: Subject, trace: Trace, call: Call, mistake: Exception) -> ForwardFailed:
     paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
     layer = trace.failed.module if trace.failed is not None else subject.model
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
-    given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in ports)
+    given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in call.ports)
     text = f"{type(mistake).__name__}: {mistake}".strip()
     head = f"{subject.name}: the forward pass failed in layer {where}{_line(mistake)}\n  inputs: {given or '(none)'}"
     if not subject.real and _needs_values(mistake):

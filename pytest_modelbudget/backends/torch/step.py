@@ -125,14 +125,7 @@ class _Run:
         )
 
     def _inputs(self) -> Call:
-        call = arguments(self.subject, self.sizes)
-        half = _HALF.get(self.recipe.precision)
-        if half is None:
-            return call
-        made = {id(tensor): tensor.to(half) if tensor.is_floating_point() else tensor for _, tensor in call.ports}
-        given = iter([made[id(tensor)] for _, tensor in call.ports])
-        args, kwargs = self.subject.inputs.build(lambda name, spec: next(given))
-        return Call(args, kwargs, [(name, made[id(tensor)]) for name, tensor in call.ports])
+        return arguments(self.subject, self.sizes, _HALF.get(self.recipe.precision))
 
     def _train(self, recipe: Training, call: Call, recorder: Recorder, kernels: Kernels) -> Any:
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
