@@ -257,7 +257,7 @@ def from_example(value: object) -> Inputs:
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         call: Call = (), {key: value[key] for key in value}
     else:
-        call = tuple(value) if type(value) in (tuple, list) else (value,), {}  # type: ignore[call-overload]
+        call = tuple(value) if isinstance(value, (tuple, list)) and type(value) in (tuple, list) else (value,), {}
     args, kwargs = call
     return Inputs(tuple(map(_example, args)), {name: _example(item) for name, item in kwargs.items()}, call)
 
@@ -268,7 +268,10 @@ def _example(value: Any) -> Tree:
     if isinstance(value, Mapping):
         return {key: _example(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return _like(value, list(map(_example, value)))  # type: ignore[no-any-return]
+        try:
+            return _like(value, list(map(_example, value)))  # type: ignore[no-any-return]
+        except Exception:  # a tuple of a class that takes nothing but tensors
+            return Literal(value)
     return Literal(value)
 
 
@@ -301,17 +304,16 @@ _DEEPEST = 32
 """Levels of containers and objects that are looked through."""
 
 
-
-_OPAQUE = (str, bytes, int, float, complex, type(None), type, ModuleType, FunctionType, BuiltinFunctionType, MethodType,
-           ReferenceType)  # fmt: skip
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+_OPAQUE = (str, bytes, int, float, complex, type(None), type, ModuleType, ReferenceType, *_FUNCTIONS)
 """What holds no tensors to look for."""
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [(str(key), item) for key, item in value.items()]
-    if hasattr(value, "_fields") and isinstance(value, tuple):
-        return list(zip(value._fields, value, strict=True))
+    if names := getattr(value, "_fields", None) if isinstance(value, tuple) else None:
+        return list(zip(names, value, strict=True))
     if isinstance(value, (list, tuple, deque)):
         return [(str(index), item) for index, item in enumerate(value)]
     slots = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]

@@ -71,6 +71,11 @@ class TensorSpec:
         return f"{self.dtype}{self.dims}" if self.values is None else f"{self.dtype}{self.dims} {self.values}"
 
     @property
+    def without_values(self) -> TensorSpec:
+        """Its shape and dtype alone."""
+        return self if self.values is None else TensorSpec(self.shape, self.dtype)
+
+    @property
     def dims(self) -> str:
         """The shape alone: `[B, 28, 28, 3]`, `?` for a dimension of any size."""
         return f"[{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]"

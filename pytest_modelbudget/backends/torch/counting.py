@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
-from pytest_modelbudget.backends.torch import real, sharded
+from pytest_modelbudget.backends.torch import real, sharded, steering
 from pytest_modelbudget.backends.torch.activations import measured
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
@@ -18,7 +18,6 @@ from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
 from pytest_modelbudget.backends.torch.modules import all_modules, nodes, unwrapped
 from pytest_modelbudget.backends.torch.rows import Naming, rows
 from pytest_modelbudget.backends.torch.saved import Activations
-from pytest_modelbudget.backends.torch.steering import steered
 from pytest_modelbudget.backends.torch.trace import calls_shown
 from pytest_modelbudget.backends.torch.weights import is_packed, weights_of
 from pytest_modelbudget.errors import ModelBudgetError
@@ -30,21 +29,21 @@ FRAMEWORK = "torch"
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What is run, its pass at the declared sizes, and its twin: one with the same sizes and other values.
+    """What is run, its pass at the declared sizes, and its twins: passes at the same sizes, on other values.
 
-    A real run has a twin, and a pass that read values which nobody gave: what differs depends on them, and is not known.
+    A real run has some, and a pass that read values which nobody gave. What differs depends on them, and is not known.
     """
 
     subject: Subject
     base: Pass
-    twin: Pass | None = None
+    twins: tuple[Pass, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def flops(self) -> Flops:
         """The FLOPs, unknown when they depend on the values."""
-        value = self.base.trace.flops if self.twin is None or self.twin.trace.flops == self.base.trace.flops else None
-        return Flops(value, tuple(sorted(self.base.trace.uncounted.items())))
+        same = all(twin.trace.flops == self.base.trace.flops for twin in self.twins)
+        return Flops(self.base.trace.flops if same else None, tuple(sorted(self.base.trace.uncounted.items())))
 
 
 def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> Summary:
@@ -64,7 +63,8 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
     try:
         subject = Subject(name, model if built_here else ghost_of(model), inputs)
         base = forward(subject, sizes, keep=True)
-        return _Run(subject, base, *steered(subject, sizes, base))
+        twins = steering.twins_of(subject, sizes, base)
+        return _Run(subject, base, twins, steering.notes(base, twins))
     except ForwardFailed as mistake:
         if not mistake.needs_values or not real.fits(model) or sharded.note(model):
             raise
@@ -84,12 +84,14 @@ def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int
     try:
         twin = forward(replace(first, seed=1), sizes)
     except ForwardFailed:
-        return _Run(first, base, None, (f"{_VALUES}; it ran on zeros only",))
+        read = steering.notes(base, (), real=True)
+        return _Run(first, base, (), (f"{_VALUES}; it ran on zeros only", *read))
+    read = steering.notes(base, [twin], real=True)
     seen = sorted((base.trace.flops, twin.trace.flops))
     if seen[0] == seen[1]:
-        return _Run(first, base, twin, (_VALUES,))
+        return _Run(first, base, (twin,), (_VALUES, *read))
     spread = f"{units.flops(seen[0])} and {units.flops(seen[1])} in two runs"
-    return _Run(first, base, twin, (f"{_VALUES}, and its FLOPs depend on them: {spread}",))
+    return _Run(first, base, (twin,), (f"{_VALUES}, and its FLOPs depend on them: {spread}", *read))
 
 
 _Seen = list[tuple[Sizes, Pass]]
@@ -114,8 +116,7 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
 
     # Passes at other sizes give the dimensions their names.
     others = vary(sizes, lambda other: _again(run, other))
-    twins = [(sizes, run.twin)] if run.twin is not None else []
-    seen = [(sizes, run.base), *twins, *others]
+    seen = [(sizes, run.base), *((sizes, twin) for twin in run.twins), *others]
     naming, layers = named(seen)
     if len(others) == 1 and not naming.settled:
         seen += vary_again(sizes, others[0][0], lambda other: _again(run, other))
@@ -151,6 +152,8 @@ def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str
     """What is held for the backward pass, and what has to be said of it."""
     if run.subject.real:
         return None, ("activation_bytes is not known: the model cannot be run on the meta device",)
+    if not all(steering.same(run.base, twin) for twin in run.twins):
+        return None, ("activation_bytes is not known: it depends on the values of inputs",)
     if run.base.trace.autocast:
         return None, ("activation_bytes is not known: autocast in the forward pass is not followed",)
     if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in run.subject.holdings.modules):

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.backends.torch.hints import hints, line, needs_values
 from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.modules import nodes
-from pytest_modelbudget.backends.torch.placing import Following, NeedsValues, Placing
+from pytest_modelbudget.backends.torch.placing import Following, Placing
 from pytest_modelbudget.backends.torch.readings import asking
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
 from pytest_modelbudget.backends.torch.state import preserved
 from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
-from pytest_modelbudget.backends.torch.values import Call, Choice, call_of
+from pytest_modelbudget.backends.torch.values import Assumed, Call, Choice, call_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Input
@@ -48,8 +47,8 @@ class Pass:
 class Subject:
     """What is run: a model on meta (or, with `real`, one with its weights on the CPU), and its call.
 
-    Inputs that have no values are zeros in a real run, or random numbers when there is a `seed`; without memory, ids and
-    masks are `assumed` everywhere.
+    Inputs without values are zeros in a real run, or random numbers when there is a `seed`; without memory, ids and
+    masks are what is `assumed`.
     """
 
     name: str
@@ -57,7 +56,7 @@ class Subject:
     inputs: Inputs
     real: bool = False
     seed: int | None = None
-    assumed: int = 0
+    assumed: Assumed = "zeros"
     memo: Memo = field(init=False, compare=False, repr=False)
     holdings: Holdings = field(init=False, compare=False, repr=False)
     repeats: Repeats | None = field(init=False, compare=False, repr=False)
@@ -237,43 +236,12 @@ def _failed(subject: Subject, trace: Trace, call: Call, mistake: Exception) -> F
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
     given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in call.ports)
     text = f"{type(mistake).__name__}: {mistake}".strip()
-    head = f"{subject.name}: the forward pass failed in layer {where}{_line(mistake)}\n  inputs: {given or '(none)'}"
-    if not subject.real and _needs_values(mistake):
-        cure = (
-            "the model decides by the values of its activations, and weights without memory have none;\n"
-            "  it would have been run on the CPU instead, but its weights are larger than 1 GiB: register a smaller one"
-        )
-        return ForwardFailed(f"{head}\n  {text}\n  {cure}", True)
-    return ForwardFailed(
-        f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", _on_meta_only(mistake)
-    )
-
-
-def _needs_values(mistake: Exception) -> bool:
-    text = str(mistake)
-    known = (
-        "Cannot copy out of meta",
-        "item() cannot be called on meta",
-        "data-dependent",
-        "data dependent",
-        "nonzero",
-        "unallocated storage",
-    )
-    return isinstance(mistake, NeedsValues) or any(part in text for part in known)
+    head = f"{subject.name}: the forward pass failed in layer {where}{line(mistake)}\n  inputs: {given or '(none)'}"
+    cures = hints(mistake, subject.inputs, call, real=subject.real)
+    needing = not subject.real and (needs_values(mistake) or _on_meta_only(mistake))
+    return ForwardFailed("\n  ".join((head, text, *cures)), needing)
 
 
 def _on_meta_only(mistake: Exception) -> bool:
     """Whether a run with real weights might go through where this one failed."""
     return isinstance(mistake, NotImplementedError) or "meta" in str(mistake).lower()
-
-
-def _line(mistake: Exception) -> str:
-    """The last line of the failing call that is neither torch's nor ours: the user's, most often."""
-    ours, torchs = str(Path(__file__).parent), str(Path(torch.__file__).parent)
-    frames = traceback.extract_tb(mistake.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith((ours, torchs, "<"))]
-    if not theirs:
-        return ""
-    file = Path(theirs[-1].filename)
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file.name
-    return f", at {shown}:{theirs[-1].lineno}"

@@ -95,8 +95,10 @@ class Placing:
     def _by_places(self, func: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """The same with the places of what masks select: their number is known where the values of the masks are."""
         if name == "masked_select":
+            if not self._has_values(args[1]):
+                return func, args
             tensor, mask = torch.broadcast_tensors(*args[:2])
-            return (torch.ops.aten.index.Tensor, (tensor, self._places(mask))) if self._has_values(mask) else (func, args)
+            return torch.ops.aten.index.Tensor, (tensor, self._places(mask))
         indices = [place for index in args[1] for place in self._places(index)]
         return func, (args[0], indices, *args[2:])
 

@@ -68,6 +68,11 @@ class Readings:
             self._labels[key] = names
 
 
+def cure(port: Input) -> str:
+    """How a user says the values of this input."""
+    return f'give its value, as in "{port.spec} = {"true" if port.spec.dtype == "bool" else "3"}"'
+
+
 _Asked = Callable[[list[torch.Tensor], tuple[Any, ...]], Iterable[torch.Tensor]]
 
 

@@ -1,45 +1,63 @@
-"""What is known of a pass that read values which nobody gave: it is run once more, with other ones."""
+"""What is known of a pass that read values which nobody gave: it is run again, with other ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.forward import Pass, Subject, forward
+from pytest_modelbudget.backends.torch.readings import cure
+from pytest_modelbudget.backends.torch.values import Assumed
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Input
 
+_OTHERS: tuple[Assumed, ...] = ("ones", "mixed")
 
-def steered(subject: Subject, sizes: Mapping[str, int], base: Pass) -> tuple[Pass | None, tuple[str, ...]]:
-    """A twin of `base`, in which inputs without values are 1 instead of 0, and what has to be said of these inputs.
 
-    No twin where no such value was read, or the model does not run with it.
+def twins_of(subject: Subject, sizes: Mapping[str, int], base: Pass) -> tuple[Pass, ...]:
+    """Passes like `base`, an abstract one, with ones (and ones and zeros) for values that were assumed to be zeros.
+
+    None where no such value was read; those that do not run are left out.
     """
     if not base.read:
-        return None, ()
-    try:
-        twin = forward(replace(subject, assumed=1), sizes)
-    except ModelBudgetError:
-        return None, notes(base, None)
-    return twin, notes(base, twin)
+        return ()
+    passes = []
+    for assumed in _OTHERS:
+        try:
+            passes.append(forward(replace(subject, assumed=assumed), sizes))
+        except ModelBudgetError:
+            continue
+    return tuple(passes)
 
 
-def notes(base: Pass, twin: Pass | None) -> tuple[str, ...]:
-    """A note for each input whose values were assumed and read: what was assumed, and how to give it."""
-    return tuple(f"input {port} {_effect(base, twin, port)}; give its value, as in {example(port)}" for port in base.read)
+def notes(base: Pass, twins: Sequence[Pass], *, real: bool = False) -> tuple[str, ...]:
+    """A note for each input whose values were made up and read: what they were, what followed, and how to give them."""
+    return tuple(f"{_told(base, twins, port, real)}: {cure(port)}" for port in base.read)
 
 
-def _effect(base: Pass, twin: Pass | None, port: Input) -> str:
-    zero, one = ("false", "true") if port.spec.dtype == "bool" else ("0", "1")
-    if twin is None:
-        return f"steers the forward pass: {zero} was assumed"
-    if twin.trace.flops != base.trace.flops:
-        flops = f"{units.flops(base.trace.flops)} with {zero}, {units.flops(twin.trace.flops)} with {one}"
-        return f"steers the forward pass, and FLOPs depend on it: {flops}"
-    if not same(base, twin):
-        return f"steers the forward pass, and shapes depend on it: {zero} was assumed"
-    return f"is read by the forward pass: {zero} was assumed, and with {one} all is the same"
+def notes_alone(read: Iterable[Input]) -> tuple[str, ...]:
+    """Notes of a run that has no twins."""
+    return tuple(f"{_steers(port)}; {_words(port)[0]} was assumed: {cure(port)}" for port in read)
+
+
+def _steers(port: Input) -> str:
+    return f"input {port.name} ({port.spec}) steers the forward pass"
+
+
+def _words(port: Input) -> tuple[str, str]:
+    return ("false", "true") if port.spec.dtype == "bool" else ("0", "1")
+
+
+def _told(base: Pass, twins: Sequence[Pass], port: Input, real: bool) -> str:
+    zero, one = _words(port)
+    made_up = f"{zero} and {one} were drawn" if real else f"{zero} was assumed"
+    if twins and all(same(base, twin) for twin in twins):
+        what = f"the forward pass reads input {port.name} ({port.spec})"
+        return f"{what}; {made_up}, and others of {zero} and {one} changed nothing"
+    flops = sorted({seen.trace.flops for seen in (base, *twins)})
+    spread = f", and FLOPs were {units.flops(flops[0])} to {units.flops(flops[-1])}" if len(flops) > 1 else ""
+    return f"{_steers(port)}; {made_up}{spread}"
 
 
 def same(base: Pass, twin: Pass) -> bool:
@@ -48,10 +66,4 @@ def same(base: Pass, twin: Pass) -> bool:
 
 
 def _calls(seen: Pass) -> list[object]:
-    return [(record.index, record.calls) for record in seen.trace.in_order]
-
-
-def example(port: Input) -> str:
-    """How a user writes this input with a value."""
-    value = "true" if port.spec.dtype == "bool" else "3"
-    return f'"{port.spec} = {value}"'
+    return [(record.index, record.calls, record.flops) for record in seen.trace.in_order]

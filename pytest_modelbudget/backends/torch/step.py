@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,18 +18,20 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pytest_modelbudget.backends.torch import recurrent
+from pytest_modelbudget.backends.torch import recurrent, steering
 from pytest_modelbudget.backends.torch.alterations import altered
 from pytest_modelbudget.backends.torch.attention import fused
-from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, calm
+from pytest_modelbudget.backends.torch.forward import Subject, arguments, calm
 from pytest_modelbudget.backends.torch.kernels import Kernels
 from pytest_modelbudget.backends.torch.optimizers import imported, optimizer_of, tables_of
-from pytest_modelbudget.backends.torch.placing import Placing
+from pytest_modelbudget.backends.torch.placing import Following, Placing
+from pytest_modelbudget.backends.torch.readings import asking
 from pytest_modelbudget.backends.torch.sharded import arrived
 from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.tape import Recorder
 from pytest_modelbudget.backends.torch.trace import watching
 from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.backends.torch.values import Call
 from pytest_modelbudget.backends.torch.workspaces import CPUS
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
@@ -112,14 +115,16 @@ class _Run:
             recorder.recomputing = lambda: kernels
             kernels.learn(recurrent.rules(recorder, cuda=self.recipe.kernels == "cuda"))
             kernels.casts = lambda tensor: recorder.lasting(tensor, "cast")
-            stack.enter_context(watching(recorder, None if self.subject.real else Placing(self.subject.memo)))
+            placing = (Following if self.subject.real else Placing)(self.subject.memo, call.readings)
+            stack.enter_context(asking(placing.ask))
+            stack.enter_context(watching(recorder, placing))
             if isinstance(self.recipe, Training):
                 kept = self._train(self.recipe, call, recorder, kernels)
             else:
                 kept = self._infer(self.recipe, call, recorder, kernels)
             recorder.close()
             del kept
-        tape = recorder.tape()
+        tape = replace(recorder.tape(), notes=steering.notes_alone(call.readings.read.values()))
         return (
             tape.without_temporaries("optimizer") if isinstance(self.recipe, Training) and self.recipe.fused else tape
         )

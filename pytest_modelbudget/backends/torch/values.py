@@ -1,4 +1,4 @@
-"""The arguments of one call: stand-ins for the objects of an example, or tensors as the specs of inputs ask for them."""
+"""The arguments of one call: stand-ins for the objects of an example, or tensors that fit the specs of inputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,10 @@ from pytest_modelbudget.summary import Below, Fill, Input, TensorSpec
 _NUMBERS = 1_024
 """Elements up to which floats of an example in one dimension, or none, keep their values: code may ask for those of a
 threshold, a time step, a schedule."""
+
+
+Assumed = Literal["zeros", "ones", "mixed"]
+"""Values of ids and masks that nobody gave; mixed are ones and zeros in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,12 @@ class Choice:
     """How tensors are made where nobody gave values.
 
     With `real` all of them have memory: zeros, or random numbers when there is a `seed`. Else floats are on meta, and
-    ids and masks are `assumed` everywhere. Floats are cast to `half` where that is given.
+    ids and masks are what is `assumed`. Floats are cast to `half` where that is given.
     """
 
     real: bool = False
     seed: int | None = None
-    assumed: int = 0
+    assumed: Assumed = "zeros"
     half: torch.dtype | None = None
 
     def cast(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -85,9 +89,10 @@ def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice)
         return _filled(name, spec, spec.values, sizes, empty)
     if isinstance(spec.values, Below):
         return _drawn(empty, spec.values.bound, zlib.crc32(name.encode()) + (choice.seed or 0))
-    if choice.real and choice.seed is not None:
-        return _other_values(torch.zeros_like(empty, device="cpu"), torch.Generator().manual_seed(choice.seed))
-    return torch.full_like(empty, choice.assumed if _whole(dtype) else 0, device="cpu")
+    zeros = torch.zeros_like(empty, device="cpu")
+    if choice.real:
+        return zeros if choice.seed is None else _random(zeros, choice.seed)
+    return zeros if choice.assumed == "zeros" else _alternating(zeros, 1 if choice.assumed == "ones" else 2)
 
 
 def _filled(name: str, spec: TensorSpec, fill: Fill, sizes: Mapping[str, int], like: torch.Tensor) -> torch.Tensor:
@@ -104,13 +109,24 @@ def _drawn(like: torch.Tensor, bound: int, seed: int) -> torch.Tensor:
     return torch.randint(0, min(bound, 2**63 - 1), like.shape, generator=dice, device="cpu").to(like.dtype)
 
 
-def _other_values(tensor: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
-    """Floats of both signs; ids and masks of 0 and 1, which hardly any table is too small for, not all of them 0."""
+def _random(tensor: torch.Tensor, seed: int) -> torch.Tensor:
+    """Floats of both signs; ids and masks of 0 and 1, which hardly any table is too small for.
+
+    The first of these is another one for the next seed, so that a single value does not stay what it is.
+    """
+    dice = torch.Generator().manual_seed(seed)
     if tensor.is_floating_point():
         return tensor.uniform_(-1, 1, generator=dice)
-    if tensor.is_complex():
+    if tensor.is_complex() or not tensor.numel():
         return tensor
-    return tensor if tensor.random_(0, 2, generator=dice).any() else tensor.fill_(1)
+    tensor.random_(0, 2, generator=dice).view(-1)[0] = seed % 2
+    return tensor
+
+
+def _alternating(tensor: torch.Tensor, step: int) -> torch.Tensor:
+    """1 at every `step`th place from the first on, 0 at the others."""
+    tensor.view(-1)[::step] = 1
+    return tensor
 
 
 def _whole(dtype: torch.dtype) -> bool:

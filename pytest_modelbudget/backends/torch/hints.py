@@ -1,0 +1,72 @@
+"""What to do about a forward pass that failed: the cure that fits the failure."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pytest_modelbudget.backends.torch.placing import NeedsValues
+from pytest_modelbudget.backends.torch.readings import cure
+from pytest_modelbudget.backends.torch.values import Call
+from pytest_modelbudget.frames import place, users_line
+from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.summary import ITEM_BYTES
+
+TORCH = Path(torch.__file__).parent
+
+_VALUES = re.compile(
+    r"Cannot copy out of meta|item\(\) cannot be called on meta|data[- ]dependent|nonzero|unallocated storage"
+)
+_OUT_OF_RANGE = re.compile(r"index (-?\d+ is )?out of (range|bounds)")
+_MISFIT = re.compile(
+    r"shape|size|dim|dtype|scalar type|channel|mat1|must match|expected|broadcast|(positional|keyword) argument", re.I
+)
+
+
+def hints(mistake: Exception, inputs: Inputs, call: Call, *, real: bool) -> Iterator[str]:
+    """Sentences, the likeliest cause first."""
+    if not real and needs_values(mistake):
+        yield (
+            "the model decides by the values of its activations, and weights without memory have none;\n"
+            "  it was not run on the CPU instead, since that is forbidden or its weights are larger than 1 GiB: "
+            "`run: real` asks for it"
+        )
+        return
+    for port in call.readings.read.values():
+        zeros = "made up" if real else "false" if port.spec.dtype == "bool" else "zeros"
+        yield f"the values of input {port.name} are read, and were {zeros}: {cure(port)}"
+    if _OUT_OF_RANGE.match(str(mistake)) and (ids := _ids(inputs)):
+        yield f"ids have to be below the size of the table they are looked up in: give a bound, as in {ids}"
+    elif _MISFIT.search(str(mistake)) or _raised_by_torch(mistake):
+        yield "check that `inputs:` fits what the model expects"
+    elif not call.readings.read:
+        yield "the model's own code raised it; if that is because of what it was called with, correct `inputs:`"
+
+
+def needs_values(mistake: Exception) -> bool:
+    """Whether a pass failed only because the meta device holds no values."""
+    return isinstance(mistake, NeedsValues) or _VALUES.search(str(mistake)) is not None
+
+
+def line(mistake: Exception) -> str:
+    """`, at file:line` of the user, empty where none is known."""
+    frame = users_line(mistake, TORCH)
+    return "" if frame is None else f", at {place(frame)}"
+
+
+def _ids(inputs: Inputs) -> str | None:
+    """How the first input of whole numbers is written with a bound."""
+    specs = [port.spec for port in inputs.ports if port.spec.dtype in _WHOLE]
+    return f'"{specs[0].without_values} < 32000"' if specs else None
+
+
+_WHOLE = frozenset(name for name in ITEM_BYTES if name.startswith(("int", "uint")))
+
+
+def _raised_by_torch(mistake: Exception) -> bool:
+    *_, last = [None, *traceback.extract_tb(mistake.__traceback__)]
+    return last is not None and Path(last.filename).is_relative_to(TORCH)
