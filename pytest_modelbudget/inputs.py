@@ -277,7 +277,17 @@ def _example(value: Any) -> Tree:
 
 def is_tensor(value: Any) -> bool:
     """Whether `value` is a tensor or array of some framework."""
-    return not isinstance(value, type) and hasattr(value, "dtype") and hasattr(type(value), "shape")
+    if isinstance(value, type) or _attribute(value, "dtype") is None:
+        return False
+    return hasattr(type(value), "shape") or _attribute(value, "shape") is not None  # that of nested tensors raises
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """The attribute, None where there is none; an object may answer the question with any error."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
 
 
 def tensors_in(call: Call) -> Iterator[tuple[str, Any]]:
@@ -312,13 +322,13 @@ _OPAQUE = (str, bytes, int, float, complex, type(None), type, ModuleType, Refere
 def _parts(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [(str(key), item) for key, item in value.items()]
-    if names := getattr(value, "_fields", None) if isinstance(value, tuple) else None:
+    if names := _attribute(value, "_fields") if isinstance(value, tuple) else None:
         return list(zip(names, value, strict=True))
     if isinstance(value, (list, tuple, deque)):
         return [(str(index), item) for index, item in enumerate(value)]
     slots = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
-    held = [(name, getattr(value, name)) for name in slots if not name.startswith("__") and hasattr(value, name)]
-    return [*held, *getattr(value, "__dict__", {}).items()]
+    held = [(name, _attribute(value, name)) for name in slots if not name.startswith("__")]
+    return [*held, *(_attribute(value, "__dict__") or {}).items()]
 
 
 def _names(slots: Any) -> tuple[str, ...]:

@@ -23,7 +23,8 @@ _VALUES = re.compile(
 )
 _OUT_OF_RANGE = re.compile(r"index (-?\d+ is )?out of (range|bounds)")
 _MISFIT = re.compile(
-    r"shape|size|dim|dtype|scalar type|channel|mat1|must match|expected|broadcast|(positional|keyword) argument", re.I
+    r"\b(shape|size|dim|dtype)|scalar type|channel|mat1|must match|expected|broadcast|(positional|keyword) argument",
+    re.I,
 )
 
 
@@ -36,14 +37,15 @@ def hints(mistake: Exception, inputs: Inputs, call: Call, *, real: bool) -> Iter
             "`run: real` asks for it"
         )
         return
-    for port in call.readings.read.values():
+    read = call.readings.read.values()
+    for port in read:
         zeros = "made up" if real else "false" if port.spec.dtype == "bool" else "zeros"
         yield f"the values of input {port.name} are read, and were {zeros}: {cure(port)}"
     if _OUT_OF_RANGE.match(str(mistake)) and (ids := _ids(inputs)):
         yield f"ids have to be below the size of the table they are looked up in: give a bound, as in {ids}"
-    elif _MISFIT.search(str(mistake)) or _raised_by_torch(mistake):
+    elif _MISFIT.search(str(mistake)) or (not read and _raised_by_torch(mistake)):
         yield "check that `inputs:` fits what the model expects"
-    elif not call.readings.read:
+    elif not read:
         yield "the model's own code raised it; if that is because of what it was called with, correct `inputs:`"
 
 
