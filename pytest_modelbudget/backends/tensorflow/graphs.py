@@ -36,7 +36,7 @@ def traced(call: Callable[..., Any], arguments: Arguments, *, convert: bool = Fa
 
 
 def specs(inputs: Inputs, sizes: Sizes) -> Arguments:
-    """The arguments of one call as `tf.TensorSpec`, dimensions at their sizes; what has a declared value, as constants."""
+    """The arguments of one call as `tf.TensorSpec`, dimensions at their sizes; constants where a value is declared."""
     return inputs.build(lambda name, one: _argument(one, sizes))
 
 
