@@ -87,6 +87,8 @@ class Placing:
         if name == "copy_" and not read[0].is_meta:
             self._mark(read[0])
             return read[0]
+        if name == "embedding" and self._has_values(args[1]):
+            _refuse_out_of_range(args[1], args[0].shape[0])
         if name in _SELECTING:
             func, args = self._by_places(func, name, args)
             read = tensors((*args, *kwargs.values()))
@@ -241,6 +243,12 @@ def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     # Nobody asks for the values of a large table of products (positions times frequencies), and they take time.
     most = LARGE if func in _PRODUCTS and len(tensors((args, kwargs))) > 1 else CONSTANT
     return any(tensor.numel() > (CONSTANT if _whole(tensor.dtype) else most) for tensor in tensors(meta))
+
+
+def _refuse_out_of_range(ids: torch.Tensor, rows: int) -> None:
+    """A table on meta is not looked up in, so it would not notice."""
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+        raise IndexError(f"index out of range: ids from {ids.min()} to {ids.max()} are looked up in {rows} rows")
 
 
 def _whole(dtype: torch.dtype) -> bool:

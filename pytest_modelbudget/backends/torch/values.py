@@ -18,7 +18,7 @@ from pytest_modelbudget.inputs import Inputs, concrete, tensors_in
 from pytest_modelbudget.summary import Below, Fill, Input, TensorSpec
 
 _NUMBERS = 1_024
-"""Elements up to which floats of an example in one dimension, or none, keep their values: code may ask for those of a
+"""Elements up to which floats in one dimension, or none, keep the values that were given: code may ask for those of a
 threshold, a time step, a schedule."""
 
 
@@ -83,7 +83,7 @@ def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice)
         raise ModelBudgetError(f"inputs: {name}: torch has no tensors of dtype {spec.dtype!r}")
     shape = concrete(spec, sizes)
     empty = torch.empty(shape, dtype=dtype, device=META)
-    if not choice.real and (empty.numel() > CONSTANT or (spec.values is None and not _whole(dtype))):
+    if not (choice.real or _steers(empty, known=spec.values is not None)):
         return empty
     if isinstance(spec.values, Fill):
         return _filled(name, spec, spec.values, sizes, empty)
@@ -93,6 +93,16 @@ def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice)
     if choice.real:
         return zeros if choice.seed is None else _random(zeros, choice.seed)
     return zeros if choice.assumed == "zeros" else _alternating(zeros, 1 if choice.assumed == "ones" else 2)
+
+
+def _steers(tensor: torch.Tensor, *, known: bool) -> bool:
+    """Whether code may ask for values of such an input without a real run: whole numbers, and a few known floats.
+
+    Floats of more dimensions meet those of layers where both have to be on one device, as states of recurrent layers.
+    """
+    if _whole(tensor.dtype):
+        return bool(tensor.numel() <= CONSTANT)
+    return known and tensor.dim() < 2 and tensor.numel() <= _NUMBERS
 
 
 def _filled(name: str, spec: TensorSpec, fill: Fill, sizes: Mapping[str, int], like: torch.Tensor) -> torch.Tensor:
@@ -179,7 +189,7 @@ def _stand_in(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
         return _same(tensor)
     if tensor.is_meta:
         return torch.zeros_like(tensor, device="cpu") if real else tensor.detach().clone()
-    if real or _whole(tensor.dtype) or (tensor.dim() < 2 and tensor.numel() <= _NUMBERS):
+    if real or _whole(tensor.dtype) or _steers(tensor, known=True):
         return tensor.detach().cpu().clone().requires_grad_(tensor.requires_grad)
     return ghosts.of(tensor)
 

@@ -226,6 +226,13 @@ def test_a_declared_float_is_the_value() -> None:
         assert not summary.real_run
 
 
+def test_a_declared_state_is_where_the_layer_is() -> None:
+    """Floats of several dimensions have to be on the device of the weights."""
+    summary = summarize(lambda: nn.GRU(4, 5), ["float32[3, 2, 4]", "float32[1, 2, 5] = 0"], name="m")
+    assert summary.outputs[0].shape == (3, 2, 5)
+    assert not summary.real_run
+
+
 def test_a_declared_dimension_follows_its_size(count: Callable[..., Summary]) -> None:
     """Lengths that are T at every size: what is cut to them is T long."""
     way = lambda layer, x, n: layer(x[:, : n.max()])  # noqa: E731
@@ -418,8 +425,17 @@ def test_a_failure_says_what_to_do_about_it(way: Any, inputs: Any, cure: str) ->
     assert "test_values.py:" in str(caught.value)
 
 
-def test_ids_that_are_out_of_range_ask_for_a_bound() -> None:
-    """In a real run a table is really looked up in."""
+@pytest.mark.parametrize("inputs", ["int64[B, 5] = 3", "int64[B, 5] < 32000", "int64[B, 5] = -1"])
+def test_ids_have_to_be_in_the_table(inputs: str) -> None:
+    """As in a real call, although nothing is looked up without memory."""
+    with pytest.raises(ModelBudgetError, match=r'give a bound, as in "int64\[B, 5\] < 32000"'):
+        summarize(lambda: nn.Embedding(3, 4), inputs, name="m")
+    with pytest.raises(ModelBudgetError, match="index out of range"):
+        summarize(lambda: nn.Embedding(3, 4), (torch.tensor([3]),), name="m")
+
+
+def test_ids_that_are_out_of_range_in_a_real_run_ask_for_a_bound() -> None:
+    """There a table is really looked up in."""
 
     def way(layer: nn.Module, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         y = layer(x)
