@@ -123,8 +123,8 @@ def observed(
     for name, tensor in call.ports:
         watcher.label(tensor, name)
     try:
-        placing = (Following if subject.real else Placing)(subject.memo, call.readings)
-        with calm(subject, training), asking(placing.ask), watching(watcher, placing):
+        runner = _runner(subject, call)
+        with calm(subject, training), asking(runner.ask), watching(watcher, runner):
             out = subject.model(*call.args, **call.kwargs)
             if then is not None:
                 then(out)
@@ -137,6 +137,11 @@ def observed(
             subject.holdings.refresh()
         else:
             subject.holdings.put_back()
+
+
+def _runner(subject: Subject, call: Call) -> Placing:
+    """What runs the operators."""
+    return (Following if subject.real else Placing)(subject.memo, call.readings)
 
 
 @contextmanager

@@ -32,9 +32,8 @@ def hints(mistake: Exception, inputs: Inputs, call: Call, *, real: bool) -> Iter
     """Sentences, the likeliest cause first."""
     if not real and needs_values(mistake):
         yield (
-            "the model decides by the values of its activations, and weights without memory have none;\n"
-            "  it was not run on the CPU instead, since that is forbidden or its weights are larger than 1 GiB: "
-            "`run: real` asks for it"
+            "the model decides by the values of its activations, and weights without memory have none:\n"
+            "  `run: real` runs it with memory, also above the limit of 1 GiB"
         )
         return
     read = call.readings.read.values()
