@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -357,13 +356,15 @@ def live_entry(name: str, model_or_builder: object, given: Any, **options: Any) 
 
 def _is_grammar(given: Any) -> bool:
     """Whether `given` is written in the grammar, rather than real tensors."""
-    if given is None or isinstance(given, (str, int, float, bool, Inputs, Example)) or inspect.isroutine(given):
-        return True
-    if isinstance(given, dict):
+    if type(given) is dict:
         return all(map(_is_grammar, given.values()))
-    if isinstance(given, (list, tuple)) and type(given).__name__ not in ("Size", "TensorShape"):
+    if type(given) in (list, tuple):
         return all(map(_is_grammar, given))
-    return isinstance(given, TensorSpec) or not hasattr(given, "dtype")
+    if isinstance(given, (str, int, float, bool, type(None), Inputs, Example, TensorSpec)):
+        return True
+    if type(given).__name__ in ("Size", "TensorShape"):
+        return True
+    return callable(given) and not any(True for _ in inputs.tensors_in(((given,), {})))
 
 
 def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:

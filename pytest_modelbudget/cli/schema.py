@@ -158,7 +158,10 @@ def json_schema() -> dict[str, Any]:
         pattern=_BUILD, description="module:callable, returns the model; or a file: nets/model.keras, ./saved_model"
     )
     kinds["Model"]["properties"]["inputs"] = {
-        "description": 'what the model is called with: "float32[B, 3, 224, 224]", a list, a mapping, or module:callable'
+        "description": (
+            'what the model is called with: "float32[B, 3, 224, 224]", "int64[B] = T", "int64[B, T] < 32000", '
+            "a list, a mapping, or module:callable"
+        )
     }
     found["properties"]["models"] = {
         "type": "object",

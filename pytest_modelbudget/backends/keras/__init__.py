@@ -243,7 +243,8 @@ def _has_graph(layer: Any) -> bool:
 def _of_inputs(graph: Any, arguments: ports.Arguments) -> dict[int, TensorSpec]:
     """The declared spec of each input layer of the outermost model."""
     pasts = [private.history(tensor) for tensor in graph.inputs]
-    return {id(past[0]): port.spec for past, port in zip(pasts, arguments.ports, strict=True) if past is not None}
+    specs = [port.spec.without_values for port in arguments.ports]
+    return {id(past[0]): spec for past, spec in zip(pasts, specs, strict=True) if past is not None}
 
 
 def _with_costs(row: walk.Row, total: Flops, by_path: Mapping[str, int | None], held: activations.Held | None) -> Layer:

@@ -67,6 +67,9 @@ class Perturbing:
             return self._answer(out, uncertain[0]) if func is _READS else out
         return out[:1] if str(func.name()) in _LISTS else out
 
+    def ask(self, asked: list[torch.Tensor]) -> None:
+        """Values that leave torch without an operator are what they are."""
+
     def _note(self, tensor: torch.Tensor) -> None:
         key = storage_key(tensor)
         if key > 0 and key not in self._uncertain:

@@ -154,6 +154,14 @@ def test_mapping_inputs(summarize: Any, inputs: object) -> None:
     assert [str(spec) for spec in summary.outputs] == ["float32[B]"]
 
 
+def test_declared_values_are_accepted_and_shown(summarize: Any) -> None:
+    """Keras traces shapes alone, so that a value changes nothing there; rows do not repeat it."""
+    summary = summarize(Mixed, {"user": "float32[B, 5] = 0.5", "item": "float32[B, 2] = B"})
+    assert [str(port) for port in summary.inputs] == ["user float32[B, 5] = 0.5", "item float32[B, 2] = B"]
+    plain = summarize(Mixed, {"user": "float32[B, 5]", "item": "float32[B, 2]"})
+    assert (summary.layers, summary.flops) == (plain.layers, plain.flops)
+
+
 def test_sequential_without_input(summarize: Any) -> None:
     """A stack that was not told its input is built at the declared one."""
     summary = summarize(lambda: keras.Sequential([L.Dense(4), L.Dense(3)]), "float32[B, 7]")
