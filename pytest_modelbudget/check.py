@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from pytest_modelbudget import arguments
@@ -42,7 +43,7 @@ class ModelEntry:
     holds its snapshot, and `declared` the name that snapshot says it was declared in.
 
     Raises:
-        ModelBudgetError: a bad id or `run`, arguments, inputs, budgets or recipes that do not parse.
+        ModelBudgetError: a bad id, `run` or size, arguments, inputs, budgets or recipes that do not parse.
     """
 
     id: str
@@ -68,6 +69,8 @@ class ModelEntry:
         check_id(self.id)
         if self.run is not None and self.run not in get_args(RunMode):
             raise ModelBudgetError(f"run: {self.run!r} is not known: write {' or '.join(get_args(RunMode))}")
+        for name, size in {**({} if self.batch is None else {"batch": self.batch}), **self.dims}.items():
+            _check_size(name, size)
         for name, values in (("args", tuple(self.args)), ("kwargs", dict(self.kwargs))):
             object.__setattr__(self, name, arguments.read(values, (name,), lambda _: self.place))
         object.__setattr__(self, "tags", (self.tags,) if isinstance(self.tags, str) else tuple(self.tags))
@@ -105,6 +108,16 @@ def check_id(text: object) -> str:
             "and '::' is pytest's"
         )
     return text
+
+
+def _check_size(name: str, size: object) -> None:
+    """Nothing, for a size of a dimension: a whole number from 1 up.
+
+    Raises:
+        ModelBudgetError: it is none.
+    """
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        raise ModelBudgetError(f"{name}: {size!r} is not a size: write a whole number from 1 up")
 
 
 def names_file(build: str) -> bool:

@@ -58,6 +58,12 @@ def test_dimensions_are_sized_as_in_a_manifest(inputs: Any, sizes: dict[str, Any
             lambda: summarize(Mixer, "float32[B, T, 4]"), "'T' has no size: give one with dims: {T: 128}", id="T"
         ),
         pytest.param(lambda: summarize(Mixer, "float32[N, 6, 4]", batch=3), "(batch sizes only B)", id="batch is B"),
+        pytest.param(lambda: summarize(Mixer, "float32[B, 6, 4]", batch=0), "batch: 0 is not a size", id="no batch"),
+        pytest.param(
+            lambda: summarize(Mixer, "float32[B, T, 4]", dims={"T": 1.5}),  # type: ignore[dict-item]
+            "T: 1.5 is not a size: write a whole number from 1 up",
+            id="a fraction",
+        ),
         pytest.param(lambda: summarize(Mixer, "float32[B, 6, 4]", run="fast"), "write real or abstract", id="run"),  # type: ignore[arg-type]
         pytest.param(lambda: plan(Mixer, "float32[B, 6, 4]", run="fast"), "write real or abstract", id="run of a plan"),  # type: ignore[arg-type]
     ],
@@ -69,13 +75,18 @@ def test_mistakes_say_what_to_write(call: Any, words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_a_plan_sizes_dimensions_by_its_recipe() -> None:
-    """`batch` and `dims` of the recipe: twice the batch holds twice the inputs."""
-    inputs = [
-        plan(Mixer, "float32[B, T, 4]", inference={"batch": batch, "dims": {"T": 6}}).by_role()["input"]
-        for batch in (64, 128)
-    ]
-    assert inputs == [64 * 6 * 4 * 4, 128 * 6 * 4 * 4]
+@pytest.mark.parametrize(
+    ("sizes", "batch"),
+    [
+        pytest.param({"inference": {"batch": 64, "dims": {"T": 6}}}, 64, id="of the recipe"),
+        pytest.param({"inference": {}, "batch": 128, "dims": {"T": 6}}, 128, id="of the call"),
+        pytest.param({"inference": {"batch": 64}, "batch": 128, "dims": {"T": 6}}, 64, id="the recipe first"),
+        pytest.param({"inference": {"dims": {"T": 6}}, "dims": {"T": 7}}, 1, id="its dims too"),
+    ],
+)
+def test_a_plan_sizes_dimensions(sizes: dict[str, Any], batch: int) -> None:
+    """Bytes of the inputs at batch * 6 * 4 numbers of 4 bytes."""
+    assert plan(Mixer, "float32[B, T, 4]", **sizes).by_role()["input"] == batch * 6 * 4 * 4
 
 
 def test_a_list_of_what_changed_is_short() -> None:
