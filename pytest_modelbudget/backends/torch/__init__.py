@@ -59,7 +59,7 @@ def summarize(
             f"{name}: a torch model does not know its inputs: give them, "
             f'e.g. inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
         )
-    with unswept():
+    with preserved(), unswept():
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)
 
 
@@ -82,7 +82,7 @@ def plan(
 
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: give them")
-    with unswept():
+    with preserved(), unswept():
         return planning.plans(
             model, name=name, inputs=inputs, sizes=sizes, recipes=recipes, built_here=built_here, devices=devices
         )
