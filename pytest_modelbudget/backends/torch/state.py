@@ -7,7 +7,9 @@ import random
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from types import FrameType, GeneratorType
 from typing import Any
 
 import torch
@@ -31,29 +33,38 @@ def preserved() -> AbstractContextManager[None]:
 
 
 class _Preserved:
-    """The way out needs no more frames than the way in; whoever comes in near the limit of recursion gets out again."""
+    """It has frames to spare both ways: whoever comes in near the limit of recursion gets out again."""
 
-    __slots__ = ("_autograd", "_changes", "_limit", "_of_process", "_of_thread")
+    __slots__ = ("_changes", "_limit", "_of_process", "_of_thread")
 
     def __enter__(self) -> None:
         self._limit = sys.getrecursionlimit()
         self._changes = patching.mark()
-        self._of_thread, of_autograd = values(OF_THREAD), values(OF_AUTOGRAD)
-        with _LOCK:
-            self._of_process = _of_others() or values(OF_PROCESS)
-            self._autograd = torch._C._InferenceMode(torch.is_inference_mode_enabled())
-            try:
-                self._autograd.__enter__()  # it knows the dispatch keys that are on, too
-                force(OF_AUTOGRAD, of_autograd)
-                me = threading.get_ident()
-                _INSIDE[me] = [*_INSIDE.get(me, ()), self]
-            except BaseException:
-                self._autograd.__exit__(None, None, None)
-                raise
+        sys.setrecursionlimit(self._limit + _ROOM)
+        try:
+            self._look()
+        except BaseException:
+            patching.undo_since(self._changes)
+            raise
+        finally:
+            sys.setrecursionlimit(self._limit)
 
-    def __exit__(self, *_: object) -> None:
+    def _look(self) -> None:
+        of_autograd = values(OF_AUTOGRAD)
+        with _LOCK:
+            self._of_thread, self._of_process = values(OF_THREAD), _of_others() or values(OF_PROCESS)
+            _NOTED.inside().__enter__()
+            autograd = torch._C._InferenceMode(torch.is_inference_mode_enabled())
+            patching.Undoing(partial(autograd.__exit__, None, None, None)).__enter__()
+            autograd.__enter__()  # it knows the dispatch keys that are on, too
+            force(OF_AUTOGRAD, of_autograd)
+            me = threading.get_ident()
+            _INSIDE[me] = [*_INSIDE.get(me, ()), self]
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         sys.setrecursionlimit(max(self._limit, sys.getrecursionlimit()) + _ROOM)
         try:
+            _let_go(error)
             self._put_back()
         except KeyboardInterrupt:  # pressed right here
             self._put_back()
@@ -63,9 +74,8 @@ class _Preserved:
 
     def _put_back(self) -> None:
         with _LOCK:
-            self._autograd.__exit__(None, None, None)
-            force(OF_THREAD, self._of_thread)
             patching.undo_since(self._changes)
+            force(OF_THREAD, self._of_thread)
             me = threading.get_ident()
             if _INSIDE.keys() <= {me}:
                 force(OF_PROCESS, self._of_process)
@@ -84,6 +94,48 @@ def _of_others() -> list[Any] | None:
     if threading.get_ident() in _INSIDE:
         return None
     return next((inside[0]._of_process for inside in _INSIDE.values()), None)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames that failed with a context or a generator at hand.
+
+    An error keeps them for as long as it is looked at; then they close, and set again what they found inside.
+    """
+    errors, seen = [error], set[int]()
+    while errors:
+        error = errors.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        errors += error.__cause__, error.__context__
+        traceback = error.__traceback__
+        while traceback is not None:
+            frame, traceback = traceback.tb_frame, traceback.tb_next
+            if id(frame) not in seen:
+                seen.add(id(frame))
+                _clear(frame)
+
+
+def _clear(frame: FrameType) -> None:
+    if any(isinstance(value, (AbstractContextManager, GeneratorType)) for value in frame.f_locals.values()):
+        with suppress(RuntimeError):  # it is running
+            frame.clear()
+            dict(frame.f_locals)  # before Python 3.13 this is a copy that holds them, too, until it is looked at again
+
+
+def _note_inference() -> Callable[[], object]:
+    """A `torch.inference_mode` that is not left sets again what it found, whenever it goes: it is left for sure."""
+    original: Callable[..., None] = torch.inference_mode.__enter__
+
+    def enter(mode: Any) -> None:
+        original(mode)
+        if threading.get_ident() in _INSIDE:
+            patching.Undoing(partial(mode._inference_mode_context.__exit__, None, None, None)).__enter__()
+
+    return patching.patch_all([(torch.inference_mode, "__enter__", enter)])
+
+
+_NOTED = patching.Shared(_note_inference)
 
 
 def unswept() -> AbstractContextManager[None]:
