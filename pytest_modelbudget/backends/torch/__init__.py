@@ -69,7 +69,7 @@ def summarize(
         raise ModelBudgetError(f"{name}: {type(model).__name__} is not a torch.nn.Module")
     if inputs is None:
         return structure.summarize(model, name=name, framework=FRAMEWORK)
-    with unswept():
+    with preserved(), unswept():
         origin = counting.Origin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
 
@@ -93,7 +93,7 @@ def plan(
 
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
-    with unswept():
+    with preserved(), unswept():
         return planning.plans(
             module_of(model),
             name=name,
