@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends import keras_home
 from pytest_modelbudget.backends.kept import NotKnown
 from pytest_modelbudget.backends.keras import (
     activations,
@@ -29,7 +30,7 @@ from pytest_modelbudget.backends.keras import (
     shapes,
     walk,
 )
-from pytest_modelbudget.backends.keras.build import abstract, counting, preserved
+from pytest_modelbudget.backends.keras.build import abstract, counting, preserved, settings
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.errors import ModelBudgetError
@@ -42,13 +43,13 @@ FRAMEWORK = "keras"
 
 
 def owns(model: object) -> bool:
-    """Whether `model` is a Keras model."""
-    return isinstance(model, keras.Model)
+    """Whether `model` is a Keras model, or any other layer of Keras: it is counted like a model of one layer."""
+    return isinstance(model, keras.layers.Layer)
 
 
 def is_class(model: object) -> bool:
-    """Whether `model` is a class of Keras models."""
-    return isinstance(model, type) and issubclass(model, keras.Model)
+    """Whether `model` is a class of Keras models or layers."""
+    return isinstance(model, type) and issubclass(model, keras.layers.Layer)
 
 
 def summarize(
@@ -99,7 +100,7 @@ class _Counted:
             activation_bytes=None if held is None else held.total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
             optimizer_bytes=self._optimizer_bytes(),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *keras_home.notes(settings(), walk.each(self.model))),
         )
 
     def _held(self, arguments: ports.Arguments) -> activations.Held | None:
@@ -154,7 +155,7 @@ class _Counted:
             return arguments
         if inputs is None:
             raise ModelBudgetError(
-                f"{self.name}: a {type(self.model).__name__} model does not know its inputs: "
+                f"{self.name}: a {type(self.model).__name__} {self._kind} does not know its inputs: "
                 f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
             )
         arguments = ports.declared(self.model, inputs, self.name)
@@ -174,20 +175,24 @@ class _Counted:
         except Exception as error:
             raise self._misfit(arguments, error) from error
 
+    @property
+    def _kind(self) -> str:
+        return "model" if isinstance(self.model, keras.Model) else "layer"
+
     def _misfit(self, arguments: ports.Arguments, error: Exception) -> ModelBudgetError:
         listed = ", ".join(map(str, arguments.ports))
-        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_said(error)}")
+        return ModelBudgetError(f"{self.name}: the {self._kind} cannot be called with {listed}: {_said(error)}")
 
     def _refuse_unbuilt(self, *, live: bool = False) -> None:
         paths = walk.unbuilt(self.model, rules.weightless)
         if not paths and self.model.built:
             return
         cure = (
-            "call the model once before, or pass a function that builds it"
+            f"call the {self._kind} once before, or pass a function that builds it"
             if live
             else "call it in the model, or remove it: its weights are not known"
         )
-        what = f"layer {paths[0]!r}" if paths else "the model"
+        what = f"layer {paths[0]!r}" if paths else f"the {self._kind}"
         raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
 
     def _trace(

@@ -83,6 +83,11 @@ def _patched(owner: type, name: str, wrap: Callable[[Any], Any]) -> Iterator[Non
         setattr(owner, name, original)
 
 
+def settings() -> dict[str, str]:
+    """The settings in force that a layer takes when its author asks for nothing else."""
+    return {"floatx": keras.config.floatx(), "image_data_format": keras.config.image_data_format()}
+
+
 @contextmanager
 def _config_kept() -> Iterator[None]:
     """The settings that Keras keeps in module variables."""
