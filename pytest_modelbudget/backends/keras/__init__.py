@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from pytest_modelbudget.backends.keras import (
     rules,
     shapes,
     walk,
+    wrapped,
 )
 from pytest_modelbudget.backends.keras.build import abstract, counting, preserved, settings
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
@@ -80,6 +82,7 @@ class _Counted:
         self.names = names
         self.sizes = {"B": 1, **sizes}
         self.notes: list[str] = []
+        self.stand_ins = wrapped.StandIns()
 
     def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
         arguments = self._arguments(inputs, built_here)
@@ -105,7 +108,8 @@ class _Counted:
 
     def _held(self, arguments: ports.Arguments) -> activations.Held | None:
         try:
-            held = activations.measured(self.model, *arguments.symbolic(self.sizes))
+            with self._modules_copied():
+                held = activations.measured(self.model, *arguments.symbolic(self.sizes))
         except NotKnown as reason:
             self.notes.append(f"activation_bytes is not known: {reason}")
             return None
@@ -171,7 +175,8 @@ class _Counted:
         """
         args, kwargs = arguments.symbolic(self.sizes)
         try:
-            build(self.model, args, kwargs)
+            with self._modules_copied():
+                build(self.model, args, kwargs)
         except Exception as error:
             raise self._misfit(arguments, error) from error
 
@@ -200,7 +205,8 @@ class _Counted:
     ) -> Trace:
         args, kwargs = arguments.symbolic(sizes)
         try:
-            return trace(self.model, args, kwargs, costs_only=costs_only)
+            with self._modules_copied():
+                return trace(self.model, args, kwargs, costs_only=costs_only)
         except Exception as error:
             raise self._misfit(arguments, error) from error
 
@@ -208,9 +214,13 @@ class _Counted:
         """A trace with open dimensions; empty where the model does not take them, since its graph knows enough."""
         args, kwargs = arguments.symbolic()
         try:
-            return trace(self.model, args, kwargs)
+            with self._modules_copied():
+                return trace(self.model, args, kwargs)
         except Exception:
             return Trace()
+
+    def _modules_copied(self) -> AbstractContextManager[None]:
+        return self.stand_ins.used(list(walk.each(self.model)))
 
 
 def _said(error: Exception) -> str:

@@ -107,11 +107,15 @@ def _variable_init(init: Callable[..., None], scope: object) -> Callable[..., No
     def __init__(self: Any, initializer: Any, shape: Any = None, dtype: Any = None, *args: Any, **kwargs: Any) -> None:
         if not private.in_stateless_scope():
             private.enter_stateless_scope(scope)
+        given = None
         if not callable(initializer) and not isinstance(initializer, str):
-            value = self._convert_to_tensor(initializer, dtype=dtype)
+            given = initializer if getattr(initializer, "is_meta", False) else None
+            value = self._convert_to_tensor(initializer, dtype=dtype) if given is None else initializer
             shape, dtype = tuple(value.shape), dtype or keras.backend.standardize_dtype(value.dtype)
             initializer = _giver(value)
         init(self, initializer, shape, dtype, *args, **kwargs)
+        if given is not None:  # the parameter of a torch module, which has no memory either
+            self._value = given
         if self._initializer is not None:
             self._initializer = _only_inside(self._initializer, str(self.path))
 

@@ -177,6 +177,22 @@ def sublayers(layer: Any) -> list[Any]:
     return list({id(one): one for one in layer._layers}.values())
 
 
+def value_of(variable: Any) -> Any:
+    """The tensor that a variable holds; None for one without a value."""
+    return variable._value
+
+
+@contextmanager
+def value_replaced(variable: Any, value: Any) -> Iterator[None]:
+    """Inside, a variable holds another tensor."""
+    before = variable._value
+    variable._value = value
+    try:
+        yield
+    finally:
+        variable._value = before
+
+
 def graph_of(model: Any) -> Any:
     """The graph that says what a functional or built Sequential model does; None when its own `call` does."""
     owner = next((cls for cls in type(model).__mro__ if "call" in vars(cls)), type(model))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from pytest_modelbudget.backends.torch.ghosts import Ghosts, keeps_values
+from pytest_modelbudget.backends.torch.ghosts import META, Ghosts, keeps_values
 from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge
 
@@ -35,6 +35,15 @@ def ghost_of(model: nn.Module) -> nn.Module:
             ghost = _structure(model, memo)
     if has_shards(model):
         merge(ghost)
+    return ghost
+
+
+def valueless(module: nn.Module) -> nn.Module:
+    """A copy of `module` of which nothing holds values, for whoever runs it on the meta device alone."""
+    ghost = ghost_of(module)
+    for one in all_modules(ghost):
+        for name, buffer in one._buffers.items():
+            one._buffers[name] = None if buffer is None else buffer.to(META)
     return ghost
 
 
