@@ -45,7 +45,7 @@ def measured(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held:
     if backend not in _MANNERS:
         raise NotKnown(f"what {backend} keeps for the backward pass is not followed")
     try:
-        with private.training(), _keeper(backend) as keep:
+        with private.called_for(training=True), _keeper(backend) as keep:
             total, by_row = _by_calls(model, args, kwargs, keep) or (_at_once(model, args, kwargs, keep), {})
     except NotKnown:
         raise

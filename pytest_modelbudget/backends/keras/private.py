@@ -36,6 +36,7 @@ _UNINITIALIZED = "uninitialized_variables"
 _SCOPE = "stateless_scope"
 _CALL = "current_call_ctx"
 _DEVICE = "torch_device"
+_CALLS = ("_inbound_nodes", "_outbound_nodes")
 
 
 @contextmanager
@@ -182,11 +183,59 @@ def value_of(variable: Any) -> Any:
     return variable._value
 
 
+def set_value(variable: Any, value: Any) -> None:
+    """Let a variable hold a tensor."""
+    variable._value = value
+
+
+def tell_torch(layer: Any) -> None:
+    """Let torch know the values of a layer's variables as its parameters."""
+    layer._track_variables()
+
+
+@contextmanager
+def untracked() -> Iterator[None]:
+    """Inside, what is put into a layer's attributes and lists is not entered as a part of the layer."""
+    before = global_state.get_global_attribute("tracking_on")
+    global_state.set_global_attribute("tracking_on", False)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("tracking_on", before)
+
+
+def blank(operation: Any) -> Any:
+    """An operation of the same class, as its constructor finds it."""
+    base = keras.layers.Layer if isinstance(operation, keras.layers.Layer) else keras.Operation
+    return base.__new__(type(operation))
+
+
+def state(operation: Any) -> dict[str, Any]:
+    """What an operation holds, without the calls that it took part in."""
+    return {name: value for name, value in vars(operation).items() if name not in _CALLS}
+
+
+def calls(operation: Any) -> list[Any]:
+    """The calls of an operation on symbolic tensors."""
+    return list(operation._inbound_nodes)
+
+
+def set_calls(operation: Any, nodes: list[Any]) -> None:
+    """Let these be the calls of an operation, with nobody who uses what they gave."""
+    vars(operation).update(dict(zip(_CALLS, (nodes, []), strict=True)))
+
+
+def track_anew(operation: Any) -> None:
+    """Let a copy of a layer know its parts, which Keras keeps by their addresses."""
+    if (tracker := vars(operation).get("_tracker")) is not None:
+        tracker.stored_ids = {name: set(map(id, parts)) for name, (_, parts) in tracker.config.items()}
+
+
 @contextmanager
 def value_replaced(variable: Any, value: Any) -> Iterator[None]:
     """Inside, a variable holds another tensor."""
     before = variable._value
-    variable._value = value
+    set_value(variable, value)
     try:
         yield
     finally:
@@ -310,13 +359,13 @@ def trained(one: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def training() -> Iterator[None]:
-    """Inside, a layer runs in training mode, also if its `call` does not ask for it, and with it all below it."""
+def called_for(*, training: bool) -> Iterator[None]:
+    """Inside, a layer runs for training or not, where its caller does not say so, and with it all below it."""
     from keras.src.layers.layer import CallContext
 
     before = global_state.get_global_attribute(_CALL)
     context = CallContext(entry_layer=None)
-    context.training = True
+    context.training = training
     global_state.set_global_attribute(_CALL, context)
     try:
         yield

@@ -86,7 +86,7 @@ class _Walk:
     def inside(self, model: Any, prefix: str, called: bool = True) -> Iterator[Row]:
         """The rows below one model; below one that was not `called`, the calls in its graph did not happen."""
         graph = private.graph_of(model)
-        operations = _layers(model) if graph is None else _operations(model, graph)
+        operations = layers(model) if graph is None else _operations(model, graph)
         held = {id(one) for one in operations}
         if graph is not None:  # layers set as attributes, outside the graph
             operations += [one for one in private.sublayers(model) if id(one) not in held and not _is_input(one)]
@@ -174,7 +174,7 @@ def called_beside_graphs(model: Any, calls: Sequence[Call]) -> bool:
     return False
 
 
-def _layers(model: Any) -> list[Any]:
+def layers(model: Any) -> list[Any]:
     """The layers of a class; of a functional model with a call of its own also those beside its graph, no inputs."""
     found = {id(one): one for one in model.layers}
     if private.function_of(model) is not None:

@@ -35,11 +35,11 @@ class Ledger:
             self._entered.add(id(variable))
             owner = self._owners.setdefault(wrapped.identity(variable, layer), full := f"{path}.{name}")
             weight = self._weight(name, variable, layer, None if owner == full else owner)
-            weights.append(_unpacked(weight, private.packed(layer, variable)))
+            weights.append(unpacked(weight, private.packed(layer, variable)))
         return tuple(weights)
 
     def _weight(self, name: str, variable: Any, layer: Any, tied_to: str | None) -> Weight:
-        beside = not isinstance(variable, keras.Variable) or _beside_quantized(variable, layer)
+        beside = is_beside(variable, layer)
         return Weight(
             name=name,
             shape=tuple(int(size) for size in variable.shape),
@@ -55,15 +55,18 @@ _BESIDE = {f"{of}_{what}" for of in _QUANTIZED for what in ("scale", "zero", "am
 _BESIDE |= {"zero_point", "g_idx", "awq_scales"}
 
 
-def _beside_quantized(variable: Any, layer: Any) -> bool:
-    """Whether a variable only serves to read a quantised weight: a scale, a zero point, a history of maxima.
+def is_beside(variable: Any, layer: Any) -> bool:
+    """Whether what a layer holds is no param: a buffer of torch, or what only serves to read a quantised weight.
 
-    Such numbers are no params: a quantised layer has as many of those as before, and needs other bytes.
+    That is a scale, a zero point, a history of maxima: a quantised layer has as many params as before, and needs other
+    bytes.
     """
+    if not isinstance(variable, keras.Variable):
+        return True
     return variable.name in _BESIDE and getattr(layer, "quantization_mode", None) is not None
 
 
-def _unpacked(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
+def unpacked(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
     """A weight that stores two 4-bit numbers in each byte, as what it stands for."""
     if shape is None:
         return weight

@@ -21,8 +21,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from pytest_modelbudget.backends.torch import counting
+from pytest_modelbudget.backends.torch import counting, keras_layers
 from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.state import preserved, unswept
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -59,7 +60,7 @@ def summarize(
             f"{name}: a torch model does not know its inputs: give them, "
             f'e.g. inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
         )
-    with unswept():
+    with unswept(), keras_layers.at_hand(all_modules(model)):
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)
 
 
@@ -82,7 +83,7 @@ def plan(
 
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: give them")
-    with unswept():
+    with unswept(), keras_layers.at_hand(all_modules(model)):
         return planning.plans(
             model, name=name, inputs=inputs, sizes=sizes, recipes=recipes, built_here=built_here, devices=devices
         )

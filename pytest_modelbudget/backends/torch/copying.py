@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.ghosts import META, Ghosts, keeps_values
-from pytest_modelbudget.backends.torch.modules import all_modules
+from pytest_modelbudget.backends.torch.modules import all_modules, all_tensors
 from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge
 
 
@@ -24,10 +25,10 @@ def ghost_of(model: nn.Module) -> nn.Module:
     """
     ghosts = Ghosts()
     memo: dict[int, Any] = {}
-    for module in all_modules(model):
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and id(tensor) not in memo:
-                memo[id(tensor)] = _stand_in(tensor, ghosts)
+    modules = all_modules(model)
+    for tensor in (*all_tensors(modules), *keras_layers.values(modules)):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _stand_in(tensor, ghosts)
     with _CopyTensors(ghosts), torch.no_grad():
         try:
             ghost = copy.deepcopy(model, dict(memo))
@@ -74,6 +75,9 @@ class _CopyTensors(TorchFunctionMode):  # type: ignore[misc]
 def _structure(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copy the modules and the containers in them; everything else is shared with `model`."""
     modules = all_modules(model)
+    for layer in keras_layers.among(modules):
+        copy.deepcopy(layer, memo)  # which enters it in `memo`, with all that belongs to it
+    modules = [module for module in modules if id(module) not in memo]
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, META
 from pytest_modelbudget.backends.torch.holding import Holdings
@@ -59,7 +60,8 @@ class Subject:
         """What is remembered from one pass to the next."""
         object.__setattr__(self, "memo", Memo())
         object.__setattr__(self, "holdings", Holdings(self.model))
-        object.__setattr__(self, "repeats", None if self.real else Repeats(self.model, self.holdings))
+        alone = self.real or keras_layers.among(self.holdings.modules)  # Keras' layers change more than themselves
+        object.__setattr__(self, "repeats", None if alone else Repeats(self.model, self.holdings))
 
 
 class ForwardFailed(ModelBudgetError):
@@ -78,10 +80,10 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
+    call = arguments(subject, sizes)
     trace = Trace(subject.holdings.parts)
     if subject.repeats is not None:
         trace.repeats = subject.repeats.start(TraceLog(trace))
-    call = arguments(subject, sizes)
     try:
         with taken_whole(trace.whole), observed(subject, call, trace, keep=keep) as out:
             outputs = tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out))
@@ -104,7 +106,7 @@ class Call:
 
 
 def arguments(subject: Subject, sizes: Mapping[str, int]) -> Call:
-    """The inputs of `subject` at `sizes`."""
+    """The inputs of `subject` at `sizes`; what Keras builds in a first call is built by one."""
     ports: list[tuple[str, torch.Tensor]] = []
 
     def make(name: str, spec: TensorSpec) -> torch.Tensor:
@@ -113,7 +115,20 @@ def arguments(subject: Subject, sizes: Mapping[str, int]) -> Call:
         return tensor
 
     args, kwargs = subject.inputs.build(make)
-    return Call(args, kwargs, ports)
+    call = Call(args, kwargs, ports)
+    if keras_layers.are_unbuilt(subject.holdings.modules):
+        _build(subject, call)
+    return call
+
+
+def _build(subject: Subject, call: Call) -> None:
+    """Call the model, so that no pass sees how Keras builds: it calls layers to ask what they would give."""
+    trace = Trace(subject.holdings.parts)
+    try:
+        with keras_layers.building(), observed(subject, call, trace, keep=True):
+            trace.forget_tensors()
+    except Exception as mistake:
+        raise _failed(subject, trace, call.ports, mistake) from mistake
 
 
 @contextmanager
@@ -181,6 +196,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(preserved())
+        stack.enter_context(keras_layers.running(modules, training=training, on_meta=not subject.real))
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_unchecked_distributions())
