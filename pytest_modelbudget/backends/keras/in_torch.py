@@ -83,7 +83,7 @@ def at_hand(layers: Iterable[Any]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(preserved())
         starting_after(layer.name for layer in layers)
-        stack.enter_context(patched(keras.Operation, "__deepcopy__", lambda _: _copier()))
+        stack.enter_context(patched(private.saveable(), "__deepcopy__", lambda _: _copier()))
         yield
 
 
@@ -107,9 +107,9 @@ def _copier() -> Callable[[Any, dict[int, Any]], Any]:
 
 
 class _Copying:
-    """Copies layers and operations part by part.
+    """Copies layers, operations and what else Keras would save and load for a copy, part by part.
 
-    Keras itself would save each and load it again, which takes memory and a class that it can load.
+    Saving takes memory, and loading a class that Keras knows.
     """
 
     def __init__(self) -> None:
@@ -117,6 +117,10 @@ class _Copying:
 
     def copy(self, operation: Any, memo: dict[int, Any]) -> Any:
         """A copy of `operation` with all that belongs to it; what else it was called with stays what it is."""
+        if not isinstance(operation, keras.Operation):  # a seed, a metric
+            memo[id(operation)] = other = object.__new__(type(operation))
+            vars(other).update({name: copy.deepcopy(value, memo) for name, value in vars(operation).items()})
+            return other
         if self._sharing:
             return operation
         with private.untracked():
@@ -132,12 +136,12 @@ class _Copying:
         for name, value in private.state(source).items():
             if name not in own:
                 vars(target)[name] = _copied(value, memo)
+        private.track_anew(target, copy.deepcopy(private.tracker(source), memo))
         self._sharing = True
         try:
             private.set_calls(target, _copied(private.calls(source), memo))
         finally:
             self._sharing = False
-        private.track_anew(target)
 
 
 def _whole(operation: Any) -> list[Any]:

@@ -36,6 +36,7 @@ _UNINITIALIZED = "uninitialized_variables"
 _SCOPE = "stateless_scope"
 _CALL = "current_call_ctx"
 _DEVICE = "torch_device"
+_TRACKER = "_tracker"
 _CALLS = ("_inbound_nodes", "_outbound_nodes")
 
 
@@ -210,9 +211,15 @@ def blank(operation: Any) -> Any:
     return base.__new__(type(operation))
 
 
+def saveable() -> type:
+    """The class of all that Keras copies by saving and loading."""
+    owner: type = next(cls for cls in keras.Operation.__mro__ if "__reduce__" in vars(cls))
+    return owner
+
+
 def state(operation: Any) -> dict[str, Any]:
-    """What an operation holds, without the calls that it took part in."""
-    return {name: value for name, value in vars(operation).items() if name not in _CALLS}
+    """What an operation holds, without the calls that it took part in and without what it knows of its parts."""
+    return {name: value for name, value in vars(operation).items() if name not in (*_CALLS, _TRACKER)}
 
 
 def calls(operation: Any) -> list[Any]:
@@ -225,10 +232,16 @@ def set_calls(operation: Any, nodes: list[Any]) -> None:
     vars(operation).update(dict(zip(_CALLS, (nodes, []), strict=True)))
 
 
-def track_anew(operation: Any) -> None:
-    """Let a copy of a layer know its parts, which Keras keeps by their addresses."""
-    if (tracker := vars(operation).get("_tracker")) is not None:
+def tracker(operation: Any) -> Any:
+    """What a layer knows of its parts; None for an operation that is no layer."""
+    return vars(operation).get(_TRACKER)
+
+
+def track_anew(layer: Any, tracker: Any) -> None:
+    """Let a copy of a layer know its parts by a copied tracker, whose addresses are still those of the originals."""
+    if tracker is not None:
         tracker.stored_ids = {name: set(map(id, parts)) for name, (_, parts) in tracker.config.items()}
+        vars(layer)[_TRACKER] = tracker
 
 
 @contextmanager
