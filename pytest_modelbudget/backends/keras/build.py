@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import pins, private
+from pytest_modelbudget.backends.keras import pins, private, private_torch
 from pytest_modelbudget.backends.keras.trace import specs
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -34,7 +34,7 @@ def abstract() -> Iterator[None]:
             stack.enter_context(patched(optimizer, "_var_key", lambda _: lambda self, variable: id(variable)))
             if "add_variable_from_reference" in vars(optimizer):
                 stack.enter_context(patched(optimizer, "add_variable_from_reference", lambda _: private.plain_slot()))
-        if (layer := private.torch_layer()) is not None:
+        if (layer := private_torch.torch_layer()) is not None:
             stack.enter_context(patched(layer, "_track_variables", lambda _: lambda self: None))
         stack.enter_context(patched(keras.layers.Layer, "__call__", _called_with_numbers))
         yield

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends import keras_home
-from pytest_modelbudget.backends.keras import labels, pins, private, rules, walk, weights, wrapped
+from pytest_modelbudget.backends.keras import labels, pins, private, private_torch, rules, walk, weights, wrapped
 from pytest_modelbudget.backends.keras.build import patched, preserved, settings, starting_after
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
@@ -72,7 +72,7 @@ def give_values(layer: Any, make: Callable[[Any], Any]) -> None:
     for variable in layer.variables:
         private.set_value(variable, make(variable))
     if layer.built:
-        private.tell_torch(layer)
+        private_torch.tell_torch(layer)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def at_hand(layers: Iterable[Any]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(preserved())
         starting_after(layer.name for layer in layers)
-        stack.enter_context(patched(private.saveable(), "__deepcopy__", lambda _: _copier()))
+        stack.enter_context(patched(private_torch.saveable(), "__deepcopy__", lambda _: _copier()))
         yield
 
 
@@ -95,7 +95,7 @@ def running(training: bool, on_meta: bool) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if on_meta:
-            stack.enter_context(private.torch_on_meta())
+            stack.enter_context(private_torch.torch_on_meta())
         if not training:
             stack.enter_context(private.called_for(training=False))
         yield
@@ -123,9 +123,11 @@ class _Copying:
             return other
         if self._sharing:
             return operation
-        with private.untracked():
+        with private_torch.untracked():
             originals = [one for one in _whole(operation) if id(one) not in memo]
-            memo.update({id(one): private.blank(one) for one in originals})  # first of all, lest copying goes deep
+            memo.update(
+                {id(one): private_torch.blank(one) for one in originals}
+            )  # first, lest copying goes deep
             for one in originals:
                 self._fill(memo[id(one)], one, memo)
         return memo[id(operation)]
@@ -133,13 +135,13 @@ class _Copying:
     def _fill(self, target: Any, source: Any, memo: dict[int, Any]) -> None:
         """Give a blank copy what its original holds; it has a `build` of its own, which would build the original."""
         own = {name for name, value in vars(target).items() if inspect.isfunction(value)}
-        for name, value in private.state(source).items():
+        for name, value in private_torch.state(source).items():
             if name not in own:
                 vars(target)[name] = _copied(value, memo)
-        private.track_anew(target, copy.deepcopy(private.tracker(source), memo))
+        private_torch.track_anew(target, copy.deepcopy(private_torch.tracker(source), memo))
         self._sharing = True
         try:
-            private.set_calls(target, _copied(private.calls(source), memo))
+            private_torch.set_calls(target, _copied(private_torch.calls(source), memo))
         finally:
             self._sharing = False
 

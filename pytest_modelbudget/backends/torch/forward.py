@@ -124,11 +124,15 @@ def arguments(subject: Subject, sizes: Mapping[str, int]) -> Call:
 def _build(subject: Subject, call: Call) -> None:
     """Call the model, so that no pass sees how Keras builds: it calls layers to ask what they would give."""
     trace = Trace(subject.holdings.parts)
+    placing = None if subject.real else Placing(subject.memo)
     try:
-        with keras_layers.building(), observed(subject, call, trace, keep=True):
-            trace.forget_tensors()
+        with keras_layers.building(), calm(subject), watching(trace, placing):
+            subject.model(*call.args, **call.kwargs)
     except Exception as mistake:
         raise _failed(subject, trace, call.ports, mistake) from mistake
+    finally:
+        trace.forget_tensors()
+        subject.holdings.refresh()  # what was built stays so, also when the call failed further on
 
 
 @contextmanager
@@ -196,7 +200,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(preserved())
-        stack.enter_context(keras_layers.running(modules, training=training, on_meta=not subject.real))
+        stack.enter_context(keras_layers.running(training=training, on_meta=not subject.real))
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_unchecked_distributions())

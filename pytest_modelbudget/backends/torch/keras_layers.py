@@ -119,9 +119,9 @@ def values(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
     return [value for value in held if isinstance(value, torch.Tensor)]
 
 
-def running(modules: Iterable[nn.Module], *, training: bool, on_meta: bool) -> AbstractContextManager[Any]:
-    """Around a call of modules, for Keras layers among them: in which mode, and whether on the meta device."""
-    return _keras().running(training, on_meta) if among(modules) else nullcontext()
+def running(*, training: bool, on_meta: bool) -> AbstractContextManager[Any]:
+    """Around a call of modules: in which mode Keras runs in it, and whether on the meta device."""
+    return _keras().running(training, on_meta) if kinds() else nullcontext()
 
 
 def are_unbuilt(modules: Iterable[nn.Module]) -> bool:
