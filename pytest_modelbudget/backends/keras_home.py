@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _DEFAULTS = {"floatx": "float32", "image_data_format": "channels_last"}
-_READERS = {"floatx": ("compute_dtype", "variable_dtype"), "image_data_format": ("data_format",)}
-"""The attributes of a layer that take a setting's value, where its author asked for nothing else."""
 
 
 def settings() -> Mapping[str, str]:
@@ -34,15 +32,24 @@ def _folder() -> Path:
     return (home if os.access(home, os.W_OK) else Path("/tmp")) / ".keras"
 
 
-def notes(in_force: Mapping[str, str], layers: Iterable[Any]) -> Iterator[str]:
-    """What `layers` took from the file: nothing where code has set another value since, or each layer has its own."""
-    looked_at: list[Any] | None = None
+def notes(keras: Any, layers: Sequence[Any]) -> Iterator[str]:
+    """What `layers` took from the file: nothing where code has set another value since, or each layer has its own.
+
+    `keras` is the package that they are of, and `keras.backend` has its settings.
+    """
     for name, value in settings().items():
-        if in_force[name] != value:
-            continue
-        looked_at = list(layers) if looked_at is None else looked_at
-        if any(getattr(layer, attribute, None) == value for layer in looked_at for attribute in _READERS[name]):
+        in_force = getattr(keras.backend, name)()
+        if in_force == value and any(value in _made_of(layer, keras)[name] for layer in layers):
             yield (
                 f"{name} is {value} by keras.json, a file of this machine: "
                 f"set it where the model is built, since it may be {_DEFAULTS[name]} on another"
             )
+
+
+def _made_of(layer: Any, keras: Any) -> dict[str, tuple[Any, ...]]:
+    """What a layer has, that may come from a setting; a model itself has its weights."""
+    if isinstance(layer, keras.Model):
+        dtypes: tuple[Any, ...] = tuple(getattr(weight.dtype, "name", weight.dtype) for weight in layer.weights)
+    else:
+        dtypes = (layer.dtype,) if isinstance(layer, keras.layers.InputLayer) else (layer.dtype, layer.compute_dtype)
+    return {"floatx": dtypes, "image_data_format": (getattr(layer, "data_format", None),)}

@@ -32,7 +32,7 @@ from pytest_modelbudget.backends.keras import (
     walk,
     wrapped,
 )
-from pytest_modelbudget.backends.keras.build import abstract, counting, preserved, settings
+from pytest_modelbudget.backends.keras.build import abstract, counting, preserved
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.errors import ModelBudgetError
@@ -103,7 +103,7 @@ class _Counted:
             activation_bytes=None if held is None else held.total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
             optimizer_bytes=self._optimizer_bytes(),
-            notes=(*self.notes, *keras_home.notes(settings(), walk.each(self.model))),
+            notes=(*self.notes, *keras_home.notes(keras, list(walk.each(self.model)))),
         )
 
     def _held(self, arguments: ports.Arguments) -> activations.Held | None:

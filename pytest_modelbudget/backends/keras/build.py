@@ -92,11 +92,6 @@ def patched(owner: type, name: str, wrap: Callable[[Any], Any]) -> Iterator[None
             setattr(owner, name, original)
 
 
-def settings() -> dict[str, str]:
-    """The settings in force that a layer takes when its author asks for nothing else."""
-    return {"floatx": keras.config.floatx(), "image_data_format": keras.config.image_data_format()}
-
-
 @contextmanager
 def _config_kept() -> Iterator[None]:
     """The settings that Keras keeps in module variables."""

@@ -15,7 +15,7 @@ import keras
 
 from pytest_modelbudget.backends import keras_home
 from pytest_modelbudget.backends.keras import labels, pins, private, private_torch, rules, walk, weights, wrapped
-from pytest_modelbudget.backends.keras.build import patched, preserved, settings, starting_after
+from pytest_modelbudget.backends.keras.build import abstract, patched, preserved, starting_after
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
@@ -64,7 +64,7 @@ def unbuilt(layer: Any) -> str | None:
 
 def notes(layers: Iterable[Any]) -> tuple[str, ...]:
     """What has to be said of how layers were made."""
-    return tuple(keras_home.notes(settings(), layers))
+    return tuple(keras_home.notes(keras, list(layers)))
 
 
 def give_values(layer: Any, make: Callable[[Any], Any]) -> None:
@@ -78,10 +78,12 @@ def give_values(layer: Any, make: Callable[[Any], Any]) -> None:
 @contextmanager
 def at_hand(layers: Iterable[Any]) -> Iterator[None]:
     """Inside, layers can be called and copied; names, policies and other global state are as before on leaving."""
-    if problem := pins.unreadable():
-        raise ModelBudgetError(problem)
     with ExitStack() as stack:
         stack.enter_context(preserved())
+        with abstract():
+            problem = pins.unreadable()
+        if problem:
+            raise ModelBudgetError(problem)
         starting_after(layer.name for layer in layers)
         stack.enter_context(patched(private_torch.saveable(), "__deepcopy__", lambda _: _copier()))
         yield
@@ -125,9 +127,7 @@ class _Copying:
             return operation
         with private_torch.untracked():
             originals = [one for one in _whole(operation) if id(one) not in memo]
-            memo.update(
-                {id(one): private_torch.blank(one) for one in originals}
-            )  # first, lest copying goes deep
+            memo.update({id(one): private_torch.blank(one) for one in originals})  # first, lest copying goes deep
             for one in originals:
                 self._fill(memo[id(one)], one, memo)
         return memo[id(operation)]

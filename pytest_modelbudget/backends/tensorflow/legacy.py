@@ -106,7 +106,7 @@ class _Counted:
             outputs=outputs,
             flops=total,
             sizes=tuple((symbol, self.sizes[symbol]) for symbol in arguments.symbols if symbol in self.sizes),
-            notes=(*self.notes, *keras_home.notes(_settings(), self.model._flatten_layers())),
+            notes=(*self.notes, *keras_home.notes(tf_keras, list(self.model._flatten_layers()))),
         )
 
     def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.Arguments:
@@ -196,10 +196,6 @@ class _Counted:
             if path is not None and operator.flops:
                 by_path[path] += operator.flops * operator.times
         return graphs.flops([operator for operator, _ in owned]), dict(by_path)
-
-
-def _settings() -> dict[str, str]:
-    return {"floatx": private.floatx(), "image_data_format": private.image_data_format()}
 
 
 def _path(call: Call, paths: Mapping[tuple[int, int], str]) -> str | None:

@@ -80,10 +80,11 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
-    call = arguments(subject, sizes)
+    build(subject, sizes)
     trace = Trace(subject.holdings.parts)
     if subject.repeats is not None:
         trace.repeats = subject.repeats.start(TraceLog(trace))
+    call = arguments(subject, sizes)
     try:
         with taken_whole(trace.whole), observed(subject, call, trace, keep=keep) as out:
             outputs = tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out))
@@ -106,7 +107,7 @@ class Call:
 
 
 def arguments(subject: Subject, sizes: Mapping[str, int]) -> Call:
-    """The inputs of `subject` at `sizes`; what Keras builds in a first call is built by one."""
+    """The inputs of `subject` at `sizes`."""
     ports: list[tuple[str, torch.Tensor]] = []
 
     def make(name: str, spec: TensorSpec) -> torch.Tensor:
@@ -115,15 +116,20 @@ def arguments(subject: Subject, sizes: Mapping[str, int]) -> Call:
         return tensor
 
     args, kwargs = subject.inputs.build(make)
-    call = Call(args, kwargs, ports)
-    if keras_layers.are_unbuilt(subject.holdings.modules):
-        _build(subject, call)
-    return call
+    return Call(args, kwargs, ports)
 
 
-def _build(subject: Subject, call: Call) -> None:
-    """Call the model, so that no pass sees how Keras builds: it calls layers to ask what they would give."""
-    trace = Trace(subject.holdings.parts)
+def build(subject: Subject, sizes: Mapping[str, int]) -> None:
+    """Let Keras layers that wait for their first call have it; nothing where none does.
+
+    No pass is to see how Keras builds: it calls layers to ask what they would give.
+
+    Raises:
+        ForwardFailed: as `forward`.
+    """
+    if not keras_layers.are_unbuilt(subject.holdings.modules):
+        return
+    call, trace = arguments(subject, sizes), Trace(subject.holdings.parts)
     placing = None if subject.real else Placing(subject.memo)
     try:
         with keras_layers.building(), calm(subject), watching(trace, placing):

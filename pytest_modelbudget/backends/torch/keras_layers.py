@@ -24,6 +24,8 @@ Held = list[tuple[str, torch.Tensor, Any]]
 
 def kinds() -> tuple[type, ...]:
     """Keras' class of layers, when it is one of torch's modules in this process; for `isinstance`."""
+    if "keras" not in sys.modules:
+        return ()
     layer = getattr(sys.modules.get("keras.layers"), "Layer", None)
     return (layer,) if isinstance(layer, type) and issubclass(layer, nn.Module) else ()
 

@@ -16,7 +16,7 @@ import pytest
 from keras import layers as L
 
 from pytest_modelbudget.backends import keras as backend
-from pytest_modelbudget.backends.keras import pins, private
+from pytest_modelbudget.backends.keras import pins, private, private_torch
 from pytest_modelbudget.errors import ModelBudgetError
 
 
