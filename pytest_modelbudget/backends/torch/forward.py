@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.patching import Shared, patch_all
+from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.hints import hints, line, may_run_on_values
 from pytest_modelbudget.backends.torch.holding import Holdings
@@ -70,7 +71,8 @@ class Subject:
         """What is remembered from one pass to the next."""
         object.__setattr__(self, "memo", Memo())
         object.__setattr__(self, "holdings", Holdings(self.model))
-        object.__setattr__(self, "repeats", None if self.real else Repeats(self.model, self.holdings))
+        alone = self.real or keras_layers.among(self.holdings.modules)  # Keras' layers change more than themselves
+        object.__setattr__(self, "repeats", None if alone else Repeats(self.model, self.holdings))
 
 
 class ForwardFailed(ModelBudgetError):
@@ -89,6 +91,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
+    build(subject, sizes)
     trace = Trace(subject.holdings.parts)
     if subject.repeats is not None:
         trace.repeats = subject.repeats.start(TraceLog(trace))
@@ -108,6 +111,27 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
 def arguments(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> Call:
     """The inputs of `subject` at `sizes`; floats in `half` where that is given."""
     return call_of(subject.inputs, sizes, Choice(subject.real, subject.seed, subject.assumed, half))
+
+
+def build(subject: Subject, sizes: Mapping[str, int]) -> None:
+    """Let Keras layers that wait for their first call have it; nothing where none does.
+
+    No pass is to see how Keras builds: it calls layers to ask what they would give.
+
+    Raises:
+        ForwardFailed: as `forward`.
+    """
+    if not keras_layers.are_unbuilt(subject.holdings.modules):
+        return
+    call, trace = arguments(subject, sizes), Trace(subject.holdings.parts)
+    try:
+        with keras_layers.building(), calm(subject), watching(trace, _runner(subject, call)):
+            subject.model(*call.args, **call.kwargs)
+    except Exception as mistake:
+        raise _failed(subject, trace, call, mistake) from mistake
+    finally:
+        trace.forget_tensors()
+        subject.holdings.refresh()  # what was built stays so, also when the call failed further on
 
 
 @contextmanager
@@ -163,6 +187,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     flags = [(module, module.training) for module in modules if "training" in module.__dict__ or _has_flag(module)]
     with ExitStack() as stack:
         stack.enter_context(preserved())
+        stack.enter_context(keras_layers.running(training=training, on_meta=not subject.real))
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_ON_META.inside())
