@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
+from pytest_modelbudget.backends.torch import stored
+
 Formula = Callable[..., int]
 
 _NORMALISATION = """
@@ -98,9 +100,22 @@ _QUANTIZED = """
     batch_norm1d_relu batch_norm2d batch_norm2d_relu batch_norm3d batch_norm3d_relu layer_norm group_norm instance_norm
     max_pool1d max_pool2d embedding_byte embedding_4bit embedding_bag_byte embedding_bag_4bit
 """
+_CHANGES_OF_FORM = """
+    bitsandbytes.int8_vectorwise_quant bitsandbytes.int8_vectorwise_dequant bitsandbytes.int8_double_quant
+    bitsandbytes.int8_mm_dequant bitsandbytes.quantize_4bit bitsandbytes.dequantize_4bit
+    bitsandbytes.quantize_blockwise bitsandbytes.dequantize_blockwise torchao.choose_qparams_affine
+    torchao.choose_scale_float8 torchao.quantize_affine torchao.dequantize_affine
+    torchao.quantize_affine_float8_non_decomposed torchao.dequantize_affine_float8_non_decomposed
+    quantized_decomposed.choose_qparams quantized_decomposed.choose_qparams_symmetric
+    quantized_decomposed.choose_qparams_per_token quantized_decomposed.choose_qparams_per_token_asymmetric
+    quantized_decomposed.convert_element_type
+"""
+_FORMS = ("per_tensor", "per_channel", "per_token", "per_channel_group", "per_block")
 _ZERO_ELSEWHERE = frozenset(
     {"torchvision.nms", "torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align"}
     | {f"quantized.{name}" for name in _QUANTIZED.split()}
+    | {*_CHANGES_OF_FORM.split()}
+    | {f"quantized_decomposed.{kind}quantize_{form}" for kind in ("", "de", "fake_") for form in _FORMS}
 )
 
 
@@ -108,9 +123,14 @@ def _size(tensor: Any) -> int:
     return int(prod(tensor.shape))
 
 
+def _terms(matrix: Any) -> int:
+    """Elements of an operand that take part: of a sparse one those that it stores."""
+    return _size(matrix if matrix.layout == torch.strided else stored.values(matrix))
+
+
 def _mv(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
     """`(m, n) x (n)`: m * n multiply-adds."""
-    return 2 * _size(matrix)
+    return 2 * _terms(matrix)
 
 
 def _addmv(bias: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
@@ -122,8 +142,17 @@ def _dot(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
 
 
 def _mm(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    """`(m, k) x (k, n)`: m * k * n multiply-adds."""
-    return int(2 * _size(left) * right.shape[-1])
+    """`(m, k) x (k, n)`: m * k * n multiply-adds; with a sparse operand, those of the elements that it stores."""
+    if right.layout == torch.strided:
+        return int(2 * _terms(left) * right.shape[-1])
+    return int(2 * _terms(right) * left.shape[-2]) if left.layout == torch.strided else _sparse_product(left, right)
+
+
+def _sparse_product(left: Any, right: Any) -> int:
+    """Two sparse matrices: each stored element of a column of `left` meets those of the same row of `right`."""
+    columns, rows = (stored.places(matrix)[axis] for matrix, axis in ((left, 1), (right, 0)))
+    met = torch.bincount(columns, minlength=left.shape[1]) * torch.bincount(rows, minlength=left.shape[1])
+    return 2 * int(met.sum())
 
 
 def _addmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
@@ -137,6 +166,11 @@ def _addbmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
 def _matmul_to_output(left: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     """Each output element is a sum over the last dimension of the left operand, however the weight is packed."""
     return int(2 * _size(out_val) * left.shape[-1])
+
+
+def _sampled_addmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+    """`(m, k) x (k, n)` where the sparse `bias` stores an element: k multiply-adds for each."""
+    return int(2 * _terms(bias) * left.shape[-1])
 
 
 def _trilinear(left: Any, weight: Any, right: Any, *args: Any, **kwargs: Any) -> int:
@@ -201,7 +235,13 @@ def _packed_conv(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: Any
     return int(2 * _size(data if packed.transpose() else out_val) * prod(filters.shape[1:]))
 
 
+def _out_dtype(operator: Any, dtype: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
+    """An operator whose result is of another dtype costs what it costs."""
+    return cost(operator).of(args, kwargs, out_val)
+
+
 FORMULAS: dict[str, Formula] = {
+    "out_dtype": _out_dtype,
     "aten.mm": _mm,
     "aten.addmm": _addmm,
     "aten.bmm": _mm,
@@ -221,6 +261,9 @@ FORMULAS: dict[str, Formula] = {
     "aten._grouped_mm": _matmul_to_output,
     "aten._scaled_grouped_mm": _matmul_to_output,
     "aten._trilinear": _trilinear,
+    "aten._sparse_addmm": _addmm,
+    "aten._sparse_mm_reduce_impl": _mm,
+    "aten.sparse_sampled_addmm": _sampled_addmm,
     "aten._cdist_forward": _cdist,
     "aten._euclidean_dist": _cdist,
     "aten.linalg_solve_triangular": _solve_triangular,

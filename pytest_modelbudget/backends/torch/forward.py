@@ -19,6 +19,7 @@ from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.modules import nodes
+from pytest_modelbudget.backends.torch.packed import Products
 from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
@@ -54,12 +55,14 @@ class Subject:
     memo: Memo = field(init=False, compare=False, repr=False)
     holdings: Holdings = field(init=False, compare=False, repr=False)
     repeats: Repeats | None = field(init=False, compare=False, repr=False)
+    products: Products = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """What is remembered from one pass to the next."""
         object.__setattr__(self, "memo", Memo())
         object.__setattr__(self, "holdings", Holdings(self.model))
         object.__setattr__(self, "repeats", None if self.real else Repeats(self.model, self.holdings))
+        object.__setattr__(self, "products", Products(self.holdings.modules))
 
 
 class ForwardFailed(ModelBudgetError):
@@ -78,7 +81,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
-    trace = Trace(subject.holdings.parts)
+    trace = Trace(subject.holdings.parts, subject.products)
     if subject.repeats is not None:
         trace.repeats = subject.repeats.start(TraceLog(trace))
     call = arguments(subject, sizes)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.torch import sparse
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
@@ -28,6 +29,7 @@ _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_f
 
 
 _ABOUT_VALUES = {"_local_scalar_dense", "_to_copy"}
+_STRIDED = torch.strided
 
 
 class NeedsValues(RuntimeError):
@@ -47,6 +49,8 @@ class Placing:
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
         name = _name(func)
+        if any([tensor.layout != _STRIDED for tensor in read]) and any([tensor.is_meta for tensor in read]):
+            return sparse.run(func, read, args, kwargs)
         if not read:
             if name == "empty" and args[0] == [0]:  # what batch norm reserves for cuDNN: nothing, at every call
                 return torch.empty(0, dtype=kwargs.get("dtype"), device=META)
@@ -75,12 +79,13 @@ class Placing:
         return self.memo.run(func, read, args, kwargs)
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}
+        moved = {id(tensor): sparse.to_meta(tensor) for tensor in read}
 
         def swap(tensor: torch.Tensor) -> torch.Tensor:
             return moved.get(id(tensor), tensor)
 
-        out = func(*tree_map_only(torch.Tensor, swap, args), **tree_map_only(torch.Tensor, swap, kwargs))
+        args, kwargs = tree_map_only(torch.Tensor, swap, args), tree_map_only(torch.Tensor, swap, kwargs)
+        out = sparse.run(func, list(moved.values()), args, kwargs)
         back = {id(moved[id(tensor)]): tensor for tensor in read if not tensor.is_meta}
         written = [back[id(tensor)] for tensor in tensors(out) if id(tensor) in back]
         for tensor in written:  # an in-place operator: its target stays the same object, with unknown values
@@ -174,7 +179,8 @@ def _real_like(name: str, out: torch.Tensor, args: tuple[Any, ...], kwargs: dict
 
 def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     try:
-        meta = func(*tree_map_only(torch.Tensor, _to_meta, args), **tree_map_only(torch.Tensor, _to_meta, kwargs))
+        args, kwargs = (tree_map_only(torch.Tensor, sparse.to_meta, given) for given in (args, kwargs))
+        meta = sparse.run(func, tensors((args, kwargs)), args, kwargs)
     except (RuntimeError, NotImplementedError):  # its result depends on values, so it is no larger than its operands
         return False
     # Nobody asks for the values of a large table of products (positions times frequencies), and they take time.
@@ -184,7 +190,3 @@ def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
 
 def _whole(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex)
-
-
-def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(META)
