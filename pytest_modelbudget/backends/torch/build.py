@@ -185,6 +185,7 @@ _FILLS = {
     torch.Tensor.exponential_, torch.Tensor.bernoulli_, torch.Tensor.log_normal_, torch.Tensor.cauchy_,
 }  # fmt: skip
 _CHANGES = _MOVES | _FILLS
+_DEVICE = torch.Tensor.device.__get__
 
 
 class _Redirect(TorchFunctionMode):  # type: ignore[misc]
@@ -200,6 +201,8 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
             return func(*args, **_placed(func, args, kwargs))
         if func in _CHANGES and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
             return args[0] if func in _FILLS else _stay(func, args, kwargs)
+        if func == _DEVICE and _asked_by_a_weight(sys._getframe(1)):
+            return torch.device("cpu")
         if func is torch.Tensor.to and isinstance(args[0], torch.Tensor) and _small_to_meta(args, kwargs):
             return _stay(func, args, kwargs)
         try:
@@ -213,6 +216,15 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
 def _asked_by_a_layer(frame: FrameType) -> bool:
     """Whether this is the code of a layer of torch's own, which never reads the values of its new weights."""
     return str(frame.f_globals.get("__name__")).startswith("torch.nn.modules.")
+
+
+def _asked_by_a_weight(frame: FrameType) -> bool:
+    """Whether this is the code of a class of parameters, as of one that packs itself when it leaves the CPU.
+
+    Outside of this project its data would be there.
+    """
+    asking = frame.f_locals.get("self")
+    return isinstance(asking, nn.Parameter) and type(asking) is not nn.Parameter
 
 
 def _floating(dtype: torch.dtype | None) -> bool:

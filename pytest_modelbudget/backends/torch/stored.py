@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pytest_modelbudget.backends.torch.sharded import is_sharded
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -189,7 +190,7 @@ def dtype_of(tensor: torch.Tensor, count: int) -> str:
 
 def goes_to_meta(tensor: torch.Tensor) -> bool:
     """Whether `tensor` can be made on meta."""
-    if type(tensor) not in _ORDINARY and is_lazy(tensor):
+    if type(tensor) not in _ORDINARY and (is_lazy(tensor) or is_sharded(tensor)):
         return True
     if tensor.is_nested and tensor.layout == torch.strided:
         return False
