@@ -76,6 +76,15 @@ _ELEMENTWISE = """
     _fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine
     _make_per_tensor_quantized_tensor _make_per_channel_quantized_tensor
 """
+_SPARSE_FORMS = """
+    _to_dense to_dense _to_sparse to_sparse _to_sparse_csr _to_sparse_csc _to_sparse_bsr _to_sparse_bsc _coalesce
+    _coalesced sparse_mask sparse_resize sparse_resize_and_clear _sparse_mask_projection _indices _values indices values
+    crow_indices col_indices ccol_indices row_indices sparse_coo_tensor _sparse_coo_tensor_unsafe
+    _sparse_coo_tensor_with_dims _sparse_coo_tensor_with_dims_and_tensors sparse_compressed_tensor
+    _sparse_compressed_tensor_unsafe _sparse_compressed_tensor_with_dims sparse_csr_tensor sparse_csc_tensor
+    sparse_bsr_tensor sparse_bsc_tensor _validate_sparse_coo_tensor_args _validate_sparse_compressed_tensor_args
+    _sparse_sum _sparse_softmax _sparse_log_softmax _sparse_broadcast_to
+"""
 _QUESTIONS = """
     _local_scalar_dense item is_same_size is_pinned sym_size sym_numel sym_stride sym_storage_offset
     _assert_async _assert_scalar _assert_tensor_metadata _functional_assert_async _functional_assert_scalar
@@ -88,7 +97,7 @@ ZERO = frozenset(
     " ".join(
         (
             _NORMALISATION, _SOFTMAX_AND_LOSSES, _POOLING_AND_RESAMPLING, _LOOK_UPS_AND_MOVES, _REDUCTIONS_AND_ORDER,
-            _MAKING, _ELEMENTWISE, _QUESTIONS,
+            _MAKING, _ELEMENTWISE, _SPARSE_FORMS, _QUESTIONS,
         )
     ).split()
 )  # fmt: skip
@@ -240,7 +249,19 @@ def _out_dtype(operator: Any, dtype: Any, *args: Any, out_val: Any, **kwargs: An
     return cost(operator).of(args, kwargs, out_val)
 
 
+def _first_to_output(left: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
+    return _matmul_to_output(left, out_val=out_val[0])
+
+
+_PACKED_PRODUCTS = """
+    bitsandbytes.int8_linear_matmul bitsandbytes.int8_scaled_mm bitsandbytes.gemm_4bit bitsandbytes.gemv_4bit
+    torchao.int_matmul torchao.int_scaled_matmul torchao.da8w4_linear_cpu torchao.float8_linear_cpu
+"""
+"""Products whose first operand is rows of input features, and the result rows of output features."""
+
 FORMULAS: dict[str, Formula] = {
+    **dict.fromkeys(_PACKED_PRODUCTS.split(), _matmul_to_output),
+    "bitsandbytes.int8_mixed_scaled_mm": _first_to_output,
     "out_dtype": _out_dtype,
     "aten.mm": _mm,
     "aten.addmm": _addmm,

@@ -277,9 +277,8 @@ def _failed(subject: Subject, trace: Trace, ports: list[tuple[str, torch.Tensor]
             "  it would have been run on the CPU instead, but its weights are larger than 1 GiB: register a smaller one"
         )
         return ForwardFailed(f"{head}\n  {text}\n  {cure}", True)
-    return ForwardFailed(
-        f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", _on_meta_only(mistake)
-    )
+    values_may_help = _on_meta_only(mistake) or subject.holdings.has_kernels
+    return ForwardFailed(f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", values_may_help)
 
 
 def _needs_values(mistake: Exception) -> bool:

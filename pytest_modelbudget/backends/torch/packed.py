@@ -27,7 +27,7 @@ from pytest_modelbudget.backends.torch.stored import (
     size,
     tensors_in,
 )
-from pytest_modelbudget.backends.torch.trees import storage_key, tensors
+from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key, tensors
 
 _FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 _TABLES = (("num_embeddings", "embedding_dim"),)
@@ -69,7 +69,7 @@ def packed_weight(module: nn.Module) -> Packed | None:
     shape = features or _features(module, _TABLES)
     if shape is None:
         return None
-    held = own_tensors(module)
+    held = own_tensors(module) | {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
     count, declared = prod(shape), _declared(module)
     if any(not is_lazy(tensor) and tensor.is_floating_point() and tensor.numel() >= count for tensor in held.values()):
         return None
@@ -78,21 +78,21 @@ def packed_weight(module: nn.Module) -> Packed | None:
         return None
     own = {region(part) for tensor in held.values() for part in parts(tensor)}
     beside = tuple(tensor for tensor in tensors_in(_plain_attributes(module)) if region(tensor) not in own)
-    known = dtype_of(held[main], count)
-    dtype = known if known.startswith(("nf", "fp", "int8", "uint8")) else f"int{bits}"
-    return Packed(main, held[main], shape, dtype, features is not None, beside)
+    return Packed(main, held[main], shape, _dtype(held[main], bits, count), features is not None, beside)
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters and buffers of a module, and its plain attributes of floats or of packed elements."""
+    """The parameters and buffers of a module, and its plain attributes of floats; integers there are constants."""
     held = {**module._parameters, **module._buffers}
     own = {name: tensor for name, tensor in held.items() if tensor is not None}
-    return own | {name: value for name, value in vars(module).items() if _is_weight(value)}
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+    return own | {name: value for name, value in plain.items() if value.is_floating_point()}
 
 
-def _is_weight(value: Any) -> bool:
-    """Whether a plain attribute is a weight: tables of a few integers, as those to shift by, are not."""
-    return isinstance(value, torch.Tensor) and value.dim() > 0 and (value.is_floating_point() or value.dim() == 2)
+def _dtype(tensor: torch.Tensor, bits: int, count: int) -> str:
+    if tensor.numel() == count:
+        return dtype_name(tensor.dtype)
+    return f"int{bits}" if is_plain(tensor) else dtype_of(tensor, count)
 
 
 def _plain_attributes(module: nn.Module) -> list[Any]:

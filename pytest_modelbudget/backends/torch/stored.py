@@ -7,6 +7,7 @@ parameter of a class of its own may keep statistics in its attributes, or in obj
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from math import prod
 from types import FunctionType, MethodType
@@ -53,6 +54,11 @@ def is_sparse(tensor: torch.Tensor) -> bool:
 def is_wrapper(tensor: torch.Tensor) -> bool:
     """Whether `tensor` has no memory of its own, and holds others that have."""
     return type(tensor) not in _ORDINARY and wraps(type(tensor))
+
+
+def has_class_of_its_own(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is memory of its own, with a class that may do more with it than ordinary ones."""
+    return type(tensor) not in _ORDINARY and not is_lazy(tensor) and not is_wrapper(tensor)
 
 
 @cache
@@ -182,18 +188,18 @@ def dtype_of(tensor: torch.Tensor, count: int) -> str:
     if main.numel() == count:
         return dtype_name(main.dtype)
     bits = 8 * size(main) // count
-    if main.is_floating_point() or not 0 < bits < 8:
+    if not 0 < bits < 8:
         return dtype_name(tensor.dtype)
     named = getattr(tensor, "quant_type", None)
-    return named if isinstance(named, str) and named.isidentifier() and named.islower() else f"int{bits}"
+    if isinstance(named, str) and named.isidentifier() and named.islower():
+        return named
+    return dtype_name(tensor.dtype) if main.is_floating_point() else f"int{bits}"
 
 
 def goes_to_meta(tensor: torch.Tensor) -> bool:
     """Whether `tensor` can be made on meta."""
     if type(tensor) not in _ORDINARY and (is_lazy(tensor) or is_sharded(tensor)):
         return True
-    if tensor.is_nested and tensor.layout == torch.strided:
-        return False
     try:
         return tensor.is_meta or not is_wrapper(tensor) or meta_wrapper(tensor, _empty_like).is_meta
     except NotOnMeta:
@@ -209,6 +215,24 @@ def meta_sparse(tensor: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor]
     return like(tensor, tuple(map(of, indices(tensor))), of(values(tensor)), tensor.shape)
 
 
+def _on_meta(context: Any) -> Any:
+    """What a wrapper says of itself, with each device in it replaced by meta."""
+    if isinstance(context, torch.device):
+        return torch.device("meta")
+    if type(context) is dict:
+        return {name: _on_meta(item) for name, item in context.items()}
+    if type(context) in (list, tuple):
+        return type(context)(map(_on_meta, context))
+    if is_dataclass(context) and not isinstance(context, type):
+        places = {field.name: torch.device("meta") for field in fields(context) if _is_device(context, field.name)}
+        return replace(context, **places) if places else context
+    return context
+
+
+def _is_device(holder: Any, name: str) -> bool:
+    return isinstance(getattr(holder, name, None), torch.device)
+
+
 def meta_wrapper(tensor: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """`tensor` of the same class around parts on meta; `of` gives them.
 
@@ -219,7 +243,7 @@ def meta_wrapper(tensor: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor
     try:
         names, context = tensor.__tensor_flatten__()
         inner = {name: of(getattr(tensor, name)) for name in names}
-        made = kind.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+        made = kind.__tensor_unflatten__(inner, _on_meta(context), tensor.size(), tensor.stride())
     except Exception as mistake:  # whatever the class raises
         raise NotOnMeta(f"{kind.__name__} cannot be made on meta: {mistake}") from mistake
     if not made.is_meta:

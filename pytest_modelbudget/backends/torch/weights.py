@@ -65,7 +65,7 @@ def _of_packed(module: nn.Module, packed: Packed, prefix: str) -> list[_Held]:
     standing = (packed.name, "bias", *module._parameters)
     return [
         _Held(prefix + name, tensor, "param" if name in standing else "buffer", packed if name == packed.name else None)
-        for name, tensor in own_tensors(module).items()
+        for name, tensor in {**own_tensors(module), packed.name: packed.tensor}.items()
     ]
 
 
