@@ -69,7 +69,9 @@ def packed_weight(module: nn.Module) -> Packed | None:
     shape = features or _features(module, _TABLES)
     if shape is None:
         return None
-    held = own_tensors(module) | {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+    held = own_tensors(module) | {
+        name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)
+    }
     count, declared = prod(shape), _declared(module)
     if any(not is_lazy(tensor) and tensor.is_floating_point() and tensor.numel() >= count for tensor in held.values()):
         return None

@@ -57,7 +57,9 @@ def _of(module: nn.Module, prefix: str) -> list[_Held]:
     if (packed := packed_weight(module)) is not None:
         return _of_packed(module, packed, prefix)
     parameters = [_Held(prefix + name, one, "param") for name, one in module._parameters.items() if one is not None]
-    return parameters + [_Held(prefix + name, one, "buffer") for name, one in module._buffers.items() if one is not None]
+    return parameters + [
+        _Held(prefix + name, one, "buffer") for name, one in module._buffers.items() if one is not None
+    ]
 
 
 def _of_packed(module: nn.Module, packed: Packed, prefix: str) -> list[_Held]:
@@ -69,9 +71,7 @@ def _of_packed(module: nn.Module, packed: Packed, prefix: str) -> list[_Held]:
     ]
 
 
-def _weight(
-    node: Node, held: _Held, owners: dict[object, str], told: dict[Hashable, Weight], model: str
-) -> Weight:
+def _weight(node: Node, held: _Held, owners: dict[object, str], told: dict[Hashable, Weight], model: str) -> Weight:
     tensor, packed = held.tensor, held.packed
     if type(tensor) is not nn.Parameter and is_lazy(tensor):
         raise ModelBudgetError(

@@ -61,7 +61,13 @@ class HQQ(nn.Module):
         groups = ins * outs // group
         self.W_q = nn.Parameter(torch.zeros(groups // 2, group, dtype=torch.uint8), requires_grad=False)
         scale, zero = torch.zeros(groups, 1), torch.zeros(groups, 1)
-        self.meta: dict[str, Any] = {"nbits": 4, "group_size": group, "shape": (outs, ins), "scale": scale, "zero": zero}
+        self.meta: dict[str, Any] = {
+            "nbits": 4,
+            "group_size": group,
+            "shape": (outs, ins),
+            "scale": scale,
+            "zero": zero,
+        }
         self.bias = torch.zeros(outs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -248,17 +246,18 @@ def test_a_quantized_model_is_only_read(count_live: Counted, build: Build) -> No
         assert torch.equal(net(x), expected)
 
 
-def test_building_leaves_the_tables_of_libraries_real(count: Counted) -> None:
-    """bitsandbytes keeps one table for the process, made for the first model: also the user's own need its values."""
-    code = (
-        "import bitsandbytes, torch\n"
-        "from pytest_modelbudget import summarize\n"
-        "build = lambda: torch.nn.Sequential(bitsandbytes.nn.Linear4bit(64, 64)).to('cpu')\n"
-        "summarize(build, 'float32[B, 64]')\n"
-        "build()(torch.zeros(1, 64))\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+def test_building_leaves_the_tables_of_libraries_real(count: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes keeps one table for the process, made for the first model: the user's own need its values, too."""
+    tables: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr("bitsandbytes.functional.name2qmap", tables)
+
+    def build() -> nn.Module:
+        return nn.Sequential(nf4(64, 64)).to("cpu")
+
+    count(build, "float32[B, 64]", B=1)
+    assert tables
+    assert not any(table.is_meta for table in tables.values())
+    build()(torch.zeros(1, 64))
 
 
 # --- packed layers ---
@@ -425,8 +424,6 @@ def test_a_sparse_matrix_is_its_indices_and_values(
     counted: Counted, layout: torch.layout, bytes_: int, elements: int, trained: bool
 ) -> None:
     """60 elements take 60 indices and values, not 2,000 x 2,000 floats, and as many multiply-adds for each of 8 columns."""
-    if trained and layout == torch.sparse_bsc:
-        pytest.skip("torch makes no parameter of this layout")
     summary = counted(lambda: Graph(layout, trained), "float32[2000, 16]")
     assert summary.weight_bytes == (16 * 8 + 8) * 4 + bytes_
     assert summary.flops == Flops(2_000 * 2 * 16 * 8 + 2 * elements * 8)
@@ -525,18 +522,6 @@ def test_a_model_of_bitsandbytes_is_planned_with_the_bytes_that_it_stores() -> N
     planned = plan(lambda: nn.Sequential(nf4(64, 128)).to("cpu"), inputs, inference={"batch": 1, "kernels": "cpu"})
     held = sum(part.bytes for part in planned.parts if part.role in ("param", "buffer"))
     assert held == 4_096 + 128 + _CODE + _NESTED + 128 * 4
-
-
-def test_no_library_is_imported_that_a_model_does_not_use() -> None:
-    """Counting a plain model imports neither torchao nor bitsandbytes."""
-    code = (
-        "import sys, torch\n"
-        "from pytest_modelbudget import summarize\n"
-        "summarize(lambda: torch.nn.Linear(4, 4), 'float32[B, 4]')\n"
-        "assert not {'torchao', 'bitsandbytes'} & set(sys.modules)\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
 
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at each call that inputs are cast
