@@ -69,9 +69,7 @@ def packed_weight(module: nn.Module) -> Packed | None:
     shape = features or _features(module, _TABLES)
     if shape is None:
         return None
-    held = own_tensors(module) | {
-        name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)
-    }
+    held = own_tensors(module) | _attributes(module)
     count, declared = prod(shape), _declared(module)
     if any(not is_lazy(tensor) and tensor.is_floating_point() and tensor.numel() >= count for tensor in held.values()):
         return None
@@ -87,8 +85,11 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters and buffers of a module, and its plain attributes of floats; integers there are constants."""
     held = {**module._parameters, **module._buffers}
     own = {name: tensor for name, tensor in held.items() if tensor is not None}
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
-    return own | {name: value for name, value in plain.items() if value.is_floating_point()}
+    return own | {name: value for name, value in _attributes(module).items() if value.is_floating_point()}
+
+
+def _attributes(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
 
 
 def _dtype(tensor: torch.Tensor, bits: int, count: int) -> str:
@@ -98,7 +99,7 @@ def _dtype(tensor: torch.Tensor, bits: int, count: int) -> str:
 
 
 def _plain_attributes(module: nn.Module) -> list[Any]:
-    """What the layer keeps in dicts and objects of its own; what begins with `_` is torch's or of a library around it."""
+    """What the layer keeps in dicts and objects of its own; what begins with `_` is torch's, or of what is around it."""
     held = vars(module).items()
     return [value for name, value in held if not name.startswith("_") and not isinstance(value, torch.Tensor)]
 
@@ -107,7 +108,7 @@ def _features(module: nn.Module, names: Sequence[tuple[str, str]]) -> Shape | No
     for first, second in names:
         sides = vars(module).get(first), vars(module).get(second)
         if all(type(side) is int and side > 0 for side in sides):
-            return sides  # type: ignore[return-value]
+            return sides
     return None
 
 
@@ -176,7 +177,7 @@ class Products:
         return next((flops for data in read for result in made if (flops := _linear(shape, data, result))), 0)
 
     def _weights(self) -> tuple[dict[int, Shape], dict[int, tuple[int, Shape]]]:
-        """The shapes that packed layers multiply with, by module; owner and shape by each storage that belongs to one."""
+        """The shapes of packed layers by module, and owner and shape by each storage that belongs to one."""
         if self._read is None:
             self._read = {}, {}
             layers, owners = self._read

@@ -29,7 +29,7 @@ _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_f
 
 
 _ABOUT_VALUES = {"_local_scalar_dense", "_to_copy"}
-_STRIDED = torch.strided
+_ALL_STRIDED = {torch.strided}
 
 
 class NeedsValues(RuntimeError):
@@ -49,7 +49,7 @@ class Placing:
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
         name = _name(func)
-        if any([tensor.layout != _STRIDED for tensor in read]) and any([tensor.is_meta for tensor in read]):
+        if read and {tensor.layout for tensor in read} != _ALL_STRIDED and any(tensor.is_meta for tensor in read):
             return sparse.run(func, read, args, kwargs)
         if not read:
             if name == "empty" and args[0] == [0]:  # what batch norm reserves for cuDNN: nothing, at every call

@@ -154,7 +154,7 @@ def _sorted(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _says_all(tensor: torch.Tensor) -> bool:
-    """Whether a tensor of another class is what its shape and memory say: it wraps nothing, and holds nothing beside."""
+    """Whether a tensor of another class is no more than its memory: it wraps nothing, and holds nothing beside."""
     return not is_wrapper(tensor) and all(type(value) in _PLAIN for value in vars(tensor).values())
 
 

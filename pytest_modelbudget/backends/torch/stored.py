@@ -1,4 +1,4 @@
-"""Tensors that are stored otherwise than they are shaped: in which tensors of plain memory, and how to put them on meta.
+"""Tensors that are stored otherwise than they are shaped: in which plain tensors, and how they are made on meta.
 
 Wrapper subclasses (`__tensor_flatten__`) hold others, sparse layouts indices and values, nested tensors one buffer; a
 parameter of a class of its own may keep statistics in its attributes, or in objects there.
@@ -62,12 +62,13 @@ def has_class_of_its_own(tensor: torch.Tensor) -> bool:
 
 
 @cache
-def wraps(kind: type) -> bool:
+def wraps(kind: Hashable) -> bool:
     """Whether a class of tensors says what operators on it do, by operators on those that it holds."""
-    if kind.__module__.startswith("torch._subclasses."):  # fakes, and what compilers trace with
+    place = str(getattr(kind, "__module__", ""))
+    if place.startswith("torch._subclasses."):  # fakes, and what compilers trace with
         return False
     own = getattr(kind, "__torch_dispatch__", _NONE) is not _NONE
-    return own or hasattr(kind, "__tensor_flatten__") or kind.__module__.startswith("torch.distributed.")
+    return own or hasattr(kind, "__tensor_flatten__") or place.startswith("torch.distributed.")
 
 
 def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -153,7 +154,7 @@ def region(tensor: torch.Tensor) -> Hashable:
 
 def size(tensor: torch.Tensor) -> int:
     """Bytes of one tensor of plain memory."""
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.numel() * tensor.element_size())
 
 
 def stored_bytes(tensor: torch.Tensor) -> int | None:

@@ -75,8 +75,8 @@ def _weight(node: Node, held: _Held, owners: dict[object, str], told: dict[Hasha
     tensor, packed = held.tensor, held.packed
     if type(tensor) is not nn.Parameter and is_lazy(tensor):
         raise ModelBudgetError(
-            f"{model}: the lazy layer {node.path!r} ({node.type}) never saw an input, so its {held.name!r} has no shape: "
-            f"call it in forward, or remove it"
+            f"{model}: the lazy layer {node.path!r} ({node.type}) never saw an input, so its {held.name!r} has no "
+            f"shape: call it in forward, or remove it"
         )
     full = f"{node.path}.{held.name}"
     owner = owners.setdefault(region(tensor), full)
@@ -94,7 +94,7 @@ def _weight(node: Node, held: _Held, owners: dict[object, str], told: dict[Hasha
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether `module` runs on values only: its weights are packed for kernels of the CPU, or cannot be made on meta."""
+    """Whether `module` runs on values only: its weights are packed for kernels of the CPU, or there are none on meta."""
     return _is_prepacked(module) or not all(map(goes_to_meta, all_tensors([module])))
 
 
