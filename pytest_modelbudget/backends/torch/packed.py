@@ -99,7 +99,7 @@ def _dtype(tensor: torch.Tensor, bits: int, count: int) -> str:
 
 
 def _plain_attributes(module: nn.Module) -> list[Any]:
-    """What the layer keeps in dicts and objects of its own; what begins with `_` is torch's, or of what is around it."""
+    """What the layer keeps in dicts and objects of its own; names with `_` first are torch's, or of hooks around it."""
     held = vars(module).items()
     return [value for name, value in held if not name.startswith("_") and not isinstance(value, torch.Tensor)]
 

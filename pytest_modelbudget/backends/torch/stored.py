@@ -53,7 +53,8 @@ def is_sparse(tensor: torch.Tensor) -> bool:
 
 def is_wrapper(tensor: torch.Tensor) -> bool:
     """Whether `tensor` has no memory of its own, and holds others that have."""
-    return type(tensor) not in _ORDINARY and wraps(type(tensor))
+    kind: Any = type(tensor)
+    return kind not in _ORDINARY and wraps(kind)
 
 
 def has_class_of_its_own(tensor: torch.Tensor) -> bool:
@@ -62,7 +63,7 @@ def has_class_of_its_own(tensor: torch.Tensor) -> bool:
 
 
 @cache
-def wraps(kind: Hashable) -> bool:
+def wraps(kind: Any) -> bool:
     """Whether a class of tensors says what operators on it do, by operators on those that it holds."""
     place = str(getattr(kind, "__module__", ""))
     if place.startswith("torch._subclasses."):  # fakes, and what compilers trace with

@@ -94,7 +94,7 @@ def _weight(node: Node, held: _Held, owners: dict[object, str], told: dict[Hasha
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether `module` runs on values only: its weights are packed for kernels of the CPU, or there are none on meta."""
+    """Whether `module` runs on values only: its weights are packed for the CPU's kernels, or cannot be on meta."""
     return _is_prepacked(module) or not all(map(goes_to_meta, all_tensors([module])))
 
 
