@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from pytest_modelbudget.backends.torch import stored
+from pytest_modelbudget.backends.torch.stored_products import (
+    CHANGES_OF_FORM,
+    SPARSE_FORMS,
+    STORED_PRODUCTS,
+    matrix_product,
+    terms,
+)
 
 Formula = Callable[..., int]
 
@@ -76,15 +82,6 @@ _ELEMENTWISE = """
     _fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine
     _make_per_tensor_quantized_tensor _make_per_channel_quantized_tensor
 """
-_SPARSE_FORMS = """
-    _to_dense to_dense _to_sparse to_sparse _to_sparse_csr _to_sparse_csc _to_sparse_bsr _to_sparse_bsc _coalesce
-    _coalesced sparse_mask sparse_resize sparse_resize_and_clear _sparse_mask_projection _indices _values indices values
-    crow_indices col_indices ccol_indices row_indices sparse_coo_tensor _sparse_coo_tensor_unsafe
-    _sparse_coo_tensor_with_dims _sparse_coo_tensor_with_dims_and_tensors sparse_compressed_tensor
-    _sparse_compressed_tensor_unsafe _sparse_compressed_tensor_with_dims sparse_csr_tensor sparse_csc_tensor
-    sparse_bsr_tensor sparse_bsc_tensor _validate_sparse_coo_tensor_args _validate_sparse_compressed_tensor_args
-    _sparse_sum _sparse_softmax _sparse_log_softmax _sparse_broadcast_to
-"""
 _QUESTIONS = """
     _local_scalar_dense item is_same_size is_pinned sym_size sym_numel sym_stride sym_storage_offset
     _assert_async _assert_scalar _assert_tensor_metadata _functional_assert_async _functional_assert_scalar
@@ -97,7 +94,7 @@ ZERO = frozenset(
     " ".join(
         (
             _NORMALISATION, _SOFTMAX_AND_LOSSES, _POOLING_AND_RESAMPLING, _LOOK_UPS_AND_MOVES, _REDUCTIONS_AND_ORDER,
-            _MAKING, _ELEMENTWISE, _SPARSE_FORMS, _QUESTIONS,
+            _MAKING, _ELEMENTWISE, _QUESTIONS,
         )
     ).split()
 )  # fmt: skip
@@ -109,22 +106,11 @@ _QUANTIZED = """
     batch_norm1d_relu batch_norm2d batch_norm2d_relu batch_norm3d batch_norm3d_relu layer_norm group_norm instance_norm
     max_pool1d max_pool2d embedding_byte embedding_4bit embedding_bag_byte embedding_bag_4bit
 """
-_CHANGES_OF_FORM = """
-    bitsandbytes.int8_vectorwise_quant bitsandbytes.int8_vectorwise_dequant bitsandbytes.int8_double_quant
-    bitsandbytes.int8_mm_dequant bitsandbytes.quantize_4bit bitsandbytes.dequantize_4bit
-    bitsandbytes.quantize_blockwise bitsandbytes.dequantize_blockwise torchao.choose_qparams_affine
-    torchao.choose_scale_float8 torchao.quantize_affine torchao.dequantize_affine
-    torchao.quantize_affine_float8_non_decomposed torchao.dequantize_affine_float8_non_decomposed
-    quantized_decomposed.choose_qparams quantized_decomposed.choose_qparams_symmetric
-    quantized_decomposed.choose_qparams_per_token quantized_decomposed.choose_qparams_per_token_asymmetric
-    quantized_decomposed.convert_element_type
-"""
-_FORMS = ("per_tensor", "per_channel", "per_token", "per_channel_group", "per_block")
 _ZERO_ELSEWHERE = frozenset(
     {"torchvision.nms", "torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align"}
     | {f"quantized.{name}" for name in _QUANTIZED.split()}
-    | {*_CHANGES_OF_FORM.split()}
-    | {f"quantized_decomposed.{kind}quantize_{form}" for kind in ("", "de", "fake_") for form in _FORMS}
+    | CHANGES_OF_FORM
+    | {f"aten.{name}" for name in SPARSE_FORMS}
 )
 
 
@@ -132,14 +118,9 @@ def _size(tensor: Any) -> int:
     return int(prod(tensor.shape))
 
 
-def _terms(matrix: Any) -> int:
-    """Elements of an operand that take part: of a sparse one those that it stores."""
-    return _size(matrix if matrix.layout == torch.strided else stored.values(matrix))
-
-
 def _mv(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
     """`(m, n) x (n)`: m * n multiply-adds."""
-    return 2 * _terms(matrix)
+    return 2 * terms(matrix)
 
 
 def _addmv(bias: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
@@ -151,17 +132,8 @@ def _dot(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
 
 
 def _mm(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    """`(m, k) x (k, n)`: m * k * n multiply-adds; with a sparse operand, those of the elements that it stores."""
-    if right.layout == torch.strided:
-        return int(2 * _terms(left) * right.shape[-1])
-    return int(2 * _terms(right) * left.shape[-2]) if left.layout == torch.strided else _sparse_product(left, right)
-
-
-def _sparse_product(left: Any, right: Any) -> int:
-    """Two sparse matrices: each stored element of a column of `left` meets those of the same row of `right`."""
-    columns, rows = (stored.places(matrix)[axis] for matrix, axis in ((left, 1), (right, 0)))
-    met = torch.bincount(columns, minlength=left.shape[1]) * torch.bincount(rows, minlength=left.shape[1])
-    return 2 * int(met.sum())
+    """`(m, k) x (k, n)`: m * k * n multiply-adds."""
+    return matrix_product(left, right)
 
 
 def _addmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
@@ -175,11 +147,6 @@ def _addbmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
 def _matmul_to_output(left: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     """Each output element is a sum over the last dimension of the left operand, however the weight is packed."""
     return int(2 * _size(out_val) * left.shape[-1])
-
-
-def _sampled_addmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    """`(m, k) x (k, n)` where the sparse `bias` stores an element: k multiply-adds for each."""
-    return int(2 * _terms(bias) * left.shape[-1])
 
 
 def _trilinear(left: Any, weight: Any, right: Any, *args: Any, **kwargs: Any) -> int:
@@ -246,23 +213,13 @@ def _packed_conv(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: Any
 
 def _out_dtype(operator: Any, dtype: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     """An operator whose result is of another dtype costs what it costs."""
-    return cost(operator).of(args, kwargs, out_val)
+    formula = cost(operator).formula
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=out_val))
 
-
-def _first_to_output(left: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
-    return _matmul_to_output(left, out_val=out_val[0])
-
-
-_PACKED_PRODUCTS = """
-    bitsandbytes.int8_linear_matmul bitsandbytes.int8_scaled_mm bitsandbytes.gemm_4bit bitsandbytes.gemv_4bit
-    torchao.int_matmul torchao.int_scaled_matmul torchao.da8w4_linear_cpu torchao.float8_linear_cpu
-"""
-"""Products whose first operand is rows of input features, and the result rows of output features."""
 
 FORMULAS: dict[str, Formula] = {
-    **dict.fromkeys(_PACKED_PRODUCTS.split(), _matmul_to_output),
-    "bitsandbytes.int8_mixed_scaled_mm": _first_to_output,
     "out_dtype": _out_dtype,
+    **STORED_PRODUCTS,
     "aten.mm": _mm,
     "aten.addmm": _addmm,
     "aten.bmm": _mm,
@@ -282,9 +239,6 @@ FORMULAS: dict[str, Formula] = {
     "aten._grouped_mm": _matmul_to_output,
     "aten._scaled_grouped_mm": _matmul_to_output,
     "aten._trilinear": _trilinear,
-    "aten._sparse_addmm": _addmm,
-    "aten._sparse_mm_reduce_impl": _mm,
-    "aten.sparse_sampled_addmm": _sampled_addmm,
     "aten._cdist_forward": _cdist,
     "aten._euclidean_dist": _cdist,
     "aten.linalg_solve_triangular": _solve_triangular,

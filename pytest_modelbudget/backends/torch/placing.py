@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from pytest_modelbudget.backends.torch import sparse
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
 from pytest_modelbudget.backends.torch.memo import Memo
+from pytest_modelbudget.backends.torch.stored import is_sparse
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
@@ -79,13 +80,12 @@ class Placing:
         return self.memo.run(func, read, args, kwargs)
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        moved = {id(tensor): sparse.to_meta(tensor) for tensor in read}
+        moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}
 
         def swap(tensor: torch.Tensor) -> torch.Tensor:
             return moved.get(id(tensor), tensor)
 
-        args, kwargs = tree_map_only(torch.Tensor, swap, args), tree_map_only(torch.Tensor, swap, kwargs)
-        out = sparse.run(func, list(moved.values()), args, kwargs)
+        out = func(*tree_map_only(torch.Tensor, swap, args), **tree_map_only(torch.Tensor, swap, kwargs))
         back = {id(moved[id(tensor)]): tensor for tensor in read if not tensor.is_meta}
         written = [back[id(tensor)] for tensor in tensors(out) if id(tensor) in back]
         for tensor in written:  # an in-place operator: its target stays the same object, with unknown values
@@ -97,7 +97,9 @@ class Placing:
             return func(*args, **kwargs)
         if func._schema.is_mutable or not _too_large(func, args, kwargs):
             return func(*args, **kwargs)
-        return self._mixed(func, read, args, kwargs)
+        return (
+            sparse.run(func, read, args, kwargs) if any(map(is_sparse, read)) else self._mixed(func, read, args, kwargs)
+        )
 
     def _moved(self, func: Any, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = kwargs.get("device")
@@ -179,7 +181,7 @@ def _real_like(name: str, out: torch.Tensor, args: tuple[Any, ...], kwargs: dict
 
 def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     try:
-        args, kwargs = (tree_map_only(torch.Tensor, sparse.to_meta, given) for given in (args, kwargs))
+        args, kwargs = tree_map_only(torch.Tensor, sparse.to_meta, (args, kwargs))
         meta = sparse.run(func, tensors((args, kwargs)), args, kwargs)
     except (RuntimeError, NotImplementedError):  # its result depends on values, so it is no larger than its operands
         return False
