@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-Shape = tuple[int, ...]
+Shape = tuple[int | None, ...]
 Output = tuple[Shape, str]
 """Shape and dtype of one tensor."""
 
