@@ -28,16 +28,15 @@ def error_through(*files: str) -> Exception:
     run: Callable[[], object] = lambda: 1 / 0  # noqa: E731
     for file in reversed(files):
         run = call(run, file)
-    try:
+    with pytest.raises(ZeroDivisionError) as caught:
         run()
-    except ZeroDivisionError as error:
-        assert error.__traceback__ is not None
-        last = error.__traceback__
-        while last.tb_next is not None and last.tb_next.tb_next is not None:
-            last = last.tb_next
-        last.tb_next = None  # the division, which is this file's
-        return error.with_traceback(error.__traceback__.tb_next)
-    raise AssertionError
+    start = caught.tb.tb_next  # after this function
+    last = start
+    while last is not None and last.tb_next is not None and last.tb_next.tb_next is not None:
+        last = last.tb_next
+    assert last is not None
+    last.tb_next = None  # the division, which is in this file
+    return caught.value.with_traceback(start)
 
 
 @pytest.mark.parametrize(
