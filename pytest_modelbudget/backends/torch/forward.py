@@ -29,11 +29,11 @@ from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
 from pytest_modelbudget.backends.torch.state import preserved
 from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
-from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
+from pytest_modelbudget.backends.torch.trees import dtype_name, shape_of, tensors
 from pytest_modelbudget.backends.torch.values import Assumed, Call, Choice, call_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.summary import Input
+from pytest_modelbudget.summary import Input, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     call = arguments(subject, sizes)
     try:
         with taken_whole(trace.whole), observed(subject, call, trace, keep=keep) as out:
-            outputs = tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out))
+            outputs = tuple((shape_of(tensor), dtype_name(tensor.dtype)) for tensor in tensors(out))
     except ModelBudgetError:
         raise
     except Exception as mistake:
@@ -275,7 +275,7 @@ def _failed(subject: Subject, trace: Trace, call: Call, mistake: Exception) -> F
     paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
     layer = trace.failed.module if trace.failed is not None else subject.model
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
-    given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in call.ports)
+    given = ", ".join(f"{name} {TensorSpec(shape_of(tensor), dtype_name(tensor.dtype))}" for name, tensor in call.ports)
     text = f"{type(mistake).__name__}: {mistake}".strip()
     head = f"{subject.name}: the forward pass failed in layer {where}{line(mistake)}\n  inputs: {given or '(none)'}"
     drawn = subject.real and subject.seed is not None

@@ -92,7 +92,7 @@ class Naming:
 
     def _dim(self, dims: tuple[int, ...]) -> Dim:
         if dims not in self._known:
-            self._known[dims], settled = explain(self.sizes, dims)
+            self._known[dims], settled = (None, True) if None in dims else explain(self.sizes, dims)
             self.settled = self.settled and settled
         return self._known[dims]
 

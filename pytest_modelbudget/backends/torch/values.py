@@ -184,17 +184,22 @@ def _shared(value: Any, memo: dict[int, Any]) -> Any:
 
 def _stand_in(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
     """What is handed over for a tensor of an example: its values where they may steer the model, else a ghost."""
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    if not plain or tensor.is_quantized or tensor.is_nested:
-        return _same(tensor)
+    kind = type(tensor)
+    with torch._C.DisableTorchFunction():
+        stored = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
+        if stored or hasattr(kind, "__tensor_flatten__"):  # no ghost can stand for what is stored otherwise
+            return tensor.detach().clone().cpu()
+        if kind in (torch.Tensor, torch.nn.Parameter):
+            return _plain(tensor, real, ghosts)
+        data = _plain(tensor.as_subclass(torch.Tensor), real, ghosts)
+        same = torch.Tensor._make_subclass(kind, data.detach(), tensor.requires_grad)
+        vars(same).update(vars(tensor))
+        return same
+
+
+def _plain(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
     if tensor.is_meta:
         return torch.zeros_like(tensor, device="cpu") if real else tensor.detach().clone()
     if real or _whole(tensor.dtype) or _steers(tensor, known=True):
         return tensor.detach().cpu().clone().requires_grad_(tensor.requires_grad)
     return ghosts.of(tensor)
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with values of a tensor that no ghost can stand for: sparse, nested, quantised, of a class of its own."""
-    with torch._C.DisableTorchFunction():
-        return copy.deepcopy(tensor.detach()).cpu()

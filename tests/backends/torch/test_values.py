@@ -17,6 +17,7 @@ from torch.nn.utils import rnn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import ModelBudgetError, Summary, plan, summarize
+from pytest_modelbudget.inputs import from_example
 
 Seen = tuple[int | None, tuple[int | str | None, ...]]
 X = torch.randn(3, 8, 4)
@@ -323,6 +324,34 @@ def test_what_an_example_holds_reaches_the_model_as_it_is(way: Any, example: tup
     summary = summarize(model if kind == "live" else lambda: Steered(way), lambda: example, name="m")
     assert counted(summary) == really(model, *example)
     assert not summary.real_run
+
+
+class Marked(torch.Tensor):
+    """A class of tensors that a forward asks for, as torchvision's images are."""
+
+
+def test_a_class_of_tensors_stays_what_it_is() -> None:
+    """With what is written on it."""
+    marked = torch.randn(3, 4).as_subclass(Marked)
+    marked.kind = "image"
+    way = lambda layer, x: layer(x) if isinstance(x, Marked) and x.kind == "image" else x  # noqa: E731
+    assert counted(summarize(Steered(way), (marked,), name="m")) == really(Steered(way), marked)
+
+
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["COO", "CSR"])
+def test_a_sparse_matrix_reaches_the_model(sparse: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Its product with numbers of a layer has the shape of the real one."""
+    way = lambda layer, a, x: torch.sparse.mm(a, layer(x))  # noqa: E731
+    summary = summarize(Steered(way), lambda: (sparse(torch.eye(3)), torch.randn(3, 4)), name="m")
+    assert summary.outputs[0].shape == (3, 4)
+    assert str(summary.inputs[0]) == "0 float32[3, 3]"
+
+
+def test_a_nested_tensor_is_shown_with_an_open_dimension() -> None:
+    """Its rows have lengths of their own."""
+    nested = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=torch.jagged)
+    read = from_example((nested,))
+    assert str(read.ports[0]) == "0 float32[2, ?, 4]"
 
 
 def test_objects_of_transformers() -> None:
