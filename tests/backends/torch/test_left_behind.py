@@ -481,4 +481,3 @@ def _tried(call: Callable[[], object]) -> None:
 def _differences(before: dict[str, Any]) -> list[str]:
     after = state()
     return [name for name, value in before.items() if after[name] != value]
-
