@@ -113,8 +113,7 @@ _FACTORISATIONS = """
     linalg_lu_factor_ex linalg_matrix_exp linalg_matrix_sqrth linalg_pinv linalg_polar linalg_qr ormqr svd
 """
 _SPARSE = """
-    _sparse_addmm _sparse_mm_reduce_impl _sparse_mm_reduce_impl_backward _sparse_sparse_matmul _spsolve hspmm
-    sparse_sampled_addmm _cslt_sparse_mm_search
+    _sparse_mm_reduce_impl_backward _spsolve _cslt_sparse_mm_search
 """
 _KERNELS_OF_DEVICES = """
     _cudnn_attention_forward _cudnn_attention_backward _cudnn_rnn_backward _flash_attention_forward_no_dropout_inplace

@@ -336,6 +336,7 @@ OF_PROCESS: tuple[Setting, ...] = (
     _attribute(parametrize, "_cache_enabled"),
     _content(parametrize, "_cache"),
     Setting(gc.isenabled, _collecting),
+    Setting(sys.getrecursionlimit, sys.setrecursionlimit),
     _content(warnings, "filters", _forget_warned),
     _attribute(warnings, "showwarning"),
     Setting(random.getstate, random.setstate, compared=False),
