@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import time
 import traceback
@@ -42,23 +43,32 @@ from pytest_modelbudget.summary import Summary, TensorSpec  # noqa: E402
 aten = torch.ops.aten
 
 
+Spec = tuple[str, tuple[int | None, ...]]
+"""The dtype and the shape of an output."""
+
+
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What is compared; None in a shape, and FLOPs that are None, are unknown."""
+    """What is compared; None in a shape, and FLOPs that are None, are unknown.
+
+    Where inputs have named dimensions, `outputs` are those with each of them at 1, then those with each at 3.
+    """
 
     params: int
     trainable: int
     buffers: int
     weight_bytes: int
-    outputs: tuple[tuple[str, tuple[int | None, ...]], ...]
+    outputs: tuple[Spec, ...]
     flops: int | None
 
 
 def ours(subject: object, inputs: Any, name: str) -> tuple[Numbers, Summary]:
     """The numbers of the project."""
     summary = summarize(subject, inputs, name=name)
-    sizes = dict(summary.sizes)
-    outputs = tuple((spec.dtype, tuple(_size(dim, sizes) for dim in spec.shape)) for spec in summary.outputs)
+    sizes = [dict.fromkeys(dict(summary.sizes), size) for size in sizes_of(inputs)]
+    outputs = tuple(
+        (spec.dtype, tuple(_size(dim, known) for dim in spec.shape)) for known in sizes for spec in summary.outputs
+    )
     flops = None if summary.flops.uncounted else summary.flops.value
     return Numbers(
         summary.params, summary.trainable_params, summary.buffers, summary.weight_bytes, outputs, flops
@@ -75,17 +85,15 @@ def really(entry: Entry) -> Numbers:
     model = built(entry.build)
     weights = [*model.parameters(), *model.buffers()]
     plain = model if entry.plain is None else built(entry.plain)
-    outputs, flops = run(model, entry.inputs)
-    if plain is not model:
-        flops = run(plain, entry.inputs)[1]
-    return Numbers(
-        params=sum(parameter.numel() for parameter in plain.parameters()),
-        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        buffers=sum(buffer.numel() for buffer in model.buffers()),
-        weight_bytes=sum(map(stored, weights)),
-        outputs=tuple((str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in outputs),
-        flops=flops,
-    )
+    numbers = {
+        "params": sum(parameter.numel() for parameter in plain.parameters()),
+        "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "buffers": sum(buffer.numel() for buffer in model.buffers()),
+        "weight_bytes": sum(map(stored, weights)),
+    }
+    runs = [run(model, entry.inputs, size) for size in sizes_of(entry.inputs)]
+    flops = (runs[0] if plain is model else run(plain, entry.inputs))[1]
+    return Numbers(**numbers, outputs=tuple(spec for outputs, _ in runs for spec in outputs), flops=flops)
 
 
 def built(build: Callable[[], nn.Module]) -> nn.Module:
@@ -94,9 +102,15 @@ def built(build: Callable[[], nn.Module]) -> nn.Module:
     return build().eval()
 
 
-def run(model: nn.Module, inputs: Any) -> tuple[list[torch.Tensor], int]:
+def sizes_of(inputs: Any) -> tuple[int, ...]:
+    """The sizes of named dimensions at which a model is run."""
+    return (1, 3) if re.search(r"[\[,] *[A-Z]", str(inputs)) and not callable(inputs) else (1,)
+
+
+def run(model: nn.Module, inputs: Any, size: int = 1) -> tuple[list[Spec], int]:
     """The tensors that a real call returns, and its FLOPs."""
-    args, kwargs = arguments(inputs)
+    args, kwargs = arguments(inputs, size)
+    model.requires_grad_(False)  # the counter follows modules by hooks for gradients
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
@@ -104,26 +118,26 @@ def run(model: nn.Module, inputs: Any) -> tuple[list[torch.Tensor], int]:
         torch.backends.mha.set_fastpath_enabled(False)
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=FORMULAS))
         out = model(*args, **kwargs)
-    return list(leaves(out)), counter.get_total_flops()
+    return [(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in leaves(out)], counter.get_total_flops()
 
 
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Real arguments: example inputs as they are, specs with every named dimension at 1."""
+def arguments(inputs: Any, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Real arguments: example inputs as they are, specs with every named dimension at `size`."""
     torch.manual_seed(0)
-    value = inputs() if callable(inputs) else _tensors(inputs)
+    value = inputs() if callable(inputs) else _tensors(inputs, size)
     if isinstance(value, Mapping):
-        return (), dict(value)
+        return (tuple(value["args"]), {}) if set(value) == {"args"} else ((), dict(value))
     return (tuple(value), {}) if isinstance(value, (tuple, list)) else ((value,), {})
 
 
-def _tensors(tree: Any) -> Any:
+def _tensors(tree: Any, size: int) -> Any:
     """What specs stand for: random floats, ids of 0 and 1."""
     if isinstance(tree, Mapping):
-        return {name: _tensors(item) for name, item in tree.items()}
+        return {name: _tensors(item, size) for name, item in tree.items()}
     if isinstance(tree, list):
-        return [_tensors(item) for item in tree]
+        return [_tensors(item, size) for item in tree]
     spec = TensorSpec.parse(tree)
-    shape = [dim if isinstance(dim, int) else 1 for dim in spec.shape]
+    shape = [dim if isinstance(dim, int) else size for dim in spec.shape]
     dtype = getattr(torch, spec.dtype)
     return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.randint(0, 2, shape, dtype=dtype)
 
@@ -217,7 +231,7 @@ def differences(mine: Numbers, real: Numbers, by_values: bool) -> Iterator[str]:
             yield f"output {index} {one} not {other}"
 
 
-def _same(mine: Any, real: Any, by_values: bool) -> bool:
+def _same(mine: Spec, real: Spec, by_values: bool) -> bool:
     (dtype, shape), (real_dtype, real_shape) = mine, real
     return (
         dtype == real_dtype

@@ -272,8 +272,8 @@ def speech() -> Iterator[Entry]:
             time_reduction_input_dim=8, time_reduction_stride=4, transformer_num_heads=2, transformer_ffn_dim=32,
             transformer_num_layers=2, transformer_dropout=0.0, transformer_activation="gelu",
             transformer_left_context_length=8, transformer_max_memory_size=0, transformer_weight_init_scale_strategy="depthwise",
-            transformer_tanh_on_mem=True, symbol_embedding_dim=16, num_lstm_layers=2, lstm_hidden_dim=16,
-            lstm_layer_norm=True, lstm_layer_norm_epsilon=1e-3, lstm_dropout=0.0,
+            transformer_tanh_on_mem=True, symbol_embedding_dim=16,
+            num_lstm_layers=2, lstm_layer_norm=True, lstm_layer_norm_epsilon=1e-3, lstm_dropout=0.0,
         )  # fmt: skip
 
     class Keywords(nn.Module):
@@ -355,8 +355,8 @@ def pairs() -> Iterator[Entry]:
         32, open_clip.CLIPVisionCfg(layers=[1, 1, 1, 1], width=16, image_size=64), open_clip.CLIPTextCfg(**read)),
         ["float32[B, 3, 64, 64]", IDS])  # fmt: skip
     yield Entry("clip_siglip", lambda: open_clip.CustomTextCLIP(
-        32, open_clip.CLIPVisionCfg(timm_model_name="vit_tiny_patch16_224", timm_pool="map", timm_proj="none", image_size=32),
-        open_clip.CLIPTextCfg(**read, no_causal_mask=True, pool_type="last", proj_bias=True), init_logit_bias=-10.0), shown)  # fmt: skip
+        32, open_clip.CLIPVisionCfg(timm_model_name="vit_tiny_patch16_224", timm_pool="map", timm_proj="none", image_size=224),
+        open_clip.CLIPTextCfg(**read, no_causal_mask=True, pool_type="last", proj_bias=True), init_logit_bias=-10.0), ["float32[B, 3, 224, 224]", IDS])  # fmt: skip
     yield Entry("clip_coca", coca, lambda: (torch.randn(2, 3, 32, 32), ids()))
 
 
@@ -366,7 +366,7 @@ def medical() -> Iterator[Entry]:
 
     volume = "float32[B, 1, 32, 32, 32]"
     yield Entry("monai_unet", lambda: nets.UNet(3, 1, 2, channels=(8, 16, 32), strides=(2, 2), num_res_units=2), volume)
-    yield Entry("monai_swin_unetr", lambda: nets.SwinUNETR(1, 2, feature_size=12), volume)
+    yield Entry("monai_swin_unetr", lambda: nets.SwinUNETR(1, 2, feature_size=12), "float32[B, 1, 64, 64, 64]")
     yield Entry("monai_unetr", lambda: nets.UNETR(
         1, 2, (32, 32, 32), feature_size=8, hidden_size=48, mlp_dim=64, num_heads=4), volume)  # fmt: skip
     yield Entry("monai_segresnet", lambda: nets.SegResNet(3, 8, 1, 2, blocks_down=(1, 2), blocks_up=(1,)), volume)
@@ -390,7 +390,7 @@ def quantised() -> Iterator[Entry]:
         return nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 64)).to(torch.bfloat16)
 
     def small() -> nn.Module:
-        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 16))
+        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32))
 
     def converted(config: Any, model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         def build() -> nn.Module:
@@ -401,7 +401,7 @@ def quantised() -> Iterator[Entry]:
         return build
 
     def packed(layer: Callable[[int, int], nn.Module]) -> Callable[[], nn.Module]:
-        return lambda: nn.Sequential(layer(64, 128), nn.ReLU(), layer(128, 16)).to("cpu")
+        return lambda: nn.Sequential(layer(64, 128), nn.ReLU(), layer(128, 32)).to("cpu")
 
     for name, config in (
         ("int8", ao.Int8WeightOnlyConfig()),
@@ -428,7 +428,7 @@ def language() -> Iterator[Entry]:
         **small, state_size=8, num_heads=8, head_dim=8, n_groups=2, chunk_size=8)), words)  # fmt: skip
     yield Entry("hf_rwkv", lambda: hf.RwkvForCausalLM(hf.RwkvConfig(**small, attention_hidden_size=32)), words)
     yield Entry("hf_xlstm", lambda: hf.xLSTMForCausalLM(hf.xLSTMConfig(
-        vocab_size=100, hidden_size=64, num_blocks=2, num_heads=4)), words)  # fmt: skip
+        vocab_size=100, hidden_size=64, num_blocks=2, num_heads=4, qk_dim_factor=1.0, chunk_size=8)), words)  # fmt: skip
     yield Entry("hf_big_bird", lambda: hf.BigBirdModel(hf.BigBirdConfig(
         **small, num_attention_heads=4, intermediate_size=64, block_size=4, num_random_blocks=1)), lambda: {
         "input_ids": ids(1, 64)})  # fmt: skip
@@ -502,7 +502,7 @@ def vision() -> Iterator[Entry]:
         "pixel_values": "float32[B, 3, 32, 32]", "decoder_input_ids": IDS})  # fmt: skip
     yield Entry("hf_sam", lambda: hf.SamModel(hf.SamConfig(
         vision_config={**layers, "image_size": 64, "patch_size": 16, "output_channels": 16, "global_attn_indexes": [1],
-                       "window_size": 2, "mlp_dim": 64},
+                       "window_size": 2, "mlp_dim": 64, "num_pos_feats": 8},
         prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 16, "image_embedding_size": 4},
         mask_decoder_config={"hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 32, "iou_head_hidden_dim": 16})), {
         "pixel_values": "float32[B, 3, 64, 64]", "input_points": "float32[B, 1, 2, 2]"})  # fmt: skip
@@ -543,7 +543,7 @@ def detectors() -> Iterator[Entry]:
         swin = hf.SwinConfig(image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
                              out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
         return hf.Mask2FormerForUniversalSegmentation(hf.Mask2FormerConfig(
-            backbone_config=swin, feature_size=16, mask_feature_size=16, hidden_dim=16, encoder_feedforward_dim=32,
+            backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
             encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=5))  # fmt: skip
 
     yield Entry("hf_detr", detr, pixels)
@@ -551,7 +551,7 @@ def detectors() -> Iterator[Entry]:
         "pixel_values": torch.randn(2, 3, 64, 64),
         "pixel_mask": torch.ones(2, 64, 64, dtype=torch.int64).index_fill_(1, torch.arange(50, 64), 0)})  # fmt: skip
     yield Entry("hf_deformable_detr", lambda: hf.DeformableDetrForObjectDetection(
-        hf.DeformableDetrConfig(**plain, **heads, num_feature_levels=4)), pixels)  # fmt: skip
+        hf.DeformableDetrConfig(**plain, **heads, num_feature_levels=4)), {"pixel_values": "float32[B, 3, 128, 128]"})  # fmt: skip
     yield Entry("hf_rt_detr", rt_detr, pixels)
     yield Entry("hf_yolos", lambda: hf.YolosForObjectDetection(hf.YolosConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=[64, 64],
@@ -598,8 +598,8 @@ def series() -> Iterator[Entry]:
         num_conv_pos_embedding_groups=4)), lambda: {
         "input_values": torch.randn(2, 800), "attention_mask": torch.tensor([[1] * 800, [1] * 600 + [0] * 200])})  # fmt: skip
     yield Entry("hf_encodec", lambda: hf.EncodecModel(hf.EncodecConfig(
-        num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=32, upsampling_ratios=[4, 2], target_bandwidths=[12.0])),
-        lambda: {"input_values": torch.randn(1, 1, 640)}, by_values=True)  # fmt: skip
+        num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=32, upsampling_ratios=[4, 2], target_bandwidths=[30.0])),
+        lambda: {"input_values": torch.randn(1, 1, 640), "bandwidth": 30.0}, by_values=True)  # fmt: skip
     yield Entry("hf_vits", lambda: hf.VitsModel(hf.VitsConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=16, flow_size=16,
         spectrogram_bins=9, upsample_initial_channel=16, upsample_rates=[4, 2], upsample_kernel_sizes=[8, 4],
@@ -610,7 +610,8 @@ def series() -> Iterator[Entry]:
         num_input_channels=3, context_length=32, patch_length=8, patch_stride=4, prediction_length=6, d_model=16,
         num_attention_heads=2, ffn_dim=24, num_hidden_layers=2)), {"past_values": "float32[B, 32, 3]"})  # fmt: skip
     yield Entry("hf_informer", lambda: hf.InformerModel(hf.InformerConfig(**forecast)), known)
-    yield Entry("hf_autoformer", lambda: hf.AutoformerModel(hf.AutoformerConfig(**forecast)), known, by_values=True)
+    yield Entry("hf_autoformer", lambda: hf.AutoformerModel(hf.AutoformerConfig(
+        **forecast, label_length=4, moving_average=3)), known, by_values=True)
     yield Entry("hf_time_series", lambda: hf.TimeSeriesTransformerModel(hf.TimeSeriesTransformerConfig(**forecast)), {
         **past, "future_values": "float32[B, 4]", "future_time_features": "float32[B, 4, 1]"})  # fmt: skip
 
