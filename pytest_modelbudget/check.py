@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pytest_modelbudget import budget as budget_module
 from pytest_modelbudget import inputs as inputs_module
@@ -22,6 +22,9 @@ from pytest_modelbudget.summary import Summary
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
 _FILES = (".keras", ".h5", ".hdf5")
 
+RunMode = Literal["real", "abstract"]
+"""How a model may be run: with memory for its weights and activations, or without; see `ModelEntry.run`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
@@ -31,11 +34,13 @@ class ModelEntry:
     (see `names_file`), relative to `home`. `inputs`, `budgets`, `training` and `inference` may be given as they are
     written in a manifest; they are read, and mistakes raised, on construction. `training` and `inference` are what is
     planned of it (see `recipes`): False for nothing, None where nothing is said, so that the manifest's defaults hold.
+    `run` is `real` for a run with memory for weights and activations, `abstract` for none whatever happens, and None
+    where the model decides: a real run only when it needs values.
     `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
     holds its snapshot, and `declared` the name that snapshot says it was declared in.
 
     Raises:
-        ModelBudgetError: a bad id, inputs, budgets or recipes that do not parse.
+        ModelBudgetError: a bad id or `run`, inputs, budgets or recipes that do not parse.
     """
 
     id: str
@@ -55,9 +60,12 @@ class ModelEntry:
     declared: str = ""
     training: written.Written | Any = None
     inference: written.Written | Any = None
+    run: RunMode | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
+        if self.run is not None and self.run not in get_args(RunMode):
+            raise ModelBudgetError(f"run: {self.run!r} is not known: write {' or '.join(get_args(RunMode))}")
         object.__setattr__(self, "args", tuple(self.args))
         object.__setattr__(self, "tags", (self.tags,) if isinstance(self.tags, str) else tuple(self.tags))
         object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))

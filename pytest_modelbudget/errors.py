@@ -20,6 +20,10 @@ class ModelBudgetError(Exception):
     """A mistake the user can mend; the message says what is wrong, where, and how to cure it."""
 
 
+class TooLarge(ModelBudgetError):
+    """A model would have to be run with memory, and its weights take more than may be taken unasked."""
+
+
 class FrameworkMissing(ModelBudgetError):
     """The framework that a model needs is not installed; `framework` is the missing module."""
 

@@ -11,27 +11,39 @@ from typing import Any
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexist import coexisting
-from pytest_modelbudget.check import ModelEntry, names_file
+from pytest_modelbudget.check import ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.planning import plans_of
-from pytest_modelbudget.run import live_entry, of_live, subject_of, summarize_live
+from pytest_modelbudget.run import live_entry, of_live, summarize_live
 from pytest_modelbudget.summary import Plan, Summary
 
 
-def summarize(model_or_builder: object, inputs: Any = None, *, name: str | None = None) -> Summary:
+def summarize(
+    model_or_builder: object,
+    inputs: Any = None,
+    *,
+    name: str | None = None,
+    batch: int | None = None,
+    dims: Mapping[str, int] | None = None,
+    run: RunMode | None = None,
+) -> Summary:
     """Count a model, or what a builder returns; print the result to see the table.
 
     `model_or_builder` may also be what a manifest's `build` is: `"module:callable"`, or the path of a model's file.
     `inputs` is written as in a manifest (`"float32[B, 3, 224, 224]"`) or real example inputs. A live model is
-    left exactly as it is; a builder's model is made without memory for its weights. Symbolic dimensions are
-    sized 1.
+    left exactly as it is; a builder's model is made without memory for its weights. `batch` sizes the dimension `B`,
+    which is 1 without it, and `dims` every other one that `inputs` names (`{"T": 128}`); there is no size for those
+    by themselves. `run="real"` runs the model with memory for its weights and activations, `"abstract"` never does,
+    and None does only when it needs values.
 
     Raises:
-        ModelBudgetError: no model, inputs that do not fit, or a layer that was never built.
+        ModelBudgetError: no model, inputs that do not fit, a dimension without a size, or a layer that was never built.
     """
+    label = _name(model_or_builder, name)
+    entry = live_entry(label, model_or_builder, inputs, batch=batch, dims=dims or {}, run=run)
     with coexisting():
-        return summarize_live(model_or_builder, live_entry(_name(model_or_builder, name), model_or_builder, inputs))
+        return summarize_live(model_or_builder, entry)
 
 
 def plan(
@@ -43,11 +55,13 @@ def plan(
     devices: str | Sequence[str] = (),
     advice: bool = False,
     name: str | None = None,
+    run: RunMode | None = None,
 ) -> Plan:
     """Plan the memory of one training step, or of one forward pass without gradients; print the result to see it.
 
-    `model_or_builder` and `inputs` are those of `summarize`; `training` or `inference` is written as in a manifest
-    (`{"batch": 8, "optimizer": "adamw"}`), and with neither it is one training step as recipes are by themselves.
+    `model_or_builder`, `inputs` and `run` are those of `summarize`; `training` or `inference` is written as in a
+    manifest (`{"batch": 8, "optimizer": "adamw"}`), and with neither it is one training step as recipes are by
+    themselves; its `batch` and `dims` size the dimensions of the inputs.
     `devices` are names or capacities (`"24 GB"`) to be told whether it fits. With `advice` the plan also says what
     would lower its peak, and the largest sizes that fit the devices, which takes many more runs. The peak of what
     cannot be planned is None, and `notes` say why.
@@ -59,20 +73,14 @@ def plan(
         training = True
     limits = {"fits": [devices] if isinstance(devices, str) else list(devices)} if devices else {}
     label = _name(model_or_builder, name)
-    entry = live_entry(label, model_or_builder, inputs, training=training, inference=inference, budgets=limits)
+    entry = live_entry(label, model_or_builder, inputs, training=training, inference=inference, budgets=limits, run=run)
     if len(entry.recipes) != 1:
         raise ModelBudgetError("plan: give one recipe, training={...} or inference={...}")
     [recipe] = entry.recipes
     entry = replace(entry, batch=recipe.batch, dims=recipe.dims)
     with coexisting():
-        [found] = of_live(model_or_builder, entry, partial(_plans, advice=advice))
+        [found] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
     return found
-
-
-def _plans(
-    owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool, advice: bool
-) -> tuple[Plan, ...]:
-    return plans_of(subject_of(owner, model, entry, built_here=built_here), advice=advice)
 
 
 def _name(model_or_builder: object, name: str | None) -> str:

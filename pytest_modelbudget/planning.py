@@ -26,7 +26,7 @@ _MOST_SIZES = 6
 
 @dataclass(slots=True)
 class Subject:
-    """A model that was counted, and how it was; see `Backend.summarize`."""
+    """A model that was counted, and how it was; see `Backend.summarize`. `notes` say how it was built."""
 
     owner: Backend
     model: object
@@ -34,6 +34,8 @@ class Subject:
     inputs: Inputs | None
     sizes: Mapping[str, int]
     built_here: bool
+    rebuild: Callable[[int], object] | None = None
+    notes: tuple[str, ...] = ()
     counted: dict[tuple[tuple[str, int], ...], Summary] = field(default_factory=dict)
 
     @property
@@ -45,10 +47,30 @@ class Subject:
         """The model counted at other sizes of its dimensions."""
         key = tuple(sorted(sizes.items()))
         if key not in self.counted:
-            self.counted[key] = self.owner.summarize(
-                self.model, name=self.entry.id, inputs=self.inputs, sizes=sizes, built_here=self.built_here
+            summary = self.owner.summarize(
+                self.model,
+                name=self.entry.id,
+                inputs=self.inputs,
+                sizes=sizes,
+                built_here=self.built_here,
+                **self._run(),
             )
+            self.counted[key] = replace(summary, notes=(*self.notes, *summary.notes))
         return self.counted[key]
+
+    def _run(self) -> dict[str, object]:
+        """How the model may be run on values, for a framework that can.
+
+        Raises:
+            ModelBudgetError: the entry asks for such a run, and the framework cannot.
+        """
+        if hasattr(self.owner, "with_memory"):
+            return {"rebuild": self.rebuild, "run": self.entry.run}
+        if self.entry.run == "real":
+            where = f"{self.entry.place}: " if self.entry.place else ""
+            raise ModelBudgetError(f"{where}{self.entry.id}: run: real is for torch models; {self.owner.FRAMEWORK} "
+            "models are counted without values: remove the key")
+        return {}
 
     def plan(self, recipe: Recipe) -> Plan:
         """What a run takes, by the framework's own recorder where there is one, else as a sum.

@@ -6,7 +6,9 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,7 @@ from pytest_modelbudget.backends.coexist import coexisting
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check, names_file
-from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.planning import Subject, planned
 from pytest_modelbudget.summary import Summary, TensorSpec
@@ -136,8 +138,8 @@ def summarize_entry(entry: ModelEntry) -> Summary:
     return replace(from_builder(entry, counted), samples=entry.samples)
 
 
-def from_builder(entry: ModelEntry, finish: Callable[..., T]) -> T:
-    """What `finish(owner, model, entry, built_here=True)` gives for the entry's model, which is built without memory."""
+def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
+    """What `finish` gives for the model that the entry's builder makes, without memory where that can be."""
     if entry.framework is not None:
         _framework(entry.framework)
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
@@ -155,20 +157,64 @@ def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
 
 
 def _built(
-    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], finish: Callable[..., T]
+    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], finish: Callable[[Subject], T]
 ) -> T:
     _check_arguments(build, entry)
-    with backends.preserved(active):
-        with backends.abstract(active):
-            model = build(*entry.args, **entry.kwargs)
+    again = partial(_with_memory, build, entry)
+    with ExitStack() as state:
+        state.enter_context(backends.preserved(active))
+        try:
+            model, notes = (again(0), ()) if entry.run == "real" else (_abstractly(build, entry, active), ())
+        except Exception as mistake:
+            if entry.run is not None or not _may_need_values(mistake, active):
+                raise
+            state.close()  # what the first try set must not be there for the second
+            state.enter_context(backends.preserved(active))
+            model, notes = _instead(mistake, again, entry), (_BUILT_WITH_MEMORY,)
         owner = backends.owner(model)
         if owner is not None and owner in active:
-            return finish(owner, model, entry, built_here=True)
+            return finish(subject_of(owner, model, entry, built_here=True, rebuild=again, notes=notes))
     if owner is None:
         raise ModelBudgetError(f"{_name(build)} returned {_described(model)}")
     # The builder imported its framework itself, so the first model was built for real: drop it and build again.
     del model
     return _built(build, entry, backends.loaded(), finish)
+
+
+_BUILT_WITH_MEMORY = "the builder ran with real memory, because it computes with values while it builds"
+
+
+def _abstractly(build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]) -> object:
+    with backends.abstract(active):
+        return build(*entry.args, **entry.kwargs)
+
+
+def _with_memory(build: Callable[..., object], entry: ModelEntry, seed: int) -> object:
+    """What the builder returns outside of every redirection, with random numbers that follow from `seed`.
+
+    Raises:
+        TooLarge: its weights take more than may be taken unasked.
+    """
+    active = backends.loaded()
+    with backends.preserved(active), backends.with_memory(active, seed, limited=entry.run != "real"):
+        return build(*entry.args, **entry.kwargs)
+
+
+def _may_need_values(mistake: Exception, active: tuple[backends.Backend, ...]) -> bool:
+    """Whether a builder that failed without memory may go through with it."""
+    unrelated = (ModelBudgetError, ImportError, OSError, NameError, SyntaxError)
+    return backends.has_memory(active) and not isinstance(mistake, unrelated)
+
+
+def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEntry) -> object:
+    """The model built with memory, after `mistake` without it."""
+    try:
+        return again(0)
+    except TooLarge as limit:
+        if "meta" not in f"{type(mistake).__name__}{mistake}".lower() and not isinstance(mistake, NotImplementedError):
+            raise mistake from None
+        where = f"{entry.place}: " if entry.place else ""
+        raise ModelBudgetError(f"{where}{entry.id}: the builder computes with values while it builds, {limit}") from mistake
 
 
 def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
@@ -185,19 +231,18 @@ def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
         ) from None
 
 
-def counted(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Summary:
+def counted(subject: Subject) -> Summary:
     """A model's summary, with what is planned of it."""
-    subject = subject_of(owner, model, entry, built_here=built_here)
     return planned(subject, subject.summary(subject.sizes))
 
 
-def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Subject:
-    """The model with its inputs, and the sizes of their dimensions."""
+def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, **origin: Any) -> Subject:
+    """The model with its inputs, and the sizes of their dimensions; `origin` is what `Subject` says of where it is from."""
     declared = _inputs(entry)
     sizes = {} if declared is None else inputs.sizes_for(declared, batch=entry.batch or 1, dims=entry.dims)
     if declared is None:
         sizes = {inputs.BATCH: entry.batch or 1, **entry.dims}
-    return Subject(owner, model, entry, declared, sizes, built_here)
+    return Subject(owner, model, entry, declared, sizes, **origin)
 
 
 def _inputs(entry: ModelEntry) -> Inputs | None:
@@ -324,11 +369,11 @@ def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
     return replace(of_live(model_or_builder, entry, counted), samples=entry.samples)
 
 
-def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[..., T]) -> T:
-    """What `finish(owner, model, entry, built_here=...)` gives for a live model, or for what a builder gives."""
+def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
+    """What `finish` gives for a live model, or for what a builder gives."""
     owner = backends.owner(model_or_builder)
     if owner is not None:
-        return finish(owner, model_or_builder, entry, built_here=False)
+        return finish(subject_of(owner, model_or_builder, entry, built_here=False))
     if not callable(model_or_builder) and not _names_builder(entry.build):
         raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
     return from_builder(entry, finish)

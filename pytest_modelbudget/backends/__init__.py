@@ -66,9 +66,24 @@ class Backend(Protocol):
 
         Called outside of `abstract()`. `built_here` says that the model was made for this summary and may be run
         and finished freely; any other model belongs to the user and is left exactly as it is.
-
         Raises:
             ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
+        """
+        ...
+
+
+class Memory(Protocol):
+    """What a framework's module has to offer when its models can be run on values; optional, beside `Backend`.
+
+    Its `summarize` takes two more arguments: `rebuild` makes a model that was built here once more, by calling its
+    builder inside `with_memory` with a seed, and `run` asks for a run on values, or forbids it.
+    """
+
+    def with_memory(self, seed: int, *, limited: bool) -> AbstractContextManager[None]:
+        """Inside, builders run as they do for their users, and what they draw follows from `seed`.
+
+        Raises:
+            TooLarge: while `limited`, the weights of a model take more than may be taken unasked.
         """
         ...
 
@@ -128,6 +143,21 @@ def preserved(backends: tuple[Backend, ...]) -> Iterator[None]:
     with ExitStack() as stack:
         for backend in backends:
             stack.enter_context(backend.preserved())
+        yield
+
+
+def has_memory(backends: tuple[Backend, ...]) -> bool:
+    """Whether any of `backends` can run models on values."""
+    return any(hasattr(backend, "with_memory") for backend in backends)
+
+
+@contextmanager
+def with_memory(backends: tuple[Backend, ...], seed: int, *, limited: bool) -> Iterator[None]:
+    """Build with memory in all of `backends` that can; see `Memory`. Enter it inside of `preserved`."""
+    with ExitStack() as stack:
+        for backend in backends:
+            if hasattr(backend, "with_memory"):
+                stack.enter_context(cast(Memory, backend).with_memory(seed, limited=limited))
         yield
 
 

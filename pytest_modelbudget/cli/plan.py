@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_modelbudget import budget, planning
-from pytest_modelbudget.backends import Backend
 from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.cli.targets import Targets
 from pytest_modelbudget.config.tree import NotReadable, read_yaml
@@ -18,8 +17,7 @@ from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.fitting import capacity
 from pytest_modelbudget.planning import kind_of
 from pytest_modelbudget.reports import plans
-from pytest_modelbudget.run import subject_of
-from pytest_modelbudget.summary import Plan, Summary
+from pytest_modelbudget.summary import Plan
 
 
 def run(options: Namespace) -> int:
@@ -31,7 +29,7 @@ def run(options: Namespace) -> int:
     def alter(entry: ModelEntry) -> ModelEntry:
         return _limited(_asked(entry, asked), options.device, options.growth)
 
-    summary = Targets(options, finish=_planned, alter=alter).summary(options.model)
+    summary = Targets(options, finish=planning.only_planned, alter=alter).summary(options.model)
     if not summary.plans:
         raise ModelBudgetError(f"{options.model}: nothing is recorded there of planned runs")
     if options.json:
@@ -40,10 +38,6 @@ def run(options: Namespace) -> int:
     else:
         print("\n".join(plans.summary_lines(summary)))
     return 0 if all(map(_good, summary.plans)) else 1
-
-
-def _planned(owner: Backend, model: object, entry: ModelEntry, *, built_here: bool) -> Summary:
-    return planning.only_planned(subject_of(owner, model, entry, built_here=built_here))
 
 
 def _good(plan: Plan) -> bool:

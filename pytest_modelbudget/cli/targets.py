@@ -15,12 +15,13 @@ from typing import Any
 from pytest_modelbudget import backends, snapshot
 from pytest_modelbudget.base import Base, Where
 from pytest_modelbudget.base.git import Git, NoGit
-from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.check import ModelEntry, RunMode
 from pytest_modelbudget.cli.capture import captured
 from pytest_modelbudget.cli.project import Project, find
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.config.tree import NotReadable, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planning import Subject
 from pytest_modelbudget.registry import Registry, register
 from pytest_modelbudget.reports.text import captured as shown_output
 from pytest_modelbudget.reports.text import harmless
@@ -43,6 +44,7 @@ class Call:
     batch: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     framework: str | None = None
+    run: RunMode | None = None
 
     @classmethod
     def read(cls, options: Namespace) -> Call:
@@ -58,12 +60,13 @@ class Call:
             batch=options.batch,
             dims=_of(dict, "--dims", options.dims, "{T: 128}"),
             framework=options.framework,
+            run=options.run,
         )
 
     def entry(self, name: str, build: str, **options: Any) -> ModelEntry:
         """An entry that is called like this."""
         fields = {"inputs": self.inputs, "args": self.args, "kwargs": self.kwargs, "framework": self.framework}
-        return ModelEntry(id=name, build=build, batch=self.batch, dims=self.dims, **(fields | options))
+        return ModelEntry(id=name, build=build, batch=self.batch, dims=self.dims, run=self.run, **(fields | options))
 
 
 def _yaml(option: str, text: str | None) -> Any:
@@ -94,7 +97,7 @@ class Targets:
         self,
         options: Namespace,
         *,
-        finish: Callable[..., Summary] = counted,
+        finish: Callable[[Subject], Summary] = counted,
         alter: Callable[[ModelEntry], ModelEntry] = lambda entry: entry,
     ) -> None:
         self.options, self.finish, self.alter = options, finish, alter
@@ -210,9 +213,8 @@ class Targets:
 
     def _called(self, found: ModelEntry, word: str) -> ModelEntry:
         """A decorated builder with what the options say in place of what the decorator says."""
-        said = {
-            name: value for name in ("inputs", "batch", "framework") if (value := getattr(self.call, name)) is not None
-        }
+        names = ("inputs", "batch", "framework", "run")
+        said = {name: value for name in names if (value := getattr(self.call, name)) is not None}
         return replace(found, id=word, dims={**found.dims, **self.call.dims}, **said)
 
 

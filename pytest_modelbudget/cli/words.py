@@ -85,6 +85,7 @@ def _call(command: ArgumentParser) -> None:
     add("--batch", metavar="N", type=int, help="size of the dimension B (1)")
     add("--dims", metavar="MAPPING", help='sizes of other named dimensions: "{T: 128}"')
     add("--framework", choices=("torch", "keras", "tf_keras", "tensorflow"), help="imported before the function runs")
+    add("--run", choices=("real", "abstract"), help="with memory for weights and activations, or never with it")
 
 
 def _show(commands: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.check import ModelEntry, RunMode
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner import Inference, Training
 
@@ -23,14 +23,16 @@ def model(
     optional: bool = False,
     training: Mapping[str, Any] | Training | bool | None = None,
     inference: Mapping[str, Any] | Inference | bool | None = None,
+    run: RunMode | None = None,
 ) -> Callable[[Callable[[], object]], ModelEntry]:
     """Register the decorated function, which builds and returns a model, under its own name (or `name`).
 
     The name it is bound to becomes a `ModelEntry`, a value that pytest collects from a test module; without
-    `--model-budget` it does nothing. `inputs`, `budgets`, `training` and `inference` are written as in a manifest.
+    `--model-budget` it does nothing. `inputs`, `budgets`, `training`, `inference` and `run` are written as in a
+    manifest.
 
     Raises:
-        ModelBudgetError: inputs, budgets or recipes that do not parse, with the line of the function.
+        ModelBudgetError: inputs, budgets, recipes or `run` that do not parse, with the line of the function.
     """
 
     def register(build: Callable[[], object]) -> ModelEntry:
@@ -52,6 +54,7 @@ def model(
                 place=place,
                 training=training,
                 inference=inference,
+                run=run,
             )
         except ModelBudgetError as mistake:
             raise ModelBudgetError(f"{place or repr(build)}: {mistake}") from None

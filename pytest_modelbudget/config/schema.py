@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from pytest_modelbudget.check import RunMode
+
 Budgets = dict[str, Any]
 Framework = Literal["torch", "keras", "tf_keras", "tensorflow"]
 
@@ -21,6 +23,7 @@ class Defaults(_Strict):
     dims: dict[str, PositiveInt] = Field(default_factory=dict)
     framework: Framework | None = None
     optional: bool = False
+    run: RunMode | None = None
     training: Any = None
     inference: Any = None
     budgets: Budgets = Field(default_factory=dict)
@@ -39,6 +42,7 @@ class Model(_Strict):
     samples: PositiveInt | None = None
     framework: Framework | None = None
     optional: bool | None = None
+    run: RunMode | None = None
     training: Any = None
     inference: Any = None
     budgets: Budgets = Field(default_factory=dict)

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.check import ModelEntry, State
+from pytest_modelbudget.check import ModelEntry, RunMode, State
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.plugin import RESULTS
 from pytest_modelbudget.plugin.base import BASE
 from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record
 from pytest_modelbudget.registry import relative
-from pytest_modelbudget.run import live_entry, run, summarize_live
+from pytest_modelbudget.run import live_entry, summarize_live
+from pytest_modelbudget.run import run as run_entry
 from pytest_modelbudget.summary import Summary
 
 
@@ -39,20 +40,22 @@ class ModelBudget:
         optional: bool = False,
         training: Mapping[str, Any] | Training | bool | None = None,
         inference: Mapping[str, Any] | Inference | bool | None = None,
+        run: RunMode | None = None,
         **limits: Any,
     ) -> Summary:
         """Fail the test when the model breaks a limit or differs from its snapshot; return its summary.
 
         `limits` are budgets by metric name, as in a manifest: `params="25k"`, `layers={"dense*": {"params": "2k"}}`,
-        `fits="24 GB"`, and `training` and `inference` what is planned of the model's memory.
+        `fits="24 GB"`, and `training` and `inference` what is planned of the model's memory; `run` is written as there.
         The snapshot is named after the test, or `name`. A live model is left exactly as it is.
         """
         __tracebackhide__ = True
         entry = self._entry(
             model_or_builder, inputs, name, batch=batch, dims=dims or {}, samples=samples,
             framework=framework, optional=optional, budgets=limits, training=training, inference=inference,
+            run=run,
         )  # fmt: skip
-        result = run(
+        result = run_entry(
             entry,
             self._node.config.rootpath,
             accept=bool(self._node.config.getoption("model_budget_update")),

@@ -18,7 +18,7 @@ from pytest_modelbudget.planner import Inference, Training
 EXAMPLE = Path(__file__).parents[2] / "examples" / "modelbudget.yaml"
 FULL = """
 version: 1
-defaults: {batch: 2, dims: {T: 8}, framework: torch, optional: true, budgets: {params: {warn: 95%}}, training: {batch: 4}}
+defaults: {batch: 2, dims: {T: 8}, framework: torch, optional: true, run: abstract, budgets: {params: {warn: 95%}}, training: {batch: 4}}
 tags: {edge: {budgets: {weight_bytes: 2 MB, fits: 24 GB}, sum: {params: 10M}, training: {precision: null}, inference: null}}
 groups: {towers: {models: ["*-tower"], tags: [edge], budgets: {flops: 1 GFLOPs}, sum: {flops: {max: 1 GFLOPs, warn: 90%}}}}
 models:
@@ -30,6 +30,7 @@ models:
     inputs: {args: ["float32[B, 2]"], kwargs: {training: false}}
     tags: [edge]
     samples: 60000
+    run: real
     training:
       batch: 8
       dims: {T: 2048}
@@ -75,6 +76,8 @@ WRONG = (
     'models: {a: {build: "x:y", budgets: {params: {waive: {max: 3k}}}}}',
     'models: {a: {build: "x:y", budgets: {layers: {"d*": {layers: 3}}}}}',
     "groups: {g: {sum: {layers: 3}}}",
+    'models: {a: {build: "x:y", run: fast}}',
+    "defaults: {run: true}",
     'models: {a: {build: "x:y", training: {bacth: 3}}}',
     'models: {a: {build: "x:y", training: {batch: 0}}}',
     'models: {a: {build: "x:y", training: {optimizer: adamz}}}',

@@ -56,6 +56,23 @@ FULL = """\
 """
 
 
+RUNS = """\
+    defaults: {run: abstract}
+    models:
+      detector: {build: "nets:detector", run: real}
+      other: {build: "nets:other"}
+"""
+
+
+def test_how_models_run_is_inherited(tmp_path: Path) -> None:
+    """A model's own `run` before that of the defaults; without either the model decides."""
+    assert [entry.run for entry in read(tmp_path, RUNS).entries] == ["real", "abstract"]
+    [entry] = read(tmp_path, "models: {net: 'nets:net'}").entries
+    assert entry.run is None
+    inherited = read(tmp_path, RUNS).apply(ModelEntry(id="decorated", build="nets:net"))
+    assert inherited.run == "abstract"
+
+
 def test_a_full_manifest(tmp_path: Path) -> None:
     """Everything a model can say, with what it inherits: model over groups and tags over defaults."""
     loaded = read(tmp_path, FULL)
@@ -238,12 +255,12 @@ def test_holds_manifest(tmp_path: Path) -> None:
 def test_the_decorator_gives_an_entry() -> None:
     """The decorated name becomes a value with the place of the function."""
 
-    @model(inputs="float32[B, 4]", tags=["edge"], budgets={"params": "1k"})
+    @model(inputs="float32[B, 4]", tags=["edge"], budgets={"params": "1k"}, run="real")
     def net() -> object:
         return None
 
     assert isinstance(net, ModelEntry)
-    assert (net.id, net.tags, net.limits[0].limit) == ("net", ("edge",), 1000)
+    assert (net.id, net.tags, net.limits[0].limit, net.run) == ("net", ("edge",), 1000, "real")
     assert net.place is not None
     assert net.place.file == __file__
 
@@ -254,6 +271,7 @@ def test_the_decorator_gives_an_entry() -> None:
         ({"inputs": "float32[B"}, "is not a tensor"),
         ({"budgets": {"parms": 1}}, "did you mean 'params'"),
         ({"name": "a b"}, "bad model id"),
+        ({"run": "fast"}, "run: 'fast' is not known: write real or abstract"),
     ],
 )
 def test_mistakes_in_a_decorator_name_its_line(options: dict[str, object], words: str) -> None:

@@ -67,6 +67,7 @@ def limit(text: str) -> str:
         ),
         pytest.param(field("batch: 0"), "4: *models.bad.batch*greater than 0*", id="batch 0"),
         pytest.param(field("optional: on"), "4: *write true or false, not 'on'", id="on"),
+        pytest.param(field("run: fast"), "4: models.bad.run: *'real' or 'abstract'*'fast'*", id="run"),
         pytest.param(field("framework: pytorch"), "4: *framework*'torch'*'pytorch'", id="framework"),
         pytest.param(
             limit("{weight_bytes: 24}"),

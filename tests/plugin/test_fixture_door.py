@@ -200,3 +200,22 @@ def test_a_missing_framework_skips_at_the_users_line(project: Project, monkeypat
     result = project.plain("-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED [[]1] test_nets.py:5: torch is not installed*"])
+
+
+def test_how_a_model_runs_is_real_or_abstract(project: Project) -> None:
+    """`run` is read as in a manifest, and is no limit; another word fails at the user's line."""
+    project.write(
+        "test_nets.py",
+        """
+        from fakenet import Model
+
+        def test_known(model_budget):
+            model_budget.check(Model(dense=(32, 64)), inputs="float32[B, 32]", run="abstract")
+
+        def test_unknown(model_budget):
+            model_budget.check(Model(dense=(32, 64)), inputs="float32[B, 32]", run="fast")
+        """,
+    )
+    result = project.plain()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["E*run: 'fast' is not known: write real or abstract"])

@@ -142,7 +142,7 @@ class _Counted:
 
     def _trace(self, inputs: Inputs, sizes: Mapping[str, int]) -> _Trace:
         """One call of a module; a module of the user's must not make variables by it."""
-        with tf.variable_creator_scope(_keep if self.built_here else self._refuse):
+        with abstract() if self.built_here else tf.variable_creator_scope(self._refuse):
             try:
                 graph = graphs.traced(self.model, graphs.specs(inputs, sizes), convert=True)
             except ModelBudgetError:
@@ -192,10 +192,6 @@ class _Counted:
             has, given = (", ".join(map(str, ports)) or "(none)" for ports in (own, declared))
             raise ModelBudgetError(f"{self.name}: the signature takes {has}, inputs: gives {given}")
         return tuple(Input(port.name, wanted.spec) for port, wanted in zip(own, in_order, strict=True))
-
-
-def _keep(next_creator: Callable[..., Any], **options: Any) -> Any:
-    return next_creator(**options)
 
 
 def _ports(function: Any) -> tuple[Input, ...]:

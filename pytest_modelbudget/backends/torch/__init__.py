@@ -23,6 +23,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch import counting
 from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.backends.torch.real import with_memory
 from pytest_modelbudget.backends.torch.state import preserved, unswept
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -31,7 +32,7 @@ from pytest_modelbudget.summary import Plan, Summary
 
 FRAMEWORK = counting.FRAMEWORK
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "preserved", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "preserved", "summarize", "with_memory"]
 
 
 def owns(model: object) -> bool:
@@ -45,9 +46,18 @@ def is_class(model: object) -> bool:
 
 
 def summarize(
-    model: object, *, name: str, inputs: Inputs | None, sizes: Mapping[str, int], built_here: bool
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    built_here: bool,
+    rebuild: counting.Rebuild | None = None,
+    run: counting.Mode | None = None,
 ) -> Summary:
     """Count a `torch.nn.Module` at `inputs`: one forward pass on the meta device and a few at other sizes.
+
+    See `Memory` for `rebuild` and `run`.
 
     Raises:
         ModelBudgetError: inputs are missing or do not fit, or a lazy layer never saw an input.
@@ -60,7 +70,8 @@ def summarize(
             f'e.g. inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
         )
     with unswept():
-        return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)
+        origin = counting.Origin(built_here, rebuild, run)
+        return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
 
 
 def plan(

@@ -53,6 +53,7 @@ def abstract() -> Iterator[None]:
         stack.callback(register_module_parameter_registration_hook(parameter).remove)
         stack.callback(register_module_buffer_registration_hook(buffer).remove)
         stack.enter_context(_idle_init())
+        stack.enter_context(_no_compilers())
         stack.enter_context(_Redirect())
         yield
 
@@ -79,6 +80,45 @@ def _idle_init() -> Iterator[None]:
                 setattr(module, name, _idle_on_meta(function))
     patched.append((parametrizations, "_is_orthogonal", parametrizations._is_orthogonal))
     parametrizations._is_orthogonal = _true_on_meta(parametrizations._is_orthogonal)
+    try:
+        yield
+    finally:
+        for module, name, function in reversed(patched):
+            setattr(module, name, function)
+
+
+class ComputesWithValues(RuntimeError):
+    """A builder did what cannot be done without values; it has to run with memory."""
+
+
+_COMPILERS = {
+    "torch.jit._trace": ("_trace_impl", "trace", "trace_module", "make_module"),
+    "torch.jit._script": ("_script_impl", "script"),
+    "torch.jit._freeze": ("freeze", "optimize_for_inference"),
+    "torch.jit": ("trace", "trace_module", "script", "freeze", "optimize_for_inference"),
+    "torch.export": ("export", "draft_export"),
+    "torch.export._trace": ("_export",),
+}
+"""What makes a program of a module: it runs the module, and weights on meta would be constants of the program.
+
+The inner functions are those that the public ones call, for builders that imported these by name.
+"""
+
+
+@contextmanager
+def _no_compilers() -> Iterator[None]:
+    """Inside, compilers of modules raise; on weights without values some of them end the process."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ComputesWithValues("the builder traces, scripts or exports a model on meta, which needs values")
+
+    patched: list[tuple[Any, str, Any]] = []
+    for place, names in _COMPILERS.items():
+        module = sys.modules.get(place)
+        for name in names:
+            if module is not None and callable(function := vars(module).get(name)):
+                patched.append((module, name, function))
+                setattr(module, name, refuse)
     try:
         yield
     finally:

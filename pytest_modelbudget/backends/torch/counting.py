@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -27,75 +29,117 @@ from pytest_modelbudget.summary import Flops, Layer, Summary
 FRAMEWORK = "torch"
 
 
+Mode = Literal["real", "abstract"]
+"""How a model is run: on values, or without. By itself (None) on values only where it has to be."""
+
+Rebuild = Callable[[int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model is from: the user's own, or `built_here`; then `rebuild` makes it once more, with memory."""
+
+    built_here: bool
+    rebuild: Rebuild | None = None
+    run: Mode | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What is run, its pass at the declared sizes, and its twin: one with the same sizes and other values.
+    """What is run, its pass at the declared sizes, and other passes at the same sizes, which only real runs have.
 
-    Only a real run has a twin: what differs between the two depends on the values, and is not known.
+    `twins` ran on other values, so what differs there is not known; of `perturbed` this holds for shapes alone: its
+    choices are no real ones, and the sum of FLOPs may well be the same for all that are.
     """
 
     subject: Subject
     base: Pass
-    twin: Pass | None = None
+    twins: tuple[Pass, ...] = ()
+    perturbed: tuple[Pass, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def flops(self) -> Flops:
         """The FLOPs, unknown when they depend on the values."""
-        value = self.base.trace.flops if self.twin is None or self.twin.trace.flops == self.base.trace.flops else None
-        return Flops(value, tuple(sorted(self.base.trace.uncounted.items())))
+        same = all(twin.trace.flops == self.base.trace.flops for twin in self.twins)
+        return Flops(self.base.trace.flops if same else None, tuple(sorted(self.base.trace.uncounted.items())))
 
 
-def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> Summary:
+def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: Origin) -> Summary:
     """See `pytest_modelbudget.backends.Backend.summarize`."""
     with torch.inference_mode(False), calls_shown():  # inference tensors could not be saved for a backward pass
         shards = sharded.note(model)
-        run = _run(unwrapped(model), name, inputs, sizes, built_here)
+        run = _run(unwrapped(model), name, inputs, sizes, origin)
         return _summary(run, sizes, shards)
 
 
-def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
-    if built_here:
+def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: Origin) -> _Run:
+    on_values = partial(_really, model, name, inputs, sizes, origin)
+    if origin.run == "real":
+        return on_values(_ASKED)
+    if any(is_packed(module) or isinstance(module, torch.jit.ScriptModule) for module in all_modules(model)):
+        return on_values(_PACKED)
+    fits = real.fits(model)
+    if origin.built_here:
         settle(model, Ghosts())
-    elif any(is_packed(module) or isinstance(module, torch.jit.ScriptModule) for module in all_modules(model)):
-        subject = Subject(name, real.copy_of(model, name), inputs, real=True)
-        return _Run(subject, forward(subject, sizes, keep=True), notes=(_PACKED,))
     try:
-        subject = Subject(name, model if built_here else ghost_of(model), inputs)
+        subject = Subject(name, model if origin.built_here else ghost_of(model), inputs)
         return _Run(subject, forward(subject, sizes, keep=True))
     except ForwardFailed as mistake:
-        if not mistake.needs_values or not real.fits(model) or sharded.note(model):
+        possible = not (origin.run == "abstract" or sharded.note(model) or (origin.built_here and not origin.rebuild))
+        if not (mistake.needs_values and possible):
             raise
-    return _really(model, name, inputs, sizes, built_here)
+        if not fits:
+            raise ModelBudgetError(f"{mistake}\n  it needs to be run on values, {real.too_large()}") from mistake
+    return on_values(_VALUES)
 
 
+_ASKED = "the model was run on the CPU on values, as `run: real` asks"
 _PACKED = "a copy was run on the CPU: packed or scripted modules cannot be run on the meta device"
 _VALUES = "a copy was run on the CPU, because the model needs values that the meta device does not have"
+_SEEDS = (1, 2)
 
 
-def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], built_here: bool) -> _Run:
-    """Run a copy twice, with other values: zeros and random inputs, for a model built here weights likewise."""
-    first = Subject(name, real.filled(model) if built_here else real.copy_of(model, name), inputs, real=True)
-    base = forward(first, sizes, keep=True)
-    if built_here:
-        real.fill_again(first.model, seed=0)
-    try:
-        twin = forward(replace(first, seed=1), sizes)
-    except ForwardFailed:
-        return _Run(first, base, None, (f"{_VALUES}; it ran on zeros only",))
-    seen = sorted((base.trace.flops, twin.trace.flops))
-    if seen[0] == seen[1]:
-        return _Run(first, base, twin, (_VALUES,))
-    spread = f"{units.flops(seen[0])} and {units.flops(seen[1])} in two runs"
-    return _Run(first, base, twin, (f"{_VALUES}, and its FLOPs depend on them: {spread}",))
+def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: Origin, why: str) -> _Run:
+    """Run a copy with memory several times, on other inputs, and for a model built here with other weights."""
+    subject = Subject(name, _with_values(model, name, origin), inputs, real=True, seed=0)
+    base = forward(subject, sizes, keep=True)
+    perturbed = _passes([replace(subject, perturbed=True)], sizes)
+    twins = tuple(_twins(subject, sizes, origin))
+    if not twins:
+        return _Run(subject, base, (), perturbed, (f"{why}; it ran on one set of values only",))
+    lowest, *_, highest = sorted(run.trace.flops for run in (base, *twins))
+    if lowest == highest:
+        return _Run(subject, base, twins, perturbed, (why,))
+    spread = f"{units.flops(lowest)} to {units.flops(highest)} in {1 + len(twins)} runs"
+    return _Run(subject, base, twins, perturbed, (f"{why}, and its FLOPs depend on them: {spread}",))
+
+
+def _with_values(model: nn.Module, name: str, origin: Origin) -> nn.Module:
+    """What can be run on values: a copy of a user's model, or the model of a builder made once more."""
+    if origin.rebuild is not None:
+        return unwrapped(real.rebuilt(origin.rebuild, name))
+    return real.copy_of(model, name, limited=origin.run != "real")
+
+
+def _twins(subject: Subject, sizes: Sizes, origin: Origin) -> Iterator[Pass]:
+    for seed in _SEEDS:
+        if origin.built_here:
+            real.redraw(subject.model, seed)
+        yield from _passes([replace(subject, seed=seed)], sizes)
+
+
+def _passes(subjects: Iterable[Subject], sizes: Sizes) -> tuple[Pass, ...]:
+    """The passes of those that run."""
+    return tuple(seen for subject in subjects if (seen := _again(subject, sizes)) is not None)
 
 
 _Seen = list[tuple[Sizes, Pass]]
 
 
-def _again(run: _Run, sizes: Sizes) -> Pass | None:
+def _again(subject: Subject, sizes: Sizes) -> Pass | None:
     try:
-        return forward(run.subject, sizes)
+        return forward(subject, sizes)
     except ModelBudgetError:
         return None
 
@@ -111,12 +155,11 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
         return naming, rows(found, weights, passes, naming, held)
 
     # Passes at other sizes give the dimensions their names.
-    others = vary(sizes, lambda other: _again(run, other))
-    twins = [(sizes, run.twin)] if run.twin is not None else []
-    seen = [(sizes, run.base), *twins, *others]
+    others = vary(sizes, lambda other: _again(subject, other))
+    seen = [(sizes, run.base), *((sizes, twin) for twin in (*run.twins, *run.perturbed)), *others]
     naming, layers = named(seen)
     if len(others) == 1 and not naming.settled:
-        seen += vary_again(sizes, others[0][0], lambda other: _again(run, other))
+        seen += vary_again(sizes, others[0][0], lambda other: _again(subject, other))
         naming, layers = named(seen)
     return Summary(
         model=subject.name,

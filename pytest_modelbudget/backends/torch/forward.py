@@ -19,11 +19,13 @@ from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.modules import nodes
+from pytest_modelbudget.backends.torch.perturb import Perturbing
 from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
+from pytest_modelbudget.backends.torch.real import reproducible
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
 from pytest_modelbudget.backends.torch.state import preserved
-from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
+from pytest_modelbudget.backends.torch.trace import Runner, Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs, concrete
@@ -43,7 +45,8 @@ class Pass:
 class Subject:
     """What is run: a model on meta (or, with `real`, one with its weights on the CPU), and its call.
 
-    A real run is on zeros, or on random numbers when there is a `seed`.
+    A real run is on zeros, or on random numbers when there is a `seed`; when it is `perturbed`, what it chooses by
+    values falls otherwise.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Subject:
     inputs: Inputs
     real: bool = False
     seed: int | None = None
+    perturbed: bool = False
     memo: Memo = field(init=False, compare=False, repr=False)
     holdings: Holdings = field(init=False, compare=False, repr=False)
     repeats: Repeats | None = field(init=False, compare=False, repr=False)
@@ -134,7 +138,7 @@ def observed(
     for name, tensor in call.ports:
         watcher.label(tensor, name)
     try:
-        with calm(subject, training), watching(watcher, None if subject.real else Placing(subject.memo)):
+        with calm(subject, training), watching(watcher, _runner(subject, call)):
             out = subject.model(*call.args, **call.kwargs)
             if then is not None:
                 then(out)
@@ -147,6 +151,16 @@ def observed(
             subject.holdings.refresh()
         else:
             subject.holdings.put_back()
+
+
+def _runner(subject: Subject, call: Call) -> Runner | None:
+    """What runs the operators; None for torch alone."""
+    if not subject.real:
+        return Placing(subject.memo)
+    if not subject.perturbed:
+        return None
+    drawn = [tensor for _, tensor in call.ports]
+    return Perturbing([*(tensor for tensor in drawn if tensor.is_floating_point()), *subject.model.parameters()])
 
 
 def _input(name: str, spec: TensorSpec, sizes: Mapping[str, int], subject: Subject) -> torch.Tensor:
@@ -189,6 +203,8 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
+        if subject.real:
+            stack.enter_context(reproducible(subject.seed or 0))
         if subject.real:  # its fused recurrent kernels cannot be counted; without it they are matrix products
             stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
             torch._C._set_mkldnn_enabled(False)

@@ -40,6 +40,7 @@ class Placing:
     def __init__(self, memo: Memo | None = None) -> None:
         self._stale: set[int] = set()  # real storages that were written from meta: their values are not known
         self.memo = Memo() if memo is None else memo
+        self.operators = self.memo.operators
         self._alive: list[torch.Tensor] = []  # keeps the addresses in `_stale` from being used again
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

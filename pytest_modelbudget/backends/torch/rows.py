@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypedDict
 
 import torch
@@ -19,6 +20,7 @@ from pytest_modelbudget.backends.torch.trace import Record, Trace
 from pytest_modelbudget.summary import Dim, Layer, TensorSpec, Weight
 
 Sizes = Mapping[str, int]
+_Calls = Sequence[tuple[Output, ...]]
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class Naming:
         """The tensors of one call, given as each pass saw them, the declared one first."""
         first, *others = seen
         alike = all([len(shape) for shape, _ in other] == [len(shape) for shape, _ in first] for other in others)
+        if any([len(shape) for shape, _ in seen[place]] != [len(shape) for shape, _ in first] for place in self.twins):
+            return tuple(TensorSpec((None,) * len(shape), dtype) for shape, dtype in first)
         if not alike:
             return tuple(TensorSpec(shape, dtype) for shape, dtype in first)
         return tuple(
@@ -60,15 +64,42 @@ class Naming:
 
     def _named(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> tuple[tuple[TensorSpec, ...], ...]:
         first = seen[0]
+        if any(len(seen[place]) != len(first) for place in self.twins):  # how often it is called depends on values
+            return tuple(self._summed_up(seen))
         if any(len(other) != len(first) for other in seen):
             return tuple(dict.fromkeys(tuple(TensorSpec(*one) for one in call) for call in first))
         return tuple(dict.fromkeys(self.specs(call) for call in zip(*seen, strict=True)))
+
+    def _summed_up(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> Iterator[tuple[TensorSpec, ...]]:
+        """One call for all those of a kind (so many tensors of such dtypes and ranks); what varies among them is open."""
+        kinds: dict[tuple[tuple[int, str], ...], None] = dict.fromkeys(map(_kind, chain.from_iterable(seen)))
+        for kind in kinds:
+            calls = [[call for call in calls if _kind(call) == kind] for calls in seen]
+            same_sizes = [calls[place] for place in (0, *self.twins)]
+            yield tuple(
+                TensorSpec(tuple(self._common(calls, same_sizes, index, axis) for axis in range(rank)), dtype)
+                for index, (rank, dtype) in enumerate(kind)
+            )
+
+    def _common(self, calls: Sequence[_Calls], same_sizes: Sequence[_Calls], index: int, axis: int) -> Dim:
+        """A dimension that all calls have, or None."""
+        here = {call[index][0][axis] for alike in same_sizes for call in alike}
+        if len(here) != 1:
+            return None
+        [size] = here
+        sets = [{call[index][0][axis] for call in alike} or {size} for alike in calls]
+        return self._dim(tuple(min(sizes) for sizes in sets)) if all(len(sizes) == 1 for sizes in sets) else size
 
     def _dim(self, dims: tuple[int, ...]) -> Dim:
         if dims not in self._known:
             self._known[dims], settled = explain(self.sizes, dims)
             self.settled = self.settled and settled
         return self._known[dims]
+
+
+def _kind(call: tuple[Output, ...]) -> tuple[tuple[int, str], ...]:
+    """The rank and dtype of each tensor of a call."""
+    return tuple((len(shape), dtype) for shape, dtype in call)
 
 
 def rows(
@@ -226,7 +257,7 @@ class _Seen(TypedDict):
     outputs: tuple[tuple[TensorSpec, ...], ...]
     inputs: tuple[tuple[TensorSpec, ...], ...]
     connected_to: tuple[tuple[str, ...], ...]
-    calls: int
+    calls: int | None
     flops: int | None
 
 
@@ -238,9 +269,15 @@ def _seen(records: Sequence[Record | Join | None], naming: Naming, names: Mappin
         "outputs": naming.calls([one.calls if one else () for one in records]),
         "inputs": naming.calls([one.given if one else () for one in records]),
         "connected_to": _edges(first, names),
-        "calls": len(first.calls),
+        "calls": _times(first, records, naming.twins),
         "flops": _flops(first, records, naming.twins),
     }
+
+
+def _times(first: Record | Join, records: Sequence[Record | Join | None], twins: Sequence[int]) -> int | None:
+    """How often it was called, None when that depends on values."""
+    again = [len(record.calls) if (record := records[place]) is not None else 0 for place in twins]
+    return len(first.calls) if all(times == len(first.calls) for times in again) else None
 
 
 def _flops(first: Record | Join, records: Sequence[Record | Join | None], twins: Sequence[int]) -> int | None:

@@ -46,12 +46,12 @@ def _randomness() -> tuple[Any, torch.Tensor, list[torch.Tensor] | None, Any]:
     return random.getstate(), torch.get_rng_state(), gpus, numpy.random.get_state() if numpy else None
 
 
-def seed() -> None:
+def seed(number: int = 0) -> None:
     """Fix the random states of torch, Python and numpy; call it inside `preserved`."""
-    random.seed(0)
-    torch.default_generator.manual_seed(0)  # `torch.manual_seed` looks for GPUs, too, which takes a while
+    random.seed(number)
+    torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks for GPUs, too, which takes a while
     if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed(0)
+        numpy.random.seed(number)
 
 
 def _restore(python: Any, cpu: torch.Tensor, gpus: list[torch.Tensor] | None, numpy: Any) -> None:

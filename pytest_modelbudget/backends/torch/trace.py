@@ -27,7 +27,6 @@ from pytest_modelbudget.backends.torch.joins import (
     place,
 )
 from pytest_modelbudget.backends.torch.modules import children, unwrapped
-from pytest_modelbudget.backends.torch.placing import Placing
 from pytest_modelbudget.backends.torch.repeats import Session
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key, tensors
 from pytest_modelbudget.backends.torch.wire import WIRES, send
@@ -291,6 +290,17 @@ class _Operator:
     sent: bool
 
 
+class Runner(Protocol):
+    """What runs the operators of a pass instead of torch alone."""
+
+    operators: dict[Any, Any]
+    """What the watcher of a pass knows of each operator; the runner keeps it from one pass to the next."""
+
+    def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of `func`, which reads the tensors `read`."""
+        ...
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[misc]
     """Sees every operator below autograd: places its operands, runs it, and tells the trace."""
 
@@ -301,11 +311,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
         """Spare torch the wrapper against being compiled: it imports the compiler, a second, and slows each call."""
         return False
 
-    def __init__(self, trace: Watcher, placing: Placing | None) -> None:
+    def __init__(self, trace: Watcher, runner: Runner | None) -> None:
         super().__init__()
         self._trace = trace
-        self._placing = placing
-        self._operators: dict[Any, _Operator] = {} if placing is None else placing.memo.operators
+        self._run = _run if runner is None else runner.run
+        self._operators: dict[Any, _Operator] = {} if runner is None else runner.operators
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -321,7 +331,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
         read = tensors((*args, *kwargs.values()) if kwargs else args)
-        run = send if known.sent else self._placing.run if self._placing is not None else _run
+        run = send if known.sent else self._run
         out = run(func, read, args, kwargs)
         self._trace.operator(known.price, known.view, read, args, kwargs, out)
         return out
@@ -342,14 +352,14 @@ def _operator(func: Any) -> _Operator:
 
 
 @contextmanager
-def watching(trace: Watcher, placing: Placing | None) -> Iterator[None]:
-    """Inside, calls of modules and operators of this thread are noted in `trace`."""
+def watching(trace: Watcher, runner: Runner | None) -> Iterator[None]:
+    """Inside, calls of modules and operators of this thread are noted in `trace`; `runner` runs the operators."""
     thread = threading.get_ident()
     before = _WATCHERS.get(thread)
     with calls_shown():
         _WATCHERS[thread] = trace
         try:
-            with _Watch(trace, placing):
+            with _Watch(trace, runner):
                 yield
         finally:
             if before is None:
