@@ -35,6 +35,7 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402, F401: it brings operators
 from third_party_models import Entry, entries  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.nn.parameter import is_lazy  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from pytest_modelbudget import summarize  # noqa: E402
@@ -83,6 +84,8 @@ def _size(dim: int | str | None, sizes: Mapping[str, int]) -> int | None:
 def really(entry: Entry) -> Numbers:
     """The numbers of a real build and run."""
     model = built(entry.build)
+    if any(map(is_lazy, model.parameters())):
+        call(model, *arguments(entry.inputs, 1))
     weights = [*model.parameters(), *model.buffers()]
     plain = model if entry.plain is None else built(entry.plain)
     numbers = {
@@ -112,13 +115,18 @@ def run(model: nn.Module, inputs: Any, size: int = 1) -> tuple[list[Spec], int]:
     args, kwargs = arguments(inputs, size)
     model.requires_grad_(False)  # the counter follows modules by hooks for gradients
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
         stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=FORMULAS))
-        out = model(*args, **kwargs)
+        out = call(model, args, kwargs)
     return [(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in leaves(out)], counter.get_total_flops()
+
+
+@torch.no_grad()
+def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the model returns."""
+    return model(*args, **kwargs)
 
 
 def arguments(inputs: Any, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
