@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexist import coexisting
-from pytest_modelbudget.check import ModelEntry, RunMode, names_file
+from pytest_modelbudget.check import RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.planning import plans_of

@@ -68,8 +68,10 @@ class Subject:
             return {"rebuild": self.rebuild, "run": self.entry.run}
         if self.entry.run == "real":
             where = f"{self.entry.place}: " if self.entry.place else ""
-            raise ModelBudgetError(f"{where}{self.entry.id}: run: real is for torch models; {self.owner.FRAMEWORK} "
-            "models are counted without values: remove the key")
+            raise ModelBudgetError(
+                f"{where}{self.entry.id}: run: real is for torch models; {self.owner.FRAMEWORK} "
+                "models are counted without values: remove the key"
+            )
         return {}
 
     def plan(self, recipe: Recipe) -> Plan:

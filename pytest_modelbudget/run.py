@@ -157,14 +157,18 @@ def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
 
 
 def _built(
-    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], finish: Callable[[Subject], T]
+    build: Callable[..., object],
+    entry: ModelEntry,
+    active: tuple[backends.Backend, ...],
+    finish: Callable[[Subject], T],
 ) -> T:
     _check_arguments(build, entry)
     again = partial(_with_memory, build, entry)
     with ExitStack() as state:
         state.enter_context(backends.preserved(active))
+        notes: tuple[str, ...] = ()
         try:
-            model, notes = (again(0), ()) if entry.run == "real" else (_abstractly(build, entry, active), ())
+            model = again(0) if entry.run == "real" else _abstractly(build, entry, active)
         except Exception as mistake:
             if entry.run is not None or not _may_need_values(mistake, active):
                 raise
@@ -213,8 +217,8 @@ def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEnt
     except TooLarge as limit:
         if "meta" not in f"{type(mistake).__name__}{mistake}".lower() and not isinstance(mistake, NotImplementedError):
             raise mistake from None
-        where = f"{entry.place}: " if entry.place else ""
-        raise ModelBudgetError(f"{where}{entry.id}: the builder computes with values while it builds, {limit}") from mistake
+        where = f"{entry.place}: {entry.id}" if entry.place else entry.id
+        raise ModelBudgetError(f"{where}: the builder computes with values while it builds, {limit}") from mistake
 
 
 def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
@@ -237,7 +241,7 @@ def counted(subject: Subject) -> Summary:
 
 
 def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, **origin: Any) -> Subject:
-    """The model with its inputs, and the sizes of their dimensions; `origin` is what `Subject` says of where it is from."""
+    """The model with its inputs, and the sizes of their dimensions; `origin` says where it is from (see `Subject`)."""
     declared = _inputs(entry)
     sizes = {} if declared is None else inputs.sizes_for(declared, batch=entry.batch or 1, dims=entry.dims)
     if declared is None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch import counting
 from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.backends.torch.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.real import with_memory
 from pytest_modelbudget.backends.torch.state import preserved, unswept
 from pytest_modelbudget.errors import ModelBudgetError
@@ -36,8 +37,8 @@ __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "preserved", "su
 
 
 def owns(model: object) -> bool:
-    """Whether `model` is a `torch.nn.Module`."""
-    return isinstance(model, nn.Module)
+    """Whether `model` is a `torch.nn.Module`, or a program that `torch.export` made of one."""
+    return isinstance(model, nn.Module) or is_program(model)
 
 
 def is_class(model: object) -> bool:
@@ -62,6 +63,7 @@ def summarize(
     Raises:
         ModelBudgetError: inputs are missing or do not fit, or a lazy layer never saw an input.
     """
+    model = module_of(model)
     if not isinstance(model, nn.Module):
         raise ModelBudgetError(f"{name}: {type(model).__name__} is not a torch.nn.Module")
     if inputs is None:
@@ -95,5 +97,11 @@ def plan(
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: give them")
     with unswept():
         return planning.plans(
-            model, name=name, inputs=inputs, sizes=sizes, recipes=recipes, built_here=built_here, devices=devices
+            module_of(model),
+            name=name,
+            inputs=inputs,
+            sizes=sizes,
+            recipes=recipes,
+            built_here=built_here,
+            devices=devices,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -48,8 +48,8 @@ class Origin:
 class _Run:
     """What is run, its pass at the declared sizes, and other passes at the same sizes, which only real runs have.
 
-    `twins` ran on other values, so what differs there is not known; of `perturbed` this holds for shapes alone: its
-    choices are no real ones, and the sum of FLOPs may well be the same for all that are.
+    `twins` ran on other values, or took other decisions, so what differs there is not known. Of `perturbed`, where
+    masks pick otherwise, this holds for shapes alone: the sum of FLOPs may well be the same for all real choices.
     """
 
     subject: Subject
@@ -97,14 +97,15 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
 _ASKED = "the model was run on the CPU on values, as `run: real` asks"
 _PACKED = "a copy was run on the CPU: packed or scripted modules cannot be run on the meta device"
 _VALUES = "a copy was run on the CPU, because the model needs values that the meta device does not have"
-_SEEDS = (1, 2)
+_SEEDS = (1, None)
+"""Other random values, and zeros."""
 
 
 def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: Origin, why: str) -> _Run:
     """Run a copy with memory several times, on other inputs, and for a model built here with other weights."""
     subject = Subject(name, _with_values(model, name, origin), inputs, real=True, seed=0)
     base = forward(subject, sizes, keep=True)
-    perturbed = _passes([replace(subject, perturbed=True)], sizes)
+    perturbed = _passes(replace(subject, perturbed="masks"), sizes)
     twins = tuple(_twins(subject, sizes, origin))
     if not twins:
         return _Run(subject, base, (), perturbed, (f"{why}; it ran on one set of values only",))
@@ -123,15 +124,17 @@ def _with_values(model: nn.Module, name: str, origin: Origin) -> nn.Module:
 
 
 def _twins(subject: Subject, sizes: Sizes, origin: Origin) -> Iterator[Pass]:
+    yield from _passes(replace(subject, perturbed="decisions"), sizes)
     for seed in _SEEDS:
         if origin.built_here:
             real.redraw(subject.model, seed)
-        yield from _passes([replace(subject, seed=seed)], sizes)
+        yield from _passes(replace(subject, seed=seed), sizes)
 
 
-def _passes(subjects: Iterable[Subject], sizes: Sizes) -> tuple[Pass, ...]:
-    """The passes of those that run."""
-    return tuple(seen for subject in subjects if (seen := _again(subject, sizes)) is not None)
+def _passes(subject: Subject, sizes: Sizes) -> tuple[Pass, ...]:
+    """The pass of `subject`, where it runs."""
+    seen = _again(subject, sizes)
+    return () if seen is None else (seen,)
 
 
 _Seen = list[tuple[Sizes, Pass]]

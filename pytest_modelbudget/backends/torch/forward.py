@@ -19,7 +19,7 @@ from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.modules import nodes
-from pytest_modelbudget.backends.torch.perturb import Perturbing
+from pytest_modelbudget.backends.torch.perturb import Perturbed, Perturbing
 from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
 from pytest_modelbudget.backends.torch.real import reproducible
 from pytest_modelbudget.backends.torch.repeats import Repeats
@@ -45,7 +45,7 @@ class Pass:
 class Subject:
     """What is run: a model on meta (or, with `real`, one with its weights on the CPU), and its call.
 
-    A real run is on zeros, or on random numbers when there is a `seed`; when it is `perturbed`, what it chooses by
+    A real run is on zeros, or on random numbers when there is a `seed`; where it is `perturbed`, what it chooses by
     values falls otherwise.
     """
 
@@ -54,7 +54,7 @@ class Subject:
     inputs: Inputs
     real: bool = False
     seed: int | None = None
-    perturbed: bool = False
+    perturbed: Perturbed | None = None
     memo: Memo = field(init=False, compare=False, repr=False)
     holdings: Holdings = field(init=False, compare=False, repr=False)
     repeats: Repeats | None = field(init=False, compare=False, repr=False)
@@ -67,7 +67,7 @@ class Subject:
 
 
 class ForwardFailed(ModelBudgetError):
-    """The model does not run at its inputs; `needs_values` when only because the meta device holds no values."""
+    """The model does not run at its inputs; `needs_values` when it may well run on values."""
 
     def __init__(self, message: str, needs_values: bool) -> None:
         super().__init__(message)
@@ -157,10 +157,12 @@ def _runner(subject: Subject, call: Call) -> Runner | None:
     """What runs the operators; None for torch alone."""
     if not subject.real:
         return Placing(subject.memo)
-    if not subject.perturbed:
+    if subject.perturbed is None:
         return None
     drawn = [tensor for _, tensor in call.ports]
-    return Perturbing([*(tensor for tensor in drawn if tensor.is_floating_point()), *subject.model.parameters()])
+    return Perturbing(
+        subject.perturbed, [*(tensor for tensor in drawn if tensor.is_floating_point()), *subject.model.parameters()]
+    )
 
 
 def _input(name: str, spec: TensorSpec, sizes: Mapping[str, int], subject: Subject) -> torch.Tensor:
@@ -191,7 +193,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     Everything is as before on leaving.
     """
     modules = subject.holdings.modules
-    flags = [(module, module.training) for module in modules]
+    flags = [(module, module.training) for module in modules if "training" in module.__dict__ or _has_flag(module)]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(preserved())
@@ -213,7 +215,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
             torch.set_autocast_enabled(kind, False)
         stack.enter_context(torch.set_grad_enabled(training))
         stack.callback(_set_training, flags)
-        _set_training([(module, training) for module in modules])
+        _set_training([(module, training) for module, _ in flags])
         if training and any(type(module).train is not nn.Module.train for module in modules):
             subject.model.train()  # its own: some keep frozen parts in eval mode
         yield
@@ -257,6 +259,11 @@ def _autocast_on_meta() -> Iterator[None]:
         kind.__init__ = original
 
 
+def _has_flag(module: nn.Module) -> bool:
+    """Frozen scripts have no training flag any more."""
+    return hasattr(module, "training")
+
+
 def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
     """Set the flags; not by `train()`, which some models override to change their weights."""
     stored: dict[type, bool] = {}
@@ -285,10 +292,7 @@ def _failed(subject: Subject, trace: Trace, ports: list[tuple[str, torch.Tensor]
     text = f"{type(mistake).__name__}: {mistake}".strip()
     head = f"{subject.name}: the forward pass failed in layer {where}{_line(mistake)}\n  inputs: {given or '(none)'}"
     if not subject.real and _needs_values(mistake):
-        cure = (
-            "the model decides by the values of its activations, and weights without memory have none;\n"
-            "  it would have been run on the CPU instead, but its weights are larger than 1 GiB: register a smaller one"
-        )
+        cure = "the model decides by the values of its activations, and weights without memory have none"
         return ForwardFailed(f"{head}\n  {text}\n  {cure}", True)
     return ForwardFailed(
         f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", _on_meta_only(mistake)
@@ -308,9 +312,18 @@ def _needs_values(mistake: Exception) -> bool:
     return isinstance(mistake, NeedsValues) or any(part in text for part in known)
 
 
+_MISFITS = (
+    "positional argument", "unexpected keyword argument", "required keyword-only", "shapes cannot be multiplied",
+    "Given groups=", "size mismatch", "must match the size of tensor", "to have the same dtype", "is invalid for input",
+    "Given normalized_shape", "Expected more than 1 value per channel", "was expected to be", "must match except",
+)  # fmt: skip
+
+
 def _on_meta_only(mistake: Exception) -> bool:
-    """Whether a run with real weights might go through where this one failed."""
-    return isinstance(mistake, NotImplementedError) or "meta" in str(mistake).lower()
+    """Whether a run on values might go through where this one failed: not when the inputs do not fit a layer."""
+    if isinstance(mistake, NotImplementedError) or "meta" in str(mistake).lower():
+        return True
+    return not any(text in str(mistake) for text in _MISFITS)
 
 
 def _line(mistake: Exception) -> str:

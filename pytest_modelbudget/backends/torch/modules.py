@@ -13,8 +13,11 @@ ROOT = "(root)"
 """The path of the model itself, when it needs a row."""
 
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-PARTS = ("parametrizations", "_packed_params", "_all_weight_values")
-"""Children that are a part of their parent: they have no row and no calls of their own."""
+PARTS = ("parametrizations", "_packed_params", "_all_weight_values", "_guards_fn")
+"""Children that are a part of their parent: they have no row and no calls of their own.
+
+The last one is where an exported program checks its inputs.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch.modules import all_modules, all_tensors
+from pytest_modelbudget.backends.torch.programs import module_of
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
 from pytest_modelbudget.backends.torch.trees import storage_key
 from pytest_modelbudget.errors import ModelBudgetError, TooLarge
@@ -36,7 +37,7 @@ _TOO_LARGE = (
 def fits(model: nn.Module) -> bool:
     """Whether `model` is small enough to be run for real unasked."""
     weights = {id(tensor): tensor for tensor in all_tensors(all_modules(model)) if not is_lazy(tensor)}
-    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= REAL_LIMIT
+    return bool(sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= REAL_LIMIT)
 
 
 def too_large() -> TooLarge:
@@ -107,7 +108,7 @@ def rebuilt(rebuild: Callable[[int], object], name: str) -> nn.Module:
     Raises:
         ModelBudgetError: the builder gives no torch model this time, or one without memory.
     """
-    model = rebuild(0)
+    model = module_of(rebuild(0))
     if not isinstance(model, nn.Module):
         raise ModelBudgetError(f"{name}: the builder returned a model at first, and then a {type(model).__name__}")
     _refuse_meta(model, name, "let the builder make it on the CPU")
@@ -156,20 +157,23 @@ def define(model: nn.Module) -> None:
             _draw(name, parameter, dice)
 
 
-def redraw(model: nn.Module, seed: int) -> None:
-    """Other weights for a model that was built here, as new layers have them: scales 1, biases 0, the rest random.
+def redraw(model: nn.Module, seed: int | None) -> None:
+    """Other weights for a model that was built here: zeros, or with a `seed` as new layers have them.
 
-    Random ones keep the size of what goes through; with small ones a decision deep in the model would be as with zeros.
+    Those have scales of 1, biases of 0, the rest random: it keeps the size of what goes through, while with small ones
+    a decision deep in the model would be as with zeros.
     """
-    dice = torch.Generator().manual_seed(seed)
+    dice = None if seed is None else torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and type(parameter) is nn.Parameter and not is_lazy(parameter):
             _draw(name, parameter, dice)
 
 
-def _draw(name: str, parameter: nn.Parameter, dice: torch.Generator) -> None:
+def _draw(name: str, parameter: nn.Parameter, dice: torch.Generator | None) -> None:
     with torch.no_grad():
-        if parameter.ndim < 2:
+        if dice is None:
+            parameter.zero_()
+        elif parameter.ndim < 2:
             parameter.fill_(0 if "bias" in name else 1)
         else:
             bound = (6 / max(1, parameter[0].numel())) ** 0.5

@@ -71,7 +71,7 @@ class Naming:
         return tuple(dict.fromkeys(self.specs(call) for call in zip(*seen, strict=True)))
 
     def _summed_up(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> Iterator[tuple[TensorSpec, ...]]:
-        """One call for all those of a kind (so many tensors of such dtypes and ranks); what varies among them is open."""
+        """One call for all of a kind (so many tensors, of such dtypes and ranks); what varies among them is open."""
         kinds: dict[tuple[tuple[int, str], ...], None] = dict.fromkeys(map(_kind, chain.from_iterable(seen)))
         for kind in kinds:
             calls = [[call for call in calls if _kind(call) == kind] for calls in seen]

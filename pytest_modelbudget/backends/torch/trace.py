@@ -290,6 +290,9 @@ class _Operator:
     sent: bool
 
 
+_ORDINARY = frozenset({torch.Tensor, nn.Parameter})
+
+
 class Runner(Protocol):
     """What runs the operators of a pass instead of torch alone."""
 
@@ -320,8 +323,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if types and any(kind.__module__.startswith("torch.distributed.") for kind in types):
-            return NotImplemented  # a tensor over many ranks: its class asks for what this one does
+        if types and not _ORDINARY.issuperset(types):
+            return NotImplemented  # a tensor made of others: its class asks for operators on these
         kwargs = kwargs or {}
         known = self._operators.get(func)
         if known is None:

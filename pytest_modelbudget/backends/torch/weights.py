@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch.modules import Node
+from pytest_modelbudget.backends.torch.programs import frozen_weights
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
@@ -28,6 +29,7 @@ def weights_of(found: Sequence[Node], model: str) -> tuple[list[tuple[Weight, ..
     for node in found:
         weights = [_weight(node, name, tensor, role, owners, told, model) for name, tensor, role in _own(node)]
         weights += _packed(node, notes)
+        weights += frozen_weights(node.module)
         rows.append(tuple(weights))
     return rows, notes
 

@@ -15,7 +15,9 @@ from pytest_modelbudget.summary import Summary
 def _built(build: Callable[[], Any], inputs: object, **sizes: int) -> Summary:
     with backend.preserved(), backend.abstract():
         model = build()
-    return backend.summarize(model, name="model", inputs=parse(inputs), sizes=sizes, built_here=True, rebuild=_rebuild(build))  # type: ignore[arg-type]
+    return backend.summarize(
+        model, name="model", inputs=parse(inputs), sizes=sizes, built_here=True, rebuild=_rebuild(build)
+    )  # type: ignore[arg-type]
 
 
 def _rebuild(build: Callable[[], Any]) -> Callable[[int], Any]:
