@@ -2,11 +2,12 @@
 
 Each is counted as a user counts it, from its builder and live, and held against a real build and a real run of the same
 model: params, trainable params, buffers, bytes of weights, shapes and dtypes of the outputs, FLOPs. The models stand in
-`third_party_models.py`; `PYG_gat smp_unet` as arguments count these alone, `smp` all whose names begin with it. It ends
+`third_party_models`; `pyg_gat smp_unet` as arguments count these alone, `smp` all whose names begin with it. It ends
 with 1 when any number differs. Needs the libraries, which the project itself never imports:
 
     pip install torch torchvision torchaudio transformers timm torch_geometric peft diffusers monai torchao \
-        segmentation_models_pytorch open_clip_torch bitsandbytes x-transformers vit-pytorch neuraloperator
+        segmentation_models_pytorch open_clip_torch bitsandbytes x-transformers vit-pytorch neuraloperator e3nn \
+        lightning tensordict torchdiffeq
 
 The FLOPs of the real run are those of `torch.utils.flop_counter`, with formulas for what it lacks, each by the rule that
 README states. Recurrent layers run without oneDNN, and attention without its fused fast path, so that it sees them.
@@ -32,7 +33,6 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
-import torchvision  # noqa: E402, F401: it brings operators
 from third_party_models import Entry, entries  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parameter import is_lazy  # noqa: E402
@@ -65,7 +65,7 @@ class Numbers:
 
 def ours(subject: object, inputs: Any, name: str) -> tuple[Numbers, Summary]:
     """The numbers of the project."""
-    summary = summarize(subject, inputs, name=name)
+    summary = summarize(subject, example(inputs) if callable(inputs) else inputs, name=name)
     sizes = [dict.fromkeys(dict(summary.sizes), size) for size in sizes_of(inputs)]
     outputs = tuple(
         (spec.dtype, tuple(_size(dim, known) for dim in spec.shape)) for known in sizes for spec in summary.outputs
@@ -92,7 +92,7 @@ def really(entry: Entry) -> Numbers:
         "params": sum(parameter.numel() for parameter in plain.parameters()),
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "buffers": sum(buffer.numel() for buffer in model.buffers()),
-        "weight_bytes": sum(map(stored, weights)),
+        "weight_bytes": sum(stored(tensor) + sum(map(stored, scales(tensor))) for tensor in weights),
     }
     runs = [run(model, entry.inputs, size) for size in sizes_of(entry.inputs)]
     flops = (runs[0] if plain is model else run(plain, entry.inputs))[1]
@@ -120,7 +120,9 @@ def run(model: nn.Module, inputs: Any, size: int = 1) -> tuple[list[Spec], int]:
         torch.backends.mha.set_fastpath_enabled(False)
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=FORMULAS))
         out = call(model, args, kwargs)
-    return [(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in leaves(out)], counter.get_total_flops()
+    return [
+        (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in leaves(out)
+    ], counter.get_total_flops()
 
 
 @torch.no_grad()
@@ -132,10 +134,21 @@ def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 def arguments(inputs: Any, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Real arguments: example inputs as they are, specs with every named dimension at `size`."""
     torch.manual_seed(0)
-    value = inputs() if callable(inputs) else _tensors(inputs, size)
+    value = example(inputs)() if callable(inputs) else _tensors(inputs, size)
     if isinstance(value, Mapping):
         return (tuple(value["args"]), {}) if set(value) == {"args"} else ((), dict(value))
     return (tuple(value), {}) if isinstance(value, (tuple, list)) else ((value,), {})
+
+
+def example(inputs: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that gives the same example at each call."""
+
+    def make() -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return inputs()
+
+    return make
 
 
 def _tensors(tree: Any, size: int) -> Any:
@@ -166,12 +179,21 @@ def leaves(value: Any) -> Iterator[torch.Tensor]:
 
 
 def stored(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor and of all that it is made of, the scales of bitsandbytes among them."""
+    """Bytes of a tensor and of all that it is made of."""
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(stored(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     if tensor.layout is torch.sparse_csr:
         return sum(map(stored, (tensor.crow_indices(), tensor.col_indices(), tensor.values())))
     return tensor.numel() * tensor.element_size()
+
+
+def scales(weight: Any) -> list[torch.Tensor]:
+    """What bitsandbytes keeps beside a weight: the scales of its rows or blocks, and the scales of those."""
+    state, found = getattr(weight, "quant_state", None), [getattr(weight, "SCB", None)]
+    while state is not None:
+        found += [state.absmax, state.code, state.offset]
+        state = state.state2
+    return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
 
 
 def _fft(points: int, elements: int, share: float) -> int:
@@ -288,7 +310,7 @@ def main() -> int:
     options.add_argument("names", nargs="*", help="models whose names begin so, alone")
     options.add_argument("--verbose", action="store_true", help="show where a real build or run failed")
     chosen = options.parse_args()
-    warnings.simplefilter("ignore")
+    warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     models = [entry for entry in entries() if not chosen.names or entry.name.startswith(tuple(chosen.names))]
     equal = [report(entry, chosen.verbose) for entry in models]
