@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
+from numbers import Integral
 from typing import Any, Literal, get_args
 
+from pytest_modelbudget import arguments
 from pytest_modelbudget import budget as budget_module
 from pytest_modelbudget import inputs as inputs_module
 from pytest_modelbudget.budget import GROWS, METRICS, Baseline, Budget, Finding, Number, Violation, judge, loosened
@@ -31,16 +33,17 @@ class ModelEntry:
     """One registered model, the same whichever door it came through.
 
     `build` is a callable or `"module:callable"`, called with `args` and `kwargs`, or the path of a model's file
-    (see `names_file`), relative to `home`. `inputs`, `budgets`, `training` and `inference` may be given as they are
-    written in a manifest; they are read, and mistakes raised, on construction. `training` and `inference` are what is
-    planned of it (see `recipes`): False for nothing, None where nothing is said, so that the manifest's defaults hold.
+    (see `names_file`), relative to `home`. `args` and `kwargs` (with the calls that `arguments` reads), `inputs`,
+    `budgets`, `training` and `inference` may be given as they are written in a manifest; they are read, and mistakes
+    raised, on construction. `training` and `inference` are what is planned of it (see `recipes`): False for nothing,
+    None where nothing is said, so that the manifest's defaults hold.
     `run` is `real` for a run with memory for weights and activations, `abstract` for none whatever happens, and None
     where the model decides: a real run only when it needs values.
     `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
     holds its snapshot, and `declared` the name that snapshot says it was declared in.
 
     Raises:
-        ModelBudgetError: a bad id or `run`, inputs, budgets or recipes that do not parse.
+        ModelBudgetError: a bad id, `run` or size, arguments, inputs, budgets or recipes that do not parse.
     """
 
     id: str
@@ -66,7 +69,10 @@ class ModelEntry:
         check_id(self.id)
         if self.run is not None and self.run not in get_args(RunMode):
             raise ModelBudgetError(f"run: {self.run!r} is not known: write {' or '.join(get_args(RunMode))}")
-        object.__setattr__(self, "args", tuple(self.args))
+        for name, size in {**({} if self.batch is None else {"batch": self.batch}), **self.dims}.items():
+            _check_size(name, size)
+        for name, values in (("args", tuple(self.args)), ("kwargs", dict(self.kwargs))):
+            object.__setattr__(self, name, arguments.read(values, (name,), lambda _: self.place))
         object.__setattr__(self, "tags", (self.tags,) if isinstance(self.tags, str) else tuple(self.tags))
         object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))
         if isinstance(self.budgets, Mapping):
@@ -102,6 +108,16 @@ def check_id(text: object) -> str:
             "and '::' is pytest's"
         )
     return text
+
+
+def _check_size(name: str, size: object) -> None:
+    """Nothing, for a size of a dimension: a whole number from 1 up.
+
+    Raises:
+        ModelBudgetError: it is none.
+    """
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        raise ModelBudgetError(f"{name}: {size!r} is not a size: write a whole number from 1 up")
 
 
 def names_file(build: str) -> bool:

@@ -2,18 +2,23 @@
 
 `"float32[B, 3, 224, 224]"` is one tensor, `[1, 3, 32, 32]` a float32 one, a list of specs positional
 arguments, a mapping keyword arguments, `{args: [...], kwargs: {...}}` both; specs nest in lists and
-mappings, and `"module:callable"` names a function that returns real example inputs.
+mappings, and `"module:callable"` names a function that returns real example inputs. A tensor's values may be said:
+`"int64[B] = T"` (a number, true, false or the size of a dimension), `"int64[B, T] < 32000"` (random ones below that).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ReferenceType
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.summary import ITEM_BYTES, Input, TensorSpec
+from pytest_modelbudget.summary import ITEM_BYTES, Below, Fill, Input, TensorSpec
 
 BATCH = "B"
 """The symbolic dimension that `batch` sizes."""
@@ -23,23 +28,31 @@ _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A plain value (bool, None, number) that is handed to the model as it is."""
+    """A plain value (bool, None, number, of an example any object) that is handed to the model as it is."""
 
-    value: bool | int | float | None
+    value: Any
 
 
-Tree = TensorSpec | Literal | tuple["Tree", ...] | dict[str, "Tree"]
-"""A tensor, a plain value, or a list or mapping of these."""
+Tree = TensorSpec | Literal | list["Tree"] | tuple["Tree", ...] | dict[Any, "Tree"]
+"""A tensor, a plain value, or a list or mapping of these; tuples come from examples alone."""
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The arguments of one call of the model."""
+    """The arguments of one call of the model.
+
+    `example` are the objects themselves where they were given; `args` and `kwargs` then describe the tensors that are
+    in plain lists, tuples and mappings of them, for frameworks that need no more.
+    """
 
     args: tuple[Tree, ...] = ()
     kwargs: dict[str, Tree] = field(default_factory=dict)
+    example: Call | None = field(default=None, compare=False, repr=False)
 
-    def build(self, make: Callable[[str, TensorSpec], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def build(self, make: Callable[[str, TensorSpec], object]) -> Call:
         """Return `(args, kwargs)` with every tensor made by `make(name, spec)` and every plain value as it is."""
         args = tuple(_build(tree, make, str(index)) for index, tree in enumerate(self.args))
         return args, {name: _build(tree, make, name) for name, tree in self.kwargs.items()}
@@ -47,6 +60,8 @@ class Inputs:
     @property
     def ports(self) -> tuple[Input, ...]:
         """Every tensor with its name: `user`, or its position `0`, or the way to it as `batch.ids`, `0.1`."""
+        if self.example is not None:
+            return tuple(Input(name, _spec_of(tensor)) for name, tensor in tensors_in(self.example))
         found: list[Input] = []
 
         def note(name: str, spec: TensorSpec) -> None:
@@ -57,9 +72,8 @@ class Inputs:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """The names of the symbolic dimensions, in the order first met."""
-        dims = (dim for port in self.ports for dim in port.spec.shape)
-        return tuple(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
+        """The names of the symbolic dimensions, in the order first met, those that are only values among them."""
+        return symbols_of(self.ports)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,16 @@ class Example:
     """A function that returns real example inputs: a tuple or list is positional, a mapping is by name."""
 
     call: Callable[[], object] | str
+
+
+def symbols_of(ports: Sequence[Input]) -> tuple[str, ...]:
+    """The names of the symbolic dimensions of these inputs and of their values, in the order first met."""
+    names = (name for port in ports for name in (*port.spec.shape, _value(port.spec)) if isinstance(name, str))
+    return tuple(dict.fromkeys(names))
+
+
+def _value(spec: TensorSpec) -> bool | int | float | str | None:
+    return spec.values.value if isinstance(spec.values, Fill) else None
 
 
 def _build(tree: Tree, make: Callable[[str, TensorSpec], object], name: str) -> Any:
@@ -78,12 +102,17 @@ def _build(tree: Tree, make: Callable[[str, TensorSpec], object], name: str) -> 
         case dict():
             return {key: _build(item, make, f"{name}.{key}") for key, item in tree.items()}
         case _:
-            return [_build(item, make, f"{name}.{index}") for index, item in enumerate(tree)]
+            return _like(tree, [_build(item, make, f"{name}.{index}") for index, item in enumerate(tree)])
+
+
+def _like(sequence: Any, items: list[Any]) -> Any:
+    """`items` as the same kind of list or tuple; that of a named tuple takes them one by one."""
+    return type(sequence)(*items) if hasattr(sequence, "_fields") else type(sequence)(items)
 
 
 def concrete(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of `spec` with every symbolic dimension at its size."""
-    return tuple(sizes[dim] if isinstance(dim, str) else int(dim or 1) for dim in spec.shape)
+    return tuple(sizes[dim] if isinstance(dim, str) else 1 if dim is None else dim for dim in spec.shape)
 
 
 def sizes_for(inputs: Inputs, *, batch: int, dims: Mapping[str, int]) -> dict[str, int]:
@@ -165,7 +194,7 @@ def _tree(value: object, where: str) -> Tree:
         case Sequence() if _is_shape(value):
             return _checked(TensorSpec(tuple(value)), where)
         case Sequence():
-            return tuple(_tree(item, f"{where}.{index}") for index, item in enumerate(value))
+            return [_tree(item, f"{where}.{index}") for index, item in enumerate(value)]
         case _:
             raise ModelBudgetError(f'inputs: {where}: {value!r} is not a tensor: write e.g. "float32[B, 16]"')
 
@@ -189,33 +218,140 @@ def _checked(spec: TensorSpec, where: str) -> TensorSpec:
             raise ModelBudgetError(f"inputs: {where}: {spec}: the dimension {dim!r} is neither a size nor a name")
         if dim is None:
             raise ModelBudgetError(f"inputs: {where}: {spec}: name the open dimension, e.g. T, and size it with dims")
+    if spec.values is not None and (problem := _misfit(spec, spec.values)):
+        raise ModelBudgetError(f"inputs: {where}: {spec}: {problem}")
     return spec
 
 
+def _misfit(spec: TensorSpec, values: Fill | Below) -> str | None:
+    """Why a tensor of this dtype cannot have these values, with what to write."""
+    shape = spec.dims
+    if whole := re.fullmatch(r"(u?)int([0-9]+)", spec.dtype):
+        bits = int(whole[2])
+        low, high = (0, 2**bits - 1) if whole[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        if isinstance(values, Below):
+            return None if values.bound <= high + 1 else f"{spec.dtype} ends at {high}: write a bound up to {high + 1}"
+        value = values.value
+        if isinstance(value, str):
+            return None
+        if isinstance(value, bool) or not float(value).is_integer() or isinstance(value, float):
+            return f'{spec.dtype} holds whole numbers: write e.g. "{spec.dtype}{shape} = 1"'
+        return None if low <= value <= high else f"{spec.dtype} holds numbers from {low} to {high}"
+    if isinstance(values, Below):
+        return f'a bound is for ids of whole numbers: write e.g. "int64{shape} {values}"'
+    if spec.dtype == "bool":
+        fits = isinstance(values.value, bool)
+        return None if fits else f'a bool is true or false: write e.g. "bool{shape} = true"'
+    if not spec.dtype.startswith(("float", "bfloat", "complex")):
+        return f"values of {spec.dtype} cannot be given here: give example inputs, as module:callable"
+    number = isinstance(values.value, str) or (not isinstance(values.value, bool) and isfinite(values.value))
+    return None if number else f'{spec.dtype} holds numbers: write e.g. "{spec.dtype}{shape} = 0.5"'
+
+
 def from_example(value: object) -> Inputs:
-    """The specs of real example inputs, of whatever framework; only shapes, dtypes and plain values are kept.
+    """Real example inputs, of whatever framework.
 
-    A tuple or list is positional, a mapping is by name, anything else is the one argument.
-
-    Raises:
-        ModelBudgetError: something is neither a tensor nor a plain value.
+    A tuple or list is positional, a mapping with names of text is by name, anything else (a named tuple, an object) is
+    the one argument.
     """
-    if isinstance(value, Mapping):
-        return Inputs((), {_name(key): _example(item, str(key)) for key, item in value.items()})
-    items = value if isinstance(value, (tuple, list)) else (value,)
-    return Inputs(tuple(_example(item, str(index)) for index, item in enumerate(items)))
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        call: Call = (), {key: value[key] for key in value}
+    else:
+        call = tuple(value) if isinstance(value, (tuple, list)) and type(value) in (tuple, list) else (value,), {}
+    args, kwargs = call
+    return Inputs(tuple(map(_example, args)), {name: _example(item) for name, item in kwargs.items()}, call)
 
 
-def _example(value: Any, where: str) -> Tree:
-    if value is None or isinstance(value, (bool, int, float)):
-        return Literal(value)
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return TensorSpec(tuple(map(int, value.shape)), _dtype_name(value.dtype))
+def _example(value: Any) -> Tree:
+    if is_tensor(value):
+        return _spec_of(value)
     if isinstance(value, Mapping):
-        return {_name(key): _example(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _example(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_example(item, f"{where}.{index}") for index, item in enumerate(value))
-    raise ModelBudgetError(f"example inputs: {where} is a {type(value).__name__}, neither a tensor nor a plain value")
+        try:
+            return _like(value, list(map(_example, value)))  # type: ignore[no-any-return]
+        except Exception:  # a tuple of a class that takes nothing but tensors
+            return Literal(value)
+    return Literal(value)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is a tensor or array of some framework."""
+    if isinstance(value, type) or _attribute(value, "dtype") is None:
+        return False
+    return hasattr(type(value), "shape") or _attribute(value, "shape") is not None  # that of nested tensors raises
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """The attribute, None where there is none; an object may answer the question with any error."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
+
+
+def tensors_in(call: Call) -> Iterator[tuple[str, Any]]:
+    """Every tensor in the arguments of a call, by the way to it; private names of attributes are no part of the way.
+
+    Looked through are lists, tuples, mappings, and what objects have as attributes.
+    """
+    args, kwargs = call
+    seen: set[int] = set()
+    for name, value in (*((str(index), value) for index, value in enumerate(args)), *kwargs.items()):
+        yield from _inside(value, name, seen)
+
+
+def _inside(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if is_tensor(value):
+        yield name, value
+    elif not isinstance(value, _OPAQUE) and id(value) not in seen and depth < _DEEPEST:
+        seen.add(id(value))
+        for part, item in _parts(value):
+            yield from _inside(item, name if part.startswith("_") else f"{name}.{part}", seen, depth + 1)
+
+
+_DEEPEST = 32
+"""Levels of containers and objects that are looked through."""
+
+
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+_OPAQUE = (str, bytes, int, float, complex, type(None), type, ModuleType, ReferenceType, *_FUNCTIONS)
+"""What holds no tensors to look for."""
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(key), item) for key, item in value.items()]
+    if names := _attribute(value, "_fields") if isinstance(value, tuple) else None:
+        return list(zip(names, value, strict=True))
+    if isinstance(value, (list, tuple, deque)):
+        return [(str(index), item) for index, item in enumerate(value)]
+    slots = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
+    held = [(name, _attribute(value, name)) for name in slots if not name.startswith("__")]
+    return [*held, *(_attribute(value, "__dict__") or {}).items()]
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _spec_of(tensor: Any) -> TensorSpec:
+    return TensorSpec(_shape(tensor), _dtype_name(tensor.dtype))
+
+
+def _shape(tensor: Any) -> tuple[int | None, ...]:
+    """The sizes of a tensor; None where its rows have lengths of their own."""
+    try:
+        return tuple(map(int, tensor.shape))
+    except Exception:  # a nested tensor
+        return tuple(_size(tensor, axis) for axis in range(tensor.dim()))
+
+
+def _size(tensor: Any, axis: int) -> int | None:
+    try:
+        return int(tensor.size(axis))
+    except Exception:  # whatever its class says to that
+        return None
 
 
 def _dtype_name(dtype: object) -> str:

@@ -55,13 +55,15 @@ def plan(
     devices: str | Sequence[str] = (),
     advice: bool = False,
     name: str | None = None,
+    batch: int | None = None,
+    dims: Mapping[str, int] | None = None,
     run: RunMode | None = None,
 ) -> Plan:
     """Plan the memory of one training step, or of one forward pass without gradients; print the result to see it.
 
-    `model_or_builder`, `inputs` and `run` are those of `summarize`; `training` or `inference` is written as in a
-    manifest (`{"batch": 8, "optimizer": "adamw"}`), and with neither it is one training step as recipes are by
-    themselves; its `batch` and `dims` size the dimensions of the inputs.
+    `model_or_builder`, `inputs`, `batch`, `dims` and `run` are those of `summarize`; `training` or `inference` is
+    written as in a manifest (`{"batch": 8, "optimizer": "adamw"}`), and with neither it is one training step as recipes
+    are by themselves. Sizes that the recipe gives come before `batch` and `dims`.
     `devices` are names or capacities (`"24 GB"`) to be told whether it fits. With `advice` the plan also says what
     would lower its peak, and the largest sizes that fit the devices, which takes many more runs. The peak of what
     cannot be planned is None, and `notes` say why.
@@ -77,7 +79,7 @@ def plan(
     if len(entry.recipes) != 1:
         raise ModelBudgetError("plan: give one recipe, training={...} or inference={...}")
     [recipe] = entry.recipes
-    entry = replace(entry, batch=recipe.batch, dims=recipe.dims)
+    entry = replace(entry, batch=recipe.batch or batch, dims={**(dims or {}), **recipe.dims})
     with coexisting():
         [found] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pytest_modelbudget import backends, inputs, snapshot
+from pytest_modelbudget import arguments, backends, inputs, snapshot
 from pytest_modelbudget.backends import files
 from pytest_modelbudget.backends.coexist import coexisting
 from pytest_modelbudget.base import Base
@@ -143,6 +142,7 @@ def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
     if entry.framework is not None:
         _framework(entry.framework)
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
+    build = arguments.filled(build, entry.args, entry.kwargs, partial(_target, entry))
     return _built(build, entry, backends.loaded(), finish)
 
 
@@ -222,17 +222,14 @@ def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEnt
 
 
 def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
-    try:
-        signature = inspect.signature(build)
-    except (TypeError, ValueError):  # some callables of C have none
-        return
-    try:
-        signature.bind(*entry.args, **entry.kwargs)
-    except TypeError as mistake:
-        where = f"{entry.place}: " if entry.place else ""
-        raise ModelBudgetError(
-            f"{where}{_name(build)} cannot be called like this: {mistake}; its arguments are given as args or kwargs"
-        ) from None
+    where = f"{entry.place}: " if entry.place else ""
+    arguments.refuse_misfit(build, entry.args, entry.kwargs, f"{where}{_name(build)}")
+
+
+def _target(entry: ModelEntry, reference: arguments.Reference) -> Any:
+    """What a name among the arguments of `entry` stands for; see `named`."""
+    holder = replace(entry, place=reference.place or entry.place)
+    return (_resolve if reference.called else named)(reference.name, reference.where, holder)
 
 
 def counted(subject: Subject) -> Summary:
@@ -359,13 +356,15 @@ def live_entry(name: str, model_or_builder: object, given: Any, **options: Any) 
 
 def _is_grammar(given: Any) -> bool:
     """Whether `given` is written in the grammar, rather than real tensors."""
-    if given is None or isinstance(given, (str, int, float, bool, Inputs, Example)) or inspect.isroutine(given):
-        return True
-    if isinstance(given, dict):
+    if type(given) is dict:
         return all(map(_is_grammar, given.values()))
-    if isinstance(given, (list, tuple)) and type(given).__name__ not in ("Size", "TensorShape"):
+    if type(given) in (list, tuple):
         return all(map(_is_grammar, given))
-    return isinstance(given, TensorSpec) or not hasattr(given, "dtype")
+    if isinstance(given, (str, int, float, bool, type(None), Inputs, Example, TensorSpec)):
+        return True
+    if type(given).__name__ in ("Size", "TensorShape"):
+        return True
+    return callable(given) and not any(True for _ in inputs.tensors_in(((given,), {})))
 
 
 def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:

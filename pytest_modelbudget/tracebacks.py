@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import traceback
 from pathlib import Path
 
-_OURS = str(Path(__file__).parent)
-_LEAST_HELPFUL = (str(Path(importlib.__file__).parent), "<frozen importlib")
+from pytest_modelbudget.frames import is_ours, is_pythons
+
 _MAX_FRAMES = 12
 _MAX_LINE = 500
 
 
 def user_traceback(error: BaseException) -> str:
-    """`file:line: in function`, the line of code, and the error, without frames of this package.
+    """`file:line: in function`, the line of code, and the error, without frames of this package and of Python's own.
 
     Frames above the user's code are cut, and so is the inside of a deep library call.
     """
@@ -26,7 +25,8 @@ def _chain(error: BaseException, seen: set[int]) -> list[str]:
     lines = (
         [*_chain(above, seen), "", "The error above led to this one:", ""] if above and id(above) not in seen else []
     )
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame)]
+    found = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in found if not (is_ours(frame) or is_pythons(frame))]
     if len(frames) > _MAX_FRAMES:
         half = _MAX_FRAMES // 2
         lines += [
@@ -36,11 +36,11 @@ def _chain(error: BaseException, seen: set[int]) -> list[str]:
         ]
     else:
         lines += map(_frame, frames)
+    # Above the message, whose last line is the one that stands for the error in short.
+    lines += [
+        f"note: {line[:_MAX_LINE]}" for note in getattr(error, "__notes__", ()) for line in str(note).splitlines()
+    ]
     return [*lines, *(f"E   {line[:_MAX_LINE]}" for line in _message(error).splitlines())]
-
-
-def _is_ours(frame: traceback.FrameSummary) -> bool:
-    return frame.filename.startswith(_OURS) or any(name in frame.filename for name in _LEAST_HELPFUL)
 
 
 def _frame(frame: traceback.FrameSummary) -> str:

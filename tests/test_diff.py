@@ -329,6 +329,15 @@ def test_renumbered_names_fold_to_a_range() -> None:
     ]
 
 
+def test_repr_of_a_change_is_short() -> None:
+    """What and by how much; the reasons are for `print`."""
+    changes = compare(net(linear("fc", 8, 8)), net(linear("fc", 8, 9)))
+    assert [repr(change) for change in rows(changes)] == [
+        "<Change ~ fc  widened  64 params [B, 8] -> 72 params [B, 9] (+8)>"
+    ]
+    assert repr(changes[0]) == "<Change params 64 -> 72 (+8)>"
+
+
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_change_is_one_line_whatever_the_names(name: str) -> None:
     """No name breaks the line or makes it endless, in any place where a name is told."""
@@ -346,6 +355,8 @@ def test_a_change_is_one_line_whatever_the_names(name: str) -> None:
         for change in compare(one, other):
             assert str(change).isprintable()
             assert len(str(change)) < 1_300
+            assert repr(change).isprintable()
+            assert len(repr(change)) < 200
             assert change.why.isprintable()
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import pytest_modelbudget
-from pytest_modelbudget import inputs, snapshot, units
+from pytest_modelbudget import arguments, inputs, snapshot, units
 from pytest_modelbudget.backends import BACKENDS
 from pytest_modelbudget.budget import BOUNDS, GROWING, LAYER_METRICS, METRICS
 from pytest_modelbudget.check import State
@@ -156,10 +156,17 @@ def test_states_are_those_there_are() -> None:
 
 def test_inputs_of_the_table_are_read() -> None:
     """Every row of the grammar is one that the parser takes."""
-    written = [code(row[0])[0] for row in table("Inputs")]
-    assert len(written) == 7
+    written = [text for row in table("Inputs") for text in code(row[0])]
+    assert len(written) == 11
     for text in written:
         assert inputs.parse(yaml.safe_load(text)) is not None
+
+
+def test_arguments_of_the_table_are_read() -> None:
+    """Each row is one of the forms, and no other is left out."""
+    written = [yaml.safe_load(code(row[0])[0]) for row in table("Arguments")]
+    kinds = [type(arguments.read([value], (), lambda _: None)[0]) for value in written]
+    assert kinds == [arguments.Call, arguments.Reference, arguments.Literal]
 
 
 def test_names_of_the_library_are_public() -> None:

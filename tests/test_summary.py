@@ -8,8 +8,8 @@ from fractions import Fraction
 import pytest
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.summary import Layer, Summary, TensorSpec, Weight, parse_weight, weight_text
-from tests.builders import HOSTILE, gpt, towers
+from pytest_modelbudget.summary import Flops, Layer, Plan, Summary, TensorSpec, Weight, parse_weight, weight_text
+from tests.builders import HOSTILE, gpt, towers, training
 
 
 def test_totals_of_the_two_input_model() -> None:
@@ -106,3 +106,48 @@ def test_faces() -> None:
     """A summary prints as a table and shows itself in notebooks."""
     assert "Total params: 6,201" in str(towers())
     assert "<table>" in towers()._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        pytest.param(
+            replace(towers(), flops=Flops(12_200)),
+            f"<Summary {towers().model!r} (keras): 6,201 params, 12.20 kFLOPs, 6 layers>",
+            id="a summary",
+        ),
+        pytest.param(
+            Summary("net", "torch", (Layer("relu", "ReLU"),), flops=Flops(10, (("aten.new", 1),))),
+            "<Summary 'net' (torch): 0 params, >= 10 FLOPs, 1 layer>",
+            id="a lower bound",
+        ),
+        pytest.param(Summary("a\nb", "torch", ()), "<Summary 'a\\nb' (torch): 0 params, ?, 0 layers>", id="unknown"),
+        pytest.param(
+            training(), "<Plan training (batch 32, adamw, bf16-mixed): peak 40.00 MiB in backward>", id="a plan"
+        ),
+        pytest.param(Plan("inference", "fp32", None), "<Plan inference (fp32): peak ?>", id="an unknown plan"),
+    ],
+)
+def test_repr_is_one_short_line(shown: object, expected: str) -> None:
+    """For lists, debuggers and failing asserts; the rows are for `print`."""
+    assert repr(shown) == expected
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_repr_stays_short_whatever_the_name(name: str) -> None:
+    """Cut, and on one line of what prints."""
+    large = replace(gpt(200, 8), model=name * 100)
+    for shown in (large, Plan("training", name * 100, 10**15)):
+        assert len(repr(shown)) < 120
+        assert repr(shown).isprintable()
+
+
+def test_a_plan_shows_itself_in_notebooks() -> None:
+    """Its sentences, the curve and what is alive at the peak; without a peak the reason."""
+    page = training()._repr_html_()
+    assert "peak 40.00 MiB" in page
+    assert "<svg" in page
+    assert "<td>dense_2</td>" in page
+    unknown = Plan("training", "sgd", None, notes=("not planned: no <inputs>",))._repr_html_()
+    assert "<svg" not in unknown
+    assert "not planned: no &lt;inputs&gt;" in unknown

@@ -64,10 +64,13 @@ class Backend(Protocol):
     ) -> Summary:
         """Count `model` at `inputs`, with its symbolic dimensions at `sizes`.
 
+        A model without `inputs` that does not know its own is not run: what only a run would tell is unknown.
+
         Called outside of `abstract()`. `built_here` says that the model was made for this summary and may be run
         and finished freely; any other model belongs to the user and is left exactly as it is.
         Raises:
-            ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
+            ModelBudgetError: inputs do not fit, or are missing where weights depend on them; a layer has weights that
+                were never built.
         """
         ...
 

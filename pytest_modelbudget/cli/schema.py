@@ -72,6 +72,36 @@ _LAW = {
 _SIZE = {"type": "integer", "minimum": 1}
 _SIZES = {"type": "object", "additionalProperties": _SIZE}
 _REFERENCE_SHAPE = {"type": "string", "pattern": _REFERENCE}
+_ARGUMENT = {"$ref": "#/$defs/Argument"}
+_CALL = {
+    "type": "object",
+    "description": "what a call returns",
+    "properties": {
+        "call": _REFERENCE_SHAPE,
+        "args": {"type": "array", "items": _ARGUMENT},
+        "kwargs": {"type": "object", "additionalProperties": _ARGUMENT},
+    },
+    "additionalProperties": False,
+}
+_ARGUMENTS = {
+    "description": 'any value; {call: "module:Config", args: [...], kwargs: {...}} is what that returns, '
+    '{ref: "module:name"} what it names, {literal: {...}} the mapping itself',
+    "if": {
+        "type": "object",
+        "required": ["call"],
+        "anyOf": [{"propertyNames": {"enum": ["call", "args", "kwargs"]}}, {"properties": {"call": _REFERENCE_SHAPE}}],
+    },
+    "then": _CALL,
+    "else": {
+        "if": {"type": "object", "required": ["ref"], "maxProperties": 1},
+        "then": {"properties": {"ref": _REFERENCE_SHAPE}},
+        "else": {
+            "if": {"not": {"type": "object", "required": ["literal"], "maxProperties": 1}},
+            "then": {"items": _ARGUMENT, "additionalProperties": _ARGUMENT},
+        },
+    },
+}
+"""One argument of a builder, as `arguments` reads it."""
 _RECIPES = {"training": "one training step", "inference": "one forward pass without gradients"}
 _RECIPE: dict[str, dict[str, Any]] = {
     "batch": {**_SIZE, "description": "size of the dimension B"},
@@ -112,6 +142,9 @@ def json_schema() -> dict[str, Any]:
     found = Manifest.model_json_schema(ref_template="#/$defs/{model}")
     kinds: dict[str, Any] = found["$defs"]
     kinds["Model"] = Model.model_json_schema()
+    kinds["Argument"] = _ARGUMENTS
+    kinds["Model"]["properties"]["args"]["items"] = _ARGUMENT
+    kinds["Model"]["properties"]["kwargs"]["additionalProperties"] = _ARGUMENT
     kinds["Budgets"] = _budgets()
     kinds["Sum"] = _object({name: _limit(METRICS[name].kind, ("max", "warn")) for name in ADDITIVE})
     kinds |= {kind: _recipe(kind) for kind in written.KINDS}
@@ -125,7 +158,10 @@ def json_schema() -> dict[str, Any]:
         pattern=_BUILD, description="module:callable, returns the model; or a file: nets/model.keras, ./saved_model"
     )
     kinds["Model"]["properties"]["inputs"] = {
-        "description": 'what the model is called with: "float32[B, 3, 224, 224]", a list, a mapping, or module:callable'
+        "description": (
+            'what the model is called with: "float32[B, 3, 224, 224]", "int64[B] = T", "int64[B, T] < 32000", '
+            "a list, a mapping, or module:callable"
+        )
     }
     found["properties"]["models"] = {
         "type": "object",

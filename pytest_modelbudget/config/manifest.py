@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pytest_modelbudget import arguments, inputs
 from pytest_modelbudget import budget as budgets
-from pytest_modelbudget import inputs
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, check_id, names_file
 from pytest_modelbudget.config import schema
@@ -32,8 +32,6 @@ TABLE = ("tool", "modelbudget")
 """Where a `pyproject.toml` has its manifest."""
 
 _EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
 _Shape = TypeVar("_Shape", bound=BaseModel)
 
 
@@ -200,7 +198,7 @@ class _Loader:
 
     def _sources(self, manifest: schema.Manifest) -> Iterator[tuple[str, Place]]:
         for index, reference in enumerate(manifest.sources):
-            if _REFERENCE.fullmatch(reference):
+            if arguments.REFERENCE.fullmatch(reference):
                 yield reference, Place(self.file, self.tree.line(("sources", index)))
             else:
                 self._mistake(("sources", index), f"{reference!r} is not a reference: write module:callable")
@@ -236,6 +234,18 @@ class _Loader:
             if not wrong:
                 found[kind] = written.read(kind, said)
         return found
+
+    def _arguments(self, written: Any, keys: Keys) -> Any:
+        """The arguments of a builder with the calls in them read; each bad one is a mistake at its own line."""
+        model, name = keys[:-1], keys[-1:]
+
+        def place(below: Keys) -> Place:
+            return Place(self.file, self.tree.line((*model, *below)))
+
+        wrong = list(arguments.mistakes_inside(written, name))
+        for below, message in wrong:
+            self._mistake((*model, *below), message)
+        return type(written)() if wrong else arguments.read(written, name, place)
 
     def _budgets(self, limits: Mapping[str, Any], keys: Keys, section: str = "budgets") -> tuple[Budget, ...]:
         """All good budgets of a mapping (or limits of a `sum`); each bad one is a mistake at its own line."""
@@ -280,12 +290,13 @@ class _Loader:
         model = self._shape(schema.Model, data, keys)
         if model is None:
             return None
-        if not _REFERENCE.fullmatch(model.build) and not names_file(model.build):
+        if not arguments.REFERENCE.fullmatch(model.build) and not names_file(model.build):
             self._mistake(
                 (*keys, "build"),
                 f"build: {model.build!r} is not a reference: write module:callable, or the path of a .keras or .h5 "
                 "file or of a SavedModel folder (./saved)",
             )
+        args, kwargs = self._arguments(model.args, (*keys, "args")), self._arguments(model.kwargs, (*keys, "kwargs"))
         limits = self._budgets(model.budgets, keys)
         recipes = self._recipes(model, keys)
         try:
@@ -298,8 +309,8 @@ class _Loader:
         return ModelEntry(
             id=name,
             build=model.build,
-            args=tuple(model.args),
-            kwargs=model.kwargs,
+            args=tuple(args),
+            kwargs=kwargs,
             inputs=read,
             batch=model.batch,
             dims=model.dims,

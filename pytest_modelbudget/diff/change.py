@@ -61,6 +61,9 @@ class Change:
         """Whether it is about the model as a whole, not about rows."""
         return self.kind in ("total", "port")
 
+    def __repr__(self) -> str:
+        return f"<Change {shown(self._head, 150)}{'' if self.delta is None else f' ({self.delta:+,})'}>"
+
     def __str__(self) -> str:
         text = f"{self._head}{self._delta}"
         return f"{text}: {shown(self.why, 2 * _LONGEST)}" if self.why else text

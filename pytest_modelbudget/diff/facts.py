@@ -14,6 +14,9 @@ from pytest_modelbudget.diff.words import shown
 from pytest_modelbudget.explain import why, why_changed
 from pytest_modelbudget.summary import Layer, TensorSpec, Weight
 
+NOT_KNOWN, KNOWN = "shapes and calls not known", "known"
+"""What a row says of a model that was not run (it had no inputs), beside one that was."""
+
 WeightPair = tuple[Weight | None, Weight | None]
 
 
@@ -28,6 +31,9 @@ def row_facts(old: Layer, new: Layer, flow: Flow) -> Iterator[Finding]:
         yield from found
         told = any(one.kind in ("widened", "narrowed", "weights") for one in found)
         told |= any(one.kind == "dtype" for one in found) and _dims(old) == _dims(new)
+    if (old.calls is None) != (new.calls is None):
+        yield Finding("calls", new.path, _whether_known(old), _whether_known(new), old=old, new=new)
+        return
     if old.outputs != new.outputs and not told:
         yield _output(old, new, flow)
     if old.calls != new.calls:
@@ -210,7 +216,7 @@ def _shape_texts(old: Layer, new: Layer) -> tuple[str, str]:
     if was == now:
         was, now = old.weights_text or "no weights", new.weights_text or "no weights"
     if old.outputs != new.outputs:
-        was, now = f"{was} {old.output_text or 'no output'}", f"{now} {new.output_text or 'no output'}"
+        was, now = f"{was} {_output_text(old)}", f"{now} {_output_text(new)}"
     return was, now
 
 
@@ -240,16 +246,24 @@ def _inner(spec: TensorSpec) -> int | None:
 
 
 def _output(old: Layer, new: Layer, flow: Flow) -> Finding:
-    text = old.output_text or "no output", new.output_text or "no output"
+    text = _output_text(old), _output_text(new)
     if flow.output_follows(old, new):
         return Finding("follows", new.path, *text, rank=Rank.FOLLOWS, through="output", old=old, new=new)
     return Finding("output", new.path, *text, old=old, new=new)
+
+
+def _output_text(layer: Layer) -> str:
+    return layer.output_text or ("?" if layer.calls is None else "no output")
 
 
 def connections_text(layer: Layer) -> str:
     """`from a, b`; connections of different calls are joined by `; `, and very many are cut."""
     text = "; ".join(", ".join(map(shown, call[:6])) for call in layer.connected_to[:4])
     return f"from {shown(text, 200) or 'nothing'}"
+
+
+def _whether_known(layer: Layer) -> str:
+    return NOT_KNOWN if layer.calls is None else KNOWN
 
 
 def _times(calls: int | None) -> str:

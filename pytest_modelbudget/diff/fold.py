@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from pytest_modelbudget.diff.facts import dim_text
+from pytest_modelbudget.diff.facts import NOT_KNOWN, dim_text
 from pytest_modelbudget.diff.finding import Finding, Moved
 from pytest_modelbudget.diff.flow import spec_shifts
 from pytest_modelbudget.diff.tree import Node, tokens
@@ -171,8 +171,8 @@ def sweeps(findings: Sequence[Finding], root: Node) -> list[Finding]:
     groups: dict[Hashable, list[Finding]] = {}
     for index, one in enumerate(findings):
         key: Hashable = index
-        if one.kind == "dtype":
-            key = ("dtype", one.before, one.after)
+        if one.kind == "dtype" or NOT_KNOWN in (one.before, one.after):
+            key = (one.kind, one.before, one.after)
         elif one.kind in _SWEEPS:
             key = (one.kind, one.through)
         groups.setdefault(key, []).append(one)
@@ -188,7 +188,7 @@ def _sweep(group: list[Finding], root: Node) -> Finding:
     if first.kind in ("frozen", "unfrozen"):
         params = sum(_own(one.new) for one in group)
         before = f"{params:,} params in {len(group):,} rows {'trainable' if first.kind == 'frozen' else 'frozen'}"
-    elif first.kind == "dtype":
+    elif first.kind in ("dtype", "calls"):
         before = f"{len(group):,} rows {before}"
     elif first.kind == "follows":
         names = _outermost(names)
@@ -239,7 +239,7 @@ def _has_weights(layer: Layer) -> bool:
     return bool(layer.weights)
 
 
-_RELEVANT: dict[str, Callable[[Layer], bool]] = {"follows": _has_output, "dtype": _has_weights}
+_RELEVANT: dict[str, Callable[[Layer], bool]] = {"follows": _has_output, "dtype": _has_weights, "calls": _has_weights}
 
 
 def cover(root: Node, paths: set[str], relevant: Callable[[Layer], bool]) -> list[str]:

@@ -46,13 +46,14 @@ class Tape:
 
     `roles` tell of storages made on the tape that are known to be something lasting (`gradient`, `optimizer`, `cast`);
     what has none is an activation or a temporary, by how long it lives. `steps` are the indices of the events with
-    which the steps of a training begin; the last one is measured, the others warm up.
+    which the steps of a training begin; the last one is measured, the others warm up. `notes` are for the reader.
     """
 
     held: tuple[Held, ...]
     events: tuple[Event, ...]
     roles: Mapping[int, Role] = field(default_factory=dict)
     steps: tuple[int, ...] = (0,)
+    notes: tuple[str, ...] = ()
 
     @property
     def measured(self) -> int:

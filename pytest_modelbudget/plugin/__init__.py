@@ -6,6 +6,7 @@ standard library; what runs with the option on lives in `collect`, `controller` 
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -144,6 +145,20 @@ def pytest_report_teststatus(
     from pytest_modelbudget.plugin.items import status
 
     return status(report)
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Two summaries that should be equal: what changed from one to the other, instead of all their rows."""
+    summary = getattr(sys.modules.get("pytest_modelbudget.summary"), "Summary", None)
+    if op != "==" or summary is None or not (isinstance(left, summary) and isinstance(right, summary)):
+        return None
+    from pytest_modelbudget.diff import changes
+
+    differ = list(map(str, changes(left, right)))
+    return [
+        f"{left!r} == {right!r}",
+        *(differ or ["the same model, counted at other sizes, or with other notes or plans"]),
+    ]
 
 
 @pytest.fixture

@@ -34,9 +34,10 @@ def _template(name: str) -> Template:
 
 
 @cache
-def _part(name: str) -> tuple[Markup, str]:
-    """A file of ours that is put into the page as it is, and the hash by which the page's policy knows it."""
-    content = (resources.files("pytest_modelbudget.reports") / "templates" / name).read_text(encoding="utf-8")
+def _part(*names: str) -> tuple[Markup, str]:
+    """Files of ours that are put into the page as they are, and the hash by which the page's policy knows them."""
+    folder = resources.files("pytest_modelbudget.reports") / "templates"
+    content = "".join((folder / name).read_text(encoding="utf-8") for name in names)
     return Markup(content), base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
@@ -45,9 +46,16 @@ def summary_fragment(summary: Summary) -> str:
     return _template("summary.html").render(model={**_model(summary), "rows": list(text.rows(summary))})
 
 
+def plan_fragment(plan: Plan) -> str:
+    """One planned run for a notebook: its sentences, the curve of its memory, and what is alive at the peak."""
+    style, _ = _part("plan.css")
+    name = hashlib.sha256(plans.peak_text(plan).encode()).hexdigest()[:12]
+    return _template("notebook_plan.html").render(plan=_plan(plan), style=style, id=f"modelbudget-{name}")
+
+
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """All models, failures first, each with its changes, treemap and layer tree; light and dark."""
-    style, style_hash = _part("page.css")
+    style, style_hash = _part("page.css", "plan.css")
     script, script_hash = _part("page.js")
     return _template("page.html").render(
         verdict=text.verdict(results),

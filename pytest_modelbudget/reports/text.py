@@ -145,7 +145,8 @@ def rows(summary: Summary) -> Iterator[Row]:
 
 def connections(layer: Layer) -> str:
     """The layers that feed it: those of one call joined by `, `, of different calls by `; `."""
-    return "; ".join(", ".join(call) for call in layer.connected_to if call) or "-"
+    known = "; ".join(", ".join(call) for call in layer.connected_to if call)
+    return known or (UNKNOWN if layer.calls is None else "-")
 
 
 def output(layer: Layer) -> str:

@@ -7,12 +7,23 @@ No live module or tensor is ever held here, so a summary can be pickled, sent be
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import Fit, Kind, Largest, Lever, Part, Phase, Plan, Point, Role
-from pytest_modelbudget.summary.tensors import ITEM_BYTES, Dim, TensorSpec, Weight, parse_weight, weight_text
+from pytest_modelbudget.summary.tensors import (
+    ITEM_BYTES,
+    Below,
+    Dim,
+    Fill,
+    TensorSpec,
+    Weight,
+    parse_weight,
+    weight_text,
+)
 
 __all__ = [
     "FLOP_RULES",
     "ITEM_BYTES",
+    "Below",
     "Dim",
+    "Fill",
     "Fit",
     "Flops",
     "Growth",

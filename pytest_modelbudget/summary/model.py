@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from pytest_modelbudget import units
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.plan import Kind, Plan
 from pytest_modelbudget.summary.tensors import TensorSpec, Weight, weight_text
 
-FLOP_RULES = 1
+FLOP_RULES = 2
 """Version of the rules by which FLOPs are counted; raised when a release counts the same model differently."""
 
 
@@ -264,6 +265,12 @@ class Summary:
             plans=tuple(map(Plan.from_dict, data.get("plans", ()))),
             growth=tuple(map(Growth.from_dict, data.get("growth", ()))),
         )
+
+    def __repr__(self) -> str:
+        flops = "?" if self.flops.value is None else units.flops(self.flops.value)
+        layers = f"{len(self.leaves):,} layer{'' if len(self.leaves) == 1 else 's'}"
+        numbers = f"{self.params:,} params, {'>= ' if self.flops.is_lower_bound else ''}{flops}, {layers}"
+        return f"<Summary {self.model!r:.40} ({self.framework}): {numbers}>"
 
     def __str__(self) -> str:
         from pytest_modelbudget.reports import table  # a face for people; the data below knows nothing of it

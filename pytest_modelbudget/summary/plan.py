@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
+from pytest_modelbudget import units
+
 Kind = Literal["training", "inference"]
 
 Phase = Literal["forward", "loss", "backward", "optimizer", ""]
@@ -124,6 +126,16 @@ class Plan:
         from pytest_modelbudget.reports import plans  # a face for people; the data above knows nothing of it
 
         return "\n".join(plans.lines(self))
+
+    def __repr__(self) -> str:
+        peak = "?" if self.peak_bytes is None else units.size(self.peak_bytes)
+        recipe = f"{self.recipe!r:.60}".strip("'\"")
+        return f"<Plan {self.kind} ({recipe}): peak {peak}{f' in {self.phase}' if self.phase else ''}>"
+
+    def _repr_html_(self) -> str:
+        from pytest_modelbudget.reports import html
+
+        return html.plan_fragment(self)
 
     def by_role(self) -> dict[Role, int]:
         """Bytes alive at the peak by role, largest first."""

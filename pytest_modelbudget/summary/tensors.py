@@ -29,18 +29,51 @@ _WEIGHT = re.compile(
     r"(?: (?P<packed>[0-9]+)B)?(?: (?P<role>buffer|frozen))?(?: = (?P<owner>\S+))?"
 )
 
-_SPEC = re.compile(r"\s*(?P<dtype>[A-Za-z][A-Za-z0-9_]*)?\s*\[(?P<dims>[^\[\]]*)\]\s*")
+_SPEC = re.compile(
+    r"\s*(?P<dtype>[A-Za-z][A-Za-z0-9_]*)?\s*\[(?P<dims>[^\[\]]*)\]\s*(?:(?P<sign>[=<])\s*(?P<value>\S.*?)\s*)?"
+)
+_WHOLE = re.compile(r"[+-]?[0-9][0-9_]*")
+_TRUTH = {"true": True, "false": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Every element of a tensor is `value`: a number, a truth value, or the size of the dimension of that name."""
+
+    value: bool | int | float | str
+
+    def __str__(self) -> str:
+        return f"= {str(self.value).lower() if isinstance(self.value, bool) else self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """The elements of a tensor are whole numbers from 0 on, all below `bound`, drawn with a fixed seed."""
+
+    bound: int
+
+    def __str__(self) -> str:
+        return f"< {self.bound}"
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Shape and dtype of a tensor; `str()` gives `float32[B, 28, 28, 3]`."""
+    """Shape and dtype of a tensor; `str()` gives `float32[B, 28, 28, 3]`.
+
+    `values` are those that a user declared for an input: `int64[B] = T`, `int64[B, T] < 32000`.
+    """
 
     shape: tuple[Dim, ...]
     dtype: str = "float32"
+    values: Fill | Below | None = None
 
     def __str__(self) -> str:
-        return f"{self.dtype}{self.dims}"
+        return f"{self.dtype}{self.dims}" if self.values is None else f"{self.dtype}{self.dims} {self.values}"
+
+    @property
+    def without_values(self) -> TensorSpec:
+        """Its shape and dtype alone."""
+        return self if self.values is None else TensorSpec(self.shape, self.dtype)
 
     @property
     def dims(self) -> str:
@@ -50,11 +83,11 @@ class TensorSpec:
     @property
     def brief(self) -> str:
         """The shape, with the dtype only when it is not float32."""
-        return self.dims if self.dtype == "float32" else str(self)
+        return self.dims if self.dtype == "float32" else f"{self.dtype}{self.dims}"
 
     @classmethod
     def parse(cls, text: str) -> TensorSpec:
-        """Read `dtype[dim, dim]` or `[dim, dim]` (float32) back.
+        """Read `dtype[dim, dim]` or `[dim, dim]` (float32) back, with the values after it.
 
         Raises:
             ModelBudgetError: the text is not of that form.
@@ -63,7 +96,26 @@ class TensorSpec:
         if not match:
             raise ModelBudgetError(f'{text!r} is not a tensor: write dtype[dim, dim], e.g. "float32[B, 3, 224, 224]"')
         dims = [dim.strip() for dim in match["dims"].split(",")] if match["dims"].strip() else []
-        return cls(tuple(_dim(dim, text) for dim in dims), match["dtype"] or "float32")
+        values = _values(match["sign"], match["value"], text) if match["sign"] else None
+        return cls(tuple(_dim(dim, text) for dim in dims), match["dtype"] or "float32", values)
+
+
+def _values(sign: str, value: str, text: str) -> Fill | Below:
+    if sign == "<":
+        if not _WHOLE.fullmatch(value) or int(value) <= 0:
+            raise ModelBudgetError(f'{text!r}: {value!r} is no bound: write a whole number above 0, e.g. "< 32000"')
+        return Below(int(value))
+    if value.lower() in _TRUTH:
+        return Fill(_TRUTH[value.lower()])
+    if value.isidentifier():
+        return Fill(value)
+    try:
+        return Fill(int(value) if _WHOLE.fullmatch(value) else float(value))
+    except ValueError:
+        raise ModelBudgetError(
+            f"{text!r}: {value!r} is no value: write a number, true, false or the name of a dimension, "
+            'e.g. "int64[B] = T"'
+        ) from None
 
 
 def _dim(dim: str, text: str) -> Dim:

@@ -119,15 +119,12 @@ MODELS: dict[str, tuple[Callable[[], Any], list[int], str]] = {
 
 
 def _ours(build: Callable[[], Any], shape: list[int], dtype: str) -> int:
-    from pytest_modelbudget.backends import torch as backend
-    from pytest_modelbudget.inputs import parse
+    """What a user calls: the batch and the tokens have names."""
+    from pytest_modelbudget import summarize
 
-    with backend.preserved(), backend.abstract():
-        model = build()
-    sizes = dict(zip("BT", shape, strict=False)) if dtype == "int64" else {"B": 1}
-    spec = [*sizes, *shape[len(sizes) :]]
-    inputs = parse(f"{dtype}[{', '.join(map(str, spec))}]")
-    return backend.summarize(model, name="model", inputs=inputs, sizes=sizes, built_here=True).params
+    dims = {"T": shape[1]} if dtype == "int64" else {}
+    spec = ["B", *dims, *shape[1 + len(dims) :]]
+    return summarize(build, f"{dtype}[{', '.join(map(str, spec))}]", dims=dims, name="model").params
 
 
 def _torchinfo(build: Callable[[], Any], shape: list[int], dtype: str) -> int:
@@ -161,7 +158,7 @@ def measure(arm: str, name: str) -> dict[str, Any]:
     if arm == "torchinfo":
         import torchinfo  # noqa: F401
     if arm == "ours":
-        from pytest_modelbudget.backends import torch as backend  # noqa: F401
+        import pytest_modelbudget.backends.torch  # noqa: F401
     imported = time.process_time()
     for _ in range(2):
         run(lambda: torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)), [1, 8], "float32")

@@ -26,7 +26,10 @@ models:
   long:
     build: nets:build
     args: [1]
-    kwargs: {width: 2}
+    kwargs:
+      width: 2
+      config: {call: "nets:Config", args: [{call: "nets:Rope"}], kwargs: {dtype: {ref: "torch:float16"}}}
+      list: [{literal: {call: a name}}, {ref: "nets:names"}, {reference: x, ref: y, call: 3}]
     inputs: {args: ["float32[B, 2]"], kwargs: {training: false}}
     tags: [edge]
     samples: 60000
@@ -77,6 +80,10 @@ WRONG = (
     'models: {a: {build: "x:y", budgets: {layers: {"d*": {layers: 3}}}}}',
     "groups: {g: {sum: {layers: 3}}}",
     'models: {a: {build: "x:y", run: fast}}',
+    'models: {a: {build: "x:y", args: [{call: transformers.GPT2Config}]}}',
+    'models: {a: {build: "x:y", args: [[{call: "x:y", kwarg: {}}]]}}',
+    'models: {a: {build: "x:y", kwargs: {a: {call: "x:y", args: {}}}}}',
+    'models: {a: {build: "x:y", kwargs: {a: {call: "x:y", kwargs: {b: {ref: 3}}}}}}',
     "defaults: {run: true}",
     'models: {a: {build: "x:y", training: {bacth: 3}}}',
     'models: {a: {build: "x:y", training: {batch: 0}}}',

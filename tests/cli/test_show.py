@@ -24,6 +24,17 @@ def test_a_model_of_the_manifest(modelbudget: Command) -> None:
     assert "Total params: 2,048 (8.000 KiB)" in done.out
 
 
+def test_arguments_are_written_as_in_a_manifest(modelbudget: Command) -> None:
+    """With the calls in them: 32 * (2 * 8) params."""
+    modelbudget.write("config.py", "def doubled(width):\n    return 2 * width\n")
+    words = '[{call: "config:doubled", kwargs: {width: 8}}]'
+    done = modelbudget("show", "zoo:of_width", "--args", words, "--inputs", "float32[B, 32]")
+    assert "Total params: 512 " in done.out
+    wrong = modelbudget("show", "zoo:of_width", "--args", "[{call: config.doubled}]", "--inputs", "float32[B, 32]")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "args.0.call: 'config.doubled' is not a reference: write module:callable" in wrong.err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 from textwrap import dedent
@@ -162,6 +163,36 @@ def test_toml(tmp_path: Path) -> None:
     assert str(good.limits[0].place) == "pyproject.toml:14"
 
 
+VALUES = {"n": "int64[] = 3", "lengths": "int64[B] = T", "mask": "bool[B, T] = true", "ids": "int64[B, T] < 32000"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param(
+            "modelbudget.yaml", f"models:\n  net:\n    build: 'a:b'\n    inputs: {json.dumps(VALUES)}", id="yaml"
+        ),
+        pytest.param(
+            "modelbudget.yaml",
+            "models:\n  net:\n    build: 'a:b'\n    inputs:\n"
+            + "".join(f"      {key}: {value}\n" for key, value in VALUES.items()),
+            id="yaml without quotes",
+        ),
+        pytest.param(
+            "pyproject.toml",
+            "[tool.modelbudget.models.net]\nbuild = 'a:b'\n[tool.modelbudget.models.net.inputs]\n"
+            + "".join(f"{key} = '{value}'\n" for key, value in VALUES.items()),
+            id="toml",
+        ),
+    ],
+)
+def test_values_of_inputs(name: str, text: str, tmp_path: Path) -> None:
+    """A value or a bound is a part of the input's text, in each kind of manifest."""
+    [entry] = read(tmp_path, text, name).entries
+    assert isinstance(entry.inputs, Inputs)
+    assert {port.name: str(port.spec) for port in entry.inputs.ports} == VALUES
+
+
 def test_yaml_anchors_and_merge_keys(tmp_path: Path) -> None:
     """What people use against repetition works."""
     text = """\
@@ -269,6 +300,7 @@ def test_the_decorator_gives_an_entry() -> None:
     ("options", "words"),
     [
         ({"inputs": "float32[B"}, "is not a tensor"),
+        ({"inputs": "int64[B] = 0.5"}, "int64 holds whole numbers"),
         ({"budgets": {"parms": 1}}, "did you mean 'params'"),
         ({"name": "a b"}, "bad model id"),
         ({"run": "fast"}, "run: 'fast' is not known: write real or abstract"),

@@ -50,9 +50,6 @@ BUILDERS = """
     def leaves_quietly():
         raise SystemExit
 
-    def examples():
-        return ["x"]
-
     def examples_raise():
         raise OSError("no data here")
 
@@ -162,11 +159,6 @@ def build(reference: str, more: str = "inputs: 'float32[B, 32]'") -> str:
             build("nets:small", "inputs: 'float32[B, T, 32]'"),
             ["*the symbolic dimension 'T' has no size: give one with dims: {T: 128}*"],
             id="no size",
-        ),
-        pytest.param(
-            build("nets:small", "inputs: 'nets:examples'"),
-            ["*example inputs: 0 is a str, neither a tensor nor a plain value"],
-            id="example is text",
         ),
         pytest.param(
             build("nets:small", "inputs: 'nets:no_examples'"),

@@ -219,3 +219,29 @@ def test_how_a_model_runs_is_real_or_abstract(project: Project) -> None:
     result = project.plain()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["E*run: 'fast' is not known: write real or abstract"])
+
+
+def test_summaries_that_should_be_equal_show_what_changed(project: Project) -> None:
+    """A failing assert has the changes, not two thousand rows."""
+    project.write(
+        "test_nets.py",
+        """
+        from fakenet import Model
+
+        def test_equal(model_budget):
+            rows = {f"layer{index}": (32, 32) for index in range(2000)}
+            before = model_budget.check(Model(rows), "float32[B, 32]", name="net")
+            after = model_budget.check(Model({**rows, "layer7": (32, 31), "layer8": (31, 32)}), "float32[B, 32]", name="other")
+            assert before == after
+        """,
+    )
+    result = project.plain("-vv", "-p", "no:xdist")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E*<Summary 'net' (fakenet): 2,048,000 params, *2,000 layers> == <Summary 'other' *",
+            "E*params 2,048,000 -> 2,047,936*",
+            "E*layer7*narrowed*",
+        ]
+    )
+    assert len(result.outlines) < 60

@@ -39,6 +39,7 @@ RENDERERS: dict[str, Callable[[list[Result]], str]] = {
     "short line": each(terminal.short),
     "closing": lambda results: "\n".join(terminal.closing(results)),
     "layer table": lambda results: table.summary_text(results[0].summary, explain=True),  # type: ignore[arg-type]
+    "notebook of a plan": lambda results: "".join(map(html.plan_fragment, results[0].summary.plans)),  # type: ignore[union-attr]
     "notebook": lambda results: html.summary_fragment(results[0].summary),  # type: ignore[arg-type]
     "captured output": lambda results: text.captured(results[-1].id),
 }

@@ -156,3 +156,16 @@ def test_open_dimensions_are_kept() -> None:
     """`?` is any size, not zero."""
     summary = Summary("net", "keras", (), (Input("x", TensorSpec(("B", None))),))
     assert read(text(summary)).inputs[0].spec.shape == ("B", None)
+
+
+def test_declared_values_of_inputs_are_kept() -> None:
+    """They change what is counted, so they are in the file; inputs without any are written as ever."""
+    ports = [f"int64[B] {values}".strip() for values in ("", "= T", "= -3", "< 32000")]
+    summary = Summary(
+        "net", "torch", (), tuple(Input(f"0.{at}", TensorSpec.parse(one)) for at, one in enumerate(ports))
+    )
+    written = text(summary)
+    assert "- 0.0 int64[B]\n" in written
+    assert '- "0.1 int64[B] = T"\n' in written
+    assert read(written).inputs == summary.inputs
+    assert Summary.from_dict(summary.to_dict()).inputs == summary.inputs

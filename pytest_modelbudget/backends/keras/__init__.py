@@ -40,6 +40,11 @@ __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"
 
 FRAMEWORK = "keras"
 
+_UNCALLED = (
+    "without inputs the model was not called: shapes, connections, calls, FLOPs and activation_bytes are not known, "
+    'and what a call makes is not counted; write e.g. inputs: "float32[B, 28, 28, 3]"'
+)
+
 
 def owns(model: object) -> bool:
     """Whether `model` is a Keras model."""
@@ -61,6 +66,8 @@ def summarize(
 ) -> Summary:
     """Count `model`: rows in Keras' own order, params without seeds, metrics and optimizer, FLOPs of one inference.
 
+    Without inputs a model that is built and does not know its own is not called: its shapes and FLOPs are unknown.
+
     Raises:
         ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
     """
@@ -81,6 +88,8 @@ class _Counted:
         self.notes: list[str] = []
 
     def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
+        if inputs is None and private.function_of(self.model) is None and self._is_built():
+            return self._uncalled()
         arguments = self._arguments(inputs, built_here)
         seen, outputs = self._seen(arguments)
         rows = walk.rows(self.model, seen, self.names)
@@ -101,6 +110,17 @@ class _Counted:
             optimizer_bytes=self._optimizer_bytes(),
             notes=tuple(self.notes),
         )
+
+    def _is_built(self) -> bool:
+        return bool(self.model.built) and not walk.unbuilt(self.model, rules.weightless)
+
+    def _uncalled(self) -> Summary:
+        """Layers and weights of a model that is built; nothing that only a call would show."""
+        found = walk.rows(self.model, walk.Seen((), (), (), {}, from_graph=False), self.names)
+        layers = tuple(replace(row.layer, outputs=(), inputs=(), connected_to=(), calls=None) for row in found)
+        optimizer_bytes = self._optimizer_bytes()
+        notes = (_UNCALLED, *self.notes)
+        return Summary(self.name, FRAMEWORK, layers, notes=notes, optimizer_bytes=optimizer_bytes)
 
     def _held(self, arguments: ports.Arguments) -> activations.Held | None:
         try:
@@ -179,9 +199,9 @@ class _Counted:
         return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_said(error)}")
 
     def _refuse_unbuilt(self, *, live: bool = False) -> None:
-        paths = walk.unbuilt(self.model, rules.weightless)
-        if not paths and self.model.built:
+        if self._is_built():
             return
+        paths = walk.unbuilt(self.model, rules.weightless)
         cure = (
             "call the model once before, or pass a function that builds it"
             if live
@@ -223,7 +243,8 @@ def _has_graph(layer: Any) -> bool:
 def _of_inputs(graph: Any, arguments: ports.Arguments) -> dict[int, TensorSpec]:
     """The declared spec of each input layer of the outermost model."""
     pasts = [private.history(tensor) for tensor in graph.inputs]
-    return {id(past[0]): port.spec for past, port in zip(pasts, arguments.ports, strict=True) if past is not None}
+    specs = [port.spec.without_values for port in arguments.ports]
+    return {id(past[0]): spec for past, spec in zip(pasts, specs, strict=True) if past is not None}
 
 
 def _with_costs(row: walk.Row, total: Flops, by_path: Mapping[str, int | None], held: activations.Held | None) -> Layer:

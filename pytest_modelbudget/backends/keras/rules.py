@@ -1,4 +1,4 @@
-"""FLOPs of one Keras operation, from the shapes of its operands; a multiply-add counts 2.
+"""FLOPs of one Keras operation, from the shapes of its operands; a multiply-add counts 2, one of complex numbers 8.
 
 The same products are counted whatever layer asks for them: layers are looked into until only operations are left.
 Operations in `ZERO` cost nothing by rule (elementwise work, reductions, normalisation, pooling, look-ups, views,
@@ -17,7 +17,15 @@ import keras
 from pytest_modelbudget.backends.keras.calls import Call
 from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
 from pytest_modelbudget.backends.operators import Count
-from pytest_modelbudget.backends.operators.formulas import COMPLEX_FFT, REAL_FFT, Shape, einsum, fft
+from pytest_modelbudget.backends.operators.formulas import (
+    COMPLEX_FFT,
+    COMPLEX_PRODUCT,
+    REAL_FFT,
+    Shape,
+    einsum,
+    fft,
+    triangular_systems,
+)
 
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
 """From an operation (or layer), the shapes of its tensor operands and those of its results, to FLOPs."""
@@ -86,6 +94,10 @@ def _cdist(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
     return 2 * prod(operands[0]) * operands[1][-2]
 
 
+def _solve_triangular(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
+    return triangular_systems(operands[0][-1], prod(operands[1]))
+
+
 def _fft1(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
     return fft(operands[0][-1], prod(operands[0][:-1]), COMPLEX_FFT)
 
@@ -131,8 +143,9 @@ COUNTED: dict[str, Rule] = {
     "STFT": _stft,
     "ISTFT": _istft,
     "CDist": _cdist,
+    "SolveTriangular": _solve_triangular,
 }
-"""Operations that cost something."""
+"""Operations that cost something. Transforms take and give complex numbers in two parts, as real ones."""
 
 
 def _conv_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
@@ -186,7 +199,12 @@ def _cost(call: Call) -> int | None:
     results = [tuple(tensor.shape) for tensor in call.outputs]
     if any(size is None for shape in (*operands, *results) for size in shape):
         return None
-    return rule(operation, operands, results)
+    flops = rule(operation, operands, results)
+    return flops * COMPLEX_PRODUCT if any(map(_is_complex, call.outputs)) else flops
+
+
+def _is_complex(value: Any) -> bool:
+    return bool(keras.backend.standardize_dtype(value.dtype).startswith("complex"))
 
 
 def _shape(value: Any) -> Any:
@@ -220,7 +238,7 @@ def plain(layer: Any) -> Rule | None:
     if kinds.__name__ in ZERO_LAYERS:
         return _nothing
     rule = _PLAIN.get(kinds.__name__)
-    if rule is None or getattr(layer, "quantization_mode", None) is not None:
+    if rule is None or getattr(layer, "quantization_mode", None) is not None or layer.compute_dtype == "complex64":
         return None
     activation = layer.activation
     keeps_shape = activation is not keras.activations.glu

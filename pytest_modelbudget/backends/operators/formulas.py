@@ -1,4 +1,4 @@
-"""Formulas that are the same in every framework; a multiply-add counts 2."""
+"""Formulas that are the same in every framework; a multiply-add counts 2, one of complex numbers 8."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from math import ceil, log2, prod
 Shape = tuple[int, ...]
 
 COMPLEX_FFT, REAL_FFT = 5, 2.5
-"""Shares of `N log2 N` that a transform of N complex or real points costs."""
+"""Shares of `N log2 N` that a transform of N complex or real points costs, in real FLOPs."""
+
+COMPLEX_PRODUCT = 4
+"""How many multiply-adds of real numbers one of complex numbers is: four products and four sums.
+
+A real operand beside a complex one is made complex first, by all frameworks that take the two, and counts alike.
+"""
+
+
+def triangular_systems(unknowns: int, elements: int) -> int:
+    """n^2 for each column of n unknowns, `elements` unknowns in all.
+
+    n (n + 1) / 2 products and divisions and n (n - 1) / 2 sums: Golub and Van Loan, Matrix Computations, 3.1.
+    """
+    return int(elements * unknowns)
 
 
 def fft(points: int, transforms: int, share: float) -> int:

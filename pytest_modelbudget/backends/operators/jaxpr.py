@@ -2,10 +2,10 @@
 
     counted = total(operators(jax.make_jaxpr(function)(*arguments)))
 
-A multiply-add counts 2. Counted: `dot_general`, convolutions (also transposed ones, by their dilated input), fused
-attention (the full square) and Fourier transforms; zero by rule are the names of `jax_names`; any other primitive has
-no formula. A `scan` counts its length; a `while` as many times as its counter says, and where that depends on values,
-the loop itself has no formula.
+A multiply-add counts 2, one of complex numbers 8. Counted: `dot_general`, convolutions (also transposed ones, by their
+dilated input), fused attention (the full square), triangular systems and Fourier transforms; zero by rule are the
+names of `jax_names`; any other primitive has no formula. A `scan` counts its length; a `while` as many times as its
+counter says, and where that depends on values, the loop itself has no formula.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from math import prod
 from typing import Any
 
 from pytest_modelbudget.backends.operators import Operator, one_of
-from pytest_modelbudget.backends.operators.formulas import COMPLEX_FFT, REAL_FFT, Shape, fft
+from pytest_modelbudget.backends.operators.formulas import (
+    COMPLEX_FFT,
+    COMPLEX_PRODUCT,
+    REAL_FFT,
+    Shape,
+    fft,
+    triangular_systems,
+)
 from pytest_modelbudget.backends.operators.jax_names import CALLS, ZERO
 
 MOST_TRIPS = 100_000
@@ -60,6 +67,10 @@ def _attention(_: Mapping[str, Any], inputs: Sequence[Shape], __: Sequence[Shape
     return 2 * batch * heads * queries * inputs[1][1] * (width + inputs[2][3])
 
 
+def _triangular_solve(_: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    return triangular_systems(inputs[0][-1], prod(outputs[0]))
+
+
 def _fft(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
     lengths = params["fft_lengths"]
     points, kind = prod(lengths), str(getattr(params["fft_type"], "name", params["fft_type"]))
@@ -75,9 +86,12 @@ FORMULAS: dict[str, Formula] = {
     "conv_general_dilated": _conv,
     "dot_product_attention_fwd": _attention,
     "dot_product_attention_fwd_wrapper": _attention,
-    "fft": _fft,
+    "triangular_solve": _triangular_solve,
 }
-"""Primitives that cost something."""
+"""Primitives that cost multiply-adds, of real numbers."""
+
+TRANSFORMS: dict[str, Formula] = {"fft": _fft}
+"""Primitives whose formulas count real FLOPs of complex numbers already."""
 
 
 def operators(closed: Any, scope: str = "", times: int = 1) -> Iterator[Operator]:
@@ -112,15 +126,19 @@ def _named(scope: str, eqn: Any) -> str:
 
 
 def _called(params: Mapping[str, Any]) -> Any:
+    if "jaxprs" in params:
+        return params["jaxprs"].solve  # beside it are what only derivatives need
     return next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if name in params)
 
 
 def _flops(name: str, eqn: Any) -> int | None:
-    formula = FORMULAS.get(name)
+    formula = FORMULAS.get(name) or TRANSFORMS.get(name)
     if formula is None:
         return 0 if name in ZERO else None
     inputs, outputs = ([tuple(one.aval.shape) for one in ones] for ones in (eqn.invars, eqn.outvars))
-    return formula(eqn.params, inputs, outputs)
+    flops = formula(eqn.params, inputs, outputs)
+    products = name in FORMULAS and any(one.aval.dtype.kind == "c" for one in eqn.invars)
+    return flops * COMPLEX_PRODUCT if products else flops
 
 
 def _needed(jaxpr: Any) -> list[Any]:

@@ -2,9 +2,10 @@
 
     counted = total(operators(concrete_function.graph))
 
-A multiply-add counts 2. Counted: matrix products, convolutions (also their backward passes, which is what a transposed
-convolution is), einsum, fused recurrent cells and Fourier transforms; zero by rule are the names of `tf_names`; any
-other operator has no formula, and one whose shapes are open has none either. A loop counts its body as many times as
+A multiply-add counts 2, one of complex numbers 8. Counted: matrix products, convolutions (also their backward passes,
+which is what a transposed convolution is), einsum, fused recurrent cells, triangular systems and Fourier transforms;
+zero by rule are the names of `tf_names`; any other operator has no formula, and one whose shapes are open has none
+either. A loop counts its body as many times as
 its counter says; where that depends on values, the loop itself has no formula.
 """
 
@@ -15,7 +16,15 @@ from math import prod
 from typing import Any
 
 from pytest_modelbudget.backends.operators import Operator, one_of
-from pytest_modelbudget.backends.operators.formulas import COMPLEX_FFT, REAL_FFT, Shape, einsum, fft
+from pytest_modelbudget.backends.operators.formulas import (
+    COMPLEX_FFT,
+    COMPLEX_PRODUCT,
+    REAL_FFT,
+    Shape,
+    einsum,
+    fft,
+    triangular_systems,
+)
 from pytest_modelbudget.backends.operators.tf_functions import Body, called, function, reached, shape_of
 from pytest_modelbudget.backends.operators.tf_names import costs_nothing
 from pytest_modelbudget.backends.operators.tf_values import Values, trips
@@ -81,6 +90,17 @@ def _gru_cell(_: Any, inputs: Sequence[Shape], __: Sequence[Shape]) -> int:
     return 2 * inputs[0][0] * (prod(inputs[2]) + prod(inputs[3]))
 
 
+def _triangular_solve(_: Any, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    return triangular_systems(inputs[0][-1], prod(outputs[0]))
+
+
+def _banded_solve(_: Any, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    """Row i of a matrix `(.., bands, n)` has min(i, bands) elements: a division, and a multiply-add for each other."""
+    bands, unknowns = inputs[0][-2:]
+    whole = min(bands, unknowns)
+    return (whole**2 + (unknowns - whole) * (2 * whole - 1)) * prod(outputs[0]) // max(unknowns, 1)
+
+
 def _complex_fft(axes: int) -> Formula:
     def formula(_: Any, inputs: Sequence[Shape], __: Sequence[Shape]) -> int:
         return fft(prod(inputs[0][-axes:]), prod(inputs[0][:-axes]), COMPLEX_FFT)
@@ -113,18 +133,28 @@ FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(("Conv", "Conv2D", "Conv3D", "QuantizedConv2D", "_FusedConv2D"), _conv),
     **dict.fromkeys(("FusedPadConv2D", "FusedResizeAndPadConv2D"), _padded_conv),
     **dict.fromkeys(("DepthwiseConv2dNative", "QuantizedDepthwiseConv2D", "_FusedDepthwiseConv2dNative"), _depthwise),
-    **dict.fromkeys(("Conv2DBackpropInput", "Conv3DBackpropInput", "Conv3DBackpropInputV2"), _conv_back_to_input),
-    **dict.fromkeys(("Conv2DBackpropFilter", "Conv3DBackpropFilter", "Conv3DBackpropFilterV2"), _conv_back_to_filter),
+    **{f"Conv{dims}DBackpropInput{version}": _conv_back_to_input for dims in (2, 3) for version in ("", "V2")},
+    **{f"Conv{dims}DBackpropFilter{version}": _conv_back_to_filter for dims in (2, 3) for version in ("", "V2")},
     "DepthwiseConv2dNativeBackpropInput": _depthwise_back_to_input,
     "DepthwiseConv2dNativeBackpropFilter": _depthwise_back_to_filter,
     **dict.fromkeys(("BlockLSTM", "BlockLSTMV2"), _block_lstm),
     "LSTMBlockCell": _lstm_cell,
     "GRUBlockCell": _gru_cell,
-    **{f"{name}{suffix}": _complex_fft(axes) for name in ("FFT", "IFFT") for suffix, axes in _DIMENSIONS},
+    **dict.fromkeys(("MatrixTriangularSolve", "BatchMatrixTriangularSolve"), _triangular_solve),
+    "BandedTriangularSolve": _banded_solve,
+}
+"""Operators that cost multiply-adds, of real numbers."""
+
+TRANSFORMS: dict[str, Formula] = {
+    **{
+        f"{name}{suffix}": _complex_fft(axes)
+        for name in ("FFT", "IFFT", "BatchFFT", "BatchIFFT")
+        for suffix, axes in _DIMENSIONS
+    },
     **{f"RFFT{suffix}": _real_fft(axes) for suffix, axes in _DIMENSIONS},
     **{f"IRFFT{suffix}": _to_real_fft(axes) for suffix, axes in _DIMENSIONS},
 }
-"""Operators that cost something."""
+"""Operators whose formulas count real FLOPs of complex numbers already."""
 
 
 def operators(graph: Any, outputs: Sequence[Any] | None = None) -> Iterator[Operator]:
@@ -213,13 +243,15 @@ class _Reader:
 
 
 def _flops(op: Any) -> int | None:
-    formula = FORMULAS.get(op.type)
+    formula = FORMULAS.get(op.type) or TRANSFORMS.get(op.type)
     if formula is None:
         return 0 if costs_nothing(op.type) else None
     inputs, outputs = [shape_of(one) for one in op.inputs], [shape_of(one) for one in op.outputs]
     if None in inputs or None in outputs:
         return None
-    return formula(op, inputs, outputs)  # type: ignore[arg-type]  # None was ruled out above
+    flops = formula(op, inputs, outputs)  # type: ignore[arg-type]  # None was ruled out above
+    products = op.type in FORMULAS and any(one.dtype.is_complex for one in op.inputs)
+    return flops * COMPLEX_PRODUCT if products else flops
 
 
 def _attribute(op: Any, name: str) -> Any:

@@ -22,7 +22,8 @@ _NORMALISATION_AND_POOLING = """
     AvgPool AvgPool3D BatchNormWithGlobalNormalization Dilation2D FractionalAvgPool FractionalMaxPool FusedBatchNorm
     FusedBatchNormV2 FusedBatchNormV3 LRN LogSoftmax MaxPool MaxPool3D MaxPoolV2 MaxPoolWithArgmax QuantizedAvgPool
     QuantizedBatchNormWithGlobalNormalization QuantizedInstanceNorm QuantizedMaxPool Softmax
-    SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits SparseSoftmax
+    SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits SparseSoftmax CTCBeamSearchDecoder
+    CTCGreedyDecoder CTCLoss CTCLossV2 Dilation2DBackpropFilter Dilation2DBackpropInput
 """
 _REDUCTIONS_AND_ORDER = """
     All Any ApproxTopK ArgMax ArgMin Bincount Bucketize Cumprod Cumsum CumulativeLogsumexp DenseBincount EuclideanNorm
@@ -31,20 +32,21 @@ _REDUCTIONS_AND_ORDER = """
     SparseReduceMax SparseReduceMaxSparse SparseReduceSum SparseReduceSumSparse SparseSegmentMean
     SparseSegmentMeanWithNumSegments SparseSegmentSqrtN SparseSegmentSqrtNWithNumSegments SparseSegmentSum
     SparseSegmentSumWithNumSegments Sum TopK TopKV2 Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2
-    UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound
+    UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound ComputeAccidentalHits
+    DenseCountSparseOutput IsotonicRegression SparseCountSparseOutput
 """
 _VIEWS_AND_LOOK_UPS = """
-    BatchMatrixBandPart BatchMatrixDiag BatchMatrixDiagPart BatchMatrixSetDiag BatchToSpace BatchToSpaceND
-    BroadcastArgs BroadcastGradientArgs BroadcastTo Concat ConcatOffset ConcatV2 ConjugateTranspose CropAndResize
-    DataFormatDimMap DataFormatVecPermute DeepCopy DepthToSpace Diag DiagPart DynamicPartition DynamicStitch EnsureShape
-    ExpandDims ExtractGlimpse ExtractGlimpseV2 ExtractImagePatches ExtractVolumePatches Gather GatherNd GatherV2
-    Identity IdentityN ImageProjectiveTransformV2 ImageProjectiveTransformV3 InplaceAdd InplaceSub InplaceUpdate
-    InvertPermutation ListDiff MatrixBandPart MatrixDiag MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2
-    MatrixDiagV3 MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3 MirrorPad OneHot OnesLike Pack Pad PadV2 ParallelConcat
-    ParallelDynamicStitch PreventGradient QuantizedResizeBilinear Rank Reshape ResizeArea ResizeBicubic ResizeBilinear
-    ResizeNearestNeighbor Reverse ReverseSequence ReverseV2 Roll ScaleAndTranslate ScatterNd Shape ShapeN Size Slice
-    Snapshot SpaceToBatch SpaceToBatchND SpaceToDepth Split SplitV Squeeze StopGradient StridedSlice Tile Transpose
-    UnravelIndex Unpack Where ZerosLike
+    BatchMatrixBandPart BatchMatrixDiag BatchMatrixDiagPart BatchMatrixSetDiag BatchToSpace BatchToSpaceND BroadcastArgs
+    BroadcastGradientArgs BroadcastTo Concat ConcatOffset ConcatV2 ConjugateTranspose CropAndResize DataFormatDimMap
+    DataFormatVecPermute DeepCopy DepthToSpace Diag DiagPart DynamicPartition DynamicStitch EnsureShape ExpandDims
+    ExtractGlimpse ExtractGlimpseV2 ExtractImagePatches ExtractVolumePatches Gather GatherNd GatherV2 Identity IdentityN
+    ImageProjectiveTransformV2 ImageProjectiveTransformV3 InplaceAdd InplaceSub InplaceUpdate InvertPermutation ListDiff
+    MatrixBandPart MatrixDiag MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiag
+    MatrixSetDiagV2 MatrixSetDiagV3 MirrorPad OneHot OnesLike Pack Pad PadV2 ParallelConcat ParallelDynamicStitch
+    PreventGradient QuantizedResizeBilinear Rank Reshape ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor
+    Reverse ReverseSequence ReverseV2 Roll ScaleAndTranslate ScatterNd Shape ShapeN Size Slice Snapshot SpaceToBatch
+    SpaceToBatchND SpaceToDepth Split SplitV Squeeze StopGradient StridedSlice Tile Transpose UnravelIndex Unpack Where
+    ZerosLike Copy CopyHost GetElementAtIndex RefIdentity RefSelect
 """
 _MAKING = """
     ParameterizedTruncatedNormal
@@ -56,7 +58,7 @@ _MAKING = """
 _STATE = """
     Assign AssignAdd AssignAddVariableOp AssignSub AssignSubVariableOp AssignVariableOp CountUpTo DestroyResourceOp
     DisableCopyOnRead IsVariableInitialized ReadVariableOp ResourceGather ResourceGatherNd VarHandleOp
-    VarIsInitializedOp Variable VariableShape VariableV2
+    VarIsInitializedOp Variable VariableShape VariableV2 DestroyTemporaryVariable StridedSliceAssign TemporaryVariable
 """
 _TEXT_AND_SETS = """
     AsString DenseToDenseSetOperation DenseToSparseSetOperation EditDistance ReduceJoin RegexFullMatch RegexReplace
@@ -66,11 +68,16 @@ _SPARSE = """
     CompositeTensorVariantFromComponents CompositeTensorVariantToComponents SparseAdd SparseConcat SparseCross
     SparseCrossHashed SparseCrossV2 SparseDenseCwiseAdd SparseDenseCwiseDiv SparseDenseCwiseMul SparseFillEmptyRows
     SparseReorder SparseReshape SparseSlice SparseSparseMaximum SparseSparseMinimum SparseSplit SparseTensorDenseAdd
-    SparseToDense
+    SparseToDense AddManySparseToTensorsMap AddSparseToTensorsMap CSRSparseMatrixComponents CSRSparseMatrixToDense
+    CSRSparseMatrixToSparseTensor DenseToCSRSparseMatrix DeserializeManySparse DeserializeSparse SerializeManySparse
+    SerializeSparse SparseMatrixAdd SparseMatrixMul SparseMatrixNNZ SparseMatrixSoftmax SparseMatrixTranspose
+    SparseMatrixZeros SparseTensorToCSRSparseMatrix TakeManySparseFromTensorsMap
 """
 _QUESTIONS = """
     Assert CombinedNonMaxSuppression ControlTrigger DrawBoundingBoxes DrawBoundingBoxesV2 Enter Exit FakeParam
-    GenerateBoundingBoxProposals Merge NextIteration NoOp Print PrintV2 Switch Timestamp
+    GenerateBoundingBoxProposals Merge NextIteration NoOp Print PrintV2 Switch Timestamp Abort CheckPinned DeviceIndex
+    Fingerprint LoopCond OptionalFromValue OptionalGetValue OptionalHasValue OptionalNone RefEnter RefExit RefMerge
+    RefNextIteration RefSwitch SerializeTensor SyncDevice
 """
 
 ZERO = frozenset(

@@ -11,7 +11,7 @@ from pytest_modelbudget.backends.keras import shapes
 from pytest_modelbudget.backends.operators import Operator, total
 from pytest_modelbudget.backends.tensorflow.private import ConversionOptions, converted_call, func_graph_from_py_func
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.summary import Flops, Input, TensorSpec
+from pytest_modelbudget.summary import Fill, Flops, Input, TensorSpec
 
 Sizes = Mapping[str, int]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -36,8 +36,17 @@ def traced(call: Callable[..., Any], arguments: Arguments, *, convert: bool = Fa
 
 
 def specs(inputs: Inputs, sizes: Sizes) -> Arguments:
-    """The arguments of one call as `tf.TensorSpec`, symbolic dimensions at their sizes."""
-    return inputs.build(lambda name, one: tensor_spec(one, sizes))
+    """The arguments of one call as `tf.TensorSpec`, dimensions at their sizes; constants where a value is declared."""
+    return inputs.build(lambda name, one: _argument(one, sizes))
+
+
+def _argument(one: TensorSpec, sizes: Sizes) -> Any:
+    spec = tensor_spec(one, sizes)
+    if not isinstance(one.values, Fill) or not spec.shape.is_fully_defined():
+        return spec
+    value = one.values.value
+    with tf.init_scope():
+        return tf.constant(sizes[value] if isinstance(value, str) else value, spec.dtype, spec.shape)
 
 
 def tensor_spec(one: TensorSpec, sizes: Sizes) -> Any:

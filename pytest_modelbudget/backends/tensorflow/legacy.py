@@ -173,7 +173,7 @@ class _Counted:
         inputs: dict[int, TensorSpec] = {}
         if self.model._is_graph_network:
             pairs = zip(self._input_layers(), arguments.ports, strict=True)
-            inputs = {id(layer): port.spec for layer, port in pairs}
+            inputs = {id(layer): port.spec.without_values for layer, port in pairs}
         seen = legacy_rows.Seen(base, given, outputs, inputs, names)
         return seen, graphs.named(base.graph.outputs, whole, self.sizes)
 

@@ -6,7 +6,7 @@ operands keep values), `memo` (repeated operators, some by their own rules of `s
 `activations` runs one more in training mode, with `attention` as real devices run it and `saved` for what autograd
 keeps, and `tape` records a pass as events. Blocks that `repeats` finds alike (by their `prints`) do not run again:
 `retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model; `modules` and
-`weights` read the structure, `rows` and `counting` put the summary together.
+`weights` read the structure, `rows` and `counting` put the summary together, and without inputs `structure` does.
 
 `step` records whole steps by a recipe, with the `kernels` of a device: `recurrent` layers (`stepwise` on the CPU) and
 the `workspaces` that kernels take inside themselves; `alterations` and `optimizers` are what a recipe asks for.
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from pytest_modelbudget.backends.torch import counting
+from pytest_modelbudget.backends.torch import counting, structure
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.real import with_memory
@@ -58,19 +58,17 @@ def summarize(
 ) -> Summary:
     """Count a `torch.nn.Module` at `inputs`: one forward pass on the meta device and a few at other sizes.
 
-    See `Memory` for `rebuild` and `run`.
+    Without inputs nothing is run: params and bytes are counted, shapes and FLOPs are unknown; see `structure`, and
+    `Memory` for `rebuild` and `run`.
 
     Raises:
-        ModelBudgetError: inputs are missing or do not fit, or a lazy layer never saw an input.
+        ModelBudgetError: inputs do not fit, or a lazy layer never saw an input.
     """
     model = module_of(model)
     if not isinstance(model, nn.Module):
         raise ModelBudgetError(f"{name}: {type(model).__name__} is not a torch.nn.Module")
     if inputs is None:
-        raise ModelBudgetError(
-            f"{name}: a torch model does not know its inputs: give them, "
-            f'e.g. inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
-        )
+        return structure.summarize(model, name=name, framework=FRAMEWORK)
     with unswept():
         origin = counting.Origin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
@@ -94,7 +92,7 @@ def plan(
     from pytest_modelbudget.backends.torch import planning  # most runs plan nothing
 
     if inputs is None:
-        raise ModelBudgetError(f"{name}: a torch model does not know its inputs: give them")
+        raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
     with unswept():
         return planning.plans(
             module_of(model),

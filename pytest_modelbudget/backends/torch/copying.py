@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -28,7 +30,7 @@ def ghost_of(model: nn.Module) -> nn.Module:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = _stand_in(tensor, ghosts)
-    with _CopyTensors(ghosts), torch.no_grad():
+    with CopyTensors(partial(_stand_in, ghosts=ghosts)), torch.no_grad():
         try:
             ghost = copy.deepcopy(model, dict(memo))
         except Exception:  # a lock, a generator, a file: share what cannot be copied
@@ -46,19 +48,19 @@ def _stand_in(tensor: torch.Tensor, ghosts: Ghosts) -> torch.Tensor:
     return ghosts.of(tensor)
 
 
-class _CopyTensors(TorchFunctionMode):  # type: ignore[misc]
-    """Tensors that a module holds outside its parameters and buffers are copied as ghosts, small ones with values."""
+class CopyTensors(TorchFunctionMode):  # type: ignore[misc]
+    """Inside, a deep copy has `stand_in(tensor)` for each tensor, as those that modules hold in plain attributes."""
 
-    def __init__(self, ghosts: Ghosts) -> None:
+    def __init__(self, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self._ghosts = ghosts
+        self._stand_in = stand_in
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is not torch.Tensor.__deepcopy__:
             return func(*args, **(kwargs or {}))
         tensor, memo = args
         if id(tensor) not in memo:
-            memo[id(tensor)] = _stand_in(tensor, self._ghosts)
+            memo[id(tensor)] = self._stand_in(tensor)
         return memo[id(tensor)]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
-from pytest_modelbudget.backends.torch import real, sharded
+from pytest_modelbudget.backends.torch import real, sharded, steering
 from pytest_modelbudget.backends.torch.activations import measured
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
@@ -84,7 +84,9 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
         settle(model, Ghosts())
     try:
         subject = Subject(name, model if origin.built_here else ghost_of(model), inputs)
-        return _Run(subject, forward(subject, sizes, keep=True))
+        base = forward(subject, sizes, keep=True)
+        twins = steering.twins_of(subject, sizes, base)
+        return _Run(subject, base, twins, notes=steering.notes(base, twins))
     except ForwardFailed as mistake:
         possible = not (origin.run == "abstract" or sharded.note(model) or (origin.built_here and not origin.rebuild))
         if not (mistake.needs_values and possible):
@@ -102,18 +104,29 @@ _SEEDS = (1, None)
 
 
 def _really(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: Origin, why: str) -> _Run:
-    """Run a copy with memory several times, on other inputs, and for a model built here with other weights."""
-    subject = Subject(name, _with_values(model, name, origin), inputs, real=True, seed=0)
-    base = forward(subject, sizes, keep=True)
+    """Run a copy with memory several times, on other inputs and with other weights."""
+    subject, base = _first(Subject(name, _with_values(model, name, origin), inputs, real=True, seed=0), sizes)
     perturbed = _passes(replace(subject, perturbed="masks"), sizes)
-    twins = tuple(_twins(subject, sizes, origin))
+    if not origin.built_here and inputs.example is not None:  # the user's own weights and inputs: nothing is drawn
+        return _Run(subject, base, (), perturbed, (f"{why}; its FLOPs are those of the inputs that were given",))
+    twins = tuple(_twins(subject, sizes))
+    read = steering.notes(base, twins, real=True)
     if not twins:
-        return _Run(subject, base, (), perturbed, (f"{why}; it ran on one set of values only",))
+        return _Run(subject, base, (), perturbed, (f"{why}; it ran on one set of values only", *read))
     lowest, *_, highest = sorted(run.trace.flops for run in (base, *twins))
     if lowest == highest:
-        return _Run(subject, base, twins, perturbed, (why,))
+        return _Run(subject, base, twins, perturbed, (why, *read))
     spread = f"{units.flops(lowest)} to {units.flops(highest)} in {1 + len(twins)} runs"
-    return _Run(subject, base, twins, perturbed, (f"{why}, and its FLOPs depend on them: {spread}",))
+    return _Run(subject, base, twins, perturbed, (f"{why}, and its FLOPs depend on them: {spread}", *read))
+
+
+def _first(subject: Subject, sizes: Sizes) -> tuple[Subject, Pass]:
+    """The first pass: on random values, or on zeros where those do not fit a table of ids."""
+    try:
+        return subject, forward(subject, sizes, keep=True)
+    except ForwardFailed:
+        zeros = replace(subject, seed=None)
+        return zeros, forward(zeros, sizes, keep=True)
 
 
 def _with_values(model: nn.Module, name: str, origin: Origin) -> nn.Module:
@@ -123,11 +136,10 @@ def _with_values(model: nn.Module, name: str, origin: Origin) -> nn.Module:
     return real.copy_of(model, name, limited=origin.run != "real")
 
 
-def _twins(subject: Subject, sizes: Sizes, origin: Origin) -> Iterator[Pass]:
+def _twins(subject: Subject, sizes: Sizes) -> Iterator[Pass]:
     yield from _passes(replace(subject, perturbed="decisions"), sizes)
     for seed in _SEEDS:
-        if origin.built_here:
-            real.redraw(subject.model, seed)
+        real.redraw(subject.model, seed)
         yield from _passes(replace(subject, seed=seed), sizes)
 
 
@@ -195,6 +207,8 @@ def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str
     """What is held for the backward pass, and what has to be said of it."""
     if run.subject.real:
         return None, ("activation_bytes is not known: the model cannot be run on the meta device",)
+    if not all(steering.same(run.base, twin) for twin in run.twins):
+        return None, ("activation_bytes is not known: it depends on the values of inputs",)
     if run.base.trace.autocast:
         return None, ("activation_bytes is not known: autocast in the forward pass is not followed",)
     if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in run.subject.holdings.modules):

@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.build import abstract
-from pytest_modelbudget.backends.torch.ghosts import CONSTANT, META
+from pytest_modelbudget.backends.torch.hints import hints, line, may_run_on_values
 from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.modules import nodes
 from pytest_modelbudget.backends.torch.perturb import Perturbed, Perturbing
-from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
+from pytest_modelbudget.backends.torch.placing import Following, Placing
+from pytest_modelbudget.backends.torch.readings import asking
 from pytest_modelbudget.backends.torch.real import reproducible
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
 from pytest_modelbudget.backends.torch.state import preserved
-from pytest_modelbudget.backends.torch.trace import Runner, Trace, Watcher, watching
+from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
+from pytest_modelbudget.backends.torch.values import Assumed, Call, Choice, call_of
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.inputs import Inputs, concrete
-from pytest_modelbudget.summary import TensorSpec
+from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.summary import Input
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one forward pass showed: the trace, the names of the inputs, and the tensors the model returned."""
+    """What one forward pass showed: the trace, the names of the inputs, and the tensors the model returned.
+
+    `read` are the inputs whose values were assumed, and asked for.
+    """
 
     trace: Trace
     ports: tuple[str, ...]
     outputs: tuple[Output, ...]
+    read: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is run: a model on meta (or, with `real`, one with its weights on the CPU), and its call.
 
-    A real run is on zeros, or on random numbers when there is a `seed`; where it is `perturbed`, what it chooses by
-    values falls otherwise.
+    Inputs without values are zeros in a real run, or random numbers when there is a `seed`; where that is `perturbed`,
+    what it chooses by values falls otherwise. Without memory, ids and masks are what is `assumed`.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Subject:
     real: bool = False
     seed: int | None = None
     perturbed: Perturbed | None = None
+    assumed: Assumed = "zeros"
     memo: Memo = field(init=False, compare=False, repr=False)
     holdings: Holdings = field(init=False, compare=False, repr=False)
     repeats: Repeats | None = field(init=False, compare=False, repr=False)
@@ -92,32 +97,15 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     except ModelBudgetError:
         raise
     except Exception as mistake:
-        raise _failed(subject, trace, call.ports, mistake) from mistake
+        raise _failed(subject, trace, call, mistake) from mistake
     finally:
         trace.forget_tensors()
-    return Pass(trace, tuple(name for name, _ in call.ports), outputs)
+    return Pass(trace, tuple(name for name, _ in call.ports), outputs, tuple(call.readings.read.values()))
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What the model is called with; `ports` are the tensors in it, with their names."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    ports: list[tuple[str, torch.Tensor]]
-
-
-def arguments(subject: Subject, sizes: Mapping[str, int]) -> Call:
-    """The inputs of `subject` at `sizes`."""
-    ports: list[tuple[str, torch.Tensor]] = []
-
-    def make(name: str, spec: TensorSpec) -> torch.Tensor:
-        tensor = _input(name, spec, sizes, subject)
-        ports.append((name, tensor))
-        return tensor
-
-    args, kwargs = subject.inputs.build(make)
-    return Call(args, kwargs, ports)
+def arguments(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> Call:
+    """The inputs of `subject` at `sizes`; floats in `half` where that is given."""
+    return call_of(subject.inputs, sizes, Choice(subject.real, subject.seed, subject.assumed, half))
 
 
 @contextmanager
@@ -138,7 +126,8 @@ def observed(
     for name, tensor in call.ports:
         watcher.label(tensor, name)
     try:
-        with calm(subject, training), watching(watcher, _runner(subject, call)):
+        runner = _runner(subject, call)
+        with calm(subject, training), asking(runner.ask), watching(watcher, runner):
             out = subject.model(*call.args, **call.kwargs)
             if then is not None:
                 then(out)
@@ -153,37 +142,13 @@ def observed(
             subject.holdings.put_back()
 
 
-def _runner(subject: Subject, call: Call) -> Runner | None:
-    """What runs the operators; None for torch alone."""
-    if not subject.real:
-        return Placing(subject.memo)
-    if subject.perturbed is None:
-        return None
-    drawn = [tensor for _, tensor in call.ports]
-    return Perturbing(
-        subject.perturbed, [*(tensor for tensor in drawn if tensor.is_floating_point()), *subject.model.parameters()]
-    )
-
-
-def _input(name: str, spec: TensorSpec, sizes: Mapping[str, int], subject: Subject) -> torch.Tensor:
-    """Zeros; ids and masks keep their values, floats have none (unless the run is real)."""
-    dtype = getattr(torch, spec.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ModelBudgetError(f"inputs: {name}: torch has no tensors of dtype {spec.dtype!r}")
-    shape = concrete(spec, sizes)
-    if subject.real:
-        zeros = torch.zeros(shape, dtype=dtype, device="cpu")
-        return zeros if subject.seed is None else _other_values(zeros, torch.Generator().manual_seed(subject.seed))
-    tensor = torch.empty(shape, dtype=dtype, device=META)
-    whole = not (dtype.is_floating_point or dtype.is_complex)
-    return torch.zeros(shape, dtype=dtype, device="cpu") if whole and tensor.numel() <= CONSTANT else tensor
-
-
-def _other_values(tensor: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
-    """Floats of both signs; ids and masks of 0 and 1, which hardly any table is too small for."""
-    if tensor.is_floating_point():
-        return tensor.uniform_(-1, 1, generator=dice)
-    return tensor if tensor.is_complex() else tensor.random_(0, 2, generator=dice)
+def _runner(subject: Subject, call: Call) -> Placing | Perturbing:
+    """What runs the operators."""
+    if subject.perturbed is not None:
+        assumed = call.readings.assumed
+        drawn = [tensor for name, tensor in call.ports if tensor.is_floating_point() or name in assumed]
+        return Perturbing(subject.perturbed, [*drawn, *subject.model.parameters()])
+    return (Following if subject.real else Placing)(subject.memo, call.readings)
 
 
 @contextmanager
@@ -284,55 +249,13 @@ def _may_compile() -> bool:
     return not sys.modules.keys().isdisjoint({"torch._dynamo", "torch.nn.attention.flex_attention"})
 
 
-def _failed(subject: Subject, trace: Trace, ports: list[tuple[str, torch.Tensor]], mistake: Exception) -> ForwardFailed:
+def _failed(subject: Subject, trace: Trace, call: Call, mistake: Exception) -> ForwardFailed:
     paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
     layer = trace.failed.module if trace.failed is not None else subject.model
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
-    given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in ports)
+    given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in call.ports)
     text = f"{type(mistake).__name__}: {mistake}".strip()
-    head = f"{subject.name}: the forward pass failed in layer {where}{_line(mistake)}\n  inputs: {given or '(none)'}"
-    if not subject.real and _needs_values(mistake):
-        cure = "the model decides by the values of its activations, and weights without memory have none"
-        return ForwardFailed(f"{head}\n  {text}\n  {cure}", True)
-    return ForwardFailed(
-        f"{head}\n  {text}\n  check that `inputs:` fits what the model expects", _on_meta_only(mistake)
-    )
-
-
-def _needs_values(mistake: Exception) -> bool:
-    text = str(mistake)
-    known = (
-        "Cannot copy out of meta",
-        "item() cannot be called on meta",
-        "data-dependent",
-        "data dependent",
-        "nonzero",
-        "unallocated storage",
-    )
-    return isinstance(mistake, NeedsValues) or any(part in text for part in known)
-
-
-_MISFITS = (
-    "positional argument", "unexpected keyword argument", "required keyword-only", "shapes cannot be multiplied",
-    "Given groups=", "size mismatch", "must match the size of tensor", "to have the same dtype", "is invalid for input",
-    "Given normalized_shape", "Expected more than 1 value per channel", "was expected to be", "must match except",
-)  # fmt: skip
-
-
-def _on_meta_only(mistake: Exception) -> bool:
-    """Whether a run on values might go through where this one failed: not when the inputs do not fit a layer."""
-    if isinstance(mistake, NotImplementedError) or "meta" in str(mistake).lower():
-        return True
-    return not any(text in str(mistake) for text in _MISFITS)
-
-
-def _line(mistake: Exception) -> str:
-    """The last line of the failing call that is neither torch's nor ours: the user's, most often."""
-    ours, torchs = str(Path(__file__).parent), str(Path(torch.__file__).parent)
-    frames = traceback.extract_tb(mistake.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith((ours, torchs, "<"))]
-    if not theirs:
-        return ""
-    file = Path(theirs[-1].filename)
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file.name
-    return f", at {shown}:{theirs[-1].lineno}"
+    head = f"{subject.name}: the forward pass failed in layer {where}{line(mistake)}\n  inputs: {given or '(none)'}"
+    drawn = subject.real and subject.seed is not None
+    cures = hints(mistake, subject.inputs, call, real=subject.real, drawn=drawn)
+    return ForwardFailed("\n  ".join((head, text, *cures)), not subject.real and may_run_on_values(mistake))

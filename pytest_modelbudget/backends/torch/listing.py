@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.operators import Operator
+from pytest_modelbudget.backends.torch.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.flops import Cost
 from pytest_modelbudget.backends.torch.trace import watching
 
@@ -17,6 +18,7 @@ from pytest_modelbudget.backends.torch.trace import watching
 class _Listing:
     def __init__(self, scope: Callable[[], str]) -> None:
         self._scope = scope
+        self._complex = ComplexConvolutions()
         self.found: list[Operator] = []
 
     def label(self, tensor: torch.Tensor, source: str) -> None:
@@ -29,7 +31,8 @@ class _Listing:
     def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """An operator ran."""
         known = price.known or price.formula is not None
-        self.found.append(Operator(self._scope(), price.name, 1, price.of(args, kwargs, out) if known else None))
+        flops = price.of(args, kwargs, out, self._complex) if known else None
+        self.found.append(Operator(self._scope(), price.name, 1, flops))
 
 
 @contextmanager

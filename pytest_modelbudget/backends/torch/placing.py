@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
 from pytest_modelbudget.backends.torch.memo import Memo
+from pytest_modelbudget.backends.torch.readings import Readings
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
@@ -28,6 +29,8 @@ _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_f
 
 
 _ABOUT_VALUES = {"_local_scalar_dense", "_to_copy"}
+_SELECTING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "masked_select"}
+_UNKNOWN = "the value of a tensor is not known before the model runs on real data"
 
 
 class NeedsValues(RuntimeError):
@@ -37,10 +40,11 @@ class NeedsValues(RuntimeError):
 class Placing:
     """Runs operators on meta; integer and bool constants keep their values."""
 
-    def __init__(self, memo: Memo | None = None) -> None:
+    def __init__(self, memo: Memo | None = None, readings: Readings | None = None) -> None:
         self._stale: set[int] = set()  # real storages that were written from meta: their values are not known
         self.memo = Memo() if memo is None else memo
         self.operators = self.memo.operators
+        self._readings = Readings() if readings is None else readings
         self._alive: list[torch.Tensor] = []  # keeps the addresses in `_stale` from being used again
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,17 +59,59 @@ class Placing:
         without_values = sum([tensor.is_meta for tensor in read])
         if without_values == len(read) and name not in _ABOUT_VALUES:
             return self._on_meta(func, name, read, args, kwargs)
-        on_meta = without_values > 0 or any(self._is_stale(tensor) for tensor in read)
+        self._readings.before(func, read, args)
+        out = self._by_values(func, name, read, args, kwargs)
+        self._readings.after(func, read, out)
+        return out
+
+    def ask(self, asked: list[torch.Tensor]) -> None:
+        """Values of these tensors leave torch.
+
+        Raises:
+            NeedsValues: they are not known.
+        """
+        if any(self._is_stale(tensor) for tensor in asked):
+            raise NeedsValues(_UNKNOWN)
+        self._readings.ask(asked)
+
+    def _by_values(self, func: Any, name: str, read: list[torch.Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+        """The result of an operator that has operands with values."""
+        on_meta = any(tensor.is_meta or self._is_stale(tensor) for tensor in read)
         if name == "_local_scalar_dense" and on_meta:
-            raise NeedsValues("the value of a tensor is not known before the model runs on real data")
+            raise NeedsValues(_UNKNOWN)
         if name == "_to_copy":
             return self._moved(func, read[0], args, kwargs)
+        if name == "_pack_padded_sequence" and self._has_values(args[1]):
+            return func(*args, **kwargs)  # its kernel reads the lengths, and only cuts and joins the rest
         if not on_meta:
             return self._constant(func, read, args, kwargs)
         if name == "copy_" and not read[0].is_meta:
             self._mark(read[0])
             return read[0]
+        if name == "embedding" and self._has_values(args[1]):
+            _refuse_out_of_range(args[1], args[0].shape[0])
+        if name in _SELECTING:
+            func, args = self._by_places(func, name, args)
+            read = tensors((*args, *kwargs.values()))
         return self._mixed(func, read, args, kwargs)
+
+    def _by_places(self, func: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        """The same with the places of what masks select: their number is known where the values of the masks are."""
+        if name == "masked_select":
+            if not self._has_values(args[1]):
+                return func, args
+            tensor, mask = torch.broadcast_tensors(*args[:2])
+            return torch.ops.aten.index.Tensor, (tensor, self._places(mask))
+        indices = [place for index in args[1] for place in self._places(index)]
+        return func, (args[0], indices, *args[2:])
+
+    def _places(self, index: torch.Tensor | None) -> list[torch.Tensor | None]:
+        if index is None or index.dtype not in (torch.bool, torch.uint8) or not self._has_values(index):
+            return [index]
+        return list(index.nonzero().unbind(1))
+
+    def _has_values(self, tensor: torch.Tensor) -> bool:
+        return not tensor.is_meta and not self._is_stale(tensor)
 
     def _on_meta(self, func: Any, name: str, read: list[torch.Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
         if name in _LIKE:
@@ -81,7 +127,8 @@ class Placing:
         def swap(tensor: torch.Tensor) -> torch.Tensor:
             return moved.get(id(tensor), tensor)
 
-        out = func(*tree_map_only(torch.Tensor, swap, args), **tree_map_only(torch.Tensor, swap, kwargs))
+        on_meta = tree_map_only(torch.Tensor, swap, (args, kwargs))
+        out = self.memo.run(func, list(moved.values()), *on_meta)
         back = {id(moved[id(tensor)]): tensor for tensor in read if not tensor.is_meta}
         written = [back[id(tensor)] for tensor in tensors(out) if id(tensor) in back]
         for tensor in written:  # an in-place operator: its target stays the same object, with unknown values
@@ -115,6 +162,23 @@ class Placing:
         self._alive.append(tensor)
 
 
+class Following(Placing):
+    """Runs operators as they are, where everything has values, and follows those that were assumed.
+
+    Floats that layers make are no input's values any more, nor is what is made of them.
+    """
+
+    def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of `func`."""
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
+        self._readings.before(func, read, args)
+        out = func(*args, **kwargs)
+        if all(_whole(tensor.dtype) or tensor.dim() == 0 or self._readings.holds(tensor) for tensor in read):
+            self._readings.after(func, read, out)
+        return out
+
+
 @cache
 def _name(func: Any) -> str:
     return str(func._schema.name.removeprefix("aten::"))
@@ -135,6 +199,8 @@ def _placed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
     whole = not (dtype.is_floating_point or dtype.is_complex)
     if elements == 1 and name in _CHANCE:  # `if torch.rand(1) < p`: layers that are dropped by chance
         return kwargs
+    if name == "empty" and "pin_memory" not in kwargs and elements <= CONSTANT:
+        return kwargs  # asked for by torch's own code, which writes its numbers past the dispatcher
     if not whole and name in _STATES:
         return {**kwargs, "device": META}
     return {**kwargs, "device": META} if elements > (CONSTANT if whole else LARGE) else kwargs
@@ -181,6 +247,12 @@ def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     # Nobody asks for the values of a large table of products (positions times frequencies), and they take time.
     most = LARGE if func in _PRODUCTS and len(tensors((args, kwargs))) > 1 else CONSTANT
     return any(tensor.numel() > (CONSTANT if _whole(tensor.dtype) else most) for tensor in tensors(meta))
+
+
+def _refuse_out_of_range(ids: torch.Tensor, rows: int) -> None:
+    """A table on meta is not looked up in, so it would not notice."""
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+        raise IndexError(f"index out of range: ids from {ids.min()} to {ids.max()} are looked up in {rows} rows")
 
 
 def _whole(dtype: torch.dtype) -> bool:

@@ -60,6 +60,7 @@ def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: S
         plan = plan_of(tape, kind, describe(recipe))
     else:
         plan = memory_plan(tape, kind, describe(recipe), torch=torch.__version__, devices=devices)
+    plan = replace(plan, notes=(*plan.notes, *tape.notes))
     if any(event.op.startswith(CUDNN) for event in tape.events):
         plan = replace(plan, notes=(*plan.notes, CUDNN_NOTE))
     if sharded is None:

@@ -158,7 +158,7 @@ def define(model: nn.Module) -> None:
 
 
 def redraw(model: nn.Module, seed: int | None) -> None:
-    """Other weights for a model that was built here: zeros, or with a `seed` as new layers have them.
+    """Other weights for a copy: zeros, or with a `seed` as new layers have them.
 
     Those have scales of 1, biases of 0, the rest random: it keeps the size of what goes through, while with small ones
     a decision deep in the model would be as with zeros.

@@ -29,7 +29,7 @@ _ELEMENTWISE = """
 def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
     """The results of `func`, when a rule knows them; every tensor among `args` is on meta."""
     rule = _RULES.get(f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}")
-    if rule is None or not kwargs.keys() <= _KNOWN_WORDS or not _plain(args[:2] if rule is _grouped_mm else args):
+    if rule is None or not kwargs.keys() <= _KNOWN_WORDS or not _plain(args[: _NUMBERS_OF.get(rule)]):
         return None
     memory = kwargs.get("memory_format")
     if memory is not None:
@@ -294,6 +294,23 @@ def _mean(data: torch.Tensor, dim: list[int] | None, keepdim: bool = False) -> A
     return (_new(shape, data.dtype),)
 
 
+def _ctc_loss(
+    scores: torch.Tensor, targets: torch.Tensor, lengths: Any, target_lengths: Any, blank: int = 0, infinity: Any = None
+) -> Answer:
+    """A loss for each sequence, and for its gradient the table of (steps, states), two states a label and one.
+
+    Scores are `(steps, batch, classes)`. Torch has no answer on meta.
+    """
+    longest = max(target_lengths, default=0) if isinstance(target_lengths, (list, tuple)) else targets.shape[-1]
+    if scores.dim() != 3 or (targets.dim() != 2 and not isinstance(target_lengths, (list, tuple))):
+        return None
+    steps, batch, _ = scores.shape
+    return _new((batch,), scores.dtype), _new((batch, steps, 2 * longest + 1), scores.dtype)
+
+
+_NUMBERS_OF: dict[Callable[..., Answer], int] = {_grouped_mm: 2, _ctc_loss: 1}
+"""How many operands of a rule are of its one dtype, where not all are."""
+
 _RULES: dict[str, Callable[..., Answer]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
     "clone.default": _clone,
@@ -311,4 +328,6 @@ _RULES: dict[str, Callable[..., Answer]] = {
     "native_batch_norm.default": _batch_norm,
     "native_layer_norm.default": _layer_norm,
     "mean.dim": _mean,
+    "_ctc_loss.default": _ctc_loss,
+    "_ctc_loss.Tensor": _ctc_loss,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,18 +18,20 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pytest_modelbudget.backends.torch import recurrent
+from pytest_modelbudget.backends.torch import recurrent, steering
 from pytest_modelbudget.backends.torch.alterations import altered
 from pytest_modelbudget.backends.torch.attention import fused
-from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, calm
+from pytest_modelbudget.backends.torch.forward import Subject, arguments, calm
 from pytest_modelbudget.backends.torch.kernels import Kernels
 from pytest_modelbudget.backends.torch.optimizers import imported, optimizer_of, tables_of
-from pytest_modelbudget.backends.torch.placing import Placing
+from pytest_modelbudget.backends.torch.placing import Following, Placing
+from pytest_modelbudget.backends.torch.readings import asking
 from pytest_modelbudget.backends.torch.sharded import arrived
 from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.tape import Recorder
 from pytest_modelbudget.backends.torch.trace import watching
 from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.backends.torch.values import Call
 from pytest_modelbudget.backends.torch.workspaces import CPUS
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
@@ -112,27 +115,22 @@ class _Run:
             recorder.recomputing = lambda: kernels
             kernels.learn(recurrent.rules(recorder, cuda=self.recipe.kernels == "cuda"))
             kernels.casts = lambda tensor: recorder.lasting(tensor, "cast")
-            stack.enter_context(watching(recorder, None if self.subject.real else Placing(self.subject.memo)))
+            placing = (Following if self.subject.real else Placing)(self.subject.memo, call.readings)
+            stack.enter_context(asking(placing.ask))
+            stack.enter_context(watching(recorder, placing))
             if isinstance(self.recipe, Training):
                 kept = self._train(self.recipe, call, recorder, kernels)
             else:
                 kept = self._infer(self.recipe, call, recorder, kernels)
             recorder.close()
             del kept
-        tape = recorder.tape()
+        tape = replace(recorder.tape(), notes=steering.notes_alone(call.readings.read.values()))
         return (
             tape.without_temporaries("optimizer") if isinstance(self.recipe, Training) and self.recipe.fused else tape
         )
 
     def _inputs(self) -> Call:
-        call = arguments(self.subject, self.sizes)
-        half = _HALF.get(self.recipe.precision)
-        if half is None:
-            return call
-        made = {id(tensor): tensor.to(half) if tensor.is_floating_point() else tensor for _, tensor in call.ports}
-        given = iter([made[id(tensor)] for _, tensor in call.ports])
-        args, kwargs = self.subject.inputs.build(lambda name, spec: next(given))
-        return Call(args, kwargs, [(name, made[id(tensor)]) for name, tensor in call.ports])
+        return arguments(self.subject, self.sizes, _HALF.get(self.recipe.precision))
 
     def _train(self, recipe: Training, call: Call, recorder: Recorder, kernels: Kernels) -> Any:
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -23,11 +23,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.flops import Cost
-from pytest_modelbudget.backends.torch.forward import Call, Subject, arguments, observed
+from pytest_modelbudget.backends.torch.forward import Subject, arguments, observed
 from pytest_modelbudget.backends.torch.modules import nodes, rolled_up, unwrapped
 from pytest_modelbudget.backends.torch.sharded import local
 from pytest_modelbudget.backends.torch.state import preserved, seed
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
+from pytest_modelbudget.backends.torch.values import Call
 from pytest_modelbudget.backends.torch.workspaces import Cpu, workspace
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Event, Held, Tape

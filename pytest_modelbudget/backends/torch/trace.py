@@ -14,6 +14,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_modelbudget.backends.torch.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.flops import Cost, cost
 from pytest_modelbudget.backends.torch.joins import (
     WRITES,
@@ -78,6 +79,7 @@ class Trace:
         self.autocast = False
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.calls = 0
+        self._complex = ComplexConvolutions()
         self._known: dict[int, Record] = {}
         self.in_order: list[Record | Join] = []  # by index
         self._stack: list[Record] = []
@@ -176,7 +178,7 @@ class Trace:
         join = None if view else self._hand_on(price.name, module, read, out)
         owner = module if join is None else join
         if price.formula is not None:
-            flops = price.of(args, kwargs, out)
+            flops = price.of(args, kwargs, out, self._complex)
             self.flops += flops
             if owner is not None:
                 owner.flops += flops
@@ -290,9 +292,6 @@ class _Operator:
     sent: bool
 
 
-_ORDINARY = frozenset({torch.Tensor, nn.Parameter})
-
-
 class Runner(Protocol):
     """What runs the operators of a pass instead of torch alone."""
 
@@ -323,7 +322,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if types and not _ORDINARY.issuperset(types):
+        if types and any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # a tensor made of others: its class asks for operators on these
         kwargs = kwargs or {}
         known = self._operators.get(func)

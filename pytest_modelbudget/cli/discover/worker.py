@@ -98,9 +98,13 @@ def _measured(reference: str, candidate: Candidate) -> Line:
 
 
 def _counted(entry: ModelEntry) -> tuple[Summary | None, str]:
+    """The summary of a model that runs on its inputs, or why there is none."""
     result = run(entry, Path(), snapshots=False)
+    summary = result.summary
+    if summary is not None and summary.flops.value is None and not summary.outputs:
+        return None, next(iter(summary.notes), "its shapes are not known")
     lines = [line.removeprefix("E").strip() for line in result.error.splitlines() if line.startswith("E ")]
-    return result.summary, (lines[-1] if lines else result.error.partition("\n")[0])
+    return summary, (lines[-1] if lines else result.error.partition("\n")[0])
 
 
 def _guesses(reference: str) -> tuple[tuple[Guess, ...], str]:

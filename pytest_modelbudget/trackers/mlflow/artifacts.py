@@ -188,7 +188,7 @@ def _layer_cells(layer: Layer) -> tuple[Cell, ...]:
         text.harmless(layer.path),
         layer.params,
         text.harmless(layer.type),
-        "never called" if layer.calls == 0 else text.harmless(layer.output_text) or text.UNKNOWN,
+        text.harmless(text.output(layer)),
         layer.trainable_params,
-        text.harmless("; ".join(", ".join(call) for call in layer.connected_to if call)) or "-",
+        text.harmless(text.connections(layer)),
     )

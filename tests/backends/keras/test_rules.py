@@ -42,6 +42,11 @@ def square() -> Any:
     return ops.ones((4, 4))
 
 
+def _ones(x: Any) -> Any:
+    """A one for each example."""
+    return ops.ones_like(x[:, 0, 0], "int32")
+
+
 IMAGE, SEQUENCE, ROWS = (9, 9, 4), (6, 4), (4,)
 LSTM = 6 * 2 * 4 * (4 * 5 + 5 * 5)
 
@@ -221,6 +226,20 @@ LSTM = 6 * 2 * 4 * (4 * 5 + 5 * 5)
         pytest.param(
             (8,), lambda: Function(lambda x: ops.fft((x, x))[0]), 120, id="fft of 8 complex points: 5 N log2 N"
         ),
+        pytest.param(
+            (4, 3),
+            lambda: Function(lambda x: ops.solve_triangular(ops.matmul(x, ops.swapaxes(x, 1, 2)), x, lower=True)),
+            2 * 4 * 4 * 3 + 3 * (4 * 5 // 2 + 4 * 3 // 2),
+            id="triangular systems: products and divisions, and sums",
+        ),
+        pytest.param(
+            SEQUENCE,
+            lambda: Function(
+                lambda x: ops.ctc_loss(ops.ones_like(x[:, :2, 0], "int32"), x, 2 + 0 * _ones(x), 6 * _ones(x))
+            ),
+            0,
+            id="CTC loss",
+        ),
     ],
 )
 def test_flops_of_a_layer(summarize: Any, shape: tuple[int, ...], layer: Callable[[], Any], expected: int) -> None:
@@ -234,6 +253,25 @@ def test_flops_of_a_layer(summarize: Any, shape: tuple[int, ...], layer: Callabl
     assert summary.flops.value == 2 * expected
     assert summary.flops.uncounted == ()
     assert summary.layers[1].flops == 2 * expected
+
+
+@pytest.mark.parametrize(
+    ("function", "products"),
+    [
+        pytest.param(lambda x: ops.matmul(x, ops.conj(ops.swapaxes(x, 1, 2))), 6 * 6 * 4, id="matmul"),
+        pytest.param(lambda x: ops.einsum("btd,bsd->bts", x, x), 6 * 6 * 4, id="einsum"),
+        pytest.param(lambda x: x * x, 0, id="elementwise"),
+    ],
+)
+def test_a_complex_multiply_add_is_eight(summarize: Any, function: Callable[..., Any], products: int) -> None:
+    """Four products and four sums of real numbers, on each backend."""
+
+    def build() -> keras.Model:
+        x = keras.Input((6, 4, 2))
+        return keras.Model(x, Function(lambda y: ops.real(function(ops.view_as_complex(y))))(x))
+
+    flops = summarize(build, B=2).flops
+    assert (flops.value, flops.uncounted) == (2 * 8 * products, ())
 
 
 def _lora(layer: L.Layer) -> L.Layer:

@@ -154,6 +154,14 @@ def test_mapping_inputs(summarize: Any, inputs: object) -> None:
     assert [str(spec) for spec in summary.outputs] == ["float32[B]"]
 
 
+def test_declared_values_are_accepted_and_shown(summarize: Any) -> None:
+    """Keras traces shapes alone, so that a value changes nothing there; rows do not repeat it."""
+    summary = summarize(Mixed, {"user": "float32[B, 5] = 0.5", "item": "float32[B, 2] = B"})
+    assert [str(port) for port in summary.inputs] == ["user float32[B, 5] = 0.5", "item float32[B, 2] = B"]
+    plain = summarize(Mixed, {"user": "float32[B, 5]", "item": "float32[B, 2]"})
+    assert (summary.layers, summary.flops) == (plain.layers, plain.flops)
+
+
 def test_sequential_without_input(summarize: Any) -> None:
     """A stack that was not told its input is built at the declared one."""
     summary = summarize(lambda: keras.Sequential([L.Dense(4), L.Dense(3)]), "float32[B, 7]")
@@ -206,6 +214,17 @@ def test_inputs_are_needed(summarize: Any) -> None:
     for build in (Gpt, lambda: keras.Sequential([L.Dense(4)])):
         with pytest.raises(ModelBudgetError, match=r"does not know its inputs: give `inputs:`"):
             summarize(build)
+
+
+def test_a_built_class_needs_no_inputs_for_its_params() -> None:
+    """A live model that was called has its weights; what only a call shows is unknown, and a note says what would tell."""
+    model = Gpt()
+    model(np.zeros((1, 5), "int32"))
+    summary = backend.summarize(model, name="gpt", inputs=None, sizes={}, built_here=False)
+    assert (summary.params, summary.flops.value, summary.outputs) == (model.count_params(), None, ())
+    assert {(row.outputs, row.connected_to, row.calls, row.flops) for row in summary.layers} == {((), (), None, None)}
+    assert [row.path for row in summary.layers] == ["gpt", "tokens", "block", "block_1", "head", "never"]
+    assert any('write e.g. inputs: "float32[' in note for note in summary.notes)
 
 
 class Forgotten(keras.Model):

@@ -21,9 +21,9 @@ def square() -> Any:
     return jnp.ones((4, 4))
 
 
-def image_conv(x: Any, kernel: tuple[int, ...], **settings: Any) -> Any:
+def image_conv(x: Any, kernel: tuple[int, ...], dtype: str = "float32", **settings: Any) -> Any:
     return lax.conv_general_dilated(
-        x, jnp.ones(kernel), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), **settings
+        x, jnp.ones(kernel, dtype), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), **settings
     )
 
 
@@ -32,8 +32,8 @@ def unused(x: Any) -> Any:
     return x + 1
 
 
-def count(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Count:
-    given = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+def count(function: Callable[..., Any], *shapes: tuple[int, ...], dtype: str = "float32") -> Count:
+    given = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     return total(operators(jax.make_jaxpr(function)(*given)))
 
 
@@ -82,11 +82,39 @@ def count(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Count:
         pytest.param(jnp.fft.fft, (8,), 120, id="of 8 complex ones: 5 N log2 N"),
         pytest.param(lambda x: jax.nn.softmax(jax.nn.gelu(x) * 2), ROWS, 0, id="elementwise"),
         pytest.param(unused, ROWS, 0, id="a product that nothing needs"),
+        pytest.param(
+            lambda x: jax.scipy.linalg.solve_triangular(square(), x), (4, 3), 3 * (4 * 5 // 2 + 4 * 3 // 2),
+            id="triangular systems: products and divisions, and sums",
+        ),
+        pytest.param(
+            lambda x: jax.scipy.linalg.cho_solve((square(), True), x), (4, 3), 2 * 3 * 16, id="of a Cholesky factor"
+        ),
+        pytest.param(
+            lambda x: lax.custom_linear_solve(lambda y: square() @ y, x, lambda _, y: square() @ (square() @ y)), (4,),
+            2 * 2 * 16, id="a solver of one's own: not what only its gradient needs",
+        ),
+        pytest.param(lambda x: lax.conj(lax.complex(x, x)), ROWS, 0, id="complex, elementwise"),
     ],
 )  # fmt: skip
 def test_flops_of_a_jaxpr(function: Callable[..., Any], shape: tuple[int, ...], expected: int) -> None:
     """Products, convolutions and transforms are counted as often as they run."""
     assert count(function, shape) == Count(expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "products"),
+    [
+        pytest.param(lambda x: x @ x.T, ROWS, 2 * 4 * 2, id="matmul"),
+        pytest.param(lambda x: x @ square(), ROWS, 2 * 4 * 4, id="with a real matrix, which is made complex first"),
+        pytest.param(lambda x: jnp.einsum("btd,bsd->bts", x, x), (3, 5, 4), 3 * 25 * 4, id="einsum"),
+        pytest.param(
+            lambda x: image_conv(x, (3, 3, 4, 6), dtype="complex64"), IMAGE, 49 * 6 * 36, id="conv2d"
+        ),
+    ],
+)  # fmt: skip
+def test_a_complex_multiply_add_is_eight(function: Callable[..., Any], shape: tuple[int, ...], products: int) -> None:
+    """Four products and four sums of real numbers."""
+    assert count(function, shape, dtype="complex64") == Count(8 * products)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_modelbudget.backends.operators import Count, tf_names, total
 from pytest_modelbudget.backends.operators.tf_functions import Body, specialised
-from pytest_modelbudget.backends.operators.tf_graph import FORMULAS, operators
+from pytest_modelbudget.backends.operators.tf_graph import FORMULAS, TRANSFORMS, operators
 
 tf: Any = pytest.importorskip("tensorflow")
 
@@ -101,6 +101,32 @@ def count(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Count:
         pytest.param(lambda x: tf.signal.stft(x, 8, 4), (16,), 3 * 60, id="three frames of 8 points"),
         pytest.param(lambda x: tf.nn.softmax(tf.nn.gelu(x) * 2), ROWS, 0, id="elementwise"),
         pytest.param(unused, ROWS, 0, id="a product that nothing needs"),
+        pytest.param(
+            lambda x: tf.linalg.triangular_solve(square(), x), (4, 3), 3 * (4 * 5 // 2 + 4 * 3 // 2),
+            id="triangular systems: products and divisions, and sums",
+        ),
+        pytest.param(lambda x: tf.linalg.cholesky_solve(square(), x), (4, 3), 2 * 3 * 16, id="of a Cholesky factor"),
+        pytest.param(
+            lambda x: tf.raw_ops.BandedTriangularSolve(matrix=tf.ones((2, 4)), rhs=x), (4, 3), 3 * (1 + 3 * 3),
+            id="two bands: a division, and three times one with a product and a difference",
+        ),
+        pytest.param(
+            lambda x: tf.nn.ctc_loss(tf.ones((2, 3), tf.int32), x, tf.constant([3, 3]), tf.constant([5, 5])),
+            (5, 2, 4), 0, id="CTC loss",
+        ),
+        pytest.param(
+            lambda x: tf.nn.ctc_greedy_decoder(x, tf.constant([5, 5]))[1], (5, 2, 4), 0, id="reading what CTC learned"
+        ),
+        pytest.param(lambda x: tf.quantization.fake_quant_with_min_max_args(x), ROWS, 0, id="fake quantisation"),
+        pytest.param(
+            lambda x: tf.matmul(tf.complex(x, x), tf.complex(square(), square())), ROWS, 4 * PRODUCT,
+            id="a complex multiply-add is 8",
+        ),
+        pytest.param(
+            lambda x: tf.einsum("btd,bsd->bts", tf.complex(x, x), tf.complex(x, x)), (3, 5, 4), 8 * 3 * 25 * 4,
+            id="in an einsum, too",
+        ),
+        pytest.param(lambda x: tf.complex(x, x) * tf.complex(x, x), ROWS, 0, id="complex, elementwise"),
     ],
 )  # fmt: skip
 def test_flops_of_a_graph(function: Callable[..., Any], shape: tuple[int, ...], expected: int) -> None:
@@ -175,8 +201,9 @@ def test_every_name_is_an_operator() -> None:
     """The tables name operators that TensorFlow has, each in one of them."""
     known = {name for name in dir(tf.raw_ops) if name[0].isupper()}
     assert tf_names.ZERO - known == set()
-    assert {name for name in FORMULAS if not name.startswith("_")} - known == set()
-    assert not [name for name in FORMULAS if tf_names.costs_nothing(name)]
+    assert {name for name in {*FORMULAS, *TRANSFORMS} if not name.startswith("_")} - known == set()
+    assert not [name for name in {*FORMULAS, *TRANSFORMS} if tf_names.costs_nothing(name)]
+    assert not set(FORMULAS) & set(TRANSFORMS)
     for family in tf_names.ZERO_FAMILIES:
         assert any(name.startswith(family) for name in known), family
 

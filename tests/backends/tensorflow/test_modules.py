@@ -87,6 +87,28 @@ def test_flops_follow_the_declared_sizes() -> None:
     assert entry.flops.value == 32 * FLOPS
 
 
+class Repeated(tf.Module):
+    """One layer, as often as an argument says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Affine(8, 8)
+
+    def __call__(self, x: Any, n: Any) -> Any:
+        return tf.while_loop(lambda at, x: at < n, lambda at, x: (at + 1, self.layer(x)), (0, x))[1]
+
+
+@pytest.mark.parametrize(("written", "times"), [("int32[] = 3", 3), ("int32[] = B", 1)])
+def test_a_declared_value_is_known_in_the_graph(written: str, times: int) -> None:
+    """A loop runs as often as the value says, or the size of a dimension (B is 1)."""
+    assert summarize(Repeated, ["float32[2, 8]", written]).flops.value == times * 2 * 2 * 8 * 8
+
+
+def test_without_a_value_a_loop_is_a_lower_bound() -> None:
+    """Not as often as some made-up number."""
+    assert summarize(Repeated, ["float32[2, 8]", "int32[]"]).flops.is_lower_bound
+
+
 class Attention(tf.Module):
     """One head over a sequence, with a branch and a loop in Python."""
 

@@ -1,0 +1,126 @@
+"""Values that nobody gave: which inputs of unknown values a forward pass reads.
+
+An input that is only declared (`int64[2]`) is zeros in a pass. That is as good as any other value while it is looked
+up, added or compared; as soon as code asks for a value (`int(n)`, `lengths.tolist()`, `mask.all()` in a condition, the
+number of what a mask selects) the pass goes a way that the zeros chose.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from pytest_modelbudget.backends.torch.joins import makes_anew
+from pytest_modelbudget.backends.torch.trees import storage_key, tensors
+from pytest_modelbudget.summary import Input
+
+_ASKING = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+_MASKS = (torch.bool, torch.uint8)
+
+
+class Readings:
+    """The inputs whose values are assumed in one pass, what is made of them, and which of them were read."""
+
+    def __init__(self) -> None:
+        self.assumed: dict[str, Input] = {}
+        self.read: dict[str, Input] = {}
+        self._labels: dict[int, frozenset[str]] = {}
+        self._pinned: dict[int, StorageWeakRef] = {}  # holds addresses, not memory: no key is used twice
+
+    def assume(self, port: Input, tensor: torch.Tensor) -> None:
+        """The values of `tensor`, an input, were not given."""
+        self.assumed[port.name] = port
+        self._label(tensor, frozenset({port.name}))
+
+    def ask(self, asked: Iterable[torch.Tensor]) -> None:
+        """Values of these tensors are read."""
+        if self._labels:
+            self.read |= {name: self.assumed[name] for name in self._names(asked)}
+
+    def before(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...]) -> None:
+        """An operator is about to run on `read`."""
+        if self._labels and (asked := asked_by(func)) is not None:
+            self.ask(asked(read, args))
+
+    def after(self, func: Any, read: list[torch.Tensor], out: Any) -> None:
+        """An operator made `out` of `read`: of assumed values come assumed values."""
+        if self._labels and not _of_shapes(func) and (names := self._names(read)):
+            for tensor in tensors(out):
+                self._label(tensor, names | self._labels.get(storage_key(tensor), frozenset()))
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` was made of assumed values."""
+        return storage_key(tensor) in self._labels
+
+    def _names(self, read: Iterable[torch.Tensor]) -> frozenset[str]:
+        return frozenset().union(*(self._labels.get(storage_key(tensor), ()) for tensor in read))
+
+    def _label(self, tensor: torch.Tensor, names: frozenset[str]) -> None:
+        if (key := storage_key(tensor)) > 0:
+            if key not in self._pinned:
+                self._pinned[key] = StorageWeakRef(tensor.untyped_storage())
+            self._labels[key] = names
+
+
+def cure(port: Input) -> str:
+    """How a user says the values of this input."""
+    return f'give its value, as in "{port.spec} = {"true" if port.spec.dtype == "bool" else "3"}"'
+
+
+_Asked = Callable[[list[torch.Tensor], tuple[Any, ...]], Iterable[torch.Tensor]]
+
+
+@cache
+def asked_by(func: Any) -> _Asked | None:
+    """Which operands' values decide what an operator gives back, beyond the values in it; None where none do."""
+    name = func._schema.name
+    if name == "aten::index":
+        return lambda read, args: [index for index in tensors(args[1]) if index.dtype in _MASKS]
+    if name in ("aten::masked_select", "aten::_pack_padded_sequence"):
+        return lambda read, args: [args[1]]
+    return (lambda read, args: read) if _ASKING & set(func.tags) else None
+
+
+@cache
+def _of_shapes(func: Any) -> bool:
+    """Whether only the shape of what it reads matters, as for `zeros_like`."""
+    return makes_anew(func._schema.name.removeprefix("aten::"))
+
+
+_UNDISPATCHED: tuple[tuple[Any, str, int], ...] = (
+    (torch.Tensor, "tolist", 0),
+    (torch.Tensor, "numpy", 0),
+    (torch.Tensor, "tensor_split", 1),
+    (torch, "tensor_split", 1),
+)
+"""Functions that read values without an operator, and the argument from which on they do."""
+
+
+@contextmanager
+def asking(ask: Callable[[list[torch.Tensor]], object]) -> Iterator[None]:
+    """Inside, `ask` is called with the tensors whose values leave torch without an operator, before they do."""
+    thread = threading.get_ident()
+
+    def telling(original: Callable[..., Any], first: int) -> Callable[..., Any]:
+        @wraps(original)
+        def read(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == thread:
+                ask(tensors((*args[first:], *kwargs.values())))
+            return original(*args, **kwargs)
+
+        return read
+
+    before = [(owner, name, vars(owner).get(name)) for owner, name, _ in _UNDISPATCHED]
+    try:
+        for owner, name, first in _UNDISPATCHED:
+            setattr(owner, name, telling(getattr(owner, name), first))
+        yield
+    finally:
+        for owner, name, own in before:
+            delattr(owner, name) if own is None else setattr(owner, name, own)

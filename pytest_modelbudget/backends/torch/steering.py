@@ -1,0 +1,69 @@
+"""What is known of a pass that read values which nobody gave: it is run again, with other ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from pytest_modelbudget import units
+from pytest_modelbudget.backends.torch.forward import Pass, Subject, forward
+from pytest_modelbudget.backends.torch.readings import cure
+from pytest_modelbudget.backends.torch.values import Assumed
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.summary import Input
+
+_OTHERS: tuple[Assumed, ...] = ("ones", "mixed")
+
+
+def twins_of(subject: Subject, sizes: Mapping[str, int], base: Pass) -> tuple[Pass, ...]:
+    """Passes like `base`, an abstract one, with ones (and ones and zeros) for values that were assumed to be zeros.
+
+    None where no such value was read; those that do not run are left out.
+    """
+    if not base.read:
+        return ()
+    passes = []
+    for assumed in _OTHERS:
+        try:
+            passes.append(forward(replace(subject, assumed=assumed), sizes))
+        except ModelBudgetError:
+            continue
+    return tuple(passes)
+
+
+def notes(base: Pass, twins: Sequence[Pass], *, real: bool = False) -> tuple[str, ...]:
+    """A note for each input whose values were made up and read: what they were, what followed, and how to give them."""
+    return tuple(f"{_told(base, twins, port, real)}: {cure(port)}" for port in base.read)
+
+
+def notes_alone(read: Iterable[Input]) -> tuple[str, ...]:
+    """Notes of a run that has no twins."""
+    return tuple(f"{_steers(port)}; {_words(port)[0]} was assumed: {cure(port)}" for port in read)
+
+
+def _steers(port: Input) -> str:
+    return f"input {port.name} ({port.spec}) steers the forward pass"
+
+
+def _words(port: Input) -> tuple[str, str]:
+    return ("false", "true") if port.spec.dtype == "bool" else ("0", "1")
+
+
+def _told(base: Pass, twins: Sequence[Pass], port: Input, real: bool) -> str:
+    zero, one = _words(port)
+    made_up = f"{zero} and {one} were drawn" if real else f"{zero} was assumed"
+    if twins and all(same(base, twin) for twin in twins):
+        what = f"the forward pass reads input {port.name} ({port.spec})"
+        return f"{what}; {made_up}, and others of {zero} and {one} changed nothing"
+    flops = sorted({seen.trace.flops for seen in (base, *twins)})
+    spread = f", and FLOPs were {units.flops(flops[0])} to {units.flops(flops[-1])}" if len(flops) > 1 else ""
+    return f"{_steers(port)}; {made_up}{spread}"
+
+
+def same(base: Pass, twin: Pass) -> bool:
+    """Whether the two passes called the same modules with the same shapes, and cost the same."""
+    return _calls(base) == _calls(twin) and base.outputs == twin.outputs and base.trace.flops == twin.trace.flops
+
+
+def _calls(seen: Pass) -> list[object]:
+    return [(record.index, record.calls, record.flops) for record in seen.trace.in_order]
