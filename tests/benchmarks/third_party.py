@@ -23,8 +23,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from math import ceil, log2, prod
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from pytest_modelbudget import summarize  # noqa: E402
 from pytest_modelbudget.summary import Summary, TensorSpec  # noqa: E402
 
 aten = torch.ops.aten
+import_module("torchvision")  # it brings operators
 
 
 Spec = tuple[str, tuple[int | None, ...]]
@@ -102,7 +104,10 @@ def really(entry: Entry) -> Numbers:
 def built(build: Callable[[], nn.Module]) -> nn.Module:
     """A model with real weights, the same at each call."""
     torch.manual_seed(0)
-    return build().eval()
+    model = build()
+    with suppress(NotImplementedError):  # programs of torch.export have one mode alone
+        model.eval()
+    return model
 
 
 def sizes_of(inputs: Any) -> tuple[int, ...]:
@@ -270,19 +275,17 @@ def _same(mine: Spec, real: Spec, by_values: bool) -> bool:
     )
 
 
-def compared(entry: Entry) -> Iterator[tuple[str, str, float]]:
-    """For builder and live: the way, its verdict (empty when equal), its seconds."""
-    real = really(entry)
+def compared(entry: Entry, real: Numbers) -> Iterator[tuple[str, str, Numbers | None]]:
+    """For builder and live: the way, its verdict (empty when equal), and the numbers of the project."""
     for way in ("builder", "live"):
-        subject = entry.build if way == "builder" else built(entry.build)
-        begin = time.perf_counter()
+        mine = None
         try:
-            mine, summary = ours(subject, entry.inputs, entry.name)
+            mine, summary = ours(entry.build if way == "builder" else built(entry.build), entry.inputs, entry.name)
             faults = list(differences(mine, real, entry.by_values))
             faults += [f"no formula for {dict(summary.flops.uncounted)}"] if summary.flops.uncounted else []
         except Exception as mistake:
             faults = [_text(mistake)]
-        yield way, "; ".join(faults), time.perf_counter() - begin
+        yield way, "; ".join(faults), mine
 
 
 def _text(mistake: BaseException) -> str:
@@ -293,15 +296,28 @@ def report(entry: Entry, verbose: bool) -> bool:
     """Print the lines of one model; whether all was equal."""
     begin, good = time.perf_counter(), True
     try:
-        for way, verdict, seconds in compared(entry):
+        real = really(entry)
+        line(entry.name, "real", real, begin, "")
+        begin = time.perf_counter()
+        for way, verdict, mine in compared(entry, real):
             good &= not verdict
-            print(f"{entry.name:32} {way:8} {seconds:6.1f} s  {verdict or 'equal'}", flush=True)
+            line("", way, mine, begin, verdict or "equal")
+            begin = time.perf_counter()
     except Exception as mistake:
         good = False
-        print(f"{entry.name:32} {'real':8} {time.perf_counter() - begin:6.1f} s  {_text(mistake)}", flush=True)
+        line(entry.name, "real", None, begin, _text(mistake))
         if verbose:
             traceback.print_exc()
     return good
+
+
+def line(name: str, way: str, numbers: Numbers | None, begin: float, verdict: str) -> None:
+    """Print one row of the table; `?` are the FLOPs that are not known."""
+    shown = (
+        ("", "") if numbers is None else (f"{numbers.params:,}", "?" if numbers.flops is None else f"{numbers.flops:,}")
+    )
+    seconds = f"{time.perf_counter() - begin:.1f} s"
+    print(f"{name:28} {way:8} {shown[0]:>12} {shown[1]:>16} {seconds:>8}  {verdict}".rstrip(), flush=True)
 
 
 def main() -> int:
@@ -312,6 +328,7 @@ def main() -> int:
     chosen = options.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    print(f"{'model':28} {'way':8} {'params':>12} {'FLOPs':>16} {'seconds':>8}  verdict")
     models = [entry for entry in entries() if not chosen.names or entry.name.startswith(tuple(chosen.names))]
     equal = [report(entry, chosen.verbose) for entry in models]
     print(f"{len(equal)} models, {len(equal) - sum(equal)} differ")

@@ -86,6 +86,16 @@ def language() -> Iterator[Entry]:
     yield Entry("hf_bert_mask", lambda: hf.BertForTokenClassification(hf.BertConfig(
         **small, num_attention_heads=4, intermediate_size=64)), lambda: {
         "input_ids": ids(), "attention_mask": torch.tensor([[1] * 12, [1] * 7 + [0] * 5])})  # fmt: skip
+    yield Entry("hf_llama_cache", _llama, continued)
+    yield Entry(
+        "hf_bert_encoding",
+        lambda: hf.BertModel(hf.BertConfig(**small, num_attention_heads=4, intermediate_size=64)),
+        encoded,
+    )
+    yield Entry("hf_reformer", lambda: hf.ReformerModelWithLMHead(hf.ReformerConfig(
+        vocab_size=100, hidden_size=32, attn_layers=["local", "lsh"], num_attention_heads=2, attention_head_size=16,
+        feed_forward_size=48, axial_pos_shape=(4, 8), axial_pos_embds_dim=(16, 16), is_decoder=True, num_buckets=4,
+        lsh_attn_chunk_length=8, local_attn_chunk_length=8)), lambda: {"input_ids": ids(1, 32)})  # fmt: skip
     yield Entry("hf_gpt2_labels", lambda: hf.GPT2LMHeadModel(hf.GPT2Config(
         vocab_size=100, n_embd=32, n_layer=2, n_head=4)), lambda: {"input_ids": (words := ids()), "labels": words})  # fmt: skip
 
