@@ -6,11 +6,13 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from pytest_modelbudget.backends import quiet
+from pytest_modelbudget.backends.patching import Patched, Undoing
 
 
 class _NoTritonAfterTensorFlow(MetaPathFinder):
@@ -34,11 +36,7 @@ def coexisting() -> Iterator[None]:
     on leaving."""
     finder = _NoTritonAfterTensorFlow()
     log = logging.getLogger("torch.utils.flop_counter")  # would warn that triton is not there
-    was_disabled, log.disabled = log.disabled, True
-    sys.meta_path.insert(0, finder)
-    try:
+    with Patched(log, "disabled", True), Undoing(partial(sys.meta_path.remove, finder)):
+        sys.meta_path.insert(0, finder)
         with quiet.imports():
             yield
-    finally:
-        sys.meta_path.remove(finder)
-        log.disabled = was_disabled

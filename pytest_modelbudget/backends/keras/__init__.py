@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends import keras_home
 from pytest_modelbudget.backends.kept import NotKnown
 from pytest_modelbudget.backends.keras import (
     activations,
@@ -28,6 +30,7 @@ from pytest_modelbudget.backends.keras import (
     rules,
     shapes,
     walk,
+    wrapped,
 )
 from pytest_modelbudget.backends.keras.build import abstract, counting, preserved
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
@@ -47,13 +50,13 @@ _UNCALLED = (
 
 
 def owns(model: object) -> bool:
-    """Whether `model` is a Keras model."""
-    return isinstance(model, keras.Model)
+    """Whether `model` is a Keras model, or any other layer of Keras: it is counted like a model of one layer."""
+    return isinstance(model, keras.layers.Layer)
 
 
 def is_class(model: object) -> bool:
-    """Whether `model` is a class of Keras models."""
-    return isinstance(model, type) and issubclass(model, keras.Model)
+    """Whether `model` is a class of Keras models or layers."""
+    return isinstance(model, type) and issubclass(model, keras.layers.Layer)
 
 
 def summarize(
@@ -86,6 +89,7 @@ class _Counted:
         self.names = names
         self.sizes = {"B": 1, **sizes}
         self.notes: list[str] = []
+        self.stand_ins = wrapped.StandIns()
 
     def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
         if inputs is None and private.function_of(self.model) is None and self._is_built():
@@ -108,7 +112,7 @@ class _Counted:
             activation_bytes=None if held is None else held.total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
             optimizer_bytes=self._optimizer_bytes(),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *keras_home.notes(keras, list(walk.each(self.model)))),
         )
 
     def _is_built(self) -> bool:
@@ -124,7 +128,8 @@ class _Counted:
 
     def _held(self, arguments: ports.Arguments) -> activations.Held | None:
         try:
-            held = activations.measured(self.model, *arguments.symbolic(self.sizes))
+            with self._modules_copied():
+                held = activations.measured(self.model, *arguments.symbolic(self.sizes))
         except NotKnown as reason:
             self.notes.append(f"activation_bytes is not known: {reason}")
             return None
@@ -174,7 +179,7 @@ class _Counted:
             return arguments
         if inputs is None:
             raise ModelBudgetError(
-                f"{self.name}: a {type(self.model).__name__} model does not know its inputs: "
+                f"{self.name}: a {type(self.model).__name__} {self._kind} does not know its inputs: "
                 f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
             )
         arguments = ports.declared(self.model, inputs, self.name)
@@ -190,24 +195,29 @@ class _Counted:
         """
         args, kwargs = arguments.symbolic(self.sizes)
         try:
-            build(self.model, args, kwargs)
+            with self._modules_copied():
+                build(self.model, args, kwargs)
         except Exception as error:
             raise self._misfit(arguments, error) from error
 
+    @property
+    def _kind(self) -> str:
+        return "model" if isinstance(self.model, keras.Model) else "layer"
+
     def _misfit(self, arguments: ports.Arguments, error: Exception) -> ModelBudgetError:
         listed = ", ".join(map(str, arguments.ports))
-        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_said(error)}")
+        return ModelBudgetError(f"{self.name}: the {self._kind} cannot be called with {listed}: {_said(error)}")
 
     def _refuse_unbuilt(self, *, live: bool = False) -> None:
         if self._is_built():
             return
         paths = walk.unbuilt(self.model, rules.weightless)
         cure = (
-            "call the model once before, or pass a function that builds it"
+            f"call the {self._kind} once before, or pass a function that builds it"
             if live
             else "call it in the model, or remove it: its weights are not known"
         )
-        what = f"layer {paths[0]!r}" if paths else "the model"
+        what = f"layer {paths[0]!r}" if paths else f"the {self._kind}"
         raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
 
     def _trace(
@@ -215,7 +225,8 @@ class _Counted:
     ) -> Trace:
         args, kwargs = arguments.symbolic(sizes)
         try:
-            return trace(self.model, args, kwargs, costs_only=costs_only)
+            with self._modules_copied():
+                return trace(self.model, args, kwargs, costs_only=costs_only)
         except Exception as error:
             raise self._misfit(arguments, error) from error
 
@@ -223,9 +234,13 @@ class _Counted:
         """A trace with open dimensions; empty where the model does not take them, since its graph knows enough."""
         args, kwargs = arguments.symbolic()
         try:
-            return trace(self.model, args, kwargs)
+            with self._modules_copied():
+                return trace(self.model, args, kwargs)
         except Exception:
             return Trace()
+
+    def _modules_copied(self) -> AbstractContextManager[None]:
+        return self.stand_ins.used(list(walk.each(self.model)))
 
 
 def _said(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.kept import Keep, NotKnown
-from pytest_modelbudget.backends.keras import jax_keeper, private
+from pytest_modelbudget.backends.keras import jax_keeper, private, private_torch
 from pytest_modelbudget.backends.keras.composing import ByCalls, CannotFollow, Place, given, run
 from pytest_modelbudget.backends.keras.fingerprints import all_keras
 
@@ -45,7 +45,7 @@ def measured(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held:
     if backend not in _MANNERS:
         raise NotKnown(f"what {backend} keeps for the backward pass is not followed")
     try:
-        with private.training(), _keeper(backend) as keep:
+        with private.called_for(training=True), _keeper(backend) as keep:
             total, by_row = _by_calls(model, args, kwargs, keep) or (_at_once(model, args, kwargs, keep), {})
     except NotKnown:
         raise
@@ -63,7 +63,7 @@ def _keeper(backend: str) -> Iterator[Keep]:
         return
     from pytest_modelbudget.backends.torch.keeper import keeper
 
-    with keras.SymbolicScope(), private.torch_on_meta(), keeper() as keep:
+    with keras.SymbolicScope(), private_torch.torch_on_meta(), keeper() as keep:
         yield keep
 
 

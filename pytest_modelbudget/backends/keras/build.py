@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import pins, private
+from pytest_modelbudget.backends.keras import pins, private, private_torch
 from pytest_modelbudget.backends.keras.trace import specs
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -29,14 +29,14 @@ def abstract() -> Iterator[None]:
         return
     with ExitStack() as stack:
         scope = stack.enter_context(keras.StatelessScope(initialize_variables=False))
-        stack.enter_context(_patched(private.variable_class(), "__init__", lambda init: _variable_init(init, scope)))
+        stack.enter_context(patched(private.variable_class(), "__init__", lambda init: _variable_init(init, scope)))
         if (optimizer := private.optimizer_keys()) is not None:
-            stack.enter_context(_patched(optimizer, "_var_key", lambda _: lambda self, variable: id(variable)))
+            stack.enter_context(patched(optimizer, "_var_key", lambda _: lambda self, variable: id(variable)))
             if "add_variable_from_reference" in vars(optimizer):
-                stack.enter_context(_patched(optimizer, "add_variable_from_reference", lambda _: private.plain_slot()))
-        if (layer := private.torch_layer()) is not None:
-            stack.enter_context(_patched(layer, "_track_variables", lambda _: lambda self: None))
-        stack.enter_context(_patched(keras.layers.Layer, "__call__", _called_with_numbers))
+                stack.enter_context(patched(optimizer, "add_variable_from_reference", lambda _: private.plain_slot()))
+        if (layer := private_torch.torch_layer()) is not None:
+            stack.enter_context(patched(layer, "_track_variables", lambda _: lambda self: None))
+        stack.enter_context(patched(keras.layers.Layer, "__call__", _called_with_numbers))
         yield
 
 
@@ -58,9 +58,14 @@ def preserved() -> Iterator[None]:
 def counting(names: Iterable[str]) -> Iterator[None]:
     """`abstract()` for a model that is there already: new automatic names go on after `names`."""
     with preserved(), abstract():
-        if not pins.real_build():
-            private.set_names(_counters(names))
+        starting_after(names)
         yield
+
+
+def starting_after(names: Iterable[str]) -> None:
+    """Let new automatic names go on after `names`; call it inside of `preserved`."""
+    if not pins.real_build():
+        private.set_names(_counters(names))
 
 
 def _counters(names: Iterable[str]) -> dict[str, int]:
@@ -74,13 +79,17 @@ def _counters(names: Iterable[str]) -> dict[str, int]:
 
 
 @contextmanager
-def _patched(owner: type, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
-    original = vars(owner)[name]
+def patched(owner: type, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, `owner` has `wrap(...)` of what it calls `name` (None when nothing yet)."""
+    original = vars(owner).get(name)
     setattr(owner, name, wrap(original))
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        if original is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
 
 
 @contextmanager
@@ -102,11 +111,15 @@ def _variable_init(init: Callable[..., None], scope: object) -> Callable[..., No
     def __init__(self: Any, initializer: Any, shape: Any = None, dtype: Any = None, *args: Any, **kwargs: Any) -> None:
         if not private.in_stateless_scope():
             private.enter_stateless_scope(scope)
+        given = None
         if not callable(initializer) and not isinstance(initializer, str):
-            value = self._convert_to_tensor(initializer, dtype=dtype)
+            given = initializer if getattr(initializer, "is_meta", False) else None
+            value = self._convert_to_tensor(initializer, dtype=dtype) if given is None else initializer
             shape, dtype = tuple(value.shape), dtype or keras.backend.standardize_dtype(value.dtype)
             initializer = _giver(value)
         init(self, initializer, shape, dtype, *args, **kwargs)
+        if given is not None:  # the parameter of a torch module, which has no memory either
+            self._value = given
         if self._initializer is not None:
             self._initializer = _only_inside(self._initializer, str(self.path))
 

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.kept import Keep, Kept, Parameter, Tensor, Word
-from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.keras import private, walk, wrapped
 from pytest_modelbudget.backends.keras.fingerprints import fingerprint, plain
 
 Place = tuple[int, int]
@@ -156,7 +156,10 @@ def run(keep: Keep, one: Any, arguments: Any, tensors: Sequence[Tensor], leaf: t
         CannotFollow: with `strict`, a mask goes beside a result, or a result is no tensor.
     """
     variables = private.all_variables(one)
+    layers = list(walk.each(one)) if isinstance(one, keras.layers.Layer) else []
+    buffers = wrapped.buffers(layers)
     parameters = [Parameter(tuple(each.shape), str(each.dtype), bool(each.trainable)) for each in variables]
+    parameters += [Parameter(tuple(each.shape), keras.backend.standardize_dtype(each.dtype), False) for each in buffers]
     operation = private.trained(one)
 
     def call(values: Sequence[Any], ready: Sequence[Any]) -> list[Any]:
@@ -164,7 +167,8 @@ def run(keep: Keep, one: Any, arguments: Any, tensors: Sequence[Tensor], leaf: t
         args, kwargs = keras.tree.map_structure(
             lambda each: next(following) if isinstance(each, leaf) else each, arguments
         )
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+        state = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=False)))
+        with state, wrapped.given(layers, dict(zip(map(id, [*variables, *buffers]), values, strict=True))):
             results = keras.tree.flatten(operation(*args, **kwargs))
         tensors_only = [result for result in results if keras.ops.is_tensor(result)]
         if strict and (len(tensors_only) < len(results) or any(map(private.has_mask, results))):

@@ -56,14 +56,14 @@ def _inner(layer: Any, layers: Any) -> Any:
     return layer.layer if isinstance(layer, layers.Wrapper) else None
 
 
-def of_live(model: Any) -> Labels:
-    """The automatic names in a model of the user's, numbered from the first: as if nothing had been built before it.
+def of_live(*models: Any) -> Labels:
+    """The automatic names in models of the user's, numbered from the first: as if nothing had been built before it.
 
     Keras numbers all layers of a session, so without this a snapshot would depend on the tests that ran before. A
     name that only looks like an automatic one (`dense_1`) is renumbered too: nothing tells the two apart.
     """
     numbered: dict[str, dict[int, list[int]]] = {}
-    for one in _operations(model):
+    for one in operations(*models):
         kind = type(one).__name__
         if (number := automatic(kind, one.name)) is not None:
             numbered.setdefault(base(kind), {}).setdefault(number, []).append(id(one))
@@ -75,10 +75,10 @@ def of_live(model: Any) -> Labels:
     }
 
 
-def _operations(model: Any) -> Iterator[Any]:
-    """All layers and operations of a model, each once."""
+def operations(*models: Any) -> Iterator[Any]:
+    """All layers and operations of some models, each once."""
     seen: set[int] = set()
-    waiting = [model]
+    waiting = list(models)
     while waiting:
         one = waiting.pop()
         if id(one) in seen:

@@ -37,6 +37,7 @@ def reading() -> Looks:
         "Operation._inbound_nodes": lambda: layer._inbound_nodes[0].input_tensors,
         "Operation._outbound_nodes": lambda: layer._outbound_nodes,
         "Layer._layers": lambda: model._layers,
+        "Layer._tracker": lambda: (layer._tracker.config, layer._tracker.stored_ids),
         "Layer._trainable_variables": lambda: layer._trainable_variables,
         "Layer._non_trainable_variables": lambda: layer._non_trainable_variables,
         "Layer.build._is_default": lambda: keras.layers.Layer.build._is_default,

@@ -1,7 +1,8 @@
 """Every private name of Keras and its backends that is used here, with the reason; nothing else touches them.
 
 Public Keras has no way to forget the variables of a finished scope, to set the counters of layer names aside,
-or to list which calls of a shared layer belong to which model. `pins` looks whether the names are there.
+or to list which calls of a shared layer belong to which model. What it takes to copy layers and to run them on
+torch's meta device is in `private_torch`. `pins` looks whether the names are there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ _NAMES = "object_name_uids"
 _UNINITIALIZED = "uninitialized_variables"
 _SCOPE = "stateless_scope"
 _CALL = "current_call_ctx"
-_DEVICE = "torch_device"
 
 
 @contextmanager
@@ -161,11 +161,6 @@ def packed(layer: Any, variable: Any) -> tuple[int, ...] | None:
     return None
 
 
-def torch_layer() -> type | None:
-    """On torch, layers register their variables' values as parameters; the class that does so, None elsewhere."""
-    return next((cls for cls in keras.layers.Layer.__mro__ if "_track_variables" in vars(cls)), None)
-
-
 def own_variables(layer: Any) -> list[Any]:
     """The variables a layer holds itself: trainable ones first, no seeds, no metrics."""
     seen = {id(one): one for one in (*layer._trainable_variables, *layer._non_trainable_variables)}
@@ -175,6 +170,27 @@ def own_variables(layer: Any) -> list[Any]:
 def sublayers(layer: Any) -> list[Any]:
     """The layers a layer holds directly, each once, also those in lists and mappings."""
     return list({id(one): one for one in layer._layers}.values())
+
+
+def value_of(variable: Any) -> Any:
+    """The tensor that a variable holds; None for one without a value."""
+    return variable._value
+
+
+def set_value(variable: Any, value: Any) -> None:
+    """Let a variable hold a tensor."""
+    variable._value = value
+
+
+@contextmanager
+def value_replaced(variable: Any, value: Any) -> Iterator[None]:
+    """Inside, a variable holds another tensor."""
+    before = variable._value
+    set_value(variable, value)
+    try:
+        yield
+    finally:
+        variable._value = before
 
 
 def graph_of(model: Any) -> Any:
@@ -294,53 +310,15 @@ def trained(one: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def training() -> Iterator[None]:
-    """Inside, a layer runs in training mode, also if its `call` does not ask for it, and with it all below it."""
+def called_for(*, training: bool) -> Iterator[None]:
+    """Inside, a layer runs for training or not, where its caller does not say so, and with it all below it."""
     from keras.src.layers.layer import CallContext
 
     before = global_state.get_global_attribute(_CALL)
     context = CallContext(entry_layer=None)
-    context.training = True
+    context.training = training
     global_state.set_global_attribute(_CALL, context)
     try:
         yield
     finally:
         global_state.set_global_attribute(_CALL, before)
-
-
-class _Meta(str):
-    """The device "meta" for torch, and for Keras one that it has not heard of.
-
-    Where Keras sees "meta" it takes detours that cut the way of the gradients, since it only wants shapes; and a
-    tensor on that device it would make anew.
-    """
-
-    __slots__ = ()
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return getattr(other, "type", None) == "meta"
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-
-@contextmanager
-def torch_on_meta() -> Iterator[None]:
-    """Inside, Keras on torch makes its tensors on the meta device, and draws nothing from its generators."""
-    drawing = [
-        (module, name, getattr(module, name))
-        for key, module in list(sys.modules.items())
-        for name in ("torch_seed_generator", "_torch_seed_generator")
-        if key.startswith("keras.src.backend.torch.") and hasattr(module, name)
-    ]
-    before = global_state.get_global_attribute(_DEVICE)
-    global_state.set_global_attribute(_DEVICE, _Meta("meta"))
-    try:
-        for module, name, _ in drawing:
-            setattr(module, name, lambda seed: None)  # there are none for that device
-        yield
-    finally:
-        global_state.set_global_attribute(_DEVICE, before)
-        for module, name, original in drawing:
-            setattr(module, name, original)

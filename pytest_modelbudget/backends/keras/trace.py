@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import loops, private, raw, rules, variables
+from pytest_modelbudget.backends.keras import loops, private, raw, rules, variables, wrapped
 from pytest_modelbudget.backends.keras.calls import Call, Trace, fresh, spec, specs, symbolic
 from pytest_modelbudget.backends.operators import Count
 
@@ -60,6 +60,8 @@ class _Tracer:
         tracer, call, add_loss = self, layer.__call__, layer.add_loss
 
         def layer_symbolic_call(one: Any, *args: Any, **kwargs: Any) -> Any:
+            if wrapped.is_wrapper(one):  # asked for nothing, it runs in training mode
+                kwargs["training"] = False
             return tracer.layer(one, args, kwargs)
 
         def operation_symbolic_call(one: Any, *args: Any, **kwargs: Any) -> Any:

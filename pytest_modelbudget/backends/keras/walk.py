@@ -42,14 +42,13 @@ class Seen:
 def rows(model: Any, seen: Seen, labels: Labels) -> list[Row]:
     """All rows of `model`, under `labels` where an operation has one, else under its own name.
 
+    A layer that is no model is one row.
+
     Raises:
         ModelBudgetError: a weight of the model would be in no row.
     """
     walk = _Walk(model, seen, labels)
-    own = list(weights.own(model))
-    path = weights.unique(walk.name(model), walk.taken) if own else ""
-    first = [Row(0, id(model), Layer(path, type(model).__name__, weights=walk.ledger.enter(path, own)))] if own else []
-    found = [*first, *walk.inside(model, "")]
+    found = list(walk.whole(model) if isinstance(model, keras.Model) else walk.alone(model))
     lost = [variable.path for variable in model.weights if variable not in walk.ledger]
     if lost:
         raise ModelBudgetError(f"{model.name}: the weight {lost[0]!r} belongs to no layer of the model")
@@ -65,17 +64,29 @@ class _Walk:
         self.called: dict[tuple[int, int], list[int]] = {}
         for position, call in enumerate(seen.calls):
             parent = id(call.inside[-1]) if call.inside else 0
-            self.called.setdefault((parent, id(call.operation)), []).append(position)
-            self.called.setdefault((0, id(call.operation)), []).append(position)
+            for around in {parent, 0}:
+                self.called.setdefault((around, id(call.operation)), []).append(position)
 
     def name(self, one: Any) -> str:
         """What an operation is called here."""
         return self.labels.get(id(one), one.name)
 
+    def whole(self, model: Any) -> Iterator[Row]:
+        """The rows of a model; it has one itself when it holds weights of its own."""
+        if own := list(weights.own(model)):
+            path = weights.unique(self.name(model), self.taken)
+            yield Row(0, id(model), Layer(path, type(model).__name__, weights=self.ledger.enter(path, own)))
+        yield from self.inside(model, "")
+
+    def alone(self, layer: Any) -> Iterator[Row]:
+        """The row of a layer that stands in no model."""
+        positions = self.called.get((0, id(layer)), [])
+        yield from self._rows(layer, 0, self.name(layer), self._layer(layer, [], positions, []))
+
     def inside(self, model: Any, prefix: str, called: bool = True) -> Iterator[Row]:
         """The rows below one model; below one that was not `called`, the calls in its graph did not happen."""
         graph = private.graph_of(model)
-        operations = _layers(model) if graph is None else _operations(model, graph)
+        operations = layers(model) if graph is None else _operations(model, graph)
         held = {id(one) for one in operations}
         if graph is not None:  # layers set as attributes, outside the graph
             operations += [one for one in private.sublayers(model) if id(one) not in held and not _is_input(one)]
@@ -163,7 +174,7 @@ def called_beside_graphs(model: Any, calls: Sequence[Call]) -> bool:
     return False
 
 
-def _layers(model: Any) -> list[Any]:
+def layers(model: Any) -> list[Any]:
     """The layers of a class; of a functional model with a call of its own also those beside its graph, no inputs."""
     found = {id(one): one for one in model.layers}
     if private.function_of(model) is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import labels, private
+from pytest_modelbudget.backends.keras import labels, private, wrapped
 from pytest_modelbudget.summary import Weight
 
 Named = tuple[str, Any, Any]
@@ -21,9 +21,10 @@ class Ledger:
     def __init__(self, model: Any) -> None:
         self._trainable = {id(one) for one in model.trainable_weights}
         self._owners: dict[int, str] = {}
+        self._entered: set[int] = set()
 
     def __contains__(self, variable: Any) -> bool:
-        return id(variable) in self._owners
+        return id(variable) in self._entered
 
     def enter(self, path: str, named: Iterable[Named]) -> tuple[Weight, ...]:
         """The weights of the row at `path`; those an earlier row holds are tied to it."""
@@ -31,13 +32,14 @@ class Ledger:
         taken: set[str] = set()
         for wanted, variable, layer in named:
             name = unique(wanted, taken)
-            owner = self._owners.setdefault(id(variable), full := f"{path}.{name}")
+            self._entered.add(id(variable))
+            owner = self._owners.setdefault(wrapped.identity(variable, layer), full := f"{path}.{name}")
             weight = self._weight(name, variable, layer, None if owner == full else owner)
-            weights.append(_unpacked(weight, private.packed(layer, variable)))
+            weights.append(unpacked(weight, private.packed(layer, variable)))
         return tuple(weights)
 
     def _weight(self, name: str, variable: Any, layer: Any, tied_to: str | None) -> Weight:
-        beside = _beside_quantized(variable, layer)
+        beside = is_beside(variable, layer)
         return Weight(
             name=name,
             shape=tuple(int(size) for size in variable.shape),
@@ -53,15 +55,18 @@ _BESIDE = {f"{of}_{what}" for of in _QUANTIZED for what in ("scale", "zero", "am
 _BESIDE |= {"zero_point", "g_idx", "awq_scales"}
 
 
-def _beside_quantized(variable: Any, layer: Any) -> bool:
-    """Whether a variable only serves to read a quantised weight: a scale, a zero point, a history of maxima.
+def is_beside(variable: Any, layer: Any) -> bool:
+    """Whether what a layer holds is no param: a buffer of torch, or what only serves to read a quantised weight.
 
-    Such numbers are no params: a quantised layer has as many of those as before, and needs other bytes.
+    That is a scale, a zero point, a history of maxima: a quantised layer has as many params as before, and needs other
+    bytes.
     """
+    if not isinstance(variable, keras.Variable):
+        return True
     return variable.name in _BESIDE and getattr(layer, "quantization_mode", None) is not None
 
 
-def _unpacked(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
+def unpacked(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
     """A weight that stores two 4-bit numbers in each byte, as what it stands for."""
     if shape is None:
         return weight
@@ -79,7 +84,10 @@ def unique(name: str, taken: set[str]) -> str:
 
 
 def own(layer: Any) -> Iterator[Named]:
-    """The variables a layer holds itself, with their names."""
+    """The variables a layer holds itself, with their names; of a torch module that it wraps the buffers, too."""
+    if wrapped.is_wrapper(layer):
+        yield from ((name, variable, layer) for name, variable in wrapped.named(layer))
+        return
     for variable in private.own_variables(layer):
         yield _variable_name(variable), variable, layer
 
@@ -87,10 +95,10 @@ def own(layer: Any) -> Iterator[Named]:
 def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[Named]:
     """The variables of a layer and all layers below it, named by the way to them, each once."""
     seen = set() if seen is None else seen
-    for variable in private.own_variables(layer):
+    for name, variable, _ in own(layer):
         if id(variable) not in seen:
             seen.add(id(variable))
-            yield f"{prefix}{_variable_name(variable)}", variable, layer
+            yield f"{prefix}{name}", variable, layer
     taken: set[str] = set()
     for sublayer in private.sublayers(layer):
         part = labels.part(layer, sublayer, keras.layers)

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from pytest_modelbudget.backends import keras_home
 from pytest_modelbudget.backends.keras import ports as keras_ports
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
@@ -27,13 +28,13 @@ private = tf_keras_backend()
 
 
 def owns(model: object) -> bool:
-    """Whether `model` is a model of tf_keras."""
-    return isinstance(model, tf_keras.Model)
+    """Whether `model` is a model of tf_keras, or any other layer of it: it is counted like a model of one layer."""
+    return isinstance(model, tf_keras.layers.Layer) and not isinstance(model, tf_keras.metrics.Metric)
 
 
 def is_class(model: object) -> bool:
-    """Whether `model` is a class of such models."""
-    return isinstance(model, type) and issubclass(model, tf_keras.Model)
+    """Whether `model` is a class of such models or layers."""
+    return isinstance(model, type) and issubclass(model, tf_keras.layers.Layer)
 
 
 abstract = build.abstract
@@ -87,7 +88,7 @@ class _Counted:
 
     def summary(self, inputs: Inputs | None) -> Summary:
         if not self.built_here:
-            self._refuse_unbuilt("call the model once before, or pass a function that builds it")
+            self._refuse_unbuilt(f"call the {self._kind} once before, or pass a function that builds it")
         fresh = self.built_here and not is_from_file(self.model)
         names = {} if fresh else legacy_rows.live_names(self.model)
         arguments = self._arguments(inputs, names)
@@ -105,15 +106,15 @@ class _Counted:
             outputs=outputs,
             flops=total,
             sizes=tuple((symbol, self.sizes[symbol]) for symbol in arguments.symbols if symbol in self.sizes),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *keras_home.notes(tf_keras, list(self.model._flatten_layers()))),
         )
 
     def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.Arguments:
         """What the model is called with: its own inputs, or the declared ones where they fit."""
-        if not getattr(self.model, "inputs", None) or not self.model._is_graph_network:
+        if not legacy_rows.is_graph(self.model) or not self.model.inputs:
             if inputs is None:
                 raise ModelBudgetError(
-                    f"{self.name}: a {type(self.model).__name__} model does not know its inputs: "
+                    f"{self.name}: a {type(self.model).__name__} {self._kind} does not know its inputs: "
                     f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
                 )
             return keras_ports.declared(self.model, inputs, self.name)
@@ -139,12 +140,16 @@ class _Counted:
         except Exception as error:
             listed = ", ".join(map(str, arguments.ports))
             said = str(error).partition("\n\nCall arguments received")[0]
-            raise ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {said}") from error
+            raise ModelBudgetError(f"{self.name}: the {self._kind} cannot be called with {listed}: {said}") from error
+
+    @property
+    def _kind(self) -> str:
+        return "model" if isinstance(self.model, tf_keras.Model) else "layer"
 
     def _refuse_unbuilt(self, cure: str) -> None:
         layer = legacy_rows.unbuilt(self.model)
         if layer is not None or not self.model.built:
-            what = "the model" if layer is None else f"layer {layer!r}"
+            what = f"the {self._kind}" if layer is None else f"layer {layer!r}"
             raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
 
     def _seen(
@@ -171,7 +176,7 @@ class _Counted:
         outputs = [named(at, "outputs") for at in range(len(base.calls))]
         whole = [(symbol, size, other.graph.outputs) for symbol, size, other in others]
         inputs: dict[int, TensorSpec] = {}
-        if self.model._is_graph_network:
+        if legacy_rows.is_graph(self.model):
             pairs = zip(self._input_layers(), arguments.ports, strict=True)
             inputs = {id(layer): port.spec.without_values for layer, port in pairs}
         seen = legacy_rows.Seen(base, given, outputs, inputs, names)

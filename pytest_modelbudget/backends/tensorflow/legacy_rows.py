@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,23 +40,35 @@ class Walk:
     paths: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def rows(self) -> list[Layer]:
-        """All rows of the model.
+        """All rows of the model; a layer that is no model is one row.
 
         Raises:
             ModelBudgetError: a weight of the model would be in no row.
         """
-        own = list(_own(self.model))
-        found: list[Layer] = []
-        if own:
-            path = unique(self.seen.names.get(id(self.model), self.model.name), self.taken)
-            self.paths[0, id(self.model)] = path
-            found.append(Layer(path, type(self.model).__name__, weights=self._weights(path, own)))
-        found += self._inside(self.model, "")
+        found = list(self._whole() if isinstance(self.model, tf_keras.Model) else self._alone())
         held = {*self.owners, *_of_metrics(self.model)}
         lost = [one.name for one in self.model.weights if id(one) not in held]
         if lost:
             raise ModelBudgetError(f"{self.model.name}: the weight {lost[0]!r} belongs to no layer of the model")
         return found
+
+    def _whole(self) -> Iterator[Layer]:
+        """The rows of a model; it has one itself when it holds weights of its own."""
+        if own := list(_own(self.model)):
+            path = self._root()
+            yield Layer(path, type(self.model).__name__, weights=self._weights(path, own))
+        yield from self._inside(self.model, "")
+
+    def _alone(self) -> Iterator[Layer]:
+        """The row of a layer that stands in no model."""
+        path = self._root()
+        bare = self._bare(self.model, path, self._positions(None, self.model), ())
+        yield replace(bare, weights=self._weights(path, _deep(self.model)))
+
+    def _root(self) -> str:
+        path = unique(self.seen.names.get(id(self.model), self.model.name), self.taken)
+        self.paths[0, id(self.model)] = path
+        return path
 
     def _inside(self, model: Any, prefix: str) -> Iterator[Layer]:
         layers = [one for one in model.layers if not isinstance(one, tf_keras.metrics.Metric)]
@@ -65,19 +77,23 @@ class Walk:
             path = self.paths[id(model), id(one)] = paths[id(one)]
             self.paths.setdefault((0, id(one)), path)
             at = self._positions(model, one)
-            bare = Layer(
-                path=path,
-                type=type(one).__name__,
-                outputs=tuple(dict.fromkeys(self._outputs(one, at))),
-                connected_to=tuple(dict.fromkeys(filter(None, self._sources(model, one, at, paths)))),
-                inputs=tuple(dict.fromkeys(filter(None, (self.seen.given[position] for position in at)))),
-                calls=len(at) or int(_is_input(one)),
-                container=isinstance(one, tf_keras.Model),
-            )
+            bare = self._bare(one, path, at, self._sources(model, one, at, paths))
             own = _own(one) if bare.container else _deep(one)
             yield replace(bare, weights=self._weights(path, own))
             if bare.container:
                 yield from self._inside(one, f"{path}/")
+
+    def _bare(self, layer: Any, path: str, at: list[int], sources: Iterable[tuple[str, ...]]) -> Layer:
+        """The row of a layer, without its weights."""
+        return Layer(
+            path=path,
+            type=type(layer).__name__,
+            outputs=tuple(dict.fromkeys(self._outputs(layer, at))),
+            connected_to=tuple(dict.fromkeys(filter(None, sources))),
+            inputs=tuple(dict.fromkeys(filter(None, (self.seen.given[position] for position in at)))),
+            calls=len(at) or int(_is_input(layer)),
+            container=isinstance(layer, tf_keras.Model),
+        )
 
     def _positions(self, model: Any, layer: Any) -> list[int]:
         """The calls of a layer in this model; where a model is called by a layer of another kind, any calls."""
@@ -120,6 +136,11 @@ class Walk:
                 )
             )
         return tuple(found)
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a graph says what `model` does; never so for a layer that is no model."""
+    return bool(getattr(model, "_is_graph_network", False))
 
 
 def unbuilt(model: Any) -> str | None:

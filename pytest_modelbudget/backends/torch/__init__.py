@@ -21,8 +21,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from pytest_modelbudget.backends.torch import counting, structure
+from pytest_modelbudget.backends.torch import counting, keras_layers, structure
 from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.real import with_memory
 from pytest_modelbudget.backends.torch.state import preserved, unswept
@@ -69,7 +70,7 @@ def summarize(
         raise ModelBudgetError(f"{name}: {type(model).__name__} is not a torch.nn.Module")
     if inputs is None:
         return structure.summarize(model, name=name, framework=FRAMEWORK)
-    with unswept():
+    with preserved(), unswept(), keras_layers.at_hand(all_modules(model)):
         origin = counting.Origin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
 
@@ -93,9 +94,10 @@ def plan(
 
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
-    with unswept():
+    model = module_of(model)
+    with preserved(), unswept(), keras_layers.at_hand(all_modules(model)):
         return planning.plans(
-            module_of(model),
+            model,
             name=name,
             inputs=inputs,
             sizes=sizes,

@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.patching import Patched
+
 _ALL = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
@@ -34,12 +36,9 @@ def fused() -> Iterator[Seen]:
     """
     original = functional.scaled_dot_product_attention
     seen = Seen()
-    functional.scaled_dot_product_attention = _choosing(original, seen)
-    try:
-        with sdpa_kernel(_ALL):
-            yield seen
-    finally:
-        functional.scaled_dot_product_attention = original
+    choosing = _choosing(original, seen)
+    with Patched(functional, "scaled_dot_product_attention", choosing), sdpa_kernel(_ALL):
+        yield seen
 
 
 def _choosing(original: Callable[..., torch.Tensor], seen: Seen) -> Callable[..., torch.Tensor]:

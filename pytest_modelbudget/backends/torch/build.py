@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
 from math import prod
+from threading import get_ident
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.state import unswept
 
@@ -35,13 +37,17 @@ _EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to:
 @contextmanager
 def abstract() -> Iterator[None]:
     """Inside, modules are built with their parameters on the meta device; `preserved` restores what builders set."""
-    ghosts = Ghosts()
+    ghosts, thread = Ghosts(), get_ident()
 
     def parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+        if get_ident() != thread:  # what another thread builds meanwhile is not ours
+            return None
         with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
             return None if value is None or value.is_meta else ghosts.of(value)
 
     def buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+        if get_ident() != thread:
+            return None
         with torch._C.DisableTorchFunction():
             if value is None or value.is_meta or not (is_lazy(value) or value.numel() >= _buffer_limit(value)):
                 return None
@@ -50,10 +56,10 @@ def abstract() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(unswept())
         stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
-        stack.callback(register_module_parameter_registration_hook(parameter).remove)
-        stack.callback(register_module_buffer_registration_hook(buffer).remove)
-        stack.enter_context(_idle_init())
-        stack.enter_context(_no_compilers())
+        stack.enter_context(Undoing(register_module_parameter_registration_hook(parameter).remove))
+        stack.enter_context(Undoing(register_module_buffer_registration_hook(buffer).remove))
+        stack.enter_context(_IDLE_INIT.inside())
+        stack.enter_context(_NO_COMPILERS.inside())
         stack.enter_context(_Redirect())
         yield
 
@@ -62,29 +68,22 @@ def _buffer_limit(value: torch.Tensor) -> int:
     return LARGE if value.is_floating_point() or value.is_complex() else CONSTANT
 
 
-@contextmanager
-def _idle_init() -> Iterator[None]:
+def _idle_init() -> Iterator[tuple[Any, str, Any]]:
     """There is nothing to fill on meta.
 
     The functions of `torch.nn.init` (and timm's own) return a meta tensor at once, `reset_parameters` of torch's layers
     leaves weights on meta alone.
     """
-    patched: list[tuple[Any, str, Any]] = []
     for layer in _layers_that_fill():
-        patched.append((layer, "reset_parameters", layer.reset_parameters))
-        layer.reset_parameters = _idle_on_meta_weights(layer.reset_parameters)
+        yield layer, "reset_parameters", _idle_on_meta_weights(layer.reset_parameters)
     for module in _init_modules():
         for name, function in list(vars(module).items()):
             if name.endswith("_") and not name.startswith("__") and callable(function):
-                patched.append((module, name, function))
-                setattr(module, name, _idle_on_meta(function))
-    patched.append((parametrizations, "_is_orthogonal", parametrizations._is_orthogonal))
-    parametrizations._is_orthogonal = _true_on_meta(parametrizations._is_orthogonal)
-    try:
-        yield
-    finally:
-        for module, name, function in reversed(patched):
-            setattr(module, name, function)
+                yield module, name, _idle_on_meta(function)
+    yield parametrizations, "_is_orthogonal", _true_on_meta(parametrizations._is_orthogonal)
+
+
+_IDLE_INIT = Shared(lambda: patch_all(_idle_init()))
 
 
 class ComputesWithValues(RuntimeError):
@@ -105,25 +104,20 @@ The inner functions are those that the public ones call, for builders that impor
 """
 
 
-@contextmanager
-def _no_compilers() -> Iterator[None]:
-    """Inside, compilers of modules raise; on weights without values some of them end the process."""
+def _no_compilers() -> Iterator[tuple[Any, str, Any]]:
+    """Compilers of modules raise; on weights without values some of them end the process."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise ComputesWithValues("the builder traces, scripts or exports a model on meta, which needs values")
 
-    patched: list[tuple[Any, str, Any]] = []
     for place, names in _COMPILERS.items():
         module = sys.modules.get(place)
         for name in names:
-            if module is not None and callable(function := vars(module).get(name)):
-                patched.append((module, name, function))
-                setattr(module, name, refuse)
-    try:
-        yield
-    finally:
-        for module, name, function in reversed(patched):
-            setattr(module, name, function)
+            if module is not None and callable(vars(module).get(name)):
+                yield module, name, refuse
+
+
+_NO_COMPILERS = Shared(lambda: patch_all(_no_compilers()))
 
 
 @cache

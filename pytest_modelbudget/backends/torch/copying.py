@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from pytest_modelbudget.backends.torch.ghosts import Ghosts, keeps_values
-from pytest_modelbudget.backends.torch.modules import all_modules
+from pytest_modelbudget.backends.torch import keras_layers
+from pytest_modelbudget.backends.torch.ghosts import META, Ghosts, keeps_values
+from pytest_modelbudget.backends.torch.modules import all_modules, all_tensors
 from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge
 
 
@@ -26,10 +27,10 @@ def ghost_of(model: nn.Module) -> nn.Module:
     """
     ghosts = Ghosts()
     memo: dict[int, Any] = {}
-    for module in all_modules(model):
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and id(tensor) not in memo:
-                memo[id(tensor)] = _stand_in(tensor, ghosts)
+    modules = all_modules(model)
+    for tensor in (*all_tensors(modules), *keras_layers.values(modules)):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _stand_in(tensor, ghosts)
     with CopyTensors(partial(_stand_in, ghosts=ghosts)), torch.no_grad():
         try:
             ghost = copy.deepcopy(model, dict(memo))
@@ -37,6 +38,15 @@ def ghost_of(model: nn.Module) -> nn.Module:
             ghost = _structure(model, memo)
     if has_shards(model):
         merge(ghost)
+    return ghost
+
+
+def valueless(module: nn.Module) -> nn.Module:
+    """A copy of `module` of which nothing holds values, for whoever runs it on the meta device alone."""
+    ghost = ghost_of(module)
+    for one in all_modules(ghost):
+        for name, buffer in one._buffers.items():
+            one._buffers[name] = None if buffer is None else buffer.to(META)
     return ghost
 
 
@@ -67,6 +77,9 @@ class CopyTensors(TorchFunctionMode):  # type: ignore[misc]
 def _structure(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copy the modules and the containers in them; everything else is shared with `model`."""
     modules = all_modules(model)
+    for layer in keras_layers.among(modules):
+        copy.deepcopy(layer, memo)  # which enters it in `memo`, with all that belongs to it
+    modules = [module for module in modules if id(module) not in memo]
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:

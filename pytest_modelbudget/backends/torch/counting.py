@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
-from pytest_modelbudget.backends.torch import real, sharded, steering
+from pytest_modelbudget.backends.torch import keras_layers, real, sharded, steering
 from pytest_modelbudget.backends.torch.activations import measured
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
@@ -164,6 +164,7 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
     weights, unread = weights_of(found, subject.name)
 
     held, unheld = _activations(run, sizes)
+    of_keras = keras_layers.notes(subject.holdings.modules)
 
     def named(seen: _Seen) -> tuple[Naming, tuple[Layer, ...]]:
         naming, passes = Naming([sizes for sizes, _ in seen]), [one for _, one in seen]
@@ -185,7 +186,7 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
         flops=run.flops,
         activation_bytes=None if held is None else held.total,
         sizes=tuple(sizes.items()),
-        notes=(*run.notes, *shards, *_fixed(sizes, seen), *unread, *_limits(run), *unheld),
+        notes=(*run.notes, *shards, *_fixed(sizes, seen), *unread, *_limits(run), *unheld, *of_keras),
         real_run=subject.real,
     )
 

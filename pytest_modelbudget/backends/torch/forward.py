@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.patching import Shared, patch_all
+from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.hints import hints, line, may_run_on_values
 from pytest_modelbudget.backends.torch.holding import Holdings
@@ -68,7 +71,8 @@ class Subject:
         """What is remembered from one pass to the next."""
         object.__setattr__(self, "memo", Memo())
         object.__setattr__(self, "holdings", Holdings(self.model))
-        object.__setattr__(self, "repeats", None if self.real else Repeats(self.model, self.holdings))
+        alone = self.real or keras_layers.among(self.holdings.modules)  # Keras' layers change more than themselves
+        object.__setattr__(self, "repeats", None if alone else Repeats(self.model, self.holdings))
 
 
 class ForwardFailed(ModelBudgetError):
@@ -87,6 +91,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
+    build(subject, sizes)
     trace = Trace(subject.holdings.parts)
     if subject.repeats is not None:
         trace.repeats = subject.repeats.start(TraceLog(trace))
@@ -106,6 +111,27 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
 def arguments(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> Call:
     """The inputs of `subject` at `sizes`; floats in `half` where that is given."""
     return call_of(subject.inputs, sizes, Choice(subject.real, subject.seed, subject.assumed, half))
+
+
+def build(subject: Subject, sizes: Mapping[str, int]) -> None:
+    """Let Keras layers that wait for their first call have it; nothing where none does.
+
+    No pass is to see how Keras builds: it calls layers to ask what they would give.
+
+    Raises:
+        ForwardFailed: as `forward`.
+    """
+    if not keras_layers.are_unbuilt(subject.holdings.modules):
+        return
+    call, trace = arguments(subject, sizes), Trace(subject.holdings.parts)
+    try:
+        with keras_layers.building(), calm(subject), watching(trace, _runner(subject, call)):
+            subject.model(*call.args, **call.kwargs)
+    except Exception as mistake:
+        raise _failed(subject, trace, call, mistake) from mistake
+    finally:
+        trace.forget_tensors()
+        subject.holdings.refresh()  # what was built stays so, also when the call failed further on
 
 
 @contextmanager
@@ -159,22 +185,18 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     """
     modules = subject.holdings.modules
     flags = [(module, module.training) for module in modules if "training" in module.__dict__ or _has_flag(module)]
-    fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(preserved())
+        stack.enter_context(keras_layers.running(training=training, on_meta=not subject.real))
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))
-            stack.enter_context(_unchecked_distributions())
-            stack.enter_context(_autocast_on_meta())
+            stack.enter_context(_ON_META.inside())
         if _may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(_SLOW_ATTENTION.inside())
         if subject.real:
             stack.enter_context(reproducible(subject.seed or 0))
-        if subject.real:  # its fused recurrent kernels cannot be counted; without it they are matrix products
-            stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-            torch._C._set_mkldnn_enabled(False)
+            stack.enter_context(_PLAIN_KERNELS.inside())
         for kind in ("cpu", "cuda"):  # what is around the model is the caller's affair; what forward enters counts
             stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
             torch.set_autocast_enabled(kind, False)
@@ -196,32 +218,29 @@ def _lazy_on_meta(modules: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _unchecked_distributions() -> Iterator[None]:
-    """`torch.distributions` asks by default whether its parameters are in range, which only values could tell."""
-    base = torch.distributions.Distribution
-    before = base._validate_args
-    base.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        base.set_default_validate_args(before)
+def _on_meta() -> Callable[[], object]:
+    """`torch.distributions` asks by default whether its parameters are in range, which only values could tell.
 
-
-@contextmanager
-def _autocast_on_meta() -> Iterator[None]:
-    """`torch.autocast(x.device.type)` knows no device "meta": inside, it switches the CPU's flag there."""
-    kind: Any = torch.autocast
-    original = kind.__init__
+    `torch.autocast(x.device.type)` knows no device "meta": inside, it switches the CPU's flag there.
+    """
+    original: Callable[..., None] = torch.autocast.__init__
 
     def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         original(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
 
-    kind.__init__ = init
-    try:
-        yield
-    finally:
-        kind.__init__ = original
+    return patch_all([(torch.distributions.Distribution, "_validate_args", False), (torch.autocast, "__init__", init)])
+
+
+def _plain_kernels() -> Callable[[], object]:
+    """oneDNN's fused recurrent kernels cannot be counted; without it they are matrix products."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    return partial(torch._C._set_mkldnn_enabled, before)
+
+
+_ON_META = Shared(_on_meta)
+_SLOW_ATTENTION = Shared(lambda: patch_all([(torch.backends.mha, "_is_fastpath_enabled", False)]))
+_PLAIN_KERNELS = Shared(_plain_kernels)
 
 
 def _has_flag(module: nn.Module) -> bool:

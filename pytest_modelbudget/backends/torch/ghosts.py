@@ -9,6 +9,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge, whole
 
@@ -96,6 +97,7 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
     """
     if sharded := has_shards(model):
         merge(model)
+    keras_layers.settle(all_modules(model), ghosts.of)
     for module in all_modules(model):
         if isinstance(module, torch.jit.ScriptModule):
             continue

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from types import CodeType, FrameType
@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from pytest_modelbudget.backends.patching import Patched
 
 Shape = tuple[int, ...]
 Output = tuple[Shape, str]
@@ -174,11 +176,7 @@ def taken_whole(run: Whole) -> Iterator[None]:
         return whole
 
     thread = threading.get_ident()
-    originals = [(holder, name, getattr(holder, name)) for holder, name, _ in _WHOLE]
-    try:
-        for (holder, name, kind), (_, _, original) in zip(_WHOLE, originals, strict=True):
-            setattr(holder, name, through(kind, original))
+    with ExitStack() as stack:
+        for holder, name, kind in _WHOLE:
+            stack.enter_context(Patched(holder, name, through(kind, getattr(holder, name))))
         yield
-    finally:
-        for holder, name, original in originals:
-            setattr(holder, name, original)

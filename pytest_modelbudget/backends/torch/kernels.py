@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.patching import Patched
 from pytest_modelbudget.backends.torch.attention import floats
 
 _LOWER = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
@@ -114,12 +115,8 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
             asked, first = first, False
             return False if asked else bool(original(relevant))
 
-        module.has_torch_function = only_inside
-        try:
-            with self:
-                return func(*args, **kwargs)
-        finally:
-            module.has_torch_function = original
+        with Patched(module, "has_torch_function", only_inside), self:
+            return func(*args, **kwargs)
 
     def _to(self, dtype: torch.dtype, values: Any) -> Any:
         return tree_map_only(torch.Tensor, lambda tensor: self._converted(tensor, dtype), values)

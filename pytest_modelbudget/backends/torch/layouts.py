@@ -6,11 +6,13 @@ How a result lies decides whether what follows copies it, and a copy may be held
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.nn import functional
+
+from pytest_modelbudget.backends.patching import Patched
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _NAMES = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
@@ -19,14 +21,10 @@ _NAMES = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
 @contextmanager
 def laid_out() -> Iterator[None]:
     """Inside, a convolution in `torch.nn.functional` of tensors with channels last gives one with channels last."""
-    originals = {name: getattr(functional, name) for name in _NAMES}
-    for name, original in originals.items():
-        setattr(functional, name, _keeping(original))
-    try:
+    with ExitStack() as stack:
+        for name in _NAMES:
+            stack.enter_context(Patched(functional, name, _keeping(getattr(functional, name))))
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(functional, name, original)
 
 
 def _keeping(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

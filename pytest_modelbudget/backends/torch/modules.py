@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from pytest_modelbudget.backends.torch import keras_layers
 
 ROOT = "(root)"
 """The path of the model itself, when it needs a row."""
@@ -55,11 +57,13 @@ def _inner(module: nn.Module) -> nn.Module | None:
     for name in _WRAPPED:
         if (child := inside.get(name)) is not None:
             return child
-    return None
+    return keras_layers.wrapped(module) if isinstance(module, keras_layers.kinds()) else None
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules inside `module` that have a row of their own."""
+    if isinstance(module, keras_layers.kinds()):
+        return keras_layers.children(module)
     if not (inside := module._modules):
         return []
     found = module.named_children() if isinstance(module, torch.jit.ScriptModule) else inside.items()
@@ -67,8 +71,9 @@ def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
-    """As `model.modules()`, which takes ten times as long."""
+    """As `model.modules()`, which takes ten times as long, with the layers that Keras keeps in its own way."""
     found: dict[int, nn.Module] = {}
+    keras = keras_layers.kinds()
     waiting = [model]
     while waiting:
         module = waiting.pop()
@@ -78,6 +83,8 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
         if module._modules:
             inside = module.children() if isinstance(module, torch.jit.ScriptModule) else module._modules.values()
             waiting += [child for child in inside if child is not None][::-1]
+        if keras and isinstance(module, keras):
+            waiting += keras_layers.sublayers(module)
     return list(found.values())
 
 
@@ -95,11 +102,12 @@ def all_tensors(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
 def nodes(model: nn.Module) -> list[Node]:
     """All modules in the order of `named_modules()`, each object once under its first path."""
     found: list[Node] = []
-    _walk(model, "", set(), found)
+    names = keras_layers.names(all_modules(model)) if keras_layers.kinds() else {}
+    _walk(model, "", set(), found, names)
     return found
 
 
-def _walk(module: nn.Module, path: str, seen: set[int], found: list[Node]) -> None:
+def _walk(module: nn.Module, path: str, seen: set[int], found: list[Node], names: Mapping[int, str]) -> None:
     module = unwrapped(module)
     if id(module) in seen:
         return
@@ -108,11 +116,15 @@ def _walk(module: nn.Module, path: str, seen: set[int], found: list[Node]) -> No
     parts = _parts(module)
     seen.update([id(part) for _, part in parts])
     found.append(Node(path or ROOT, module, bool(inside), parts))
+    keras = isinstance(module, keras_layers.kinds())
     for name, child in inside:
-        _walk(child, f"{path}.{name}" if path else name, seen, found)
+        name = names[id(child)] if keras else name
+        _walk(child, f"{path}.{name}" if path else name, seen, found, names)
 
 
 def _parts(module: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
+    if isinstance(module, keras_layers.kinds()):
+        return tuple([("", part) for part in keras_layers.parts(module)])
     if not (inside := module._modules) or not any(map(inside.__contains__, PARTS)):
         return ()
     return tuple([part for name, child in module.named_children() if name in PARTS for part in child.named_modules()])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.forward import Subject
+from pytest_modelbudget.backends.torch.forward import Subject, build
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
 from pytest_modelbudget.backends.torch.modules import unwrapped
 from pytest_modelbudget.backends.torch.recurrent import CUDNN, CUDNN_NOTE
@@ -40,6 +40,7 @@ def plans(
         ModelBudgetError: a recipe that cannot be run.
     """
     subject = subject_of(unwrapped(model), name, inputs, built_here=built_here)
+    build(subject, sizes)
     return tuple(_plan(subject, sizes, recipe, devices) for recipe in recipes)
 
 

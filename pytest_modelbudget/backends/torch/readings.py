@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from pytest_modelbudget.backends.patching import Patched
 from pytest_modelbudget.backends.torch.joins import makes_anew
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 from pytest_modelbudget.summary import Input
@@ -116,11 +117,7 @@ def asking(ask: Callable[[list[torch.Tensor]], object]) -> Iterator[None]:
 
         return read
 
-    before = [(owner, name, vars(owner).get(name)) for owner, name, _ in _UNDISPATCHED]
-    try:
+    with ExitStack() as stack:
         for owner, name, first in _UNDISPATCHED:
-            setattr(owner, name, telling(getattr(owner, name), first))
+            stack.enter_context(Patched(owner, name, telling(getattr(owner, name), first)))
         yield
-    finally:
-        for owner, name, own in before:
-            delattr(owner, name) if own is None else setattr(owner, name, own)

@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parameter import is_lazy
 
+from pytest_modelbudget.backends.patching import Undoing
 from pytest_modelbudget.backends.torch.modules import all_modules, all_tensors
 from pytest_modelbudget.backends.torch.programs import module_of
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
@@ -94,12 +95,11 @@ def _limited() -> Iterator[None]:
         if total > REAL_LIMIT:
             raise too_large()
 
-    hooks = [register_module_parameter_registration_hook(add), register_module_buffer_registration_hook(add)]
-    try:
+    with (
+        Undoing(register_module_parameter_registration_hook(add).remove),
+        Undoing(register_module_buffer_registration_hook(add).remove),
+    ):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def rebuilt(rebuild: Callable[[int], object], name: str) -> nn.Module:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.patching import Patched
 from pytest_modelbudget.backends.torch.alterations import blocks
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.flops import Cost
@@ -265,12 +266,5 @@ def _resizes_told(recorders: list[_Recorder]) -> Iterator[None]:
             recorder.resized(storage, size)
         return out
 
-    inherited = "resize_" not in vars(torch.UntypedStorage)
-    torch.UntypedStorage.resize_ = resize
-    try:
+    with Patched(torch.UntypedStorage, "resize_", resize):
         yield
-    finally:
-        if inherited:
-            del torch.UntypedStorage.resize_
-        else:
-            torch.UntypedStorage.resize_ = original

@@ -5,45 +5,152 @@ from __future__ import annotations
 import gc
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from types import FrameType, GeneratorType
 from typing import Any
 
 import torch
 
+from pytest_modelbudget.backends import patching
+from pytest_modelbudget.backends.torch.settings import OF_AUTOGRAD, OF_PROCESS, OF_THREAD, force, values
 
-@contextmanager
-def preserved() -> Iterator[None]:
-    """On leaving, also by an exception: random states, default dtype and device, and grad mode are as they were."""
-    randomness = _randomness()
-    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
-    device = _default_device()
-    try:
-        yield
-    finally:
-        if _default_device() != device:
-            torch.set_default_device(device)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(grad)
-        _restore(*randomness)
+_ROOM = 400
+"""Frames beyond the limit of recursion in which state is put back; what failed may have used up all others."""
 
 
-@contextmanager
-def unswept() -> Iterator[None]:
+def preserved() -> AbstractContextManager[None]:
+    """On leaving, in whatever way, the process is as before, as far as torch and what it stands on can be set.
+
+    These are the `settings` of this thread and those that all threads share (modes, hooks, defaults, random states,
+    flags), what this project patched, and the limit of recursion. While several threads are inside, what they share is
+    put back by the last one to leave, to what it was when the first one came. Not undone: names that a model's own code
+    patches, variables of the environment, process groups.
+    """
+    return _Preserved()
+
+
+class _Preserved:
+    """It has frames to spare both ways: whoever comes in near the limit of recursion gets out again."""
+
+    __slots__ = ("_changes", "_limit", "_of_process", "_of_thread")
+
+    def __enter__(self) -> None:
+        self._limit = sys.getrecursionlimit()
+        self._changes = patching.mark()
+        sys.setrecursionlimit(self._limit + _ROOM)
+        try:
+            self._look()
+        except BaseException:
+            patching.undo_since(self._changes)
+            raise
+        finally:
+            sys.setrecursionlimit(self._limit)
+
+    def _look(self) -> None:
+        of_autograd = values(OF_AUTOGRAD)
+        with _LOCK:
+            self._of_thread, self._of_process = values(OF_THREAD), _of_others() or values(OF_PROCESS)
+            _NOTED.inside().__enter__()
+            autograd = torch._C._InferenceMode(torch.is_inference_mode_enabled())
+            patching.Undoing(partial(autograd.__exit__, None, None, None)).__enter__()
+            autograd.__enter__()  # it knows the dispatch keys that are on, too
+            force(OF_AUTOGRAD, of_autograd)
+            me = threading.get_ident()
+            _INSIDE[me] = [*_INSIDE.get(me, ()), self]
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        sys.setrecursionlimit(max(self._limit, sys.getrecursionlimit()) + _ROOM)
+        try:
+            _let_go(error)
+            self._put_back()
+        except KeyboardInterrupt:  # pressed right here
+            self._put_back()
+            raise
+        finally:
+            sys.setrecursionlimit(self._limit)
+
+    def _put_back(self) -> None:
+        with _LOCK:
+            patching.undo_since(self._changes)
+            force(OF_THREAD, self._of_thread)
+            me = threading.get_ident()
+            if _INSIDE.keys() <= {me}:
+                force(OF_PROCESS, self._of_process)
+            _INSIDE[me] = [other for other in _INSIDE.get(me, ()) if other is not self]
+            if not _INSIDE[me]:
+                del _INSIDE[me]
+
+
+_LOCK = threading.RLock()
+_INSIDE: dict[int, list[_Preserved]] = {}
+"""What each thread is inside of, the outermost first."""
+
+
+def _of_others() -> list[Any] | None:
+    """For the first in its thread: what another thread found, which may have changed it meanwhile."""
+    if threading.get_ident() in _INSIDE:
+        return None
+    return next((inside[0]._of_process for inside in _INSIDE.values()), None)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames that failed with a context or a generator at hand.
+
+    An error keeps them for as long as it is looked at; then they close, and set again what they found inside.
+    """
+    errors, seen = [error], set[int]()
+    while errors:
+        error = errors.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        errors += error.__cause__, error.__context__
+        traceback = error.__traceback__
+        while traceback is not None:
+            frame, traceback = traceback.tb_frame, traceback.tb_next
+            if id(frame) not in seen:
+                seen.add(id(frame))
+                _clear(frame)
+
+
+def _clear(frame: FrameType) -> None:
+    if any(isinstance(value, (AbstractContextManager, GeneratorType)) for value in frame.f_locals.values()):
+        with suppress(RuntimeError):  # it is running
+            frame.clear()
+            dict(frame.f_locals)  # before Python 3.13 this is a copy that holds them, too, until it is looked at again
+
+
+def _note_inference() -> Callable[[], object]:
+    """A `torch.inference_mode` that is not left sets again what it found, whenever it goes: it is left for sure."""
+    original: Callable[..., None] = torch.inference_mode.__enter__
+
+    def enter(mode: Any) -> None:
+        original(mode)
+        if threading.get_ident() in _INSIDE:
+            patching.Undoing(partial(mode._inference_mode_context.__exit__, None, None, None)).__enter__()
+
+    return patching.patch_all([(torch.inference_mode, "__enter__", enter)])
+
+
+_NOTED = patching.Shared(_note_inference)
+
+
+def unswept() -> AbstractContextManager[None]:
     """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
-    before = gc.isenabled()
+    return _UNSWEPT.inside()
+
+
+def _unsweep() -> Callable[[], object]:
+    if not gc.isenabled():
+        return lambda: None
     gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
+    return gc.enable
 
 
-def _randomness() -> tuple[Any, torch.Tensor, list[torch.Tensor] | None, Any]:
-    numpy = sys.modules.get("numpy")
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return random.getstate(), torch.get_rng_state(), gpus, numpy.random.get_state() if numpy else None
+_UNSWEPT = patching.Shared(_unsweep)
 
 
 def seed(number: int = 0) -> None:
@@ -52,20 +159,3 @@ def seed(number: int = 0) -> None:
     torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks for GPUs, too, which takes a while
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(number)
-
-
-def _restore(python: Any, cpu: torch.Tensor, gpus: list[torch.Tensor] | None, numpy: Any) -> None:
-    random.setstate(python)
-    torch.set_rng_state(cpu)
-    if gpus is not None:
-        torch.cuda.set_rng_state_all(gpus)
-    elif torch.cuda.is_initialized():
-        pass  # the builder started the GPU itself: there is no earlier state to go back to
-    if numpy is not None:
-        sys.modules["numpy"].random.set_state(numpy)
-
-
-def _default_device() -> torch.device | None:
-    """The device set by `torch.set_default_device`, None when none was set (`get_default_device` cannot tell)."""
-    context = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
-    return getattr(context, "device", None)

@@ -18,11 +18,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pytest_modelbudget.backends.torch import recurrent, steering
+from pytest_modelbudget.backends.torch import keras_layers, recurrent, steering
 from pytest_modelbudget.backends.torch.alterations import altered
 from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.forward import Subject, arguments, calm
 from pytest_modelbudget.backends.torch.kernels import Kernels
+from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.optimizers import imported, optimizer_of, tables_of
 from pytest_modelbudget.backends.torch.placing import Following, Placing
 from pytest_modelbudget.backends.torch.readings import asking
@@ -269,6 +270,11 @@ def _cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     if dtype is None:
         yield
         return
+    if keras_layers.among(all_modules(model)):
+        raise ModelBudgetError(
+            "precision: Keras layers compute in the precision of their own dtype policy: leave it out, or plan with "
+            "bf16-mixed or fp16-mixed, and set the policy where the model is built"
+        )
     cast: dict[int, torch.Tensor] = {}
 
     def half(tensor: torch.Tensor) -> torch.Tensor:

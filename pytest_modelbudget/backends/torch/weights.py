@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.modules import Node
 from pytest_modelbudget.backends.torch.programs import frozen_weights
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key
@@ -27,14 +28,16 @@ def weights_of(found: Sequence[Node], model: str) -> tuple[list[tuple[Weight, ..
     rows = []
     told: dict[Hashable, Weight] = {}  # models have many weights that are alike
     for node in found:
-        weights = [_weight(node, name, tensor, role, owners, told, model) for name, tensor, role in _own(node)]
+        weights = [_weight(node, name, tensor, role, owners, told, model) for name, tensor, role in _own(node, model)]
         weights += _packed(node, notes)
         weights += frozen_weights(node.module)
-        rows.append(tuple(weights))
+        rows.append(tuple(keras_layers.as_meant(node.module, weights)))
     return rows, notes
 
 
-def _own(node: Node) -> list[tuple[str, torch.Tensor, Any]]:
+def _own(node: Node, model: str) -> list[tuple[str, torch.Tensor, Any]]:
+    if isinstance(node.module, keras_layers.kinds()):
+        return keras_layers.weights(node.module, node.path, model)
     found = _of(node.module, "")
     for prefix, part in node.parts:
         found += _of(part, f"{prefix}." if prefix else "")

@@ -11,13 +11,15 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.patching import Patched, Undoing
 from pytest_modelbudget.backends.torch.ghosts import META
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -80,8 +82,8 @@ def world() -> Iterator[World]:
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random operators.*")  # values are of no interest here
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
-        stack.callback(setattr, sys, "excepthook", hook)
-        stack.callback(_end)
+        stack.enter_context(Undoing(partial(setattr, sys, "excepthook", hook)))
+        stack.enter_context(Undoing(_end))
         stack.enter_context(_devices())
         stack.enter_context(_parameters_on_meta())
         stack.enter_context(_propagation_apart())
@@ -195,11 +197,9 @@ def _devices() -> Iterator[None]:
         "_move_states_to_device": lambda *args: None,  # constants keep their values on the CPU
     }
     theirs = {name: getattr(device_mesh, name, getattr(_fsdp_init, name, None)) for name in ours}
-    _exchange(theirs, ours)
-    try:
+    with Undoing(partial(_exchange, ours, theirs)):  # modules imported meanwhile took over what they found
+        _exchange(theirs, ours)
         yield
-    finally:  # modules imported meanwhile took over what they found
-        _exchange(ours, theirs)
 
 
 def _exchange(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -262,14 +262,7 @@ def _replicas() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _patched(owner: Any, name: str, value: Any) -> AbstractContextManager[None]:
     if not hasattr(owner, name):  # not there in this version, so it does not stand in the way
-        yield
-        return
-    original = vars(owner)[name]
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
+        return nullcontext()
+    return Patched(owner, name, value)

@@ -16,7 +16,7 @@ import pytest
 from keras import layers as L
 
 from pytest_modelbudget.backends import keras as backend
-from pytest_modelbudget.backends.keras import pins, private
+from pytest_modelbudget.backends.keras import pins, private, private_torch
 from pytest_modelbudget.errors import ModelBudgetError
 
 
@@ -227,7 +227,7 @@ def test_private_names_of_keras() -> None:
     assert not private.overrides_build(L.ReLU())
     assert private.variable_class().__name__ == "Variable"
     assert (private.optimizer_keys() is not None) == (keras.backend.backend() == "tensorflow")
-    assert (private.torch_layer() is not None) == (keras.backend.backend() == "torch")
+    assert (private_torch.torch_layer() is not None) == (keras.backend.backend() == "torch")
     assert private.plain_slot().__module__ == "keras.src.optimizers.base_optimizer"
 
 

@@ -1,0 +1,99 @@
+"""torch modules inside Keras models, where Keras runs on torch: what `keras.layers.TorchModuleWrapper` holds.
+
+Keras makes a variable of each parameter of such a module, without its name, and knows nothing of its buffers. What is
+run is a copy of the module without memory: the user's own keeps its statistics, its mode and its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import private
+
+
+def is_wrapper(layer: Any) -> bool:
+    """Whether a layer of Keras is about a torch module."""
+    return isinstance(layer, keras.layers.TorchModuleWrapper)
+
+
+def named(layer: Any) -> Iterator[tuple[str, Any]]:
+    """The variables and buffers of a wrapper under the names that torch has for them; a variable without one last."""
+    variables = {id(variable): variable for variable in private.own_variables(layer)}
+    for name, variable in _by_parameter(layer):
+        if variables.pop(id(variable), None) is not None:
+            yield name, variable
+    yield from ((str(variable.name), variable) for variable in variables.values())
+    yield from layer.module.named_buffers()
+
+
+def _by_parameter(layer: Any) -> Iterator[tuple[str, Any]]:
+    """The names of a wrapped module's parameters, with their variables."""
+    variables = {id(private.value_of(variable)): variable for variable in private.own_variables(layer)}
+    for name, parameter in layer.module.named_parameters():
+        if (variable := variables.get(id(parameter))) is not None:
+            yield name, variable
+
+
+def identity(variable: Any, layer: Any) -> int:
+    """The same for two variables that are one parameter of a module, which two wrappers may hold."""
+    return id(private.value_of(variable) if is_wrapper(layer) and isinstance(variable, keras.Variable) else variable)
+
+
+class StandIns:
+    """Copies without memory of the modules that a model wraps, each made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, Any]] = {}  # the copy of a module, by the module's id, which is kept alive
+
+    @contextmanager
+    def used(self, layers: Sequence[Any]) -> Iterator[None]:
+        """Inside, each wrapper among `layers` calls a copy of its module; its mode is as before afterwards."""
+        with ExitStack() as stack:
+            for wrapper in filter(is_wrapper, layers):
+                stack.callback(_put_back, wrapper, wrapper.module, [(one, one.training) for one in wrapper.modules()])
+                held, copy = dict(_by_parameter(wrapper)), self._copy(wrapper)
+                for name, parameter in copy.named_parameters():
+                    if name in held:
+                        stack.enter_context(private.value_replaced(held[name], parameter))
+                wrapper._modules["module"] = copy
+            yield
+
+    def _copy(self, wrapper: Any) -> Any:
+        from pytest_modelbudget.backends.torch.copying import valueless
+
+        module = wrapper.module
+        if id(module) not in self._made:
+            self._made[id(module)] = module, valueless(module)
+        return self._made[id(module)][1]
+
+
+def buffers(layers: Sequence[Any]) -> list[Any]:
+    """The buffers of the modules that `layers` wrap, each once."""
+    found = [buffer for wrapper in filter(is_wrapper, layers) for buffer in wrapper.module.buffers()]
+    return list({id(buffer): buffer for buffer in found}.values())
+
+
+@contextmanager
+def given(layers: Sequence[Any], values: Mapping[int, Any]) -> Iterator[None]:
+    """Inside, the modules that `layers` wrap compute with these values of variables and buffers, by their ids."""
+    with ExitStack() as stack:
+        for wrapper in filter(is_wrapper, layers):
+            module = wrapper.module
+            places = [(name, variable, "_parameters") for name, variable in _by_parameter(wrapper)]
+            places += [(name, buffer, "_buffers") for name, buffer in module.named_buffers()]
+            for name, held, kind in places:
+                path, _, leaf = name.rpartition(".")
+                tensors = getattr(module.get_submodule(path), kind)
+                stack.callback(tensors.__setitem__, leaf, tensors[leaf])
+                tensors[leaf] = values[id(held)]
+        yield
+
+
+def _put_back(wrapper: Any, module: Any, modes: list[tuple[Any, bool]]) -> None:
+    wrapper._modules["module"] = module
+    for one, training in modes:
+        vars(one)["training"] = training
