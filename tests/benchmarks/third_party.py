@@ -211,7 +211,17 @@ def _conv(data: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation
 
 
 def _product(left: Any, right: Any, *_: Any, **__: Any) -> int:
+    if {left.layout, right.layout} != {torch.strided}:
+        return 2 * int((_places(left) @ _places(right)).sum())
     return 2 * left.numel() * right.shape[-1] * _real_products(left)
+
+
+def _places(matrix: torch.Tensor) -> torch.Tensor:
+    """Ones where a matrix stores an element."""
+    if matrix.layout is torch.strided:
+        return torch.ones(matrix.shape)
+    indices = matrix.to_sparse_coo().coalesce().indices()
+    return torch.sparse_coo_tensor(indices, torch.ones(indices.shape[1]), matrix.shape).to_dense()
 
 
 def _real_products(tensor: torch.Tensor) -> int:
@@ -227,14 +237,16 @@ def _raw(formula: Callable[..., int]) -> Callable[..., int]:
 
 FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mm: _raw(_product),
-    aten.bmm: _product,
+    aten.bmm: _raw(_product),
     aten.addmm: _raw(lambda bias, left, right, *_, **__: _product(left, right)),
     aten.baddbmm: _raw(lambda bias, left, right, *_, **__: _product(left, right)),
     aten.convolution: _raw(_conv),
+    aten._sparse_addmm: _raw(lambda bias, left, right, *_, **__: _product(left, right)),
+    aten._sparse_mm_reduce_impl: _raw(_product),
     aten.mv: lambda matrix, vector, **_: 2 * prod(matrix),
     aten.addmv: lambda bias, matrix, vector, **_: 2 * prod(matrix),
     aten.dot: lambda left, right, **_: 2 * prod(left),
-    aten._int_mm: _product,
+    aten._int_mm: _raw(_product),
     aten._grouped_mm: _raw(lambda left, right, *_, out_val, **__: 2 * out_val.numel() * left.shape[-1]),
     aten._trilinear: lambda left, weight, right, *_, **__: 2 * left[0] * prod(weight[1:3]) * (weight[3] + 1),
     aten._cdist_forward: lambda left, right, *_, **__: 2 * prod(left) * right[-2],

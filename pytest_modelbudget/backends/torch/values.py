@@ -194,7 +194,11 @@ def _stand_in(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
     return ghosts.of(tensor)
 
 
+_COMPRESSED = frozenset({torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
+
+
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     """A copy with values of a tensor that no ghost can stand for: sparse, nested, quantised, of a class of its own."""
     with torch._C.DisableTorchFunction():
-        return copy.deepcopy(tensor.detach()).cpu()
+        tensor = tensor.detach()  # torch has no deep copy of compressed sparse tensors
+        return (tensor.clone() if tensor.layout in _COMPRESSED else copy.deepcopy(tensor)).cpu()

@@ -26,6 +26,10 @@ def graphs() -> Iterator[Entry]:
     def adjacent() -> tuple[Any, ...]:
         return torch.randn(20, 16), to_torch_csr_tensor(edges().unique(dim=1), size=(20, 20))
 
+    def adjacent_coo() -> tuple[Any, ...]:
+        features, adjacency = adjacent()
+        return features, adjacency.to_sparse_coo()
+
     def molecule(nodes: int) -> Data:
         return Data(x=torch.randn(nodes, 16), edge_index=edges(nodes, 3 * nodes), y=torch.zeros(1))
 
@@ -126,4 +130,5 @@ def graphs() -> Iterator[Entry]:
     yield Entry("pyg_points", Points, cloud)
     yield Entry("pyg_gps", Transformer, batch)
     yield Entry("pyg_light_gcn", lambda: geometric.LightGCN(20, 16, 2), lambda: (edges(),))
-    yield Entry("pyg_gcn_sparse", lambda: geometric.GCN(16, 32, 2, 7), adjacent)
+    yield Entry("pyg_gcn_csr", lambda: geometric.GCN(16, 32, 2, 7), adjacent)
+    yield Entry("pyg_gcn_coo", lambda: geometric.GCN(16, 32, 2, 7), adjacent_coo)
