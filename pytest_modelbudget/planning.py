@@ -101,7 +101,8 @@ class Subject:
         Raises:
             ModelBudgetError: the recipe sizes a dimension that the inputs do not have.
         """
-        asked = {**({BATCH: recipe.batch} if recipe.batch else {}), **recipe.dims}
+        batch = None if self._has_batch(recipe.batch) else recipe.batch
+        asked = {**({BATCH: batch} if batch else {}), **recipe.dims}
         if unknown := [name for name in asked if name not in self.sizes]:
             known = ", ".join(self.sizes) or "none"
             key = "batch" if unknown[0] == BATCH else f"dims.{unknown[0]}"
@@ -110,6 +111,12 @@ class Subject:
                 f'name it in inputs, as in "float32[B, 3, 224, 224]"'
             )
         return {**self.sizes, **asked}
+
+    def _has_batch(self, batch: int | None) -> bool:
+        """Whether inputs without a dimension B are for this batch as they are: it is the first size of each of them."""
+        if self.inputs is None or BATCH in self.sizes or not (ports := self.inputs.ports):
+            return False
+        return all(port.spec.shape[:1] == (batch,) for port in ports)
 
 
 def kind_of(recipe: Recipe) -> Kind:

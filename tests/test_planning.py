@@ -115,6 +115,14 @@ def test_the_user_can_stop_planning(tmp_path: Path, record: Any) -> None:
         checked(tmp_path, training={})
 
 
+def test_a_batch_that_the_inputs_have_already_is_planned(tmp_path: Path, record: Any) -> None:
+    """Inputs without a dimension B are for the batch that is their first size."""
+    recorder = record(lambda _: 1)
+    result = checked(tmp_path, inputs="float32[4, 32]", dims={}, training={"batch": 4})
+    assert result.summary is not None
+    assert (recorder.asked[0][0], result.summary.plans[0].peak_bytes) == ({}, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

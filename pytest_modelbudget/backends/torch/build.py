@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_map_only
 from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.state import unswept
+from pytest_modelbudget.backends.torch.stored import elements, is_sparse
 
 _EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to: a lower limit than for values
 
@@ -43,15 +44,15 @@ def abstract() -> Iterator[None]:
         if get_ident() != thread:  # what another thread builds meanwhile is not ours
             return None
         with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
-            return None if value is None or value.is_meta else ghosts.of(value)
+            return None if value is None or value.is_meta else ghosts.if_possible(value)
 
     def buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
         if get_ident() != thread:
             return None
         with torch._C.DisableTorchFunction():
-            if value is None or value.is_meta or not (is_lazy(value) or value.numel() >= _buffer_limit(value)):
+            if value is None or value.is_meta or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
                 return None
-            return ghosts.of(value)
+            return ghosts.if_possible(value)
 
     with ExitStack() as stack:
         stack.enter_context(unswept())
@@ -65,7 +66,8 @@ def abstract() -> Iterator[None]:
 
 
 def _buffer_limit(value: torch.Tensor) -> int:
-    return LARGE if value.is_floating_point() or value.is_complex() else CONSTANT
+    whole = is_sparse(value) or not (value.is_floating_point() or value.is_complex())  # it says where elements are
+    return CONSTANT if whole else LARGE
 
 
 def _idle_init() -> Iterator[tuple[Any, str, Any]]:
@@ -217,6 +219,7 @@ _FILLS = {
     torch.Tensor.exponential_, torch.Tensor.bernoulli_, torch.Tensor.log_normal_, torch.Tensor.cauchy_,
 }  # fmt: skip
 _CHANGES = _MOVES | _FILLS
+_DEVICE = torch.Tensor.device.__get__
 
 
 class _Redirect(TorchFunctionMode):  # type: ignore[misc]
@@ -232,6 +235,10 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
             return func(*args, **_placed(func, args, kwargs))
         if func in _CHANGES and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
             return args[0] if func in _FILLS else _stay(func, args, kwargs)
+        if func == _DEVICE and _asked_by_a_weight(sys._getframe(1)):
+            return torch.device("cpu")
+        if func is torch.Tensor.to and isinstance(args[0], torch.Tensor) and _small_to_meta(args, kwargs):
+            return _stay(func, args, kwargs)
         try:
             return func(*args, **kwargs)
         except (RuntimeError, NotImplementedError):
@@ -243,6 +250,15 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
 def _asked_by_a_layer(frame: FrameType) -> bool:
     """Whether this is the code of a layer of torch's own, which never reads the values of its new weights."""
     return str(frame.f_globals.get("__name__")).startswith("torch.nn.modules.")
+
+
+def _asked_by_a_weight(frame: FrameType) -> bool:
+    """Whether this is the code of a class of parameters, as of one that packs itself when it leaves the CPU.
+
+    Outside of this project its data would be there.
+    """
+    asking = frame.f_locals.get("self")
+    return isinstance(asking, nn.Parameter) and type(asking) is not nn.Parameter
 
 
 def _floating(dtype: torch.dtype | None) -> bool:
@@ -260,14 +276,27 @@ def _placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
     return {**kwargs, "device": META} if size(args, kwargs) >= limit else kwargs
 
 
+def _small_to_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a small tensor with values follows another one to meta: a table that a library shares between models."""
+    if not any(torch.device(item).type == "meta" for item in (*args[1:], *kwargs.values()) if _is_device(item)):
+        return False
+    with torch._C.DisableTorchFunction():
+        return not args[0].is_meta and args[0].numel() < _buffer_limit(args[0])
+
+
+def _is_device(item: Any) -> bool:
+    return isinstance(item, (torch.device, str))
+
+
 def _stay(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A move of a meta tensor to another device, without the move: only the change of dtype is left."""
+    """A move to another device, without the move: only the change of dtype is left."""
     if func is not torch.Tensor.to:
         return args[0]
     found = [*args[1:], *kwargs.values()]
     dtype = next((item for item in found if isinstance(item, torch.dtype)), None)
     like = next((item for item in found if isinstance(item, torch.Tensor)), None)
-    return args[0].to(dtype or (like.dtype if like is not None else args[0].dtype))
+    dtype = dtype or (like.dtype if like is not None else args[0].dtype)
+    return args[0].to(dtype, copy=True) if kwargs.get("copy") else args[0].to(dtype)
 
 
 def _mixed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -18,22 +18,29 @@ from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.ghosts import META, Ghosts, keeps_values
 from pytest_modelbudget.backends.torch.modules import all_modules, all_tensors
 from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge
+from pytest_modelbudget.backends.torch.stored import is_wrapper
+
+_ORDINARY = (torch.Tensor, nn.Parameter)
 
 
 def ghost_of(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device; `model` is only read, and no memory for its weights is taken.
 
     The copy of a sharded model is whole.
+
+    Raises:
+        NotOnMeta: a weight is of a class that cannot be made there.
     """
     ghosts = Ghosts()
     memo: dict[int, Any] = {}
     modules = all_modules(model)
-    for tensor in (*all_tensors(modules), *keras_layers.values(modules)):
+    held = [*all_tensors(modules), *keras_layers.values(modules)]
+    for tensor in held:
         if id(tensor) not in memo:
             memo[id(tensor)] = _stand_in(tensor, ghosts)
     with CopyTensors(partial(_stand_in, ghosts=ghosts)), torch.no_grad():
         try:
-            ghost = copy.deepcopy(model, dict(memo))
+            ghost = _copied(model, dict(memo), held)
         except Exception:  # a lock, a generator, a file: share what cannot be copied
             ghost = _structure(model, memo)
     if has_shards(model):
@@ -50,10 +57,19 @@ def valueless(module: nn.Module) -> nn.Module:
     return ghost
 
 
+def _copied(model: nn.Module, memo: dict[int, Any], held: list[torch.Tensor]) -> nn.Module:
+    """A deep copy; what parameters of classes of their own hold (statistics, their layer) is copied with it."""
+    same = copy.deepcopy(model, memo)
+    for tensor in held:
+        if type(tensor) not in _ORDINARY and not is_wrapper(tensor):
+            vars(memo[id(tensor)]).update({name: copy.deepcopy(value, memo) for name, value in vars(tensor).items()})
+    return same
+
+
 def _stand_in(tensor: torch.Tensor, ghosts: Ghosts) -> torch.Tensor:
     if is_lazy(tensor) or isinstance(tensor, nn.Parameter) or tensor.is_meta or is_sharded(tensor):
         return ghosts.of(tensor)
-    if keeps_values(tensor):
+    if keeps_values(tensor) and not ghosts.shares(tensor):
         return tensor.detach().cpu().clone()
     return ghosts.of(tensor)
 

@@ -21,6 +21,7 @@ from pytest_modelbudget.backends.operators.formulas import COMPLEX_FFT, COMPLEX_
 from pytest_modelbudget.backends.torch.aten_names import PRIMS, ZERO
 from pytest_modelbudget.backends.torch.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.products import PRODUCTS, Formula, matmul_to_output, mm, size
+from pytest_modelbudget.backends.torch.stored_products import CHANGES_OF_FORM, SPARSE_FORMS, STORED_PRODUCTS, terms
 
 _QUANTIZED = """
     add add_relu add_scalar add_scalar_relu mul mul_relu mul_scalar mul_scalar_relu cat cat_relu relu6 leaky_relu
@@ -31,12 +32,14 @@ _QUANTIZED = """
 _ZERO_ELSEWHERE = frozenset(
     {"torchvision.nms", "torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align"}
     | {f"quantized.{name}" for name in _QUANTIZED.split()}
+    | CHANGES_OF_FORM
+    | {f"aten.{name}" for name in SPARSE_FORMS}
 )
 
 
 def _mv(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
     """`(m, n) x (n)`: m * n multiply-adds."""
-    return 2 * size(matrix)
+    return 2 * terms(matrix)
 
 
 def _addmv(bias: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
@@ -103,7 +106,15 @@ def _packed_conv(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: Any
     return int(2 * size(data if packed.transpose() else out_val) * prod(filters.shape[1:]))
 
 
+def _out_dtype(operator: Any, dtype: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
+    """An operator whose result is of another dtype costs what it costs."""
+    formula = cost(operator).formula
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=out_val))
+
+
 FORMULAS: dict[str, Formula] = {
+    "out_dtype": _out_dtype,
+    **STORED_PRODUCTS,
     "aten.mm": mm,
     "aten.addmm": _addmm,
     "aten.bmm": mm,

@@ -20,6 +20,7 @@ from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.modules import nodes
+from pytest_modelbudget.backends.torch.packed import Products
 from pytest_modelbudget.backends.torch.perturb import Perturbed, Perturbing
 from pytest_modelbudget.backends.torch.placing import Following, Placing
 from pytest_modelbudget.backends.torch.readings import asking
@@ -66,6 +67,7 @@ class Subject:
     memo: Memo = field(init=False, compare=False, repr=False)
     holdings: Holdings = field(init=False, compare=False, repr=False)
     repeats: Repeats | None = field(init=False, compare=False, repr=False)
+    products: Products = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """What is remembered from one pass to the next."""
@@ -73,6 +75,7 @@ class Subject:
         object.__setattr__(self, "holdings", Holdings(self.model))
         alone = self.real or keras_layers.among(self.holdings.modules)  # Keras' layers change more than themselves
         object.__setattr__(self, "repeats", None if alone else Repeats(self.model, self.holdings))
+        object.__setattr__(self, "products", Products(self.holdings.modules))
 
 
 class ForwardFailed(ModelBudgetError):
@@ -92,7 +95,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
     build(subject, sizes)
-    trace = Trace(subject.holdings.parts)
+    trace = Trace(subject.holdings.parts, subject.products)
     if subject.repeats is not None:
         trace.repeats = subject.repeats.start(TraceLog(trace))
     call = arguments(subject, sizes)
@@ -277,4 +280,5 @@ def _failed(subject: Subject, trace: Trace, call: Call, mistake: Exception) -> F
     head = f"{subject.name}: the forward pass failed in layer {where}{line(mistake)}\n  inputs: {given or '(none)'}"
     drawn = subject.real and subject.seed is not None
     cures = hints(mistake, subject.inputs, call, real=subject.real, drawn=drawn)
-    return ForwardFailed("\n  ".join((head, text, *cures)), not subject.real and may_run_on_values(mistake))
+    values_may_help = may_run_on_values(mistake) or subject.holdings.has_kernels
+    return ForwardFailed("\n  ".join((head, text, *cures)), not subject.real and values_may_help)

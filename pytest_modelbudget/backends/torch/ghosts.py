@@ -12,6 +12,15 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.sharded import has_shards, is_sharded, merge, whole
+from pytest_modelbudget.backends.torch.stored import (
+    NotOnMeta,
+    elements,
+    is_sparse,
+    is_wrapper,
+    meta_sparse,
+    meta_wrapper,
+)
+from pytest_modelbudget.backends.torch.trees import storage_key
 
 META = torch.device("meta")
 
@@ -24,7 +33,14 @@ CONSTANT = 1_048_576
 
 
 def keeps_values(tensor: torch.Tensor) -> bool:
-    """Whether a forward pass may need the values of `tensor`: integers and bools, unless they are huge."""
+    """Whether a forward pass may need the values of `tensor`: integers and bools, unless they are huge.
+
+    Also where the elements of a sparse tensor are, and of a nested one; what other wrappers hold, they compute with.
+    """
+    if is_sparse(tensor) or tensor.is_nested:
+        return elements(tensor) <= CONSTANT
+    if is_wrapper(tensor):
+        return False
     return not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() <= CONSTANT
 
 
@@ -46,6 +62,17 @@ class Ghosts:
             known = self._made[key] = gone, self._make(tensor)
         return known[1]
 
+    def if_possible(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The ghost of `tensor`; itself when there can be none: it is put on meta where it meets what is there."""
+        try:
+            return self.of(tensor)
+        except NotOnMeta:
+            return tensor
+
+    def shares(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` has the memory of one that has a ghost."""
+        return storage_key(tensor) in self._storages
+
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
         kind = type(tensor)
         if kind is torch.Tensor and not tensor.requires_grad:  # most buffers
@@ -56,6 +83,8 @@ class Ghosts:
             return _with_attributes(lazy, tensor)
         if is_sharded(tensor):
             return whole(tensor)
+        if is_wrapper(tensor):
+            return _with_attributes(meta_wrapper(tensor, self.of), tensor)
         data = self._data(tensor)
         if kind is not torch.Tensor and isinstance(tensor, nn.Parameter):
             data = torch.Tensor._make_subclass(kind, data, tensor.requires_grad)
@@ -64,6 +93,10 @@ class Ghosts:
         return _with_attributes(data, tensor)
 
     def _data(self, tensor: torch.Tensor) -> torch.Tensor:
+        if is_sparse(tensor):
+            return meta_sparse(tensor.detach(), self.of)
+        if tensor.is_nested:
+            return tensor.detach().clone()  # torch has none on meta
         if tensor.layout != torch.strided or tensor.is_quantized:
             return tensor.detach().to(META)
         real = tensor.untyped_storage()
@@ -82,7 +115,8 @@ class Ghosts:
 
 def _with_attributes(ghost: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     for name, value in vars(tensor).items():  # marks that libraries leave on parameters, as `_no_weight_decay`
-        setattr(ghost, name, value)
+        if name not in vars(ghost):
+            setattr(ghost, name, value)
     return ghost
 
 
@@ -103,7 +137,7 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
             continue
         for name, parameter in module._parameters.items():
             if parameter is not None and (not parameter.is_meta or (sharded and is_sharded(parameter))):
-                module._parameters[name] = ghosts.of(parameter)
+                module._parameters[name] = ghosts.if_possible(parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None and (is_sharded(buffer) or not (buffer.is_meta or _kept(buffer))):
-                module._buffers[name] = ghosts.of(buffer)
+                module._buffers[name] = ghosts.if_possible(buffer)

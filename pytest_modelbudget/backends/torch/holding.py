@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.modules import all_modules, parts_among
+from pytest_modelbudget.backends.torch.modules import all_modules, all_tensors, parts_among
+from pytest_modelbudget.backends.torch.stored import has_class_of_its_own, is_wrapper
 
 CONTAINERS = frozenset({dict, OrderedDict, list, set})
 
@@ -75,17 +76,23 @@ class Held:
 class Holdings:
     """What all modules of a model hold between two passes.
 
-    `modules` are these modules, and `parts` those that are a part of another one, by id.
+    `modules` are these modules, and `parts` those that are a part of another one, by id; `has_kernels` when classes of
+    weights choose themselves what runs, so that on another device it is other code.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._held: dict[int, tuple[nn.Module, Held]] = {}
+        held = all_tensors(all_modules(model))
+        own = [tensor for tensor in held if has_class_of_its_own(tensor)]
+        self._weights = [(tensor, tensor.data, dict(vars(tensor))) for tensor in own]
+        self.has_kernels = bool(own) or any(map(is_wrapper, held))
         self.refresh()
 
     def refresh(self) -> None:
-        """From now on it is what they hold now."""
+        """From now on it is what they hold now; a weight that a layer packed while it ran is again as it was."""
+        self._put_back_weights()
         if self._held and all(held.same(module) for module, held in self._held.values()):
             return
         self.modules: Sequence[nn.Module] = all_modules(self._model)
@@ -100,6 +107,14 @@ class Holdings:
 
     def put_back(self) -> None:
         """Undo what was done to any module."""
+        self._put_back_weights()
         with torch._C._DisableTorchDispatch():
             for module, held in self._held.values():
                 held.put_back(module)
+
+    def _put_back_weights(self) -> None:
+        with torch._C._DisableTorchDispatch():
+            for tensor, data, attributes in self._weights:
+                tensor.data = data
+                vars(tensor).clear()
+                vars(tensor).update(attributes)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.torch import sparse
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.readings import Readings
+from pytest_modelbudget.backends.torch.stored import is_sparse
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
@@ -31,6 +33,7 @@ _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_f
 _ABOUT_VALUES = {"_local_scalar_dense", "_to_copy"}
 _SELECTING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "masked_select"}
 _UNKNOWN = "the value of a tensor is not known before the model runs on real data"
+_ALL_STRIDED = {torch.strided}
 
 
 class NeedsValues(RuntimeError):
@@ -52,6 +55,8 @@ class Placing:
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
         name = _name(func)
+        if read and {tensor.layout for tensor in read} != _ALL_STRIDED and any(tensor.is_meta for tensor in read):
+            return sparse.run(func, read, args, kwargs)
         if not read:
             if name == "empty" and args[0] == [0]:  # what batch norm reserves for cuDNN: nothing, at every call
                 return torch.empty(0, dtype=kwargs.get("dtype"), device=META)
@@ -140,7 +145,9 @@ class Placing:
             return func(*args, **kwargs)
         if func._schema.is_mutable or not _too_large(func, args, kwargs):
             return func(*args, **kwargs)
-        return self._mixed(func, read, args, kwargs)
+        return (
+            sparse.run(func, read, args, kwargs) if any(map(is_sparse, read)) else self._mixed(func, read, args, kwargs)
+        )
 
     def _moved(self, func: Any, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = kwargs.get("device")
@@ -241,7 +248,8 @@ def _real_like(name: str, out: torch.Tensor, args: tuple[Any, ...], kwargs: dict
 
 def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     try:
-        meta = func(*tree_map_only(torch.Tensor, _to_meta, args), **tree_map_only(torch.Tensor, _to_meta, kwargs))
+        args, kwargs = tree_map_only(torch.Tensor, sparse.to_meta, (args, kwargs))
+        meta = sparse.run(func, tensors((args, kwargs)), args, kwargs)
     except (RuntimeError, NotImplementedError):  # its result depends on values, so it is no larger than its operands
         return False
     # Nobody asks for the values of a large table of products (positions times frequencies), and they take time.
@@ -257,7 +265,3 @@ def _refuse_out_of_range(ids: torch.Tensor, rows: int) -> None:
 
 def _whole(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex)
-
-
-def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(META)

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch.holding import CONTAINERS, Held, Holdings
+from pytest_modelbudget.backends.torch.stored import is_wrapper
 from pytest_modelbudget.backends.torch.trees import storage_key
 
 VALUES = 4_096
@@ -133,7 +134,7 @@ class Prints:
 
     def _tensor(self, tensor: torch.Tensor) -> Hashable:
         kind = type(tensor)
-        if (kind not in _TENSORS and is_lazy(tensor)) or tensor.layout != torch.strided:
+        if (kind not in _TENSORS and (is_lazy(tensor) or not _says_all(tensor))) or tensor.layout != torch.strided:
             raise Unreadable
         described = (kind, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
         return described if tensor.is_meta else (*described, self._values(tensor))
@@ -150,6 +151,11 @@ def _sorted(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of the names of attributes those of hooks, and those of what is read."""
     hooks = tuple(name for name in names if name in _HOOKS and name not in _UNREAD)
     return hooks, tuple(name for name in names if name not in _HOOKS and name not in _UNREAD)
+
+
+def _says_all(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of another class is no more than its memory: it wraps nothing, and holds nothing beside."""
+    return not is_wrapper(tensor) and all(type(value) in _PLAIN for value in vars(tensor).values())
 
 
 def _children(module: nn.Module) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pytest_modelbudget.backends.operators.formulas import triangular_systems
+from pytest_modelbudget.backends.torch.stored_products import matrix_product
 
 Formula = Callable[..., int]
 
@@ -22,8 +23,8 @@ def size(tensor: Any) -> int:
 
 
 def mm(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    """`(m, k) x (k, n)`: m * k * n multiply-adds."""
-    return int(2 * size(left) * right.shape[-1])
+    """`(m, k) x (k, n)`: m * k * n multiply-adds; with a sparse operand, those of the elements that it stores."""
+    return matrix_product(left, right)
 
 
 def matmul_to_output(left: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:

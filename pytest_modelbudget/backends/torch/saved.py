@@ -14,7 +14,9 @@ from torch import nn
 from pytest_modelbudget.backends.torch.flops import Cost
 from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.modules import all_tensors, nodes, unwrapped
+from pytest_modelbudget.backends.torch.packed import stored_in
 from pytest_modelbudget.backends.torch.repeats import Session
+from pytest_modelbudget.backends.torch.stored import parts
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
 
@@ -59,7 +61,8 @@ class Saved:
     def __init__(self, model: nn.Module, holdings: Holdings) -> None:
         self._model = model
         self._parts = holdings.parts
-        self.excluded = {storage_key(tensor) for tensor in all_tensors(holdings.modules) if has_storage(tensor)}
+        held = [part for tensor in all_tensors(holdings.modules) for part in parts(tensor)]
+        self.excluded = {storage_key(tensor) for tensor in (*held, *stored_in(holdings.modules)) if has_storage(tensor)}
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.entries: list[Entry] = []
         self.made: dict[int, int] = {}  # the number of operators that had run, by the storages that each made
@@ -69,7 +72,7 @@ class Saved:
 
     def label(self, tensor: torch.Tensor, source: str) -> None:
         """An input is not counted."""
-        self.excluded.add(storage_key(tensor))
+        self.excluded |= {storage_key(part) for part in parts(tensor)}
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call `module`; what is saved meanwhile is its, unless a module inside saves it."""

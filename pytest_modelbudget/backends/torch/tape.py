@@ -25,8 +25,10 @@ from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.flops import Cost
 from pytest_modelbudget.backends.torch.forward import Subject, arguments, observed
 from pytest_modelbudget.backends.torch.modules import nodes, rolled_up, unwrapped
+from pytest_modelbudget.backends.torch.packed import stored_in
 from pytest_modelbudget.backends.torch.sharded import local
 from pytest_modelbudget.backends.torch.state import preserved, seed
+from pytest_modelbudget.backends.torch.stored import parts
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 from pytest_modelbudget.backends.torch.values import Call
 from pytest_modelbudget.backends.torch.workspaces import Cpu, workspace
@@ -99,7 +101,7 @@ class Recorder:
         self._sizes: dict[int, int] = {}
         self._watched: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._made_by: dict[int, str] = {}
-        for parameter in model.parameters():
+        for parameter in (*model.parameters(), *stored_in(list(model.modules()))):
             self.hold(parameter, "param")
         for buffer in model.buffers():
             self.hold(buffer, "buffer")
@@ -154,7 +156,7 @@ class Recorder:
         for tensor in read:
             if id(tensor) not in own:
                 self.hold(tensor, "other")
-        made = tuple(change for tensor in found if (change := self._change(tensor)) is not None)
+        made = tuple(change for tensor in found for change in self._changes(tensor))
         if self.phase == "backward" and price.name == "aten.add" and len(made) == 1 and len(read) == 2:
             self._maybe_in_place(made[0], read)
         inside = workspace(price.name, args, out, self.cpu)
@@ -180,9 +182,12 @@ class Recorder:
         if not first._is_view() and first.untyped_storage().nbytes() == made[1]:
             self._sums[len(self._events)] = made[0], self._numbers.get(storage_key(first), -1)
 
+    def _changes(self, tensor: torch.Tensor) -> list[tuple[int, int]]:
+        """The numbers and sizes of the storages of `tensor` that are new or resized."""
+        changes = [self._change(part) for part in parts(local(tensor))]
+        return [change for change in changes if change is not None]
+
     def _change(self, tensor: torch.Tensor) -> tuple[int, int] | None:
-        """The number and size of a new or resized storage, None for one that is known."""
-        tensor = local(tensor)
         key = storage_key(tensor)
         if key < 0 or (self.on_device and not tensor.is_meta):
             return None
@@ -205,7 +210,10 @@ class Recorder:
 
     def hold(self, tensor: torch.Tensor, role: Role) -> None:
         """`tensor` was there before, and is for `role`, unless it is known already."""
-        tensor = local(tensor)
+        for part in parts(local(tensor)):
+            self._hold(part, role)
+
+    def _hold(self, tensor: torch.Tensor, role: Role) -> None:
         key = storage_key(tensor)
         if key >= 0 and key not in self._numbers and not (self.on_device and not tensor.is_meta):
             size = tensor.untyped_storage().nbytes()

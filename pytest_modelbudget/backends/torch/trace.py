@@ -30,7 +30,9 @@ from pytest_modelbudget.backends.torch.joins import (
     place,
 )
 from pytest_modelbudget.backends.torch.modules import children, unwrapped
+from pytest_modelbudget.backends.torch.packed import Products
 from pytest_modelbudget.backends.torch.repeats import Session
+from pytest_modelbudget.backends.torch.stored import wraps
 from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key, tensors
 from pytest_modelbudget.backends.torch.wire import WIRES, send
 
@@ -72,8 +74,9 @@ class Trace:
     here, so a write through a view is seen by all of them.
     """
 
-    def __init__(self, rolled_up: frozenset[int]) -> None:
+    def __init__(self, rolled_up: frozenset[int], products: Products | None = None) -> None:
         self._rolled_up = rolled_up  # modules that are a part of another one: parametrizations
+        self._products = Products(()) if products is None else products
         self.joins: dict[tuple[int, str, int], Join] = {}
         self.uncounted: Counter[str] = Counter()
         self.flops = 0
@@ -140,7 +143,7 @@ class Trace:
         self.calls += 1
         self.autocast = self.autocast or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         read = tensors((*args, *kwargs.values()) if kwargs else args)
-        given = _outputs(read)
+        given, counted = _outputs(read), record.flops
         fed_by = self.sources(read) if record.endpoint else ()
         if self.repeats is None or record.endpoint:
             out = self._inside(record, original, args, kwargs)
@@ -153,6 +156,8 @@ class Trace:
             record.fed_by.append(fed_by)
             for tensor in made:
                 self.label(tensor, record.index)
+            if record.flops == counted:
+                self._count(self._products.unseen(module, read, made), record)
         return out
 
     def _inside(self, record: Record, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -180,12 +185,17 @@ class Trace:
         join = None if view else self._hand_on(price.name, module, read, out)
         owner = module if join is None else join
         if price.formula is not None:
-            flops = price.of(args, kwargs, out, self._complex)
-            self.flops += flops
-            if owner is not None:
-                owner.flops += flops
+            self._count(price.of(args, kwargs, out, self._complex), owner)
         elif not price.known:
-            self.uncounted[price.name] += 1
+            if (flops := self._products.of(read, out)) is None:
+                self.uncounted[price.name] += 1
+            else:
+                self._count(flops, owner)
+
+    def _count(self, flops: int, owner: Record | Join | None) -> None:
+        self.flops += flops
+        if owner is not None:
+            owner.flops += flops
 
     def _hand_on(self, name: str, owner: Record | None, read: list[torch.Tensor], out: Any) -> Join | None:
         """Label what an operator made; the join, when it is one or a part of one."""
@@ -324,8 +334,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if types and any(hasattr(kind, "__tensor_flatten__") for kind in types):
-            return NotImplemented  # a tensor made of others: its class asks for operators on these
+        if types and any(map(wraps, types)):
+            return NotImplemented  # its class asks for operators on what it holds: those are seen
         kwargs = kwargs or {}
         known = self._operators.get(func)
         if known is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -10,9 +12,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch import keras_layers
-from pytest_modelbudget.backends.torch.modules import Node
+from pytest_modelbudget.backends.torch.modules import Node, all_tensors
+from pytest_modelbudget.backends.torch.packed import Packed, own_tensors, packed_weight
 from pytest_modelbudget.backends.torch.programs import frozen_weights
-from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key
+from pytest_modelbudget.backends.torch.stored import dtype_of, goes_to_meta, region, shape_of, stored_bytes
+from pytest_modelbudget.backends.torch.trees import dtype_name
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
@@ -28,74 +32,78 @@ def weights_of(found: Sequence[Node], model: str) -> tuple[list[tuple[Weight, ..
     rows = []
     told: dict[Hashable, Weight] = {}  # models have many weights that are alike
     for node in found:
-        weights = [_weight(node, name, tensor, role, owners, told, model) for name, tensor, role in _own(node, model)]
+        weights = [_weight(node, held, owners, told, model) for held in _own(node, model)]
         weights += _packed(node, notes)
         weights += frozen_weights(node.module)
         rows.append(tuple(keras_layers.as_meant(node.module, weights)))
     return rows, notes
 
 
-def _own(node: Node, model: str) -> list[tuple[str, torch.Tensor, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A tensor that a module holds, by its name there; `packed` when it stands for another one."""
+
+    name: str
+    tensor: torch.Tensor
+    role: Any
+    packed: Packed | None = None
+
+
+def _own(node: Node, model: str) -> list[_Held]:
     if isinstance(node.module, keras_layers.kinds()):
-        return keras_layers.weights(node.module, node.path, model)
+        return [_Held(*held) for held in keras_layers.weights(node.module, node.path, model)]
     found = _of(node.module, "")
     for prefix, part in node.parts:
         found += _of(part, f"{prefix}." if prefix else "")
     return found
 
 
-def _of(module: nn.Module, prefix: str) -> list[tuple[str, torch.Tensor, Any]]:
-    parameters = [(prefix + name, one, "param") for name, one in module._parameters.items() if one is not None]
-    return parameters + [(prefix + name, one, "buffer") for name, one in module._buffers.items() if one is not None]
+def _of(module: nn.Module, prefix: str) -> list[_Held]:
+    if (packed := packed_weight(module)) is not None:
+        return _of_packed(module, packed, prefix)
+    parameters = [_Held(prefix + name, one, "param") for name, one in module._parameters.items() if one is not None]
+    return parameters + [
+        _Held(prefix + name, one, "buffer") for name, one in module._buffers.items() if one is not None
+    ]
 
 
-def _weight(
-    node: Node,
-    name: str,
-    tensor: torch.Tensor,
-    role: Any,
-    owners: dict[object, str],
-    told: dict[Hashable, Weight],
-    model: str,
-) -> Weight:
+def _of_packed(module: nn.Module, packed: Packed, prefix: str) -> list[_Held]:
+    """The packed weight and the bias stand for parameters, wherever the layer keeps them."""
+    standing = (packed.name, "bias", *module._parameters)
+    return [
+        _Held(prefix + name, tensor, "param" if name in standing else "buffer", packed if name == packed.name else None)
+        for name, tensor in {**own_tensors(module), packed.name: packed.tensor}.items()
+    ]
+
+
+def _weight(node: Node, held: _Held, owners: dict[object, str], told: dict[Hashable, Weight], model: str) -> Weight:
+    tensor, packed = held.tensor, held.packed
     if type(tensor) is not nn.Parameter and is_lazy(tensor):
         raise ModelBudgetError(
-            f"{model}: the lazy layer {node.path!r} ({node.type}) never saw an input, so its {name!r} has no shape: "
-            f"call it in forward, or remove it"
+            f"{model}: the lazy layer {node.path!r} ({node.type}) never saw an input, so its {held.name!r} has no "
+            f"shape: call it in forward, or remove it"
         )
-    full = f"{node.path}.{name}"
-    owner = owners.setdefault(_identity(tensor), full)
-    trainable = role == "param" and tensor.requires_grad
-    said = name, tuple(tensor.shape), dtype_name(tensor.dtype), trainable, role
-    tied, packed = None if owner == full else owner, _stored(tensor)
-    if tied is not None or packed is not None:
-        return Weight(*said, tied, packed)
+    full = f"{node.path}.{held.name}"
+    owner = owners.setdefault(region(tensor), full)
+    trainable = held.role == "param" and tensor.requires_grad
+    shape = shape_of(tensor) if packed is None else packed.shape
+    dtype = dtype_of(tensor, prod(shape)) if packed is None else packed.dtype
+    stored = stored_bytes(tensor) if packed is None else packed.bytes
+    said = held.name, shape, dtype, trainable, held.role
+    tied = None if owner == full else owner
+    if tied is not None or stored is not None:
+        return Weight(*said, tied, stored)
     if (weight := told.get(said)) is None:
         weight = told[said] = Weight(*said)
     return weight
 
 
-def _identity(tensor: torch.Tensor) -> object:
-    """The same for two weights that are the same memory: one object, or one region of one storage (also transposed)."""
-    if tensor.layout != torch.strided or tensor.numel() == 0:
-        return id(tensor)
-    return storage_key(tensor), tensor.storage_offset(), tensor.numel()
-
-
-def _stored(tensor: torch.Tensor) -> int | None:
-    """Bytes of a sparse tensor, which stores less than its shape says; None for a dense one."""
-    if tensor.layout == torch.strided:
-        return None
-    if tensor.layout == torch.sparse_coo:
-        parts = [tensor._indices(), tensor._values()]
-    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    else:
-        parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return int(sum(part.numel() * part.element_size() for part in parts))
-
-
 def is_packed(module: nn.Module) -> bool:
+    """Whether `module` runs on values only: its weights are packed for the CPU's kernels, or cannot be on meta."""
+    return _is_prepacked(module) or not all(map(goes_to_meta, all_tensors([module])))
+
+
+def _is_prepacked(module: nn.Module) -> bool:
     """Whether `module` holds its weights in a packed (quantised) form, which is neither a parameter nor a buffer."""
     return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) and (
         hasattr(module, "_packed_params") or hasattr(module, "param") or hasattr(module, "_all_weight_values")
@@ -103,7 +111,7 @@ def is_packed(module: nn.Module) -> bool:
 
 
 def _packed(node: Node, notes: list[str]) -> list[Weight]:
-    if not is_packed(node.module):
+    if not _is_prepacked(node.module):
         return []
     values = _readable(node.module)
     if not values:

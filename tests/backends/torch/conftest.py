@@ -42,3 +42,11 @@ def count() -> Callable[..., Summary]:
 def count_live() -> Callable[..., Summary]:
     """`count_live(model, inputs, B=2)`: the summary of a model that belongs to the user."""
     return _live
+
+
+@pytest.fixture(params=["builder", "live"])
+def counted(request: pytest.FixtureRequest) -> Callable[..., Summary]:
+    """`counted(build, inputs, B=2)`: what a builder gives, built without memory, and the same as a model of the user's."""
+    if request.param == "builder":
+        return _built
+    return lambda build, *args, **sizes: _live(build(), *args, **sizes)
