@@ -354,6 +354,25 @@ def test_a_nested_tensor_is_shown_with_an_open_dimension() -> None:
     assert str(read.ports[0]) == "0 float32[2, ?, 4]"
 
 
+LAYOUTS = {
+    "coo": lambda dense: dense.to_sparse(),
+    "csr": lambda dense: dense.to_sparse_csr(),
+    "csc": lambda dense: dense.to_sparse_csc(),
+    "bsr": lambda dense: dense.to_sparse_bsr((2, 2)),
+    "bsc": lambda dense: dense.to_sparse_bsc((2, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", ["built", "live"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sparse_examples_of_every_layout(layout: str, kind: str) -> None:
+    """A model that goes by what is stored in an adjacency does so as in a real call."""
+    way = lambda layer, x, adjacency: layer(x[: int(adjacency.to_dense().sum())])  # noqa: E731
+    example = (X[0], LAYOUTS[layout](torch.diag(torch.tensor([1.0, 0, 1, 0, 1, 0, 0, 0]))))
+    summary = summarize(Steered(way) if kind == "live" else lambda: Steered(way), lambda: example, name="m")
+    assert counted(summary) == really(Steered(way), *example) == (2 * 3 * 4 * 4, (3, 4))
+
+
 def test_objects_of_transformers() -> None:
     """What a tokenizer gives is by name; one output as another model's input stays what it is."""
     transformers = pytest.importorskip("transformers")
