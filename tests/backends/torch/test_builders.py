@@ -165,5 +165,5 @@ def test_a_program_that_may_not_run_on_values_is_an_error(live: bool) -> None:
 
 def test_a_real_run_needs_inputs() -> None:
     """Without them there is nothing to run on."""
-    with pytest.raises(ModelBudgetError, match="`run: real` needs inputs: write e.g."):
+    with pytest.raises(ModelBudgetError, match="`run: real` needs inputs"):
         summarize(net(), name="m", run="real")
