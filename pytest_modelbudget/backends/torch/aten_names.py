@@ -102,7 +102,9 @@ ZERO = frozenset(
 _PRIMS = """
     _make_token _sink_tokens bessel_i0 bessel_i0e bessel_i1 bessel_i1e bessel_j0 bessel_j1 cbrt collapse copy_strided
     copy_to device_put erf_inv erfcx iota maximum_value minimum_value ndtri rev shift_left shift_right_arithmetic
-    spherical_bessel_j0 xor_sum zeta
+    spherical_bessel_j0 xor_sum zeta _low_memory_max_pool_offsets_to_indices _low_memory_max_pool_with_offsets
+    inductor_cvt_e8m0_rceil inductor_force_stride_order inductor_lookup_seed inductor_rand_eager_offset
+    inductor_rand_eager_offsets inductor_randint inductor_random inductor_seed inductor_seeds prepare_softmax_online
 """
 PRIMS = frozenset(_PRIMS.split())
 """Names of the `prims` operators that count zero, beside those of their names in `aten`."""
