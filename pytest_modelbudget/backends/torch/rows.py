@@ -192,7 +192,7 @@ def _row(
     records = [one.trace.seen(node.module) for one in passes]
     record = records[0]
     if record is None:
-        # Whether there was a call, and what it cost, is not known inside scripted code, nor where other values make one.
+        # Whether there was a call, and what it cost, is not known inside scripted code or where other values make one.
         elsewhere = any(records[place] is not None for place in naming.twins)
         never = None if elsewhere or isinstance(node.module, torch.jit.ScriptModule) else 0
         return Layer(
