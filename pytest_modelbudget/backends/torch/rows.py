@@ -224,8 +224,9 @@ def _row(
     records = [one.trace.seen(node.module) for one in passes]
     record = records[0]
     if record is None:
-        # Inside scripted code no call is seen, so whether there was one, and what it cost, is not known.
-        never = None if isinstance(node.module, torch.jit.ScriptModule) else 0
+        # Whether there was a call, and what it cost, is not known inside scripted code or where other values make one.
+        elsewhere = any(records[place] is not None for place in naming.twins)
+        never = None if elsewhere or isinstance(node.module, torch.jit.ScriptModule) else 0
         return Layer(
             node.path, node.type, weights=own, calls=never, flops=never, container=node.container, activation_bytes=kept
         )

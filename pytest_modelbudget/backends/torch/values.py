@@ -6,7 +6,7 @@ import copy
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -23,7 +23,7 @@ threshold, a time step, a schedule."""
 
 
 Assumed = Literal["zeros", "ones", "mixed"]
-"""Values of ids and masks that nobody gave; mixed are ones and zeros in turn."""
+"""Values of ids and masks that nobody gave; mixed are ones and zeros in turn. Ids below a bound are others for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def call_of(inputs: Inputs, sizes: Mapping[str, int], choice: Choice) -> Call:
 
     def make(name: str, spec: TensorSpec) -> torch.Tensor:
         tensor = choice.cast(_made(name, spec, sizes, choice))
-        if _whole(tensor.dtype) and spec.values is None and not tensor.is_meta:
+        if _whole(tensor.dtype) and not isinstance(spec.values, Fill) and not tensor.is_meta:
             readings.assume(Input(name, spec), tensor)
         ports.append((name, tensor))
         return tensor
@@ -88,7 +88,8 @@ def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice)
     if isinstance(spec.values, Fill):
         return _filled(name, spec, spec.values, sizes, empty)
     if isinstance(spec.values, Below):
-        return _drawn(empty, spec.values.bound, zlib.crc32(name.encode()) + (choice.seed or 0))
+        other = (choice.seed or 0) + get_args(Assumed).index(choice.assumed)
+        return _drawn(empty, spec.values.bound, zlib.crc32(name.encode()) + other)
     zeros = torch.zeros_like(empty, device="cpu")
     if choice.real:
         return zeros if choice.seed is None else _random(zeros, choice.seed)

@@ -193,6 +193,26 @@ def test_rows_that_depend_on_a_value_are_unknown() -> None:
     assert summary.activation_bytes is None
 
 
+class Gate(nn.Module):
+    """One of two layers, as an input says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, on: torch.Tensor) -> torch.Tensor:
+        return self.first(x) if on else self.second(x)
+
+
+def test_a_layer_that_another_value_calls_is_not_uncalled() -> None:
+    """The sum is the same for both ways; whether a layer is called is not known."""
+    summary = summarize(Gate, ["float32[3, 4]", "bool[]"], name="m")
+    assert counted(summary) == (2 * 3 * 4 * 4, (3, 4))
+    assert any("steers" in note for note in summary.notes)
+    assert {layer.path: layer.flops for layer in summary.layers} == {"first": None, "second": None}
+    assert summary.layers[0].calls is None
+
+
 def test_plans_tell_which_values_they_are_for() -> None:
     """The peak of a step whose length was made up says so."""
     way = lambda layer, x, n: layer(x[:, : int(n) + 1])  # noqa: E731
@@ -256,6 +276,17 @@ def test_ids_below_a_bound() -> None:
     assert set(first.unique().tolist()) == set(range(7))
     assert not torch.equal(first, second)
     assert all(torch.equal(one, first) for one in seen[::2])
+
+
+def test_what_depends_on_drawn_ids_is_unknown() -> None:
+    """A bound is no value: how many are not 0 follows from the draw."""
+
+    def way(layer: nn.Module, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return layer(x[ids != 0])
+
+    summary = summarize(lambda: Steered(way), ["float32[64, 4]", "int64[64] < 3"], name="m")
+    assert counted(summary) == (None, (None, 4))
+    assert any("numbers below 3 were drawn" in note and '"int64[64] = 3"' in note for note in summary.notes)
 
 
 def test_a_value_that_the_size_makes_too_large(count: Callable[..., Summary]) -> None:
@@ -451,7 +482,7 @@ CURES = [
     pytest.param(
         packed,
         ["float32[3, 8, 4]", "int64[3]"],
-        "the values of input 1 are read, and were ",
+        "the values of input 1 are read; 0",
         id="lengths of zeros",
     ),
     pytest.param(lambda layer, x: layer(x[:, :2]), ["float32[3, 8]"], "check that `inputs:` fits", id="shapes"),
