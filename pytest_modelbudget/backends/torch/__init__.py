@@ -18,6 +18,7 @@ cuts layers, `shard_optimizer` trains the parts, `wire` counts what is sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
@@ -59,8 +60,13 @@ def summarize(
             f"{name}: a torch model does not know its inputs: give them, "
             f'e.g. inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
         )
-    with preserved(), unswept():
+    with _guarded(built_here), unswept():
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)
+
+
+def _guarded(built_here: bool) -> AbstractContextManager[None]:
+    """Who built the model has entered `preserved` before, and counts in it."""
+    return nullcontext() if built_here else preserved()
 
 
 def plan(
@@ -82,7 +88,7 @@ def plan(
 
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: give them")
-    with preserved(), unswept():
+    with _guarded(built_here), unswept():
         return planning.plans(
             model, name=name, inputs=inputs, sizes=sizes, recipes=recipes, built_here=built_here, devices=devices
         )

@@ -24,7 +24,7 @@ from pytest_modelbudget.backends.torch.modules import nodes
 from pytest_modelbudget.backends.torch.placing import NeedsValues, Placing
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
-from pytest_modelbudget.backends.torch.state import preserved
+from pytest_modelbudget.backends.torch.state import preserved_in_pass
 from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
 from pytest_modelbudget.errors import ModelBudgetError
@@ -181,7 +181,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     modules = subject.holdings.modules
     flags = [(module, module.training) for module in modules]
     with ExitStack() as stack:
-        stack.enter_context(preserved())
+        stack.enter_context(preserved_in_pass())
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_ON_META.inside())
