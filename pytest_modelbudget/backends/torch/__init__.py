@@ -23,6 +23,7 @@ cuts layers, `shard_optimizer` trains the parts, `wire` counts what is sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
@@ -77,9 +78,14 @@ def summarize(
         if run == "real":
             raise ModelBudgetError(f"{name}: `run: real` needs inputs: write e.g. {structure.EXAMPLE}")
         return structure.summarize(model, name=name, framework=FRAMEWORK)
-    with preserved(), unswept(), keras_layers.at_hand(all_modules(model)):
+    with _guarded(built_here), unswept(), keras_layers.at_hand(all_modules(model)):
         origin = counting.Origin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
+
+
+def _guarded(built_here: bool) -> AbstractContextManager[None]:
+    """Who built the model has entered `preserved` before, and counts in it."""
+    return nullcontext() if built_here else preserved()
 
 
 def plan(
@@ -102,7 +108,7 @@ def plan(
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
     model = module_of(model)
-    with preserved(), unswept(), keras_layers.at_hand(all_modules(model)):
+    with _guarded(built_here), unswept(), keras_layers.at_hand(all_modules(model)):
         return planning.plans(
             model,
             name=name,

@@ -27,7 +27,7 @@ from pytest_modelbudget.backends.torch.readings import asking
 from pytest_modelbudget.backends.torch.real import reproducible
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
-from pytest_modelbudget.backends.torch.state import preserved
+from pytest_modelbudget.backends.torch.state import preserved_in_pass
 from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, shape_of, tensors
 from pytest_modelbudget.backends.torch.values import Assumed, Call, Choice, call_of
@@ -189,7 +189,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     modules = subject.holdings.modules
     flags = [(module, module.training) for module in modules if "training" in module.__dict__ or _has_flag(module)]
     with ExitStack() as stack:
-        stack.enter_context(preserved())
+        stack.enter_context(preserved_in_pass())
         stack.enter_context(keras_layers.running(training=training, on_meta=not subject.real))
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))

@@ -6,7 +6,7 @@ import gc
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from types import FrameType, GeneratorType
@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 from pytest_modelbudget.backends import patching
-from pytest_modelbudget.backends.torch.settings import OF_AUTOGRAD, OF_PROCESS, OF_THREAD, force, values
+from pytest_modelbudget.backends.torch.settings import (
+    OF_AUTOGRAD,
+    OF_PASS,
+    OF_PROCESS,
+    OF_THREAD,
+    Setting,
+    force,
+    values,
+)
 
 _FRAMES = 40
 """What it takes to put state back, as calls within each other."""
@@ -35,7 +43,12 @@ def preserved() -> AbstractContextManager[None]:
     `PATIENCE`, the other may be waiting for it: then both are inside, and what they share is put back by the last to
     leave, to what it was when the first came.
     """
-    return _Preserved()
+    return _Preserved(OF_PROCESS)
+
+
+def preserved_in_pass() -> AbstractContextManager[None]:
+    """`preserved` for one of several passes inside of it, quicker: most of what threads share waits for that."""
+    return _Preserved(OF_PASS)
 
 
 class _Preserved:
@@ -45,7 +58,10 @@ class _Preserved:
     a recursion just then.
     """
 
-    __slots__ = ("_changes", "_has_turn", "_limit", "_of_process", "_of_thread")
+    __slots__ = ("_changes", "_has_turn", "_limit", "_of_thread", "_shared", "_values")
+
+    def __init__(self, shared: Sequence[Setting]) -> None:
+        self._shared = shared
 
     def __enter__(self) -> None:
         _descend(_FRAMES)
@@ -62,7 +78,9 @@ class _Preserved:
     def _look(self) -> None:
         of_autograd = values(OF_AUTOGRAD)
         with _LOCK:
-            self._of_thread, self._of_process = values(OF_THREAD), _of_others() or values(OF_PROCESS)
+            self._of_thread, self._values = values(OF_THREAD), values(self._shared)
+            if threading.get_ident() not in _INSIDE and _INSIDE:  # what others found; they may have changed it since
+                self._shared, self._values = next(iter(_INSIDE.values()))[0].found()
             _NOTED.inside().__enter__()
             autograd = torch._C._InferenceMode(torch.is_inference_mode_enabled())
             patching.Undoing(partial(autograd.__exit__, None, None, None)).__enter__()
@@ -83,6 +101,10 @@ class _Preserved:
         finally:
             self._pass_on()
 
+    def found(self) -> tuple[Sequence[Setting], list[Any]]:
+        """What all threads share, and how it was."""
+        return self._shared, self._values
+
     def _pass_on(self) -> None:
         if self._has_turn:
             self._has_turn = False
@@ -94,7 +116,7 @@ class _Preserved:
             force(OF_THREAD, self._of_thread)
             me = threading.get_ident()
             if _INSIDE.keys() <= {me}:
-                force(OF_PROCESS, self._of_process)
+                force(self._shared, self._values)
             _INSIDE[me] = [other for other in _INSIDE.get(me, ()) if other is not self]
             if not _INSIDE[me]:
                 del _INSIDE[me]
@@ -109,13 +131,6 @@ _TURN = threading.Lock()
 _LOCK = threading.RLock()
 _INSIDE: dict[int, list[_Preserved]] = {}
 """What each thread is inside of, the outermost first."""
-
-
-def _of_others() -> list[Any] | None:
-    """For the first in its thread: what another thread found, which may have changed it meanwhile."""
-    if threading.get_ident() in _INSIDE:
-        return None
-    return next((inside[0]._of_process for inside in _INSIDE.values()), None)
 
 
 def _let_go(error: BaseException | None) -> None:
