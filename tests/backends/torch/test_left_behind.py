@@ -6,11 +6,13 @@ import contextlib
 import gc
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
+import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
@@ -23,7 +25,7 @@ from torch.utils import _python_dispatch as dispatch_globals
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from pytest_modelbudget import summarize
+from pytest_modelbudget import plan, summarize
 
 SPEC = "float32[B, 8]"
 KEPT: list[Any] = []
