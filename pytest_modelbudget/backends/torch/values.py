@@ -28,11 +28,12 @@ Assumed = Literal["zeros", "ones", "mixed"]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the model is called with; `ports` are the tensors in it, with their names."""
+    """What the model is called with; `ports` are the tensors in it, with their names, `drawn` those nobody gave."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     ports: list[tuple[str, torch.Tensor]]
+    drawn: list[torch.Tensor] = field(default_factory=list)
     readings: Readings = field(default_factory=Readings)
 
 
@@ -64,17 +65,19 @@ def call_of(inputs: Inputs, sizes: Mapping[str, int], choice: Choice) -> Call:
         args, kwargs = _copied(inputs.example, choice)
         ports = [(name, one) for name, one in tensors_in((args, kwargs)) if isinstance(one, torch.Tensor)]
         return Call(args, kwargs, ports)
-    ports, readings = [], Readings()
+    ports, drawn, readings = [], [], Readings()
 
     def make(name: str, spec: TensorSpec) -> torch.Tensor:
         tensor = choice.cast(_made(name, spec, sizes, choice))
-        if _whole(tensor.dtype) and not isinstance(spec.values, Fill) and not tensor.is_meta:
-            readings.assume(Input(name, spec), tensor)
+        if not isinstance(spec.values, Fill):
+            drawn.append(tensor)
+            if _whole(tensor.dtype) and not tensor.is_meta:
+                readings.assume(Input(name, spec), tensor)
         ports.append((name, tensor))
         return tensor
 
     args, kwargs = inputs.build(make)
-    return Call(args, kwargs, ports, readings)
+    return Call(args, kwargs, ports, drawn, readings)
 
 
 def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice) -> torch.Tensor:
