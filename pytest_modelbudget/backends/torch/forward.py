@@ -174,9 +174,7 @@ def observed(
 def _runner(subject: Subject, call: Call) -> Placing | Perturbing:
     """What runs the operators."""
     if subject.perturbed is not None:
-        assumed = call.readings.assumed
-        drawn = [tensor for name, tensor in call.ports if tensor.is_floating_point() or name in assumed]
-        return Perturbing(subject.perturbed, [*drawn, *subject.model.parameters()])
+        return Perturbing(subject.perturbed, [*call.drawn, *subject.model.parameters()])
     return (Following if subject.real else Placing)(subject.memo, call.readings)
 
 
