@@ -24,6 +24,7 @@ _MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "
 _STATES = {"empty", "zeros", "rand", "randn"}
 _CHANCE = {"rand", "randn"}
 _PRODUCTS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mm.default, torch.ops.aten.bmm.default}
+_CTC_LOSS = torch.ops.aten._ctc_loss.Tensor
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 
 
@@ -75,6 +76,8 @@ class Placing:
         return self.memo.run(func, read, args, kwargs)
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is _CTC_LOSS and not any(tensor.is_meta or self._is_stale(tensor) for tensor in args[2:4]):
+            func, args = _with_lengths(args)
         moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}
 
         def swap(tensor: torch.Tensor) -> torch.Tensor:
@@ -113,6 +116,12 @@ class Placing:
     def _mark(self, tensor: torch.Tensor) -> None:
         self._stale.add(storage_key(tensor))
         self._alive.append(tensor)
+
+
+def _with_lengths(args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A CTC loss with its lengths as numbers: the size of its table follows from the longest."""
+    scores, targets, lengths, target_lengths, *rest = args
+    return torch.ops.aten._ctc_loss.default, (scores, targets, lengths.tolist(), target_lengths.tolist(), *rest)
 
 
 @cache
