@@ -30,7 +30,8 @@ _QUANTIZED = """
 """
 _DETECTION = "nms qnms box_iou_rotated roi_align qroi_align roi_pool ps_roi_align ps_roi_pool"
 _ZERO_ELSEWHERE = frozenset(
-    {f"torchvision.{name}" for name in _DETECTION.split()} | {f"quantized.{name}" for name in _QUANTIZED.split()}
+    {f"torchvision.{name}" for name in _DETECTION.split()}  # of boxes
+    | {f"quantized.{name}" for name in _QUANTIZED.split()}
 )
 
 

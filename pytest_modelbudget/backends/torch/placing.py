@@ -118,12 +118,6 @@ class Placing:
         self._alive.append(tensor)
 
 
-def _with_lengths(args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """A CTC loss with its lengths as numbers: the size of its table follows from the longest."""
-    scores, targets, lengths, target_lengths, *rest = args
-    return torch.ops.aten._ctc_loss.default, (scores, targets, lengths.tolist(), target_lengths.tolist(), *rest)
-
-
 @cache
 def _name(func: Any) -> str:
     return str(func._schema.name.removeprefix("aten::"))
@@ -200,3 +194,9 @@ def _whole(dtype: torch.dtype) -> bool:
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(META)
+
+
+def _with_lengths(args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A CTC loss with its lengths as numbers: the size of its table follows from the longest."""
+    scores, targets, lengths, target_lengths, *rest = args
+    return torch.ops.aten._ctc_loss.default, (scores, targets, lengths.tolist(), target_lengths.tolist(), *rest)
