@@ -172,6 +172,12 @@ def _counted(name: str, args: tuple[Any, ...]) -> int:
     return max(0, -int(-(end - start) // step))
 
 
+def _with_lengths(args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A CTC loss with its lengths as numbers: the size of its table follows from the longest."""
+    scores, targets, lengths, target_lengths, *rest = args
+    return torch.ops.aten._ctc_loss.default, (scores, targets, lengths.tolist(), target_lengths.tolist(), *rest)
+
+
 def _real_like(name: str, out: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The constant that `zeros_like` and its kind would have made on a real device."""
     value = 1 if "ones" in name else args[-1] if "full" in name else 0
@@ -194,9 +200,3 @@ def _whole(dtype: torch.dtype) -> bool:
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(META)
-
-
-def _with_lengths(args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """A CTC loss with its lengths as numbers: the size of its table follows from the longest."""
-    scores, targets, lengths, target_lengths, *rest = args
-    return torch.ops.aten._ctc_loss.default, (scores, targets, lengths.tolist(), target_lengths.tolist(), *rest)
