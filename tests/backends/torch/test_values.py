@@ -467,16 +467,6 @@ def test_floats_of_an_example_decide_as_in_a_real_call(kind: str, sign: int) -> 
     assert counted(summary) == really(Steered(way), x)
 
 
-@pytest.mark.parametrize("kind", ["built", "live"])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_floats_of_an_example_decide_as_in_a_real_call(kind: str, sign: int) -> None:
-    """No weight takes part in the decision, so that its outcome is known, though only a real run knows it."""
-    way = lambda layer, x: layer(x) if x.sum() > 0 else x  # noqa: E731
-    x = sign * torch.ones(2, 4)
-    summary = summarize(Steered(way) if kind == "live" else lambda: Steered(way), lambda: (x,), name="m")
-    assert counted(summary) == really(Steered(way), x)
-
-
 def test_an_example_is_planned_in_half_precision() -> None:
     """Floats of an example become half, its ids stay."""
     way = lambda layer, x, n: layer(x[:, : int(n)])  # noqa: E731
