@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+import torch._dynamo  # under a low limit of recursion it could be imported halfway only
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional
@@ -538,7 +539,8 @@ def test_whoever_calls_near_the_limit_of_recursion_gets_out_again(call: Callable
         finally:
             sys.setrecursionlimit(limit)
 
-    for less in range(20, 165, 3):
+    for room in range(20, 165, 3):
+        less = 180 - room
         with little_room():
             assert differences(called) == []
 
@@ -559,11 +561,13 @@ def test_what_a_builder_sets_ends_with_its_model() -> None:
 
 def test_what_was_on_before_stays_on() -> None:
     """A user's own modes, hooks, autocast and default device are as they were, inside and after a failed call."""
-    with Mode(), Functions(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.device("cpu"):
-        with torch.autograd.graph.save_on_cpu():
-            for way in ("value error", "endless modes", "mode entered", "autocast set", "saving hooks entered"):
-                with little_room():
-                    assert differences(lambda way=way: summarize(lambda: in_forward(WAYS[way]), SPEC)) == []  # type: ignore[misc]
+    theirs = (Mode(), Functions(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.device("cpu"))
+    with contextlib.ExitStack() as stack:
+        for context in (*theirs, torch.autograd.graph.save_on_cpu()):
+            stack.enter_context(context)
+        for way in ("value error", "endless modes", "mode entered", "autocast set", "saving hooks entered"):
+            with little_room():
+                assert differences(lambda way=way: summarize(lambda: in_forward(WAYS[way]), SPEC)) == []  # type: ignore[misc]
     with torch.inference_mode():
         assert differences(lambda: summarize(lambda: in_forward(WAYS["inference kept"]), SPEC)) == []
         assert torch.is_inference_mode_enabled()
