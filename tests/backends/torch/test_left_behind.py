@@ -605,3 +605,61 @@ def test_threads_take_turns() -> None:
         sys.setswitchinterval(interval)
     assert [name for name in found if not name.startswith("random")] == []  # this thread drew some meanwhile
     assert wrong == []
+
+
+PROJECT = """
+import torch
+from torch import nn
+from pytest_modelbudget import model
+
+torch.manual_seed(5)  # before the models are built
+
+class Endless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(8, 4)
+
+    def forward(self, x):
+        def again(x):
+            with torch.no_grad(), torch.autocast("cpu"):
+                return again(self.lin(x).relu() @ self.lin.weight)
+        return again(x)
+
+@model(inputs="float32[B, 8]")
+def endless():
+    return Endless()
+
+@model(inputs="float32[B, 8]")
+def moving():
+    torch.manual_seed(7)
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    nn.modules.module.register_module_forward_hook(lambda *_: 1 / 0)
+    raise SystemExit(3)
+
+def test_numbers_are_those_of_a_fresh_process():
+    assert torch.randn(3).tolist() == NUMBERS
+
+def test_a_model_trains_and_its_hooks_run():
+    layer, seen = nn.Linear(2, 2), []
+    layer.register_forward_hook(lambda *_: seen.append(1))
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    before = layer.weight.tolist()
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert seen == [1] and layer.weight.tolist() != before
+    assert (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
+
+def test_layers_are_filled():
+    assert float(nn.init.ones_(torch.empty(3)).sum()) == 3
+    assert nn.Linear(2, 2).bias.abs().sum() > 0
+"""
+
+
+def test_a_users_own_tests_pass_after_models_that_fail(pytester: pytest.Pytester) -> None:
+    """In one run of pytest the failing models fail, and the tests after them see a fresh process."""
+    numbers = torch.randn(3, generator=torch.Generator().manual_seed(5)).tolist()
+    pytester.makepyfile(test_models=PROJECT.replace("NUMBERS", str(numbers)))
+    result = pytester.runpytest_subprocess("--model-budget", "-p", "no:cacheprovider", "-p", "no:randomly")
+    result.assert_outcomes(failed=2, passed=3)
+    result.stdout.fnmatch_lines(["*BUILD ERROR*"])
