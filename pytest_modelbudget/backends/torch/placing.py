@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from pytest_modelbudget.backends.deep import import_early
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
-from pytest_modelbudget.backends.torch.memo import COMPILER, Memo
+from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
@@ -76,7 +75,6 @@ class Placing:
         return self.memo.run(func, read, args, kwargs)
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        import_early(COMPILER)
         moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}
 
         def swap(tensor: torch.Tensor) -> torch.Tensor:

@@ -492,7 +492,7 @@ def little_room() -> Iterator[None]:
     before, depth, frame = sys.getrecursionlimit(), 0, sys._getframe()
     while frame.f_back is not None:
         depth, frame = depth + 1, frame.f_back
-    sys.setrecursionlimit(depth + 180)
+    sys.setrecursionlimit(depth + 160)
     try:
         yield
     finally:
@@ -519,7 +519,7 @@ def test_a_failing_model_leaves_nothing_behind(way: str, place: str) -> None:
 
     with little_room():
         assert differences(lambda: summarize(build, SPEC, name="m")) == []
-        if place in ("forward", "training", "backward"):
+        if place in ("training", "backward") or (place == "forward" and not way.startswith("endless")):
             assert differences(lambda: plan(build, SPEC, name="m")) == []
         if place not in ("builder", "init", "parametrization"):
             model = build()
@@ -539,8 +539,8 @@ def test_whoever_calls_near_the_limit_of_recursion_gets_out_again(call: Callable
         finally:
             sys.setrecursionlimit(limit)
 
-    for room in range(20, 165, 3):
-        less = 180 - room
+    for room in range(20, 150, 3):
+        less = 160 - room
         with little_room():
             assert differences(called) == []
 
