@@ -5,7 +5,8 @@ one with memory; `forward` runs one pass under `trace` (calls, edges, `joins` be
 operands keep values), `memo` (repeated operators, some by their own rules of `shapes`) and `flops` (what each costs);
 `activations` runs one more in training mode, with `attention` as real devices run it and `saved` for what autograd
 keeps, and `tape` records a pass as events. Blocks that `repeats` finds alike (by their `prints`) do not run again:
-`retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model; `modules` and
+`retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model; `state` guards
+the process, with the `settings` that it knows, and patches are made by `backends.patching`. `modules` and
 `weights` read the structure, `rows` and `counting` put the summary together.
 
 `step` records whole steps by a recipe, with the `kernels` of a device: `recurrent` layers (`stepwise` on the CPU) and
