@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from typing import Protocol, cast
 
+from pytest_modelbudget.backends.deep import import_early
 from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe
@@ -132,6 +133,7 @@ def _usable() -> Iterator[Backend]:
 
 def backend(name: str) -> Backend:
     """The backend of one framework; imports it."""
+    import_early(BACKENDS[name])
     return cast(Backend, import_module(BACKENDS[name]))
 
 

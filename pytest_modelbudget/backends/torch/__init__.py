@@ -1,17 +1,18 @@
 """PyTorch: models are built and run on the meta device, so that neither weights nor activations take memory.
 
 The rooms: `build` makes models without memory, `copying` a ghost of a user's model (`sharded` makes it whole), `real`
-one with memory, and `state` puts back what either sets (its `settings`). `values` makes the arguments of a call;
-`forward` runs one pass under `trace` (calls, edges, `joins` between them) with `placing` (which operands keep
-values), `memo` (repeated operators, some by their own rules of `shapes`), `sparse` (operators on sparse tensors) and
-`flops` (what each costs, by `products`, `stored_products`, `complex_convolutions` and the `aten_names` of what is
-free); when it fails, `hints` say what to do. `readings` notes which values that nobody gave were read: `steering`
-runs such a model again with other ones, and `perturb` a real run with other choices. `activations` runs one more in
-training mode, with `attention` as real devices run it and `saved` for what autograd keeps, and `tape` records a pass
-as events. Blocks that `repeats` finds alike (by their `prints`) do not run again: `retelling` and `keeping` note once
-more what they did. `holding` undoes what a pass stores in a model; `modules` and `weights` read the structure,
-weights that are `stored` or `packed` otherwise, `programs` that torch made of modules and `keras_layers` included;
-`rows` and `counting` put the summary together, and without inputs `structure` does.
+one with memory, and `state` puts back what either sets (its `settings`; patches are made by `backends.patching`).
+`values` makes the arguments of a call; `forward` runs one pass under `trace` (calls, edges, `joins` between them)
+with `placing` (which operands keep values), `memo` (repeated operators, some by their own rules of `shapes`),
+`sparse` (operators on sparse tensors) and `flops` (what each costs, by `products`, `stored_products`,
+`complex_convolutions` and the `aten_names` of what is free); when it fails, `hints` say what to do. `readings` notes
+which values that nobody gave were read: `steering` runs such a model again with other ones, and `perturb` a real run
+with other choices. `activations` runs one more in training mode, with `attention` as real devices run it and `saved`
+for what autograd keeps, and `tape` records a pass as events. Blocks that `repeats` finds alike (by their `prints`) do
+not run again: `retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model;
+`modules` and `weights` read the structure, weights that are `stored` or `packed` otherwise, `programs` that torch
+made of modules and `keras_layers` included; `rows` and `counting` put the summary together, and without inputs
+`structure` does.
 
 `step` records whole steps by a recipe, with the `kernels` of a device: `recurrent` layers (`stepwise` on the CPU) and
 the `workspaces` that kernels take inside themselves; `alterations` and `optimizers` are what a recipe asks for.

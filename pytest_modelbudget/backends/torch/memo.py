@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pytest_modelbudget.backends.deep import import_early
 from pytest_modelbudget.backends.torch.ghosts import META
 from pytest_modelbudget.backends.torch.shapes import Made, answer
 from pytest_modelbudget.backends.torch.trees import storage_key
@@ -32,6 +33,10 @@ _NUMBERS = frozenset({int, float, bool})
 def _on_lists(func: Any) -> bool:
     name = str(func._schema.name)
     return name.startswith(_SEVERAL) and name.removeprefix(_SEVERAL).rstrip("_") in _ALIKE
+
+
+COMPILER = "torch._dynamo"
+"""What torch imports when it first asks a kernel that is written in Python."""
 
 
 class Memo:
@@ -62,6 +67,7 @@ class Memo:
         return out if len(out) > 1 else out[0]
 
     def _ask(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+        import_early(COMPILER)
         before = _made(args[0]) if args and isinstance(args[0], torch.Tensor) else None
         out = func(*args, **kwargs)
         if func._schema.is_mutable:

@@ -6,7 +6,7 @@ import gc
 import random
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from types import FrameType, GeneratorType
@@ -136,8 +136,17 @@ _INSIDE: dict[int, list[_Preserved]] = {}
 def _let_go(error: BaseException | None) -> None:
     """Clear the frames that failed with a context or a generator at hand.
 
-    An error keeps them for as long as it is looked at; then they close, and set again what they found inside.
+    An error keeps its frames for as long as it is looked at; then they close, and set again what they found inside.
     """
+    for frame in _failed(error):
+        if any(isinstance(value, (AbstractContextManager, GeneratorType)) for value in frame.f_locals.values()):
+            with suppress(RuntimeError):  # it is running
+                frame.clear()
+                dict(frame.f_locals)  # before Python 3.13 a copy, which holds them, too, until it is looked at again
+
+
+def _failed(error: BaseException | None) -> Iterator[FrameType]:
+    """The frames through which an error and those before it came."""
     errors, seen = [error], set[int]()
     while errors:
         error = errors.pop()
@@ -150,14 +159,7 @@ def _let_go(error: BaseException | None) -> None:
             frame, traceback = traceback.tb_frame, traceback.tb_next
             if id(frame) not in seen:
                 seen.add(id(frame))
-                _clear(frame)
-
-
-def _clear(frame: FrameType) -> None:
-    if any(isinstance(value, (AbstractContextManager, GeneratorType)) for value in frame.f_locals.values()):
-        with suppress(RuntimeError):  # it is running
-            frame.clear()
-            dict(frame.f_locals)  # before Python 3.13 this is a copy that holds them, too, until it is looked at again
+                yield frame
 
 
 def _note_inference() -> Callable[[], object]:

@@ -45,7 +45,7 @@ def test_a_model_for_one_size_keeps_numbers_and_says_so(count: Count) -> None:
 
 
 def test_values_of_constants_may_steer_the_forward_pass(count: Count) -> None:
-    """Masks, positions and ids are zeros or constants with values: a model may ask them questions."""
+    """Positions are constants with values, and so are masks and ids that the user gave: a model may ask them questions."""
 
     class Asks(nn.Module):
         def __init__(self) -> None:
@@ -59,7 +59,7 @@ def test_values_of_constants_may_steer_the_forward_pass(count: Count) -> None:
                 x = self.layer(x)
             return x[:, :steps]
 
-    summary = count(Asks, ["float32[B, T, 4]", "bool[B, T]"], B=1, T=6)
+    summary = count(Asks, ["float32[B, T, 4]", "bool[B, T] = false"], B=1, T=6)
     assert (row(summary, "layer").calls, str(summary.outputs[0])) == (1, "float32[B, T, 4]")
 
 
