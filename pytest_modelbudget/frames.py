@@ -8,6 +8,7 @@ from pathlib import Path
 
 _OURS = str(Path(__file__).parent)
 _PYTHON = tuple(str(Path(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib"))
+_NONE = Path("/no/framework")
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -26,7 +27,7 @@ def is_installed(frame: traceback.FrameSummary) -> bool:
     return any(folder in Path(frame.filename).parts for folder in _INSTALLED)
 
 
-def users_line(error: BaseException, framework: Path) -> traceback.FrameSummary | None:
+def users_line(error: BaseException, framework: Path = _NONE) -> traceback.FrameSummary | None:
     """The innermost line of the user's own code that led to `error`, else of a package that is not the `framework`.
 
     None where there is neither.

@@ -12,13 +12,13 @@ from pytest_modelbudget.backends import Backend, Planner
 from pytest_modelbudget.budget import METRICS, PEAKS, Budget
 from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.frames import place, users_line
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import Recipe, Training, growth, sums
 from pytest_modelbudget.planner.advice import at, largest, levers
 from pytest_modelbudget.planner.fitting import fitted
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.summary import Growth, Kind, Largest, Plan, Summary
-from pytest_modelbudget.tracebacks import user_traceback
 
 _MOST_SIZES = 6
 """Sizes at which a dimension is looked at, at most."""
@@ -191,10 +191,9 @@ def _reason(error: BaseException) -> str:
     """Why something could not be had, on one line, with the user's own line where there is one."""
     if isinstance(error, ModelBudgetError):
         return " ".join(str(error).split())
-    lines = [line.strip() for line in user_traceback(error).splitlines() if line.strip()]
     what = f"{type(error).__name__}: {error}".split("\n")[0]
-    places = [line for line in lines if not line.startswith("E ") and ": in " in line]
-    return f"{what} ({places[-1]})" if places else what
+    line = users_line(error)
+    return what if line is None else f"{what} ({place(line)}: in {line.name})"
 
 
 def _laws(subject: Subject, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:

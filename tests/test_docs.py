@@ -24,6 +24,7 @@ from pytest_modelbudget.planner.growth import LAWS
 from pytest_modelbudget.planner.recipe import OPTIMIZERS, Precision
 from pytest_modelbudget.plugin import pytest_addoption
 from pytest_modelbudget.reports import REPORTS
+from pytest_modelbudget.summary import FLOP_RULES
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -126,6 +127,12 @@ def test_metrics_are_those_of_budgets() -> None:
     assert rows == {name: "layers" if name == "layers" else unit[metric.kind] for name, metric in METRICS.items()}
     sentence = section("Metrics").partition("For layers there are ")[2].partition(" (of all params)")[0]
     assert code(sentence) == list(LAYER_METRICS)
+
+
+def test_rules_for_flops_are_those_of_this_version() -> None:
+    """The README numbers the rules and names their version."""
+    assert f"version, which is {FLOP_RULES}" in section("Rules for FLOPs")
+    assert [number for number, *_ in table("Rules for FLOPs")] == [str(number) for number in range(1, 11)]
 
 
 def test_kinds_of_limits_are_those_of_budgets() -> None:

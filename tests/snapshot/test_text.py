@@ -29,7 +29,7 @@ trainable_params: 6201
 non_trainable_params: 0
 buffers: 0
 weight_bytes: 24804
-flops: {rules: 1, value: 12200}
+flops: {rules: 2, value: 12200}
 digest: DIGEST
 layers:
 - {path: user, type: InputLayer, out: "[B, 100]"}

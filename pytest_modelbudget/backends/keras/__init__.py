@@ -24,7 +24,6 @@ from pytest_modelbudget.backends.keras import (
     flops,
     labels,
     optimizer,
-    pins,
     ports,
     private,
     rules,
@@ -32,7 +31,7 @@ from pytest_modelbudget.backends.keras import (
     walk,
     wrapped,
 )
-from pytest_modelbudget.backends.keras.build import abstract, counting, preserved
+from pytest_modelbudget.backends.keras.build import abstract, counting, preserved, unreadable
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.errors import ModelBudgetError
@@ -76,7 +75,7 @@ def summarize(
     """
     with counting([layer.name for layer in walk.each(model)]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of symbolic calls, which say nothing about the user's own
-        if problem := pins.unreadable():
+        if problem := unreadable():
             raise ModelBudgetError(f"{name}: {problem}")
         fresh = built_here and not is_from_file(model)
         return _Counted(model, name, sizes, {} if fresh else labels.of_live(model)).summary(inputs, built_here)

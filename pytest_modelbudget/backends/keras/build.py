@@ -62,6 +62,12 @@ def counting(names: Iterable[str]) -> Iterator[None]:
         yield
 
 
+def unreadable() -> str:
+    """What to say when models of this Keras cannot be read, looked up without using up any name."""
+    with preserved(), abstract():
+        return pins.unreadable()
+
+
 def starting_after(names: Iterable[str]) -> None:
     """Let new automatic names go on after `names`; call it inside of `preserved`."""
     if not pins.real_build():

@@ -14,8 +14,8 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends import keras_home
-from pytest_modelbudget.backends.keras import labels, pins, private, private_torch, rules, walk, weights, wrapped
-from pytest_modelbudget.backends.keras.build import abstract, patched, preserved, starting_after
+from pytest_modelbudget.backends.keras import labels, private, private_torch, rules, walk, weights, wrapped
+from pytest_modelbudget.backends.keras.build import patched, preserved, starting_after, unreadable
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
@@ -80,9 +80,7 @@ def at_hand(layers: Iterable[Any]) -> Iterator[None]:
     """Inside, layers can be called and copied; names, policies and other global state are as before on leaving."""
     with ExitStack() as stack:
         stack.enter_context(preserved())
-        with abstract():
-            problem = pins.unreadable()
-        if problem:
+        if problem := unreadable():
             raise ModelBudgetError(problem)
         starting_after(layer.name for layer in layers)
         stack.enter_context(patched(private_torch.saveable(), "__deepcopy__", lambda _: _copier()))

@@ -17,8 +17,13 @@ import keras
 from pytest_modelbudget.backends.keras import loops, private, raw, rules, variables, wrapped
 from pytest_modelbudget.backends.keras.calls import Call, Trace, fresh, spec, specs, symbolic
 from pytest_modelbudget.backends.operators import Count
+from pytest_modelbudget.errors import ModelBudgetError
 
 __all__ = ["Call", "Trace", "build", "specs", "symbolic", "trace"]
+
+
+class ModuleNeedsValues(ModelBudgetError):
+    """A torch module in a layer does not run on the meta device, where its copy is."""
 
 
 def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, costs_only: bool = False) -> Trace:
@@ -107,6 +112,8 @@ class _Tracer:
         mark, times = len(self.calls), self.times
         try:
             outputs = self._through(one, args, kwargs)
+        except ModuleNeedsValues:
+            raise
         except Exception:
             del self.calls[mark:]
             self.times = times
@@ -208,6 +215,11 @@ class _Tracer:
             found = None
         finally:
             self.recorder = before
+        if found is None and wrapped.is_wrapper(one):  # its copy has no values, whatever it is run on
+            raise ModuleNeedsValues(
+                f"the torch module in layer {one.name!r} cannot be run without values, which the meta device does not "
+                "hold: count it by itself"
+            )
         if found is None or not symbolic(found.outputs):
             return self._infer(self.infer_layer, one, args, kwargs)
         outer.own = found.count

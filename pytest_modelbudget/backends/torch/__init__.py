@@ -1,12 +1,17 @@
 """PyTorch: models are built and run on the meta device, so that neither weights nor activations take memory.
 
 The rooms: `build` makes models without memory, `copying` a ghost of a user's model (`sharded` makes it whole), `real`
-one with memory; `forward` runs one pass under `trace` (calls, edges, `joins` between them) with `placing` (which
-operands keep values), `memo` (repeated operators, some by their own rules of `shapes`) and `flops` (what each costs);
-`activations` runs one more in training mode, with `attention` as real devices run it and `saved` for what autograd
-keeps, and `tape` records a pass as events. Blocks that `repeats` finds alike (by their `prints`) do not run again:
-`retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model; `modules` and
-`weights` read the structure, `rows` and `counting` put the summary together, and without inputs `structure` does.
+one with memory, and `state` puts back what either sets (its `settings`). `values` makes the arguments of a call;
+`forward` runs one pass under `trace` (calls, edges, `joins` between them) with `placing` (which operands keep
+values), `memo` (repeated operators, some by their own rules of `shapes`), `sparse` (operators on sparse tensors) and
+`flops` (what each costs, by `products`, `stored_products`, `complex_convolutions` and the `aten_names` of what is
+free); when it fails, `hints` say what to do. `readings` notes which values that nobody gave were read: `steering`
+runs such a model again with other ones, and `perturb` a real run with other choices. `activations` runs one more in
+training mode, with `attention` as real devices run it and `saved` for what autograd keeps, and `tape` records a pass
+as events. Blocks that `repeats` finds alike (by their `prints`) do not run again: `retelling` and `keeping` note once
+more what they did. `holding` undoes what a pass stores in a model; `modules` and `weights` read the structure,
+weights that are `stored` or `packed` otherwise, `programs` that torch made of modules and `keras_layers` included;
+`rows` and `counting` put the summary together, and without inputs `structure` does.
 
 `step` records whole steps by a recipe, with the `kernels` of a device: `recurrent` layers (`stepwise` on the CPU) and
 the `workspaces` that kernels take inside themselves; `alterations` and `optimizers` are what a recipe asks for.
@@ -18,6 +23,7 @@ cuts layers, `shard_optimizer` trains the parts, `wire` counts what is sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
@@ -69,10 +75,17 @@ def summarize(
     if not isinstance(model, nn.Module):
         raise ModelBudgetError(f"{name}: {type(model).__name__} is not a torch.nn.Module")
     if inputs is None:
+        if run == "real":
+            raise ModelBudgetError(f"{name}: `run: real` needs inputs: write e.g. {structure.EXAMPLE}")
         return structure.summarize(model, name=name, framework=FRAMEWORK)
-    with preserved(), unswept(), keras_layers.at_hand(all_modules(model)):
+    with _guarded(built_here), unswept(), keras_layers.at_hand(all_modules(model)):
         origin = counting.Origin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
+
+
+def _guarded(built_here: bool) -> AbstractContextManager[None]:
+    """Who built the model has entered `preserved` before, and counts in it."""
+    return nullcontext() if built_here else preserved()
 
 
 def plan(
@@ -95,7 +108,7 @@ def plan(
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
     model = module_of(model)
-    with preserved(), unswept(), keras_layers.at_hand(all_modules(model)):
+    with _guarded(built_here), unswept(), keras_layers.at_hand(all_modules(model)):
         return planning.plans(
             model,
             name=name,

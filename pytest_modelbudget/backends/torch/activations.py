@@ -27,7 +27,7 @@ from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.forward import Subject, arguments, observed
 from pytest_modelbudget.backends.torch.keeping import AskedBack, SavedLog
 from pytest_modelbudget.backends.torch.saved import Activations, NoStorage, Saved
-from pytest_modelbudget.backends.torch.state import preserved, seed
+from pytest_modelbudget.backends.torch.state import preserved_in_pass, seed
 
 
 def measured(subject: Subject, sizes: Mapping[str, int]) -> Activations | str:
@@ -48,7 +48,7 @@ def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activa
         saved.repeats = subject.repeats.start(SavedLog(saved))
     try:
         with (
-            preserved(),
+            preserved_in_pass(),
             _disable_current_modes(),
             fused() as attention,
             saved_tensors_hooks(saved.pack, saved.unpack),

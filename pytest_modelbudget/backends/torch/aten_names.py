@@ -102,7 +102,9 @@ ZERO = frozenset(
 _PRIMS = """
     _make_token _sink_tokens bessel_i0 bessel_i0e bessel_i1 bessel_i1e bessel_j0 bessel_j1 cbrt collapse copy_strided
     copy_to device_put erf_inv erfcx iota maximum_value minimum_value ndtri rev shift_left shift_right_arithmetic
-    spherical_bessel_j0 xor_sum zeta
+    spherical_bessel_j0 xor_sum zeta _low_memory_max_pool_offsets_to_indices _low_memory_max_pool_with_offsets
+    inductor_cvt_e8m0_rceil inductor_force_stride_order inductor_lookup_seed inductor_rand_eager_offset
+    inductor_rand_eager_offsets inductor_randint inductor_random inductor_seed inductor_seeds prepare_softmax_online
 """
 PRIMS = frozenset(_PRIMS.split())
 """Names of the `prims` operators that count zero, beside those of their names in `aten`."""
@@ -113,8 +115,7 @@ _FACTORISATIONS = """
     linalg_lu_factor_ex linalg_matrix_exp linalg_matrix_sqrth linalg_pinv linalg_polar linalg_qr ormqr svd
 """
 _SPARSE = """
-    _sparse_addmm _sparse_mm_reduce_impl _sparse_mm_reduce_impl_backward _sparse_sparse_matmul _spsolve hspmm
-    sparse_sampled_addmm _cslt_sparse_mm_search
+    _sparse_mm_reduce_impl_backward _spsolve _cslt_sparse_mm_search
 """
 _KERNELS_OF_DEVICES = """
     _cudnn_attention_forward _cudnn_attention_backward _cudnn_rnn_backward _flash_attention_forward_no_dropout_inplace

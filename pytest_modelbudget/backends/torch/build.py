@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from math import prod
 from threading import get_ident
 from types import FrameType
@@ -18,10 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch.nn.modules import module as module_globals
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
@@ -38,31 +35,54 @@ _EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to:
 @contextmanager
 def abstract() -> Iterator[None]:
     """Inside, modules are built with their parameters on the meta device; `preserved` restores what builders set."""
-    ghosts, thread = Ghosts(), get_ident()
-
-    def parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
-        if get_ident() != thread:  # what another thread builds meanwhile is not ours
-            return None
-        with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
-            return None if value is None or value.is_meta else ghosts.if_possible(value)
-
-    def buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
-        if get_ident() != thread:
-            return None
-        with torch._C.DisableTorchFunction():
-            if value is None or value.is_meta or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
-                return None
-            return ghosts.if_possible(value)
-
     with ExitStack() as stack:
         stack.enter_context(unswept())
         stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
-        stack.enter_context(Undoing(register_module_parameter_registration_hook(parameter).remove))
-        stack.enter_context(Undoing(register_module_buffer_registration_hook(buffer).remove))
+        stack.enter_context(_HOOKS.inside())
+        stack.enter_context(Undoing(partial(_use, _GHOSTS.get(get_ident()))))
+        _use(Ghosts())
         stack.enter_context(_IDLE_INIT.inside())
         stack.enter_context(_NO_COMPILERS.inside())
         stack.enter_context(_Redirect())
         yield
+
+
+_GHOSTS: dict[int, Ghosts] = {}
+"""What replaces parameters in each thread; what other threads build meanwhile is left alone."""
+
+
+def _use(ghosts: Ghosts | None) -> None:
+    if ghosts is None:
+        _GHOSTS.pop(get_ident(), None)
+    else:
+        _GHOSTS[get_ident()] = ghosts
+
+
+def _parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+    if (ghosts := _GHOSTS.get(get_ident())) is None:
+        return None
+    with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
+        return None if value is None or value.is_meta else ghosts.if_possible(value)
+
+
+def _buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+    if (ghosts := _GHOSTS.get(get_ident())) is None:
+        return None
+    with torch._C.DisableTorchFunction():
+        if value is None or value.is_meta or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
+            return None
+        return ghosts.if_possible(value)
+
+
+def _hooks() -> Callable[[], None]:
+    """Hooks for all modules, in new dicts: another thread may be going through the ones that are there."""
+    names = {"_global_parameter_registration_hooks": _parameter, "_global_buffer_registration_hooks": _buffer}
+    return patch_all(
+        [(module_globals, name, {**vars(module_globals)[name], hook: hook}) for name, hook in names.items()]
+    )
+
+
+_HOOKS = Shared(_hooks)
 
 
 def _buffer_limit(value: torch.Tensor) -> int:

@@ -78,6 +78,8 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
     if origin.run == "real":
         return on_values(_ASKED)
     if any(is_packed(module) or isinstance(module, torch.jit.ScriptModule) for module in all_modules(model)):
+        if origin.run == "abstract":
+            raise ModelBudgetError(f"{name}: packed or scripted modules run on values only: remove `run: abstract`")
         return on_values(_PACKED)
     fits = real.fits(model)
     if origin.built_here:

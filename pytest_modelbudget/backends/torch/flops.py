@@ -29,8 +29,9 @@ _QUANTIZED = """
     batch_norm1d_relu batch_norm2d batch_norm2d_relu batch_norm3d batch_norm3d_relu layer_norm group_norm instance_norm
     max_pool1d max_pool2d embedding_byte embedding_4bit embedding_bag_byte embedding_bag_4bit
 """
+_DETECTION = "nms qnms box_iou_rotated roi_align qroi_align roi_pool ps_roi_align ps_roi_pool"
 _ZERO_ELSEWHERE = frozenset(
-    {"torchvision.nms", "torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align"}
+    {f"torchvision.{name}" for name in _DETECTION.split()}  # of boxes
     | {f"quantized.{name}" for name in _QUANTIZED.split()}
     | CHANGES_OF_FORM
     | {f"aten.{name}" for name in SPARSE_FORMS}

@@ -27,13 +27,13 @@ from pytest_modelbudget.backends.torch.readings import asking
 from pytest_modelbudget.backends.torch.real import reproducible
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
-from pytest_modelbudget.backends.torch.state import preserved
+from pytest_modelbudget.backends.torch.state import preserved_in_pass
 from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
-from pytest_modelbudget.backends.torch.trees import dtype_name, tensors
+from pytest_modelbudget.backends.torch.trees import dtype_name, shape_of, tensors
 from pytest_modelbudget.backends.torch.values import Assumed, Call, Choice, call_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.summary import Input
+from pytest_modelbudget.summary import Input, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     call = arguments(subject, sizes)
     try:
         with taken_whole(trace.whole), observed(subject, call, trace, keep=keep) as out:
-            outputs = tuple((tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in tensors(out))
+            outputs = tuple((shape_of(tensor), dtype_name(tensor.dtype)) for tensor in tensors(out))
     except ModelBudgetError:
         raise
     except Exception as mistake:
@@ -174,9 +174,7 @@ def observed(
 def _runner(subject: Subject, call: Call) -> Placing | Perturbing:
     """What runs the operators."""
     if subject.perturbed is not None:
-        assumed = call.readings.assumed
-        drawn = [tensor for name, tensor in call.ports if tensor.is_floating_point() or name in assumed]
-        return Perturbing(subject.perturbed, [*drawn, *subject.model.parameters()])
+        return Perturbing(subject.perturbed, [*call.drawn, *subject.model.parameters()])
     return (Following if subject.real else Placing)(subject.memo, call.readings)
 
 
@@ -189,7 +187,7 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
     modules = subject.holdings.modules
     flags = [(module, module.training) for module in modules if "training" in module.__dict__ or _has_flag(module)]
     with ExitStack() as stack:
-        stack.enter_context(preserved())
+        stack.enter_context(preserved_in_pass())
         stack.enter_context(keras_layers.running(training=training, on_meta=not subject.real))
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))
@@ -275,7 +273,7 @@ def _failed(subject: Subject, trace: Trace, call: Call, mistake: Exception) -> F
     paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
     layer = trace.failed.module if trace.failed is not None else subject.model
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
-    given = ", ".join(f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in call.ports)
+    given = ", ".join(f"{name} {TensorSpec(shape_of(tensor), dtype_name(tensor.dtype))}" for name, tensor in call.ports)
     text = f"{type(mistake).__name__}: {mistake}".strip()
     head = f"{subject.name}: the forward pass failed in layer {where}{line(mistake)}\n  inputs: {given or '(none)'}"
     drawn = subject.real and subject.seed is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pytest_modelbudget.backends.torch.placing import NeedsValues
-from pytest_modelbudget.backends.torch.readings import cure
+from pytest_modelbudget.backends.torch.readings import cure, made_up
 from pytest_modelbudget.backends.torch.values import Call
 from pytest_modelbudget.frames import place, users_line
 from pytest_modelbudget.inputs import Inputs
@@ -46,8 +46,7 @@ def hints(mistake: Exception, inputs: Inputs, call: Call, *, real: bool, drawn: 
         return
     read = call.readings.read.values()
     for port in read:
-        zeros = "made up" if drawn else "false" if port.spec.dtype == "bool" else "zeros"
-        yield f"the values of input {port.name} are read, and were {zeros}: {cure(port)}"
+        yield f"the values of input {port.name} are read; {made_up(port, real=drawn)}: {cure(port)}"
     if _OUT_OF_RANGE.match(str(mistake)) and (ids := _ids(inputs)):
         yield f"ids have to be below the size of the table they are looked up in: give a bound, as in {ids}"
     elif _MISFIT.search(str(mistake)) or (not read and _raised_by_torch(mistake)):

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from pytest_modelbudget.backends.patching import Patched
 
-Shape = tuple[int, ...]
+Shape = tuple[int | None, ...]
 Output = tuple[Shape, str]
 """Shape and dtype of one tensor."""
 

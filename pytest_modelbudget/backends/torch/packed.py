@@ -76,9 +76,16 @@ def packed_weight(module: nn.Module) -> Packed | None:
     main = max(held, key=lambda name: _weight(held[name], declared), default=None)
     if main is None or not (bits := _bits(held[main], count, declared)):
         return None
+    dtype = _dtype(held[main], bits, count)
+    return Packed(main, held[main], shape, dtype, features is not None, tuple(_beside(module, held, main)))
+
+
+def _beside(module: nn.Module, held: dict[str, torch.Tensor], main: str) -> list[torch.Tensor]:
+    """What belongs to the weight and is neither in its own attributes nor a parameter or buffer."""
     own = {region(part) for tensor in held.values() for part in parts(tensor)}
-    beside = tuple(tensor for tensor in tensors_in(_plain_attributes(module)) if region(tensor) not in own)
-    return Packed(main, held[main], shape, _dtype(held[main], bits, count), features is not None, beside)
+    if not is_plain(held[main]) and len(parts(held[main])) > 1:  # the layer has the same objects, or copies of them
+        return []
+    return [tensor for tensor in tensors_in(_plain_attributes(module)) if region(tensor) not in own]
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ _MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "
 _STATES = {"empty", "zeros", "rand", "randn"}
 _CHANCE = {"rand", "randn"}
 _PRODUCTS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mm.default, torch.ops.aten.bmm.default}
+_CTC_LOSS = torch.ops.aten._ctc_loss.Tensor
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 
 
@@ -127,6 +128,8 @@ class Placing:
         return self.memo.run(func, read, args, kwargs)
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is _CTC_LOSS and not any(tensor.is_meta or self._is_stale(tensor) for tensor in args[2:4]):
+            func, args = _with_lengths(args)
         moved = {id(tensor): tensor if tensor.is_meta else tensor.to(META) for tensor in read}
 
         def swap(tensor: torch.Tensor) -> torch.Tensor:
@@ -238,6 +241,12 @@ def _counted(name: str, args: tuple[Any, ...]) -> int:
         return int(args[2])
     start, end, step = (0, args[0], 1) if len(args) == 1 else (args[0], args[1], args[2] if len(args) > 2 else 1)
     return max(0, -int(-(end - start) // step))
+
+
+def _with_lengths(args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A CTC loss with its lengths as numbers: the size of its table follows from the longest."""
+    scores, targets, lengths, target_lengths, *rest = args
+    return torch.ops.aten._ctc_loss.default, (scores, targets, lengths.tolist(), target_lengths.tolist(), *rest)
 
 
 def _real_like(name: str, out: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

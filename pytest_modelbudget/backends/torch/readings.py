@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from pytest_modelbudget.backends.patching import Patched
 from pytest_modelbudget.backends.torch.joins import makes_anew
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
-from pytest_modelbudget.summary import Input
+from pytest_modelbudget.summary import Below, Input
 
 _ASKING = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 _MASKS = (torch.bool, torch.uint8)
@@ -71,7 +71,16 @@ class Readings:
 
 def cure(port: Input) -> str:
     """How a user says the values of this input."""
-    return f'give its value, as in "{port.spec} = {"true" if port.spec.dtype == "bool" else "3"}"'
+    value = "true" if port.spec.dtype == "bool" else "3"
+    return f'give its value, as in "{port.spec.without_values} = {value}"'
+
+
+def made_up(port: Input, *, real: bool = False) -> str:
+    """What the values of this input were that nobody gave, in words."""
+    if isinstance(port.spec.values, Below):
+        return f"numbers below {port.spec.values.bound} were drawn"
+    zero, one = ("false", "true") if port.spec.dtype == "bool" else ("0", "1")
+    return f"{zero} and {one} were drawn" if real else f"{zero} was assumed"
 
 
 _Asked = Callable[[list[torch.Tensor], tuple[Any, ...]], Iterable[torch.Tensor]]

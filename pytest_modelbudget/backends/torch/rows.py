@@ -30,7 +30,7 @@ class Naming:
     sizes: Sequence[Sizes]
     settled: bool = True
     twins: tuple[int, ...] = field(init=False)
-    _known: dict[tuple[int, ...], Dim] = field(default_factory=dict)
+    _known: dict[tuple[int | None, ...], Dim] = field(default_factory=dict)
     _calls: dict[tuple[tuple[int, ...], ...], tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
     _said: dict[Hashable, tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
 
@@ -88,11 +88,12 @@ class Naming:
             return None
         [size] = here
         sets = [{call[index][0][axis] for call in alike} or {size} for alike in calls]
-        return self._dim(tuple(min(sizes) for sizes in sets)) if all(len(sizes) == 1 for sizes in sets) else size
+        return self._dim(tuple(chain(*sets))) if all(len(sizes) == 1 for sizes in sets) else size
 
-    def _dim(self, dims: tuple[int, ...]) -> Dim:
+    def _dim(self, dims: tuple[int | None, ...]) -> Dim:
         if dims not in self._known:
-            self._known[dims], settled = explain(self.sizes, dims)
+            known = [dim for dim in dims if dim is not None]
+            self._known[dims], settled = explain(self.sizes, known) if len(known) == len(dims) else (None, True)
             self.settled = self.settled and settled
         return self._known[dims]
 
@@ -223,8 +224,9 @@ def _row(
     records = [one.trace.seen(node.module) for one in passes]
     record = records[0]
     if record is None:
-        # Inside scripted code no call is seen, so whether there was one, and what it cost, is not known.
-        never = None if isinstance(node.module, torch.jit.ScriptModule) else 0
+        # Whether there was a call, and what it cost, is not known inside scripted code or where other values make one.
+        elsewhere = any(records[place] is not None for place in naming.twins)
+        never = None if elsewhere or isinstance(node.module, torch.jit.ScriptModule) else 0
         return Layer(
             node.path, node.type, weights=own, calls=never, flops=never, container=node.container, activation_bytes=kept
         )

@@ -188,7 +188,9 @@ def _flags() -> Iterator[Setting]:
     pairs = [line.split() for line in _PAIRS.split("\n") if line]
     for read, write in (*pairs, *((f"_get_{name}", f"_set_{name}") for name in _FLAGS.split())):
         if hasattr(torch._C, read) and hasattr(torch._C, write):
-            yield Setting(partial(_known, getattr(torch._C, read)), partial(_write, getattr(torch._C, write)))
+            getter = getattr(torch._C, read)
+            refuses = "tf32" in read or "precision" in read
+            yield Setting(partial(_known, getter) if refuses else getter, partial(_write, getattr(torch._C, write)))
     if hasattr(torch._C, "_get_fp32_precision_getter"):
         for place in _PRECISIONS:
             precision = partial(torch._C._get_fp32_precision_getter, *place)
@@ -318,11 +320,19 @@ def _set_numpy(before: Any) -> None:
         sys.modules["numpy"].random.set_state(before)
 
 
+OF_PASS: tuple[Setting, ...] = (
+    Setting(_default_type, _set_default_type),
+    Setting(random.getstate, random.setstate, compared=False),
+    Setting(torch.default_generator.get_state, torch.default_generator.set_state, compared=False),
+    Setting(_gpus, _set_gpus, compared=False),
+    Setting(_numpy, _set_numpy, compared=False),
+)
+"""Those among them that every pass needs as they were before it."""
+
 OF_PROCESS: tuple[Setting, ...] = (
     Setting(_in_modes, _set_in_modes),
     *_hooks(),
     *_flags(),
-    Setting(_default_type, _set_default_type),
     Setting(_deterministic, _set_deterministic),
     Setting(_anomalies, lambda before: torch.set_anomaly_enabled(*before)),
     Setting(torch.get_num_threads, torch.set_num_threads),
@@ -336,11 +346,9 @@ OF_PROCESS: tuple[Setting, ...] = (
     _attribute(parametrize, "_cache_enabled"),
     _content(parametrize, "_cache"),
     Setting(gc.isenabled, _collecting),
+    Setting(sys.getrecursionlimit, sys.setrecursionlimit),
     _content(warnings, "filters", _forget_warned),
     _attribute(warnings, "showwarning"),
-    Setting(random.getstate, random.setstate, compared=False),
-    Setting(torch.default_generator.get_state, torch.default_generator.set_state, compared=False),
-    Setting(_gpus, _set_gpus, compared=False),
-    Setting(_numpy, _set_numpy, compared=False),
+    *OF_PASS,
 )
 """Those that all threads share."""

@@ -6,7 +6,7 @@ import gc
 import random
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from types import FrameType, GeneratorType
@@ -15,44 +15,72 @@ from typing import Any
 import torch
 
 from pytest_modelbudget.backends import patching
-from pytest_modelbudget.backends.torch.settings import OF_AUTOGRAD, OF_PROCESS, OF_THREAD, force, values
+from pytest_modelbudget.backends.torch.settings import (
+    OF_AUTOGRAD,
+    OF_PASS,
+    OF_PROCESS,
+    OF_THREAD,
+    Setting,
+    force,
+    values,
+)
 
-_ROOM = 400
-"""Frames beyond the limit of recursion in which state is put back; what failed may have used up all others."""
+_FRAMES = 40
+"""What it takes to put state back, as calls within each other."""
+
+PATIENCE = 60.0
+"""Seconds that a thread waits for its turn."""
 
 
 def preserved() -> AbstractContextManager[None]:
     """On leaving, in whatever way, the process is as before, as far as torch and what it stands on can be set.
 
     These are the `settings` of this thread and those that all threads share (modes, hooks, defaults, random states,
-    flags), what this project patched, and the limit of recursion. While several threads are inside, what they share is
-    put back by the last one to leave, to what it was when the first one came. Not undone: names that a model's own code
-    patches, variables of the environment, process groups.
+    flags), and what this project patched; what other threads set meanwhile goes with them. Not undone: names that a
+    model's own code patches, variables of the environment, process groups.
+
+    Threads take turns, because what they share decides how models are built. When one waits for longer than
+    `PATIENCE`, the other may be waiting for it: then both are inside, and what they share is put back by the last to
+    leave, to what it was when the first came.
     """
-    return _Preserved()
+    return _Preserved(OF_PROCESS)
+
+
+def preserved_in_pass() -> AbstractContextManager[None]:
+    """`preserved` for one of several passes inside of it, quicker: most of what threads share waits for that."""
+    return _Preserved(OF_PASS)
 
 
 class _Preserved:
-    """It has frames to spare both ways: whoever comes in near the limit of recursion gets out again."""
+    """Whoever comes in near the limit of recursion gets out again: the way in is refused where the way out might fail.
 
-    __slots__ = ("_changes", "_limit", "_of_process", "_of_thread")
+    To raise the limit for the way out would not do: to lower it again kills the process when another thread is deep in
+    a recursion just then.
+    """
+
+    __slots__ = ("_changes", "_has_turn", "_limit", "_of_thread", "_shared", "_values")
+
+    def __init__(self, shared: Sequence[Setting]) -> None:
+        self._shared = shared
 
     def __enter__(self) -> None:
+        _descend(_FRAMES)
         self._limit = sys.getrecursionlimit()
         self._changes = patching.mark()
-        sys.setrecursionlimit(self._limit + _ROOM)
+        self._has_turn = threading.get_ident() not in _INSIDE and _TURN.acquire(timeout=PATIENCE)
         try:
             self._look()
         except BaseException:
             patching.undo_since(self._changes)
+            self._pass_on()
             raise
-        finally:
-            sys.setrecursionlimit(self._limit)
 
     def _look(self) -> None:
         of_autograd = values(OF_AUTOGRAD)
         with _LOCK:
-            self._of_thread, self._of_process = values(OF_THREAD), _of_others() or values(OF_PROCESS)
+            self._of_thread, self._values = values(OF_THREAD), values(self._shared)
+            if threading.get_ident() not in _INSIDE and _INSIDE:  # what others found; they may have changed it since
+                self._shared, self._values = next(iter(_INSIDE.values()))[0].found()
             _NOTED.inside().__enter__()
             autograd = torch._C._InferenceMode(torch.is_inference_mode_enabled())
             patching.Undoing(partial(autograd.__exit__, None, None, None)).__enter__()
@@ -62,7 +90,8 @@ class _Preserved:
             _INSIDE[me] = [*_INSIDE.get(me, ()), self]
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        sys.setrecursionlimit(max(self._limit, sys.getrecursionlimit()) + _ROOM)
+        if sys.getrecursionlimit() < self._limit:
+            sys.setrecursionlimit(self._limit)
         try:
             _let_go(error)
             self._put_back()
@@ -70,7 +99,16 @@ class _Preserved:
             self._put_back()
             raise
         finally:
-            sys.setrecursionlimit(self._limit)
+            self._pass_on()
+
+    def found(self) -> tuple[Sequence[Setting], list[Any]]:
+        """What all threads share, and how it was."""
+        return self._shared, self._values
+
+    def _pass_on(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            _TURN.release()
 
     def _put_back(self) -> None:
         with _LOCK:
@@ -78,22 +116,21 @@ class _Preserved:
             force(OF_THREAD, self._of_thread)
             me = threading.get_ident()
             if _INSIDE.keys() <= {me}:
-                force(OF_PROCESS, self._of_process)
+                force(self._shared, self._values)
             _INSIDE[me] = [other for other in _INSIDE.get(me, ()) if other is not self]
             if not _INSIDE[me]:
                 del _INSIDE[me]
 
 
+def _descend(frames: int) -> None:
+    if frames:
+        _descend(frames - 1)
+
+
+_TURN = threading.Lock()
 _LOCK = threading.RLock()
 _INSIDE: dict[int, list[_Preserved]] = {}
 """What each thread is inside of, the outermost first."""
-
-
-def _of_others() -> list[Any] | None:
-    """For the first in its thread: what another thread found, which may have changed it meanwhile."""
-    if threading.get_ident() in _INSIDE:
-        return None
-    return next((inside[0]._of_process for inside in _INSIDE.values()), None)
 
 
 def _let_go(error: BaseException | None) -> None:

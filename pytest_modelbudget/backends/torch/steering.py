@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.forward import Pass, Subject, forward
-from pytest_modelbudget.backends.torch.readings import cure
+from pytest_modelbudget.backends.torch.readings import cure, made_up
+from pytest_modelbudget.backends.torch.trace import Record
 from pytest_modelbudget.backends.torch.values import Assumed
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.summary import Input
+from pytest_modelbudget.summary import Below, Input
 
 _OTHERS: tuple[Assumed, ...] = ("ones", "mixed")
 
@@ -32,32 +33,31 @@ def twins_of(subject: Subject, sizes: Mapping[str, int], base: Pass) -> tuple[Pa
 
 
 def notes(base: Pass, twins: Sequence[Pass], *, real: bool = False) -> tuple[str, ...]:
-    """A note for each input whose values were made up and read: what they were, what followed, and how to give them."""
-    return tuple(f"{_told(base, twins, port, real)}: {cure(port)}" for port in base.read)
+    """A note for each input whose values were made up and read: what they were, what followed, and how to give them.
+
+    Where ids below a bound were asked for, and others change nothing, there is nothing to say.
+    """
+    alike = all(same(base, twin) for twin in twins)
+    told = [port for port in base.read if not (alike and isinstance(port.spec.values, Below))]
+    return tuple(f"{_effect(base, twins, port, alike, real)}: {cure(port)}" for port in told)
 
 
 def notes_alone(read: Iterable[Input]) -> tuple[str, ...]:
     """Notes of a run that has no twins."""
-    return tuple(f"{_steers(port)}; {_words(port)[0]} was assumed: {cure(port)}" for port in read)
+    return tuple(f"{_steers(port)}; {made_up(port)}: {cure(port)}" for port in read)
 
 
 def _steers(port: Input) -> str:
     return f"input {port.name} ({port.spec}) steers the forward pass"
 
 
-def _words(port: Input) -> tuple[str, str]:
-    return ("false", "true") if port.spec.dtype == "bool" else ("0", "1")
-
-
-def _told(base: Pass, twins: Sequence[Pass], port: Input, real: bool) -> str:
-    zero, one = _words(port)
-    made_up = f"{zero} and {one} were drawn" if real else f"{zero} was assumed"
-    if twins and all(same(base, twin) for twin in twins):
+def _effect(base: Pass, twins: Sequence[Pass], port: Input, alike: bool, real: bool) -> str:
+    if twins and alike:
         what = f"the forward pass reads input {port.name} ({port.spec})"
-        return f"{what}; {made_up}, and others of {zero} and {one} changed nothing"
+        return f"{what}; {made_up(port, real=real)}, and other values changed nothing"
     flops = sorted({seen.trace.flops for seen in (base, *twins)})
     spread = f", and FLOPs were {units.flops(flops[0])} to {units.flops(flops[-1])}" if len(flops) > 1 else ""
-    return f"{_steers(port)}; {made_up}{spread}"
+    return f"{_steers(port)}; {made_up(port, real=real)}{spread}"
 
 
 def same(base: Pass, twin: Pass) -> bool:
@@ -66,4 +66,7 @@ def same(base: Pass, twin: Pass) -> bool:
 
 
 def _calls(seen: Pass) -> list[object]:
-    return [(record.index, record.calls, record.flops) for record in seen.trace.in_order]
+    return [
+        (id(record.module) if isinstance(record, Record) else record.key, record.calls, record.flops)
+        for record in seen.trace.in_order
+    ]

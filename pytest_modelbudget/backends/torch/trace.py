@@ -33,7 +33,7 @@ from pytest_modelbudget.backends.torch.modules import children, unwrapped
 from pytest_modelbudget.backends.torch.packed import Products
 from pytest_modelbudget.backends.torch.repeats import Session
 from pytest_modelbudget.backends.torch.stored import wraps
-from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key, tensors
+from pytest_modelbudget.backends.torch.trees import dtype_name, shape_of, storage_key, tensors
 from pytest_modelbudget.backends.torch.wire import WIRES, send
 
 
@@ -253,7 +253,7 @@ class Trace:
 
     def _join(self, kind: str, frame: Frame, found: tuple[Source, ...], like: list[torch.Tensor]) -> Join:
         """The record of the join of this kind that comes next in a call of a module, or comes again."""
-        again = kind, place(_START), found, tuple(tuple(tensor.shape) for tensor in like)
+        again = kind, place(_START), found, tuple(map(shape_of, like))
         if (join := frame.repeated.get(again)) is None:
             key = id(frame.module), kind, frame.next(kind)
             if (join := self.joins.get(key)) is None:
@@ -286,7 +286,7 @@ _START = Trace._inside.__code__
 
 
 def _outputs(found: Iterable[torch.Tensor]) -> tuple[Output, ...]:
-    return tuple([(tuple(tensor.shape), dtype_name(tensor.dtype)) for tensor in found])
+    return tuple([(shape_of(tensor), dtype_name(tensor.dtype)) for tensor in found])
 
 
 def _is_endpoint(module: nn.Module) -> bool:

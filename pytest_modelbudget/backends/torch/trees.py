@@ -48,6 +48,21 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def shape_of(tensor: torch.Tensor) -> tuple[int | None, ...]:
+    """The sizes of a tensor; None where its rows have lengths of their own, as those of nested tensors do."""
+    if not tensor.is_nested:
+        return tuple(tensor.shape)
+    return tuple(_size(tensor, axis) for axis in range(tensor.dim()))
+
+
+def _size(tensor: torch.Tensor, axis: int) -> int | None:
+    try:
+        size = tensor.size(axis)
+    except RuntimeError:
+        return None
+    return size if isinstance(size, int) else None
+
+
 def storage_key(tensor: torch.Tensor) -> int:
     """The same for all tensors that share memory."""
     try:

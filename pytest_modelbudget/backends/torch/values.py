@@ -6,7 +6,7 @@ import copy
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -23,16 +23,17 @@ threshold, a time step, a schedule."""
 
 
 Assumed = Literal["zeros", "ones", "mixed"]
-"""Values of ids and masks that nobody gave; mixed are ones and zeros in turn."""
+"""Values of ids and masks that nobody gave; mixed are ones and zeros in turn. Ids below a bound are others for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the model is called with; `ports` are the tensors in it, with their names."""
+    """What the model is called with; `ports` are the tensors in it, with their names, `drawn` those nobody gave."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     ports: list[tuple[str, torch.Tensor]]
+    drawn: list[torch.Tensor] = field(default_factory=list)
     readings: Readings = field(default_factory=Readings)
 
 
@@ -64,17 +65,19 @@ def call_of(inputs: Inputs, sizes: Mapping[str, int], choice: Choice) -> Call:
         args, kwargs = _copied(inputs.example, choice)
         ports = [(name, one) for name, one in tensors_in((args, kwargs)) if isinstance(one, torch.Tensor)]
         return Call(args, kwargs, ports)
-    ports, readings = [], Readings()
+    ports, drawn, readings = [], [], Readings()
 
     def make(name: str, spec: TensorSpec) -> torch.Tensor:
         tensor = choice.cast(_made(name, spec, sizes, choice))
-        if _whole(tensor.dtype) and spec.values is None and not tensor.is_meta:
-            readings.assume(Input(name, spec), tensor)
+        if not isinstance(spec.values, Fill):
+            drawn.append(tensor)
+            if _whole(tensor.dtype) and not tensor.is_meta:
+                readings.assume(Input(name, spec), tensor)
         ports.append((name, tensor))
         return tensor
 
     args, kwargs = inputs.build(make)
-    return Call(args, kwargs, ports, readings)
+    return Call(args, kwargs, ports, drawn, readings)
 
 
 def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice) -> torch.Tensor:
@@ -88,7 +91,8 @@ def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice)
     if isinstance(spec.values, Fill):
         return _filled(name, spec, spec.values, sizes, empty)
     if isinstance(spec.values, Below):
-        return _drawn(empty, spec.values.bound, zlib.crc32(name.encode()) + (choice.seed or 0))
+        other = (choice.seed or 0) + get_args(Assumed).index(choice.assumed)
+        return _drawn(empty, spec.values.bound, zlib.crc32(name.encode()) + other)
     zeros = torch.zeros_like(empty, device="cpu")
     if choice.real:
         return zeros if choice.seed is None else _random(zeros, choice.seed)
@@ -184,21 +188,22 @@ def _shared(value: Any, memo: dict[int, Any]) -> Any:
 
 def _stand_in(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
     """What is handed over for a tensor of an example: its values where they may steer the model, else a ghost."""
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    if not plain or tensor.is_quantized or tensor.is_nested:
-        return _same(tensor)
+    kind = type(tensor)
+    with torch._C.DisableTorchFunction():
+        stored = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
+        if stored or hasattr(kind, "__tensor_flatten__"):  # no ghost can stand for what is stored otherwise
+            return tensor.detach().clone().cpu()
+        if kind in (torch.Tensor, torch.nn.Parameter):
+            return _plain(tensor, real, ghosts)
+        data = _plain(tensor.as_subclass(torch.Tensor), real, ghosts)
+        same = torch.Tensor._make_subclass(kind, data.detach(), tensor.requires_grad)
+        vars(same).update(vars(tensor))
+        return same
+
+
+def _plain(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
     if tensor.is_meta:
         return torch.zeros_like(tensor, device="cpu") if real else tensor.detach().clone()
     if real or _whole(tensor.dtype) or _steers(tensor, known=True):
         return tensor.detach().cpu().clone().requires_grad_(tensor.requires_grad)
     return ghosts.of(tensor)
-
-
-_COMPRESSED = frozenset({torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with values of a tensor that no ghost can stand for: sparse, nested, quantised, of a class of its own."""
-    with torch._C.DisableTorchFunction():
-        tensor = tensor.detach()  # torch has no deep copy of compressed sparse tensors
-        return (tensor.clone() if tensor.layout in _COMPRESSED else copy.deepcopy(tensor)).cpu()

@@ -19,7 +19,7 @@ from keras import layers as L
 from keras import ops
 
 from pytest_modelbudget import summarize as count
-from pytest_modelbudget.backends.keras import labels
+from pytest_modelbudget.backends.keras import labels, pins
 from pytest_modelbudget.snapshot.text import render
 
 ROOT = Path(__file__).parents[3]
@@ -119,6 +119,22 @@ def test_inputs_of_a_live_model_are_declared_by_name(shown: bool) -> None:
     first, second = ("input_layer", "input_layer_1") if shown else own
     summary = count(model, inputs={second: "float32[B, 4]", first: "float32[3, 4]"})
     assert [str(port) for port in summary.inputs] == ["input_layer float32[3, 4]", "input_layer_1 float32[B, 4]"]
+
+
+class Late(keras.Model):
+    """Its layer is made when it is built."""
+
+    def build(self, shape: Any) -> None:
+        self.layer = L.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.layer(x)
+
+
+def test_the_first_model_of_a_process_has_the_names_of_all_others(summarize: Any) -> None:
+    """The look at what this Keras offers, which comes once in a process, uses up no name."""
+    pins.unreadable.cache_clear()
+    assert [[row.path for row in summarize(Late, "float32[B, 5]").layers] for _ in range(2)] == [["dense"]] * 2
 
 
 def test_examples_of_labels() -> None:

@@ -208,7 +208,8 @@ def test_what_has_no_formula_is_listed(summarize: Any) -> None:
     """An operator without a formula in raw code is named, and its row is not shown as free."""
     summary = summarize(lambda: Around(lambda inner, x: inverse(scores(x))), "float32[B, 5, 6]", B=3)
     assert summary.flops.is_lower_bound
-    assert summary.layers[1].flops == SCORES
+    systems = 2 * 3 * 5 * 5**2 if keras.backend.backend() == "jax" else 0  # there, an LU and two triangular systems
+    assert summary.layers[1].flops == SCORES + systems
     alone = summarize(lambda: Direct(lambda inner, x: inner(x) + inverse(x)), "float32[B, 4, 4]")
     assert alone.flops.is_lower_bound
 

@@ -217,8 +217,8 @@ def test_application_flops(summarize: Any, name: str, macs: int) -> None:
 
 
 def test_protocol_classes() -> None:
-    """The backend knows its models and their classes from everything else."""
-    assert backend.owns(keras.Sequential())
-    assert not any(backend.owns(one) for one in (L.Dense(1), "model", keras.Sequential))
-    assert backend.is_class(keras.Sequential)
-    assert not any(backend.is_class(one) for one in (L.Dense, keras.Sequential(), "model"))
+    """The backend knows its models and layers and their classes from everything else."""
+    assert all(map(backend.owns, (keras.Sequential(), L.Dense(1))))
+    assert not any(backend.owns(one) for one in (keras.losses.MeanSquaredError(), "model", keras.Sequential))
+    assert all(map(backend.is_class, (keras.Sequential, L.Dense)))
+    assert not any(backend.is_class(one) for one in (keras.Variable, keras.Sequential(), "model"))

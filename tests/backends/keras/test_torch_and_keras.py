@@ -153,6 +153,14 @@ def test_inputs_that_do_not_fit_are_an_error() -> None:
     assert "expected axis -1 of input shape to have value 5" in error
 
 
+def test_a_wrapped_module_that_needs_values_is_an_error() -> None:
+    """Nothing of the user's is run in its place, and the error says what to do."""
+    assert (
+        "cannot be run without values, which the meta device does not hold: count it by itself"
+        in (found()["others"]["choosing"])
+    )
+
+
 def test_a_policy_of_the_builder_holds_for_what_the_first_call_makes() -> None:
     """And is gone afterwards."""
     assert found()["others"]["mixed"][0] == ["bfloat16[B, 3]"]

@@ -269,6 +269,17 @@ def mixed() -> Any:
     return Body(Inner())
 
 
+class Choosing(nn.Module):
+    """A module of torch that decides by a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(x) if x.sum() > 0 else x
+
+
 def four_bits() -> Any:
     """Two numbers in each byte."""
     body = keras.Sequential([keras.Input((6,)), L.Dense(8, use_bias=False), L.Dense(3, use_bias=False)])
@@ -297,6 +308,7 @@ def others() -> dict[str, Any]:
     return {
         "never": error(lambda: summarize(never, FIVE, name="model")),
         "misfit": error(lambda: summarize(Body(built()), "float32[B, 4]", name="model")),
+        "choosing": error(lambda: summarize(lambda: keras.Sequential([L.TorchModuleWrapper(Choosing())]), FIVE)),
         "mixed": [[str(spec) for spec in row.outputs[0]] for row in summarize(mixed, FIVE, name="model").layers],
         "policy": keras.config.dtype_policy().name,
         "int4": [[one.params, one.weight_bytes, one.buffers] for one in packed],

@@ -152,3 +152,18 @@ def test_what_a_builder_sets_holds_while_its_model_is_counted() -> None:
 
     assert str(summarize(build, "float64[B, 3]", name="m").outputs[0]) == "float64[B, 3]"
     assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("live", [False, True], ids=["builder", "live"])
+def test_a_program_that_may_not_run_on_values_is_an_error(live: bool) -> None:
+    """Nothing can be known of what a script does without running it."""
+    script: Any = torch.jit.script(net()) if live else lambda: torch.jit.script(net())
+    with pytest.raises((ModelBudgetError, RuntimeError), match="values"):
+        summarize(script, "float32[1, 8]", name="m", run="abstract")
+
+
+def test_a_real_run_needs_inputs() -> None:
+    """Without them there is nothing to run on."""
+    with pytest.raises(ModelBudgetError, match="`run: real` needs inputs"):
+        summarize(net(), name="m", run="real")

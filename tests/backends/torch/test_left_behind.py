@@ -6,11 +6,13 @@ import contextlib
 import gc
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
+import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
@@ -23,7 +25,7 @@ from torch.utils import _python_dispatch as dispatch_globals
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from pytest_modelbudget import summarize
+from pytest_modelbudget import plan, summarize
 
 SPEC = "float32[B, 8]"
 KEPT: list[Any] = []
@@ -471,11 +473,131 @@ PLACES: dict[str, Callable[[Callable[[], None]], nn.Module]] = {
 }
 
 
-def _tried(call: Callable[[], object]) -> None:
+CASES = sorted(
+    {(way, place) for way in WAYS for place in ("builder", "forward")}
+    | {
+        (way, place)
+        for place in PLACES
+        for way in ("value error", "ctrl-c", "endless modes", "mode entered", "generator")
+    }
+    | {(way, place) for place in PLACES for way in ("endless summaries", "inference kept", "device set", "hook set")}
+)
+"""Some 200 models that fail: how, and where."""
+
+
+@contextlib.contextmanager
+def little_room() -> Iterator[None]:
+    """Recursion ends soon, so that endless ones take little time."""
+    before, depth, frame = sys.getrecursionlimit(), 0, sys._getframe()
+    while frame.f_back is not None:
+        depth, frame = depth + 1, frame.f_back
+    sys.setrecursionlimit(depth + 180)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def differences(call: Callable[[], object]) -> list[str]:
+    """What is not as it was before a call that may fail."""
+    before = state()
     with contextlib.suppress(BaseException):
         call()
-
-
-def _differences(before: dict[str, Any]) -> list[str]:
+    KEPT.clear()
     after = state()
-    return [name for name, value in before.items() if after[name] != value]
+    return [f"{name}: {value} -> {after[name]}"[:300] for name, value in before.items() if after[name] != value]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("way", "place"), CASES, ids=[f"{way} in {place}" for way, place in CASES])
+def test_a_failing_model_leaves_nothing_behind(way: str, place: str) -> None:
+    """From a builder and live, counted and planned, the process is as before, and so is what a user builds in it."""
+
+    def build() -> nn.Module:
+        return PLACES[place](WAYS[way])
+
+    with little_room():
+        assert differences(lambda: summarize(build, SPEC, name="m")) == []
+        if place in ("forward", "training", "backward"):
+            assert differences(lambda: plan(build, SPEC, name="m")) == []
+        if place not in ("builder", "init", "parametrization"):
+            model = build()
+            assert differences(lambda: summarize(model, SPEC, name="m")) == []
+    assert nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("call", [summarize, plan])
+def test_whoever_calls_near_the_limit_of_recursion_gets_out_again(call: Callable[..., Any]) -> None:
+    """With any number of frames left the call returns or fails, and leaves nothing behind."""
+
+    def called() -> None:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(limit - less)
+        try:
+            call(Model, SPEC, name="m")
+        finally:
+            sys.setrecursionlimit(limit)
+
+    for less in range(20, 165, 3):
+        with little_room():
+            assert differences(called) == []
+
+
+def test_what_a_builder_sets_ends_with_its_model() -> None:
+    """A builder's default dtype holds while its model is counted, and no longer."""
+
+    def build() -> nn.Module:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.manual_seed(3)
+        warnings.simplefilter("ignore")
+        return nn.Linear(8, 4)
+
+    assert differences(lambda: summarize(build, SPEC)) == []
+    assert summarize(build, SPEC).weight_bytes == 36 * 8
+
+
+def test_what_was_on_before_stays_on() -> None:
+    """A user's own modes, hooks, autocast and default device are as they were, inside and after a failed call."""
+    with Mode(), Functions(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.device("cpu"):
+        with torch.autograd.graph.save_on_cpu():
+            for way in ("value error", "endless modes", "mode entered", "autocast set", "saving hooks entered"):
+                with little_room():
+                    assert differences(lambda way=way: summarize(lambda: in_forward(WAYS[way]), SPEC)) == []  # type: ignore[misc]
+    with torch.inference_mode():
+        assert differences(lambda: summarize(lambda: in_forward(WAYS["inference kept"]), SPEC)) == []
+        assert torch.is_inference_mode_enabled()
+
+
+def test_threads_take_turns() -> None:
+    """Threads that count and fail at once get the numbers that each gets alone, and leave nothing behind."""
+    expected = summarize(nn.TransformerEncoderLayer(8, 2, 16), "float32[B, 5, 8]", name="m").to_dict()
+    ways = ("value error", "dtype set", "kernels set", "mode entered", "collector set", "fast path set")
+    wrong: list[object] = []
+
+    def work() -> None:
+        for way in ways:
+            with contextlib.suppress(Exception):
+                summarize(lambda way=way: in_forward(WAYS[way]), SPEC)  # type: ignore[misc]
+            with contextlib.suppress(Exception):
+                plan(lambda way=way: in_init(WAYS[way]), SPEC)  # type: ignore[misc]
+            count = summarize(lambda: nn.TransformerEncoderLayer(8, 2, 16), "float32[B, 5, 8]", name="m").to_dict()
+            wrong.extend(name for name, value in expected.items() if count[name] != value)
+
+    def run() -> None:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            wrong.extend([] if nn.Linear(3, 3).weight.device.type == "cpu" else ["a layer of another thread"])
+        for thread in threads:
+            thread.join()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        found = differences(run)
+    finally:
+        sys.setswitchinterval(interval)
+    assert [name for name in found if not name.startswith("random")] == []  # this thread drew some meanwhile
+    assert wrong == []

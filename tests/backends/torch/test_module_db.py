@@ -94,7 +94,6 @@ SAMPLED = sorted(set(nn.modules.__all__) - NOT_CALLED - set(OWN))
 @pytest.fixture(scope="module")
 def samples() -> Mapping[str, Any]:
     """The `ModuleInfo`s of torch, by the name of their class; to import them takes seconds."""
-    pytest.importorskip("expecttest")
     patch = pytest.MonkeyPatch()
     with patch.context() as kept:  # the import would forbid this process to set flags, for good
         kept.setattr(torch.backends, "disable_global_flags", lambda: None)

@@ -169,7 +169,8 @@ def test_a_model_that_ran_is_counted_as_one_that_did_not(count_live: Counted, la
         net(torch.zeros(2, 64))
     ran = count_live(net, "float32[B, 64]", B=1)
     assert (ran.params, ran.flops) == (fresh.params, fresh.flops)
-    assert layer is nf4 or ran.weight_bytes == fresh.weight_bytes
+    packed_for_cpu = net[0].weight.quant_state.absmax.element_size() != 1 if layer is nf4 else False  # type: ignore[index, union-attr]
+    assert packed_for_cpu or ran.weight_bytes == fresh.weight_bytes
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch.nn.utils import rnn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import ModelBudgetError, Summary, plan, summarize
+from pytest_modelbudget.inputs import from_example
 
 Seen = tuple[int | None, tuple[int | str | None, ...]]
 X = torch.randn(3, 8, 4)
@@ -192,6 +193,26 @@ def test_rows_that_depend_on_a_value_are_unknown() -> None:
     assert summary.activation_bytes is None
 
 
+class Gate(nn.Module):
+    """One of two layers, as an input says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, on: torch.Tensor) -> torch.Tensor:
+        return self.first(x) if on else self.second(x)
+
+
+def test_a_layer_that_another_value_calls_is_not_uncalled() -> None:
+    """The sum is the same for both ways; whether a layer is called is not known."""
+    summary = summarize(Gate, ["float32[3, 4]", "bool[]"], name="m")
+    assert counted(summary) == (2 * 3 * 4 * 4, (3, 4))
+    assert any("steers" in note for note in summary.notes)
+    assert {layer.path: layer.flops for layer in summary.layers} == {"first": None, "second": None}
+    assert summary.layers[0].calls is None
+
+
 def test_plans_tell_which_values_they_are_for() -> None:
     """The peak of a step whose length was made up says so."""
     way = lambda layer, x, n: layer(x[:, : int(n) + 1])  # noqa: E731
@@ -255,6 +276,17 @@ def test_ids_below_a_bound() -> None:
     assert set(first.unique().tolist()) == set(range(7))
     assert not torch.equal(first, second)
     assert all(torch.equal(one, first) for one in seen[::2])
+
+
+def test_what_depends_on_drawn_ids_is_unknown() -> None:
+    """A bound is no value: how many are not 0 follows from the draw."""
+
+    def way(layer: nn.Module, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return layer(x[ids != 0])
+
+    summary = summarize(lambda: Steered(way), ["float32[64, 4]", "int64[64] < 3"], name="m")
+    assert counted(summary) == (None, (None, 4))
+    assert any("numbers below 3 were drawn" in note and '"int64[64] = 3"' in note for note in summary.notes)
 
 
 def test_a_value_that_the_size_makes_too_large(count: Callable[..., Summary]) -> None:
@@ -323,6 +355,34 @@ def test_what_an_example_holds_reaches_the_model_as_it_is(way: Any, example: tup
     summary = summarize(model if kind == "live" else lambda: Steered(way), lambda: example, name="m")
     assert counted(summary) == really(model, *example)
     assert not summary.real_run
+
+
+class Marked(torch.Tensor):
+    """A class of tensors that a forward asks for, as torchvision's images are."""
+
+
+def test_a_class_of_tensors_stays_what_it_is() -> None:
+    """With what is written on it."""
+    marked = torch.randn(3, 4).as_subclass(Marked)
+    marked.kind = "image"
+    way = lambda layer, x: layer(x) if isinstance(x, Marked) and x.kind == "image" else x  # noqa: E731
+    assert counted(summarize(Steered(way), (marked,), name="m")) == really(Steered(way), marked)
+
+
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["COO", "CSR"])
+def test_a_sparse_matrix_reaches_the_model(sparse: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Its product with numbers of a layer has the shape of the real one."""
+    way = lambda layer, a, x: torch.sparse.mm(a, layer(x))  # noqa: E731
+    summary = summarize(Steered(way), lambda: (sparse(torch.eye(3)), torch.randn(3, 4)), name="m")
+    assert summary.outputs[0].shape == (3, 4)
+    assert str(summary.inputs[0]) == "0 float32[3, 3]"
+
+
+def test_a_nested_tensor_is_shown_with_an_open_dimension() -> None:
+    """Its rows have lengths of their own."""
+    nested = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=torch.jagged)
+    read = from_example((nested,))
+    assert str(read.ports[0]) == "0 float32[2, ?, 4]"
 
 
 LAYOUTS = {
@@ -397,6 +457,16 @@ def test_a_real_run_is_on_the_floats_that_were_given() -> None:
     assert all(torch.equal(x, X) for x in seen)
 
 
+@pytest.mark.parametrize("kind", ["built", "live"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_floats_of_an_example_decide_as_in_a_real_call(kind: str, sign: int) -> None:
+    """No weight takes part in the decision, so that its outcome is known, though only a real run knows it."""
+    way = lambda layer, x: layer(x) if x.sum() > 0 else x  # noqa: E731
+    x = sign * torch.ones(2, 4)
+    summary = summarize(Steered(way) if kind == "live" else lambda: Steered(way), lambda: (x,), name="m")
+    assert counted(summary) == really(Steered(way), x)
+
+
 def test_an_example_is_planned_in_half_precision() -> None:
     """Floats of an example become half, its ids stay."""
     way = lambda layer, x, n: layer(x[:, : int(n)])  # noqa: E731
@@ -422,7 +492,7 @@ CURES = [
     pytest.param(
         packed,
         ["float32[3, 8, 4]", "int64[3]"],
-        "the values of input 1 are read, and were ",
+        "the values of input 1 are read; 0",
         id="lengths of zeros",
     ),
     pytest.param(lambda layer, x: layer(x[:, :2]), ["float32[3, 8]"], "check that `inputs:` fits", id="shapes"),

@@ -1,0 +1,65 @@
+"""Whose line an error points at."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_modelbudget import frames
+from pytest_modelbudget.tracebacks import user_traceback
+
+PACKAGES = Path("/opt/env/lib/python3.12/site-packages")
+FRAMEWORK = PACKAGES / "framework"
+USERS, LIBRARY = "/home/me/nets.py", str(PACKAGES / "zoo" / "models" / "net.py")
+INSIDE, OURS, STANDARD = str(FRAMEWORK / "nn.py"), frames.__file__, contextlib.__file__
+
+
+def error_through(*files: str) -> Exception:
+    """An error that was raised by code in the last of `files`, called from that in the one before, and so on."""
+
+    def call(then: Callable[[], object], file: str) -> Callable[[], object]:
+        names: dict[str, object] = {"then": then}
+        exec(compile("def call():\n    return then()\n", file, "exec"), names)
+        return names["call"]  # type: ignore[return-value]
+
+    run: Callable[[], object] = lambda: 1 / 0  # noqa: E731
+    for file in reversed(files):
+        run = call(run, file)
+    with pytest.raises(ZeroDivisionError) as caught:
+        run()
+    start = caught.tb.tb_next  # after this function
+    last = start
+    while last is not None and last.tb_next is not None and last.tb_next.tb_next is not None:
+        last = last.tb_next
+    assert last is not None
+    last.tb_next = None  # the division, which is in this file
+    return caught.value.with_traceback(start)
+
+
+@pytest.mark.parametrize(
+    ("files", "place"),
+    [
+        pytest.param((OURS, USERS, INSIDE), "nets.py:2", id="what called the framework"),
+        pytest.param((OURS, USERS, STANDARD), "nets.py:2", id="not the standard library"),
+        pytest.param((OURS, USERS, LIBRARY, INSIDE), "nets.py:2", id="before a package that it called"),
+        pytest.param((OURS, LIBRARY, INSIDE, STANDARD), "zoo/models/net.py:2", id="a package, where nobody else is"),
+        pytest.param((OURS, LIBRARY, USERS, LIBRARY), "nets.py:2", id="called back by a package"),
+        pytest.param((OURS, INSIDE, "<string>"), None, id="the framework alone"),
+    ],
+)
+def test_the_users_line(files: tuple[str, ...], place: str | None) -> None:
+    """The innermost line of the user's own, else of a package other than the framework."""
+    line = frames.users_line(error_through(*files), FRAMEWORK)
+    assert (None if line is None else frames.place(line)) == place
+
+
+def test_a_traceback_has_no_plumbing() -> None:
+    """Lines of this project and of the standard library are left out, those of packages stay."""
+    shown = user_traceback(error_through(OURS, STANDARD, USERS, STANDARD, LIBRARY))
+    assert [line.rpartition("/")[2] for line in shown.splitlines() if ": in " in line] == [
+        "nets.py:2: in call",
+        "net.py:2: in call",
+    ]
