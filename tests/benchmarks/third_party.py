@@ -120,7 +120,8 @@ def run(model: nn.Module, inputs: Any, size: int = 1) -> tuple[list[Spec], int]:
     args, kwargs = arguments(inputs, size)
     model.requires_grad_(False)  # the counter follows modules by hooks for gradients
     with ExitStack() as stack:
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=FORMULAS))

@@ -15,11 +15,12 @@ def _llama(**changes: Any) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     small = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    return LlamaForCausalLM(LlamaConfig(**small, num_attention_heads=4, num_key_value_heads=2, **changes))
+    return LlamaForCausalLM(LlamaConfig(**{**small, **changes}, num_attention_heads=4, num_key_value_heads=2))
 
 
 def adapters() -> Iterator[Entry]:
     """peft on transformers."""
+    import bitsandbytes.nn as bits
     import peft
     from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 
@@ -35,8 +36,25 @@ def adapters() -> Iterator[Entry]:
             T5Config(vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
         )
 
+    def wide() -> nn.Module:
+        return _llama(hidden_size=64, intermediate_size=128)
+
+    def in_four_bits() -> nn.Module:
+        model = wide()
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear) and path != "lm_head":
+                packed = bits.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32)
+                packed.weight = bits.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+                model.set_submodule(path, packed)
+        return model.to("cpu")
+
+    def frozen() -> nn.Module:
+        return wide().requires_grad_(False)
+
     words = {"input_ids": IDS}
     causal = {"task_type": "CAUSAL_LM"}
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **causal)
+    yield Entry("peft_qlora", adapted(lora, in_four_bits), words, plain=adapted(lora, frozen))
     yield Entry("peft_lora", adapted(peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **causal)), words)
     yield Entry("peft_dora", adapted(peft.LoraConfig(r=4, use_dora=True, target_modules="all-linear", **causal)), words)
     yield Entry("peft_lora_embedding", adapted(
@@ -60,6 +78,16 @@ def language() -> Iterator[Entry]:
 
     small = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2}
     words = {"input_ids": IDS}
+
+    class Writer(nn.Module):
+        """Goes on with a text, word by word."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, words: torch.Tensor) -> torch.Tensor:
+            return self.model.generate(words, max_new_tokens=4, do_sample=False, pad_token_id=0)
 
     def continued() -> dict[str, Any]:
         cache = hf.DynamicCache()
@@ -86,6 +114,7 @@ def language() -> Iterator[Entry]:
     yield Entry("hf_bert_mask", lambda: hf.BertForTokenClassification(hf.BertConfig(
         **small, num_attention_heads=4, intermediate_size=64)), lambda: {
         "input_ids": ids(), "attention_mask": torch.tensor([[1] * 12, [1] * 7 + [0] * 5])})  # fmt: skip
+    yield Entry("hf_generate", lambda: Writer(_llama()), lambda: (ids(1, 5),), by_values=True)
     yield Entry("hf_llama_cache", _llama, continued)
     yield Entry(
         "hf_bert_encoding",
@@ -138,6 +167,8 @@ def quantised() -> Iterator[Entry]:
     """torchao and bitsandbytes."""
     import bitsandbytes.nn as bits
     from torchao import quantization as ao
+    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.qat import QATConfig
 
     def plain() -> nn.Module:
         return nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 64)).to(torch.bfloat16)
@@ -163,6 +194,8 @@ def quantised() -> Iterator[Entry]:
         ("int4_groups", ao.IntxWeightOnlyConfig(weight_dtype=torch.int4)),
     ):
         yield Entry(f"torchao_{name}", converted(config, plain), "bfloat16[B, 128]", plain=plain)
+    trained = QATConfig(ao.Int8DynamicActivationIntxWeightConfig(torch.int4, PerGroup(32)), step="prepare")
+    yield Entry("torchao_qat", converted(trained, small), "float32[B, 64]", plain=small)
     llama = lambda: _llama().to(torch.bfloat16)  # noqa: E731
     yield Entry("torchao_llama_int8", converted(ao.Int8WeightOnlyConfig(), llama), {"input_ids": IDS}, plain=llama)
     yield Entry(
