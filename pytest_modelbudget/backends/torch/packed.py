@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -67,7 +68,7 @@ def packed_weight(module: nn.Module) -> Packed | None:
     """The packed weight of `module`, None when it has none."""
     features = _features(module, _FEATURES)
     shape = features or _features(module, _TABLES)
-    if shape is None:
+    if shape is None or _is_dense(module._parameters.get("weight"), shape):
         return None
     held = own_tensors(module) | _attributes(module)
     count, declared = prod(shape), _declared(module)
@@ -78,6 +79,11 @@ def packed_weight(module: nn.Module) -> Packed | None:
         return None
     dtype = _dtype(held[main], bits, count)
     return Packed(main, held[main], shape, dtype, features is not None, tuple(_beside(module, held, main)))
+
+
+def _is_dense(weight: torch.Tensor | None, shape: Shape) -> bool:
+    """Whether a weight is stored as it is shaped, as those of most layers are."""
+    return type(weight) is nn.Parameter and weight.is_floating_point() and weight.numel() >= prod(shape)
 
 
 def _beside(module: nn.Module, held: dict[str, torch.Tensor], main: str) -> list[torch.Tensor]:
@@ -93,6 +99,17 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     held = {**module._parameters, **module._buffers}
     own = {name: tensor for name, tensor in held.items() if tensor is not None}
     return own | {name: value for name, value in _attributes(module).items() if value.is_floating_point()}
+
+
+def _is_ordinary(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch's own and has nothing but ordinary parameters and buffers."""
+    held = (*module._parameters.values(), *module._buffers.values())
+    return _is_of_torch(type(module)) and all([tensor is None or is_plain(tensor) for tensor in held])
+
+
+@cache
+def _is_of_torch(kind: type) -> bool:
+    return kind.__module__.startswith("torch.nn.modules.")
 
 
 def _attributes(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -194,7 +211,8 @@ class Products:
                     layers[id(module)] = packed.shape
                     held = [*own_tensors(module).values(), *packed.stored]
                     owners |= {storage_key(tensor): (id(module), packed.shape) for tensor in held}
-                for tensor in () if packed is not None else own_tensors(module).values():
+                known = packed is not None or _is_ordinary(module)
+                for tensor in () if known else own_tensors(module).values():
                     if not is_lazy(tensor) and not is_plain(tensor) and len(shape := shape_of(tensor)) == 2:
                         owner = id(tensor), (shape[0], shape[1])
                         owners |= {storage_key(part): owner for part in parts(tensor)}
