@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch.stored import (
     dtype_of,
+    has_plain_tensors,
     is_plain,
     is_sparse,
     parts,
@@ -34,6 +34,7 @@ _FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 _TABLES = (("num_embeddings", "embedding_dim"),)
 _BITS = ("bits", "w_bit", "wbits", "nbits", "bit_width")
 _MOST = 8
+_OF_TORCH = "torch.nn.modules."
 _PACKING = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32})
 
 Shape = tuple[int, int]
@@ -66,9 +67,11 @@ class Packed:
 
 def packed_weight(module: nn.Module) -> Packed | None:
     """The packed weight of `module`, None when it has none."""
+    if _is_ordinary(module):
+        return None
     features = _features(module, _FEATURES)
     shape = features or _features(module, _TABLES)
-    if shape is None or _is_dense(module._parameters.get("weight"), shape):
+    if shape is None:
         return None
     held = own_tensors(module) | _attributes(module)
     count, declared = prod(shape), _declared(module)
@@ -79,11 +82,6 @@ def packed_weight(module: nn.Module) -> Packed | None:
         return None
     dtype = _dtype(held[main], bits, count)
     return Packed(main, held[main], shape, dtype, features is not None, tuple(_beside(module, held, main)))
-
-
-def _is_dense(weight: torch.Tensor | None, shape: Shape) -> bool:
-    """Whether a weight is stored as it is shaped, as those of most layers are."""
-    return type(weight) is nn.Parameter and weight.is_floating_point() and weight.numel() >= prod(shape)
 
 
 def _beside(module: nn.Module, held: dict[str, torch.Tensor], main: str) -> list[torch.Tensor]:
@@ -102,14 +100,11 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _is_ordinary(module: nn.Module) -> bool:
-    """Whether a module is a layer of torch's own and has nothing but ordinary parameters and buffers."""
-    held = (*module._parameters.values(), *module._buffers.values())
-    return _is_of_torch(type(module)) and all([tensor is None or is_plain(tensor) for tensor in held])
-
-
-@cache
-def _is_of_torch(kind: type) -> bool:
-    return kind.__module__.startswith("torch.nn.modules.")
+    """Whether a module is a layer of torch's own with weights as they are shaped, as most of a model are."""
+    if not type(module).__module__.startswith(_OF_TORCH):
+        return False
+    floats = all(tensor is None or tensor.is_floating_point() for tensor in module._parameters.values())
+    return floats and has_plain_tensors(module)
 
 
 def _attributes(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -206,13 +201,14 @@ class Products:
             self._read = {}, {}
             layers, owners = self._read
             for module in self._modules:
+                if _is_ordinary(module):
+                    continue
                 packed = packed_weight(module)
                 if packed is not None and packed.multiplied:
                     layers[id(module)] = packed.shape
                     held = [*own_tensors(module).values(), *packed.stored]
                     owners |= {storage_key(tensor): (id(module), packed.shape) for tensor in held}
-                known = packed is not None or _is_ordinary(module)
-                for tensor in () if known else own_tensors(module).values():
+                for tensor in () if packed is not None else own_tensors(module).values():
                     if not is_lazy(tensor) and not is_plain(tensor) and len(shape := shape_of(tensor)) == 2:
                         owner = id(tensor), (shape[0], shape[1])
                         owners |= {storage_key(part): owner for part in parts(tensor)}

@@ -278,6 +278,8 @@ def _seen(records: Sequence[Record | Join | None], naming: Naming, names: Mappin
 
 def _times(first: Record | Join, records: Sequence[Record | Join | None], twins: Sequence[int]) -> int | None:
     """How often it was called, None when that depends on values."""
+    if not twins:
+        return len(first.calls)
     again = [len(record.calls) if (record := records[place]) is not None else 0 for place in twins]
     return len(first.calls) if all(times == len(first.calls) for times in again) else None
 

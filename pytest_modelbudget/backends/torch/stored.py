@@ -46,6 +46,17 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in _ORDINARY and tensor.layout == torch.strided and not tensor.is_nested
 
 
+def has_plain_tensors(module: nn.Module) -> bool:
+    """Whether all parameters and buffers of a module, itself, are plain."""
+    held = (*module._parameters.values(), *module._buffers.values())
+    return all(tensor is None or is_plain(tensor) for tensor in held)
+
+
+def plain_region(tensor: torch.Tensor) -> Hashable:
+    """As `region`, for a tensor that is plain."""
+    return (storage_key(tensor), tensor.storage_offset(), tensor.numel()) if tensor.numel() else id(tensor)
+
+
 def is_sparse(tensor: torch.Tensor) -> bool:
     """Whether `tensor` has a sparse layout: COO, CSR, CSC, BSR or BSC."""
     return tensor.layout in _SPARSE

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,16 @@ from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.modules import Node, all_tensors
 from pytest_modelbudget.backends.torch.packed import Packed, own_tensors, packed_weight
 from pytest_modelbudget.backends.torch.programs import frozen_weights
-from pytest_modelbudget.backends.torch.stored import dtype_of, goes_to_meta, region, shape_of, stored_bytes
+from pytest_modelbudget.backends.torch.stored import (
+    dtype_of,
+    goes_to_meta,
+    has_plain_tensors,
+    is_plain,
+    plain_region,
+    region,
+    shape_of,
+    stored_bytes,
+)
 from pytest_modelbudget.backends.torch.trees import dtype_name
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
@@ -39,8 +48,7 @@ def weights_of(found: Sequence[Node], model: str) -> tuple[list[tuple[Weight, ..
     return rows, notes
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(NamedTuple):  # of which there are very many: these are made fastest
     """A tensor that a module holds, by its name there; `packed` when it stands for another one."""
 
     name: str
@@ -84,11 +92,9 @@ def _weight(node: Node, held: _Held, owners: dict[object, str], told: dict[Hasha
             f"shape: call it in forward, or remove it"
         )
     full = f"{node.path}.{held.name}"
-    owner = owners.setdefault(region(tensor), full)
+    place, shape, dtype, stored = _description(tensor, packed)
+    owner = owners.setdefault(place, full)
     trainable = held.role == "param" and tensor.requires_grad
-    shape = shape_of(tensor) if packed is None else packed.shape
-    dtype = dtype_of(tensor, prod(shape)) if packed is None else packed.dtype
-    stored = stored_bytes(tensor) if packed is None else packed.bytes
     said = held.name, shape, dtype, trainable, held.role
     tied = None if owner == full else owner
     if tied is not None or stored is not None:
@@ -98,16 +104,33 @@ def _weight(node: Node, held: _Held, owners: dict[object, str], told: dict[Hasha
     return weight
 
 
+def _description(tensor: torch.Tensor, packed: Packed | None) -> tuple[Hashable, tuple[int, ...], str, int | None]:
+    """Where a weight is, the shape and dtype of what it stands for, and its bytes where these do not say them."""
+    if packed is not None:
+        return region(tensor), packed.shape, packed.dtype, packed.bytes
+    if is_plain(tensor):  # nearly all of them
+        return plain_region(tensor), tuple(tensor.shape), dtype_name(tensor.dtype), None
+    shape = shape_of(tensor)
+    return region(tensor), shape, dtype_of(tensor, prod(shape)), stored_bytes(tensor)
+
+
 def is_packed(module: nn.Module) -> bool:
     """Whether `module` runs on values only: its weights are packed for the CPU's kernels, or cannot be on meta."""
-    return _is_prepacked(module) or not all(map(goes_to_meta, all_tensors([module])))
+    if _is_prepacked(module):
+        return True
+    return not (has_plain_tensors(module) or all(map(goes_to_meta, all_tensors([module]))))
 
 
 def _is_prepacked(module: nn.Module) -> bool:
     """Whether `module` holds its weights in a packed (quantised) form, which is neither a parameter nor a buffer."""
-    return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) and (
+    return _is_of_quantisation(type(module).__module__) and (
         hasattr(module, "_packed_params") or hasattr(module, "param") or hasattr(module, "_all_weight_values")
     )
+
+
+@cache
+def _is_of_quantisation(place: str) -> bool:
+    return place.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
 
 
 def _packed(node: Node, notes: list[str]) -> list[Weight]:
