@@ -148,7 +148,6 @@ def test_the_same_snapshot_in_every_process() -> None:
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert other.returncode == 0, other.stderr
-    torch.set_num_threads(2)
     assert other.stdout == render(summarize(Routed, "float32[16, 32]", name="m"), declared="m")
 
 
