@@ -1,10 +1,12 @@
 """How fast a summary is, against the peer and the floor: `python tests/benchmarks/summary_speed.py`.
 
 Each arm runs in a process of its own, by turns, three rounds, and the least of each is shown: CPU seconds of building
-and counting, and peak memory above what importing the framework took. The arms are ours; the peer, `torchinfo` with
-the model on meta; and the floor, building the model on meta and adding up its parameters. The first operator on meta
-makes torch import lazily: every arm has counted a tiny model before its clock starts, and the table's first row shows
-that cost by itself. Needs `pip install torchvision timm torchinfo`. Models can be named, and another number of rounds given: `... --rounds 1 resnet152 "Llama 8B"`.
+and counting (`summarize(builder, spec)`, as users call it), and peak memory above what importing the framework took. A
+column has the seconds of the same model in a run of pytest, as its report gives them. The arms are ours; the peer,
+`torchinfo` with the model on meta; and the floor, building the model on meta and adding up its parameters. The first
+operator on meta makes torch import lazily: every arm has counted a tiny model before its clock starts, and lines below
+the table show what the first ones cost. Needs `pip install torchvision timm torchinfo`. Models can be named, and
+another number of rounds given: `... --rounds 1 resnet152 "Llama 8B"`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,23 @@ sys.path.insert(0, str(ROOT))
 
 ROUNDS = 3
 ARMS = ("ours", "torchinfo", "floor")
+PROJECT = """
+import sys
+
+sys.path.insert(0, {folder!r})
+from summary_speed import MODELS, bring_libraries
+
+
+def tiny():
+    import torch
+
+    bring_libraries({name!r})
+    return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
+
+
+def model():
+    return MODELS[{name!r}][0]()
+"""
 LLAMAS = {  # width, inner width, layers, heads, heads of keys; published params
     "Llama 8B": ((4096, 14336, 32, 32, 8), 8_030_261_248),
     "Llama 70B": ((8192, 28672, 80, 64, 8), 70_553_706_496),
@@ -151,10 +171,7 @@ def measure(arm: str, name: str) -> dict[str, Any]:
 
     run = {"ours": _ours, "torchinfo": _torchinfo, "floor": _floor}[arm]
     build, shape, dtype = MODELS[name]
-    if "vit" in name or "resnet" in name or "convnext" in name:
-        with contextlib.suppress(ImportError):
-            import timm  # noqa: F401
-            import torchvision  # noqa: F401
+    bring_libraries(name)
     if arm == "torchinfo":
         import torchinfo  # noqa: F401
     if arm == "ours":
@@ -173,6 +190,37 @@ def measure(arm: str, name: str) -> dict[str, Any]:
     return {"seconds": time.process_time() - begin, "mb": _peak() - before, "first": first, "params": params}
 
 
+def bring_libraries(name: str) -> None:
+    """Import what builds the model, which is no part of its time."""
+    if "vit" in name or "resnet" in name or "convnext" in name:
+        with contextlib.suppress(ImportError):
+            import timm  # noqa: F401
+            import torchvision  # noqa: F401
+
+
+def in_pytest(name: str) -> dict[str, Any]:
+    """Seconds that a run of pytest takes for a tiny model, the first one, and for the real one after it."""
+    _, shape, dtype = MODELS[name]
+    dims = {"T": shape[1]} if dtype == "int64" else {}
+    spec = f"{dtype}[{', '.join(map(str, ['B', *dims, *shape[1 + len(dims) :]]))}]"
+    models = {
+        "a-tiny": {"build": "speed_project:tiny", "inputs": "float32[B, 8]"},
+        "model": {"build": "speed_project:model", "inputs": spec, "dims": dims},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        text = PROJECT.format(folder=str(Path(__file__).parent), name=name)
+        (project / "speed_project.py").write_text(text, encoding="utf-8")
+        (project / "modelbudget.yaml").write_text(json.dumps({"version": 1, "models": models}), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--model-budget"]
+        subprocess.run(
+            [*command, "--model-budget-report=json:report.json"], cwd=folder, capture_output=True, check=False
+        )
+        report = json.loads((project / "report.json").read_text(encoding="utf-8"))
+    seconds = {model["id"].rpartition("::")[2]: model["seconds"] for model in report["models"]}
+    return {"seconds": seconds["model"], "first": seconds["a-tiny"]}
+
+
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -189,7 +237,11 @@ def table(names: list[str], rounds: int) -> str:
         for name in names:
             for arm in ARMS:
                 found.setdefault((name, arm), []).append(_measured(arm, name))
-    text = ["| model | ours, CPU s | torchinfo on meta | ratio | bare build | ratio | memory, MB |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+            found.setdefault((name, "pytest"), []).append(in_pytest(name))
+    text = [
+        "| model | here, CPU s | torchinfo | ratio | bare build | ratio | in pytest, s | memory, MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
     best: dict[str, float] = {}
     for name in names:
         ours, peer, floor = (_least(found[name, arm], "seconds") for arm in ARMS)
@@ -200,7 +252,7 @@ def table(names: list[str], rounds: int) -> str:
         memory = max(one["mb"] for one in found[name, "ours"])
         text.append(
             f"| {name} | {ours:.3f} | {_shown(peer)} | {_shown(peer and ours / peer)} | {_shown(floor)} | "
-            f"{_shown(floor and ours / floor)} | {memory:.0f} |"
+            f"{_shown(floor and ours / floor)} | {_shown(_least(found[name, 'pytest'], 'seconds'))} | {memory:.0f} |"
         )
     if {"1,000 Linear", "10,000 Linear"} <= best.keys():
         text.append(f"\n1,000 to 10,000 layers: {best['10,000 Linear'] / best['1,000 Linear']:.1f} x the time")
@@ -210,6 +262,10 @@ def table(names: list[str], rounds: int) -> str:
     if ours is not None and peer is not None:
         lazy = f"ours {ours:.3f}, torchinfo {peer:.3f} CPU s"
         text.append(f"first two tiny models, with torch's lazy imports: {lazy}")
+    first = _least([one for name in names for one in found[name, "pytest"]], "first")
+    text.append(
+        f"first model of a run of pytest, a tiny one, with the imports of torch and of what counts: {first:.3f} s"
+    )
     return "\n".join(text)
 
 
