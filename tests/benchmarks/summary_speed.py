@@ -31,7 +31,7 @@ PROJECT = """
 import sys
 
 sys.path.insert(0, {folder!r})
-from summary_speed import MODELS, bring_libraries
+from summary_speed import MODELS, bring_libraries, llama
 
 
 def tiny():
@@ -39,6 +39,10 @@ def tiny():
 
     bring_libraries({name!r})
     return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
+
+
+def decoder():
+    return llama(16, 16, 1, 4, 2)
 
 
 def model():
@@ -199,12 +203,13 @@ def bring_libraries(name: str) -> None:
 
 
 def in_pytest(name: str) -> dict[str, Any]:
-    """Seconds that a run of pytest takes for a tiny model, the first one, and for the real one after it."""
+    """Seconds that a run of pytest takes for a tiny model, the first one, and for the real one after a tiny decoder."""
     _, shape, dtype = MODELS[name]
     dims = {"T": shape[1]} if dtype == "int64" else {}
     spec = f"{dtype}[{', '.join(map(str, ['B', *dims, *shape[1 + len(dims) :]]))}]"
     models = {
         "a-tiny": {"build": "speed_project:tiny", "inputs": "float32[B, 8]"},
+        "b-decoder": {"build": "speed_project:decoder", "inputs": "int64[B, 8]"},
         "model": {"build": "speed_project:model", "inputs": spec, "dims": dims},
     }
     with tempfile.TemporaryDirectory() as folder:
