@@ -209,7 +209,7 @@ def _limits(run: _Run) -> Iterator[str]:
 def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str, ...]]:
     """What is held for the backward pass, and what has to be said of it."""
     if run.subject.real:
-        return None, ("activation_bytes is not known: the model cannot be run on the meta device",)
+        return None, ("activation_bytes is not known: it is measured on the meta device, and the model ran on values",)
     if not all(steering.same(run.base, twin) for twin in run.twins):
         return None, ("activation_bytes is not known: it depends on the values of inputs",)
     if run.base.trace.autocast:
