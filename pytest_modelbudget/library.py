@@ -82,8 +82,8 @@ def plan(
     [recipe] = entry.recipes
     entry = replace(entry, batch=recipe.batch or batch, dims={**(dims or {}), **recipe.dims})
     with coexisting():
-        [found] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
-    return found
+        [planned] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
+    return planned
 
 
 def _name(model_or_builder: object, name: str | None) -> str:
