@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import frames
+from pytest_modelbudget import ModelBudgetError, frames
 from pytest_modelbudget.tracebacks import user_traceback
 
 PACKAGES = Path("/opt/env/lib/python3.12/site-packages")
@@ -62,4 +62,28 @@ def test_a_traceback_has_no_plumbing() -> None:
     assert [line.rpartition("/")[2] for line in shown.splitlines() if ": in " in line] == [
         "nets.py:2: in call",
         "net.py:2: in call",
+    ]
+
+
+def test_a_traceback_shows_each_error_once() -> None:
+    """What failed again in the same way is not repeated, nor what this project said of it."""
+
+    first, second = (error_through(USERS, INSIDE) for _ in range(2))
+    between = ModelBudgetError(f"the forward pass failed: {first}")
+    between.__cause__, second.__context__ = first, between
+    assert user_traceback(second) == user_traceback(first)
+
+
+def test_a_traceback_shows_what_led_to_an_error() -> None:
+    """Errors that differ all stand there, the first one first."""
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise ValueError("width must be even")
+        except ValueError as error:
+            raise RuntimeError("no such preset") from error
+    lines = [line for line in user_traceback(caught.value).splitlines() if line.startswith(("E ", "The "))]
+    assert lines == [
+        "E   ValueError: width must be even",
+        "The error above led to this one:",
+        "E   RuntimeError: no such preset",
     ]
