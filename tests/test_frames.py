@@ -72,18 +72,3 @@ def test_a_traceback_shows_each_error_once() -> None:
     between = ModelBudgetError(f"the forward pass failed: {first}")
     between.__cause__, second.__context__ = first, between
     assert user_traceback(second) == user_traceback(first)
-
-
-def test_a_traceback_shows_what_led_to_an_error() -> None:
-    """Errors that differ all stand there, the first one first."""
-    with pytest.raises(RuntimeError) as caught:
-        try:
-            raise ValueError("width must be even")
-        except ValueError as error:
-            raise RuntimeError("no such preset") from error
-    lines = [line for line in user_traceback(caught.value).splitlines() if line.startswith(("E ", "The "))]
-    assert lines == [
-        "E   ValueError: width must be even",
-        "The error above led to this one:",
-        "E   RuntimeError: no such preset",
-    ]
