@@ -40,9 +40,9 @@ def summarize(
     Raises:
         ModelBudgetError: no model, inputs that do not fit, a dimension without a size, or a layer that was never built.
     """
-    label = _name(model_or_builder, name)
-    entry = live_entry(label, model_or_builder, inputs, batch=batch, dims=dims or {}, run=run)
     with coexisting():
+        label = _name(model_or_builder, name)
+        entry = live_entry(label, model_or_builder, inputs, batch=batch, dims=dims or {}, run=run)
         return summarize_live(model_or_builder, entry)
 
 
@@ -74,15 +74,16 @@ def plan(
     if inference is None and training is None:
         training = True
     limits = {"fits": [devices] if isinstance(devices, str) else list(devices)} if devices else {}
-    label = _name(model_or_builder, name)
+    with coexisting():
+        label = _name(model_or_builder, name)
     entry = live_entry(label, model_or_builder, inputs, training=training, inference=inference, budgets=limits, run=run)
     if len(entry.recipes) != 1:
         raise ModelBudgetError("plan: give one recipe, training={...} or inference={...}")
     [recipe] = entry.recipes
     entry = replace(entry, batch=recipe.batch or batch, dims={**(dims or {}), **recipe.dims})
     with coexisting():
-        [found] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
-    return found
+        [planned] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
+    return planned
 
 
 def _name(model_or_builder: object, name: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.frames import is_ours, is_pythons
 
 _MAX_FRAMES = 12
@@ -14,33 +15,40 @@ _MAX_LINE = 500
 def user_traceback(error: BaseException) -> str:
     """`file:line: in function`, the line of code, and the error, without frames of this package and of Python's own.
 
-    Frames above the user's code are cut, and so is the inside of a deep library call.
+    Frames above the user's code are cut, and so is the inside of a deep library call. Of an error that came twice, as a
+    model is built or run once more where that failed, the last one is shown.
     """
-    return "\n".join(_chain(error, set()))
+    blocks = ["\n".join(_lines(raised)) for raised in _chain(error) if raised is error or not _says_again(raised)]
+    return "\n\nThe error above led to this one:\n\n".join(reversed(dict.fromkeys(reversed(blocks))))
 
 
-def _chain(error: BaseException, seen: set[int]) -> list[str]:
-    seen.add(id(error))
-    above = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    lines = (
-        [*_chain(above, seen), "", "The error above led to this one:", ""] if above and id(above) not in seen else []
-    )
-    found = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in found if not (is_ours(frame) or is_pythons(frame))]
+def _chain(error: BaseException) -> list[BaseException]:
+    """The errors that led to `error`, the first one first, and `error`."""
+    chain: list[BaseException] = []
+    above: BaseException | None = error
+    while above is not None and all(above is not other for other in chain):
+        chain.append(above)
+        above = above.__cause__ or (None if above.__suppress_context__ else above.__context__)
+    return chain[::-1]
+
+
+def _says_again(error: BaseException) -> bool:
+    """Whether it is an error of this project, whose cause stands beside it."""
+    return isinstance(error, ModelBudgetError) and error.__cause__ is not None
+
+
+def _lines(error: BaseException) -> list[str]:
+    """The frames, the notes and the message of one error."""
+    everything = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in everything if not (is_ours(frame) or is_pythons(frame))]
+    shown = [*map(_frame, frames)]
     if len(frames) > _MAX_FRAMES:
         half = _MAX_FRAMES // 2
-        lines += [
-            *map(_frame, frames[:half]),
-            f"    ... {len(frames) - 2 * half} more frames",
-            *map(_frame, frames[-half:]),
-        ]
-    else:
-        lines += map(_frame, frames)
+        shown[half:-half] = [f"    ... {len(frames) - 2 * half} more frames"]
     # Above the message, whose last line is the one that stands for the error in short.
-    lines += [
-        f"note: {line[:_MAX_LINE]}" for note in getattr(error, "__notes__", ()) for line in str(note).splitlines()
-    ]
-    return [*lines, *(f"E   {line[:_MAX_LINE]}" for line in _message(error).splitlines())]
+    notes = (line for note in getattr(error, "__notes__", ()) for line in str(note).splitlines())
+    message = (f"E   {line[:_MAX_LINE]}" for line in _message(error).splitlines())
+    return [*shown, *(f"note: {line[:_MAX_LINE]}" for line in notes), *message]
 
 
 def _frame(frame: traceback.FrameSummary) -> str:

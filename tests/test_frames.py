@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import frames
+from pytest_modelbudget import ModelBudgetError, frames
 from pytest_modelbudget.tracebacks import user_traceback
 
 PACKAGES = Path("/opt/env/lib/python3.12/site-packages")
@@ -63,3 +63,12 @@ def test_a_traceback_has_no_plumbing() -> None:
         "nets.py:2: in call",
         "net.py:2: in call",
     ]
+
+
+def test_a_traceback_shows_each_error_once() -> None:
+    """What failed again in the same way is not repeated, nor what this project said of it."""
+
+    first, second = (error_through(USERS, INSIDE) for _ in range(2))
+    between = ModelBudgetError(f"the forward pass failed: {first}")
+    between.__cause__, second.__context__ = first, between
+    assert user_traceback(second) == user_traceback(first)

@@ -18,10 +18,10 @@ _DEFAULTS = {"floatx": "float32", "image_data_format": "channels_last"}
 def settings() -> Mapping[str, str]:
     """The settings of the file that are not Keras' own; none when there is no file, or none that can be read."""
     try:
-        found = json.loads((_folder() / "keras.json").read_text(encoding="utf-8"))
+        content = json.loads((_folder() / "keras.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # Keras goes on with its own settings, too
         return {}
-    known = found if isinstance(found, dict) else {}
+    known = content if isinstance(content, dict) else {}
     return {name: str(known[name]) for name, usual in _DEFAULTS.items() if known.get(name, usual) != usual}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.box import Box
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,12 @@ from pytest_modelbudget.summary import Summary
 
 WIDTH = 80
 """Columns when the terminal does not say; nothing is ever cut, long cells go on in the next line."""
+
+_RULED = Box("    \n    \n == \n    \n    \n    \n    \n    \n", ascii=True)
+"""A line below the headings, and blanks between columns."""
+
+_LONGEST_NAME = 24
+"""Characters up to which the name of a model stays on one line, in a table as wide as `WIDTH` or wider."""
 
 
 def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = None, explain: bool = False) -> str:
@@ -44,9 +51,9 @@ def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = Non
 def results_text(results: Sequence[Result], *, width: int = WIDTH) -> str:
     """One line for each model: its totals, the limit used most, and how it came out."""
     cells = [_result_cells(result) for result in text.sorted_results(results)]
-    return _grid(
-        ("model", "params", "trainable", "FLOPs", "weights", "budget used", ""), cells, right=(1, 2, 3, 4), width=width
-    )
+    header = ("model", "params", "trainable", "FLOPs", "weights", "budget used", "")
+    whole = width >= WIDTH and all(len(name) <= _LONGEST_NAME for name, *_ in cells)
+    return _grid(header, cells, right=(1, 2, 3, 4), width=width, whole=(0,) if whole else ())
 
 
 def _result_cells(result: Result) -> tuple[str, ...]:
@@ -73,16 +80,25 @@ def _result_cells(result: Result) -> tuple[str, ...]:
     )
 
 
-def _grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int], width: int) -> str:
-    """Aligned columns with a rule under the header; long cells are folded into the next line."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+def _grid(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[int],
+    width: int,
+    whole: Sequence[int] = (),
+) -> str:
+    """Aligned columns with a rule under the header; long cells are folded into the next line, but those of `whole`."""
+    table = Table(box=_RULED, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for index, title in enumerate(header):
-        table.add_column(Text(title), justify="right" if index in right else "left", overflow="fold", no_wrap=False)
+        justify: JustifyMethod = "right" if index in right else "left"
+        table.add_column(Text(title), justify=justify, overflow="fold", no_wrap=index in whole)
     for row in rows:
         table.add_row(*map(Text, row))
     sink = io.StringIO()
     Console(file=sink, width=width, color_system=None, force_terminal=False, legacy_windows=False, _environ={}).print(
         table
     )
-    head, *body = [line.rstrip() for line in sink.getvalue().rstrip("\n").split("\n")]
-    return "\n".join([head, "=" * width, *body])
+    lines = [line.rstrip() for line in sink.getvalue().rstrip("\n").split("\n")]
+    rule = next(index for index, line in enumerate(lines) if not line.strip("="))  # a heading may take two lines
+    return "\n".join([*lines[:rule], "=" * width, *lines[rule + 1 :]])

@@ -56,3 +56,15 @@ def test_a_summary_of_a_torch_model_imports_no_other_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "15 set()"
+
+
+@pytest.mark.parametrize("call", ["summarize(layer, 'float32[B, 4]').params", "plan(layer, 'float32[B, 4]').kind"])
+def test_the_library_counts_torch_after_tensorflow(call: str) -> None:
+    """A user's process that has imported both, TensorFlow last, outlives the first model that it counts."""
+    code = (
+        "import torch, tensorflow; from pytest_modelbudget import plan, summarize; "
+        f"layer = torch.nn.Linear(4, 3); print({call})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("15", "training")

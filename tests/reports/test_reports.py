@@ -54,6 +54,20 @@ def test_unknown_is_a_question_mark() -> None:
     assert "Not counted: my::op x2" in bounded
 
 
+def test_names_of_models_stay_whole() -> None:
+    """At 80 columns other cells go on in the next line first, and so may headings, above the rule."""
+    real = replace(towers(), real_run=True)
+    names = ("user-and-item-towers", "towers")
+    results = [
+        replace(result({"params": 6_000, "weight_bytes": "20 kB"}, real), id=name, accepted=True) for name in names
+    ]
+    lines = table.results_text(results).splitlines()
+    rule = lines.index("=" * 80)
+    assert " ".join(" ".join(lines[:rule]).split()).count("budget") == 1
+    assert all(any(line.startswith(f"{name} ") for line in lines[rule + 1 :]) for name in names)
+    assert max(map(len, lines)) <= 80
+
+
 def test_rows_can_be_limited() -> None:
     """The rest is counted."""
     shown = table.summary_text(gpt(30), most=10)

@@ -2,7 +2,7 @@
 
 The rooms: `build` makes models without memory, `copying` a ghost of a user's model (`sharded` makes it whole), `real`
 one with memory, and `state` puts back what either sets (its `settings`; patches are made by `backends.patching`).
-`values` makes the arguments of a call; `forward` runs one pass under `trace` (calls, edges, `joins` between them)
+`values` makes the arguments of a call; `forward` runs one pass under `trace` (`calls`, edges, `joins` between them)
 with `placing` (which operands keep values), `memo` (repeated operators, some by their own rules of `shapes`),
 `sparse` (operators on sparse tensors) and `flops` (what each costs, by `products`, `stored_products`,
 `complex_convolutions` and the `aten_names` of what is free); when it fails, `hints` say what to do. `readings` notes

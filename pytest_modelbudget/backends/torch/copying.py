@@ -51,9 +51,9 @@ def ghost_of(model: nn.Module) -> nn.Module:
 def valueless(module: nn.Module) -> nn.Module:
     """A copy of `module` of which nothing holds values, for whoever runs it on the meta device alone."""
     ghost = ghost_of(module)
-    for one in all_modules(ghost):
-        for name, buffer in one._buffers.items():
-            one._buffers[name] = None if buffer is None else buffer.to(META)
+    for part in all_modules(ghost):
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else buffer.to(META)
     return ghost
 
 

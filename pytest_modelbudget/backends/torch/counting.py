@@ -14,13 +14,13 @@ from pytest_modelbudget import units
 from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
 from pytest_modelbudget.backends.torch import keras_layers, real, sharded, steering
 from pytest_modelbudget.backends.torch.activations import measured
+from pytest_modelbudget.backends.torch.calls import calls_shown
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
 from pytest_modelbudget.backends.torch.modules import all_modules, nodes, unwrapped
 from pytest_modelbudget.backends.torch.rows import Naming, rows
 from pytest_modelbudget.backends.torch.saved import Activations
-from pytest_modelbudget.backends.torch.trace import calls_shown
 from pytest_modelbudget.backends.torch.weights import is_packed, weights_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -162,15 +162,15 @@ def _again(subject: Subject, sizes: Sizes) -> Pass | None:
 
 
 def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
-    subject, found = run.subject, nodes(run.subject.model)
-    weights, unread = weights_of(found, subject.name)
+    subject, listed = run.subject, nodes(run.subject.model)
+    weights, unread = weights_of(listed, subject.name)
 
     held, unheld = _activations(run, sizes)
     of_keras = keras_layers.notes(subject.holdings.modules)
 
     def named(seen: _Seen) -> tuple[Naming, tuple[Layer, ...]]:
-        naming, passes = Naming([sizes for sizes, _ in seen]), [one for _, one in seen]
-        return naming, rows(found, weights, passes, naming, held)
+        naming, passes = Naming([sizes for sizes, _ in seen]), [forward_pass for _, forward_pass in seen]
+        return naming, rows(listed, weights, passes, naming, held)
 
     # Passes at other sizes give the dimensions their names.
     others = vary(sizes, lambda other: _again(subject, other))
@@ -184,7 +184,7 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
         framework=FRAMEWORK,
         layers=layers,
         inputs=subject.inputs.ports,
-        outputs=naming.specs([one.outputs for _, one in seen]),
+        outputs=naming.specs([forward_pass.outputs for _, forward_pass in seen]),
         flops=run.flops,
         activation_bytes=None if held is None else held.total,
         sizes=tuple(sizes.items()),
@@ -209,7 +209,7 @@ def _limits(run: _Run) -> Iterator[str]:
 def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str, ...]]:
     """What is held for the backward pass, and what has to be said of it."""
     if run.subject.real:
-        return None, ("activation_bytes is not known: the model cannot be run on the meta device",)
+        return None, ("activation_bytes is not known: it is measured on the meta device, and the model ran on values",)
     if not all(steering.same(run.base, twin) for twin in run.twins):
         return None, ("activation_bytes is not known: it depends on the values of inputs",)
     if run.base.trace.autocast:

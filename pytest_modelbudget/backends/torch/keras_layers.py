@@ -61,15 +61,15 @@ def parts(layer: nn.Module) -> list[nn.Module]:
     """The layers below one that belong to its row."""
     if _keras().rows_below(layer) or wrapped(layer) is not None:
         return []
-    found: dict[int, nn.Module] = {}
+    inside: dict[int, nn.Module] = {}
     waiting = sublayers(layer)
     while waiting:
         below = waiting.pop()
-        if id(below) not in found:
-            found[id(below)] = below
+        if id(below) not in inside:
+            inside[id(below)] = below
             inner = wrapped(below)
             waiting += sublayers(below) if inner is None else list(inner.modules())
-    return list(found.values())
+    return list(inside.values())
 
 
 def names(modules: Iterable[nn.Module]) -> Mapping[int, str]:

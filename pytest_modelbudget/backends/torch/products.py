@@ -53,7 +53,7 @@ def _foreach_mm(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
 
 def _left_of_packed(packed: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     """Each output element is a sum over the rows of the right operand, which stands before the output's columns."""
-    right = next(one for one in reversed(args) if isinstance(one, torch.Tensor) and one.dim() == 2)
+    right = next(operand for operand in reversed(args) if isinstance(operand, torch.Tensor) and operand.dim() == 2)
     return int(2 * size(out_val) * right.shape[0])
 
 
@@ -81,8 +81,8 @@ def _encoder_layer(data: Any, width: int, *args: Any, **kwargs: Any) -> int:
 
 def _recurrent(data: Any, *args: Any, **kwargs: Any) -> int:
     """Each step multiplies its input and its state with all matrices; biases have one dimension."""
-    weights = [one for value in args[:4] for one in (value if isinstance(value, (list, tuple)) else (value,))]
-    matrices = [one for one in weights if isinstance(one, torch.Tensor) and one.dim() == 2]
+    weights = [weight for value in args[:4] for weight in (value if isinstance(value, (list, tuple)) else (value,))]
+    matrices = [weight for weight in weights if isinstance(weight, torch.Tensor) and weight.dim() == 2]
     return int(2 * prod(data.shape[:-1]) * sum(map(size, matrices)))
 
 

@@ -70,8 +70,8 @@ class Readings:
 
 
 def cure(port: Input) -> str:
-    """How a user says the values of this input."""
-    value = "true" if port.spec.dtype == "bool" else "3"
+    """How a user says the values of this input; one of more than one dimension is rather a mask than a length."""
+    value = "true" if port.spec.dtype == "bool" else "1" if len(port.spec.shape) > 1 else "3"
     return f'give its value, as in "{port.spec.without_values} = {value}"'
 
 

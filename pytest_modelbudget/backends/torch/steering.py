@@ -38,8 +38,10 @@ def notes(base: Pass, twins: Sequence[Pass], *, real: bool = False) -> tuple[str
     Where ids below a bound were asked for, and others change nothing, there is nothing to say.
     """
     alike = all(same(base, twin) for twin in twins)
-    told = [port for port in base.read if not (alike and isinstance(port.spec.values, Below))]
-    return tuple(f"{_effect(base, twins, port, alike, real)}: {cure(port)}" for port in told)
+    ports = [port for port in base.read if not (alike and isinstance(port.spec.values, Below))]
+    if twins and alike:
+        return tuple(_harmless(port, real) for port in ports)
+    return tuple(f"{_effect(base, twins, port, real)}: {cure(port)}" for port in ports)
 
 
 def notes_alone(read: Iterable[Input]) -> tuple[str, ...]:
@@ -51,10 +53,12 @@ def _steers(port: Input) -> str:
     return f"input {port.name} ({port.spec}) steers the forward pass"
 
 
-def _effect(base: Pass, twins: Sequence[Pass], port: Input, alike: bool, real: bool) -> str:
-    if twins and alike:
-        what = f"the forward pass reads input {port.name} ({port.spec})"
-        return f"{what}; {made_up(port, real=real)}, and other values changed nothing"
+def _harmless(port: Input, real: bool) -> str:
+    reads = f"the forward pass reads input {port.name} ({port.spec}); {made_up(port, real=real)}"
+    return f"{reads}, and other values gave the same numbers: where it matters, {cure(port)}"
+
+
+def _effect(base: Pass, twins: Sequence[Pass], port: Input, real: bool) -> str:
     flops = sorted({seen.trace.flops for seen in (base, *twins)})
     spread = f", and FLOPs were {units.flops(flops[0])} to {units.flops(flops[-1])}" if len(flops) > 1 else ""
     return f"{_steers(port)}; {made_up(port, real=real)}{spread}"

@@ -22,6 +22,7 @@ from pytest_modelbudget.backends.torch import keras_layers, recurrent, steering
 from pytest_modelbudget.backends.torch.alterations import altered
 from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.forward import Subject, arguments, calm
+from pytest_modelbudget.backends.torch.hints import needs_values
 from pytest_modelbudget.backends.torch.kernels import Kernels
 from pytest_modelbudget.backends.torch.modules import all_modules
 from pytest_modelbudget.backends.torch.optimizers import imported, optimizer_of, tables_of
@@ -69,8 +70,14 @@ def record(
     except ModelBudgetError:
         raise
     except Exception as mistake:  # whatever the model's code raises
-        text = f"{type(mistake).__name__}: {mistake}".strip().splitlines()[0]
-        raise ModelBudgetError(f"{subject.name}: the {run.doing} could not be recorded: {text}") from mistake
+        raise ModelBudgetError(f"{subject.name}: the {run.doing} could not be recorded: {_why(mistake)}") from mistake
+
+
+def _why(mistake: Exception) -> str:
+    """The first line of an error; of one that a run with memory would cure, what it is about."""
+    if needs_values(mistake):
+        return "the model decides by values, and plans are made without memory, on the meta device, which has none"
+    return f"{type(mistake).__name__}: {mistake}".strip().splitlines()[0]
 
 
 class _Run:

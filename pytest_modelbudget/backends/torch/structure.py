@@ -34,15 +34,15 @@ def summarize(model: nn.Module, *, name: str, framework: str) -> Summary:
     """
     model = unwrapped(model)
     shards = sharded.note(model)
-    found = nodes(ghost_of(model) if shards else model)
-    _refuse_lazy(found, name)
-    weights, unread = weights_of(found, name)
-    rows = [_row(node, own) for node, own in zip(found, weights, strict=True) if _has_row(node, own)]
+    listed = nodes(ghost_of(model) if shards else model)
+    _refuse_lazy(listed, name)
+    weights, unread = weights_of(listed, name)
+    rows = [_row(node, own) for node, own in zip(listed, weights, strict=True) if _has_row(node, own)]
     return Summary(name, framework, tuple(rows), notes=(_NOTE, *shards, *unread))
 
 
-def _refuse_lazy(found: Sequence[Node], name: str) -> None:
-    for node in found:
+def _refuse_lazy(listed: Sequence[Node], name: str) -> None:
+    for node in listed:
         if any(map(is_lazy, all_tensors(all_modules(node.module) if node.parts else [node.module]))):
             raise ModelBudgetError(
                 f"{name}: the lazy layer {node.path!r} ({node.type}) has no weights before its first input, "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +13,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
+from pytest_modelbudget.backends.torch.calls import CallsNoted, calls_shown
 from pytest_modelbudget.backends.torch.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.flops import Cost, cost
 from pytest_modelbudget.backends.torch.joins import (
@@ -368,39 +366,5 @@ def _operator(func: Any) -> _Operator:
 @contextmanager
 def watching(trace: Watcher, runner: Runner | None) -> Iterator[None]:
     """Inside, calls of modules and operators of this thread are noted in `trace`; `runner` runs the operators."""
-    with calls_shown(), Undoing(partial(_watch, _WATCHERS.get(threading.get_ident()))):
-        _watch(trace)
-        with _Watch(trace, runner):
-            yield
-
-
-_WATCHERS: dict[int, Watcher] = {}
-"""Who watches the calls of modules in each thread."""
-
-
-def _watch(watcher: Watcher | None) -> None:
-    if watcher is None:
-        _WATCHERS.pop(threading.get_ident(), None)
-    else:
-        _WATCHERS[threading.get_ident()] = watcher
-
-
-def calls_shown() -> AbstractContextManager[None]:
-    """Inside, calls of modules can be watched.
-
-    To enter it around several passes saves time: python forgets what it knew of every class of modules each time.
-    """
-    return _CALLS_SHOWN.inside()
-
-
-def _show_calls() -> Callable[[], object]:
-    original = nn.Module.__call__
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        watcher = _WATCHERS.get(threading.get_ident())
-        return original(module, *args, **kwargs) if watcher is None else watcher.call(original, module, args, kwargs)
-
-    return patch_all([(nn.Module, "__call__", call)])
-
-
-_CALLS_SHOWN = Shared(_show_calls)
+    with calls_shown(), CallsNoted(trace), _Watch(trace, runner):
+        yield

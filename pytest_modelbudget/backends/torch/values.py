@@ -63,7 +63,7 @@ def call_of(inputs: Inputs, sizes: Mapping[str, int], choice: Choice) -> Call:
     """
     if inputs.example is not None:
         args, kwargs = _copied(inputs.example, choice)
-        ports = [(name, one) for name, one in tensors_in((args, kwargs)) if isinstance(one, torch.Tensor)]
+        ports = [(name, tensor) for name, tensor in tensors_in((args, kwargs)) if isinstance(tensor, torch.Tensor)]
         return Call(args, kwargs, ports)
     ports, drawn, readings = [], [], Readings()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_modelbudget import summarize
+from pytest_modelbudget import plan, summarize
 from pytest_modelbudget.backends.torch import real
 from pytest_modelbudget.errors import ModelBudgetError, TooLarge
 from pytest_modelbudget.snapshot import render
@@ -260,3 +260,14 @@ def test_detectors(name: str, params: int) -> None:
         assert summary.params == wanted
         assert all(spec.shape[0] is None for spec in summary.outputs)
     assert abs(wanted - params) / params < 0.002  # without weights, batch norms are trained ones
+
+
+@pytest.mark.parametrize("recipe", [{"training": True}, {"inference": True}], ids=["training", "inference"])
+def test_what_needs_values_has_no_plan(recipe: dict[str, bool]) -> None:
+    """The note says that it is the values, in this project's words rather than in torch's."""
+    planned = plan(picks, f"float32[4, {WIDTH}]", name="m", **recipe)
+    [note] = planned.notes
+    assert planned.peak_bytes is None
+    assert note.startswith("not planned: m: the forward pass")
+    assert "the model decides by values" in note
+    assert "nonzero" not in note
