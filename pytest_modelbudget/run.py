@@ -19,6 +19,7 @@ from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
+from pytest_modelbudget.frames import place, users_line
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.planning import Subject, planned
 from pytest_modelbudget.summary import Summary, TensorSpec
@@ -218,7 +219,9 @@ def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEnt
         if "meta" not in f"{type(mistake).__name__}{mistake}".lower() and not isinstance(mistake, NotImplementedError):
             raise mistake from None
         where = f"{entry.place}: {entry.id}" if entry.place else entry.id
-        raise ModelBudgetError(f"{where}: the builder computes with values while it builds, {limit}") from mistake
+        frame = users_line(mistake)
+        line = "" if frame is None else f", at {place(frame)}"
+        raise ModelBudgetError(f"{where}: the builder computes with values while it builds{line}, {limit}") from mistake
 
 
 def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
