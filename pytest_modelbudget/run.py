@@ -379,7 +379,9 @@ def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Subje
     """What `finish` gives for a live model, or for what a builder gives."""
     owner = backends.owner(model_or_builder)
     if owner is not None:
-        return finish(subject_of(owner, model_or_builder, entry, built_here=False))
+        with backends.preserved(backends.loaded() if isinstance(entry.inputs, Example) else ()):
+            subject = subject_of(owner, model_or_builder, entry, built_here=False)
+        return finish(subject)
     if not callable(model_or_builder) and not _names_builder(entry.build):
         raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
     return from_builder(entry, finish)

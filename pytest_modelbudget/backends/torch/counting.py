@@ -85,13 +85,14 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
     fits = real.fits(model)
     if origin.built_here:
         settle(model, Ghosts())
+    possible = not (origin.run == "abstract" or sharded.note(model) or (origin.built_here and not origin.rebuild))
     try:
         subject = Subject(name, model if origin.built_here else ghost_of(model), inputs)
         base = forward(subject, sizes, keep=True)
-        twins = steering.twins_of(subject, sizes, base)
-        return _Run(subject, base, twins, notes=steering.notes(base, twins))
+        if not (base.refused and possible and fits):
+            twins = steering.twins_of(subject, sizes, base)
+            return _Run(subject, base, twins, notes=steering.notes(base, twins))
     except ForwardFailed as mistake:
-        possible = not (origin.run == "abstract" or sharded.note(model) or (origin.built_here and not origin.rebuild))
         if not (mistake.needs_values and possible and (fits or is_for_want_of_values(mistake.__cause__))):
             raise
         if not fits:

@@ -41,7 +41,8 @@ from pytest_modelbudget.summary import Input, TensorSpec
 class Pass:
     """What one forward pass showed: the trace, the names of the inputs, and the tensors the model returned.
 
-    `read` are the inputs whose values were assumed, and asked for; `drew` says that it drew random numbers.
+    `read` are the inputs whose values were assumed, and asked for; `drew` says that it drew random numbers,
+    `refused` that it asked for values which it could not have, and went on.
     """
 
     trace: Trace
@@ -49,6 +50,7 @@ class Pass:
     outputs: tuple[Output, ...]
     read: tuple[Input, ...] = ()
     drew: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
         raise _failed(subject, trace, call, mistake) from mistake
     finally:
         trace.forget_tensors()
-    return Pass(trace, tuple(name for name, _ in call.ports), outputs, tuple(call.readings.read.values()), call.readings.drew)
+    names, seen = tuple(name for name, _ in call.ports), call.readings
+    return Pass(trace, names, outputs, tuple(seen.read.values()), seen.drew, seen.refused)
 
 
 def arguments(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> Call:

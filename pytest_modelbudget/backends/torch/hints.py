@@ -32,9 +32,9 @@ _MISFITS = (
     "positional argument", "unexpected keyword argument", "required keyword-only", "shapes cannot be multiplied",
     "Given groups=", "size mismatch", "must match the size of tensor", "to have the same dtype", "is invalid for input",
     "Given normalized_shape", "Expected more than 1 value per channel", "was expected to be", "must match except",
-    "must have same reduction dim", "Invalid channel dimensions", "Attempting to broadcast", "must be equal to input_size",
-    "Number of dimensions of tensors must match", "was expecting embedding dimension", "to be divisible by",
-    "Dimension out of range", "first two dimensions of batch2", "stack expects each tensor", "one of the following scalar",
+    "must have same reduction dim", "Invalid channel dimensions", "Attempting to broadcast", "Dimension out of range",
+    "Number of dimensions of tensors must match", "must be equal to input_size", "was expecting embedding dimension",
+    "to be divisible by", "first two dimensions of batch2", "stack expects each tensor", "one of the following scalar",
 )  # fmt: skip
 """What torch says of inputs that do not fit a layer, on values as without."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, wraps
 from typing import Any
 
@@ -28,13 +28,13 @@ _MASKS = (torch.bool, torch.uint8)
 class Readings:
     """The inputs whose values are assumed in one pass, what is made of them, and which of them were read.
 
-    `drew` says that random numbers were drawn, too.
+    `drew` says that random numbers were drawn, too, `refused` that a value was asked for which there is not.
     """
 
     def __init__(self) -> None:
         self.assumed: dict[str, Input] = {}
         self.read: dict[str, Input] = {}
-        self.drew = False
+        self.drew = self.refused = False
         self._labels: dict[int, frozenset[str]] = {}
         self._pinned: dict[int, StorageWeakRef] = {}  # holds addresses, not memory: no key is used twice
 
@@ -123,7 +123,6 @@ def _in_lists(data: Any, *_: Any, **__: Any) -> Any:
 _UNDISPATCHED: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (torch.Tensor, "tolist", _all),
     (torch.Tensor, "numpy", _all),
-    (torch.Tensor, "__repr__", _all),
     (torch.Tensor, "__dlpack__", _all),
     (torch.Tensor, "tensor_split", _after_first),
     (torch, "tensor_split", _after_first),
@@ -147,7 +146,15 @@ def asking(ask: Callable[[list[torch.Tensor]], object]) -> Iterator[None]:
 
         return read
 
+    def show(tensor: torch.Tensor, **kwargs: Any) -> str:
+        if threading.get_ident() == thread:
+            with suppress(RuntimeError):  # what has no values is shown all the same
+                ask([] if tensor.is_meta else [tensor])
+        return shown(tensor, **kwargs)
+
+    shown: Callable[..., str] = torch.Tensor.__repr__
     with ExitStack() as stack:
         for owner, name, read_of in _UNDISPATCHED:
             stack.enter_context(Patched(owner, name, telling(getattr(owner, name), read_of)))
+        stack.enter_context(Patched(torch.Tensor, "__repr__", show))
         yield

@@ -202,15 +202,12 @@ def seed(number: int = 0) -> None:
 
 def drawn_since(number: int) -> bool:
     """Whether random numbers were drawn since `seed(number)`."""
-    now = torch.default_generator.get_state()
-    if random.getstate() != random.Random(number).getstate() or not torch.equal(now, _generator(number).get_state()):
+    fresh = torch.Generator().manual_seed(number).get_state()
+    if random.getstate() != random.Random(number).getstate() or not torch.equal(fresh, torch.get_rng_state()):
         return True
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and _numbers(numpy.random.get_state()) != _numbers(numpy.random.RandomState(number).get_state())
-
-
-def _generator(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(number)
+    if (numpy := sys.modules.get("numpy")) is None:
+        return False
+    return _numbers(numpy.random.get_state()) != _numbers(numpy.random.RandomState(number).get_state())
 
 
 def _numbers(state: Any) -> tuple[Any, ...]:

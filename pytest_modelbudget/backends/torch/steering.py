@@ -44,9 +44,12 @@ def notes(base: Pass, twins: Sequence[Pass], *, real: bool = False) -> tuple[str
     alike = all(same(base, twin) for twin in twins)
     told = [port for port in base.read if not (alike and isinstance(port.spec.values, Below))]
     steered = tuple(f"{_effect(base, twins, port, alike, real)}: {cure(port)}" for port in told)
-    return (*steered, _BY_CHANCE + _spread(base, twins)) if base.drew and not (alike or real or told) else steered
+    if base.drew and not (alike or real or told):
+        steered = (*steered, _BY_CHANCE + _spread(base, twins))
+    return (*steered, _WENT_ON) if base.refused and not real else steered
 
 
+_WENT_ON = "the forward pass asks for values that are not known, and goes on without them: `run: real` has them"
 _BY_CHANCE = "the forward pass draws random numbers, and goes another way with other ones"
 
 
