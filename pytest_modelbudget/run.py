@@ -19,6 +19,7 @@ from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
+from pytest_modelbudget.frames import place, users_line
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.planning import Subject, planned
 from pytest_modelbudget.summary import Summary, TensorSpec
@@ -218,7 +219,9 @@ def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEnt
         if "meta" not in f"{type(mistake).__name__}{mistake}".lower() and not isinstance(mistake, NotImplementedError):
             raise mistake from None
         where = f"{entry.place}: {entry.id}" if entry.place else entry.id
-        raise ModelBudgetError(f"{where}: the builder computes with values while it builds, {limit}") from mistake
+        frame = users_line(mistake)
+        line = "" if frame is None else f", at {place(frame)}"
+        raise ModelBudgetError(f"{where}: the builder computes with values while it builds{line}, {limit}") from mistake
 
 
 def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
@@ -376,7 +379,9 @@ def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Subje
     """What `finish` gives for a live model, or for what a builder gives."""
     owner = backends.owner(model_or_builder)
     if owner is not None:
-        return finish(subject_of(owner, model_or_builder, entry, built_here=False))
+        with backends.preserved(backends.loaded() if isinstance(entry.inputs, Example) else ()):
+            subject = subject_of(owner, model_or_builder, entry, built_here=False)
+        return finish(subject)
     if not callable(model_or_builder) and not _names_builder(entry.build):
         raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
     return from_builder(entry, finish)

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
+from pytest_modelbudget.backends.torch.state import seed as fix_random_states
 from pytest_modelbudget.backends.torch.state import unswept
 from pytest_modelbudget.backends.torch.stored import elements, is_sparse
 
@@ -36,6 +37,7 @@ _EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to:
 def abstract() -> Iterator[None]:
     """Inside, modules are built with their parameters on the meta device; `preserved` restores what builders set."""
     with ExitStack() as stack:
+        fix_random_states()
         stack.enter_context(unswept())
         stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
         stack.enter_context(_HOOKS.inside())

@@ -18,6 +18,7 @@ from pytest_modelbudget.backends.torch.calls import calls_shown
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
 from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
+from pytest_modelbudget.backends.torch.hints import is_for_want_of_values
 from pytest_modelbudget.backends.torch.modules import all_modules, nodes, unwrapped
 from pytest_modelbudget.backends.torch.rows import Naming, rows
 from pytest_modelbudget.backends.torch.saved import Activations
@@ -84,14 +85,15 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
     fits = real.fits(model)
     if origin.built_here:
         settle(model, Ghosts())
+    possible = not (origin.run == "abstract" or sharded.note(model) or (origin.built_here and not origin.rebuild))
     try:
         subject = Subject(name, model if origin.built_here else ghost_of(model), inputs)
         base = forward(subject, sizes, keep=True)
-        twins = steering.twins_of(subject, sizes, base)
-        return _Run(subject, base, twins, notes=steering.notes(base, twins))
+        if not (base.refused and possible and fits):
+            twins = steering.twins_of(subject, sizes, base)
+            return _Run(subject, base, twins, notes=steering.notes(base, twins))
     except ForwardFailed as mistake:
-        possible = not (origin.run == "abstract" or sharded.note(model) or (origin.built_here and not origin.rebuild))
-        if not (mistake.needs_values and possible):
+        if not (mistake.needs_values and possible and (fits or is_for_want_of_values(mistake.__cause__))):
             raise
         if not fits:
             raise ModelBudgetError(f"{mistake}\n  it needs to be run on values, {real.too_large()}") from mistake
@@ -142,7 +144,7 @@ def _twins(subject: Subject, sizes: Sizes) -> Iterator[Pass]:
     yield from _passes(replace(subject, perturbed="decisions"), sizes)
     for seed in _SEEDS:
         real.redraw(subject.model, seed)
-        yield from _passes(replace(subject, seed=seed), sizes)
+        yield from _passes(replace(subject, seed=seed, assumed="zeros" if seed else "mixed"), sizes)
 
 
 def _passes(subject: Subject, sizes: Sizes) -> tuple[Pass, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from pytest_modelbudget.backends.patching import Shared, patch_all
 from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.build import abstract
-from pytest_modelbudget.backends.torch.hints import hints, line, may_run_on_values
+from pytest_modelbudget.backends.torch.hints import about, hints, line, may_run_on_values
 from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.memo import Memo
@@ -27,7 +27,8 @@ from pytest_modelbudget.backends.torch.readings import asking
 from pytest_modelbudget.backends.torch.real import reproducible
 from pytest_modelbudget.backends.torch.repeats import Repeats
 from pytest_modelbudget.backends.torch.retelling import TraceLog
-from pytest_modelbudget.backends.torch.state import preserved_in_pass
+from pytest_modelbudget.backends.torch.state import drawn_since, preserved_in_pass
+from pytest_modelbudget.backends.torch.state import seed as fix_random_states
 from pytest_modelbudget.backends.torch.trace import Trace, Watcher, watching
 from pytest_modelbudget.backends.torch.trees import dtype_name, shape_of, tensors
 from pytest_modelbudget.backends.torch.values import Assumed, Call, Choice, call_of
@@ -40,13 +41,16 @@ from pytest_modelbudget.summary import Input, TensorSpec
 class Pass:
     """What one forward pass showed: the trace, the names of the inputs, and the tensors the model returned.
 
-    `read` are the inputs whose values were assumed, and asked for.
+    `read` are the inputs whose values were assumed, and asked for; `drew` says that it drew random numbers,
+    `refused` that it asked for values which it could not have, and went on.
     """
 
     trace: Trace
     ports: tuple[str, ...]
     outputs: tuple[Output, ...]
     read: tuple[Input, ...] = ()
+    drew: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,8 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
         raise _failed(subject, trace, call, mistake) from mistake
     finally:
         trace.forget_tensors()
-    return Pass(trace, tuple(name for name, _ in call.ports), outputs, tuple(call.readings.read.values()))
+    names, seen = tuple(name for name, _ in call.ports), call.readings
+    return Pass(trace, names, outputs, tuple(seen.read.values()), seen.drew, seen.refused)
 
 
 def arguments(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> Call:
@@ -156,10 +161,12 @@ def observed(
         watcher.label(tensor, name)
     try:
         runner = _runner(subject, call)
-        with calm(subject, training), asking(runner.ask), watching(watcher, runner):
-            out = subject.model(*call.args, **call.kwargs)
-            if then is not None:
-                then(out)
+        with calm(subject, training):
+            with asking(runner.ask), watching(watcher, runner):
+                out = subject.model(*call.args, **call.kwargs)
+                if then is not None:
+                    then(out)
+            call.readings.drew = drawn_since(_seed(subject))
         yield out
     except BaseException:
         keep = False
@@ -196,8 +203,10 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_SLOW_ATTENTION.inside())
         if subject.real:
-            stack.enter_context(reproducible(subject.seed or 0))
+            stack.enter_context(reproducible(_seed(subject)))
             stack.enter_context(_PLAIN_KERNELS.inside())
+        else:
+            fix_random_states(_seed(subject))
         for kind in ("cpu", "cuda"):  # what is around the model is the caller's affair; what forward enters counts
             stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
             torch.set_autocast_enabled(kind, False)
@@ -207,6 +216,11 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
         if training and any(type(module).train is not nn.Module.train for module in modules):
             subject.model.train()  # its own: some keep frozen parts in eval mode
         yield
+
+
+def _seed(subject: Subject) -> int:
+    """What the random states follow from; other ones for each way in which values are made up."""
+    return (subject.seed or 0) + (0 if subject.real else get_args(Assumed).index(subject.assumed))
 
 
 @contextmanager
@@ -274,7 +288,7 @@ def _failed(subject: Subject, trace: Trace, call: Call, mistake: Exception) -> F
     layer = trace.failed.module if trace.failed is not None else subject.model
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
     given = ", ".join(f"{name} {TensorSpec(shape_of(tensor), dtype_name(tensor.dtype))}" for name, tensor in call.ports)
-    text = f"{type(mistake).__name__}: {mistake}".strip()
+    text = f"{type(mistake).__name__}: {mistake}".strip() + about(layer, mistake)
     head = f"{subject.name}: the forward pass failed in layer {where}{line(mistake)}\n  inputs: {given or '(none)'}"
     drawn = subject.real and subject.seed is not None
     cures = hints(mistake, subject.inputs, call, real=subject.real, drawn=drawn)

@@ -32,6 +32,9 @@ _MISFITS = (
     "positional argument", "unexpected keyword argument", "required keyword-only", "shapes cannot be multiplied",
     "Given groups=", "size mismatch", "must match the size of tensor", "to have the same dtype", "is invalid for input",
     "Given normalized_shape", "Expected more than 1 value per channel", "was expected to be", "must match except",
+    "must have same reduction dim", "Invalid channel dimensions", "Attempting to broadcast", "Dimension out of range",
+    "Number of dimensions of tensors must match", "must be equal to input_size", "was expecting embedding dimension",
+    "to be divisible by", "first two dimensions of batch2", "stack expects each tensor", "one of the following scalar",
 )  # fmt: skip
 """What torch says of inputs that do not fit a layer, on values as without."""
 
@@ -62,9 +65,19 @@ def needs_values(mistake: Exception) -> bool:
 
 def may_run_on_values(mistake: Exception) -> bool:
     """Whether a run on values might go through where an abstract one failed: not when inputs do not fit a layer."""
-    if needs_values(mistake) or isinstance(mistake, NotImplementedError) or "meta" in str(mistake).lower():
-        return True
-    return not any(text in str(mistake) for text in _MISFITS)
+    return is_for_want_of_values(mistake) or not any(text in str(mistake) for text in _MISFITS)
+
+
+def is_for_want_of_values(mistake: BaseException | None) -> bool:
+    """Whether a pass failed on something that the meta device cannot do; of other failures nobody knows."""
+    if not isinstance(mistake, Exception):
+        return False
+    return needs_values(mistake) or isinstance(mistake, NotImplementedError) or "meta" in str(mistake).lower()
+
+
+def about(layer: torch.nn.Module, mistake: Exception) -> str:
+    """The layer that failed, where torch says that a size does not fit it and names none."""
+    return f" of {layer}" if str(mistake) == "Invalid channel dimensions" else ""
 
 
 def line(mistake: Exception) -> str:

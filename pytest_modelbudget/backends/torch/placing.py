@@ -76,6 +76,8 @@ class Placing:
         Raises:
             NeedsValues: they are not known.
         """
+        if not all(map(self._has_values, asked)):
+            self._readings.refused = True
         if any(self._is_stale(tensor) for tensor in asked):
             raise NeedsValues(_UNKNOWN)
         self._readings.ask(asked)
@@ -84,6 +86,7 @@ class Placing:
         """The result of an operator that has operands with values."""
         on_meta = any(tensor.is_meta or self._is_stale(tensor) for tensor in read)
         if name == "_local_scalar_dense" and on_meta:
+            self._readings.refused = True
             raise NeedsValues(_UNKNOWN)
         if name == "_to_copy":
             return self._moved(func, read[0], args, kwargs)

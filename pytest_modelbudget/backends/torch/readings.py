@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, wraps
 from typing import Any
 
@@ -26,11 +26,15 @@ _MASKS = (torch.bool, torch.uint8)
 
 
 class Readings:
-    """The inputs whose values are assumed in one pass, what is made of them, and which of them were read."""
+    """The inputs whose values are assumed in one pass, what is made of them, and which of them were read.
+
+    `drew` says that random numbers were drawn, too, `refused` that a value was asked for which there is not.
+    """
 
     def __init__(self) -> None:
         self.assumed: dict[str, Input] = {}
         self.read: dict[str, Input] = {}
+        self.drew = self.refused = False
         self._labels: dict[int, frozenset[str]] = {}
         self._pinned: dict[int, StorageWeakRef] = {}  # holds addresses, not memory: no key is used twice
 
@@ -103,13 +107,29 @@ def _of_shapes(func: Any) -> bool:
     return makes_anew(func._schema.name.removeprefix("aten::"))
 
 
-_UNDISPATCHED: tuple[tuple[Any, str, int], ...] = (
-    (torch.Tensor, "tolist", 0),
-    (torch.Tensor, "numpy", 0),
-    (torch.Tensor, "tensor_split", 1),
-    (torch, "tensor_split", 1),
+def _all(*args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+def _after_first(_: Any, *args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+def _in_lists(data: Any, *_: Any, **__: Any) -> Any:
+    """A tensor is copied by an operator; those in a list are numbers of the new tensor."""
+    return () if isinstance(data, torch.Tensor) else data
+
+
+_UNDISPATCHED: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (torch.Tensor, "tolist", _all),
+    (torch.Tensor, "numpy", _all),
+    (torch.Tensor, "__dlpack__", _all),
+    (torch.Tensor, "tensor_split", _after_first),
+    (torch, "tensor_split", _after_first),
+    (torch, "tensor", _in_lists),
+    (torch, "as_tensor", _in_lists),
 )
-"""Functions that read values without an operator, and the argument from which on they do."""
+"""Functions that read values without an operator, and which of their arguments."""
 
 
 @contextmanager
@@ -117,16 +137,24 @@ def asking(ask: Callable[[list[torch.Tensor]], object]) -> Iterator[None]:
     """Inside, `ask` is called with the tensors whose values leave torch without an operator, before they do."""
     thread = threading.get_ident()
 
-    def telling(original: Callable[..., Any], first: int) -> Callable[..., Any]:
+    def telling(original: Callable[..., Any], read_of: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def read(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == thread:
-                ask(tensors((*args[first:], *kwargs.values())))
+                ask(tensors(read_of(*args, **kwargs)))
             return original(*args, **kwargs)
 
         return read
 
+    def show(tensor: torch.Tensor, **kwargs: Any) -> str:
+        if threading.get_ident() == thread:
+            with suppress(RuntimeError):  # what has no values is shown all the same
+                ask([] if tensor.is_meta else [tensor])
+        return shown(tensor, **kwargs)
+
+    shown: Callable[..., str] = torch.Tensor.__repr__
     with ExitStack() as stack:
-        for owner, name, first in _UNDISPATCHED:
-            stack.enter_context(Patched(owner, name, telling(getattr(owner, name), first)))
+        for owner, name, read_of in _UNDISPATCHED:
+            stack.enter_context(Patched(owner, name, telling(getattr(owner, name), read_of)))
+        stack.enter_context(Patched(torch.Tensor, "__repr__", show))
         yield

@@ -198,3 +198,19 @@ def seed(number: int = 0) -> None:
     torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks for GPUs, too, which takes a while
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(number)
+
+
+def drawn_since(number: int) -> bool:
+    """Whether random numbers were drawn since `seed(number)`."""
+    fresh = torch.Generator().manual_seed(number).get_state()
+    if random.getstate() != random.Random(number).getstate() or not torch.equal(fresh, torch.get_rng_state()):
+        return True
+    if (numpy := sys.modules.get("numpy")) is None:
+        return False
+    return _numbers(numpy.random.get_state()) != _numbers(numpy.random.RandomState(number).get_state())
+
+
+def _numbers(state: Any) -> tuple[Any, ...]:
+    """A state of numpy's generator, in a form that can be compared."""
+    kind, numbers, *rest = state
+    return kind, numbers.tobytes(), *rest

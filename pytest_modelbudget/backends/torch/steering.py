@@ -14,19 +14,23 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Below, Input
 
 _OTHERS: tuple[Assumed, ...] = ("ones", "mixed")
+_DRAWS = (3, 4, 5, 6)
+"""Seeds of further passes, where the model decides by chance."""
 
 
 def twins_of(subject: Subject, sizes: Mapping[str, int], base: Pass) -> tuple[Pass, ...]:
     """Passes like `base`, an abstract one, with ones (and ones and zeros) for values that were assumed to be zeros.
 
-    None where no such value was read; those that do not run are left out.
+    A pass that draws random numbers is run with other draws, too. None where it neither read nor drew; those that do
+    not run are left out.
     """
-    if not base.read:
-        return ()
+    others = [replace(subject, assumed=assumed) for assumed in _OTHERS] if base.read else []
+    if base.drew:
+        others += [replace(subject, seed=seed) for seed in _DRAWS]
     passes = []
-    for assumed in _OTHERS:
+    for other in others:
         try:
-            passes.append(forward(replace(subject, assumed=assumed), sizes))
+            passes.append(forward(other, sizes))
         except ModelBudgetError:
             continue
     return tuple(passes)
@@ -40,8 +44,16 @@ def notes(base: Pass, twins: Sequence[Pass], *, real: bool = False) -> tuple[str
     alike = all(same(base, twin) for twin in twins)
     ports = [port for port in base.read if not (alike and isinstance(port.spec.values, Below))]
     if twins and alike:
-        return tuple(_harmless(port, real) for port in ports)
-    return tuple(f"{_effect(base, twins, port, real)}: {cure(port)}" for port in ports)
+        steered = tuple(_harmless(port, real) for port in ports)
+    else:
+        steered = tuple(f"{_effect(base, twins, port, real)}: {cure(port)}" for port in ports)
+    if base.drew and not (alike or real or ports):
+        steered = (*steered, _BY_CHANCE + _spread(base, twins))
+    return (*steered, _WENT_ON) if base.refused and not real else steered
+
+
+_WENT_ON = "the forward pass asks for values that are not known, and goes on without them: `run: real` has them"
+_BY_CHANCE = "the forward pass draws random numbers, and goes another way with other ones"
 
 
 def notes_alone(read: Iterable[Input]) -> tuple[str, ...]:
@@ -59,9 +71,12 @@ def _harmless(port: Input, real: bool) -> str:
 
 
 def _effect(base: Pass, twins: Sequence[Pass], port: Input, real: bool) -> str:
+    return f"{_steers(port)}; {made_up(port, real=real)}{_spread(base, twins)}"
+
+
+def _spread(base: Pass, twins: Sequence[Pass]) -> str:
     flops = sorted({seen.trace.flops for seen in (base, *twins)})
-    spread = f", and FLOPs were {units.flops(flops[0])} to {units.flops(flops[-1])}" if len(flops) > 1 else ""
-    return f"{_steers(port)}; {made_up(port, real=real)}{spread}"
+    return f", and FLOPs were {units.flops(flops[0])} to {units.flops(flops[-1])}" if len(flops) > 1 else ""
 
 
 def same(base: Pass, twin: Pass) -> bool:

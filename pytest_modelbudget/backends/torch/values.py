@@ -23,7 +23,8 @@ threshold, a time step, a schedule."""
 
 
 Assumed = Literal["zeros", "ones", "mixed"]
-"""Values of ids and masks that nobody gave; mixed are ones and zeros in turn. Ids below a bound are others for each."""
+"""Values of ids and masks that nobody gave; mixed are ones and zeros in turn. Ids below a bound are others for ones,
+and all the same for mixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice)
     if isinstance(spec.values, Fill):
         return _filled(name, spec, spec.values, sizes, empty)
     if isinstance(spec.values, Below):
+        if choice.assumed == "mixed":  # how many differ is hardly seen by other draws
+            return torch.zeros_like(empty, device="cpu")
         other = (choice.seed or 0) + get_args(Assumed).index(choice.assumed)
         return _drawn(empty, spec.values.bound, zlib.crc32(name.encode()) + other)
     zeros = torch.zeros_like(empty, device="cpu")

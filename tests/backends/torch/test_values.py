@@ -85,6 +85,9 @@ WAYS = [
     pytest.param(packed, LENGTHS, id="packed sequence"),
     pytest.param(lambda layer, x, n: layer(x[:, : int(n.numpy()[0])]), LENGTHS, id="numpy()"),
     pytest.param(lambda layer, x, n: layer(x[:, : int(numpy.asarray(n)[0])]), LENGTHS, id="array of numpy"),
+    pytest.param(lambda layer, x, n: layer(x[:, : int(numpy.from_dlpack(n)[0])]), LENGTHS, id="dlpack"),
+    pytest.param(lambda layer, x, n: layer(x[:, : torch.tensor([n[0], n[1]]).max()]), LENGTHS, id="tensor of a list"),
+    pytest.param(lambda layer, x, n: layer(x) if "0, 0" in str(n) else x, torch.tensor([0, 0]), id="text"),
     pytest.param(lambda layer, x, n: layer(x.repeat_interleave(n, 0)), LENGTHS, id="repeated rows"),
     pytest.param(lambda layer, x, n: layer(x[0].tensor_split(n)[0]), LENGTHS[:1], id="tensor_split"),
     pytest.param(lambda layer, x, n: layer(x[0][n.unique()]), torch.tensor([1, 1, 0]), id="unique"),
@@ -287,6 +290,16 @@ def test_what_depends_on_drawn_ids_is_unknown() -> None:
     summary = summarize(lambda: Steered(way), ["float32[64, 4]", "int64[64] < 3"], name="m")
     assert counted(summary) == (None, (None, 4))
     assert any("numbers below 3 were drawn" in note and '"int64[64] = 3"' in note for note in summary.notes)
+
+
+def test_ids_that_are_all_different_by_luck() -> None:
+    """Few of many ids are rarely the same, so a pass on equal ones shows that their number matters."""
+
+    def way(layer: nn.Module, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return layer(x[ids.unique()])
+
+    summary = summarize(lambda: Steered(way), ["float32[1000, 4]", "int64[5] < 1000"], name="m")
+    assert counted(summary) == (None, (None, 4))
 
 
 def test_a_value_that_the_size_makes_too_large(count: Callable[..., Summary]) -> None:
