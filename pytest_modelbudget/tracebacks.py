@@ -21,7 +21,10 @@ def user_traceback(error: BaseException) -> str:
 
 def _chain(error: BaseException, seen: set[int]) -> list[str]:
     seen.add(id(error))
-    above = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    above = _above(error)
+    while above and id(above) not in seen and _message(error) in _message(above):  # the same, of an earlier try
+        seen.add(id(above))
+        above = _above(above)
     lines = (
         [*_chain(above, seen), "", "The error above led to this one:", ""] if above and id(above) not in seen else []
     )
@@ -41,6 +44,10 @@ def _chain(error: BaseException, seen: set[int]) -> list[str]:
         f"note: {line[:_MAX_LINE]}" for note in getattr(error, "__notes__", ()) for line in str(note).splitlines()
     ]
     return [*lines, *(f"E   {line[:_MAX_LINE]}" for line in _message(error).splitlines())]
+
+
+def _above(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _frame(frame: traceback.FrameSummary) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import frames
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.tracebacks import user_traceback
 
 PACKAGES = Path("/opt/env/lib/python3.12/site-packages")
@@ -63,3 +64,16 @@ def test_a_traceback_has_no_plumbing() -> None:
         "nets.py:2: in call",
         "net.py:2: in call",
     ]
+
+
+@pytest.mark.parametrize("between", [None, "net: the forward pass failed\n  RuntimeError: at"], ids=["tried", "told"])
+def test_what_failed_twice_in_the_same_way_is_shown_once(between: str | None) -> None:
+    """A builder or a pass may be tried again; an error that says something else stays."""
+    first, last = RuntimeError("at"), RuntimeError("at")
+    first.__context__ = KeyError("another")
+    last.__context__ = first
+    if between is not None:
+        last.__context__ = ModelBudgetError(between)
+        last.__context__.__cause__ = first
+    shown = [line for line in user_traceback(last).splitlines() if line]
+    assert shown == ["E   KeyError: 'another'", "The error above led to this one:", "E   RuntimeError: at"]
