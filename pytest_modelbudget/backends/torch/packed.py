@@ -83,7 +83,12 @@ def packed_weight(module: nn.Module) -> Packed | None:
 
 def _is_dense(weight: torch.Tensor | None, shape: Shape) -> bool:
     """Whether a weight is stored as it is shaped, as those of most layers are."""
-    return type(weight) is nn.Parameter and weight.is_floating_point() and weight.numel() >= prod(shape)
+    return (
+        weight is not None
+        and type(weight) is nn.Parameter
+        and weight.is_floating_point()
+        and weight.numel() >= prod(shape)
+    )
 
 
 def _beside(module: nn.Module, held: dict[str, torch.Tensor], main: str) -> list[torch.Tensor]:
@@ -104,12 +109,12 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 def _is_ordinary(module: nn.Module) -> bool:
     """Whether a module is a layer of torch's own and has nothing but ordinary parameters and buffers."""
     held = (*module._parameters.values(), *module._buffers.values())
-    return _is_of_torch(type(module)) and all([tensor is None or is_plain(tensor) for tensor in held])
+    return _is_of_torch(type(module).__module__) and all(tensor is None or is_plain(tensor) for tensor in held)
 
 
 @cache
-def _is_of_torch(kind: type) -> bool:
-    return kind.__module__.startswith("torch.nn.modules.")
+def _is_of_torch(module_name: str) -> bool:
+    return module_name.startswith("torch.nn.modules.")
 
 
 def _attributes(module: nn.Module) -> dict[str, torch.Tensor]:

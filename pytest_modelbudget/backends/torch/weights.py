@@ -20,7 +20,7 @@ from pytest_modelbudget.backends.torch.trees import dtype_name
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
-_PACKED = ("_packed_params", "param")
+_PACKED = ("_packed_params", "param", "_packed_weight_ih", "_packed_weight_hh")
 """What the layers of `torch.ao.nn.quantized` call their packed weights."""
 
 
@@ -110,8 +110,8 @@ def _is_prepacked(module: nn.Module) -> bool:
     """Whether `module` holds its weights in a packed (quantised) form, which is neither a parameter nor a buffer."""
     if isinstance(module, torch.jit.ScriptModule):
         return bool(_objects(module))
-    return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) and (
-        hasattr(module, "_packed_params") or hasattr(module, "param") or hasattr(module, "_all_weight_values")
+    return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) and any(
+        hasattr(module, name) for name in (*_PACKED, "_all_weight_values")
     )
 
 
