@@ -231,7 +231,7 @@ def refuse_misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: M
         ModelBudgetError: it does not, with what is wrong; `name` is what it is called in the message.
     """
     try:
-        signature = inspect.signature(function)
+        signature = _signature(function)
     except (TypeError, ValueError):  # some callables of C have none
         return
     try:
@@ -240,3 +240,10 @@ def refuse_misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: M
         raise ModelBudgetError(
             f"{name} cannot be called like this: {mistake}; its arguments are given as args or kwargs"
         ) from None
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """What `function` takes. Of a method that wraps a bound method, `inspect` would leave out an argument too many."""
+    method = inspect.unwrap(function, stop=inspect.ismethod)
+    twice = inspect.ismethod(method) and inspect.ismethod(inspect.unwrap(method.__func__, stop=inspect.ismethod))
+    return inspect.signature(method, follow_wrapped=False) if twice else inspect.signature(function)

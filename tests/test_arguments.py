@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import update_wrapper
 from typing import Any
 
 import pytest
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry
-from pytest_modelbudget.arguments import filled, mistakes_inside, read
+from pytest_modelbudget.arguments import Literal, filled, mistakes_inside, read, refuse_misfit
 
 WIDTH = 64
 
@@ -155,3 +156,28 @@ def test_reading_is_done_once() -> None:
     written = ({"call": "x:y"}, {"literal": {"call": "x:y"}})
     once = read(written, ("args",), lambda _: None)
     assert read(once, ("args",), lambda _: None) is once
+
+
+class Zoo:
+    """Whose method a class below takes over, as families of models do."""
+
+    @classmethod
+    def net(cls, config: object) -> object:
+        return config
+
+
+class Small(Zoo):
+    """Its `net` wraps a method that is bound already."""
+
+    net = classmethod(update_wrapper(lambda cls, config: (cls, config), Zoo.net))
+
+
+@pytest.mark.parametrize("name", ["itself", "filled"])
+def test_a_method_that_wraps_a_bound_one_takes_all_its_arguments(name: str) -> None:
+    """One config is what it takes; two are refused."""
+    build = Small.net
+    if name == "filled":
+        build = filled(build, (Literal(1),), {}, NAMES.get)
+    refuse_misfit(build, (Config(1),), {}, "net")
+    with pytest.raises(ModelBudgetError, match="too many positional arguments"):
+        refuse_misfit(build, (1, 2), {}, "net")

@@ -35,7 +35,8 @@ def abstract() -> Iterator[None]:
             if "add_variable_from_reference" in vars(optimizer):
                 stack.enter_context(patched(optimizer, "add_variable_from_reference", lambda _: private.plain_slot()))
         if (layer := private_torch.torch_layer()) is not None:
-            stack.enter_context(patched(layer, "_track_variables", lambda _: lambda self: None))
+            for name, wrap in private_torch.registration_on_meta().items():
+                stack.enter_context(patched(layer, name, wrap))
         stack.enter_context(patched(keras.layers.Layer, "__call__", _called_with_numbers))
         yield
 

@@ -22,6 +22,7 @@ from pytest_modelbudget.summary import Weight
 building = private.built_by_calling
 sublayers = private.sublayers
 is_wrapper = wrapped.is_wrapper
+value_on_meta = private_torch.value_on_meta
 
 
 def names(layers: Iterable[Any]) -> labels.Labels:
@@ -39,7 +40,7 @@ def held(layer: Any) -> Iterator[tuple[str, Any, bool]]:
     """What is in a layer's row: names, values, and whether each is no param."""
     taken: set[str] = set()
     for name, variable, owner in _named(layer):
-        value = private.value_of(variable) if isinstance(variable, keras.Variable) else variable
+        value = value_on_meta(variable) if isinstance(variable, keras.Variable) else variable
         yield weights.unique(name, taken), value, weights.is_beside(variable, owner)
 
 

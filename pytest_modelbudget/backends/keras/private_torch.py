@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,48 @@ _DEVICE = "torch_device"
 _TRACKING = "tracking_on"
 _TRACKER = "_tracker"
 _CALLS = ("_inbound_nodes", "_outbound_nodes")
+_STAND_IN = "_stand_in"
 
 
 def torch_layer() -> type | None:
     """On torch, layers register their variables' values as parameters; the class that does so, None elsewhere."""
     return next((cls for cls in keras.layers.Layer.__mro__ if "_track_variables" in vars(cls)), None)
+
+
+def value_on_meta(variable: Any) -> Any:
+    """What a variable holds; without a value the parameter on the meta device by which torch knows it."""
+    if variable._value is not None:
+        return variable._value
+    stand_in = _stand_in(variable)
+    return stand_in if variable.trainable else stand_in.requires_grad_(False)
+
+
+def _stand_in(variable: Any) -> Any:
+    torch = sys.modules["torch"]
+    if _STAND_IN not in vars(variable):
+        data = torch.empty(tuple(variable.shape), dtype=getattr(torch, str(variable.dtype)), device="meta")
+        trainable = bool(variable.trainable) and data.is_floating_point()
+        setattr(variable, _STAND_IN, torch.nn.Parameter(data, trainable))
+    return getattr(variable, _STAND_IN)
+
+
+def registration_on_meta() -> dict[str, Callable[[Any], Any]]:
+    """What takes the place of methods of `torch_layer()`, to tell torch of variables that have no values."""
+
+    def track(layer: Any) -> None:
+        torch = sys.modules["torch"]
+        known = {variable.path: value_on_meta(variable) for variable in layer.variables}
+        layer._torch_params = torch.nn.ParameterDict(known)
+
+    def track_later(layer: Any, variable: Any) -> None:
+        if hasattr(layer, "_torch_params"):
+            layer._torch_params[variable.path] = value_on_meta(variable)
+
+    return {
+        "_track_variables": lambda _: track,
+        "_post_build": lambda _: track,
+        "_post_track_variable": lambda _: track_later,
+    }
 
 
 def tell_torch(layer: Any) -> None:

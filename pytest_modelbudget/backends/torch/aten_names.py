@@ -122,7 +122,7 @@ _KERNELS_OF_DEVICES = """
     _scaled_dot_product_fused_attention_overrideable_backward _slow_conv2d_backward
     _triton_multi_head_attention convolution_backward_overrideable linear_backward lstm_mps_backward matmul_backward
     miopen_rnn_backward mkldnn_linear_backward mkldnn_linear_backward_input mkldnn_linear_backward_weights
-    mkldnn_rnn_layer_backward mps_convolution_backward mps_convolution_transpose_backward quantized_gru quantized_lstm
+    mkldnn_rnn_layer_backward mps_convolution_backward mps_convolution_transpose_backward
 """
 _TESTS_OF_TORCH = """
     _foobar _test_autograd_multiple_dispatch _test_functorch_fallback _test_optional_filled_intlist

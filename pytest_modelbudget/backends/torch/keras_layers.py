@@ -101,18 +101,8 @@ def as_meant(module: nn.Module, stored: list[Weight]) -> list[Weight]:
 def settle(modules: Iterable[nn.Module], make: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Let all variables of the Keras layers among modules hold `make(...)` of their values, or values on meta."""
 
-    def value(variable: Any) -> torch.Tensor:
-        held = variable._value
-        return make(_on_meta(variable) if held is None else held)
-
     for layer in among(modules):
-        _keras().give_values(layer, value)
-
-
-def _on_meta(variable: Any) -> torch.Tensor:
-    dtype = getattr(torch, str(variable.dtype))
-    data = torch.empty(tuple(variable.shape), dtype=dtype, device="meta")
-    return nn.Parameter(data, bool(variable.trainable) and data.is_floating_point())
+        _keras().give_values(layer, lambda variable: make(_keras().value_on_meta(variable)))
 
 
 def values(modules: Iterable[nn.Module]) -> list[torch.Tensor]:

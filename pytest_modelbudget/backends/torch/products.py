@@ -86,6 +86,25 @@ def _recurrent(data: Any, *args: Any, **kwargs: Any) -> int:
     return int(2 * prod(data.shape[:-1]) * sum(map(size, matrices)))
 
 
+def _packed_recurrent(data: Any, *args: Any, **kwargs: Any) -> int:
+    """As of floats. Packed matrices are opaque: their sizes follow from the states, and how layers feed each other.
+
+    A packed sequence has the sizes of its batches before the states; an LSTM has a list of states, a GRU has one.
+    """
+    sequence = isinstance(args[0], torch.Tensor) and not args[0].is_floating_point()
+    states, _, _, layers, _, _, bidirectional = args[1:8] if sequence else args[:7]
+    gates, state = (3, states) if isinstance(states, torch.Tensor) else (4, states[0])
+    hidden, directions = state.shape[-1], 1 + bidirectional
+    widths = [data.shape[-1], *[directions * hidden] * (layers - 1)]
+    return sum(2 * prod(data.shape[:-1]) * directions * gates * hidden * (width + hidden) for width in widths)
+
+
+def _packed_cell(data: Any, state: Any, packed: Any, packed_hidden: Any, bias: Any, *args: Any, **kwargs: Any) -> int:
+    """One step: the input and the state meet a row of weights for each bias."""
+    hidden = state if isinstance(state, torch.Tensor) else state[0]
+    return int(2 * prod(data.shape[:-1]) * size(bias) * (data.shape[-1] + hidden.shape[-1]))
+
+
 def _solve_triangular(matrix: Any, right: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     return triangular_systems(matrix.shape[-1], size(out_val))
 
@@ -171,6 +190,9 @@ PRODUCTS: dict[str, Formula] = {
     **{f"aten.{name}": _spreading_conv for name in _SPREADING.split()},
     **{f"aten.{name}": _attention for name in _ATTENTION.split()},
     **{f"aten.{name}": _recurrent for name in _RECURRENT.split()},
+    "aten.quantized_lstm": _packed_recurrent,
+    "aten.quantized_gru": _packed_recurrent,
+    **{f"quantized.quantized_{name}_cell_dynamic": _packed_cell for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
     **{f"aten.{name}": matmul_to_output for name in _PACKED.split()},
 }
 """Formulas of solvers, of kernels that some devices have of their own, and of what is met seldom."""

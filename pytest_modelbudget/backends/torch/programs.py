@@ -5,13 +5,14 @@ Those are no parameters any more, but constants of the program.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from pytest_modelbudget.backends.torch.trees import dtype_name
+from pytest_modelbudget.backends.torch.trees import dtype_name, storage_key
 from pytest_modelbudget.summary import Weight
 
 _CONSTANTS = ("prim::Constant", "prim::ConstantMKLDNNTensor")
@@ -39,8 +40,42 @@ def frozen_weights(module: Any) -> tuple[Weight, ...]:
         return ()
     tensors = dict(_constants(module.graph))
     return tuple(
-        Weight(name, tuple(tensor.shape), dtype_name(tensor.dtype), trainable=False) for name, tensor in tensors.items()
+        Weight(name, tuple(tensor.shape), dtype_name(tensor.dtype), False, packed_bytes=_packed_or_none(tensor))
+        for name, tensor in tensors.items()
     )
+
+
+def unpacked(packed: Sequence[torch.ScriptObject]) -> dict[str, torch.Tensor]:
+    """The weights and biases in what packed weights are saved as; integers there say how they are packed."""
+    found: dict[str, torch.Tensor] = {}
+    for tensor in {storage_key(tensor): tensor for tensor in _saved(list(packed))}.values():
+        kind = "weight" if tensor.ndim > 1 else "bias"
+        taken = sum(name.startswith(kind) for name in found)
+        found[f"{kind}_{taken}" if taken else kind] = tensor
+    return found
+
+
+def _saved(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_quantized):
+        yield value
+    elif isinstance(value, torch.ScriptObject):
+        yield from _saved(value.__getstate__())
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _saved(item)
+
+
+def packed_bytes(value: torch.Tensor) -> int:
+    """Elements as stored, with the scales and zero points of each channel."""
+    size = value.numel() * value.element_size()
+    if value.is_quantized and value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+        for part in (value.q_per_channel_scales(), value.q_per_channel_zero_points()):
+            size += part.numel() * part.element_size()
+    return int(size)
+
+
+def _packed_or_none(value: torch.Tensor) -> int | None:
+    return packed_bytes(value) if value.is_quantized else None
 
 
 def _constants(block: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -51,3 +86,9 @@ def _constants(block: Any) -> Iterator[tuple[str, torch.Tensor]]:
             name, value = node.output().debugName(), node.output().toIValue()
             if name.startswith(_ATTRIBUTE) and isinstance(value, torch.Tensor):
                 yield name.removeprefix(_ATTRIBUTE).removesuffix("_mkldnn"), value
+            if isinstance(value, list) and name.startswith(_ATTRIBUTE):  # those of a recurrent layer
+                listed = [(f"{name.removeprefix(_ATTRIBUTE)}.{index}", item) for index, item in enumerate(value)]
+                yield from ((path, item) for path, item in listed if isinstance(item, torch.Tensor))
+            if isinstance(value, torch.ScriptObject):
+                layer = re.sub(r"(\._packed_params|\.param)+$", "", name).removeprefix(_ATTRIBUTE)
+                yield from ((f"{layer}.{inner}", tensor) for inner, tensor in unpacked([value]).items())

@@ -23,6 +23,7 @@ from pytest_modelbudget.backends.patching import Undoing
 from pytest_modelbudget.backends.torch.modules import all_modules, all_tensors
 from pytest_modelbudget.backends.torch.programs import module_of
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
+from pytest_modelbudget.backends.torch.stored import is_plain
 from pytest_modelbudget.backends.torch.trees import storage_key
 from pytest_modelbudget.errors import ModelBudgetError, TooLarge
 
@@ -153,7 +154,7 @@ def define(model: nn.Module) -> None:
     """Draw the parameters that the model's own code left undefined; `reproducible` filled them with NaN."""
     dice = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        if not is_lazy(parameter) and parameter.is_floating_point() and _has_nan(parameter.detach()):
+        if is_plain(parameter) and parameter.is_floating_point() and _has_nan(parameter.detach()):
             _draw(name, parameter, dice)
 
 

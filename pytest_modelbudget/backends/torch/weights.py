@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch import keras_layers
-from pytest_modelbudget.backends.torch.modules import Node, all_tensors
+from pytest_modelbudget.backends.torch.modules import PARTS, Node, all_tensors
 from pytest_modelbudget.backends.torch.packed import Packed, own_tensors, packed_weight
-from pytest_modelbudget.backends.torch.programs import frozen_weights
+from pytest_modelbudget.backends.torch.programs import frozen_weights, packed_bytes, unpacked
 from pytest_modelbudget.backends.torch.stored import (
     dtype_of,
     goes_to_meta,
@@ -28,6 +28,9 @@ from pytest_modelbudget.backends.torch.stored import (
 from pytest_modelbudget.backends.torch.trees import dtype_name
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
+
+_PACKED = ("_packed_params", "param", "_packed_weight_ih", "_packed_weight_hh")
+"""What the layers of `torch.ao.nn.quantized` call their packed weights."""
 
 
 def weights_of(found: Sequence[Node], model: str) -> tuple[list[tuple[Weight, ...]], list[str]]:
@@ -123,8 +126,10 @@ def is_packed(module: nn.Module) -> bool:
 
 def _is_prepacked(module: nn.Module) -> bool:
     """Whether `module` holds its weights in a packed (quantised) form, which is neither a parameter nor a buffer."""
-    return _is_of_quantisation(type(module).__module__) and (
-        hasattr(module, "_packed_params") or hasattr(module, "param") or hasattr(module, "_all_weight_values")
+    if isinstance(module, torch.jit.ScriptModule):
+        return bool(_objects(module))
+    return _is_of_quantisation(type(module).__module__) and any(
+        hasattr(module, name) for name in (*_PACKED, "_all_weight_values")
     )
 
 
@@ -140,23 +145,25 @@ def _packed(node: Node, notes: list[str]) -> list[Weight]:
     if not values:
         notes.append(f"{node.path}: the packed weights of {node.type} cannot be read; params and bytes lack them")
     return [
-        Weight(name, tuple(value.shape), dtype_name(value.dtype), trainable=False, packed_bytes=_packed_bytes(value))
+        Weight(name, tuple(value.shape), dtype_name(value.dtype), trainable=False, packed_bytes=packed_bytes(value))
         for name, value in values.items()
     ]
 
 
 def _readable(module: Any) -> dict[str, torch.Tensor]:
     """The tensors inside packed weights, by name: `weight()`, `bias()`, or all of a recurrent layer's."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return unpacked(_objects(module))
     if callable(getattr(module, "get_weight", None)) and callable(getattr(module, "get_bias", None)):
         return {**module.get_weight(), **module.get_bias()}
     found = {name: getattr(module, name)() for name in ("weight", "bias") if callable(getattr(module, name, None))}
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
-def _packed_bytes(value: torch.Tensor) -> int:
-    """Elements as stored, with the scales and zero points of each channel."""
-    size = value.numel() * value.element_size()
-    if value.is_quantized and value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
-        for part in (value.q_per_channel_scales(), value.q_per_channel_zero_points()):
-            size += part.numel() * part.element_size()
-    return int(size)
+def _objects(module: torch.jit.ScriptModule) -> list[torch.ScriptObject]:
+    """The packed weights of a scripted module, which keeps none of the methods that would read them."""
+    inside = [module]
+    for part in inside:
+        inside += [child for name, child in part.named_children() if name in PARTS or part is not module]
+    held = [getattr(part, name, None) for part in inside for name in _PACKED]
+    return [value for value in held if isinstance(value, torch.ScriptObject)]

@@ -181,6 +181,12 @@ def test_plans_are_those_of_the_same_layers_of_torch() -> None:
     assert all(keras == torch for keras, torch in plans)
 
 
+def test_params_need_no_inputs() -> None:
+    """Dense(7), its statistics, Dense(3) and a head of two, from a builder as live; FLOPs are not known."""
+    trained = 5 * 7 + 7 + 2 * 7 + 7 * 3 + 3 + 3 * 2 + 2
+    assert found()["others"]["unfed"] == [[trained + 2 * 7, trained, None]] * 2
+
+
 def test_half_precision_of_keras_layers_is_not_planned() -> None:
     """Their policy decides, and the note says so."""
     assert "their own dtype policy" in found()["others"]["half"][0]

@@ -164,10 +164,18 @@ def in_a_graph() -> Any:
     return keras.Model(given, L.Dense(2)(torso(given)))
 
 
+def frozen(layer: Any) -> Any:
+    """The same layer, no longer trained."""
+    layer.trainable = False
+    return layer
+
+
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "unbuilt": (lambda: Body(unbuilt()), FIVE),
     "built": (lambda: Body(built()), FIVE),
     "functional": (lambda: Body(functional()), FIVE),
+    "frozen by torch": (lambda: Body(functional()).requires_grad_(False), FIVE),
+    "frozen by Keras": (lambda: Body(frozen(functional())), FIVE),
     "own": (lambda: Body(Own()), FIVE),
     "inner": (lambda: Body(Inner()), FIVE),
     "layers": (Layers, FIVE),
@@ -304,7 +312,8 @@ def others() -> dict[str, Any]:
     live = Body(unbuilt())
     plain = Body(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)))
     alike = [Body(keras.Sequential([L.Dense(7), L.Dense(3)])), plain]
-    frozen = {"training": {"trainable": ["head.*"]}}
+    head_alone = {"training": {"trainable": ["head.*"]}}
+    unfed = [summarize(subject, name="model") for subject in (lambda: Body(built()), Body(built()))]
     return {
         "never": error(lambda: summarize(never, FIVE, name="model")),
         "misfit": error(lambda: summarize(Body(built()), "float32[B, 4]", name="model")),
@@ -312,7 +321,8 @@ def others() -> dict[str, Any]:
         "mixed": [[str(spec) for spec in row.outputs[0]] for row in summarize(mixed, FIVE, name="model").layers],
         "policy": keras.config.dtype_policy().name,
         "int4": [[one.params, one.weight_bytes, one.buffers] for one in packed],
-        "plans": [[plan(model, FIVE, **how).peak_bytes for model in alike] for how in ({"training": True}, frozen)],
+        "plans": [[plan(model, FIVE, **how).peak_bytes for model in alike] for how in ({"training": True}, head_alone)],
+        "unfed": [[one.params, one.trainable_params, one.flops.value] for one in unfed],
         "half": plan(live, FIVE, training={"precision": "bf16"}).notes,
         "operations": said(lambda: Operations(), FIVE)["flops"],
     }

@@ -65,6 +65,46 @@ def scaled_by_its_own_weights() -> nn.Module:
     return nn.Sequential(nn.Linear(8, keep), nn.ReLU(), nn.Linear(keep, 4))
 
 
+class Reader(nn.Module):
+    """A recurrent layer and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(8, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden, _ = self.rnn(x)
+        return self.head(hidden)
+
+
+def of_bytes(*kinds: type[nn.Module]) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(Reader().eval(), set(kinds), dtype=torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("freeze", [False, True], ids=["scripted", "frozen"])
+@pytest.mark.parametrize(
+    ("kinds", "bytes_"),
+    [
+        pytest.param((), 4 * (64 * 26 + 68), id="floats"),
+        pytest.param((nn.Linear,), 4 * 64 * 26 + 64 + 4 * 4, id="packed head"),
+        pytest.param((nn.Linear, nn.LSTM), 64 * 24 + 4 * 128 + 64 + 4 * 4, id="all packed"),
+    ],
+)
+def test_scripts_hold_what_their_modules_hold(kinds: tuple[type[nn.Module], ...], bytes_: int, freeze: bool) -> None:
+    """Packed weights of a scripted layer, and lists of weights of a frozen one: 4 gates of 16 x 24 and two biases."""
+
+    def build() -> Any:
+        scripted = torch.jit.script(of_bytes(*kinds))
+        return torch.jit.freeze(scripted) if freeze else scripted
+
+    for model in (build, build()):
+        summary = summarize(model, "float32[5, 1, 8]", name="m")
+        assert summary.params == 64 * (8 + 16 + 2) + 16 * 4 + 4
+        assert summary.weight_bytes == bytes_
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "build",

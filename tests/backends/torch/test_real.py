@@ -168,6 +168,22 @@ def test_weights_that_nobody_set_are_defined() -> None:
     assert models[0].weight.isfinite().all()
 
 
+def test_weights_of_other_classes_stay_as_they_are() -> None:
+    """A weight that stands for others need not know the question whether it was left undefined."""
+
+    class Closed(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.Tensor.isnan:
+                raise NotImplementedError
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    layer = nn.Linear(2, 2)
+    layer.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Closed))
+    real.define(layer)
+    assert type(layer.weight) is Closed
+
+
 def test_the_users_settings_are_as_before() -> None:
     """Threads, determinism, filling of memory and random numbers."""
 

@@ -300,3 +300,57 @@ def test_a_nested_buffer_is_its_rows(counted: Counted, layout: torch.layout, byt
     """3 and 5 rows of 4 are 32 numbers, jagged ones with three offsets."""
     summary = counted(lambda: Ragged(layout), "float32[B, 4]", B=1)
     assert (summary.buffers, summary.weight_bytes) == (32, (4 * 2 + 2) * 4 + bytes_)
+
+
+# --- recurrent layers of torch.ao ---
+
+
+class Steps(nn.Module):
+    """One recurrent layer or cell, called with its input, or a packed sequence of it."""
+
+    def __init__(self, layer: nn.Module, *, packed: bool = False) -> None:
+        super().__init__()
+        self.layer, self.packed = layer, packed
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.packed:
+            sequence = nn.utils.rnn.pack_sequence([x[:, 0], x[:3, 1]])
+            return self.layer(sequence)[0].data
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "packed", "params", "flops"),
+    [
+        pytest.param(nn.LSTM(8, 16), False, 64 * 26, 2 * 10 * 64 * 24, id="LSTM"),
+        pytest.param(
+            nn.GRU(8, 16, num_layers=2, bidirectional=True),
+            False,
+            2 * 48 * (24 + 2) + 2 * 48 * (48 + 2),
+            2 * 10 * 2 * 48 * (24 + 48),
+            id="two layers in both directions",
+        ),
+        pytest.param(nn.LSTM(8, 16), True, 64 * 26, 2 * 8 * 64 * 24, id="packed sequence"),
+        pytest.param(nn.GRU(8, 16), True, 48 * 26, 2 * 8 * 48 * 24, id="packed sequence of a GRU"),
+    ],
+)
+def test_recurrent_layers_of_bytes(counted: Counted, layer: nn.Module, packed: bool, params: int, flops: int) -> None:
+    """All gates of each step, five of two sequences or five and three: the products of the layer of floats."""
+    build = lambda: torch.ao.quantization.quantize_dynamic(Steps(layer, packed=packed), {type(layer)})  # noqa: E731
+    summary = counted(build, "float32[5, 2, 8]")
+    assert (summary.params, summary.flops) == (params, Flops(flops))
+
+
+@pytest.mark.parametrize(
+    ("cell", "rows"),
+    [
+        pytest.param(nn.LSTMCell(8, 16), 64, id="LSTM"),
+        pytest.param(nn.GRUCell(8, 16), 48, id="GRU"),
+        pytest.param(nn.RNNCell(8, 16), 16, id="tanh"),
+        pytest.param(nn.RNNCell(8, 16, nonlinearity="relu"), 16, id="relu"),
+    ],
+)
+def test_recurrent_cells_of_bytes(counted: Counted, cell: nn.Module, rows: int) -> None:
+    """Rows of 24 weights of a byte and two biases of floats; one step of two sequences."""
+    summary = counted(lambda: torch.ao.quantization.quantize_dynamic(Steps(cell), {type(cell)}), "float32[2, 8]")
+    assert numbers(summary) == (rows * 26, 0, rows * (24 + 2 * 4), Flops(2 * 2 * rows * 24))
