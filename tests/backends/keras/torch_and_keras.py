@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import plan, summarize
 from pytest_modelbudget.errors import ModelBudgetError
-from tests.backends.torch.test_stored import Wrapping
+from tests.backends.torch.test_stored import Wrapping as OfHalves
 
 FIVE = "float32[B, 5]"
 
@@ -314,8 +314,8 @@ def others() -> dict[str, Any]:
     plain = Body(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)))
     alike = [Body(keras.Sequential([L.Dense(7), L.Dense(3)])), plain]
     head_alone = {"training": {"trainable": ["head.*"]}}
-    halves = [summarize(lambda: keras.Sequential([L.TorchModuleWrapper(Wrapping())]), "float32[B, 8]", name="model")]
-    halves += [summarize(Wrapping, "float32[B, 8]", name="model")]
+    halves = [summarize(lambda: keras.Sequential([L.TorchModuleWrapper(OfHalves())]), "float32[B, 8]", name="model")]
+    halves += [summarize(OfHalves, "float32[B, 8]", name="model")]
     unfed = [summarize(subject, name="model") for subject in (lambda: Body(built()), Body(built()))]
     return {
         "never": error(lambda: summarize(never, FIVE, name="model")),
