@@ -35,6 +35,8 @@ class Ledger:
             self._entered.add(id(variable))
             owner = self._owners.setdefault(wrapped.identity(variable, layer), full := f"{path}.{name}")
             weight = self._weight(name, variable, layer, None if owner == full else owner)
+            if wrapped.is_wrapper(layer):
+                weight = wrapped.as_stored(weight, variable)
             weights.append(unpacked(weight, private.packed(layer, variable)))
         return tuple(weights)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import keras
 
 from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.summary import Weight
 
 
 def is_wrapper(layer: Any) -> bool:
@@ -41,6 +44,17 @@ def _by_parameter(layer: Any) -> Iterator[tuple[str, Any]]:
 def identity(variable: Any, layer: Any) -> int:
     """The same for two variables that are one parameter of a module, which two wrappers may hold."""
     return id(private.value_of(variable) if is_wrapper(layer) and isinstance(variable, keras.Variable) else variable)
+
+
+def as_stored(weight: Weight, variable: Any) -> Weight:
+    """A weight of a wrapped module as torch stores it, where its shape and dtype do not say that."""
+    from pytest_modelbudget.backends.torch.stored import dtype_of, shape_of, stored_bytes
+
+    tensor = private.value_of(variable) if isinstance(variable, keras.Variable) else variable
+    if tensor is None or (stored := stored_bytes(tensor)) is None:
+        return weight
+    shape = shape_of(tensor)
+    return replace(weight, shape=shape, dtype=dtype_of(tensor, prod(shape)), packed_bytes=stored)
 
 
 class StandIns:

@@ -174,6 +174,11 @@ def test_packed_weights_count_as_in_keras() -> None:
     assert inside == [alone[0] + 8, alone[1] + 8 * FLOAT, alone[2]]
 
 
+def test_weights_of_a_wrapped_module_count_as_torch_stores_them() -> None:
+    """48 elements of two bytes, in a Keras model as by themselves."""
+    assert found()["others"]["halves"] == [[48, 96, 2 * 8 * 6]] * 2
+
+
 def test_plans_are_those_of_the_same_layers_of_torch() -> None:
     """Training, and training of the head alone, take what they take with torch's own layers."""
     plans = found()["others"]["plans"]

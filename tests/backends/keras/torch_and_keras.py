@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import plan, summarize
 from pytest_modelbudget.errors import ModelBudgetError
+from tests.backends.torch.test_stored import Wrapping as OfHalves
 
 FIVE = "float32[B, 5]"
 
@@ -313,6 +314,8 @@ def others() -> dict[str, Any]:
     plain = Body(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)))
     alike = [Body(keras.Sequential([L.Dense(7), L.Dense(3)])), plain]
     head_alone = {"training": {"trainable": ["head.*"]}}
+    halves = [summarize(lambda: keras.Sequential([L.TorchModuleWrapper(OfHalves())]), "float32[B, 8]", name="model")]
+    halves += [summarize(OfHalves, "float32[B, 8]", name="model")]
     unfed = [summarize(subject, name="model") for subject in (lambda: Body(built()), Body(built()))]
     return {
         "never": error(lambda: summarize(never, FIVE, name="model")),
@@ -322,6 +325,7 @@ def others() -> dict[str, Any]:
         "policy": keras.config.dtype_policy().name,
         "int4": [[one.params, one.weight_bytes, one.buffers] for one in packed],
         "plans": [[plan(model, FIVE, **how).peak_bytes for model in alike] for how in ({"training": True}, head_alone)],
+        "halves": [[one.params, one.weight_bytes, one.flops.value] for one in halves],
         "unfed": [[one.params, one.trainable_params, one.flops.value] for one in unfed],
         "half": plan(live, FIVE, training={"precision": "bf16"}).notes,
         "operations": said(lambda: Operations(), FIVE)["flops"],
