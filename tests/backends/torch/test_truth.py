@@ -97,7 +97,7 @@ DETECTORS = {
     "fasterrcnn_mobilenet_v3_large_fpn": (19_386_354, None),
     "fasterrcnn_resnet50_fpn": (41_755_286, 134.380),
     "fasterrcnn_resnet50_fpn_v2": (43_712_278, 280.371),
-    "maskrcnn_resnet50_fpn": (44_401_393, 134.380),
+    "maskrcnn_resnet50_fpn": (44_401_393, None),
     "maskrcnn_resnet50_fpn_v2": (46_359_409, None),
 }
 """Params and GMACs at one image of 3x512x512 (`num_params` and `_ops` of COCO_V1). GMACs depend on how many boxes the
