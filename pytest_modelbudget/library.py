@@ -11,8 +11,9 @@ from typing import Any
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexist import coexisting
-from pytest_modelbudget.check import RunMode, names_file
+from pytest_modelbudget.check import ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.planning import plans_of
 from pytest_modelbudget.run import live_entry, of_live, summarize_live
@@ -38,12 +39,28 @@ def summarize(
     and None does only when it needs values.
 
     Raises:
-        ModelBudgetError: no model, inputs that do not fit, a dimension without a size, or a layer that was never built.
+        ModelBudgetError: no model, inputs that do not fit, a dimension without a size or a size without its dimension,
+            or a layer that was never built.
     """
     with coexisting():
         label = _name(model_or_builder, name)
         entry = live_entry(label, model_or_builder, inputs, batch=batch, dims=dims or {}, run=run)
+        _refuse_unknown_sizes(entry, {**({BATCH: batch} if batch is not None else {}), **(dims or {})})
         return summarize_live(model_or_builder, entry)
+
+
+def _refuse_unknown_sizes(entry: ModelEntry, sizes: Mapping[str, int]) -> None:
+    """A size of a dimension that the declared inputs do not name would change nothing, without a word."""
+    if entry.inputs is None:  # the model knows its own
+        return
+    symbols = entry.inputs.symbols if isinstance(entry.inputs, Inputs) else ()
+    if any(symbol not in (BATCH, *sizes) for symbol in symbols):  # that one has no size is an error of its own
+        return
+    if unknown := [name for name in sizes if name not in symbols]:
+        raise ModelBudgetError(
+            f"{entry.id}: the inputs have no dimension {unknown[0]} (they have {', '.join(symbols) or 'none'}): "
+            'name it in inputs, as in "float32[B, T, 8]", or leave its size out'
+        )
 
 
 def plan(

@@ -41,7 +41,6 @@ def flops(batch: int, length: int = 6) -> int:
         pytest.param("float32[B, T, 4]", {"dims": {"T": 6}}, flops(1), id="dims"),
         pytest.param("float32[B, T, W]", {"batch": 3, "dims": {"T": 6, "W": 4}}, flops(3), id="several dims"),
         pytest.param("float32[N, 6, 4]", {"dims": {"N": 7}}, flops(7), id="another name for the batch"),
-        pytest.param([2, 6, 4], {"batch": 9}, flops(2), id="a size that has no name"),
         pytest.param(torch.zeros(3, 6, 4), {}, flops(3), id="a tensor"),
     ],
 )
@@ -58,6 +57,19 @@ def test_dimensions_are_sized_as_in_a_manifest(inputs: Any, sizes: dict[str, Any
             lambda: summarize(Mixer, "float32[B, T, 4]"), "'T' has no size: give one with dims: {T: 128}", id="T"
         ),
         pytest.param(lambda: summarize(Mixer, "float32[N, 6, 4]", batch=3), "(batch sizes only B)", id="batch is B"),
+        pytest.param(
+            lambda: summarize(Mixer, "float32[2, 6, 4]", batch=3),
+            "no dimension B (they have none)",
+            id="batch of nothing",
+        ),
+        pytest.param(
+            lambda: summarize(Mixer, "float32[B, 6, 4]", dims={"Q": 3}),
+            "no dimension Q (they have B)",
+            id="size of nothing",
+        ),
+        pytest.param(
+            lambda: summarize(Mixer, lambda: torch.randn(2, 6, 4), batch=3), "no dimension B", id="batch of an example"
+        ),
         pytest.param(lambda: summarize(Mixer, "float32[B, 6, 4]", batch=0), "batch: 0 is not a size", id="no batch"),
         pytest.param(
             lambda: summarize(Mixer, "float32[B, T, 4]", dims={"T": 1.5}),  # type: ignore[dict-item]
