@@ -91,6 +91,7 @@ class _Counted:
         self.stand_ins = wrapped.StandIns()
 
     def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
+        wrapped.refuse_packed(walk.each(self.model), self.name)
         if inputs is None and private.function_of(self.model) is None and self._is_built():
             return self._uncalled()
         arguments = self._arguments(inputs, built_here)
@@ -122,7 +123,7 @@ class _Counted:
         found = walk.rows(self.model, walk.Seen((), (), (), {}, from_graph=False), self.names)
         layers = tuple(replace(row.layer, outputs=(), inputs=(), connected_to=(), calls=None) for row in found)
         optimizer_bytes = self._optimizer_bytes()
-        notes = (_UNCALLED, *self.notes)
+        notes = (_UNCALLED, *self.notes, *keras_home.notes(keras, list(walk.each(self.model))))
         return Summary(self.name, FRAMEWORK, layers, notes=notes, optimizer_bytes=optimizer_bytes)
 
     def _held(self, arguments: ports.Arguments) -> activations.Held | None:

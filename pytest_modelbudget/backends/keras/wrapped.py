@@ -6,7 +6,7 @@ run is a copy of the module without memory: the user's own keeps its statistics,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
 
@@ -55,6 +56,24 @@ def as_stored(weight: Weight, variable: Any) -> Weight:
         return weight
     shape = shape_of(tensor)
     return replace(weight, shape=shape, dtype=dtype_of(tensor, prod(shape)), packed_bytes=stored)
+
+
+def refuse_packed(layers: Iterable[Any], model: str) -> None:
+    """Refuse a torch module whose packed weights Keras has no variables for: they would be counted as none.
+
+    Raises:
+        ModelBudgetError: a wrapper holds such a module.
+    """
+    from pytest_modelbudget.backends.torch.weights import is_packed
+
+    for wrapper in filter(is_wrapper, layers):
+        for path, module in wrapper.module.named_modules():
+            if is_packed(module):
+                raise ModelBudgetError(
+                    f"{model}: the layer {wrapper.name!r} wraps a torch module whose {(path or 'root')!r} "
+                    f"({type(module).__name__}) has packed weights, which Keras does not see: "
+                    "count the torch module by itself"
+                )
 
 
 class StandIns:

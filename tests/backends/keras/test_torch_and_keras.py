@@ -146,6 +146,12 @@ def test_a_layer_that_is_never_called_is_an_error() -> None:
     )
 
 
+def test_packed_weights_that_keras_does_not_see_are_an_error() -> None:
+    """They would be counted as none; the error names the module and what to do."""
+    error = found()["others"]["packed"]
+    assert "'0' (Linear) has packed weights, which Keras does not see: count the torch module by itself" in error
+
+
 def test_inputs_that_do_not_fit_are_an_error() -> None:
     """The error names the layer and says what Keras says."""
     error = found()["others"]["misfit"]

@@ -296,6 +296,11 @@ def four_bits() -> Any:
     return body
 
 
+def dynamically_quantised() -> nn.Module:
+    """Its weights are neither parameters nor buffers."""
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(5, 7)), {nn.Linear})  # type: ignore[no-any-return]
+
+
 def error(function: Callable[[], Any]) -> str:
     """What a mistake says."""
     try:
@@ -320,6 +325,11 @@ def others() -> dict[str, Any]:
     return {
         "never": error(lambda: summarize(never, FIVE, name="model")),
         "misfit": error(lambda: summarize(Body(built()), "float32[B, 4]", name="model")),
+        "packed": error(
+            lambda: summarize(
+                lambda: keras.Sequential([L.TorchModuleWrapper(dynamically_quantised())]), FIVE, name="model"
+            )
+        ),
         "choosing": error(lambda: summarize(lambda: keras.Sequential([L.TorchModuleWrapper(Choosing())]), FIVE)),
         "mixed": [[str(spec) for spec in row.outputs[0]] for row in summarize(mixed, FIVE, name="model").layers],
         "policy": keras.config.dtype_policy().name,
