@@ -64,9 +64,10 @@ def refuse_packed(layers: Iterable[Any], model: str) -> None:
     Raises:
         ModelBudgetError: a wrapper holds such a module.
     """
-    from pytest_modelbudget.backends.torch.weights import is_packed
-
     for wrapper in filter(is_wrapper, layers):
+        # Only here is torch loaded already: loaded after TensorFlow it may end the process.
+        from pytest_modelbudget.backends.torch.weights import is_packed
+
         for path, module in wrapper.module.named_modules():
             if is_packed(module):
                 raise ModelBudgetError(
