@@ -10,7 +10,7 @@ from enum import Enum
 from numbers import Integral
 from typing import Any, Literal, get_args
 
-from pytest_modelbudget import arguments
+from pytest_modelbudget import arguments, resources
 from pytest_modelbudget import budget as budget_module
 from pytest_modelbudget import inputs as inputs_module
 from pytest_modelbudget.budget import GROWS, METRICS, Baseline, Budget, Finding, Number, Violation, judge, loosened
@@ -39,11 +39,13 @@ class ModelEntry:
     None where nothing is said, so that the manifest's defaults hold.
     `run` is `real` for a run with memory for weights and activations, `abstract` for none whatever happens, and None
     where the model decides: a real run only when it needs values.
+    `limits` are what building and counting it may take (see `resources`), and `isolate` whether that happens in a
+    process of its own: it does where nothing is said.
     `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
     holds its snapshot, and `declared` the name that snapshot says it was declared in.
 
     Raises:
-        ModelBudgetError: a bad id, `run` or size, arguments, inputs, budgets or recipes that do not parse.
+        ModelBudgetError: a bad id, `run`, size or limits, arguments, inputs, budgets or recipes that do not parse.
     """
 
     id: str
@@ -64,6 +66,8 @@ class ModelEntry:
     training: written.Written | Any = None
     inference: written.Written | Any = None
     run: RunMode | None = None
+    limits: resources.Limits = field(default_factory=dict)
+    isolate: bool | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -73,6 +77,7 @@ class ModelEntry:
             _check_size(name, size)
         for name, values in (("args", tuple(self.args)), ("kwargs", dict(self.kwargs))):
             object.__setattr__(self, name, arguments.read(values, (name,), lambda _: self.place))
+        object.__setattr__(self, "limits", resources.parse(self.limits))
         object.__setattr__(self, "tags", (self.tags,) if isinstance(self.tags, str) else tuple(self.tags))
         object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))
         if isinstance(self.budgets, Mapping):
@@ -87,7 +92,7 @@ class ModelEntry:
         return tuple(one for one in found if one is not None)
 
     @property
-    def limits(self) -> tuple[Budget, ...]:
+    def parsed_budgets(self) -> tuple[Budget, ...]:
         """Its budgets, always parsed."""
         assert isinstance(self.budgets, tuple)
         return self.budgets
@@ -140,6 +145,7 @@ class State(str, Enum):
     OVER_BUDGET = "OVER BUDGET"
     CONFLICT = "CONFLICT"
     BUILD_ERROR = "BUILD ERROR"
+    NOT_CHECKED = "NOT CHECKED"
     OBSOLETE = "OBSOLETE"
     BAD_CONFIG = "BAD CONFIG"
     SKIPPED = "skipped"
@@ -148,6 +154,10 @@ class State(str, Enum):
     def failed(self) -> bool:
         """Whether it fails the run."""
         return self not in (State.OK, State.SKIPPED)
+
+
+_WITHOUT_SUMMARY = (State.BUILD_ERROR, State.NOT_CHECKED, State.SKIPPED, State.BAD_CONFIG)
+"""How a model may come out of which nothing was counted."""
 
 
 class Stored(str, Enum):
@@ -223,7 +233,7 @@ class Result:
     @property
     def is_model(self) -> bool:
         """Whether it stands for a model, and not for the snapshot files of a manifest."""
-        return self.summary is not None or self.state in (State.BUILD_ERROR, State.SKIPPED, State.BAD_CONFIG)
+        return self.summary is not None or self.state in _WITHOUT_SUMMARY
 
     @property
     def failures(self) -> tuple[Violation, ...]:
@@ -254,10 +264,10 @@ def check(
 
     `base` is what growth and inherited limits are held against, and `day` the day that waivers are: today, in UTC.
     """
-    found, said = judge(summary, entry.limits, base, day)
+    found, said = judge(summary, entry.parsed_budgets, base, day)
     moved = () if snapshot.before is None else changes(snapshot.before, summary)
     if base is not None and base.limits is not None:
-        said = (*loosened(entry.id, entry.limits, base.limits, entry.place), *said)
+        said = (*loosened(entry.id, entry.parsed_budgets, base.limits, entry.place), *said)
     return Result(
         id=entry.id,
         state=_state(any(one.severity == "fail" for one in found), snapshot.stored, accept),
@@ -268,7 +278,7 @@ def check(
         place=entry.place,
         tags=entry.tags,
         accepted=accept,
-        limits=entry.limits,
+        limits=entry.parsed_budgets,
         findings=said,
         since=None if base is None else _since(base, summary),
     )

@@ -27,11 +27,11 @@ class Earlier:
         if self.loaded is None:
             return None
         if entry.id in self.entries:
-            return self.entries[entry.id].limits
+            return self.entries[entry.id].parsed_budgets
         if not self.loaded.sources or any(one.model == entry.id for one in self.loaded.mistakes):
             return None
         try:
-            return self.loaded.apply(entry).limits
+            return self.loaded.apply(entry).parsed_budgets
         except ModelBudgetError:
             return None
 

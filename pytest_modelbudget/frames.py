@@ -27,6 +27,11 @@ def is_installed(frame: traceback.FrameSummary) -> bool:
     return any(folder in Path(frame.filename).parts for folder in _INSTALLED)
 
 
+def is_installed_file(file: str) -> bool:
+    """Whether it belongs to an installed package or to Python itself."""
+    return file.startswith((_OURS, *_PYTHON)) or any(folder in Path(file).parts for folder in _INSTALLED)
+
+
 def users_line(error: BaseException, framework: Path = _NONE) -> traceback.FrameSummary | None:
     """The innermost line of the user's own code that led to `error`, else of a package that is not the `framework`.
 

@@ -41,7 +41,7 @@ class Subject:
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices that its limits name."""
-        return tuple(dict.fromkeys(device for budget in self.entry.limits for device in budget.devices))
+        return tuple(dict.fromkeys(device for budget in self.entry.parsed_budgets for device in budget.devices))
 
     def summary(self, sizes: Mapping[str, int]) -> Summary:
         """The model counted at other sizes of its dimensions."""
@@ -129,13 +129,13 @@ def planned(subject: Subject, summary: Summary) -> Summary:
 
     What cannot be planned is a plan without a peak, with the reason; nothing but KeyboardInterrupt escapes.
     """
-    growth = tuple(_laws(subject, summary, subject.entry.limits))
+    growth = tuple(_laws(subject, summary, subject.entry.parsed_budgets))
     return replace(summary, plans=plans_of(subject), growth=growth)
 
 
 def only_planned(subject: Subject) -> Summary:
     """A summary without rows that has what is planned, with all advice; nothing is counted that no plan needs."""
-    growth = tuple(_laws(subject, None, subject.entry.limits))
+    growth = tuple(_laws(subject, None, subject.entry.parsed_budgets))
     return Summary(subject.entry.id, subject.owner.FRAMEWORK, (), plans=plans_of(subject, advice=True), growth=growth)
 
 
@@ -148,7 +148,7 @@ def plans_of(subject: Subject, *, advice: bool = False) -> tuple[Plan, ...]:
 
 
 def _advised(subject: Subject, recipe: Recipe, *, advice: bool) -> Plan:
-    limits, devices = subject.entry.limits, subject.devices
+    limits, devices = subject.entry.parsed_budgets, subject.devices
     plan = fitted(_plan(subject, recipe), devices)
     if plan.peak_bytes is None or not (advice or _breaks(plan, limits)):
         return plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,7 +92,11 @@ class Registry:
         return tuple(snapshot.obsolete(root, self.loaded.home, known))
 
 
-def register(path: Path, root: Path) -> Registry:
+Sources = Callable[[str, ModelEntry], tuple[ModelEntry, ...]]
+"""Calls a source, as `run.entries_from` does."""
+
+
+def register(path: Path, root: Path, sources: Sources = entries_from) -> Registry:
     """Read the manifest at `path` and call its sources; whatever is wrong is part of the answer."""
     loaded = load(path, file=relative(path, root))
     importable(path.parent)
@@ -104,7 +108,7 @@ def register(path: Path, root: Path) -> Registry:
     for reference, place in loaded.sources:
         holder = ModelEntry(id="sources", build=reference, place=place)
         try:
-            given = entries_from(reference, holder)
+            given = sources(reference, holder)
             more = [loaded.apply(entry) for entry in given]
             yielded.update((entry.id, entry) for entry in given)
         except FrameworkMissing:

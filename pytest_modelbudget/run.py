@@ -57,28 +57,58 @@ def run(
     """
     start = time.perf_counter()
     try:
-        with coexisting():
-            summary = (count or summarize_entry)(_located(entry, root))
+        summary = attempt(_located(entry, root), count or summarize_entry)
         text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
         stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
         before = None if base is None else _baseline(base, entry, summary, text, limits_before)
         result = check(entry, summary, stored, accept=accept, base=before)
-    except FrameworkMissing as missing:
-        result = _missing(entry, missing)
-    except ModelBudgetError as mistake:
-        result = _failed(entry, _with_cause(mistake))
-    except ModuleNotFoundError as error:  # a builder may import its framework itself
-        absent = _no_framework(error)
-        result = _failed(entry, user_traceback(error)) if absent is None else _missing(entry, absent)
+    except NotCounted as end:
+        result = replace(end.result, id=entry.id, place=entry.place, tags=entry.tags)
     except KeyboardInterrupt:
         raise
-    except SystemExit as leaving:
-        result = _failed(
-            entry, f"{user_traceback(leaving)}\nthe builder called sys.exit({leaving.code!r}): let it return a model"
-        )
     except BaseException as error:
-        result = _failed(entry, user_traceback(error))
+        result = failure(entry, error)
     return replace(result, seconds=time.perf_counter() - start)
+
+
+class NotCounted(Exception):
+    """A model gave no summary; `result` says why."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.id)
+        self.result = result
+
+
+def attempt(entry: ModelEntry, count: Callable[[ModelEntry], Summary]) -> Summary:
+    """What `count` gives for the entry.
+
+    Raises:
+        NotCounted: it raised, whatever it raised.
+        KeyboardInterrupt: it raised that.
+    """
+    try:
+        with coexisting():
+            return count(entry)
+    except (NotCounted, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise NotCounted(failure(entry, error)) from None
+
+
+def failure(entry: ModelEntry, error: BaseException) -> Result:
+    """How a model came out that could not be counted because of `error`."""
+    match error:
+        case FrameworkMissing():
+            return _missing(entry, error)
+        case ModelBudgetError():
+            return _failed(entry, _with_cause(error))
+        case ModuleNotFoundError() if absent := _no_framework(error):  # a builder may import its framework itself
+            return _missing(entry, absent)
+        case SystemExit():
+            leaving = f"the builder called sys.exit({error.code!r}): let it return a model"
+            return _failed(entry, f"{user_traceback(error)}\n{leaving}")
+        case _:
+            return _failed(entry, user_traceback(error))
 
 
 def _located(entry: ModelEntry, root: Path) -> ModelEntry:

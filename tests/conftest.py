@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,9 @@ from pytest_modelbudget.reports import REPORTS
 from tests.project import SMALL, USE_FAKENET, ZOO, Project
 
 pytest_plugins = ["pytester"]
+
+# A process for each of thousands of small runs would take hours; tests/isolation has its own.
+os.environ["MODELBUDGET_ISOLATE"] = "0"
 
 # A run inside a test drops what it imported; what is here already is imported once for all of them.
 for _module in ("plugin.collect", "plugin.controller", "plugin.fixture"):

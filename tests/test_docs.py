@@ -202,7 +202,7 @@ def test_manifests_of_the_readme_have_no_mistakes(block: str, tmp_path: Path) ->
     loaded = load(tmp_path / "modelbudget.yaml", file="modelbudget.yaml")
     assert loaded.mistakes == ()
     assert loaded.entries
-    assert all(entry.limits for entry in loaded.entries)
+    assert all(entry.parsed_budgets for entry in loaded.entries)
 
 
 def test_every_yaml_block_is_checked() -> None:

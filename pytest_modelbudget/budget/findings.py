@@ -22,6 +22,8 @@ Kind = Literal[
     "growth not enforced",
     "base manifest",
     "sum incomplete",
+    "not collected",
+    "deselected",
 ]
 
 

@@ -16,10 +16,12 @@ from pytest_modelbudget.reports import github, overall, table, terminal, text
 
 _ROWS = 40
 NO_MODEL = 4
+INTERRUPTED = 2
+"""What pytest exits with then, too."""
 
 
 def run(options: Namespace) -> int:
-    """Check, write what is to be written, and say how it came out: 0, 1, or 4 without a model."""
+    """Check, write what is to be written, and say how it came out: 0, 1, 2 when interrupted, or 4 without a model."""
     targets = [report_target(target, Path.cwd()) for target in options.report]
     project = find(options.file, Path.cwd())
     if not project.manifests:
@@ -48,7 +50,7 @@ def run(options: Namespace) -> int:
     _annotate(done, project.root)
     for problem in problems:
         print(f"ERROR {text.harmless_lines(problem)}", file=sys.stderr)
-    return int(failed or bool(problems))
+    return INTERRUPTED if done.interrupted else int(failed or bool(problems))
 
 
 def _told(result: Result, said: str, verbose: int) -> Iterator[str]:

@@ -61,7 +61,7 @@ def _limited(entry: ModelEntry, devices: list[str], dims: list[str]) -> ModelEnt
     kinds = {kind_of(recipe) for recipe in entry.recipes}
     metrics = ["flops", "activation_bytes", *(name for name, kind in budget.PEAKS.items() if kind in kinds)]
     wanted: dict[str, Any] = {"growth_in": {dim: dict.fromkeys(metrics, "quadratic") for dim in dims}} if dims else {}
-    kept = () if devices else tuple(one for one in entry.limits if one.bound == "fits")
+    kept = () if devices else tuple(one for one in entry.parsed_budgets if one.bound == "fits")
     if devices:
         wanted["fits"] = devices
     return replace(entry, budgets=(*kept, *budget.parse(wanted, lambda _: None)))

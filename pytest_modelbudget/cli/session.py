@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pytest_modelbudget.base import Base, locate
-from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.cli.capture import captured
 from pytest_modelbudget.cli.project import Project
 from pytest_modelbudget.earlier import Earlier
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.isolation import Isolation, wanted
 from pytest_modelbudget.outcome import conclude
 from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.registry import Registry, bad_config, clashes, obsolete_files, register
-from pytest_modelbudget.run import in_ci, run
+from pytest_modelbudget.run import entries_from, in_ci, run
+from pytest_modelbudget.summary import Summary
 
 Listener = Callable[[Result, str], None]
 """Told each result when it is there, with what the model's code printed."""
@@ -32,6 +34,7 @@ class Run:
     results: tuple[Result, ...]
     overall: Overall
     registries: tuple[Registry, ...]
+    interrupted: bool = False
 
 
 def check_models(
@@ -42,24 +45,48 @@ def check_models(
     Raises:
         ModelBudgetError: an id that selects nothing, or a base that is not there.
     """
-    with captured():
-        registries = tuple(register(path, project.root) for path in project.manifests)
-    chosen = _Chosen(ids, registries)
     at = Base(project.root, locate(project.root, base, os.environ, ci=in_ci()))
     results: list[Result] = []
-    try:
+    interrupted = False
+    with ExitStack() as stack:
+        stack.callback(at.close)
+        isolation = stack.enter_context(closing(Isolation())) if wanted() else None
+        with captured():
+            sources = entries_from if isolation is None else isolation.entries
+            registries = tuple(register(path, project.root, sources) for path in project.manifests)
+        chosen = _Chosen(ids, registries)
         earlier = {one.path: one.earlier(at) for one in registries}
-        for result, said in _results(project, registries, chosen, accept, at, earlier):
-            results.append(result)
-            if tell is not None:
-                tell(result, said)
+        count = None if isolation is None else isolation.count
+        try:
+            for result, said in _results(project, registries, chosen, accept, at, earlier, count):
+                results.append(result)
+                if tell is not None:
+                    tell(result, said)
+        except KeyboardInterrupt:
+            interrupted = True
+            results += _not_checked(registries, chosen, {result.nodeid for result in results})
         results.sort(key=lambda result: (result.id, result.nodeid))
         findings = [finding for one in earlier.values() for finding in one.findings]
         groups = [group for one in registries for group in one.groups]
         overall, over = conclude(results, at, groups=groups, findings=findings)
-    finally:
-        at.close()
-    return Run((*results, *over), overall, registries)
+    return Run((*results, *over), overall, registries, interrupted)
+
+
+def _not_checked(registries: Sequence[Registry], chosen: _Chosen, done: Collection[str]) -> Iterator[Result]:
+    """A result for each model that an interrupt came before."""
+    for registry, entry in _models(registries, chosen):
+        if (nodeid := f"{registry.loaded.file}::{entry.id}") not in done:
+            why = "the run was interrupted before it was checked"
+            yield Result(entry.id, State.NOT_CHECKED, place=entry.place, tags=entry.tags, error=why, nodeid=nodeid)
+
+
+def _models(registries: Sequence[Registry], chosen: _Chosen) -> list[tuple[Registry, ModelEntry]]:
+    return [
+        (registry, entry)
+        for registry in registries
+        for entry in (*registry.absent, *registry.entries)
+        if chosen(registry, entry.id)
+    ]
 
 
 class _Chosen:
@@ -93,14 +120,10 @@ def _results(
     accept: bool,
     base: Base,
     earlier: Mapping[Path, Earlier],
+    count: Callable[[ModelEntry], Summary] | None,
 ) -> Iterator[tuple[Result, str]]:
     clashing = {id(entry): why for entry, why in clashes([entry for one in registries for entry in one.entries])}
-    todo = [
-        (registry, entry)
-        for registry in registries
-        for entry in (*registry.absent, *registry.entries)
-        if chosen(registry, entry.id)
-    ]
+    todo = _models(registries, chosen)
     for registry in registries:
         yield from ((one, "") for one in _about_manifest(registry, project, chosen))
     for number, (registry, entry) in enumerate(todo, 1):
@@ -110,7 +133,7 @@ def _results(
             continue
         with _progress(f"[{number}/{len(todo)}] {entry.id}"), captured() as output:
             before = registry.before(entry, earlier[registry.path])
-            result = run(entry, project.root, accept=accept, base=base, limits_before=before)
+            result = run(entry, project.root, accept=accept, count=count, base=base, limits_before=before)
             said = output()
         yield replace(result, nodeid=nodeid), said
 

@@ -23,6 +23,8 @@ def run(options: Namespace) -> int:
     if not project.manifests:
         raise ModelBudgetError(NO_MANIFEST)
     done = check_models(project, base="off")
+    if done.interrupted:  # limits that several models share follow the largest of them
+        raise KeyboardInterrupt
     found = 0
     for registry in done.registries:
         found += _one(registry, done, write=options.write)

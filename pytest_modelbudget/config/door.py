@@ -24,12 +24,14 @@ def model(
     training: Mapping[str, Any] | Training | bool | None = None,
     inference: Mapping[str, Any] | Inference | bool | None = None,
     run: RunMode | None = None,
+    limits: Mapping[str, Any] | None = None,
+    isolate: bool | None = None,
 ) -> Callable[[Callable[[], object]], ModelEntry]:
     """Register the decorated function, which builds and returns a model, under its own name (or `name`).
 
     The name it is bound to becomes a `ModelEntry`, a value that pytest collects from a test module; without
-    `--model-budget` it does nothing. `inputs`, `budgets`, `training`, `inference` and `run` are written as in a
-    manifest.
+    `--model-budget` it does nothing. `inputs`, `budgets`, `training`, `inference`, `run`, `limits` and `isolate`
+    are written as in a manifest.
 
     Raises:
         ModelBudgetError: inputs, budgets, recipes or `run` that do not parse, with the line of the function.
@@ -55,6 +57,8 @@ def model(
                 training=training,
                 inference=inference,
                 run=run,
+                limits=limits or {},
+                isolate=isolate,
             )
         except ModelBudgetError as mistake:
             raise ModelBudgetError(f"{place or repr(build)}: {mistake}") from None

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pytest_modelbudget import arguments, inputs
+from pytest_modelbudget import arguments, inputs, resources
 from pytest_modelbudget import budget as budgets
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, check_id, names_file
@@ -21,6 +21,7 @@ from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, r
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.written import Written
+from pytest_modelbudget.resources import Limits
 
 MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 """File names that are manifests; `pyproject.toml` is one when it has the table `[tool.modelbudget]`."""
@@ -79,6 +80,7 @@ class Loaded:
     layers: tuple[Layered, ...] = ()
     defaults: schema.Defaults = field(default_factory=schema.Defaults)
     home: str = "."
+    limits: Limits = field(default_factory=dict)
 
     def apply(self, entry: ModelEntry) -> ModelEntry:
         """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.
@@ -87,7 +89,7 @@ class Loaded:
             ModelBudgetError: a min of one level is above a max of another.
         """
         levels = [layer for layer in self.layers if layer.matches(entry)]
-        limits = budgets.merge(*(level.budgets for level in levels), entry.limits)
+        limits = budgets.merge(*(level.budgets for level in levels), entry.parsed_budgets)
         if wrong := "; ".join(budgets.contradictions(limits)):
             raise ModelBudgetError(wrong)
         return replace(
@@ -98,6 +100,8 @@ class Loaded:
             framework=entry.framework or self.defaults.framework,
             optional=entry.optional or self.defaults.optional,
             run=entry.run or self.defaults.run,
+            limits={**self.limits, **entry.limits},
+            isolate=self.defaults.isolate if entry.isolate is None else entry.isolate,
             home=self.home,
             declared=Path(self.file).name,
             training=written.merge(*(level.recipes.get("training") for level in levels), entry.training),
@@ -163,6 +167,7 @@ class _Loader:
             layers=tuple(self._layers(manifest)),
             defaults=manifest.defaults,
             home=self.home,
+            limits=self._limits(manifest.defaults.limits, ("defaults",)),
         )
         entries = tuple(self._entries(manifest, loaded))
         return replace(loaded, entries=entries, mistakes=tuple(self.mistakes))
@@ -262,6 +267,13 @@ class _Loader:
                 self._mistake((*keys, section, *_below(name, value, str(mistake))), str(mistake))
         return tuple(found)
 
+    def _limits(self, written: Any, keys: Keys) -> Limits:
+        try:
+            return resources.parse(written)
+        except ModelBudgetError as mistake:
+            self._mistake((*keys, "limits"), str(mistake))
+            return {}
+
     def _entries(self, manifest: schema.Manifest, loaded: Loaded) -> Iterator[ModelEntry]:
         for name, data in manifest.models.items():
             before = len(self.mistakes)
@@ -320,6 +332,8 @@ class _Loader:
             framework=model.framework,
             optional=bool(model.optional),
             run=model.run,
+            limits=self._limits(model.limits, keys),
+            isolate=model.isolate,
             place=Place(self.file, self.tree.line(keys)),
             training=recipes.get("training"),
             inference=recipes.get("inference"),

@@ -24,6 +24,8 @@ class Defaults(_Strict):
     framework: Framework | None = None
     optional: bool = False
     run: RunMode | None = None
+    limits: Any = Field(default_factory=dict)
+    isolate: bool | None = None
     training: Any = None
     inference: Any = None
     budgets: Budgets = Field(default_factory=dict)
@@ -43,6 +45,8 @@ class Model(_Strict):
     framework: Framework | None = None
     optional: bool | None = None
     run: RunMode | None = None
+    limits: Any = Field(default_factory=dict)
+    isolate: bool | None = None
     training: Any = None
     inference: Any = None
     budgets: Budgets = Field(default_factory=dict)

@@ -118,9 +118,10 @@ def pytest_configure(config: pytest.Config) -> None:
     from pytest_modelbudget.plugin import base, collect, controller
 
     base.prepare(config)
-    config.pluginmanager.register(collect.Collector(config), "modelbudget-collector")
+    collector = collect.Collector(config)
+    config.pluginmanager.register(collector, "modelbudget-collector")
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(controller.Controller(config), "modelbudget-controller")
+        config.pluginmanager.register(controller.Controller(config, collector.roll), "modelbudget-controller")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from pytest_modelbudget.base import Base, Where, locate
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.check import Result
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.isolation import Isolation, wanted
 from pytest_modelbudget.overall import Group, Overall
+from pytest_modelbudget.plugin.importing import conftests
 from pytest_modelbudget.run import in_ci
 
 _INPUT, _OUTPUT = "modelbudget_base", "modelbudget_collected"
@@ -36,6 +39,7 @@ class Collected:
 
 BASE: pytest.StashKey[Base] = pytest.StashKey()
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
+ISOLATION: pytest.StashKey[Isolation | None] = pytest.StashKey()
 
 
 def prepare(config: pytest.Config) -> None:
@@ -53,6 +57,14 @@ def prepare(config: pytest.Config) -> None:
     config.stash[BASE] = base = Base(config.rootpath, where)
     config.stash[COLLECTED] = Collected()
     config.add_cleanup(base.close)
+    config.stash[ISOLATION] = isolation = Isolation(partial(conftests, config)) if _isolated(config) else None
+    if isolation is not None:
+        config.add_cleanup(isolation.close)
+
+
+def _isolated(config: pytest.Config) -> bool:
+    """Whether models get a process of their own: not when the user wants to look into them with a debugger."""
+    return wanted() and not (config.getoption("usepdb") or config.getoption("trace"))
 
 
 def tell(config: pytest.Config, workerinput: dict[str, Any]) -> None:
@@ -73,7 +85,13 @@ def take(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
     config.stash[COLLECTED].add(map(wire.group_from, groups), map(wire.finding_from, findings))
 
 
-def conclude(config: pytest.Config, results: Sequence[Result]) -> tuple[Overall, list[Result]]:
-    """What the run says beside its results, and a result for each group that broke a limit on its sum."""
+def conclude(
+    config: pytest.Config, results: Sequence[Result], findings: Iterable[Finding]
+) -> tuple[Overall, list[Result]]:
+    """What the run says beside its results, and a result for each group that broke a limit on its sum.
+
+    `findings` are those of the run itself, beside those of the manifests.
+    """
     collected = config.stash[COLLECTED]
-    return outcome.conclude(results, config.stash[BASE], groups=collected.groups, findings=collected.findings)
+    findings = (*findings, *collected.findings)
+    return outcome.conclude(results, config.stash[BASE], groups=collected.groups, findings=findings)

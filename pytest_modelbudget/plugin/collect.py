@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,9 @@ from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin import asked_for
-from pytest_modelbudget.plugin.base import BASE, COLLECTED, report_back
+from pytest_modelbudget.plugin.base import BASE, COLLECTED, ISOLATION, report_back
+from pytest_modelbudget.plugin.expected import Roll, write
+from pytest_modelbudget.plugin.importing import entries_of
 from pytest_modelbudget.plugin.items import (
     BadConfigItem,
     BudgetItem,
@@ -22,6 +24,7 @@ from pytest_modelbudget.plugin.items import (
     SnapshotFilesItem,
 )
 from pytest_modelbudget.registry import Registry, clashes, importable, register, relative
+from pytest_modelbudget.run import entries_from
 
 FIXTURE = "model_budget"
 NO_MODEL = (
@@ -38,6 +41,7 @@ class Collector:
         self.root = config.rootpath
         self.chosen = _chosen_manifest(config)
         self.models = 0
+        self.roll = Roll()
         _add_root_manifest(config, self.chosen)  # on workers too: each finds out for itself what it is to collect
         importable(self.root)
 
@@ -73,6 +77,16 @@ class Collector:
             report_back(config, config.workeroutput)  # type: ignore[attr-defined]
         elif not self.models and not session.testsfailed and wants_models(config):
             raise pytest.UsageError(NO_MODEL)
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        """Models that an option left out are not expected."""
+        self.roll.leave_out(items)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Write down which models are to be checked, before the first is."""
+        self.roll.add(session.items)
+        write(session.config, self.roll)
 
 
 def wants_models(config: pytest.Config) -> bool:
@@ -132,24 +146,10 @@ def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.I
         home = relative(module.path.parent, root)
         first = module.path.parent not in told  # one module of a folder speaks for those that are gone
         told.add(module.path.parent)
-        kept = {
-            snapshot.path_for(_at_home(entry, module.path, root))
-            for namespace in (module.obj, *_test_classes(module.obj))
-            for entry in vars(namespace).values()
-            if isinstance(entry, ModelEntry)
-        }
+        kept = {snapshot.path_for(_at_home(entry, module.path, root)) for entry in entries_of(module.obj)}
         files = tuple(snapshot.obsolete(root, home, partial(_module_knows, module, kept, first)))
         if files:
             yield SnapshotFilesItem.from_parent(module, name="snapshot-files", files=files, declared=module.name)
-
-
-def _test_classes(namespace: object) -> Iterator[type]:
-    """The classes that are written inside a module or class, at any depth."""
-    name = namespace.__qualname__ if isinstance(namespace, type) else ""
-    for value in vars(namespace).values():
-        if isinstance(value, type) and value.__qualname__.rpartition(".")[0] == name:
-            yield value
-            yield from _test_classes(value)
 
 
 def _module_knows(module: pytest.Module, kept: set[str], first: bool, path: str, declared: str) -> bool:
@@ -164,7 +164,8 @@ class ManifestFile(pytest.File):
 
     def collect(self) -> Iterator[pytest.Item]:
         """Read the manifest; a mistake is an item that fails, so that the other models are still checked."""
-        known = register(self.path, self.config.rootpath)
+        isolation = self.config.stash[ISOLATION]
+        known = register(self.path, self.config.rootpath, entries_from if isolation is None else isolation.entries)
         for name, mistakes in known.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
         earlier = known.earlier(self.config.stash[BASE])

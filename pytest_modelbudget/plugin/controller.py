@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import outcome, wire
+from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.plugin.base import conclude, take, tell
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
+from pytest_modelbudget.plugin.expected import Folder, Roll
 from pytest_modelbudget.plugin.quiet import in_github
 from pytest_modelbudget.reports import github, overall, table, terminal
 from pytest_modelbudget.reports.text import Setting
@@ -23,8 +25,12 @@ from pytest_modelbudget.tracebacks import user_traceback
 class Controller:
     """Gathers results from reports, local or from workers, and acts on them once at the end."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, roll: Roll) -> None:
         self.config = config
+        self.roll = roll
+        self.rolls = Folder()
+        config.add_cleanup(self.rolls.close)
+        self.not_collected: list[Finding] = []
         self.results: list[Result] = []
         self.latest: dict[tuple[str, str], Result] = {}
         self.overall = Overall()
@@ -41,14 +47,23 @@ class Controller:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the results off a report; of a test that was run again, the last one counts."""
-        for packed in vars(report).pop("modelbudget", []):
-            result = wire.unpack(packed)
+        packed = vars(report).pop("modelbudget", None)
+        for result in map(wire.unpack, packed or ()):
             self.latest[result.nodeid, result.id] = result
+        if not packed:
+            self.roll.note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Models in a file that cannot be collected are not known."""
+        if report.failed:
+            text = f"{report.nodeid or 'a test module'} could not be collected: models in it are not checked"
+            self.not_collected.append(Finding("not collected", "", text))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: object) -> None:
-        """Tell a worker the base, so that all have the same."""
+        """Tell a worker the base, so that all have the same, and where to write what it collects."""
         tell(self.config, vars(node)["workerinput"])
+        self.rolls.tell(vars(node)["workerinput"])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
@@ -66,7 +81,9 @@ class Controller:
             return
         if self.config.getoption("collectonly"):
             return
-        self.results = sorted(self.latest.values(), key=lambda result: (result.id, result.nodeid))
+        self.rolls.read(self.roll)
+        missing = self.roll.missing((nodeid for nodeid, _ in self.latest), _ending(session))
+        self.results = sorted((*self.latest.values(), *missing), key=lambda result: (result.id, result.nodeid))
         self._write_snapshots()
         self._prune()
         self._conclude(session)
@@ -80,10 +97,18 @@ class Controller:
 
     def _conclude(self, session: pytest.Session) -> None:
         """What only all results together tell; a group over its limit fails the run."""
-        self.overall, over = conclude(self.config, self.results)
+        self.overall, over = conclude(self.config, self.results, self._left_out())
+        lacking = any(result.state is State.NOT_CHECKED for result in self.results) or bool(self.not_collected)
         self.results += over
-        if over and session.exitstatus == pytest.ExitCode.OK:
+        if (over or lacking) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _left_out(self) -> list[Finding]:
+        """What this run does not say anything of."""
+        if not (deselected := len(self.roll.deselected - self.roll.expected.keys())):
+            return self.not_collected
+        text = f"{deselected} model{' was' if deselected == 1 else 's were'} left out by the options of this run"
+        return [*self.not_collected, Finding("deselected", "", text)]
 
     def _finish(self) -> None:
         try:
@@ -146,6 +171,14 @@ class Controller:
     def _shown_in_full(self) -> Iterable[Summary]:
         """Summaries for `-v`; a failed model's was shown with its failure."""
         return (result.summary for result in self.results if result.summary is not None and result.state is State.OK)
+
+
+def _ending(session: pytest.Session) -> str:
+    """Why models that have no result have none."""
+    if stopped := session.shouldfail or session.shouldstop:
+        return f"the run ended before it was checked: {stopped}"
+    word = "was interrupted" if session.exitstatus == pytest.ExitCode.INTERRUPTED else "ended"
+    return f"the run {word} before it was checked"
 
 
 def _target(text: str, config: pytest.Config) -> tuple[str, Path]:

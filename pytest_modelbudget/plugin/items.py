@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,13 +16,16 @@ from pytest_modelbudget.backends.quiet import without_noise
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.isolation import Yielded
 from pytest_modelbudget.plugin import MARKER, RESULTS
-from pytest_modelbudget.plugin.base import BASE
+from pytest_modelbudget.plugin.base import BASE, ISOLATION
+from pytest_modelbudget.plugin.importing import described
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.registry import bad_config, obsolete_files
 from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.reports.text import captured, without_commands
 from pytest_modelbudget.run import in_ci, run
+from pytest_modelbudget.summary import Summary
 
 _MOST_OUTPUT = 20_000
 
@@ -32,6 +36,7 @@ _LETTERS = {
     State.OBSOLETE: "O",
     State.CONFLICT: "C",
     State.BUILD_ERROR: "E",
+    State.NOT_CHECKED: "E",
     State.BAD_CONFIG: "E",
 }
 
@@ -104,9 +109,18 @@ class ModelItem(BudgetItem):
             self.entry,
             self.config.rootpath,
             accept=bool(self.config.getoption("model_budget_update")),
+            count=self._count(),
             base=self.config.stash[BASE],
             limits_before=self.limits_before,
         )
+
+    def _count(self) -> Callable[[ModelEntry], Summary] | None:
+        """How its model is counted: in a process of its own, which finds a decorated builder in its module."""
+        isolation = self.config.stash[ISOLATION]
+        if isolation is None:
+            return None
+        module = None if isinstance(self.entry.build, (str, Yielded)) else described(self.config, self.path)
+        return partial(isolation.count, module=module)
 
 
 class BadConfigItem(BudgetItem):

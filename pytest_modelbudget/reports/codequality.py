@@ -13,6 +13,7 @@ from pytest_modelbudget.reports import terminal, text
 
 _SEVERITY = {
     State.BAD_CONFIG: "blocker",
+    State.NOT_CHECKED: "blocker",
     State.BUILD_ERROR: "blocker",
     State.CONFLICT: "blocker",
     State.NO_SNAPSHOT: "minor",

@@ -24,6 +24,7 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
     """The marker, the verdict, a table of the models that changed or failed, and the details of each."""
     notable = sorted(filter(is_notable, results), key=github.rank)
     said = [one for result, one in text.new_findings(results, setting) if result is None]
+    said += [one for one in text.unchecked(setting) if one not in said]
     key = re.sub("[^A-Za-z0-9._]+", "-", setting.key) or text.SETTING.key
     base = markdown.code(setting.overall.base) if setting.overall.base else "the committed snapshots"
     title = f"### Model budget: {text.verdict(results)}\n\nCompared with {base}.\n"

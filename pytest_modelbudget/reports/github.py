@@ -15,8 +15,8 @@ MOST = 10
 
 _LONGEST = 4_000
 _ORDER = (
-    State.BAD_CONFIG, State.BUILD_ERROR, State.CONFLICT, State.OVER_BUDGET, State.CHANGED, State.NO_SNAPSHOT,
-    State.OBSOLETE, State.OK, State.SKIPPED,
+    State.BAD_CONFIG, State.BUILD_ERROR, State.NOT_CHECKED, State.CONFLICT, State.OVER_BUDGET, State.CHANGED,
+    State.NO_SNAPSHOT, State.OBSOLETE, State.OK, State.SKIPPED,
 )  # fmt: skip
 """What a reviewer has to see first."""
 

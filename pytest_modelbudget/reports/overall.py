@@ -10,7 +10,7 @@ from pytest_modelbudget.check import Result
 from pytest_modelbudget.overall import Overall, Sum, shared
 from pytest_modelbudget.reports.text import harmless
 
-_NOTES = ("ratchet", "growth not enforced", "base manifest", "model removed")
+_NOTES = ("ratchet", "growth not enforced", "base manifest", "model removed", "deselected")
 """Kinds that ask for nothing; all others are warnings."""
 
 

@@ -64,7 +64,7 @@ def _result_cells(result: Result) -> tuple[str, ...]:
     if result.to_write:
         word = f"{word} written".strip()
     if summary is None:
-        about_a_model = result.state in (State.BUILD_ERROR, State.SKIPPED)
+        about_a_model = result.state in (State.BUILD_ERROR, State.NOT_CHECKED, State.SKIPPED)
         return (text.harmless(result.id), *(text.UNKNOWN if about_a_model else "-",) * 4, "-", word)
     flops = (
         text.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value).replace("FLOPs", "").strip()

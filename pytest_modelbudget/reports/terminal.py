@@ -87,18 +87,30 @@ def _snapshot(result: Result) -> Iterator[str]:
         case Stored.MISSING if result.state is not State.OK and not result.accepted:
             assert result.summary is not None
             yield f"  no {path} yet (counted {result.summary.params:,} params); a check never writes it"
-            yield f"create:  {update}"
+            yield from _commands("create:  ", update, result)
         case Stored.DIFFERENT:
             yield f"  differs from {path}:"
             yield from (f"    {line}" for line in moves(result.changes, result.summary))
             if not result.accepted:
-                yield f"accept:  {update}"
+                yield from _commands("accept:  ", update, result)
         case Stored.BROKEN:
             yield f"  {harmless(snapshot.problem)}"
             if not result.accepted:
-                yield f"fix:     {update}"
+                yield from _commands("fix:     ", update, result)
         case Stored.REFUSED:
             yield f"  {harmless(snapshot.problem)}"
+
+
+def _commands(word: str, update: str, result: Result) -> Iterator[str]:
+    """What to do to end with a passing run; an update alone does not, while a limit is broken."""
+    if not result.failures:
+        yield f"{word}{update}"
+        return
+    places = dict.fromkeys(str(one.budget.place) for one in result.failures if one.budget.place)
+    where = f" ({harmless(', '.join(places))})" if places else ""
+    limits = "limit" if len(result.failures) == 1 else "limits"
+    yield f"first:   make it fit, or change the broken {limits}{where}"
+    yield f"then:    {update}"
 
 
 def _since(result: Result) -> Iterator[str]:

@@ -280,7 +280,7 @@ def findings(result: Result) -> tuple[Finding, ...]:
     return tuple(finding for finding in result.findings if finding.kind != "growth not enforced")
 
 
-NEW = ("budget loosened", "waiver added", "snapshot deleted", "model removed")
+NEW = ("budget loosened", "waiver added", "snapshot deleted", "model removed", "not collected")
 """Kinds of findings that a change made, not the state it found."""
 
 
@@ -288,6 +288,11 @@ def new_findings(results: Sequence[Result], setting: Setting) -> Iterator[tuple[
     """What a reviewer should see that this change did, of models and (with None) of no single one."""
     yield from ((result, one) for result in results for one in result.findings if one.kind in NEW)
     yield from ((None, one) for one in setting.overall.findings if one.kind in NEW)
+
+
+def unchecked(setting: Setting) -> Iterator[Finding]:
+    """What the run does not speak for: models that it left out, or could not collect."""
+    return (one for one in setting.overall.findings if one.kind in ("deselected", "not collected"))
 
 
 def verdict(results: Sequence[Result]) -> str:

@@ -136,7 +136,7 @@ def test_from_a_project_to_a_manifest(project: Project) -> None:
     ]
     loaded = load(project.path / "modelbudget.yaml", file="modelbudget.yaml")
     assert loaded.mistakes == ()
-    limits = {entry.id: {one.metric: one.limit for one in entry.limits} for entry in loaded.entries}
+    limits = {entry.id: {one.metric: one.limit for one in entry.parsed_budgets} for entry in loaded.entries}
     assert limits["same"] == {"params": 2_300, "weight_bytes": 9_100, "flops": 4_600}  # 2,252.8  9,011.2  4,505.6
 
 

@@ -26,7 +26,7 @@ def read(tmp_path: Path, text: str, name: str = "modelbudget.yaml") -> Loaded:
 
 def limits(entry: ModelEntry) -> dict[tuple[str | None, str, str], object]:
     """An entry's limits by layer, metric and bound."""
-    return {budget.key: budget.limit for budget in entry.limits}
+    return {budget.key: budget.limit for budget in entry.parsed_budgets}
 
 
 FULL = """\

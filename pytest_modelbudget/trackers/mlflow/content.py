@@ -155,6 +155,7 @@ def _job_metrics(results: Sequence[Result], sizes: Sequence[tuple[int, int]]) ->
     yield "session/snapshot_changed", sum(bool(result.changes) for result in results)
     yield "session/no_snapshot", states.count(State.NO_SNAPSHOT)
     yield "session/errors", states.count(State.BUILD_ERROR)
+    yield "session/not_checked", states.count(State.NOT_CHECKED)
     yield "session/skipped", states.count(State.SKIPPED)
     yield "session/analysis_s", round(sum(result.seconds for result in results), 3)
     if len(sizes) == len(results):  # the sum of some would look like the sum of all

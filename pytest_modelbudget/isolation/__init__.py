@@ -1,0 +1,186 @@
+"""Models are built and counted in a process of their own, so that what a builder does to its process costs it alone.
+
+One worker serves one model after the other, as long as it stays as it was; whoever asked for a model gets its result,
+or one that says how the worker ended. `Isolation` is the face; `process` starts and watches a worker, `worker` is what
+runs in it, `surroundings` what is put back or found spoiled there after each model, `ending` puts an end into words.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pytest_modelbudget import wire
+from pytest_modelbudget.check import ModelEntry, Result, State
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.isolation import ending
+from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source
+from pytest_modelbudget.isolation.process import Ended, Worker
+from pytest_modelbudget.resources import SECONDS, Limits
+from pytest_modelbudget.run import NotCounted, entries_from, summarize_entry
+from pytest_modelbudget.summary import Summary
+
+VARIABLE = "MODELBUDGET_ISOLATE"
+"""Set to 0, it has all models built in the process that asks for them."""
+
+_TOLERATED_AFTER = 3
+
+
+def wanted() -> bool:
+    """Whether models are to be isolated: not when the user said so, nor under a debugger, which follows no process."""
+    if os.environ.get(VARIABLE, "").lower() in ("0", "false", "off", "no"):
+        return False
+    return not ("pydevd" in sys.modules or "debugpy" in sys.modules)
+
+
+@dataclass(frozen=True, slots=True)
+class Yielded:
+    """Stands for the builder of an entry that a source yielded in the worker; called here, it calls the source here."""
+
+    source: Source
+    id: str
+
+    def entry(self) -> ModelEntry:
+        """The entry as the source yields it.
+
+        Raises:
+            ModelBudgetError: it yields none of that id, the second time.
+        """
+        for entry in entries_from(self.source.reference, self.source.holder):
+            if entry.id == self.id:
+                return entry
+        raise ModelBudgetError(f"{self.source.holder.place}: {self.source.reference} yields {self.id} only sometimes")
+
+    def __call__(self) -> object:
+        raise NotImplementedError("`filled_in` puts the builder in its place")
+
+
+def filled_in(entry: ModelEntry) -> ModelEntry:
+    """`entry` with what only the process that builds it has: the builder that a source yielded, and what it takes."""
+    if not isinstance(entry.build, Yielded):
+        return entry
+    own = entry.build.entry()
+    return replace(entry, build=own.build, args=own.args, kwargs=own.kwargs, inputs=own.inputs)
+
+
+class Isolation:
+    """Workers for the models of one run, one at a time: a new one comes when the last ended, or was spoiled.
+
+    `conftests` gives the files that were imported before a model was asked for, so that the worker does that too.
+    """
+
+    def __init__(self, conftests: Callable[[], tuple[Module, ...]] = tuple) -> None:
+        self._conftests = conftests
+        self._worker: Worker | None = None
+        self._traces: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Have a worker come up, while something else is done."""
+        if self._worker is None or not self._worker.alive:
+            self._drop()
+            self._worker = Worker()
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+
+    def count(self, entry: ModelEntry, module: Module | None = None) -> Summary:
+        """Build and count a model in the worker; `module` is where it is found when only its module has its builder.
+
+        Raises:
+            NotCounted: it gave no summary; what it carries says why, also that the worker ended or a limit was hit.
+            KeyboardInterrupt: its builder raised it.
+        """
+        if entry.isolate is False:
+            return summarize_entry(filled_in(entry))
+        answer = self._ask(_job(entry, module), entry.limits, once_more=True)
+        match answer.kind:
+            case "result":
+                result = wire.unpack(answer.data)
+                if result.summary is None:
+                    raise NotCounted(result)
+                return result.summary
+            case "interrupted":
+                raise KeyboardInterrupt
+            case "ended":
+                raise NotCounted(_failed(entry, answer.text))
+            case _:  # it wants a debugger, or is not found outside of this process
+                return summarize_entry(filled_in(entry))
+
+    def entries(self, reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
+        """What a source yields, with stand-ins for the builders; see `run.entries_from`.
+
+        Raises:
+            KeyboardInterrupt: the source raised it.
+        """
+        source = Source(reference, holder)
+        answer = self._ask(Job("entries", source=source), {}, once_more=False)
+        match answer.kind:
+            case "entries":
+                return tuple(_stand_in(entry, source) for entry in answer.entries())
+            case "interrupted":
+                raise KeyboardInterrupt
+            case "ended":
+                raise ModelBudgetError(f"{holder.place}: the source {reference} {answer.text}")
+            case "failed":
+                raise answer.error()
+            case _:
+                return entries_from(reference, holder)
+
+    def _ask(self, job: Job, limits: Limits, *, once_more: bool) -> Answer:
+        """The worker's answer; a worker that ended may have been another model's doing, so a used one has a second."""
+        self.start()
+        assert self._worker is not None
+        worker, used = self._worker, self._worker.used
+        try:
+            job = replace(job, conftests=self._conftests())
+            answer = worker.ask(job, seconds=limits.get("seconds", SECONDS), memory=limits.get("memory"))
+        except Ended as end:
+            self._drop()
+            if once_more and used and end.limit is None:
+                return self._ask(job, limits, once_more=False)
+            return Answer("ended", text=ending.described(end))
+        except BaseException:  # an interrupt from the keyboard: the worker is in the middle of a model
+            self._drop()
+            raise
+        if answer.spoiled or (answer.trace and self._matters(answer.trace)):
+            self._drop()
+        return answer
+
+    def _matters(self, trace: str) -> bool:
+        """Whether a worker is given up for a trace: not for one that libraries leave in each process."""
+        self._traces[trace] = self._traces.get(trace, 0) + 1
+        return self._traces[trace] <= _TOLERATED_AFTER
+
+    def _drop(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker = None
+
+
+def _job(entry: ModelEntry, module: Module | None) -> Job:
+    """What the worker is told."""
+    if module is not None:
+        return Job("count", entry=_without_code(entry), module=module)
+    if isinstance(entry.build, Yielded):
+        return Job("count", entry=_without_code(entry), source=entry.build.source)
+    return Job("count", entry=entry)
+
+
+def _without_code(entry: ModelEntry) -> ModelEntry:
+    return replace(entry, build="", args=(), kwargs={}, inputs=None)
+
+
+def _stand_in(entry: ModelEntry, source: Source) -> ModelEntry:
+    return replace(entry, build=Yielded(source, entry.id))
+
+
+def _failed(entry: ModelEntry, error: str) -> Result:
+    return Result(id=entry.id, state=State.BUILD_ERROR, error=error, place=entry.place, tags=entry.tags)
+
+
+__all__ = ["Isolation", "Module", "Yielded", "filled_in", "wanted"]

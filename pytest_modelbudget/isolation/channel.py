@@ -1,0 +1,174 @@
+"""What the process of pytest and a worker say to each other: jobs one way, answers the other, in frames of bytes.
+
+A job is pickled, since only its worker reads it. An answer is data, whoever wrote it: the user's code had the process
+that it comes from.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
+
+_HEAD = struct.Struct(">QI")
+_MOST_BYTES = 1 << 31
+"""Of one frame: the packed rows of the largest models are some megabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source of a manifest, by its reference, and the entry that holds its place."""
+
+    reference: str
+    holder: ModelEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A file of the user's that pytest imports, and how it does: a test module, or a conftest."""
+
+    path: str
+    root: str
+    mode: str
+    namespaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to do for the worker: `count` an entry, or call a source for its `entries`.
+
+    An entry of a `source` or of a `module` has its builder there, by its id. `conftests` are imported before, once.
+    `path` and `folder` are the module search path and the working directory to do it in.
+    """
+
+    kind: str
+    entry: ModelEntry | None = None
+    source: Source | None = None
+    module: Module | None = None
+    conftests: tuple[Module, ...] = ()
+    path: tuple[str, ...] = ()
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a job came out.
+
+    `kind` is `result` (packed, in `data`), `entries` (pickled, in `data`), `failed` (with `text`), `interrupted`,
+    `here` (it is to be done in the process that asked) or `ended` (made where the worker ended, which `text` is about).
+    `spoiled` says why the worker is not to be used again, `trace` what is found in it that may disturb the next model,
+    `missing` which framework a source lacks, `warnings` what was warned of.
+    """
+
+    kind: str
+    text: str = ""
+    data: bytes = field(default=b"", repr=False)
+    spoiled: str = ""
+    trace: str = ""
+    missing: str = ""
+    warnings: tuple[tuple[str, str, str, int], ...] = ()
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """The entries in `data`.
+
+        Raises:
+            ModelBudgetError: it is something else.
+        """
+        found = _Entries(io.BytesIO(self.data)).load()
+        if not isinstance(found, tuple) or not all(isinstance(entry, ModelEntry) for entry in found):
+            raise ModelBudgetError("the worker answered with something else than entries")
+        return found
+
+    def error(self) -> ModelBudgetError:
+        """What a failed source raises where it is called."""
+        return FrameworkMissing(self.missing, self.text) if self.missing else ModelBudgetError(self.text)
+
+
+class _Entries(pickle.Unpickler):
+    """Makes the values that entries consist of, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "pytest_modelbudget" or (module, name) in _VALUES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of an entry")
+
+
+_VALUES = {
+    ("fractions", "Fraction"), ("decimal", "Decimal"), ("datetime", "date"), ("builtins", "frozenset"),
+    ("builtins", "set"), ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("pathlib", "Path"),
+}  # fmt: skip
+
+
+def write_job(stream: IO[bytes], number: int, job: Job) -> None:
+    """Send a job; what cannot be pickled raises before anything is sent."""
+    _write(stream, number, pickle.dumps(job))
+
+
+def read_job(stream: IO[bytes]) -> tuple[int, Job] | None:
+    """The next job with its number, None when there are no more."""
+    frame = _read(stream)
+    return None if frame is None else (frame[0], pickle.loads(frame[1]))
+
+
+def write_answer(stream: IO[bytes], number: int, answer: Answer) -> None:
+    """Send the answer to the job of that number."""
+    words = (answer.kind, answer.text, answer.spoiled, answer.trace, answer.missing)
+    head = json.dumps([*words, answer.warnings]).encode()
+    _write(stream, number, struct.pack(">I", len(head)) + head + answer.data)
+
+
+def read_answer(stream: IO[bytes]) -> tuple[int, Answer] | None:
+    """The next answer with the number of its job, None when there are no more.
+
+    Raises:
+        ValueError: it is none.
+    """
+    frame = _read(stream)
+    if frame is None:
+        return None
+    number, body = frame
+    end = 4 + int.from_bytes(body[:4], "big")
+    *words, warnings = json.loads(body[4:end])
+    kind, text, spoiled, trace, missing = map(str, words)
+    return number, Answer(kind, text, body[end:], spoiled, trace, missing, tuple(_warning(*one) for one in warnings))
+
+
+def _warning(category: Any, message: Any, file: Any, line: Any) -> tuple[str, str, str, int]:
+    return str(category), str(message), str(file), int(line)
+
+
+def _write(stream: IO[bytes], number: int, body: bytes) -> None:
+    stream.write(_HEAD.pack(len(body), number) + body)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> tuple[int, bytes] | None:
+    head = _exactly(stream, _HEAD.size)
+    if head is None:
+        return None
+    length, number = _HEAD.unpack(head)
+    if length > _MOST_BYTES:
+        raise ValueError(f"a frame of {length} bytes")
+    body = _exactly(stream, length)
+    return None if body is None else (number, body)
+
+
+def _exactly(stream: IO[bytes], length: int) -> bytes | None:
+    parts: list[bytes] = []
+    while length:
+        part = stream.read(length)
+        if not part:
+            return None
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+__all__: Sequence[str] = ["Answer", "Job", "Module", "Source", "read_answer", "read_job", "write_answer", "write_job"]

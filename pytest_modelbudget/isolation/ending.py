@@ -1,0 +1,71 @@
+"""How the end of a worker reads: what ended it, or which limit it hit, and the user's lines that it was at."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from traceback import FrameSummary
+
+from pytest_modelbudget import units
+from pytest_modelbudget.frames import is_ours, is_pythons
+from pytest_modelbudget.isolation.process import Ended
+
+_FRAME = re.compile(r'^  File "(?P<file>[^"\n]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
+_MOST_FRAMES = 6
+
+_MEANINGS = {
+    "SIGSEGV": "a segmentation fault",
+    "SIGABRT": "it aborted",
+    "SIGBUS": "a bus error",
+    "SIGFPE": "a division by zero in C code",
+    "SIGILL": "an instruction that this CPU does not have",
+    "SIGKILL": "perhaps by the system, which was short of memory",
+}
+
+
+def described(ended: Ended) -> str:
+    """`ended its process: SIGSEGV (a segmentation fault)`, and the lines where that was, when they are known."""
+    return "\n".join((_what(ended), *_where(ended.end.stderr)))
+
+
+def _what(ended: Ended) -> str:
+    end = ended.end
+    match end.limit:
+        case "seconds":
+            return f"took longer than the {end.amount:g} s that limits.seconds allows"
+        case "memory":
+            return f"took more memory than the {units.size(int(end.amount))} that limits.memory allows"
+        case "output":
+            return f"printed more than {units.size(int(end.amount))}"
+    if end.nonsense or end.code is None:
+        return "broke the connection to its process"
+    if end.code < 0:
+        name = _signal_name(-end.code)
+        meaning = _MEANINGS.get(name, "")
+        return f"its process was ended by {name}{f' ({meaning})' if meaning else ''}"
+    return f"its process ended with exit code {end.code}, before the model was counted"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _where(stderr: str) -> Iterator[str]:
+    """The user's frames of the last stack that the worker wrote, the outermost first, as in a traceback."""
+    current = stderr.rpartition("Current thread ")[2] or stderr.rpartition("Thread 0x")[2]
+    if not current or current == stderr:
+        return
+    stack = current.partition("\n\n")[0].partition("\nThread 0x")[0]
+    frames = [FrameSummary(one["file"], int(one["line"]), one["name"]) for one in _FRAME.finditer(stack)]
+    shown = [frame for frame in frames if not (is_ours(frame) or is_pythons(frame))]
+    yield from (f"{_relative(frame.filename)}:{frame.lineno}: in {frame.name}" for frame in shown[:_MOST_FRAMES][::-1])
+
+
+def _relative(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path)

@@ -1,0 +1,264 @@
+"""A worker from the outside: started, given jobs, watched, and ended with all that it started."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
+
+_WORKER = "pytest_modelbudget.isolation.worker"
+_LOOK = 0.05
+"""Seconds between two looks at a worker that has not answered."""
+
+_TREE_EVERY = 4
+"""At so many looks the memory of what a worker started is read too, which is dearer than reading its own."""
+
+_SECONDS_TO_START = 120.0
+_SECONDS_TO_END = 5.0
+_SECONDS_TO_TELL = 0.5
+_MOST_OUTPUT = 256 << 20
+_MOST_SHOWN = 1 << 20
+
+Limit = Literal["seconds", "memory", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a worker ended: its exit code (negative for a signal), or the limit that it hit, and what it wrote last."""
+
+    code: int | None
+    limit: Limit | None = None
+    amount: float = 0
+    stderr: str = ""
+    nonsense: bool = False
+
+
+class Ended(Exception):
+    """The worker ended before it answered."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end)
+        self.end = end
+        self.limit = end.limit
+
+
+class Worker:
+    """One process that does one job at a time.
+
+    Its standard input and output are the channel; what its code prints goes to files, which are passed on to this
+    process's own output after each job. It leads a session of its own, so that it can be ended with what it started.
+    """
+
+    def __init__(self) -> None:
+        self._files = tempfile.TemporaryDirectory(prefix="modelbudget-", ignore_cleanup_errors=True)
+        self._printed = [_Printed(Path(self._files.name) / name) for name in ("stdout", "stderr")]
+        with self._printed[1].path.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, *_flags(), "-m", _WORKER, str(self._printed[0].path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=os.getcwd(),
+                env={**os.environ, "PYTHONPATH": _paths()},
+                start_new_session=True,
+            )
+        self._answers: queue.SimpleQueue[tuple[int, Answer] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="modelbudget-listener", daemon=True).start()
+        self._number = 0
+        self.used = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
+    def ask(self, job: Job, *, seconds: float | None, memory: float | None) -> Answer:
+        """Its answer to a job, within limits of time and of memory (bytes, of it and all that it started).
+
+        Raises:
+            Ended: it ended, or was ended for a limit.
+        """
+        if not self._number:
+            self._wait(0, _SECONDS_TO_START, None)  # it says so when it is there
+        self._number += 1
+        with suppress(OSError):  # that it is gone is found out below
+            assert self._process.stdin is not None
+            job = replace(job, path=tuple(sys.path), folder=os.getcwd())
+            write_job(self._process.stdin, self._number, job)
+        try:
+            answer = self._wait(self._number, seconds, memory)
+        finally:
+            self._pass_on()
+        self.used = True
+        _warn(answer)
+        return answer
+
+    def end(self) -> None:
+        """Let it end by itself; a worker that does not is killed."""
+        with suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_SECONDS_TO_END)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it and all that it started, at once."""
+        if sys.platform == "win32":
+            for process in (*_children(self._process.pid), self._process):
+                with suppress(OSError, psutil.Error):
+                    process.kill()
+        else:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin is not None:
+            with suppress(OSError, ValueError):
+                self._process.stdin.close()
+        self._files.cleanup()
+
+    def _listen(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        try:
+            while (answer := read_answer(stream)) is not None:
+                self._answers.put(answer)
+        except (OSError, ValueError, TypeError):
+            self._answers.put((-1, Answer("nonsense")))
+        self._answers.put(None)
+        with suppress(OSError):
+            stream.close()
+
+    def _wait(self, number: int, seconds: float | None, memory: float | None) -> Answer:
+        start, looks = time.monotonic(), 0
+        while True:
+            with suppress(queue.Empty):
+                received = self._answers.get(timeout=_LOOK)
+                if received is None or received[0] == -1:
+                    raise Ended(self._end(nonsense=received is not None))
+                if received[0] == number:
+                    return received[1]
+                continue
+            looks += 1
+            if not self.alive and self._answers.empty():
+                raise Ended(self._end())
+            if seconds is not None and time.monotonic() - start > seconds:
+                raise Ended(self._stopped("seconds", seconds))
+            if memory is not None and self._memory(tree=looks % _TREE_EVERY == 0) > memory:
+                raise Ended(self._stopped("memory", memory))
+            if any(printed.size() > _MOST_OUTPUT for printed in self._printed):
+                raise Ended(self._stopped("output", _MOST_OUTPUT))
+
+    def _memory(self, *, tree: bool) -> int:
+        total = 0
+        with suppress(psutil.Error):
+            process = psutil.Process(self._process.pid)
+            for part in (process, *(process.children(recursive=True) if tree else ())):
+                with suppress(psutil.Error):
+                    total += part.memory_info().rss
+        return total
+
+    def _stopped(self, limit: Limit, amount: float) -> End:
+        """End it for a limit; before that it says where it is, if it still can."""
+        if hasattr(signal, "SIGUSR2"):
+            before, deadline = self._printed[1].size(), time.monotonic() + _SECONDS_TO_TELL
+            with suppress(OSError):
+                self._process.send_signal(signal.SIGUSR2)
+            while self._printed[1].size() == before and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.02)
+        return replace(self._end(), code=None, limit=limit, amount=amount)
+
+    def _end(self, *, nonsense: bool = False) -> End:
+        with suppress(subprocess.TimeoutExpired):
+            if self.alive:
+                self._process.wait(0.5 if not nonsense else 0)
+        code = self._process.poll()
+        return End(code, stderr=self._printed[1].tail(), nonsense=nonsense)
+
+    def _pass_on(self) -> None:
+        """Print here what was printed there, so that it is captured and shown as if the model were built here."""
+        for printed, stream in zip(self._printed, (sys.stdout, sys.stderr), strict=True):
+            if (text := printed.fresh()) and stream is not None:
+                with suppress(OSError, ValueError):
+                    stream.write(text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"))
+
+
+class _Printed:
+    """A file that a worker writes its output to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen = 0
+        path.touch()
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def fresh(self) -> str:
+        """What was written since it was last asked, its middle left out when that is very much."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._seen)
+                written = file.read(_MOST_SHOWN)
+                end = file.seek(0, os.SEEK_END)
+        except OSError:
+            return ""
+        left_out = end - self._seen - len(written)
+        self._seen = end
+        text = written.decode("utf-8", "replace")
+        return f"{text}\n... {left_out:,} bytes left out ...\n" if left_out else text
+
+    def tail(self) -> str:
+        """The end of what was written since it was last asked."""
+        with suppress(OSError), self.path.open("rb") as file:
+            file.seek(max(self._seen, file.seek(0, os.SEEK_END) - 20_000))
+            return file.read().decode("utf-8", "replace")
+        return ""
+
+
+def _warn(answer: Answer) -> None:
+    """Warn here of what was warned of there, so that pytest's filters and summary have it."""
+    for category, message, file, line in answer.warnings:
+        kind = getattr(__import__("builtins"), category, None)
+        known = isinstance(kind, type) and issubclass(kind, Warning)
+        text = message if known else f"{category}: {message}"
+        warnings.warn_explicit(text, kind if known else UserWarning, file, line)  # type: ignore[arg-type]
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def _flags() -> list[str]:
+    """The interpreter's own options that change what code does."""
+    options = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+    switches = [("-O", sys.flags.optimize == 1), ("-OO", sys.flags.optimize > 1), ("-B", sys.dont_write_bytecode)]
+    return [*options, *(switch for switch, on in switches if on)]
+
+
+def _paths() -> str:
+    """Where the worker finds this package before it is told the search path: also when it is run from its sources."""
+    package = str(Path(__file__).resolve().parents[2])
+    own = "" if Path(package).name in ("site-packages", "dist-packages") else package
+    return os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), own)))

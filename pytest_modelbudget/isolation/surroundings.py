@@ -1,0 +1,243 @@
+"""What a model's code may do to its worker: what of it is put back, and what makes the worker unfit for the next one.
+
+Some of it no library does, so it is the model's fault: it fails. Other things libraries do as well, once they are
+imported (they start helpers, patch a function): then another worker takes the next model, and that is all.
+"""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, NoReturn
+
+from pytest_modelbudget.frames import is_installed_file
+
+if sys.platform != "win32":
+    import resource
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP") if hasattr(signal, name))
+_WATCHED = (
+    "os", "sys", "io", "json", "time", "re", "math", "random", "threading", "subprocess", "pickle", "functools",
+    "itertools", "collections", "inspect", "traceback", "importlib", "pathlib", "zlib", "struct", "tempfile",
+    "contextlib", "dataclasses", "copy", "types", "warnings", "operator", "weakref", "shutil", "socket",
+)  # fmt: skip
+"""Modules of the standard library that everything stands on; another function in one of them is somebody's patch."""
+
+_SECONDS_FOR_COPIES = 2.0
+_MOST_LEFT = 1 << 30
+"""Bytes that a model may leave allocated in its worker beyond what was there before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The process before a model's code runs in it."""
+
+    builtin: Mapping[str, Any]
+    functions: Mapping[str, Mapping[str, Any]]
+    modules: Mapping[str, ModuleType]
+    streams: tuple[Any, Any, Any]
+    finders: tuple[Any, ...]
+    environment: Mapping[str, str]
+    handlers: Mapping[int, Any]
+    limits: tuple[tuple[int, int], ...]
+    threads: frozenset[int]
+    recursion: int
+    memory: int
+    path: tuple[str, ...]
+
+    @classmethod
+    def now(cls) -> Surroundings:
+        """As they are."""
+        return cls(
+            dict(vars(builtins)),
+            {name: dict(_functions(sys.modules[name])) for name in _WATCHED if name in sys.modules},
+            dict(sys.modules),
+            (sys.stdin, sys.stdout, sys.stderr),
+            tuple(sys.meta_path),
+            dict(os.environ),
+            {number: signal.getsignal(number) for number in _SIGNALS},
+            _limits(),
+            frozenset(thread.ident or 0 for thread in threading.enumerate()),
+            sys.getrecursionlimit(),
+            _resident(),
+            tuple(sys.path),
+        )
+
+    def restored(self) -> Left:
+        """Put back what can be put back; returns what makes the process unfit for another model."""
+        faults = [reason for check in _FAULTS for reason in check(self)]
+        traces = [reason for check in _TRACES for reason in check(self)]
+        sys.stdin, sys.stdout, sys.stderr = self.streams
+        sys.meta_path[:0] = [finder for finder in self.finders if finder not in sys.meta_path]
+        sys.setrecursionlimit(self.recursion)
+        sys.settrace(None)
+        sys.setprofile(None)
+        gc.enable()
+        for name in self.environment.keys() - os.environ.keys():
+            os.environ[name] = self.environment[name]
+        for number, handler in self.handlers.items():
+            with suppress(OSError, ValueError, TypeError):
+                signal.signal(number, handler)
+        if hasattr(signal, "setitimer"):
+            for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+                signal.setitimer(timer, 0)
+        return Left("; ".join(faults[:_MOST_FAULTS]), traces[0] if traces else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a model's code left: a `fault` that is its own, or a `trace` such as libraries leave; empty for none."""
+
+    fault: str = ""
+    trace: str = ""
+
+
+_MOST_FAULTS = 3
+
+
+def _patched_builtins(before: Surroundings) -> Iterator[str]:
+    now = vars(builtins)
+    changed = [name for name, value in before.builtin.items() if name != "_" and now.get(name) is not value]
+    now.update(before.builtin)  # first of all: what follows, and whatever answers, stands on them
+    yield from (f"builtins.{name} was replaced" for name in changed)
+
+
+def _patched_functions(before: Surroundings) -> Iterator[str]:
+    for module, functions in before.functions.items():
+        now = vars(before.modules[module])
+        for name, function in functions.items():
+            if (new := now.get(name)) is not function and not _of_library(new):
+                now[name] = function
+                yield f"{module}.{name} was replaced"
+
+
+def _lost_modules(before: Surroundings) -> Iterator[str]:
+    for name in _WATCHED:
+        if name in before.modules and sys.modules.get(name) is not before.modules[name]:
+            sys.modules[name] = before.modules[name]
+            yield f"the module {name} was replaced"
+    if len(sys.modules) < len(before.modules) // 2:
+        yield "modules were taken out of sys.modules"
+
+
+def _lost_paths(before: Surroundings) -> Iterator[str]:
+    if not set(before.path) <= set(map(str, sys.path)):
+        yield "folders were taken out of sys.path"
+
+
+def _threads(before: Surroundings) -> Iterator[str]:
+    """Threads of the user's own that would keep a process from ending."""
+    for thread in _new_threads(before):
+        if not thread.daemon and not _of_library(getattr(thread, "_target", None) or thread.run):
+            yield f"its thread {thread.name} goes on"
+
+
+def _helpers(before: Surroundings) -> Iterator[str]:
+    yield from (f"the thread {re.sub('[0-9]+', 'N', thread.name)} goes on" for thread in _new_threads(before))
+
+
+def _new_threads(before: Surroundings) -> Iterator[threading.Thread]:
+    return (thread for thread in threading.enumerate() if (thread.ident or 0) not in before.threads)
+
+
+def _of_library(value: Any) -> bool:
+    """Whether a function is one of an installed package, or of Python itself."""
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    if module is None:
+        return False
+    file = getattr(module, "__file__", None)
+    return file is None or is_installed_file(file)
+
+
+def _children(before: Surroundings) -> Iterator[str]:
+    if hasattr(os, "waitid"):
+        with suppress(ChildProcessError, OSError):
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            yield "a process that it started goes on"
+
+
+def _lower_limits(before: Surroundings) -> Iterator[str]:
+    if _limits() != before.limits:
+        yield "the limits of its process were changed (resource.setrlimit)"
+
+
+def _left_memory(before: Surroundings) -> Iterator[str]:
+    if _resident() - before.memory > _MOST_LEFT:
+        yield "memory is still allocated"
+
+
+_Check = Callable[[Surroundings], Iterator[str]]
+_FAULTS: tuple[_Check, ...] = (
+    _patched_builtins, _patched_functions, _lost_modules, _lost_paths, _threads, _lower_limits,
+)  # fmt: skip
+_TRACES: tuple[_Check, ...] = (_helpers, _children, _left_memory)
+
+
+def _functions(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if not name.startswith("__") and isinstance(value, (FunctionType, type(len))):
+            yield name, value
+
+
+class Forks:
+    """Copies of the process that code makes with `os.fork` and lets come back from it, one of them with a model.
+
+    A copy leaves its mark in a file, since it shares nothing else with the process it was made from.
+    """
+
+    def __init__(self, mark: str) -> None:
+        self._mark = Path(mark)
+        self._made = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_parent=self._count)
+
+    def _count(self) -> None:
+        self._made += 1
+
+    def begin(self) -> None:
+        """From here on."""
+        self._made = 0
+        self._mark.unlink(missing_ok=True)
+
+    def came_back(self) -> NoReturn:
+        """This is a copy, and it came back: say so, and be gone."""
+        self._mark.touch()
+        os._exit(0)
+
+    def returned(self) -> bool:
+        """Whether a copy came back; waits a moment for those that still run."""
+        deadline = time.monotonic() + _SECONDS_FOR_COPIES
+        while self._made and not self._mark.exists() and time.monotonic() < deadline and _runs_child():
+            time.sleep(0.02)
+        return self._made > 0 and self._mark.exists()
+
+
+def _runs_child() -> bool:
+    with suppress(ChildProcessError, OSError):
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    return False
+
+
+def _limits() -> tuple[tuple[int, int], ...]:
+    if sys.platform == "win32":
+        return ()
+    names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+    return tuple(resource.getrlimit(getattr(resource, name)) for name in names)
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where that is not read cheaply."""
+    with suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    return 0

@@ -1,0 +1,234 @@
+"""The process that builds and counts: `python -m pytest_modelbudget.isolation.worker FILE`, FILE for what it prints.
+
+It does one job after the other until no more come, and answers each. What the user's code prints cannot get into the
+answers: standard output is another file by the time it runs.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pdb
+import pickle
+import queue
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, BinaryIO, NoReturn
+
+from pytest_modelbudget import wire
+from pytest_modelbudget.backends import quiet
+from pytest_modelbudget.check import ModelEntry, Result, State
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
+from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, read_job, write_answer
+from pytest_modelbudget.isolation.surroundings import Forks, Surroundings
+from pytest_modelbudget.run import NotCounted, attempt, entries_from, failure, summarize_entry
+from pytest_modelbudget.tracebacks import user_traceback
+
+_MOST_WARNINGS = 200
+_IMPORTING = "pytest_modelbudget.plugin.importing"
+"""What imports test modules; only a run of pytest asks for that."""
+
+
+_CONFTESTS: set[Module] = set()
+
+
+class _WantsDebugger(KeyboardInterrupt):
+    """The code stopped at a breakpoint, and here is nobody to talk to."""
+
+
+class _Unreachable(Exception):
+    """What a job is about is not found in this process."""
+
+
+class _Jobs:
+    """The jobs as they come, read by a thread, so that the end of whoever gives them ends this process too."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._queue: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
+        self._stream = stream
+        self._busy = False
+        threading.Thread(target=self._read, name="modelbudget-jobs", daemon=True).start()
+
+    def __iter__(self) -> Iterator[tuple[int, Job]]:
+        while (job := self._queue.get()) is not None:
+            self._busy = True
+            yield job
+            self._busy = False
+
+    def _read(self) -> None:
+        job: tuple[int, Job] | None
+        while True:
+            try:
+                job = read_job(self._stream)
+            except Exception:  # cut off in the middle, with whoever sent it
+                job = None
+            if job is None and self._busy:
+                os._exit(1)
+            self._queue.put(job)
+            if job is None:
+                return
+
+
+class _Sources:
+    """What sources yielded, so that each is called once for all of its models."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, dict[str, ModelEntry]] = {}
+
+    def entries(self, source: Source) -> dict[str, ModelEntry]:
+        """Its entries by id."""
+        if source.reference not in self._entries:
+            entries = entries_from(source.reference, source.holder)
+            self._entries[source.reference] = {entry.id: entry for entry in entries}
+        return self._entries[source.reference]
+
+
+def main(stdout: str) -> None:
+    """Take over the standard streams, and do the jobs that come."""
+    jobs, answers = _channel(stdout)
+    owner, sources, forks = os.getpid(), _Sources(), Forks(f"{stdout}.forked")
+    faulthandler.enable()
+    if hasattr(signal, "SIGUSR2"):
+        faulthandler.register(signal.SIGUSR2, all_threads=True)
+    sys.breakpointhook = _no_debugger
+    pdb.set_trace = _no_debugger
+    write_answer(answers, 0, Answer("ready"))
+    with quiet.imports():
+        for number, job in _Jobs(jobs):
+            forks.begin()
+            answer = _done(job, sources)
+            if os.getpid() != owner:
+                forks.came_back()
+            if forks.returned():
+                answer = _blamed(job, "it forked it, and the copy came back from its code as well", None)
+            write_answer(answers, number, answer)
+
+
+def _channel(stdout: str) -> tuple[BinaryIO, BinaryIO]:
+    """Standard input and output as they were; in their place nothing to read, and the file for what is printed."""
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing, printed = os.open(os.devnull, os.O_RDONLY), os.open(stdout, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(nothing, 0)
+    os.dup2(printed, 1)
+    os.close(nothing)
+    os.close(printed)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    return jobs, answers
+
+
+def _no_debugger(*args: Any, **options: Any) -> NoReturn:
+    raise _WantsDebugger
+
+
+def _done(job: Job, sources: _Sources) -> Answer:
+    sys.path[:] = job.path
+    with suppress(OSError):
+        os.chdir(job.folder)
+    with _recorded() as recorded:
+        before, crash = Surroundings.now(), None
+        try:
+            answer = _answer(job, sources)
+        except (_Unreachable, _WantsDebugger):
+            answer = Answer("here")
+        except KeyboardInterrupt:
+            answer = Answer("interrupted")
+        except BaseException as error:  # what the user's code did has made this project's own fail
+            crash = error
+        left = before.restored()
+    if crash is not None or (left.fault and answer.kind in ("result", "entries")):
+        answer = _blamed(job, left.fault or "it failed outside of its own code", crash)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    return replace(answer, spoiled=left.fault, trace=left.trace, warnings=tuple(_warnings(recorded)))
+
+
+def _blamed(job: Job, fault: str, crash: BaseException | None) -> Answer:
+    """The failure of a model, or source, whose code did something to its process."""
+    error = ModelBudgetError(f"its code left its process unfit for other models: {fault}")
+    error.__cause__ = crash
+    if job.entry is None:
+        return Answer("failed", f"{error}" if crash is None else f"{error}\n{user_traceback(crash)}")
+    return Answer("result", data=wire.pack(failure(job.entry, error)), spoiled=fault)
+
+
+def _answer(job: Job, sources: _Sources) -> Answer:
+    for conftest in job.conftests:
+        if conftest not in _CONFTESTS:
+            _CONFTESTS.add(conftest)
+            with suppress(Exception):  # pytest imported it; what is not here is missed by the model that needs it
+                _importing().load(conftest)
+    if job.kind == "entries":
+        return _entries(job, sources)
+    assert job.entry is not None
+    try:
+        entry = _with_code(job, sources)
+    except Exception as error:
+        if job.module is not None:  # pytest imported it; whatever is missing here is there
+            raise _Unreachable from error
+        return Answer("result", data=wire.pack(failure(job.entry, error)))
+    try:
+        summary = attempt(entry, summarize_entry)
+    except NotCounted as end:
+        return Answer("result", data=wire.pack(end.result))
+    return Answer("result", data=wire.pack(Result(id=entry.id, state=State.OK, summary=summary)))
+
+
+def _with_code(job: Job, sources: _Sources) -> ModelEntry:
+    """The job's entry with its builder and what it is called with."""
+    assert job.entry is not None
+    if job.source is not None:
+        own = sources.entries(job.source).get(job.entry.id)
+        if own is None:
+            raise ModelBudgetError(f"the source {job.source.reference} yields {job.entry.id} only sometimes")
+    elif job.module is not None:
+        own = _importing().entry_in(job.module, job.entry.id)
+        if own is None:
+            raise _Unreachable
+    else:
+        return job.entry
+    return replace(job.entry, build=own.build, args=own.args, kwargs=own.kwargs, inputs=own.inputs)
+
+
+def _entries(job: Job, sources: _Sources) -> Answer:
+    assert job.source is not None
+    try:
+        entries = sources.entries(job.source).values()
+        bare = tuple(replace(entry, build="", args=(), kwargs={}, inputs=None) for entry in entries)
+        return Answer("entries", data=pickle.dumps(bare))
+    except FrameworkMissing as missing:
+        return Answer("failed", str(missing), missing=missing.framework)
+    except ModelBudgetError as mistake:
+        return Answer("failed", str(mistake))
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise _Unreachable from error
+    except (Exception, SystemExit) as error:
+        return Answer("failed", f"the source {job.source.reference} failed:\n{user_traceback(error)}")
+
+
+def _importing() -> Any:
+    return import_module(_IMPORTING)
+
+
+@contextmanager
+def _recorded() -> Iterator[Sequence[warnings.WarningMessage]]:
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("default")
+        yield recorded
+
+
+def _warnings(recorded: Sequence[warnings.WarningMessage]) -> Iterator[tuple[str, str, str, int]]:
+    for warning in recorded[:_MOST_WARNINGS]:
+        with suppress(Exception):
+            yield warning.category.__name__, str(warning.message), warning.filename, warning.lineno
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,118 @@
+"""The models that a run is to check, written down before the first is: whatever has no result at the end is missing."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.errors import Place
+from pytest_modelbudget.plugin.items import BadConfigItem, ModelItem
+
+_INPUT = "modelbudget_expected"
+_LONGEST = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A model, or the mistakes of a manifest, by its node id; where it is registered, and its tags."""
+
+    nodeid: str
+    id: str
+    place: Place | None
+    tags: tuple[str, ...]
+
+    def result(self, state: State, error: str) -> Result:
+        """Its result when it has none of its own."""
+        return Result(self.id, state, nodeid=self.nodeid, place=self.place, tags=self.tags, error=error)
+
+
+@dataclass(slots=True)
+class Roll:
+    """Who is expected, whom the user left out, and how the reports of items came out that gave no result."""
+
+    expected: dict[str, Expected] = field(default_factory=dict)
+    deselected: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def add(self, items: Iterable[pytest.Item]) -> None:
+        """Expect the models among the items."""
+        self.expected.update((one.nodeid, one) for one in expected_of(items))
+
+    def leave_out(self, items: Iterable[pytest.Item]) -> None:
+        """The user's options left these out."""
+        self.deselected.update(item.nodeid for item in items if isinstance(item, ModelItem))
+
+    def note(self, report: pytest.TestReport) -> None:
+        """Keep why an item has no result, if a report says so."""
+        if report.failed:
+            self.failed[report.nodeid] = report.longreprtext[-_LONGEST:]
+        elif report.skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+            self.skipped[report.nodeid] = str(reason).removeprefix("Skipped: ")
+
+    def missing(self, nodeids: Iterable[str], why: str) -> Iterator[Result]:
+        """A result for each model that has none; `why` is what ended the run before."""
+        for nodeid in self.expected.keys() - set(nodeids):
+            expected = self.expected[nodeid]
+            if nodeid in self.failed:
+                yield expected.result(State.BUILD_ERROR, self.failed[nodeid] or "it failed without a word")
+            elif nodeid in self.skipped:
+                yield expected.result(State.SKIPPED, self.skipped[nodeid])
+            else:
+                yield expected.result(State.NOT_CHECKED, why)
+
+
+def expected_of(items: Iterable[pytest.Item]) -> Iterator[Expected]:
+    """The models among the items."""
+    for item in items:
+        if isinstance(item, ModelItem):
+            yield Expected(item.nodeid, item.entry.id, item.place, item.entry.tags)
+        elif isinstance(item, BadConfigItem):
+            yield Expected(item.nodeid, item.name, item.place, ())
+
+
+class Folder:
+    """Where xdist's workers write their rolls, which outlive them; on the controller's machine."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="modelbudget-", ignore_cleanup_errors=True)
+
+    def tell(self, workerinput: dict[str, Any]) -> None:
+        """Tell a worker of it."""
+        workerinput[_INPUT] = self._folder.name
+
+    def read(self, roll: Roll) -> None:
+        """Add what the workers wrote."""
+        for path in sorted(Path(self._folder.name).glob("*.json")):
+            with suppress(OSError, ValueError):
+                written = json.loads(path.read_text(encoding="utf-8"))
+                roll.expected.update((one["nodeid"], _expected(one)) for one in written["expected"])
+                roll.deselected.update(written["deselected"])
+
+    def close(self) -> None:
+        """Remove it."""
+        self._folder.cleanup()
+
+
+def write(config: pytest.Config, roll: Roll) -> None:
+    """Write the roll of this worker down, where the controller said."""
+    workerinput: Mapping[str, Any] = getattr(config, "workerinput", {})
+    if _INPUT not in workerinput:
+        return
+    text = json.dumps({"expected": [asdict(one) for one in roll.expected.values()], "deselected": [*roll.deselected]})
+    with suppress(OSError):  # a worker of another machine: the controller knows what has a result
+        (Path(workerinput[_INPUT]) / f"{workerinput['workerid']}.json").write_text(text, encoding="utf-8")
+
+
+def _expected(data: Mapping[str, Any]) -> Expected:
+    place = data["place"]
+    return Expected(data["nodeid"], data["id"], place and Place(place["file"], place["line"]), tuple(data["tags"]))
