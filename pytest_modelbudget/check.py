@@ -66,7 +66,7 @@ class ModelEntry:
     training: written.Written | Any = None
     inference: written.Written | Any = None
     run: RunMode | None = None
-    limits: resources.Limits = field(default_factory=dict)
+    limits: resources.Limits | Mapping[str, Any] | None = field(default_factory=resources.Limits)
     isolate: bool | None = None
 
     def __post_init__(self) -> None:

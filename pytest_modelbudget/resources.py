@@ -11,25 +11,29 @@ from pytest_modelbudget.errors import ModelBudgetError
 SECONDS = 300.0
 """How long building and counting one model may take where nothing is said of it."""
 
-Limits = Mapping[str, "float | int | None"]
-"""`seconds` and `memory` (bytes of the worker and what it started); None for no limit, absent where nothing is said."""
+
+class Limits(dict[str, "float | int | None"]):
+    """`seconds`, and `memory` in bytes of a worker and what it started; None for none, absent where nothing is said."""
+
 
 _EXAMPLE = "limits: {seconds: 300, memory: 8 GiB}"
 
 
-def parse(written: Any) -> dict[str, float | int | None]:
-    """Read `{seconds: 300, memory: 8 GiB}`; `null` for a key takes a limit of `defaults` away, and for all both.
+def parse(written: Any) -> Limits:
+    """Read `{seconds: 300, memory: 8 GiB}`; `null` for a key takes a limit away that `defaults` set, and for all both.
 
     Raises:
         ModelBudgetError: another key, or something that is no such limit, with what to write.
     """
+    if isinstance(written, Limits):
+        return written
     if written is None:
-        return {"seconds": None, "memory": None}
+        return Limits(seconds=None, memory=None)
     if not isinstance(written, Mapping):
         raise ModelBudgetError(f"limits: {written!r} is not a mapping: write {_EXAMPLE}")
     if unknown := [key for key in written if key not in ("seconds", "memory")]:
         raise ModelBudgetError(f"limits: unknown key {unknown[0]!r}; known are seconds, memory: write {_EXAMPLE}")
-    return {key: None if value is None else _PARSERS[key](value) for key, value in written.items()}
+    return Limits({key: None if value is None else _PARSERS[key](value) for key, value in written.items()})
 
 
 def _seconds(value: Any) -> float | int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
@@ -52,10 +53,17 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _frame(frame: traceback.FrameSummary) -> str:
-    path = Path(frame.filename)
-    shown = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+    shown = from_here(Path(frame.filename))
     code = f"\n    {frame.line}" if frame.line else ""
     return f"{shown}:{frame.lineno}: in {frame.name}{code}"
+
+
+def from_here(path: Path) -> Path:
+    """`path` as seen from the working directory, if it is below it."""
+    with suppress(OSError):  # the working directory may be gone
+        here = Path.cwd()
+        return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+    return path
 
 
 def _message(error: BaseException) -> str:

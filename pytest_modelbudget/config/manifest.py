@@ -80,7 +80,7 @@ class Loaded:
     layers: tuple[Layered, ...] = ()
     defaults: schema.Defaults = field(default_factory=schema.Defaults)
     home: str = "."
-    limits: Limits = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
 
     def apply(self, entry: ModelEntry) -> ModelEntry:
         """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.
@@ -100,7 +100,7 @@ class Loaded:
             framework=entry.framework or self.defaults.framework,
             optional=entry.optional or self.defaults.optional,
             run=entry.run or self.defaults.run,
-            limits={**self.limits, **entry.limits},
+            limits=Limits({**self.limits, **resources.parse(entry.limits)}),
             isolate=self.defaults.isolate if entry.isolate is None else entry.isolate,
             home=self.home,
             declared=Path(self.file).name,
@@ -272,7 +272,7 @@ class _Loader:
             return resources.parse(written)
         except ModelBudgetError as mistake:
             self._mistake((*keys, "limits"), str(mistake))
-            return {}
+            return Limits()
 
     def _entries(self, manifest: schema.Manifest, loaded: Loaded) -> Iterator[ModelEntry]:
         for name, data in manifest.models.items():

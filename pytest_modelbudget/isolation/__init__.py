@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pytest_modelbudget import wire
+from pytest_modelbudget import resources, wire
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import ending
@@ -97,7 +97,7 @@ class Isolation:
         """
         if entry.isolate is False:
             return summarize_entry(filled_in(entry))
-        answer = self._ask(_job(entry, module), entry.limits, once_more=True)
+        answer = self._ask(_job(entry, module), resources.parse(entry.limits), once_more=True)
         match answer.kind:
             case "result":
                 result = wire.unpack(answer.data)
@@ -118,7 +118,7 @@ class Isolation:
             KeyboardInterrupt: the source raised it.
         """
         source = Source(reference, holder)
-        answer = self._ask(Job("entries", source=source), {}, once_more=False)
+        answer = self._ask(Job("entries", source=source), Limits(), once_more=False)
         match answer.kind:
             case "entries":
                 return tuple(_stand_in(entry, source) for entry in answer.entries())

@@ -11,6 +11,7 @@ from traceback import FrameSummary
 from pytest_modelbudget import units
 from pytest_modelbudget.frames import is_ours, is_pythons
 from pytest_modelbudget.isolation.process import Ended
+from pytest_modelbudget.tracebacks import from_here
 
 _FRAME = re.compile(r'^  File "(?P<file>[^"\n]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
 _MOST_FRAMES = 6
@@ -63,9 +64,6 @@ def _where(stderr: str) -> Iterator[str]:
     stack = current.partition("\n\n")[0].partition("\nThread 0x")[0]
     frames = [FrameSummary(one["file"], int(one["line"]), one["name"]) for one in _FRAME.finditer(stack)]
     shown = [frame for frame in frames if not (is_ours(frame) or is_pythons(frame))]
-    yield from (f"{_relative(frame.filename)}:{frame.lineno}: in {frame.name}" for frame in shown[:_MOST_FRAMES][::-1])
-
-
-def _relative(file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path)
+    yield from (
+        f"{from_here(Path(frame.filename))}:{frame.lineno}: in {frame.name}" for frame in shown[:_MOST_FRAMES][::-1]
+    )

@@ -131,6 +131,11 @@ def _lost_modules(before: Surroundings) -> Iterator[str]:
         yield "modules were taken out of sys.modules"
 
 
+def _closed_streams(before: Surroundings) -> Iterator[str]:
+    if any(getattr(stream, "closed", False) for stream in before.streams[1:]):
+        yield "it closed its output"
+
+
 def _lost_paths(before: Surroundings) -> Iterator[str]:
     if not set(before.path) <= set(map(str, sys.path)):
         yield "folders were taken out of sys.path"
@@ -179,7 +184,7 @@ def _left_memory(before: Surroundings) -> Iterator[str]:
 
 _Check = Callable[[Surroundings], Iterator[str]]
 _FAULTS: tuple[_Check, ...] = (
-    _patched_builtins, _patched_functions, _lost_modules, _lost_paths, _threads, _lower_limits,
+    _patched_builtins, _patched_functions, _lost_modules, _lost_paths, _closed_streams, _threads, _lower_limits,
 )  # fmt: skip
 _TRACES: tuple[_Check, ...] = (_helpers, _children, _left_memory)
 
