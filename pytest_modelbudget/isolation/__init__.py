@@ -125,7 +125,7 @@ class Isolation:
             case "interrupted":
                 raise KeyboardInterrupt
             case "ended":
-                raise ModelBudgetError(f"{holder.place}: the source {reference} {answer.text}")
+                raise ModelBudgetError(f"{holder.place}: the source {reference}: {answer.text}")
             case "failed":
                 raise answer.error()
             case _:
@@ -143,7 +143,7 @@ class Isolation:
             self._drop()
             if once_more and used and end.limit is None:
                 return self._ask(job, limits, once_more=False)
-            return Answer("ended", text=ending.described(end))
+            return Answer("ended", text=ending.described(end, "the model was counted" if job.entry else "it answered"))
         except BaseException:  # an interrupt from the keyboard: the worker is in the middle of a model
             self._drop()
             raise

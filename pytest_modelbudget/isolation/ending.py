@@ -26,12 +26,12 @@ _MEANINGS = {
 }
 
 
-def described(ended: Ended) -> str:
+def described(ended: Ended, before: str = "the model was counted") -> str:
     """`ended its process: SIGSEGV (a segmentation fault)`, and the lines where that was, when they are known."""
-    return "\n".join((_what(ended), *_where(ended.end.stderr)))
+    return "\n".join((_what(ended, before), *_where(ended.end.stderr)))
 
 
-def _what(ended: Ended) -> str:
+def _what(ended: Ended, before: str) -> str:
     end = ended.end
     match end.limit:
         case "seconds":
@@ -46,7 +46,7 @@ def _what(ended: Ended) -> str:
         name = _signal_name(-end.code)
         meaning = _MEANINGS.get(name, "")
         return f"its process was ended by {name}{f' ({meaning})' if meaning else ''}"
-    return f"its process ended with exit code {end.code}, before the model was counted"
+    return f"its process ended with exit code {end.code}, before {before}"
 
 
 def _signal_name(number: int) -> str:

@@ -1,0 +1,194 @@
+"""Models of every door are counted in a worker as they would be here."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_modelbudget import backends
+from pytest_modelbudget.check import ModelEntry, State
+from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.isolation import Isolation, Module, Yielded, filled_in, wanted
+from pytest_modelbudget.registry import register
+from pytest_modelbudget.run import entries_from, run
+
+FAKES = Path(__file__).parents[1] / "fakes.py"
+ROOMS = """
+import sys, warnings
+from fakenet import Model
+from pytest_modelbudget import ModelEntry, backends, model
+
+backends.BACKENDS["fakenet"] = "fakenet"
+
+def small(): return Model(dense=(32, 64))
+def speaks():
+    print("to the one")
+    print("to the other", file=sys.stderr)
+    return small()
+def warns():
+    warnings.warn("old", DeprecationWarning)
+    return small()
+def fails(): return Model(dense=(32, "x" + 1))
+def stops():
+    breakpoint()
+    return small()
+def interrupts(): raise KeyboardInterrupt
+def entries():
+    for width in (8, 16):
+        yield ModelEntry(id=f"w{width}", build=lambda width=width: Model(dense=(32, width)), inputs="float32[B, 32]", tags=["zoo"])
+def broken_entries():
+    raise OSError("no list")
+def leaving_entries():
+    import os
+    os._exit(0)
+
+@model(inputs="float32[B, 32]")
+def decorated(): return small()
+
+class TestInside:
+    @model(inputs="float32[B, 32]")
+    def inner(): return Model(dense=(32, 3))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on the search path with the fake framework and builders in it."""
+    folder = tmp_path_factory.mktemp("isolated")
+    (folder / "fakenet.py").write_text(FAKES.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "isolated_rooms.py").write_text(ROOMS, encoding="utf-8")
+    known = dict(backends.BACKENDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+    backends.BACKENDS.clear()
+    backends.BACKENDS.update(known)
+    for name in ("fakenet", "isolated_rooms"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def isolation(home: Path) -> Iterator[Isolation]:
+    """One worker for all tests."""
+    isolated = Isolation()
+    yield isolated
+    isolated.close()
+
+
+def entry(builder: str, **options: object) -> ModelEntry:
+    """An entry of a manifest."""
+    return ModelEntry(id=builder, build=f"isolated_rooms:{builder}", inputs="float32[B, 32]", **options)  # type: ignore[arg-type]
+
+
+def test_a_model_has_its_numbers(isolation: Isolation) -> None:
+    """32 * 64 params, and what they take and cost."""
+    summary = isolation.count(entry("small"))
+    assert (summary.params, summary.weight_bytes, summary.flops.value) == (2048, 8192, 4096)
+
+
+def test_its_samples_and_sizes_are_kept(isolation: Isolation) -> None:
+    """What an entry says beside its builder reaches the worker."""
+    summary = isolation.count(entry("small", samples=10, batch=3))
+    assert (summary.samples, summary.flops.value) == (10, 3 * 4096)
+
+
+def test_what_it_prints_is_printed_here(isolation: Isolation, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the stream it was printed on, once."""
+    isolation.count(entry("speaks"))
+    isolation.count(entry("small"))
+    assert capsys.readouterr() == ("to the one\n", "to the other\n")
+
+
+def test_its_warnings_are_warned_of_here(isolation: Isolation) -> None:
+    """With their class and their place, so that pytest's filters apply."""
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("always")
+        isolation.count(entry("warns"))
+    assert [(one.category, str(one.message), Path(one.filename).name) for one in recorded] == [
+        (DeprecationWarning, "old", "isolated_rooms.py")
+    ]
+
+
+def test_an_error_has_the_users_line(isolation: Isolation, home: Path) -> None:
+    """The result is the one that a run in this process gives."""
+    there = run(entry("fails"), home, snapshots=False, count=isolation.count)
+    here = run(entry("fails"), home, snapshots=False)
+    assert there.state is State.BUILD_ERROR
+    assert "isolated_rooms.py:16: in fails" in there.error
+    assert there.error == here.error
+
+
+def test_a_breakpoint_is_reached_in_this_process(isolation: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has nobody to talk to, so the model is built here, where the debugger is."""
+    reached = []
+    monkeypatch.setattr(sys, "breakpointhook", lambda: reached.append(True))
+    assert isolation.count(entry("stops")).params == 2048
+    assert reached == [True]
+
+
+def test_an_interrupt_comes_through(isolation: Isolation) -> None:
+    """A builder that raises KeyboardInterrupt interrupts the run."""
+    with pytest.raises(KeyboardInterrupt):
+        isolation.count(entry("interrupts"))
+
+
+def test_not_isolated_models_are_built_here(isolation: Isolation, capsys: pytest.CaptureFixture[str]) -> None:
+    """`isolate: false` is this process, whose module then has been imported."""
+    sys.modules.pop("isolated_rooms", None)
+    assert isolation.count(entry("small", isolate=False)).params == 2048
+    assert "isolated_rooms" in sys.modules
+
+
+@pytest.mark.parametrize(("name", "params"), [("decorated", 2048), ("inner", 96)])
+def test_a_decorated_builder_is_found_in_its_module(isolation: Isolation, home: Path, name: str, params: int) -> None:
+    """By its id, also in a class."""
+    module = Module(str(home / "isolated_rooms.py"), str(home), "prepend")
+    assert isolation.count(replace(entry("small"), id=name, build=lambda: None), module).params == params
+
+
+def test_what_its_module_lacks_there_is_built_here(isolation: Isolation, home: Path) -> None:
+    """An entry that only this process knows is counted in it."""
+    from isolated_rooms import small
+
+    module = Module(str(home / "isolated_rooms.py"), str(home), "prepend")
+    assert isolation.count(replace(entry("small"), id="made-here", build=small), module).params == 2048
+
+
+def test_sources_are_called_there(isolation: Isolation, home: Path) -> None:
+    """Their entries have stand-ins for builders here, and their numbers there; `filled_in` has the real ones."""
+    manifest = home / "modelbudget.yaml"
+    manifest.write_text("defaults: {batch: 2}\nsources: [isolated_rooms:entries]\n", encoding="utf-8")
+    known = register(manifest, home, isolation.entries)
+    assert [(one.id, one.tags, one.batch) for one in known.entries] == [("w16", ("zoo",), 2), ("w8", ("zoo",), 2)]
+    assert all(isinstance(one.build, Yielded) for one in known.entries)
+    assert {one.id: isolation.count(one).params for one in known.entries} == {"w8": 256, "w16": 512}
+    first = known.entries[0]
+    assert isolation.count(replace(first, isolate=False)).params == isolation.count(first).params
+    assert callable(filled_in(first).build)
+
+
+def test_a_source_that_fails_says_why(isolation: Isolation) -> None:
+    """As it does when it is called in this process."""
+    holder = ModelEntry(id="sources", build="isolated_rooms:broken_entries", place=Place("modelbudget.yaml", 2))
+    with pytest.raises(ModelBudgetError, match="OSError: no list"):
+        isolation.entries("isolated_rooms:broken_entries", holder)
+    with pytest.raises(ModelBudgetError, match="there is no module 'nowhere'"):
+        isolation.entries("nowhere:entries", holder)
+    with pytest.raises(
+        ModelBudgetError, match="leaving_entries: its process ended with exit code 0, before it answered"
+    ):
+        isolation.entries("isolated_rooms:leaving_entries", holder)
+    with pytest.raises(OSError, match="no list"):
+        entries_from("isolated_rooms:broken_entries", holder)
+
+
+@pytest.mark.parametrize(("value", "isolated"), [("0", False), ("off", False), ("1", True), ("", True)])
+def test_the_variable_turns_it_off(monkeypatch: pytest.MonkeyPatch, value: str, isolated: bool) -> None:
+    """For a whole run."""
+    monkeypatch.setenv("MODELBUDGET_ISOLATE", value)
+    assert wanted() is isolated
