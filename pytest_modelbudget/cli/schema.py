@@ -102,6 +102,15 @@ _ARGUMENTS = {
     },
 }
 """One argument of a builder, as `arguments` reads it."""
+_RESOURCES = {
+    "type": ["object", "null"],
+    "description": "what building and counting one model may take: {seconds: 300, memory: 8 GiB}",
+    "properties": {
+        "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0},
+        "memory": {"type": ["string", "null"], "description": "written 8 GiB or 8 GB"},
+    },
+    "additionalProperties": False,
+}
 _RECIPES = {"training": "one training step", "inference": "one forward pass without gradients"}
 _RECIPE: dict[str, dict[str, Any]] = {
     "batch": {**_SIZE, "description": "size of the dimension B"},
@@ -163,6 +172,8 @@ def json_schema() -> dict[str, Any]:
             "a list, a mapping, or module:callable"
         )
     }
+    for level in ("Model", "Defaults"):
+        kinds[level]["properties"]["limits"] = _RESOURCES
     found["properties"]["models"] = {
         "type": "object",
         "propertyNames": {"pattern": _ID},

@@ -18,6 +18,7 @@ from typing import Literal
 
 import psutil
 
+from pytest_modelbudget.isolation import measuring
 from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
 
 _WORKER = "pytest_modelbudget.isolation.worker"
@@ -66,6 +67,7 @@ class Worker:
     def __init__(self) -> None:
         self._files = tempfile.TemporaryDirectory(prefix="modelbudget-", ignore_cleanup_errors=True)
         self._printed = [_Printed(Path(self._files.name) / name) for name in ("stdout", "stderr")]
+        self._measured = Path(self._files.name) / "coverage"
         with self._printed[1].path.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, *_flags(), "-m", _WORKER, str(self._printed[0].path)],
@@ -73,7 +75,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=os.getcwd(),
-                env={**os.environ, "PYTHONPATH": _paths()},
+                env={**os.environ, "PYTHONPATH": _paths(), **measuring.environment(self._measured)},
                 start_new_session=True,
             )
         self._answers: queue.SimpleQueue[tuple[int, Answer] | None] = queue.SimpleQueue()
@@ -114,6 +116,7 @@ class Worker:
             self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_SECONDS_TO_END)
+            measuring.add(self._measured)
         self.kill()
 
     def kill(self) -> None:

@@ -55,6 +55,7 @@ class Surroundings:
     recursion: int
     memory: int
     path: tuple[str, ...]
+    tracing: Any
 
     @classmethod
     def now(cls) -> Surroundings:
@@ -72,6 +73,7 @@ class Surroundings:
             sys.getrecursionlimit(),
             _resident(),
             tuple(sys.path),
+            sys.gettrace(),
         )
 
     def restored(self) -> Left:
@@ -81,7 +83,7 @@ class Surroundings:
         sys.stdin, sys.stdout, sys.stderr = self.streams
         sys.meta_path[:0] = [finder for finder in self.finders if finder not in sys.meta_path]
         sys.setrecursionlimit(self.recursion)
-        sys.settrace(None)
+        sys.settrace(self.tracing)
         sys.setprofile(None)
         gc.enable()
         for name in self.environment.keys() - os.environ.keys():

@@ -26,6 +26,7 @@ from pytest_modelbudget.backends import quiet
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, read_job, write_answer
+from pytest_modelbudget.isolation.measuring import measured
 from pytest_modelbudget.isolation.surroundings import Forks, Surroundings
 from pytest_modelbudget.run import NotCounted, attempt, entries_from, failure, summarize_entry
 from pytest_modelbudget.tracebacks import user_traceback
@@ -99,7 +100,7 @@ def main(stdout: str) -> None:
     sys.breakpointhook = _no_debugger
     pdb.set_trace = _no_debugger
     write_answer(answers, 0, Answer("ready"))
-    with quiet.imports():
+    with measured(), quiet.imports():
         for number, job in _Jobs(jobs):
             forks.begin()
             answer = _done(job, sources)

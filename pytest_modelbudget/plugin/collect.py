@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,6 +77,16 @@ class Collector:
             report_back(config, config.workeroutput)  # type: ignore[attr-defined]
         elif not self.models and not session.testsfailed and wants_models(config):
             raise pytest.UsageError(NO_MODEL)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """End the worker with the last model, so that what it measured is there when coverage is summed up."""
+        try:
+            return (yield)
+        finally:
+            isolation = session.config.stash[ISOLATION]
+            if isolation is not None:
+                isolation.close()
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         """Models that an option left out are not expected."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -192,3 +195,23 @@ def test_the_variable_turns_it_off(monkeypatch: pytest.MonkeyPatch, value: str, 
     """For a whole run."""
     monkeypatch.setenv("MODELBUDGET_ISOLATE", value)
     assert wanted() is isolated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolated", ["0", "1"])
+def test_coverage_has_what_ran_in_the_worker(home: Path, tmp_path: Path, isolated: str) -> None:
+    """The lines of a builder count as run, as they do in this process."""
+    pytest.importorskip("coverage")
+    (tmp_path / "modelbudget.yaml").write_text(
+        'models: {small: {build: "isolated_rooms:small", inputs: "float32[B, 32]"}}\n', encoding="utf-8"
+    )
+    environment = {**os.environ, "MODELBUDGET_ISOLATE": isolated, "PYTHONPATH": f"{home}{os.pathsep}{FAKES.parents[1]}"}
+    measure = [sys.executable, "-m", "coverage"]
+    run = [*measure, "run", "--source", "isolated_rooms", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    subprocess.run([*run, "--model-budget-update"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run([*measure, "json", "-o", "c.json"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    (file,) = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["files"].values()
+    lines = ROOMS.splitlines()
+    missing = {lines[number - 1].strip() for number in file["missing_lines"]}
+    assert 'warnings.warn("old", DeprecationWarning)' in missing
+    assert "def small(): return Model(dense=(32, 64))" not in missing
