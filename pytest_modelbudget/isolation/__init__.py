@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pytest_modelbudget import resources, wire
 from pytest_modelbudget.check import ModelEntry, Result, State
@@ -35,15 +35,21 @@ def wanted() -> bool:
     return not ("pydevd" in sys.modules or "debugpy" in sys.modules)
 
 
-@dataclass(frozen=True, slots=True)
-class Yielded:
-    """Stands for the builder of an entry that a source yielded in the worker; called here, it calls the source here."""
+class Yielded(str):
+    """Stands for the builder of an entry that a source yielded in the worker: the name of the source, and the id."""
 
     source: Source
     id: str
 
+    @classmethod
+    def of(cls, source: Source, entry: ModelEntry) -> Yielded:
+        """The stand-in for the builder of `entry`."""
+        build = cls(source.reference)
+        build.source, build.id = source, entry.id
+        return build
+
     def entry(self) -> ModelEntry:
-        """The entry as the source yields it.
+        """The entry as the source yields it in this process.
 
         Raises:
             ModelBudgetError: it yields none of that id, the second time.
@@ -52,9 +58,6 @@ class Yielded:
             if entry.id == self.id:
                 return entry
         raise ModelBudgetError(f"{self.source.holder.place}: {self.source.reference} yields {self.id} only sometimes")
-
-    def __call__(self) -> object:
-        raise NotImplementedError("`filled_in` puts the builder in its place")
 
 
 def filled_in(entry: ModelEntry) -> ModelEntry:
@@ -176,7 +179,7 @@ def _without_code(entry: ModelEntry) -> ModelEntry:
 
 
 def _stand_in(entry: ModelEntry, source: Source) -> ModelEntry:
-    return replace(entry, build=Yielded(source, entry.id))
+    return replace(entry, build=Yielded.of(source, entry))
 
 
 def _failed(entry: ModelEntry, error: str) -> Result:
