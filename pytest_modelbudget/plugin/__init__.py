@@ -91,14 +91,19 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Have TensorFlow come up quietly, whichever conftest or test module of this run imports it."""
-    flags = vars(early_config.known_args_namespace)  # not in `early_config.option` yet
+    """Have TensorFlow come up quietly, whichever conftest or test module of this run imports it; see to reports."""
+    options = early_config.known_args_namespace  # not in `early_config.option` yet
+    flags = vars(options)
     if any(flags.get(flag) for flag in _SWITCHES) or early_config.getini("model_budget"):
         from pytest_modelbudget.backends import quiet
 
         stack = ExitStack()
         stack.enter_context(quiet.imports())
         early_config.add_cleanup(stack.close)
+        if flags.get("model_budget_report") and "no:terminal" not in options.plugins:  # which xdist's workers have
+            from pytest_modelbudget.plugin import reports
+
+            reports.wanted(early_config, options)
 
 
 def pytest_configure(config: pytest.Config) -> None:
