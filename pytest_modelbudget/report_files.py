@@ -13,11 +13,11 @@ from pathlib import Path
 
 from pytest_modelbudget import snapshot, writing
 from pytest_modelbudget.base import tracked
-from pytest_modelbudget.check import Result
+from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.overall import Overall
-from pytest_modelbudget.reports import MARKS, REPORTS, render, text, unfinished
+from pytest_modelbudget.reports import MARKS, REPORTS, render, terminal, text, unfinished
 from pytest_modelbudget.tracebacks import in_short
 
 _OURS = (snapshot.FOLDER, ".modelbudget", ".git")
@@ -79,6 +79,8 @@ def begin(wanted: Iterable[ReportFile], root: Path) -> None:
     A run that ends early leaves no report that could be taken for its own; a comment says that the run did not finish,
     since one that is not there would leave an older one standing.
     """
+    with suppress(Exception):
+        list(terminal.closing([Result("\u4e16", State.SKIPPED)]))  # rich loads their widths when it meets one
     for target in wanted:
         if target.is_file:
             with suppress(OSError):

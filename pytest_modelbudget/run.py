@@ -21,9 +21,10 @@ from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
 from pytest_modelbudget.frames import place, users_line
 from pytest_modelbudget.inputs import Example, Inputs
+from pytest_modelbudget.intact import intact
 from pytest_modelbudget.planning import Subject, planned
 from pytest_modelbudget.summary import Summary, TensorSpec
-from pytest_modelbudget.tracebacks import user_traceback
+from pytest_modelbudget.tracebacks import as_text, user_traceback
 
 T = TypeVar("T")
 
@@ -59,10 +60,11 @@ def run(
     try:
         with coexisting():
             summary = (count or summarize_entry)(_located(entry, root))
-        text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
-        stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
-        before = None if base is None else _baseline(base, entry, summary, text, limits_before)
-        result = check(entry, summary, stored, accept=accept, base=before)
+        with intact():
+            text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
+            stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
+            before = None if base is None else _baseline(base, entry, summary, text, limits_before)
+            result = check(entry, summary, stored, accept=accept, base=before)
     except FrameworkMissing as missing:
         result = _missing(entry, missing)
     except ModelBudgetError as mistake:
@@ -73,8 +75,9 @@ def run(
     except KeyboardInterrupt:
         raise
     except SystemExit as leaving:
+        code = as_text(leaving.code, repr)
         result = _failed(
-            entry, f"{user_traceback(leaving)}\nthe builder called sys.exit({leaving.code!r}): let it return a model"
+            entry, f"{user_traceback(leaving)}\nthe builder called sys.exit({code}): let it return a model"
         )
     except BaseException as error:
         result = _failed(entry, user_traceback(error))
@@ -216,7 +219,9 @@ def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEnt
     try:
         return again(0)
     except TooLarge as limit:
-        if "meta" not in f"{type(mistake).__name__}{mistake}".lower() and not isinstance(mistake, NotImplementedError):
+        if "meta" not in f"{type(mistake).__name__}{as_text(mistake)}".lower() and not isinstance(
+            mistake, NotImplementedError
+        ):
             raise mistake from None
         where = f"{entry.place}: {entry.id}" if entry.place else entry.id
         frame = users_line(mistake)

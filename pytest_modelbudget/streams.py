@@ -15,11 +15,12 @@ class Lasting:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._gone = False
 
     def write(self, text: str) -> int:
         """Write, or drop what cannot be written; characters that the encoding lacks are an error as ever."""
         try:
-            return self._stream.write(text)
+            return len(text) if self._gone else self._stream.write(text)
         except UnicodeError:
             raise
         except (OSError, ValueError) as error:  # ValueError: it was closed
@@ -34,15 +35,16 @@ class Lasting:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """Let everything go to nowhere from now on, also what Python itself writes when it ends."""
+        """Let everything go to nowhere, also what is held back, which Python would try once more when it ends."""
+        first, self._gone = not self._gone, True
         with suppress(OSError, ValueError):
             number = self._stream.fileno()
-            if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EBADF) and number != 2:
+            if first and isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EBADF) and number != 2:
                 os.write(2, f"output is lost: {error.strerror}\n".encode())
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)
-            if nowhere != number:
-                os.close(nowhere)
+            os.close(nowhere)
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

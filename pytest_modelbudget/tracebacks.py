@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.frames import is_ours, is_pythons
+from pytest_modelbudget.intact import intact
 
 _MAX_FRAMES = 12
 _MAX_LINE = 500
 
 
+@intact()
 def user_traceback(error: BaseException) -> str:
     """`file:line: in function`, the line of code, and the error, without frames of this package and of Python's own.
 
@@ -53,14 +56,23 @@ def _lines(error: BaseException) -> list[str]:
 
 def _frame(frame: traceback.FrameSummary) -> str:
     path = Path(frame.filename)
-    shown = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+    here = _here()
+    shown = path.relative_to(here) if here and path.is_absolute() and path.is_relative_to(here) else path
     code = f"\n    {frame.line}" if frame.line else ""
     return f"{shown}:{frame.lineno}: in {frame.name}{code}"
 
 
+def _here() -> Path | None:
+    """The folder that paths are shown below; user code may have removed it."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
+
+
 def _notes(error: BaseException) -> tuple[object, ...]:
     """Its notes; user code may have made them anything."""
-    notes = getattr(error, "__notes__", ())
+    notes = vars(error).get("__notes__", ())
     return tuple(notes) if isinstance(notes, (list, tuple)) else (notes,)
 
 
@@ -74,10 +86,10 @@ def in_short(error: BaseException) -> str:
     return " ".join(_message(error).split())[:_MAX_LINE]
 
 
-def as_text(value: object) -> str:
-    """`str(value)`, also of what cannot be shown: it may be user code that says how."""
+def as_text(value: object, how: Callable[[object], str] = str) -> str:
+    """`how(value)`, also of what cannot be shown: it is user code that says how."""
     try:
-        return str(value)
+        return how(value)
     except KeyboardInterrupt:
         raise
     except BaseException:

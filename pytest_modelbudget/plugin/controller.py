@@ -88,7 +88,7 @@ class Controller:
     def _finish(self) -> None:
         try:
             self.config.hook.pytest_modelbudget_finish(results=tuple(self.results), config=self.config)
-        except Exception as error:
+        except (Exception, SystemExit, pytest.exit.Exception) as error:
             self.problems.append(f"pytest_modelbudget_finish failed:\n{user_traceback(error)}")
 
     def _write_snapshots(self) -> None:

@@ -11,6 +11,7 @@ from pytest_modelbudget import report_files
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.report_files import ReportFile
+from pytest_modelbudget.trackers import tracker
 
 _WANTED: pytest.StashKey[list[ReportFile]] = pytest.StashKey()
 
@@ -36,6 +37,8 @@ def wanted(config: pytest.Config, options: Namespace | None = None) -> list[Repo
             raise pytest.UsageError(f"--model-budget-report={mistake}") from None
         if not any(getattr(options, name, False) for name in _NO_RUN):
             report_files.begin(files, config.rootpath)
+            if options.model_budget_mlflow or options.model_budget_mlflow_required:
+                tracker("mlflow")
         config.stash[_WANTED] = files
     return config.stash[_WANTED]
 

@@ -1,0 +1,36 @@
+"""A run goes on to its end when nobody reads what it prints, and whatever the code of models and tests left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TextIO, cast
+
+import pytest
+
+from pytest_modelbudget.intact import intact
+from pytest_modelbudget.streams import Lasting
+
+
+class SteadyRun:
+    """What the terminal cannot take any more is dropped; verdicts, reports and exit code are as ever."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Before pytest prints its first line."""
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            lasting = Lasting(reporter._tw._file)
+            reporter._tw._file = cast(TextIO, lasting)
+            session.config.add_cleanup(lasting.flush)  # here, not when Python ends with an exit code of its own
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self) -> Generator[None]:
+        """Reports, the hook and trackers find Python as it was."""
+        with intact():
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self) -> Generator[None]:
+        """So do the last lines."""
+        with intact():
+            return (yield)
