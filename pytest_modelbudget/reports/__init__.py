@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import cast
 
 from pytest_modelbudget.check import Result
+from pytest_modelbudget.intact import any_size
 from pytest_modelbudget.reports import text
 
 REPORTS = {
@@ -30,6 +31,7 @@ MARKS = {
 """By which an earlier report of a kind is known from its first lines."""
 
 
+@any_size()
 def render(kind: str, results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """The report of one kind as text."""
     page = cast(Callable[[Sequence[Result], text.Setting], str], import_module(REPORTS[kind]).page)
