@@ -16,6 +16,7 @@ from pytest_modelbudget.base import tracked
 from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.intact import intact
 from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.reports import MARKS, REPORTS, render, terminal, text, unfinished
 from pytest_modelbudget.tracebacks import in_short
@@ -93,6 +94,7 @@ def begin(wanted: Iterable[ReportFile], root: Path) -> None:
                 writing.write(target.path, page)
 
 
+@intact()
 def write(wanted: Iterable[ReportFile], results: Sequence[Result], overall: Overall, root: Path) -> list[str]:
     """Write each report; returns a line for each that could not be rendered or written."""
     return [problem for target in wanted if (problem := _written(target, results, overall, root))]
@@ -200,9 +202,18 @@ def _holds_else(target: ReportFile) -> str:
 
 
 def _is_one_place(one: ReportFile, other: ReportFile) -> bool:
-    if one.appended and other.appended:
+    if (one.appended and other.appended) or _takes_any(one.path):
         return False
-    return not _passes_on(one) and _same(one.path, other.path)
+    return _same(one.path, other.path)
+
+
+def _takes_any(path: Path) -> bool:
+    """Whether one thing after the other can be written there: the output of the run, a device."""
+    if writing.descriptor(path) is not None:
+        return True
+    with suppress(OSError):
+        return stat.S_ISCHR(os.stat(path).st_mode)
+    return False
 
 
 def _same(one: Path, other: Path) -> bool:

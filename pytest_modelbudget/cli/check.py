@@ -15,6 +15,7 @@ from pytest_modelbudget.cli.session import Run, check_models
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.outcome import sweep, write_snapshots
 from pytest_modelbudget.reports import github, overall, table, terminal, text
+from pytest_modelbudget.trackers import tracker
 
 _ROWS = 40
 NO_MODEL = 4
@@ -25,6 +26,7 @@ def run(options: Namespace) -> int:
     held = [Path.cwd() / name for name in (options.file, *MANIFEST_NAMES) if name]
     wanted = report_files.targets(options.report, Path.cwd(), held=held)
     report_files.begin(wanted, Path.cwd())
+    log = tracker("mlflow").log if options.mlflow else None  # imported before the models' code runs
     project = find(options.file, Path.cwd())
     if not project.manifests:
         print(f"modelbudget: {NO_MANIFEST}", file=sys.stderr)
@@ -41,10 +43,8 @@ def run(options: Namespace) -> int:
     lines, problems = _written(done, options.accept, project.root)
     problems += report_files.write(wanted, done.results, done.overall, project.root)
     failed = any(result.state.failed for result in done.results)
-    if options.mlflow:
-        from pytest_modelbudget.trackers import tracker
-
-        delivery = tracker("mlflow").log(done.results, project.root, exit_failed=failed or bool(problems))
+    if log is not None:
+        delivery = log(done.results, project.root, exit_failed=failed or bool(problems))
         lines += delivery.lines
         if delivery.links:
             report_files.append_links(delivery.links, wanted)

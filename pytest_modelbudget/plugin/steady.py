@@ -20,11 +20,13 @@ class SteadyRun:
     """What the terminal cannot take any more is dropped; verdicts, reports and exit code are as ever."""
 
     def __init__(self) -> None:
-        self._spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(_SPARE)]
+        self._spare: list[int] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Before pytest prints its first line."""
+        with suppress(OSError):
+            self._spare += (os.open(os.devnull, os.O_RDONLY) for _ in range(_SPARE))
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             lasting = Lasting(reporter._tw._file)
@@ -33,15 +35,9 @@ class SteadyRun:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self) -> Generator[None]:
-        """Reports, the hook and trackers find Python as it was, and can open files."""
+        """Reports, the hook, trackers and the last lines find Python as it was, and can open files."""
         for handle in self._spare:
             with suppress(OSError):
                 os.close(handle)
-        with intact():
-            return (yield)
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_terminal_summary(self) -> Generator[None]:
-        """So do the last lines."""
         with intact():
             return (yield)
