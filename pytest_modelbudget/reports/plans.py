@@ -194,6 +194,6 @@ def _bands(phases: list[str], step: float) -> Iterator[Band]:
 def _round_levels(top: Fraction) -> Iterator[int]:
     """Amounts at equal distances of a power of two, below `top`."""
     step = 1
-    while top / step > _LEVELS:
+    while top > _LEVELS * step:
         step *= 2
     yield from range(step, int(top), step)
