@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
@@ -55,19 +56,17 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _frame(frame: traceback.FrameSummary) -> str:
-    path = Path(frame.filename)
-    here = _here()
-    shown = path.relative_to(here) if here and path.is_absolute() and path.is_relative_to(here) else path
+    shown = from_here(Path(frame.filename))
     code = f"\n    {frame.line}" if frame.line else ""
     return f"{shown}:{frame.lineno}: in {frame.name}{code}"
 
 
-def _here() -> Path | None:
-    """The folder that paths are shown below; user code may have removed it."""
-    try:
-        return Path.cwd()
-    except OSError:
-        return None
+def from_here(path: Path) -> Path:
+    """`path` as seen from the working directory, if it is below it."""
+    with suppress(OSError):  # the working directory may be gone
+        here = Path.cwd()
+        return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+    return path
 
 
 def _notes(error: BaseException) -> tuple[object, ...]:
