@@ -37,21 +37,20 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
     written = kept = 0
     problems: list[str] = []
     owners: dict[str, str] = {}
-    drafts = writing.Drafts()
-    for result in results:
-        if not result.to_write:
-            kept += result.snapshot.stored is Stored.EQUAL
-            continue
-        path = result.snapshot.path
-        if (owner := owners.setdefault(path.casefold(), result.nodeid)) != result.nodeid:
-            problems.append(f"{path}: {owner} and {result.nodeid} both want to be here: rename one")
-            continue
-        try:
-            home = path.partition(f"{snapshot.FOLDER}/")[0] or "."
-            written += snapshot.write(root, home, path, result.snapshot.text, drafts)
-        except ModelBudgetError as error:
-            problems.append(str(error))
-    drafts.close()
+    with writing.Drafts() as drafts:
+        for result in results:
+            if not result.to_write:
+                kept += result.snapshot.stored is Stored.EQUAL
+                continue
+            path = result.snapshot.path
+            if (owner := owners.setdefault(path.casefold(), result.nodeid)) != result.nodeid:
+                problems.append(f"{path}: {owner} and {result.nodeid} both want to be here: rename one")
+                continue
+            try:
+                home = path.partition(f"{snapshot.FOLDER}/")[0] or "."
+                written += snapshot.write(root, home, path, result.snapshot.text, drafts)
+            except ModelBudgetError as error:
+                problems.append(str(error))
     return f"snapshots: wrote {written}, {kept} unchanged", problems
 
 
