@@ -18,14 +18,18 @@ class Lasting:
         self._gone = False
 
     def write(self, text: str) -> int:
-        """Write, or drop what cannot be written; characters that the encoding lacks are an error as ever."""
+        """Write, with escapes for characters that the encoding lacks, or drop what cannot be written."""
+        if self._gone:
+            return len(text)
         try:
-            return len(text) if self._gone else self._stream.write(text)
-        except UnicodeError:
-            raise
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                coding = self._stream.encoding
+                self._stream.write(text.encode(coding, "backslashreplace").decode(coding))
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._give_up(error)
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
         """Write what is held back, or drop it."""

@@ -49,11 +49,17 @@ def test_a_stream_that_was_closed_is_no_error() -> None:
         lasting.flush()
 
 
-def test_a_character_that_the_encoding_lacks_is_an_error_as_ever() -> None:
-    """pytest, and the command, escape it then."""
-    lasting = Lasting(io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    with pytest.raises(UnicodeEncodeError):
-        lasting.write("\u4e16")
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", b"a\\xdf\\u4e16\nb"), ("latin-1", b"a\xdf\\u4e16\nb"), ("cp437", b"a\xe1\\u4e16\nb")],
+)
+def test_a_character_that_the_encoding_lacks_is_escaped(encoding: str, shown: bytes) -> None:
+    """It alone: lines stay lines."""
+    sink = io.BytesIO()
+    lasting = Lasting(io.TextIOWrapper(sink, encoding=encoding, newline="\n"))
+    assert lasting.write("a\xdf\u4e16\nb") == 5
+    lasting.flush()
+    assert sink.getvalue() == shown
 
 
 @posix
