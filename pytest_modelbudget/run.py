@@ -21,9 +21,10 @@ from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
 from pytest_modelbudget.frames import place, users_line
 from pytest_modelbudget.inputs import Example, Inputs
+from pytest_modelbudget.intact import intact
 from pytest_modelbudget.planning import Subject, planned
 from pytest_modelbudget.summary import Summary, TensorSpec
-from pytest_modelbudget.tracebacks import user_traceback
+from pytest_modelbudget.tracebacks import as_text, user_traceback
 
 T = TypeVar("T")
 
@@ -58,10 +59,11 @@ def run(
     start = time.perf_counter()
     try:
         summary = attempt(_located(entry, root), count or summarize_entry)
-        text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
-        stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
-        before = None if base is None else _baseline(base, entry, summary, text, limits_before)
-        result = check(entry, summary, stored, accept=accept, base=before)
+        with intact():
+            text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
+            stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
+            before = None if base is None else _baseline(base, entry, summary, text, limits_before)
+            result = check(entry, summary, stored, accept=accept, base=before)
     except NotCounted as end:
         result = replace(end.result, id=entry.id, place=entry.place, tags=entry.tags)
     except KeyboardInterrupt:
@@ -105,7 +107,7 @@ def failure(entry: ModelEntry, error: BaseException) -> Result:
         case ModuleNotFoundError() if absent := _no_framework(error):  # a builder may import its framework itself
             return _missing(entry, absent)
         case SystemExit():
-            leaving = f"the builder called sys.exit({error.code!r}): let it return a model"
+            leaving = f"the builder called sys.exit({as_text(error.code, repr)}): let it return a model"
             return _failed(entry, f"{user_traceback(error)}\n{leaving}")
         case _:
             return _failed(entry, user_traceback(error))
@@ -246,7 +248,9 @@ def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEnt
     try:
         return again(0)
     except TooLarge as limit:
-        if "meta" not in f"{type(mistake).__name__}{mistake}".lower() and not isinstance(mistake, NotImplementedError):
+        if "meta" not in f"{type(mistake).__name__}{as_text(mistake)}".lower() and not isinstance(
+            mistake, NotImplementedError
+        ):
             raise mistake from None
         where = f"{entry.place}: {entry.id}" if entry.place else entry.id
         frame = users_line(mistake)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.frames import is_ours, is_pythons
+from pytest_modelbudget.intact import intact
 
 _MAX_FRAMES = 12
 _MAX_LINE = 500
 
 
+@intact()
 def user_traceback(error: BaseException) -> str:
     """`file:line: in function`, the line of code, and the error, without frames of this package and of Python's own.
 
@@ -47,7 +50,7 @@ def _lines(error: BaseException) -> list[str]:
         half = _MAX_FRAMES // 2
         shown[half:-half] = [f"    ... {len(frames) - 2 * half} more frames"]
     # Above the message, whose last line is the one that stands for the error in short.
-    notes = (line for note in getattr(error, "__notes__", ()) for line in str(note).splitlines())
+    notes = (line for note in _notes(error) for line in as_text(note).splitlines())
     message = (f"E   {line[:_MAX_LINE]}" for line in _message(error).splitlines())
     return [*shown, *(f"note: {line[:_MAX_LINE]}" for line in notes), *message]
 
@@ -66,9 +69,27 @@ def from_here(path: Path) -> Path:
     return path
 
 
+def _notes(error: BaseException) -> tuple[object, ...]:
+    """Its notes; user code may have made them anything."""
+    notes = vars(error).get("__notes__", ())
+    return tuple(notes) if isinstance(notes, (list, tuple)) else (notes,)
+
+
 def _message(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:
-        text = "(the error cannot be shown as text)"
+    text = as_text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def in_short(error: BaseException) -> str:
+    """An error on one line, whatever it is: `ValueError: too deep`."""
+    return " ".join(_message(error).split())[:_MAX_LINE]
+
+
+def as_text(value: object, how: Callable[[object], str] = str) -> str:
+    """`how(value)`, also of what cannot be shown: it is user code that says how."""
+    try:
+        return how(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return "(the error cannot be shown as text)"

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.intact import any_size
 
 Kind = Literal["count", "bytes", "flops", "share", "ratio"]
 
@@ -42,6 +43,7 @@ _EXAMPLES: dict[Kind, str] = {
 _NUMBER = re.compile(r"\s*((?:0|[1-9][0-9_]*)(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 
 
+@any_size()
 def parse(value: object, kind: Kind) -> int | Fraction:
     """Return the number that `value` stands for: elements, bytes or FLOPs as int, shares and ratios as Fraction.
 
@@ -123,7 +125,12 @@ def flops(value: int) -> str:
 
 
 def _scaled(value: int, base: int, suffixes: tuple[str, ...]) -> str:
-    """`value` with four significant digits in the largest unit that leaves something before the point."""
+    """`value` with four significant digits in the largest unit that leaves something before the point.
+
+    Where that is not enough to make it short: `1.000e+400`.
+    """
+    if value >= _LONG * base ** (len(suffixes) - 1):
+        return rounded(value, "") + suffixes[0]
     power = 0
     while power < len(suffixes) - 1 and value >= base ** (power + 1):
         power += 1
@@ -133,4 +140,20 @@ def _scaled(value: int, base: int, suffixes: tuple[str, ...]) -> str:
 
 def percent(value: Fraction | float) -> str:
     """A share with one decimal: `Fraction(1, 3)` as `33.3%`."""
-    return f"{float(value):.1%}"
+    return rounded(value, ".1%")
+
+
+_LONG = 10**12
+"""What has more digits before the point says nothing as digits."""
+
+
+def rounded(value: Fraction | float, spec: str) -> str:
+    """`value` of any size as a float is formatted by `spec`, very large ones as `1.000e+400`.
+
+    >>> rounded(Fraction(1, 3), "+.1%"), rounded(10**400, ".1%")
+    ('+33.3%', '1.000e+402%')
+    """
+    if isinstance(value, float) or abs(value) < _LONG:
+        return format(float(value), spec)
+    scale, sign = ("%", 100) if spec.endswith("%") else ("", 1), "+" if spec.startswith("+") else ""
+    return f"{Decimal(int(value * scale[1])):{sign}.3e}{scale[0]}"

@@ -14,6 +14,7 @@ from pytest_modelbudget.budget import Budget, Finding, Number, Violation
 from pytest_modelbudget.check import Result, Since, Snapshot, State, Stored
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.intact import intact
 from pytest_modelbudget.overall import Group, Sum
 from pytest_modelbudget.summary import Summary
 
@@ -21,11 +22,13 @@ SCHEMA = 1
 """Version of the shape of `result_dict`."""
 
 
+@intact()
 def pack(result: Result) -> bytes:
     """One compressed value; layer tables are so repetitive that this is 20 to 50 times smaller than the JSON."""
     return zlib.compress(json.dumps(result_dict(result)).encode())
 
 
+@intact()
 def unpack(data: bytes) -> Result:
     """Read back what `pack` gave."""
     return result_from(json.loads(zlib.decompress(data)))

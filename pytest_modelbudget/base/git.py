@@ -125,9 +125,22 @@ class Git:
                 found[path] = blob
         return found
 
+    def tracks(self, name: str) -> bool:
+        """Whether the file of that name in the folder is in the index."""
+        return bool(self._ask("ls-files", "--error-unmatch", "--", name))
+
     def blobs(self) -> Blobs:
         """A process that gives any number of blobs."""
         return Blobs([*self._command, "cat-file", "--batch"], self.folder, self._environment)
+
+
+def tracked(path: Path) -> bool:
+    """Whether git keeps the file at `path`; without a repository nothing is kept."""
+    path = Path(os.path.realpath(path))
+    try:
+        return Git(path.parent).tracks(path.name)
+    except NoGit:
+        return False
 
 
 class Blobs:

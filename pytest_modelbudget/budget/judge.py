@@ -65,7 +65,8 @@ class Violation:
         kind, gap = self.budget.kind, actual - self.base
         allowed = self.budget.allowed(self.base)
         if kind == "share":
-            grew, excess = f"{float(gap) * 100:+.4g} points", f"{float(actual - allowed) * 100:.4g}"
+            grew = f"{units.rounded(gap * 100, '+.4g')} points"
+            excess = units.rounded((actual - allowed) * 100, ".4g")
         else:
             share = f" ({relative(gap, self.base)})" if self.base else ""
             # Parts of an element do not exist: what is allowed ends at the whole number below.

@@ -79,14 +79,14 @@ class Budget:
         if self.bound == "law":
             return next(name for name, degree in LAWS.items() if degree == self.limit)
         if self.bound == "exponent":
-            return f"exponent {decimals(float(self.limit))}"
+            return f"exponent {decimals(self.limit)}"
         if self.bound in ("warn", "ratchet"):
             return units.percent(self.limit)
         if self.bound != "growth":
             return show(self.kind, self.limit)
         if self.relative:
-            return f"+{decimals(float(self.limit) * 100)}%"
-        return f"+{decimals(float(self.limit) * 100)} points" if self.kind == "share" else f"+{self._amount}"
+            return f"+{decimals(self.limit * 100)}%"
+        return f"+{decimals(self.limit * 100)} points" if self.kind == "share" else f"+{self._amount}"
 
     @property
     def _amount(self) -> str:

@@ -32,9 +32,9 @@ def show(kind: units.Kind, value: Number) -> str:
     """A number of one kind in full, with its unit."""
     match kind:
         case "share":
-            return f"{decimals(float(value) * 100)}%"
+            return f"{decimals(value * 100)}%"
         case "ratio":
-            return decimals(float(value))
+            return decimals(value)
         case "bytes":
             return f"{int(value):,} bytes"
         case "flops":
@@ -43,9 +43,10 @@ def show(kind: units.Kind, value: Number) -> str:
             return f"{int(value):,}"
 
 
-def decimals(value: float) -> str:
+def decimals(value: Number) -> str:
     """Enough decimals that a value just over a limit does not look equal to it."""
-    return f"{value:,.4f}".rstrip("0").rstrip(".")
+    text = units.rounded(value, ",.4f")
+    return text if "e" in text else text.rstrip("0").rstrip(".")
 
 
 def peak(summary: Summary, kind: Kind) -> int | None:
@@ -186,12 +187,12 @@ def distance(kind: units.Kind, actual: Number, limit: Number) -> str:
     """How far `actual` is from `limit`: `+1,201, +24.0%`, `+1.438 points` for shares."""
     gap = actual - limit
     if kind == "share":
-        return f"{float(gap) * 100:+.4g} points"
-    amount = f"{int(gap):+,}" if kind != "ratio" else f"{float(gap):+.4g}"
+        return f"{units.rounded(gap * 100, '+.4g')} points"
+    amount = f"{int(gap):+,}" if kind != "ratio" else units.rounded(gap, "+.4g")
     return f"{amount}, {relative(gap, limit)}" if limit else amount
 
 
 def relative(gap: Number, limit: Number) -> str:
     """A gap as a share of the limit, never rounded to nothing."""
-    text = f"{float(Fraction(gap) / Fraction(limit)):+.1%}"
+    text = units.rounded(Fraction(gap) / Fraction(limit), "+.1%")
     return f"{'+' if gap > 0 else '-'}<0.1%" if text in ("+0.0%", "-0.0%") else text

@@ -6,21 +6,33 @@ asked for, so that `--help` imports no framework. project.py finds the manifest,
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from pytest_modelbudget import streams
 from pytest_modelbudget.cli.words import parser
 from pytest_modelbudget.errors import ModelBudgetError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what `argv` (else the command line) says; returns the exit code, see `modelbudget --help`."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets it escaped
-            stream.reconfigure(errors="backslashreplace")
+    """Do what `argv` (else the command line) says; returns the exit code, see `modelbudget --help`.
+
+    That nobody reads what is printed, `head` having seen enough, changes nothing.
+    """
+    with streams.lasting():
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets it escaped
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return _run(argv)
+        except KeyboardInterrupt:
+            print("modelbudget: interrupted", file=sys.stderr)
+            return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         options = parser().parse_args(argv)
     except SystemExit as leaving:  # argparse has said why
@@ -28,16 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Any = import_module(f"pytest_modelbudget.cli.{options.module}")
         code: int = command.run(options)
-        sys.stdout.flush()
     except ModelBudgetError as mistake:
         from pytest_modelbudget.reports.text import harmless_lines
 
         print(f"modelbudget: {harmless_lines(str(mistake))}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("modelbudget: interrupted", file=sys.stderr)
-        return 130
     return code

@@ -8,11 +8,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+from pytest_modelbudget import report_files
 from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.cli.project import NO_MANIFEST, find, width
 from pytest_modelbudget.cli.session import Run, check_models
-from pytest_modelbudget.outcome import append_links, folder_in_repository, report_target, write_reports, write_snapshots
+from pytest_modelbudget.config import MANIFEST_NAMES
+from pytest_modelbudget.outcome import sweep, write_snapshots
 from pytest_modelbudget.reports import github, overall, table, terminal, text
+from pytest_modelbudget.trackers import tracker
 
 _ROWS = 40
 NO_MODEL = 4
@@ -22,7 +25,10 @@ INTERRUPTED = 2
 
 def run(options: Namespace) -> int:
     """Check, write what is to be written, and say how it came out: 0, 1, 2 when interrupted, or 4 without a model."""
-    targets = [report_target(target, Path.cwd()) for target in options.report]
+    held = [Path.cwd() / name for name in (options.file, *MANIFEST_NAMES) if name]
+    wanted = report_files.targets(options.report, Path.cwd(), held=held)
+    report_files.begin(wanted, Path.cwd())
+    log = tracker("mlflow").log if options.mlflow else None  # imported before the models' code runs
     project = find(options.file, Path.cwd())
     if not project.manifests:
         print(f"modelbudget: {NO_MANIFEST}", file=sys.stderr)
@@ -35,16 +41,15 @@ def run(options: Namespace) -> int:
     if not done.results:
         print(f"modelbudget: {', '.join(path.name for path in project.manifests)} registers no model", file=sys.stderr)
         return NO_MODEL
+    sweep(done.results, project.root)
     lines, problems = _written(done, options.accept, project.root)
-    problems += write_reports(targets, done.results, done.overall, project.root)
+    problems += report_files.write(wanted, done.results, done.overall, project.root)
     failed = any(result.state.failed for result in done.results)
-    if options.mlflow:
-        from pytest_modelbudget.trackers import tracker
-
-        delivery = tracker("mlflow").log(done.results, project.root, exit_failed=failed or bool(problems))
+    if log is not None:
+        delivery = log(done.results, project.root, exit_failed=failed or bool(problems))
         lines += delivery.lines
         if delivery.links:
-            append_links(delivery.links, [path for kind, path in targets if kind == "md"])
+            report_files.append_links(delivery.links, wanted)
     closing = terminal.closing(done.results, width=width())
     print("\n".join((*closing, *overall.lines(done.overall, done.results), *lines)))
     _annotate(done, project.root)
@@ -79,6 +84,6 @@ def _written(done: Run, accept: bool, root: Path) -> tuple[list[str], list[str]]
 def _annotate(done: Run, root: Path) -> None:
     """Annotations, where GitHub reads the log."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        setting = text.Setting(folder=folder_in_repository(root), overall=done.overall)
+        setting = text.Setting(folder=report_files.folder_in_repository(root), overall=done.overall)
         for line in github.commands(done.results, setting):
             print(line)

@@ -11,7 +11,7 @@ from fractions import Fraction
 from math import ceil
 from pathlib import Path
 
-from pytest_modelbudget import units
+from pytest_modelbudget import units, writing
 from pytest_modelbudget.cli.discover.scan import LeftOut, scan
 from pytest_modelbudget.cli.discover.survey import Found, survey
 from pytest_modelbudget.config import ITEM_NAMES, MANIFEST_NAMES, holds_manifest, read
@@ -49,8 +49,7 @@ def run(options: Namespace) -> int:
     text = manifest(named, room)
     if wrong := read(text, file=target.name).mistakes:
         raise ModelBudgetError(f"the manifest would not be right, nothing is written: {wrong[0]}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8", newline="\n")
+    writing.write(target, text)
     print("\n".join(_closing(named, left, relative(target.resolve(), root.resolve()))))
     return 0
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from argparse import Namespace
 from difflib import unified_diff
 from pathlib import Path
 
+from pytest_modelbudget import writing
 from pytest_modelbudget.cli.project import NO_MANIFEST, find
 from pytest_modelbudget.cli.session import Run, check_models
 from pytest_modelbudget.config import Tightening, tighten
@@ -45,7 +44,7 @@ def _one(registry: Registry, done: Run, *, write: bool) -> int:
     if tightened.lowered:
         _print(tightened, text, file)
         if write:
-            _replace(registry.path, tightened.text)
+            writing.write(registry.path, tightened.text)  # with the line ends that the text has
             print(f"wrote {file}")
         else:
             print("not written: modelbudget tighten --write does it")
@@ -57,17 +56,3 @@ def _print(tightened: Tightening, text: str, file: str) -> None:
         print(harmless(line))
     for lowered in tightened.lowered:
         print(harmless(str(lowered)))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write atomically, with the line ends that the text has."""
-    target = path.resolve()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-        os.chmod(temporary, target.stat().st_mode & 0o777)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
+from pytest_modelbudget import units
 from pytest_modelbudget.diff.words import shown
 
 Kind = Literal[
@@ -100,7 +102,8 @@ class Change:
             return ""
         if self.kind == "total":
             before = int(self.before.replace(",", ""))
-            return f"  ({self.delta:+,}{f', {self.delta / before:+.2%}' if before else ''})"
+            share = f", {units.rounded(Fraction(self.delta, before), '+.2%')}" if before else ""
+            return f"  ({self.delta:+,}{share})"
         if self.count > 1 and self.delta % self.count == 0:
             return f"  ({self.count:,} x {self.delta // self.count:+,} = {self.delta:+,})"
         return "" if self.kind in ("added", "removed") else f"  ({self.delta:+,})"

@@ -61,7 +61,7 @@ def _share(
 def _samples(summary: Summary) -> Iterator[str]:
     if (ratio := summary.params_per_sample) is None or summary.samples is None:
         return
-    each = f"{float(ratio):,.1f}" if ratio >= 1 else f"{float(ratio):.3g}"
+    each = units.rounded(ratio, ",.1f" if ratio >= 1 else ".3g")
     word = "more params than samples" if ratio > 1 else "fewer params than samples"
     yield f"{each} params for each of {summary.samples:,} samples: {word}"
 

@@ -87,18 +87,42 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     from pytest_modelbudget import hooks
 
     pluginmanager.add_hookspecs(hooks)
+    pluginmanager.register(_BeforeCapture(), "modelbudget-before-capture")
+
+
+class _BeforeCapture:
+    """What has to be done before pytest takes hold of the standard streams."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_load_initial_conftests(self, early_config: pytest.Config) -> Generator[None]:
+        """A run that was started without an output gets one that leads nowhere."""
+        if _is_on(early_config):
+            from pytest_modelbudget import intact, streams  # noqa: F401  # what is intact is noted when it is imported
+
+            streams.opened()
+        return (yield)
+
+
+def _is_on(early_config: pytest.Config) -> bool:
+    """`enabled`, while options are still being read."""
+    flags = vars(early_config.known_args_namespace)  # not in `early_config.option` yet
+    return any(flags.get(flag) for flag in _SWITCHES) or bool(early_config.getini("model_budget"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Have TensorFlow come up quietly, whichever conftest or test module of this run imports it."""
-    flags = vars(early_config.known_args_namespace)  # not in `early_config.option` yet
-    if any(flags.get(flag) for flag in _SWITCHES) or early_config.getini("model_budget"):
+    """Have TensorFlow come up quietly, whichever conftest or test module of this run imports it; see to reports."""
+    if _is_on(early_config):
         from pytest_modelbudget.backends import quiet
 
         stack = ExitStack()
         stack.enter_context(quiet.imports())
         early_config.add_cleanup(stack.close)
+        options = early_config.known_args_namespace
+        if "no:terminal" not in options.plugins:  # which xdist's workers have
+            from pytest_modelbudget.plugin import reports
+
+            reports.wanted(early_config, options)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -115,11 +139,12 @@ def pytest_configure(config: pytest.Config) -> None:
         if any(config.getoption(flag) for flag in wanted):
             raise pytest.UsageError("model-budget: this flag needs --model-budget beside it")
         return
-    from pytest_modelbudget.plugin import base, collect, controller
+    from pytest_modelbudget.plugin import base, collect, controller, steady
 
     base.prepare(config)
     collector = collect.Collector(config)
     config.pluginmanager.register(collector, "modelbudget-collector")
+    config.pluginmanager.register(steady.SteadyRun(), "modelbudget-steady")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(controller.Controller(config, collector.roll), "modelbudget-controller")
 

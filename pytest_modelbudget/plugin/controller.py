@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import outcome, wire
+from pytest_modelbudget import outcome, report_files, wire
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.plugin.base import conclude, take, tell
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.plugin.expected import Folder, Roll
 from pytest_modelbudget.plugin.quiet import in_github
+from pytest_modelbudget.plugin.reports import wanted
 from pytest_modelbudget.reports import github, overall, table, terminal
 from pytest_modelbudget.reports.text import Setting
 from pytest_modelbudget.summary import Summary
@@ -37,7 +36,7 @@ class Controller:
         self.lines: list[str] = []
         self.problems: list[str] = []
         self.worker_models: list[int] = []
-        self.targets = [_target(text, config) for text in config.getoption("model_budget_report")]
+        self.reports = wanted(config)
 
     def pytest_report_header(self) -> str:
         """One line: what this run does with snapshots."""
@@ -84,12 +83,13 @@ class Controller:
         self.rolls.read(self.roll)
         missing = self.roll.missing((nodeid for nodeid, _ in self.latest), _ending(session))
         self.results = sorted((*self.latest.values(), *missing), key=lambda result: (result.id, result.nodeid))
+        outcome.sweep(self.results, self.config.rootpath)
         self._write_snapshots()
         self._prune()
         self._conclude(session)
         self._write_reports()
-        wanted = any(self.config.getoption(f"model_budget_mlflow{word}") for word in ("", "_required"))
-        if wanted and self.results:
+        tracked = any(self.config.getoption(f"model_budget_mlflow{word}") for word in ("", "_required"))
+        if tracked and self.results:
             self._log(session)
         self._finish()
         if self.problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -113,7 +113,7 @@ class Controller:
     def _finish(self) -> None:
         try:
             self.config.hook.pytest_modelbudget_finish(results=tuple(self.results), config=self.config)
-        except Exception as error:
+        except (Exception, SystemExit, pytest.exit.Exception) as error:
             self.problems.append(f"pytest_modelbudget_finish failed:\n{user_traceback(error)}")
 
     def _write_snapshots(self) -> None:
@@ -133,7 +133,7 @@ class Controller:
                     self.problems.append(f"{path}: cannot be deleted ({error.strerror})")
 
     def _write_reports(self) -> None:
-        self.problems += outcome.write_reports(self.targets, self.results, self.overall, self.config.rootpath)
+        self.problems += report_files.write(self.reports, self.results, self.overall, self.config.rootpath)
 
     def _log(self, session: pytest.Session) -> None:
         from pytest_modelbudget.trackers import mlflow
@@ -144,7 +144,7 @@ class Controller:
         if not delivery.ok and self.config.getoption("model_budget_mlflow_required"):
             self.problems.append("not all was logged to MLflow, as --model-budget-mlflow-required demands")
         if delivery.links:
-            outcome.append_links(delivery.links, [path for kind, path in self.targets if kind == "md"])
+            report_files.append_links(delivery.links, self.reports)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of all models, what was written, and what could not be."""
@@ -164,7 +164,7 @@ class Controller:
             terminalreporter.line(f"ERROR {problem}", red=True)
         if in_github():
             annotated = self.config.pluginmanager.hasplugin("pytest_github_actions_annotate_failures")
-            setting = Setting(folder=outcome.folder_in_repository(self.config.rootpath), overall=self.overall)
+            setting = Setting(folder=report_files.folder_in_repository(self.config.rootpath), overall=self.overall)
             for line in github.commands(self.results, setting, errors=not annotated):
                 terminalreporter.line(line)
 
@@ -179,10 +179,3 @@ def _ending(session: pytest.Session) -> str:
         return f"the run ended before it was checked: {stopped}"
     word = "was interrupted" if session.exitstatus == pytest.ExitCode.INTERRUPTED else "ended"
     return f"the run {word} before it was checked"
-
-
-def _target(text: str, config: pytest.Config) -> tuple[str, Path]:
-    try:
-        return outcome.report_target(text, config.invocation_params.dir)
-    except ModelBudgetError as mistake:
-        raise pytest.UsageError(f"--model-budget-report={mistake}") from None

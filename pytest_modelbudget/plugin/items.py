@@ -16,6 +16,7 @@ from pytest_modelbudget.backends.quiet import without_noise
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.intact import intact
 from pytest_modelbudget.isolation import Yielded
 from pytest_modelbudget.plugin import MARKER, RESULTS
 from pytest_modelbudget.plugin.base import BASE, ISOLATION
@@ -155,6 +156,7 @@ class SnapshotFilesItem(BudgetItem):
         return obsolete_files(self.name, self.files, self.declared)
 
 
+@intact()
 def failure_text(config: pytest.Config, result: Result) -> str:
     """Why a result failed, as wide as the terminal, with more rows the more verbose the run is."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")

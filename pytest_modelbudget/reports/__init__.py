@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import cast
 
 from pytest_modelbudget.check import Result
+from pytest_modelbudget.intact import any_size
 from pytest_modelbudget.reports import text
 
 REPORTS = {
@@ -19,8 +20,25 @@ REPORTS = {
 }
 """The kinds of `--model-budget-report`; each module has `page(results, setting) -> str`."""
 
+MARKS = {
+    "json": '{"schema": ',
+    "md": "### Model budget: ",
+    "html": "<title>Model budget: ",
+    "openmetrics": "# TYPE model_",
+    "codequality": '"check_name": "modelbudget/',
+    "comment": "<!-- modelbudget:",
+}
+"""By which an earlier report of a kind is known from its first lines."""
 
+
+@any_size()
 def render(kind: str, results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """The report of one kind as text."""
     page = cast(Callable[[Sequence[Result], text.Setting], str], import_module(REPORTS[kind]).page)
     return page(results, setting)
+
+
+def unfinished(kind: str, setting: text.Setting = text.SETTING) -> str:
+    """What stands in the place of a report until the run has ended; empty for kinds of which nothing should."""
+    page = getattr(import_module(REPORTS[kind]), "unfinished", None)
+    return "" if page is None else str(page(setting))

@@ -25,7 +25,7 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
     notable = sorted(filter(is_notable, results), key=github.rank)
     said = [one for result, one in text.new_findings(results, setting) if result is None]
     said += [one for one in text.unchecked(setting) if one not in said]
-    key = re.sub("[^A-Za-z0-9._]+", "-", setting.key) or text.SETTING.key
+    key = _key(setting)
     base = markdown.code(setting.overall.base) if setting.overall.base else "the committed snapshots"
     title = f"### Model budget: {text.verdict(results)}\n\nCompared with {base}.\n"
     if not notable and not said:
@@ -33,6 +33,18 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
     findings = [f"- {markdown.code(str(finding))}" for finding in said]
     blocks = [f"<!-- modelbudget:{key} -->\n{title}", *findings, "", *_blocks(notable)]
     return markdown.fitted(blocks, _MOST_BYTES)
+
+
+def unfinished(setting: text.Setting = text.SETTING) -> str:
+    """What a run that ends early leaves behind, so that what was posted for an earlier one does not stand."""
+    return (
+        f"<!-- modelbudget:{_key(setting)} -->\n### Model budget: the run did not finish\n\n"
+        "Nothing is known of the models: the log of the job says why.\n"
+    )
+
+
+def _key(setting: text.Setting) -> str:
+    return re.sub("[^A-Za-z0-9._]+", "-", setting.key) or text.SETTING.key
 
 
 def is_notable(result: Result) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import cache
 from importlib import resources
 
@@ -20,6 +21,9 @@ from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.reports import overall, plans, terminal, text, tree
 from pytest_modelbudget.summary import Plan, Summary
+
+_MOST_USED = 10**300
+"""The share of a limit up to which the page sorts by it."""
 
 _MOST_FAILURE = 20_000
 """Characters about one failure; the tables below it have the rest."""
@@ -81,7 +85,7 @@ def _outcome(result: Result) -> dict[str, object]:
         "cells": list(_cells(result)),
         "findings": [text.harmless(str(finding)) for finding in text.findings(result)],
         "used": text.used_text(result),
-        "used_value": "" if used is None else float(used[1]),
+        "used_value": "" if used is None else float(min(used[1], Fraction(_MOST_USED))),
         "model": None
         if result.summary is None
         else {
@@ -132,7 +136,8 @@ def _plan(plan: Plan) -> dict[str, object]:
         "lines": list(plans.lines(plan)),
         "curve": plans.curve(plan),
         "places": [
-            (role, path, units.size(size), units.percent(size / alive)) for role, path, size in plans.places(plan)
+            (role, path, units.size(size), units.percent(Fraction(size, alive or 1)))
+            for role, path, size in plans.places(plan)
         ],
         "levers": [
             (text.harmless(lever.name), units.size(lever.peak_bytes), text.harmless(lever.note))

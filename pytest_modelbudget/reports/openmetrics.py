@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
+from pytest_modelbudget import units
 from pytest_modelbudget.budget import METRICS, Number
 from pytest_modelbudget.check import Result
 from pytest_modelbudget.reports import text
@@ -76,4 +77,4 @@ def _escaped(value: str) -> str:
 
 
 def _number(value: Number) -> str:
-    return f"{float(value):.{_DECIMALS}f}" if isinstance(value, Fraction) else str(value)
+    return units.rounded(value, f".{_DECIMALS}f") if isinstance(value, Fraction) else str(value)

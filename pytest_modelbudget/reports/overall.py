@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import METRICS
@@ -31,5 +32,5 @@ def _sum(one: Sum) -> str:
         word = "OVER BUDGET" if one.state == "over" else "warn:"
         return f"{word} {group}: {one.violation}{place}"
     assert one.total is not None
-    share = f" ({units.percent(one.total / budget.limit)})" if budget.limit else ""
+    share = f" ({units.percent(Fraction(one.total) / Fraction(budget.limit))})" if budget.limit else ""
     return f"sum: {group}: {budget.metric} {METRICS[budget.metric].show(one.total)} of {budget.text}{share}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import saving
@@ -146,11 +147,11 @@ def curve(plan: Plan) -> Curve | None:
     if not plan.timeline or plan.peak_bytes is None:
         return None
     points = _thinned(plan)
-    top = max(max(size for _, size in points), 1) * 1.2
+    top = Fraction(max(max(size for _, size in points), 1) * 6, 5)
     step = WIDTH / len(points)
 
-    def y(size: float) -> float:
-        return round(HEIGHT - HEIGHT * size / top, 1)
+    def y(size: int) -> float:
+        return round(float(HEIGHT - HEIGHT * size / top), 1)
 
     run = "training step" if plan.kind == "training" else "forward pass"
     first, last, most = (units.size(size) for size in (points[0][1], points[-1][1], plan.peak_bytes))
@@ -190,9 +191,9 @@ def _bands(phases: list[str], step: float) -> Iterator[Band]:
             start = index
 
 
-def _round_levels(top: float) -> Iterator[int]:
+def _round_levels(top: Fraction) -> Iterator[int]:
     """Amounts at equal distances of a power of two, below `top`."""
     step = 1
-    while top / step > _LEVELS:
+    while top > _LEVELS * step:
         step *= 2
     yield from range(step, int(top), step)

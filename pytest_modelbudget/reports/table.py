@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pytest_modelbudget import units
 from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.intact import any_size
 from pytest_modelbudget.reports import plans, text
 from pytest_modelbudget.summary import Summary
 
@@ -25,6 +26,7 @@ _LONGEST_NAME = 24
 """Characters up to which the name of a model stays on one line, in a table as wide as `WIDTH` or wider."""
 
 
+@any_size()
 def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = None, explain: bool = False) -> str:
     """The layer table of one model in the shape of `model.summary()`, with its totals; at most `most` rows.
 
@@ -48,6 +50,7 @@ def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = Non
     return "\n".join(lines)
 
 
+@any_size()
 def results_text(results: Sequence[Result], *, width: int = WIDTH) -> str:
     """One line for each model: its totals, the limit used most, and how it came out."""
     cells = [_result_cells(result) for result in text.sorted_results(results)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import FITS, PEAKS, Violation
 from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.diff import Change
+from pytest_modelbudget.intact import any_size
 from pytest_modelbudget.reports import plans, table, text
 from pytest_modelbudget.reports.text import harmless, harmless_lines
 from pytest_modelbudget.summary import Summary
@@ -17,6 +19,7 @@ _MOST_CHANGES = 20
 _MOST_ROWS = 40
 
 
+@any_size()
 def failure(
     result: Result,
     *,
@@ -74,7 +77,9 @@ def _largest(result: Result) -> str:
     total = result.summary.params
     return harmless(
         ", ".join(
-            f"{layer.path} {layer.params:,} ({units.percent(layer.params / total)})" for layer in top if layer.params
+            f"{layer.path} {layer.params:,} ({units.percent(Fraction(layer.params, total))})"
+            for layer in top
+            if layer.params
         )
     )
 

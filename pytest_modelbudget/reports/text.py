@@ -263,7 +263,7 @@ def moved(result: Result, metric: str) -> str:
     assert now is not None
     if not (before := now - change):
         return f"{change:+,}"
-    part = f"{float(Fraction(change) / Fraction(before)):+.1%}"
+    part = units.rounded(Fraction(change) / Fraction(before), "+.1%")
     return f"{change:+,} ({f'{part[0]}<0.1%' if part[1:] == '0.0%' else part})"
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from pytest_modelbudget import writing
 from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.check import ModelEntry, Snapshot, Stored
 from pytest_modelbudget.diff import changes
@@ -118,8 +117,8 @@ def _read(path: Path, home: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def write(root: Path, home: str, path: str, text: str) -> bool:
-    """Write a snapshot atomically; False when it was the same already.
+def write(root: Path, home: str, path: str, text: str, drafts: writing.Drafts | None = None) -> bool:
+    """Write a snapshot atomically; False when it was the same already. `drafts` serve many that are written.
 
     Raises:
         ModelBudgetError: it cannot be written there.
@@ -134,23 +133,11 @@ def write(root: Path, home: str, path: str, text: str) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.resolve().is_relative_to((root / home).resolve()):
             raise ModelBudgetError("is a link that leads out of the folder: remove it")
-        _replace(target, text)
+        writing.write(target, text, made_in=drafts.of(root / home / FOLDER) if drafts else None)
     except (OSError, ModelBudgetError) as error:
         why = f"cannot be written ({error.strerror or error})" if isinstance(error, OSError) else str(error)
         raise ModelBudgetError(f"{path}: {why}") from None
     return True
-
-
-def _replace(target: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644 if not target.exists() else target.stat().st_mode & 0o777)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def declared_in(path: Path) -> str | None:

@@ -178,6 +178,7 @@ def test_nothing_to_check_is_code_4(modelbudget: Command, manifest: str | None, 
         pytest.param(["--file", "gone.yaml"], "there is no manifest", id="no such manifest"),
         pytest.param(["--base", "gone"], "gone", id="no such base"),
         pytest.param(["--report", "csv:x"], "write KIND:PATH, with KIND one of json", id="no such report"),
+        pytest.param(["--report", "md:./modelbudget.yaml"], "is no report: name another file", id="over the manifest"),
     ],
 )
 def test_what_cannot_be_done_is_code_2(modelbudget: Command, words: list[str], said: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import subprocess
 import zipfile
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_modelbudget import writing
 from pytest_modelbudget.budget import METRICS
 from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.diff import changes
@@ -268,19 +268,19 @@ def test_the_outbox_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
 
 
 def test_half_an_entry_is_no_entry(tmp_path: Path) -> None:
-    """Writing that fails leaves nothing behind; a draft of a process that died is not read, and goes after a while."""
+    """Writing that fails leaves nothing behind; what a process that died left is not read, and goes with the next run."""
     entry, files = make([result(towers())])
     with pytest.raises(OSError, match="job"):
         outbox.write(tmp_path, entry, {"job": "a file", **files})
     assert list(tmp_path.iterdir()) == []
-    draft = tmp_path / ".0000000000001-k"
-    draft.mkdir()
+    with writing.draft(tmp_path) as alive:
+        outbox.trim(tmp_path)
+        assert alive.exists()
+    for name in (".modelbudget-x.tmp", ".0000000000001-k"):
+        (tmp_path / name).mkdir()
     assert outbox.entries(tmp_path) == []
     outbox.trim(tmp_path)
-    assert draft.exists()
-    os.utime(draft, (1, 1))
-    outbox.trim(tmp_path)
-    assert not draft.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 99}', '{"schema": 2, "job": {}}'])

@@ -180,7 +180,7 @@ def _number(value: float | None) -> Cell:
 
 
 def _percent(share: Fraction) -> float:
-    return float(f"{float(share * 100):.4g}")
+    return float(f"{float(share * 100):.4g}") if names.fits(share * 100) else float("inf")
 
 
 def _layer_cells(layer: Layer) -> tuple[Cell, ...]:

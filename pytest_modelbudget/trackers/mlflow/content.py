@@ -158,9 +158,10 @@ def _job_metrics(results: Sequence[Result], sizes: Sequence[tuple[int, int]]) ->
     yield "session/not_checked", states.count(State.NOT_CHECKED)
     yield "session/skipped", states.count(State.SKIPPED)
     yield "session/analysis_s", round(sum(result.seconds for result in results), 3)
-    if len(sizes) == len(results):  # the sum of some would look like the sum of all
-        yield "session/params_sum", sum(params for params, _ in sizes)
-        yield "session/weights_mib_sum", round(sum(size for _, size in sizes) / 2**20, 3)
+    params, size = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 0)
+    if len(sizes) == len(results) and names.fits(params) and names.fits(size):  # the sum of some looks like that of all
+        yield "session/params_sum", params
+        yield "session/weights_mib_sum", round(size / 2**20, 3)
 
 
 def _job_note(results: Sequence[Result], facts: Facts, exit_failed: bool, archived: int) -> str:

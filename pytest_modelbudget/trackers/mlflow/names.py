@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,8 +50,13 @@ def used_name(metric: str) -> str:
 
 
 def metrics(summary: Summary, limits: Sequence[Budget] = ()) -> dict[str, float]:
-    """A model's numbers under their MLflow names; what is unknown is left out."""
-    return dict(_metrics(summary, limits))
+    """A model's numbers under their MLflow names; what is unknown, or too large for a float, is left out."""
+    return {name: _rounded(value) for name, value in _metrics(summary, limits) if fits(value)}
+
+
+def fits(value: Number) -> bool:
+    """Whether MLflow, whose metrics are floats, can hold a number."""
+    return abs(Fraction(value)) < Fraction(sys.float_info.max)
 
 
 def unknown(found: Mapping[str, float]) -> tuple[str, ...]:
@@ -64,18 +70,18 @@ def _known(metric: str, summary: Summary) -> Number | None:
     return METRICS[metric].get(summary)
 
 
-def _metrics(summary: Summary, limits: Sequence[Budget]) -> Iterator[tuple[str, float]]:
+def _metrics(summary: Summary, limits: Sequence[Budget]) -> Iterator[tuple[str, Number]]:
     known = {metric: _known(metric, summary) for metric in GROUPED}
     for metric, grouped in GROUPED.items():
         if (value := known[metric]) is not None:
-            yield grouped.name, _rounded(value * grouped.scale)
+            yield grouped.name, value * grouped.scale
     if summary.flops.is_lower_bound and summary.flops.value is not None:
-        yield AT_LEAST, _rounded(summary.flops.value * GROUPED["flops"].scale)
+        yield AT_LEAST, summary.flops.value * GROUPED["flops"].scale
     for budget in limits:
         if budget.layer is not None or budget.bound != "max" or not budget.limit:
             continue
         if (value := known.get(budget.metric)) is not None:
-            yield used_name(budget.metric), _rounded(Fraction(value) / Fraction(budget.limit) * 100)
+            yield used_name(budget.metric), Fraction(value) / Fraction(budget.limit) * 100
 
 
 def _rounded(value: Number) -> float:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_modelbudget import writing
+
 FOLDER = ".modelbudget"
 """The project's own folder under the root; it ignores itself in git."""
 
@@ -27,9 +29,6 @@ _DONE = "done"
 
 MOST_ENTRIES = 50
 MOST_BYTES = 200 * 10**6
-
-_ABANDONED = 3600.0
-"""Seconds after which an unfinished entry is taken for one whose writer died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ def home(root: Path) -> Path:
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ".gitignore").exists():
-        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+        writing.write(folder / ".gitignore", "*\n")
     return folder
 
 
@@ -119,16 +118,13 @@ def write(outbox: Path, entry: Entry, files: Mapping[str, str | bytes]) -> Path:
     """
     outbox.mkdir(parents=True, exist_ok=True)
     name = f"{entry.created_ms:013d}-{entry.job.key[:12]}"
-    draft = outbox / f".{name}"
-    try:
+    with writing.draft(outbox) as folder:
+        draft = folder / name
         for path, content in {**files, _ENTRY: json.dumps({"schema": SCHEMA, **asdict(entry)})}.items():
             (draft / path).parent.mkdir(parents=True, exist_ok=True)
             data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
             (draft / path).write_bytes(data)
         return draft.rename(outbox / name)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def entries(outbox: Path) -> list[Path]:
@@ -190,10 +186,10 @@ def remove(path: Path) -> None:
 
 
 def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MOST_BYTES) -> list[str]:
-    """Remove the oldest entries over the bounds, never the newest, and abandoned drafts; say which entries."""
-    for draft in outbox.glob(".*"):
-        if draft.is_dir() and time.time() - draft.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(draft, ignore_errors=True)
+    """Remove the oldest entries over the bounds, never the newest, and what killed runs left; say which entries."""
+    writing.sweep(outbox)
+    for half in outbox.glob(".[0-9]*"):  # `remove` was killed
+        shutil.rmtree(half, ignore_errors=True)
     dropped, total = [], 0
     for number, path in enumerate(entries(outbox)):
         total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

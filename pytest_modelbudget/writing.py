@@ -1,0 +1,238 @@
+"""How files are written: whole or not at all, into what is no file, and without a trace of a write that was killed.
+
+What is new is made in a draft, a folder beside its place that ignores itself in git, and moved from there. A process
+that is killed leaves its draft behind, and the next `sweep` removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+
+_PREFIX, _SUFFIX = ".modelbudget-", ".tmp"
+_CHUNK = 4096
+"""Bytes that a pipe which is ready takes at once, so that writing them never waits."""
+
+OPENING = 10.0
+"""Seconds in which a reader has to open a named pipe."""
+
+READING = 60.0
+"""Seconds without progress after which a reader is taken for one that will not read on."""
+
+_STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
+_DESCRIPTOR = re.compile(
+    r"/dev/(?P<stream>stdin|stdout|stderr)|/(?:dev|proc/(?:self|thread-self|(?P<pid>\d+)))/fd/(?P<number>\d+)"
+)
+_MOST_LINKS = 40
+
+if sys.platform == "win32":  # an open file cannot be deleted there, which protects a draft that is being written
+
+    @contextmanager
+    def _shared(folder: Path) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def _alone(folder: Path) -> Iterator[bool]:
+        yield True
+else:
+    import fcntl
+
+    @contextmanager
+    def _shared(folder: Path) -> Iterator[None]:
+        """Inside, nobody sweeps `folder`."""
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks: there nothing is ever swept
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def _alone(folder: Path) -> Iterator[bool]:
+        """Yields whether no other process writes into `folder`, nor begins to inside."""
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def draft(home: Path) -> Iterator[Path]:
+    """A new folder in `home` for what is moved out of it once it is whole; git ignores it, and leaving removes it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with _shared(home):
+        folder = Path(tempfile.mkdtemp(dir=home, prefix=_PREFIX, suffix=_SUFFIX))
+        try:
+            (folder / ".gitignore").write_bytes(b"*\n")
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Drafts(ExitStack):
+    """One draft for each folder, for many files that are written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[Path, Path] = {}
+
+    def of(self, home: Path) -> Path:
+        """The draft in `home`, made when it is first asked for."""
+        if home not in self._made:
+            self._made[home] = self.enter_context(draft(home))
+        return self._made[home]
+
+
+def sweep(home: Path) -> None:
+    """Remove the drafts in `home` whose process was killed; none while another process writes there."""
+    with suppress(OSError):
+        left = [path for path in home.iterdir() if path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)]
+        if not left:
+            return
+        with _alone(home) as alone:
+            for folder in left if alone else ():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(path: Path, content: str | bytes, *, made_in: Path | None = None) -> None:
+    """Write `content`, in UTF-8, to what `path` stands for, following links.
+
+    A file is replaced as a whole and keeps its mode; folders that are missing are made. A pipe or a device is written
+    into, and so is a file that is mounted, which cannot be replaced. `/dev/stdout`, `/dev/fd/3` and the like are what
+    the process was started with, and go on where they are. `made_in` is a draft that serves many files.
+
+    Raises:
+        OSError: it cannot be written; a file that was there is as it was.
+    """
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    if _passed_on(path, data):
+        return
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with nullcontext(made_in) if made_in else draft(target.parent) as folder:
+        _replace(target, data, folder)
+
+
+def append(path: Path, content: str) -> None:
+    """Add `content` to the end of what `path` stands for.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    data = content.encode("utf-8", "backslashreplace")
+    if not _passed_on(path, data):
+        with open(path, "ab") as file:
+            file.write(data)
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` stands for a file that is there, and for nothing that is written into as it is."""
+    return descriptor(path) is None and os.path.isfile(path)
+
+
+def descriptor(path: Path) -> int | None:
+    """The descriptor of this process that `path` or the link there names, such as 1 for `/dev/stdout`."""
+    text = os.path.abspath(path)
+    for _ in range(_MOST_LINKS):
+        if (number := _number(text)) is not None:
+            return number
+        folder = os.path.realpath(os.path.dirname(text))
+        text = os.path.join(folder, os.path.basename(text))
+        if (number := _number(text)) is not None or not os.path.islink(text):
+            return number
+        text = os.path.normpath(os.path.join(folder, os.readlink(text)))
+    return None
+
+
+def _number(text: str) -> int | None:
+    match = _DESCRIPTOR.fullmatch(text)
+    if match is None or match["pid"] not in (None, str(os.getpid())):
+        return None
+    return _STREAMS[match["stream"]] if match["stream"] else int(match["number"])
+
+
+def _passed_on(path: Path, data: bytes) -> bool:
+    """Whether `path` stands for something that is written into as it is, which was done then."""
+    if (number := descriptor(path)) is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # what was printed before comes before
+                stream.flush()
+        handle = os.dup(number)
+    else:
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            return False
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return False
+        handle = _opened(path, waits=stat.S_ISFIFO(mode))
+    try:
+        _pour(handle, data)
+    finally:
+        os.close(handle)
+    return True
+
+
+def _opened(path: Path, *, waits: bool) -> int:
+    """A pipe or device, opened to write; waits for the reader of a pipe, but not for ever."""
+    end = time.monotonic() + OPENING
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+        except OSError as error:
+            if not waits or error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > end:
+                raise TimeoutError(errno.ETIMEDOUT, "nobody reads this pipe") from None
+        time.sleep(0.05)
+
+
+def _pour(handle: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        if not _ready(handle):
+            raise TimeoutError(errno.ETIMEDOUT, "nobody reads on")
+        with suppress(BlockingIOError):
+            left = left[os.write(handle, left[:_CHUNK]) :]
+
+
+def _ready(handle: int) -> bool:
+    """Whether something can be written now, or fails at once; waits until it can."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(handle, select.POLLOUT)
+    return bool(poll.poll(READING * 1000))
+
+
+def _replace(target: Path, data: bytes, folder: Path) -> None:
+    new = folder / "new"
+    new.write_bytes(data)
+    with suppress(FileNotFoundError):
+        os.chmod(new, stat.S_IMODE(target.stat().st_mode))
+    try:
+        os.replace(new, target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        target.write_bytes(data)
