@@ -17,8 +17,7 @@ from pytest_modelbudget import arguments, inputs
 from pytest_modelbudget import budget as budgets
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, check_id, names_file
-from pytest_modelbudget.config import schema
-from pytest_modelbudget.config.messages import below, message
+from pytest_modelbudget.config import messages, schema
 from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading import Unreadable, read_bytes, read_text
@@ -213,7 +212,7 @@ class _Loader:
             return shape.model_validate(data)
         except ValidationError as error:
             for problem in error.errors(include_url=False)[: _MOST_MISTAKES + 1]:
-                self._mistake((*keys, *problem["loc"]), message(problem, shape, (*keys, *problem["loc"])))
+                self._mistake((*keys, *problem["loc"]), messages.message(problem, shape, (*keys, *problem["loc"])))
             return None
 
     def _salvage(self) -> schema.Manifest:
@@ -290,7 +289,7 @@ class _Loader:
             try:
                 found.extend(parse({name: value}, place))
             except ModelBudgetError as mistake:
-                self._mistake((*keys, section, *below(name, value, str(mistake))), str(mistake))
+                self._mistake((*keys, section, *messages.below(name, value, str(mistake))), str(mistake))
         return tuple(found)
 
     def _entries(self, manifest: schema.Manifest, loaded: Loaded) -> Iterator[ModelEntry]:

@@ -4,7 +4,7 @@ What is read creates no objects, follows no reference out of the text, and takes
 text. What goes over a bound is refused with the line and what to do about it.
 """
 
-from pytest_modelbudget.loading.files import Unreadable, decoded, is_file, odd_kind, read_bytes, read_text
+from pytest_modelbudget.loading.files import Unreadable, decoded, is_file, odd_kind, read_bytes, read_head, read_text
 from pytest_modelbudget.loading.json_text import read_json
 from pytest_modelbudget.loading.toml_text import read_toml_table
 from pytest_modelbudget.loading.tree import Keys, NotReadable, Tree
@@ -19,6 +19,7 @@ __all__ = [
     "is_file",
     "odd_kind",
     "read_bytes",
+    "read_head",
     "read_json",
     "read_text",
     "read_toml_table",

@@ -62,19 +62,24 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         FileNotFoundError: there is none.
         Unreadable: something else lies there, it has more than `most` bytes, or the system refuses it.
     """
+    data = read_head(path, most + 1)
+    if len(data) > most:
+        raise Unreadable(f"is too large: it has more than {most:,} bytes, the most that is read of such a file")
+    return data
+
+
+def read_head(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a file, or all where it has fewer; see `read_bytes`."""
     try:
         _refuse_odd(os.stat(path).st_mode)  # before it is opened: to open a device may do something
         handle = os.open(path, os.O_RDONLY | _NO_WAITING)
         with os.fdopen(handle, "rb") as file:
             _refuse_odd(os.fstat(handle).st_mode)
-            data = file.read(most + 1)
+            return file.read(most)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
         raise Unreadable(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if len(data) > most:
-        raise Unreadable(f"is too large: it has more than {most:,} bytes, the most that is read of such a file")
-    return data
 
 
 def _refuse_odd(mode: int) -> None:

@@ -56,9 +56,9 @@ def too_deep(line: int | None) -> NotReadable:
     return NotReadable(f"nested too deeply: lists and mappings may stand in each other {DEEPEST} times", line)
 
 
-def too_many(line: int | None) -> NotReadable:
-    """The error for more than `MOST_NODES` values."""
-    return NotReadable(f"too much: more than {MOST_NODES:,} values, those that aliases repeat counted each time", line)
+def too_many(line: int | None, most: int = MOST_NODES) -> NotReadable:
+    """The error for more than `most` values."""
+    return NotReadable(f"too much: more than {most:,} values, those that aliases repeat counted each time", line)
 
 
 def refuse_number(text: str, line: int | None = None) -> None:

@@ -39,8 +39,8 @@ _TEXT = "tag:yaml.org,2002:str"
 _COLLECTION_TAGS = frozenset((None, "!", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"))
 
 
-def read_yaml(text: str) -> Tree:
-    """Read one document of YAML.
+def read_yaml(text: str, most_nodes: int = MOST_NODES) -> Tree:
+    """Read one document of YAML, of at most so many values.
 
     Raises:
         NotReadable: not YAML, several documents, a tag, a loop, or over a bound, with the line.
@@ -49,7 +49,7 @@ def read_yaml(text: str) -> Tree:
         line = text.count("\n", 0, odd.start()) + 1
         raise NotReadable(f"not YAML: the character {odd[0]!r} has no place in a text: remove it", line)
     try:
-        _Bounds().hold(text)
+        _Bounds(most_nodes).hold(text)
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -81,8 +81,8 @@ class _Collection:
 class _Bounds:
     """Counts what a text would become, event by event; nothing is built of it."""
 
-    def __init__(self) -> None:
-        self.nodes = 0
+    def __init__(self, most_nodes: int) -> None:
+        self.nodes, self.most_nodes = 0, most_nodes
         self.open: list[_Collection] = []
         self.anchored: dict[str, tuple[int, int]] = {}
         """The nodes and levels of what has an anchor."""
@@ -102,8 +102,8 @@ class _Bounds:
                 self._end()
             elif isinstance(event, yaml.AliasEvent):
                 self._alias(event)
-            if self.nodes > MOST_NODES:
-                raise too_many(_line(event))
+            if self.nodes > self.most_nodes:
+                raise too_many(_line(event), self.most_nodes)
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         if event.tag not in _TAGS:

@@ -25,8 +25,8 @@ _SAFE = "/._-:[]()@"
 """What stays readable in the name of a weight; everything else is percent-encoded, so that a line can be read back."""
 
 _WEIGHT = re.compile(
-    r"(?P<name>\S+) (?P<shape>scalar|[0-9]+(?:x[0-9]+)*)(?: (?P<dtype>(?!buffer\b|frozen\b)[a-z]\w*))?"
-    r"(?: (?P<packed>[0-9]+)B)?(?: (?P<role>buffer|frozen))?(?: = (?P<owner>\S+))?"
+    r"(?P<name>\S+) (?P<shape>scalar|[0-9]{1,18}(?:x[0-9]{1,18}){0,63})(?: (?P<dtype>(?!buffer\b|frozen\b)[a-z]\w*))?"
+    r"(?: (?P<packed>[0-9]{1,18})B)?(?: (?P<role>buffer|frozen))?(?: = (?P<owner>\S+))?"
 )
 
 _SPEC = re.compile(
@@ -197,7 +197,7 @@ def parse_weight(text: str) -> Weight:
         ModelBudgetError: the text is not of that form.
     """
     if not (match := _WEIGHT.fullmatch(text)):
-        raise ModelBudgetError(f"{text!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
+        raise ModelBudgetError(f"{text[:_LONGEST]!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
     shape = () if match["shape"] == "scalar" else tuple(map(int, match["shape"].split("x")))
     return Weight(
         name=unquote(match["name"]),
