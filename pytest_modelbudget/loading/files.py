@@ -62,8 +62,9 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         FileNotFoundError: there is none.
         Unreadable: something else lies there, it has more than `most` bytes, or the system refuses it.
     """
-    data = read_head(path, most + 1)
-    if len(data) > most:
+    too_large = is_file(path) and os.stat(path).st_size > most
+    data = b"" if too_large else read_head(path, most + 1)  # some files of the system say that they have 0 bytes
+    if too_large or len(data) > most:
         raise Unreadable(f"is too large: it has more than {most:,} bytes, the most that is read of such a file")
     return data
 

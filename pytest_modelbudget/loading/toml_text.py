@@ -69,9 +69,9 @@ def _hold(text: str) -> None:
     if match := _ENDLESS_NUMBER.search(bare):
         reason = f"a number of 1,000 digits or more: numbers have at most {LONGEST_NUMBER}"
         raise NotReadable(reason, _line(bare, match))
+    _hold_brackets(bare)
     if bare.count(",") + bare.count("=") > MOST_NODES:
         raise too_many(None)
-    _hold_brackets(bare)
 
 
 def _hold_values(tree: Tree) -> None:

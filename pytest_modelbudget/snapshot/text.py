@@ -193,6 +193,8 @@ def read(text: str, most_rows: int = MOST_ROWS) -> Summary:
     if absent := [name for name in ("layers", "digest", "model") if name not in data]:
         raise ModelBudgetError(f"it is cut off or damaged: the field {absent[0]!r} is missing")
     _verify(text, data)
+    if isinstance(data["layers"], list) and len(data["layers"]) > most_rows:
+        raise ModelBudgetError(f"it has {len(data['layers']):,} rows or more: at most {most_rows:,} are read here")
     _hold_shape(tree)
     try:
         summary = _summary(data, most_rows)

@@ -39,6 +39,9 @@ _DIGITS = 18
 _LONGEST = 10_000
 """Characters of a tensor as it is written."""
 
+_SHOWN = 500
+"""Characters of it that a message shows."""
+
 _TRUTH = {"true": True, "false": False}
 
 
@@ -131,7 +134,7 @@ def _dim(dim: str, text: str) -> Dim:
         return None
     if re.fullmatch(r"[0-9]+", dim):
         if len(dim) > _DIGITS:
-            raise ModelBudgetError(f"{text!r}: a size has at most {_DIGITS} digits, this one {len(dim):,}")
+            raise ModelBudgetError(f"{text[:_SHOWN]!r}: a size has at most {_DIGITS} digits, this one {len(dim):,}")
         return int(dim)
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
         return dim
@@ -197,7 +200,7 @@ def parse_weight(text: str) -> Weight:
         ModelBudgetError: the text is not of that form.
     """
     if not (match := _WEIGHT.fullmatch(text)):
-        raise ModelBudgetError(f"{text[:_LONGEST]!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
+        raise ModelBudgetError(f"{text[:_SHOWN]!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
     shape = () if match["shape"] == "scalar" else tuple(map(int, match["shape"].split("x")))
     return Weight(
         name=unquote(match["name"]),
