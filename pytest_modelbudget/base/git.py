@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import Unreadable
+from pytest_modelbudget.loading import MOST_BYTES, Unreadable
 
 _SECONDS = 60
 _PLACES = (
@@ -148,7 +148,7 @@ class Blobs:
             stderr=subprocess.DEVNULL,
         )
 
-    def read(self, blob: str, most: int) -> bytes | None:
+    def read(self, blob: str, most: int = MOST_BYTES) -> bytes | None:
         """The content of a blob; None when it is not in this clone (or git has gone).
 
         Raises:

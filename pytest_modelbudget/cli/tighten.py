@@ -35,7 +35,7 @@ def run(options: Namespace) -> int:
 def _one(registry: Registry, done: Run, *, write: bool) -> int:
     """Tighten one manifest; returns how many limits."""
     file = registry.loaded.file
-    text = _text(registry.path, file)
+    mark, text = _text(registry.path, file)
     own = {f"{file}::{entry.id}" for entry in registry.entries}
     results = [result for result in done.results if result.nodeid in own]
     tightened = tighten(text, file=file, results=results, ids=[entry.id for entry in registry.entries])
@@ -44,17 +44,19 @@ def _one(registry: Registry, done: Run, *, write: bool) -> int:
     if tightened.lowered:
         _print(tightened, text, file)
         if write:
-            _replace(registry.path, tightened.text)
+            _replace(registry.path, mark + tightened.text)
             print(f"wrote {file}")
         else:
             print("not written: modelbudget tighten --write does it")
     return len(tightened.lowered)
 
 
-def _text(path: Path, file: str) -> str:
-    """The text of a manifest with its own line ends, which are written again."""
+def _text(path: Path, file: str) -> tuple[str, str]:
+    """The mark that an editor put before a manifest, and its text with its own line ends: both are written again."""
     try:
-        return read_bytes(path).decode("utf-8")
+        whole = read_bytes(path).decode("utf-8")
+        text = whole.removeprefix("\ufeff")
+        return whole[: len(whole) - len(text)], text
     except UnicodeDecodeError:
         raise ModelBudgetError(f"{file}: not UTF-8 text: save it as UTF-8") from None
     except Unreadable as error:

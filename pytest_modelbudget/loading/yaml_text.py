@@ -29,7 +29,9 @@ from pytest_modelbudget.loading.tree import (
 MERGE = "tag:yaml.org,2002:merge"
 """The tag of the key `<<`."""
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Makes plain values alone; the one in C where there is one."""
+
 _INT = re.compile(r"[+-]?(?:0|[1-9][0-9_]*)")
 _FLOAT = re.compile(r"[+-]?(?:0|[1-9][0-9_]*)\.[0-9]+")
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
@@ -50,7 +52,7 @@ def read_yaml(text: str, most_nodes: int = MOST_NODES) -> Tree:
         raise NotReadable(f"not YAML: the character {odd[0]!r} has no place in a text: remove it", line)
     try:
         _Bounds(most_nodes).hold(text)
-        node = yaml.compose(text, Loader=_LOADER)
+        node = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise NotReadable(f"not YAML: {_problem(error)}", mark.line + 1 if mark else None) from None
@@ -93,7 +95,7 @@ class _Bounds:
         Raises:
             NotReadable: over a bound, a tag or a loop.
         """
-        for event in yaml.parse(text, Loader=_LOADER):
+        for event in yaml.parse(text, Loader=LOADER):
             if isinstance(event, yaml.ScalarEvent):
                 self._scalar(event)
             elif isinstance(event, yaml.CollectionStartEvent):

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import NotReadable, Tree, read_yaml
-from pytest_modelbudget.snapshot import shape
 from pytest_modelbudget.snapshot.fold import Item, Repeat, Row, fold, size, unfold
 from pytest_modelbudget.summary import (
     Flops,
@@ -233,6 +232,8 @@ def _verify(text: str, data: Mapping[str, Any]) -> None:
 
 
 def _hold_shape(tree: Tree) -> None:
+    from pytest_modelbudget.snapshot import shape  # pydantic is for files that differ alone
+
     problem, line = shape.mistake(tree)
     if problem:
         raise ModelBudgetError(f"{f'line {line}: ' if line else ''}it is damaged: {problem}")

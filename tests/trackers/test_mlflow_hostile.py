@@ -16,7 +16,7 @@ import pytest
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.trackers import mlflow
-from pytest_modelbudget.trackers.mlflow import appending, content, outbox, store
+from pytest_modelbudget.trackers.mlflow import appending, content, facts, outbox, store
 from pytest_modelbudget.trackers.mlflow.facts import Facts
 from pytest_modelbudget.trackers.mlflow.process import _START
 from tests.builders import towers
@@ -215,6 +215,20 @@ def test_damaged_entries_are_told_though_nothing_else_waits(
     changed(kept(tmp_path), put("job", "folder", value="/etc"))
     assert mlflow.send_kept(tmp_path) == 1
     assert "job.folder" in capsys.readouterr().out
+
+
+def test_facts_run_no_program_of_the_repository(tmp_path: Path) -> None:
+    """Whether something is not committed is asked without the monitor that its configuration names."""
+    repo = repository(tmp_path / "repo")
+    repo.commit(file="1")
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    hook.chmod(0o755)
+    for name in ("core.fsmonitor", "core.pager", "core.sshCommand", "diff.external"):
+        repo.git("config", name, str(hook))
+    (repo.path / "file").write_text("2")
+    assert facts.gather(repo.path, {}).dirty
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow
