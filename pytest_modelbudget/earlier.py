@@ -12,6 +12,7 @@ from pytest_modelbudget.budget import Budget, Finding, loosened
 from pytest_modelbudget.check import ModelEntry, Result
 from pytest_modelbudget.config import Loaded
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.loading import Unreadable, is_file, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ def manifest_at(base: Base, loaded: Loaded, ids: Collection[str] | None) -> Earl
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_text(path)
+    except (OSError, Unreadable):
         return ""
 
 
@@ -83,7 +84,7 @@ def _earlier_manifest(base: Base, file: str) -> str | None:
 
 
 def _is_manifest(path: Path) -> bool:
-    return path.is_file() and config.holds_manifest(path)
+    return is_file(path) and config.holds_manifest(path)
 
 
 def _was_manifest(base: Base, path: str) -> bool:

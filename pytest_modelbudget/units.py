@@ -40,6 +40,9 @@ _EXAMPLES: dict[Kind, str] = {
     "share": "95%",
     "ratio": "0.5 or 12",
 }
+_LONGEST = 60
+"""Characters of a quantity: no number that means something has more digits, and endless ones take endless time."""
+
 _NUMBER = re.compile(r"\s*((?:0|[1-9][0-9_]*)(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 
 
@@ -71,6 +74,8 @@ _NOUN: dict[Kind, str] = {"count": "elements", "bytes": "bytes", "flops": "FLOPs
 def _split(value: object, kind: Kind) -> tuple[Decimal, str]:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ModelBudgetError(f"{value!r} is not a quantity: write e.g. {_EXAMPLES[kind]}")
+    if len(value) > _LONGEST if isinstance(value, str) else abs(value) >= 10**_LONGEST:
+        raise ModelBudgetError(f"a quantity of more than {_LONGEST} characters: write e.g. {_EXAMPLES[kind]}")
     text = str(value)
     if text.strip().startswith("-"):
         raise ModelBudgetError(f"{text} is negative, and a limit is 0 or more: write e.g. {_EXAMPLES[kind]}")

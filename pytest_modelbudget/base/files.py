@@ -8,6 +8,7 @@ from pathlib import Path
 from pytest_modelbudget.base.git import Blobs, Git
 from pytest_modelbudget.base.where import Where
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import MOST_BYTES, Unreadable, decoded
 
 _KINDS = (".yaml", ".yml", ".toml")
 
@@ -50,21 +51,25 @@ class Base:
         """The text of a file with line ends LF; None when the base has no such file.
 
         Raises:
-            ModelBudgetError: it is there, but cannot be read here.
+            ModelBudgetError: it is there, but cannot be read here, is no text, or larger than what is read.
         """
         blob = self.files.get(path)
         if blob is None:
             return None
         if self._blobs is None:
             self._blobs = Git(self.root).blobs()
-        content = self._blobs.read(blob)
+        try:
+            content = self._blobs.read(blob, MOST_BYTES)
+        except Unreadable as problem:
+            self.close()  # git has begun to give it
+            raise ModelBudgetError(f"{path} of {self.where.name} {problem}") from None
         if content is None:
             self.close()  # some versions of git end at a blob that is not there
             raise ModelBudgetError(f"{path} of {self.where.name} is not in this clone (a partial one)")
         try:
-            return content.decode("utf-8").replace("\r\n", "\n")
-        except UnicodeDecodeError:
-            raise ModelBudgetError(f"{path} of {self.where.name} is not text") from None
+            return decoded(content)
+        except Unreadable as problem:
+            raise ModelBudgetError(f"{path} of {self.where.name}, line {problem.line}: {problem}") from None
 
     def close(self) -> None:
         """End the process that gives contents."""

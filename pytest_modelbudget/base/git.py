@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import MOST_BYTES, Unreadable
 
 _SECONDS = 60
 _PLACES = (
@@ -82,7 +83,7 @@ class Git:
 
     def commit(self, name: str) -> str | None:
         """The full id of the commit that `name` stands for, when it is in this clone."""
-        if not name or name.startswith("-"):
+        if not name or name.startswith("-") or "\0" in name:
             return None
         found = self._ask("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
         return found.strip() if found else None
@@ -129,6 +130,10 @@ class Git:
         """Whether the file of that name in the folder is in the index."""
         return bool(self._ask("ls-files", "--error-unmatch", "--", name))
 
+    def tracked(self, folder: str) -> bool:
+        """Whether files below a folder are known to git: committed, or to be."""
+        return bool(self._ask("ls-files", "-z", "--", folder))
+
     def blobs(self) -> Blobs:
         """A process that gives any number of blobs."""
         return Blobs([*self._command, "cat-file", "--batch"], self.folder, self._environment)
@@ -156,8 +161,12 @@ class Blobs:
             stderr=subprocess.DEVNULL,
         )
 
-    def read(self, blob: str) -> bytes | None:
-        """The content of a blob; None when it is not in this clone (or git has gone)."""
+    def read(self, blob: str, most: int = MOST_BYTES) -> bytes | None:
+        """The content of a blob; None when it is not in this clone (or git has gone).
+
+        Raises:
+            Unreadable: it has more than `most` bytes; nothing more can be asked then.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -169,6 +178,8 @@ class Blobs:
             return None
         if len(head) != 3:
             return None
+        if int(head[2]) > most:
+            raise Unreadable(f"is too large: {int(head[2]):,} bytes, and at most {most:,} are read of such a file")
         content = stdout.read(int(head[2]))
         stdout.read(1)
         return content

@@ -14,6 +14,7 @@ from pytest_modelbudget.cli.targets import Targets, committed
 from pytest_modelbudget.cli.walk import files
 from pytest_modelbudget.diff import Change, changes
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import Unreadable, read_text
 from pytest_modelbudget.registry import relative
 from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.summary import Summary
@@ -122,31 +123,48 @@ def _snapshot(targets: Targets, word: str) -> str:
 
 def _all(root: Path, base: Base, head: Base | None) -> Iterator[Pair]:
     """Each snapshot that differs between two commits, or a commit and the work tree."""
-    before = _texts(base)
-    after = _texts(head) if head else _work_tree(root)
-    for path in sorted({*before, *after}):
+    before, unread = _texts(base)
+    after, unread_now = _texts(head) if head else _work_tree(root)
+    for path, problem in sorted({**unread, **unread_now}.items()):
+        yield Pair(path, None, None, problem)
+    for path in sorted({*before, *after} - {*unread, *unread_now}):
         if before.get(path) != after.get(path):
             pair = _read(path, before.get(path), after.get(path))
             if pair.status != "equal":
                 yield pair
 
 
-def _texts(base: Base) -> dict[str, str]:
-    inside = (path for path in base.files if snapshot.FOLDER in path.split("/"))
-    found = {path: base.text(path) for path in inside}
+_Texts = tuple[dict[str, str], dict[str, str]]
+"""The snapshots by path, and why those that cannot be read cannot."""
+
+
+def _texts(base: Base) -> _Texts:
+    found: dict[str, str] = {}
+    unread: dict[str, str] = {}
+    for path in base.files:
+        if snapshot.FOLDER in path.split("/"):
+            try:
+                found[path] = base.text(path) or ""
+            except ModelBudgetError as problem:
+                unread[path] = str(problem)
     base.close()
-    return {path: text for path, text in found.items() if text is not None and _is_snapshot(text)}
+    return {path: text for path, text in found.items() if _is_snapshot(text)}, unread
 
 
-def _work_tree(root: Path) -> dict[str, str]:
+def _work_tree(root: Path) -> _Texts:
     """Every snapshot in the project's own folders."""
     found: dict[str, str] = {}
+    unread: dict[str, str] = {}
     for file in files(root):
         if file.suffix == ".yaml" and snapshot.FOLDER in file.parts:
-            text = file.read_text(encoding="utf-8", errors="replace")
-            if _is_snapshot(text):
-                found[file.relative_to(root).as_posix()] = text
-    return found
+            path = file.relative_to(root).as_posix()
+            try:
+                found[path] = read_text(file)
+            except FileNotFoundError:  # a link to nothing, or gone in this moment
+                continue
+            except Unreadable as problem:
+                unread[path] = f"{path}: {problem}"
+    return {path: text for path, text in found.items() if _is_snapshot(text)}, unread
 
 
 def _is_snapshot(text: str) -> bool:

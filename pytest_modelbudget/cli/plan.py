@@ -11,8 +11,8 @@ from typing import Any
 from pytest_modelbudget import budget, planning
 from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.cli.targets import Targets
-from pytest_modelbudget.config.tree import NotReadable, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import NotReadable, read_yaml
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.fitting import capacity
 from pytest_modelbudget.planning import kind_of

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import Unreadable, is_file, odd_kind, read_bytes
 from pytest_modelbudget.registry import importable
 
 NO_MANIFEST = (
@@ -56,8 +57,11 @@ def _chosen(path: Path) -> Project:
         if not manifests:
             raise ModelBudgetError(f"there is no manifest in {path}: its name is modelbudget.yaml")
         return Project(root_of(path), manifests)
-    if not path.is_file():
-        raise ModelBudgetError(f"there is no manifest {path}")
+    if not is_file(path):
+        kind = odd_kind(path)
+        raise ModelBudgetError(
+            f"{path} is {kind}, where a manifest should be" if kind else f"there is no manifest {path}"
+        )
     return Project(root_of(path.parent), (path,))
 
 
@@ -72,8 +76,10 @@ def _nearest(start: Path) -> Project:
 
 def _in(folder: Path) -> Iterator[Path]:
     for name in (*MANIFEST_NAMES, "pyproject.toml"):
-        if (folder / name).is_file() and holds_manifest(folder / name):
+        if is_file(folder / name) and holds_manifest(folder / name):
             yield folder / name
+        elif name in MANIFEST_NAMES and (kind := odd_kind(folder / name)):
+            raise ModelBudgetError(f"{folder / name} is {kind}, where a manifest should be: remove it")
 
 
 def root_of(folder: Path) -> Path:
@@ -85,9 +91,15 @@ def root_of(folder: Path) -> Path:
 
 
 def _has(path: Path, pattern: str) -> bool:
-    if not path.is_file():
+    if not is_file(path):
         return False
-    return not pattern or bool(re.search(pattern, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+    if not pattern:
+        return True
+    try:
+        text = read_bytes(path).decode("utf-8", "replace")
+    except (OSError, Unreadable):
+        return False
+    return bool(re.search(pattern, text, re.MULTILINE))
 
 
 def width() -> int:

@@ -10,6 +10,6 @@ from pytest_modelbudget.cli.project import find
 
 def run(options: Namespace) -> int:
     """Send what earlier runs could not."""
-    from pytest_modelbudget.trackers import mlflow
+    from pytest_modelbudget.trackers import mlflow  # before the project's own modules can be found
 
     return mlflow.send_kept(find(options.file, Path.cwd()).root)

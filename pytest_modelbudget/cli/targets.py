@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -19,8 +18,8 @@ from pytest_modelbudget.check import ModelEntry, RunMode
 from pytest_modelbudget.cli.capture import captured
 from pytest_modelbudget.cli.project import Project, find
 from pytest_modelbudget.config import MANIFEST_NAMES
-from pytest_modelbudget.config.tree import NotReadable, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import NotReadable, Unreadable, is_file, odd_kind, read_json, read_text, read_yaml
 from pytest_modelbudget.planning import Subject
 from pytest_modelbudget.registry import Registry, register
 from pytest_modelbudget.reports.text import captured as shown_output
@@ -32,6 +31,8 @@ _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 _COMMITTED = re.compile(r"(?P<ref>[^:]+):(?P<path>.+\.ya?ml)")
 _SAVED = {".keras": ("keras.saving:load_model", "keras")}
 """File types of saved models: what loads them, and the framework."""
+_FILES = (".yaml", ".yml", ".json")
+_MOST_BYTES = 256 * 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,10 @@ class Targets:
     def find(self, word: str) -> Callable[[], Summary] | None:
         """What gives the summary that `word` stands for; None when it stands for no model."""
         path = Path(word)
-        if path.is_file():
+        if is_file(path):
             return lambda: self._file(path)
+        if path.suffix in _FILES and (kind := odd_kind(path)):
+            raise ModelBudgetError(f"{word} is {kind}, where a file should be")
         if (match := _COMMITTED.fullmatch(word)) and (base := self.commit(match["ref"])):
             return lambda: committed(base, self._from_root(match["path"]))
         if entry := self.entries.get(word):
@@ -182,15 +185,16 @@ class Targets:
             name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", path.stem).strip(".-") or "model"
             entry = self.call.entry(name, build, args=(str(path),), kwargs={"compile": False}, framework=framework)
             return self._count(entry)
-        if path.suffix not in (".yaml", ".yml", ".json"):
+        if path.suffix not in _FILES:
             raise ModelBudgetError(
                 f"{path} is no model: write a snapshot (.yaml), what show --json printed, or a .keras file"
             )
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise ModelBudgetError(f"{path} cannot be read: {reason}") from None
+            text = read_text(path, _MOST_BYTES)
+        except FileNotFoundError:
+            raise ModelBudgetError(f"{path} is not there any more") from None
+        except Unreadable as error:
+            raise ModelBudgetError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from None
         return _summary_of_json(path, text) if path.suffix == ".json" else _read(str(path), text)
 
     def _reference(self, word: str) -> Summary:
@@ -256,8 +260,8 @@ def _read(where: str, text: str) -> Summary:
 
 def _summary_of_json(path: Path, text: str) -> Summary:
     try:
-        return Summary.from_dict(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise ModelBudgetError(f"{path}: not JSON ({error})") from None
-    except (KeyError, TypeError, ValueError, AttributeError, ModelBudgetError):
-        raise ModelBudgetError(f"{path} is not a model as modelbudget show --json prints it") from None
+        return Summary.checked(read_json(text))
+    except NotReadable as error:
+        raise ModelBudgetError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from None
+    except ModelBudgetError as error:
+        raise ModelBudgetError(f"{path} is not a model as modelbudget show --json prints it: {error}") from None

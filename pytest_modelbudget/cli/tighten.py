@@ -12,6 +12,7 @@ from pytest_modelbudget.cli.project import NO_MANIFEST, find
 from pytest_modelbudget.cli.session import Run, check_models
 from pytest_modelbudget.config import Tightening, tighten
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import Unreadable, read_bytes
 from pytest_modelbudget.registry import Registry
 from pytest_modelbudget.reports.text import harmless
 
@@ -35,7 +36,7 @@ def run(options: Namespace) -> int:
 def _one(registry: Registry, done: Run, *, write: bool) -> int:
     """Tighten one manifest; returns how many limits."""
     file = registry.loaded.file
-    text = registry.path.read_bytes().decode("utf-8")
+    mark, text = _text(registry.path, file)
     own = {f"{file}::{entry.id}" for entry in registry.entries}
     results = [result for result in done.results if result.nodeid in own]
     tightened = tighten(text, file=file, results=results, ids=[entry.id for entry in registry.entries])
@@ -44,11 +45,23 @@ def _one(registry: Registry, done: Run, *, write: bool) -> int:
     if tightened.lowered:
         _print(tightened, text, file)
         if write:
-            writing.write(registry.path, tightened.text)  # with the line ends that the text has
+            writing.write(registry.path, mark + tightened.text)  # with the line ends that the text has
             print(f"wrote {file}")
         else:
             print("not written: modelbudget tighten --write does it")
     return len(tightened.lowered)
+
+
+def _text(path: Path, file: str) -> tuple[str, str]:
+    """The mark that an editor put before a manifest, and its text with its own line ends: both are written again."""
+    try:
+        whole = read_bytes(path).decode("utf-8")
+        text = whole.removeprefix("\ufeff")
+        return whole[: len(whole) - len(text)], text
+    except UnicodeDecodeError:
+        raise ModelBudgetError(f"{file}: not UTF-8 text: save it as UTF-8") from None
+    except Unreadable as error:
+        raise ModelBudgetError(f"{file}: {error}") from None
 
 
 def _print(tightened: Tightening, text: str, file: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +17,10 @@ from pytest_modelbudget import arguments, inputs, resources
 from pytest_modelbudget import budget as budgets
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, check_id, names_file
-from pytest_modelbudget.config import schema
+from pytest_modelbudget.config import messages, schema
 from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.loading import Unreadable, read_bytes, read_text
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.written import Written
 from pytest_modelbudget.resources import Limits
@@ -29,10 +31,20 @@ MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 ITEM_NAMES = ("manifest", "sources", "snapshot-files")
 """Names of items that stand for parts of a manifest, which no model of it can have."""
 
+MOST_BYTES = 4 * 10**6
+"""Bytes of a manifest; what registers more models than fit into it is a source."""
+
+MOST_PAIRS = 1_000_000
+"""Models times what holds for many of them: limits, sizes and globs of defaults, tags and groups."""
+
+_MOST_MISTAKES = 100
+"""Mistakes that are told of one model, and of the rest of a manifest."""
+
+_LONGEST_MESSAGE = 2_000
+
 TABLE = ("tool", "modelbudget")
 """Where a `pyproject.toml` has its manifest."""
 
-_EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
 _Shape = TypeVar("_Shape", bound=BaseModel)
 
 
@@ -111,26 +123,34 @@ class Loaded:
 
 def holds_manifest(path: Path) -> bool:
     """Whether a file is a manifest: by its name, or a `pyproject.toml` with the table."""
-    return path.name in MANIFEST_NAMES or (path.name == "pyproject.toml" and is_manifest(path.name, _text(path)))
+    return path.name in MANIFEST_NAMES or (path.name == "pyproject.toml" and _names_table(path))
+
+
+def _names_table(path: Path) -> bool:
+    """Whether the file speaks of the table, in whatever encoding; what cannot be read is told when it is loaded."""
+    try:
+        return is_manifest(path.name, read_bytes(path).decode("utf-8-sig", "replace"))
+    except FileNotFoundError:
+        return False
+    except Unreadable:
+        return True
 
 
 def is_manifest(name: str, text: str) -> bool:
     """The same for a file of that name with that text."""
     if name in MANIFEST_NAMES:
         return True
-    return name == "pyproject.toml" and re.search(r"^\s*\[tool\.modelbudget\b", text, re.MULTILINE) is not None
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+    return name == "pyproject.toml" and re.search(r"^[ \t]*\[tool\.modelbudget\b", text, re.MULTILINE) is not None
 
 
 def load(path: Path, *, file: str) -> Loaded:
     """Read the manifest at `path`; `file` is how messages and node ids name it, relative to the root."""
     try:
-        text = _text(path)
-    except OSError as error:
-        return Loaded(file, mistakes=(Mistake(Place(file), f"cannot be read: {error.strerror}"),), home=_home(file))
+        text = read_text(path, MOST_BYTES)
+    except FileNotFoundError:
+        return Loaded(file, mistakes=(Mistake(Place(file), "is not there any more"),), home=_home(file))
+    except Unreadable as error:
+        return Loaded(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=_home(file))
     return read(text, file=file)
 
 
@@ -153,6 +173,7 @@ class _Loader:
     def __init__(self, tree: Tree, file: str, home: str) -> None:
         self.tree, self.file, self.home = tree, file, home
         self.mistakes: list[Mistake] = []
+        self.told: Counter[str | None] = Counter()
 
     def load(self) -> Loaded:
         if not isinstance(self.tree.data, Mapping):
@@ -169,13 +190,22 @@ class _Loader:
             home=self.home,
             limits=self._limits(manifest.defaults.limits, ("defaults",)),
         )
+        if problem := _too_many_pairs(manifest, loaded):
+            self._mistake(("models",), problem)
+            return replace(loaded, mistakes=tuple(self.mistakes), layers=())
         entries = tuple(self._entries(manifest, loaded))
         return replace(loaded, entries=entries, mistakes=tuple(self.mistakes))
 
     def _mistake(self, keys: Keys, message: str, line: int | None = None) -> None:
         model = str(keys[1]) if len(keys) > 1 and keys[0] == "models" else None
         known = model if model is not None and _good_id(model) else None
-        self.mistakes.append(Mistake(Place(self.file, line or self.tree.line(keys)), message, known))
+        self.told[known] += 1
+        if self.told[known] > _MOST_MISTAKES + 1:
+            return
+        if self.told[known] > _MOST_MISTAKES:
+            message = f"and more after these {_MOST_MISTAKES}: mend them first"
+        shown = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}..."
+        self.mistakes.append(Mistake(Place(self.file, line or self.tree.line(keys)), shown, known))
 
     def _twice(self) -> None:
         for keys, first, second in self.tree.twice:
@@ -186,8 +216,8 @@ class _Loader:
         try:
             return shape.model_validate(data)
         except ValidationError as error:
-            for problem in error.errors(include_url=False):
-                self._mistake((*keys, *problem["loc"]), _message(problem, shape, (*keys, *problem["loc"])))
+            for problem in error.errors(include_url=False)[: _MOST_MISTAKES + 1]:
+                self._mistake((*keys, *problem["loc"]), messages.message(problem, shape, (*keys, *problem["loc"])))
             return None
 
     def _salvage(self) -> schema.Manifest:
@@ -233,7 +263,7 @@ class _Loader:
                 continue
             said = getattr(level, kind)
             said = False if said is None else said
-            wrong = list(written.mistakes(kind, said))
+            wrong = list(islice(written.mistakes(kind, said), _MOST_MISTAKES + 1))
             for below, message in wrong:
                 self._mistake((*keys, kind, *below), message)
             if not wrong:
@@ -247,7 +277,7 @@ class _Loader:
         def place(below: Keys) -> Place:
             return Place(self.file, self.tree.line((*model, *below)))
 
-        wrong = list(arguments.mistakes_inside(written, name))
+        wrong = list(islice(arguments.mistakes_inside(written, name), _MOST_MISTAKES + 1))
         for below, message in wrong:
             self._mistake((*model, *below), message)
         return type(written)() if wrong else arguments.read(written, name, place)
@@ -264,7 +294,7 @@ class _Loader:
             try:
                 found.extend(parse({name: value}, place))
             except ModelBudgetError as mistake:
-                self._mistake((*keys, section, *_below(name, value, str(mistake))), str(mistake))
+                self._mistake((*keys, section, *messages.below(name, value, str(mistake))), str(mistake))
         return tuple(found)
 
     def _limits(self, written: Any, keys: Keys) -> Limits:
@@ -275,19 +305,17 @@ class _Loader:
             return Limits()
 
     def _entries(self, manifest: schema.Manifest, loaded: Loaded) -> Iterator[ModelEntry]:
+        wrong = {mistake.model for mistake in self.mistakes}
         for name, data in manifest.models.items():
             before = len(self.mistakes)
             entry = self._entry(name, data)
-            if entry is not None and len(self.mistakes) == before and not self._has_mistake(name):
+            if entry is not None and len(self.mistakes) == before and name not in wrong:
                 try:
                     applied = loaded.apply(entry)
                 except ModelBudgetError as mistake:
                     self._mistake(("models", name, "budgets"), str(mistake))
                     continue
                 yield applied
-
-    def _has_mistake(self, name: str) -> bool:
-        return any(mistake.model == name for mistake in self.mistakes)
 
     def _entry(self, name: str, data: Any) -> ModelEntry | None:
         keys: Keys = ("models", name)
@@ -340,6 +368,19 @@ class _Loader:
         )
 
 
+def _too_many_pairs(manifest: schema.Manifest, loaded: Loaded) -> str:
+    """Why the time of this manifest would grow with the product of its parts; empty for one of any usual size."""
+    shared = len(manifest.defaults.dims) + sum(1 + len(level.budgets) + len(level.sums) for level in loaded.layers)
+    shared += sum(len(group.models) + len(group.tags) for group in manifest.groups.values())
+    models = len(manifest.models)
+    if models * shared <= MOST_PAIRS:
+        return ""
+    return (
+        f"{models:,} models with {shared:,} limits, sizes and globs that are held against each of them are too many: "
+        "use fewer groups and tags, or several manifests"
+    )
+
+
 def _good_id(text: str) -> bool:
     try:
         return bool(check_id(text))
@@ -370,43 +411,3 @@ def _one_by_one(limits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from (("layers", {glob: below}) for glob, below in value.items())
         else:
             yield name, value
-
-
-def _below(name: str, value: Any, mistake: str) -> Keys:
-    """The keys under a section that a mistake is about, as far as it names them: `budgets.params.waive.until: ...`."""
-    if name == "layers":
-        return (name, *value) if isinstance(value, Mapping) else (name,)
-    named = re.match(r"\w+\.([\w.]+)", mistake)
-    keys = tuple(named[1].split(".")) if named else ()
-    return keys if keys[:1] == (name,) else (name,)
-
-
-def _message(problem: Any, shape: type[BaseModel], keys: Keys) -> str:
-    where = ".".join(map(str, keys))
-    match problem["type"]:
-        case "extra_forbidden":
-            return _unknown_key(str(problem["loc"][-1]), _fields_at(shape, problem["loc"][:-1]))
-        case "missing":
-            return f"{where} is missing: write {keys[-1]}: {_EXAMPLES.get(str(keys[-1]), '...')}"
-        case "literal_error" if problem["loc"] == ("version",):
-            return (
-                f"version {problem['input']!r} is not known: this release reads version 1; upgrade pytest-modelbudget"
-            )
-        case "bool_type":
-            return f"{where}: write true or false, not {problem['input']!r}"
-        case _:
-            return f"{where}: {problem['msg'].lower()}, got {problem['input']!r}"
-
-
-def _fields_at(shape: type[BaseModel], keys: Keys) -> tuple[str, ...]:
-    """The keys that are known where a mistake was made."""
-    inner: dict[str, type[BaseModel]] = {"defaults": schema.Defaults, "tags": schema.Tag, "groups": schema.Group}
-    if shape is schema.Manifest and keys and str(keys[0]) in inner:
-        shape = inner[str(keys[0])]
-    return tuple(shape.model_fields)
-
-
-def _unknown_key(name: str, known: tuple[str, ...]) -> str:
-    near = get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}" if near else ""
-    return f"unknown key {name!r}{hint}; known are {', '.join(known)}"

@@ -14,8 +14,7 @@ from pytest_modelbudget.check import ModelEntry, Result
 from pytest_modelbudget.config.manifest import TABLE, Loaded, read
 from pytest_modelbudget.config.tree import Keys, Tree, read_toml, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError, Place
-
-_MERGE = "tag:yaml.org,2002:merge"
+from pytest_modelbudget.loading.yaml_text import LOADER, MERGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +101,8 @@ class _Source:
     def __init__(self, text: str, file: str) -> None:
         toml = file.endswith(".toml")
         self.tree = read_toml(text, TABLE) if toml else read_yaml(text)
-        self.root = None if toml else yaml.compose(text, Loader=yaml.SafeLoader)
-        events = () if toml else yaml.parse(text, Loader=yaml.SafeLoader)
+        self.root = None if toml else yaml.compose(text, Loader=LOADER)
+        events = () if toml else yaml.parse(text, Loader=LOADER)
         self.aliases = any(isinstance(event, yaml.AliasEvent) for event in events)
 
     def scalar(self, keys: Keys) -> yaml.ScalarNode | None:
@@ -205,7 +204,7 @@ def _node(node: yaml.Node | None, keys: Keys) -> yaml.Node | None:
     if not keys or not isinstance(node, yaml.MappingNode):
         return node if not keys else None
     for key, value in reversed(node.value):
-        if key.tag != _MERGE and str(key.value) == str(keys[0]):
+        if key.tag != MERGE and str(key.value) == str(keys[0]):
             return _node(value, keys[1:])
     for merged in _merged(node):
         if (found := _node(merged, keys)) is not None:
@@ -215,5 +214,5 @@ def _node(node: yaml.Node | None, keys: Keys) -> yaml.Node | None:
 
 def _merged(node: yaml.MappingNode) -> Iterator[yaml.Node]:
     for key, value in node.value:
-        if key.tag == _MERGE:
+        if key.tag == MERGE:
             yield from value.value if isinstance(value, yaml.SequenceNode) else [value]

@@ -13,6 +13,7 @@ from pytest_modelbudget import snapshot
 from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.loading import is_file, odd_kind
 from pytest_modelbudget.plugin import asked_for
 from pytest_modelbudget.plugin.base import BASE, COLLECTED, ISOLATION, report_back
 from pytest_modelbudget.plugin.expected import Roll, write
@@ -42,8 +43,15 @@ class Collector:
         self.chosen = _chosen_manifest(config)
         self.models = 0
         self.roll = Roll()
+        self.pytest_collect_directory(self.root)
         _add_root_manifest(config, self.chosen)  # on workers too: each finds out for itself what it is to collect
         importable(self.root)
+
+    def pytest_collect_directory(self, path: Path) -> None:
+        """What has the name of a manifest and is no file would be passed over without a word."""
+        for name in MANIFEST_NAMES if self.chosen is None else ():
+            if kind := odd_kind(path / name):
+                raise pytest.UsageError(f"model-budget: {path / name} is {kind}, where a manifest should be: remove it")
 
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.File | None:
         """A manifest is a file of models."""
@@ -111,7 +119,9 @@ def _chosen_manifest(config: pytest.Config) -> Path | None:
     if not flag and not ini:
         return None
     path = (config.invocation_params.dir / flag if flag else config.rootpath / str(ini)).resolve()
-    if not path.is_file():
+    if kind := odd_kind(path):
+        raise pytest.UsageError(f"model-budget: {flag or ini} is {kind}, where a manifest should be")
+    if not is_file(path):
         raise pytest.UsageError(f"model-budget: there is no manifest {flag or ini}")
     return path
 

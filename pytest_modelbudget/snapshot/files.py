@@ -11,11 +11,14 @@ from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.check import ModelEntry, Snapshot, Stored
 from pytest_modelbudget.diff import changes
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.snapshot.text import NewerFormat, compared, read, render
+from pytest_modelbudget.loading import Unreadable, read_head, read_text
+from pytest_modelbudget.snapshot.text import MOST_ROWS, NewerFormat, compared, read, render
 from pytest_modelbudget.summary import Summary
 
 FOLDER = "__model_budget__"
 """The folder beside the declaring file; not `__snapshots__`, where other plugins delete what they do not know."""
+
+_FEW_ROWS = 10_000
 
 
 def path_for(entry: ModelEntry) -> str:
@@ -53,10 +56,12 @@ def compare(root: Path, entry: ModelEntry, summary: Summary, text: str = "") -> 
         committed = _read(root / path, root / entry.home)
     except FileNotFoundError:
         return Snapshot(Stored.MISSING, path, text)
+    except Unreadable as error:
+        place = path if error.line is None else f"{path}:{error.line}"
+        stored = Stored.REFUSED if error.line is None else Stored.BROKEN
+        return Snapshot(stored, path, text, problem=f"{place}: {error}")
     except (ModelBudgetError, OSError) as error:
         return Snapshot(Stored.REFUSED, path, text, problem=f"{path}: {_why(error)}")
-    except UnicodeDecodeError:
-        return Snapshot(Stored.BROKEN, path, text, problem=f"{path}: not text (binary junk): it is damaged")
     if committed == text:
         return Snapshot(Stored.EQUAL, path)
     if compared(committed) == compared(text):  # only estimates moved, which the next update writes
@@ -70,7 +75,7 @@ def _why(error: Exception) -> str:
 
 def _explain(path: str, committed: str, text: str, summary: Summary) -> Snapshot:
     try:
-        before = read(committed)
+        before = read(committed, _most_rows(summary))
     except NewerFormat as error:
         return Snapshot(Stored.REFUSED, path, text, problem=f"{path}: {error}")
     except ModelBudgetError as error:
@@ -80,6 +85,11 @@ def _explain(path: str, committed: str, text: str, summary: Summary) -> Snapshot
     return Snapshot(Stored.DIFFERENT, path, text, before)
 
 
+def _most_rows(summary: Summary) -> int:
+    """Rows that are held against those of `summary`: time grows with both, and no model shrinks to a tenth unseen."""
+    return min(MOST_ROWS, max(_FEW_ROWS, 10 * len(summary.layers)))
+
+
 def baseline(committed: str | None, summary: Summary, text: str, *, name: str, path: str) -> Baseline:
     """What the snapshot in the base, which `name` names, says of the model that is `text` now; None: there is none."""
     if committed is None:
@@ -87,7 +97,7 @@ def baseline(committed: str | None, summary: Summary, text: str, *, name: str, p
     if committed == text:
         return Baseline(name, summary)
     try:
-        return Baseline(name, read(committed))
+        return Baseline(name, read(committed, _most_rows(summary)))
     except ModelBudgetError as error:
         return Baseline(name, reason=f"{path} of the base ({name}) cannot be read: {error}")
 
@@ -108,13 +118,20 @@ def _read(path: Path, home: Path) -> str:
     """The text of a snapshot with any line ends.
 
     Raises:
-        ModelBudgetError: a folder lies there, or a link that leads out of `home`.
+        FileNotFoundError: there is none.
+        ModelBudgetError: it is a link that leads out of `home`, or no text of a size that is read.
     """
-    if not path.resolve().is_relative_to(home.resolve()):
+    _refuse_outside(path, home)
+    return read_text(path)
+
+
+def _refuse_outside(path: Path, home: Path) -> None:
+    try:
+        inside = path.resolve().is_relative_to(home.resolve())
+    except RuntimeError:  # links that lead in a circle, before Python 3.13
+        inside = False
+    if not inside:
         raise ModelBudgetError("is a link that leads out of the folder: remove it")
-    if path.is_dir():
-        raise ModelBudgetError("is a folder, where the snapshot file should be: remove it")
-    return path.read_text(encoding="utf-8")
 
 
 def write(root: Path, home: str, path: str, text: str, drafts: writing.Drafts | None = None) -> bool:
@@ -128,11 +145,13 @@ def write(root: Path, home: str, path: str, text: str, drafts: writing.Drafts | 
         try:
             if _read(target, root / home) == text:
                 return False
-        except (FileNotFoundError, UnicodeDecodeError):
+        except FileNotFoundError:
             pass
+        except Unreadable as error:
+            if error.line is None:  # what is no text is a damaged snapshot, and is written anew
+                raise
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.resolve().is_relative_to((root / home).resolve()):
-            raise ModelBudgetError("is a link that leads out of the folder: remove it")
+        _refuse_outside(target, root / home)  # once more: a link may have come in between
         writing.write(target, text, made_in=drafts.of(root / home / FOLDER) if drafts else None)
     except (OSError, ModelBudgetError) as error:
         why = f"cannot be written ({error.strerror or error})" if isinstance(error, OSError) else str(error)
@@ -143,9 +162,8 @@ def write(root: Path, home: str, path: str, text: str, drafts: writing.Drafts | 
 def declared_in(path: Path) -> str | None:
     """The file name a snapshot says it was declared in; None for what is not a snapshot of ours."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            lines = [file.readline(10_000) for _ in range(8)]
-    except OSError:
+        lines = read_head(path, 80_000).decode("utf-8-sig", "replace").splitlines()[:8]
+    except (OSError, Unreadable):
         return None
     found = (re.fullmatch(r'declared: "?([^"\n]*)"?\s*', line) for line in lines)
     return next((match[1] for match in found if match), None)
@@ -154,7 +172,9 @@ def declared_in(path: Path) -> str | None:
 def obsolete(root: Path, home: str, known: Callable[[str, str], bool]) -> Iterator[str]:
     """Yield each snapshot file in the folder of `home` for which `known(path, declared)` is false."""
     folder = root / home / FOLDER
-    if not folder.resolve().is_relative_to((root / home).resolve()):  # what a link leads out to is not ours to delete
+    try:
+        _refuse_outside(folder, root / home)
+    except ModelBudgetError:  # what a link leads out to is not ours to delete
         return
     for file in sorted(folder.rglob("*.yaml")):
         path = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()

@@ -16,6 +16,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 _NUMBERED = re.compile(r"(?P<stem>(?:.*[^0-9])?)(?P<number>0|[1-9][0-9]*)")
+_TITLE = re.compile(r"(?P<prefix>(?:.*[^0-9])?)(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18}) x(?P<times>[0-9]{1,18})")
 _SEPARATOR = re.compile(r"([./])")
 _LEAST_SAVED = 3
 """Rows a fold has to save to be worth its two lines."""
@@ -45,12 +46,12 @@ class Repeat:
         Raises:
             ValueError: the title is not of that form, or its numbers do not agree.
         """
-        match = re.fullmatch(r"(?P<prefix>.*?)(?P<first>[0-9]+)-(?P<last>[0-9]+) x(?P<times>[0-9]+)", title)
+        match = _TITLE.fullmatch(title)
         if not match:
-            raise ValueError(f"{title!r} is not a repeat: expected e.g. 'layers.1-31 x31'")
+            raise ValueError(f"{title[:100]!r} is not a repeat: expected e.g. 'layers.1-31 x31'")
         repeat = cls(match["prefix"], int(match["first"]), int(match["last"]), body)
-        if repeat.times != int(match["times"]):
-            raise ValueError(f"{title!r}: {repeat.first} to {repeat.last} is {repeat.times} times")
+        if repeat.times != int(match["times"]) or repeat.times < 1:
+            raise ValueError(f"{title[:100]!r}: {repeat.first} to {repeat.last} is {repeat.times} times")
         return repeat
 
 
@@ -154,8 +155,30 @@ def unfold(items: tuple[Item, ...]) -> Iterator[Row]:
             yield item
 
 
+def size(items: tuple[Item, ...]) -> tuple[int, int]:
+    """How many rows `items` stand for, and how many characters their texts have; nothing is unfolded for it."""
+    rows = characters = 0
+    for item in items:
+        inner = (1, _characters(item)) if not isinstance(item, Repeat) else size(item.body)
+        times = item.times if isinstance(item, Repeat) else 1
+        rows, characters = rows + times * inner[0], characters + times * inner[1]
+    return rows, characters
+
+
+def _characters(value: Any) -> int:
+    match value:
+        case str():
+            return len(value)
+        case Mapping():
+            return sum(map(_characters, value.values()))
+        case list():
+            return sum(map(_characters, value))
+        case _:
+            return 0
+
+
 def _numbered(item: Item, stem: str, number: int) -> Item:
-    pattern = re.compile(rf"(?P<head>^|\[|= ){re.escape(stem)}\*(?P<offset>[+-][0-9]+)?(?=$|[./ ])")
+    pattern = re.compile(rf"(?P<head>^|\[|= ){re.escape(stem)}\*(?P<offset>[+-][0-9]{{1,9}})?(?=$|[./ ])")
 
     def plain(match: re.Match[str]) -> str:
         return f"{match['head']}{stem}{number + int(match['offset'] or 0)}"

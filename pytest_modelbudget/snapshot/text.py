@@ -5,23 +5,41 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast, get_args
-
-import yaml
+from functools import lru_cache
+from typing import Any, cast
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.snapshot.fold import Item, Repeat, Row, fold, unfold
-from pytest_modelbudget.summary import Flops, Input, Kind, Layer, Plan, Summary, TensorSpec, parse_weight
+from pytest_modelbudget.loading import NotReadable, Tree, read_yaml
+from pytest_modelbudget.snapshot.fold import Item, Repeat, Row, fold, size, unfold
+from pytest_modelbudget.summary import (
+    Flops,
+    Input,
+    Kind,
+    Layer,
+    Plan,
+    Summary,
+    TensorSpec,
+    Weight,
+    parse_weight,
+    weight_text,
+)
 
 FORMAT = 1
 """Version of the file's shape; a reader that meets a higher one says so."""
 
 _HEAD = "# snapshot of pytest-modelbudget; accept a change with: pytest --model-budget-update\n"
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST_ROWS = 200_000
+"""Rows that a snapshot may stand for; the largest known models, with all their experts, have half of that."""
+
+_MOST_NODES = 2_000_000
+
+_MOST_CHARACTERS = 50 * 10**6
+"""Characters of all these rows."""
+
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./*+=()-]*(?: [A-Za-z0-9_./*+=()%-]+)*")
 _PORT = re.compile(r"(?:[A-Za-z0-9_.]+ )?[A-Za-z][A-Za-z0-9_]*\[[A-Za-z0-9_+*/ ,?()-]*\]")
 _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "null"))
-_SPEC = re.compile(r"[A-Za-z0-9_]*\[[^\]]*\]")
+_SPEC = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z0-9_]*\[[^\[\]]*\]")
 _ESTIMATES = "\nestimates:\n"
 _MARKER = re.compile(r"^(<{7}|={7}|>{7}|\|{7})( |$)", re.MULTILINE)
 
@@ -151,8 +169,8 @@ def _escaped(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def read(text: str) -> Summary:
-    """Read a snapshot back.
+def read(text: str, most_rows: int = MOST_ROWS) -> Summary:
+    """Read a snapshot of at most so many rows back.
 
     Raises:
         NewerFormat: it was written by a newer version.
@@ -162,7 +180,8 @@ def read(text: str) -> Summary:
     if marker := _MARKER.search(text):
         line = text.count("\n", 0, marker.start()) + 1
         raise ModelBudgetError(f"line {line} has a git conflict marker: both sides changed this model")
-    data = _load(text)
+    tree = _load(text)
+    data: dict[str, Any] = tree.data
     if not isinstance(data.get("format"), int):
         raise ModelBudgetError("there is no 'format' line: the file is cut off or not a snapshot")
     if data["format"] > FORMAT:
@@ -170,11 +189,17 @@ def read(text: str) -> Summary:
             f"it has format {data['format']}, written by a newer pytest-modelbudget (this one reads up to {FORMAT}): "
             "upgrade pytest-modelbudget"
         )
+    if absent := [name for name in ("layers", "digest", "model") if name not in data]:
+        raise ModelBudgetError(f"it is cut off or damaged: the field {absent[0]!r} is missing")
+    _verify(text, data)
+    if isinstance(data["layers"], list) and len(data["layers"]) > most_rows:
+        raise ModelBudgetError(f"it has {len(data['layers']):,} rows or more: at most {most_rows:,} are read here")
+    _hold_shape(tree)
     try:
-        summary = _summary(data)
+        summary = _summary(data, most_rows)
     except (KeyError, TypeError, ValueError, AttributeError, ModelBudgetError) as error:
-        raise ModelBudgetError(f"it is cut off or damaged: {_reason(error)}") from None
-    _verify(text, data, summary)
+        raise ModelBudgetError(f"it is cut off or damaged: {error}") from None
+    _verify_totals(text, data, summary)
     return summary
 
 
@@ -182,44 +207,58 @@ class NewerFormat(ModelBudgetError):
     """A snapshot of a format that this version does not know; it is never overwritten."""
 
 
-def _reason(error: Exception) -> str:
-    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _load(text: str) -> dict[str, Any]:
+def _load(text: str) -> Tree:
     try:
-        data = yaml.load(text, Loader=_LOADER)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ModelBudgetError(f"{line}not YAML ({error.problem}): the file is cut off or damaged") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ModelBudgetError("not YAML: the file is damaged") from None
-    if not isinstance(data, dict):
+        tree = read_yaml(text, _MOST_NODES)
+    except NotReadable as error:
+        line = f"line {error.line}: " if error.line else ""
+        raise ModelBudgetError(f"{line}{error}: the file is cut off or damaged") from None
+    if not isinstance(tree.data, dict):
         raise ModelBudgetError("not a snapshot: the file is empty, cut off or damaged")
-    return data
+    for keys, first, second in tree.twice:
+        raise ModelBudgetError(f"line {second}: {keys[-1]!r} is there twice (first in line {first}): it is damaged")
+    return tree
 
 
-def _verify(text: str, data: dict[str, Any], summary: Summary) -> None:
-    """Hold the digest against the lines it covers, and the totals against the rows."""
+def _verify(text: str, data: Mapping[str, Any]) -> None:
+    """Hold the digest against the lines it covers."""
     heads = ("#", "format:", "model:", "declared:", "digest:")
-    lines = [line for line in text.partition(_ESTIMATES)[0].splitlines() if not line.startswith(heads)]
-    wanted = _digest(summary.model, "".join(f"{line}\n" for line in lines))
-    if data.get("digest") != wanted and str(data.get("digest")) != wanted:
+    covered = text.partition(_ESTIMATES)[0].splitlines()
+    lines = [line for line in covered if line and not line.startswith(heads)]
+    if str(data["digest"]) != _digest(str(data["model"]), "".join(f"{line}\n" for line in lines)):
         raise ModelBudgetError(
             f"line {_line_of(text, 'digest:')}: the digest does not fit the rest: the file was edited by hand or merged"
         )
+
+
+def _hold_shape(tree: Tree) -> None:
+    from pytest_modelbudget.snapshot import shape  # pydantic is for files that differ alone
+
+    problem, line = shape.mistake(tree)
+    if problem:
+        raise ModelBudgetError(f"{f'line {line}: ' if line else ''}it is damaged: {problem}")
+
+
+def _verify_totals(text: str, data: Mapping[str, Any], summary: Summary) -> None:
+    """Hold the totals against the rows."""
+    for name in ("params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes"):
+        if data[name] != getattr(summary, name):
+            raise ModelBudgetError(
+                f"line {_line_of(text, f'{name}:')}: {name} is {data[name]:,}, and the rows have "
+                f"{getattr(summary, name):,}: the file was edited by hand or merged"
+            )
 
 
 def _line_of(text: str, start: str) -> int:
     return next((number for number, line in enumerate(text.splitlines(), 1) if line.startswith(start)), 1)
 
 
-def _summary(data: dict[str, Any]) -> Summary:
+def _summary(data: Mapping[str, Any], most_rows: int) -> Summary:
     flops = data["flops"]
     return Summary(
-        model=str(data["model"]),
+        model=data["model"],
         framework=data["framework"],
-        layers=tuple(map(_layer, unfold(tuple(map(_item, data["layers"]))))),
+        layers=tuple(map(_layer, _rows(data["layers"], most_rows))),
         inputs=tuple(map(_input, data["inputs"])),
         outputs=tuple(map(TensorSpec.parse, data["outputs"])),
         flops=Flops(flops["value"], tuple(map(_uncounted, flops.get("uncounted", ()))), flops["rules"]),
@@ -227,21 +266,31 @@ def _summary(data: dict[str, Any]) -> Summary:
     )
 
 
-def _plan(kind: str, fields: dict[str, Any]) -> Plan:
-    if kind not in get_args(Kind):
-        raise ValueError(f"there are no estimates of {kind}")
-    peak, reserved = fields["peak_bytes"], fields.get("reserved_bytes")
-    if not all(value is None or type(value) is int for value in (peak, reserved)):
-        raise ValueError(f"the estimates of {kind} are no numbers")
-    return Plan(cast("Kind", kind), str(fields["recipe"]), peak, reserved)
+def _rows(data: list[dict[str, Any]], most: int) -> Iterator[Row]:
+    """The rows, repeats unfolded.
+
+    Raises:
+        ValueError: they stand for too many.
+    """
+    items = tuple(map(_item, data))
+    rows, characters = size(items)
+    if rows > most or characters > _MOST_CHARACTERS:
+        raise ValueError(f"it stands for {rows:,} rows of {characters:,} characters: at most {most:,} are read here")
+    return unfold(items)
+
+
+def _plan(kind: str, fields: Mapping[str, Any]) -> Plan:
+    return Plan(cast("Kind", kind), fields["recipe"], fields["peak_bytes"], fields.get("reserved_bytes"))
 
 
 def _uncounted(text: str) -> tuple[str, int]:
     name, _, calls = text.rpartition(" x")
+    if not re.fullmatch("[0-9]{1,18}", calls):
+        raise ValueError(f"{text[:100]!r} is no operator with its number of calls")
     return name, int(calls)
 
 
-def _item(data: dict[str, Any]) -> Item:
+def _item(data: Mapping[str, Any]) -> Item:
     if "repeat" in data:
         return Repeat.parse(data["repeat"], tuple(map(_item, data["layers"])))
     return data
@@ -253,17 +302,36 @@ def _input(text: str) -> Input:
 
 
 def _layer(row: Row) -> Layer:
-    return Layer(
+    layer = Layer(
         path=row["path"],
         type=row["type"],
-        outputs=tuple(tuple(map(TensorSpec.parse, _SPEC.findall(call))) for call in row.get("out", "").split("; "))
-        if "out" in row
-        else (),
+        outputs=_outputs(row["out"]) if "out" in row else (),
         connected_to=_connected(row.get("from") or []),
-        weights=tuple(map(parse_weight, row["weights"].split(" + "))) if "weights" in row else (),
+        weights=_weights(row["weights"]) if "weights" in row else (),
         calls=row.get("calls", 1),
         container=row.get("container", False),
     )
+    if layer.params != (params := row.get("params") or 0):
+        raise ValueError(f"{layer.path[:100]!r} has {params:,} params, and its weights {layer.params:,}")
+    return layer
+
+
+@lru_cache(4096)
+def _outputs(text: str) -> tuple[tuple[TensorSpec, ...], ...]:
+    """The outputs of a row; the same object for all rows that have the same."""
+    outputs = tuple(tuple(map(TensorSpec.parse, _SPEC.findall(call))) for call in text.split("; "))
+    if Layer("", "", outputs).output_text != text:
+        raise ValueError(f"{text[:100]!r} is no list of tensors")
+    return outputs
+
+
+@lru_cache(4096)
+def _weights(text: str) -> tuple[Weight, ...]:
+    """The weights of a row; see `_outputs`."""
+    weights = tuple(map(parse_weight, text.split(" + ")))
+    if " + ".join(map(weight_text, weights)) != text:
+        raise ValueError(f"{text[:100]!r} is no list of weights")
+    return weights
 
 
 def _connected(calls: list[Any]) -> tuple[tuple[str, ...], ...]:

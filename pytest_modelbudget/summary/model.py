@@ -16,6 +16,8 @@ from pytest_modelbudget.summary.tensors import TensorSpec, Weight, weight_text
 FLOP_RULES = 2
 """Version of the rules by which FLOPs are counted; raised when a release counts the same model differently."""
 
+_MOST_DIGITS = 30
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -265,6 +267,25 @@ class Summary:
             plans=tuple(map(Plan.from_dict, data.get("plans", ()))),
             growth=tuple(map(Growth.from_dict, data.get("growth", ()))),
         )
+
+    @classmethod
+    def checked(cls, data: Any) -> Summary:
+        """The same of data that anybody may have written.
+
+        Raises:
+            ModelBudgetError: it is no summary, with the place.
+        """
+        from pytest_modelbudget.summary import shape
+
+        if problem := shape.mistake(data):
+            raise ModelBudgetError(problem)
+        try:
+            summary = cls.from_dict(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelBudgetError(f"it has a field that is not known ({error})") from None
+        if wrong := next((row for row in summary.layers if max(row.params, row.buffers) >= 10**_MOST_DIGITS), None):
+            raise ModelBudgetError(f"layer {wrong.path[:200]!r} has more elements than any memory")
+        return summary
 
     def __repr__(self) -> str:
         flops = "?" if self.flops.value is None else units.flops(self.flops.value)

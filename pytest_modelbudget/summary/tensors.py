@@ -25,14 +25,23 @@ _SAFE = "/._-:[]()@"
 """What stays readable in the name of a weight; everything else is percent-encoded, so that a line can be read back."""
 
 _WEIGHT = re.compile(
-    r"(?P<name>\S+) (?P<shape>scalar|[0-9]+(?:x[0-9]+)*)(?: (?P<dtype>(?!buffer\b|frozen\b)[a-z]\w*))?"
-    r"(?: (?P<packed>[0-9]+)B)?(?: (?P<role>buffer|frozen))?(?: = (?P<owner>\S+))?"
+    r"(?P<name>\S+) (?P<shape>scalar|[0-9]{1,18}(?:x[0-9]{1,18}){0,63})(?: (?P<dtype>(?!buffer\b|frozen\b)[a-z]\w*))?"
+    r"(?: (?P<packed>[0-9]{1,18})B)?(?: (?P<role>buffer|frozen))?(?: = (?P<owner>\S+))?"
 )
 
 _SPEC = re.compile(
-    r"\s*(?P<dtype>[A-Za-z][A-Za-z0-9_]*)?\s*\[(?P<dims>[^\[\]]*)\]\s*(?:(?P<sign>[=<])\s*(?P<value>\S.*?)\s*)?"
+    r"(?P<dtype>[A-Za-z][A-Za-z0-9_]*)?\s*\[(?P<dims>[^\[\]]*)\]\s*(?:(?P<sign>[=<])\s*(?P<value>\S.*))?"
 )
-_WHOLE = re.compile(r"[+-]?[0-9][0-9_]*")
+_WHOLE = re.compile(r"[+-]?[0-9][0-9_]{0,39}")
+_DIGITS = 18
+"""Digits of a size; a tensor of more elements has no place in any memory."""
+
+_LONGEST = 10_000
+"""Characters of a tensor as it is written."""
+
+_SHOWN = 500
+"""Characters of it that a message shows."""
+
 _TRUTH = {"true": True, "false": False}
 
 
@@ -92,9 +101,11 @@ class TensorSpec:
         Raises:
             ModelBudgetError: the text is not of that form.
         """
-        match = _SPEC.fullmatch(text)
+        match = _SPEC.fullmatch(text.strip()) if len(text) <= _LONGEST else None
         if not match:
-            raise ModelBudgetError(f'{text!r} is not a tensor: write dtype[dim, dim], e.g. "float32[B, 3, 224, 224]"')
+            raise ModelBudgetError(
+                f'{text[:_LONGEST]!r} is not a tensor: write dtype[dim, dim], e.g. "float32[B, 3, 224, 224]"'
+            )
         dims = [dim.strip() for dim in match["dims"].split(",")] if match["dims"].strip() else []
         values = _values(match["sign"], match["value"], text) if match["sign"] else None
         return cls(tuple(_dim(dim, text) for dim in dims), match["dtype"] or "float32", values)
@@ -122,6 +133,8 @@ def _dim(dim: str, text: str) -> Dim:
     if dim == "?":
         return None
     if re.fullmatch(r"[0-9]+", dim):
+        if len(dim) > _DIGITS:
+            raise ModelBudgetError(f"{text[:_SHOWN]!r}: a size has at most {_DIGITS} digits, this one {len(dim):,}")
         return int(dim)
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
         return dim
@@ -187,7 +200,7 @@ def parse_weight(text: str) -> Weight:
         ModelBudgetError: the text is not of that form.
     """
     if not (match := _WEIGHT.fullmatch(text)):
-        raise ModelBudgetError(f"{text!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
+        raise ModelBudgetError(f"{text[:_SHOWN]!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
     shape = () if match["shape"] == "scalar" else tuple(map(int, match["shape"].split("x")))
     return Weight(
         name=unquote(match["name"]),

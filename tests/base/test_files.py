@@ -87,3 +87,22 @@ def test_a_partial_clone(tmp_path: Path) -> None:
 def test_without_a_base_there_are_no_files(tmp_path: Path) -> None:
     """And git is not asked."""
     assert Base(tmp_path, Where(reason="none")).files == {}
+
+
+def test_a_file_of_the_base_is_bounded_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is too large is named and not read, and the next one is there; a mark before a text is no part of it."""
+    monkeypatch.setattr("pytest_modelbudget.base.files.MOST_BYTES", 1000)
+    repo = repository(tmp_path / "repo")
+    contents = {"mark.yaml": b"\xef\xbb\xbfa\r\nb\r\n", "junk.yaml": b"a\n\xff\n", "large.yaml": b"x" * 300_000}
+    for name, content in contents.items():
+        (repo.path / name).write_bytes(content)
+    repo.commit()
+    base = base_of(repo)
+    with pytest.raises(
+        ModelBudgetError, match=r"large\.yaml of HEAD .* is too large: 300,000 bytes, and at most 1,000"
+    ):
+        base.text("large.yaml")
+    with pytest.raises(ModelBudgetError, match=r"junk\.yaml of HEAD .*, line 2: not UTF-8 text"):
+        base.text("junk.yaml")
+    assert base.text("mark.yaml") == "a\nb\n"
+    base.close()

@@ -267,6 +267,7 @@ def test_nothing_of_the_repository_is_run(repo: Repository, tmp_path: Path) -> N
     where = auto(repo)
     git = Git(repo.path)
     assert git.files(where.commit)
+    assert (git.tracked("file"), git.tracked("none")) == (True, False)
     blobs = git.blobs()
     assert blobs.read(git.files(where.commit)["file"]) == b"2"  # type: ignore[index]
     blobs.close()

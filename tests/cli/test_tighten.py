@@ -36,11 +36,12 @@ def test_it_shows_and_writes_nothing_at_first(loose: Command) -> None:
     assert (loose.project.path / "modelbudget.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["no mark", "a mark before it"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_it_writes_one_number_and_nothing_else(loose: Command, end: str) -> None:
-    """Comments and line ends stay; then there is nothing left to do."""
+def test_it_writes_one_number_and_nothing_else(loose: Command, end: str, mark: str) -> None:
+    """Comments, line ends and what an editor put before the text stay; then there is nothing left to do."""
     path = loose.project.path / "modelbudget.yaml"
-    text = path.read_text(encoding="utf-8").replace("\n", end)
+    text = f"{mark}# ä 😀\n{path.read_text(encoding='utf-8')}".replace("\n", end)
     path.write_bytes(text.encode())
     assert loose("tighten", "--write").code == 0
     assert path.read_bytes() == text.replace("3k", "2_089").encode()

@@ -149,7 +149,7 @@ def conflict(text: str) -> str:
         ),
         pytest.param(
             lambda path: path.write_bytes(b"\x80\x81\xff\x00" * 50),
-            "__model_budget__/small.yaml: not text (binary junk)*",
+            "__model_budget__/small.yaml:1: not UTF-8 text (binary junk*",
             id="binary junk",
         ),
         pytest.param(

@@ -36,7 +36,7 @@ def stored(root: Path, text: str | bytes) -> Snapshot:
         pytest.param(snapshot.render(replace(towers(), flops=Flops(7)), declared="x"), Stored.DIFFERENT, "", id="other flops"),
         pytest.param(TEXT.replace("params: 6201", "params: 6202", 1), Stored.BROKEN, f"{PATH}:17: the digest", id="edited"),
         pytest.param(f"<<<<<<< HEAD\n{TEXT}", Stored.BROKEN, f"{PATH}:1: has a git conflict marker", id="conflict"),
-        pytest.param(b"\xff\xfe\x00", Stored.BROKEN, "binary junk", id="binary"),
+        pytest.param(b"\xff\xfe\x00", Stored.BROKEN, f"{PATH}:1: not UTF-8 text (binary junk", id="binary"),
         pytest.param(TEXT.replace("format: 1", "format: 9"), Stored.REFUSED, "newer pytest-modelbudget", id="newer format"),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.cli.walk import files
+from pytest_modelbudget.loading import Unreadable, read_bytes
 
 _LIBRARIES = ("tensorflow", "tf_keras", "torchvision", "timm", "transformers", "lightning", "pytorch_lightning")
 
@@ -43,8 +44,11 @@ def scan(root: Path, paths: Iterable[Path]) -> tuple[list[Source], list[LeftOut]
     for path in sorted(set(_python(root, paths))):
         shown = path.relative_to(root).as_posix()
         try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError, RecursionError) as error:
+            tree = ast.parse(read_bytes(path))
+        except (OSError, Unreadable) as error:
+            left.append(LeftOut(shown, str(error)))
+            continue
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             left.append(LeftOut(shown, f"not Python ({error})"))
             continue
         module = _module(root, path)

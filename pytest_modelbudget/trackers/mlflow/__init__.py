@@ -16,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from pytest_modelbudget.base.git import Git, NoGit
 from pytest_modelbudget.check import Result
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.trackers import Delivery
 from pytest_modelbudget.trackers.mlflow import content, facts, outbox, views
@@ -69,7 +71,7 @@ def _guarded(act: Callable[[Target], Delivery]) -> Delivery:
 def _deliver(
     results: Sequence[Result], root: Path, target: Target, exit_failed: bool, deadline: float | None
 ) -> Delivery:
-    folder = outbox.home(root) / "outbox"
+    folder = _outbox(root)
     sender = Sender(root, folder, target, _deadline(os.environ) if deadline is None else deadline)
     try:
         place = facts.gather(root, os.environ)
@@ -102,10 +104,12 @@ def _deliver(
 
 
 def _resend(root: Path, target: Target, deadline: float) -> Delivery:
-    folder = root / outbox.FOLDER / "outbox"
+    folder = _outbox(root)
     here, elsewhere = outbox.waiting(folder, target.shown)
+    damaged = [f"  not sent: {reason}" for reason in outbox.damaged(folder)]
     if not here:
-        return Delivery(True, (f"mlflow: nothing is waiting for {target.shown}", *_waiting(0, elsewhere)))
+        nothing = f"mlflow: nothing is waiting for {target.shown}"
+        return Delivery(not damaged, (nothing, *damaged, *_waiting(0, elsewhere)))
     sender = Sender(root, folder, target, deadline)
     events, ended = sender.finish()
     sent = [event for event in events if event["event"] == "sent"]
@@ -116,7 +120,21 @@ def _resend(root: Path, target: Target, deadline: float) -> Delivery:
     if left > len(short):
         lines += _reason([event for event in events if "reason" in event], ended)
     lines += _where_to_look(tuple(_links(sent[0] if sent else None, target)), root, target)
-    return Delivery(not left, (*lines, *_waiting(left, elsewhere)))
+    return Delivery(not left, (*lines, *damaged, *_waiting(left, elsewhere)))
+
+
+def _outbox(root: Path) -> Path:
+    """Where entries wait; it is the user's own, so never what a commit brought.
+
+    Raises:
+        ModelBudgetError: git has it, or a link leads elsewhere.
+    """
+    folder = outbox.home(root) / "outbox"
+    with suppress(NoGit):
+        if Git(root).tracked(f"{outbox.FOLDER}/outbox"):
+            shown = f"{outbox.FOLDER}/outbox"
+            raise ModelBudgetError(f"{shown} is committed, so anybody may have written it: git rm -r --cached {shown}")
+    return folder
 
 
 def _deadline(environ: Mapping[str, str]) -> float:

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import Unreadable, decoded, read_text
 from pytest_modelbudget.trackers.mlflow import artifacts, history, outbox, views
 from pytest_modelbudget.trackers.mlflow.history import Mark, State
 from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, Entry, Model
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _LATEST = "latest"
+_MOST_BYTES = 100 * 10**6
+"""Bytes of the result of one model."""
 
 
 @dataclass(slots=True)
@@ -190,12 +194,34 @@ class _Summaries:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        archive = folder / artifacts.ARCHIVE
-        self._archive = zipfile.ZipFile(archive) if archive.exists() else None  # one index for thousands of models
+        self._archive = self._opened(folder / artifacts.ARCHIVE)  # one index for thousands of models
+
+    def _opened(self, path: Path) -> zipfile.ZipFile | None:
+        try:
+            return zipfile.ZipFile(path) if path.exists() else None
+        except (zipfile.BadZipFile, OSError) as error:
+            raise self._damaged(path.name, error) from None
 
     def of(self, model: Model) -> Summary:
-        """The summary of a model."""
+        """The summary of a model.
+
+        Raises:
+            NotReadable: the entry does not have it, or has something else there.
+        """
         own = self._folder / "models" / model.slug / artifacts.RESULT
-        if own.exists() or self._archive is None:
-            return artifacts.summary_in(own.read_text(encoding="utf-8"))
-        return artifacts.summary_in(self._archive.read(f"{model.slug}/{artifacts.RESULT}").decode())
+        try:
+            if own.exists() or self._archive is None:
+                return artifacts.summary_in(read_text(own, _MOST_BYTES))
+            return artifacts.summary_in(decoded(self._unpacked(self._archive, f"{model.slug}/{artifacts.RESULT}")))
+        except (zipfile.BadZipFile, KeyError, OSError, NotImplementedError, RuntimeError, ModelBudgetError) as error:
+            raise self._damaged(f"the result of {model.slug}", error) from None
+
+    def _unpacked(self, archive: zipfile.ZipFile, name: str) -> bytes:
+        with archive.open(name) as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise Unreadable(f"is too large: more than {_MOST_BYTES:,} bytes")
+        return data
+
+    def _damaged(self, what: str, error: Exception) -> outbox.NotReadable:
+        return outbox.NotReadable(f"{self._folder.parent.name} is damaged ({what}: {error})")

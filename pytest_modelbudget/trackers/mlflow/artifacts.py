@@ -15,6 +15,8 @@ from typing import Any
 
 from pytest_modelbudget import wire
 from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import NotReadable, read_json
 from pytest_modelbudget.reports import html, table, text
 from pytest_modelbudget.summary import Layer, Summary
 from pytest_modelbudget.trackers.mlflow import names
@@ -128,8 +130,16 @@ def _archived(model: Measured) -> Mapping[str, str]:
 
 
 def summary_in(data: str) -> Summary:
-    """The summary in a `result.json`."""
-    return Summary.from_dict(json.loads(data)["summary"])
+    """The summary in a `result.json`.
+
+    Raises:
+        ModelBudgetError: there is none in it.
+    """
+    try:
+        result = read_json(data)
+    except NotReadable as error:
+        raise ModelBudgetError(str(error)) from None
+    return Summary.checked(result.get("summary") if isinstance(result, dict) else None)
 
 
 _MODEL_COLUMNS = (

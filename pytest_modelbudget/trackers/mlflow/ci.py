@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pytest_modelbudget.loading import NotReadable, Unreadable, read_json, read_text
 
 _LARGEST_EVENT = 20 * 10**6
 """Bytes of an event file beyond which it is not read."""
@@ -60,10 +61,9 @@ def _github(environ: Mapping[str, str]) -> Build:
 
 def _event(path: str) -> Mapping[str, Any]:
     """The event that started a GitHub job; empty when it cannot be read."""
-    with suppress(OSError, ValueError):
-        if path and Path(path).stat().st_size < _LARGEST_EVENT:
-            event = json.loads(Path(path).read_text(encoding="utf-8"))
-            return event if isinstance(event, dict) else {}
+    with suppress(OSError, Unreadable, NotReadable):
+        event = read_json(read_text(Path(path), _LARGEST_EVENT)) if path else {}
+        return event if isinstance(event, dict) else {}
     return {}
 
 

@@ -65,7 +65,7 @@ def gather(root: Path, environ: Mapping[str, str]) -> Facts:
     url = without_userinfo(_git(root, "remote", "get-url", "origin") or "")
     where = (_git(root, "rev-parse", "--is-shallow-repository", "--show-prefix", "--show-toplevel") or "").split("\n")
     shallow, folder, top = where if len(where) == 3 else ("", "", "")
-    commit, seconds = [*(_git(root, "log", "-1", "--format=%H %ct") or "").split(), "", ""][:2]
+    commit, seconds = [*(_git(root, "log", "-1", "--no-show-signature", "--format=%H %ct") or "").split(), "", ""][:2]
     build = read(environ)
     count = None if shallow == "true" or not commit else _git(root, "rev-list", "--count", "HEAD")
     return Facts(
@@ -80,7 +80,7 @@ def gather(root: Path, environ: Mapping[str, str]) -> Facts:
         commit_ms=int(seconds) * 1000 if seconds else None,
         step=int(count) if count else int(seconds or 0) // 60,
         shallow=bool(commit) and not count,
-        dirty=bool(_git(root, "status", "--porcelain")),
+        dirty=bool(_git(root, "status", "--porcelain", "--ignore-submodules=dirty")),
     )
 
 
@@ -88,7 +88,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     """What a git command prints; None when it fails, takes too long or there is no git."""
     try:
         done = subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
+            ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments],
             cwd=root,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -32,7 +32,7 @@ else:
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold the lock of `path` inside; waits as long as another process holds it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
         while not _taken(handle):
             time.sleep(0.05)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
+import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pytest_modelbudget import writing
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.loading import NotReadable as NotJson
+from pytest_modelbudget.loading import Unreadable, read_json, read_text
+from pytest_modelbudget.trackers.mlflow import entry_shape
 
 FOLDER = ".modelbudget"
 """The project's own folder under the root; it ignores itself in git."""
@@ -26,6 +33,11 @@ SCHEMA = 2
 _ENTRY = "entry.json"
 _DONE = "done"
 """The keys of the models whose history has been written, so that an entry of many can be sent in several goes."""
+
+_NAME = re.compile(r"[0-9]{13,16}-[A-Za-z0-9]{1,12}")
+"""What an entry is called; nothing else in the outbox is sent, counted or removed."""
+
+_MOST_FILES = 10_000
 
 MOST_ENTRIES = 50
 MOST_BYTES = 200 * 10**6
@@ -101,13 +113,27 @@ def home(root: Path) -> Path:
     """The project's own folder, made when it is not there.
 
     Raises:
+        ModelBudgetError: a link lies there, or in it.
         OSError: it cannot be made.
     """
     folder = root / FOLDER
+    refuse_links(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / ".gitignore").exists():
+    if not os.path.lexists(folder / ".gitignore"):  # a link that is there is not followed
         writing.write(folder / ".gitignore", "*\n")
     return folder
+
+
+def refuse_links(folder: Path) -> None:
+    """Nothing, for a folder of our own: what is written, sent and removed in it must not lie elsewhere.
+
+    Raises:
+        ModelBudgetError: it is a link, or one lies in it.
+    """
+    for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+        if path.is_symlink():
+            shown = "/".join(path.parts[-1 - (path != folder) :])
+            raise ModelBudgetError(f"{shown} is a link, which leads to files that are not this project's: remove it")
 
 
 def write(outbox: Path, entry: Entry, files: Mapping[str, str | bytes]) -> Path:
@@ -131,7 +157,11 @@ def entries(outbox: Path) -> list[Path]:
     """The whole entries, newest first."""
     if not outbox.is_dir():
         return []
-    return sorted((path for path in outbox.iterdir() if not path.name.startswith(".") and path.is_dir()), reverse=True)
+    return sorted((path for path in outbox.iterdir() if _NAME.fullmatch(path.name) and _is_folder(path)), reverse=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def waiting(outbox: Path, target: str) -> tuple[int, int]:
@@ -143,6 +173,15 @@ def waiting(outbox: Path, target: str) -> tuple[int, int]:
     return found.count(target), len(found) - found.count(target)
 
 
+def damaged(outbox: Path) -> Iterator[str]:
+    """Why entries cannot be read, one for each of them."""
+    for path in entries(outbox):
+        try:
+            read(path)
+        except NotReadable as reason:
+            yield str(reason)
+
+
 def read(path: Path) -> Entry:
     """An entry as it was written.
 
@@ -150,12 +189,34 @@ def read(path: Path) -> Entry:
         NotReadable: it is of another version or damaged.
     """
     try:
-        data = json.loads((path / _ENTRY).read_text(encoding="utf-8"))
-        if data.pop("schema") != SCHEMA:
+        if (path / _ENTRY).is_symlink():
+            raise NotReadable(f"{path.name} is damaged (its {_ENTRY} is a link)")
+        data = read_json(read_text(path / _ENTRY, MOST_BYTES))
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
             raise NotReadable(f"{path.name} was written by another version of pytest-modelbudget")
-        return Entry(**{**data, "job": _run(data["job"]), "history": tuple(Model(**one) for one in data["history"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotReadable(f"{path.name} is damaged ({type(error).__name__})") from error
+    except (OSError, Unreadable, NotJson) as error:
+        raise NotReadable(f"{path.name} is damaged ({_ENTRY}: {error})") from error
+    if problem := entry_shape.mistake(data):
+        raise NotReadable(f"{path.name} is damaged ({_ENTRY}: {problem})")
+    history = tuple(Model(**model) for model in data["history"])
+    return Entry(**{**data, "job": _run(data["job"]), "history": history})
+
+
+def hold(path: Path) -> None:
+    """Nothing, for an entry that has plain files of its own alone, no more than an outbox may hold.
+
+    Raises:
+        NotReadable: a link or something that is no file lies in it, or too much.
+    """
+    files = total = 0
+    for folder, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            found = os.lstat(Path(folder, name))
+            if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+                raise NotReadable(f"{path.name} is damaged ({name} is a link or no file)")
+            files, total = files + 1, total + found.st_size
+            if files > _MOST_FILES or total > MOST_BYTES:
+                raise NotReadable(f"{path.name} is too large: more than {_MOST_FILES:,} files or {MOST_BYTES:,} bytes")
 
 
 def _run(data: dict[str, Any]) -> Run:
@@ -164,15 +225,16 @@ def _run(data: dict[str, Any]) -> Run:
 
 def done(path: Path) -> frozenset[str]:
     """The keys that were noted with `note_done`."""
-    with suppress(OSError):
-        return frozenset((path / _DONE).read_text(encoding="ascii").split())
+    with suppress(OSError, Unreadable):
+        return frozenset(read_text(path / _DONE).split())
     return frozenset()
 
 
 def note_done(path: Path, *keys: str) -> None:
     """Note that nothing is left to do for these models of an entry."""
-    with suppress(OSError), (path / _DONE).open("a", encoding="ascii") as file:  # else it is done once more
-        file.write("".join(f"{key}\n" for key in keys))
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with suppress(OSError), os.fdopen(os.open(path / _DONE, flags, 0o644), "a", encoding="ascii") as file:
+        file.write("".join(f"{key}\n" for key in keys))  # where it cannot be noted, it is done once more
 
 
 def remove(path: Path) -> None:
@@ -189,10 +251,11 @@ def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MO
     """Remove the oldest entries over the bounds, never the newest, and what killed runs left; say which entries."""
     writing.sweep(outbox)
     for half in outbox.glob(".[0-9]*"):  # `remove` was killed
-        shutil.rmtree(half, ignore_errors=True)
+        if _is_folder(half):
+            shutil.rmtree(half, ignore_errors=True)
     dropped, total = [], 0
     for number, path in enumerate(entries(outbox)):
-        total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        total += sum(file.lstat().st_size for file in path.rglob("*"))
         if number and (number >= most_entries or total > most_bytes):
             dropped.append(_described(path))
             remove(path)

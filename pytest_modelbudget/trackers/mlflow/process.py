@@ -15,7 +15,11 @@ from pathlib import Path
 from pytest_modelbudget.trackers.mlflow import outbox
 from pytest_modelbudget.trackers.mlflow.target import Target
 
-_SENDER = "pytest_modelbudget.trackers.mlflow.sender"
+_START = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "import runpy; runpy.run_module('pytest_modelbudget.trackers.mlflow.sender', run_name='__main__', alter_sys=True)"
+)
+"""Starts the sender without its folder on the path, where somebody may have put a module that would run instead."""
 
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its own retry makes runs twice
@@ -44,10 +48,10 @@ class Sender:
         self._deadline = deadline
         self._report = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", _SENDER, str(root.resolve()), str(folder.resolve()), str(deadline)]
+        command = [sys.executable, "-c", _START, str(root.resolve()), str(folder.resolve()), str(deadline)]
         self._process = subprocess.Popen(
             command,
-            cwd=outbox.home(root),  # "-m" puts this folder first on the path, and it holds no modules
+            cwd=outbox.home(root),
             env=_environment(target),
             stdin=subprocess.PIPE,
             stdout=self._report,

@@ -158,6 +158,7 @@ class _Delivery:
             entry = outbox.read(path)
             if entry.target != self._target.shown:
                 return None
+            outbox.hold(path)
             experiment = self._store.experiment(entry.experiment)
             return _Sent(path, entry, experiment, _send_job(self._store, experiment, path, entry))
 

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from pytest_modelbudget.trackers.mlflow import views
 from pytest_modelbudget.trackers.mlflow.history import Points
+from pytest_modelbudget.trackers.mlflow.outbox import FOLDER
 from pytest_modelbudget.trackers.mlflow.target import Target
 from pytest_modelbudget.trackers.mlflow.trouble import Trouble
 
@@ -123,7 +125,14 @@ class Store:
             self._client.log_batch(run_id, metrics, (), pairs)
 
     def upload(self, run: StoredRun, folder: Path, into: str | None = None) -> None:
-        """Write a folder's files as artifacts."""
+        """Write a folder's files as artifacts.
+
+        Raises:
+            Trouble: the embedded store, a file that anybody may have put there, says that they belong elsewhere.
+        """
+        if self._target.local and not _beside_store(run.info.artifact_uri):
+            cure = f"remove {FOLDER}/mlflow.db: the next run makes a new one"
+            raise Trouble("the local store has an experiment whose artifacts lie outside of it", cure)
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         if self._target.is_server:  # the client would ask for the run once more, for each of a thousand models
@@ -134,6 +143,15 @@ class Store:
     def end(self, run_id: str, status: str, end_ms: int) -> None:
         """Say how a run ended; it can be written to afterwards."""
         self._client.set_terminated(run_id, status, end_ms)
+
+
+def _beside_store(uri: str) -> bool:
+    """Whether artifacts are written where the embedded store of a project, now or before it was moved, has them."""
+    parts = urlsplit(uri)
+    path = unquote(parts.path).replace("\\", "/")
+    return (
+        parts.scheme == "file" and not parts.netloc and f"/{FOLDER}/artifacts/" in path and ".." not in path.split("/")
+    )
 
 
 def table_tag(tables: Iterable[str]) -> str:
