@@ -39,6 +39,9 @@ _EXAMPLES: dict[Kind, str] = {
     "share": "95%",
     "ratio": "0.5 or 12",
 }
+_EXACT = 2.0**53
+"""From here on a float does not hold every whole number."""
+
 _NUMBER = re.compile(r"\s*((?:0|[1-9][0-9_]*)(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 
 
@@ -69,7 +72,9 @@ _NOUN: dict[Kind, str] = {"count": "elements", "bytes": "bytes", "flops": "FLOPs
 def _split(value: object, kind: Kind) -> tuple[Decimal, str]:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ModelBudgetError(f"{value!r} is not a quantity: write e.g. {_EXAMPLES[kind]}")
-    text = str(value)
+    text = f"{Decimal(str(value)):f}" if isinstance(value, float) else str(value)  # never 1e-05
+    if isinstance(value, float) and value >= _EXACT:
+        raise ModelBudgetError(f"{value!r} has lost digits, as a decimal of that size does: write e.g. {_EXAMPLES[kind]}")
     if text.strip().startswith("-"):
         raise ModelBudgetError(f"{text} is negative, and a limit is 0 or more: write e.g. {_EXAMPLES[kind]}")
     if not (match := _NUMBER.fullmatch(text)):

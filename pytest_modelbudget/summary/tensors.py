@@ -32,7 +32,7 @@ _WEIGHT = re.compile(
 _SPEC = re.compile(
     r"\s*(?P<dtype>[A-Za-z][A-Za-z0-9_]*)?\s*\[(?P<dims>[^\[\]]*)\]\s*(?:(?P<sign>[=<])\s*(?P<value>\S.*?)\s*)?"
 )
-_WHOLE = re.compile(r"[+-]?[0-9][0-9_]*")
+_WHOLE = re.compile(r"[+-]?[0-9](?:_?[0-9]){0,299}")  # what a float can hold; Python reads no more than 4,300 digits
 _TRUTH = {"true": True, "false": False}
 
 
@@ -121,7 +121,7 @@ def _values(sign: str, value: str, text: str) -> Fill | Below:
 def _dim(dim: str, text: str) -> Dim:
     if dim == "?":
         return None
-    if re.fullmatch(r"[0-9]+", dim):
+    if re.fullmatch(r"[0-9]{1,300}", dim):
         return int(dim)
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
         return dim
