@@ -82,7 +82,7 @@ class Git:
 
     def commit(self, name: str) -> str | None:
         """The full id of the commit that `name` stands for, when it is in this clone."""
-        if not name or name.startswith("-"):
+        if not name or name.startswith("-") or "\0" in name:
             return None
         found = self._ask("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
         return found.strip() if found else None

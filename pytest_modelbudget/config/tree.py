@@ -23,7 +23,7 @@ else:
 Keys = tuple[str | int, ...]
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_INT = re.compile(r"[+-]?(?:0|[1-9][0-9_]*)")
+_INT = re.compile(r"[+-]?(?:0|[1-9][0-9_]{0,4000})")  # Python reads no more than 4,300 digits
 _FLOAT = re.compile(r"[+-]?(?:0|[1-9][0-9_]*)\.[0-9]+")
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 
@@ -64,7 +64,8 @@ def read_yaml(text: str) -> Tree:
         data = None if node is None else reader.value(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise NotReadable(f"not YAML: {error.problem}", mark.line + 1 if mark else None) from None
+        last = len(text.splitlines()) or 1  # the mark may stand behind the end
+        raise NotReadable(f"not YAML: {error.problem}", min(mark.line + 1, last) if mark else None) from None
     except yaml.YAMLError as error:
         raise NotReadable(f"not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
@@ -104,7 +105,9 @@ class _Reader:
             if key.tag == "tag:yaml.org,2002:merge":
                 parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
                 for part in parts:
-                    merged = {**self.value(part, keys), **merged}
+                    if not isinstance(part, yaml.MappingNode):
+                        raise NotReadable("what << merges has to be a mapping", line)
+                    merged = {**self._mapping(part, keys), **merged}
                 continue
             path = (*keys, name)
             if name in found:
@@ -137,6 +140,10 @@ def read_toml(text: str, table: tuple[str, ...]) -> Tree:
         match = re.search(r"line (\d+)", str(error))
         line = int(match[1]) if match else text.count("\n")  # without a number it is the end of the document
         raise NotReadable(f"not TOML: {error}", max(1, line)) from None
+    except ValueError:  # Python reads no more than 4,300 digits
+        long = re.search(r"[0-9_]{4300}", text)
+        line = text.count("\n", 0, long.start()) + 1 if long else 1
+        raise NotReadable("not a manifest: a number has too many digits", line) from None
     for name in table:
         data = data.get(name) if isinstance(data, dict) else None
     return Tree(data, {keys[len(table) :]: line for keys, line in _toml_lines(text) if keys[: len(table)] == table})

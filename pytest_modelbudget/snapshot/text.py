@@ -192,7 +192,7 @@ def _load(text: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ModelBudgetError(f"{line}not YAML ({error.problem}): the file is cut off or damaged") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):  # PyYAML on a tag that does not fit its value
         raise ModelBudgetError("not YAML: the file is damaged") from None
     if not isinstance(data, dict):
         raise ModelBudgetError("not a snapshot: the file is empty, cut off or damaged")
