@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -49,10 +51,26 @@ def run(options: Namespace) -> int:
     text = manifest(named, room)
     if wrong := read(text, file=target.name).mistakes:
         raise ModelBudgetError(f"the manifest would not be right, nothing is written: {wrong[0]}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8", newline="\n")
+    _write(target, text)
     print("\n".join(_closing(named, left, relative(target.resolve(), root.resolve()))))
     return 0
+
+
+def _write(target: Path, text: str) -> None:
+    """Write the manifest whole or not at all.
+
+    Raises:
+        ModelBudgetError: it cannot be written; what was there is as it was.
+    """
+    draft = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(draft, target)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise ModelBudgetError(f"{target} cannot be written ({error.strerror or error})") from None
 
 
 def _check_target(target: Path, *, force: bool) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
+from contextlib import suppress
 from difflib import unified_diff
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def _one(registry: Registry, done: Run, *, write: bool) -> int:
     if tightened.lowered:
         _print(tightened, text, file)
         if write:
-            _replace(registry.path, tightened.text)
+            try:
+                _replace(registry.path, tightened.text)
+            except OSError as error:
+                raise ModelBudgetError(f"{file} cannot be written ({error.strerror or error})") from None
             print(f"wrote {file}")
         else:
             print("not written: modelbudget tighten --write does it")
@@ -67,5 +71,6 @@ def _replace(path: Path, text: str) -> None:
         os.chmod(temporary, target.stat().st_mode & 0o777)
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(temporary).unlink(missing_ok=True)
         raise
