@@ -107,6 +107,6 @@ def test_eight_at_once(operations: list[str]) -> None:
 @pytest.mark.slow
 def test_eight_writers_of_one_outbox() -> None:
     """Entries that are written, trimmed and read at the same time are whole, and no process fails for another."""
-    done = told("+".join(["outbox"] * 8))
+    done = told("+".join(["busy outbox"] * 8))
     for one in done["rounds"]:
         assert {code for _, code, _ in one["ended"]} == {0}, one["ended"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -192,15 +193,26 @@ def remove(path: Path) -> None:
 def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MOST_BYTES) -> list[str]:
     """Remove the oldest entries over the bounds, never the newest, and abandoned drafts; say which entries."""
     for draft in outbox.glob(".*"):
-        if draft.is_dir() and time.time() - draft.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):  # another process may have removed it
+            if draft.is_dir() and time.time() - draft.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(draft, ignore_errors=True)
     dropped, total = [], 0
     for number, path in enumerate(entries(outbox)):
-        total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        total += _size(path)
         if number and (number >= most_entries or total > most_bytes):
             dropped.append(_described(path))
             remove(path)
     return dropped
+
+
+def _size(path: Path) -> int:
+    """Bytes of an entry; files that another process removes in this moment count nothing."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total
 
 
 def _described(path: Path) -> str:
