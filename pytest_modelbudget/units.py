@@ -74,7 +74,9 @@ def _split(value: object, kind: Kind) -> tuple[Decimal, str]:
         raise ModelBudgetError(f"{value!r} is not a quantity: write e.g. {_EXAMPLES[kind]}")
     text = f"{Decimal(str(value)):f}" if isinstance(value, float) else str(value)  # never 1e-05
     if isinstance(value, float) and value >= _EXACT:
-        raise ModelBudgetError(f"{value!r} has lost digits, as a decimal of that size does: write e.g. {_EXAMPLES[kind]}")
+        raise ModelBudgetError(
+            f"{value!r} is too large for a decimal, which loses digits: write e.g. {_EXAMPLES[kind]}"
+        )
     if text.strip().startswith("-"):
         raise ModelBudgetError(f"{text} is negative, and a limit is 0 or more: write e.g. {_EXAMPLES[kind]}")
     if not (match := _NUMBER.fullmatch(text)):

@@ -99,7 +99,8 @@ def plain(*words: str) -> Action:
     def act() -> int:
         import pytest
 
-        return int(pytest.main(["-p", "no:cacheprovider", "-q", *words]))
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other plugins take longer than the run
+        return int(pytest.main(["-p", "pytest_modelbudget.plugin", "-p", "no:cacheprovider", "-q", *words]))
 
     return act
 
@@ -332,7 +333,14 @@ def together(template: Path, names: list[str], rounds: int) -> list[dict[str, An
         ended = [finished(process) for process in processes]
         left = files(work)
         code, said = run(work, OPERATIONS["check"])
-        found.append({"ended": [(name, *end) for name, end in zip(names, ended, strict=True)], "left": left, "check": code, "said": said})
+        found.append(
+            {
+                "ended": [(name, *end) for name, end in zip(names, ended, strict=True)],
+                "left": left,
+                "check": code,
+                "said": said,
+            }
+        )
     return found
 
 

@@ -79,8 +79,8 @@ def detached(repo: Repository) -> None:
 
 def rebasing(repo: Repository) -> None:
     """A rebase that stopped at a conflict, of which the files are settled."""
+    repo.commit("mine", **{"zoo.py": WIDER.replace("65", "66")})
     with pytest.raises(AssertionError):
-        repo.commit("mine", **{"zoo.py": WIDER.replace("65", "66")})
         repo.git("rebase", "other")
     repo.git("checkout", "--quiet", "main", "--", "zoo.py", "__model_budget__")
 
@@ -131,7 +131,12 @@ STATES = [
     pytest.param(rebasing, "base: main ", id="in the middle of a rebase"),
     pytest.param(unborn, "base: none: there is no commit yet", marks=pytest.mark.slow, id="a branch without a commit"),
     pytest.param(no_main, "name a base with --model-budget-base=REF", marks=pytest.mark.slow, id="no default branch"),
-    pytest.param(broken_ref, "name a base with --model-budget-base=REF", marks=pytest.mark.slow, id="a ref to an object that is not there"),
+    pytest.param(
+        broken_ref,
+        "name a base with --model-budget-base=REF",
+        marks=pytest.mark.slow,
+        id="a ref to an object that is not there",
+    ),
     pytest.param(torn_ref, "name a base with --model-budget-base=REF", marks=pytest.mark.slow, id="an empty ref"),
     pytest.param(torn_head, "base: none: not a git repository", marks=pytest.mark.slow, id="an empty HEAD"),
     pytest.param(lost_objects, "is not in this clone", id="objects that are gone"),

@@ -70,7 +70,9 @@ def test_nothing_is_lost_and_the_next_run_is_right(operation: str, fault: str) -
             assert finished(moment["final"]) == after, moment["at"]
 
 
-@pytest.mark.parametrize(("operation", "fault"), [case for case in table() if case.values[1] in ("full", "short", "read-only")])
+@pytest.mark.parametrize(
+    ("operation", "fault"), [case for case in table() if case.values[1] in ("full", "short", "read-only")]
+)
 def test_what_cannot_be_written_is_said(operation: str, fault: str) -> None:
     """A run that could not write fails with the file's name and the reason, or has done all it was to do."""
     done = told(operation)
@@ -79,7 +81,9 @@ def test_what_cannot_be_written_is_said(operation: str, fault: str) -> None:
             whole = finished(moment["left"]) == finished(done["after"])
             reason = re.search(r"No space left on device|File too large|Read-only file system", moment["said"])
             assert whole or (moment["code"] in (1, 2) and reason), (moment["at"], moment["code"], moment["said"])
-            assert whole or re.search(r"\b(yaml|report\.\w+)\b[^\n]* (cannot|could not) be", moment["said"]), moment["said"]
+            assert whole or re.search(r"\b(yaml|report\.\w+)\b[^\n]* (cannot|could not) be", moment["said"]), moment[
+                "said"
+            ]
 
 
 @pytest.mark.slow

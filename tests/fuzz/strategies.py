@@ -5,11 +5,13 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import ITEM_BYTES, Flops, Input, Layer, Plan, Summary, TensorSpec, Weight
 from tests.hostile import NAMES
 
@@ -39,6 +41,14 @@ def fuzzed(*examples: st.SearchStrategy[object], share: float = 1) -> Callable[[
     return decorate
 
 
+def attempted(act: Callable[..., Any], *args: Any) -> tuple[Any, str]:
+    """What `act` gives, or None with the text of the one error that users see."""
+    try:
+        return act(*args), ""
+    except ModelBudgetError as mistake:
+        return None, str(mistake)
+
+
 _PIECES = st.one_of(
     st.sampled_from(sorted(name for name in NAMES.values() if len(name) < 100)),
     st.sampled_from(["::", "##[", "`", "|", "<b", "\n", "\r", "\x1b[", "\u202e", "&amp;", "\\", '"', "'", "{{", "*", ".", " "]),
@@ -56,7 +66,9 @@ words = st.one_of(
 
 paths = st.lists(words, min_size=1, max_size=4).map(".".join)
 
-dims = st.one_of(st.integers(0, 4), st.integers(5, 10**15), st.none(), st.sampled_from(["B", "T", "2*B", "2*T+2", "S+T"]))
+dims = st.one_of(
+    st.integers(0, 4), st.integers(5, 10**15), st.none(), st.sampled_from(["B", "T", "2*B", "2*T+2", "S+T"])
+)
 
 dtypes = st.sampled_from([*ITEM_BYTES, "string"])
 

@@ -12,13 +12,13 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pytest_modelbudget import budget, units
-from pytest_modelbudget.budget import METRICS, Budget, written
+from pytest_modelbudget.budget import METRICS, written
 from pytest_modelbudget.check import ModelEntry, Snapshot, Stored, check
 from pytest_modelbudget.config import read
-from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.errors import Place
 from pytest_modelbudget.summary import Summary
 from tests.fuzz import strategies
-from tests.fuzz.strategies import fuzzed
+from tests.fuzz.strategies import attempted, fuzzed
 
 KINDS = st.sampled_from(["count", "bytes", "flops", "share", "ratio"])
 
@@ -31,22 +31,49 @@ MEANINGS: dict[str, dict[str, Fraction]] = {
 }  # fmt: skip
 """What each unit means, from README's table."""
 
-_DIGITS = st.one_of(st.integers(0, 10**24).map(str), st.decimals(0, 10**9, places=3).map("{:f}".format), st.sampled_from([".5", "1_000", "2**3", "1e6", "0x10", "010", "-1", "+1", "1:30", "٣", "9" * 5000, "1,000", "1.", "½", "inf", "nan", "on"]))
-_UNITS = st.sampled_from(sorted({unit for table in MEANINGS.values() for unit in table} | {"mb", "Kib", "flops", "％", "Mb", "G", "%%"}))
+_DIGITS = st.one_of(
+    st.integers(0, 10**24).map(str),
+    st.decimals(0, 10**9, places=3).map("{:f}".format),
+    st.sampled_from(
+        [
+            ".5",
+            "1_000",
+            "2**3",
+            "1e6",
+            "0x10",
+            "010",
+            "-1",
+            "+1",
+            "1:30",
+            "٣",
+            "9" * 5000,
+            "1,000",
+            "1.",
+            "½",
+            "inf",
+            "nan",
+            "on",
+        ]
+    ),
+)
+_UNITS = st.sampled_from(
+    sorted({unit for table in MEANINGS.values() for unit in table} | {"mb", "Kib", "flops", "％", "Mb", "G", "%%"})
+)
 
 quantities = st.builds("{}{}{}".format, _DIGITS, st.sampled_from(["", " "]), _UNITS)
 """What a user may write for a number, right and wrong."""
 
-numbers = st.one_of(st.integers(-5, 10**20), st.floats(), st.decimals(0, 10**6, places=4).map(float), st.booleans(), st.none())
+numbers = st.one_of(
+    st.integers(-5, 10**20), st.floats(), st.decimals(0, 10**6, places=4).map(float), st.booleans(), st.none()
+)
 
 
 @fuzzed(quantities, KINDS)
 def test_a_quantity_is_what_is_written_or_an_error(text: str, kind: units.Kind) -> None:
     """Digits times unit, exactly; all else says what to write."""
-    try:
-        value = units.parse(text, kind)
-    except ModelBudgetError as mistake:
-        assert "write e.g." in str(mistake)
+    value, mistake = attempted(units.parse, text, kind)
+    if mistake:
+        assert "write e.g." in mistake
         return
     digits, unit = re.fullmatch(r"([0-9._]+) ?(.*)", text).groups()  # type: ignore[union-attr]
     assert value == Fraction(Decimal(digits.replace("_", ""))) * MEANINGS[kind][unit]
@@ -55,10 +82,9 @@ def test_a_quantity_is_what_is_written_or_an_error(text: str, kind: units.Kind) 
 @fuzzed(numbers, KINDS)
 def test_a_number_is_itself_or_an_error(number: object, kind: units.Kind) -> None:
     """A bare number of a manifest or of Python keeps the value that people read."""
-    try:
-        value = units.parse(number, kind)
-    except ModelBudgetError as mistake:
-        assert "write e.g." in str(mistake)
+    value, mistake = attempted(units.parse, number, kind)
+    if mistake:
+        assert "write e.g." in mistake
         return
     assert value == Fraction(Decimal(str(number)))
 
@@ -85,7 +111,11 @@ def test_what_tighten_writes_is_read_back(kind: units.Kind, number: int) -> None
 @fuzzed(st.integers(0, 10**30))
 def test_numbers_for_people_are_near(number: int) -> None:
     """What tables show is within half of the last of its four digits, read by the rules of limits."""
-    shown = [(units.count(number).replace(",", ""), "count"), (units.flops(number), "flops"), (units.size(number), "bytes")]
+    shown = [
+        (units.count(number).replace(",", ""), "count"),
+        (units.flops(number), "flops"),
+        (units.size(number), "bytes"),
+    ]
     if number < 10**15:
         shown.append((units.short(number).replace(",", ""), "count"))
     for text, kind in shown:
@@ -94,9 +124,34 @@ def test_numbers_for_people_are_near(number: int) -> None:
         assert abs(Fraction(digits) * meaning - number) * 1000 <= number
 
 
-_ODD = st.one_of(numbers, quantities, st.text(max_size=5), st.lists(st.integers(), max_size=2), st.dates(), st.sampled_from(["+2%", "+500k", "+2 points", "warn", "fail", "linear", "exponent 2", "24 GB", "A100 80GB", "2030-12-31", "2030-02-30"]))
-_BOUNDS = st.sampled_from(["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "slack", "until", "reason", "fits", "law"])
-_METRICS = st.sampled_from([*METRICS, "layers", "inherited", "fits", "growth_in", "params_", "share", "*", "dense*", "T"])
+_ODD = st.one_of(
+    numbers,
+    quantities,
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dates(),
+    st.sampled_from(
+        [
+            "+2%",
+            "+500k",
+            "+2 points",
+            "warn",
+            "fail",
+            "linear",
+            "exponent 2",
+            "24 GB",
+            "A100 80GB",
+            "2030-12-31",
+            "2030-02-30",
+        ]
+    ),
+)
+_BOUNDS = st.sampled_from(
+    ["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "slack", "until", "reason", "fits", "law"]
+)
+_METRICS = st.sampled_from(
+    [*METRICS, "layers", "inherited", "fits", "growth_in", "params_", "share", "*", "dense*", "T"]
+)
 
 limits = st.dictionaries(
     _METRICS,
@@ -106,19 +161,12 @@ limits = st.dictionaries(
 """A section `budgets`, plausible and odd."""
 
 
-def parsed(section: dict[str, Any]) -> tuple[Budget, ...] | None:
-    """The limits of a section, None where it is refused."""
-    try:
-        return tuple(budget.parse(section, lambda below: Place("modelbudget.yaml", 1 + len(below))))
-    except ModelBudgetError as mistake:
-        assert str(mistake).startswith("budgets"), mistake
-        return None
-
-
 @fuzzed(limits, strategies.summaries, st.dates(date(2029, 1, 1), date(2031, 1, 1)))
 def test_any_section_of_limits_is_read_or_refused(section: dict[str, Any], summary: Summary, day: date) -> None:
     """What is read can be judged against any model, and says itself in one line; a refusal names the place."""
-    if (read := parsed(section)) is None:
+    read, mistake = attempted(lambda: tuple(budget.parse(section, lambda below: Place("modelbudget.yaml", len(below)))))
+    if mistake:
+        assert mistake.startswith("budgets"), mistake
         return
     for one in read:
         assert one.text
@@ -134,9 +182,8 @@ def test_any_section_of_limits_is_read_or_refused(section: dict[str, Any], summa
 @fuzzed(limits)
 def test_a_section_of_sums_is_read_or_refused(section: dict[str, Any]) -> None:
     """The same for limits on the sum over a group."""
-    try:
-        read = tuple(budget.parse_sum(section, lambda below: None))
-    except ModelBudgetError as mistake:
-        assert str(mistake).startswith("sum"), mistake
+    read, mistake = attempted(lambda: tuple(budget.parse_sum(section, lambda below: None)))
+    if mistake:
+        assert mistake.startswith("sum"), mistake
         return
     assert all(one.limit is not None and one.text for one in read)

@@ -37,14 +37,20 @@ _IDS = st.sampled_from(["net", "a/b", "x:y", "edge", "../x", "a::b", "", "source
 def some(**keys: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """A mapping with some of these keys, now and then with an odd value, or an odd key."""
     odd = st.one_of(st.just({}), st.just({}), st.just({}), st.dictionaries(_KEYS, anything, max_size=1))
-    known = st.fixed_dictionaries({}, optional={key: st.one_of(value, value, value, anything) for key, value in keys.items()})
+    known = st.fixed_dictionaries(
+        {}, optional={key: st.one_of(value, value, value, anything) for key, value in keys.items()}
+    )
     return st.builds(lambda good, bad: {**good, **bad}, known, odd)
 
 
 _RECIPES = some(batch=st.integers(0, 64), optimizer=st.sampled_from(["adamw", "sgd", "x"]), dims=st.just({"T": 8}))
 _SIZES = st.dictionaries(st.sampled_from(["B", "T"]), st.integers(0, 9), max_size=2)
 _TAGS = st.lists(st.sampled_from(["edge", "big"]), max_size=2)
-_CALLS = some(call=st.sampled_from(["a:b", "a.b"]), args=st.lists(_SCALARS, max_size=2), kwargs=st.dictionaries(_KEYS, _SCALARS, max_size=2))
+_CALLS = some(
+    call=st.sampled_from(["a:b", "a.b"]),
+    args=st.lists(_SCALARS, max_size=2),
+    kwargs=st.dictionaries(_KEYS, _SCALARS, max_size=2),
+)
 
 models = some(
     build=st.sampled_from(["zoo:small", "net.keras", "./saved", "zoo.small"]), args=st.lists(_SCALARS | _CALLS, max_size=2),
@@ -99,7 +105,9 @@ def toml(value: Any) -> str:
 def written(manifest: dict[str, Any]) -> str:
     """A `pyproject.toml`, with a table for each model."""
     lines = ["[tool.modelbudget]"]
-    lines += [f"{json.dumps(key)} = {toml(value)}" for key, value in manifest.items() if key != "models" and value is not None]
+    lines += [
+        f"{json.dumps(key)} = {toml(value)}" for key, value in manifest.items() if key != "models" and value is not None
+    ]
     models = manifest.get("models")
     for name, model in models.items() if isinstance(models, dict) else ():
         if isinstance(model, dict):
@@ -134,7 +142,10 @@ _LINES = st.sampled_from([
 ])  # fmt: skip
 
 
-@fuzzed(st.lists(_LINES | st.text(max_size=8), max_size=8).map("\n".join), st.sampled_from(["modelbudget.yaml", "pyproject.toml"]))
+@fuzzed(
+    st.lists(_LINES | st.text(max_size=8), max_size=8).map("\n".join),
+    st.sampled_from(["modelbudget.yaml", "pyproject.toml"]),
+)
 def test_any_text_is_a_manifest_or_mistakes(text: str, file: str) -> None:
     """Lines in any order, with anchors, tags, merges and what is no YAML or TOML at all."""
     sound(read(text, file=file), text)

@@ -77,15 +77,28 @@ def results(draw: st.DrawFn) -> Result:
     """A model that was checked against another state of it and a base, or one that could not be built."""
     if draw(st.integers(0, 3)) == 0:
         state = draw(st.sampled_from([State.BUILD_ERROR, State.BAD_CONFIG, State.SKIPPED, State.OBSOLETE]))
-        return Result(draw(names), state, error=draw(names), place=draw(_PLACES), files=draw(listed(names)), nodeid=draw(names))
+        return Result(
+            draw(names), state, error=draw(names), place=draw(_PLACES), files=draw(listed(names)), nodeid=draw(names)
+        )
     after = draw(whole_summaries())
-    before = draw(st.one_of(st.just(after), strategies.summaries.map(lambda other: replace(after, layers=other.layers))))
-    entry = ModelEntry("net", build="a:b", budgets=budget.merge(draw(listed(limits))), tags=draw(listed(words)), place=draw(_PLACES))
+    before = draw(
+        st.one_of(st.just(after), strategies.summaries.map(lambda other: replace(after, layers=other.layers)))
+    )
+    entry = ModelEntry(
+        "net", build="a:b", budgets=budget.merge(draw(listed(limits))), tags=draw(listed(words)), place=draw(_PLACES)
+    )
     kind = draw(stored)
-    snapshot = Snapshot(kind, draw(words), draw(words), before if kind is Stored.DIFFERENT else None, draw(names), draw(names))
+    snapshot = Snapshot(
+        kind, draw(words), draw(words), before if kind is Stored.DIFFERENT else None, draw(names), draw(names)
+    )
     base = draw(st.none() | st.builds(Baseline, names, st.none() | st.just(before), words, st.none() | listed(limits)))
     result = check(entry, after, snapshot, accept=draw(st.booleans()), base=base, day=date(2030, 1, 1))
-    return replace(result, findings=(*result.findings, *draw(listed(findings))), nodeid=draw(names), seconds=draw(st.integers(0, 99)) / 4)
+    return replace(
+        result,
+        findings=(*result.findings, *draw(listed(findings))),
+        nodeid=draw(names),
+        seconds=draw(st.integers(0, 99)) / 4,
+    )
 
 
 @fuzzed(results(), share=0.5)

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 
 from pytest_modelbudget.base import locate
-from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.outcome import report_target
 from pytest_modelbudget.reports import REPORTS
-from tests.fuzz.strategies import fuzzed, names
+from tests.fuzz.strategies import attempted, fuzzed, names
 from tests.gitrepo import ENVIRONMENT, Repository, repository
 
-_PATHS = st.one_of(st.text(max_size=12), names, st.sampled_from(["a.json", "/dev/stdout", "C:\\a.md", "../x", ".", "~/x", "a:b"]))
+_PATHS = st.one_of(
+    st.text(max_size=12), names, st.sampled_from(["a.json", "/dev/stdout", "C:\\a.md", "../x", ".", "~/x", "a:b"])
+)
 
 
-@fuzzed(st.one_of(_PATHS, st.builds("{}{}{}".format, st.sampled_from([*REPORTS, "JSON", "xml", ""]), st.sampled_from([":", "=", ""]), _PATHS)))
+@fuzzed(
+    st.one_of(
+        _PATHS,
+        st.builds(
+            "{}{}{}".format, st.sampled_from([*REPORTS, "JSON", "xml", ""]), st.sampled_from([":", "=", ""]), _PATHS
+        ),
+    )
+)
 def test_a_report_is_a_kind_and_a_path_or_an_error(text: str) -> None:
     """Nothing of the path is lost, and an error names the kinds."""
     folder = Path("/project")
-    try:
-        kind, path = report_target(text, folder)
-    except ModelBudgetError as mistake:
-        assert "KIND:PATH" in str(mistake)
+    target, mistake = attempted(report_target, text, folder)
+    if mistake:
+        assert "KIND:PATH" in mistake
         assert not any(text.startswith(f"{kind}:") and len(text) > len(kind) + 1 for kind in REPORTS)
         return
+    kind, path = target
     assert kind in REPORTS
     assert path == folder / text[len(kind) + 1 :]
 
@@ -63,10 +72,9 @@ refs = st.lists(
 def test_a_base_is_the_commit_that_git_means_or_an_error(text: str) -> None:
     """No option reaches git, nothing is written, and what is no commit is told with the cure."""
     made = HISTORY["made"]
-    try:
-        where = locate(made.path, text, {}, ci=False)
-    except ModelBudgetError as mistake:
-        assert "the base" in str(mistake)
+    where, mistake = attempted(partial(locate, ci=False), made.path, text, {})
+    if mistake:
+        assert "the base" in mistake
         assert not _commit(made, text)
         return
     if text in ("auto", "off"):
