@@ -162,7 +162,9 @@ def read(text: str) -> Summary:
     if marker := _MARKER.search(text):
         line = text.count("\n", 0, marker.start()) + 1
         raise ModelBudgetError(f"line {line} has a git conflict marker: both sides changed this model")
-    data = _load(text)
+    body, mark, below = text.partition(_ESTIMATES)  # below it nothing says again what the digest covers
+    data = _load(body)
+    data["estimates"] = _load("\n" * body.count("\n") + mark + below)["estimates"] if mark else None
     if not isinstance(data.get("format"), int):
         raise ModelBudgetError("there is no 'format' line: the file is cut off or not a snapshot")
     if data["format"] > FORMAT:

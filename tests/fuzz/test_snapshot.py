@@ -75,9 +75,17 @@ def damaged(draw: st.DrawFn, text: str) -> str:
 
 
 def content(text: str) -> Any:
-    """What a YAML reader makes of the parts that count: all but where it was declared, the digest and the estimates."""
-    data = yaml.safe_load(text.partition("\nestimates:\n")[0])
-    return {key: value for key, value in data.items() if key not in ("format", "declared", "digest")}
+    """What a YAML reader makes of what counts: not where it was declared, the digest and the estimates."""
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, AttributeError, ValueError):  # what PyYAML raises at tags that do not fit
+        return None
+    return {key: value for key, value in data.items() if key not in ("format", "declared", "digest", "estimates")}
+
+
+def before_estimates(text: str) -> str:
+    """The part that is compared."""
+    return text.partition("\nestimates:\n")[0]
 
 
 def rows(text: str) -> Any:
@@ -97,7 +105,8 @@ def test_damage_is_never_taken_for_the_same(data: st.DataObject, summary: Summar
         file.write_bytes(text.encode())
         seen = snapshot.compare(Path(folder), ENTRY, summary)
     if seen.stored in (Stored.EQUAL, Stored.RESTATED):
-        assert content(text) == content(fresh)
+        wanted = content(fresh)
+        assert content(text) == wanted or content(before_estimates(text)) == wanted
         assert rows(text) in (None, kept(summary).layers)  # a base takes them from there
     else:
         assert seen.stored in (Stored.DIFFERENT, Stored.BROKEN, Stored.REFUSED)
