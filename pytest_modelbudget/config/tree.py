@@ -64,8 +64,7 @@ def read_yaml(text: str) -> Tree:
         data = None if node is None else reader.value(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        last = len(text.splitlines()) or 1  # the mark may stand behind the end
-        raise NotReadable(f"not YAML: {error.problem}", min(mark.line + 1, last) if mark else None) from None
+        raise NotReadable(f"not YAML: {error.problem}", mark.line + 1 if mark else None) from None
     except yaml.YAMLError as error:
         raise NotReadable(f"not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:

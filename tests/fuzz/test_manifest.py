@@ -72,7 +72,7 @@ manifests = some(
 
 def sound(loaded: Loaded, text: str) -> None:
     """Every mistake has its place and says something in one line; what is registered is whole."""
-    lines = len(text.splitlines()) or 1
+    lines = len(text.splitlines()) + 1  # what is missing at the end is missing behind the last line
     for mistake in loaded.mistakes:
         assert mistake.place.file == loaded.file
         assert mistake.place.line is None or 1 <= mistake.place.line <= lines
