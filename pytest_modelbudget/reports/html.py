@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import cache
 from importlib import resources
 
@@ -132,7 +133,8 @@ def _plan(plan: Plan) -> dict[str, object]:
         "lines": list(plans.lines(plan)),
         "curve": plans.curve(plan),
         "places": [
-            (role, path, units.size(size), units.percent(size / alive)) for role, path, size in plans.places(plan)
+            (role, path, units.size(size), units.percent(Fraction(size, alive or 1)))
+            for role, path, size in plans.places(plan)
         ],
         "levers": [
             (text.harmless(lever.name), units.size(lever.peak_bytes), text.harmless(lever.note))
