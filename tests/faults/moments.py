@@ -139,7 +139,7 @@ def outbox(times: int = 1) -> int:
     return 0
 
 
-REPORTS = ("json", "md", "html", "openmetrics", "codequality", "comment")
+REPORTS = ("json", "html", "comment")
 OPERATIONS: dict[str, Action] = {
     "update": command("update"),
     "update by pytest": plain("--model-budget-update"),

@@ -61,7 +61,8 @@ def test_nothing_is_lost_and_the_next_run_is_right(operation: str, fault: str) -
     for moment in moments:
         left = finished(moment["left"])
         for name, text in left.items():
-            assert text in (before.get(name), after.get(name)), (moment["at"], name)
+            unfinished = name.startswith("out/") and "the run did not finish" in text
+            assert unfinished or text in (before.get(name), after.get(name)), (moment["at"], name)
         gone = (before.keys() & after.keys()) - left.keys()
         lost = {name for name in gone if operation != "outbox" and not name.startswith("out/")}  # an old report may go
         assert not lost, (moment["at"], lost)
