@@ -12,7 +12,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from sys import float_info
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import ReferenceType
@@ -234,7 +234,7 @@ def _misfit(spec: TensorSpec, values: Fill | Below) -> str | None:
         value = values.value
         if isinstance(value, str):
             return None
-        if isinstance(value, bool) or not float(value).is_integer() or isinstance(value, float):
+        if isinstance(value, (bool, float)):
             return f'{spec.dtype} holds whole numbers: write e.g. "{spec.dtype}{shape} = 1"'
         return None if low <= value <= high else f"{spec.dtype} holds numbers from {low} to {high}"
     if isinstance(values, Below):
@@ -244,7 +244,8 @@ def _misfit(spec: TensorSpec, values: Fill | Below) -> str | None:
         return None if fits else f'a bool is true or false: write e.g. "bool{shape} = true"'
     if not spec.dtype.startswith(("float", "bfloat", "complex")):
         return f"values of {spec.dtype} cannot be given here: give example inputs, as module:callable"
-    number = isinstance(values.value, str) or (not isinstance(values.value, bool) and isfinite(values.value))
+    value = values.value
+    number = isinstance(value, str) or (not isinstance(value, bool) and abs(value) <= float_info.max)
     return None if number else f'{spec.dtype} holds numbers: write e.g. "{spec.dtype}{shape} = 0.5"'
 
 

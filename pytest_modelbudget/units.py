@@ -42,6 +42,8 @@ _EXAMPLES: dict[Kind, str] = {
 }
 _LONGEST = 60
 """Characters of a quantity: no number that means something has more digits, and endless ones take endless time."""
+_EXACT = 2.0**53
+"""From here on a float does not hold every whole number."""
 
 _NUMBER = re.compile(r"\s*((?:0|[1-9][0-9_]*)(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 
@@ -76,7 +78,11 @@ def _split(value: object, kind: Kind) -> tuple[Decimal, str]:
         raise ModelBudgetError(f"{value!r} is not a quantity: write e.g. {_EXAMPLES[kind]}")
     if len(value) > _LONGEST if isinstance(value, str) else abs(value) >= 10**_LONGEST:
         raise ModelBudgetError(f"a quantity of more than {_LONGEST} characters: write e.g. {_EXAMPLES[kind]}")
-    text = str(value)
+    text = f"{Decimal(str(value)):f}" if isinstance(value, float) else str(value)  # never 1e-05
+    if isinstance(value, float) and value >= _EXACT:
+        raise ModelBudgetError(
+            f"{value!r} is too large for a decimal, which loses digits: write e.g. {_EXAMPLES[kind]}"
+        )
     if text.strip().startswith("-"):
         raise ModelBudgetError(f"{text} is negative, and a limit is 0 or more: write e.g. {_EXAMPLES[kind]}")
     if not (match := _NUMBER.fullmatch(text)):

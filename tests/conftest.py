@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.reports import REPORTS
@@ -25,6 +26,12 @@ for _module in REPORTS.values():
     import_module(_module)
 
 CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY")
+
+for _name, _examples in (("fast", 20), ("long", 500)):  # the same examples on every machine and in every run
+    settings.register_profile(
+        _name, derandomize=True, database=None, deadline=None, max_examples=_examples, report_multiple_bugs=False,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink], suppress_health_check=[HealthCheck.too_slow],
+    )  # fmt: skip
 
 
 @pytest.fixture

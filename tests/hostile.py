@@ -54,6 +54,7 @@ NAMES = {
     "heading": "# a\n---",
     "fence": "~~~\n```\n</details>",
     "null": "a\0b",
+    "command that a table folds": "ÿ\x99;{\U000d93ec\x86ÿ\x99;{\U000d93ec\x86a,line=1::ownedÿ\x99;{\U000d93ec\x86",
 }
 
 INVISIBLE = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"

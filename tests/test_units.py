@@ -34,6 +34,7 @@ from pytest_modelbudget.errors import ModelBudgetError
         ("0.5", "ratio", Fraction(1, 2)),
         (12, "ratio", Fraction(12)),
         (0.1, "ratio", Fraction(1, 10)),
+        (0.00001, "ratio", Fraction(1, 100_000)),
     ],
 )
 def test_parse(text: object, kind: units.Kind, expected: int | Fraction) -> None:
@@ -60,6 +61,7 @@ def test_parse(text: object, kind: units.Kind, expected: int | Fraction) -> None
         pytest.param(5, "share", "needs a unit", id="bare share"),
         pytest.param("0.95", "share", "95%", id="share as a fraction"),
         pytest.param("4.1G", "flops", "GFLOPs or 2 GMACs", id="flops or macs"),
+        pytest.param(9_007_199_254_740_993.0, "count", "loses digits", id="a decimal that is another number"),
         pytest.param(["1"], "count", "not a quantity", id="list"),
         pytest.param("", "count", "not a quantity", id="empty"),
     ],

@@ -49,9 +49,21 @@ def run(options: Namespace) -> int:
     text = manifest(named, room)
     if wrong := read(text, file=target.name).mistakes:
         raise ModelBudgetError(f"the manifest would not be right, nothing is written: {wrong[0]}")
-    writing.write(target, text)
+    _write(target, text)
     print("\n".join(_closing(named, left, relative(target.resolve(), root.resolve()))))
     return 0
+
+
+def _write(target: Path, text: str) -> None:
+    """Write the manifest whole or not at all.
+
+    Raises:
+        ModelBudgetError: it cannot be written; what was there is as it was.
+    """
+    try:
+        writing.write(target, text)
+    except OSError as error:
+        raise ModelBudgetError(f"{target} cannot be written ({error.strerror or error})") from None
 
 
 def _check_target(target: Path, *, force: bool) -> None:

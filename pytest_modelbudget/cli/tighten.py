@@ -45,7 +45,10 @@ def _one(registry: Registry, done: Run, *, write: bool) -> int:
     if tightened.lowered:
         _print(tightened, text, file)
         if write:
-            writing.write(registry.path, mark + tightened.text)  # with the line ends that the text has
+            try:
+                writing.write(registry.path, mark + tightened.text)  # with the line ends that the text has
+            except OSError as error:
+                raise ModelBudgetError(f"{file} cannot be written ({error.strerror or error})") from None
             print(f"wrote {file}")
         else:
             print("not written: modelbudget tighten --write does it")

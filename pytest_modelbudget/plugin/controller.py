@@ -127,7 +127,7 @@ class Controller:
         for result in self.results:
             for path in result.files if result.accepted else ():
                 try:
-                    (self.config.rootpath / path).unlink()
+                    (self.config.rootpath / path).unlink(missing_ok=True)  # another run may have pruned it
                     self.lines.append(f"pruned {path}")
                 except OSError as error:
                     self.problems.append(f"{path}: cannot be deleted ({error.strerror})")

@@ -91,7 +91,10 @@ def _grid(
     width: int,
     whole: Sequence[int] = (),
 ) -> str:
-    """Aligned columns with a rule under the header; long cells are folded into the next line, but those of `whole`."""
+    """Aligned columns with a rule under the header; long cells are folded into the next line, but those of `whole`.
+
+    Folded parts of harmless cells that come to stand beside each other are made harmless too.
+    """
     table = Table(box=_RULED, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for index, title in enumerate(header):
         justify: JustifyMethod = "right" if index in right else "left"
@@ -102,6 +105,6 @@ def _grid(
     Console(file=sink, width=width, color_system=None, force_terminal=False, legacy_windows=False, _environ={}).print(
         table
     )
-    lines = [line.rstrip() for line in sink.getvalue().rstrip("\n").split("\n")]
+    lines = [text.without_commands(line.rstrip()) for line in sink.getvalue().rstrip("\n").split("\n")]
     rule = next(index for index, line in enumerate(lines) if not line.strip("="))  # a heading may take two lines
     return "\n".join([*lines[:rule], "=" * width, *lines[rule + 1 :]])

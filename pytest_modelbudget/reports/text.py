@@ -170,7 +170,7 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.buffers:
         yield "Buffers", f"{summary.buffers:,} ({units.size(weight_bytes(summary, 'buffer'))})"
     at = ", ".join(f"{name}={size}" for name, size in summary.sizes)
-    yield f"FLOPs, forward{f' at {at}' if at else ''}", flops(summary)
+    yield harmless(f"FLOPs, forward{f' at {at}' if at else ''}"), flops(summary)
     if summary.flops.uncounted:
         yield "Not counted", ", ".join(f"{harmless(name)} x{calls}" for name, calls in summary.flops.uncounted)
     if summary.activation_bytes is not None:

@@ -32,7 +32,7 @@ _WEIGHT = re.compile(
 _SPEC = re.compile(
     r"(?P<dtype>[A-Za-z][A-Za-z0-9_]*)?\s*\[(?P<dims>[^\[\]]*)\]\s*(?:(?P<sign>[=<])\s*(?P<value>\S.*))?"
 )
-_WHOLE = re.compile(r"[+-]?[0-9][0-9_]{0,39}")
+_WHOLE = re.compile(r"[+-]?[0-9](?:_?[0-9]){0,299}")  # what a float can hold; Python reads no more than 4,300 digits
 _DIGITS = 18
 """Digits of a size; a tensor of more elements has no place in any memory."""
 

@@ -255,11 +255,21 @@ def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MO
             shutil.rmtree(half, ignore_errors=True)
     dropped, total = [], 0
     for number, path in enumerate(entries(outbox)):
-        total += sum(file.lstat().st_size for file in path.rglob("*"))
+        total += _size(path)
         if number and (number >= most_entries or total > most_bytes):
             dropped.append(_described(path))
             remove(path)
     return dropped
+
+
+def _size(path: Path) -> int:
+    """Bytes of an entry; files that another process removes in this moment count nothing."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
 
 
 def _described(path: Path) -> str:
