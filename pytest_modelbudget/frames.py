@@ -27,7 +27,14 @@ def is_pythons(frame: traceback.FrameSummary) -> bool:
 
 def is_installed(frame: traceback.FrameSummary) -> bool:
     """Whether it is a line of an installed package."""
-    return any(folder in Path(frame.filename).parts for folder in _INSTALLED)
+    return package_of(frame.filename) is not None
+
+
+def package_of(file: str) -> str | None:
+    """The installed package that `file` belongs to, by the name of its folder or module; None of the user's own."""
+    parts = Path(file).parts
+    places = [place for place, folder in enumerate(parts) if folder in _INSTALLED]
+    return Path(parts[places[-1] + 1]).stem if places and places[-1] + 1 < len(parts) else None
 
 
 def users_line(error: BaseException, framework: Path = _NONE) -> traceback.FrameSummary | None:

@@ -1,36 +1,40 @@
 """What a model's own code sees of where a tensor lies: the CPU, where its user would have it, and not meta.
 
 Code asks `x.device.type == "cpu"`, `x.is_meta` or `a.data_ptr() == b.data_ptr()` and goes one way or another. torch's
-code, Keras' and that of this project know about meta, and see what is.
+code, Keras' and that of this project know about meta, and see what is. So do other packages in a forward pass, which
+on a CPU look for kernels that one machine has and another has not.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
 
 from pytest_modelbudget.backends.patching import Shared, Undoing
-from pytest_modelbudget.frames import OURS
+from pytest_modelbudget.frames import OURS, package_of
 
 _CPU = torch.device("cpu")
-_INSIDE: Counter[int] = Counter()
-"""How often each thread is inside."""
+_INSIDE: dict[int, list[str | None]] = {}
+"""For each thread, the innermost context last: the installed package whose code is a model's own, None for any."""
 
 
 @contextmanager
-def as_on_cpu() -> Iterator[None]:
-    """Inside, tensors on meta look to the code of this thread as if they were on the CPU."""
-    me = threading.get_ident()
-    with _PATCHED.inside(), Undoing(lambda: _INSIDE.subtract((me,))):
-        _INSIDE[me] += 1
+def as_on_cpu(package: str | None = None) -> Iterator[None]:
+    """Inside, tensors on meta look as if they were on the CPU, to code of this thread that is no installed package's.
+
+    To that of `package` as well, and to that of all of them where it is None.
+    """
+    inside = _INSIDE.setdefault(threading.get_ident(), [])
+    with _PATCHED.inside(), Undoing(partial(inside.__delitem__, slice(len(inside), None))):
+        inside.append(package)
         yield
 
 
@@ -62,7 +66,7 @@ _PATCHED = Shared(_patch)
 def _attribute(original: Callable[[Any], Any], on_cpu: Callable[[Any], Any]) -> property:
     def look(tensor: Any) -> Any:
         seen = original(tensor)
-        return on_cpu(tensor) if _is_meta(tensor) and _deceived(sys._getframe(1).f_code.co_filename) else seen
+        return on_cpu(tensor) if _is_meta(tensor) and _deceived(sys._getframe(1).f_code) else seen
 
     return property(look)
 
@@ -71,7 +75,7 @@ def _method(original: Callable[..., Any], on_cpu: Callable[[Any, Any], Any]) -> 
     @wraps(original)
     def call(held: Any, *args: Any, **kwargs: Any) -> Any:
         seen = original(held, *args, **kwargs)
-        if args or kwargs or not _is_meta(held) or not _deceived(sys._getframe(1).f_code.co_filename):
+        if args or kwargs or not _is_meta(held) or not _deceived(sys._getframe(1).f_code):
             return seen
         return on_cpu(held, seen)
 
@@ -80,7 +84,7 @@ def _method(original: Callable[..., Any], on_cpu: Callable[[Any, Any], Any]) -> 
 
 def _is_meta(held: Any) -> bool:
     if isinstance(held, torch.UntypedStorage):
-        return held.device.type == "meta"
+        return str(held.device) == "meta"
     with torch._C.DisableTorchFunction():
         return bool(_GET_META(held))
 
@@ -99,14 +103,23 @@ def _address(tensor: torch.Tensor, nothing: int) -> int:
         return int(tensor.untyped_storage()._cdata + tensor.storage_offset() * tensor.element_size())
 
 
-def _deceived(file: str) -> bool:
-    """Whether code of this file, in this thread, is a model's own."""
-    return _INSIDE[threading.get_ident()] > 0 and _is_models(file)
+def _deceived(code: CodeType) -> bool:
+    """Whether this is a model's own code in this thread, and does not just hand on what it was asked.
+
+    Inside an operator no mode is on: it may be a kernel for meta, which looks at what is there.
+    """
+    inside = _INSIDE.get(threading.get_ident())
+    if not inside or code.co_name == "__torch_function__" or not _is_models(code.co_filename, inside[-1]):
+        return False
+    return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack())
 
 
 @cache
-def _is_models(file: str) -> bool:
-    return not file.startswith(_KNOWING) and not {"keras", "torchao"} & set(Path(file).parts)
+def _is_models(file: str, package: str | None) -> bool:
+    if file.startswith(_KNOWING):
+        return False
+    owner = package_of(file)
+    return owner != "keras" and (package is None or owner in (None, package))
 
 
 _KNOWING = (str(Path(torch.__file__).parent), OURS)

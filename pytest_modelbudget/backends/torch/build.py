@@ -178,7 +178,8 @@ def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], No
         with torch._C.DisableTorchFunction():
             weights = [weight for weight in module._parameters.values() if weight is not None]
             if weights and all(weight.is_meta for weight in weights):
-                return skip_draws()
+                skip_draws()
+                return
         function(module)
 
     return idle
@@ -273,8 +274,8 @@ _FILLS = {
 }  # fmt: skip
 _CHANGES = _MOVES | _FILLS
 _DRAWS = frozenset(
-    ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli", "poisson",
-     "multinomial", "dropout", "alpha_dropout", "feature_alpha_dropout", "gumbel_softmax", "rrelu",
+    ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",
+     "poisson", "multinomial", "dropout", "alpha_dropout", "feature_alpha_dropout", "gumbel_softmax", "rrelu",
      "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_")
 )  # fmt: skip
 """Functions that draw random numbers, of `torch`, `torch.Tensor` and `torch.nn.functional`."""

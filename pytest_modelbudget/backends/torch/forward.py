@@ -201,7 +201,7 @@ def calm(subject: Subject, training: bool = False, *, on_cpu: bool = True) -> It
             stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_ON_META.inside())
             if on_cpu:
-                stack.enter_context(as_on_cpu())
+                stack.enter_context(as_on_cpu(type(subject.model).__module__.partition(".")[0]))
         if _may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_SLOW_ATTENTION.inside())
