@@ -21,7 +21,9 @@ import torch
 from pytest_modelbudget.backends.patching import Shared, Undoing
 from pytest_modelbudget.frames import OURS, package_of
 
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
+"""The device that tensors on meta seem to be on; by this object it is known from one that was asked for by name."""
+
 _INSIDE: dict[int, list[str | None]] = {}
 """For each thread, the innermost context last: the installed package whose code is a model's own, None for any."""
 
@@ -42,7 +44,7 @@ def _patch() -> Callable[[], None]:
     """Give `torch.Tensor` and the storages attributes of their own, in front of those that they inherit."""
     tensor, storage = torch._C.TensorBase, torch._C.StorageBase
     names = {
-        (torch.Tensor, "device"): _attribute(tensor.device.__get__, lambda _: _CPU),
+        (torch.Tensor, "device"): _attribute(tensor.device.__get__, lambda _: CPU),
         (torch.Tensor, "is_meta"): _attribute(tensor.is_meta.__get__, lambda _: False),
         (torch.Tensor, "is_cpu"): _attribute(tensor.is_cpu.__get__, lambda _: True),
         (torch.Tensor, "type"): _method(tensor.type, _type),

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
-from pytest_modelbudget.backends.torch.appearance import as_on_cpu
+from pytest_modelbudget.backends.torch.appearance import CPU, as_on_cpu
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
 from pytest_modelbudget.backends.torch.state import unswept
@@ -210,7 +210,7 @@ def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
     return idle
 
 
-_CONSTANT_FILLS = frozenset(("constant_", "zeros_", "ones_", "eye_", "dirac_"))
+_CONSTANT_FILLS = frozenset(("constant_", "zeros_", "ones_", "eye_", "dirac_", "_no_grad_fill_", "_no_grad_zero_"))
 
 
 def _true_on_meta(function: Callable[..., bool]) -> Callable[..., bool]:
@@ -368,11 +368,11 @@ def _floating(dtype: torch.dtype | None) -> bool:
 
 
 def _placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`kwargs` with `device` changed to meta for a large tensor, and for one meant for an accelerator."""
+    """`kwargs` with `device` changed to meta for large tensors, and for those of an accelerator or of a weight's device."""
     if kwargs.get("out") is not None:
         return kwargs
     device = kwargs.get("device")
-    if device is not None and torch.device(device).type not in ("cpu", "meta"):
+    if device is CPU or (device is not None and torch.device(device).type not in ("cpu", "meta")):
         return {**kwargs, "device": META}
     size, limit = _FACTORIES[func]
     return {**kwargs, "device": META} if size(args, kwargs) >= limit else kwargs

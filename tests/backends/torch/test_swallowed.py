@@ -372,3 +372,26 @@ def test_a_drawn_buffer_that_steers_the_pass_is_the_users() -> None:
     summary = summarize(Chosen, "float32[2, 4]")
     assert summary.real_run
     assert summary.flops.value in (None, _counted_by_torch(Chosen()))
+
+
+class Cleared(nn.Module):
+    """Reads a buffer that was filled with a constant after weights were made."""
+
+    def __init__(self, fill: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.register_buffer("depth", torch.ones(2, dtype=torch.long))
+        fill(self.depth)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[: 1 + int(self.depth.sum())]:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("fill", [nn.init.zeros_, torch.Tensor.zero_, lambda held: nn.init.constant_(held, 1)])
+def test_constants_that_are_filled_in_after_weights_are_known(fill: Callable[[torch.Tensor], object]) -> None:
+    """A pass reads them without being run on values."""
+    summary = summarize(lambda: Cleared(fill), "float32[2, 4]")
+    assert not summary.real_run
+    assert summary.flops == Flops(_counted_by_torch(Cleared(fill)))
