@@ -368,7 +368,7 @@ def _floating(dtype: torch.dtype | None) -> bool:
 
 
 def _placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`kwargs` with `device` changed to meta for large tensors, and for those of an accelerator or of a weight's device."""
+    """`kwargs` with `device` changed to meta for large tensors, those of an accelerator and those beside weights."""
     if kwargs.get("out") is not None:
         return kwargs
     device = kwargs.get("device")
