@@ -203,6 +203,7 @@ def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
                     skip_draws()
                 return tensor
             if isinstance(tensor, torch.Tensor) and draws and kwargs.get("generator") is None and not in_step():
+                function(*args, **kwargs)
                 mark(tensor)
                 return tensor
         return function(*args, **kwargs)
@@ -331,6 +332,7 @@ def _drawn(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if in_step():
         return func(*args, **kwargs)
     if target is not None:
+        func(*args, **kwargs)
         mark(target)
         return target
     args, kwargs = tree_map_only(torch.Tensor, _meta, (args, kwargs))
