@@ -106,14 +106,20 @@ def _address(tensor: torch.Tensor, nothing: int) -> int:
 
 
 def _deceived(code: CodeType) -> bool:
-    """Whether this is a model's own code in this thread, and does not just hand on what it was asked.
+    """Whether this is a model's own code in this thread, and not that of a class of tensors about itself.
 
     Inside an operator no mode is on: it may be a kernel for meta, which looks at what is there.
     """
     inside = _INSIDE.get(threading.get_ident())
-    if not inside or code.co_name == "__torch_function__" or not _is_models(code.co_filename, inside[-1]):
+    if not inside or code.co_name in _OF_TENSORS or not _is_models(code.co_filename, inside[-1]):
         return False
     return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack())
+
+
+_OF_TENSORS = frozenset(
+    ("__new__", "__torch_function__", "__torch_dispatch__", "__tensor_flatten__", "__tensor_unflatten__")
+)
+"""What classes of tensors are made by, and hand on what they are asked with."""
 
 
 @cache
