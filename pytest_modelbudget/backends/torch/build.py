@@ -8,10 +8,9 @@ when they are made; other small ones stay real, because constructors read them
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial, wraps
-from math import prod
 from threading import get_ident
 from types import FrameType
 from typing import Any
@@ -26,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
 from pytest_modelbudget.backends.torch.appearance import CPU, as_on_cpu
+from pytest_modelbudget.backends.torch.factories import FACTORIES
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
 from pytest_modelbudget.backends.torch.state import unswept
@@ -42,8 +42,6 @@ from pytest_modelbudget.backends.torch.unknown import (
     skip_draws,
     wants_more_than_meta,
 )
-
-_EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to: a lower limit than for values
 
 
 @contextmanager
@@ -219,53 +217,6 @@ def _true_on_meta(function: Callable[..., bool]) -> Callable[..., bool]:
     return lambda matrix, *args, **kwargs: True if matrix.is_meta else function(matrix, *args, **kwargs)
 
 
-def _size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Elements of `torch.zeros(2, 3)`, `torch.zeros((2, 3))`, `torch.zeros(size=(2, 3))`."""
-    size = kwargs.get("size", args[0] if len(args) == 1 else args)
-    return prod(size) if isinstance(size, (tuple, list, torch.Size)) else int(size)
-
-
-def _size_first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    return _size(args[:1], kwargs)
-
-
-def _last_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    return _size((kwargs.get("size", args[-1] if args else ()),), {})
-
-
-def _steps(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    return int(kwargs.get("steps", args[2] if len(args) > 2 else 0))
-
-
-def _range(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    start, end, step = (*args, *(None,) * 3)[:3]
-    end = kwargs.get("end", end)
-    if end is None:
-        start, end = 0, start
-    start, step = kwargs.get("start", start) or 0, kwargs.get("step", step) or 1
-    return max(0, int((end - start) / step))
-
-
-def _square(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    rows = kwargs.get("n", args[0] if args else 0)
-    return int(rows * kwargs.get("m", args[1] if len(args) > 1 else rows))
-
-
-_FACTORIES: dict[Any, tuple[Callable[[tuple[Any, ...], Mapping[str, Any]], int], int]] = {
-    torch.empty: (_size, _EMPTY_LARGE),
-    torch.empty_strided: (_size_first, _EMPTY_LARGE),
-    torch.zeros: (_size, LARGE),
-    torch.ones: (_size, LARGE),
-    torch.rand: (_size, LARGE),
-    torch.randn: (_size, LARGE),
-    torch.full: (_size_first, LARGE),
-    torch.randint: (_last_size, CONSTANT),
-    torch.randperm: (_size_first, CONSTANT),
-    torch.arange: (_range, CONSTANT),
-    torch.linspace: (_steps, CONSTANT),
-    torch.logspace: (_steps, CONSTANT),
-    torch.eye: (_square, LARGE),
-}
 _OF_WEIGHTS = {torch.empty, torch.zeros, torch.ones}
 """What layers make their weights of."""
 _MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
@@ -304,7 +255,7 @@ def _redirected(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         args, kwargs = tree_map_only(torch.Tensor, _meta_if_marked, (args, kwargs))
     if name in _DRAWS and kwargs.get("generator") in (None, torch.default_generator):
         return _drawn(func, name, args, kwargs)
-    if func in _FACTORIES:
+    if func in FACTORIES:
         if func in _OF_WEIGHTS and _asked_by_a_layer(sys._getframe(2)) and _floating(kwargs.get("dtype")):
             return torch.empty(*args, **{**kwargs, "device": META})  # zeros of no values are made slowly
         return func(*args, **_placed(func, args, kwargs))
@@ -324,7 +275,7 @@ def _redirected(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 def _drawn(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Random numbers as a builder with memory gets them, or tensors of unknown ones."""
-    kwargs = _placed(func, args, kwargs) if func in _FACTORIES else kwargs
+    kwargs = _placed(func, args, kwargs) if func in FACTORIES else kwargs
     target = kwargs.get("out", (*args, kwargs.get("tensor"))[0] if name.endswith("_") else None)
     if kwargs.get("device") == META or any(tensor.is_meta for tensor in tensors((args, kwargs))):
         skip_draws()
@@ -336,7 +287,7 @@ def _drawn(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         mark(target)
         return target
     args, kwargs = tree_map_only(torch.Tensor, _meta, (args, kwargs))
-    return func(*args, **({**kwargs, "device": META} if func in _FACTORIES else kwargs))
+    return func(*args, **({**kwargs, "device": META} if func in FACTORIES else kwargs))
 
 
 def _refuse_lost_writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -376,7 +327,7 @@ def _placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
     device = kwargs.get("device")
     if device is CPU or (device is not None and torch.device(device).type not in ("cpu", "meta")):
         return {**kwargs, "device": META}
-    size, limit = _FACTORIES[func]
+    size, limit = FACTORIES[func]
     return {**kwargs, "device": META} if size(args, kwargs) >= limit else kwargs
 
 
