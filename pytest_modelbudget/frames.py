@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
-_OURS = str(Path(__file__).parent)
+OURS = str(Path(__file__).parent)
+"""The folder of this project."""
+
 _PYTHON = tuple(str(Path(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib"))
 _NONE = Path("/no/framework")
 _INSTALLED = ("site-packages", "dist-packages")
@@ -14,7 +17,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 def is_ours(frame: traceback.FrameSummary) -> bool:
     """Whether it is a line of this project."""
-    return frame.filename.startswith(_OURS)
+    return frame.filename.startswith(OURS)
 
 
 def is_pythons(frame: traceback.FrameSummary) -> bool:
@@ -24,7 +27,14 @@ def is_pythons(frame: traceback.FrameSummary) -> bool:
 
 def is_installed(frame: traceback.FrameSummary) -> bool:
     """Whether it is a line of an installed package."""
-    return any(folder in Path(frame.filename).parts for folder in _INSTALLED)
+    return package_of(frame.filename) is not None
+
+
+def package_of(file: str) -> str | None:
+    """The installed package that `file` belongs to, by the name of its folder or module; None of the user's own."""
+    parts = Path(file).parts
+    places = [place for place, folder in enumerate(parts) if folder in _INSTALLED]
+    return Path(parts[places[-1] + 1]).stem if places and places[-1] + 1 < len(parts) else None
 
 
 def is_installed_file(file: str) -> bool:
@@ -37,7 +47,12 @@ def users_line(error: BaseException, framework: Path = _NONE) -> traceback.Frame
 
     None where there is neither.
     """
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_ours(frame)]
+    return innermost(traceback.extract_tb(error.__traceback__), framework)
+
+
+def innermost(calls: Iterable[traceback.FrameSummary], framework: Path = _NONE) -> traceback.FrameSummary | None:
+    """`users_line` among `calls`, the outermost first."""
+    frames = [frame for frame in calls if not is_ours(frame)]
     theirs = [frame for frame in frames if not (is_pythons(frame) or frame.filename.startswith("<string>"))]
     users = [frame for frame in theirs if not is_installed(frame)]
     others = [frame for frame in theirs if is_installed(frame) and not Path(frame.filename).is_relative_to(framework)]

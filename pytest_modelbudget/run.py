@@ -201,13 +201,18 @@ def _built(
         state.enter_context(backends.preserved(active))
         notes: tuple[str, ...] = ()
         try:
-            model = again(0) if entry.run == "real" else _abstractly(build, entry, active)
+            model, refused = (again(0), ()) if entry.run == "real" else _abstractly(build, entry, active)
         except Exception as mistake:
             if entry.run is not None or not _may_need_values(mistake, active):
                 raise
             state.close()  # what the first try set must not be there for the second
             state.enter_context(backends.preserved(active))
             model, notes = _instead(mistake, again, entry), (_BUILT_WITH_MEMORY,)
+        else:
+            if refused:
+                state.close()
+                state.enter_context(backends.preserved(active))
+                model, notes = _once_more(build, entry, active, ", ".join(filter(None, refused)))
         owner = backends.owner(model)
         if owner is not None and owner in active:
             return finish(subject_of(owner, model, entry, built_here=True, rebuild=again, notes=notes))
@@ -221,9 +226,27 @@ def _built(
 _BUILT_WITH_MEMORY = "the builder ran with real memory, because it computes with values while it builds"
 
 
-def _abstractly(build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]) -> object:
-    with backends.abstract(active):
-        return build(*entry.args, **entry.kwargs)
+def _abstractly(
+    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]
+) -> tuple[object, tuple[str, ...]]:
+    """What the builder returns, and where it asked for values in vain."""
+    with backends.abstract(active) as refused:
+        model = build(*entry.args, **entry.kwargs)
+    return model, tuple(line for lines in refused for line in lines)
+
+
+def _once_more(
+    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], lines: str
+) -> tuple[object, tuple[str, ...]]:
+    """The model of a builder that asked for values in vain and went on without them, with memory where it may be."""
+    where, cure = f", at {lines}" if lines else "", ": `run: real` has them"
+    if entry.run is None:
+        try:
+            return _with_memory(build, entry, 0), (f"{_BUILT_WITH_MEMORY}{where}",)
+        except TooLarge as limit:
+            cure = f", {limit}"
+    asks = f"the builder asks for values that are not known{where}, and goes on without them{cure}"
+    return _abstractly(build, entry, active)[0], (asks,)
 
 
 def _with_memory(build: Callable[..., object], entry: ModelEntry, seed: int) -> object:

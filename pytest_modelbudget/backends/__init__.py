@@ -6,7 +6,7 @@ A framework that is not in use in this process cannot own a model, so it is neve
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from typing import Protocol, cast
@@ -50,8 +50,12 @@ class Backend(Protocol):
         """
         ...
 
-    def abstract(self) -> AbstractContextManager[None]:
-        """Inside, models are built without memory for their weights; what this takes is undone on leaving."""
+    def abstract(self) -> AbstractContextManager[Sequence[str] | None]:
+        """Inside, models are built without memory for their weights; what this takes is undone on leaving.
+
+        Yields where a builder asked for values in vain (`file:line`), so that it may have gone on otherwise than with
+        memory; None where the framework has no such thing.
+        """
         ...
 
     def summarize(
@@ -167,9 +171,10 @@ def with_memory(backends: tuple[Backend, ...], seed: int, *, limited: bool) -> I
 
 
 @contextmanager
-def abstract(backends: tuple[Backend, ...]) -> Iterator[None]:
-    """Build without memory for weights in all of `backends` at once; enter it inside of `preserved`."""
+def abstract(backends: tuple[Backend, ...]) -> Iterator[list[Sequence[str]]]:
+    """Build without memory for weights in all of `backends` at once; enter it inside of `preserved`.
+
+    Yields what each of them does.
+    """
     with ExitStack() as stack:
-        for backend in backends:
-            stack.enter_context(backend.abstract())
-        yield
+        yield [lines for backend in backends if (lines := stack.enter_context(backend.abstract())) is not None]

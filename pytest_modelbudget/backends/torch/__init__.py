@@ -1,6 +1,7 @@
 """PyTorch: models are built and run on the meta device, so that neither weights nor activations take memory.
 
-The rooms: `build` makes models without memory, `copying` a ghost of a user's model (`sharded` makes it whole), `real`
+The rooms: `build` makes models without memory (`factories` of tensors, what is `unknown` then, and the `appearance` of
+tensors to a model's own code), `copying` a ghost of a user's model (`sharded` makes it whole), `real`
 one with memory, and `state` puts back what either sets (its `settings`; patches are made by `backends.patching`).
 `values` makes the arguments of a call; `forward` runs one pass under `trace` (`calls`, edges, `joins` between them)
 with `placing` (which operands keep values), `memo` (repeated operators, some by their own rules of `shapes`),

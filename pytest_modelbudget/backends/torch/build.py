@@ -8,10 +8,9 @@ when they are made; other small ones stay real, because constructors read them
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial, wraps
-from math import prod
 from threading import get_ident
 from types import FrameType
 from typing import Any
@@ -25,17 +24,32 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
+from pytest_modelbudget.backends.torch.appearance import CPU, as_on_cpu
+from pytest_modelbudget.backends.torch.factories import FACTORIES
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
 from pytest_modelbudget.backends.torch.state import unswept
 from pytest_modelbudget.backends.torch.stored import elements, is_sparse
-
-_EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to: a lower limit than for values
+from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.backends.torch.unknown import (
+    any_marked,
+    in_step,
+    initial_seed,
+    is_marked,
+    mark,
+    note_refusal,
+    noting,
+    skip_draws,
+    wants_more_than_meta,
+)
 
 
 @contextmanager
-def abstract() -> Iterator[None]:
-    """Inside, modules are built with their parameters on the meta device; `preserved` restores what builders set."""
+def abstract() -> Iterator[Sequence[str]]:
+    """Inside, modules are built with their parameters on the meta device; `preserved` restores what builders set.
+
+    Yields the lines of the builder that asked for values in vain; see `unknown`.
+    """
     with ExitStack() as stack:
         fix_random_states()
         stack.enter_context(unswept())
@@ -45,8 +59,10 @@ def abstract() -> Iterator[None]:
         _use(Ghosts())
         stack.enter_context(_IDLE_INIT.inside())
         stack.enter_context(_NO_COMPILERS.inside())
+        stack.enter_context(as_on_cpu())
+        refused = stack.enter_context(noting())
         stack.enter_context(_Redirect())
-        yield
+        yield refused
 
 
 _GHOSTS: dict[int, Ghosts] = {}
@@ -105,6 +121,8 @@ def _idle_init() -> Iterator[tuple[Any, str, Any]]:
             if name.endswith("_") and not name.startswith("__") and callable(function):
                 yield module, name, _idle_on_meta(function)
     yield parametrizations, "_is_orthogonal", _true_on_meta(parametrizations._is_orthogonal)
+    for module in (torch, torch.random):
+        yield module, "initial_seed", initial_seed
 
 
 _IDLE_INIT = Shared(lambda: patch_all(_idle_init()))
@@ -132,6 +150,7 @@ def _no_compilers() -> Iterator[tuple[Any, str, Any]]:
     """Compilers of modules raise; on weights without values some of them end the process."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
+        note_refusal()
         raise ComputesWithValues("the builder traces, scripts or exports a model on meta, which needs values")
 
     for place, names in _COMPILERS.items():
@@ -157,6 +176,7 @@ def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], No
         with torch._C.DisableTorchFunction():
             weights = [weight for weight in module._parameters.values() if weight is not None]
             if weights and all(weight.is_meta for weight in weights):
+                skip_draws()
                 return
         function(module)
 
@@ -170,15 +190,26 @@ def _init_modules() -> Iterator[Any]:
 
 
 def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
+    draws = function.__name__ not in _CONSTANT_FILLS
+
     @wraps(function)
     def idle(*args: Any, **kwargs: Any) -> Any:
         tensor = args[0] if args else kwargs.get("tensor")
         with torch._C.DisableTorchFunction():
             if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                if draws:
+                    skip_draws()
+                return tensor
+            if isinstance(tensor, torch.Tensor) and draws and kwargs.get("generator") is None and not in_step():
+                function(*args, **kwargs)
+                mark(tensor)
                 return tensor
         return function(*args, **kwargs)
 
     return idle
+
+
+_CONSTANT_FILLS = frozenset(("constant_", "zeros_", "ones_", "eye_", "dirac_", "_no_grad_fill_", "_no_grad_zero_"))
 
 
 def _true_on_meta(function: Callable[..., bool]) -> Callable[..., bool]:
@@ -186,53 +217,6 @@ def _true_on_meta(function: Callable[..., bool]) -> Callable[..., bool]:
     return lambda matrix, *args, **kwargs: True if matrix.is_meta else function(matrix, *args, **kwargs)
 
 
-def _size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Elements of `torch.zeros(2, 3)`, `torch.zeros((2, 3))`, `torch.zeros(size=(2, 3))`."""
-    size = kwargs.get("size", args[0] if len(args) == 1 else args)
-    return prod(size) if isinstance(size, (tuple, list, torch.Size)) else int(size)
-
-
-def _size_first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    return _size(args[:1], kwargs)
-
-
-def _last_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    return _size((kwargs.get("size", args[-1] if args else ()),), {})
-
-
-def _steps(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    return int(kwargs.get("steps", args[2] if len(args) > 2 else 0))
-
-
-def _range(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    start, end, step = (*args, *(None,) * 3)[:3]
-    end = kwargs.get("end", end)
-    if end is None:
-        start, end = 0, start
-    start, step = kwargs.get("start", start) or 0, kwargs.get("step", step) or 1
-    return max(0, int((end - start) / step))
-
-
-def _square(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    rows = kwargs.get("n", args[0] if args else 0)
-    return int(rows * kwargs.get("m", args[1] if len(args) > 1 else rows))
-
-
-_FACTORIES: dict[Any, tuple[Callable[[tuple[Any, ...], Mapping[str, Any]], int], int]] = {
-    torch.empty: (_size, _EMPTY_LARGE),
-    torch.empty_strided: (_size_first, _EMPTY_LARGE),
-    torch.zeros: (_size, LARGE),
-    torch.ones: (_size, LARGE),
-    torch.rand: (_size, LARGE),
-    torch.randn: (_size, LARGE),
-    torch.full: (_size_first, LARGE),
-    torch.randint: (_last_size, CONSTANT),
-    torch.randperm: (_size_first, CONSTANT),
-    torch.arange: (_range, CONSTANT),
-    torch.linspace: (_steps, CONSTANT),
-    torch.logspace: (_steps, CONSTANT),
-    torch.eye: (_square, LARGE),
-}
 _OF_WEIGHTS = {torch.empty, torch.zeros, torch.ones}
 """What layers make their weights of."""
 _MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
@@ -241,7 +225,14 @@ _FILLS = {
     torch.Tensor.exponential_, torch.Tensor.bernoulli_, torch.Tensor.log_normal_, torch.Tensor.cauchy_,
 }  # fmt: skip
 _CHANGES = _MOVES | _FILLS
-_DEVICE = torch.Tensor.device.__get__
+_DRAWS = frozenset(
+    ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",
+     "poisson", "multinomial", "dropout", "alpha_dropout", "feature_alpha_dropout", "gumbel_softmax", "rrelu",
+     "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_")
+)  # fmt: skip
+"""Functions that draw random numbers, of `torch`, `torch.Tensor` and `torch.nn.functional`."""
+_ABOUT = frozenset(("__get__", "__set__", "requires_grad_", "register_hook", "retain_grad"))
+"""What is asked of a tensor itself, whatever its values are."""
 
 
 class _Redirect(TorchFunctionMode):  # type: ignore[misc]
@@ -250,23 +241,74 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func in _FACTORIES:
-            if func in _OF_WEIGHTS and _asked_by_a_layer(sys._getframe(1)) and _floating(kwargs.get("dtype")):
-                return torch.empty(*args, **{**kwargs, "device": META})  # zeros of no values are made slowly
-            return func(*args, **_placed(func, args, kwargs))
-        if func in _CHANGES and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
-            return args[0] if func in _FILLS else _stay(func, args, kwargs)
-        if func == _DEVICE and _asked_by_a_weight(sys._getframe(1)):
-            return torch.device("cpu")
-        if func is torch.Tensor.to and isinstance(args[0], torch.Tensor) and _small_to_meta(args, kwargs):
-            return _stay(func, args, kwargs)
         try:
-            return func(*args, **kwargs)
-        except (RuntimeError, NotImplementedError):
-            if not _mixed(args, kwargs):
-                raise
-            return func(*tree_map_only(torch.Tensor, _meta, args), **tree_map_only(torch.Tensor, _meta, kwargs))
+            return _redirected(func, args, kwargs or {})
+        except Exception as mistake:
+            if wants_more_than_meta(mistake) or func is torch.Tensor.__format__:
+                note_refusal()
+            raise
+
+
+def _redirected(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    name = getattr(func, "__name__", "")
+    if any_marked() and name not in _ABOUT:
+        args, kwargs = tree_map_only(torch.Tensor, _meta_if_marked, (args, kwargs))
+    if name in _DRAWS and kwargs.get("generator") in (None, torch.default_generator):
+        return _drawn(func, name, args, kwargs)
+    if func in FACTORIES:
+        if func in _OF_WEIGHTS and _asked_by_a_layer(sys._getframe(2)) and _floating(kwargs.get("dtype")):
+            return torch.empty(*args, **{**kwargs, "device": META})  # zeros of no values are made slowly
+        return func(*args, **_placed(func, args, kwargs))
+    if func in _CHANGES and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+        return args[0] if func in _FILLS else _stay(func, args, kwargs)
+    if func is torch.Tensor.to and isinstance(args[0], torch.Tensor) and _small_to_meta(args, kwargs):
+        return _stay(func, args, kwargs)
+    if name.endswith("_") or "out" in kwargs:
+        _refuse_lost_writes(name, args, kwargs)
+    try:
+        return func(*args, **kwargs)
+    except (RuntimeError, NotImplementedError):
+        if not _mixed(args, kwargs):
+            raise
+        return func(*tree_map_only(torch.Tensor, _meta, args), **tree_map_only(torch.Tensor, _meta, kwargs))
+
+
+def _drawn(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Random numbers as a builder with memory gets them, or tensors of unknown ones."""
+    kwargs = _placed(func, args, kwargs) if func in FACTORIES else kwargs
+    target = kwargs.get("out", (*args, kwargs.get("tensor"))[0] if name.endswith("_") else None)
+    if kwargs.get("device") == META or any(tensor.is_meta for tensor in tensors((args, kwargs))):
+        skip_draws()
+        return target if name.endswith("_") else func(*args, **kwargs)
+    if in_step():
+        return func(*args, **kwargs)
+    if target is not None:
+        func(*args, **kwargs)
+        mark(target)
+        return target
+    args, kwargs = tree_map_only(torch.Tensor, _meta, (args, kwargs))
+    return func(*args, **({**kwargs, "device": META} if func in FACTORIES else kwargs))
+
+
+def _refuse_lost_writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Mark small tensors with memory to which values are written that are not known.
+
+    Raises:
+        ComputesWithValues: one is to become another tensor, which has none.
+    """
+    out = kwargs.get("out")
+    targets = tensors(out) if out is not None else tensors(args[:1]) if _writes(name) else []
+    if not any(not tensor.is_meta for tensor in targets) or not _mixed(args, kwargs):
+        return
+    if name == "__set__":
+        raise ComputesWithValues("the builder puts a tensor on meta into one with values")
+    for tensor in targets:
+        mark(tensor)
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name changes its first argument: `add_`, `__iadd__`, `__setitem__`, `data.__set__`."""
+    return name.startswith(("__i", "__set")) if name.startswith("__") else name.endswith("_")
 
 
 def _asked_by_a_layer(frame: FrameType) -> bool:
@@ -274,27 +316,18 @@ def _asked_by_a_layer(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("torch.nn.modules.")
 
 
-def _asked_by_a_weight(frame: FrameType) -> bool:
-    """Whether this is the code of a class of parameters, as of one that packs itself when it leaves the CPU.
-
-    Outside of this project its data would be there.
-    """
-    asking = frame.f_locals.get("self")
-    return isinstance(asking, nn.Parameter) and type(asking) is not nn.Parameter
-
-
 def _floating(dtype: torch.dtype | None) -> bool:
     return dtype is None or dtype.is_floating_point
 
 
 def _placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`kwargs` with `device` changed to meta for a large tensor, and for one meant for an accelerator."""
+    """`kwargs` with `device` changed to meta for large tensors, those of an accelerator and those beside weights."""
     if kwargs.get("out") is not None:
         return kwargs
     device = kwargs.get("device")
-    if device is not None and torch.device(device).type not in ("cpu", "meta"):
+    if device is CPU or (device is not None and torch.device(device).type not in ("cpu", "meta")):
         return {**kwargs, "device": META}
-    size, limit = _FACTORIES[func]
+    size, limit = FACTORIES[func]
     return {**kwargs, "device": META} if size(args, kwargs) >= limit else kwargs
 
 
@@ -329,3 +362,7 @@ def _mixed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _meta(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.is_meta else tensor.to(META)
+
+
+def _meta_if_marked(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(META) if is_marked(tensor) else tensor

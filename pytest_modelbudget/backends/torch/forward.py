@@ -14,6 +14,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.patching import Shared, patch_all
 from pytest_modelbudget.backends.torch import keras_layers
+from pytest_modelbudget.backends.torch.appearance import as_on_cpu
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.hints import about, hints, line, may_run_on_values
 from pytest_modelbudget.backends.torch.holding import Holdings
@@ -186,10 +187,10 @@ def _runner(subject: Subject, call: Call) -> Placing | Perturbing:
 
 
 @contextmanager
-def calm(subject: Subject, training: bool = False) -> Iterator[None]:
+def calm(subject: Subject, training: bool = False, *, on_cpu: bool = True) -> Iterator[None]:
     """Eval mode without gradients, or training mode with them, no fused kernels that would hide layers.
 
-    Everything is as before on leaving.
+    The model sees its tensors `on_cpu`, else where they are. Everything is as before on leaving.
     """
     modules = subject.holdings.modules
     flags = [(module, module.training) for module in modules if "training" in module.__dict__ or _has_flag(module)]
@@ -199,6 +200,8 @@ def calm(subject: Subject, training: bool = False) -> Iterator[None]:
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_ON_META.inside())
+            if on_cpu:
+                stack.enter_context(as_on_cpu(type(subject.model).__module__.partition(".")[0]))
         if _may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_SLOW_ATTENTION.inside())

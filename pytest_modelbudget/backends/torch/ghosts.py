@@ -21,6 +21,7 @@ from pytest_modelbudget.backends.torch.stored import (
     meta_wrapper,
 )
 from pytest_modelbudget.backends.torch.trees import storage_key
+from pytest_modelbudget.backends.torch.unknown import is_marked
 
 META = torch.device("meta")
 
@@ -121,7 +122,7 @@ def _with_attributes(ghost: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _kept(buffer: torch.Tensor) -> bool:
-    return not isinstance(buffer, UninitializedBuffer) and keeps_values(buffer)
+    return not isinstance(buffer, UninitializedBuffer) and keeps_values(buffer) and not is_marked(buffer)
 
 
 def settle(model: nn.Module, ghosts: Ghosts) -> None:

@@ -84,6 +84,24 @@ def packed_weight(module: nn.Module) -> Packed | None:
     return Packed(main, held[main], shape, dtype, features is not None, tuple(_beside(module, held, main)))
 
 
+def hides_features(module: nn.Module) -> bool:
+    """Whether `module` holds a matrix of integers and fewer floats to scale them, and does not say its two features.
+
+    Where several elements share an integer, nothing tells how many params these are.
+    """
+    if _is_ordinary(module) or _features(module, (*_FEATURES, *_TABLES)) is not None:
+        return False
+    held = {name: tensor for name, tensor in own_tensors(module).items() if is_plain(tensor) and not is_lazy(tensor)}
+    matrices = [tensor for tensor in held.values() if tensor.dtype in _PACKING and tensor.dim() > 1]
+    scales = [tensor.numel() for tensor in held.values() if tensor.is_floating_point()]
+    if not (matrices and scales) or max(scales) >= max(tensor.numel() for tensor in matrices):
+        return False
+    declared = _declared(module)
+    if declared is not None:
+        return any(declared < 8 * tensor.element_size() for tensor in matrices)
+    return any(tensor.dtype != torch.int8 for tensor in matrices) and any("scale" in name for name in held)
+
+
 def _beside(module: nn.Module, held: dict[str, torch.Tensor], main: str) -> list[torch.Tensor]:
     """What belongs to the weight and is neither in its own attributes nor a parameter or buffer."""
     own = {region(part) for tensor in held.values() for part in parts(tensor)}

@@ -19,6 +19,7 @@ from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.readings import Readings
 from pytest_modelbudget.backends.torch.stored import is_sparse
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
+from pytest_modelbudget.backends.torch.unknown import marks, wants_more_than_meta
 
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
 _MAKERS = {"empty", "zeros", "ones", "full", "arange", "linspace", "logspace", "eye", "scalar_tensor", "rand", "randn",
@@ -45,7 +46,7 @@ class Placing:
     """Runs operators on meta; integer and bool constants keep their values."""
 
     def __init__(self, memo: Memo | None = None, readings: Readings | None = None) -> None:
-        self._stale: set[int] = set()  # real storages that were written from meta: their values are not known
+        self._stale = marks()  # real storages that were written from meta: their values are not known
         self.memo = Memo() if memo is None else memo
         self.operators = self.memo.operators
         self._readings = Readings() if readings is None else readings
@@ -128,7 +129,14 @@ class Placing:
             if _keeps(name, out.dtype, out.numel()):
                 return _real_like(name, out, args, kwargs)
             return out
-        return self.memo.run(func, read, args, kwargs)
+        return self._from_memo(func, read, args, kwargs)
+
+    def _from_memo(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self.memo.run(func, read, args, kwargs)
+        except Exception as mistake:  # which the model may swallow
+            self._readings.refused = self._readings.refused or wants_more_than_meta(mistake)
+            raise
 
     def _mixed(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is _CTC_LOSS and not any(tensor.is_meta or self._is_stale(tensor) for tensor in args[2:4]):
@@ -139,7 +147,7 @@ class Placing:
             return moved.get(id(tensor), tensor)
 
         on_meta = tree_map_only(torch.Tensor, swap, (args, kwargs))
-        out = self.memo.run(func, list(moved.values()), *on_meta)
+        out = self._from_memo(func, list(moved.values()), *on_meta)
         back = {id(moved[id(tensor)]): tensor for tensor in read if not tensor.is_meta}
         written = [back[id(tensor)] for tensor in tensors(out) if id(tensor) in back]
         for tensor in written:  # an in-place operator: its target stays the same object, with unknown values

@@ -120,10 +120,16 @@ def _in_lists(data: Any, *_: Any, **__: Any) -> Any:
     return () if isinstance(data, torch.Tensor) else data
 
 
+def _in_words(tensor: Any, spec: str) -> Any:
+    """A number in a text, as in `f"{loss:.3f}"`; without a format the tensor is shown, as `print` does."""
+    return tensor if spec else ()
+
+
 _UNDISPATCHED: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (torch.Tensor, "tolist", _all),
     (torch.Tensor, "numpy", _all),
     (torch.Tensor, "__dlpack__", _all),
+    (torch.Tensor, "__format__", _in_words),
     (torch.Tensor, "tensor_split", _after_first),
     (torch, "tensor_split", _after_first),
     (torch, "tensor", _in_lists),

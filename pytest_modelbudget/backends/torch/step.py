@@ -118,7 +118,7 @@ class _Run:
             recorder.cpu = None if self.recipe.kernels == "cuda" else CPUS[self.recipe.kernels]
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
-            stack.enter_context(calm(self.subject, self.training))
+            stack.enter_context(calm(self.subject, self.training, on_cpu=self.recipe.kernels != "cuda"))
             stack.enter_context(kernels)
             recorder.recomputing = lambda: kernels
             kernels.learn(recurrent.rules(recorder, cuda=self.recipe.kernels == "cuda"))

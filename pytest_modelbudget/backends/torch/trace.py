@@ -300,6 +300,7 @@ class _Operator:
     view: bool
     composite: bool
     sent: bool
+    steers: Callable[..., Any] | None = None
 
 
 class Runner(Protocol):
@@ -338,6 +339,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[misc]
         known = self._operators.get(func)
         if known is None:
             known = self._operators[func] = _operator(func)
+        if known.steers is not None:
+            with self:
+                return known.steers(*args, **kwargs)
         if known.composite:
             with self:
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
@@ -355,12 +359,26 @@ def _run(func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dic
 
 def _operator(func: Any) -> _Operator:
     if not isinstance(func, torch._ops.OpOverload):
-        return _Operator(cost(func), False, False, False)
+        return _Operator(cost(func), False, False, False, _STEERING.get(func.name()))
     price = cost(func)
     composite = price.formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
     return _Operator(price, bool(func.is_view), composite, func.namespace in WIRES)
+
+
+def _cond(condition: Any, if_true: Any, if_false: Any, operands: Any = ()) -> Any:
+    return (if_true if condition else if_false)(*operands)
+
+
+def _while_loop(condition: Any, body: Any, carried: Any, others: Any = ()) -> Any:
+    while condition(*carried, *others):
+        carried = body(*carried, *others)
+    return tuple(carried)
+
+
+_STEERING: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while_loop}
+"""Operators that run functions by the value of a condition, as Python does."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.modules import PARTS, Node, all_tensors
-from pytest_modelbudget.backends.torch.packed import Packed, own_tensors, packed_weight
+from pytest_modelbudget.backends.torch.packed import Packed, hides_features, own_tensors, packed_weight
 from pytest_modelbudget.backends.torch.programs import frozen_weights, packed_bytes, unpacked
 from pytest_modelbudget.backends.torch.stored import (
     dtype_of,
@@ -47,8 +47,16 @@ def weights_of(found: Sequence[Node], model: str) -> tuple[list[tuple[Weight, ..
         weights = [_weight(node, held, owners, told, model) for held in _own(node, model)]
         weights += _packed(node, notes)
         weights += frozen_weights(node.module)
+        if any("int" in weight.dtype for weight in weights) and hides_features(node.module):
+            notes.append(f"{node.path or '(root)'}: {node.type} {_HIDDEN}")
         rows.append(tuple(keras_layers.as_meant(node.module, weights)))
     return rows, notes
+
+
+_HIDDEN = (
+    "holds integers with scales and does not say its features (`in_features`, `out_features`): "
+    "each integer counts as one element, also where several are packed in it"
+)
 
 
 class _Held(NamedTuple):  # of which there are very many: these are made fastest

@@ -15,7 +15,7 @@ from pytest_modelbudget import plan, summarize
 from pytest_modelbudget.backends.torch import real
 from pytest_modelbudget.errors import ModelBudgetError, TooLarge
 from pytest_modelbudget.snapshot import render
-from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary import Flops, Summary
 
 WIDTH = 32
 
@@ -287,3 +287,42 @@ def test_what_needs_values_has_no_plan(recipe: dict[str, bool]) -> None:
     assert note.startswith("not planned: m: the forward pass")
     assert "the model decides by values" in note
     assert "nonzero" not in note
+
+
+class Conditional(nn.Module):
+    """One of two ways by the sign of a sum, in torch's own operator for that."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.short = nn.Linear(4, 4)
+        self.long = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 4))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return torch.cond(x.sum() > 0, self.short, self.long, (x,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "flops"), [pytest.param(2, 2 * 2 * 16, id="equal ways"), pytest.param(9, None, id="unequal ways")]
+)
+def test_a_condition_in_torchs_own_operator_is_one_in_python(
+    counted: Callable[..., Summary], width: int, flops: int | None
+) -> None:
+    """Both ways are run: 4 * 4 multiply-adds a row in either, or FLOPs are unknown; nothing is uncounted."""
+    assert counted(lambda: Conditional(width), "float32[2, 4]").flops == Flops(flops)
+
+
+@pytest.mark.slow
+def test_a_loop_in_torchs_own_operator_is_one_in_python(counted: Callable[..., Summary]) -> None:
+    """Its body is called three times, each with 4 * 4 multiply-adds a row."""
+    from torch._higher_order_ops.while_loop import while_loop
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, self.layer(y)), (torch.tensor(0), x))[1]
+
+    assert counted(Loop, "float32[2, 4]").flops == Flops(3 * 2 * 2 * 4 * 4)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pytest_modelbudget import summarize
 from pytest_modelbudget.backends.torch.packed import packed_weight
 from pytest_modelbudget.summary import Flops, Summary, parse_weight, weight_text
 from tests.backends.torch.packings import AWQ, GPTQ, HQQ, Hidden
@@ -104,6 +105,38 @@ def test_eight_bits_in_larger_integers_are_found() -> None:
     found = packed_weight(three)
     assert found is not None
     assert found.dtype == "int3"
+
+
+class Nameless(nn.Module):
+    """Two numbers of 4 bits in each byte, a scale for each row; it says neither of its features."""
+
+    def __init__(self, packed: torch.dtype = torch.uint8, **declared: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(32, 32, dtype=packed))
+        self.register_buffer("scales", torch.ones(32, 1))
+        vars(self).update(declared)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = self.codes & 15, self.codes >> 4
+        return F.linear(x, torch.stack((low, high), -1).flatten(1) * self.scales)
+
+
+@pytest.mark.parametrize(
+    ("layer", "noted"),
+    [
+        pytest.param(Nameless, True, id="bytes and scales"),
+        pytest.param(lambda: Nameless(torch.int32), True, id="words and scales"),
+        pytest.param(lambda: Nameless(torch.int8, bits=4), True, id="bits that are fewer"),
+        pytest.param(lambda: Nameless(torch.int8), False, id="a number in each byte"),
+        pytest.param(lambda: Nameless(in_features=64, out_features=32), False, id="features"),
+        pytest.param(lambda: Masked(), False, id="a mask"),
+    ],
+)
+def test_a_packed_layer_that_says_no_features_has_a_note(layer: Callable[[], nn.Module], noted: bool) -> None:
+    """Its integers count as they are stored, and the note names its row and what to say."""
+    summary = summarize(nn.Sequential(nn.Identity(), layer()), None, name="m")
+    about = [note for note in summary.notes if note.startswith("1: ") and "`in_features`" in note]
+    assert bool(about) is noted
 
 
 class Masked(nn.Linear):
