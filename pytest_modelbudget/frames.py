@@ -39,7 +39,7 @@ def package_of(file: str) -> str | None:
 
 def is_installed_file(file: str) -> bool:
     """Whether it belongs to an installed package or to Python itself."""
-    return file.startswith((_OURS, *_PYTHON)) or any(folder in Path(file).parts for folder in _INSTALLED)
+    return file.startswith((OURS, *_PYTHON)) or any(folder in Path(file).parts for folder in _INSTALLED)
 
 
 def users_line(error: BaseException, framework: Path = _NONE) -> traceback.FrameSummary | None:

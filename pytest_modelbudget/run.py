@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,21 +21,12 @@ from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLar
 from pytest_modelbudget.frames import place, users_line
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.intact import intact
+from pytest_modelbudget.naming import absent_framework, import_framework, named, resolve
 from pytest_modelbudget.planning import Subject, planned
 from pytest_modelbudget.summary import Summary, TensorSpec
 from pytest_modelbudget.tracebacks import as_text, user_traceback
 
 T = TypeVar("T")
-
-FRAMEWORK_MODULES = {
-    "torch": "torch",
-    "torchvision": "torch",
-    "keras": "tensorflow",
-    "tensorflow": "tensorflow",
-    "tf_keras": "tf-keras",
-    "jax": "jax",
-}
-"""Modules whose absence means that a framework is not installed, and the extra that brings it."""
 
 
 def run(
@@ -104,7 +94,7 @@ def failure(entry: ModelEntry, error: BaseException) -> Result:
             return _missing(entry, error)
         case ModelBudgetError():
             return _failed(entry, _with_cause(error))
-        case ModuleNotFoundError() if absent := _no_framework(error):  # a builder may import its framework itself
+        case ModuleNotFoundError() if absent := absent_framework(error):  # a builder may import its framework itself
             return _missing(entry, absent)
         case SystemExit():
             leaving = f"the builder called sys.exit({as_text(error.code, repr)}): let it return a model"
@@ -173,7 +163,7 @@ def summarize_entry(entry: ModelEntry) -> Summary:
 def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
     """What `finish` gives for the model that the entry's builder makes, without memory where that can be."""
     if entry.framework is not None:
-        _framework(entry.framework)
+        import_framework(entry.framework)
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
     build = arguments.filled(build, entry.args, entry.kwargs, partial(_target, entry))
     return _built(build, entry, backends.loaded(), finish)
@@ -182,7 +172,7 @@ def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
 def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
     """The function that `build` names, or one that reads its file."""
     if not names_file(build):
-        return _resolve(build, "build", entry)
+        return resolve(build, "build", entry)
     if entry.args or entry.kwargs:
         where = f"{entry.place}: " if entry.place else ""
         raise ModelBudgetError(f"{where}args and kwargs are for functions; {build} is a file, which takes none")
@@ -289,7 +279,7 @@ def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
 def _target(entry: ModelEntry, reference: arguments.Reference) -> Any:
     """What a name among the arguments of `entry` stands for; see `named`."""
     holder = replace(entry, place=reference.place or entry.place)
-    return (_resolve if reference.called else named)(reference.name, reference.where, holder)
+    return (resolve if reference.called else named)(reference.name, reference.where, holder)
 
 
 def counted(subject: Subject) -> Summary:
@@ -311,7 +301,7 @@ def _inputs(entry: ModelEntry) -> Inputs | None:
         assert entry.inputs is None or isinstance(entry.inputs, Inputs)
         return entry.inputs
     call = entry.inputs.call
-    example = _resolve(call, "inputs", entry) if isinstance(call, str) else call
+    example = resolve(call, "inputs", entry) if isinstance(call, str) else call
     return inputs.from_example(example())
 
 
@@ -327,61 +317,6 @@ def _name(build: object) -> str:
     return f"{getattr(build, '__module__', '')}:{getattr(build, '__qualname__', type(build).__name__)}"
 
 
-def _framework(name: str) -> None:
-    try:
-        import_module(name)
-    except ModuleNotFoundError as error:
-        raise _no_framework(error) or error from None
-
-
-def _no_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
-    top = error.name  # a part that is not there, torch.nnn, is a mistake of another kind
-    if top is None or top not in FRAMEWORK_MODULES:
-        return None
-    extra = FRAMEWORK_MODULES[top]
-    return FrameworkMissing(
-        top, f"{top} is not installed: pip install {top}, or pip install 'pytest-modelbudget[{extra}]'"
-    )
-
-
-def _resolve(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:
-    """Import `module:callable`; see `named`. Raises ModelBudgetError also for what cannot be called."""
-    found = named(reference, key, entry)
-    if isinstance(found, ModelEntry) and callable(found.build):
-        found = found.build
-    if not callable(found):
-        where = f"{entry.place}: " if entry.place else ""
-        raise ModelBudgetError(f"{where}{key}: {reference} is a {type(found).__name__}, not something to call")
-    return found  # type: ignore[no-any-return]
-
-
-def named(reference: str, key: str, entry: ModelEntry) -> Any:
-    """Import what `module:name` names, whatever it is; `key` of `entry` is where it was written.
-
-    Raises:
-        FrameworkMissing: a framework that the module needs is not installed.
-        ModelBudgetError: there is no such module or name.
-    """
-    module_name, _, path = reference.partition(":")
-    where = f"{entry.place}: " if entry.place else ""
-    try:
-        found: Any = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if missing := _no_framework(error):
-            raise missing from None
-        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ModelBudgetError(
-                f"{where}{key}: there is no module {error.name!r} (for {reference!r}): it is looked for in the "
-                "installed packages, the folder of the manifest and the root"
-            ) from None
-        raise
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise ModelBudgetError(f"{where}{key}: {module_name} has no {name!r} (for {reference!r})")
-        found = getattr(found, name)
-    return found
-
-
 def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
     """The entries that a source (`module:callable`) yields.
 
@@ -391,10 +326,10 @@ def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
     """
     try:
         with coexisting():
-            found = _resolve(reference, "sources", holder)()
+            found = resolve(reference, "sources", holder)()
             entries = tuple(found) if isinstance(found, Iterable) else None
     except ModuleNotFoundError as error:
-        raise _no_framework(error) or error from None
+        raise absent_framework(error) or error from None
     if entries is None:
         raise ModelBudgetError(
             f"{holder.place}: sources: {reference} returned a {type(found).__name__}: yield ModelEntry values"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from pytest_modelbudget import budget as budgets
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.check import ModelEntry, check_id, names_file
 from pytest_modelbudget.config import messages, schema
+from pytest_modelbudget.config.levels import Layered, either, has_id, has_tag
 from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading import Unreadable, read_bytes, read_text
@@ -58,27 +58,6 @@ class Mistake:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}"
-
-
-@dataclass(frozen=True, slots=True)
-class Layered:
-    """Budgets that hold for the models that `matches` says, ordered as they were written.
-
-    `keys` leads to the section, `name` is for people (`tag edge`), `sums` limit the sum over these models, and
-    `recipes` say what is planned of them, by kind.
-    """
-
-    budgets: tuple[Budget, ...]
-    matches: Callable[[ModelEntry], bool]
-    line: int
-    keys: Keys = ()
-    sums: tuple[Budget, ...] = ()
-    recipes: Mapping[str, Written] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """`group towers`, `tag edge`, `defaults`."""
-        return " ".join(str(key).removesuffix("s") if index == 0 else str(key) for index, key in enumerate(self.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +221,12 @@ class _Loader:
         defaults: Keys = ("defaults",)
         recipes = self._recipes(manifest.defaults, defaults)
         yield Layered(self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults, (), recipes)
-        layers = [self._layer(tag, ("tags", name), _has_tag([name])) for name, tag in manifest.tags.items()]
+        layers = [self._layer(tag, ("tags", name), has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
             globs = [group.models] if isinstance(group.models, str) else group.models
             if not globs and not group.tags:
                 self._mistake(("groups", name), f'groups.{name} has no models: write models: "glob*" or tags: [...]')
-            layers.append(self._layer(group, ("groups", name), _either(_has_id(globs), _has_tag(group.tags))))
+            layers.append(self._layer(group, ("groups", name), either(has_id(globs), has_tag(group.tags))))
         yield from sorted(layers, key=lambda layer: layer.line)
 
     def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> Layered:
@@ -386,20 +365,6 @@ def _good_id(text: str) -> bool:
         return bool(check_id(text))
     except ModelBudgetError:
         return False
-
-
-def _has_tag(names: Iterable[str]) -> Callable[[ModelEntry], bool]:
-    wanted = frozenset(names)
-    return lambda entry: not wanted.isdisjoint(entry.tags)
-
-
-def _either(*tests: Callable[[ModelEntry], bool]) -> Callable[[ModelEntry], bool]:
-    return lambda entry: any(test(entry) for test in tests)
-
-
-def _has_id(globs: Iterable[str]) -> Callable[[ModelEntry], bool]:
-    patterns = tuple(globs)
-    return lambda entry: any(fnmatchcase(entry.id, pattern) for pattern in patterns)
 
 
 def _one_by_one(limits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,50 @@
+"""The levels of a manifest: limits and recipes that several models share, and which models these are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from pytest_modelbudget.budget import Budget
+from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.config.tree import Keys
+from pytest_modelbudget.planner.written import Written
+
+
+@dataclass(frozen=True, slots=True)
+class Layered:
+    """Budgets that hold for the models that `matches` says, ordered as they were written.
+
+    `keys` leads to the section, `name` is for people (`tag edge`), `sums` limit the sum over these models, and
+    `recipes` say what is planned of them, by kind.
+    """
+
+    budgets: tuple[Budget, ...]
+    matches: Callable[[ModelEntry], bool]
+    line: int
+    keys: Keys = ()
+    sums: tuple[Budget, ...] = ()
+    recipes: Mapping[str, Written] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`group towers`, `tag edge`, `defaults`."""
+        return " ".join(str(key).removesuffix("s") if index == 0 else str(key) for index, key in enumerate(self.keys))
+
+
+def has_tag(names: Iterable[str]) -> Callable[[ModelEntry], bool]:
+    """Whether an entry has one of the tags."""
+    wanted = frozenset(names)
+    return lambda entry: not wanted.isdisjoint(entry.tags)
+
+
+def either(*tests: Callable[[ModelEntry], bool]) -> Callable[[ModelEntry], bool]:
+    """Whether one of the tests holds for it."""
+    return lambda entry: any(test(entry) for test in tests)
+
+
+def has_id(globs: Iterable[str]) -> Callable[[ModelEntry], bool]:
+    """Whether its id is like one of the globs."""
+    patterns = tuple(globs)
+    return lambda entry: any(fnmatchcase(entry.id, pattern) for pattern in patterns)
