@@ -1,6 +1,7 @@
 """`.keras` and `.h5` files: the model of their config, built without memory; of the weights only the shapes are read.
 
-No code of a file is run: Keras' safe mode stays on, so custom classes have to be registered by the project itself.
+No code of a file is run: it may name Keras' own classes and those that the project itself registered, and Keras' safe
+mode stays on.
 Of what it was compiled with, only the optimizer is made, without the variables that the file has of it.
 """
 
@@ -16,8 +17,20 @@ import keras
 
 from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.keras import walk
-from pytest_modelbudget.backends.keras_content import Content, Shape, content, read_from_file, refusal
+from pytest_modelbudget.backends.keras_content import Content, Library, Shape, bases, content, read_from_file, refusal
 from pytest_modelbudget.errors import ModelBudgetError
+
+_KINDS = (
+    "Initializer", "Regularizer", "constraints.Constraint", "Loss", "Metric", "Optimizer",
+    "optimizers.schedules.LearningRateSchedule", "DTypePolicy", "dtype_policies.DTypePolicyMap", "Quantizer",
+    "quantizers.QuantizationConfig", "random.SeedGenerator",
+)  # fmt: skip
+"""What models are made of, beside layers."""
+
+_ELSEWHERE = {
+    "TorchModuleWrapper": "which the file has as a pickle, and a pickle can run anything",
+    "TFSMLayer": "which reads another file",
+}
 
 
 def read(path: Path) -> Any:
@@ -27,16 +40,37 @@ def read(path: Path) -> Any:
         ModelBudgetError: the file is damaged or holds weights only, its config has a Lambda or a class that is not
             registered, or the weights in it are not those of its config.
     """
-    found = content(path)
+    library = _library()
+    found = content(path, library)
     try:
         with _safe_mode():
             model = _deserialized(found.config, legacy=found.legacy)
     except Exception as error:
-        raise refusal(path, found, f"Keras {keras.__version__}", error) from None
+        raise refusal(path, found, library.title, error) from None
     if found.shapes is not None:
         _check_weights(path, model, found.shapes)
     _give_optimizer(model, found)
     return read_from_file(model)
+
+
+def _library() -> Library:
+    return Library(
+        title=f"Keras {keras.__version__}",
+        package=keras,
+        aliases=("keras",),
+        kinds=(keras.Layer, keras.Operation, *bases(keras, *_KINDS)),
+        layers=(keras.Layer, keras.Operation),
+        inner=("models.functional", "models.sequential", "models.model", "ops."),
+        called=("Functional", "Model"),
+        problem=_problem,
+    )
+
+
+def _problem(layer: str, class_name: str, config: dict[str, Any]) -> str | None:
+    """What of Keras' own is not rebuilt from files."""
+    if class_name not in _ELSEWHERE:
+        return None
+    return f"layer {layer!r} is a {class_name}, {_ELSEWHERE[class_name]}: name a builder instead of the file"
 
 
 @contextmanager
