@@ -36,7 +36,8 @@ def described(config: Any) -> Iterator[tuple[dict[str, Any], str]]:
         if isinstance(value, dict):
             if "class_name" in value:
                 inner = value.get("config")
-                layer = str(inner.get("name") or layer) if isinstance(inner, dict) else layer
+                own = inner.get("name") if isinstance(inner, dict) else None
+                layer = str(own or value.get("name") or layer)
                 yield value, shortened(layer)
             value = list(value.values())
         if isinstance(value, list):

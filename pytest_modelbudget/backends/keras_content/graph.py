@@ -36,7 +36,7 @@ def problem(config: Any, models: tuple[str, ...]) -> str | None:
 
 def _of_layers(layers: Any, models: tuple[str, ...]) -> str | None:
     described = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
-    if not any("inbound_nodes" in layer for layer in described):
+    if not any(layer.get("inbound_nodes") for layer in described):
         return None
     named = {layer["name"]: layer for layer in described if isinstance(layer.get("name"), str)}
     if len(named) < len(layers):

@@ -32,7 +32,7 @@ def not_located(name: str, one: dict[str, Any] | None, layer: str) -> str:
     where = f" of layer {layer!r}" if layer else ""
     key = shortened((one or {}).get("registered_name") or name)
     module = (one or {}).get("module")
-    source = f" (the file says of {shortened(module)!r})" if isinstance(module, str) and module else ""
+    source = f", which the file takes from {shortened(module)!r}," if isinstance(module, str) and module else ""
     return (
         f"{shortened(name)!r}{where}{source} is not one of Keras' own and is not registered: in conftest.py, import the "
         "module that decorates it with @keras.saving.register_keras_serializable(), or set "
