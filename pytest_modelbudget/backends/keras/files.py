@@ -17,6 +17,7 @@ import keras
 
 from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.keras import walk
+from pytest_modelbudget.backends.keras.build import patched
 from pytest_modelbudget.backends.keras_content import Content, Library, Shape, bases, content, read_from_file, refusal
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -43,7 +44,7 @@ def read(path: Path) -> Any:
     library = _library()
     found = content(path, library)
     try:
-        with _safe_mode():
+        with _safe_mode(), patched(keras.Sequential, "from_config", _built_once):
             model = _deserialized(found.config, legacy=found.legacy)
     except Exception as error:
         raise refusal(path, found, library.title, error) from None
@@ -90,6 +91,22 @@ def _deserialized(config: Any, *, legacy: bool) -> Any:
         return keras.saving.deserialize_keras_object(config)
     with saving_options.keras_option_scope(use_legacy_config=True):
         return saving_utils.model_from_config(config)
+
+
+def _built_once(original: Any) -> Any:
+    """`Sequential.from_config` that builds when all layers are there; Keras builds anew after each, n² calls in all."""
+
+    def from_config(cls: Any, config: Any, custom_objects: Any = None) -> Any:
+        if cls is not keras.Sequential or not isinstance(config, dict) or not {"name", "layers"} <= set(config):
+            return original.__func__(cls, config, custom_objects=custom_objects)
+        layers = [_deserialized(layer, legacy="module" not in layer) for layer in config["layers"]]
+        model = cls(layers, name=config["name"])
+        shape = config.get("build_input_shape")
+        if not model.built and shape and isinstance(shape, list | tuple):
+            model.build(shape)
+        return model
+
+    return classmethod(from_config)
 
 
 def _give_optimizer(model: Any, found: Content) -> None:

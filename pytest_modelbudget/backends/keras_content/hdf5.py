@@ -48,7 +48,6 @@ def text(file: Any, name: str, size: int) -> str | None:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-
 def shapes(file: Any, group: str = "/") -> list[Shape] | None:
     """The shapes of all datasets of a group, those of the optimizer left out; no dataset is read. None: no such group.
 
@@ -57,7 +56,7 @@ def shapes(file: Any, group: str = "/") -> list[Shape] | None:
     """
     start = h5g.open(file.id, b"/")
     if group != "/":
-        if group not in file.keys():
+        if group not in list(file):
             return None
         start = _member(start, group.encode())
     stored: list[Shape] = []

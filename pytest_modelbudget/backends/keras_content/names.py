@@ -37,8 +37,9 @@ def problem(config: Any, library: Library) -> str | None:
 
 
 def _reason(one: dict[str, Any], layer: str, library: Library) -> str | None:
-    name, module, registered_name = one["class_name"], one.get("module"), one.get("registered_name", one["class_name"])
-    if not isinstance(name, str) or not all(value is None or isinstance(value, str) for value in (module, registered_name)):
+    name, module = one["class_name"], one.get("module")
+    registered_name = one.get("registered_name", name)
+    if not isinstance(name, str) or not isinstance(module, str | None) or not isinstance(registered_name, str | None):
         return f"is damaged: {of_layer(layer)} has no name of a class, but {shortened(name)!r}"
     if _holds_code(one):
         return (

@@ -34,8 +34,8 @@ def not_located(name: str, one: dict[str, Any] | None, layer: str) -> str:
     module = (one or {}).get("module")
     source = f", which the file takes from {shortened(module)!r}," if isinstance(module, str) and module else ""
     return (
-        f"{shortened(name)!r}{where}{source} is not one of Keras' own and is not registered: in conftest.py, import the "
-        "module that decorates it with @keras.saving.register_keras_serializable(), or set "
+        f"{shortened(name)!r}{where}{source} is not one of Keras' own and is not registered: in conftest.py, import "
+        "the module that decorates it with @keras.saving.register_keras_serializable(), or set "
         f"keras.saving.get_custom_objects()[{key!r}] = {shortened(name)}"
     )
 

@@ -54,7 +54,7 @@ class Parts:
 
     @contextmanager
     def seekable(self, name: str) -> Iterator[IO[bytes]]:
-        """A part to read here and there; one that is compressed is unpacked, since each step back would unpack it anew."""
+        """A part to read here and there; a compressed one is unpacked, since each step back would do that anew."""
         with self._opened(name, WEIGHTS_BYTES) as raw:
             if self._archive is None or self._infos[name].compress_type == zipfile.ZIP_STORED:
                 yield raw
@@ -76,8 +76,8 @@ class Parts:
             raise Unreadable(f"is no file of Keras: {name} is compressed in another way, save the model again")
         if info.file_size > max(least, self._size):
             raise Unreadable(
-                f"is not unpacked: {name} would take {info.file_size:,} bytes, of a file of {self._size:,}. Save the model "
-                "again, since Keras does not compress its files"
+                f"is not unpacked: {name} would take {info.file_size:,} bytes, of a file of {self._size:,}. Save the "
+                "model again, since Keras does not compress its files"
             )
         return self._archive.open(info)
 

@@ -84,7 +84,7 @@ class SavedModel:
 
     @contextmanager
     def _alone(self) -> Iterator[str]:
-        """A folder of the graph alone: TensorFlow prefers other forms of it where there are any, and waits for pipes."""
+        """A folder of the graph alone: TensorFlow prefers other forms of it that are there, and waits for pipes."""
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "saved_model.pb").write_bytes(self.whole.SerializeToString())
             yield folder

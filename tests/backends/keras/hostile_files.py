@@ -29,7 +29,10 @@ def function(module: str, name: Any, registered_name: str | None = None) -> Conf
 
 
 def tensor(layer: str, call: int = 0) -> Config:
-    return {"class_name": "__keras_tensor__", "config": {"shape": [None, 4], "dtype": "float32", "keras_history": [layer, call, 0]}}
+    return {
+        "class_name": "__keras_tensor__",
+        "config": {"shape": [None, 4], "dtype": "float32", "keras_history": [layer, call, 0]},
+    }
 
 
 def call(*args: Any, **kwargs: Any) -> Config:
@@ -37,11 +40,19 @@ def call(*args: Any, **kwargs: Any) -> Config:
 
 
 def source(width: int = 4) -> Config:
-    return made("InputLayer", {"batch_shape": [None, width], "dtype": "float32", "name": "i"}, name="i", inbound_nodes=[])
+    return made(
+        "InputLayer", {"batch_shape": [None, width], "dtype": "float32", "name": "i"}, name="i", inbound_nodes=[]
+    )
 
 
 def functional(*layers: Config, output: str = "i") -> Config:
-    config = {"name": "m", "trainable": True, "layers": [source(), *layers], "input_layers": [["i", 0, 0]], "output_layers": [[output, 0, 0]]}
+    config = {
+        "name": "m",
+        "trainable": True,
+        "layers": [source(), *layers],
+        "input_layers": [["i", 0, 0]],
+        "output_layers": [[output, 0, 0]],
+    }
     return made("Functional", config, "keras.src.models.functional", registered_name="Functional")
 
 
@@ -59,12 +70,20 @@ def sequential(*layers: Config) -> Config:
 
 
 def legacy(kind: str = "Dense", /, **config: Any) -> Config:
-    first = {"class_name": kind, "config": {"name": "d", "batch_input_shape": [None, 4], **({"units": 2} if kind == "Dense" else {}), **config}}
+    first = {
+        "class_name": kind,
+        "config": {"name": "d", "batch_input_shape": [None, 4], **({"units": 2} if kind == "Dense" else {}), **config},
+    }
     return {"class_name": "Sequential", "config": {"name": "s", "layers": [first]}}
 
 
 def legacy_node(name: str, config: Config, nodes: Any) -> Config:
-    start = {"class_name": "InputLayer", "name": "i", "config": {"name": "i", "batch_input_shape": [None, 4], "dtype": "float32"}, "inbound_nodes": []}
+    start = {
+        "class_name": "InputLayer",
+        "name": "i",
+        "config": {"name": "i", "batch_input_shape": [None, 4], "dtype": "float32"},
+        "inbound_nodes": [],
+    }
     called = {"class_name": name, "name": "n", "config": {"name": "n", **config}, "inbound_nodes": nodes}
     inner = {"name": "m", "layers": [start, called], "input_layers": [["i", 0, 0]], "output_layers": [["n", 0, 0]]}
     return {"class_name": "Functional", "config": inner}
@@ -109,7 +128,9 @@ def zipped(*parts: tuple[str, bytes], kind: int = zipfile.ZIP_DEFLATED, flags: i
         raw = buffer.getvalue()
         if flags:
             raw = raw.replace(b"PK\x03\x04\x14\x00\x00\x00", b"PK\x03\x04\x14\x00" + struct.pack("<H", flags))
-            raw = raw.replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00" + struct.pack("<H", flags))
+            raw = raw.replace(
+                b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00" + struct.pack("<H", flags)
+            )
         (folder / "m.keras").write_bytes(raw)
         return folder / "m.keras"
 
@@ -187,7 +208,12 @@ def _ring(count: int) -> Config:
 def _backwards(count: int) -> Config:
     """Layers in the order against that of their calls."""
     layers = [
-        made("ReLU", {"name": f"n{position}"}, name=f"n{position}", inbound_nodes=[call(tensor(f"n{position - 1}" if position else "i"))])
+        made(
+            "ReLU",
+            {"name": f"n{position}"},
+            name=f"n{position}",
+            inbound_nodes=[call(tensor(f"n{position - 1}" if position else "i"))],
+        )
         for position in reversed(range(count))
     ]
     return functional(*layers, output=f"n{count - 1}")
