@@ -88,6 +88,11 @@ class Library:
         return holder
 
 
+def is_keras(module: object) -> bool:
+    """Whether a module is of some Keras, by its name."""
+    return isinstance(module, str) and module.partition(".")[0] in ("keras", "tf_keras")
+
+
 def bases(package: Any, *names: str) -> tuple[type, ...]:
     """The classes under dotted names, those that this release does not have left out."""
     found = []

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from pytest_modelbudget.backends.keras_content.content import described, shortened
-from pytest_modelbudget.backends.keras_content.library import Library
+from pytest_modelbudget.backends.keras_content.library import Library, is_keras
 from pytest_modelbudget.backends.keras_content.refusals import not_located, of_layer
 
 _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__", "__tuple__")
@@ -82,7 +82,7 @@ def _of_function(one: dict[str, Any], layer: str, library: Library) -> str | Non
         return f"{of_layer(layer)} is the function {_full(module, name)}: only layers are called in a file's graph"
     if library.registered_function(name) or library.function(module, name):
         return None
-    if module and library.owns(module):
+    if is_keras(module):
         raise _no_part(module, name, layer)
     return not_located(name, one, layer)
 
@@ -90,7 +90,7 @@ def _of_function(one: dict[str, Any], layer: str, library: Library) -> str | Non
 def _of_keras(one: dict[str, Any], layer: str, library: Library) -> str | None:
     name, module, inner = one["class_name"], one.get("module"), one.get("config")
     cls = library.named(module, name) if not module or library.owns(module) else None
-    if cls is None and (not module or not library.owns(module)):
+    if cls is None and not is_keras(module):
         return not_located(name, one, layer)
     if not isinstance(cls, type) or not issubclass(cls, library.kinds):
         raise _no_part(module, name, layer)
