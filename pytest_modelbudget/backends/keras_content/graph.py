@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_modelbudget.backends.keras_content.content import shortened
 
-_ATTEMPTS = 300_000
+_ATTEMPTS = 100_000
 """Calls that are put off, of all rounds together: a real model has its layers in order, and few of them."""
 
 _Call = list[tuple[str, int]]
