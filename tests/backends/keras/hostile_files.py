@@ -316,9 +316,9 @@ def _texts(values: Iterable[Any]) -> Callable[[Any, Path], None]:
 
 
 SIZES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a config of a gigabyte": (zipped(("config.json", b" " * (1 << 30))), "is not unpacked: config.json would take 1,073,741,824 bytes"),
-    "metadata of a gigabyte": (zipped(("config.json", GOOD_TEXT), ("metadata.json", b" " * (1 << 28))), "metadata.json would take"),
-    "weights of a gigabyte": (zipped(("config.json", GOOD_TEXT), ("model.weights.h5", bytes(1 << 28))), "model.weights.h5 would take"),
+    "a config of 64 MiB": (zipped(("config.json", b" " * (1 << 26))), "is not unpacked: config.json would take 67,108,864 bytes"),
+    "metadata of 16 MiB": (zipped(("config.json", GOOD_TEXT), ("metadata.json", b" " * (1 << 24))), "metadata.json would take"),
+    "weights of 128 MiB": (zipped(("config.json", GOOD_TEXT), ("model.weights.h5", bytes(1 << 27))), "model.weights.h5 would take"),
     "two configs": (zipped(("config.json", GOOD_TEXT), ("config.json", GOOD_TEXT)), "more than one config.json"),
     "an encrypted config": (zipped(("config.json", GOOD_TEXT), kind=zipfile.ZIP_STORED, flags=1), "is encrypted"),
     "another compression": (zipped(("config.json", GOOD_TEXT), kind=zipfile.ZIP_LZMA), "compressed in another way"),

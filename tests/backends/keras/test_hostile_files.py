@@ -39,6 +39,7 @@ def test_what_a_config_must_not_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @unix
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(("write", "message"), [pytest.param(*case, id=name) for name, case in SIZES.items()])
 def test_what_a_file_must_not_take(tmp_path: Path, write: Callable[[Path], Path], message: str) -> None:
     """It is refused at once, with its name, and the next file is read right."""
