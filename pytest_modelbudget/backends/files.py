@@ -68,6 +68,8 @@ def _framework(path: Path) -> str:
         raise ModelBudgetError(f"{shown(path)} is a folder without saved_model.pb: the path of a model is {_KNOWN}")
     if not path.exists():
         raise ModelBudgetError(f"there is no file {shown(path)}: a path is looked for from the folder of the manifest")
+    if not path.is_file():
+        raise ModelBudgetError(f"{shown(path)} is a pipe or a device, not a file: the path of a model is {_KNOWN}")
     with path.open("rb") as file:
         start = file.read(len(_GIT_LFS))
     if start.startswith(_HDF5) or zipfile.is_zipfile(path):

@@ -1,6 +1,7 @@
 """`.keras` and `.h5` files: the model of their config, built without memory; of the weights only the shapes are read.
 
-No code of a file is run: Keras' safe mode stays on, so custom classes have to be registered by the project itself.
+No code of a file is run: it may name Keras' own classes and those that the project itself registered, and Keras' safe
+mode stays on.
 Of what it was compiled with, only the optimizer is made, without the variables that the file has of it.
 """
 
@@ -16,8 +17,21 @@ import keras
 
 from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.keras import walk
-from pytest_modelbudget.backends.keras_content import Content, Shape, content, read_from_file, refusal
+from pytest_modelbudget.backends.keras.build import patched
+from pytest_modelbudget.backends.keras_content import Content, Library, Shape, bases, content, read_from_file, refusal
 from pytest_modelbudget.errors import ModelBudgetError
+
+_KINDS = (
+    "Initializer", "Regularizer", "constraints.Constraint", "Loss", "Metric", "Optimizer",
+    "optimizers.schedules.LearningRateSchedule", "DTypePolicy", "dtype_policies.DTypePolicyMap", "Quantizer",
+    "quantizers.QuantizationConfig", "random.SeedGenerator",
+)  # fmt: skip
+"""What models are made of, beside layers."""
+
+_ELSEWHERE = {
+    "TorchModuleWrapper": "which the file has as a pickle, and a pickle can run anything",
+    "TFSMLayer": "which reads another file",
+}
 
 
 def read(path: Path) -> Any:
@@ -27,16 +41,37 @@ def read(path: Path) -> Any:
         ModelBudgetError: the file is damaged or holds weights only, its config has a Lambda or a class that is not
             registered, or the weights in it are not those of its config.
     """
-    found = content(path)
+    library = _library()
+    found = content(path, library)
     try:
-        with _safe_mode():
+        with _safe_mode(), patched(keras.Sequential, "from_config", _built_once):
             model = _deserialized(found.config, legacy=found.legacy)
     except Exception as error:
-        raise refusal(path, found, f"Keras {keras.__version__}", error) from None
+        raise refusal(path, found, library.title, error) from None
     if found.shapes is not None:
         _check_weights(path, model, found.shapes)
     _give_optimizer(model, found)
     return read_from_file(model)
+
+
+def _library() -> Library:
+    return Library(
+        title=f"Keras {keras.__version__}",
+        package=keras,
+        aliases=("keras",),
+        kinds=(keras.Layer, keras.Operation, *bases(keras, *_KINDS)),
+        layers=(keras.Layer, keras.Operation),
+        inner=("models.functional", "models.sequential", "models.model", "ops."),
+        called=("Functional", "Model"),
+        problem=_problem,
+    )
+
+
+def _problem(layer: str, class_name: str, config: dict[str, Any]) -> str | None:
+    """What of Keras' own is not rebuilt from files."""
+    if class_name not in _ELSEWHERE:
+        return None
+    return f"layer {layer!r} is a {class_name}, {_ELSEWHERE[class_name]}: name a builder instead of the file"
 
 
 @contextmanager
@@ -56,6 +91,22 @@ def _deserialized(config: Any, *, legacy: bool) -> Any:
         return keras.saving.deserialize_keras_object(config)
     with saving_options.keras_option_scope(use_legacy_config=True):
         return saving_utils.model_from_config(config)
+
+
+def _built_once(original: Any) -> Any:
+    """`Sequential.from_config` that builds when all layers are there; Keras builds anew after each, n² calls in all."""
+
+    def from_config(cls: Any, config: Any, custom_objects: Any = None) -> Any:
+        if cls is not keras.Sequential or not isinstance(config, dict) or not {"name", "layers"} <= set(config):
+            return original.__func__(cls, config, custom_objects=custom_objects)
+        layers = [_deserialized(layer, legacy="module" not in layer) for layer in config["layers"]]
+        model = cls(layers, name=config["name"])
+        shape = config.get("build_input_shape")
+        if not model.built and shape and isinstance(shape, list | tuple):
+            model.build(shape)
+        return model
+
+    return classmethod(from_config)
 
 
 def _give_optimizer(model: Any, found: Content) -> None:

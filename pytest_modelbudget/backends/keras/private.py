@@ -31,6 +31,16 @@ try:
 except ImportError:  # moved by a release to come; `pins` says so
     global_state = None
 
+
+def _variables() -> Any:
+    """The class of all variables: in releases up to 3.7 `keras.Variable` is one of its own, which layers do not use."""
+    try:
+        return import_module("keras.src.backend").Variable
+    except (ImportError, AttributeError):  # moved by a release to come
+        return keras.Variable
+
+
+VARIABLE = _variables()
 _TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 _NAMES = "object_name_uids"
 _UNINITIALIZED = "uninitialized_variables"
@@ -132,9 +142,7 @@ def _tensorflow_random() -> Iterator[Callable[[], object]]:
 
 def variable_class() -> type:
     """The class that defines how every Keras variable is made, whatever the backend."""
-    owner: type = next(
-        cls for cls in keras.Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls)
-    )
+    owner: type = next(cls for cls in VARIABLE.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls))
     return owner
 
 

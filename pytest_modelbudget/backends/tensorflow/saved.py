@@ -1,13 +1,17 @@
 """SavedModel folders: variables from the object graph in `saved_model.pb`, FLOPs from the graph of a signature.
 
-The weights in `variables/` are not opened, and nothing in the folder is run: its graphs are only read.
+No other file of the folder is opened, and nothing in it is run: its graphs are only read.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +29,20 @@ _ASIDE = ("optimizer", "keras_api", "signatures")
 _LISTS = ("variables", "trainable_variables", "non_trainable_variables", "_all_variables", "model_variables")
 _SEEDS = "seed_generator_state"
 _SIGNATURES = ("serving_default", "serve")
+_PROTO_BYTES = 2 << 30
+"""More than a protocol buffer can be."""
+
+_CONSTANT_BYTES = 64 << 20
+"""What a constant may take in memory of which the graph says one element for all."""
 
 
 @dataclass
 class SavedModel:
-    """A SavedModel folder; `path` is where it is, `proto` what `saved_model.pb` says."""
+    """A SavedModel folder; `path` is where it is, `whole` what `saved_model.pb` says, `proto` its graph in that."""
 
     path: Path
     proto: Any
+    whole: Any
     unreadable: str = ""
     """Why its signatures cannot be read, once that was tried."""
 
@@ -56,10 +66,14 @@ class SavedModel:
     @cached_property
     def signature(self) -> Any:
         """The concrete function of its default (or only) signature, None when it has none."""
+        if (size := max(_constants(self.whole), default=0)) > _CONSTANT_BYTES:
+            self.unreadable = f"its signatures are not read: a constant in them would take {size:,} bytes"
+            return None
         options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
         try:
-            with tf.Graph().as_default():  # outside a graph, tables of the model would be filled by its own functions
-                signatures = dict(tf.saved_model.load(str(self.path), options=options).signatures)
+            # outside a graph, tables of the model would be filled by its own functions
+            with self._alone() as folder, tf.Graph().as_default():
+                signatures = dict(tf.saved_model.load(folder, options=options).signatures)
         except Exception as error:
             self.unreadable = f"its signatures cannot be read: {str(error).partition(chr(10))[0]}"
             return None
@@ -67,6 +81,13 @@ class SavedModel:
             if name in signatures:
                 return signatures[name]
         return next(iter(signatures.values())) if len(signatures) == 1 else None
+
+    @contextmanager
+    def _alone(self) -> Iterator[str]:
+        """A folder of the graph alone: TensorFlow prefers other forms of it that are there, and waits for pipes."""
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "saved_model.pb").write_bytes(self.whole.SerializeToString())
+            yield folder
 
 
 def read(path: Path) -> SavedModel:
@@ -77,16 +98,40 @@ def read(path: Path) -> SavedModel:
     """
     proto = SavedModelProto()
     try:
+        if (size := (path / "saved_model.pb").stat().st_size) > _PROTO_BYTES:
+            raise DecodeError(f"{size:,} bytes")
         proto.ParseFromString((path / "saved_model.pb").read_bytes())
     except DecodeError:
-        raise ModelBudgetError(f"{shown(path)}: saved_model.pb is damaged or truncated") from None
+        raise _damaged(path) from None
     graphs = [one for one in proto.meta_graphs if len(one.object_graph_def.nodes)]
     if not graphs:
         raise ModelBudgetError(
             f"{shown(path)}: saved_model.pb has no object graph (it is damaged, or was saved by TensorFlow 1): load it "
             "and save it again with tf.saved_model.save"
         )
-    return SavedModel(path, graphs[0])
+    model = SavedModel(path, graphs[0], proto)
+    try:
+        list(model.held)
+    except (IndexError, TypeError, ValueError):  # objects or dtypes that there are not
+        raise _damaged(path) from None
+    return model
+
+
+def _damaged(path: Path) -> ModelBudgetError:
+    return ModelBudgetError(
+        f"{shown(path)}: saved_model.pb is damaged or truncated: fetch it again, or save the model again"
+    )
+
+
+def _constants(proto: Any) -> Iterator[int]:
+    """The bytes that each constant takes in memory beyond those that the graph has of it."""
+    graphs = [graph.graph_def for graph in proto.meta_graphs]
+    functions = chain.from_iterable(graph.library.function for graph in graphs)
+    for node in chain(*(graph.node for graph in graphs), *(function.node_def for function in functions)):
+        if "value" in node.attr:
+            tensor = node.attr["value"].tensor
+            if not tensor.tensor_content:
+                yield prod(max(dim.size, 0) for dim in tensor.tensor_shape.dim) * tf.as_dtype(tensor.dtype).size
 
 
 def _variables(nodes: Any, listed: bool) -> Iterator[tuple[str, int]]:
@@ -100,6 +145,8 @@ def _variables(nodes: Any, listed: bool) -> Iterator[tuple[str, int]]:
             name = child.local_name
             if node_id == 0 and (name in _ASIDE or (listed and name in _LISTS and name != "variables")):
                 continue
+            if not 0 <= child.node_id < len(nodes):
+                raise IndexError(child.node_id)
             if child.node_id in seen:
                 continue
             seen.add(child.node_id)

@@ -245,7 +245,8 @@ def test_a_class_that_is_not_registered(unknown_class: Callable[[str], Path], su
     with pytest.raises(ModelBudgetError) as error:
         summarize(path)
     message = str(error.value)
-    assert f"net{suffix}: 'Stranger' of layer 'odd' is not one of Keras' own and is not registered" in message
+    assert f"net{suffix}: 'Stranger' of layer 'odd'" in message
+    assert "is not one of Keras' own and is not registered" in message
     assert "@keras.saving.register_keras_serializable()" in message
     assert "get_custom_objects()['Stranger'] = Stranger" in message
     keras.saving.get_custom_objects()["Stranger"] = Scale

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import tensorflow as tf
 from keras import layers as L
 
 from pytest_modelbudget import ModelBudgetError, Summary, summarize
+from pytest_modelbudget.backends.tensorflow.private import SavedModelProto
 from tests.backends.tensorflow.test_modules import FLOPS, PARAMS, Stack
 
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports from TensorFlow")
@@ -147,6 +150,54 @@ def test_damage(saved: Callable[..., Path], content: bytes, message: str) -> Non
     with pytest.raises(ModelBudgetError, match=message) as error:
         summarize(path)
     assert "saved:" in str(error.value)
+
+
+def _changed(path: Path, change: Callable[[Any], object]) -> Path:
+    """The folder with another `saved_model.pb`."""
+    proto = SavedModelProto()
+    proto.ParseFromString((path / "saved_model.pb").read_bytes())
+    change(proto.meta_graphs[0])
+    (path / "saved_model.pb").write_bytes(proto.SerializeToString())
+    return path
+
+
+def _vast_constant(graph: Any) -> None:
+    node = graph.graph_def.library.function[0].node_def.add(name="vast", op="Const")
+    node.attr["value"].tensor.dtype = node.attr["dtype"].type = tf.float32.as_datatype_enum
+    node.attr["value"].tensor.float_val.append(0.0)
+    node.attr["value"].tensor.tensor_shape.dim.add(size=10**10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda graph: graph.object_graph_def.nodes[0].children.add(node_id=10**6, local_name="x"), id="object"),
+        pytest.param(lambda graph: graph.object_graph_def.nodes[0].children.add(node_id=-1, local_name="x"), id="negative"),
+    ],
+)  # fmt: skip
+def test_objects_that_there_are_not(saved: Callable[..., Path], change: Callable[[Any], object]) -> None:
+    """Such a file is damaged."""
+    with pytest.raises(ModelBudgetError, match=r"saved_model\.pb is damaged or truncated"):
+        summarize(_changed(saved(Stack()), change))
+
+
+def test_a_constant_of_gigabytes(saved: Callable[..., Path]) -> None:
+    """One number for ten thousand million is not made: FLOPs are not known, with the reason."""
+    summary = summarize(_changed(saved(Stack()), _vast_constant))
+    assert (summary.params, summary.flops.value) == (PARAMS, None)
+    assert "a constant in them would take 40,000,000,000 bytes" in summary.notes[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes")
+def test_no_other_file_of_the_folder_is_opened(saved: Callable[..., Path]) -> None:
+    """Neither another form of the graph, which TensorFlow would prefer, nor pipes that nobody writes to."""
+    path = saved(Stack())
+    (path / "saved_model.cpb").write_bytes(b"another graph")
+    (path / "fingerprint.pb").unlink(missing_ok=True)
+    (path / "debug").mkdir()
+    for name in ("fingerprint.pb", "debug/saved_model_debug_info.pb"):
+        os.mkfifo(path / name)
+    assert summarize(path).flops.value == FLOPS
 
 
 def test_a_truncated_graph(saved: Callable[..., Path]) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from pytest_modelbudget import ModelBudgetError, ModelEntry, Summary, summarize
 from pytest_modelbudget.backends.tensorflow.build import Valueless
 from pytest_modelbudget.run import summarize_entry
+from tests.backends.keras import hostile_files as hostile
 
 tf_keras = pytest.importorskip("tf_keras")
 legacy = pytest.importorskip("pytest_modelbudget.backends.tensorflow.legacy")
@@ -220,6 +221,43 @@ def test_code_in_a_file_is_refused(tmp_path: Path, suffix: str) -> None:
     model.save(tmp_path / f"net{suffix}")
     with pytest.raises(ModelBudgetError, match="layer 'twice' is a Lambda"):
         summarize_entry(ModelEntry("net", build=str(tmp_path / f"net{suffix}"), framework="tf_keras"))
+
+
+def _operation(kind: str, config: dict[str, Any], node: list[Any]) -> dict[str, Any]:
+    return hostile.legacy_node(kind, config, [[node]])
+
+
+FROM_INPUT = ["i", 0, 0, {}]
+CALLS: dict[str, tuple[dict[str, Any], str]] = {
+    "a file to write": (_operation("TFOpLambda", {"function": "io.write_file"}, ["i", 0, 0, {"contents": "x"}]), "calls 'io.write_file'"),
+    "a folder to remove": (_operation("TFOpLambda", {"function": "io.gfile.rmtree"}, FROM_INPUT), "calls 'io.gfile.rmtree'"),
+    "a raw operation": (_operation("TFOpLambda", {"function": "raw_ops.ReadFile"}, FROM_INPUT), "calls 'raw_ops.ReadFile'"),
+    "what prints": (_operation("TFOpLambda", {"function": "print"}, ["i", 0, 0, {"output_stream": "file:///tmp/x"}]), "calls 'print'"),
+    "constants alone": (_operation("TFOpLambda", {"function": "math.add"}, ["_CONSTANT_VALUE", -1, 1.0, {"y": 2.0}]), "called on nothing"),
+    "a method of a class": (_operation("ClassMethod", {"cls_symbol": "io.TFRecordWriter", "method_name": "write"}, FROM_INPUT), "calls 'io.TFRecordWriter'"),
+    "a private attribute": (_operation("InstanceProperty", {"attr_name": "__class__"}, FROM_INPUT), "calls '__class__'"),
+    "code around a cell": (hostile.legacy("RNN", cell={"class_name": "ResidualWrapper", "config": {"residual_fn": ["4wAA"], "residual_fn_type": "lambda"}}), "Python code"),
+    "a module of the system": (hostile.legacy("RNN", cell={"module": "subprocess", "class_name": "Popen", "registered_name": None, "config": {"args": "ls"}}), "subprocess"),
+    "a name within a name": (hostile.legacy("RNN", cell={"module": "keras.layers", "class_name": "Layer.from_config", "config": {}}), "no part of its models"),
+    "a cycle": (_operation("ReLU", {}, ["n", 0, 0, {}]), "waits for itself"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "message"), [pytest.param(*case, id=name) for name, case in CALLS.items()])
+def test_what_a_file_must_not_name(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    """tf_keras looks up any name of TensorFlow and of Python: only operations on tensors are handed to it."""
+    path = hostile.h5_file(config)(tmp_path)
+    with pytest.raises(ModelBudgetError, match=message):
+        summarize_entry(ModelEntry("net", build=str(path), framework="tf_keras"))
+
+
+def test_operations_on_tensors_in_a_file(tmp_path: Path) -> None:
+    """What TensorFlow's functions and operators made of tensors is read."""
+    x = tf_keras.Input((8,))
+    y = tf.nn.relu(tf.concat([x, 2.0 * x], -1))[:, 1:]
+    tf_keras.Model(x, tf_keras.layers.Dense(2)(y)).save(tmp_path / "net.h5")
+    read = summarize_entry(ModelEntry("net", build=str(tmp_path / "net.h5"), framework="tf_keras"))
+    assert read.params == (15 + 1) * 2
 
 
 def test_a_saved_model_folder_has_no_slots_and_metrics(tmp_path: Path) -> None:
