@@ -31,6 +31,9 @@ try:
 except ImportError:  # moved by a release to come; `pins` says so
     global_state = None
 
+Variable: Any = getattr(import_module("keras.src.backend"), "Variable", keras.Variable)
+"""The class of all variables of the backend; the public name is a class below it in older releases (3.6)."""
+
 _TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 _NAMES = "object_name_uids"
 _UNINITIALIZED = "uninitialized_variables"
@@ -133,7 +136,7 @@ def _tensorflow_random() -> Iterator[Callable[[], object]]:
 def variable_class() -> type:
     """The class that defines how every Keras variable is made, whatever the backend."""
     owner: type = next(
-        cls for cls in keras.Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls)
+        cls for cls in Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls)
     )
     return owner
 

@@ -86,7 +86,10 @@ class _Tracer:
             yield
         finally:
             for owner, name, original in saved:
-                setattr(owner, name, original)
+                if original is None:  # inherited: in Keras 3.6 `Layer` has no `symbolic_call` of its own
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, original)
 
     def operation(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of an operation, as in `x + y` or `keras.ops.matmul`.
