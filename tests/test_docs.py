@@ -13,6 +13,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 import pytest_modelbudget
 from pytest_modelbudget import arguments, inputs, snapshot, units
 from pytest_modelbudget.backends import BACKENDS
@@ -261,6 +266,23 @@ def test_actions_of_others_are_pinned(file: Path) -> None:
         assert re.fullmatch("[0-9a-f]{40}", commit), action
         assert len(set(re.findall(rf"uses: {name}@(.+)", text))) == 1
         assert re.search(rf"{commit} # v\d+\.\d+\.\d+$", text, re.MULTILINE), action
+
+
+def test_ci_runs_the_oldest_versions_that_are_allowed() -> None:
+    """Each lower bound of `pip install ".[test]"` is a constraint of the job on the oldest Python."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    allowed = [*project["dependencies"], *(line for extra in extras if extra != "dev" for line in extras[extra])]
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(allowed), re.MULTILINE))
+    oldest = (REPOSITORY / ".github/oldest.txt").read_text(encoding="utf-8").partition("# Without")[0]
+    constraints = dict(re.findall(r"^([\w-]+)==([\d.]+)$", oldest, re.MULTILINE))
+    newer = {"playwright", "cmarkgfm"}  # they drive or check what is shown; no user has them through this project
+    assert constraints.keys() == bounds.keys() - newer
+    assert all(f"{constraints[name]}.".startswith(f"{bounds[name]}.") for name in constraints)
+    python = project["requires-python"].removeprefix(">=")
+    matrix = yaml.safe_load(WORKFLOWS[0].read_text(encoding="utf-8"))["jobs"]["tests"]["strategy"]["matrix"]["include"]
+    assert {"python": python, "packages": "oldest"} in matrix
+    assert [row["packages"] for row in matrix if row["python"] != python] == ["newest", "newest"]
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda path: path.name)
