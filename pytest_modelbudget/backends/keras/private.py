@@ -135,9 +135,7 @@ def _tensorflow_random() -> Iterator[Callable[[], object]]:
 
 def variable_class() -> type:
     """The class that defines how every Keras variable is made, whatever the backend."""
-    owner: type = next(
-        cls for cls in Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls)
-    )
+    owner: type = next(cls for cls in Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls))
     return owner
 
 
