@@ -11,14 +11,14 @@ import torch
 from pytest_modelbudget.backends.patching import Shared, patch_all
 
 KNOWS_SAVING_HOOKS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
-"""Whether torch tells which hooks for saved tensors are set (since 2.5)."""
+"""Whether torch tells which hooks for saved tensors are set (2.6 does not)."""
 
 KNOWS_FUNCTION_STATE = hasattr(torch._C, "_get_torch_function_state")
-"""Whether torch tells how far `__torch_function__` is switched off (since 2.5)."""
+"""Whether torch tells how far `__torch_function__` is switched off (2.4 does not)."""
 
 
 def has_autocast(device: str) -> bool:
-    """Whether torch knows autocast for this kind of device (mps since 2.5)."""
+    """Whether torch knows autocast for this kind of device (2.4 has none for mps)."""
     try:
         torch.is_autocast_enabled(device)
     except RuntimeError:
@@ -33,7 +33,7 @@ def saving_hooks() -> Any:
 
 def eager() -> AbstractContextManager[Any]:
     """A context in which compiled functions run as they were written."""
-    if hasattr(torch.compiler, "set_stance"):  # since 2.6
+    if hasattr(torch.compiler, "set_stance"):  # 2.4 has none
         context: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return context
     return _NOT_COMPILED.inside()

@@ -40,7 +40,7 @@ def state() -> dict[str, Any]:
         "dispatch modes": [c._get_dispatch_stack_at(place) for place in range(c._len_torch_dispatch_stack())],
         "pre-dispatch modes": torch._ops._len_torch_dispatch_stack_pre_dispatch(),
         "function modes": [c._get_function_stack_at(place) for place in range(c._len_torch_function_stack())],
-        "function overrides": str(c._get_torch_function_state()),
+        "function overrides": str(c._get_torch_function_state()) if hasattr(c, "_get_torch_function_state") else "",
         "dispatch keys": (str(c._dispatch_tls_local_include_set()), str(c._dispatch_tls_local_exclude_set())),
         "in modes": {name: value for name, value in vars(dispatch_globals).items() if name.startswith("_is_in_")},
         "functorch": c._functorch.get_dynamic_layer_stack_depth(),
