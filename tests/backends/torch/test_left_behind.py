@@ -49,7 +49,9 @@ def state() -> dict[str, Any]:
         "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), c._is_fwd_grad_enabled()),
         "multithreading": c._is_multithreading_enabled(),
         "saving": (
-            c._autograd._top_saved_tensors_default_hooks(True),
+            c._autograd._top_saved_tensors_default_hooks(True)
+            if hasattr(c._autograd, "_top_saved_tensors_default_hooks")
+            else None,
             c._autograd._saved_tensors_hooks_get_disabled_error_message(),
         ),
         "autocast": [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in ("cpu", "cuda")],
