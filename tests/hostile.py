@@ -47,6 +47,8 @@ NAMES = {
     "template": "{{ 7 * 7 }}{% raw %}",
     "markup": "[bold red]x[/bold red] [link](http://example.org)",
     "mention": "@everyone #1 https://example.org www.example.org",
+    "address of mail": "mailto:a@example.org xmpp:b@example.org c.d@example.org",
+    "references": "GH-12 #12 o/r#12 @user o/r@8e8c483 8e8c483db84b4bee98b60c0593521ed34d9990e8",
     "very long": "x" * 10_000,
     "line separator": "a\u2028b\x85c",
     "emoji": "🧨層",

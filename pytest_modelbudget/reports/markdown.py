@@ -102,15 +102,19 @@ def details(result: Result, content: str) -> str:
 
 
 def escape(value: str) -> str:
-    """Text that Markdown and HTML show as it is."""
+    """Words of ours that Markdown and HTML show as they are; what came from a model is set as `code`."""
     plain = text.harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _entities(plain) if _marks(plain) else plain
 
 
 def code(value: str) -> str:
-    """A name, set as code: there services make no links and no mentions of what looks like them."""
+    """A name, set as code: there services make no links and no mentions of what looks like them.
+
+    But for mail addresses, which GitHub finds in tags too, once entities are characters again: a tag parts them.
+    """
     plain = text.harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return f"<code>{_entities(plain) if _marks(plain) else plain}</code>"
+    shown = _entities(plain) if _marks(plain) else plain
+    return f"<code>{shown.replace('&#64;', '&#64;</code><code>')}</code>"
 
 
 def _entities(plain: str) -> str:

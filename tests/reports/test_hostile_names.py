@@ -116,6 +116,22 @@ def test_markdown_stays_what_it_is(name: str, report: str) -> None:
     assert not re.search(r"owned|example|everyone|alert|gnp", prose)
 
 
+@pytest.mark.parametrize("report", ["md", "comment"])
+@pytest.mark.parametrize("name", CASES)
+def test_github_makes_no_links(name: str, report: str) -> None:
+    """GitHub's own Markdown links nothing, and what it looks for afterwards stands in code, where it does not look."""
+    cmark = pytest.importorskip("cmarkgfm")
+    page = cmark.github_flavored_markdown_to_html(
+        reports.render(report, hostile.results(name)), options=cmark.cmark.Options.CMARK_OPT_UNSAFE
+    )
+    assert "a" not in Tags(page).seen
+    assert not re.search(REFERENCES, Tags(page).prose)
+
+
+REFERENCES = r"(?i)@\w|#\d|\bgh-\d|\b[0-9a-f]{7,40}\b|https?://|www\."
+"""What GitHub links outside of code: users, issues, commits, addresses."""
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_json_and_snapshot_give_the_name_back(name: str) -> None:
     """What is kept is exact, and escaped where that is needed."""

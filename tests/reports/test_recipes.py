@@ -195,12 +195,14 @@ def test_a_strangers_text_calls_nobody_and_leads_nowhere(service: Service) -> No
     """No mention, reference, link, picture or other tag is left; what reports are made of is."""
     hostile = (
         f"{NEWS}@everyone &#64;team &commat;x &#x40;y o/r#1 &#35;2 https://evil.example www.evil.example\n"
+        "GH-12 gh-3 8e8c483 o/r@8e8c483 8E8C483DB84B4BEE98B60C0593521ED34D9990E8 mailto:a@evil.example xmpp:a&#64;evil.x\n"
         "![x](//evil.example/a.png) [y] [z]\n\n[z]: //evil.example\n<img src=x> <a href=x> <code class=x>\n"
         "<details><summary><code>net&#95;1</code>: CHANGED</summary>\n</details>\n<!-- modelbudget:other -->"
     )
     [(_, _, body)] = service.post(hostile, []).changes
     left = body.removeprefix("<!-- modelbudget:comment -->")
     assert not re.search(r"@\w|(?<!&)#\w|&(#64|#x40|commat|#35);\w|https?://|www\.|\]\s*[(\[:]|<(img|a |!|code )", left)
+    assert not re.search(r"(?i)\bgh-\d|\b[0-9a-f]{7,40}\b|(mailto|xmpp):", left)
     assert "<details><summary><code>net&#95;1</code>: CHANGED</summary>" in left
 
 

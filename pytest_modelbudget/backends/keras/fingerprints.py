@@ -79,7 +79,7 @@ def _value(name: str, value: Any, owner: Any) -> Hashable:
         return kind, tuple([_value("", item, owner) for item in value])
     if isinstance(value, dict):
         return kind, tuple([(key, _value("", item, owner)) for key, item in value.items()])
-    if isinstance(value, private.VARIABLE):
+    if isinstance(value, private.Variable):
         return kind, tuple(value.shape), str(value.dtype), value.trainable
     if isinstance(value, keras.layers.Layer):
         return fingerprint(value)

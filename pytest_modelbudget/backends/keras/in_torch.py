@@ -40,7 +40,7 @@ def held(layer: Any) -> Iterator[tuple[str, Any, bool]]:
     """What is in a layer's row: names, values, and whether each is no param."""
     taken: set[str] = set()
     for name, variable, owner in _named(layer):
-        value = value_on_meta(variable) if isinstance(variable, private.VARIABLE) else variable
+        value = value_on_meta(variable) if isinstance(variable, private.Variable) else variable
         yield weights.unique(name, taken), value, weights.is_beside(variable, owner)
 
 

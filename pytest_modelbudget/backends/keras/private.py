@@ -31,16 +31,10 @@ try:
 except ImportError:  # moved by a release to come; `pins` says so
     global_state = None
 
+Variable: Any = getattr(import_module("keras.src.backend"), "Variable", keras.Variable)
+"""The class of all variables of the backend; in releases up to 3.7 the public name is one of its own, which layers do
+not use."""
 
-def _variables() -> Any:
-    """The class of all variables: in releases up to 3.7 `keras.Variable` is one of its own, which layers do not use."""
-    try:
-        return import_module("keras.src.backend").Variable
-    except (ImportError, AttributeError):  # moved by a release to come
-        return keras.Variable
-
-
-VARIABLE = _variables()
 _TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 _NAMES = "object_name_uids"
 _UNINITIALIZED = "uninitialized_variables"
@@ -142,7 +136,7 @@ def _tensorflow_random() -> Iterator[Callable[[], object]]:
 
 def variable_class() -> type:
     """The class that defines how every Keras variable is made, whatever the backend."""
-    owner: type = next(cls for cls in VARIABLE.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls))
+    owner: type = next(cls for cls in Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls))
     return owner
 
 

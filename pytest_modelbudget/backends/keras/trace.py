@@ -86,7 +86,7 @@ class _Tracer:
             yield
         finally:
             for owner, name, original in saved:
-                if original is None:  # older releases inherit some of them
+                if original is None:  # inherited: in Keras 3.6 `Layer` has no `symbolic_call` of its own
                     delattr(owner, name)
                 else:
                     setattr(owner, name, original)

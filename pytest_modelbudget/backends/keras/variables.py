@@ -37,7 +37,7 @@ class ValueWanted(Exception):
 @contextmanager
 def symbolic() -> Iterator[None]:
     """Inside, operations on variables are symbolic, and assigning one has no effect."""
-    owner, tensor = private.VARIABLE, keras.KerasTensor
+    owner, tensor = private.Variable, keras.KerasTensor
     patches: list[tuple[Any, str, Any]] = [
         (module, _FUNCTIONS, _asking(getattr(module, _FUNCTIONS)))
         for name, module in list(sys.modules.items())
@@ -60,7 +60,7 @@ def symbolic() -> Iterator[None]:
 @contextmanager
 def zeros() -> Iterator[None]:
     """Inside, a variable without value reads as zeros, which no backend has to draw or to decompose."""
-    with _patched([(private.VARIABLE, "value", property(_zeros(private.VARIABLE.value)))]):
+    with _patched([(private.Variable, "value", property(_zeros(private.Variable.value)))]):
         yield
 
 
@@ -81,7 +81,7 @@ def _patched(patches: list[tuple[Any, str, Any]]) -> Iterator[None]:
 
 def is_variable(value: Any) -> bool:
     """Whether `value` is a variable of Keras."""
-    return isinstance(value, private.VARIABLE)
+    return isinstance(value, private.Variable)
 
 
 def _asking(original: Callable[..., bool]) -> Callable[..., bool]:

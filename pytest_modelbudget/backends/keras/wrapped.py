@@ -44,14 +44,14 @@ def _by_parameter(layer: Any) -> Iterator[tuple[str, Any]]:
 
 def identity(variable: Any, layer: Any) -> int:
     """The same for two variables that are one parameter of a module, which two wrappers may hold."""
-    return id(private.value_of(variable) if is_wrapper(layer) and isinstance(variable, private.VARIABLE) else variable)
+    return id(private.value_of(variable) if is_wrapper(layer) and isinstance(variable, private.Variable) else variable)
 
 
 def as_stored(weight: Weight, variable: Any) -> Weight:
     """A weight of a wrapped module as torch stores it, where its shape and dtype do not say that."""
     from pytest_modelbudget.backends.torch.stored import dtype_of, shape_of, stored_bytes
 
-    tensor = private.value_of(variable) if isinstance(variable, private.VARIABLE) else variable
+    tensor = private.value_of(variable) if isinstance(variable, private.Variable) else variable
     if tensor is None or (stored := stored_bytes(tensor)) is None:
         return weight
     shape = shape_of(tensor)

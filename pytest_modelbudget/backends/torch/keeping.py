@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pytest_modelbudget.backends.torch.compat import saving_hooks
 from pytest_modelbudget.backends.torch.ghosts import META
 from pytest_modelbudget.backends.torch.modules import unwrapped
 from pytest_modelbudget.backends.torch.prints import Given, Unreadable
@@ -50,7 +51,7 @@ class SavedLog:
         """Which arguments are counted at all."""
         if not torch.is_grad_enabled():
             raise Unreadable
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        hooks = saving_hooks()
         if hooks is None or hooks[0] != self._saved.pack:  # checkpointing has its own
             raise Unreadable
         return tuple([storage_key(tensor) in self._saved.excluded for tensor in given.tensors])

@@ -18,6 +18,8 @@ import torch.utils._python_dispatch as dispatch_globals
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
+from pytest_modelbudget.backends.torch import compat
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -92,12 +94,8 @@ def _set_function_modes(modes: list[Any]) -> None:
         torch._C._push_on_torch_function_stack(mode)
 
 
-def _saving_hooks() -> Any:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
-
-
 def _set_saving_hooks(top: Any) -> None:
-    while (now := _saving_hooks()) is not None and now != top:
+    while (now := compat.saving_hooks()) is not None and now != top:
         torch._C._autograd._pop_saved_tensors_default_hooks()
 
 
@@ -122,7 +120,7 @@ def _set_autocast_nesting(nesting: int) -> None:
 
 
 def _autocasts() -> Iterator[Setting]:
-    for kind in ("cpu", "cuda", "xpu", "mps"):
+    for kind in filter(compat.has_autocast, ("cpu", "cuda", "xpu", "mps")):
         yield Setting(partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
         yield Setting(partial(torch.get_autocast_dtype, kind), partial(torch.set_autocast_dtype, kind))
     yield Setting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)
@@ -135,6 +133,11 @@ def _functorch() -> Iterator[Setting]:
     undo = getattr(layers, "pop_dynamic_layer_stack_and_undo_to_depth", None)
     if undo is not None:
         yield Setting(layers.get_dynamic_layer_stack_depth, undo)
+
+
+def _function_state() -> Iterator[Setting]:
+    if compat.KNOWS_FUNCTION_STATE:
+        yield Setting(torch._C._get_torch_function_state, torch._C._set_torch_function_state)
 
 
 OF_AUTOGRAD: tuple[Setting, ...] = (
@@ -152,10 +155,10 @@ OF_THREAD: tuple[Setting, ...] = (
         lambda: vars(torch._GLOBAL_DEVICE_CONTEXT).get("device_context"),
         lambda context: setattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", context),
     ),
-    Setting(torch._C._get_torch_function_state, torch._C._set_torch_function_state),
+    *_function_state(),
     Setting(torch._C._get_tracing_state, torch._C._set_tracing_state),
     *_functorch(),
-    Setting(_saving_hooks, _set_saving_hooks),
+    Setting(compat.saving_hooks, _set_saving_hooks),
     Setting(torch._C._autograd._saved_tensors_hooks_get_disabled_error_message, _set_saving_refused),
     *_autocasts(),
     *OF_AUTOGRAD,

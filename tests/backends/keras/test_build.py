@@ -158,7 +158,7 @@ def _state() -> dict[str, Any]:
         "settings": (keras.config.epsilon(), keras.config.floatx(), keras.config.image_data_format()),
         "python": random.getstate(),
         "numpy": tuple(map(str, np.random.get_state())),
-        "seed": keras.src.utils.rng_utils.get_random_seed(),
+        "seed": getattr(keras.src.utils.rng_utils, "get_random_seed", int)(),
         "backend": _backend_random(),
         "patched": [vars(owner)["__call__"] for owner in (keras.layers.Layer, keras.Operation)],
     }

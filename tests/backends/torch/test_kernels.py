@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.torch_version import TorchVersion
 
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.kernels import Kernels
@@ -104,6 +105,7 @@ def torchs(build: Callable[[], nn.Module], shape: list[int], dtype: torch.dtype)
     return sum(found.values())
 
 
+@pytest.mark.skipif(TorchVersion(torch.__version__) < "2.7", reason="older torch ends the process on pretended CUDA")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast_saves_what_torchs_own_saves(name: str, dtype: torch.dtype) -> None:

@@ -40,7 +40,7 @@ def state() -> dict[str, Any]:
         "dispatch modes": [c._get_dispatch_stack_at(place) for place in range(c._len_torch_dispatch_stack())],
         "pre-dispatch modes": torch._ops._len_torch_dispatch_stack_pre_dispatch(),
         "function modes": [c._get_function_stack_at(place) for place in range(c._len_torch_function_stack())],
-        "function overrides": str(c._get_torch_function_state()),
+        "function overrides": str(c._get_torch_function_state()) if hasattr(c, "_get_torch_function_state") else "",
         "dispatch keys": (str(c._dispatch_tls_local_include_set()), str(c._dispatch_tls_local_exclude_set())),
         "in modes": {name: value for name, value in vars(dispatch_globals).items() if name.startswith("_is_in_")},
         "functorch": c._functorch.get_dynamic_layer_stack_depth(),
@@ -49,7 +49,9 @@ def state() -> dict[str, Any]:
         "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), c._is_fwd_grad_enabled()),
         "multithreading": c._is_multithreading_enabled(),
         "saving": (
-            c._autograd._top_saved_tensors_default_hooks(True),
+            c._autograd._top_saved_tensors_default_hooks(True)
+            if hasattr(c._autograd, "_top_saved_tensors_default_hooks")
+            else None,
             c._autograd._saved_tensors_hooks_get_disabled_error_message(),
         ),
         "autocast": [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in ("cpu", "cuda")],
