@@ -103,8 +103,8 @@ def _is_ordinary(module: nn.Module) -> bool:
     """Whether a module is a layer of torch's own with weights as they are shaped, as most of a model are."""
     if not type(module).__module__.startswith(_OF_TORCH):
         return False
-    floats = all(tensor is None or tensor.is_floating_point() for tensor in module._parameters.values())
-    return floats and has_plain_tensors(module)
+    floats = [tensor is None or tensor.is_floating_point() for tensor in module._parameters.values()]
+    return all(floats) and has_plain_tensors(module)
 
 
 def _attributes(module: nn.Module) -> dict[str, torch.Tensor]:

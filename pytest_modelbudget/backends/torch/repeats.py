@@ -123,7 +123,7 @@ class Repeats:
     def __init__(self, model: nn.Module, holdings: Holdings) -> None:
         self._kinds: dict[int, int] = {}
         self.below: dict[int, list[nn.Module]] = {}
-        self.prints = Prints(holdings)
+        self.prints = Prints()
         self.trusted: set[Hashable] = set()
         self._model = model  # keeps the addresses that are keys
         if sum([bool(module._modules) for module in holdings.modules]) >= _LIKENESS:

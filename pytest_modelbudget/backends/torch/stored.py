@@ -48,8 +48,11 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 def has_plain_tensors(module: nn.Module) -> bool:
     """Whether all parameters and buffers of a module, itself, are plain."""
-    held = (*module._parameters.values(), *module._buffers.values())
-    return all(tensor is None or is_plain(tensor) for tensor in held)
+    for held in (module._parameters, module._buffers):
+        for tensor in held.values():
+            if tensor is not None and not is_plain(tensor):
+                return False
+    return True
 
 
 def plain_region(tensor: torch.Tensor) -> Hashable:
