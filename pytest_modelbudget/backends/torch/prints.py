@@ -54,7 +54,7 @@ class _Known:
     @property
     def holds(self) -> bool:
         """Whether they are as they were."""
-        return self._held.same() and all([tensor._version == version for tensor, version in self._real])
+        return self._held.same() and all(tensor._version == version for tensor, version in self._real)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Prints:
         arranged = (*map(type, modules), *held.sizes, *held.names, *map(type, values))
         if (layout := self._layouts.get(arranged)) is None:
             layout = self._layouts[arranged] = _layout(held, len(self._layouts))
-        if any([values[place] for place in layout.hooks]):
+        if any(map(values.__getitem__, layout.hooks)):
             raise Unreadable
         plain = [values[place] for place in layout.plain]
         others = [
