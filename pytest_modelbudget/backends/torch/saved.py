@@ -62,7 +62,8 @@ class Saved:
         self._model = model
         self._parts = holdings.parts
         held = [part for tensor in all_tensors(holdings.modules) for part in parts(tensor)]
-        self.excluded = {storage_key(tensor) for tensor in (*held, *stored_in(holdings.modules)) if has_storage(tensor)}
+        held += stored_in(holdings.modules)
+        self.excluded = set(map(storage_key, held))
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.entries: list[Entry] = []
         self.made: dict[int, int] = {}  # the number of operators that had run, by the storages that each made

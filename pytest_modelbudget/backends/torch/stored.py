@@ -57,7 +57,8 @@ def has_plain_tensors(module: nn.Module) -> bool:
 
 def plain_region(tensor: torch.Tensor) -> Hashable:
     """As `region`, for a tensor that is plain."""
-    return (storage_key(tensor), tensor.storage_offset(), tensor.numel()) if tensor.numel() else id(tensor)
+    count = tensor.numel()
+    return (storage_key(tensor), tensor.storage_offset(), count) if count else id(tensor)
 
 
 def is_sparse(tensor: torch.Tensor) -> bool:
