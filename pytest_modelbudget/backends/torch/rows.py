@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TypedDict
 
 import torch
 from torch import nn
@@ -238,13 +237,18 @@ def _row(
         return Layer(
             node.path, node.type, weights=own, calls=never, flops=never, container=node.container, activation_bytes=kept
         )
+    outputs, inputs = naming.row(records)
     return Layer(
         path=node.path,
         type=node.type,
+        outputs=outputs,
+        connected_to=_edges(record, names),
         weights=own,
+        calls=_times(record, records, naming.twins),
+        flops=_flops(record, records, naming.twins),
         container=node.container,
+        inputs=inputs,
         activation_bytes=kept,
-        **_seen(records, naming, names),
     )
 
 
@@ -257,32 +261,17 @@ def _join_row(
     held: Activations | None,
 ) -> Layer:
     records = [one.trace.joins.get(join.key) for one in passes]
-    kept = None if held is None else 0
-    return Layer(path=path, type=join.kind, activation_bytes=kept, **_seen(records, naming, names))
-
-
-class _Seen(TypedDict):
-    """The fields of a row that come from its calls."""
-
-    outputs: _Named
-    inputs: _Named
-    connected_to: tuple[tuple[str, ...], ...]
-    calls: int | None
-    flops: int | None
-
-
-def _seen(records: Sequence[Record | Join | None], naming: Naming, names: Mapping[Source, str]) -> _Seen:
-    """What the passes show of one module or join; the first of them has seen it."""
-    first = records[0]
-    assert first is not None
     outputs, inputs = naming.row(records)
-    return {
-        "outputs": outputs,
-        "inputs": inputs,
-        "connected_to": _edges(first, names),
-        "calls": _times(first, records, naming.twins),
-        "flops": _flops(first, records, naming.twins),
-    }
+    return Layer(
+        path=path,
+        type=join.kind,
+        outputs=outputs,
+        connected_to=_edges(join, names),
+        calls=_times(join, records, naming.twins),
+        flops=_flops(join, records, naming.twins),
+        inputs=inputs,
+        activation_bytes=None if held is None else 0,
+    )
 
 
 def _times(first: Record | Join, records: Sequence[Record | Join | None], twins: Sequence[int]) -> int | None:
