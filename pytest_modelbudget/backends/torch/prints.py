@@ -216,9 +216,9 @@ class Given:
     def _tensor(self, tensor: torch.Tensor) -> Hashable:
         if tensor.layout != torch.strided or tensor.is_complex():
             raise Unreadable
-        place = next((place for place, one in enumerate(self.tensors) if one is tensor), None)
-        if place is not None:
-            return place
+        for place, known in enumerate(self.tensors):
+            if known is tensor:
+                return place
         storage = self.storages.setdefault(storage_key(tensor), len(self.tensors))
         self.tensors.append(tensor)
         self.versions.append(tensor._version)

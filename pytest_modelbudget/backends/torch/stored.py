@@ -89,10 +89,10 @@ def wraps(kind: Any) -> bool:
 
 def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensors of plain memory that `tensor` is stored in, each once: itself, when it is one."""
-    if type(tensor) not in _ORDINARY and is_lazy(tensor):
-        return []
     if is_plain(tensor):
         return [tensor]
+    if is_lazy(tensor):
+        return []
     return list({region(part): part for part in _parts(tensor)}.values())
 
 
