@@ -96,11 +96,12 @@ def _elements(weights: tuple[Weight, ...]) -> tuple[int, int, int]:
     for weight in weights:
         if weight.tied_to is not None:
             continue
+        elements = weight.elements
         if weight.role == "buffer":
-            buffers += weight.elements
+            buffers += elements
             continue
-        params += weight.elements
-        trained += weight.elements if weight.trainable else 0
+        params += elements
+        trained += elements if weight.trainable else 0
     return params, trained, buffers
 
 

@@ -92,7 +92,7 @@ def test_a_full_manifest(tmp_path: Path) -> None:
     }
     assert limits(other)[(None, "params", "max")] == 500_000
     assert limits(other)[(None, "buffers", "max")] == 10
-    assert {str(budget.place) for budget in other.limits} == {"modelbudget.yaml:5", "modelbudget.yaml:7"}
+    assert {str(budget.place) for budget in other.parsed_budgets} == {"modelbudget.yaml:5", "modelbudget.yaml:7"}
     assert [(reference, str(place)) for reference, place in loaded.sources] == [("zoo:models", "modelbudget.yaml:24")]
 
 
@@ -160,7 +160,7 @@ def test_toml(tmp_path: Path) -> None:
     ]
     (good,) = loaded.entries
     assert str(good.place) == "pyproject.toml:12"
-    assert str(good.limits[0].place) == "pyproject.toml:14"
+    assert str(good.parsed_budgets[0].place) == "pyproject.toml:14"
 
 
 VALUES = {"n": "int64[] = 3", "lengths": "int64[B] = T", "mask": "bool[B, T] = true", "ids": "int64[B, T] < 32000"}
@@ -206,7 +206,7 @@ def test_yaml_anchors_and_merge_keys(tmp_path: Path) -> None:
             build: "m:b"
     """
     a, b = read(tmp_path, text).entries
-    assert (b.build, b.inputs, b.limits[0].limit) == ("m:b", a.inputs, 5)
+    assert (b.build, b.inputs, b.parsed_budgets[0].limit) == ("m:b", a.inputs, 5)
 
 
 GOOD = "\n  good: {build: 'pkg:good'}\n"
@@ -291,7 +291,7 @@ def test_the_decorator_gives_an_entry() -> None:
         return None
 
     assert isinstance(net, ModelEntry)
-    assert (net.id, net.tags, net.limits[0].limit, net.run) == ("net", ("edge",), 1000, "real")
+    assert (net.id, net.tags, net.parsed_budgets[0].limit, net.run) == ("net", ("edge",), 1000, "real")
     assert net.place is not None
     assert net.place.file == __file__
 

@@ -26,7 +26,9 @@ def results(text: str, file: str = "modelbudget.yaml", **params: int) -> list[Re
     """What a run over the manifest's models comes to, with that many params each."""
     entries = {entry.id: entry for entry in read(text, file=file).entries}
     return [
-        Result(id=name, state=State.OK, summary=net(count), limits=entries[name].limits, tags=entries[name].tags)
+        Result(
+            id=name, state=State.OK, summary=net(count), limits=entries[name].parsed_budgets, tags=entries[name].tags
+        )
         for name, count in params.items()
     ]
 

@@ -105,7 +105,7 @@ def test_what_tighten_writes_is_read_back(kind: units.Kind, number: int) -> None
     loaded = read(f"models: {{net: {{build: 'a:b', budgets: {{{metric}: {text}}}}}}}", file="modelbudget.yaml")
     assert not loaded.mistakes, text
     [entry] = loaded.entries
-    assert entry.limits[0].limit == limit
+    assert entry.parsed_budgets[0].limit == limit
 
 
 @fuzzed(st.integers(0, 10**30))

@@ -82,7 +82,9 @@ def sound(loaded: Loaded, text: str) -> None:
     for entry in loaded.entries:
         assert entry.place is not None
         assert entry.place.file == loaded.file
-        assert all(one.limit is not None and one.metric in (*METRICS, "*", "fits", "share") for one in entry.limits)
+        assert all(
+            one.limit is not None and one.metric in (*METRICS, "*", "fits", "share") for one in entry.parsed_budgets
+        )
 
 
 def toml(value: Any) -> str:

@@ -132,8 +132,9 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
     """
     if sharded := has_shards(model):
         merge(model)
-    keras_layers.settle(all_modules(model), ghosts.of)
-    for module in all_modules(model):
+    modules = all_modules(model)
+    keras_layers.settle(modules, ghosts.of)
+    for module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, parameter in module._parameters.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What one block keeps more: a storage by its word (see `SavedLog`), and the place of the module that saved it."""
+    """The storage of an argument or a result (see `SavedLog`), and the place of the module that saved it first."""
 
     storage: tuple[str, int]
     bytes: int
@@ -29,17 +30,21 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Added:
-    """What a block keeps, and the arguments that its result leads back to."""
+    """What a block keeps, and the arguments that its result leads back to.
+
+    Of storages that nobody outside of the block sees, `inner` has the bytes by the place of the module.
+    """
 
     kept: tuple[_Kept, ...]
+    inner: tuple[tuple[int, int], ...]
     reached: tuple[int, ...]
 
 
 class SavedLog:
     """The `Log` of a `Saved`; see `repeats`.
 
-    A storage is that of the `("given", n)`th argument or of the `("made", n)`th result, or the `("inner", n)`th of
-    those that nobody outside of the block sees.
+    A storage is that of the `("given", n)`th argument or of the `("made", n)`th result, or nobody outside of the block
+    sees it.
     """
 
     def __init__(self, saved: Saved) -> None:
@@ -69,34 +74,41 @@ class SavedLog:
             words.setdefault(storage_key(tensor), ("given", place))
         for place, tensor in enumerate(made):
             words.setdefault(storage_key(tensor), ("made", place))
-        kept = []
+        kept, within, seen = [], Counter[int](), set[int]()
         for entry in self._saved.entries[entries:]:
             if entry.handle() is None:
                 continue
             if entry.module not in places:
                 raise Unreadable
-            if (word := words.get(entry.storage)) is None:
-                inside = (
-                    -entry.storage > inner if entry.storage < 0 else self._saved.made.get(entry.storage, 0) > operators
-                )
-                if not inside:
-                    raise Unreadable
-                word = words[entry.storage] = "inner", len(words)
-            kept.append(_Kept(word, entry.bytes, places[entry.module]))
+            if entry.storage in seen:
+                continue
+            seen.add(entry.storage)
+            if (word := words.get(entry.storage)) is not None:
+                kept.append(_Kept(word, entry.bytes, places[entry.module]))
+            elif self._is_inner(entry.storage, operators, inner):
+                within[places[entry.module]] += entry.bytes
+            else:
+                raise Unreadable
         trained = [
             tensor for tensor in made if tensor.requires_grad and all(tensor is not one for one in given.tensors)
         ]
-        if kept and not trained:
+        if seen and not trained:
             raise Unreadable
-        return _Added(tuple(kept), _reached(trained[0].grad_fn, given.tensors) if trained else ())
+        reached = _reached(trained[0].grad_fn, given.tensors) if trained else ()
+        return _Added(tuple(kept), tuple(within.items()), reached)
+
+    def _is_inner(self, storage: int, operators: int, inner: int) -> bool:
+        """Whether a storage was made since there were so many operators, and so many inner ones that were told."""
+        return -storage > inner if storage < 0 else self._saved.made.get(storage, 0) > operators
 
     def again(self, added: _Added, modules: Modules, given: Given, make: Make) -> Any:
         """Keep as much for another block, as long as its result is kept."""
-        handles: list[Handle] = []
+        handle = Handle(self._leaf)
+        held: list[object] = [handle]
 
         def train(tensor: torch.Tensor) -> torch.Tensor:
             reached = (given.tensors[place] for place in added.reached)
-            result: torch.Tensor = _Told.apply(self._leaf, [tensor], handles, *reached)
+            result: torch.Tensor = _Told.apply(self._leaf, [tensor], held, *reached)
             return result
 
         out = make(train)
@@ -104,27 +116,20 @@ class SavedLog:
         made = tensors(out)
         for tensor in made:
             self._saved.made[storage_key(tensor)] = self._saved.operators
-        inner: dict[tuple[str, int], int] = {}
+        alive = weakref.ref(handle)
+
+        def keep(storage: int, size: int, module: int) -> None:
+            self._saved.entries.append(Entry(alive, storage, size, id(unwrapped(modules[module]))))
+
         for kept in added.kept:
             kind, place = kept.storage
-            if kind == "inner":
-                if kept.storage not in inner:
-                    self._inner += 1
-                    inner[kept.storage] = -self._inner
-                handle, key = Handle(self._leaf), inner[kept.storage]
-            else:
-                tensor = (given.tensors if kind == "given" else made)[place]
-                handle, key = Handle(_alone(tensor)), storage_key(tensor)
-            handles.append(handle)
-            owner = id(unwrapped(modules[kept.module]))
-            self._saved.entries.append(Entry(weakref.ref(handle), key, kept.bytes, owner))
+            storage = (given.tensors if kind == "given" else made)[place].untyped_storage()
+            held.append(storage)  # without the graph of its tensor: a result that its own graph holds would never go
+            keep(storage._cdata, kept.bytes, kept.module)
+        for module, size in added.inner:
+            self._inner += 1
+            keep(-self._inner, size, module)
         return out
-
-
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without its graph: a result that its own graph holds would never go."""
-    with torch._C._DisableTorchDispatch():
-        return tensor.detach()
 
 
 class AskedBack(RuntimeError):
@@ -132,12 +137,12 @@ class AskedBack(RuntimeError):
 
 
 class _Told(torch.autograd.Function):  # type: ignore[misc]
-    """Stands in autograd's graph for a block, and holds its handles."""
+    """Stands in autograd's graph for a block, and holds what the block keeps."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: torch.Tensor, made: list[torch.Tensor], handles: list[Handle], *given: Any) -> Any:
+    def forward(ctx: Any, leaf: torch.Tensor, made: list[torch.Tensor], held: list[object], *given: Any) -> Any:
         """The one tensor in `made`."""
-        ctx.handles = handles
+        ctx.held = held
         return made.pop()
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,8 +22,7 @@ The last one is where an exported program checks its inputs.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):  # of which there are very many: these are made fastest
     """One module; `parts` are the modules rolled up into it, with the prefix of their weights' names."""
 
     path: str
@@ -39,6 +38,11 @@ class Node:
         if self.module._modules and parametrize.is_parametrized(self.module):
             return str(parametrize.type_before_parametrizations(self.module).__name__)
         return type(self.module).__name__
+
+
+def is_of_torch(module: nn.Module) -> bool:
+    """Whether the class of `module` is one of torch's own layers, and none derived from it."""
+    return type(module).__module__.startswith("torch.nn.modules.")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -112,11 +116,14 @@ def _walk(module: nn.Module, path: str, seen: set[int], found: list[Node], names
     if id(module) in seen:
         return
     seen.add(id(module))
+    keras = isinstance(module, keras_layers.kinds())
+    if not (keras or module._modules):  # most of them
+        found.append(Node(path or ROOT, module, container=False))
+        return
     inside = children(module)
     parts = _parts(module)
     seen.update([id(part) for _, part in parts])
     found.append(Node(path or ROOT, module, bool(inside), parts))
-    keras = isinstance(module, keras_layers.kinds())
     for name, child in inside:
         name = names[id(child)] if keras else name
         _walk(child, f"{path}.{name}" if path else name, seen, found, names)

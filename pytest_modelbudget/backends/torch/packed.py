@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pytest_modelbudget.backends.torch.modules import is_of_torch
 from pytest_modelbudget.backends.torch.stored import (
     dtype_of,
     has_plain_tensors,
@@ -34,7 +35,6 @@ _FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 _TABLES = (("num_embeddings", "embedding_dim"),)
 _BITS = ("bits", "w_bit", "wbits", "nbits", "bit_width")
 _MOST = 8
-_OF_TORCH = "torch.nn.modules."
 _PACKING = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32})
 
 Shape = tuple[int, int]
@@ -119,10 +119,10 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _is_ordinary(module: nn.Module) -> bool:
     """Whether a module is a layer of torch's own with weights as they are shaped, as most of a model are."""
-    if not type(module).__module__.startswith(_OF_TORCH):
+    if not is_of_torch(module):
         return False
-    floats = all(tensor is None or tensor.is_floating_point() for tensor in module._parameters.values())
-    return floats and has_plain_tensors(module)
+    floats = [tensor is None or tensor.is_floating_point() for tensor in module._parameters.values()]
+    return all(floats) and has_plain_tensors(module)
 
 
 def _attributes(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -157,11 +157,23 @@ class Placing:
     def _constant(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if sum(tensor.numel() for tensor in read) < _WATCHED or func.is_view:
             return func(*args, **kwargs)
-        if func._schema.is_mutable or not _too_large(func, args, kwargs):
+        if func._schema.is_mutable or not self._is_too_large(func, read, args, kwargs):
             return func(*args, **kwargs)
         return (
             sparse.run(func, read, args, kwargs) if any(map(is_sparse, read)) else self._mixed(func, read, args, kwargs)
         )
+
+    def _is_too_large(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a result would have too many elements for values of it to be kept."""
+        run = sparse.run if any(map(is_sparse, read)) else self.memo.run
+        try:
+            args, kwargs = tree_map_only(torch.Tensor, sparse.to_meta, (args, kwargs))
+            meta = run(func, tensors((args, kwargs)), args, kwargs)
+        except (RuntimeError, NotImplementedError):  # it depends on values, so it is no larger than its operands
+            return False
+        # Nobody asks for the values of a large table of products (positions times frequencies), and they take time.
+        most = LARGE if func in _PRODUCTS and len(read) > 1 else CONSTANT
+        return any(tensor.numel() > (CONSTANT if _whole(tensor.dtype) else most) for tensor in tensors(meta))
 
     def _moved(self, func: Any, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = kwargs.get("device")
@@ -264,17 +276,6 @@ def _real_like(name: str, out: torch.Tensor, args: tuple[Any, ...], kwargs: dict
     """The constant that `zeros_like` and its kind would have made on a real device."""
     value = 1 if "ones" in name else args[-1] if "full" in name else 0
     return torch.full(tuple(out.shape), value, dtype=out.dtype, device="cpu")
-
-
-def _too_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    try:
-        args, kwargs = tree_map_only(torch.Tensor, sparse.to_meta, (args, kwargs))
-        meta = sparse.run(func, tensors((args, kwargs)), args, kwargs)
-    except (RuntimeError, NotImplementedError):  # its result depends on values, so it is no larger than its operands
-        return False
-    # Nobody asks for the values of a large table of products (positions times frequencies), and they take time.
-    most = LARGE if func in _PRODUCTS and len(tensors((args, kwargs))) > 1 else CONSTANT
-    return any(tensor.numel() > (CONSTANT if _whole(tensor.dtype) else most) for tensor in tensors(meta))
 
 
 def _refuse_out_of_range(ids: torch.Tensor, rows: int) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache, partial
+from functools import partial
+from itertools import chain, repeat
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from pytest_modelbudget.backends.torch.holding import CONTAINERS, Held, Holdings
+from pytest_modelbudget.backends.torch.holding import CONTAINERS, Held
 from pytest_modelbudget.backends.torch.stored import is_wrapper
 from pytest_modelbudget.backends.torch.trees import storage_key
 
@@ -40,7 +42,7 @@ class Unreadable(Exception):
 
 
 class _Known:
-    """The number of what one module holds, for as long as it does."""
+    """The number of what a module and all modules below it hold, for as long as they do."""
 
     __slots__ = ("_held", "_real", "number")
 
@@ -49,26 +51,35 @@ class _Known:
         self._held = held
         self._real = [(tensor, tensor._version) for tensor in real]
 
-    def holds(self, module: nn.Module) -> bool:
-        """Whether the module is as it was."""
-        if not self._held.same(module):
-            return False
-        return not self._real or all(tensor._version == version for tensor, version in self._real)
+    @property
+    def holds(self) -> bool:
+        """Whether they are as they were."""
+        return self._held.same() and all(tensor._version == version for tensor, version in self._real)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where things are in the attributes of like modules: hooks, plain values, and `others` with module and name."""
+
+    number: int
+    hooks: tuple[int, ...]
+    plain: tuple[int, ...]
+    others: tuple[tuple[int, int, str], ...]
 
 
 class Prints:
-    """Takes fingerprints; what a module held is read once, as long as it holds the same."""
+    """Takes fingerprints; what a block holds is read once, as long as it holds the same."""
 
-    def __init__(self, holdings: Holdings) -> None:
-        self._holdings = holdings
-        self._children: dict[int, list[int]] = {}
+    def __init__(self) -> None:
+        self._children: dict[int, list[list[int]]] = {}
+        self._layouts: dict[Hashable, _Layout] = {}
         self._numbers: dict[Hashable, int] = {}
         self._known: dict[int, _Known] = {}
         self._real: list[torch.Tensor] = []  # tensors with values in what is being read
 
     def enter(self, modules: Sequence[nn.Module]) -> None:
         """These, a module and all modules below it, may be asked for."""
-        self._children |= {id(module): _children(module) for module in modules}
+        self._children[id(modules[0])] = list(map(_children, modules))
 
     def of(self, modules: Sequence[nn.Module]) -> tuple[Hashable, Hashable]:
         """The fingerprint of a module, given with all modules below it (a tree), and their training flags apart.
@@ -77,31 +88,36 @@ class Prints:
             Unreadable: it has hooks, or holds something whose state cannot be told.
         """
         with torch._C._DisableTorchDispatch():
-            return tuple(map(self._number, modules)), tuple([one.training for one in modules])
+            return self._number(modules), tuple([module.training for module in modules])
 
-    def _number(self, module: nn.Module) -> int:
-        known = self._known.get(id(module))
-        if known is None or not known.holds(module):
+    def _number(self, modules: Sequence[nn.Module]) -> int:
+        known = self._known.get(id(modules[0]))
+        if known is None or not known.holds:
             self._real.clear()
-            read = self._read(module)
-            number = self._numbers.setdefault(read, len(self._numbers))
-            known = self._known[id(module)] = _Known(self._holdings.of(module), number, self._real)
+            held = Held(modules)
+            number = self._numbers.setdefault(self._read(held), len(self._numbers))
+            known = self._known[id(modules[0])] = _Known(held, number, self._real)
         return known.number
 
-    def _read(self, module: nn.Module) -> Hashable:
-        held = vars(module)
-        names, kinds = tuple(held), tuple(map(type, held.values()))
-        hooks, read = _sorted(names)
-        if any(map(held.__getitem__, hooks)):
+    def _read(self, held: Held) -> Hashable:
+        modules, values = held.modules, held.values
+        if list(map(_children, modules)) != self._children[id(modules[0])]:
             raise Unreadable
-        parts = [value if type(value := held[name]) in _PLAIN else self._part(module, name, value) for name in read]
-        return type(module), names, kinds, tuple(parts)
+        arranged = (*map(type, modules), *held.sizes, *held.names, *map(type, values))
+        if (layout := self._layouts.get(arranged)) is None:
+            layout = self._layouts[arranged] = _layout(held, len(self._layouts))
+        if any(map(values.__getitem__, layout.hooks)):
+            raise Unreadable
+        plain = [values[place] for place in layout.plain]
+        others = [
+            () if type(value := values[place]) in CONTAINERS and not value else self._part(modules[owner], name, value)
+            for place, owner, name in layout.others
+        ]
+        return layout.number, *plain, *others
 
     def _part(self, module: nn.Module, name: str, value: Any) -> Hashable:
-        """An attribute that is not plain."""
+        """An attribute that is neither plain nor empty."""
         if name == "_modules":
-            if _children(module) != self._children[id(module)]:
-                raise Unreadable
             return tuple([(child, one is None) for child, one in value.items()])
         if name == "_buffers" and isinstance(module, _BatchNorm) and module.momentum is not None:
             value = {key: item for key, item in value.items() if key != "num_batches_tracked"}  # a mere count
@@ -146,11 +162,19 @@ class Prints:
         return repr(tensor.detach().flatten().tolist())  # text, because nan is not nan
 
 
-@lru_cache(maxsize=1024)
-def _sorted(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the names of attributes those of hooks, and those of what is read."""
-    hooks = tuple(name for name in names if name in _HOOKS and name not in _UNREAD)
-    return hooks, tuple(name for name in names if name not in _HOOKS and name not in _UNREAD)
+def _layout(held: Held, number: int) -> _Layout:
+    hooks, plain, others = [], [], []
+    owners = chain.from_iterable(repeat(owner, size) for owner, size in enumerate(held.sizes))
+    for place, (owner, name, value) in enumerate(zip(owners, held.names, held.values, strict=True)):
+        if name in _UNREAD:
+            continue
+        if name in _HOOKS:
+            hooks.append(place)
+        elif type(value) in _PLAIN:
+            plain.append(place)
+        else:
+            others.append((place, owner, name))
+    return _Layout(number, tuple(hooks), tuple(plain), tuple(others))
 
 
 def _says_all(tensor: torch.Tensor) -> bool:
@@ -192,9 +216,9 @@ class Given:
     def _tensor(self, tensor: torch.Tensor) -> Hashable:
         if tensor.layout != torch.strided or tensor.is_complex():
             raise Unreadable
-        place = next((place for place, one in enumerate(self.tensors) if one is tensor), None)
-        if place is not None:
-            return place
+        for place, known in enumerate(self.tensors):
+            if known is tensor:
+                return place
         storage = self.storages.setdefault(storage_key(tensor), len(self.tensors))
         self.tensors.append(tensor)
         self.versions.append(tensor._version)

@@ -12,8 +12,6 @@ What a forward does to Python objects outside of its module (a counter in a glob
 
 from __future__ import annotations
 
-import random
-import sys
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -30,6 +28,7 @@ from pytest_modelbudget.backends.torch.ghosts import META
 from pytest_modelbudget.backends.torch.holding import Holdings
 from pytest_modelbudget.backends.torch.modules import all_modules, children, unwrapped
 from pytest_modelbudget.backends.torch.prints import Given, Prints, Unreadable
+from pytest_modelbudget.backends.torch.state import random_states
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 
 _LIKENESS = 2
@@ -123,7 +122,7 @@ class Repeats:
     def __init__(self, model: nn.Module, holdings: Holdings) -> None:
         self._kinds: dict[int, int] = {}
         self.below: dict[int, list[nn.Module]] = {}
-        self.prints = Prints(holdings)
+        self.prints = Prints()
         self.trusted: set[Hashable] = set()
         self._model = model  # keeps the addresses that are keys
         if sum([bool(module._modules) for module in holdings.modules]) >= _LIKENESS:
@@ -217,7 +216,7 @@ class Session:
         run: Callable[[], Any],
     ) -> Any:
         """Run, and see what it does; twice the same is trusted."""
-        chance, first = self._chance if self._chance is not None else _chance(), len(self._born)
+        chance, first = self._chance if self._chance is not None else random_states(), len(self._born)
         mark = self._log.mark(modules, given)
         self._recording += 1
         try:
@@ -225,7 +224,7 @@ class Session:
         finally:
             self._recording -= 1
         try:
-            self._chance = _chance()
+            self._chance = random_states()
             if not given.unwritten or self._repeats.prints.of(modules) != key[:2] or self._chance != chance:
                 raise Unreadable
             made = tensors(out)
@@ -296,18 +295,6 @@ def _mood() -> Hashable:
         torch._C._get_math_sdp_enabled(),
         torch._C._get_flash_sdp_enabled(),
     )
-
-
-def _chance() -> Hashable:
-    """The random states of the process."""
-    numpy = sys.modules.get("numpy")
-    with torch._C._DisableTorchDispatch():
-        state = torch.default_generator.get_state()
-        ours = random.getstate(), state.numpy().tobytes() if numpy is not None else tuple(state.tolist())
-    if numpy is None:
-        return ours
-    kind, keys, *rest = numpy.random.get_state()
-    return *ours, kind, keys.tobytes(), *rest
 
 
 def _recipe(out: Any, made: list[torch.Tensor], given: Given) -> Any:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TypedDict
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from pytest_modelbudget.summary import Dim, Layer, TensorSpec, Weight
 
 Sizes = Mapping[str, int]
 _Calls = Sequence[tuple[Output, ...]]
+_Named = tuple[tuple[TensorSpec, ...], ...]
 
 
 @dataclass(slots=True)
@@ -31,8 +31,8 @@ class Naming:
     settled: bool = True
     twins: tuple[int, ...] = field(init=False)
     _known: dict[tuple[int | None, ...], Dim] = field(default_factory=dict)
-    _calls: dict[tuple[tuple[int, ...], ...], tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
-    _said: dict[Hashable, tuple[tuple[TensorSpec, ...], ...]] = field(default_factory=dict)
+    _rows: dict[tuple[tuple[int, ...], ...], tuple[_Named, _Named]] = field(default_factory=dict)
+    _said: dict[Hashable, _Named] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """`twins` are the places of the other passes at the first one's sizes."""
@@ -52,17 +52,24 @@ class Naming:
             for index, (_, dtype) in enumerate(first)
         )
 
-    def calls(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> tuple[tuple[TensorSpec, ...], ...]:
-        """Every call of a module that has tensors, equal ones once; concrete when the passes differ in their number."""
-        told = tuple([tuple(map(id, one)) for one in seen])  # blocks that repeat share what they made
-        if (known := self._calls.get(told)) is None:
-            said = tuple(map(tuple, seen))
-            if (known := self._said.get(said)) is None:
-                known = self._said[said] = tuple([call for call in self._named(seen) if call])
-            self._calls[told] = known
+    def row(self, records: Sequence[Record | Join | None]) -> tuple[_Named, _Named]:
+        """The outputs and the inputs of one module or join, given as each pass saw it; see `calls`."""
+        # Blocks that repeat share what they made: most rows are known by the ids of it.
+        ids = tuple([(*map(id, one.calls), 0, *map(id, one.given)) if one is not None else () for one in records])
+        if (known := self._rows.get(ids)) is None:
+            outputs = self.calls([one.calls if one is not None else () for one in records])
+            inputs = self.calls([one.given if one is not None else () for one in records])
+            known = self._rows[ids] = outputs, inputs
         return known
 
-    def _named(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> tuple[tuple[TensorSpec, ...], ...]:
+    def calls(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> _Named:
+        """Every call of a module that has tensors, equal ones once; concrete when the passes differ in their number."""
+        said = tuple(map(tuple, seen))
+        if (known := self._said.get(said)) is None:
+            known = self._said[said] = tuple([call for call in self._named(seen) if call])
+        return known
+
+    def _named(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> _Named:
         first = seen[0]
         if any(len(seen[place]) != len(first) for place in self.twins):  # how often it is called depends on values
             return tuple(self._summed_up(seen))
@@ -230,13 +237,18 @@ def _row(
         return Layer(
             node.path, node.type, weights=own, calls=never, flops=never, container=node.container, activation_bytes=kept
         )
+    outputs, inputs = naming.row(records)
     return Layer(
         path=node.path,
         type=node.type,
+        outputs=outputs,
+        connected_to=_edges(record, names),
         weights=own,
+        calls=_times(record, records, naming.twins),
+        flops=_flops(record, records, naming.twins),
         container=node.container,
+        inputs=inputs,
         activation_bytes=kept,
-        **_seen(records, naming, names),
     )
 
 
@@ -249,31 +261,17 @@ def _join_row(
     held: Activations | None,
 ) -> Layer:
     records = [one.trace.joins.get(join.key) for one in passes]
-    kept = None if held is None else 0
-    return Layer(path=path, type=join.kind, activation_bytes=kept, **_seen(records, naming, names))
-
-
-class _Seen(TypedDict):
-    """The fields of a row that come from its calls."""
-
-    outputs: tuple[tuple[TensorSpec, ...], ...]
-    inputs: tuple[tuple[TensorSpec, ...], ...]
-    connected_to: tuple[tuple[str, ...], ...]
-    calls: int | None
-    flops: int | None
-
-
-def _seen(records: Sequence[Record | Join | None], naming: Naming, names: Mapping[Source, str]) -> _Seen:
-    """What the passes show of one module or join; the first of them has seen it."""
-    first = records[0]
-    assert first is not None
-    return {
-        "outputs": naming.calls([one.calls if one else () for one in records]),
-        "inputs": naming.calls([one.given if one else () for one in records]),
-        "connected_to": _edges(first, names),
-        "calls": _times(first, records, naming.twins),
-        "flops": _flops(first, records, naming.twins),
-    }
+    outputs, inputs = naming.row(records)
+    return Layer(
+        path=path,
+        type=join.kind,
+        outputs=outputs,
+        connected_to=_edges(join, names),
+        calls=_times(join, records, naming.twins),
+        flops=_flops(join, records, naming.twins),
+        inputs=inputs,
+        activation_bytes=None if held is None else 0,
+    )
 
 
 def _times(first: Record | Join, records: Sequence[Record | Join | None], twins: Sequence[int]) -> int | None:
@@ -296,4 +294,4 @@ def _edges(record: Record | Join, names: Mapping[Source, str]) -> tuple[tuple[st
     if not record.fed_by:
         return ()
     calls = [tuple([names[source] for source in call if source in names]) for call in record.fed_by]
-    return tuple(dict.fromkeys([call for call in calls if call]))
+    return tuple(dict.fromkeys(filter(None, calls)))

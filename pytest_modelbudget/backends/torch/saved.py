@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -61,8 +62,8 @@ class Saved:
     def __init__(self, model: nn.Module, holdings: Holdings) -> None:
         self._model = model
         self._parts = holdings.parts
-        held = [part for tensor in all_tensors(holdings.modules) for part in parts(tensor)]
-        self.excluded = {storage_key(tensor) for tensor in (*held, *stored_in(holdings.modules)) if has_storage(tensor)}
+        held = (part for tensor in all_tensors(holdings.modules) for part in parts(tensor))
+        self.excluded = set(map(storage_key, chain(held, stored_in(holdings.modules))))
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.entries: list[Entry] = []
         self.made: dict[int, int] = {}  # the number of operators that had run, by the storages that each made

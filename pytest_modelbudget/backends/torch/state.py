@@ -6,9 +6,9 @@ import gc
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from functools import partial
+from functools import cache, partial
 from types import FrameType, GeneratorType
 from typing import Any
 
@@ -202,12 +202,28 @@ def seed(number: int = 0) -> None:
 
 def drawn_since(number: int) -> bool:
     """Whether random numbers were drawn since `seed(number)`."""
-    fresh = torch.Generator().manual_seed(number).get_state()
-    if random.getstate() != random.Random(number).getstate() or not torch.equal(fresh, torch.get_rng_state()):
-        return True
-    if (numpy := sys.modules.get("numpy")) is None:
-        return False
-    return _numbers(numpy.random.get_state()) != _numbers(numpy.random.RandomState(number).get_state())
+    return random_states() != _after_seed(number, "numpy" in sys.modules)
+
+
+def random_states() -> Hashable:
+    """The random states of torch, Python and numpy: equal as long as nothing was drawn."""
+    with torch._C._DisableTorchDispatch():
+        states = random.getstate(), _bytes(torch.default_generator)
+    numpy = sys.modules.get("numpy")
+    return states if numpy is None else (*states, *_numbers(numpy.random.get_state()))
+
+
+@cache
+def _after_seed(number: int, with_numpy: bool) -> Hashable:
+    """What `random_states` gives right after `seed(number)`."""
+    with torch._C._DisableTorchDispatch():
+        states = random.Random(number).getstate(), _bytes(torch.Generator().manual_seed(number))
+    return (*states, *_numbers(sys.modules["numpy"].random.RandomState(number).get_state())) if with_numpy else states
+
+
+def _bytes(generator: torch.Generator) -> Hashable:
+    state = generator.get_state()
+    return state.numpy().tobytes() if "numpy" in sys.modules else tuple(state.tolist())
 
 
 def _numbers(state: Any) -> tuple[Any, ...]:

@@ -48,13 +48,17 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 def has_plain_tensors(module: nn.Module) -> bool:
     """Whether all parameters and buffers of a module, itself, are plain."""
-    held = (*module._parameters.values(), *module._buffers.values())
-    return all(tensor is None or is_plain(tensor) for tensor in held)
+    for held in (module._parameters, module._buffers):
+        for tensor in held.values():
+            if tensor is not None and not is_plain(tensor):
+                return False
+    return True
 
 
 def plain_region(tensor: torch.Tensor) -> Hashable:
     """As `region`, for a tensor that is plain."""
-    return (storage_key(tensor), tensor.storage_offset(), tensor.numel()) if tensor.numel() else id(tensor)
+    count = tensor.numel()
+    return (storage_key(tensor), tensor.storage_offset(), count) if count else id(tensor)
 
 
 def is_sparse(tensor: torch.Tensor) -> bool:
@@ -85,10 +89,10 @@ def wraps(kind: Any) -> bool:
 
 def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensors of plain memory that `tensor` is stored in, each once: itself, when it is one."""
-    if type(tensor) not in _ORDINARY and is_lazy(tensor):
-        return []
     if is_plain(tensor):
         return [tensor]
+    if is_lazy(tensor):
+        return []
     return list({region(part): part for part in _parts(tensor)}.values())
 
 

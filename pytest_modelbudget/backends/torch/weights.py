@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch import keras_layers
-from pytest_modelbudget.backends.torch.modules import PARTS, Node, all_tensors
+from pytest_modelbudget.backends.torch.modules import PARTS, Node, all_tensors, is_of_torch
 from pytest_modelbudget.backends.torch.packed import Packed, hides_features, own_tensors, packed_weight
 from pytest_modelbudget.backends.torch.programs import frozen_weights, packed_bytes, unpacked
 from pytest_modelbudget.backends.torch.stored import (
@@ -45,11 +45,13 @@ def weights_of(found: Sequence[Node], model: str) -> tuple[list[tuple[Weight, ..
     told: dict[Hashable, Weight] = {}  # models have many weights that are alike
     for node in found:
         weights = [_weight(node, held, owners, told, model) for held in _own(node, model)]
-        weights += _packed(node, notes)
-        weights += frozen_weights(node.module)
-        if any("int" in weight.dtype for weight in weights) and hides_features(node.module):
-            notes.append(f"{node.path or '(root)'}: {node.type} {_HIDDEN}")
-        rows.append(tuple(keras_layers.as_meant(node.module, weights)))
+        if not is_of_torch(node.module):
+            weights += _packed(node, notes)
+            weights += frozen_weights(node.module)
+            if any("int" in weight.dtype for weight in weights) and hides_features(node.module):
+                notes.append(f"{node.path or '(root)'}: {node.type} {_HIDDEN}")
+            weights = keras_layers.as_meant(node.module, weights)
+        rows.append(tuple(weights))
     return rows, notes
 
 

@@ -135,6 +135,19 @@ class Loop(nn.Module):
         return x
 
 
+class LoopFirst(Loop):
+    """One block, called again and again, and then another one like it for the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.between = Plain(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in (*[self.block] * MANY, self.late):
+            x = block(self.between(x))
+        return x
+
+
 def _shared_activation() -> nn.Module:
     act = nn.GELU()
     return Stack(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), act, nn.Linear(WIDTH, WIDTH)))
@@ -175,6 +188,7 @@ TOLD = {
     "attention under a shared mask": (Masked, None),
     "two inputs and two outputs": (Pairs, None),
     "one block in a loop": (Loop, None),
+    "one block in a loop, and then one like it": (LoopFirst, None),
     "one activation for all": (_shared_activation, None),
     "one module with a join for all": (_shared_position, None),
     "convolutions": (_images, "float32[B, 8, 6, 6]"),
@@ -311,6 +325,32 @@ def test_what_the_model_does_between_its_blocks_counts() -> None:
     shapes = {row.path: row.output_text for row in counted(Setting(Sized)).layers}
     assert shapes["blocks.3"] == "[B, T, 16]"
     assert shapes["blocks.4"] == "[B, 2*T, 16]"
+
+
+@pytest.mark.parametrize("name", ["new", "norm"])
+def test_what_a_pass_stores_in_modules_is_undone(name: str) -> None:
+    """A new attribute, a layer in place of another, items in dicts and lists: a later pass finds none of them."""
+
+    class Storing(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[int] = []
+            self.table = {"calls": 0}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            found.append((hasattr(self, "new"), type(self.norm), list(self.seen), dict(self.table)))
+            setattr(self, name, nn.Identity())
+            self.seen.append(1)
+            self.table["calls"] += 1
+            return y
+
+    found: list[Any] = []
+    counted(Stack(Storing, 3))
+    first_pass, later = found[:3], found[3:]
+    assert first_pass == [(False, nn.LayerNorm, [], {"calls": 0})] * 3
+    assert later
+    assert all(seen == later[0] for seen in later)
 
 
 def test_checkpointed_blocks_hold_only_what_goes_in() -> None:
