@@ -74,7 +74,7 @@ def test_parse(written: Any, expected: object) -> None:
         pytest.param("int64[B] < 0", 'write a whole number above 0, e.g. "< 32000"', id="nothing below a bound"),
         pytest.param("int64[B] < 1_", "'1_' is no bound", id="a bound that ends in a line"),
         pytest.param("float32[B] = " + "9" * 5000, "float32 holds numbers", id="a value of 5,000 digits"),
-        pytest.param("float32[" + "9" * 5000 + "]", "neither a size nor", id="a size of 5,000 digits"),
+        pytest.param("float32[" + "9" * 5000 + "]", "a size has at most 18 digits", id="a size of 5,000 digits"),
         pytest.param("int64[B] < V", "'V' is no bound", id="a bound by name"),
         pytest.param("uint8[B] < 300", "uint8 ends at 255: write a bound up to 256", id="too large a bound"),
         pytest.param(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pytest_modelbudget.base import locate
-from pytest_modelbudget.outcome import report_target
+from pytest_modelbudget.report_files import targets
 from pytest_modelbudget.reports import REPORTS
 from tests.fuzz.strategies import attempted, fuzzed, names
 from tests.gitrepo import ENVIRONMENT, Repository, repository
@@ -30,16 +30,15 @@ _PATHS = st.one_of(
     )
 )
 def test_a_report_is_a_kind_and_a_path_or_an_error(text: str) -> None:
-    """Nothing of the path is lost, and an error names the kinds."""
+    """Nothing of the path is lost, and an error names the kinds, or why nothing is written there."""
     folder = Path("/project")
-    target, mistake = attempted(report_target, text, folder)
+    files, mistake = attempted(targets, [text], folder)
     if mistake:
-        assert "KIND:PATH" in mistake
-        assert not any(text.startswith(f"{kind}:") and len(text) > len(kind) + 1 for kind in REPORTS)
+        assert "KIND:PATH" in mistake or mistake.endswith(": name another file")
         return
-    kind, path = target
-    assert kind in REPORTS
-    assert path == folder / text[len(kind) + 1 :]
+    [file] = files
+    assert file.kind in REPORTS
+    assert file.path == folder / text[len(file.kind) + 1 :]
 
 
 HISTORY: dict[str, Repository] = {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pytest_modelbudget import writing
 from pytest_modelbudget.summary import FLOP_RULES
 from tests.project import SMALL, Project
 
@@ -154,7 +154,7 @@ def conflict(text: str) -> str:
         ),
         pytest.param(
             lambda path: path.write_bytes(b"\x00\x01\x02" * 50),
-            "__model_budget__/small.yaml: not YAML*",
+            "__model_budget__/small.yaml:1: not YAML*",
             id="control characters",
         ),
         pytest.param(rewrite(lambda _: "a: [b\n"), "__model_budget__/small.yaml:2: not YAML*", id="not YAML"),
@@ -228,7 +228,7 @@ def file_for_folder(project: Project) -> None:
     ("prepare", "words"),
     [
         pytest.param(newer, "*format 2, written by a newer pytest-modelbudget*upgrade*", id="newer format"),
-        pytest.param(folder, "*small.yaml: is a folder, where the snapshot file should be: remove it", id="folder"),
+        pytest.param(folder, "*small.yaml: is a folder, where a file should be: remove it", id="folder"),
         pytest.param(link_out, "*small.yaml: is a link that leads out of the folder: remove it", id="link out"),
         pytest.param(
             dangling_link, "*small.yaml: is a link that leads out of the folder: remove it", id="dangling link"
@@ -256,12 +256,12 @@ def test_what_is_not_ours_is_never_written(small: Project, prepare: Callable[[Pr
 def test_a_folder_that_cannot_be_written_fails_the_update(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path and the system's reason are told, and the exit code is 1."""
 
-    def refused(*_: object, **where: object) -> None:
+    def refused(*_: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     project.manifest(SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "mkstemp", refused)
+        patch.setattr(writing, "write", refused)
         result = project.update()
     assert result.ret == 1
     result.stdout.fnmatch_lines(["ERROR __model_budget__/small.yaml: cannot be written (Permission denied)"])
@@ -271,13 +271,13 @@ def test_a_folder_that_cannot_be_written_fails_the_update(project: Project, monk
 def test_a_failed_write_leaves_the_old_file_and_no_litter(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing is atomic: the disk fills up, and the committed snapshot is still whole."""
 
-    def full(*_: object) -> None:
+    def full(*_: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     before = small.snapshots()
     small.write("zoo.py", "from fakenet import Model\ndef small():\n    return Model(dense=(32, 65))\n")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr(writing, "_replace", full)
         result = small.update("-p", "no:cacheprovider")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["ERROR __model_budget__/small.yaml: cannot be written (No space left on device)"])

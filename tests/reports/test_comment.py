@@ -67,7 +67,7 @@ def test_a_failed_model_says_how_to_accept_it() -> None:
     failed = replace(check(entry, wider(), snapshot), nodeid="modelbudget.yaml::net")
     page = reports.render("comment", [failed])
     assert "params: 6,421 > 6,300 (+121, +1.9%)" in page
-    assert 'accept:  pytest --model-budget-update "modelbudget.yaml::net"' in page
+    assert 'then:    pytest --model-budget-update "modelbudget.yaml::net"' in page
 
 
 @pytest.mark.parametrize(
