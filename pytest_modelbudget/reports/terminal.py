@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import FITS, PEAKS, Violation
 from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.diff import Change
+from pytest_modelbudget.errors import Place
 from pytest_modelbudget.intact import any_size
 from pytest_modelbudget.reports import plans, table, text
 from pytest_modelbudget.reports.text import harmless, harmless_lines
@@ -111,11 +112,19 @@ def _commands(word: str, update: str, result: Result) -> Iterator[str]:
     if not result.failures:
         yield f"{word}{update}"
         return
-    places = dict.fromkeys(str(one.budget.place) for one in result.failures if one.budget.place)
-    where = f" ({harmless(', '.join(places))})" if places else ""
+    places = dict.fromkeys(one.budget.place for one in result.failures if one.budget.place)
+    where = f" ({harmless(', '.join(_places(places)))})" if places else ""
     limits = "limit" if len(result.failures) == 1 else "limits"
     yield f"first:   make it fit, or change the broken {limits}{where}"
     yield f"then:    {update}"
+
+
+def _places(places: Iterable[Place]) -> Iterator[str]:
+    """`modelbudget.yaml:21`, `:23`: a file is named once for lines that follow each other."""
+    before = None
+    for place in places:
+        yield str(place) if place.file != before or place.line is None else f":{place.line}"
+        before = place.file
 
 
 def _since(result: Result) -> Iterator[str]:
