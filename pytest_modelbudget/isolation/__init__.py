@@ -7,10 +7,12 @@ runs in it, `surroundings` what is put back or found spoiled there after each mo
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from pytest_modelbudget import resources, wire
 from pytest_modelbudget.check import ModelEntry, Result, State
@@ -66,6 +68,10 @@ def filled_in(entry: ModelEntry) -> ModelEntry:
         return entry
     own = entry.build.entry()
     return replace(entry, build=own.build, args=own.args, kwargs=own.kwargs, inputs=own.inputs)
+
+
+class NoAnswer(Exception):
+    """A function that a worker was to call gave no answer; the message says why, in short."""
 
 
 class Isolation:
@@ -134,6 +140,21 @@ class Isolation:
             case _:
                 return entries_from(reference, holder)
 
+    def call(self, function: str, argument: Any, *, seconds: float) -> Any:
+        """What `module:function` returns in the worker for an argument; both are data.
+
+        Raises:
+            NoAnswer: it took longer, or the worker ended.
+            KeyboardInterrupt: something in it raised that.
+        """
+        job = Job("call", function=function, argument=json.dumps(argument))
+        answer = self._ask(job, Limits(seconds=seconds), once_more=False)
+        if answer.kind == "interrupted":
+            raise KeyboardInterrupt
+        if answer.kind != "data":
+            raise NoAnswer(answer.short or answer.text or "stops at a breakpoint")
+        return json.loads(answer.data)
+
     def _ask(self, job: Job, limits: Limits, *, once_more: bool) -> Answer:
         """The worker's answer; a worker that ended may have been another model's doing, so a used one has a second."""
         self.start()
@@ -146,7 +167,8 @@ class Isolation:
             self._drop()
             if once_more and used and end.limit is None:
                 return self._ask(job, limits, once_more=False)
-            return Answer("ended", text=ending.described(end, "the model was counted" if job.entry else "it answered"))
+            text = ending.described(end, "the model was counted" if job.entry else "it answered")
+            return Answer("ended", text, short=ending.in_short(end))
         except BaseException:  # an interrupt from the keyboard: the worker is in the middle of a model
             self._drop()
             raise
@@ -186,4 +208,4 @@ def _failed(entry: ModelEntry, error: str) -> Result:
     return Result(id=entry.id, state=State.BUILD_ERROR, error=error, place=entry.place, tags=entry.tags)
 
 
-__all__ = ["Isolation", "Module", "Yielded", "filled_in", "wanted"]
+__all__ = ["Isolation", "Module", "NoAnswer", "Yielded", "filled_in", "wanted"]

@@ -42,7 +42,9 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Something to do for the worker: `count` an entry, or call a source for its `entries`.
+    """Something to do for the worker: `count` an entry, call a source for its `entries`, or `call` a function.
+
+    That function is named `module:function`, takes its `argument` and returns data, both as JSON.
 
     An entry of a `source` or of a `module` has its builder there, by its id. `conftests` are imported before, once.
     `path` and `folder` are the module search path and the working directory to do it in.
@@ -52,6 +54,8 @@ class Job:
     entry: ModelEntry | None = None
     source: Source | None = None
     module: Module | None = None
+    function: str = ""
+    argument: str = ""
     conftests: tuple[Module, ...] = ()
     path: tuple[str, ...] = ()
     folder: str = ""
@@ -61,10 +65,11 @@ class Job:
 class Answer:
     """How a job came out.
 
-    `kind` is `result` (packed, in `data`), `entries` (pickled, in `data`), `failed` (with `text`), `interrupted`,
-    `here` (it is to be done in the process that asked) or `ended` (made where the worker ended, which `text` is about).
+    `kind` is `result` (packed, in `data`), `entries` (pickled there), `data` (JSON there), `failed` (with `text`),
+    `interrupted`, `here` (it is to be done in the process that asked) or `ended` (made where the worker ended; `text`
+    says how).
     `spoiled` says why the worker is not to be used again, `trace` what is found in it that may disturb the next model,
-    `missing` which framework a source lacks, `warnings` what was warned of.
+    `missing` which framework a source lacks, `short` is a short `text`, `warnings` what was warned of.
     """
 
     kind: str
@@ -73,6 +78,7 @@ class Answer:
     spoiled: str = ""
     trace: str = ""
     missing: str = ""
+    short: str = ""
     warnings: tuple[tuple[str, str, str, int], ...] = ()
 
     def entries(self) -> tuple[ModelEntry, ...]:
@@ -137,7 +143,8 @@ def read_answer(stream: IO[bytes]) -> tuple[int, Answer] | None:
     end = 4 + int.from_bytes(body[:4], "big")
     *words, warnings = json.loads(body[4:end])
     kind, text, spoiled, trace, missing = map(str, words)
-    return number, Answer(kind, text, body[end:], spoiled, trace, missing, tuple(_warning(*one) for one in warnings))
+    recorded = tuple(_warning(*warning) for warning in warnings)
+    return number, Answer(kind, text, body[end:], spoiled, trace, missing, warnings=recorded)
 
 
 def _warning(category: Any, message: Any, file: Any, line: Any) -> tuple[str, str, str, int]:

@@ -31,6 +31,16 @@ def described(ended: Ended, before: str = "the model was counted") -> str:
     return "\n".join((_what(ended, before), *_where(ended.end.stderr)))
 
 
+def in_short(ended: Ended) -> str:
+    """The same in a few words: `ended the process (exit code 3)`, `took longer than 3 s`."""
+    end = ended.end
+    if end.limit == "seconds":
+        return f"took longer than {end.amount:g} s"
+    if end.limit is not None or end.code is None or end.nonsense:
+        return _what(ended, "")
+    return f"ended the process ({_signal_name(-end.code) if end.code < 0 else f'exit code {end.code}'})"
+
+
 def _what(ended: Ended, before: str) -> str:
     end = ended.end
     match end.limit:

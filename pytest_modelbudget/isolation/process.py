@@ -18,6 +18,7 @@ from typing import Literal
 
 import psutil
 
+from pytest_modelbudget import processes
 from pytest_modelbudget.isolation import measuring
 from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
 
@@ -70,12 +71,12 @@ class Worker:
         self._measured = Path(self._files.name) / "coverage"
         with self._printed[1].path.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, *_flags(), "-m", _WORKER, str(self._printed[0].path)],
+                [*processes.start_of(_WORKER), str(self._printed[0].path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=os.getcwd(),
-                env={**os.environ, "PYTHONPATH": _paths(), **measuring.environment(self._measured)},
+                env={**processes.environment(), **measuring.environment(self._measured)},
                 start_new_session=True,
             )
         self._answers: queue.SimpleQueue[tuple[int, Answer] | None] = queue.SimpleQueue()
@@ -121,14 +122,7 @@ class Worker:
 
     def kill(self) -> None:
         """End it and all that it started, at once."""
-        if sys.platform == "win32":
-            for process in (*_children(self._process.pid), self._process):
-                with suppress(OSError, psutil.Error):
-                    process.kill()
-        else:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        processes.kill(self._process)
         if self._process.stdin is not None:
             with suppress(OSError, ValueError):
                 self._process.stdin.close()
@@ -167,12 +161,10 @@ class Worker:
                 raise Ended(self._stopped("output", _MOST_OUTPUT))
 
     def _memory(self, *, tree: bool) -> int:
-        total = 0
-        with suppress(psutil.Error):
-            process = psutil.Process(self._process.pid)
-            for part in (process, *(process.children(recursive=True) if tree else ())):
-                with suppress(psutil.Error):
-                    total += part.memory_info().rss
+        total, pid = 0, self._process.pid
+        for part in ([psutil.Process(pid)] if self.alive else []) + (processes.children(pid) if tree else []):
+            with suppress(psutil.Error):
+                total += part.memory_info().rss
         return total
 
     def _stopped(self, limit: Limit, amount: float) -> End:
@@ -245,23 +237,3 @@ def _warn(answer: Answer) -> None:
         known = isinstance(kind, type) and issubclass(kind, Warning)
         text = message if known else f"{category}: {message}"
         warnings.warn_explicit(text, kind if known else UserWarning, file, line)  # type: ignore[arg-type]
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    with suppress(psutil.Error):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-def _flags() -> list[str]:
-    """The interpreter's own options that change what code does."""
-    options = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
-    switches = [("-O", sys.flags.optimize == 1), ("-OO", sys.flags.optimize > 1), ("-B", sys.dont_write_bytecode)]
-    return [*options, *(switch for switch, on in switches if on)]
-
-
-def _paths() -> str:
-    """Where the worker finds this package before it is told the search path: also when it is run from its sources."""
-    package = str(Path(__file__).resolve().parents[2])
-    own = "" if Path(package).name in ("site-packages", "dist-packages") else package
-    return os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), own)))

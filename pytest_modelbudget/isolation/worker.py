@@ -1,4 +1,4 @@
-"""The process that builds and counts: `python -m pytest_modelbudget.isolation.worker FILE`, FILE for what it prints.
+"""The process that builds and counts; `process` starts it, with a file for what it prints.
 
 It does one job after the other until no more come, and answers each. What the user's code prints cannot get into the
 answers: standard output is another file by the time it runs.
@@ -7,6 +7,7 @@ answers: standard output is another file by the time it runs.
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import pdb
 import pickle
@@ -168,6 +169,10 @@ def _answer(job: Job, sources: _Sources) -> Answer:
                 _importing().load(conftest)
     if job.kind == "entries":
         return _entries(job, sources)
+    if job.kind == "call":
+        module, _, function = job.function.partition(":")
+        returned = getattr(import_module(module), function)(json.loads(job.argument))
+        return Answer("data", data=json.dumps(returned).encode())
     assert job.entry is not None
     try:
         entry = _with_code(job, sources)

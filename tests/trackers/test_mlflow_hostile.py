@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -14,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from pytest_modelbudget import processes
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.trackers import mlflow
 from pytest_modelbudget.trackers.mlflow import appending, content, facts, outbox, store
 from pytest_modelbudget.trackers.mlflow.facts import Facts
-from pytest_modelbudget.trackers.mlflow.process import _START
 from tests.builders import towers
 from tests.gitrepo import repository
 from tests.trackers.mlflow_helpers import result
@@ -236,8 +235,9 @@ def test_no_module_of_the_projects_folder_is_imported(tmp_path: Path) -> None:
     """The sender starts in it; a module there must not run in place of one of ours or of Python's."""
     for name in ("json.py", "mlflow.py", "pytest_modelbudget.py", "runpy.py"):
         (tmp_path / name).write_text("open('ran', 'w')\nraise SystemExit(9)\n")
-    start = _START.replace("run_name='__main__'", "run_name='imported'")
-    done = subprocess.run([sys.executable, "-c", start], cwd=tmp_path, capture_output=True, text=True, check=False)
+    *start, code = processes.start_of("pytest_modelbudget.trackers.mlflow.sender")
+    code = code.replace("run_name='__main__'", "run_name='imported'")
+    done = subprocess.run([*start, code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "ran").exists()
 

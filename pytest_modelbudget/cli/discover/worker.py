@@ -1,15 +1,10 @@
-"""The process that imports a project's modules and builds its models: `python -m ....worker JOB OUT`.
-
-It writes a line of JSON for each thing it begins and each thing it found, so that the one who started it knows where
-it was when it died.
-"""
+"""What `survey` asks of its worker: which names of a module build a model, and what one of them builds."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -18,50 +13,38 @@ from typing import Any
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexist import coexisting
 from pytest_modelbudget.check import ModelEntry
-from pytest_modelbudget.cli.discover.evidence import Candidate, candidates
+from pytest_modelbudget.cli.discover.evidence import candidates
 from pytest_modelbudget.cli.discover.guess import Guess, guesses
 from pytest_modelbudget.registry import importable
 from pytest_modelbudget.run import run
 from pytest_modelbudget.summary import Summary
 
-Line = dict[str, Any]
+Data = dict[str, Any]
 
 
-def main(job: Path, out: Path) -> None:
-    """Do the job: import each module in it and measure what it builds."""
-    task = json.loads(job.read_text(encoding="utf-8"))
-    importable(Path(task["root"]))
-    with out.open("a", encoding="utf-8", buffering=1) as file:
-
-        def write(line: Line) -> None:
-            file.write(json.dumps(line) + "\n")
-
-        for module in task["modules"]:
-            write({"kind": "module", "module": module})
-            for line in _module(module, frozenset(task["parts"]), frozenset(task["skip"]), write):
-                write(line)
-            write({"kind": "done", "module": module})
-        write({"kind": "end"})
-
-
-def _module(name: str, parts: frozenset[str], skip: frozenset[str], begin: Callable[[Line], None]) -> Iterator[Line]:
+def listed(task: Mapping[str, Any]) -> Data:
+    """The `candidates` of the module at `module` below `root`, or `why` it cannot be imported."""
+    _go_to(task["root"])
     try:
         with coexisting():
-            module = import_module(name)
+            module = import_module(task["module"])
+            found = [asdict(candidate) for candidate in candidates(module, frozenset(task["parts"]))]
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        yield {"kind": "left", "what": name, "why": f"cannot be imported: {_reason(error)}"}
-        return
-    with coexisting():
-        found = [one for one in candidates(module, parts) if f"{name}:{one.name}" not in skip]
-    for candidate in found:
-        reference = f"{name}:{candidate.name}"
-        if candidate.lacks:
-            yield {"kind": "left", "what": reference, "why": candidate.lacks}
-            continue
-        begin({"kind": "build", "what": reference})
-        yield _measured(reference, candidate)
+        return {"candidates": [], "why": f"cannot be imported: {_reason(error)}"}
+    return {"candidates": found, "why": ""}
+
+
+def measured(task: Mapping[str, Any]) -> Data:
+    """The numbers of what `name` of `module` builds, with the inputs it knows or the first guess that it runs on."""
+    _go_to(task["root"])
+    return _measured(f"{task['module']}:{task['name']}", task["is_class"])
+
+
+def _go_to(root: str) -> None:
+    os.chdir(root)
+    importable(Path(root))
 
 
 def _reason(error: BaseException) -> str:
@@ -69,8 +52,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _measured(reference: str, candidate: Candidate) -> Line:
-    """The numbers of one model, with the inputs it knows or the first guess that it runs on."""
+def _measured(reference: str, is_class: bool) -> Data:
     summary, why = _counted(ModelEntry(id=reference, build=reference))
     guess: Guess | None = None
     if summary is None:
@@ -83,11 +65,10 @@ def _measured(reference: str, candidate: Candidate) -> Line:
         else:
             why = why if reason or not tries else "runs on none of the inputs that its first layer suggests"
     if summary is None:
-        return {"kind": "left", "what": reference, "why": why}
+        return {"why": why or "nothing is known of it"}
     return {
-        "kind": "found",
-        "reference": reference,
-        "is_class": candidate.is_class,
+        "why": "",
+        "is_class": is_class,
         "guess": None if guess is None else asdict(guess),
         "framework": summary.framework,
         "params": summary.params,
@@ -122,7 +103,3 @@ def _sameness(summary: Summary) -> str:
     """Equal for models with equal rows."""
     rows = [(layer.path, layer.type, layer.weights_text, layer.connected_to) for layer in summary.layers]
     return hashlib.sha256(repr(rows).encode()).hexdigest()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

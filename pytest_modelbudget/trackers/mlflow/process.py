@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_modelbudget import processes
 from pytest_modelbudget.trackers.mlflow import outbox
 from pytest_modelbudget.trackers.mlflow.target import Target
 
-_START = (
-    "import sys; sys.path[:] = filter(None, sys.path); "
-    "import runpy; runpy.run_module('pytest_modelbudget.trackers.mlflow.sender', run_name='__main__', alter_sys=True)"
-)
-"""Starts the sender without its folder on the path, where somebody may have put a module that would run instead."""
+_SENDER = "pytest_modelbudget.trackers.mlflow.sender"
 
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its own retry makes runs twice
@@ -48,7 +42,7 @@ class Sender:
         self._deadline = deadline
         self._report = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-c", _START, str(root.resolve()), str(folder.resolve()), str(deadline)]
+        command = [*processes.start_of(_SENDER), str(root.resolve()), str(folder.resolve()), str(deadline)]
         self._process = subprocess.Popen(
             command,
             cwd=outbox.home(root),
@@ -76,14 +70,9 @@ class Sender:
         """End it and whatever it started; the second time nothing happens."""
         if self._report.closed:
             return
-        if sys.platform == "win32":
-            self._process.kill()
-        else:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        processes.kill(self._process)
         if self._process.stdin is not None:
             self._process.stdin.close()
-        self._process.wait()
         self._report.close()
         self._noise.close()
 
@@ -102,12 +91,7 @@ class Sender:
 
 
 def _environment(target: Target) -> dict[str, str]:
-    environment = {**_SETTINGS, **os.environ, **_FIXED}
+    environment = {**_SETTINGS, **processes.environment(), **_FIXED}
     if not target.local:
         environment["MLFLOW_TRACKING_URI"] = target.uri
-    package = Path(__file__).resolve().parents[3]
-    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if package.name not in ("site-packages", "dist-packages"):  # run from its sources
-        paths.append(str(package))
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment
