@@ -10,7 +10,7 @@ import io
 import json
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -47,7 +47,7 @@ class Job:
     That function is named `module:function`, takes its `argument` and returns data, both as JSON.
 
     An entry of a `source` or of a `module` has its builder there, by its id. `conftests` are imported before, once.
-    `path` and `folder` are the module search path and the working directory to do it in.
+    `path`, `folder` and `environment` are the module search path, the working directory and the variables to do it with.
     """
 
     kind: str
@@ -59,6 +59,7 @@ class Job:
     conftests: tuple[Module, ...] = ()
     path: tuple[str, ...] = ()
     folder: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Worker:
         self._number += 1
         with suppress(OSError):  # that it is gone is found out below
             assert self._process.stdin is not None
-            job = replace(job, path=tuple(sys.path), folder=os.getcwd())
+            job = replace(job, path=tuple(sys.path), folder=os.getcwd(), environment=dict(os.environ))
             write_job(self._process.stdin, self._number, job)
         try:
             answer = self._wait(self._number, seconds, memory)

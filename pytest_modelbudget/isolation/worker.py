@@ -131,6 +131,7 @@ def _no_debugger(*args: Any, **options: Any) -> NoReturn:
 
 def _done(job: Job, sources: _Sources) -> Answer:
     sys.path[:] = job.path
+    os.environ.update(job.environment)
     with suppress(OSError):
         os.chdir(job.folder)
     with _recorded() as recorded:

@@ -185,6 +185,8 @@ class ManifestFile(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
         """Read the manifest; a mistake is an item that fails, so that the other models are still checked."""
         isolation = self.config.stash[ISOLATION]
+        if isolation is not None and not self.config.getoption("collectonly"):
+            isolation.start()  # it comes up while other files are collected
         known = register(self.path, self.config.rootpath, entries_from if isolation is None else isolation.entries)
         for name, mistakes in known.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)

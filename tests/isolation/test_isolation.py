@@ -36,6 +36,9 @@ def speaks():
 def warns():
     warnings.warn("old", DeprecationWarning)
     return small()
+def by_variable():
+    import os
+    return Model(dense=(32, int(os.environ["WIDTH"])))
 def fails(): return Model(dense=(32, "x" + 1))
 def stops():
     breakpoint()
@@ -117,12 +120,19 @@ def test_its_warnings_are_warned_of_here(isolation: Isolation) -> None:
     ]
 
 
+def test_a_variable_set_since_is_set_there(isolation: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker came up before a conftest, or a test module, changed the environment."""
+    isolation.start()
+    monkeypatch.setenv("WIDTH", "5")
+    assert isolation.count(entry("by_variable")).params == 160
+
+
 def test_an_error_has_the_users_line(isolation: Isolation, home: Path) -> None:
     """The result is the one that a run in this process gives."""
     there = run(entry("fails"), home, snapshots=False, count=isolation.count)
     here = run(entry("fails"), home, snapshots=False)
     assert there.state is State.BUILD_ERROR
-    assert "isolated_rooms.py:16: in fails" in there.error
+    assert "isolated_rooms.py:19: in fails" in there.error
     assert there.error == here.error
 
 
