@@ -47,7 +47,7 @@ class Job:
     That function is named `module:function`, takes its `argument` and returns data, both as JSON.
 
     An entry of a `source` or of a `module` has its builder there, by its id. `conftests` are imported before, once.
-    `path`, `folder` and `environment` are the module search path, the working directory and the variables to do it with.
+    `path`, `folder` and `environment` are the module search path, working directory and variables to do it with.
     """
 
     kind: str

@@ -75,7 +75,6 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                cwd=os.getcwd(),
                 env={**processes.environment(), **measuring.environment(self._measured)},
                 start_new_session=True,
             )
@@ -100,7 +99,7 @@ class Worker:
         self._number += 1
         with suppress(OSError):  # that it is gone is found out below
             assert self._process.stdin is not None
-            job = replace(job, path=tuple(sys.path), folder=os.getcwd(), environment=dict(os.environ))
+            job = replace(job, path=tuple(sys.path), folder=_folder(), environment=dict(os.environ))
             write_job(self._process.stdin, self._number, job)
         try:
             answer = self._wait(self._number, seconds, memory)
@@ -191,6 +190,14 @@ class Worker:
             if (text := printed.fresh()) and stream is not None:
                 with suppress(OSError, ValueError):
                     stream.write(text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"))
+
+
+def _folder() -> str:
+    """The working directory; nothing when it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 class _Printed:
