@@ -24,6 +24,9 @@ FOLDER = "__model_budget__"
         pytest.param("a.yaml", of_rows("- repeat: a.0-999999 x1000000\n  layers:\n  - {path: a.*, type: T}\n"), "a.yaml: it is cut off or damaged: it stands for 1,000,000 rows", id="repeats"),
         pytest.param("a.yaml", "[" * 900_000, "a.yaml: line 1: not YAML: nested too deeply", id="brackets in YAML"),
         pytest.param("pipe.yaml", None, "pipe.yaml is a pipe, where a file should be", id="a pipe"),
+        pytest.param("m.keras", "junk", "m.keras is no model that can be read", id="a model file"),
+        pytest.param("m.H5", "junk", "m.H5 is no model that can be read", id="a model file of the older format"),
+        pytest.param("pipe.h5", None, "pipe.h5 is a pipe, where a file should be", id="a pipe for a model file"),
         pytest.param("pipe.json", None, "pipe.json is a pipe, where a file should be", id="a pipe of JSON"),
     ],
 )  # fmt: skip
