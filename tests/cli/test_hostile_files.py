@@ -39,6 +39,16 @@ def test_a_file_that_is_no_model(modelbudget: Command, name: str, text: str | No
     assert words in done.err
 
 
+def test_a_table_has_an_end(modelbudget: Command) -> None:
+    """Of a snapshot of a few lines that stands for 200,000 rows; the totals are there, and what is left out is told."""
+    row = "- repeat: a.0-199999 x200000\n  layers:\n  - {path: a.*, type: T}\n"
+    modelbudget.write("a.yaml", of_rows(row))
+    done = modelbudget("show", "a.yaml")
+    assert done.code == 0
+    assert "\n... 190,000 more rows; --json has all\n" in done.out
+    assert "Total params: 0 " in done.out
+
+
 def test_a_model_that_show_printed_is_read_with_a_mark_before_it(modelbudget: Command) -> None:
     """As some editors save it."""
     modelbudget.project.manifest(SMALL)
