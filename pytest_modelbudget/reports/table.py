@@ -37,7 +37,8 @@ def summary_text(
 ) -> str:
     """The layer table of one model in the shape of `model.summary()`, with its totals; at most `most` rows.
 
-    `elsewhere` says how to see the others. With `explain` a last column says where the params of each row come from, and last lines what stands out.
+    `elsewhere` says how to see the others. With `explain` a last column says where the params of each row come from,
+    and last lines what stands out.
     """
     rows = list(text.rows(summary))
     shown = rows if most is None or len(rows) <= most else rows[:most]

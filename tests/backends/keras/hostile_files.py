@@ -318,6 +318,13 @@ def _texts(values: Iterable[Any]) -> Callable[[Any, Path], None]:
     return lambda file, _: file.attrs.create("model_config", list(values))
 
 
+def _sparse_config(folder: Path) -> Path:
+    (folder / "m.parts").mkdir()
+    with (folder / "m.parts" / "config.json").open("wb") as file:
+        file.truncate(10**10)
+    return folder / "m.parts"
+
+
 SIZES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a config of 64 MiB": (zipped(("config.json", b" " * (1 << 26))), "is not unpacked: config.json would take 67,108,864 bytes"),
     "metadata of 16 MiB": (zipped(("config.json", GOOD_TEXT), ("metadata.json", b" " * (1 << 24))), "metadata.json would take"),
@@ -344,6 +351,7 @@ SIZES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a pipe": (_pipe, "is a pipe or a device"),
     "a device": (_device, "is a pipe or a device"),
     "a pipe for a config": (_folder(config_json=None), "a folder without saved_model.pb"),
+    "a config without end in a folder": (_sparse_config, "config.json in it has more than 67,108,864 bytes"),
     "a pipe for a graph": (_folder(saved_model_pb=None), "a folder without saved_model.pb"),
 }  # fmt: skip
 """Each asks for more than it has, never ends, or leads elsewhere; what its error says."""
