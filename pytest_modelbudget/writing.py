@@ -160,7 +160,10 @@ def descriptor(path: Path) -> int | None:
         text = os.path.join(folder, os.path.basename(text))
         if (number := _number(text)) is not None or not os.path.islink(text):
             return number
-        text = os.path.normpath(os.path.join(folder, os.readlink(text)))
+        try:
+            text = os.path.normpath(os.path.join(folder, os.readlink(text)))
+        except OSError:  # of another user's process: told when it is written
+            return None
     return None
 
 

@@ -75,6 +75,10 @@ YAML = {
         _MODELS + "tags:\n" + _many("  t#: {budgets: {params: 1}}\n", 300_000),
         "1: 22,223 models with ",
     ),
+    "a model and its tags": (
+        f"{_MODEL}    tags: [{_many('t#,', 400_000)}]\ntags:\n" + _many("  t#: {}\n", 400_000),
+        "2: 1 models with ",
+    ),
     "models and globs": (
         f"{_MODELS}groups: {{g: {{models: [{_GLOBS}]}}}}\n",
         "models with",

@@ -187,6 +187,17 @@ def test_what_is_no_file_of_its_own(tmp_path: Path) -> None:
 
 
 @posix
+def test_a_link_that_must_not_be_read_names_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the open files of another user's process: that is told when it is written."""
+
+    def refuse(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    (tmp_path / "link").symlink_to("elsewhere")
+    monkeypatch.setattr(os, "readlink", refuse)
+    assert writing.descriptor(tmp_path / "link") is None
+
+
 def test_links_in_a_circle_end(tmp_path: Path) -> None:
     """They are an error, not a search without end."""
     (tmp_path / "a").symlink_to("b")

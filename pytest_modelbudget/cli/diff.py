@@ -20,6 +20,8 @@ from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.summary import Summary
 
 _LONGEST = 1_000
+_FEW_ROWS = 10_000
+"""Rows that are compared with any other number of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,5 +178,15 @@ def _read(path: str, before: str | None, after: str | None) -> Pair:
         old, new = (None if text is None else snapshot.read(text) for text in (before, after))
     except ModelBudgetError as error:
         return Pair(path, None, None, f"{path}: {error}")
+    if old and new and (problem := _uneven(len(old.layers), len(new.layers))):
+        return Pair(path, None, None, f"{path}: {problem}")
     side = new or old
     return Pair(f"{side.model} ({path})" if side else path, old, new)
+
+
+def _uneven(before: int, after: int) -> str:
+    """Why two snapshots of so many rows are not compared: time grows with both, and no model grows tenfold unseen."""
+    few, many = sorted((before, after))
+    if many <= max(_FEW_ROWS, 10 * few):
+        return ""
+    return f"it stands for {before:,} rows before and {after:,} after, too many to compare: look at each with show"

@@ -9,6 +9,9 @@ from pytest_modelbudget.cli.project import width
 from pytest_modelbudget.cli.targets import Targets
 from pytest_modelbudget.reports import table
 
+_MOST_ROWS = 10_000
+"""Rows of a table; laying out more takes longer than anybody reads."""
+
 
 def run(options: Namespace) -> int:
     """Print the model."""
@@ -16,5 +19,8 @@ def run(options: Namespace) -> int:
     if options.json:
         print(json.dumps(summary.to_dict(), indent=1))
     else:
-        print(table.summary_text(summary, width=width(), explain=options.why))
+        text = table.summary_text(
+            summary, width=width(), most=_MOST_ROWS, elsewhere="--json has all", explain=options.why
+        )
+        print(text)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -30,8 +31,7 @@ from pytest_modelbudget.summary import Summary
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 _COMMITTED = re.compile(r"(?P<ref>[^:]+):(?P<path>.+\.ya?ml)")
-_SAVED = {".keras": ("keras.saving:load_model", "keras")}
-"""File types of saved models: what loads them, and the framework."""
+_SAVED = (".keras", ".h5", ".hdf5")
 _FILES = (".yaml", ".yml", ".json")
 _MOST_BYTES = 256 * 10**6
 
@@ -136,9 +136,9 @@ class Targets:
     def find(self, word: str) -> Callable[[], Summary] | None:
         """What gives the summary that `word` stands for; None when it stands for no model."""
         path = Path(word)
-        if is_file(path):
+        if is_file(path) or is_file(path / "saved_model.pb"):
             return lambda: self._file(path)
-        if path.suffix in _FILES and (kind := odd_kind(path)):
+        if path.suffix.lower() in (*_FILES, *_SAVED) and (kind := odd_kind(path)):
             raise ModelBudgetError(f"{word} is {kind}, where a file should be")
         if (match := _COMMITTED.fullmatch(word)) and (base := self.commit(match["ref"])):
             return lambda: committed(base, self._from_root(match["path"]))
@@ -181,14 +181,13 @@ class Targets:
     def _file(self, path: Path) -> Summary:
         if path.name in MANIFEST_NAMES:
             raise ModelBudgetError(f"{path} is a manifest: name one of its models, modelbudget show --file {path} ID")
-        if loader := _SAVED.get(path.suffix):
-            build, framework = loader
+        if path.suffix.lower() in _SAVED or path.is_dir():
             name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", path.stem).strip(".-") or "model"
-            entry = self.call.entry(name, build, args=(str(path),), kwargs={"compile": False}, framework=framework)
-            return self._count(entry)
+            return self._count(self.call.entry(name, os.path.abspath(path)))
         if path.suffix not in _FILES:
             raise ModelBudgetError(
-                f"{path} is no model: write a snapshot (.yaml), what show --json printed, or a .keras file"
+                f"{path} is no model: write a snapshot (.yaml), what show --json printed, or the model's file (.keras, "
+                ".h5, a SavedModel folder)"
             )
         try:
             text = read_text(path, _MOST_BYTES)

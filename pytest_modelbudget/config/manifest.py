@@ -37,6 +37,9 @@ MOST_BYTES = 4 * 10**6
 MOST_PAIRS = 1_000_000
 """Models times what holds for many of them: limits, sizes and globs of defaults, tags and groups."""
 
+_TAGS_PER_MODEL = 32
+"""Tags that take as much time to look for as all else of a model."""
+
 _MOST_MISTAKES = 100
 """Mistakes that are told of one model, and of the rest of a manifest."""
 
@@ -352,12 +355,17 @@ def _too_many_pairs(manifest: schema.Manifest, loaded: Loaded) -> str:
     shared = len(manifest.defaults.dims) + sum(1 + len(level.budgets) + len(level.sums) for level in loaded.layers)
     shared += sum(len(group.models) + len(group.tags) for group in manifest.groups.values())
     models = len(manifest.models)
-    if models * shared <= MOST_PAIRS:
+    tags = sum(len(data["tags"]) for data in manifest.models.values() if _is_tagged(data))
+    if (models + tags // _TAGS_PER_MODEL) * shared <= MOST_PAIRS:
         return ""
     return (
-        f"{models:,} models with {shared:,} limits, sizes and globs that are held against each of them are too many: "
-        "use fewer groups and tags, or several manifests"
+        f"{models:,} models with {tags:,} tags, and {shared:,} limits, sizes and globs that are held against each, are "
+        "too many: use fewer groups and tags, or several manifests"
     )
+
+
+def _is_tagged(data: Any) -> bool:
+    return isinstance(data, Mapping) and isinstance(data.get("tags"), list)
 
 
 def _good_id(text: str) -> bool:

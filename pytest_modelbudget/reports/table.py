@@ -27,10 +27,18 @@ _LONGEST_NAME = 24
 
 
 @any_size()
-def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = None, explain: bool = False) -> str:
+def summary_text(
+    summary: Summary,
+    *,
+    width: int = WIDTH,
+    most: int | None = None,
+    elsewhere: str = "-vv shows all",
+    explain: bool = False,
+) -> str:
     """The layer table of one model in the shape of `model.summary()`, with its totals; at most `most` rows.
 
-    With `explain` a last column says where the params of each row come from, and last lines what stands out.
+    `elsewhere` says how to see the others. With `explain` a last column says where the params of each row come from,
+    and last lines what stands out.
     """
     rows = list(text.rows(summary))
     shown = rows if most is None or len(rows) <= most else rows[:most]
@@ -41,7 +49,7 @@ def summary_text(summary: Summary, *, width: int = WIDTH, most: int | None = Non
         lines.append(f"Input: {text.harmless(str(port))}")
     lines.append(_grid(header, cells, right=(2,), width=width))
     if len(shown) < len(rows):
-        lines.append(f"... {len(rows) - len(shown)} more rows; -vv shows all")
+        lines.append(f"... {len(rows) - len(shown):,} more rows; {elsewhere}")
     lines.append("-" * width)
     lines += [f"{name}: {value}" for name, value in text.totals(summary)]
     lines += plans.summary_lines(summary)

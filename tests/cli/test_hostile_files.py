@@ -24,6 +24,9 @@ FOLDER = "__model_budget__"
         pytest.param("a.yaml", of_rows("- repeat: a.0-999999 x1000000\n  layers:\n  - {path: a.*, type: T}\n"), "a.yaml: it is cut off or damaged: it stands for 1,000,000 rows", id="repeats"),
         pytest.param("a.yaml", "[" * 900_000, "a.yaml: line 1: not YAML: nested too deeply", id="brackets in YAML"),
         pytest.param("pipe.yaml", None, "pipe.yaml is a pipe, where a file should be", id="a pipe"),
+        pytest.param("m.keras", "junk", "m.keras is no model that can be read", id="a model file"),
+        pytest.param("m.H5", "junk", "m.H5 is no model that can be read", id="a model file of the older format"),
+        pytest.param("pipe.h5", None, "pipe.h5 is a pipe, where a file should be", id="a pipe for a model file"),
         pytest.param("pipe.json", None, "pipe.json is a pipe, where a file should be", id="a pipe of JSON"),
     ],
 )  # fmt: skip
@@ -34,6 +37,27 @@ def test_a_file_that_is_no_model(modelbudget: Command, name: str, text: str | No
     done = modelbudget("show", name)
     assert (done.code, done.out) == (2, "")
     assert words in done.err
+
+
+def test_a_table_has_an_end(modelbudget: Command) -> None:
+    """Of a snapshot of a few lines that stands for 200,000 rows; the totals are there, and what is left out is told."""
+    row = "- repeat: a.0-199999 x200000\n  layers:\n  - {path: a.*, type: T}\n"
+    modelbudget.write("a.yaml", of_rows(row))
+    done = modelbudget("show", "a.yaml")
+    assert done.code == 0
+    assert "\n... 190,000 more rows; --json has all\n" in done.out
+    assert "Total params: 0 " in done.out
+
+
+def test_a_model_that_has_become_huge_is_not_compared(modelbudget: Command) -> None:
+    """A few lines of a snapshot stand for 200,000 rows, and each would be looked for in the other."""
+    name = f"{FOLDER}/a.yaml"
+    modelbudget.write(name, of_rows("- {path: a, type: T}\n"))
+    modelbudget.commit()
+    modelbudget.write(name, of_rows("- repeat: a.0-199999 x200000\n  layers:\n  - {path: a.*, type: T}\n"))
+    done = modelbudget("diff", "HEAD")
+    assert done.code == 2
+    assert f"{name}: it stands for 1 rows before and 200,000 after, too many to compare" in done.err
 
 
 def test_a_model_that_show_printed_is_read_with_a_mark_before_it(modelbudget: Command) -> None:

@@ -142,6 +142,15 @@ def test_links_and_pipes_in_an_entry_are_refused(tmp_path: Path, name: str, kind
         assert secret.read_text() == "sekrit"
 
 
+def test_a_hard_link_in_an_entry_is_refused(tmp_path: Path) -> None:
+    """It is a file from elsewhere under another name."""
+    path = kept(tmp_path)
+    (tmp_path / "secret").write_text("sekrit")
+    os.link(tmp_path / "secret", path / "job" / "text")
+    with pytest.raises(outbox.NotReadable, match="text is a link or no file"):
+        outbox.hold(path)
+
+
 def test_an_entry_is_bounded(tmp_path: Path) -> None:
     """Sparse files count as what they say."""
     path = kept(tmp_path)

@@ -19,6 +19,9 @@ _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellips
 _DTYPE = re.compile(r"bool|u?int\d{1,2}|b?float\d{1,2}|float8_\w{1,9}|complex\d{1,3}|string|str|object")
 """Of values; a dtype as `U1000000000` would take more memory than the file has."""
 
+_LISTS = {"num_oov_indices": 1_000_000, "ngrams": 1_000}
+"""Numbers of a config that Keras makes lists of, and the most that a file may ask for."""
+
 _CODE_KINDS = ("function_type", "output_shape_type", "mask_type", "residual_fn_type")
 
 
@@ -97,6 +100,7 @@ def _of_keras(one: dict[str, Any], layer: str, library: Library) -> str | None:
     return (
         _of_call(one, cls, layer, library)
         or _of_vocabulary(inner, layer)
+        or _of_lists(inner, layer)
         or (library.problem(layer, name, inner) if isinstance(inner, dict) else None)
     )
 
@@ -123,3 +127,14 @@ def _of_vocabulary(inner: Any, layer: str) -> str | None:
         f"{of_layer(layer)} reads its vocabulary from another file, {shortened(inner['vocabulary'])!r}: give it the "
         "words themselves (set_vocabulary) and save the model again, or name a builder instead of the file"
     )
+
+
+def _of_lists(inner: Any, layer: str) -> str | None:
+    sizes = [(key, inner.get(key), most) for key, most in _LISTS.items()] if isinstance(inner, dict) else []
+    for key, size, most in sizes:
+        if isinstance(size, (int, float)) and size > most:
+            return (
+                f"{of_layer(layer)} has {key} {shortened(size)}, of which Keras makes a list: a file may have {most:,} "
+                "at most, name a builder instead of the file"
+            )
+    return None

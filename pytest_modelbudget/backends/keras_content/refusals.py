@@ -10,6 +10,8 @@ from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.keras_content.content import Content, described, shortened
 from pytest_modelbudget.errors import ModelBudgetError
 
+_INNER = "Exception encountered: "
+
 
 def refusal(path: Path, found: Content, keras: str, error: Exception) -> ModelBudgetError:
     """Why a version of Keras does not rebuild a config, and the cure."""
@@ -17,7 +19,8 @@ def refusal(path: Path, found: Content, keras: str, error: Exception) -> ModelBu
     match = re.search(r"(?:Could not locate|Unknown) (class|function|layer|object)[^'\"]*['\"](.+?)['\"]", text)
     if match and not (_is_of_two(found, keras) and _is_of_keras(match[2], found.config)):
         return ModelBudgetError(f"{shown(path)}: {not_located(match[2], *_naming(match[2], found.config))}")
-    said = text.partition("\n\nconfig=")[0].partition(" Full object config")[0].strip() or type(error).__name__
+    inner = text.rpartition(_INNER)[2]  # Keras says first that there was one, and shows the whole config
+    said = inner.partition("\n\nconfig=")[0].partition(" Full object config")[0].strip() or type(error).__name__
     other = (
         " (for models of Keras 2: pip install tf_keras, and framework: tf_keras)" if _is_of_two(found, keras) else ""
     )

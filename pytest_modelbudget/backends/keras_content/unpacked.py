@@ -18,6 +18,9 @@ JSON_BYTES = 8 << 20
 WEIGHTS_BYTES = 64 << 20
 """What compressed weights may unpack to in a small file."""
 
+_MOST_JSON = 64 << 20
+"""What a config may take at most anywhere; it takes several times as much once it is read."""
+
 _DEPTH = 300
 """Levels of a config: Keras needs more than three calls within each other for each."""
 
@@ -50,7 +53,10 @@ class Parts:
     def json(self, name: str) -> Any:
         """The content of a part that is JSON."""
         with self._opened(name, JSON_BYTES) as raw:
-            return parsed(raw.read())
+            text = raw.read(_MOST_JSON + 1)
+        if len(text) > _MOST_JSON:
+            raise Unreadable(f"is damaged: {name} in it has more than {_MOST_JSON:,} bytes")
+        return parsed(text)
 
     @contextmanager
     def seekable(self, name: str) -> Iterator[IO[bytes]]:

@@ -212,7 +212,8 @@ def hold(path: Path) -> None:
     for folder, folders, names in os.walk(path):
         for name in (*folders, *names):
             found = os.lstat(Path(folder, name))
-            if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            is_folder = stat.S_ISDIR(found.st_mode)
+            if not is_folder and (not stat.S_ISREG(found.st_mode) or found.st_nlink > 1):
                 raise NotReadable(f"{path.name} is damaged ({name} is a link or no file)")
             files, total = files + 1, total + found.st_size
             if files > _MOST_FILES or total > MOST_BYTES:

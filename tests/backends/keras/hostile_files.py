@@ -179,6 +179,9 @@ NAMES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a shape of a Lambda": (keras_file(layer("Lambda", function="relu", output_shape={"class_name": "__lambda__", "config": {"code": "4wAA"}})), "Python code is stored"),
     "a pickled torch module": (keras_file(layer("TorchModuleWrapper", module={"class_name": "__bytes__", "config": {"value": "gASV"}})), "pickle"),
     "a SavedModel elsewhere": (keras_file(layer("TFSMLayer", filepath="/tmp/other")), "reads another file"),
+    "a list of unknown words": (keras_file(layer("StringLookup", vocabulary=["a"], num_oov_indices=10**9)), "layer 'd' has num_oov_indices 1000000000, of which Keras makes a list"),
+    "a list of lengths": (keras_file(layer("TextVectorization", vocabulary=["a"], ngrams=10**9)), "layer 'd' has ngrams 1000000000, of which"),
+    "a layer that Keras refuses": (keras_file(layer(units=-5)), "written by Keras 3.6.0: Received an invalid value for `units`"),
     "words in a file": (keras_file(layer("StringLookup", vocabulary="/etc/passwd")), "vocabulary from another file, '/etc/passwd'"),
     "numbers in a file": (keras_file(layer("IntegerLookup", vocabulary="/etc/passwd")), "vocabulary from another file"),
     "texts in a file": (keras_file(layer("TextVectorization", vocabulary="/dev/zero")), "vocabulary from another file"),
@@ -315,6 +318,13 @@ def _texts(values: Iterable[Any]) -> Callable[[Any, Path], None]:
     return lambda file, _: file.attrs.create("model_config", list(values))
 
 
+def _sparse_config(folder: Path) -> Path:
+    (folder / "m.parts").mkdir()
+    with (folder / "m.parts" / "config.json").open("wb") as file:
+        file.truncate(10**10)
+    return folder / "m.parts"
+
+
 SIZES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a config of 64 MiB": (zipped(("config.json", b" " * (1 << 26))), "is not unpacked: config.json would take 67,108,864 bytes"),
     "metadata of 16 MiB": (zipped(("config.json", GOOD_TEXT), ("metadata.json", b" " * (1 << 24))), "metadata.json would take"),
@@ -341,6 +351,7 @@ SIZES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a pipe": (_pipe, "is a pipe or a device"),
     "a device": (_device, "is a pipe or a device"),
     "a pipe for a config": (_folder(config_json=None), "a folder without saved_model.pb"),
+    "a config without end in a folder": (_sparse_config, "config.json in it has more than 67,108,864 bytes"),
     "a pipe for a graph": (_folder(saved_model_pb=None), "a folder without saved_model.pb"),
 }  # fmt: skip
 """Each asks for more than it has, never ends, or leads elsewhere; what its error says."""
