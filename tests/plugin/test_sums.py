@@ -51,6 +51,17 @@ def test_a_sum(project: Project, limits: str, code: int, words: str) -> None:
     )
 
 
+def test_the_same_with_two_workers(project: Project) -> None:
+    """No worker sees all models; the controller adds them up."""
+    written(project, "params: 1_919")
+    one = project.update()
+    two = project.alone("--model-budget-update", "-n", "2")
+    wanted = [line for line in one.outlines if "group edge" in line]
+    assert len(wanted) == 2  # the table's row and the line with the numbers
+    assert [line for line in two.outlines if "group edge" in line] == wanted
+    assert (one.ret, two.ret) == (1, 1)
+
+
 def test_a_sum_that_lacks_models_is_not_passed_silently(project: Project) -> None:
     """Deselected members are counted and named."""
     written(project, "params: 1k")
