@@ -27,11 +27,27 @@ for _module in REPORTS.values():
 
 CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY")
 
+SHARING = (
+    "backends/keras/test_torch_and_keras.py",
+    "faults/test_moments.py",
+    "isolation/test_isolation.py",
+    "test_demonstration.py",
+    "test_examples.py",
+    "trackers/test_mlflow.py",
+)
+"""Modules whose tests share something that takes seconds to make: a process, a repository."""
+
 for _name, _examples in (("fast", 20), ("long", 500)):  # the same examples on every machine and in every run
     settings.register_profile(
         _name, derandomize=True, database=None, deadline=None, max_examples=_examples, report_multiple_bugs=False,
         phases=[Phase.explicit, Phase.generate, Phase.shrink], suppress_health_check=[HealthCheck.too_slow],
     )  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share something go first: xdist gives the first eighth to one worker, so it is made once."""
+    paths = {Path(__file__).parent / name for name in SHARING}
+    items.sort(key=lambda item: item.path not in paths)
 
 
 @pytest.fixture

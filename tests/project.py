@@ -26,6 +26,9 @@ ZOO = """
         return Model(body=(32, 64), head=(64, 10))
 """
 
+WITHOUT_HYPOTHESIS = ("-p", "no:hypothesispytest")
+"""Its plugin imports all of it at the end of every run, which takes as long as the rest of a small run."""
+
 SMALL = """
     models:
       small:
@@ -77,7 +80,7 @@ class Project:
 
     def alone(self, *args: str) -> pytest.RunResult:
         """The same in a process of its own: slower, for what must not reach this one."""
-        return self.pytester.runpytest_subprocess(*args)
+        return self.pytester.runpytest_subprocess(*WITHOUT_HYPOTHESIS, *args)
 
     def snapshot(self, model: str) -> Path:
         """The snapshot of a model that the root's manifest declares."""

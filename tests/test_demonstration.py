@@ -138,21 +138,21 @@ def test_json(request_: tuple[Demonstration, str]) -> None:
     assert {model["id"]: model["state"] for model in data["models"]}["classifier"] == "OVER BUDGET"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_html(request_: tuple[Demonstration, str], theme: str, tmp_path: Path) -> None:
+def test_html(request_: tuple[Demonstration, str], tmp_path: Path) -> None:
     """The page opens in both themes, says what moved since the base, and nothing in it acts."""
     playwright = pytest.importorskip("playwright.sync_api")
     from tests.reports.test_page import launched
 
     with playwright.sync_playwright() as driver, launched(driver) as browser:
-        page = browser.new_page(color_scheme=theme)
-        problems: list[str] = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("dialog", lambda dialog: problems.append(dialog.message))
-        page.goto((request_[0].reports / "report.html").as_uri())
-        page.locator("#models a", has_text="classifier").click()
-        page.locator("table.layers").wait_for()
-        assert page.locator(".changes caption").inner_text().startswith("since HEAD^1 ")
-        assert page.locator("img").count() == 0
-        assert len(page.screenshot(path=tmp_path / f"{theme}.png", full_page=True)) > 20_000
-        assert problems == []
+        for theme in ("light", "dark"):
+            page = browser.new_page(color_scheme=theme)
+            problems: list[str] = []
+            page.on("console", lambda message, problems=problems: problems.append(message.text))
+            page.on("dialog", lambda dialog, problems=problems: problems.append(dialog.message))
+            page.goto((request_[0].reports / "report.html").as_uri())
+            page.locator("#models a", has_text="classifier").click()
+            page.locator("table.layers").wait_for()
+            assert page.locator(".changes caption").inner_text().startswith("since HEAD^1 ")
+            assert page.locator("img").count() == 0
+            assert len(page.screenshot(path=tmp_path / f"{theme}.png", full_page=True)) > 20_000
+            assert problems == []

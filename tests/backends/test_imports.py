@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project import WITHOUT_HYPOTHESIS
+
 pytest.importorskip("torch")
 pytest.importorskip("tensorflow")
 
@@ -41,12 +43,14 @@ def test_models_of_torch_alone_import_no_other_framework(tmp_path: Path) -> None
     """A whole run over torch models, with TensorFlow and Keras installed beside, imports neither."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_models.py").write_text(MODELS)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--model-budget-update", str(tmp_path)]
+    options = [*WITHOUT_HYPOTHESIS, "-q", "-p", "no:cacheprovider", "--model-budget-update"]
+    command = [sys.executable, "-m", "pytest", *options, str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "imported.txt").read_text() == "torch"
 
 
+@pytest.mark.slow
 def test_a_summary_of_a_torch_model_imports_no_other_framework() -> None:
     """Nor does the library, called by itself."""
     code = (
@@ -58,7 +62,13 @@ def test_a_summary_of_a_torch_model_imports_no_other_framework() -> None:
     assert done.stdout.strip() == "15 set()"
 
 
-@pytest.mark.parametrize("call", ["summarize(layer, 'float32[B, 4]').params", "plan(layer, 'float32[B, 4]').kind"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param("summarize(layer, 'float32[B, 4]').params", id="summarize"),
+        pytest.param("plan(layer, 'float32[B, 4]').kind", id="plan", marks=pytest.mark.slow),
+    ],
+)
 def test_the_library_counts_torch_after_tensorflow(call: str) -> None:
     """A user's process that has imported both, TensorFlow last, outlives the first model that it counts."""
     code = (

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.project import WITHOUT_HYPOTHESIS
+
 HERE = Path(__file__).parent
 UNFIT = "left its process unfit for other models: "
 FAULTS = {
@@ -135,5 +137,7 @@ def test_every_fault_costs_its_model_alone(tmp_path: Path, command: list[str]) -
 def test_some_faults_cost_their_model_alone(tmp_path: Path) -> None:
     """The commonest of them, in one run."""
     check_all(
-        tmp_path, ["leave", "replaces_len", "segfault", "exits_at_the_end"], ["pytest", "-q", "-p", "no:cacheprovider"]
+        tmp_path,
+        ["leave", "replaces_len", "segfault", "exits_at_the_end"],
+        ["pytest", *WITHOUT_HYPOTHESIS, "-q", "-p", "no:cacheprovider"],
     )

@@ -297,14 +297,18 @@ def test_a_decorated_builder_is_selected_by_its_node_id(project: Project) -> Non
     project.run().assert_outcomes(passed=2)
 
 
-def test_a_run_from_a_folder_below_the_root(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "workers", [pytest.param([], id="one process"), pytest.param(["-n", "2"], id="two workers", marks=pytest.mark.slow)]
+)
+def test_a_run_from_a_folder_below_the_root(
+    project: Project, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
     """Paths of flags are those of the folder, snapshots those of the manifest."""
     project.write("conf/nets.yaml", SMALL)
     project.write("tests/test_plain.py", "def test_plain(): pass\n")
     monkeypatch.chdir(project.path / "tests")
     flags = ("--model-budget-update", "--model-budget-file=../conf/nets.yaml", "--model-budget-report=md:out.md")
-    project.plain(*flags).assert_outcomes(passed=2)
-    project.alone(*flags, "-n", "2").assert_outcomes(passed=2)
+    (project.alone if workers else project.plain)(*flags, *workers).assert_outcomes(passed=2)
     assert list(project.snapshots()) == ["conf/__model_budget__/small.yaml"]
     assert (project.path / "tests/out.md").exists()
 

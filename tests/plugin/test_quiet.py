@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from pytest_modelbudget.backends.quiet import without_noise
-from tests.project import Project
+from tests.project import WITHOUT_HYPOTHESIS, Project
 
 NOISE = [
     "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
@@ -31,10 +31,7 @@ NOISY = """
     os.write(2, {text!r}.encode())
     {then}
 """
-BUILDERS = """
-    import {module}
-    from zoo import small
-"""
+BUILDERS = "import tensorflow\nfrom zoo import small\n"
 ONLY_FAKENET = """
     from pytest_modelbudget import backends
 
@@ -47,35 +44,32 @@ MANIFEST = """
 """
 
 
-def _project_with(project: Project, module: str, then: str = "") -> None:
+def _project_with_tensorflow(project: Project, then: str = "") -> None:
     text = "".join(f"{line}\n" for line in (*NOISE, *NEWS))
-    project.write(f"{module}.py", NOISY.format(text=text, then=then))
+    project.write("tensorflow.py", NOISY.format(text=text, then=then))
+    project.write("other.py", NOISY.format(text=text, then=""))
     project.write("conftest.py", ONLY_FAKENET)  # a module that is called tensorflow is none
-    project.write("builders.py", BUILDERS.format(module=module))
+    project.write("builders.py", BUILDERS)
     project.manifest(MANIFEST)
 
 
 def _said(result: pytest.RunResult) -> list[str]:
-    return [line for line in (*NOISE, *NEWS) if line in result.errlines]
+    return [line for line in result.errlines if line in (*NOISE, *NEWS)]
 
 
 def test_only_the_news_of_an_import_reach_the_terminal(project: Project) -> None:
-    """With pytest's own capture off, log lines of the import are gone and real errors are there, in order."""
-    _project_with(project, "tensorflow")
+    """With pytest's own capture off, log lines of the import are gone and real errors are there, in order; what any
+    other module writes is the user's."""
+    _project_with_tensorflow(project)
+    project.write("builders.py", BUILDERS.replace("\n", "\nimport other\n", 1))
     result = project.alone("--model-budget-update", "-s")
     assert result.ret == 0
-    assert _said(result) == NEWS
-
-
-def test_other_imports_are_left_alone(project: Project) -> None:
-    """What any other module writes is the user's."""
-    _project_with(project, "other")
-    assert _said(project.alone("--model-budget-update", "-s")) == [*NOISE, *NEWS]
+    assert _said(result) == [*NEWS, *NOISE, *NEWS]
 
 
 def test_an_import_in_conftest_is_quiet_too(project: Project) -> None:
     """A conftest is imported before anything is collected."""
-    _project_with(project, "tensorflow")
+    _project_with_tensorflow(project)
     with (project.path / "conftest.py").open("a", encoding="utf-8") as conftest:
         conftest.write("\nimport tensorflow\n")
     assert _said(project.alone("--model-budget-update", "-s")) == NEWS
@@ -83,15 +77,15 @@ def test_an_import_in_conftest_is_quiet_too(project: Project) -> None:
 
 def test_without_the_option_nothing_is_filtered(project: Project) -> None:
     """Off, the plugin does not touch what others print."""
-    _project_with(project, "tensorflow")
+    _project_with_tensorflow(project)
     project.write("test_other.py", "import tensorflow\n\ndef test_it():\n    assert tensorflow\n")
     assert _said(project.alone("-s")) == [*NOISE, *NEWS]
 
 
 def test_the_last_words_before_a_crash_are_kept(project: Project) -> None:
     """An import that aborts the process still says why."""
-    _project_with(project, "tensorflow", then="os.write(2, b'LLVM ERROR: inconsistent\\n'); os.abort()")
-    command = [sys.executable, "-m", "pytest", "--model-budget-update", "-s"]
+    _project_with_tensorflow(project, then="os.write(2, b'LLVM ERROR: inconsistent\\n'); os.abort()")
+    command = [sys.executable, "-m", "pytest", *WITHOUT_HYPOTHESIS, "--model-budget-update", "-s"]
     result = subprocess.run(command, cwd=project.path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert result.returncode != 0
     lines = result.stderr.splitlines()
@@ -103,7 +97,7 @@ def test_the_last_words_before_a_crash_are_kept(project: Project) -> None:
 
 def test_an_import_that_fails_leaves_stderr_as_it_was(project: Project) -> None:
     """The error is the model's, and later output still arrives."""
-    _project_with(project, "tensorflow", then="raise ImportError('broken install')")
+    _project_with_tensorflow(project, then="raise ImportError('broken install')")
     project.write("test_later.py", "import os\n\ndef test_it():\n    os.write(2, b'later\\n')\n")
     result = project.alone("--model-budget", "-s")
     result.stdout.fnmatch_lines(["*broken install*"])
@@ -118,7 +112,7 @@ def test_tensorflow_itself_comes_up_quietly(pytester: pytest.Pytester, monkeypat
         nets="import keras\ndef net():\n    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])"
     )
     (pytester.path / "modelbudget.yaml").write_text("models:\n  net: nets:net\n", encoding="utf-8")
-    result = pytester.runpytest_subprocess("--model-budget-update", "-s")
+    result = pytester.runpytest_subprocess(*WITHOUT_HYPOTHESIS, "--model-budget-update", "-s")
     assert result.ret == 0
     assert result.stderr.str().strip() == ""
 

@@ -11,20 +11,26 @@ from tests.project import SMALL, Project
 def test_no_model_at_all(project: Project, more: list[str]) -> None:
     """Green tests without a model are not a checked budget."""
     project.write("test_plain.py", "def test_plain(): pass\n")
-    result = project.alone("--model-budget", *more)
+    result = (project.alone if more else project.plain)("--model-budget", *more)
     assert result.ret == 4
     text = result.stdout.str() + result.stderr.str()
     assert "model-budget: no model found. Register one in modelbudget.yaml" in text
     assert "--model-budget-file" in text
 
 
-def test_a_module_that_does_not_import_is_told_first(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("more", "code"),  # as they are without this plugin
+    [
+        pytest.param([], 2, id="alone"),
+        pytest.param(["-n", "2"], 1, id="two workers", marks=pytest.mark.slow),
+    ],
+)
+def test_a_module_that_does_not_import_is_told_first(project: Project, more: list[str], code: int) -> None:
     """The collection error is the message, not the missing models."""
     project.write("test_broken.py", "import no_such_thing\n")
-    one, two = project.run(), project.alone("--model-budget", "-n", "2")
-    assert (one.ret, two.ret) == (2, 1)  # as they are without this plugin
-    for result in (one, two):
-        assert "no model found" not in result.stdout.str() + result.stderr.str()
+    result = (project.alone if more else project.plain)("--model-budget", *more)
+    assert result.ret == code
+    assert "no model found" not in result.stdout.str() + result.stderr.str()
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,12 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Sent:
     kept = Path(shutil.copytree(waiting(repo.path)[0], repo.path.parent / waiting(repo.path)[0].name))
     second = repo.commit(1_700_000_060)
     logged = repo.log(
-        [result(wider(51), limits={"params": "6300"}), result(replace(towers(), flops=Flops()), "zoo/net:a")]
+        [
+            result(wider(51), limits={"params": "6300"}),
+            result(replace(towers(), flops=Flops()), "zoo/net:a"),
+            result(wider(40), "shrinking"),
+            result(wider(30), "steady"),
+        ]
     )
     return Sent(repo, (first, second), killed, logged, kept)
 
@@ -154,7 +159,7 @@ def test_sending_again_changes_nothing(sent: Sent) -> None:
         ]
 
     before = everything()
-    assert len(before) == 4
+    assert len(before) == 6
     folder = sent.repo.path / ".modelbudget" / "outbox"
     shutil.copytree(sent.kept, folder / sent.kept.name)
     command = [sys.executable, "-m", "pytest_modelbudget.trackers.mlflow.sender", ".", str(folder)]
@@ -171,8 +176,6 @@ def test_sending_again_changes_nothing(sent: Sent) -> None:
 def test_the_latest_value_is_the_last_measured(sent: Sent) -> None:
     """Also when it is smaller, of the same commit, and an older one comes late; MLflow alone would show the largest."""
     (sent.repo.path / "model.py").write_text("# not committed\n", encoding="utf-8")
-    first = sent.repo.log([result(wider(40), "shrinking"), result(wider(30), "steady")])
-    assert first["ok"], first["lines"]
     place = Facts("nets", commit="c" * 40, commit_ms=1_700_000_060_000, step=2)
     late, files = content.make(
         [result(wider(70), "shrinking")],

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget import plan, summarize
+from tests.project import WITHOUT_HYPOTHESIS
 
 SPEC = "float32[B, 8]"
 KEPT: list[Any] = []
@@ -484,9 +485,11 @@ CASES = sorted(
         for way in ("value error", "ctrl-c", "endless modes", "mode entered", "generator")
     }
     | {(way, place) for place in PLACES for way in ("inference kept", "device set", "hook set")}
-    | {("endless summaries", place) for place in ("builder", "forward")}
 )
 """Some 200 models that fail: how, and where."""
+
+DEAR = {("endless summaries", "forward"), ("endless attention", "forward")}
+"""These take seconds; in a builder they do not."""
 
 
 @contextlib.contextmanager
@@ -513,7 +516,10 @@ def differences(call: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("way", "place"), CASES, ids=[f"{way} in {place}" for way, place in CASES])
+@pytest.mark.parametrize(
+    ("way", "place"),
+    [pytest.param(*case, id=" in ".join(case), marks=pytest.mark.slow if case in DEAR else ()) for case in CASES],
+)
 def test_a_failing_model_leaves_nothing_behind(way: str, place: str) -> None:
     """From a builder and live, counted and planned, the process is as before, and so is what a user builds in it."""
 
@@ -592,7 +598,7 @@ def test_threads_take_turns() -> None:
             wrong.extend(name for name, value in expected.items() if count[name] != value)
 
     def run() -> None:
-        threads = [threading.Thread(target=work) for _ in range(4)]
+        threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -663,6 +669,8 @@ def test_a_users_own_tests_pass_after_models_that_fail(pytester: pytest.Pytester
     """In one run of pytest the failing models fail, and the tests after them see a fresh process."""
     numbers = torch.randn(3, generator=torch.Generator().manual_seed(5)).tolist()
     pytester.makepyfile(test_models=PROJECT.replace("NUMBERS", str(numbers)))
-    result = pytester.runpytest_subprocess("--model-budget", "-p", "no:cacheprovider", "-p", "no:randomly")
+    result = pytester.runpytest_subprocess(
+        *WITHOUT_HYPOTHESIS, "--model-budget", "-p", "no:cacheprovider", "-p", "no:randomly"
+    )
     result.assert_outcomes(failed=2, passed=3)
     result.stdout.fnmatch_lines(["*BUILD ERROR*"])
