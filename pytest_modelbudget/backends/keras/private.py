@@ -228,6 +228,19 @@ def history(tensor: Any) -> tuple[Any, Any] | None:
     return found.operation, found.operation._inbound_nodes[found.node_index]
 
 
+LINKED_AFTER_CALL = "symbolic_call" in vars(keras.layers.Layer)
+"""Whether `Layer.__call__` itself notes where its outputs come from; up to Keras 3.6 `symbolic_call` does."""
+
+
+def link(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    """Note that a call of `operation` made `outputs`, those that have no past yet."""
+    from keras.src.ops.node import Node
+
+    tensors = [tensor for tensor in keras.tree.flatten(outputs) if isinstance(tensor, keras.KerasTensor)]
+    if any(history(tensor) is None for tensor in tensors):
+        Node(operation=operation, call_args=args, call_kwargs=kwargs, outputs=outputs)
+
+
 @contextmanager
 def calls_forgotten() -> Iterator[Callable[[Any], None]]:
     """Give a function to name each operation before it is called; on leaving their lists of calls are as before."""

@@ -126,6 +126,8 @@ class _Tracer:
             self.inside.pop()
             self.times = times
         call.outputs = tuple(symbolic(outputs))
+        if not private.LINKED_AFTER_CALL:
+            private.link(one, args, kwargs, outputs)
         return outputs
 
     def called(self, call: Callable[..., Any], one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
