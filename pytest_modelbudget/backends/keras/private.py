@@ -170,8 +170,12 @@ def own_variables(layer: Any) -> list[Any]:
 
 
 def sublayers(layer: Any) -> list[Any]:
-    """The layers a layer holds directly, each once, also those in lists and mappings."""
-    return list({id(one): one for one in layer._layers}.values())
+    """The layers a layer holds directly, each once, also those in lists and mappings.
+
+    Up to Keras 3.12, a functional model lists those of its graph alone; what was set on it besides, its tracker knows.
+    """
+    tracked = layer._tracker.config["layers"][1] if isinstance(layer, keras.Function) else ()
+    return list({id(one): one for one in (*layer._layers, *tracked)}.values())
 
 
 def value_of(variable: Any) -> Any:
