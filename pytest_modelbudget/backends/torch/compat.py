@@ -12,6 +12,10 @@ KNOWS_SAVING_HOOKS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hoo
 """Whether torch tells which hooks for saved tensors are set (2.6 does not)."""
 
 
+TELLS_OF_STORAGES = KNOWS_SAVING_HOOKS
+"""Whether weak references to storages tell when these go (2.6 drops the Python objects of some that live on)."""
+
+
 def saving_hooks() -> Any:
     """The hooks for saved tensors that are set last; None without any, and when torch does not tell."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) if KNOWS_SAVING_HOOKS else None

@@ -22,6 +22,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.flops import Cost
 from pytest_modelbudget.backends.torch.forward import Subject, arguments, observed
@@ -210,7 +211,8 @@ class Recorder:
 
     def _find_gone(self) -> None:
         """Note which storages are gone: torch 2.6 may drop the Python object of one that lives on."""
-        waiting, self._maybe_gone = self._maybe_gone, []
+        waiting = self._maybe_gone if compat.TELLS_OF_STORAGES else list(self._watched)
+        self._maybe_gone = []
         for key in waiting:
             if self._watched[key][1].expired():
                 self._gone(key)
