@@ -70,8 +70,12 @@ def _vectorized_map(tracer: Tracer, one: Any, values: Any) -> Count:
     return _map(tracer, one, one.function, values)
 
 
-def _scan(tracer: Tracer, one: Any, function: Callable[..., Any], init: Any, values: Any = None) -> Count:
-    length, first = _slices(values) if values is not None else (int(one.length), None)
+def _scan(
+    tracer: Tracer, one: Any, function: Callable[..., Any], init: Any, values: Any = None, length: Any = None
+) -> Count:
+    """Its length is its own, or in early releases an argument of the call."""
+    length = getattr(one, "length", length)
+    length, first = _slices(values) if values is not None else (int(length), None)
     tracer.times *= length
     function(init, first)
     return Count()

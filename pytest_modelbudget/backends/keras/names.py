@@ -18,6 +18,7 @@ ZERO = _names(
     Repeat Reshape Resize Roll Rot90 SaturateCast ScaleAndTranslate Scatter ScatterUpdate Select Size Slice SliceUpdate
     SpaceToDepth Split Squeeze Stack StopGradient Swapaxes Switch Take TakeAlongAxis Tile Transpose Tril Triu Unfold
     UnravelIndex Unstack Vander View ViewAsComplex ViewAsReal Vsplit Vstack Where ZerosLike
+    Empty Eye Identity Ones Tri Zeros ExtractPatches3D Bartlett Blackman Hamming Hanning Kaiser
     """,
     # colours, elementwise functions and comparisons
     """

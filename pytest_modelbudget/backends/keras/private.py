@@ -170,8 +170,12 @@ def own_variables(layer: Any) -> list[Any]:
 
 
 def sublayers(layer: Any) -> list[Any]:
-    """The layers a layer holds directly, each once, also those in lists and mappings."""
-    return list({id(one): one for one in layer._layers}.values())
+    """The layers a layer holds directly, each once, also those in lists and mappings.
+
+    Up to Keras 3.12, a functional model lists those of its graph alone; what was set on it besides, its tracker knows.
+    """
+    tracked = layer._tracker.config["layers"][1] if isinstance(layer, keras.Function) else ()
+    return list({id(one): one for one in (*layer._layers, *tracked)}.values())
 
 
 def value_of(variable: Any) -> Any:
@@ -226,6 +230,19 @@ def history(tensor: Any) -> tuple[Any, Any] | None:
     if found is None or found.operation is None:
         return None
     return found.operation, found.operation._inbound_nodes[found.node_index]
+
+
+LINKED_AFTER_CALL = "symbolic_call" in vars(keras.layers.Layer)
+"""Whether `Layer.__call__` itself notes where its outputs come from; up to Keras 3.6 `symbolic_call` does."""
+
+
+def link(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    """Note that a call of `operation` made `outputs`, those that have no past yet."""
+    from keras.src.ops.node import Node
+
+    tensors = [tensor for tensor in keras.tree.flatten(outputs) if isinstance(tensor, keras.KerasTensor)]
+    if any(history(tensor) is None for tensor in tensors):
+        Node(operation=operation, call_args=args, call_kwargs=kwargs, outputs=outputs)
 
 
 @contextmanager

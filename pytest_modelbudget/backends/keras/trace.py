@@ -34,14 +34,15 @@ def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, costs_on
     with private.calls_forgotten() as remember:
         tracer = _Tracer(remember)
         tracer.costs_only = costs_only
-        with variables.zeros(), variables.symbolic(), tracer.watching():
+        with variables.zeros(), variables.converted(), variables.symbolic(), tracer.watching():
             outputs = model(*args, **kwargs)
     return Trace(tracer.calls, outputs)
 
 
 def build(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Call `model` on symbolic tensors, which builds every layer that the call reaches."""
-    with private.built_by_calling(), variables.zeros(), _Tracer(lambda operation: None).watching():
+    tracer = _Tracer(lambda operation: None)
+    with private.built_by_calling(), variables.zeros(), variables.converted(), tracer.watching():
         model(*args, **kwargs)
 
 
@@ -126,6 +127,8 @@ class _Tracer:
             self.inside.pop()
             self.times = times
         call.outputs = tuple(symbolic(outputs))
+        if not private.LINKED_AFTER_CALL:
+            private.link(one, args, kwargs, outputs)
         return outputs
 
     def called(self, call: Callable[..., Any], one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

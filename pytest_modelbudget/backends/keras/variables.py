@@ -65,6 +65,30 @@ def zeros() -> Iterator[None]:
 
 
 @contextmanager
+def converted() -> Iterator[None]:
+    """Inside, making a tensor of a symbolic one gives a symbolic one, as it does by itself from Keras 3.7 on.
+
+    A functional model does so with what it is called on.
+    """
+    operations, backend = (sys.modules[f"keras.src.{name}"] for name in ("ops.core", "backend"))
+    if hasattr(operations, "ConvertToTensor"):
+        yield
+        return
+    with _patched([(backend, "convert_to_tensor", _keeping(backend.convert_to_tensor))]):
+        yield
+
+
+def _keeping(original: Callable[..., Any]) -> Callable[..., Any]:
+    def convert_to_tensor(x: Any, dtype: Any = None, sparse: Any = None, **kwargs: Any) -> Any:
+        if not isinstance(x, keras.KerasTensor):
+            return original(x, dtype=dtype, sparse=sparse, **kwargs)
+        same = dtype is None or keras.backend.standardize_dtype(dtype) == x.dtype
+        return x if same else keras.ops.cast(x, dtype)
+
+    return convert_to_tensor
+
+
+@contextmanager
 def _patched(patches: list[tuple[Any, str, Any]]) -> Iterator[None]:
     saved = [(one, name, vars(one).get(name, _ABSENT)) for one, name, _ in patches]
     try:

@@ -75,7 +75,7 @@ _ELEMENTWISE = """
     _fake_quantize_learnable_per_channel_affine _make_per_tensor_quantized_tensor _make_per_channel_quantized_tensor
     __irshift__ __ilshift__ _fused_moving_avg_obs_fq_helper fused_moving_avg_obs_fake_quant _choose_qparams_per_tensor
     glu_jvp _dirichlet_grad _standard_gamma_grad _amp_update_scale _amp_foreach_non_finite_check_and_unscale
-    _fused_adagrad _fused_adam _fused_adamw _fused_sgd
+    _fused_adagrad _fused_adam _fused_adamw _fused_sgd leaky_relu
 """
 _QUESTIONS = """
     _local_scalar_dense item is_same_size is_pinned sym_size sym_numel sym_stride sym_storage_offset _assert_async
@@ -105,6 +105,7 @@ _PRIMS = """
     spherical_bessel_j0 xor_sum zeta _low_memory_max_pool_offsets_to_indices _low_memory_max_pool_with_offsets
     inductor_cvt_e8m0_rceil inductor_force_stride_order inductor_lookup_seed inductor_rand_eager_offset
     inductor_rand_eager_offsets inductor_randint inductor_random inductor_seed inductor_seeds prepare_softmax_online
+    fma _low_memory_max_pool2d_offsets_to_indices _low_memory_max_pool2d_with_offsets
 """
 PRIMS = frozenset(_PRIMS.split())
 """Names of the `prims` operators that count zero, beside those of their names in `aten`."""
@@ -112,7 +113,7 @@ PRIMS = frozenset(_PRIMS.split())
 _FACTORISATIONS = """
     _linalg_det _linalg_eigh _linalg_eigvals _linalg_slogdet _linalg_solve_ex _linalg_svd cholesky_inverse geqrf
     linalg_cholesky_ex linalg_eig linalg_householder_product linalg_inv_ex linalg_ldl_factor_ex linalg_lstsq linalg_lu
-    linalg_lu_factor_ex linalg_matrix_exp linalg_matrix_sqrth linalg_pinv linalg_polar linalg_qr ormqr svd
+    linalg_lu_factor_ex linalg_matrix_exp linalg_matrix_sqrth linalg_pinv linalg_polar linalg_qr ormqr svd cholesky
 """
 _SPARSE = """
     _sparse_mm_reduce_impl_backward _spsolve _cslt_sparse_mm_search

@@ -1,29 +1,19 @@
-"""What older versions of torch, down to 2.4, do not have, and what is done without it."""
+"""What older versions of torch, down to 2.6, do not have, and what is done without it."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from pytest_modelbudget.backends.patching import Shared, patch_all
-
 KNOWS_SAVING_HOOKS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
 """Whether torch tells which hooks for saved tensors are set (2.6 does not)."""
 
-KNOWS_FUNCTION_STATE = hasattr(torch._C, "_get_torch_function_state")
-"""Whether torch tells how far `__torch_function__` is switched off (2.4 does not)."""
 
-
-def has_autocast(device: str) -> bool:
-    """Whether torch knows autocast for this kind of device (2.4 has none for mps)."""
-    try:
-        torch.is_autocast_enabled(device)
-    except RuntimeError:
-        return False
-    return True
+TELLS_OF_STORAGES = KNOWS_SAVING_HOOKS
+"""Whether weak references to storages tell when these go (2.6 drops the Python objects of some that live on)."""
 
 
 def saving_hooks() -> Any:
@@ -31,12 +21,35 @@ def saving_hooks() -> Any:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) if KNOWS_SAVING_HOOKS else None
 
 
-def eager() -> AbstractContextManager[Any]:
-    """A context in which compiled functions run as they were written."""
-    if hasattr(torch.compiler, "set_stance"):  # 2.4 has none
-        context: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return context
-    return _NOT_COMPILED.inside()
+@contextmanager
+def collectives_on_meta() -> Iterator[None]:
+    """Inside, each collective takes tensors on the meta device (2.6 refuses them) and does there what its CPU kernel
+    does, which in a world where nothing is sent is nothing.
+    """
+    library = torch.library.Library("c10d", "IMPL", "Meta")
+    try:
+        for name in _without_meta("c10d"):
+            library.impl(name, _on_cpu(getattr(torch.ops.c10d, name).default))
+        yield
+    finally:
+        library._destroy()
 
 
-_NOT_COMPILED = Shared(lambda: patch_all([(sys.modules["torch._dynamo.eval_frame"], "set_eval_frame", lambda _: None)]))
+def _without_meta(namespace: str) -> list[str]:
+    """The operators of a namespace that have a kernel for the CPU and none for the meta device."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith(f"{namespace}::")}
+    return [
+        name.removeprefix(f"{namespace}::")
+        for name in sorted(names)
+        if has_kernel(name, "CPU") and not has_kernel(name, "Meta")
+    ]
+
+
+def _on_cpu(operator: Any) -> Callable[..., Any]:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        return operator.redispatch(keys, *args, **kwargs)
+
+    return kernel

@@ -120,6 +120,7 @@ FORMULAS: dict[str, Formula] = {
     "aten.addmm": _addmm,
     "aten.bmm": mm,
     "aten.convolution": _conv,
+    "aten.convolution_overrideable": _conv,
     "aten.mv": _mv,
     "aten.addmv": _addmv,
     "aten.dot": _dot,

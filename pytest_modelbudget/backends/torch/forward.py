@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.patching import Shared, patch_all
-from pytest_modelbudget.backends.torch import compat, keras_layers
+from pytest_modelbudget.backends.torch import keras_layers
 from pytest_modelbudget.backends.torch.appearance import as_on_cpu
 from pytest_modelbudget.backends.torch.build import abstract
 from pytest_modelbudget.backends.torch.hints import about, hints, line, may_run_on_values
@@ -203,7 +203,7 @@ def calm(subject: Subject, training: bool = False, *, on_cpu: bool = True) -> It
             if on_cpu:
                 stack.enter_context(as_on_cpu(type(subject.model).__module__.partition(".")[0]))
         if _may_compile():
-            stack.enter_context(compat.eager())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_SLOW_ATTENTION.inside())
         if subject.real:
             stack.enter_context(reproducible(_seed(subject)))

@@ -94,6 +94,14 @@ def _set_function_modes(modes: list[Any]) -> None:
         torch._C._push_on_torch_function_stack(mode)
 
 
+def _set_device_context(context: Any) -> None:
+    """Without a context there is no such name: `torch.get_default_device` of 2.6 asks whether there is one."""
+    if context is None:
+        vars(torch._GLOBAL_DEVICE_CONTEXT).pop("device_context", None)
+    else:
+        torch._GLOBAL_DEVICE_CONTEXT.device_context = context
+
+
 def _set_saving_hooks(top: Any) -> None:
     while (now := compat.saving_hooks()) is not None and now != top:
         torch._C._autograd._pop_saved_tensors_default_hooks()
@@ -120,7 +128,7 @@ def _set_autocast_nesting(nesting: int) -> None:
 
 
 def _autocasts() -> Iterator[Setting]:
-    for kind in filter(compat.has_autocast, ("cpu", "cuda", "xpu", "mps")):
+    for kind in ("cpu", "cuda", "xpu", "mps"):
         yield Setting(partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
         yield Setting(partial(torch.get_autocast_dtype, kind), partial(torch.set_autocast_dtype, kind))
     yield Setting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)
@@ -135,11 +143,6 @@ def _functorch() -> Iterator[Setting]:
         yield Setting(layers.get_dynamic_layer_stack_depth, undo)
 
 
-def _function_state() -> Iterator[Setting]:
-    if compat.KNOWS_FUNCTION_STATE:
-        yield Setting(torch._C._get_torch_function_state, torch._C._set_torch_function_state)
-
-
 OF_AUTOGRAD: tuple[Setting, ...] = (
     Setting(torch.is_grad_enabled, torch._C._set_grad_enabled),
     Setting(torch._C._is_fwd_grad_enabled, torch._C._set_fwd_grad_enabled),
@@ -151,11 +154,8 @@ OF_THREAD: tuple[Setting, ...] = (
     Setting(_dispatch_modes, _set_dispatch_modes),
     Setting(_pre_dispatch_modes, _set_pre_dispatch_modes),
     Setting(_function_modes, _set_function_modes),
-    Setting(
-        lambda: vars(torch._GLOBAL_DEVICE_CONTEXT).get("device_context"),
-        lambda context: setattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", context),
-    ),
-    *_function_state(),
+    Setting(lambda: vars(torch._GLOBAL_DEVICE_CONTEXT).get("device_context"), _set_device_context),
+    Setting(torch._C._get_torch_function_state, torch._C._set_torch_function_state),
     Setting(torch._C._get_tracing_state, torch._C._set_tracing_state),
     *_functorch(),
     Setting(compat.saving_hooks, _set_saving_hooks),

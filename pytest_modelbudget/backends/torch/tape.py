@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.attention import fused
 from pytest_modelbudget.backends.torch.flops import Cost
 from pytest_modelbudget.backends.torch.forward import Subject, arguments, observed
@@ -99,7 +101,8 @@ class Recorder:
         self._counted = 0
         self._numbers: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
-        self._watched: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._watched: dict[int, tuple[weakref.ref[torch.UntypedStorage], StorageWeakRef]] = {}
+        self._maybe_gone: list[int] = []
         self._made_by: dict[int, str] = {}
         for parameter in (*model.parameters(), *stored_in(list(model.modules()))):
             self.hold(parameter, "param")
@@ -201,8 +204,20 @@ class Recorder:
         if key not in self._numbers:
             self._numbers[key] = self._counted
             self._counted += 1
-            self._watched[key] = weakref.ref(tensor.untyped_storage(), lambda _: self._gone(key))
+            storage = tensor.untyped_storage()
+            handle = weakref.ref(storage, lambda _: self._maybe_gone.append(key))
+            self._watched[key] = handle, StorageWeakRef(storage)
         return self._numbers[key]
+
+    def _find_gone(self) -> None:
+        """Note which storages are gone: torch 2.6 may drop the Python object of one that lives on."""
+        waiting = self._maybe_gone if compat.TELLS_OF_STORAGES else list(self._watched)
+        self._maybe_gone = []
+        for key in waiting:
+            if self._watched[key][1].expired():
+                self._gone(key)
+            else:
+                self._maybe_gone.append(key)
 
     def _gone(self, key: int) -> None:
         self._freed.append(self._numbers.pop(key))
@@ -220,10 +235,12 @@ class Recorder:
             self._held.append(Held(self._number(key, tensor, size), size, role))
 
     def _let_go(self) -> tuple[int, ...]:
+        self._find_gone()
         freed, self._freed = tuple(self._freed), []
         return freed
 
     def _flush(self) -> None:
+        self._find_gone()
         if self._freed:
             self._events.append(Event("", "", "", (), self._let_go()))
 

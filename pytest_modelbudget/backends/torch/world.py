@@ -20,6 +20,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_modelbudget.backends.patching import Patched, Undoing
+from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.ghosts import META
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -84,6 +85,7 @@ def world() -> Iterator[World]:
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
         stack.enter_context(Undoing(partial(setattr, sys, "excepthook", hook)))
         stack.enter_context(Undoing(_end))
+        stack.enter_context(compat.collectives_on_meta())
         stack.enter_context(_devices())
         stack.enter_context(_parameters_on_meta())
         stack.enter_context(_propagation_apart())

@@ -13,6 +13,7 @@ from torch import nn
 from pytest_modelbudget.backends.torch.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.flops import cost
 from pytest_modelbudget.summary import Flops, Summary
+from tests.versions import needs
 
 Count = Callable[..., Summary]
 
@@ -135,8 +136,9 @@ HEADS, WEIGHTS = (2, 4, 9, 16), ((20, 10), (20, 5))
             id="two of four weights kept",
         ),
         pytest.param(
-            aten._foreach_mm.default, ([_meta(2, 3), _meta(4, 5)], [_meta(3, 6), _meta(5, 7)]),
+            getattr(aten, "_foreach_mm", None), ([_meta(2, 3), _meta(4, 5)], [_meta(3, 6), _meta(5, 7)]),
             [_meta(2, 6), _meta(4, 7)], 2 * (2 * 3 * 6 + 4 * 5 * 7), id="products of lists",
+            marks=needs(aten, "_foreach_mm"),
         ),
     ],
 )  # fmt: skip

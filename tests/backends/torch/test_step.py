@@ -20,6 +20,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
 from tests.real_steps import Real, allocated, inferred, sgd
+from tests.versions import needs
 
 
 def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> Tape:
@@ -111,7 +112,8 @@ WIDE = ("momentum", "Adam", "AMSGrad", "RMSprop", "a callable")
 
 def marked(names: Iterable[str], wide: Collection[str]) -> list[Any]:
     """The names as cases, those of the `wide` sweep marked."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in wide else []) for name in names]
+    later = {"Muon": [needs(torch.optim, "Muon")]}
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in wide) + later.get(name, [])) for name in names]
 
 
 @pytest.mark.parametrize("name", marked(OPTIMIZERS, WIDE))
@@ -137,6 +139,7 @@ class Words(nn.Module):
         return out
 
 
+@needs(torch.optim, "Muon")
 @pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)], ids=["tied", "apart"])
 def test_muon_leaves_tables_to_adamw(tied: bool, tables: int) -> None:
     """One state for each element of hidden matrices, two for tables, heads and biases, and a count for each of these."""
