@@ -30,7 +30,7 @@ from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghos
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
 from pytest_modelbudget.backends.torch.state import unswept
 from pytest_modelbudget.backends.torch.stored import elements, is_sparse
-from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.backends.torch.trees import lies_on_meta, tensors
 from pytest_modelbudget.backends.torch.unknown import (
     any_marked,
     in_step,
@@ -80,14 +80,14 @@ def _parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torc
     if (ghosts := _GHOSTS.get(get_ident())) is None:
         return None
     with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
-        return None if value is None or value.is_meta else ghosts.if_possible(value)
+        return None if value is None or lies_on_meta(value) else ghosts.if_possible(value)
 
 
 def _buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
     if (ghosts := _GHOSTS.get(get_ident())) is None:
         return None
     with torch._C.DisableTorchFunction():
-        if value is None or value.is_meta or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
+        if value is None or lies_on_meta(value) or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
             return None
         return ghosts.if_possible(value)
 
@@ -175,7 +175,7 @@ def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], No
     def idle(module: Any) -> None:
         with torch._C.DisableTorchFunction():
             weights = [weight for weight in module._parameters.values() if weight is not None]
-            if weights and all(weight.is_meta for weight in weights):
+            if weights and all(map(lies_on_meta, weights)):
                 skip_draws()
                 return
         function(module)
@@ -196,7 +196,7 @@ def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
     def idle(*args: Any, **kwargs: Any) -> Any:
         tensor = args[0] if args else kwargs.get("tensor")
         with torch._C.DisableTorchFunction():
-            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            if isinstance(tensor, torch.Tensor) and lies_on_meta(tensor):
                 if draws:
                     skip_draws()
                 return tensor
