@@ -231,7 +231,7 @@ _DRAWS = frozenset(
      "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_")
 )  # fmt: skip
 """Functions that draw random numbers, of `torch`, `torch.Tensor` and `torch.nn.functional`."""
-_ABOUT = frozenset(("__get__", "__set__", "requires_grad_", "register_hook", "retain_grad"))
+_ABOUT = frozenset(("__set__", "requires_grad_", "register_hook", "retain_grad"))
 """What is asked of a tensor itself, whatever its values are."""
 
 
@@ -251,6 +251,8 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
 
 def _redirected(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = getattr(func, "__name__", "")
+    if name == "__get__":  # an attribute of one tensor, whatever it is
+        return func(*args, **kwargs)
     if any_marked() and name not in _ABOUT:
         args, kwargs = tree_map_only(torch.Tensor, _meta_if_marked, (args, kwargs))
     if name in _DRAWS and kwargs.get("generator") in (None, torch.default_generator):

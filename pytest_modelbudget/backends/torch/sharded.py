@@ -56,7 +56,7 @@ def _any_sharded(modules: Sequence[nn.Module]) -> bool:
     if not (kinds := _classes(_TENSORS, "DTensor")):
         return False
     parameters = chain.from_iterable([module._parameters.values() for module in modules])
-    return any([isinstance(tensor, kinds) for tensor in parameters if type(tensor) not in _ORDINARY])
+    return any(isinstance(tensor, kinds) for tensor in parameters if type(tensor) not in _ORDINARY)
 
 
 def whole(tensor: Any) -> torch.Tensor:
