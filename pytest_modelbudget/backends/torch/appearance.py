@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from pytest_modelbudget.backends.patching import Shared, Undoing
+from pytest_modelbudget.backends.torch.trees import lies_on_meta
 from pytest_modelbudget.frames import OURS, package_of
 
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ _PATCHED = Shared(_patch)
 def _attribute(original: Callable[[Any], Any], on_cpu: Callable[[Any], Any]) -> property:
     def look(tensor: Any) -> Any:
         seen = original(tensor)
-        return on_cpu(tensor) if _is_meta(tensor) and _deceived(sys._getframe(1).f_code) else seen
+        return on_cpu(tensor) if _deceived(sys._getframe(1).f_code) and _is_meta(tensor) else seen
 
     return property(look)
 
@@ -77,7 +78,7 @@ def _method(original: Callable[..., Any], on_cpu: Callable[[Any, Any], Any]) -> 
     @wraps(original)
     def call(held: Any, *args: Any, **kwargs: Any) -> Any:
         seen = original(held, *args, **kwargs)
-        if args or kwargs or not _is_meta(held) or not _deceived(sys._getframe(1).f_code):
+        if args or kwargs or not _deceived(sys._getframe(1).f_code) or not _is_meta(held):
             return seen
         return on_cpu(held, seen)
 
@@ -88,10 +89,7 @@ def _is_meta(held: Any) -> bool:
     if isinstance(held, torch.UntypedStorage):
         return str(held.device) == "meta"
     with torch._C.DisableTorchFunction():
-        return bool(_GET_META(held))
-
-
-_GET_META = torch._C.TensorBase.is_meta.__get__
+        return lies_on_meta(held)
 
 
 def _type(tensor: torch.Tensor, name: str) -> str:

@@ -30,7 +30,7 @@ from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghos
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
 from pytest_modelbudget.backends.torch.state import unswept
 from pytest_modelbudget.backends.torch.stored import elements, is_sparse
-from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.backends.torch.trees import lies_on_meta, tensors
 from pytest_modelbudget.backends.torch.unknown import (
     any_marked,
     in_step,
@@ -80,14 +80,14 @@ def _parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torc
     if (ghosts := _GHOSTS.get(get_ident())) is None:
         return None
     with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
-        return None if value is None or value.is_meta else ghosts.if_possible(value)
+        return None if value is None or lies_on_meta(value) else ghosts.if_possible(value)
 
 
 def _buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
     if (ghosts := _GHOSTS.get(get_ident())) is None:
         return None
     with torch._C.DisableTorchFunction():
-        if value is None or value.is_meta or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
+        if value is None or lies_on_meta(value) or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
             return None
         return ghosts.if_possible(value)
 
@@ -175,7 +175,7 @@ def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], No
     def idle(module: Any) -> None:
         with torch._C.DisableTorchFunction():
             weights = [weight for weight in module._parameters.values() if weight is not None]
-            if weights and all(weight.is_meta for weight in weights):
+            if weights and all(map(lies_on_meta, weights)):
                 skip_draws()
                 return
         function(module)
@@ -196,7 +196,7 @@ def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
     def idle(*args: Any, **kwargs: Any) -> Any:
         tensor = args[0] if args else kwargs.get("tensor")
         with torch._C.DisableTorchFunction():
-            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            if isinstance(tensor, torch.Tensor) and lies_on_meta(tensor):
                 if draws:
                     skip_draws()
                 return tensor
@@ -231,7 +231,7 @@ _DRAWS = frozenset(
      "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_")
 )  # fmt: skip
 """Functions that draw random numbers, of `torch`, `torch.Tensor` and `torch.nn.functional`."""
-_ABOUT = frozenset(("__get__", "__set__", "requires_grad_", "register_hook", "retain_grad"))
+_ABOUT = frozenset(("__set__", "requires_grad_", "register_hook", "retain_grad"))
 """What is asked of a tensor itself, whatever its values are."""
 
 
@@ -251,6 +251,8 @@ class _Redirect(TorchFunctionMode):  # type: ignore[misc]
 
 def _redirected(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = getattr(func, "__name__", "")
+    if name == "__get__":  # an attribute of one tensor, whatever it is
+        return func(*args, **kwargs)
     if any_marked() and name not in _ABOUT:
         args, kwargs = tree_map_only(torch.Tensor, _meta_if_marked, (args, kwargs))
     if name in _DRAWS and kwargs.get("generator") in (None, torch.default_generator):

@@ -70,11 +70,11 @@ def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str
     """See `pytest_modelbudget.backends.Backend.summarize`."""
     with torch.inference_mode(False), calls_shown():  # inference tensors could not be saved for a backward pass
         shards = sharded.note(model)
-        run = _run(unwrapped(model), name, inputs, sizes, origin)
+        run = _run(unwrapped(model), name, inputs, sizes, origin, bool(shards))
         return _summary(run, sizes, shards)
 
 
-def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: Origin) -> _Run:
+def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Sizes, origin: Origin, in_shards: bool) -> _Run:
     on_values = partial(_really, model, name, inputs, sizes, origin)
     if origin.run == "real":
         return on_values(_ASKED)
@@ -85,7 +85,8 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], 
     fits = real.fits(model)
     if origin.built_here:
         settle(model, Ghosts())
-    possible = not (origin.run == "abstract" or sharded.note(model) or (origin.built_here and not origin.rebuild))
+    in_shards = in_shards and sharded.has_shards(model)  # those of a builder's model are whole now
+    possible = not (origin.run == "abstract" or in_shards or (origin.built_here and not origin.rebuild))
     try:
         subject = Subject(name, model if origin.built_here else ghost_of(model), inputs)
         base = forward(subject, sizes, keep=True)

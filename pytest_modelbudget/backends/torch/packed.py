@@ -121,8 +121,10 @@ def _is_ordinary(module: nn.Module) -> bool:
     """Whether a module is a layer of torch's own with weights as they are shaped, as most of a model are."""
     if not is_of_torch(module):
         return False
-    floats = [tensor is None or tensor.is_floating_point() for tensor in module._parameters.values()]
-    return all(floats) and has_plain_tensors(module)
+    for tensor in module._parameters.values():
+        if tensor is not None and not tensor.is_floating_point():
+            return False
+    return has_plain_tensors(module)
 
 
 def _attributes(module: nn.Module) -> dict[str, torch.Tensor]:

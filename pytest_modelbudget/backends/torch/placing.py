@@ -18,7 +18,7 @@ from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META
 from pytest_modelbudget.backends.torch.memo import Memo
 from pytest_modelbudget.backends.torch.readings import Readings
 from pytest_modelbudget.backends.torch.stored import is_sparse
-from pytest_modelbudget.backends.torch.trees import storage_key, tensors
+from pytest_modelbudget.backends.torch.trees import lies_on_meta, storage_key, tensors
 from pytest_modelbudget.backends.torch.unknown import marks, wants_more_than_meta
 
 _WATCHED = 1_024  # operands above this could blow up (a mask of T x T): the result's size is asked for first
@@ -63,7 +63,7 @@ class Placing:
             if name == "empty" and args[0] == [0]:  # what batch norm reserves for cuDNN: nothing, at every call
                 return torch.empty(0, dtype=kwargs.get("dtype"), device=META)
             return func(*args, **(_placed(name, args, kwargs) if name in _MAKERS else kwargs))
-        without_values = sum([tensor.is_meta for tensor in read])
+        without_values = sum(map(lies_on_meta, read))
         if without_values == len(read) and name not in _ABOUT_VALUES:
             return self._on_meta(func, name, read, args, kwargs)
         self._readings.before(func, read, args)

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch.holding import CONTAINERS, Held
 from pytest_modelbudget.backends.torch.stored import is_wrapper
-from pytest_modelbudget.backends.torch.trees import storage_key
+from pytest_modelbudget.backends.torch.trees import lies_on_meta, storage_key
 
 VALUES = 4_096
 """Elements up to which the values of a tensor that has some are a part of a fingerprint."""
@@ -153,7 +153,7 @@ class Prints:
         if (kind not in _TENSORS and (is_lazy(tensor) or not _says_all(tensor))) or tensor.layout != torch.strided:
             raise Unreadable
         described = (kind, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
-        return described if tensor.is_meta else (*described, self._values(tensor))
+        return described if lies_on_meta(tensor) else (*described, self._values(tensor))
 
     def _values(self, tensor: torch.Tensor) -> Hashable:
         if tensor.numel() > VALUES or tensor.is_quantized or tensor.device.type != "cpu":
@@ -223,7 +223,7 @@ class Given:
         self.tensors.append(tensor)
         self.versions.append(tensor._version)
         # Values are compared by who holds them: a mask that all blocks share is one object.
-        held = None if tensor.is_meta else (id(tensor), tensor._version)
+        held = None if lies_on_meta(tensor) else (id(tensor), tensor._version)
         offset = tensor.storage_offset()
         return storage, tensor.shape, tensor.stride(), offset, tensor.dtype, tensor.requires_grad, held
 

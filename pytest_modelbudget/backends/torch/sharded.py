@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -48,10 +49,14 @@ def _arrives(tensor: torch.Tensor) -> bool:
 
 def has_shards(model: nn.Module) -> bool:
     """Whether any parameter of `model` is sharded."""
-    if not _classes(_TENSORS, "DTensor"):
+    return _any_sharded(all_modules(model))
+
+
+def _any_sharded(modules: Sequence[nn.Module]) -> bool:
+    if not (kinds := _classes(_TENSORS, "DTensor")):
         return False
-    found = [tensor for module in all_modules(model) for tensor in module._parameters.values() if tensor is not None]
-    return any(map(is_sharded, [tensor for tensor in found if type(tensor) not in _ORDINARY]))
+    parameters = chain.from_iterable([module._parameters.values() for module in modules])
+    return any(isinstance(tensor, kinds) for tensor in parameters if type(tensor) not in _ORDINARY)
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -66,13 +71,13 @@ def note(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ModelBudgetError: it is inside `FullyShardedDataParallel`, whose flat parameters hide the whole.
     """
-    flat = _classes(_WRAPPERS, "FullyShardedDataParallel")
-    if flat and any(issubclass(kind, flat) for kind in set(map(type, all_modules(model)))):
+    flat, modules = _classes(_WRAPPERS, "FullyShardedDataParallel"), all_modules(model)
+    if flat and any(issubclass(kind, flat) for kind in set(map(type, modules))):
         raise ModelBudgetError(
             "a model inside FullyShardedDataParallel shows this rank's part of its parameters only: "
             "count it before it is wrapped, or shard it with fully_shard"
         )
-    if not has_shards(model):
+    if not _any_sharded(modules):
         return ()
     ranks = max(tensor.device_mesh.size() for tensor in model.parameters() if is_sharded(tensor))
     return (f"sharded over {ranks} ranks: all numbers are those of the whole model, not of one rank",)
