@@ -63,6 +63,8 @@ def _where(stderr: str) -> Iterator[str]:
         return
     stack = current.partition("\n\n")[0].partition("\nThread 0x")[0]
     frames = [FrameSummary(one["file"], int(one["line"]), one["name"]) for one in _FRAME.finditer(stack)]
+    if frames and frames[-1].filename == "<string>":  # which started the worker
+        del frames[-1]
     shown = [frame for frame in frames if not (is_ours(frame) or is_pythons(frame))]
     yield from (
         f"{from_here(Path(frame.filename))}:{frame.lineno}: in {frame.name}" for frame in shown[:_MOST_FRAMES][::-1]

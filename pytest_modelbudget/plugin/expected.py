@@ -36,15 +36,20 @@ class Expected:
 
 @dataclass(slots=True)
 class Roll:
-    """Who is expected, whom the user left out, and how the reports of items came out that gave no result."""
+    """Who is expected, whom the user left out, and how the reports of items came out that gave no result.
 
+    It is `complete` when collection came to its end.
+    """
+
+    complete: bool = False
     expected: dict[str, Expected] = field(default_factory=dict)
     deselected: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def add(self, items: Iterable[pytest.Item]) -> None:
-        """Expect the models among the items."""
+        """Expect the models among the items, which are all that were collected."""
+        self.complete = True
         self.expected.update((one.nodeid, one) for one in expected_of(items))
 
     def leave_out(self, items: Iterable[pytest.Item]) -> None:
@@ -95,6 +100,7 @@ class Folder:
         for path in sorted(Path(self._folder.name).glob("*.json")):
             with suppress(OSError, ValueError):
                 written = json.loads(path.read_text(encoding="utf-8"))
+                roll.complete = True
                 roll.expected.update((one["nodeid"], _expected(one)) for one in written["expected"])
                 roll.deselected.update(written["deselected"])
 
