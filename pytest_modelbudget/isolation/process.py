@@ -270,7 +270,9 @@ def _warn(answer: Answer) -> None:
             warnings.warn_explicit(text, kind if known else UserWarning, file, line)  # type: ignore[arg-type]
         except Warning as error:
             where = f"{from_here(Path(file))}:{line}"
-            raise ModelBudgetError(f"{where}: {type(error).__name__}: {error} (the run takes it for an error)") from None
+            raise ModelBudgetError(
+                f"{where}: {type(error).__name__}: {error} (the run takes it for an error)"
+            ) from None
 
 
 def _guarded(group: int, folder: str) -> subprocess.Popen[bytes] | None:

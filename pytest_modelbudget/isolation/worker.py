@@ -232,4 +232,3 @@ def _warnings(recorded: Sequence[warnings.WarningMessage]) -> Iterator[tuple[str
     for warning in recorded[:_MOST_WARNINGS]:
         with suppress(Exception):
             yield warning.category.__name__, str(warning.message), warning.filename, warning.lineno
-

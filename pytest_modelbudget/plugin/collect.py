@@ -74,6 +74,7 @@ class Collector:
         self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         """Name clashes, obsolete files of test modules, and the run without any model."""
+        self.roll.complete = True  # pytest comes here only when nothing ended collection
         _mark_clashes(items)
         if not any("::" in arg for arg in config.args):
             items.extend(_module_files(items, self.root))

@@ -48,8 +48,7 @@ class Roll:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def add(self, items: Iterable[pytest.Item]) -> None:
-        """Expect the models among the items, which are all that were collected."""
-        self.complete = True
+        """Expect the models among the items."""
         self.expected.update((one.nodeid, one) for one in expected_of(items))
 
     def leave_out(self, items: Iterable[pytest.Item]) -> None:
@@ -100,7 +99,7 @@ class Folder:
         for path in sorted(Path(self._folder.name).glob("*.json")):
             with suppress(OSError, ValueError):
                 written = json.loads(path.read_text(encoding="utf-8"))
-                roll.complete = True
+                roll.complete |= written["complete"]
                 roll.expected.update((one["nodeid"], _expected(one)) for one in written["expected"])
                 roll.deselected.update(written["deselected"])
 
@@ -114,7 +113,8 @@ def write(config: pytest.Config, roll: Roll) -> None:
     workerinput: Mapping[str, Any] = getattr(config, "workerinput", {})
     if _INPUT not in workerinput:
         return
-    text = json.dumps({"expected": [asdict(one) for one in roll.expected.values()], "deselected": [*roll.deselected]})
+    expected = [asdict(one) for one in roll.expected.values()]
+    text = json.dumps({"complete": roll.complete, "expected": expected, "deselected": [*roll.deselected]})
     with suppress(OSError):  # a worker of another machine: the controller knows what has a result
         (Path(workerinput[_INPUT]) / f"{workerinput['workerid']}.json").write_text(text, encoding="utf-8")
 
