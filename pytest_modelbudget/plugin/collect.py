@@ -43,7 +43,7 @@ class Collector:
         self.chosen = _chosen_manifest(config)
         self.models = 0
         self.roll = Roll()
-        config.stash[MADE] = []
+        self.made = config.stash[MADE] = list[pytest.Item]()
         self.pytest_collect_directory(self.root)
         _add_root_manifest(config, self.chosen)  # on workers too: each finds out for itself what it is to collect
         importable(self.root)
@@ -106,7 +106,7 @@ class Collector:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down which models are to be checked, before the first is."""
         self.roll.add(session.items)
-        self.roll.leave_out(session.config.stash[MADE])  # what `--lf` or another plugin took out without a word
+        self.roll.leave_out(self.made)  # what `--lf` or another plugin took out without a word
         write(session.config, self.roll)
 
 
