@@ -34,13 +34,14 @@ def environment() -> dict[str, str]:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a process that leads a session, and all that it started, at once."""
-    if sys.platform == "win32":
-        for part in (*children(process.pid), process):
-            with suppress(OSError, psutil.Error):
-                part.kill()
-    else:
+    parts = children(process.pid)  # those with a session of their own too
+    if sys.platform != "win32":
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
+    for part in parts:
+        with suppress(OSError, psutil.Error):
+            part.kill()
+    process.kill()
     process.wait()
 
 

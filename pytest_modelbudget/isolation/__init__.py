@@ -127,7 +127,7 @@ class Isolation:
             KeyboardInterrupt: the source raised it.
         """
         source = Source(reference, holder)
-        answer = self._ask(Job("entries", source=source), Limits(), once_more=False)
+        answer = self._ask(Job("entries", source=source), resources.parse(holder.limits), once_more=False)
         match answer.kind:
             case "entries":
                 return tuple(_stand_in(entry, source) for entry in answer.entries())

@@ -11,7 +11,8 @@ import json
 import pickle
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from enum import Enum
 from typing import IO, Any
 
 from pytest_modelbudget.check import ModelEntry
@@ -102,9 +103,17 @@ class _Entries(pickle.Unpickler):
     """Makes the values that entries consist of, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "pytest_modelbudget" or (module, name) in _VALUES:
+        if (module, name) in _VALUES:
             return super().find_class(module, name)
+        if module.partition(".")[0] == "pytest_modelbudget" and "." not in name:
+            kind = super().find_class(module, name)
+            if isinstance(kind, type) and kind.__module__ == module and _is_value(kind):
+                return kind
         raise pickle.UnpicklingError(f"{module}.{name} is no part of an entry")
+
+
+def _is_value(kind: type) -> bool:
+    return is_dataclass(kind) or issubclass(kind, (Enum, dict))
 
 
 _VALUES = {

@@ -19,8 +19,10 @@ from typing import Literal
 import psutil
 
 from pytest_modelbudget import processes
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import measuring
 from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
+from pytest_modelbudget.tracebacks import from_here
 
 _WORKER = "pytest_modelbudget.isolation.worker"
 _LOOK = 0.05
@@ -34,6 +36,9 @@ _SECONDS_TO_END = 5.0
 _SECONDS_TO_TELL = 0.5
 _MOST_OUTPUT = 256 << 20
 _MOST_SHOWN = 1 << 20
+
+_GUARD = 'read _; kill -9 "-$1"; rm -rf -- "$2"'
+"""Shell code that ends a group of processes when its input ends, as it does with whoever started it; also a folder."""
 
 Limit = Literal["seconds", "memory", "output"]
 
@@ -78,6 +83,7 @@ class Worker:
                 env={**processes.environment(), **measuring.environment(self._measured)},
                 start_new_session=True,
             )
+        self._guard = _guarded(self._process.pid, self._files.name)
         self._answers: queue.SimpleQueue[tuple[int, Answer] | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="modelbudget-listener", daemon=True).start()
         self._number = 0
@@ -122,6 +128,9 @@ class Worker:
     def kill(self) -> None:
         """End it and all that it started, at once."""
         processes.kill(self._process)
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
         if self._process.stdin is not None:
             with suppress(OSError, ValueError):
                 self._process.stdin.close()
@@ -238,9 +247,31 @@ class _Printed:
 
 
 def _warn(answer: Answer) -> None:
-    """Warn here of what was warned of there, so that pytest's filters and summary have it."""
+    """Warn here of what was warned of there, so that pytest's filters and summary have it.
+
+    Raises:
+        ModelBudgetError: a filter makes an error of it, which says where it was warned.
+    """
     for category, message, file, line in answer.warnings:
         kind = getattr(__import__("builtins"), category, None)
         known = isinstance(kind, type) and issubclass(kind, Warning)
         text = message if known else f"{category}: {message}"
-        warnings.warn_explicit(text, kind if known else UserWarning, file, line)  # type: ignore[arg-type]
+        try:
+            warnings.warn_explicit(text, kind if known else UserWarning, file, line)  # type: ignore[arg-type]
+        except Warning as error:
+            where = f"{from_here(Path(file))}:{line}"
+            raise ModelBudgetError(
+                f"{where}: {type(error).__name__}: {error} (the run takes it for an error)"
+            ) from None
+
+
+def _guarded(group: int, folder: str) -> subprocess.Popen[bytes] | None:
+    """Something that ends the worker and what it started once this process is gone, in whichever way it goes.
+
+    The worker may be in C code that never gives way, and what it started does not notice.
+    """
+    if sys.platform != "win32":
+        with suppress(OSError):
+            command = ["/bin/sh", "-c", _GUARD, "sh", str(group), folder]
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    return None

@@ -81,14 +81,17 @@ class _Sources:
     """What sources yielded, so that each is called once for all of its models."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, dict[str, ModelEntry]] = {}
+        self._entries: dict[str, tuple[ModelEntry, ...]] = {}
 
-    def entries(self, source: Source) -> dict[str, ModelEntry]:
-        """Its entries by id."""
+    def entries(self, source: Source) -> tuple[ModelEntry, ...]:
+        """Its entries, as they came."""
         if source.reference not in self._entries:
-            entries = entries_from(source.reference, source.holder)
-            self._entries[source.reference] = {entry.id: entry for entry in entries}
+            self._entries[source.reference] = entries_from(source.reference, source.holder)
         return self._entries[source.reference]
+
+    def entry(self, source: Source, name: str) -> ModelEntry | None:
+        """Its first entry of that id."""
+        return next((entry for entry in self.entries(source) if entry.id == name), None)
 
 
 def main(stdout: str) -> None:
@@ -192,7 +195,7 @@ def _with_code(job: Job, sources: _Sources) -> ModelEntry:
     """The job's entry with its builder and what it is called with."""
     assert job.entry is not None
     if job.source is not None:
-        own = sources.entries(job.source).get(job.entry.id)
+        own = sources.entry(job.source, job.entry.id)
         if own is None:
             raise ModelBudgetError(f"the source {job.source.reference} yields {job.entry.id} only sometimes")
     elif job.module is not None:
@@ -207,7 +210,7 @@ def _with_code(job: Job, sources: _Sources) -> ModelEntry:
 def _entries(job: Job, sources: _Sources) -> Answer:
     assert job.source is not None
     try:
-        entries = sources.entries(job.source).values()
+        entries = sources.entries(job.source)
         bare = tuple(replace(entry, build="", args=(), kwargs={}, inputs=None) for entry in entries)
         return Answer("entries", data=pickle.dumps(bare))
     except FrameworkMissing as missing:

@@ -40,6 +40,8 @@ class Collected:
 BASE: pytest.StashKey[Base] = pytest.StashKey()
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 ISOLATION: pytest.StashKey[Isolation | None] = pytest.StashKey()
+MADE: pytest.StashKey[list[pytest.Item]] = pytest.StashKey()
+"""All models that were collected, whatever becomes of them."""
 
 
 def prepare(config: pytest.Config) -> None:

@@ -15,7 +15,7 @@ from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.loading import is_file, odd_kind
 from pytest_modelbudget.plugin import asked_for
-from pytest_modelbudget.plugin.base import BASE, COLLECTED, ISOLATION, report_back
+from pytest_modelbudget.plugin.base import BASE, COLLECTED, ISOLATION, MADE, report_back
 from pytest_modelbudget.plugin.expected import Roll, write
 from pytest_modelbudget.plugin.importing import entries_of
 from pytest_modelbudget.plugin.items import (
@@ -43,6 +43,7 @@ class Collector:
         self.chosen = _chosen_manifest(config)
         self.models = 0
         self.roll = Roll()
+        self.made = config.stash[MADE] = list[pytest.Item]()
         self.pytest_collect_directory(self.root)
         _add_root_manifest(config, self.chosen)  # on workers too: each finds out for itself what it is to collect
         importable(self.root)
@@ -73,6 +74,7 @@ class Collector:
         self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         """Name clashes, obsolete files of test modules, and the run without any model."""
+        self.roll.complete = True  # pytest comes here only when nothing ended collection
         _mark_clashes(items)
         if not any("::" in arg for arg in config.args):
             items.extend(_module_files(items, self.root))
@@ -104,6 +106,7 @@ class Collector:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down which models are to be checked, before the first is."""
         self.roll.add(session.items)
+        self.roll.leave_out(self.made)  # what `--lf` or another plugin took out without a word
         write(session.config, self.roll)
 
 

@@ -105,6 +105,9 @@ class Controller:
 
     def _left_out(self) -> list[Finding]:
         """What this run does not say anything of."""
+        if not (self.roll.complete or self.latest or self.not_collected):
+            text = "the run ended before all models were collected: none was checked"
+            self.not_collected.append(Finding("not collected", "", text))
         if not (deselected := len(self.roll.deselected - self.roll.expected.keys())):
             return self.not_collected
         text = f"{deselected} model{' was' if deselected == 1 else 's were'} left out by the options of this run"

@@ -36,8 +36,12 @@ class Expected:
 
 @dataclass(slots=True)
 class Roll:
-    """Who is expected, whom the user left out, and how the reports of items came out that gave no result."""
+    """Who is expected, whom the user left out, and how the reports of items came out that gave no result.
 
+    It is `complete` when collection came to its end.
+    """
+
+    complete: bool = False
     expected: dict[str, Expected] = field(default_factory=dict)
     deselected: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
@@ -95,6 +99,7 @@ class Folder:
         for path in sorted(Path(self._folder.name).glob("*.json")):
             with suppress(OSError, ValueError):
                 written = json.loads(path.read_text(encoding="utf-8"))
+                roll.complete |= written["complete"]
                 roll.expected.update((one["nodeid"], _expected(one)) for one in written["expected"])
                 roll.deselected.update(written["deselected"])
 
@@ -108,7 +113,8 @@ def write(config: pytest.Config, roll: Roll) -> None:
     workerinput: Mapping[str, Any] = getattr(config, "workerinput", {})
     if _INPUT not in workerinput:
         return
-    text = json.dumps({"expected": [asdict(one) for one in roll.expected.values()], "deselected": [*roll.deselected]})
+    expected = [asdict(one) for one in roll.expected.values()]
+    text = json.dumps({"complete": roll.complete, "expected": expected, "deselected": [*roll.deselected]})
     with suppress(OSError):  # a worker of another machine: the controller knows what has a result
         (Path(workerinput[_INPUT]) / f"{workerinput['workerid']}.json").write_text(text, encoding="utf-8")
 

@@ -19,7 +19,7 @@ from pytest_modelbudget.errors import Place
 from pytest_modelbudget.intact import intact
 from pytest_modelbudget.isolation import Yielded
 from pytest_modelbudget.plugin import MARKER, RESULTS
-from pytest_modelbudget.plugin.base import BASE, ISOLATION
+from pytest_modelbudget.plugin.base import BASE, ISOLATION, MADE
 from pytest_modelbudget.plugin.importing import described
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.registry import bad_config, obsolete_files
@@ -101,6 +101,7 @@ class ModelItem(BudgetItem):
         self.place = entry.place
         self.clash = ""
         self.extra_keyword_matches.update(entry.tags)
+        self.config.stash[MADE].append(self)
 
     def outcome(self) -> Result:
         """Build, count, compare and decide."""

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_modelbudget import backends
@@ -43,10 +45,16 @@ def fails(): return Model(dense=(32, "x" + 1))
 def stops():
     breakpoint()
     return small()
+def endless(): sum(__import__("itertools").repeat(0))
 def interrupts(): raise KeyboardInterrupt
 def entries():
     for width in (8, 16):
         yield ModelEntry(id=f"w{width}", build=lambda width=width: Model(dense=(32, width)), inputs="float32[B, 32]", tags=["zoo"])
+def twins():
+    return [ModelEntry(id="twin", build=small), ModelEntry(id="twin", build=small)]
+def slow_entries():
+    import time
+    time.sleep(60)
 def broken_entries():
     raise OSError("no list")
 def leaving_entries():
@@ -198,6 +206,44 @@ def test_a_source_that_fails_says_why(isolation: Isolation) -> None:
         isolation.entries("isolated_rooms:leaving_entries", holder)
     with pytest.raises(OSError, match="no list"):
         entries_from("isolated_rooms:broken_entries", holder)
+
+
+def test_two_models_of_one_id_are_both_told_of(isolation: Isolation) -> None:
+    """So that the second is a mistake of the manifest, rather than gone."""
+    holder = ModelEntry(id="sources", build="", place=Place("modelbudget.yaml", 3))
+    assert [entry.id for entry in isolation.entries("isolated_rooms:twins", holder)] == ["twin", "twin"]
+
+
+def test_a_source_keeps_the_limits_of_the_defaults(isolation: Isolation, tmp_path: Path) -> None:
+    """One that takes longer is named, with the limit."""
+    manifest = tmp_path / "modelbudget.yaml"
+    manifest.write_text("defaults: {limits: {seconds: 1}}\nsources: [isolated_rooms:slow_entries]\n", encoding="utf-8")
+    ((_, message),) = register(manifest, tmp_path, isolation.entries).broken
+    assert "took longer than the 1 s that limits.seconds allows" in message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill")
+def test_a_worker_ends_with_whoever_started_it(home: Path, tmp_path: Path) -> None:
+    """Also in C code that never gives way, when the process that waits for it is killed."""
+    script = (
+        "import os, sys, signal, threading\n"
+        "from pytest_modelbudget.check import ModelEntry\n"
+        "from pytest_modelbudget.isolation import Isolation\n"
+        "isolation = Isolation()\n"
+        "isolation.count(ModelEntry(id='small', build='isolated_rooms:small', inputs='float32[B, 32]'))\n"
+        "print(isolation._worker._process.pid, flush=True)\n"
+        "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+        "isolation.count(ModelEntry(id='c', build='isolated_rooms:endless'))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{FAKES.parents[1]}"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    worker = int(run.stdout)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != "zombie" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == "zombie"
 
 
 @pytest.mark.parametrize(("value", "isolated"), [("0", False), ("off", False), ("1", True), ("", True)])

@@ -123,3 +123,23 @@ def test_a_worker_of_xdist_that_ends(project: Project) -> None:
     assert result.ret == 1
     assert states(project) == {"first": "ok", "last": "ok", "middle": "BUILD ERROR"}
     assert "crashed while running" in (project.path / "r.md").read_text(encoding="utf-8")
+
+
+def test_an_interrupt_of_collection_is_no_quiet_run(project: Project) -> None:
+    """A source that is interrupted leaves no model that is known, which reports say."""
+    project.manifest("sources: [ends:now]\n")
+    project.write("ends.py", "def now():\n    raise KeyboardInterrupt\n")
+    project.pytester.runpytest_inprocess("--model-budget", *REPORTS, no_reraise_ctrlc=True)
+    comment = (project.path / "r.comment").read_text(encoding="utf-8")
+    assert "quiet" not in comment.splitlines()[0]
+    assert "ended before all models were collected" in comment
+
+
+def test_last_failed_says_what_it_left_out(project: Project) -> None:
+    """`--lf` takes models away without telling other plugins, and the comment is not a quiet one all the same."""
+    ending(project, "raise ValueError")
+    project.run()
+    project.write("ends.py", "from zoo import small as now\n")
+    project.run("--lf", *REPORTS)
+    comment = (project.path / "r.comment").read_text(encoding="utf-8")
+    assert "2 models were left out" in comment
