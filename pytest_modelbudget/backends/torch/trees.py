@@ -72,5 +72,5 @@ def storage_key(tensor: torch.Tensor) -> int:
     try:
         key: int = tensor.untyped_storage()._cdata
         return key
-    except (NotImplementedError, RuntimeError):  # sparse tensors and some subclasses have no storage of their own
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors, some subclasses, and lazy parameters
         return -id(tensor)
