@@ -269,6 +269,7 @@ def written_files(text: str) -> dict[str, str]:
     return {name: block for block, name in blocks}
 
 
+@pytest.mark.slow
 def test_the_project_of_the_readme_works_as_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("jax") is None or find_spec("keras") is None, reason="jax or keras is not installed")
 def test_a_process_with_such_a_file(file: Path) -> None:
     """A model that takes its dtype from the file says so; one that sets or asks for its own does not."""

@@ -39,6 +39,7 @@ def test_a_file_that_is_no_model(modelbudget: Command, name: str, text: str | No
     assert words in done.err
 
 
+@pytest.mark.slow
 def test_a_table_has_an_end(modelbudget: Command) -> None:
     """Of a snapshot of a few lines that stands for 200,000 rows; the totals are there, and what is left out is told."""
     row = "- repeat: a.0-199999 x200000\n  layers:\n  - {path: a.*, type: T}\n"

@@ -273,6 +273,7 @@ def test_a_framework_that_is_named_and_not_installed(project: Project, monkeypat
     project.run().assert_outcomes(skipped=1)
 
 
+@pytest.mark.slow
 def test_a_builder_that_dies_takes_only_its_worker(project: Project) -> None:
     """With xdist the others go on, and the model fails; its snapshot is untouched."""
     project.write("deadly.py", "import os\ndef net():\n    os._exit(11)\n")

@@ -82,6 +82,7 @@ def test_a_peak_over_its_limit_fails_with_the_run(planned: Project, monkeypatch:
     )
 
 
+@pytest.mark.slow
 def test_workers_send_plans(planned: Project) -> None:
     """They reach the reports of the controller whole."""
     pytest.importorskip("xdist")

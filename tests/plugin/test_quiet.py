@@ -104,6 +104,7 @@ def test_an_import_that_fails_leaves_stderr_as_it_was(project: Project) -> None:
     assert "later" in result.errlines
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("keras") is None or find_spec("tensorflow") is None, reason="needs Keras on TensorFlow")
 def test_tensorflow_itself_comes_up_quietly(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real run with a real Keras model writes nothing to stderr."""

@@ -309,6 +309,7 @@ def test_remeasured_flops_are_a_note_and_no_failure(small: Project, monkeypatch:
     assert f"flops: {{rules: {FLOP_RULES}, value: 4096}}" in path.read_text()
 
 
+@pytest.mark.slow
 def test_two_runs_leave_git_clean(small: Project) -> None:
     """After the snapshots are committed, a check changes no file, on one process or on two."""
 

@@ -51,6 +51,7 @@ def test_a_sum(project: Project, limits: str, code: int, words: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_same_with_two_workers(project: Project) -> None:
     """No worker sees all models; the controller adds them up."""
     written(project, "params: 1_919")

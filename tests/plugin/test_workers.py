@@ -70,6 +70,7 @@ def test_two_workers_do_what_one_process_does(project: Project) -> None:
     assert "OVER BUDGET test_models.py::test_fixture - params: 96 > 1 (+95, +9500.0%)" in two[4]
 
 
+@pytest.mark.slow
 def test_a_root_manifest_beside_testpaths_reaches_the_workers(project: Project) -> None:
     """Each worker collects it, so that it is not left out silently."""
     project.write("pytest.ini", "[pytest]\ntestpaths = tests\n")

@@ -52,6 +52,7 @@ def test_as_many_bytes_as_a_real_step_holds(on: str, names: tuple[str, ...]) -> 
         assert any(note.startswith("activation_bytes: as ") for note in one["notes"])
 
 
+@pytest.mark.slow
 def test_by_hand_on_torch() -> None:
     """What ReLU gave is held once, for itself and for the second layer."""
     assert found("torch", "dense", "residual", "own call")["dense"]["real"] == 3 * 8 * FLOAT

@@ -149,6 +149,7 @@ def test_a_lambda_in_the_training_is_left_out(saved: Callable[..., Path]) -> Non
     assert summarize(saved(model)).params == SMALL_PARAMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_mobilenet(saved: Callable[..., Path], suffix: str) -> None:
     """The published count of MobileNetV2 is read from both formats."""

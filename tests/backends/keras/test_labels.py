@@ -79,7 +79,9 @@ def snapshot(name: str, *, live: bool = False) -> str:
     return render(count(build() if live else build, inputs=inputs, name=name), declared="models")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("encoder", "inline") else name for name in MODELS]
+)
 def test_a_live_model_has_the_names_of_a_fresh_session(name: str) -> None:
     """First or tenth, after the session was cleared, handed over as a model or as its function: the same bytes."""
     keras.utils.clear_session()

@@ -665,6 +665,7 @@ def test_layers_are_filled():
 """
 
 
+@pytest.mark.slow
 def test_a_users_own_tests_pass_after_models_that_fail(pytester: pytest.Pytester) -> None:
     """In one run of pytest the failing models fail, and the tests after them see a fresh process."""
     numbers = torch.randn(3, generator=torch.Generator().manual_seed(5)).tolist()

@@ -139,6 +139,7 @@ def test_an_early_exit_has_no_known_flops(sure: float) -> None:
         assert str(summary.outputs[0]) == "float32[B, 4]"
 
 
+@pytest.mark.slow
 def test_the_same_snapshot_in_every_process() -> None:
     """Whatever the number of threads and the state of the random numbers."""
     code = (
