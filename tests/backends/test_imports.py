@@ -62,6 +62,7 @@ def test_a_summary_of_a_torch_model_imports_no_other_framework() -> None:
     assert done.stdout.strip() == "15 set()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

@@ -89,7 +89,10 @@ def test_growth_that_is_allowed(repo: Repository, project: Project) -> None:
     result.stdout.fnmatch_lines([f"base: HEAD {short(repo)} (what is committed on the default branch)"])
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "two workers"])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param([], id="one process"), pytest.param(["-n", "2"], id="two workers", marks=pytest.mark.slow)],
+)
 def test_a_pull_requests_merge_commit(repo: Repository, project: Project, workers: list[str]) -> None:
     """Detached, as a CI service checks it out: its first parent is the base, in every process."""
     repo.git("checkout", "--quiet", "-b", "feature")

@@ -582,6 +582,7 @@ def test_what_was_on_before_stays_on() -> None:
         assert torch.is_inference_mode_enabled()
 
 
+@pytest.mark.slow
 def test_threads_take_turns() -> None:
     """Threads that count and fail at once get the numbers that each gets alone, and leave nothing behind."""
     expected = summarize(nn.TransformerEncoderLayer(8, 2, 16), "float32[B, 5, 8]", name="m").to_dict()
