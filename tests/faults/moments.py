@@ -123,7 +123,7 @@ def outbox(times: int = 1) -> int:
     for _ in range(times):
         at = 1 + max((int(path.name[:13]) for path in module.entries(folder)), default=0)
         run = module.Run(f"{os.environ.get('SALT', '')}{at:032d}", "a run", "FINISHED", {}, {}, "job")
-        entry = module.Entry("store", at, at, at, "nets", run)
+        entry = module.Entry("store", at, at, at, "modelbudget/nets", run)
         try:
             module.write(folder, entry, {"job/report.html": "<p>" * 999, "job/models.json": "{}"})
         except OSError as error:  # as `trackers.mlflow.log` does
