@@ -7,6 +7,7 @@ offers, and `graph` what would never end; `refusals` says why.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,12 +109,26 @@ def _hdf5_format(path: Path) -> Content:
         return Content(parsed(config.encode()), True, stored, version, _part(training, "optimizer_config"))
 
 
+_OPTIMIZER_OF_A_BACKEND = re.compile(r"keras\.src\.backend\.\w+\.optimizers\.\w+")
+
+
 def _optimizer(found: Content, library: Library) -> dict[str, Any] | None:
     """The config of the optimizer, None too where it names what Keras must not see: it is no part of the model."""
+    config = _public(found.optimizer)
     try:
-        return None if names.problem(found.optimizer, library) else found.optimizer
+        return None if names.problem(config, library) else config
     except names.Lacking:
         return None
+
+
+def _public(config: Any) -> Any:
+    """An optimizer's config with Keras' public name for what each backend has a class of its own for."""
+    if not isinstance(config, dict):
+        return config
+    named = {key: _public(value) for key, value in config.items()}
+    module = named.get("module")
+    own = isinstance(module, str) and _OPTIMIZER_OF_A_BACKEND.fullmatch(module)
+    return {**named, "module": "keras.optimizers"} if own else named
 
 
 def read_from_file(model: Any) -> Any:
