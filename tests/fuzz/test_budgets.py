@@ -108,7 +108,7 @@ def test_what_tighten_writes_is_read_back(kind: units.Kind, number: int) -> None
     assert entry.parsed_budgets[0].limit == limit
 
 
-@fuzzed(st.integers(0, 10**30))
+@fuzzed(st.integers(0, 10**27))  # beyond, tables show exponents
 def test_numbers_for_people_are_near(number: int) -> None:
     """What tables show is within half of the last of its four digits, read by the rules of limits."""
     shown = [
