@@ -106,7 +106,9 @@ def register(path: Path, root: Path, sources: Sources = entries_from) -> Registr
     absent: list[ModelEntry] = []
     yielded: dict[str, ModelEntry] = {}
     for reference, place in loaded.sources:
-        holder = ModelEntry(id="sources", build=reference, place=place, limits=loaded.limits)
+        holder = ModelEntry(
+            id="sources", build=reference, place=place, limits=loaded.limits, isolate=loaded.defaults.isolate
+        )
         try:
             given = sources(reference, holder)
             more = [loaded.apply(entry) for entry in given]

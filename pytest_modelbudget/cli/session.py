@@ -16,7 +16,7 @@ from pytest_modelbudget.cli.capture import captured
 from pytest_modelbudget.cli.project import Project
 from pytest_modelbudget.earlier import Earlier
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.isolation import Isolation, wanted
+from pytest_modelbudget.isolation import Isolation, isolates
 from pytest_modelbudget.outcome import conclude
 from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.registry import Registry, bad_config, clashes, obsolete_files, register
@@ -50,7 +50,7 @@ def check_models(
     interrupted = False
     with ExitStack() as stack:
         stack.callback(at.close)
-        isolation = stack.enter_context(closing(Isolation())) if wanted() else None
+        isolation = stack.enter_context(closing(Isolation())) if isolates() else None
         with captured():
             sources = entries_from if isolation is None else isolation.entries
             registries = tuple(register(path, project.root, sources) for path in project.manifests)

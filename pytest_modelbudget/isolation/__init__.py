@@ -2,7 +2,7 @@
 
 One worker serves one model after the other, as long as it stays as it was; whoever asked for a model gets its result,
 or one that says how the worker ended. `Isolation` is the face; `process` starts and watches a worker, `worker` is what
-runs in it, `surroundings` what is put back or found spoiled there after each model, `ending` puts an end into words.
+runs in it, `process_state` what is put back or found spoiled there after each model, `ending` puts an end into words.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_modelbudget import resources, wire
-from pytest_modelbudget.check import ModelEntry, Result, State
+from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import ending
-from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source
+from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, without_code
 from pytest_modelbudget.isolation.process import Ended, Worker
 from pytest_modelbudget.resources import SECONDS, Limits
-from pytest_modelbudget.run import NotCounted, entries_from, summarize_entry
+from pytest_modelbudget.run import NotCounted, entries_from, failure, summarize_entry
 from pytest_modelbudget.summary import Summary
 
 VARIABLE = "MODELBUDGET_ISOLATE"
@@ -30,7 +30,7 @@ VARIABLE = "MODELBUDGET_ISOLATE"
 _TOLERATED_AFTER = 3
 
 
-def wanted() -> bool:
+def isolates() -> bool:
     """Whether models are to be isolated: not when the user said so, nor under a debugger, which follows no process."""
     if os.environ.get(VARIABLE, "").lower() in ("0", "false", "off", "no"):
         return False
@@ -38,36 +38,16 @@ def wanted() -> bool:
 
 
 class Yielded(str):
-    """Stands for the builder of an entry that a source yielded in the worker: the name of the source, and the id."""
+    """Stands for the builder of an entry that a source yielded in the worker: the name of the source."""
 
     source: Source
-    id: str
 
     @classmethod
-    def of(cls, source: Source, entry: ModelEntry) -> Yielded:
-        """The stand-in for the builder of `entry`."""
+    def by(cls, source: Source) -> Yielded:
+        """The stand-in for the builders of a source."""
         build = cls(source.reference)
-        build.source, build.id = source, entry.id
+        build.source = source
         return build
-
-    def entry(self) -> ModelEntry:
-        """The entry as the source yields it in this process.
-
-        Raises:
-            ModelBudgetError: it yields none of that id, the second time.
-        """
-        for entry in entries_from(self.source.reference, self.source.holder):
-            if entry.id == self.id:
-                return entry
-        raise ModelBudgetError(f"{self.source.holder.place}: {self.source.reference} yields {self.id} only sometimes")
-
-
-def filled_in(entry: ModelEntry) -> ModelEntry:
-    """`entry` with what only the process that builds it has: the builder that a source yielded, and what it takes."""
-    if not isinstance(entry.build, Yielded):
-        return entry
-    own = entry.build.entry()
-    return replace(entry, build=own.build, args=own.args, kwargs=own.kwargs, inputs=own.inputs)
 
 
 class NoAnswer(Exception):
@@ -84,6 +64,7 @@ class Isolation:
         self._conftests = conftests
         self._worker: Worker | None = None
         self._traces: dict[str, int] = {}
+        self._yielded: dict[str, dict[str, ModelEntry]] = {}
 
     def start(self) -> None:
         """Have a worker come up, while something else is done."""
@@ -105,7 +86,7 @@ class Isolation:
             KeyboardInterrupt: its builder raised it.
         """
         if entry.isolate is False:
-            return summarize_entry(filled_in(entry))
+            return summarize_entry(self._here(entry))
         answer = self._ask(_job(entry, module), resources.parse(entry.limits), once_more=True)
         match answer.kind:
             case "result":
@@ -116,9 +97,9 @@ class Isolation:
             case "interrupted":
                 raise KeyboardInterrupt
             case "ended":
-                raise NotCounted(_failed(entry, answer.text))
+                raise NotCounted(failure(entry, ModelBudgetError(answer.text)))
             case _:  # it wants a debugger, or is not found outside of this process
-                return summarize_entry(filled_in(entry))
+                return summarize_entry(self._here(entry))
 
     def entries(self, reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
         """What a source yields, with stand-ins for the builders; see `run.entries_from`.
@@ -126,6 +107,8 @@ class Isolation:
         Raises:
             KeyboardInterrupt: the source raised it.
         """
+        if holder.isolate is False:
+            return entries_from(reference, holder)
         source = Source(reference, holder)
         answer = self._ask(Job("entries", source=source), resources.parse(holder.limits), once_more=False)
         match answer.kind:
@@ -139,6 +122,18 @@ class Isolation:
                 raise answer.error()
             case _:
                 return entries_from(reference, holder)
+
+    def _here(self, entry: ModelEntry) -> ModelEntry:
+        """`entry` with what its builder is in this process, where it stands for one that a source yielded."""
+        if not isinstance(entry.build, Yielded):
+            return entry
+        source = entry.build.source
+        if source.reference not in self._yielded:
+            self._yielded[source.reference] = {own.id: own for own in entries_from(source.reference, source.holder)}
+        own = self._yielded[source.reference].get(entry.id)
+        if own is None:
+            raise ModelBudgetError(f"{source.holder.place}: {source.reference} yields {entry.id} only sometimes")
+        return replace(entry, build=own.build, args=own.args, kwargs=own.kwargs, inputs=own.inputs)
 
     def call(self, function: str, argument: Any, *, seconds: float) -> Any:
         """What `module:function` returns in the worker for an argument; both are data.
@@ -190,22 +185,14 @@ class Isolation:
 def _job(entry: ModelEntry, module: Module | None) -> Job:
     """What the worker is told."""
     if module is not None:
-        return Job("count", entry=_without_code(entry), module=module)
+        return Job("count", entry=without_code(entry), module=module)
     if isinstance(entry.build, Yielded):
-        return Job("count", entry=_without_code(entry), source=entry.build.source)
+        return Job("count", entry=without_code(entry), source=entry.build.source)
     return Job("count", entry=entry)
 
 
-def _without_code(entry: ModelEntry) -> ModelEntry:
-    return replace(entry, build="", args=(), kwargs={}, inputs=None)
-
-
 def _stand_in(entry: ModelEntry, source: Source) -> ModelEntry:
-    return replace(entry, build=Yielded.of(source, entry))
+    return replace(entry, build=Yielded.by(source))
 
 
-def _failed(entry: ModelEntry, error: str) -> Result:
-    return Result(id=entry.id, state=State.BUILD_ERROR, error=error, place=entry.place, tags=entry.tags)
-
-
-__all__ = ["Isolation", "Module", "NoAnswer", "Yielded", "filled_in", "wanted"]
+__all__ = ["Isolation", "Module", "NoAnswer", "Yielded", "isolates"]

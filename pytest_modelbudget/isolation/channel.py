@@ -10,8 +10,8 @@ import io
 import json
 import pickle
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
 from typing import IO, Any
 
@@ -97,6 +97,11 @@ class Answer:
     def error(self) -> ModelBudgetError:
         """What a failed source raises where it is called."""
         return FrameworkMissing(self.missing, self.text) if self.missing else ModelBudgetError(self.text)
+
+
+def without_code(entry: ModelEntry) -> ModelEntry:
+    """`entry` without its builder and what that takes, which stay in the process that has them."""
+    return replace(entry, build="", args=(), kwargs={}, inputs=None)
 
 
 class _Entries(pickle.Unpickler):
@@ -186,6 +191,3 @@ def _exactly(stream: IO[bytes], length: int) -> bytes | None:
         parts.append(part)
         length -= len(part)
     return b"".join(parts)
-
-
-__all__: Sequence[str] = ["Answer", "Job", "Module", "Source", "read_answer", "read_job", "write_answer", "write_job"]

@@ -22,6 +22,8 @@ from pytest_modelbudget import processes
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import measuring
 from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
+from pytest_modelbudget.reports.text import without_commands
+from pytest_modelbudget.run import in_ci
 from pytest_modelbudget.tracebacks import from_here
 
 _WORKER = "pytest_modelbudget.isolation.worker"
@@ -196,7 +198,8 @@ class Worker:
     def _pass_on(self) -> None:
         """Print here what was printed there, so that it is captured and shown as if the model were built here."""
         for printed, stream in zip(self._printed, (sys.stdout, sys.stderr), strict=True):
-            if (text := printed.fresh()) and stream is not None:
+            text = without_commands(printed.fresh()) if in_ci() else printed.fresh()
+            if text and stream is not None:
                 with suppress(OSError, ValueError):
                     stream.write(text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"))
 

@@ -26,9 +26,10 @@ from pytest_modelbudget import wire
 from pytest_modelbudget.backends import quiet
 from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
-from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, read_job, write_answer
+from pytest_modelbudget.intact import intact
+from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, read_job, without_code, write_answer
 from pytest_modelbudget.isolation.measuring import measured
-from pytest_modelbudget.isolation.surroundings import Forks, Surroundings
+from pytest_modelbudget.isolation.process_state import Forks, ProcessState
 from pytest_modelbudget.run import NotCounted, attempt, entries_from, failure, summarize_entry
 from pytest_modelbudget.tracebacks import user_traceback
 
@@ -112,7 +113,8 @@ def main(stdout: str) -> None:
                 forks.came_back()
             if forks.returned():
                 answer = _blamed(job, "it forked it, and the copy came back from its code as well", None)
-            write_answer(answers, number, answer)
+            with intact():
+                write_answer(answers, number, answer)
 
 
 def _channel(stdout: str) -> tuple[BinaryIO, BinaryIO]:
@@ -138,7 +140,7 @@ def _done(job: Job, sources: _Sources) -> Answer:
     with suppress(OSError):
         os.chdir(job.folder)
     with _recorded() as recorded:
-        before, crash = Surroundings.now(), None
+        before, crash = ProcessState.now(), None
         try:
             answer = _answer(job, sources)
         except (_Unreachable, _WantsDebugger):
@@ -162,7 +164,7 @@ def _blamed(job: Job, fault: str, crash: BaseException | None) -> Answer:
     error.__cause__ = crash
     if job.entry is None:
         return Answer("failed", f"{error}" if crash is None else f"{error}\n{user_traceback(crash)}")
-    return Answer("result", data=wire.pack(failure(job.entry, error)), spoiled=fault)
+    return Answer("result", data=_packed(failure(job.entry, error)), spoiled=fault)
 
 
 def _answer(job: Job, sources: _Sources) -> Answer:
@@ -183,12 +185,18 @@ def _answer(job: Job, sources: _Sources) -> Answer:
     except Exception as error:
         if job.module is not None:  # pytest imported it; whatever is missing here is there
             raise _Unreachable from error
-        return Answer("result", data=wire.pack(failure(job.entry, error)))
+        return Answer("result", data=_packed(failure(job.entry, error)))
     try:
         summary = attempt(entry, summarize_entry)
     except NotCounted as end:
-        return Answer("result", data=wire.pack(end.result))
-    return Answer("result", data=wire.pack(Result(id=entry.id, state=State.OK, summary=summary)))
+        return Answer("result", data=_packed(end.result))
+    return Answer("result", data=_packed(Result(id=entry.id, state=State.OK, summary=summary)))
+
+
+def _packed(result: Result) -> bytes:
+    """A result as it travels, whatever the model's code made of what that takes."""
+    with intact():
+        return wire.pack(result)
 
 
 def _with_code(job: Job, sources: _Sources) -> ModelEntry:
@@ -211,8 +219,7 @@ def _entries(job: Job, sources: _Sources) -> Answer:
     assert job.source is not None
     try:
         entries = sources.entries(job.source)
-        bare = tuple(replace(entry, build="", args=(), kwargs={}, inputs=None) for entry in entries)
-        return Answer("entries", data=pickle.dumps(bare))
+        return Answer("entries", data=pickle.dumps(tuple(map(without_code, entries))))
     except FrameworkMissing as missing:
         return Answer("failed", str(missing), missing=missing.framework)
     except ModelBudgetError as mistake:

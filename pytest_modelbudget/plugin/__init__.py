@@ -146,7 +146,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(collector, "modelbudget-collector")
     config.pluginmanager.register(steady.SteadyRun(), "modelbudget-steady")
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(controller.Controller(config, collector.roll), "modelbudget-controller")
+        config.pluginmanager.register(controller.Controller(config, collector.checklist), "modelbudget-controller")
 
 
 @pytest.hookimpl(wrapper=True)

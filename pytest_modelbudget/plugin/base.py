@@ -16,7 +16,7 @@ from pytest_modelbudget.base import Base, Where, locate
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.check import Result
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.isolation import Isolation, wanted
+from pytest_modelbudget.isolation import Isolation, isolates
 from pytest_modelbudget.overall import Group, Overall
 from pytest_modelbudget.plugin.importing import conftests
 from pytest_modelbudget.run import in_ci
@@ -66,7 +66,7 @@ def prepare(config: pytest.Config) -> None:
 
 def _isolated(config: pytest.Config) -> bool:
     """Whether models get a process of their own: not when the user wants to look into them with a debugger."""
-    return wanted() and not (config.getoption("usepdb") or config.getoption("trace"))
+    return isolates() and not (config.getoption("usepdb") or config.getoption("trace"))
 
 
 def tell(config: pytest.Config, workerinput: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pytest_modelbudget.errors import Place
 from pytest_modelbudget.loading import is_file, odd_kind
 from pytest_modelbudget.plugin import asked_for
 from pytest_modelbudget.plugin.base import BASE, COLLECTED, ISOLATION, MADE, report_back
-from pytest_modelbudget.plugin.expected import Roll, write
+from pytest_modelbudget.plugin.expected import Checklist, write
 from pytest_modelbudget.plugin.importing import entries_of
 from pytest_modelbudget.plugin.items import (
     BadConfigItem,
@@ -42,7 +42,7 @@ class Collector:
         self.root = config.rootpath
         self.chosen = _chosen_manifest(config)
         self.models = 0
-        self.roll = Roll()
+        self.checklist = Checklist()
         self.made = config.stash[MADE] = list[pytest.Item]()
         self.pytest_collect_directory(self.root)
         _add_root_manifest(config, self.chosen)  # on workers too: each finds out for itself what it is to collect
@@ -74,7 +74,7 @@ class Collector:
         self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         """Name clashes, obsolete files of test modules, and the run without any model."""
-        self.roll.complete = True  # pytest comes here only when nothing ended collection
+        self.checklist.complete = True  # pytest comes here only when nothing ended collection
         _mark_clashes(items)
         if not any("::" in arg for arg in config.args):
             items.extend(_module_files(items, self.root))
@@ -100,14 +100,14 @@ class Collector:
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         """Models that an option left out are not expected."""
-        self.roll.leave_out(items)
+        self.checklist.leave_out(items)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down which models are to be checked, before the first is."""
-        self.roll.add(session.items)
-        self.roll.leave_out(self.made)  # what `--lf` or another plugin took out without a word
-        write(session.config, self.roll)
+        self.checklist.add(session.items)
+        self.checklist.leave_out(self.made)  # what `--lf` or another plugin took out without a word
+        write(session.config, self.checklist)
 
 
 def wants_models(config: pytest.Config) -> bool:

@@ -12,7 +12,7 @@ from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.overall import Overall
 from pytest_modelbudget.plugin.base import conclude, take, tell
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
-from pytest_modelbudget.plugin.expected import Folder, Roll
+from pytest_modelbudget.plugin.expected import Checklist, ChecklistFolder
 from pytest_modelbudget.plugin.quiet import in_github
 from pytest_modelbudget.plugin.reports import wanted
 from pytest_modelbudget.reports import github, overall, table, terminal
@@ -24,11 +24,11 @@ from pytest_modelbudget.tracebacks import user_traceback
 class Controller:
     """Gathers results from reports, local or from workers, and acts on them once at the end."""
 
-    def __init__(self, config: pytest.Config, roll: Roll) -> None:
+    def __init__(self, config: pytest.Config, checklist: Checklist) -> None:
         self.config = config
-        self.roll = roll
-        self.rolls = Folder()
-        config.add_cleanup(self.rolls.close)
+        self.checklist = checklist
+        self.checklists = ChecklistFolder()
+        config.add_cleanup(self.checklists.close)
         self.not_collected: list[Finding] = []
         self.results: list[Result] = []
         self.latest: dict[tuple[str, str], Result] = {}
@@ -50,7 +50,7 @@ class Controller:
         for result in map(wire.unpack, packed or ()):
             self.latest[result.nodeid, result.id] = result
         if not packed:
-            self.roll.note(report)
+            self.checklist.note(report)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Models in a file that cannot be collected are not known."""
@@ -62,7 +62,7 @@ class Controller:
     def pytest_configure_node(self, node: object) -> None:
         """Tell a worker the base, so that all have the same, and where to write what it collects."""
         tell(self.config, vars(node)["workerinput"])
-        self.rolls.tell(vars(node)["workerinput"])
+        self.checklists.tell(vars(node)["workerinput"])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
@@ -80,8 +80,8 @@ class Controller:
             return
         if self.config.getoption("collectonly"):
             return
-        self.rolls.read(self.roll)
-        missing = self.roll.missing((nodeid for nodeid, _ in self.latest), _ending(session))
+        self.checklists.read(self.checklist)
+        missing = self.checklist.missing((nodeid for nodeid, _ in self.latest), _ending(session))
         self.results = sorted((*self.latest.values(), *missing), key=lambda result: (result.id, result.nodeid))
         outcome.sweep(self.results, self.config.rootpath)
         self._write_snapshots()
@@ -105,10 +105,10 @@ class Controller:
 
     def _left_out(self) -> list[Finding]:
         """What this run does not say anything of."""
-        if not (self.roll.complete or self.latest or self.not_collected):
+        if not (self.checklist.complete or self.latest or self.not_collected):
             text = "the run ended before all models were collected: none was checked"
             self.not_collected.append(Finding("not collected", "", text))
-        if not (deselected := len(self.roll.deselected - self.roll.expected.keys())):
+        if not (deselected := len(self.checklist.deselected - self.checklist.expected.keys())):
             return self.not_collected
         text = f"{deselected} model{' was' if deselected == 1 else 's were'} left out by the options of this run"
         return [*self.not_collected, Finding("deselected", "", text)]

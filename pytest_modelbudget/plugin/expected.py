@@ -35,7 +35,7 @@ class Expected:
 
 
 @dataclass(slots=True)
-class Roll:
+class Checklist:
     """Who is expected, whom the user left out, and how the reports of items came out that gave no result.
 
     It is `complete` when collection came to its end.
@@ -84,8 +84,8 @@ def expected_of(items: Iterable[pytest.Item]) -> Iterator[Expected]:
             yield Expected(item.nodeid, item.name, item.place, ())
 
 
-class Folder:
-    """Where xdist's workers write their rolls, which outlive them; on the controller's machine."""
+class ChecklistFolder:
+    """Where xdist's workers write their checklists, which outlive them; on the controller's machine."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="modelbudget-", ignore_cleanup_errors=True)
@@ -94,27 +94,27 @@ class Folder:
         """Tell a worker of it."""
         workerinput[_INPUT] = self._folder.name
 
-    def read(self, roll: Roll) -> None:
+    def read(self, checklist: Checklist) -> None:
         """Add what the workers wrote."""
         for path in sorted(Path(self._folder.name).glob("*.json")):
             with suppress(OSError, ValueError):
                 written = json.loads(path.read_text(encoding="utf-8"))
-                roll.complete |= written["complete"]
-                roll.expected.update((one["nodeid"], _expected(one)) for one in written["expected"])
-                roll.deselected.update(written["deselected"])
+                checklist.complete |= written["complete"]
+                checklist.expected.update((one["nodeid"], _expected(one)) for one in written["expected"])
+                checklist.deselected.update(written["deselected"])
 
     def close(self) -> None:
         """Remove it."""
         self._folder.cleanup()
 
 
-def write(config: pytest.Config, roll: Roll) -> None:
-    """Write the roll of this worker down, where the controller said."""
+def write(config: pytest.Config, checklist: Checklist) -> None:
+    """Write the checklist of this worker down, where the controller said."""
     workerinput: Mapping[str, Any] = getattr(config, "workerinput", {})
     if _INPUT not in workerinput:
         return
-    expected = [asdict(one) for one in roll.expected.values()]
-    text = json.dumps({"complete": roll.complete, "expected": expected, "deselected": [*roll.deselected]})
+    expected = [asdict(one) for one in checklist.expected.values()]
+    text = json.dumps({"complete": checklist.complete, "expected": expected, "deselected": [*checklist.deselected]})
     with suppress(OSError):  # a worker of another machine: the controller knows what has a result
         (Path(workerinput[_INPUT]) / f"{workerinput['workerid']}.json").write_text(text, encoding="utf-8")
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 
 from fakenet import Model
 
@@ -135,6 +136,23 @@ def empties_modules():
 
 def patches_json():
     json.dumps = lambda *args, **options: "{}"
+    return good()
+
+
+def patches_warnings():
+    warnings.warn = lambda *args, **options: None
+    warnings.formatwarning = str
+    return good()
+
+
+def raises_limits():
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return good()
+
+
+def takes_a_folder():
+    sys.path.pop()
     return good()
 
 

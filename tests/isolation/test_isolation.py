@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from pytest_modelbudget import backends
 from pytest_modelbudget.check import ModelEntry, State
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.isolation import Isolation, Module, Yielded, filled_in, wanted
+from pytest_modelbudget.isolation import Isolation, Module, Yielded, isolates, process_state
 from pytest_modelbudget.registry import register
 from pytest_modelbudget.run import entries_from, run
 
@@ -29,6 +30,7 @@ from fakenet import Model
 from pytest_modelbudget import ModelEntry, backends, model
 
 backends.BACKENDS["fakenet"] = "fakenet"
+CALLS = []
 
 def small(): return Model(dense=(32, 64))
 def speaks():
@@ -48,6 +50,7 @@ def stops():
 def endless(): sum(__import__("itertools").repeat(0))
 def interrupts(): raise KeyboardInterrupt
 def entries():
+    CALLS.append(1)
     for width in (8, 16):
         yield ModelEntry(id=f"w{width}", build=lambda width=width: Model(dense=(32, width)), inputs="float32[B, 32]", tags=["zoo"])
 def twins():
@@ -140,7 +143,7 @@ def test_an_error_has_the_users_line(isolation: Isolation, home: Path) -> None:
     there = run(entry("fails"), home, snapshots=False, count=isolation.count)
     here = run(entry("fails"), home, snapshots=False)
     assert there.state is State.BUILD_ERROR
-    assert "isolated_rooms.py:19: in fails" in there.error
+    assert "isolated_rooms.py:20: in fails" in there.error
     assert there.error == here.error
 
 
@@ -181,7 +184,7 @@ def test_what_its_module_lacks_there_is_built_here(isolation: Isolation, home: P
 
 
 def test_sources_are_called_there(isolation: Isolation, home: Path) -> None:
-    """Their entries have stand-ins for builders here, and their numbers there; `filled_in` has the real ones."""
+    """Their entries have stand-ins for builders here, and their numbers there."""
     manifest = home / "modelbudget.yaml"
     manifest.write_text("defaults: {batch: 2}\nsources: [isolated_rooms:entries]\n", encoding="utf-8")
     known = register(manifest, home, isolation.entries)
@@ -190,7 +193,30 @@ def test_sources_are_called_there(isolation: Isolation, home: Path) -> None:
     assert {one.id: isolation.count(one).params for one in known.entries} == {"w8": 256, "w16": 512}
     first = known.entries[0]
     assert isolation.count(replace(first, isolate=False)).params == isolation.count(first).params
-    assert callable(filled_in(first).build)
+
+
+def test_a_source_whose_models_are_not_isolated_is_called_here_once(home: Path) -> None:
+    """By their own word, or by that of the defaults, which then holds for the source as well."""
+    import isolated_rooms
+
+    isolated_rooms.CALLS.clear()
+    source = ("isolated_rooms:entries", ModelEntry(id="sources", build="isolated_rooms:entries"))
+    with closing(Isolation()) as isolation:
+        for one in isolation.entries(*source):
+            assert isolation.count(replace(one, isolate=False)).params in (256, 512)
+    assert len(isolated_rooms.CALLS) == 1
+    manifest = home / "modelbudget.yaml"
+    manifest.write_text("defaults: {isolate: false}\nsources: [isolated_rooms:entries]\n", encoding="utf-8")
+    assert all(callable(one.build) for one in register(manifest, home, isolation.entries).entries)
+    assert len(isolated_rooms.CALLS) == 2
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "lower"), [(10, 20, True), (20, 10, False), (10, -1, True), (-1, 10, False), (-1, -1, False)]
+)
+def test_a_limit_of_the_process_may_be_raised(now: int, before: int, lower: bool) -> None:
+    """-1 is none."""
+    assert process_state._is_lower(now, before) is lower
 
 
 def test_a_source_that_fails_says_why(isolation: Isolation) -> None:
@@ -250,7 +276,7 @@ def test_a_worker_ends_with_whoever_started_it(home: Path, tmp_path: Path) -> No
 def test_the_variable_turns_it_off(monkeypatch: pytest.MonkeyPatch, value: str, isolated: bool) -> None:
     """For a whole run."""
     monkeypatch.setenv("MODELBUDGET_ISOLATE", value)
-    assert wanted() is isolated
+    assert isolates() is isolated
 
 
 @pytest.mark.slow

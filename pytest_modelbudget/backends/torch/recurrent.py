@@ -22,7 +22,9 @@ from typing import Any, Protocol
 import torch
 from torch.autograd import Function
 
+from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.stepwise import stepwise
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Role
 
 CUDNN_NOTE = "what cuDNN's recurrent kernels keep and take is an estimate: cuDNN tells it only on a GPU"
@@ -50,11 +52,20 @@ class Notes(Protocol):
 def rules(notes: Notes, cuda: bool) -> Rules:
     """Functions of torch with what runs in their place; that gives NotImplemented where torch's own way is right."""
     kinds = {torch.lstm: "lstm", torch.gru: "gru", torch.rnn_tanh: "rnn_tanh", torch.rnn_relu: "rnn_relu"}
+    if not cuda and not compat.KNOWN_RECURRENT:
+        return dict.fromkeys(kinds, _unknown)
     if not cuda:
         steps = {function: partial(_of_steps, kind) for function, kind in kinds.items()}
         return {**steps, torch.lstm: partial(_cpu_lstm, notes)}
     cudnn = _Cudnn(notes)
     return {function: partial(cudnn.run, kind) for function, kind in kinds.items()}
+
+
+def _unknown(*_: Any) -> Any:
+    raise ModelBudgetError(
+        f"what recurrent layers take on the CPU is known from torch 2.14 on, this is {torch.__version__}: "
+        "upgrade torch, or plan with kernels: cuda"
+    )
 
 
 def _of_steps(kind: str, *args: Any) -> Any:

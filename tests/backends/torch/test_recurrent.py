@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.copying import ghost_of
 from pytest_modelbudget.backends.torch.forward import Subject
 from pytest_modelbudget.backends.torch.recurrent import CUDNN, _Stack
 from pytest_modelbudget.backends.torch.step import record
+from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
+from pytest_modelbudget.run import run
 from tests.real_steps import KERNELS, allocated, inferred, sgd
 
 FLOAT = 4
@@ -143,3 +147,23 @@ def test_shared_gradients_of_frozen_layers_are_not_made() -> None:
     backward = [event for event in tape.events if event.op == f"{CUDNN}_backward"]
     assert backward
     assert weights not in [size for event in backward for _, size in event.made]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_an_older_torch_says_that_it_is_not_known(
+    kind: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels take other sizes: no peak is better than one that is half too low."""
+    monkeypatch.setattr(compat, "KNOWN_RECURRENT", False)
+    entry = ModelEntry(
+        "net",
+        build=lambda: kind(3, 4),
+        inputs="float32[T, 2, 3]",
+        dims={"T": 5},
+        inference={"kernels": "cpu"},
+        training={"kernels": "cpu"},
+    )
+    result = run(entry, Path(), snapshots=False)
+    assert result.summary is not None, result.error
+    assert [plan.peak_bytes for plan in result.summary.plans] == [None, None]
+    assert all("known from torch 2.14 on" in plan.notes[0] for plan in result.summary.plans)

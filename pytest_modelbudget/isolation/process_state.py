@@ -1,7 +1,8 @@
 """What a model's code may do to its worker: what of it is put back, and what makes the worker unfit for the next one.
 
 Some of it no library does, so it is the model's fault: it fails. Other things libraries do as well, once they are
-imported (they start helpers, patch a function): then another worker takes the next model, and that is all.
+imported (they start helpers): then another worker takes the next model, and that is all. What code patches in modules,
+its own project's or the standard library's, stays, as in any process; answers are written past it (`intact`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, NoReturn
 
 from pytest_modelbudget.frames import is_installed_file
@@ -27,12 +28,8 @@ if sys.platform != "win32":
     import resource
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP") if hasattr(signal, name))
-_WATCHED = (
-    "os", "sys", "io", "json", "time", "re", "math", "random", "threading", "subprocess", "pickle", "functools",
-    "itertools", "collections", "inspect", "traceback", "importlib", "pathlib", "zlib", "struct", "tempfile",
-    "contextlib", "dataclasses", "copy", "types", "warnings", "operator", "weakref", "shutil", "socket",
-)  # fmt: skip
-"""Modules of the standard library that everything stands on; another function in one of them is somebody's patch."""
+_BASIC = ("builtins", "os", "sys", "io", "json", "re", "threading", "pickle", "importlib", "zlib", "struct")
+"""Modules that the worker itself stands on."""
 
 _SECONDS_FOR_COPIES = 2.0
 _MOST_LEFT = 1 << 30
@@ -40,11 +37,10 @@ _MOST_LEFT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ProcessState:
     """The process before a model's code runs in it."""
 
     builtin: Mapping[str, Any]
-    functions: Mapping[str, Mapping[str, Any]]
     modules: Mapping[str, ModuleType]
     streams: tuple[Any, Any, Any]
     finders: tuple[Any, ...]
@@ -58,12 +54,11 @@ class Surroundings:
     tracing: Any
 
     @classmethod
-    def now(cls) -> Surroundings:
+    def now(cls) -> ProcessState:
         """As they are."""
         return cls(
             dict(vars(builtins)),
-            {name: dict(_functions(sys.modules[name])) for name in _WATCHED if name in sys.modules},
-            dict(sys.modules),
+            {name: sys.modules[name] for name in _BASIC if name in sys.modules},
             (sys.stdin, sys.stdout, sys.stderr),
             tuple(sys.meta_path),
             dict(os.environ),
@@ -76,7 +71,7 @@ class Surroundings:
             sys.gettrace(),
         )
 
-    def restored(self) -> Left:
+    def restored(self) -> Leftovers:
         """Put back what can be put back; returns what makes the process unfit for another model."""
         faults = [reason for check in _FAULTS for reason in check(self)]
         traces = [reason for check in _TRACES for reason in check(self)]
@@ -94,11 +89,11 @@ class Surroundings:
         if hasattr(signal, "setitimer"):
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
                 signal.setitimer(timer, 0)
-        return Left("; ".join(faults[:_MOST_FAULTS]), traces[0] if traces else "")
+        return Leftovers("; ".join(faults[:_MOST_FAULTS]), traces[0] if traces else "")
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Leftovers:
     """What a model's code left: a `fault` that is its own, or a `trace` such as libraries leave; empty for none."""
 
     fault: str = ""
@@ -108,53 +103,42 @@ class Left:
 _MOST_FAULTS = 3
 
 
-def _patched_builtins(before: Surroundings) -> Iterator[str]:
+def _patched_builtins(before: ProcessState) -> Iterator[str]:
     now = vars(builtins)
     changed = [name for name, value in before.builtin.items() if name != "_" and now.get(name) is not value]
     now.update(before.builtin)  # first of all: what follows, and whatever answers, stands on them
     yield from (f"builtins.{name} was replaced" for name in changed)
 
 
-def _patched_functions(before: Surroundings) -> Iterator[str]:
-    for module, functions in before.functions.items():
-        now = vars(before.modules[module])
-        for name, function in functions.items():
-            if (new := now.get(name)) is not function and not _of_library(new):
-                now[name] = function
-                yield f"{module}.{name} was replaced"
+def _lost_modules(before: ProcessState) -> Iterator[str]:
+    for name, module in before.modules.items():
+        if sys.modules.get(name) is not module:
+            sys.modules[name] = module
+            yield f"the module {name} was replaced in sys.modules"
 
 
-def _lost_modules(before: Surroundings) -> Iterator[str]:
-    for name in _WATCHED:
-        if name in before.modules and sys.modules.get(name) is not before.modules[name]:
-            sys.modules[name] = before.modules[name]
-            yield f"the module {name} was replaced"
-    if len(sys.modules) < len(before.modules) // 2:
-        yield "modules were taken out of sys.modules"
-
-
-def _closed_streams(before: Surroundings) -> Iterator[str]:
+def _closed_streams(before: ProcessState) -> Iterator[str]:
     if any(getattr(stream, "closed", False) for stream in before.streams[1:]):
         yield "it closed its output"
 
 
-def _lost_paths(before: Surroundings) -> Iterator[str]:
-    if not set(before.path) <= set(map(str, sys.path)):
-        yield "folders were taken out of sys.path"
+def _lost_paths(before: ProcessState) -> Iterator[str]:
+    if before.path and not set(before.path) & set(map(str, sys.path)):
+        yield "sys.path was emptied"
 
 
-def _threads(before: Surroundings) -> Iterator[str]:
+def _threads(before: ProcessState) -> Iterator[str]:
     """Threads of the user's own that would keep a process from ending."""
     for thread in _new_threads(before):
         if not thread.daemon and not _of_library(getattr(thread, "_target", None) or thread.run):
             yield f"its thread {thread.name} goes on"
 
 
-def _helpers(before: Surroundings) -> Iterator[str]:
+def _helpers(before: ProcessState) -> Iterator[str]:
     yield from (f"the thread {re.sub('[0-9]+', 'N', thread.name)} goes on" for thread in _new_threads(before))
 
 
-def _new_threads(before: Surroundings) -> Iterator[threading.Thread]:
+def _new_threads(before: ProcessState) -> Iterator[threading.Thread]:
     return (thread for thread in threading.enumerate() if (thread.ident or 0) not in before.threads)
 
 
@@ -167,34 +151,28 @@ def _of_library(value: Any) -> bool:
     return file is None or is_installed_file(file)
 
 
-def _children(before: Surroundings) -> Iterator[str]:
+def _children(before: ProcessState) -> Iterator[str]:
     if hasattr(os, "waitid"):
         with suppress(ChildProcessError, OSError):
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             yield "a process that it started goes on"
 
 
-def _lower_limits(before: Surroundings) -> Iterator[str]:
-    if _limits() != before.limits:
-        yield "the limits of its process were changed (resource.setrlimit)"
+def _lower_limits(before: ProcessState) -> Iterator[str]:
+    if any(_is_lower(now, earlier) for (now, _), (earlier, _) in zip(_limits(), before.limits, strict=True)):
+        yield "the limits of its process were lowered (resource.setrlimit)"
 
 
-def _left_memory(before: Surroundings) -> Iterator[str]:
+def _left_memory(before: ProcessState) -> Iterator[str]:
     if _resident() - before.memory > _MOST_LEFT:
         yield "memory is still allocated"
 
 
-_Check = Callable[[Surroundings], Iterator[str]]
+_Check = Callable[[ProcessState], Iterator[str]]
 _FAULTS: tuple[_Check, ...] = (
-    _patched_builtins, _patched_functions, _lost_modules, _lost_paths, _closed_streams, _threads, _lower_limits,
+    _patched_builtins, _lost_modules, _lost_paths, _closed_streams, _threads, _lower_limits,
 )  # fmt: skip
 _TRACES: tuple[_Check, ...] = (_helpers, _children, _left_memory)
-
-
-def _functions(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(module).items():
-        if not name.startswith("__") and isinstance(value, (FunctionType, type(len))):
-            yield name, value
 
 
 class Forks:
@@ -234,6 +212,11 @@ def _runs_child() -> bool:
     with suppress(ChildProcessError, OSError):
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     return False
+
+
+def _is_lower(limit: int, other: int) -> bool:
+    """Whether a limit of a process is below another; -1 is none."""
+    return limit >= 0 and (other < 0 or limit < other)
 
 
 def _limits() -> tuple[tuple[int, int], ...]:
