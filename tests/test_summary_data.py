@@ -13,6 +13,7 @@ import pytest
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Growth, Summary
 from tests.builders import gpt, towers, training
+from tests.edits import put
 
 
 @pytest.mark.parametrize(
@@ -31,17 +32,6 @@ from tests.builders import gpt, towers, training
 def test_what_to_dict_gives_is_read(summary: Summary) -> None:
     """Every field of it."""
     assert Summary.checked(json.loads(json.dumps(summary.to_dict()))) == summary
-
-
-def put(*keys: str | int, value: object) -> Callable[[Any], None]:
-    """A change of the value at these keys."""
-
-    def change(data: Any) -> None:
-        for key in keys[:-1]:
-            data = data[key]
-        data[keys[-1]] = value
-
-    return change
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
-from pytest_modelbudget.errors import Place
+from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading import is_file, odd_kind
 from pytest_modelbudget.plugin import asked_for
 from pytest_modelbudget.plugin.base import BASE, COLLECTED, ISOLATION, MADE, report_back
@@ -24,7 +24,7 @@ from pytest_modelbudget.plugin.items import (
     ModelItem,
     SnapshotFilesItem,
 )
-from pytest_modelbudget.registry import Registry, clashes, importable, register, relative
+from pytest_modelbudget.registry import Registry, Sources, clashes, importable, register, relative
 from pytest_modelbudget.run import entries_from
 
 FIXTURE = "model_budget"
@@ -182,6 +182,18 @@ def _module_knows(module: pytest.Module, kept: set[str], first: bool, path: str,
     return path in kept if not function else hasattr(module.obj, function.split("::")[0])
 
 
+def _uninterrupted(sources: Sources, reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
+    """What a source yields; on a worker of xdist, which is replaced by another when it is interrupted, without end.
+
+    Raises:
+        ModelBudgetError: it raised KeyboardInterrupt, or what `sources` raises.
+    """
+    try:
+        return sources(reference, holder)
+    except KeyboardInterrupt:
+        raise ModelBudgetError(f"{holder.place}: the source {reference} raised KeyboardInterrupt") from None
+
+
 class ManifestFile(pytest.File):
     """A manifest: an item for each model, for each mistake, and for snapshot files that nobody owns."""
 
@@ -190,7 +202,10 @@ class ManifestFile(pytest.File):
         isolation = self.config.stash[ISOLATION]
         if isolation is not None and not self.config.getoption("collectonly"):
             isolation.start()  # it comes up while other files are collected
-        known = register(self.path, self.config.rootpath, entries_from if isolation is None else isolation.entries)
+        sources = entries_from if isolation is None else isolation.entries
+        if hasattr(self.config, "workerinput"):
+            sources = partial(_uninterrupted, sources)
+        known = register(self.path, self.config.rootpath, sources)
         for name, mistakes in known.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
         earlier = known.earlier(self.config.stash[BASE])

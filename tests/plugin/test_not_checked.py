@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from textwrap import dedent
 
 import pytest
 
@@ -143,3 +144,16 @@ def test_last_failed_says_what_it_left_out(project: Project) -> None:
     project.run("--lf", *REPORTS)
     comment = (project.path / "r.comment").read_text(encoding="utf-8")
     assert "2 models were left out" in comment
+
+
+@pytest.mark.slow
+def test_a_source_that_interrupts_workers_of_xdist(project: Project) -> None:
+    """Nobody sits at their keyboard, and each would be replaced: the source has failed, and the models are checked."""
+    ending(project, "from zoo import small; return small()")
+    project.manifest(f"sources: [ends:source]\n{dedent(MANY)}")
+    with (project.path / "ends.py").open("a", encoding="utf-8") as file:
+        file.write("def source():\n    raise KeyboardInterrupt\n")
+    result = project.alone("--model-budget", "-n", "2", *REPORTS)
+    assert result.ret == 1
+    assert states(project) == {"first": "ok", "middle": "ok", "last": "ok", "sources": "BAD CONFIG"}
+    assert "ends:source raised KeyboardInterrupt" in (project.path / "r.md").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from pytest_modelbudget.trackers import mlflow
 from pytest_modelbudget.trackers.mlflow import appending, content, facts, outbox, store
 from pytest_modelbudget.trackers.mlflow.facts import Facts
 from tests.builders import towers
+from tests.edits import put
 from tests.gitrepo import repository
 from tests.trackers.mlflow_helpers import result
 
@@ -40,17 +41,6 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     data = json.loads((path / "entry.json").read_text())
     change(data)
     (path / "entry.json").write_text(json.dumps(data))
-
-
-def put(*keys: str | int, value: object) -> Callable[[dict[str, Any]], None]:
-    """A change of the value at these keys."""
-
-    def change(data: Any) -> None:
-        for key in keys[:-1]:
-            data = data[key]
-        data[keys[-1]] = value
-
-    return change
 
 
 @pytest.mark.parametrize(
