@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -82,11 +81,9 @@ def test_data_of_another_kind_is_no_summary(data: object) -> None:
         Summary.checked(data)
 
 
-def test_many_layers_are_checked_at_once() -> None:
+def test_many_layers_are_checked() -> None:
     """A megabyte of them."""
     data = towers().to_dict()
     row = {"type": "T", "container": False, "calls": 1, "outputs": [], "connected_to": [], "flops": None, "weights": []}
     data["layers"] = [{"path": str(number), **row} for number in range(8_000)]
-    start = time.process_time()
     assert len(Summary.checked(data).layers) == 8_000
-    assert time.process_time() - start < 5

@@ -1,8 +1,7 @@
-"""Manifests that somebody made to hurt: one mistake with its line, within seconds."""
+"""Manifests that somebody made to hurt: one mistake with its line. `tests/benchmarks/hostile_files.py` measures them."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,12 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "text", "words"), CASES)
 def test_it_is_refused_with_its_place(tmp_path: Path, name: str, text: str, words: str) -> None:
-    """In seconds, whatever it would become, and in a message that can be read."""
+    """Whatever it would become, and in a message that can be read."""
     path = tmp_path / name
     path.write_bytes(text.encode())
     assert path.stat().st_size < 10**6
-    start = time.process_time()
     assert holds_manifest(path)
     loaded = load(path, file=name)
-    assert time.process_time() - start < 5
     message = str(loaded.mistakes[0])
     assert words in message
     assert message.startswith(f"{name}:")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -365,31 +364,22 @@ def deep(rows: int) -> Summary:
     return Summary("deep", "torch", tuple(layers))
 
 
-def test_a_model_of_two_thousand_rows_opens_at_once(show: Any) -> None:
-    """Opened in well under a second, and with all rows unfolded in about one."""
+def test_a_model_of_two_thousand_rows_unfolds(show: Any) -> None:
+    """Every row is there (`tests/benchmarks/many_rows.py` measures it)."""
     page = show([checked("deep", deep(2_000), {})])
-    start = time.perf_counter()
     page.page.locator("table.layers").wait_for()
-    assert time.perf_counter() - start < 2
-    start = time.perf_counter()
     page.page.get_by_role("button", name="Unfold all").click()
     assert page.page.locator(".layers tbody tr").count() == 2_000
-    assert time.perf_counter() - start < 4
 
 
 @pytest.mark.slow
-def test_a_page_of_1300_models_opens_at_once(show: Any) -> None:
-    """Rows are packed and unpacked one model at a time, so the page is small and quick."""
+def test_a_page_of_1300_models_is_small(show: Any) -> None:
+    """Rows are packed, and unpacked one model at a time."""
     summary = deep(340)
     results = [checked(f"zoo/model-{index:04}", replace(summary, model=f"m{index}"), {}) for index in range(1_300)]
-    start = time.perf_counter()
     page = show(results)
-    rendered = time.perf_counter() - start
     assert len(page.page.content()) < 12_000_000
-    assert rendered < 60
-    start = time.perf_counter()
     page.section("zoo/model-0700")
     page.page.locator("#models thead button", has_text="Params").click()
     page.page.get_by_label("Find").fill("model-12")
     assert page.page.get_by_role("status").inner_text() == "100 of 1300 shown"
-    assert time.perf_counter() - start < 10

@@ -1,9 +1,11 @@
-"""Snapshots that somebody made to hurt: a conflict at once, and nothing outside of their folder is touched."""
+"""Snapshots that somebody made to hurt: a conflict, and nothing outside of their folder is touched.
+
+`tests/benchmarks/hostile_files.py` measures what they cost.
+"""
 
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -33,13 +35,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "words"), CASES)
-def test_it_is_a_conflict_at_once(tmp_path: Path, text: str, words: str) -> None:
+def test_it_is_a_conflict(tmp_path: Path, text: str, words: str) -> None:
     """Although the digest fits in most of them; what a base has of it is not known, with the same reason."""
     write(tmp_path, text.encode())
-    start = time.process_time()
     compared = snapshot.compare(tmp_path, ENTRY, towers())
     base = snapshot.baseline(text, towers(), SNAPSHOT, name="main", path=PATH)
-    assert time.process_time() - start < 5
     assert compared.stored is Stored.BROKEN
     assert words in compared.problem
     assert len(compared.problem) < 3_000

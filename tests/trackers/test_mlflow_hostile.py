@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -91,14 +90,12 @@ def test_an_entry_that_says_something_else_is_damaged(tmp_path: Path, change: Ca
         pytest.param("\ufeff{}", id="a mark before nothing"),
     ],
 )
-def test_an_entry_that_is_no_entry_is_damaged_at_once(tmp_path: Path, text: str) -> None:
+def test_an_entry_that_is_no_entry_is_damaged(tmp_path: Path, text: str) -> None:
     """With a reason."""
     path = kept(tmp_path)
     (path / "entry.json").write_text(text)
-    start = time.process_time()
     with pytest.raises(outbox.NotReadable, match=path.name):
         outbox.read(path)
-    assert time.process_time() - start < 5
 
 
 def test_an_entry_of_ours_is_good(tmp_path: Path) -> None:
