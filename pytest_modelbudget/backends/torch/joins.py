@@ -89,13 +89,6 @@ def numbers(read: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     return found or read
 
 
-@cache
-def makes_anew(operator: str) -> bool:
-    """Whether only the shape of what it reads matters, as for `zeros_like`."""
-    base = operator.rpartition(".")[2]
-    return base.endswith("_like") or base.startswith("new_")
-
-
 @dataclass(slots=True)
 class Join:
     """What was seen of one join, the `number`th of its `kind` in a call of `owner`.

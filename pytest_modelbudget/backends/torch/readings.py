@@ -17,7 +17,6 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_modelbudget.backends.patching import Patched
-from pytest_modelbudget.backends.torch.joins import makes_anew
 from pytest_modelbudget.backends.torch.trees import storage_key, tensors
 from pytest_modelbudget.summary import Below, Input
 
@@ -99,6 +98,13 @@ def asked_by(func: Any) -> _Asked | None:
     if name in ("aten::masked_select", "aten::_pack_padded_sequence"):
         return lambda read, args: [args[1]]
     return (lambda read, args: read) if _ASKING & set(func.tags) else None
+
+
+@cache
+def makes_anew(operator: str) -> bool:
+    """Whether only the shape of what it reads matters, as for `zeros_like`."""
+    base = operator.rpartition(".")[2]
+    return base.endswith("_like") or base.startswith("new_")
 
 
 @cache

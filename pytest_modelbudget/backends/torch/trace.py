@@ -23,13 +23,13 @@ from pytest_modelbudget.backends.torch.joins import (
     Output,
     Source,
     kind_of,
-    makes_anew,
     numbers,
     place,
 )
 from pytest_modelbudget.backends.torch.modules import children, unwrapped
 from pytest_modelbudget.backends.torch.packed import Products
 from pytest_modelbudget.backends.torch.repeats import Session
+from pytest_modelbudget.backends.torch.readings import makes_anew
 from pytest_modelbudget.backends.torch.stored import wraps
 from pytest_modelbudget.backends.torch.trees import dtype_name, shape_of, storage_key, tensors
 from pytest_modelbudget.backends.torch.wire import WIRES, send
