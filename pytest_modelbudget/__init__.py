@@ -13,13 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_modelbudget.api import plan, summarize
     from pytest_modelbudget.budget import Budget, Violation
-    from pytest_modelbudget.check import ModelEntry, Result
-    from pytest_modelbudget.config.door import model
+    from pytest_modelbudget.config.decorator import model
     from pytest_modelbudget.diff import Change
     from pytest_modelbudget.diff import changes as compare
+    from pytest_modelbudget.entry import ModelEntry
     from pytest_modelbudget.errors import ModelBudgetError
-    from pytest_modelbudget.library import plan, summarize
+    from pytest_modelbudget.results import Result
     from pytest_modelbudget.summary import Layer, Plan, Summary, Weight
 
 # pytest imports this package at every start, so each name is fetched only when it is asked for.
@@ -28,16 +29,16 @@ _HOMES = {
     "Change": "diff",
     "Layer": "summary",
     "ModelBudgetError": "errors",
-    "ModelEntry": "check",
+    "ModelEntry": "entry",
     "Plan": "summary",
-    "Result": "check",
+    "Result": "results",
     "Summary": "summary",
     "Violation": "budget",
     "Weight": "summary",
     "compare": "diff:changes",
-    "model": "config.door",
-    "plan": "library",
-    "summarize": "library",
+    "model": "config.decorator",
+    "plan": "api",
+    "summarize": "api",
 }
 
 __all__ = [

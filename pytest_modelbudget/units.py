@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.intact import any_size
+from pytest_modelbudget.system.intact import any_size
 
 Kind = Literal["count", "bytes", "flops", "share", "ratio"]
 

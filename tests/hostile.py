@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
+from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
 from pytest_modelbudget.summary import (
     Fit,
     Flops,

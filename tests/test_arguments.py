@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry
-from pytest_modelbudget.arguments import Literal, filled, mistakes_inside, read, refuse_misfit
+from pytest_modelbudget.entry.arguments import Literal, filled, mistakes_inside, read, refuse_misfit
 
 WIDTH = 64
 

@@ -19,16 +19,17 @@ else:
     import tomli as tomllib
 
 import pytest_modelbudget
-from pytest_modelbudget import arguments, inputs, snapshot, units
+from pytest_modelbudget import inputs, snapshot, units
 from pytest_modelbudget.backends import BACKENDS
 from pytest_modelbudget.budget import BOUNDS, GROWING, LAYER_METRICS, METRICS
-from pytest_modelbudget.check import State
 from pytest_modelbudget.config import load, schema
+from pytest_modelbudget.entry import arguments
 from pytest_modelbudget.planner import Training, written
 from pytest_modelbudget.planner.growth import LAWS
 from pytest_modelbudget.planner.recipe import OPTIMIZERS, Precision
 from pytest_modelbudget.plugin import pytest_addoption
 from pytest_modelbudget.reports import REPORTS
+from pytest_modelbudget.results import State
 from pytest_modelbudget.summary import FLOP_RULES
 
 REPOSITORY = Path(__file__).parents[1]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.explain import reading, why_changed
 from pytest_modelbudget.reports import html, json, table
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary import Flops, Input, Layer, Summary, Weight
 from tests.builders import HOSTILE, dense, gpt, spec, towers
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import ModelBudgetError, frames
-from pytest_modelbudget.tracebacks import user_traceback
+from pytest_modelbudget import ModelBudgetError
+from pytest_modelbudget.engine.tracebacks import user_traceback
+from pytest_modelbudget.system import frames
 
 PACKAGES = Path("/opt/env/lib/python3.12/site-packages")
 FRAMEWORK = PACKAGES / "framework"

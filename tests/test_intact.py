@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from pytest_modelbudget.intact import any_size, intact
+from pytest_modelbudget.system.intact import any_size, intact
 
 
 @pytest.fixture(autouse=True)

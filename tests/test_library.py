@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry, compare, plan, summarize
-from pytest_modelbudget.check import State
 from pytest_modelbudget.config import load
-from pytest_modelbudget.run import run
+from pytest_modelbudget.engine.run import run
+from pytest_modelbudget.results import State
 
 
 class Mixer(nn.Module):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import ModelEntry, backends
-from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.planner import Inference, Recipe, Training
-from pytest_modelbudget.run import run
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary import Fit, Lever, Plan
 from tests import fakes
 from tests.fakes import Model

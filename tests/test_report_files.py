@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_modelbudget import report_files, reports
-from pytest_modelbudget.check import Result, State
+from pytest_modelbudget import reports
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.overall import Overall
-from pytest_modelbudget.report_files import ReportFile, targets
 from pytest_modelbudget.reports import MARKS, REPORTS, render
+from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results.groups import Overall
+from pytest_modelbudget.session import report_files
+from pytest_modelbudget.session.report_files import ReportFile, targets
 from pytest_modelbudget.trackers.mlflow import outbox
 from tests.reports.test_reports import result
 

@@ -8,8 +8,8 @@ import pytest
 
 from pytest_modelbudget import ModelEntry
 from pytest_modelbudget.config import read
+from pytest_modelbudget.entry.resources import parse
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.resources import parse
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry, backends, summarize
-from pytest_modelbudget.check import State, Stored
-from pytest_modelbudget.run import in_ci, run
+from pytest_modelbudget.engine.run import in_ci, run
+from pytest_modelbudget.results import State, Stored
 from tests import fakes
 from tests.fakes import Model
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget.streams import Lasting
+from pytest_modelbudget.system.streams import Lasting
 from tests.test_writing import environment
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of POSIX")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from pytest_modelbudget import budget, wire
+from pytest_modelbudget import budget
 from pytest_modelbudget.budget import Baseline, Finding
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.overall import Group
+from pytest_modelbudget.results import Result, Snapshot, State, Stored, check, codec
+from pytest_modelbudget.results.groups import Group
 from pytest_modelbudget.summary import Flops
 from tests.builders import gpt, towers
 
@@ -24,7 +25,7 @@ def test_a_result_travels_whole() -> None:
     result = replace(result, nodeid="modelbudget.yaml::towers", seconds=0.25)
     assert result.changes
     assert result.violations
-    arrived = wire.unpack(wire.pack(result))
+    arrived = codec.unpack(codec.pack(result))
     assert arrived == replace(result, snapshot=replace(result.snapshot, before=None))
 
 
@@ -43,25 +44,25 @@ def test_what_the_base_said_travels_too() -> None:
     assert result.since is not None
     assert result.since.totals["flops"] is None
     assert result.since.changes
-    assert wire.unpack(wire.pack(result)) == result
+    assert codec.unpack(codec.pack(result)) == result
 
 
 def test_groups_and_findings_travel() -> None:
     """From a worker to the controller."""
     limits = tuple(budget.parse_sum({"params": {"max": "1k", "warn": "90%"}}, lambda below: Place("m.yaml", 3)))
     group = Group("group edge", "m.yaml", limits, ("m.yaml::a", "m.yaml::b"), Place("m.yaml", 2))
-    assert wire.group_from(json.loads(json.dumps(wire.group_dict(group)))) == group
+    assert codec.group_from(json.loads(json.dumps(codec.group_dict(group)))) == group
     finding = Finding("base manifest", "", "is new", Place("m.yaml"))
-    assert wire.finding_from(json.loads(json.dumps(wire.finding_dict(finding)))) == finding
+    assert codec.finding_from(json.loads(json.dumps(codec.finding_dict(finding)))) == finding
 
 
 def test_a_result_without_a_summary() -> None:
     """A build error travels too."""
     result = Result("net", State.BUILD_ERROR, error="E   KeyError: 'x'", files=("a.yaml",))
-    assert wire.unpack(wire.pack(result)) == result
+    assert codec.unpack(codec.pack(result)) == result
 
 
 def test_deep_models_stay_small() -> None:
     """A table of 8,000 rows is a few kilobytes on the wire."""
     result = Result("gpt", State.OK, gpt(126, 64))
-    assert len(wire.pack(result)) < 100_000
+    assert len(codec.pack(result)) < 100_000

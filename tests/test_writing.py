@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import writing
+from pytest_modelbudget.system import writing
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and links of POSIX")
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from typing import Protocol, cast
 
-from pytest_modelbudget.backends.deep import import_early
+from pytest_modelbudget.backends.deep_imports import import_early
 from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from pytest_modelbudget import streams
 from pytest_modelbudget.cli.words import parser
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.system import streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,13 +8,13 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_modelbudget import report_files
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.cli.project import NO_MANIFEST, find, width
 from pytest_modelbudget.cli.session import Run, check_models
 from pytest_modelbudget.config import MANIFEST_NAMES
-from pytest_modelbudget.outcome import sweep, write_snapshots
 from pytest_modelbudget.reports import github, overall, table, terminal, text
+from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.session import report_files
+from pytest_modelbudget.session.finish import sweep, write_snapshots
 from pytest_modelbudget.trackers import tracker
 
 _ROWS = 40

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pytest_modelbudget import budget, planning
-from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget import budget
 from pytest_modelbudget.cli.targets import Targets
+from pytest_modelbudget.engine import planning
+from pytest_modelbudget.engine.planning import kind_of
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import NotReadable, read_yaml
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.fitting import capacity
-from pytest_modelbudget.planning import kind_of
 from pytest_modelbudget.reports import plans
 from pytest_modelbudget.summary import Plan
 

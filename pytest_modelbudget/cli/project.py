@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import Unreadable, is_file, odd_kind, read_bytes
-from pytest_modelbudget.registry import importable
+from pytest_modelbudget.session.registry import importable
 
 NO_MANIFEST = (
     "there is no manifest (modelbudget.yaml, or [tool.modelbudget] in pyproject.toml) here or in a folder above: "

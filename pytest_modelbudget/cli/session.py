@@ -11,16 +11,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pytest_modelbudget.base import Base, locate
-from pytest_modelbudget.check import ModelEntry, Result, State
 from pytest_modelbudget.cli.capture import captured
 from pytest_modelbudget.cli.project import Project
-from pytest_modelbudget.earlier import Earlier
+from pytest_modelbudget.engine.run import entries_from, in_ci, run
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import Isolation, isolates
-from pytest_modelbudget.outcome import conclude
-from pytest_modelbudget.overall import Overall
-from pytest_modelbudget.registry import Registry, bad_config, clashes, obsolete_files, register
-from pytest_modelbudget.run import entries_from, in_ci, run
+from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results.groups import Overall
+from pytest_modelbudget.session.baseline import Earlier
+from pytest_modelbudget.session.finish import conclude
+from pytest_modelbudget.session.registry import Registry, bad_config, clashes, obsolete_files, register
 from pytest_modelbudget.summary import Summary
 
 Listener = Callable[[Result, str], None]

@@ -15,18 +15,18 @@ from typing import Any
 from pytest_modelbudget import backends, snapshot
 from pytest_modelbudget.base import Base, Where
 from pytest_modelbudget.base.git import Git, NoGit
-from pytest_modelbudget.check import ModelEntry, RunMode
 from pytest_modelbudget.cli.capture import captured
 from pytest_modelbudget.cli.project import Project, find
 from pytest_modelbudget.config import MANIFEST_NAMES
+from pytest_modelbudget.engine.naming import named
+from pytest_modelbudget.engine.planning import Subject
+from pytest_modelbudget.engine.run import counted, from_builder, of_live, run
+from pytest_modelbudget.entry import ModelEntry, RunMode
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import NotReadable, Unreadable, is_file, odd_kind, read_json, read_text, read_yaml
-from pytest_modelbudget.naming import named
-from pytest_modelbudget.planning import Subject
-from pytest_modelbudget.registry import Registry, register
 from pytest_modelbudget.reports.text import captured as shown_output
 from pytest_modelbudget.reports.text import harmless
-from pytest_modelbudget.run import counted, from_builder, of_live, run
+from pytest_modelbudget.session.registry import Registry, register
 from pytest_modelbudget.summary import Summary
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)

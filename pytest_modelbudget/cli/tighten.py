@@ -7,14 +7,14 @@ from argparse import Namespace
 from difflib import unified_diff
 from pathlib import Path
 
-from pytest_modelbudget import writing
 from pytest_modelbudget.cli.project import NO_MANIFEST, find
 from pytest_modelbudget.cli.session import Run, check_models
 from pytest_modelbudget.config import Tightening, tighten
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import Unreadable, read_bytes
-from pytest_modelbudget.registry import Registry
 from pytest_modelbudget.reports.text import harmless
+from pytest_modelbudget.session.registry import Registry
+from pytest_modelbudget.system import writing
 
 
 def run(options: Namespace) -> int:

@@ -1,6 +1,6 @@
 """Manifests to `ModelEntry`s; every mistake at once, each with its line."""
 
-from pytest_modelbudget.config.door import model
+from pytest_modelbudget.config.decorator import model
 from pytest_modelbudget.config.manifest import (
     ITEM_NAMES,
     MANIFEST_NAMES,

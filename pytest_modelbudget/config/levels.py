@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from pytest_modelbudget.budget import Budget
-from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.config.tree import Keys
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.planner.written import Written
 
 

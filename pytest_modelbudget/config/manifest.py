@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pytest_modelbudget import arguments, inputs, resources
 from pytest_modelbudget import budget as budgets
+from pytest_modelbudget import inputs
 from pytest_modelbudget.budget import Budget
-from pytest_modelbudget.check import ModelEntry, check_id, names_file
 from pytest_modelbudget.config import messages, schema
 from pytest_modelbudget.config.levels import Layered, either, has_id, has_tag
 from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
+from pytest_modelbudget.entry import ModelEntry, arguments, check_id, names_file, resources
+from pytest_modelbudget.entry.resources import Limits
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading import Unreadable, read_bytes, read_text
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.written import Written
-from pytest_modelbudget.resources import Limits
 
 MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 """File names that are manifests; `pyproject.toml` is one when it has the table `[tool.modelbudget]`."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from pytest_modelbudget.check import RunMode
+from pytest_modelbudget.entry import RunMode
 
 Budgets = dict[str, Any]
 Framework = Literal["torch", "keras", "tf_keras", "tensorflow"]

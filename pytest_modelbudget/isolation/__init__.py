@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pytest_modelbudget import resources, wire
-from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.engine.run import NotCounted, entries_from, failure, summarize_entry
+from pytest_modelbudget.entry import ModelEntry, resources
+from pytest_modelbudget.entry.resources import SECONDS, Limits
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import ending
 from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, without_code
 from pytest_modelbudget.isolation.process import Ended, Worker
-from pytest_modelbudget.resources import SECONDS, Limits
-from pytest_modelbudget.run import NotCounted, entries_from, failure, summarize_entry
+from pytest_modelbudget.results import codec
 from pytest_modelbudget.summary import Summary
 
 VARIABLE = "MODELBUDGET_ISOLATE"
@@ -90,7 +90,7 @@ class Isolation:
         answer = self._ask(_job(entry, module), resources.parse(entry.limits), once_more=True)
         match answer.kind:
             case "result":
-                result = wire.unpack(answer.data)
+                result = codec.unpack(answer.data)
                 if result.summary is None:
                     raise NotCounted(result)
                 return result.summary

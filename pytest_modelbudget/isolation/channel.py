@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
 from typing import IO, Any
 
-from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 
 _HEAD = struct.Struct(">QI")

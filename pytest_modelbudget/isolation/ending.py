@@ -9,9 +9,9 @@ from pathlib import Path
 from traceback import FrameSummary
 
 from pytest_modelbudget import units
-from pytest_modelbudget.frames import is_ours, is_pythons
+from pytest_modelbudget.engine.tracebacks import from_here
 from pytest_modelbudget.isolation.process import Ended
-from pytest_modelbudget.tracebacks import from_here
+from pytest_modelbudget.system.frames import is_ours, is_pythons
 
 _FRAME = re.compile(r'^  File "(?P<file>[^"\n]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
 _MOST_FRAMES = 6

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from pytest_modelbudget.frames import is_installed_file
+from pytest_modelbudget.system.frames import is_installed_file
 
 if sys.platform != "win32":
     import resource

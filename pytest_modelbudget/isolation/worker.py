@@ -22,16 +22,16 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any, BinaryIO, NoReturn
 
-from pytest_modelbudget import wire
-from pytest_modelbudget.backends import quiet
-from pytest_modelbudget.check import ModelEntry, Result, State
+from pytest_modelbudget.backends import quiet_start
+from pytest_modelbudget.engine.run import NotCounted, attempt, entries_from, failure, summarize_entry
+from pytest_modelbudget.engine.tracebacks import user_traceback
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
-from pytest_modelbudget.intact import intact
 from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, read_job, without_code, write_answer
 from pytest_modelbudget.isolation.measuring import measured
 from pytest_modelbudget.isolation.process_state import Forks, ProcessState
-from pytest_modelbudget.run import NotCounted, attempt, entries_from, failure, summarize_entry
-from pytest_modelbudget.tracebacks import user_traceback
+from pytest_modelbudget.results import Result, State, codec
+from pytest_modelbudget.system.intact import intact
 
 _MOST_WARNINGS = 200
 _IMPORTING = "pytest_modelbudget.plugin.importing"
@@ -105,7 +105,7 @@ def main(stdout: str) -> None:
     sys.breakpointhook = _no_debugger
     pdb.set_trace = _no_debugger
     write_answer(answers, 0, Answer("ready"))
-    with measured(), quiet.imports():
+    with measured(), quiet_start.imports():
         for number, job in _Jobs(jobs):
             forks.begin()
             answer = _done(job, sources)
@@ -196,7 +196,7 @@ def _answer(job: Job, sources: _Sources) -> Answer:
 def _packed(result: Result) -> bytes:
     """A result as it travels, whatever the model's code made of what that takes."""
     with intact():
-        return wire.pack(result)
+        return codec.pack(result)
 
 
 def _with_code(job: Job, sources: _Sources) -> ModelEntry:

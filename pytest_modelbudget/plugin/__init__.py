@@ -15,8 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_modelbudget.check import Result
     from pytest_modelbudget.plugin.fixture import ModelBudget
+    from pytest_modelbudget.results import Result
 
 MARKER = "model_budget"
 RESULTS: pytest.StashKey[list[Result]] = pytest.StashKey()
@@ -84,7 +84,7 @@ def asked_for(config: pytest.Config) -> bool:
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Publish the hooks of `hooks.py`."""
-    from pytest_modelbudget import hooks
+    from pytest_modelbudget.plugin import hooks
 
     pluginmanager.add_hookspecs(hooks)
     pluginmanager.register(_BeforeCapture(), "modelbudget-before-capture")
@@ -97,7 +97,7 @@ class _BeforeCapture:
     def pytest_load_initial_conftests(self, early_config: pytest.Config) -> Generator[None]:
         """A run that was started without an output gets one that leads nowhere."""
         if _is_on(early_config):
-            from pytest_modelbudget import intact, streams  # noqa: F401  # what is intact is noted when it is imported
+            from pytest_modelbudget.system import intact, streams  # noqa: F401  # what is intact is noted when it is imported
 
             streams.opened()
         return (yield)
@@ -113,10 +113,10 @@ def _is_on(early_config: pytest.Config) -> bool:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Have TensorFlow come up quietly, whichever conftest or test module of this run imports it; see to reports."""
     if _is_on(early_config):
-        from pytest_modelbudget.backends import quiet
+        from pytest_modelbudget.backends import quiet_start
 
         stack = ExitStack()
-        stack.enter_context(quiet.imports())
+        stack.enter_context(quiet_start.imports())
         early_config.add_cleanup(stack.close)
         options = early_config.known_args_namespace
         if "no:terminal" not in options.plugins:  # which xdist's workers have

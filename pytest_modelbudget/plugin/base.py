@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget import outcome, wire
 from pytest_modelbudget.base import Base, Where, locate
 from pytest_modelbudget.budget import Finding
-from pytest_modelbudget.check import Result
+from pytest_modelbudget.engine.run import in_ci
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import Isolation, isolates
-from pytest_modelbudget.overall import Group, Overall
 from pytest_modelbudget.plugin.importing import conftests
-from pytest_modelbudget.run import in_ci
+from pytest_modelbudget.results import Result, codec
+from pytest_modelbudget.results.groups import Group, Overall
+from pytest_modelbudget.session import finish
 
 _INPUT, _OUTPUT = "modelbudget_base", "modelbudget_collected"
 
@@ -77,14 +77,14 @@ def tell(config: pytest.Config, workerinput: dict[str, Any]) -> None:
 def report_back(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
     """Give the controller what this worker collected."""
     collected = config.stash[COLLECTED]
-    groups, findings = map(wire.group_dict, collected.groups), map(wire.finding_dict, collected.findings)
+    groups, findings = map(codec.group_dict, collected.groups), map(codec.finding_dict, collected.findings)
     workeroutput[_OUTPUT] = json.dumps([list(groups), list(findings)])
 
 
 def take(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
     """Add what a worker collected, which is what every other did, unless it ended early."""
     groups, findings = json.loads(workeroutput.get(_OUTPUT, "[[], []]"))
-    config.stash[COLLECTED].add(map(wire.group_from, groups), map(wire.finding_from, findings))
+    config.stash[COLLECTED].add(map(codec.group_from, groups), map(codec.finding_from, findings))
 
 
 def conclude(
@@ -96,4 +96,4 @@ def conclude(
     """
     collected = config.stash[COLLECTED]
     findings = (*findings, *collected.findings)
-    return outcome.conclude(results, config.stash[BASE], groups=collected.groups, findings=findings)
+    return finish.conclude(results, config.stash[BASE], groups=collected.groups, findings=findings)

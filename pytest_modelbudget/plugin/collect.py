@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import snapshot
-from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
+from pytest_modelbudget.engine.run import entries_from
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading import is_file, odd_kind
 from pytest_modelbudget.plugin import asked_for
@@ -24,8 +25,7 @@ from pytest_modelbudget.plugin.items import (
     ModelItem,
     SnapshotFilesItem,
 )
-from pytest_modelbudget.registry import Registry, Sources, clashes, importable, register, relative
-from pytest_modelbudget.run import entries_from
+from pytest_modelbudget.session.registry import Registry, Sources, clashes, importable, register, relative
 
 FIXTURE = "model_budget"
 NO_MODEL = (

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from pytest_modelbudget import outcome, report_files, wire
 from pytest_modelbudget.budget import Finding
-from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.overall import Overall
+from pytest_modelbudget.engine.tracebacks import user_traceback
 from pytest_modelbudget.plugin.base import conclude, take, tell
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.plugin.expected import Checklist, ChecklistFolder
@@ -17,8 +15,10 @@ from pytest_modelbudget.plugin.quiet import in_github
 from pytest_modelbudget.plugin.reports import wanted
 from pytest_modelbudget.reports import github, overall, table, terminal
 from pytest_modelbudget.reports.text import Setting
+from pytest_modelbudget.results import Result, State, codec
+from pytest_modelbudget.results.groups import Overall
+from pytest_modelbudget.session import finish, report_files
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.tracebacks import user_traceback
 
 
 class Controller:
@@ -47,7 +47,7 @@ class Controller:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the results off a report; of a test that was run again, the last one counts."""
         packed = vars(report).pop("modelbudget", None)
-        for result in map(wire.unpack, packed or ()):
+        for result in map(codec.unpack, packed or ()):
             self.latest[result.nodeid, result.id] = result
         if not packed:
             self.checklist.note(report)
@@ -83,7 +83,7 @@ class Controller:
         self.checklists.read(self.checklist)
         missing = self.checklist.missing((nodeid for nodeid, _ in self.latest), _ending(session))
         self.results = sorted((*self.latest.values(), *missing), key=lambda result: (result.id, result.nodeid))
-        outcome.sweep(self.results, self.config.rootpath)
+        finish.sweep(self.results, self.config.rootpath)
         self._write_snapshots()
         self._prune()
         self._conclude(session)
@@ -122,7 +122,7 @@ class Controller:
     def _write_snapshots(self) -> None:
         if not self.config.getoption("model_budget_update"):
             return
-        line, problems = outcome.write_snapshots(self.results, self.config.rootpath)
+        line, problems = finish.write_snapshots(self.results, self.config.rootpath)
         self.lines.append(line)
         self.problems += problems
 

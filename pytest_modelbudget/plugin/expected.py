@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin.items import BadConfigItem, ModelItem
+from pytest_modelbudget.results import Result, State
 
 _INPUT = "modelbudget_expected"
 _LONGEST = 4_000

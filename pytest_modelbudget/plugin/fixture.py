@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.check import ModelEntry, RunMode, State
+from pytest_modelbudget.engine.run import live_entry, summarize_live
+from pytest_modelbudget.engine.run import run as run_entry
+from pytest_modelbudget.entry import ModelEntry, RunMode
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.plugin import RESULTS
 from pytest_modelbudget.plugin.base import BASE
 from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record
-from pytest_modelbudget.registry import relative
-from pytest_modelbudget.run import live_entry, summarize_live
-from pytest_modelbudget.run import run as run_entry
+from pytest_modelbudget.results import State
+from pytest_modelbudget.session.registry import relative
 from pytest_modelbudget.summary import Summary
 
 

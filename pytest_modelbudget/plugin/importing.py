@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from _pytest.pathlib import ImportMode, import_path
 
-from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.isolation.channel import Module
 
 

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
-from pytest_modelbudget import wire
-from pytest_modelbudget.backends.quiet import without_noise
+from pytest_modelbudget.backends.quiet_start import without_noise
 from pytest_modelbudget.budget import Budget
-from pytest_modelbudget.check import ModelEntry, Result, State
+from pytest_modelbudget.engine.run import in_ci, run
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.intact import intact
 from pytest_modelbudget.isolation import Yielded
 from pytest_modelbudget.plugin import MARKER, RESULTS
 from pytest_modelbudget.plugin.base import BASE, ISOLATION, MADE
 from pytest_modelbudget.plugin.importing import described
 from pytest_modelbudget.plugin.quiet import no_commands
-from pytest_modelbudget.registry import bad_config, obsolete_files
 from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.reports.text import captured, without_commands
-from pytest_modelbudget.run import in_ci, run
+from pytest_modelbudget.results import Result, State, codec
+from pytest_modelbudget.session.registry import bad_config, obsolete_files
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.intact import intact
 
 _MOST_OUTPUT = 20_000
 
@@ -188,7 +188,7 @@ def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo
     if call.when != "call":
         return
     if send:
-        vars(report)["modelbudget"] = [wire.pack(result) for result in item.stash[RESULTS]]
+        vars(report)["modelbudget"] = [codec.pack(result) for result in item.stash[RESULTS]]
     if call.excinfo is not None and isinstance(call.excinfo.value, ModelCheckFailed):
         result = call.excinfo.value.result
         vars(report)["modelbudget_state"] = result.state.value

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import report_files
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.report_files import ReportFile
+from pytest_modelbudget.session import report_files
+from pytest_modelbudget.session.report_files import ReportFile
 from pytest_modelbudget.trackers import tracker
 
 _WANTED: pytest.StashKey[list[ReportFile]] = pytest.StashKey()

@@ -9,8 +9,8 @@ from typing import TextIO, cast
 
 import pytest
 
-from pytest_modelbudget.intact import intact
-from pytest_modelbudget.streams import Lasting
+from pytest_modelbudget.system.intact import intact
+from pytest_modelbudget.system.streams import Lasting
 
 _SPARE = 32
 """Files that can be opened at the end of a run in which a model's code opened all that it could."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import cast
 
-from pytest_modelbudget.check import Result
-from pytest_modelbudget.intact import any_size
 from pytest_modelbudget.reports import text
+from pytest_modelbudget.results import Result
+from pytest_modelbudget.system.intact import any_size
 
 REPORTS = {
     "json": "pytest_modelbudget.reports.json",

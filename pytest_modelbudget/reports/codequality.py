@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import terminal, text
+from pytest_modelbudget.results import Result, State
 
 _SEVERITY = {
     State.BAD_CONFIG: "blocker",

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from pytest_modelbudget import units
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.reports import github, markdown, terminal, text
+from pytest_modelbudget.results import Result, State
 
 _MOST_BYTES = 60_000
 """Services refuse a comment of more than 65,536 characters, and count some characters as two."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget.budget import Violation
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import terminal, text
+from pytest_modelbudget.results import Result, State
 
 MOST = 10
 """Errors, and warnings, that GitHub shows of one step; it drops the others without a word and without ranking."""

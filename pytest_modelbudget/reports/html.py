@@ -18,8 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pytest_modelbudget import units
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.reports import overall, plans, terminal, text, tree
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary import Plan, Summary
 
 _MOST_USED = 10**300

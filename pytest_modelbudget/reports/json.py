@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from pytest_modelbudget import wire
-from pytest_modelbudget.check import Result
 from pytest_modelbudget.reports import text
+from pytest_modelbudget.results import Result, codec
 
 
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
     """All results, sorted by id, each on a line of its own."""
     overall = setting.overall
     head = {
-        "schema": wire.SCHEMA,
+        "schema": codec.SCHEMA,
         "base": overall.base,
-        "findings": [wire.finding_dict(one) for one in overall.findings],
-        "sums": [wire.sum_dict(one) for one in overall.sums],
+        "findings": [codec.finding_dict(one) for one in overall.findings],
+        "sums": [codec.sum_dict(one) for one in overall.sums],
     }
     models = ",\n".join(json.dumps(_model(result)) for result in sorted(results, key=lambda result: result.id))
     return f'{json.dumps(head)[:-1]}, "models": [\n{models}\n]}}\n'
 
 
 def _model(result: Result) -> dict[str, object]:
-    return {**wire.result_dict(result), "reading": text.remarks(result.summary) if result.summary else []}
+    return {**codec.result_dict(result), "reading": text.remarks(result.summary) if result.summary else []}

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_modelbudget import units
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.reports import overall, plans, terminal, text
+from pytest_modelbudget.results import Result, State
 
 _MOST_BYTES = 900 * 1024
 """Below the 1 MiB at which CI services refuse a whole step summary."""

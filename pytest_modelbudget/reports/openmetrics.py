@@ -11,8 +11,8 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import METRICS, Number
-from pytest_modelbudget.check import Result
 from pytest_modelbudget.reports import text
+from pytest_modelbudget.results import Result
 
 _DECIMALS = 6
 

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_modelbudget import units
-from pytest_modelbudget.check import Result, State
-from pytest_modelbudget.intact import any_size
 from pytest_modelbudget.reports import plans, text
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.intact import any_size
 
 WIDTH = 80
 """Columns when the terminal does not say; nothing is ever cut, long cells go on in the next line."""

@@ -7,13 +7,13 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import FITS, PEAKS, Violation
-from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.intact import any_size
 from pytest_modelbudget.reports import plans, table, text
 from pytest_modelbudget.reports.text import harmless, harmless_lines
+from pytest_modelbudget.results import Result, State, Stored
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.intact import any_size
 
 _LONGEST_CHANGE = 800
 _MOST_CHANGES = 20

@@ -10,11 +10,11 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import FITS, METRICS, Finding, Number
-from pytest_modelbudget.check import Result, State, Stored
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.explain import reading, why
-from pytest_modelbudget.overall import Overall
+from pytest_modelbudget.results import Result, State, Stored
+from pytest_modelbudget.results.groups import Overall
 from pytest_modelbudget.summary import Layer, Summary
 
 UNKNOWN = "?"

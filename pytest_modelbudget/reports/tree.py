@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Iterator
 
 from pytest_modelbudget import units
-from pytest_modelbudget.check import Result
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.explain import why
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.reports.text import harmless
+from pytest_modelbudget.results import Result
 from pytest_modelbudget.summary import Layer, Summary
 
 

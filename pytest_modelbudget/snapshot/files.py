@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from pytest_modelbudget import writing
 from pytest_modelbudget.budget import Baseline
-from pytest_modelbudget.check import ModelEntry, Snapshot, Stored
 from pytest_modelbudget.diff import changes
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import Unreadable, read_head, read_text
+from pytest_modelbudget.results import Snapshot, Stored
 from pytest_modelbudget.snapshot.text import MOST_ROWS, NewerFormat, compared, read, render
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system import writing
 
 FOLDER = "__model_budget__"
 """The folder beside the declaring file; not `__snapshots__`, where other plugins delete what they do not know."""

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from pytest_modelbudget.check import Result
+from pytest_modelbudget.results import Result
 
 TRACKERS = {"mlflow": "pytest_modelbudget.trackers.mlflow"}
 """The trackers there are, by the name of their option."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.backends import keras_home
+from pytest_modelbudget.backends import keras_config
 
 USUAL = {"floatx": "float32", "image_data_format": "channels_last"}
 OTHER = {"floatx": "float16", "image_data_format": "channels_first"}
@@ -67,13 +67,13 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_settings_that_are_not_kerass_own(file: Path, text: str, settings: dict[str, str]) -> None:
     """Only what differs from Keras' own defaults is of interest."""
     file.write_text(text, encoding="utf-8")
-    assert keras_home.settings() == settings
+    assert keras_config.settings() == settings
 
 
 def test_no_file_no_settings(file: Path) -> None:
     """Most machines have none."""
     file.unlink()
-    assert keras_home.settings() == {}
+    assert keras_config.settings() == {}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_no_file_no_settings(file: Path) -> None:
 )
 def test_notes_name_what_was_taken(file: Path, in_force: dict[str, str], layers: list[Any], named: list[str]) -> None:
     """A setting has a note when it is in force and a layer is made of it."""
-    notes = list(keras_home.notes(package(in_force), layers))
+    notes = list(keras_config.notes(package(in_force), layers))
     assert [note.partition(" is ")[0] for note in notes] == named
     assert all("keras.json" in note for note in notes)
 

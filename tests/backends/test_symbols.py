@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from pytest_modelbudget.backends.symbols import explain, vary, vary_again
+from pytest_modelbudget.backends.dimensions import explain, vary, vary_again
 
 SIZES = [{"B": 2, "T": 10}, {"B": 9, "T": 21}, {"B": 32, "T": 53}]
 

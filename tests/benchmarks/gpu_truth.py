@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.alterations import altered
-from pytest_modelbudget.backends.torch.optimizers import optimizer_of, tables_of
 from pytest_modelbudget.backends.torch.planning import plans
+from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of, tables_of
+from pytest_modelbudget.backends.torch.training.recipe import altered
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Training
 

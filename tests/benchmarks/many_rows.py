@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pytest_modelbudget import compare, reports
-from pytest_modelbudget.check import ModelEntry, Snapshot, Stored, check
+from pytest_modelbudget.entry import ModelEntry
+from pytest_modelbudget.results import Snapshot, Stored, check
 from pytest_modelbudget.summary import Summary
 from tests.builders import gpt
 

@@ -29,9 +29,9 @@ from torch import nn  # noqa: E402
 from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-from pytest_modelbudget.backends.torch.copying import ghost_of  # noqa: E402
-from pytest_modelbudget.backends.torch.forward import Subject  # noqa: E402
-from pytest_modelbudget.backends.torch.step import record  # noqa: E402
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of  # noqa: E402
+from pytest_modelbudget.backends.torch.trace.forward import Subject  # noqa: E402
+from pytest_modelbudget.backends.torch.training.step import record  # noqa: E402
 from pytest_modelbudget.inputs import parse  # noqa: E402
 from pytest_modelbudget.planner import Inference, Training  # noqa: E402
 

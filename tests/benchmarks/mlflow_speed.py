@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pytest_modelbudget.check import Result, State
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.trackers import mlflow
 from tests.builders import gpt
 

@@ -25,10 +25,10 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from pytest_modelbudget.backends.torch.build import abstract  # noqa: E402
-from pytest_modelbudget.backends.torch.forward import Subject  # noqa: E402
-from pytest_modelbudget.backends.torch.sharding import record_sharded  # noqa: E402
-from pytest_modelbudget.backends.torch.step import record  # noqa: E402
+from pytest_modelbudget.backends.torch.distributed.rank import record_sharded  # noqa: E402
+from pytest_modelbudget.backends.torch.model.build import abstract  # noqa: E402
+from pytest_modelbudget.backends.torch.trace.forward import Subject  # noqa: E402
+from pytest_modelbudget.backends.torch.training.step import record  # noqa: E402
 from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
 from pytest_modelbudget.planner import Held, Tape, Training  # noqa: E402
 from pytest_modelbudget.planner.allocator import Reserve, replay  # noqa: E402

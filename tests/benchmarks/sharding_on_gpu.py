@@ -17,7 +17,7 @@ import sharding_speed
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.build import abstract
+from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.planning import plans
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Training

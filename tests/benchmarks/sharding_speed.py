@@ -102,9 +102,9 @@ def measure(case: str) -> str:
     """Plan one case in this process."""
     import torch  # noqa: F401
 
-    from pytest_modelbudget.backends.torch.build import abstract
-    from pytest_modelbudget.backends.torch.forward import Subject
-    from pytest_modelbudget.backends.torch.sharding import record_sharded
+    from pytest_modelbudget.backends.torch.distributed.rank import record_sharded
+    from pytest_modelbudget.backends.torch.model.build import abstract
+    from pytest_modelbudget.backends.torch.trace.forward import Subject
     from pytest_modelbudget.inputs import parse
     from pytest_modelbudget.planner import Training
 

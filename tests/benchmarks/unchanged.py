@@ -19,9 +19,9 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_modelbudget import summarize  # noqa: E402
-from pytest_modelbudget.snapshot.text import render  # noqa: E402
-from tests.benchmarks import zoo  # noqa: E402
+from pytest_modelbudget import summarize
+from pytest_modelbudget.snapshot.text import render
+from tests.benchmarks import zoo
 
 TORCHVISION, TIMM, TRANSFORMERS = 18, 16, 10
 KERAS = (

@@ -41,9 +41,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from pytest_modelbudget.backends.torch.build import abstract  # noqa: E402
-from pytest_modelbudget.backends.torch.forward import Subject  # noqa: E402
-from pytest_modelbudget.backends.torch.step import record  # noqa: E402
+from pytest_modelbudget.backends.torch.model.build import abstract  # noqa: E402
+from pytest_modelbudget.backends.torch.trace.forward import Subject  # noqa: E402
+from pytest_modelbudget.backends.torch.training.step import record  # noqa: E402
 from pytest_modelbudget.errors import ModelBudgetError  # noqa: E402
 from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
 from pytest_modelbudget.planner import Event, Tape, Training  # noqa: E402

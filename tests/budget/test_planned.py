@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget import budget, wire
+from pytest_modelbudget import budget
 from pytest_modelbudget.budget import Baseline, Budget, judge, loosened, merge, violations
-from pytest_modelbudget.check import ModelEntry, Snapshot, Stored, check
 from pytest_modelbudget.config import read
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.results import Snapshot, Stored, check, codec
 from pytest_modelbudget.summary import Fit, Growth, Lever, Plan, Summary
 from tests.builders import towers
 
@@ -229,6 +230,6 @@ def test_all_of_it_travels() -> None:
         "growth_in": {"T": {"flops": "linear"}, "B": {"flops": {"max_exponent": 1.2}}},
     }
     result = check(ModelEntry("two-towers", "n:n", budgets=written), summary, Snapshot(Stored.OFF))
-    again = wire.unpack(wire.pack(result))
+    again = codec.unpack(codec.pack(result))
     assert again == result
     assert [str(one) for one in again.violations] == [str(one) for one in result.violations]

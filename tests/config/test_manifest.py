@@ -10,8 +10,8 @@ from textwrap import dedent
 import pytest
 
 from pytest_modelbudget import model
-from pytest_modelbudget.check import ModelEntry
 from pytest_modelbudget.config import Loaded, holds_manifest, load
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import TensorSpec

@@ -7,9 +7,9 @@ from textwrap import dedent
 
 import pytest
 
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.config import Tightening, read, tighten
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary import Flops, Layer, Summary, Weight
 
 

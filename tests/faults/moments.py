@@ -348,12 +348,6 @@ def main(operation: str, folder: Path) -> dict[str, Any]:
     """All faults at all moments of an operation, or, of several with `+` between, these at once."""
     import pytest  # noqa: F401
 
-    import pytest_modelbudget.cli.check
-    import pytest_modelbudget.cli.session
-    import pytest_modelbudget.outcome
-    import pytest_modelbudget.plugin.controller
-    import pytest_modelbudget.reports.html  # noqa: F401
-
     names = operation.split("+")
     template = folder / "project"
     prepare(template, steady=names[0] in _STEADY)

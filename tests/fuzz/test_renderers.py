@@ -8,7 +8,7 @@ import re
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from pytest_modelbudget import reports
-from pytest_modelbudget.check import Result
+from pytest_modelbudget.results import Result
 from tests import hostile
 from tests.fuzz.strategies import fuzzed, names
 from tests.fuzz.test_wire import results

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import strategies as st
 
 from pytest_modelbudget import snapshot
-from pytest_modelbudget.check import ModelEntry, Stored
+from pytest_modelbudget.entry import ModelEntry
+from pytest_modelbudget.results import Stored
 from pytest_modelbudget.summary import Summary
 from tests.fuzz import strategies
 from tests.fuzz.strategies import attempted, fuzzed

@@ -10,11 +10,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from pytest_modelbudget import budget, wire
+from pytest_modelbudget import budget
 from pytest_modelbudget.budget import LAYER_METRICS, METRICS, Baseline, Budget, Finding
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.overall import Group
+from pytest_modelbudget.results import Result, Snapshot, State, Stored, check, codec
+from pytest_modelbudget.results.groups import Group
 from pytest_modelbudget.summary import Fit, Growth, Largest, Lever, Part, Plan, Point, Summary
 from tests.fuzz import strategies
 from tests.fuzz.strategies import fuzzed, names, words
@@ -104,21 +105,21 @@ def results(draw: st.DrawFn) -> Result:
 @fuzzed(results(), share=0.5)
 def test_every_result_arrives_whole(result: Result) -> None:
     """As plain JSON, with every number exact; only the committed summary stays behind."""
-    data = wire.result_dict(result)
+    data = codec.result_dict(result)
     assert json.loads(json.dumps(data)) == data
     json.dumps(data, allow_nan=False)
-    assert wire.unpack(wire.pack(result)) == replace(result, snapshot=replace(result.snapshot, before=None))
+    assert codec.unpack(codec.pack(result)) == replace(result, snapshot=replace(result.snapshot, before=None))
 
 
 @fuzzed(st.builds(Group, names, words, listed(limits), listed(names), _PLACES), findings)
 def test_groups_and_findings_arrive_whole(group: Group, finding: Finding) -> None:
     """The same for what is said of no single model."""
-    assert wire.group_from(json.loads(json.dumps(wire.group_dict(group)))) == group
-    assert wire.finding_from(json.loads(json.dumps(wire.finding_dict(finding)))) == finding
+    assert codec.group_from(json.loads(json.dumps(codec.group_dict(group)))) == group
+    assert codec.finding_from(json.loads(json.dumps(codec.finding_dict(finding)))) == finding
 
 
 @fuzzed(st.fractions() | st.integers())
 def test_numbers_keep_their_kind(number: Fraction | int) -> None:
     """A share stays a share, also one that is whole."""
-    arrived = wire._number(json.loads(json.dumps(wire._number_text(number))))
+    arrived = codec._number(json.loads(json.dumps(codec._number_text(number))))
     assert (arrived, type(arrived)) == (number, type(number))

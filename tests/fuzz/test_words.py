@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 
 from pytest_modelbudget.base import locate
-from pytest_modelbudget.report_files import targets
 from pytest_modelbudget.reports import REPORTS
+from pytest_modelbudget.session.report_files import targets
 from tests.fuzz.strategies import attempted, fuzzed, names
 from tests.gitrepo import ENVIRONMENT, Repository, repository
 

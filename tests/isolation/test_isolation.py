@@ -17,11 +17,12 @@ import psutil
 import pytest
 
 from pytest_modelbudget import backends
-from pytest_modelbudget.check import ModelEntry, State
+from pytest_modelbudget.engine.run import entries_from, run
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.isolation import Isolation, Module, Yielded, isolates, process_state
-from pytest_modelbudget.registry import register
-from pytest_modelbudget.run import entries_from, run
+from pytest_modelbudget.results import State
+from pytest_modelbudget.session.registry import register
 
 FAKES = Path(__file__).parents[1] / "fakes.py"
 ROOMS = """
@@ -253,7 +254,7 @@ def test_a_worker_ends_with_whoever_started_it(home: Path, tmp_path: Path) -> No
     """Also in C code that never gives way, when the process that waits for it is killed."""
     script = (
         "import os, sys, signal, threading\n"
-        "from pytest_modelbudget.check import ModelEntry\n"
+        "from pytest_modelbudget.entry import ModelEntry\n"
         "from pytest_modelbudget.isolation import Isolation\n"
         "isolation = Isolation()\n"
         "isolation.count(ModelEntry(id='small', build='isolated_rooms:small', inputs='float32[B, 32]'))\n"

@@ -261,9 +261,9 @@ def test_junit_has_numbers_and_places(project: Project) -> None:
 def test_names_for_the_library_are_imported_when_asked_for() -> None:
     """`from pytest_modelbudget import summarize, compare` are the functions, and a wrong name is an error."""
     import pytest_modelbudget
-    from pytest_modelbudget import compare, diff, library, plan, summarize
+    from pytest_modelbudget import api, compare, diff, plan, summarize
 
-    assert (summarize, plan, compare) == (library.summarize, library.plan, diff.changes)
+    assert (summarize, plan, compare) == (api.summarize, api.plan, diff.changes)
     assert all(getattr(pytest_modelbudget, name) for name in pytest_modelbudget.__all__)
     with pytest.raises(AttributeError, match="no attribute 'sumarize'"):
         pytest_modelbudget.sumarize  # noqa: B018

@@ -6,7 +6,7 @@ import sys
 
 from tests.project import Project
 
-OURS = {"pytest_modelbudget", "pytest_modelbudget.plugin", "pytest_modelbudget.hooks"}
+OURS = {"pytest_modelbudget", "pytest_modelbudget.plugin", "pytest_modelbudget.plugin.hooks"}
 START = "import sys, pytest; pytest.main(sys.argv[1:]); print('imported:', *sys.modules)"
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from pytest_modelbudget.backends.quiet import without_noise
+from pytest_modelbudget.backends.quiet_start import without_noise
 from tests.project import WITHOUT_HYPOTHESIS, Project
 
 NOISE = [

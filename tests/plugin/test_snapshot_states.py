@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import writing
 from pytest_modelbudget.summary import FLOP_RULES
+from pytest_modelbudget.system import writing
 from tests.project import SMALL, Project
 
 

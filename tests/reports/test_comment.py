@@ -9,10 +9,11 @@ import pytest
 
 from pytest_modelbudget import reports
 from pytest_modelbudget.budget import Finding
-from pytest_modelbudget.check import ModelEntry, Result, Since, Snapshot, State, Stored, check
 from pytest_modelbudget.diff import changes
-from pytest_modelbudget.overall import Overall
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.reports.text import Setting
+from pytest_modelbudget.results import Result, Since, Snapshot, State, Stored, check
+from pytest_modelbudget.results.groups import Overall
 from pytest_modelbudget.summary import Summary
 from tests.builders import dense, towers
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import github
 from pytest_modelbudget.reports.text import SETTING, Setting, captured
+from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
 from tests.builders import towers
 from tests.project import Project
 

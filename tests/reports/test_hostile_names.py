@@ -14,8 +14,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from pytest_modelbudget import reports, snapshot
-from pytest_modelbudget.check import Result
 from pytest_modelbudget.reports import github, html, table, terminal, text
+from pytest_modelbudget.results import Result
 from tests import hostile
 
 CASES = [pytest.param(name, id=word) for word, name in hostile.NAMES.items()]

@@ -9,15 +9,16 @@ from fractions import Fraction
 
 import pytest
 
-from pytest_modelbudget import budget, snapshot, units, wire
+from pytest_modelbudget import budget, snapshot, units
 from pytest_modelbudget.budget import Baseline
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, Stored, check
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.intact import any_size
-from pytest_modelbudget.overall import Group, Overall, sums
 from pytest_modelbudget.reports import REPORTS, github, overall, plans, render, terminal, text
+from pytest_modelbudget.results import Result, Snapshot, Stored, check, codec
+from pytest_modelbudget.results.groups import Group, Overall, sums
 from pytest_modelbudget.summary import Flops, Plan, Summary
 from pytest_modelbudget.summary.plan import Part, Point
+from pytest_modelbudget.system.intact import any_size
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 from tests.builders import towers
 
@@ -82,7 +83,7 @@ def test_the_terminal_and_annotations_print_them(checked: Result) -> None:
 def test_they_travel(checked: Result) -> None:
     """From worker to controller, digit by digit."""
     assert checked.summary is not None
-    assert wire.unpack(wire.pack(checked)).summary == checked.summary
+    assert codec.unpack(codec.pack(checked)).summary == checked.summary
 
 
 def test_a_snapshot_holds_what_a_machine_could() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import budget, reports
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports.text import Setting
+from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
 from pytest_modelbudget.summary import Flops, Summary
 from tests import hostile
 from tests.builders import gpt, towers

@@ -15,10 +15,11 @@ import pytest
 
 from pytest_modelbudget import reports
 from pytest_modelbudget.budget import Finding
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
-from pytest_modelbudget.overall import Overall
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.reports.text import Setting
+from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
+from pytest_modelbudget.results.groups import Overall
 from pytest_modelbudget.summary import Layer, Summary, Weight
 from tests import hostile
 from tests.builders import gpt, spec, towers, training

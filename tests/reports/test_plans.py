@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from pytest_modelbudget import reports
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, Stored, check
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.reports import plans, table, terminal, text
+from pytest_modelbudget.results import Result, Snapshot, Stored, check
 from pytest_modelbudget.summary import Growth, Plan, Point
 from pytest_modelbudget.trackers.mlflow import names
 from tests.builders import towers, training

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_modelbudget import budget, reports, snapshot, wire
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, State, Stored, check
+from pytest_modelbudget import budget, reports, snapshot
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
+from pytest_modelbudget.results import Result, Snapshot, State, Stored, check, codec
 from pytest_modelbudget.summary import Flops, Summary, Weight
 from tests.builders import gpt, towers
 
@@ -142,7 +143,7 @@ def test_a_real_run_is_marked_in_every_report_and_in_no_snapshot() -> None:
         assert "(real run)" in shown
     assert "real run" not in "\n".join(terminal.closing([result()]))
     assert json.loads(reports.render("json", [ran]))["models"][0]["summary"]["real_run"] is True
-    assert wire.unpack(wire.pack(ran)).summary == ran.summary
+    assert codec.unpack(codec.pack(ran)).summary == ran.summary
     same = snapshot.render(replace(towers(), real_run=True), declared="a.py")
     assert same == snapshot.render(towers(), declared="a.py")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pytest_modelbudget.check import ModelEntry, State, Stored, check
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.results import State, Stored, check
 from pytest_modelbudget.snapshot import compare, read, render, write
 from pytest_modelbudget.summary import Plan, Summary
 from tests.builders import HOSTILE, towers

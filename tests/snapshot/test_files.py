@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import snapshot
-from pytest_modelbudget.check import ModelEntry, Snapshot, Stored
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.results import Snapshot, Stored
 from pytest_modelbudget.summary import Flops
 from tests.builders import towers
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import snapshot
-from pytest_modelbudget.check import ModelEntry, Stored
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.results import Stored
 from pytest_modelbudget.snapshot.text import MOST_ROWS
 from tests.builders import gpt, towers
 from tests.hostile_files import DEAR, SNAPSHOT, SNAPSHOTS, of_rows, signed

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.check import ModelEntry, Result, Snapshot, Stored, check
+from pytest_modelbudget.entry import ModelEntry
+from pytest_modelbudget.results import Result, Snapshot, Stored, check
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.trackers.mlflow import outbox
 from tests.builders import dense, towers

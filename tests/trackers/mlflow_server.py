@@ -19,8 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from pytest_modelbudget import wire
-from pytest_modelbudget.check import Result
+from pytest_modelbudget.results import Result, codec
 from tests.trackers.mlflow_helpers import SECRET, SOURCES
 
 RUN = """
@@ -68,7 +67,7 @@ class Repository:
             cwd=self.path, env=self.environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert process.stdin is not None
-        process.stdin.write(json.dumps([wire.result_dict(one) for one in results]))
+        process.stdin.write(json.dumps([codec.result_dict(one) for one in results]))
         process.stdin.close()
         return process
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget import writing
 from pytest_modelbudget.budget import METRICS
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.diff import changes
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary import Flops
+from pytest_modelbudget.system import writing
 from pytest_modelbudget.trackers.mlflow import artifacts, content, facts, names, outbox, target
 from pytest_modelbudget.trackers.mlflow.facts import Facts
 from tests.builders import HOSTILE, towers

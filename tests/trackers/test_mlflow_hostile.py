@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget import processes
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.system import processes
 from pytest_modelbudget.trackers import mlflow
 from pytest_modelbudget.trackers.mlflow import appending, content, facts, outbox, store
 from pytest_modelbudget.trackers.mlflow.facts import Facts

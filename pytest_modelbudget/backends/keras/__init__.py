@@ -17,8 +17,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends import keras_home
-from pytest_modelbudget.backends.kept import NotKnown
+from pytest_modelbudget.backends import keras_config
 from pytest_modelbudget.backends.keras import (
     activations,
     flops,
@@ -34,6 +33,7 @@ from pytest_modelbudget.backends.keras import (
 from pytest_modelbudget.backends.keras.build import abstract, counting, preserved, unreadable
 from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
+from pytest_modelbudget.backends.residuals import NotKnown
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
@@ -112,7 +112,7 @@ class _Counted:
             activation_bytes=None if held is None else held.total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
             optimizer_bytes=self._optimizer_bytes(),
-            notes=(*self.notes, *keras_home.notes(keras, list(walk.each(self.model)))),
+            notes=(*self.notes, *keras_config.notes(keras, list(walk.each(self.model)))),
         )
 
     def _is_built(self) -> bool:
@@ -123,7 +123,7 @@ class _Counted:
         found = walk.rows(self.model, walk.Seen((), (), (), {}, from_graph=False), self.names)
         layers = tuple(replace(row.layer, outputs=(), inputs=(), connected_to=(), calls=None) for row in found)
         optimizer_bytes = self._optimizer_bytes()
-        notes = (_UNCALLED, *self.notes, *keras_home.notes(keras, list(walk.each(self.model))))
+        notes = (_UNCALLED, *self.notes, *keras_config.notes(keras, list(walk.each(self.model))))
         return Summary(self.name, FRAMEWORK, layers, notes=notes, optimizer_bytes=optimizer_bytes)
 
     def _held(self, arguments: ports.Arguments) -> activations.Held | None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.kept import Keep, NotKnown
-from pytest_modelbudget.backends.keras import jax_keeper, private, private_torch
+from pytest_modelbudget.backends.keras import jax_residuals, private, private_torch
 from pytest_modelbudget.backends.keras.composing import ByCalls, CannotFollow, Place, given, run
 from pytest_modelbudget.backends.keras.fingerprints import all_keras
+from pytest_modelbudget.backends.residuals import Keep, NotKnown
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ def measured(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held:
 @contextmanager
 def _keeper(backend: str) -> Iterator[Keep]:
     if backend == "jax":
-        with keras.SymbolicScope(), jax_keeper.keeper() as keep:
+        with keras.SymbolicScope(), jax_residuals.keeper() as keep:
             yield keep
         return
-    from pytest_modelbudget.backends.torch.keeper import keeper
+    from pytest_modelbudget.backends.torch.memory.residuals import keeper
 
     with keras.SymbolicScope(), private_torch.torch_on_meta(), keeper() as keep:
         yield keep

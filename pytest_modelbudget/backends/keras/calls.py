@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.operators import Count
+from pytest_modelbudget.backends.costs import Count
 
 
 @dataclass(slots=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.kept import Keep, Kept, Parameter, Tensor, Word
 from pytest_modelbudget.backends.keras import private, walk, wrapped
 from pytest_modelbudget.backends.keras.fingerprints import fingerprint, plain
+from pytest_modelbudget.backends.residuals import Keep, Kept, Parameter, Tensor, Word
 
 Place = tuple[int, int]
 """A row, by the identities of its model and its operation."""

@@ -15,10 +15,10 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.keras import walk
 from pytest_modelbudget.backends.keras.build import patched
 from pytest_modelbudget.backends.keras_content import Content, Library, Shape, bases, content, read_from_file, refusal
+from pytest_modelbudget.backends.model_files import shown
 from pytest_modelbudget.errors import ModelBudgetError
 
 _KINDS = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends import keras_home
+from pytest_modelbudget.backends import keras_config
 from pytest_modelbudget.backends.keras import labels, private, private_torch, rules, walk, weights, wrapped
 from pytest_modelbudget.backends.keras.build import patched, preserved, starting_after, unreadable
 from pytest_modelbudget.errors import ModelBudgetError
@@ -65,7 +65,7 @@ def unbuilt(layer: Any) -> str | None:
 
 def notes(layers: Iterable[Any]) -> tuple[str, ...]:
     """What has to be said of how layers were made."""
-    return tuple(keras_home.notes(keras, list(layers)))
+    return tuple(keras_config.notes(keras, list(layers)))
 
 
 def give_values(layer: Any, make: Callable[[Any], Any]) -> None:

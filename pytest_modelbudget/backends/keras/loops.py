@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from pytest_modelbudget.backends.costs import Count
 from pytest_modelbudget.backends.keras import rules
 from pytest_modelbudget.backends.keras.calls import Call
-from pytest_modelbudget.backends.operators import Count
 
 MOST_TRIPS = 10_000
 """A `while_loop` that runs longer than this is not followed to its end."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends.costs import Count, Operator, jaxpr, tf_graph, total
 from pytest_modelbudget.backends.keras import private
-from pytest_modelbudget.backends.operators import Count, Operator, jaxpr, tf_graph, total
 
 _MARK = "modelbudget-layer-"
 _ENTER = "enter"
@@ -220,7 +220,7 @@ def _on_jax(_: Recorder) -> Iterator[Watched]:
 
 @contextmanager
 def _on_torch(recorder: Recorder) -> Iterator[Watched]:
-    from pytest_modelbudget.backends.torch.listing import listing
+    from pytest_modelbudget.backends.torch.trace.operators import listing
 
     made: list[Operator] | None = None
 

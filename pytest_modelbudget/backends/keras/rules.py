@@ -14,10 +14,8 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras.calls import Call
-from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
-from pytest_modelbudget.backends.operators import Count
-from pytest_modelbudget.backends.operators.formulas import (
+from pytest_modelbudget.backends.costs import Count
+from pytest_modelbudget.backends.costs.formulas import (
     COMPLEX_FFT,
     COMPLEX_PRODUCT,
     REAL_FFT,
@@ -26,6 +24,8 @@ from pytest_modelbudget.backends.operators.formulas import (
     fft,
     triangular_systems,
 )
+from pytest_modelbudget.backends.keras.calls import Call
+from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
 
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
 """From an operation (or layer), the shapes of its tensor operands and those of its results, to FLOPs."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends.costs import Count
 from pytest_modelbudget.backends.keras import loops, private, raw, rules, variables, wrapped
 from pytest_modelbudget.backends.keras.calls import Call, Trace, fresh, spec, specs, symbolic
-from pytest_modelbudget.backends.operators import Count
 from pytest_modelbudget.errors import ModelBudgetError
 
 __all__ = ["Call", "Trace", "build", "specs", "symbolic", "trace"]

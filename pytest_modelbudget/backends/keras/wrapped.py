@@ -49,7 +49,7 @@ def identity(variable: Any, layer: Any) -> int:
 
 def as_stored(weight: Weight, variable: Any) -> Weight:
     """A weight of a wrapped module as torch stores it, where its shape and dtype do not say that."""
-    from pytest_modelbudget.backends.torch.stored import dtype_of, shape_of, stored_bytes
+    from pytest_modelbudget.backends.torch.model.stored_tensors import dtype_of, shape_of, stored_bytes
 
     tensor = private.value_of(variable) if isinstance(variable, private.Variable) else variable
     if tensor is None or (stored := stored_bytes(tensor)) is None:
@@ -66,7 +66,7 @@ def refuse_packed(layers: Iterable[Any], model: str) -> None:
     """
     for wrapper in filter(is_wrapper, layers):
         # Only here is torch loaded already: loaded after TensorFlow it may end the process.
-        from pytest_modelbudget.backends.torch.weights import is_packed
+        from pytest_modelbudget.backends.torch.model.weights import is_packed
 
         for path, module in wrapper.module.named_modules():
             if is_packed(module):
@@ -97,7 +97,7 @@ class StandIns:
             yield
 
     def _copy(self, wrapper: Any) -> Any:
-        from pytest_modelbudget.backends.torch.copying import valueless
+        from pytest_modelbudget.backends.torch.model.meta_copy import valueless
 
         module = wrapper.module
         if id(module) not in self._made:

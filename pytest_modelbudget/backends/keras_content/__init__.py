@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.keras_content import graph, hdf5, names
 from pytest_modelbudget.backends.keras_content.content import Content, Shape, without_training
 from pytest_modelbudget.backends.keras_content.library import Library, bases
 from pytest_modelbudget.backends.keras_content.refusals import refusal
 from pytest_modelbudget.backends.keras_content.unpacked import Parts, Unreadable, parsed
+from pytest_modelbudget.backends.model_files import shown
 from pytest_modelbudget.errors import ModelBudgetError
 
 __all__ = ["Content", "Library", "Shape", "bases", "content", "is_from_file", "read_from_file", "refusal"]

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pytest_modelbudget.backends.files import shown
 from pytest_modelbudget.backends.keras_content.content import Content, described, shortened
+from pytest_modelbudget.backends.model_files import shown
 from pytest_modelbudget.errors import ModelBudgetError
 
 _INNER = "Exception encountered: "

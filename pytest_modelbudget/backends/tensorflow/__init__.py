@@ -12,8 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from pytest_modelbudget.backends.operators.tf_functions import Body, specialised
-from pytest_modelbudget.backends.operators.tf_graph import operators
+from pytest_modelbudget.backends.costs.tf_functions import Body, specialised
+from pytest_modelbudget.backends.costs.tf_graph import operators
 from pytest_modelbudget.backends.tensorflow import graphs, modules
 from pytest_modelbudget.backends.tensorflow.build import abstract, preserved
 from pytest_modelbudget.backends.tensorflow.private import Trackable

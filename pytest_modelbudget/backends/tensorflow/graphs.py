@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from pytest_modelbudget.backends.costs import Operator, total
 from pytest_modelbudget.backends.keras import shapes
-from pytest_modelbudget.backends.operators import Operator, total
 from pytest_modelbudget.backends.tensorflow.private import ConversionOptions, converted_call, func_graph_from_py_func
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Fill, Flops, Input, TensorSpec

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from pytest_modelbudget.backends import keras_home
+from pytest_modelbudget.backends import keras_config
 from pytest_modelbudget.backends.keras import ports as keras_ports
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
@@ -106,7 +106,7 @@ class _Counted:
             outputs=outputs,
             flops=total,
             sizes=tuple((symbol, self.sizes[symbol]) for symbol in arguments.symbols if symbol in self.sizes),
-            notes=(*self.notes, *keras_home.notes(tf_keras, list(self.model._flatten_layers()))),
+            notes=(*self.notes, *keras_config.notes(tf_keras, list(self.model._flatten_layers()))),
         )
 
     def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.Arguments:

@@ -11,8 +11,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from pytest_modelbudget.backends.operators import Operator
-from pytest_modelbudget.backends.operators.tf_graph import operators
+from pytest_modelbudget.backends.costs import Operator
+from pytest_modelbudget.backends.costs.tf_graph import operators
 from pytest_modelbudget.backends.tensorflow import graphs
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from pytest_modelbudget.backends.files import shown
+from pytest_modelbudget.backends.model_files import shown
 from pytest_modelbudget.backends.tensorflow.modules import Held
 from pytest_modelbudget.backends.tensorflow.private import SavedModelProto
 from pytest_modelbudget.errors import ModelBudgetError

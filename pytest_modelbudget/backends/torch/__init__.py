@@ -29,12 +29,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
-from pytest_modelbudget.backends.torch import counting, keras_layers, structure
-from pytest_modelbudget.backends.torch.build import abstract
-from pytest_modelbudget.backends.torch.modules import all_modules
-from pytest_modelbudget.backends.torch.programs import is_program, module_of
-from pytest_modelbudget.backends.torch.real import with_memory
-from pytest_modelbudget.backends.torch.state import preserved, unswept
+from pytest_modelbudget.backends.torch import counting, structure
+from pytest_modelbudget.backends.torch.model import keras_layers
+from pytest_modelbudget.backends.torch.model.build import abstract
+from pytest_modelbudget.backends.torch.model.global_state import preserved, unswept
+from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.backends.torch.model.programs import is_program, module_of
+from pytest_modelbudget.backends.torch.model.real_copy import with_memory
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe

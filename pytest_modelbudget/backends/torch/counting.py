@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from pytest_modelbudget import units
-from pytest_modelbudget.backends.symbols import Sizes, vary, vary_again
-from pytest_modelbudget.backends.torch import keras_layers, real, sharded, steering
-from pytest_modelbudget.backends.torch.activations import measured
-from pytest_modelbudget.backends.torch.calls import calls_shown
-from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.forward import ForwardFailed, Pass, Subject, forward
-from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
-from pytest_modelbudget.backends.torch.hints import is_for_want_of_values
-from pytest_modelbudget.backends.torch.modules import all_modules, nodes, unwrapped
+from pytest_modelbudget.backends.dimensions import Sizes, vary, vary_again
+from pytest_modelbudget.backends.torch.memory.activations import measured
+from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
+from pytest_modelbudget.backends.torch.model import dtensors, keras_layers, real_copy
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.model.meta_tensors import Ghosts, settle
+from pytest_modelbudget.backends.torch.model.modules import all_modules, nodes, unwrapped
+from pytest_modelbudget.backends.torch.model.weights import is_packed, weights_of
 from pytest_modelbudget.backends.torch.rows import Naming, rows
-from pytest_modelbudget.backends.torch.saved import Activations
-from pytest_modelbudget.backends.torch.weights import is_packed, weights_of
+from pytest_modelbudget.backends.torch.trace import steering
+from pytest_modelbudget.backends.torch.trace.calls import calls_shown
+from pytest_modelbudget.backends.torch.trace.forward import ForwardFailed, Pass, Subject, forward
+from pytest_modelbudget.backends.torch.trace.hints import is_for_want_of_values
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary
@@ -69,7 +70,7 @@ class _Run:
 def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: Origin) -> Summary:
     """See `pytest_modelbudget.backends.Backend.summarize`."""
     with torch.inference_mode(False), calls_shown():  # inference tensors could not be saved for a backward pass
-        shards = sharded.note(model)
+        shards = dtensors.note(model)
         run = _run(unwrapped(model), name, inputs, sizes, origin, bool(shards))
         return _summary(run, sizes, shards)
 
@@ -82,10 +83,10 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Sizes, origin: Orig
         if origin.run == "abstract":
             raise ModelBudgetError(f"{name}: packed or scripted modules run on values only: remove `run: abstract`")
         return on_values(_PACKED)
-    fits = real.fits(model)
+    fits = real_copy.fits(model)
     if origin.built_here:
         settle(model, Ghosts())
-    in_shards = in_shards and sharded.has_shards(model)  # those of a builder's model are whole now
+    in_shards = in_shards and dtensors.has_shards(model)  # those of a builder's model are whole now
     possible = not (origin.run == "abstract" or in_shards or (origin.built_here and not origin.rebuild))
     try:
         subject = Subject(name, model if origin.built_here else ghost_of(model), inputs)
@@ -97,7 +98,7 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Sizes, origin: Orig
         if not (mistake.needs_values and possible and (fits or is_for_want_of_values(mistake.__cause__))):
             raise
         if not fits:
-            raise ModelBudgetError(f"{mistake}\n  it needs to be run on values, {real.too_large()}") from mistake
+            raise ModelBudgetError(f"{mistake}\n  it needs to be run on values, {real_copy.too_large()}") from mistake
     return on_values(_VALUES)
 
 
@@ -137,14 +138,14 @@ def _first(subject: Subject, sizes: Sizes) -> tuple[Subject, Pass]:
 def _with_values(model: nn.Module, name: str, origin: Origin) -> nn.Module:
     """What can be run on values: a copy of a user's model, or the model of a builder made once more."""
     if origin.rebuild is not None:
-        return unwrapped(real.rebuilt(origin.rebuild, name))
-    return real.copy_of(model, name, limited=origin.run != "real")
+        return unwrapped(real_copy.rebuilt(origin.rebuild, name))
+    return real_copy.copy_of(model, name, limited=origin.run != "real")
 
 
 def _twins(subject: Subject, sizes: Sizes) -> Iterator[Pass]:
     yield from _passes(replace(subject, perturbed="decisions"), sizes)
     for seed in _SEEDS:
-        real.redraw(subject.model, seed)
+        real_copy.redraw(subject.model, seed)
         yield from _passes(replace(subject, seed=seed, assumed="zeros" if seed else "mixed"), sizes)
 
 

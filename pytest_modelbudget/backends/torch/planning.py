@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.forward import Subject, build
-from pytest_modelbudget.backends.torch.ghosts import Ghosts, settle
-from pytest_modelbudget.backends.torch.modules import unwrapped
-from pytest_modelbudget.backends.torch.recurrent import CUDNN, CUDNN_NOTE
-from pytest_modelbudget.backends.torch.sharding import Sharded, record_sharded
-from pytest_modelbudget.backends.torch.step import record
+from pytest_modelbudget.backends.torch.distributed.rank import Sharded, record_sharded
+from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, CUDNN_NOTE
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.model.meta_tensors import Ghosts, settle
+from pytest_modelbudget.backends.torch.model.modules import unwrapped
+from pytest_modelbudget.backends.torch.trace.forward import Subject, build
+from pytest_modelbudget.backends.torch.training.step import record
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.memory import memory_plan

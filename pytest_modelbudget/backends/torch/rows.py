@@ -10,12 +10,12 @@ from itertools import chain
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.symbols import explain
-from pytest_modelbudget.backends.torch.forward import Pass
-from pytest_modelbudget.backends.torch.joins import Join, Output, Source
-from pytest_modelbudget.backends.torch.modules import ROOT, Node
-from pytest_modelbudget.backends.torch.saved import Activations
-from pytest_modelbudget.backends.torch.trace import Record, Trace
+from pytest_modelbudget.backends.dimensions import explain
+from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
+from pytest_modelbudget.backends.torch.model.modules import ROOT, Node
+from pytest_modelbudget.backends.torch.trace.forward import Pass
+from pytest_modelbudget.backends.torch.trace.joins import Join, Output, Source
+from pytest_modelbudget.backends.torch.trace.tracer import Record, Trace
 from pytest_modelbudget.summary import Dim, Layer, TensorSpec, Weight
 
 Sizes = Mapping[str, int]

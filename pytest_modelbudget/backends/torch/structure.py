@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pytest_modelbudget.backends.torch import sharded
-from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.modules import ROOT, Node, all_modules, all_tensors, nodes, unwrapped
-from pytest_modelbudget.backends.torch.weights import weights_of
+from pytest_modelbudget.backends.torch.model import dtensors
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.model.modules import ROOT, Node, all_modules, all_tensors, nodes, unwrapped
+from pytest_modelbudget.backends.torch.model.weights import weights_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Layer, Summary, Weight
 
@@ -33,7 +33,7 @@ def summarize(model: nn.Module, *, name: str, framework: str) -> Summary:
             `FullyShardedDataParallel`.
     """
     model = unwrapped(model)
-    shards = sharded.note(model)
+    shards = dtensors.note(model)
     listed = nodes(ghost_of(model) if shards else model)
     _refuse_lazy(listed, name)
     weights, unread = weights_of(listed, name)

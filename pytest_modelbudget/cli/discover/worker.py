@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pytest_modelbudget import backends
-from pytest_modelbudget.backends.coexist import coexisting
-from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.backends.coexistence import coexisting
 from pytest_modelbudget.cli.discover.evidence import candidates
 from pytest_modelbudget.cli.discover.guess import Guess, guesses
-from pytest_modelbudget.registry import importable
-from pytest_modelbudget.run import run
+from pytest_modelbudget.engine.run import run
+from pytest_modelbudget.entry import ModelEntry
+from pytest_modelbudget.session.registry import importable
 from pytest_modelbudget.summary import Summary
 
 Data = dict[str, Any]

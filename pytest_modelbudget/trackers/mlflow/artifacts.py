@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from pytest_modelbudget import wire
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import NotReadable, read_json
 from pytest_modelbudget.reports import html, table, text
+from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.summary import Layer, Summary
 from pytest_modelbudget.trackers.mlflow import names
 
@@ -72,7 +71,7 @@ def measured(result: Result, slug: str) -> Measured:
 
 def _outcome(model: Measured) -> str:
     """The `result.json` of a model; its summary, by far the most of it, was made into text before."""
-    head = json.dumps({**wire.result_dict(replace(model.result, summary=None)), "summary": None})
+    head = json.dumps({**codec.result_dict(replace(model.result, summary=None)), "summary": None})
     return f"{head.removesuffix('null}')}{model.text}}}\n"
 
 

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from pytest_modelbudget.check import Result, State
 from pytest_modelbudget.reports import html, text
 from pytest_modelbudget.reports import json as json_report
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 from pytest_modelbudget.trackers.mlflow.artifacts import Measured, hashed, slug_of
 from pytest_modelbudget.trackers.mlflow.facts import Facts

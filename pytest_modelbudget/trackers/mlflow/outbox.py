@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_modelbudget import writing
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import NotReadable as NotJson
 from pytest_modelbudget.loading import Unreadable, read_json, read_text
+from pytest_modelbudget.system import writing
 from pytest_modelbudget.trackers.mlflow import entry_shape
 
 FOLDER = ".modelbudget"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pytest_modelbudget import processes
+from pytest_modelbudget.system import processes
 from pytest_modelbudget.trackers.mlflow import outbox
 from pytest_modelbudget.trackers.mlflow.target import Target
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.backends.operators import Count, total
-from pytest_modelbudget.backends.operators.jaxpr import operators
+from pytest_modelbudget.backends.costs import Count, total
+from pytest_modelbudget.backends.costs.jaxpr import operators
 
 jax: Any = pytest.importorskip("jax")
 jnp = jax.numpy

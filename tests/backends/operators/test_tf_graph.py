@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.backends.operators import Count, tf_names, total
-from pytest_modelbudget.backends.operators.tf_functions import Body, specialised
-from pytest_modelbudget.backends.operators.tf_graph import FORMULAS, TRANSFORMS, operators
+from pytest_modelbudget.backends.costs import Count, tf_names, total
+from pytest_modelbudget.backends.costs.tf_functions import Body, specialised
+from pytest_modelbudget.backends.costs.tf_graph import FORMULAS, TRANSFORMS, operators
 
 tf: Any = pytest.importorskip("tensorflow")
 

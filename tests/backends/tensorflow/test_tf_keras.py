@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry, Summary, summarize
 from pytest_modelbudget.backends.tensorflow.build import Valueless
-from pytest_modelbudget.run import summarize_entry
+from pytest_modelbudget.engine.run import summarize_entry
 from tests.backends.keras import hostile_files as hostile
 
 tf_keras = pytest.importorskip("tf_keras")

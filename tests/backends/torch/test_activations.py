@@ -11,9 +11,9 @@ import torchvision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pytest_modelbudget.backends.torch.activations import measured
-from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.forward import Subject
+from pytest_modelbudget.backends.torch.memory.activations import measured
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.trace.forward import Subject
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Summary
 

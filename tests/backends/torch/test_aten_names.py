@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.ao import quantization
 
-from pytest_modelbudget.backends.torch.aten_names import PRIMS, UNCOUNTED, ZERO
-from pytest_modelbudget.backends.torch.flops import cost
+from pytest_modelbudget.backends.torch.costs.free_operators import PRIMS, UNCOUNTED, ZERO
+from pytest_modelbudget.backends.torch.costs.rules import cost
 from pytest_modelbudget.summary import Flops, Summary
 
 Count = Callable[..., Summary]

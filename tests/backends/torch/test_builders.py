@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget import summarize
-from pytest_modelbudget.backends.torch import real
+from pytest_modelbudget.backends.torch.model import real_copy
 from pytest_modelbudget.errors import ModelBudgetError
 
 PARAMS = 8 * 16 + 16 + 16 * 4 + 4
@@ -162,7 +162,7 @@ def test_a_builder_that_fails_for_another_reason_shows_its_own_error() -> None:
 
 def test_a_builder_that_computes_and_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says that it computes, the limit, and the key that lifts it; a plain failure stays what it is."""
-    monkeypatch.setattr(real, "REAL_LIMIT", 100)
+    monkeypatch.setattr(real_copy, "REAL_LIMIT", 100)
     with pytest.raises(ModelBudgetError, match=r"computes with values while it builds.*1 GiB.*`run: real`"):
         summarize(scaled_by_its_own_weights, "float32[1, 8]", name="m")
     assert summarize(scaled_by_its_own_weights, "float32[1, 8]", name="m", run="real").params == PARAMS

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _len_torch_dispatch_stack
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import summarize
-from pytest_modelbudget.backends.torch import real
+from pytest_modelbudget.backends.torch.model import real_copy
 from pytest_modelbudget.errors import ModelBudgetError
 
 ONCE = 2 * 2 * 4 * 4
@@ -145,9 +145,9 @@ def test_a_misfit_is_found_without_memory(
     model: Callable[[], nn.Module], spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values would change nothing: no model is built for them, and none is too large."""
-    monkeypatch.setattr(real, "rebuilt", lambda *_: pytest.fail("it was built with memory"))
-    for limit in (real.REAL_LIMIT, 0):
-        monkeypatch.setattr(real, "REAL_LIMIT", limit)
+    monkeypatch.setattr(real_copy, "rebuilt", lambda *_: pytest.fail("it was built with memory"))
+    for limit in (real_copy.REAL_LIMIT, 0):
+        monkeypatch.setattr(real_copy, "REAL_LIMIT", limit)
         with pytest.raises(ModelBudgetError, match="check that `inputs:` fits") as failure:
             summarize(model, spec, name="m")
         assert "1 GiB" not in str(failure.value)
@@ -155,7 +155,7 @@ def test_a_misfit_is_found_without_memory(
 
 def test_an_own_mistake_of_a_large_model_is_not_called_a_want_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is can only be guessed, so it is shown as it is."""
-    monkeypatch.setattr(real, "REAL_LIMIT", 0)
+    monkeypatch.setattr(real_copy, "REAL_LIMIT", 0)
     with pytest.raises(ModelBudgetError, match="ZeroDivisionError") as failure:
         summarize(lambda: Way(lambda layer, x: 1 / 0), "float32[2, 4]", name="m")
     assert "1 GiB" not in str(failure.value)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pytest_modelbudget.backends.torch.flops import ZERO, cost
+from pytest_modelbudget.backends.torch.costs.rules import ZERO, cost
 from pytest_modelbudget.summary import Flops, Summary
 
 Count = Callable[..., Summary]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pytest_modelbudget.backends.torch.joins import MOST
+from pytest_modelbudget.backends.torch.trace.joins import MOST
 from pytest_modelbudget.snapshot import render
 from pytest_modelbudget.summary import Layer, Summary
 

@@ -15,11 +15,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.torch_version import TorchVersion
 
-from pytest_modelbudget.backends.torch.build import abstract
-from pytest_modelbudget.backends.torch.kernels import Kernels
-from pytest_modelbudget.backends.torch.placing import Placing
-from pytest_modelbudget.backends.torch.tape import Recorder
-from pytest_modelbudget.backends.torch.trace import watching
+from pytest_modelbudget.backends.torch.kernels.device import Kernels
+from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.meta.dispatch import Placing
+from pytest_modelbudget.backends.torch.model.build import abstract
+from pytest_modelbudget.backends.torch.trace.tracer import watching
 
 
 class Losses(nn.Module):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_modelbudget.backends.torch.memo import Memo
-from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.backends.torch.meta.cache import Memo
+from pytest_modelbudget.backends.torch.model.pytree import tensors
 
 aten = torch.ops.aten
 

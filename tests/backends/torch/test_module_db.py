@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import summarize
-from pytest_modelbudget.backends.torch.trees import tensors
+from pytest_modelbudget.backends.torch.model.pytree import tensors
 
 MOST = 40
 """Samples of one module; of more, these are spread over all."""

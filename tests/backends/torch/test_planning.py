@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry, plan
-from pytest_modelbudget.check import State
-from pytest_modelbudget.run import run
+from pytest_modelbudget.engine.run import run
+from pytest_modelbudget.results import State
 
 CPU = {"kernels": "cpu"}
 

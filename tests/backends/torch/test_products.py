@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_modelbudget.backends.torch.complex_convolutions import ComplexConvolutions
-from pytest_modelbudget.backends.torch.flops import cost
+from pytest_modelbudget.backends.torch.costs.complex_convolutions import ComplexConvolutions
+from pytest_modelbudget.backends.torch.costs.rules import cost
 from pytest_modelbudget.summary import Flops, Summary
 from tests.versions import needs
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget import plan, summarize
-from pytest_modelbudget.backends.torch import real
+from pytest_modelbudget.backends.torch.model import real_copy
 from pytest_modelbudget.errors import ModelBudgetError, TooLarge
 from pytest_modelbudget.snapshot import render
 from pytest_modelbudget.summary import Flops, Summary
@@ -162,9 +162,9 @@ def test_weights_that_nobody_set_are_defined() -> None:
 
     models = []
     for _ in range(2):
-        with real.with_memory(0, limited=True):
+        with real_copy.with_memory(0, limited=True):
             models.append(Left())
-        real.define(models[-1])
+        real_copy.define(models[-1])
     assert torch.equal(models[0].weight, models[1].weight)
     assert models[0].weight.isfinite().all()
 
@@ -181,7 +181,7 @@ def test_weights_of_other_classes_stay_as_they_are() -> None:
 
     layer = nn.Linear(2, 2)
     layer.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Closed))
-    real.define(layer)
+    real_copy.define(layer)
     assert type(layer.weight) is Closed
 
 
@@ -205,7 +205,7 @@ def test_the_users_settings_are_as_before() -> None:
 @pytest.mark.parametrize("live", [False, True], ids=["builder", "live"])
 def test_a_model_that_is_too_large_for_a_real_run(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the line that needs values, the limit and the key that lifts it; with the key it runs."""
-    monkeypatch.setattr(real, "REAL_LIMIT", 1_000)
+    monkeypatch.setattr(real_copy, "REAL_LIMIT", 1_000)
     model: Any = picks() if live else picks
     with pytest.raises(ModelBudgetError, match=r"(?s)test_real.py:\d+.*1 GiB.*`run: real`"):
         summarize(model, f"float32[16, {WIDTH}]", name="m")
@@ -239,17 +239,17 @@ def test_a_model_without_values_is_an_error_that_names_the_weight() -> None:
 
 def test_a_build_with_memory_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that two layers share count once."""
-    monkeypatch.setattr(real, "REAL_LIMIT", 4 * 100)
+    monkeypatch.setattr(real_copy, "REAL_LIMIT", 4 * 100)
 
     def tied() -> nn.Module:
         first, second = nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)
         second.weight = first.weight
         return nn.Sequential(first, second)
 
-    with real.with_memory(0, limited=True), pytest.raises(TooLarge):
+    with real_copy.with_memory(0, limited=True), pytest.raises(TooLarge):
         tied()
-    monkeypatch.setattr(real, "REAL_LIMIT", 4 * 200)
-    with real.with_memory(0, limited=True):
+    monkeypatch.setattr(real_copy, "REAL_LIMIT", 4 * 200)
+    with real_copy.with_memory(0, limited=True):
         assert isinstance(tied(), nn.Sequential)
 
 

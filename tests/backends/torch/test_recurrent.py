@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch import compat
-from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.forward import Subject
-from pytest_modelbudget.backends.torch.recurrent import CUDNN, _Stack
-from pytest_modelbudget.backends.torch.step import record
-from pytest_modelbudget.check import ModelEntry
+from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, _Stack
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.training.step import record
+from pytest_modelbudget.engine.run import run
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
-from pytest_modelbudget.run import run
 from tests.real_steps import KERNELS, allocated, inferred, sgd
 
 FLOAT = 4

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends import torch as backend
-from pytest_modelbudget.backends.torch.repeats import Repeats, Session
+from pytest_modelbudget.backends.torch.replay.cache import Repeats, Session
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Summary
 

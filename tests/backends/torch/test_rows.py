@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from pytest_modelbudget.backends.torch.unknown import mark
+from pytest_modelbudget.backends.torch.model.unknown_values import mark
 from pytest_modelbudget.summary import Flops, Layer, Summary
 
 Count = Callable[..., Summary]

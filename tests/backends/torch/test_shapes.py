@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_modelbudget.backends.torch.shapes import answer
+from pytest_modelbudget.backends.torch.meta.shape_rules import answer
 
 aten = torch.ops.aten
 

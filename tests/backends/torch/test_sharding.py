@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.build import abstract
-from pytest_modelbudget.backends.torch.forward import Subject
+from pytest_modelbudget.backends.torch.distributed.fake_world import world
+from pytest_modelbudget.backends.torch.distributed.rank import Sharded, record_sharded
+from pytest_modelbudget.backends.torch.meta.collectives import sent
+from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.planning import plans
-from pytest_modelbudget.backends.torch.sharding import Sharded, record_sharded
-from pytest_modelbudget.backends.torch.wire import sent
-from pytest_modelbudget.backends.torch.world import world
+from pytest_modelbudget.backends.torch.trace.forward import Subject
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Tape, Training

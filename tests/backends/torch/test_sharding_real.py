@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_modelbudget.backends.torch.build import abstract
-from pytest_modelbudget.backends.torch.forward import Subject
-from pytest_modelbudget.backends.torch.sharding import record_sharded
+from pytest_modelbudget.backends.torch.distributed.rank import record_sharded
+from pytest_modelbudget.backends.torch.model.build import abstract
+from pytest_modelbudget.backends.torch.trace.forward import Subject
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Training
 from tests.backends.torch import real_ranks

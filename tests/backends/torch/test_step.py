@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from pytest_modelbudget.backends.torch.alterations import blocks
-from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.forward import Subject
-from pytest_modelbudget.backends.torch.step import record
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.training.recipe import blocks
+from pytest_modelbudget.backends.torch.training.step import record
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training

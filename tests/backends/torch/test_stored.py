@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pytest_modelbudget import summarize
-from pytest_modelbudget.backends.torch.packed import packed_weight
+from pytest_modelbudget.backends.torch.model.packed_layers import packed_weight
 from pytest_modelbudget.summary import Flops, Summary, parse_weight, weight_text
 from tests.backends.torch.packings import AWQ, GPTQ, HQQ, Hidden
 

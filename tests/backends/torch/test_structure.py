@@ -14,10 +14,10 @@ from torch.nn.utils import parametrizations
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry, Summary, compare, plan, snapshot, summarize
 from pytest_modelbudget.backends import torch as backend
-from pytest_modelbudget.check import State
+from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.explain import reading
 from pytest_modelbudget.reports import REPORTS, render
-from pytest_modelbudget.run import run
+from pytest_modelbudget.results import State
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 
 Count = Callable[..., Summary]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import summarize
-from pytest_modelbudget.backends.torch import real
+from pytest_modelbudget.backends.torch.model import real_copy
 from pytest_modelbudget.summary import Flops, Summary
 
 Ask = Callable[[torch.Tensor], Any]
@@ -139,7 +139,7 @@ def test_what_a_builder_makes_of_weights_is_not_known_either(width: Callable[[to
 
 def test_a_large_builder_that_swallows_a_refusal_has_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit it stays as it was built without memory, and the note says where, and what to write."""
-    monkeypatch.setattr(real, "REAL_LIMIT", 1_000)
+    monkeypatch.setattr(real_copy, "REAL_LIMIT", 1_000)
     summary = summarize(lambda: Built(_or_one(READS["float"])), "float32[B, 4]")
     (note,) = summary.notes
     assert summary.params == 300 * 300 + 4 + 1

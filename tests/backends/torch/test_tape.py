@@ -16,10 +16,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pytest_modelbudget.backends.torch import tape as tape_module
-from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.forward import Subject
-from pytest_modelbudget.backends.torch.tape import record
+from pytest_modelbudget.backends.torch.memory import recorder as tape_module
+from pytest_modelbudget.backends.torch.memory.recorder import record
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.trace.forward import Subject
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Event, Held, Tape

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from pytest_modelbudget.backends.torch.joins import KINDS
+from pytest_modelbudget.backends.torch.trace.joins import KINDS
 from pytest_modelbudget.summary import Layer, Summary
 
 DATA = Path(__file__).parents[2] / "data"

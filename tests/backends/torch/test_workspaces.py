@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.copying import ghost_of
-from pytest_modelbudget.backends.torch.forward import Subject
-from pytest_modelbudget.backends.torch.step import record
-from pytest_modelbudget.backends.torch.workspaces import THREADS
+from pytest_modelbudget.backends.torch.kernels.workspaces import THREADS
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.training.step import record
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
 from tests.real_steps import KERNELS, allocated, inferred, sgd

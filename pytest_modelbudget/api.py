@@ -1,0 +1,119 @@
+"""The faces of the library, outside of pytest: count a model, plan its memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pytest_modelbudget import backends
+from pytest_modelbudget.backends.coexistence import coexisting
+from pytest_modelbudget.engine.planning import plans_of
+from pytest_modelbudget.engine.run import live_entry, of_live, summarize_live
+from pytest_modelbudget.entry import ModelEntry, RunMode, names_file
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import BATCH, Inputs
+from pytest_modelbudget.planner import Inference, Training
+from pytest_modelbudget.summary import Plan, Summary
+
+
+def summarize(
+    model_or_builder: object,
+    inputs: Any = None,
+    *,
+    name: str | None = None,
+    batch: int | None = None,
+    dims: Mapping[str, int] | None = None,
+    run: RunMode | None = None,
+) -> Summary:
+    """Count a model, or what a builder returns; print the result to see the table.
+
+    `model_or_builder` may also be what a manifest's `build` is: `"module:callable"`, or the path of a model's file.
+    `inputs` is written as in a manifest (`"float32[B, 3, 224, 224]"`) or real example inputs. A live model is
+    left exactly as it is; a builder's model is made without memory for its weights. `batch` sizes the dimension `B`,
+    which is 1 without it, and `dims` every other one that `inputs` names (`{"T": 128}`); there is no size for those
+    by themselves. `run="real"` runs the model with memory for its weights and activations, `"abstract"` never does,
+    and None does only when it needs values.
+
+    Raises:
+        ModelBudgetError: no model, inputs that do not fit, a dimension without a size or a size without its dimension,
+            or a layer that was never built.
+    """
+    with coexisting():
+        label = _name(model_or_builder, name)
+        entry = live_entry(label, model_or_builder, inputs, batch=batch, dims=dims or {}, run=run)
+        _refuse_unknown_sizes(entry, {**({BATCH: batch} if batch is not None else {}), **(dims or {})})
+        return summarize_live(model_or_builder, entry)
+
+
+def _refuse_unknown_sizes(entry: ModelEntry, sizes: Mapping[str, int]) -> None:
+    """A size of a dimension that the declared inputs do not name would change nothing, without a word."""
+    if entry.inputs is None:  # the model knows its own
+        return
+    symbols = entry.inputs.symbols if isinstance(entry.inputs, Inputs) else ()
+    if any(symbol not in (BATCH, *sizes) for symbol in symbols):  # that one has no size is an error of its own
+        return
+    if unknown := [name for name in sizes if name not in symbols]:
+        raise ModelBudgetError(
+            f"{entry.id}: the inputs have no dimension {unknown[0]} (they have {', '.join(symbols) or 'none'}): "
+            'name it in inputs, as in "float32[B, T, 8]", or leave its size out'
+        )
+
+
+def plan(
+    model_or_builder: object,
+    inputs: Any = None,
+    *,
+    training: Mapping[str, Any] | Training | bool | None = None,
+    inference: Mapping[str, Any] | Inference | bool | None = None,
+    devices: str | Sequence[str] = (),
+    advice: bool = False,
+    name: str | None = None,
+    batch: int | None = None,
+    dims: Mapping[str, int] | None = None,
+    run: RunMode | None = None,
+) -> Plan:
+    """Plan the memory of one training step, or of one forward pass without gradients; print the result to see it.
+
+    `model_or_builder`, `inputs`, `batch`, `dims` and `run` are those of `summarize`; `training` or `inference` is
+    written as in a manifest (`{"batch": 8, "optimizer": "adamw"}`), and with neither it is one training step as recipes
+    are by themselves. Sizes that the recipe gives come before `batch` and `dims`.
+    `devices` are names or capacities (`"24 GB"`) to be told whether it fits. With `advice` the plan also says what
+    would lower its peak, and the largest sizes that fit the devices, which takes many more runs. The peak of what
+    cannot be planned is None, and `notes` say why.
+
+    Raises:
+        ModelBudgetError: no model, inputs or recipes that do not fit, or both recipes at once.
+    """
+    if inference is None and training is None:
+        training = True
+    limits = {"fits": [devices] if isinstance(devices, str) else list(devices)} if devices else {}
+    with coexisting():
+        label = _name(model_or_builder, name)
+    entry = live_entry(label, model_or_builder, inputs, training=training, inference=inference, budgets=limits, run=run)
+    if len(entry.recipes) != 1:
+        raise ModelBudgetError("plan: give one recipe, training={...} or inference={...}")
+    [recipe] = entry.recipes
+    entry = replace(entry, batch=recipe.batch or batch, dims={**(dims or {}), **recipe.dims})
+    with coexisting():
+        [planned] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
+    return planned
+
+
+def _name(model_or_builder: object, name: str | None) -> str:
+    owner = backends.owner(model_or_builder)
+    return name or _label(model_or_builder if owner is None else type(model_or_builder))
+
+
+def _label(thing: object) -> str:
+    if isinstance(thing, (str, os.PathLike)):
+        path = os.fspath(thing)
+        thing = Path(path).stem if names_file(str(path)) else str(path).rpartition(":")[2]
+    name = thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)
+    return (
+        "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name).strip(".-")
+        or "model"
+    )

@@ -1,0 +1,237 @@
+"""FLOPs of the primitives of a jaxpr, with those of the loops, branches and functions in it.
+
+    counted = total(operators(jax.make_jaxpr(function)(*arguments)))
+
+A multiply-add counts 2, one of complex numbers 8. Counted: `dot_general`, convolutions (also transposed ones, by their
+dilated input), fused attention (the full square), triangular systems and Fourier transforms; zero by rule are the
+names of `jax_names`; any other primitive has no formula. A `scan` counts its length; a `while` as many times as its
+counter says, and where that depends on values, the loop itself has no formula.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+from pytest_modelbudget.backends.costs import Operator, one_of
+from pytest_modelbudget.backends.costs.formulas import (
+    COMPLEX_FFT,
+    COMPLEX_PRODUCT,
+    REAL_FFT,
+    Shape,
+    fft,
+    triangular_systems,
+)
+from pytest_modelbudget.backends.costs.jax_names import CALLS, ZERO
+
+MOST_TRIPS = 100_000
+"""A loop that runs longer than this is not followed to its end."""
+
+Formula = Callable[[Mapping[str, Any], Sequence[Shape], Sequence[Shape]], int]
+"""From the parameters of a primitive, the shapes of its inputs and those of its outputs, to FLOPs."""
+
+
+def _dot(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    """`2 * outputs * (contracted elements)`; without a contracted axis it is elementwise."""
+    contracted: tuple[int, ...]
+    (contracted, _), _batch = params["dimension_numbers"]
+    return 2 * prod(outputs[0]) * prod([inputs[0][axis] for axis in contracted]) if contracted else 0
+
+
+def _ragged_dot(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    """Each row meets one of several matrices."""
+    contracted: tuple[int, ...]
+    (contracted, _), _batch = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    return 2 * prod(outputs[0]) * prod([inputs[0][axis] for axis in contracted])
+
+
+def _scaled_matmul(_: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    """`(batch, rows, K)` times `(batch, columns, K)`."""
+    return 2 * prod(outputs[0]) * inputs[0][-1]
+
+
+def _conv(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    """Each output element is a sum over one filter; with a dilated input, each input element is spread over one."""
+    layout: tuple[int, ...] = params["dimension_numbers"].rhs_spec
+    filters, channels, *taps = (inputs[1][axis] for axis in layout)
+    if any(size > 1 for size in params["lhs_dilation"]):
+        return 2 * prod(inputs[0]) * prod(taps) * filters // int(params["feature_group_count"])
+    return 2 * prod(outputs[0]) * prod(taps) * channels
+
+
+def _attention(_: Mapping[str, Any], inputs: Sequence[Shape], __: Sequence[Shape]) -> int:
+    """Scores and their product with the values, the full square; shapes are `(batch, positions, heads, width)`."""
+    batch, queries, heads, width = inputs[0]
+    return 2 * batch * heads * queries * inputs[1][1] * (width + inputs[2][3])
+
+
+def _triangular_solve(_: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    return triangular_systems(inputs[0][-1], prod(outputs[0]))
+
+
+def _fft(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
+    lengths = params["fft_lengths"]
+    points, kind = prod(lengths), str(getattr(params["fft_type"], "name", params["fft_type"]))
+    whole = outputs[0] if "IRFFT" in kind else inputs[0]
+    return fft(points, prod(whole[: -len(lengths)]), REAL_FFT if "RFFT" in kind else COMPLEX_FFT)
+
+
+FORMULAS: dict[str, Formula] = {
+    "dot_general": _dot,
+    "ragged_dot_general": _ragged_dot,
+    "scaled_matmul": _scaled_matmul,
+    "scaled_matmul_wrapper": _scaled_matmul,
+    "conv_general_dilated": _conv,
+    "dot_product_attention_fwd": _attention,
+    "dot_product_attention_fwd_wrapper": _attention,
+    "triangular_solve": _triangular_solve,
+}
+"""Primitives that cost multiply-adds, of real numbers."""
+
+TRANSFORMS: dict[str, Formula] = {"fft": _fft}
+"""Primitives whose formulas count real FLOPs of complex numbers already."""
+
+
+def operators(closed: Any, scope: str = "", times: int = 1) -> Iterator[Operator]:
+    """The primitives of `closed`, a (closed) jaxpr, and of what it calls, that are needed for its outputs.
+
+    `scope` is put before all scopes, `times` is how often it runs. What runs an unknown
+    number of times is listed with 0 runs, beside its loop, which then has no formula.
+    """
+    jaxpr = getattr(closed, "jaxpr", closed)
+    for eqn in _needed(jaxpr):
+        name, stack = str(eqn.primitive.name), str(eqn.source_info.name_stack)
+        below = f"{scope}{stack}/" if stack else scope
+        if name == "scan":
+            yield Operator(below, name, times, 0)
+            yield from operators(eqn.params["jaxpr"], below, times * int(eqn.params["length"]))
+        elif name == "while":
+            yield from _while(eqn, below, times)
+        elif name == "cond":
+            yield Operator(below, name, times, 0)
+            yield from one_of(
+                [list(operators(one, below, times)) for one in eqn.params["branches"]], below, name, times
+            )
+        elif name in CALLS:
+            yield from operators(_called(eqn.params), below, times)
+        else:
+            yield Operator(_named(below, eqn), name, times, _flops(name, eqn))
+
+
+def _named(scope: str, eqn: Any) -> str:
+    """The scope of a primitive, and the name that a user gave its value (`checkpoint_name`)."""
+    return f"{scope}{eqn.params['name']}" if str(eqn.primitive.name) == "name" else scope
+
+
+def _called(params: Mapping[str, Any]) -> Any:
+    if "jaxprs" in params:
+        return params["jaxprs"].solve  # beside it are what only derivatives need
+    return next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if name in params)
+
+
+def _flops(name: str, eqn: Any) -> int | None:
+    formula = FORMULAS.get(name) or TRANSFORMS.get(name)
+    if formula is None:
+        return 0 if name in ZERO else None
+    inputs, outputs = ([tuple(one.aval.shape) for one in ones] for ones in (eqn.invars, eqn.outvars))
+    flops = formula(eqn.params, inputs, outputs)
+    products = name in FORMULAS and any(one.aval.dtype.kind == "c" for one in eqn.invars)
+    return flops * COMPLEX_PRODUCT if products else flops
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """The equations that run: what nothing needs, the compiler leaves out."""
+    wanted = {id(one) for one in jaxpr.outvars}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(id(one) in wanted for one in eqn.outvars):
+            kept.append(eqn)
+            wanted.update(id(one) for one in eqn.invars)
+    return kept[::-1]
+
+
+def _while(eqn: Any, scope: str, times: int) -> Iterator[Operator]:
+    """A loop: its body as many times as it runs, its condition once more."""
+    cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    count = _trips(eqn, cond, body)
+    inside = [*operators(cond, scope, times * ((count or 0) + 1)), *operators(body, scope, times * (count or 0))]
+    hidden = count is None and any(one.flops != 0 for one in inside)
+    yield Operator(scope, "while", times, None if hidden else 0)
+    yield from (one for one in inside if count is not None or one.flops is not None)
+
+
+def _trips(eqn: Any, cond: Any, body: Any) -> int | None:
+    """How often a loop runs, None when that depends on values that only a run would know."""
+    ofcond, ofbody = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    given = [_literal(one) for one in eqn.invars]
+    consts, inner, current = given[:ofcond], given[ofcond : ofcond + ofbody], given[ofcond + ofbody :]
+    for count in range(MOST_TRIPS + 1):
+        goes_on = _values(cond, [*consts, *current])[0]
+        if not goes_on:
+            return None if goes_on is None else count
+        following = _values(body, [*inner, *current])
+        if following == current:
+            return None
+        current = following
+    return None
+
+
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "min": min,
+    "max": max,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "or": operator.or_,
+    "not": operator.not_,
+    "copy": lambda value: value,
+    "convert_element_type": lambda value: value,
+}
+
+
+def _values(closed: Any, given: Sequence[Any]) -> list[Any]:
+    """The numbers among the outputs of a jaxpr, None for those that are not known."""
+    jaxpr = getattr(closed, "jaxpr", closed)
+    known = {id(one): value for one, value in zip(jaxpr.invars, given, strict=True)}
+    known.update({id(one): _number(value) for one, value in zip(jaxpr.constvars, closed.consts, strict=True)})
+
+    def of(one: Any) -> Any:
+        return known[id(one)] if id(one) in known else _literal(one)
+
+    for eqn in jaxpr.eqns:
+        name, values = str(eqn.primitive.name), [of(one) for one in eqn.invars]
+        if name == "and":
+            known[id(eqn.outvars[0])] = _both(*values)
+        elif name in CALLS and hasattr(_called(eqn.params), "consts"):
+            results = _values(_called(eqn.params), values)
+            known.update({id(one): value for one, value in zip(eqn.outvars, results, strict=True)})
+        elif name in _ARITHMETIC and None not in values:
+            known[id(eqn.outvars[0])] = _ARITHMETIC[name](*values)
+    return [of(one) for one in jaxpr.outvars]
+
+
+def _both(left: Any, right: Any) -> Any:
+    if left is False or right is False:
+        return False
+    return None if left is None or right is None else left and right
+
+
+def _literal(one: Any) -> Any:
+    return _number(one.val) if hasattr(one, "val") else None
+
+
+def _number(value: Any) -> Any:
+    """A number of plain Python from a scalar of whatever kind, None from anything else."""
+    if getattr(value, "shape", ()) != () or not hasattr(value, "__int__"):
+        return None
+    plain = value.item() if hasattr(value, "item") else value
+    return plain if isinstance(plain, (bool, int, float)) else None

@@ -1,0 +1,270 @@
+"""A step of training on one of many ranks, recorded: FSDP2, HSDP, DistributedDataParallel, tensor parallelism.
+
+torch's own code shards a copy of the model (on meta, in a `world` of many ranks) and runs its hooks in the step, so all
+that it allocates is on the tape of rank 0: gathered parameters, what is packed to be sent and what arrives, buckets.
+
+Not on the tape: what NCCL allocates itself (its buffers are not of torch's allocator), and that memory used on a second
+stream can be reused late. A collective whose result is waited for later lets go of its input at once; NCCL holds it
+until it is waited for. Gradients that are reduced in another dtype are cast while they are packed, as on a GPU. Every
+pass of `gradient_accumulation` communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_modelbudget.backends.patching import Patched
+from pytest_modelbudget.backends.torch.costs.rules import Cost
+from pytest_modelbudget.backends.torch.distributed.fake_world import World, world
+from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
+from pytest_modelbudget.backends.torch.distributed.tensor_parallel import cut
+from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.meta.collectives import Sent, sent
+from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.model.meta_tensors import META
+from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.training.optimizers import imported
+from pytest_modelbudget.backends.torch.training.recipe import blocks
+from pytest_modelbudget.backends.torch.training.step import MIXED, record
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Event, Tape, Training
+
+
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """The step of one rank of `ranks`; `communication` are the bytes it sends in the measured step, by collective.
+
+    `wire` says what is counted: see there.
+    """
+
+    tape: Tape
+    communication: Mapping[str, int]
+    ranks: int
+
+
+def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training) -> Sharded:
+    """Run a copy of `subject`, a model on meta, by `recipe` as rank 0 of its `sharding`; batch and dims are a rank's.
+
+    `{fsdp, tp, ddp}`: layers are cut over `tp` ranks by `tensor_parallel`; `fully_shard` is called for each repeated
+    block and for the whole over `fsdp` ranks, with `ddp` replicas of them (HSDP); `ddp` alone is
+    DistributedDataParallel with its defaults (buckets of 25 MiB), with `tp` torch's `replicate`. A mixed precision is
+    the policy of FSDP2 where it shards (parameters gathered in it, gradients reduced in float32), else autocast.
+
+    `module:callable` is called with the model and a function that makes the mesh: `mesh = make_mesh(dp=8, tp=2)` is a
+    `DeviceMesh` over 16 ranks. It returns the sharded model, or None when it changed the one it got. Its precision is
+    its own affair: a mixed one in the recipe is autocast.
+
+    Raises:
+        ModelBudgetError: no plan fits the model, the callable fails, this process is in a process group of its own, or
+            the step does not run.
+    """
+    assert recipe.sharding is not None
+    with world() as found:
+        shard, rest = _shard(subject.name, recipe, found)
+        copy = Subject(subject.name, _apart(subject.model), subject.inputs)
+        recorders: list[_Recorder] = []
+
+        def recorder(model: nn.Module) -> Recorder:
+            recorders.append(_Recorder(model))
+            return recorders[-1]
+
+        with _resizes_told(recorders), _hinted(recipe.sharding):
+            tape = record(copy, sizes, rest, shard=shard, recorder=recorder, optimizer=optimizer_on_shards)
+        return Sharded(tape, recorders[-1].communication(tape.measured), found.size)
+
+
+@contextmanager
+def _hinted(sharding: Any) -> Iterator[None]:
+    """Inside, a step that does not run is told what tensor parallelism by names asks of a model."""
+    try:
+        yield
+    except ModelBudgetError as mistake:
+        if mistake.__cause__ is None or not isinstance(sharding, Mapping) or sharding.get("tp", 1) < 2:
+            raise
+        raise ModelBudgetError(
+            f"{mistake}\n  with tp: {sharding['tp']} each rank has a part of the heads: it must divide them (those of "
+            "keys, too), and the model must find\n  their number from the width it gets; else cut it yourself with "
+            "sharding: module:callable"
+        ) from mistake
+
+
+def _shard(name: str, recipe: Training, found: World) -> tuple[Callable[[nn.Module], nn.Module], Training]:
+    """What shards the model, and the recipe without what that takes care of."""
+    rest = replace(recipe, sharding=None)
+    if not isinstance(recipe.sharding, Mapping):
+        function = recipe.sharding
+        assert function is not None
+        return lambda model: _theirs(name, function, model, found), rest
+    dims = {dim: recipe.sharding[dim] for dim in ("ddp", "fsdp", "tp") if recipe.sharding.get(dim, 1) > 1}
+    if not dims:
+        raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
+    if ("fsdp" in dims or len(dims) > 1) and recipe.precision in MIXED:
+        rest = replace(rest, precision="fp32")
+    return lambda model: _planned(name, model, dims, found, MIXED.get(recipe.precision)), rest
+
+
+def _theirs(name: str, function: Any, model: nn.Module, found: World) -> nn.Module:
+    try:
+        made = imported(function, "sharding")(model, found.mesh)
+    except ModelBudgetError:
+        raise
+    except Exception as mistake:
+        raise ModelBudgetError(
+            f"{name}: training.sharding: {function} failed: {type(mistake).__name__}: {mistake}\n"
+            "  it is called with the model and a function that makes the mesh, as make_mesh(dp=8, tp=2)"
+        ) from mistake
+    if not found.size:
+        raise ModelBudgetError(f"{name}: training.sharding: {function} made no mesh: call make_mesh(dp=8, tp=2) in it")
+    return _ready(model if made is None else made)
+
+
+def _planned(name: str, model: nn.Module, dims: Mapping[str, int], found: World, half: torch.dtype | None) -> nn.Module:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = found.mesh(**dims)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+    if "tp" in dims:
+        cut(model, mesh["tp"], name)
+    if "fsdp" in dims:
+        over = mesh["ddp", "fsdp"] if "ddp" in dims else mesh["fsdp"]
+        for block in blocks(model):
+            fully_shard(block, mesh=over, mp_policy=policy)
+        fully_shard(model, mesh=over, mp_policy=policy)
+    elif "tp" in dims and "ddp" in dims:
+        _replicate(model, mesh["ddp"], policy)
+    elif "ddp" in dims:
+        return _ready(nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group()))
+    return model
+
+
+def _replicate(model: nn.Module, mesh: Any, policy: Any) -> None:
+    try:
+        from torch.distributed._composable.replicate_with_fsdp import replicate
+    except ImportError as mistake:
+        raise ModelBudgetError(
+            f"training.sharding: torch {torch.__version__} cannot replicate what is cut by tensor parallelism: "
+            "use fsdp and tp, or a later version"
+        ) from mistake
+    for block in blocks(model):
+        replicate(block, mesh=mesh, mp_policy=policy)
+    replicate(model, mesh=mesh, mp_policy=policy)
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    """Replicas reduce their buckets by a hook that does what they do without one, and gives back what they expect."""
+
+    def reduce(state: Any, bucket: Any) -> Any:
+        torch.distributed.all_reduce(bucket.buffer(), group=state)
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    reduce.__annotations__.clear()  # torch reads them, and takes none for words
+    for module in all_modules(model):
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            if not module._comm_hooks:
+                module.register_comm_hook(module.process_group, reduce)
+            module.logger = _Untimed(module.logger)
+    return model
+
+
+class _Untimed:
+    """The logger of replicas without the times of their steps, which it warns that it cannot take."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
+
+    def set_runtime_stats_and_log(self) -> None:
+        """There is no time to note."""
+
+
+def _apart(model: nn.Module) -> nn.Module:
+    """A copy with parameters of its own, tied as they were: sharding changes the ones it is given."""
+    copy, made = ghost_of(model), dict[int, nn.Parameter]()
+    for module in all_modules(copy):
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                data = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=META)
+                made[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+    return copy
+
+
+class _Recorder(Recorder):
+    """Knows collectives, and storages that shrink to nothing and grow again."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._sent: list[tuple[int, Sent]] = []
+        self._buckets = isinstance(model, nn.parallel.DistributedDataParallel)
+
+    def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+        """Note one operator, and what it sends."""
+        if price.name.startswith("profiler."):
+            return
+        super().operator(price, view, read, args, kwargs, out)
+        if (found := sent(price.name, args, out)) is not None:
+            self._sent.append((len(self._events) - 1, found))
+            if price.name == "c10d._allgather_base_":
+                self.lasting(args[0], "gathered")
+            elif price.name == "c10d._reduce_scatter_base_":
+                self.lasting(args[1], "gathered")
+            elif price.name == "c10d.allreduce_" and self._buckets:
+                for bucket in args[0]:
+                    self.lasting(bucket, "gathered")
+
+    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """The memory of `storage` is let go of, or is made anew."""
+        key = int(storage._cdata)
+        before = self._sizes.get(key)
+        if before is None or before == size:
+            return
+        if before:
+            self._freed.append(self._numbers[key])
+        self._sizes[key] = size
+        self._numbers[key] = number = self._counted
+        self._counted += 1
+        if size:
+            self._roles[number] = "gathered"
+            self._events.append(Event("storage.resize_", self._path(), self.phase, ((number, size),), self._let_go()))
+
+    def communication(self, first: int) -> dict[str, int]:
+        """Bytes sent from the event `first` on, by kind."""
+        sums: dict[str, int] = {}
+        for index, one in self._sent:
+            if index >= first:
+                sums[one.kind] = sums.get(one.kind, 0) + one.bytes
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def _gone(self, key: int) -> None:
+        if self._sizes[key]:
+            super()._gone(key)
+        else:
+            del self._numbers[key], self._sizes[key], self._watched[key]
+
+
+@contextmanager
+def _resizes_told(recorders: list[_Recorder]) -> Iterator[None]:
+    """Inside, the recorders hear of storages that are resized, which is no operator."""
+    original = torch.UntypedStorage.resize_
+
+    def resize(storage: torch.UntypedStorage, size: int) -> Any:
+        out = original(storage, size)
+        for recorder in recorders:
+            recorder.resized(storage, size)
+        return out
+
+    with Patched(torch.UntypedStorage, "resize_", resize):
+        yield

@@ -1,0 +1,119 @@
+"""Tensor parallelism of the usual transformer layers, by their names.
+
+A Hugging Face model whose class knows a plan (`tp_plan`, from its config's `base_model_tp_plan`) is cut by that, as far
+as its styles are those of plain layers. Any other: the layers into attention and into the feed-forward part by columns,
+those out of them by rows, a table of tokens by rows, the last layer by columns with its result gathered. Parameters
+without a rule stay whole on every rank. Whether attention can be cut so is up to the model's code, which must find the
+number of heads from the width it gets (`view(batch, tokens, -1, head_size)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from torch import nn
+
+from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.errors import ModelBudgetError
+
+Style = Literal["colwise", "rowwise", "table", "head"]
+
+_BY_NAME: Mapping[str, Style] = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "wq", "wk", "wv"), "colwise"),
+    **dict.fromkeys(("self.query", "self.key", "self.value"), "colwise"),
+    **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3", "fc1", "intermediate.dense", "wi", "wi_0", "wi_1"), "colwise"),
+    **dict.fromkeys(("o_proj", "out_proj", "wo", "down_proj", "w2", "fc2", "output.dense"), "rowwise"),
+    **dict.fromkeys(("embed_tokens", "tok_embeddings", "word_embeddings", "wte"), "table"),
+    **dict.fromkeys(("lm_head", "embed_out"), "head"),
+}
+_HUGGING_FACE: Mapping[str, Style] = {
+    "colwise": "colwise",
+    "rowwise": "rowwise",
+    "embedding_rowwise": "table",
+    "colwise_gather_output": "head",
+    "colwise_rep": "head",
+}
+_WIDE: frozenset[Style] = frozenset({"colwise", "rowwise"})
+
+
+def cut(model: nn.Module, mesh: Any, name: str) -> None:
+    """Cut the layers of `model` over `mesh`, which has one dimension; tied parameters stay tied.
+
+    Raises:
+        ModelBudgetError: no layer has a rule, or the model's own plan has a style that is not of plain layers.
+    """
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    plan = _plan(model, name)
+    if not any(style in _WIDE for style in plan.values()):
+        raise ModelBudgetError(
+            f"{name}: training.sharding: no layer has a rule for tensor parallelism (q_proj, up_proj, ... are looked "
+            "for, and the plan of a Hugging Face model): cut it yourself with sharding: module:callable"
+        )
+    layers = dict(model.named_modules())
+    if adapted := next((path for path in plan if any(layers[path].children())), None):
+        raise ModelBudgetError(
+            f"{name}: training.sharding: {adapted} has layers inside it (LoRA?), which tensor parallelism cannot cut: "
+            "use fsdp, or cut it yourself with sharding: module:callable"
+        )
+    tied = _tied(model)
+    parallelize_module(model, mesh, {path: _style(style) for path, style in plan.items()})
+    for places in tied:
+        _tie(places)
+
+
+def _style(style: Style) -> Any:
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+    if style == "table":
+        return RowwiseParallel(input_layouts=Replicate())
+    if style == "head":
+        return ColwiseParallel(output_layouts=Replicate())
+    return ColwiseParallel() if style == "colwise" else RowwiseParallel()
+
+
+def _plan(model: nn.Module, name: str) -> dict[str, Style]:
+    own = getattr(model, "tp_plan", None) or getattr(model, "_tp_plan", None)
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
+    if isinstance(own, Mapping) and own:
+        return _of_hugging_face(own, layers, name)
+    return {path: style for path, layer in layers.items() if (style := _by_name(path, layer)) is not None}
+
+
+def _of_hugging_face(own: Mapping[str, str], layers: Mapping[str, nn.Module], name: str) -> dict[str, Style]:
+    plan: dict[str, Style] = {}
+    for pattern, style in own.items():
+        paths = [path for path in layers if fnmatchcase(path, pattern)]
+        if paths and style not in _HUGGING_FACE:
+            raise ModelBudgetError(
+                f"{name}: training.sharding: the model's plan of tensor parallelism cuts {pattern} by {style!r}, which "
+                "is not planned: cut it yourself with sharding: module:callable"
+            )
+        plan.update(dict.fromkeys(paths, _HUGGING_FACE.get(style, "colwise")))
+    return plan
+
+
+def _by_name(path: str, layer: nn.Module) -> Style | None:
+    style = next((style for end, style in _BY_NAME.items() if path == end or path.endswith(f".{end}")), None)
+    return style if isinstance(layer, nn.Embedding) == (style == "table") else None
+
+
+def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in all_modules(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, name))
+    return [found for found in places.values() if len(found) > 1]
+
+
+def _tie(places: list[tuple[nn.Module, str]]) -> None:
+    """Cut alike, they are one again; torch makes each anew."""
+    (module, name), *others = places
+    first: Any = module._parameters[name]
+    for other, other_name in others:
+        if getattr(other._parameters[other_name], "placements", None) == getattr(first, "placements", None):
+            other._parameters[other_name] = first

@@ -1,0 +1,70 @@
+"""Bytes that a forward pass holds for the backward pass: one more pass, in training mode with gradients.
+
+Counted is what autograd saves and still holds when the forward pass is over, each storage whole and once (a view
+counts all of the memory behind it), in its own dtype: the masks of dropout, the indices of pooling, the statistics of
+normalisation, copies of weights in another dtype. Not counted: parameters, buffers, inputs, the model's outputs as
+such, gradients, and the workspace of kernels. Frozen parameters change what is saved, and checkpointing does.
+
+The operators are those that torch runs on the meta device, where kernels of the CPU and of a GPU differ:
+
+- attention is the fused kernel where torch has one for the CPU (no dropout in it): it keeps query, key, value, output
+  and one number for each row of the scores; else the scores are kept;
+- dropout keeps a mask in the dtype of its input, as on the CPU (on a GPU, one byte for each element);
+- normalisation in half precision keeps its statistics in float32, as on a GPU;
+- recurrent layers keep the tensors of each step, as GRUs do on the CPU; cuDNN, and oneDNN for LSTMs, run them as one
+  kernel with a workspace of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pytest_modelbudget.backends.torch.kernels.attention import fused
+from pytest_modelbudget.backends.torch.memory.replayed import AskedBack, SavedLog
+from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations, NoStorage, Saved
+from pytest_modelbudget.backends.torch.model.global_state import preserved_in_pass, seed
+from pytest_modelbudget.backends.torch.trace.forward import Subject, arguments, observed
+
+
+def measured(subject: Subject, sizes: Mapping[str, int]) -> Activations | str:
+    """What `subject`, a model on meta, holds for its backward pass, or why that is not known.
+
+    The pass starts from fixed random states, so that layers dropped by chance are the same in each run.
+    """
+    try:
+        return _measured(subject, sizes, again=subject.repeats is not None)
+    except AskedBack:
+        return _measured(subject, sizes, again=False)
+
+
+def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activations | str:
+    call = arguments(subject, sizes)
+    saved = Saved(subject.model, subject.holdings)
+    if again and subject.repeats is not None:
+        saved.repeats = subject.repeats.start(SavedLog(saved))
+    try:
+        with (
+            preserved_in_pass(),
+            _disable_current_modes(),
+            fused() as attention,
+            saved_tensors_hooks(saved.pack, saved.unpack),
+        ):
+            seed()
+            with observed(subject, call, saved, training=True):
+                return replace(saved.held(), scores=attention.dropout)
+    except AskedBack:
+        raise
+    except NoStorage:
+        return "a tensor without a storage of its own is held"
+    except Exception as mistake:  # whatever the model's code raises in training mode
+        return f"the pass in training mode failed{saved.where}: {type(mistake).__name__}: {_first_line(mistake)}"
+    finally:
+        saved.repeats = None  # it knows `saved`: each would keep the other
+
+
+def _first_line(mistake: Exception) -> str:
+    return next(iter(str(mistake).strip().splitlines()), "")

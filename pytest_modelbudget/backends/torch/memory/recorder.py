@@ -1,0 +1,270 @@
+"""A pass as a list of events: which operator of which module allocated which memory, and when it was let go of.
+
+The pass runs on the meta device, so that it takes no memory; what is alive is known from the life of storages. Not on
+the tape: what a kernel allocates inside itself (workspaces, reordered weights), and how an allocator rounds sizes.
+Where gradients of one tensor come from several places, torch adds them in place when nobody else looks at the first
+one; while it is watched it makes each sum anew, so such a sum is put back on the memory of its operand. Batch norm in
+eval mode makes its two rows of statistics, which on the CPU are empty. Which kernels run is told in `activations`.
+
+A tape is plain data (`planner.tape`): what needs a peak or a curve of memory derives it from the events.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pytest_modelbudget.backends.torch import compat
+from pytest_modelbudget.backends.torch.costs.rules import Cost
+from pytest_modelbudget.backends.torch.kernels.attention import fused
+from pytest_modelbudget.backends.torch.kernels.workspaces import Cpu, workspace
+from pytest_modelbudget.backends.torch.model.dtensors import local
+from pytest_modelbudget.backends.torch.model.global_state import preserved, seed
+from pytest_modelbudget.backends.torch.model.modules import nodes, rolled_up, unwrapped
+from pytest_modelbudget.backends.torch.model.packed_layers import stored_in
+from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
+from pytest_modelbudget.backends.torch.model.stored_tensors import parts
+from pytest_modelbudget.backends.torch.trace.arguments import Call
+from pytest_modelbudget.backends.torch.trace.forward import Subject, arguments, observed
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Event, Held, Tape
+from pytest_modelbudget.summary import Phase, Role
+
+
+def record(subject: Subject, sizes: Mapping[str, int], *, backward: bool = False) -> Tape:
+    """Run `subject` once and record it: in eval mode without gradients, or with `backward` one step of training.
+
+    The step is the forward pass in training mode and the backward pass from one gradient for each tensor of
+    floats that the model returns; there is no loss and no optimizer. Gradients of parameters stay alive to the end.
+
+    Raises:
+        ModelBudgetError: the model does not run so, for example because it needs values.
+    """
+    call, recorder = arguments(subject, sizes), Recorder(subject.model)
+    gradients = [(parameter, parameter.grad) for parameter in subject.model.parameters()]
+    try:
+        with torch.inference_mode(False), preserved(), _disable_current_modes(), fused():
+            seed()
+            _run(subject, call, recorder, backward)
+    except Exception as mistake:
+        what = "training step" if backward else "forward pass"
+        text = f"{type(mistake).__name__}: {mistake}"
+        raise ModelBudgetError(f"{subject.name}: the {what} could not be recorded\n  {text}") from mistake
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+    return recorder.tape()
+
+
+def _run(subject: Subject, call: Call, recorder: Recorder, backward: bool) -> None:
+    def then(out: Any) -> None:
+        found = [tensor for tensor in tensors(out) if tensor.requires_grad]
+        if found:
+            recorder.phase = "backward"
+            torch.autograd.backward(found, [torch.empty_like(tensor) for tensor in found])
+
+    with observed(subject, call, recorder, training=backward, then=then if backward else None):
+        recorder.close()
+
+
+class Recorder:
+    """Notes the operators of a run with the storages they make, and when storages go.
+
+    `phase` is the part of the step that is running; whoever runs the step says so. With `on_device` only what is on the
+    meta device counts (what is real then stays on the host, as the step counters of optimizers do). `recomputing` is
+    entered around modules that are called in the backward pass. With a `cpu` the workspaces of its kernels count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.phase: Phase = "forward"
+        self.on_device = False
+        self.cpu: Cpu | None = None
+        self.kernel = ""
+        self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._rolled_up = rolled_up(model)
+        self._paths = {id(node.module): node.path for node in nodes(model)}
+        self._stack: list[str] = []
+        self._held: list[Held] = []
+        self._events: list[Event] = []
+        self._steps: list[int] = []
+        self._roles: dict[int, Role] = {}
+        self._sums: dict[int, tuple[int, int]] = {}
+        self._freed: list[int] = []
+        self._counted = 0
+        self._numbers: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._watched: dict[int, tuple[weakref.ref[torch.UntypedStorage], StorageWeakRef]] = {}
+        self._maybe_gone: list[int] = []
+        self._made_by: dict[int, str] = {}
+        for parameter in (*model.parameters(), *stored_in(list(model.modules()))):
+            self.hold(parameter, "param")
+        for buffer in model.buffers():
+            self.hold(buffer, "buffer")
+
+    def label(self, tensor: torch.Tensor, source: str) -> None:
+        """An input is held before the pass."""
+        self.hold(tensor, "input")
+
+    def begin_step(self) -> None:
+        """A step of the training begins: with what comes next."""
+        self._flush()
+        self._steps.append(len(self._events))
+
+    def lasting(self, tensor: torch.Tensor, role: Role) -> None:
+        """Say what the memory of `tensor`, made meanwhile, is for."""
+        number = self._numbers.get(storage_key(local(tensor)))
+        if number is not None:
+            self._roles.setdefault(number, role)
+
+    @contextmanager
+    def inside(self, kernel: str) -> Iterator[None]:
+        """Inside, operators are the parts of one `kernel`, which gives the events its name."""
+        before, self.kernel = self.kernel, kernel
+        try:
+            yield
+        finally:
+            self.kernel = before
+
+    def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call `module`; operators meanwhile are its, unless a module inside calls them."""
+        if id(module) in self._rolled_up:
+            return original(module, *args, **kwargs)
+        if self.phase == "backward" and not self._stack:  # a block that is recomputed
+            with self.recomputing():
+                return self._inside(original, module, args, kwargs)
+        return self._inside(original, module, args, kwargs)
+
+    def _inside(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        self._stack.append(self._paths.get(id(unwrapped(module)), ""))
+        try:
+            return original(module, *args, **kwargs)
+        finally:
+            self._stack.pop()
+
+    def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+        """Note one operator."""
+        path = self._path()
+        if view:
+            return
+        found = list(tensors(out))
+        own = {id(tensor) for tensor in found}
+        for tensor in read:
+            if id(tensor) not in own:
+                self.hold(tensor, "other")
+        made = tuple(change for tensor in found for change in self._changes(tensor))
+        if self.phase == "backward" and price.name == "aten.add" and len(made) == 1 and len(read) == 2:
+            self._maybe_in_place(made[0], read)
+        inside = workspace(price.name, args, out, self.cpu)
+        self._events.append(Event(self.kernel or price.name, path, self.phase, made, self._let_go(), inside))
+
+    def _path(self) -> str:
+        """The module at work; in the backward pass the one that made the node of autograd that is running."""
+        if self.phase == "backward" and not self._stack:
+            node = torch._C._current_autograd_node()
+            return self._made_by.get(node._sequence_nr(), "") if node is not None else ""
+        path = self._stack[-1] if self._stack else ""
+        # A node takes its number before its operator runs; the first operator to see the number is the node's own.
+        if self.phase != "backward":
+            self._made_by.setdefault(torch.autograd._get_sequence_nr() - 1, path)
+        return path
+
+    def _maybe_in_place(self, made: tuple[int, int], read: list[torch.Tensor]) -> None:
+        """Autograd adds a gradient to the first one in place when nobody else holds that: `can_accumulate_inplace`.
+
+        A view holds its base, so it is never added to.
+        """
+        first = read[0]
+        if not first._is_view() and first.untyped_storage().nbytes() == made[1]:
+            self._sums[len(self._events)] = made[0], self._numbers.get(storage_key(first), -1)
+
+    def _changes(self, tensor: torch.Tensor) -> list[tuple[int, int]]:
+        """The numbers and sizes of the storages of `tensor` that are new or resized."""
+        changes = [self._change(part) for part in parts(local(tensor))]
+        return [change for change in changes if change is not None]
+
+    def _change(self, tensor: torch.Tensor) -> tuple[int, int] | None:
+        key = storage_key(tensor)
+        if key < 0 or (self.on_device and not tensor.is_meta):
+            return None
+        size = tensor.untyped_storage().nbytes()
+        if key in self._numbers and self._sizes[key] == size:
+            return None
+        return self._number(key, tensor, size), size
+
+    def _number(self, key: int, tensor: torch.Tensor, size: int) -> int:
+        self._sizes[key] = size
+        if key not in self._numbers:
+            self._numbers[key] = self._counted
+            self._counted += 1
+            storage = tensor.untyped_storage()
+            handle = weakref.ref(storage, lambda _: self._maybe_gone.append(key))
+            self._watched[key] = handle, StorageWeakRef(storage)
+        return self._numbers[key]
+
+    def _find_gone(self) -> None:
+        """Note which storages are gone: torch 2.6 may drop the Python object of one that lives on."""
+        waiting = self._maybe_gone if compat.TELLS_OF_STORAGES else list(self._watched)
+        self._maybe_gone = []
+        for key in waiting:
+            if self._watched[key][1].expired():
+                self._gone(key)
+            else:
+                self._maybe_gone.append(key)
+
+    def _gone(self, key: int) -> None:
+        self._freed.append(self._numbers.pop(key))
+        del self._sizes[key], self._watched[key]
+
+    def hold(self, tensor: torch.Tensor, role: Role) -> None:
+        """`tensor` was there before, and is for `role`, unless it is known already."""
+        for part in parts(local(tensor)):
+            self._hold(part, role)
+
+    def _hold(self, tensor: torch.Tensor, role: Role) -> None:
+        key = storage_key(tensor)
+        if key >= 0 and key not in self._numbers and not (self.on_device and not tensor.is_meta):
+            size = tensor.untyped_storage().nbytes()
+            self._held.append(Held(self._number(key, tensor, size), size, role))
+
+    def _let_go(self) -> tuple[int, ...]:
+        self._find_gone()
+        freed, self._freed = tuple(self._freed), []
+        return freed
+
+    def _flush(self) -> None:
+        self._find_gone()
+        if self._freed:
+            self._events.append(Event("", "", "", (), self._let_go()))
+
+    def close(self) -> None:
+        """The run is over, with its result still there: what goes from now on is not noted."""
+        self._flush()
+        self._watched.clear()
+
+    def tape(self) -> Tape:
+        """What was noted."""
+        events = _in_place(self._events, self._sums)
+        return Tape(tuple(self._held), tuple(events), dict(self._roles), tuple(self._steps) or (0,))
+
+
+def _in_place(events: list[Event], sums: Mapping[int, tuple[int, int]]) -> Iterator[Event]:
+    """`events` with each sum of gradients on the memory of its first operand, where that goes right after it."""
+    known_as: dict[int, int] = {}
+    gone = -1
+    for index, event in enumerate(events):
+        freed = tuple(known_as.pop(number, number) for number in event.freed if number != gone)
+        made = tuple((known_as.get(number, number), size) for number, size in event.made)
+        gone = -1
+        if index in sums and index + 1 < len(events) and sums[index][1] in events[index + 1].freed:
+            number, gone = sums[index]
+            known_as[number] = known_as.pop(gone, gone)
+            made = ()
+        yield replace(event, made=made, freed=freed)

@@ -1,0 +1,109 @@
+"""Remembering what an operator makes of operands without values: a model repeats itself, and torch's answer is slow.
+
+The shape, strides and dtype of a result on meta follow from those of the operands and from the plain arguments.
+Views are never remembered, and nothing is from one model to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from functools import cache
+from typing import Any
+
+import torch
+
+from pytest_modelbudget.backends.deep_imports import import_early
+from pytest_modelbudget.backends.torch.meta.shape_rules import Made, answer
+from pytest_modelbudget.backends.torch.model.meta_tensors import META
+from pytest_modelbudget.backends.torch.model.pytree import storage_key
+
+_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # gives a view, though its schema does not say so
+
+_SEVERAL = "aten::_foreach_"
+_ALIKE = frozenset(
+    ("abs", "add", "addcdiv", "addcmul", "clamp_max", "clamp_min", "copy", "div", "exp", "lerp", "maximum", "minimum",
+     "mul", "neg", "pow", "reciprocal", "rsqrt", "sign", "sqrt", "sub", "zero")
+)  # fmt: skip
+"""Operators on lists of tensors, as optimizers use them, whose results are like the first list."""
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_NUMBERS = frozenset({int, float, bool})
+
+
+@cache
+def _on_lists(func: Any) -> bool:
+    name = str(func._schema.name)
+    return name.startswith(_SEVERAL) and name.removeprefix(_SEVERAL).rstrip("_") in _ALIKE
+
+
+COMPILER = "torch._dynamo"
+"""What torch imports when it first asks a kernel that is written in Python."""
+
+
+class Memo:
+    """Runs operators on meta tensors, each combination of operator and arguments once."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, tuple[Made, ...] | None] = {}
+        self.operators: dict[Any, Any] = {}  # what the watcher of a pass knows of each operator
+
+    def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of `func`, made anew from what is known, or asked of torch."""
+        if func.is_view or func is _UNSAFE_VIEW:
+            return func(*args, **kwargs)
+        if _on_lists(func):
+            return None if func._schema.is_mutable else [torch.empty_like(tensor) for tensor in args[0]]
+        try:
+            key = (func, _key(args), _key(kwargs.items()) if kwargs else ())
+            known = self._made.get(key)
+        except TypeError:  # an argument that is not plain
+            return func(*args, **kwargs)
+        if known is None and key not in self._made:
+            if (known := answer(func, args, kwargs)) is None:
+                return self._ask(key, func, read, args, kwargs)
+            self._made[key] = known
+        if known is None:
+            return args[0]
+        out = tuple([torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in known])
+        return out if len(out) > 1 else out[0]
+
+    def _ask(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+        import_early(COMPILER)
+        before = _made(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+        out = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            if out is args[0] and _made(out) == before:  # in place, as `relu_`: only its argument comes back
+                self._made[key] = None
+            return out
+        parts = out if isinstance(out, tuple) else (out,)
+        if len(parts) == len(func._schema.returns) and all(map(_plain, parts)) and _apart(read, parts):
+            self._made[key] = tuple(map(_made, parts))
+        return out
+
+
+def _key(values: Iterable[Any]) -> Hashable:
+    parts: list[Any] = []
+    for value in values:
+        kind = type(value)  # 1, 1.0 and True are equal, and not the same argument
+        if kind in _TENSORS or isinstance(value, torch.Tensor):
+            parts += kind, value.shape, value.stride(), value.dtype
+        elif kind is not tuple and kind is not list:
+            parts += kind, value
+        elif _NUMBERS.issuperset(kinds := tuple(map(type, value))):
+            parts += kind, kinds, tuple(value)
+        else:
+            parts += kind, _key(value)
+    return tuple(parts)
+
+
+def _made(tensor: torch.Tensor) -> Made:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _plain(value: Any) -> bool:
+    return type(value) is torch.Tensor and value.is_meta and value.layout == torch.strided and not value.is_conj()
+
+
+def _apart(read: list[torch.Tensor], made: tuple[torch.Tensor, ...]) -> bool:
+    """Whether no result shares memory with an operand or with another result."""
+    keys = [storage_key(tensor) for tensor in made]
+    return len(set(keys)) == len(keys) and not set(keys) & {storage_key(tensor) for tensor in read}

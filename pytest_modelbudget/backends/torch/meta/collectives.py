@@ -1,0 +1,88 @@
+"""Collectives: what goes from rank to rank, and how many bytes of it one rank sends.
+
+Bytes are those of ring algorithms, the least that any algorithm can do with each rank sending the same: of a tensor of
+`b` bytes over `n` ranks, an all-gather (`b` is the whole) and a reduce-scatter send `(n - 1) / n * b`, an all-reduce
+twice that, an all-to-all `(n - 1) / n * b` of what one rank has, a broadcast `(n - 1) / n * b`, point to point `b`.
+What NCCL does instead in a small message (trees), and headers, are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from pytest_modelbudget.backends.torch.model.pytree import tensors
+
+Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "broadcast", "other"]
+
+WIRES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "fsdp"})
+"""Namespaces of operators that move tensors between ranks, or pack and unpack what is moved."""
+
+_PACKING = "fsdp"
+_SILENT = ("wait_tensor", "wait_tensors", "_wrap_tensor_autograd", "barrier", "monitored_barrier_")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One collective; `bytes` are what this rank sends."""
+
+    kind: Collective
+    bytes: int
+    ranks: int
+
+
+def send(func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a collective gives on meta, where nothing is sent."""
+    name = func._schema.name.partition("::")[2]
+    if name == "_wrap_tensor_autograd":  # its kernel for meta makes a new tensor, that for devices wraps the one it has
+        from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+        return AsyncCollectiveTensor(args[0])
+    return args[0] if name == "wait_tensor" else func(*args, **kwargs)
+
+
+def sent(op: str, args: tuple[Any, ...], out: Any) -> Sent | None:
+    """What the collective called `op` (`c10d.allreduce_`) sends, None for an operator that sends nothing."""
+    namespace, _, name = op.partition(".")
+    if namespace not in WIRES or namespace == _PACKING or name in _SILENT:
+        return None
+    kind, ranks = _kind(name), _ranks(args)
+    if kind == "all_gather":
+        largest = _bytes(out if namespace != "c10d" else args[0])
+        return Sent(kind, largest * (ranks - 1) // ranks, ranks)
+    result_first = namespace == "c10d" and kind in ("reduce_scatter", "all_to_all")
+    given = _bytes(args[1 if result_first else 0])
+    share = 2 if kind == "all_reduce" else 1
+    return Sent(kind, given if kind == "other" else share * given * (ranks - 1) // ranks, ranks)
+
+
+def _kind(name: str) -> Collective:
+    plain = name.replace("_", "")
+    for kind in get_args(Collective):
+        if kind.replace("_", "") in plain:
+            return kind  # type: ignore[no-any-return]
+    return "other"
+
+
+def _bytes(value: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(value))
+
+
+def _ranks(args: tuple[Any, ...]) -> int:
+    """Of the group among the arguments: an object, or the last word that is the name of one."""
+    from torch._C._distributed_c10d import ProcessGroup
+
+    for value in args:
+        if isinstance(value, ProcessGroup):
+            return int(value.size())
+        if isinstance(value, torch.ScriptObject):
+            try:
+                return int(ProcessGroup.unbox(value).size())
+            except RuntimeError:  # the operation (sum, average), which is an object as well
+                continue
+    for value in reversed(args):
+        if isinstance(value, str):
+            return int(torch._C._distributed_c10d._resolve_process_group(value).size())
+    return 1

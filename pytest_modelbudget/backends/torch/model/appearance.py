@@ -1,0 +1,131 @@
+"""What a model's own code sees of where a tensor lies: the CPU, where its user would have it, and not meta.
+
+Code asks `x.device.type == "cpu"`, `x.is_meta` or `a.data_ptr() == b.data_ptr()` and goes one way or another. torch's
+code, Keras' and that of this project know about meta, and see what is. So do other packages in a forward pass, which
+on a CPU look for kernels that one machine has and another has not.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial, wraps
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+
+from pytest_modelbudget.backends.patching import Shared, Undoing
+from pytest_modelbudget.backends.torch.model.pytree import lies_on_meta
+from pytest_modelbudget.system.frames import OURS, package_of
+
+CPU = torch.device("cpu")
+"""The device that tensors on meta seem to be on; by this object it is known from one that was asked for by name."""
+
+_INSIDE: dict[int, list[str | None]] = {}
+"""For each thread, the innermost context last: the installed package whose code is a model's own, None for any."""
+
+
+@contextmanager
+def as_on_cpu(package: str | None = None) -> Iterator[None]:
+    """Inside, tensors on meta look as if they were on the CPU, to code of this thread that is no installed package's.
+
+    To that of `package` as well, and to that of all of them where it is None.
+    """
+    inside = _INSIDE.setdefault(threading.get_ident(), [])
+    with _PATCHED.inside(), Undoing(partial(inside.__delitem__, slice(len(inside), None))):
+        inside.append(package)
+        yield
+
+
+def _patch() -> Callable[[], None]:
+    """Give `torch.Tensor` and the storages attributes of their own, in front of those that they inherit."""
+    tensor, storage = torch._C.TensorBase, torch._C.StorageBase
+    names = {
+        (torch.Tensor, "device"): _attribute(tensor.device.__get__, lambda _: CPU),
+        (torch.Tensor, "is_meta"): _attribute(tensor.is_meta.__get__, lambda _: False),
+        (torch.Tensor, "is_cpu"): _attribute(tensor.is_cpu.__get__, lambda _: True),
+        (torch.Tensor, "type"): _method(tensor.type, _type),
+        (torch.Tensor, "data_ptr"): _method(tensor.data_ptr, _address),
+        (torch.UntypedStorage, "data_ptr"): _method(storage.data_ptr, lambda held, _: held._cdata),
+    }
+    for (owner, name), value in names.items():
+        setattr(owner, name, value)
+
+    def undo() -> None:
+        for owner, name in names:
+            if name in vars(owner):
+                delattr(owner, name)
+
+    return undo
+
+
+_PATCHED = Shared(_patch)
+
+
+def _attribute(original: Callable[[Any], Any], on_cpu: Callable[[Any], Any]) -> property:
+    def look(tensor: Any) -> Any:
+        seen = original(tensor)
+        return on_cpu(tensor) if _deceived(sys._getframe(1).f_code) and _is_meta(tensor) else seen
+
+    return property(look)
+
+
+def _method(original: Callable[..., Any], on_cpu: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def call(held: Any, *args: Any, **kwargs: Any) -> Any:
+        seen = original(held, *args, **kwargs)
+        if args or kwargs or not _deceived(sys._getframe(1).f_code) or not _is_meta(held):
+            return seen
+        return on_cpu(held, seen)
+
+    return call
+
+
+def _is_meta(held: Any) -> bool:
+    if isinstance(held, torch.UntypedStorage):
+        return str(held.device) == "meta"
+    with torch._C.DisableTorchFunction():
+        return lies_on_meta(held)
+
+
+def _type(tensor: torch.Tensor, name: str) -> str:
+    """`torch.FloatTensor` for what torch calls `torch.meta.FloatTensor`."""
+    return name.replace(".meta.", ".")
+
+
+def _address(tensor: torch.Tensor, nothing: int) -> int:
+    """Another one for each memory, as on the CPU."""
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage()._cdata + tensor.storage_offset() * tensor.element_size())
+
+
+def _deceived(code: CodeType) -> bool:
+    """Whether this is a model's own code in this thread, and not that of a class of tensors about itself.
+
+    Inside an operator no mode is on: it may be a kernel for meta, which looks at what is there.
+    """
+    inside = _INSIDE.get(threading.get_ident())
+    if not inside or code.co_name in _OF_TENSORS or not _is_models(code.co_filename, inside[-1]):
+        return False
+    return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack())
+
+
+_OF_TENSORS = frozenset(
+    ("__new__", "__torch_function__", "__torch_dispatch__", "__tensor_flatten__", "__tensor_unflatten__")
+)
+"""What classes of tensors are made by, and hand on what they are asked with."""
+
+
+@cache
+def _is_models(file: str, package: str | None) -> bool:
+    if file.startswith(_KNOWING):
+        return False
+    owner = package_of(file)
+    return owner != "keras" and (package is None or owner in (None, package))
+
+
+_KNOWING = (str(Path(torch.__file__).parent), OURS)

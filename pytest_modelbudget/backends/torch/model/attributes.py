@@ -1,0 +1,122 @@
+"""What a module holds, remembered: to see whether it changed, and to put it back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import chain, filterfalse, islice
+from operator import is_
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors, parts_among
+from pytest_modelbudget.backends.torch.model.stored_tensors import has_class_of_its_own, is_wrapper
+
+CONTAINERS = frozenset({dict, OrderedDict, list, set})
+
+
+class Held:
+    """The attributes of modules as they are now, with what is in their dicts, lists and sets (not what is in those).
+
+    `sizes` says how many each of the modules has; `names` and `values` are all of them in a row, which is compared many
+    times faster than module by module.
+    """
+
+    __slots__ = ("_contents", "_empty", "_full", "_other", "modules", "names", "sizes", "values")
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+        self.sizes, self.names, self.values = _attributes(modules)
+        self._other: list[Any] = []  # the same with other training flags, once these were seen
+        containers = [value for value in self.values if type(value) in CONTAINERS]
+        self._empty: list[Any] = list(filterfalse(None, containers))
+        self._full: list[Any] = list(filter(None, containers))
+        self._contents: list[Any] = [value.copy() for value in self._full]
+
+    def same(self) -> bool:
+        """Whether they still hold the same objects, in the same order; their training flags may be others."""
+        sizes, names, values = _attributes(self.modules)
+        try:
+            return (
+                sizes == self.sizes
+                and names == self.names
+                and (values == self.values or values == self._other or self._but_for_training(values))
+                and not any(self._empty)
+                and self._full == self._contents
+            )
+        except (RuntimeError, ValueError):  # two tensors or arrays were compared, so they are not the same one
+            return False
+
+    def _but_for_training(self, values: list[Any]) -> bool:
+        pairs = zip(self.names, self.values, values, strict=True)
+        self._other = [now if name == "training" else before for name, before, now in pairs]
+        return values == self._other
+
+    def put_back(self) -> None:
+        """Make them hold again what they held, but for their training flags; containers stay the same objects."""
+        if self.same():
+            return
+        attributes = zip(self.names, self.values, strict=True)
+        for module, size in zip(self.modules, self.sizes, strict=True):
+            own, before = vars(module), dict(islice(attributes, size))
+            if "training" in before:
+                before["training"] = module.training
+            if [*own] != [*before] or not all(map(is_, own.values(), before.values())):
+                own.clear()
+                own.update(before)
+        for value in self._empty:
+            value.clear()
+        for value, content in zip(self._full, self._contents, strict=True):
+            value.clear()
+            if type(value) is list:
+                value.extend(content)
+            else:
+                value.update(content)
+
+
+def _attributes(modules: Sequence[nn.Module]) -> tuple[list[int], list[str], list[Any]]:
+    """How many attributes each module holds, the names of all of them, and their values."""
+    own = [module.__dict__ for module in modules]
+    return [*map(len, own)], [*chain.from_iterable(own)], [*chain.from_iterable(map(dict.values, own))]
+
+
+class Holdings:
+    """What all modules of a model hold between two passes.
+
+    `modules` are these modules, and `parts` those that are a part of another one, by id; `has_kernels` when classes of
+    weights choose themselves what runs, so that on another device it is other code.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._look()
+        held = all_tensors(self.modules)
+        own = [tensor for tensor in held if has_class_of_its_own(tensor)]
+        self._weights = [(tensor, tensor.data, dict(vars(tensor))) for tensor in own]
+        self.has_kernels = bool(own) or any(map(is_wrapper, held))
+
+    def _look(self) -> None:
+        self.modules: Sequence[nn.Module] = all_modules(self._model)
+        self.parts = parts_among(self.modules)
+        self._held = Held([module for module in self.modules if not isinstance(module, torch.jit.ScriptModule)])
+
+    def refresh(self) -> None:
+        """From now on it is what they hold now; a weight that a layer packed while it ran is again as it was."""
+        self._put_back_weights()
+        if not self._held.same():
+            self._look()
+
+    def put_back(self) -> None:
+        """Undo what was done to any module."""
+        self._put_back_weights()
+        with torch._C._DisableTorchDispatch():
+            self._held.put_back()
+
+    def _put_back_weights(self) -> None:
+        with torch._C._DisableTorchDispatch():
+            for tensor, data, attributes in self._weights:
+                tensor.data = data
+                vars(tensor).clear()
+                vars(tensor).update(attributes)

@@ -1,0 +1,370 @@
+"""Building a model without memory for its weights.
+
+Parameters go to the meta device when they are registered, large tensors and what torch's own layers make for themselves
+when they are made; other small ones stay real, because constructors read them
+(`[x.item() for x in torch.linspace(0, rate, depth)]`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial, wraps
+from threading import get_ident
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_globals
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
+from pytest_modelbudget.backends.torch.model.appearance import CPU, as_on_cpu
+from pytest_modelbudget.backends.torch.model.factories import FACTORIES
+from pytest_modelbudget.backends.torch.model.global_state import seed as fix_random_states
+from pytest_modelbudget.backends.torch.model.global_state import unswept
+from pytest_modelbudget.backends.torch.model.meta_tensors import CONSTANT, LARGE, META, Ghosts
+from pytest_modelbudget.backends.torch.model.pytree import lies_on_meta, tensors
+from pytest_modelbudget.backends.torch.model.stored_tensors import elements, is_sparse
+from pytest_modelbudget.backends.torch.model.unknown_values import (
+    any_marked,
+    in_step,
+    initial_seed,
+    is_marked,
+    mark,
+    note_refusal,
+    noting,
+    skip_draws,
+    wants_more_than_meta,
+)
+
+
+@contextmanager
+def abstract() -> Iterator[Sequence[str]]:
+    """Inside, modules are built with their parameters on the meta device; `preserved` restores what builders set.
+
+    Yields the lines of the builder that asked for values in vain; see `unknown`.
+    """
+    with ExitStack() as stack:
+        fix_random_states()
+        stack.enter_context(unswept())
+        stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
+        stack.enter_context(_HOOKS.inside())
+        stack.enter_context(Undoing(partial(_use, _GHOSTS.get(get_ident()))))
+        _use(Ghosts())
+        stack.enter_context(_IDLE_INIT.inside())
+        stack.enter_context(_NO_COMPILERS.inside())
+        stack.enter_context(as_on_cpu())
+        refused = stack.enter_context(noting())
+        stack.enter_context(_Redirect())
+        yield refused
+
+
+_GHOSTS: dict[int, Ghosts] = {}
+"""What replaces parameters in each thread; what other threads build meanwhile is left alone."""
+
+
+def _use(ghosts: Ghosts | None) -> None:
+    if ghosts is None:
+        _GHOSTS.pop(get_ident(), None)
+    else:
+        _GHOSTS[get_ident()] = ghosts
+
+
+def _parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+    if (ghosts := _GHOSTS.get(get_ident())) is None:
+        return None
+    with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
+        return None if value is None or lies_on_meta(value) else ghosts.if_possible(value)
+
+
+def _buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
+    if (ghosts := _GHOSTS.get(get_ident())) is None:
+        return None
+    with torch._C.DisableTorchFunction():
+        if value is None or lies_on_meta(value) or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
+            return None
+        return ghosts.if_possible(value)
+
+
+def _hooks() -> Callable[[], None]:
+    """Hooks for all modules, in new dicts: another thread may be going through the ones that are there."""
+    names = {"_global_parameter_registration_hooks": _parameter, "_global_buffer_registration_hooks": _buffer}
+    return patch_all(
+        [(module_globals, name, {**vars(module_globals)[name], hook: hook}) for name, hook in names.items()]
+    )
+
+
+_HOOKS = Shared(_hooks)
+
+
+def _buffer_limit(value: torch.Tensor) -> int:
+    whole = is_sparse(value) or not (value.is_floating_point() or value.is_complex())  # it says where elements are
+    return CONSTANT if whole else LARGE
+
+
+def _idle_init() -> Iterator[tuple[Any, str, Any]]:
+    """There is nothing to fill on meta.
+
+    The functions of `torch.nn.init` (and timm's own) return a meta tensor at once, `reset_parameters` of torch's layers
+    leaves weights on meta alone.
+    """
+    for layer in _layers_that_fill():
+        yield layer, "reset_parameters", _idle_on_meta_weights(layer.reset_parameters)
+    for module in _init_modules():
+        for name, function in list(vars(module).items()):
+            if name.endswith("_") and not name.startswith("__") and callable(function):
+                yield module, name, _idle_on_meta(function)
+    yield parametrizations, "_is_orthogonal", _true_on_meta(parametrizations._is_orthogonal)
+    for module in (torch, torch.random):
+        yield module, "initial_seed", initial_seed
+
+
+_IDLE_INIT = Shared(lambda: patch_all(_idle_init()))
+
+
+class ComputesWithValues(RuntimeError):
+    """A builder did what cannot be done without values; it has to run with memory."""
+
+
+_COMPILERS = {
+    "torch.jit._trace": ("_trace_impl", "trace", "trace_module", "make_module"),
+    "torch.jit._script": ("_script_impl", "script"),
+    "torch.jit._freeze": ("freeze", "optimize_for_inference"),
+    "torch.jit": ("trace", "trace_module", "script", "freeze", "optimize_for_inference"),
+    "torch.export": ("export", "draft_export"),
+    "torch.export._trace": ("_export",),
+}
+"""What makes a program of a module: it runs the module, and weights on meta would be constants of the program.
+
+The inner functions are those that the public ones call, for builders that imported these by name.
+"""
+
+
+def _no_compilers() -> Iterator[tuple[Any, str, Any]]:
+    """Compilers of modules raise; on weights without values some of them end the process."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        note_refusal()
+        raise ComputesWithValues("the builder traces, scripts or exports a model on meta, which needs values")
+
+    for place, names in _COMPILERS.items():
+        module = sys.modules.get(place)
+        for name in names:
+            if module is not None and callable(vars(module).get(name)):
+                yield module, name, refuse
+
+
+_NO_COMPILERS = Shared(lambda: patch_all(_no_compilers()))
+
+
+@cache
+def _layers_that_fill() -> tuple[Any, ...]:
+    """torch's own classes of layers that fill their weights when they are built."""
+    kinds = {base for kind in vars(nn.modules).values() if isinstance(kind, type) for base in kind.__mro__}
+    return tuple(kind for kind in kinds if "reset_parameters" in vars(kind) and issubclass(kind, nn.Module))
+
+
+def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    @wraps(function)
+    def idle(module: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            weights = [weight for weight in module._parameters.values() if weight is not None]
+            if weights and all(map(lies_on_meta, weights)):
+                skip_draws()
+                return
+        function(module)
+
+    return idle
+
+
+def _init_modules() -> Iterator[Any]:
+    yield torch.nn.init
+    if (timm := sys.modules.get("timm.layers.weight_init")) is not None:
+        yield timm
+
+
+def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
+    draws = function.__name__ not in _CONSTANT_FILLS
+
+    @wraps(function)
+    def idle(*args: Any, **kwargs: Any) -> Any:
+        tensor = args[0] if args else kwargs.get("tensor")
+        with torch._C.DisableTorchFunction():
+            if isinstance(tensor, torch.Tensor) and lies_on_meta(tensor):
+                if draws:
+                    skip_draws()
+                return tensor
+            if isinstance(tensor, torch.Tensor) and draws and kwargs.get("generator") is None and not in_step():
+                function(*args, **kwargs)
+                mark(tensor)
+                return tensor
+        return function(*args, **kwargs)
+
+    return idle
+
+
+_CONSTANT_FILLS = frozenset(("constant_", "zeros_", "ones_", "eye_", "dirac_", "_no_grad_fill_", "_no_grad_zero_"))
+
+
+def _true_on_meta(function: Callable[..., bool]) -> Callable[..., bool]:
+    """torch's own check of a result of its QR decomposition, which on meta has no values to check."""
+    return lambda matrix, *args, **kwargs: True if matrix.is_meta else function(matrix, *args, **kwargs)
+
+
+_OF_WEIGHTS = {torch.empty, torch.zeros, torch.ones}
+"""What layers make their weights of."""
+_MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
+_FILLS = {
+    torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_, torch.Tensor.erfinv_,
+    torch.Tensor.exponential_, torch.Tensor.bernoulli_, torch.Tensor.log_normal_, torch.Tensor.cauchy_,
+}  # fmt: skip
+_CHANGES = _MOVES | _FILLS
+_DRAWS = frozenset(
+    ("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",
+     "poisson", "multinomial", "dropout", "alpha_dropout", "feature_alpha_dropout", "gumbel_softmax", "rrelu",
+     "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_")
+)  # fmt: skip
+"""Functions that draw random numbers, of `torch`, `torch.Tensor` and `torch.nn.functional`."""
+_ABOUT = frozenset(("__set__", "requires_grad_", "register_hook", "retain_grad"))
+"""What is asked of a tensor itself, whatever its values are."""
+
+
+class _Redirect(TorchFunctionMode):  # type: ignore[misc]
+    """Sends large new tensors to meta, keeps meta tensors there, and lets real and meta tensors meet."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            return _redirected(func, args, kwargs or {})
+        except Exception as mistake:
+            if wants_more_than_meta(mistake) or func is torch.Tensor.__format__:
+                note_refusal()
+            raise
+
+
+def _redirected(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":  # an attribute of one tensor, whatever it is
+        return func(*args, **kwargs)
+    if any_marked() and name not in _ABOUT:
+        args, kwargs = tree_map_only(torch.Tensor, _meta_if_marked, (args, kwargs))
+    if name in _DRAWS and kwargs.get("generator") in (None, torch.default_generator):
+        return _drawn(func, name, args, kwargs)
+    if func in FACTORIES:
+        if func in _OF_WEIGHTS and _asked_by_a_layer(sys._getframe(2)) and _floating(kwargs.get("dtype")):
+            return torch.empty(*args, **{**kwargs, "device": META})  # zeros of no values are made slowly
+        return func(*args, **_placed(func, args, kwargs))
+    if func in _CHANGES and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+        return args[0] if func in _FILLS else _stay(func, args, kwargs)
+    if func is torch.Tensor.to and isinstance(args[0], torch.Tensor) and _small_to_meta(args, kwargs):
+        return _stay(func, args, kwargs)
+    if name.endswith("_") or "out" in kwargs:
+        _refuse_lost_writes(name, args, kwargs)
+    try:
+        return func(*args, **kwargs)
+    except (RuntimeError, NotImplementedError):
+        if not _mixed(args, kwargs):
+            raise
+        return func(*tree_map_only(torch.Tensor, _meta, args), **tree_map_only(torch.Tensor, _meta, kwargs))
+
+
+def _drawn(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Random numbers as a builder with memory gets them, or tensors of unknown ones."""
+    kwargs = _placed(func, args, kwargs) if func in FACTORIES else kwargs
+    target = kwargs.get("out", (*args, kwargs.get("tensor"))[0] if name.endswith("_") else None)
+    if kwargs.get("device") == META or any(tensor.is_meta for tensor in tensors((args, kwargs))):
+        skip_draws()
+        return target if name.endswith("_") else func(*args, **kwargs)
+    if in_step():
+        return func(*args, **kwargs)
+    if target is not None:
+        func(*args, **kwargs)
+        mark(target)
+        return target
+    args, kwargs = tree_map_only(torch.Tensor, _meta, (args, kwargs))
+    return func(*args, **({**kwargs, "device": META} if func in FACTORIES else kwargs))
+
+
+def _refuse_lost_writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Mark small tensors with memory to which values are written that are not known.
+
+    Raises:
+        ComputesWithValues: one is to become another tensor, which has none.
+    """
+    out = kwargs.get("out")
+    targets = tensors(out) if out is not None else tensors(args[:1]) if _writes(name) else []
+    if not any(not tensor.is_meta for tensor in targets) or not _mixed(args, kwargs):
+        return
+    if name == "__set__":
+        raise ComputesWithValues("the builder puts a tensor on meta into one with values")
+    for tensor in targets:
+        mark(tensor)
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name changes its first argument: `add_`, `__iadd__`, `__setitem__`, `data.__set__`."""
+    return name.startswith(("__i", "__set")) if name.startswith("__") else name.endswith("_")
+
+
+def _asked_by_a_layer(frame: FrameType) -> bool:
+    """Whether this is the code of a layer of torch's own, which never reads the values of its new weights."""
+    return str(frame.f_globals.get("__name__")).startswith("torch.nn.modules.")
+
+
+def _floating(dtype: torch.dtype | None) -> bool:
+    return dtype is None or dtype.is_floating_point
+
+
+def _placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` with `device` changed to meta for large tensors, those of an accelerator and those beside weights."""
+    if kwargs.get("out") is not None:
+        return kwargs
+    device = kwargs.get("device")
+    if device is CPU or (device is not None and torch.device(device).type not in ("cpu", "meta")):
+        return {**kwargs, "device": META}
+    size, limit = FACTORIES[func]
+    return {**kwargs, "device": META} if size(args, kwargs) >= limit else kwargs
+
+
+def _small_to_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a small tensor with values follows another one to meta: a table that a library shares between models."""
+    if not any(torch.device(item).type == "meta" for item in (*args[1:], *kwargs.values()) if _is_device(item)):
+        return False
+    with torch._C.DisableTorchFunction():
+        return not args[0].is_meta and args[0].numel() < _buffer_limit(args[0])
+
+
+def _is_device(item: Any) -> bool:
+    return isinstance(item, (torch.device, str))
+
+
+def _stay(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A move to another device, without the move: only the change of dtype is left."""
+    if func is not torch.Tensor.to:
+        return args[0]
+    found = [*args[1:], *kwargs.values()]
+    dtype = next((item for item in found if isinstance(item, torch.dtype)), None)
+    like = next((item for item in found if isinstance(item, torch.Tensor)), None)
+    dtype = dtype or (like.dtype if like is not None else args[0].dtype)
+    return args[0].to(dtype, copy=True) if kwargs.get("copy") else args[0].to(dtype)
+
+
+def _mixed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    places: set[bool] = set()
+    tree_map_only(torch.Tensor, lambda tensor: places.add(tensor.is_meta), (args, kwargs))
+    return len(places) == 2
+
+
+def _meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.is_meta else tensor.to(META)
+
+
+def _meta_if_marked(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(META) if is_marked(tensor) else tensor

@@ -1,0 +1,232 @@
+"""The global state of a process that building or running a model may move, put back on leaving."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import cache, partial
+from types import FrameType, GeneratorType
+from typing import Any
+
+import torch
+
+from pytest_modelbudget.backends import patching
+from pytest_modelbudget.backends.torch.model.settings import (
+    OF_AUTOGRAD,
+    OF_PASS,
+    OF_PROCESS,
+    OF_THREAD,
+    Setting,
+    force,
+    values,
+)
+
+_FRAMES = 40
+"""What it takes to put state back, as calls within each other."""
+
+PATIENCE = 60.0
+"""Seconds that a thread waits for its turn."""
+
+
+def preserved() -> AbstractContextManager[None]:
+    """On leaving, in whatever way, the process is as before, as far as torch and what it stands on can be set.
+
+    These are the `settings` of this thread and those that all threads share (modes, hooks, defaults, random states,
+    flags), and what this project patched; what other threads set meanwhile goes with them. Not undone: names that a
+    model's own code patches, variables of the environment, process groups.
+
+    Threads take turns, because what they share decides how models are built. When one waits for longer than
+    `PATIENCE`, the other may be waiting for it: then both are inside, and what they share is put back by the last to
+    leave, to what it was when the first came.
+    """
+    return _Preserved(OF_PROCESS)
+
+
+def preserved_in_pass() -> AbstractContextManager[None]:
+    """`preserved` for one of several passes inside of it, quicker: most of what threads share waits for that."""
+    return _Preserved(OF_PASS)
+
+
+class _Preserved:
+    """Whoever comes in near the limit of recursion gets out again: the way in is refused where the way out might fail.
+
+    To raise the limit for the way out would not do: to lower it again kills the process when another thread is deep in
+    a recursion just then.
+    """
+
+    __slots__ = ("_changes", "_has_turn", "_limit", "_of_thread", "_shared", "_values")
+
+    def __init__(self, shared: Sequence[Setting]) -> None:
+        self._shared = shared
+
+    def __enter__(self) -> None:
+        _descend(_FRAMES)
+        self._limit = sys.getrecursionlimit()
+        self._changes = patching.mark()
+        self._has_turn = threading.get_ident() not in _INSIDE and _TURN.acquire(timeout=PATIENCE)
+        try:
+            self._look()
+        except BaseException:
+            patching.undo_since(self._changes)
+            self._pass_on()
+            raise
+
+    def _look(self) -> None:
+        of_autograd = values(OF_AUTOGRAD)
+        with _LOCK:
+            self._of_thread, self._values = values(OF_THREAD), values(self._shared)
+            if threading.get_ident() not in _INSIDE and _INSIDE:  # what others found; they may have changed it since
+                self._shared, self._values = next(iter(_INSIDE.values()))[0].found()
+            _NOTED.inside().__enter__()
+            autograd = torch._C._InferenceMode(torch.is_inference_mode_enabled())
+            patching.Undoing(partial(autograd.__exit__, None, None, None)).__enter__()
+            autograd.__enter__()  # it knows the dispatch keys that are on, too
+            force(OF_AUTOGRAD, of_autograd)
+            me = threading.get_ident()
+            _INSIDE[me] = [*_INSIDE.get(me, ()), self]
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if sys.getrecursionlimit() < self._limit:
+            sys.setrecursionlimit(self._limit)
+        try:
+            _let_go(error)
+            self._put_back()
+        except KeyboardInterrupt:  # pressed right here
+            self._put_back()
+            raise
+        finally:
+            self._pass_on()
+
+    def found(self) -> tuple[Sequence[Setting], list[Any]]:
+        """What all threads share, and how it was."""
+        return self._shared, self._values
+
+    def _pass_on(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            _TURN.release()
+
+    def _put_back(self) -> None:
+        with _LOCK:
+            patching.undo_since(self._changes)
+            force(OF_THREAD, self._of_thread)
+            me = threading.get_ident()
+            if _INSIDE.keys() <= {me}:
+                force(self._shared, self._values)
+            _INSIDE[me] = [other for other in _INSIDE.get(me, ()) if other is not self]
+            if not _INSIDE[me]:
+                del _INSIDE[me]
+
+
+def _descend(frames: int) -> None:
+    if frames:
+        _descend(frames - 1)
+
+
+_TURN = threading.Lock()
+_LOCK = threading.RLock()
+_INSIDE: dict[int, list[_Preserved]] = {}
+"""What each thread is inside of, the outermost first."""
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames that failed with a context or a generator at hand.
+
+    An error keeps its frames for as long as it is looked at; then they close, and set again what they found inside.
+    """
+    for frame in _failed(error):
+        if any(isinstance(value, (AbstractContextManager, GeneratorType)) for value in frame.f_locals.values()):
+            with suppress(RuntimeError):  # it is running
+                frame.clear()
+                dict(frame.f_locals)  # before Python 3.13 a copy, which holds them, too, until it is looked at again
+
+
+def _failed(error: BaseException | None) -> Iterator[FrameType]:
+    """The frames through which an error and those before it came."""
+    errors, seen = [error], set[int]()
+    while errors:
+        error = errors.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        errors += error.__cause__, error.__context__
+        traceback = error.__traceback__
+        while traceback is not None:
+            frame, traceback = traceback.tb_frame, traceback.tb_next
+            if id(frame) not in seen:
+                seen.add(id(frame))
+                yield frame
+
+
+def _note_inference() -> Callable[[], object]:
+    """A `torch.inference_mode` that is not left sets again what it found, whenever it goes: it is left for sure."""
+    original: Callable[..., None] = torch.inference_mode.__enter__
+
+    def enter(mode: Any) -> None:
+        original(mode)
+        if threading.get_ident() in _INSIDE:
+            patching.Undoing(partial(mode._inference_mode_context.__exit__, None, None, None)).__enter__()
+
+    return patching.patch_all([(torch.inference_mode, "__enter__", enter)])
+
+
+_NOTED = patching.Shared(_note_inference)
+
+
+def unswept() -> AbstractContextManager[None]:
+    """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
+    return _UNSWEPT.inside()
+
+
+def _unsweep() -> Callable[[], object]:
+    if not gc.isenabled():
+        return lambda: None
+    gc.disable()
+    return gc.enable
+
+
+_UNSWEPT = patching.Shared(_unsweep)
+
+
+def seed(number: int = 0) -> None:
+    """Fix the random states of torch, Python and numpy; call it inside `preserved`."""
+    random.seed(number)
+    torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks for GPUs, too, which takes a while
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(number)
+
+
+def drawn_since(number: int) -> bool:
+    """Whether random numbers were drawn since `seed(number)`."""
+    return random_states() != _after_seed(number, "numpy" in sys.modules)
+
+
+def random_states() -> Hashable:
+    """The random states of torch, Python and numpy: equal as long as nothing was drawn."""
+    with torch._C._DisableTorchDispatch():
+        states = random.getstate(), _bytes(torch.default_generator)
+    numpy = sys.modules.get("numpy")
+    return states if numpy is None else (*states, *_numbers(numpy.random.get_state()))
+
+
+@cache
+def _after_seed(number: int, with_numpy: bool) -> Hashable:
+    """What `random_states` gives right after `seed(number)`."""
+    with torch._C._DisableTorchDispatch():
+        states = random.Random(number).getstate(), _bytes(torch.Generator().manual_seed(number))
+    return (*states, *_numbers(sys.modules["numpy"].random.RandomState(number).get_state())) if with_numpy else states
+
+
+def _bytes(generator: torch.Generator) -> Hashable:
+    state = generator.get_state()
+    return state.numpy().tobytes() if "numpy" in sys.modules else tuple(state.tolist())
+
+
+def _numbers(state: Any) -> tuple[Any, ...]:
+    """A state of numpy's generator, in a form that can be compared."""
+    kind, numbers, *rest = state
+    return kind, numbers.tobytes(), *rest

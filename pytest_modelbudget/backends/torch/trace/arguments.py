@@ -1,0 +1,212 @@
+"""The arguments of one call: stand-ins for the objects of an example, or tensors that fit the specs of inputs."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+
+from pytest_modelbudget.backends.torch.meta.readings import Readings
+from pytest_modelbudget.backends.torch.model.meta_copy import CopyTensors
+from pytest_modelbudget.backends.torch.model.meta_tensors import CONSTANT, META, Ghosts
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import Inputs, concrete, tensors_in
+from pytest_modelbudget.summary import Below, Fill, Input, TensorSpec
+
+_NUMBERS = 1_024
+"""Elements up to which floats in one dimension, or none, keep the values that were given: code may ask for those of a
+threshold, a time step, a schedule."""
+
+
+Assumed = Literal["zeros", "ones", "mixed"]
+"""Values of ids and masks that nobody gave; mixed are ones and zeros in turn. Ids below a bound are others for ones,
+and all the same for mixed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the model is called with; `ports` are the tensors in it, with their names, `drawn` those nobody gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    ports: list[tuple[str, torch.Tensor]]
+    drawn: list[torch.Tensor] = field(default_factory=list)
+    readings: Readings = field(default_factory=Readings)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How tensors are made where nobody gave values.
+
+    With `real` all of them have memory: zeros, or random numbers when there is a `seed`. Else floats are on meta, and
+    ids and masks are what is `assumed`. Floats are cast to `half` where that is given.
+    """
+
+    real: bool = False
+    seed: int | None = None
+    assumed: Assumed = "zeros"
+    half: torch.dtype | None = None
+
+    def cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, in half precision where that was asked for."""
+        return tensor if self.half is None or not tensor.is_floating_point() else tensor.to(self.half)
+
+
+def call_of(inputs: Inputs, sizes: Mapping[str, int], choice: Choice) -> Call:
+    """What a model is called with, made anew for each call: a model may write to its inputs.
+
+    Raises:
+        ModelBudgetError: a dtype that torch does not have, or a value that does not fit it.
+    """
+    if inputs.example is not None:
+        args, kwargs = _copied(inputs.example, choice)
+        ports = [(name, tensor) for name, tensor in tensors_in((args, kwargs)) if isinstance(tensor, torch.Tensor)]
+        return Call(args, kwargs, ports)
+    ports, drawn, readings = [], [], Readings()
+
+    def make(name: str, spec: TensorSpec) -> torch.Tensor:
+        tensor = choice.cast(_made(name, spec, sizes, choice))
+        if not isinstance(spec.values, Fill):
+            drawn.append(tensor)
+            if _whole(tensor.dtype) and not tensor.is_meta:
+                readings.assume(Input(name, spec), tensor)
+        ports.append((name, tensor))
+        return tensor
+
+    args, kwargs = inputs.build(make)
+    return Call(args, kwargs, ports, drawn, readings)
+
+
+def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice) -> torch.Tensor:
+    dtype = getattr(torch, spec.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ModelBudgetError(f"inputs: {name}: torch has no tensors of dtype {spec.dtype!r}")
+    shape = concrete(spec, sizes)
+    empty = torch.empty(shape, dtype=dtype, device=META)
+    if not (choice.real or _steers(empty, known=spec.values is not None)):
+        return empty
+    if isinstance(spec.values, Fill):
+        return _filled(name, spec, spec.values, sizes, empty)
+    if isinstance(spec.values, Below):
+        if choice.assumed == "mixed":  # how many differ is hardly seen by other draws
+            return torch.zeros_like(empty, device="cpu")
+        other = (choice.seed or 0) + get_args(Assumed).index(choice.assumed)
+        return _drawn(empty, spec.values.bound, zlib.crc32(name.encode()) + other)
+    zeros = torch.zeros_like(empty, device="cpu")
+    if choice.real:
+        return zeros if choice.seed is None else _random(zeros, choice.seed)
+    return zeros if choice.assumed == "zeros" else _alternating(zeros, 1 if choice.assumed == "ones" else 2)
+
+
+def _steers(tensor: torch.Tensor, *, known: bool) -> bool:
+    """Whether code may ask for values of such an input without a real run: whole numbers, and a few known floats.
+
+    Floats of more dimensions meet those of layers where both have to be on one device, as states of recurrent layers.
+    """
+    if _whole(tensor.dtype):
+        return bool(tensor.numel() <= CONSTANT)
+    return known and tensor.dim() < 2 and tensor.numel() <= _NUMBERS
+
+
+def _filled(name: str, spec: TensorSpec, fill: Fill, sizes: Mapping[str, int], like: torch.Tensor) -> torch.Tensor:
+    value = sizes[fill.value] if isinstance(fill.value, str) else fill.value
+    try:
+        return torch.full_like(like, value, device="cpu")
+    except RuntimeError:
+        raise ModelBudgetError(f"inputs: {name}: {spec}: {value} does not fit into {spec.dtype}") from None
+
+
+def _drawn(like: torch.Tensor, bound: int, seed: int) -> torch.Tensor:
+    """Whole numbers from 0 to below `bound`, the same in every process."""
+    dice = torch.Generator().manual_seed(seed)
+    return torch.randint(0, min(bound, 2**63 - 1), like.shape, generator=dice, device="cpu").to(like.dtype)
+
+
+def _random(tensor: torch.Tensor, seed: int) -> torch.Tensor:
+    """Floats of both signs; ids and masks of 0 and 1, which hardly any table is too small for.
+
+    The first of these is another one for the next seed, so that a single value does not stay what it is.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    if tensor.is_floating_point():
+        return tensor.uniform_(-1, 1, generator=dice)
+    if tensor.is_complex() or not tensor.numel():
+        return tensor
+    tensor.random_(0, 2, generator=dice).view(-1)[0] = seed % 2
+    return tensor
+
+
+def _alternating(tensor: torch.Tensor, step: int) -> torch.Tensor:
+    """1 at every `step`th place from the first on, 0 at the others."""
+    tensor.view(-1)[::step] = 1
+    return tensor
+
+
+def _whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
+def _copied(example: tuple[tuple[Any, ...], dict[str, Any]], choice: Choice) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A copy of an example with its tensors replaced; nothing of the user's own is written to."""
+    ghosts = Ghosts()
+
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+        return choice.cast(_stand_in(tensor, choice.real, ghosts))
+
+    memo: dict[int, Any] = {}
+    for _, tensor in tensors_in(example):
+        if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
+            memo[id(tensor)] = stand_in(tensor)
+    with CopyTensors(stand_in), torch.no_grad():
+        args, kwargs = example
+        return tuple(_copy(value, memo) for value in args), {name: _copy(value, memo) for name, value in kwargs.items()}
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy; of what holds something that cannot be copied (a lock, a file), that is shared."""
+    attempt = dict(memo)
+    try:
+        same = copy.deepcopy(value, attempt)
+    except Exception:  # whatever the object's class says to being copied
+        return _shared(value, memo)
+    memo |= attempt
+    return same
+
+
+def _shared(value: Any, memo: dict[int, Any]) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(_copy(item, memo) for item in value)
+    if type(value) is dict:
+        return {key: _copy(item, memo) for key, item in value.items()}
+    if not hasattr(value, "__dict__") or isinstance(value, type):
+        return value
+    same = copy.copy(value)
+    vars(same).update({name: _copy(item, memo) for name, item in vars(value).items()})
+    return same
+
+
+def _stand_in(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
+    """What is handed over for a tensor of an example: its values where they may steer the model, else a ghost."""
+    kind = type(tensor)
+    with torch._C.DisableTorchFunction():
+        stored = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
+        if stored or hasattr(kind, "__tensor_flatten__"):  # no ghost can stand for what is stored otherwise
+            return tensor.detach().clone().cpu()
+        if kind in (torch.Tensor, torch.nn.Parameter):
+            return _plain(tensor, real, ghosts)
+        data = _plain(tensor.as_subclass(torch.Tensor), real, ghosts)
+        same = torch.Tensor._make_subclass(kind, data.detach(), tensor.requires_grad)
+        vars(same).update(vars(tensor))
+        return same
+
+
+def _plain(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
+    if tensor.is_meta:
+        return torch.zeros_like(tensor, device="cpu") if real else tensor.detach().clone()
+    if real or _whole(tensor.dtype) or _steers(tensor, known=True):
+        return tensor.detach().cpu().clone().requires_grad_(tensor.requires_grad)
+    return ghosts.of(tensor)

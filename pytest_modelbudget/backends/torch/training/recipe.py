@@ -1,0 +1,161 @@
+"""What a recipe changes of a model for one run: frozen parameters, LoRA, recomputed blocks; undone on leaving."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.backends.torch.training.optimizers import imported
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Training
+from pytest_modelbudget.planner.recipe import LORA_TARGETS
+
+Around = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def altered(model: nn.Module, recipe: Training, around: Around = nullcontext) -> Iterator[None]:
+    """Inside, `model` (on meta, and not the user's) is as `recipe` trains it; `around` is entered to recompute.
+
+    Raises:
+        ModelBudgetError: a glob or a target that matches nothing, or no blocks to recompute.
+    """
+    with ExitStack() as stack:
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        stack.callback(_restore, flags)
+        if recipe.trainable:
+            _freeze(model, recipe.trainable)
+        if recipe.lora:
+            stack.enter_context(_adapted(model, recipe.lora))
+        if recipe.checkpointing == "blocks":
+            stack.enter_context(_recomputed(_blocks_of(model), around))
+        elif recipe.checkpointing != "none":
+            imported(recipe.checkpointing, "checkpointing")(model)
+        yield
+
+
+def _restore(flags: Sequence[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def _freeze(model: nn.Module, globs: Sequence[str]) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ModelBudgetError(f"training.trainable: no parameter's name matches {glob!r}; one is {names[0]!r}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and any(fnmatchcase(name, glob) for glob in globs))
+
+
+@contextmanager
+def _adapted(model: nn.Module, lora: Mapping[str, Any]) -> Iterator[None]:
+    """A pair of low-rank matrices beside each target, as in Hu et al. 2021 (arXiv 2106.09685); all else is frozen.
+
+    The pairs are float32, as `peft` makes them unless told otherwise, when the weights are in half precision.
+    """
+    rank, targets = int(lora["rank"]), tuple(lora.get("targets", LORA_TARGETS))
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(_is_target(name, target) for target in targets)
+    ]
+    if not found:
+        raise ModelBudgetError(f"training.lora.targets: no Linear layer is called {' or '.join(map(repr, targets))}")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for _, module in found:
+        module.lora_A = nn.Linear(
+            module.in_features, rank, bias=False, device=module.weight.device, dtype=torch.float32
+        )
+        module.lora_B = nn.Linear(
+            rank, module.out_features, bias=False, device=module.weight.device, dtype=torch.float32
+        )
+        module.forward = _with_pair(module, module.forward)
+    try:
+        yield
+    finally:
+        for _, module in found:
+            del module.lora_A, module.lora_B, module.forward
+
+
+def _is_target(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}") or fnmatchcase(name, target)
+
+
+def _with_pair(module: nn.Linear, original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(input: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = original(input)
+        side = module.lora_B(module.lora_A(input.to(module.lora_A.weight.dtype)))
+        return out + (side * 2.0).to(out.dtype)
+
+    return forward
+
+
+def _blocks_of(model: nn.Module) -> list[nn.Module]:
+    found = blocks(model)
+    if not found:
+        raise ModelBudgetError(
+            "training.checkpointing: the model has no repeated blocks (lists of two or more modules of one class): "
+            "write module:callable, which is called with the model"
+        )
+    return found
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks: members of the outermost lists that hold two or more containers of one class.
+
+    Where there are none, plain `nn.Sequential` of layers count as such.
+    """
+    return _repeated(model, lambda block: not _is_list(block)) or _repeated(model, _is_plain)
+
+
+def _repeated(model: nn.Module, is_block: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    inner: set[int] = set()
+    for module in all_modules(model):
+        if not _is_list(module) or id(module) in inner:
+            continue
+        inside = [child for child in module.children() if next(child.children(), None) is not None]
+        kinds = Counter(map(type, inside))
+        alike = [child for child in inside if kinds[type(child)] > 1 and is_block(child)]
+        inner.update(id(one) for block in alike for one in all_modules(block))
+        found += alike
+    return found
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a Sequential of nothing but layers."""
+    return type(module) is nn.Sequential and not any(next(one.children(), None) for one in module.children())
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ModuleList, nn.Sequential))
+
+
+@contextmanager
+def _recomputed(found: Sequence[nn.Module], around: Around) -> Iterator[None]:
+    for module in found:
+        module.forward = _again(module.forward, around)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.forward
+
+
+def _again(original: Callable[..., Any], around: Around) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return original(*args, **kwargs)
+        return checkpoint(original, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), around()), **kwargs)
+
+    return forward

@@ -1,0 +1,75 @@
+"""What a name in a manifest stands for: a function or value of the user's, and the frameworks that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from pytest_modelbudget.entry import ModelEntry
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
+
+FRAMEWORK_MODULES = {
+    "torch": "torch",
+    "torchvision": "torch",
+    "keras": "tensorflow",
+    "tensorflow": "tensorflow",
+    "tf_keras": "tf-keras",
+    "jax": "jax",
+}
+"""Modules whose absence means that a framework is not installed, and the extra that brings it."""
+
+
+def import_framework(name: str) -> None:
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        raise absent_framework(error) or error from None
+
+
+def absent_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
+    top = error.name  # a part that is not there, torch.nnn, is a mistake of another kind
+    if top is None or top not in FRAMEWORK_MODULES:
+        return None
+    extra = FRAMEWORK_MODULES[top]
+    return FrameworkMissing(
+        top, f"{top} is not installed: pip install {top}, or pip install 'pytest-modelbudget[{extra}]'"
+    )
+
+
+def resolve(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:
+    """Import `module:callable`; see `named`. Raises ModelBudgetError also for what cannot be called."""
+    found = named(reference, key, entry)
+    if isinstance(found, ModelEntry) and callable(found.build):
+        found = found.build
+    if not callable(found):
+        where = f"{entry.place}: " if entry.place else ""
+        raise ModelBudgetError(f"{where}{key}: {reference} is a {type(found).__name__}, not something to call")
+    return found  # type: ignore[no-any-return]
+
+
+def named(reference: str, key: str, entry: ModelEntry) -> Any:
+    """Import what `module:name` names, whatever it is; `key` of `entry` is where it was written.
+
+    Raises:
+        FrameworkMissing: a framework that the module needs is not installed.
+        ModelBudgetError: there is no such module or name.
+    """
+    module_name, _, path = reference.partition(":")
+    where = f"{entry.place}: " if entry.place else ""
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if missing := absent_framework(error):
+            raise missing from None
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ModelBudgetError(
+                f"{where}{key}: there is no module {error.name!r} (for {reference!r}): it is looked for in the "
+                "installed packages, the folder of the manifest and the root"
+            ) from None
+        raise
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise ModelBudgetError(f"{where}{key}: {module_name} has no {name!r} (for {reference!r})")
+        found = getattr(found, name)
+    return found

@@ -1,0 +1,265 @@
+"""What is planned of a model after it was counted: its recipes, whether they fit, and how its numbers grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import cast
+
+from pytest_modelbudget.backends import Backend, Planner
+from pytest_modelbudget.budget import METRICS, PEAKS, Budget
+from pytest_modelbudget.entry import ModelEntry
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import BATCH, Inputs
+from pytest_modelbudget.planner import Recipe, Training, growth, sums
+from pytest_modelbudget.planner.advice import at, largest, levers
+from pytest_modelbudget.planner.fitting import fitted
+from pytest_modelbudget.planner.recipe import describe
+from pytest_modelbudget.summary import Growth, Kind, Largest, Plan, Summary
+from pytest_modelbudget.system.frames import place, users_line
+
+_MOST_SIZES = 6
+"""Sizes at which a dimension is looked at, at most."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """A model that was counted, and how it was; see `Backend.summarize`. `notes` say how it was built."""
+
+    owner: Backend
+    model: object
+    entry: ModelEntry
+    inputs: Inputs | None
+    sizes: Mapping[str, int]
+    built_here: bool
+    rebuild: Callable[[int], object] | None = None
+    notes: tuple[str, ...] = ()
+    counted: dict[tuple[tuple[str, int], ...], Summary] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that its limits name."""
+        return tuple(dict.fromkeys(device for budget in self.entry.parsed_budgets for device in budget.devices))
+
+    def summary(self, sizes: Mapping[str, int]) -> Summary:
+        """The model counted at other sizes of its dimensions."""
+        key = tuple(sorted(sizes.items()))
+        if key not in self.counted:
+            summary = self.owner.summarize(
+                self.model,
+                name=self.entry.id,
+                inputs=self.inputs,
+                sizes=sizes,
+                built_here=self.built_here,
+                **self._run(),
+            )
+            self.counted[key] = replace(summary, notes=(*self.notes, *summary.notes))
+        return self.counted[key]
+
+    def _run(self) -> dict[str, object]:
+        """How the model may be run on values, for a framework that can.
+
+        Raises:
+            ModelBudgetError: the entry asks for such a run, and the framework cannot.
+        """
+        if hasattr(self.owner, "with_memory"):
+            return {"rebuild": self.rebuild, "run": self.entry.run}
+        if self.entry.run == "real":
+            where = f"{self.entry.place}: " if self.entry.place else ""
+            raise ModelBudgetError(
+                f"{where}{self.entry.id}: run: real is for torch models; {self.owner.FRAMEWORK} "
+                "models are counted without values: remove the key"
+            )
+        return {}
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """What a run takes, by the framework's own recorder where there is one, else as a sum.
+
+        Raises:
+            ModelBudgetError: the recipe does not fit the model; whatever the model's own code raises comes through.
+        """
+        sizes = self.sizes_of(recipe)
+        if not hasattr(self.owner, "plan"):
+            return sums.plan(self.summary(sizes), recipe, sizes)
+        planner = cast(Planner, self.owner)
+        [plan] = planner.plan(
+            self.model,
+            name=self.entry.id,
+            inputs=self.inputs,
+            sizes=sizes,
+            recipes=(recipe,),
+            built_here=self.built_here,
+            devices=self.devices,
+        )
+        return plan
+
+    def sizes_of(self, recipe: Recipe) -> dict[str, int]:
+        """The sizes of the dimensions in a run: the recipe's own in place of the model's.
+
+        Raises:
+            ModelBudgetError: the recipe sizes a dimension that the inputs do not have.
+        """
+        batch = None if self._has_batch(recipe.batch) else recipe.batch
+        asked = {**({BATCH: batch} if batch else {}), **recipe.dims}
+        if unknown := [name for name in asked if name not in self.sizes]:
+            known = ", ".join(self.sizes) or "none"
+            key = "batch" if unknown[0] == BATCH else f"dims.{unknown[0]}"
+            raise ModelBudgetError(
+                f"{kind_of(recipe)}.{key}: the inputs have no dimension {unknown[0]} (they have {known}): "
+                f'name it in inputs, as in "float32[B, 3, 224, 224]"'
+            )
+        return {**self.sizes, **asked}
+
+    def _has_batch(self, batch: int | None) -> bool:
+        """Whether inputs without a dimension B are for this batch as they are: it is the first size of each of them."""
+        if self.inputs is None or BATCH in self.sizes or not (ports := self.inputs.ports):
+            return False
+        return all(port.spec.shape[:1] == (batch,) for port in ports)
+
+
+def kind_of(recipe: Recipe) -> Kind:
+    """The section that a recipe is written in."""
+    return "training" if isinstance(recipe, Training) else "inference"
+
+
+def planned(subject: Subject, summary: Summary) -> Summary:
+    """`summary` with the plans that its entry asks for and the growth that its limits ask for.
+
+    What cannot be planned is a plan without a peak, with the reason; nothing but KeyboardInterrupt escapes.
+    """
+    growth = tuple(_laws(subject, summary, subject.entry.parsed_budgets))
+    return replace(summary, plans=plans_of(subject), growth=growth)
+
+
+def only_planned(subject: Subject) -> Summary:
+    """A summary without rows that has what is planned, with all advice; nothing is counted that no plan needs."""
+    growth = tuple(_laws(subject, None, subject.entry.parsed_budgets))
+    return Summary(subject.entry.id, subject.owner.FRAMEWORK, (), plans=plans_of(subject, advice=True), growth=growth)
+
+
+def plans_of(subject: Subject, *, advice: bool = False) -> tuple[Plan, ...]:
+    """The plans that its entry asks for, with what would help where a limit of memory is broken.
+
+    With `advice` that is told in any case, and the largest sizes that fit the devices are looked for too.
+    """
+    return tuple(_advised(subject, recipe, advice=advice) for recipe in subject.entry.recipes)
+
+
+def _advised(subject: Subject, recipe: Recipe, *, advice: bool) -> Plan:
+    limits, devices = subject.entry.parsed_budgets, subject.devices
+    plan = fitted(_plan(subject, recipe), devices)
+    if plan.peak_bytes is None or not (advice or _breaks(plan, limits)):
+        return plan
+    sizes = subject.sizes_of(recipe)
+    measured = plan.levers or levers(recipe, plan, partial(_plan, subject), sizes.get(BATCH))
+    plan = replace(plan, levers=measured)
+    return replace(plan, largest=tuple(_largest(subject, recipe, sizes, devices))) if advice else plan
+
+
+def _breaks(plan: Plan, limits: Iterable[Budget]) -> bool:
+    """Whether the plan is over a limit of memory."""
+    metric = next(name for name, kind in PEAKS.items() if kind == plan.kind)
+    most = [budget.limit for budget in limits if (budget.metric, budget.bound) == (metric, "max") and budget.limit]
+    assert plan.peak_bytes is not None
+    return any(fit.fits is False for fit in plan.fits) or any(plan.peak_bytes > limit for limit in most)
+
+
+def _largest(subject: Subject, recipe: Recipe, sizes: Mapping[str, int], devices: Iterable[str]) -> Iterator[Largest]:
+    """The largest size of each dimension on each device, where it can be told."""
+    for device in devices:
+        for dim, size in sizes.items():
+
+            def room(size: int, dim: str = dim, device: str = device) -> int | None:
+                fits = fitted(_plan(subject, at(recipe, dim, size)), [device]).fits
+                return next(fit.room for fit in fits if fit.device == device)
+
+            if (found := largest(room, size)) is not None:
+                yield Largest(dim, found, device)
+
+
+def _plan(subject: Subject, recipe: Recipe) -> Plan:
+    words = describe(recipe)
+    try:
+        return replace(subject.plan(recipe), recipe=words)
+    except (Exception, SystemExit) as error:
+        return Plan(kind_of(recipe), words, None, notes=(f"not planned: {_reason(error)}",))
+
+
+def _reason(error: BaseException) -> str:
+    """Why something could not be had, on one line, with the user's own line where there is one."""
+    if isinstance(error, ModelBudgetError):
+        return " ".join(str(error).split())
+    what = f"{type(error).__name__}: {error}".split("\n")[0]
+    line = users_line(error)
+    return what if line is None else f"{what} ({place(line)}: in {line.name})"
+
+
+def _laws(subject: Subject, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:
+    asked = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim and budget.limit is not None)
+    for dim, metric in asked:
+        try:
+            yield _law(subject, dim, metric, small=summary is not None and summary.real_run)
+        except (Exception, SystemExit) as error:
+            yield Growth(dim, metric, subject.sizes.get(dim, 1), reason=_reason(error))
+
+
+def _law(subject: Subject, dim: str, metric: str, *, small: bool) -> Growth:
+    """The law of one number, looked at in larger sizes, and where these do not go, in smaller ones.
+
+    With `small` only in smaller ones, since every look at the model takes its memory.
+    """
+    if dim not in subject.sizes:
+        raise ModelBudgetError(f"the inputs have no dimension {dim}; they have {', '.join(subject.sizes) or 'none'}")
+    declared, number = _number(subject, dim, metric)
+    down = growth.sizes(declared, downwards=True, count=_MOST_SIZES)[::-1]
+    if small:
+        return _through(dim, metric, declared, number, down)
+    try:
+        return _through(dim, metric, declared, number, growth.sizes(declared, count=_MOST_SIZES))
+    except (Exception, SystemExit) as error:
+        with suppress(Exception, SystemExit):
+            return _through(dim, metric, declared, number, down)
+        raise error
+
+
+def _through(dim: str, metric: str, declared: int, number: Callable[[int], int], sizes: tuple[int, ...]) -> Growth:
+    """The law through the numbers at the first three of `sizes`, and at more while that is not enough to tell."""
+    if len(sizes) < 3:
+        raise ModelBudgetError(f"{dim}={declared} is too small to be halved twice")
+    points = [(size, number(size)) for size in sizes[:3]]
+    found = growth.law(dim, metric, declared, points)
+    for size in sizes[3:]:
+        if growth.settled(found):
+            break
+        try:
+            points.append((size, number(size)))
+        except (Exception, SystemExit):  # as far as it goes
+            break
+        found = growth.law(dim, metric, declared, points)
+    return found
+
+
+def _number(subject: Subject, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
+    """The declared size of a dimension, and what gives the metric at a size of it."""
+    if metric in PEAKS:
+        recipe = next((one for one in subject.entry.recipes if kind_of(one) == PEAKS[metric]), None)
+        if recipe is None:
+            raise ModelBudgetError(f"no {PEAKS[metric]} is planned: write {PEAKS[metric]}: {{}} for this model")
+        return subject.sizes_of(recipe)[dim], lambda size: _known(subject.plan(at(recipe, dim, size)))
+
+    def count(size: int) -> int:
+        summary = subject.summary({**subject.sizes, dim: size})
+        value = METRICS[metric].get(summary)
+        if value is None or (metric == "flops" and summary.flops.is_lower_bound):
+            raise ModelBudgetError(f"{metric} is not known at {dim}={size}")
+        return int(value)
+
+    return subject.sizes[dim], count
+
+
+def _known(plan: Plan) -> int:
+    if plan.peak_bytes is None:
+        raise ModelBudgetError(plan.notes[0] if plan.notes else "the peak is not known")
+    return plan.peak_bytes

@@ -1,0 +1,384 @@
+"""Run one entry: resolve its builder, build without memory for weights, summarize, compare, decide."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pytest_modelbudget import backends, inputs, snapshot
+from pytest_modelbudget.backends import model_files
+from pytest_modelbudget.backends.coexistence import coexisting
+from pytest_modelbudget.base import Base
+from pytest_modelbudget.budget import Baseline, Budget
+from pytest_modelbudget.engine.naming import absent_framework, import_framework, named, resolve
+from pytest_modelbudget.engine.planning import Subject, planned
+from pytest_modelbudget.engine.tracebacks import as_text, user_traceback
+from pytest_modelbudget.entry import ModelEntry, arguments, names_file
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
+from pytest_modelbudget.inputs import Example, Inputs
+from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
+from pytest_modelbudget.summary import Summary, TensorSpec
+from pytest_modelbudget.system.frames import place, users_line
+from pytest_modelbudget.system.intact import intact
+
+T = TypeVar("T")
+
+
+def run(
+    entry: ModelEntry,
+    root: Path,
+    *,
+    accept: bool = False,
+    snapshots: bool = True,
+    count: Callable[[ModelEntry], Summary] | None = None,
+    base: Base | None = None,
+    limits_before: tuple[Budget, ...] | None = None,
+) -> Result:
+    """Build and count one model, and decide; nothing is written and nothing but KeyboardInterrupt escapes.
+
+    `accept` is an update run, `snapshots=False` checks budgets only, `count` replaces `summarize_entry`. `base` has
+    the committed snapshots to hold growth against, and `limits_before` are the entry's limits there. A model that
+    cannot be counted gives a BUILD ERROR with the user's own traceback; a missing framework gives SKIPPED, or a BUILD
+    ERROR in CI.
+    """
+    start = time.perf_counter()
+    try:
+        summary = attempt(_located(entry, root), count or summarize_entry)
+        with intact():
+            text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
+            stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
+            before = None if base is None else _baseline(base, entry, summary, text, limits_before)
+            result = check(entry, summary, stored, accept=accept, base=before)
+    except NotCounted as end:
+        result = replace(end.result, id=entry.id, place=entry.place, tags=entry.tags)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        result = failure(entry, error)
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+class NotCounted(Exception):
+    """A model gave no summary; `result` says why."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.id)
+        self.result = result
+
+
+def attempt(entry: ModelEntry, count: Callable[[ModelEntry], Summary]) -> Summary:
+    """What `count` gives for the entry.
+
+    Raises:
+        NotCounted: it raised, whatever it raised.
+        KeyboardInterrupt: it raised that.
+    """
+    try:
+        with coexisting():
+            return count(entry)
+    except (NotCounted, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise NotCounted(failure(entry, error)) from None
+
+
+def failure(entry: ModelEntry, error: BaseException) -> Result:
+    """How a model came out that could not be counted because of `error`."""
+    match error:
+        case FrameworkMissing():
+            return _missing(entry, error)
+        case ModelBudgetError():
+            return _failed(entry, _with_cause(error))
+        case ModuleNotFoundError() if absent := absent_framework(error):  # a builder may import its framework itself
+            return _missing(entry, absent)
+        case SystemExit():
+            leaving = f"the builder called sys.exit({as_text(error.code, repr)}): let it return a model"
+            return _failed(entry, f"{user_traceback(error)}\n{leaving}")
+        case _:
+            return _failed(entry, user_traceback(error))
+
+
+def _located(entry: ModelEntry, root: Path) -> ModelEntry:
+    """A model's file is looked for from the folder of what registers it."""
+    if not isinstance(entry.build, str) or not names_file(entry.build):
+        return entry
+    return replace(entry, build=str(root / entry.home / entry.build))
+
+
+def _baseline(
+    base: Base,
+    entry: ModelEntry,
+    summary: Summary,
+    text: str,
+    limits: tuple[Budget, ...] | None,
+) -> Baseline:
+    """What the base says of one model; that it says nothing is a state of its own."""
+    name = base.where.name
+    if not base.where.commit:
+        return Baseline(reason=f"there is no base ({base.where.reason})")
+    try:
+        path = snapshot.path_for(entry)
+        path = snapshot.earlier_path(base.named(path.rpartition("/")[2]), entry, root=base.root)
+        before = snapshot.baseline(base.text(path), summary, text, name=name, path=path)
+        return replace(before, limits=limits)
+    except ModelBudgetError as problem:
+        return Baseline(name, reason=str(problem))
+
+
+def _with_cause(mistake: ModelBudgetError) -> str:
+    cause = mistake.__cause__
+    return str(mistake) if cause is None else f"{mistake}\n{user_traceback(cause)}"
+
+
+def _failed(entry: ModelEntry, error: str) -> Result:
+    return Result(id=entry.id, state=State.BUILD_ERROR, error=error, place=entry.place, tags=entry.tags)
+
+
+def _missing(entry: ModelEntry, missing: FrameworkMissing) -> Result:
+    skips = entry.optional or not in_ci()
+    hint = "" if skips else "\nin CI a missing framework is a failure; to allow it, set optional: true for this model"
+    result = _failed(entry, f"{missing}{hint}")
+    return replace(result, state=State.SKIPPED) if skips else result
+
+
+def in_ci() -> bool:
+    """Whether this is a CI job: `CI` set to anything but empty, 0 or false, or `TF_BUILD` set."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false") or bool(os.environ.get("TF_BUILD"))
+
+
+def summarize_entry(entry: ModelEntry) -> Summary:
+    """Build the entry's model and count it.
+
+    Raises:
+        ModelBudgetError: see `run`; anything the builder raises comes through as it is.
+    """
+    return replace(from_builder(entry, counted), samples=entry.samples)
+
+
+def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
+    """What `finish` gives for the model that the entry's builder makes, without memory where that can be."""
+    if entry.framework is not None:
+        import_framework(entry.framework)
+    build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
+    build = arguments.filled(build, entry.args, entry.kwargs, partial(_target, entry))
+    return _built(build, entry, backends.loaded(), finish)
+
+
+def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
+    """The function that `build` names, or one that reads its file."""
+    if not names_file(build):
+        return resolve(build, "build", entry)
+    if entry.args or entry.kwargs:
+        where = f"{entry.place}: " if entry.place else ""
+        raise ModelBudgetError(f"{where}args and kwargs are for functions; {build} is a file, which takes none")
+    return model_files.builder(Path(build), entry.framework)
+
+
+def _built(
+    build: Callable[..., object],
+    entry: ModelEntry,
+    active: tuple[backends.Backend, ...],
+    finish: Callable[[Subject], T],
+) -> T:
+    _check_arguments(build, entry)
+    again = partial(_with_memory, build, entry)
+    with ExitStack() as state:
+        state.enter_context(backends.preserved(active))
+        notes: tuple[str, ...] = ()
+        try:
+            model, refused = (again(0), ()) if entry.run == "real" else _abstractly(build, entry, active)
+        except Exception as mistake:
+            if entry.run is not None or not _may_need_values(mistake, active):
+                raise
+            state.close()  # what the first try set must not be there for the second
+            state.enter_context(backends.preserved(active))
+            model, notes = _instead(mistake, again, entry), (_BUILT_WITH_MEMORY,)
+        else:
+            if refused:
+                state.close()
+                state.enter_context(backends.preserved(active))
+                model, notes = _once_more(build, entry, active, ", ".join(filter(None, refused)))
+        owner = backends.owner(model)
+        if owner is not None and owner in active:
+            return finish(subject_of(owner, model, entry, built_here=True, rebuild=again, notes=notes))
+    if owner is None:
+        raise ModelBudgetError(f"{_name(build)} returned {_described(model)}")
+    # The builder imported its framework itself, so the first model was built for real: drop it and build again.
+    del model
+    return _built(build, entry, backends.loaded(), finish)
+
+
+_BUILT_WITH_MEMORY = "the builder ran with real memory, because it computes with values while it builds"
+
+
+def _abstractly(
+    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]
+) -> tuple[object, tuple[str, ...]]:
+    """What the builder returns, and where it asked for values in vain."""
+    with backends.abstract(active) as refused:
+        model = build(*entry.args, **entry.kwargs)
+    return model, tuple(line for lines in refused for line in lines)
+
+
+def _once_more(
+    build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], lines: str
+) -> tuple[object, tuple[str, ...]]:
+    """The model of a builder that asked for values in vain and went on without them, with memory where it may be."""
+    where, cure = f", at {lines}" if lines else "", ": `run: real` has them"
+    if entry.run is None:
+        try:
+            return _with_memory(build, entry, 0), (f"{_BUILT_WITH_MEMORY}{where}",)
+        except TooLarge as limit:
+            cure = f", {limit}"
+    asks = f"the builder asks for values that are not known{where}, and goes on without them{cure}"
+    return _abstractly(build, entry, active)[0], (asks,)
+
+
+def _with_memory(build: Callable[..., object], entry: ModelEntry, seed: int) -> object:
+    """What the builder returns outside of every redirection, with random numbers that follow from `seed`.
+
+    Raises:
+        TooLarge: its weights take more than may be taken unasked.
+    """
+    active = backends.loaded()
+    with backends.preserved(active), backends.with_memory(active, seed, limited=entry.run != "real"):
+        return build(*entry.args, **entry.kwargs)
+
+
+def _may_need_values(mistake: Exception, active: tuple[backends.Backend, ...]) -> bool:
+    """Whether a builder that failed without memory may go through with it."""
+    unrelated = (ModelBudgetError, ImportError, OSError, NameError, SyntaxError)
+    return backends.has_memory(active) and not isinstance(mistake, unrelated)
+
+
+def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEntry) -> object:
+    """The model built with memory, after `mistake` without it."""
+    try:
+        return again(0)
+    except TooLarge as limit:
+        if "meta" not in f"{type(mistake).__name__}{as_text(mistake)}".lower() and not isinstance(
+            mistake, NotImplementedError
+        ):
+            raise mistake from None
+        where = f"{entry.place}: {entry.id}" if entry.place else entry.id
+        frame = users_line(mistake)
+        line = "" if frame is None else f", at {place(frame)}"
+        raise ModelBudgetError(f"{where}: the builder computes with values while it builds{line}, {limit}") from mistake
+
+
+def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
+    where = f"{entry.place}: " if entry.place else ""
+    arguments.refuse_misfit(build, entry.args, entry.kwargs, f"{where}{_name(build)}")
+
+
+def _target(entry: ModelEntry, reference: arguments.Reference) -> Any:
+    """What a name among the arguments of `entry` stands for; see `named`."""
+    holder = replace(entry, place=reference.place or entry.place)
+    return (resolve if reference.called else named)(reference.name, reference.where, holder)
+
+
+def counted(subject: Subject) -> Summary:
+    """A model's summary, with what is planned of it."""
+    return planned(subject, subject.summary(subject.sizes))
+
+
+def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, **origin: Any) -> Subject:
+    """The model with its inputs, and the sizes of their dimensions; `origin` says where it is from (see `Subject`)."""
+    declared = _inputs(entry)
+    sizes = {} if declared is None else inputs.sizes_for(declared, batch=entry.batch or 1, dims=entry.dims)
+    if declared is None:
+        sizes = {inputs.BATCH: entry.batch or 1, **entry.dims}
+    return Subject(owner, model, entry, declared, sizes, **origin)
+
+
+def _inputs(entry: ModelEntry) -> Inputs | None:
+    if not isinstance(entry.inputs, Example):
+        assert entry.inputs is None or isinstance(entry.inputs, Inputs)
+        return entry.inputs
+    call = entry.inputs.call
+    example = resolve(call, "inputs", entry) if isinstance(call, str) else call
+    return inputs.from_example(example())
+
+
+def _described(model: object) -> str:
+    if any(backend.is_class(model) for backend in backends.loaded()):
+        return f"the class {getattr(model, '__name__', model)}, not a model: call it, so that it returns an instance"
+    known = ", ".join(backends.BACKENDS)
+    kind = "None" if model is None else f"a {type(model).__module__}.{type(model).__qualname__}"
+    return f"{kind}, which is no model of a known framework ({known}): let it return the model"
+
+
+def _name(build: object) -> str:
+    return f"{getattr(build, '__module__', '')}:{getattr(build, '__qualname__', type(build).__name__)}"
+
+
+def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
+    """The entries that a source (`module:callable`) yields.
+
+    Raises:
+        FrameworkMissing: a framework that it needs is not installed.
+        ModelBudgetError: it cannot be imported, or yields something else than `ModelEntry`.
+    """
+    try:
+        with coexisting():
+            found = resolve(reference, "sources", holder)()
+            entries = tuple(found) if isinstance(found, Iterable) else None
+    except ModuleNotFoundError as error:
+        raise absent_framework(error) or error from None
+    if entries is None:
+        raise ModelBudgetError(
+            f"{holder.place}: sources: {reference} returned a {type(found).__name__}: yield ModelEntry values"
+        )
+    for entry in entries:
+        if not isinstance(entry, ModelEntry):
+            raise ModelBudgetError(
+                f"{holder.place}: sources: {reference} yielded a {type(entry).__name__}, not a ModelEntry"
+            )
+    return tuple(replace(entry, place=entry.place or holder.place) for entry in entries)
+
+
+def live_entry(name: str, model_or_builder: object, given: Any, **options: Any) -> ModelEntry:
+    """An entry for a model that is already there, or for a builder; real tensors are accepted as inputs."""
+    read = given if _is_grammar(given) else inputs.from_example(given)
+    build = os.path.abspath(model_or_builder) if isinstance(model_or_builder, os.PathLike) else model_or_builder
+    return ModelEntry(id=name, build=build, inputs=read, **options)  # type: ignore[arg-type]
+
+
+def _is_grammar(given: Any) -> bool:
+    """Whether `given` is written in the grammar, rather than real tensors."""
+    if type(given) is dict:
+        return all(map(_is_grammar, given.values()))
+    if type(given) in (list, tuple):
+        return all(map(_is_grammar, given))
+    if isinstance(given, (str, int, float, bool, type(None), Inputs, Example, TensorSpec)):
+        return True
+    if type(given).__name__ in ("Size", "TensorShape"):
+        return True
+    return callable(given) and not any(True for _ in inputs.tensors_in(((given,), {})))
+
+
+def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
+    """Count a live model as it is, or what a builder (a function, a model class, a reference or a file) gives."""
+    return replace(of_live(model_or_builder, entry, counted), samples=entry.samples)
+
+
+def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
+    """What `finish` gives for a live model, or for what a builder gives."""
+    owner = backends.owner(model_or_builder)
+    if owner is not None:
+        with backends.preserved(backends.loaded() if isinstance(entry.inputs, Example) else ()):
+            subject = subject_of(owner, model_or_builder, entry, built_here=False)
+        return finish(subject)
+    if not callable(model_or_builder) and not _names_builder(entry.build):
+        raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
+    return from_builder(entry, finish)
+
+
+def _names_builder(build: object) -> bool:
+    return isinstance(build, str) and (names_file(build) or ":" in build)

@@ -1,0 +1,7 @@
+"""What a team registers: a model, what its builder is called with, and what it may take of the machine."""
+
+from __future__ import annotations
+
+from pytest_modelbudget.entry.model_entry import ModelEntry, RunMode, check_id, duplicates, names_file
+
+__all__ = ["ModelEntry", "RunMode", "check_id", "duplicates", "names_file"]

@@ -1,0 +1,8 @@
+"""How models came out: the data of a result, the decision, sums over groups of models, and results as JSON."""
+
+from __future__ import annotations
+
+from pytest_modelbudget.results.check import check
+from pytest_modelbudget.results.result import Result, Since, Snapshot, State, Stored
+
+__all__ = ["Result", "Since", "Snapshot", "State", "Stored", "check"]
