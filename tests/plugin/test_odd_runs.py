@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import SMALL, Project
-from tests.test_writing import environment
+from tests.system.test_writing import environment
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and shells of POSIX")
 

@@ -25,7 +25,7 @@ from tests.trackers.mlflow_helpers import SECRET, SOURCES
 RUN = """
 import json, sys
 from pathlib import Path
-from pytest_modelbudget import wire
+from pytest_modelbudget.results import codec as wire
 from pytest_modelbudget.trackers import tracker
 
 results = [wire.result_from(one) for one in json.loads(sys.stdin.read())]

@@ -35,7 +35,7 @@ _ELSEWHERE = {
 
 
 def read(path: Path) -> Any:
-    """The model of a file, without values; see `backends.files.Reader`.
+    """The model of a file, without values; see `backends.model_files.Reader`.
 
     Raises:
         ModelBudgetError: the file is damaged or holds weights only, its config has a Lambda or a class that is not

@@ -25,7 +25,7 @@ _TENSORS = ("RaggedTensor", "SparseTensor")
 
 
 def read(path: Path) -> Any:
-    """The model of a file, its variables without memory; see `backends.files.Reader`.
+    """The model of a file, its variables without memory; see `backends.model_files.Reader`.
 
     Raises:
         ModelBudgetError: the file is damaged or holds weights only, or its config has a Lambda or a class that is not

@@ -91,7 +91,7 @@ class SavedModel:
 
 
 def read(path: Path) -> SavedModel:
-    """The model of a folder; see `backends.files.Reader`.
+    """The model of a folder; see `backends.model_files.Reader`.
 
     Raises:
         ModelBudgetError: `saved_model.pb` is damaged, or of TensorFlow 1.

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import plan, summarize
 from pytest_modelbudget.errors import ModelBudgetError
-from tests.backends.torch.test_stored import Wrapping as OfHalves
+from tests.backends.torch.model.test_stored import Wrapping as OfHalves
 
 FIVE = "float32[B, 5]"
 

@@ -131,7 +131,7 @@ class Configured(nn.Module):
         return self.body(x)
 
 
-HERE = "tests.test_library"
+HERE = "tests.test_api"
 
 
 def entries(tmp_path: Path, text: str) -> list[ModelEntry]:

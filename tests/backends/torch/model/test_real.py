@@ -144,7 +144,7 @@ def test_the_same_snapshot_in_every_process() -> None:
     """Whatever the number of threads and the state of the random numbers."""
     code = (
         "import sys, torch; sys.path.insert(0, '.'); torch.set_num_threads(1); torch.manual_seed(1)\n"
-        "from tests.backends.torch.test_real import Routed, render, summarize\n"
+        "from tests.backends.torch.model.test_real import Routed, render, summarize\n"
         "print(render(summarize(Routed, 'float32[16, 32]', name='m'), declared='m'), end='')"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.system.streams import Lasting
-from tests.test_writing import environment
+from tests.system.test_writing import environment
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of POSIX")
 
@@ -76,7 +76,7 @@ def test_a_character_that_the_encoding_lacks_is_escaped(encoding: str, shown: by
 def test_a_command_ends_with_its_own_code(tmp_path: Path, redirected: str, said: str) -> None:
     """And files that it opens are not taken for its output."""
     code = (
-        "import os, sys; from pytest_modelbudget import streams\n"
+        "import os, sys; from pytest_modelbudget.system import streams\n"
         "with streams.lasting():\n"
         "    file = open('file', 'w')\n"
         "    print('printed ' * 5000); os.system('echo printed')\n"

@@ -87,7 +87,7 @@ def measured(ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:
 
 def test_405_billion_parameters_over_512_ranks() -> None:
     """Llama 405B, FSDP over 64 times tensor parallelism over 8, in a process of its own: under a minute and 1 GB."""
-    script = Path(__file__).parents[2] / "benchmarks" / "sharding_speed.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "sharding_speed.py"
     case = "405B, fsdp 64 x tp 8, blocks recomputed"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

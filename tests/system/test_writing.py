@@ -162,7 +162,7 @@ def test_an_output_of_the_process_goes_on_where_it_is(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "link").symlink_to("/dev/stdout")
     code = (
-        "import sys; from pathlib import Path; from pytest_modelbudget import writing\n"
+        "import sys; from pathlib import Path; from pytest_modelbudget.system import writing\n"
         "print('first'); writing.write(Path('/dev/stdout'), 'second\\n'); print('third')\n"
         "writing.write(Path('link'), 'fourth\\n'); writing.append(Path('/dev/fd/1'), 'fifth\\n'); print('sixth')\n"
     )
@@ -173,7 +173,7 @@ def test_an_output_of_the_process_goes_on_where_it_is(tmp_path: Path) -> None:
 
 def environment() -> dict[str, str]:
     """Where a process of its own finds this project."""
-    root = str(Path(writing.__file__).parents[1])
+    root = str(Path(writing.__file__).parents[2])
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
 
 
@@ -210,7 +210,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pytest_modelbudget import writing
+from pytest_modelbudget.system import writing
 def killed(*_): os.kill(os.getpid(), signal.SIGKILL)
 os.replace = killed
 writing.write(Path(sys.argv[1]), "half")
