@@ -235,6 +235,25 @@ def test_links_lead_somewhere(document: str) -> None:
         assert not file or (REPOSITORY / document).parent.joinpath(file).is_file(), link
 
 
+MAP = (REPOSITORY / ".github/CONTRIBUTING.md").read_text(encoding="utf-8")
+PACKAGE = REPOSITORY / "pytest_modelbudget"
+
+
+def test_the_map_has_every_room() -> None:
+    """A room that is added or moved is added or moved there."""
+    rows = "\n".join(line.split("|")[1] for line in MAP.splitlines() if line.startswith("| `"))
+    rooms = {path.name + "/" * path.is_dir() for path in PACKAGE.iterdir() if path.name[0].isalpha()}
+    assert {room for room in rooms - {"py.typed"} if f"`{room}`" not in rows} == set()
+
+
+def test_the_map_leads_to_files_that_are_there() -> None:
+    """Whatever is written as a path of this package."""
+    named = set(re.findall(r"`([a-z_/]+/(?:[a-z_]+\.(?:py|json))?)`", MAP))
+    roots = (PACKAGE, PACKAGE / "backends", REPOSITORY)
+    assert len(named) > 30
+    assert {name for name in named if not any((root / name).exists() for root in roots)} == set()
+
+
 def test_quick_start_has_the_two_commands_that_ci_runs() -> None:
     """Each is one sh block, found by the words that the script looks for."""
     commands = re.findall(r"^```sh\n(.*?)^```$", README.partition("## Quick start")[2], re.MULTILINE | re.DOTALL)
