@@ -50,7 +50,7 @@ ZERO = _names(
 
 UNCOUNTED = _names(
     """
-    AssociativeScan Cholesky CholeskyInverse Cond Corrcoef Correlate Det Eig Eigh ForiLoop GaussianBlur Inv JVP Logdet
+    AssociativeScan Cholesky CholeskyInverse Cond Corrcoef Det Eig Eigh ForiLoop GaussianBlur Inv JVP Logdet
     Lstsq LuFactor Map MatrixRank Pinv Qr Scan Slogdet SobelEdges Solve SSIM SVD VectorizedMap WhileLoop
     """,
 )
