@@ -28,7 +28,6 @@ from pytest_modelbudget.backends.torch.appearance import CPU, as_on_cpu
 from pytest_modelbudget.backends.torch.factories import FACTORIES
 from pytest_modelbudget.backends.torch.ghosts import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.state import seed as fix_random_states
-from pytest_modelbudget.backends.torch.state import unswept
 from pytest_modelbudget.backends.torch.stored import elements, is_sparse
 from pytest_modelbudget.backends.torch.trees import lies_on_meta, tensors
 from pytest_modelbudget.backends.torch.unknown import (
@@ -52,7 +51,6 @@ def abstract() -> Iterator[Sequence[str]]:
     """
     with ExitStack() as stack:
         fix_random_states()
-        stack.enter_context(unswept())
         stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
         stack.enter_context(_HOOKS.inside())
         stack.enter_context(Undoing(partial(_use, _GHOSTS.get(get_ident()))))
