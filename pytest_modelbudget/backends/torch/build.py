@@ -168,6 +168,7 @@ def _layers_that_fill() -> tuple[Any, ...]:
     return tuple(kind for kind in kinds if "reset_parameters" in vars(kind) and issubclass(kind, nn.Module))
 
 
+@cache
 def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], None]:
     @wraps(function)
     def idle(module: Any) -> None:
@@ -187,6 +188,7 @@ def _init_modules() -> Iterator[Any]:
         yield timm
 
 
+@cache
 def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
     draws = function.__name__ not in _CONSTANT_FILLS
 

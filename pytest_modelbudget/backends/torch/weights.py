@@ -16,9 +16,9 @@ from pytest_modelbudget.backends.torch.modules import PARTS, Node, all_tensors, 
 from pytest_modelbudget.backends.torch.packed import Packed, hides_features, own_tensors, packed_weight
 from pytest_modelbudget.backends.torch.programs import frozen_weights, packed_bytes, unpacked
 from pytest_modelbudget.backends.torch.stored import (
+    are_plain,
     dtype_of,
     goes_to_meta,
-    has_plain_tensors,
     is_plain,
     plain_region,
     region,
@@ -129,9 +129,13 @@ def _description(tensor: torch.Tensor, packed: Packed | None) -> tuple[Hashable,
 
 def is_packed(module: nn.Module) -> bool:
     """Whether `module` runs on values only: its weights are packed for the CPU's kernels, or cannot be on meta."""
-    if _is_prepacked(module):
-        return True
-    return not (has_plain_tensors(module) or all(map(goes_to_meta, all_tensors([module]))))
+    return any_packed([module])
+
+
+def any_packed(modules: Sequence[nn.Module]) -> bool:
+    """Whether any of `modules` is packed; see `is_packed`."""
+    tensors = all_tensors(modules)
+    return any(map(_is_prepacked, modules)) or not (are_plain(tensors) or all(map(goes_to_meta, tensors)))
 
 
 def _is_prepacked(module: nn.Module) -> bool:
