@@ -23,10 +23,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
+from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.backends.torch import counting, structure
 from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.model.global_state import preserved, unswept
+from pytest_modelbudget.backends.torch.model.global_state import preserved
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.model.real_copy import with_memory
@@ -75,7 +76,7 @@ def summarize(
         if run == "real":
             raise ModelBudgetError(f"{name}: `run: real` needs inputs: write e.g. {structure.EXAMPLE}")
         return structure.summarize(model, name=name, framework=FRAMEWORK)
-    with _guarded(built_here), unswept(), keras_layers.at_hand(all_modules(model)):
+    with _guarded(built_here), gc_paused(), keras_layers.at_hand(all_modules(model)):
         origin = counting.Origin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
 
@@ -105,7 +106,7 @@ def plan(
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
     model = module_of(model)
-    with _guarded(built_here), unswept(), keras_layers.at_hand(all_modules(model)):
+    with _guarded(built_here), gc_paused(), keras_layers.at_hand(all_modules(model)):
         return planning.plans(
             model,
             name=name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import sys
 import threading
@@ -175,21 +174,6 @@ def _note_inference() -> Callable[[], object]:
 
 
 _NOTED = patching.Shared(_note_inference)
-
-
-def unswept() -> AbstractContextManager[None]:
-    """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
-    return _UNSWEPT.inside()
-
-
-def _unsweep() -> Callable[[], object]:
-    if not gc.isenabled():
-        return lambda: None
-    gc.disable()
-    return gc.enable
-
-
-_UNSWEPT = patching.Shared(_unsweep)
 
 
 def seed(number: int = 0) -> None:
