@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_modelbudget.backends.torch.calls import CallsNoted, calls_shown
+from pytest_modelbudget.backends.torch.compat import show_higher_order
 from pytest_modelbudget.backends.torch.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.flops import Cost, cost
 from pytest_modelbudget.backends.torch.joins import (
@@ -384,5 +385,6 @@ _STEERING: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while_
 @contextmanager
 def watching(trace: Watcher, runner: Runner | None) -> Iterator[None]:
     """Inside, calls of modules and operators of this thread are noted in `trace`; `runner` runs the operators."""
+    show_higher_order(_Watch)
     with calls_shown(), CallsNoted(trace), _Watch(trace, runner):
         yield
