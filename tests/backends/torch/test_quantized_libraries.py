@@ -225,8 +225,8 @@ def deep(config: Any = None) -> nn.Module:
             quantization.Int8DynamicActivationInt8WeightConfig(), 512 * 512, id="int8 activations, too",
             marks=since("torchao", "0.17", "before, it multiplied a copy in wider numbers"),
         ),
-    ],  # fmt: skip
-)
+    ],
+)  # fmt: skip
 def test_a_quantized_model_is_planned_smaller_by_what_it_saves(config: Any, copied: int) -> None:
     """16 matrices in one byte instead of two for each element; torchao copies one at a time, to bfloat16 or transposed."""
     small, large = (plan(build, "bfloat16[1, 512]", inference={"batch": 1}) for build in (lambda: deep(config), deep))
