@@ -122,6 +122,6 @@ def test_attentions_of_keras(make: Callable[[Any, Any, Any], Any], text: str) ->
 
     with backend.preserved(), backend.abstract():
         x, y = keras.Input((5, 16)), keras.Input((6, 24))
-        model = keras.Model([x, y], make(keras.layers, x, y))
+        model = keras.Model([x, y], [make(keras.layers, x, y), keras.layers.ReLU()(y)])
     rows = backend.summarize(model, name="m", inputs=None, sizes={}, built_here=True).layers
     assert [why(row) for row in rows if row.params] == [text]

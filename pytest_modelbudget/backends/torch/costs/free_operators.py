@@ -64,7 +64,7 @@ _MAKING = """
     _empty_per_channel_affine_quantized empty_quantized from_file sparse_coo_tensor sparse_compressed_tensor
     _sparse_coo_tensor_with_dims _sparse_coo_tensor_with_dims_and_tensors _sparse_compressed_tensor_with_dims
     _new_zeros_with_same_feature_meta _cudnn_init_dropout_state _fill_mem_eff_dropout_mask _philox_key_fold_in
-    _philox_key_split _philox_normal _philox_uniform
+    _philox_key_split _philox_normal _philox_randint _philox_uniform
 """
 _ELEMENTWISE = """
     hardswish mish xlogy copysign gcd lcm fmod remainder _prelu_kernel glu addr _conj _conj_physical polar rsub
@@ -119,7 +119,8 @@ _SPARSE = """
     _sparse_mm_reduce_impl_backward _spsolve _cslt_sparse_mm_search
 """
 _KERNELS_OF_DEVICES = """
-    _cudnn_attention_forward _cudnn_attention_backward _cudnn_rnn_backward _flash_attention_forward_no_dropout_inplace
+    _cudnn_attention_forward _cudnn_attention_forward_no_dropout_inplace _cudnn_attention_backward _cudnn_rnn_backward
+    _flash_attention_forward_no_dropout_inplace
     _scaled_dot_product_fused_attention_overrideable_backward _slow_conv2d_backward
     _triton_multi_head_attention convolution_backward_overrideable linear_backward lstm_mps_backward matmul_backward
     miopen_rnn_backward mkldnn_linear_backward mkldnn_linear_backward_input mkldnn_linear_backward_weights

@@ -20,6 +20,7 @@ from pytest_modelbudget.backends.torch.model.settings import (
     OF_PROCESS,
     OF_THREAD,
     Setting,
+    dispatch_modes,
     force,
     values,
 )
@@ -137,11 +138,13 @@ def _let_go(error: BaseException | None) -> None:
 
     An error keeps its frames for as long as it is looked at; then they close, and set again what they found inside.
     """
+    modes = dispatch_modes()  # torch 2.6 frees one that only its stack still holds before it has handed it out
     for frame in _failed(error):
         if any(isinstance(value, (AbstractContextManager, GeneratorType)) for value in frame.f_locals.values()):
             with suppress(RuntimeError):  # it is running
                 frame.clear()
                 dict(frame.f_locals)  # before Python 3.13 a copy, which holds them, too, until it is looked at again
+    del modes
 
 
 def _failed(error: BaseException | None) -> Iterator[FrameType]:
