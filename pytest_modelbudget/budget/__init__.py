@@ -7,7 +7,7 @@ findings.py what is said without failing, ratchet.py limits that follow downward
 
 from pytest_modelbudget.budget.findings import Baseline, Finding, loosened
 from pytest_modelbudget.budget.grammar import parse, parse_sum
-from pytest_modelbudget.budget.judge import Violation, judge, today, violations
+from pytest_modelbudget.budget.judge import Violation, judge, today
 from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, contradictions, merge
 from pytest_modelbudget.budget.metrics import (
     ADDITIVE,
@@ -48,6 +48,5 @@ __all__ = [
     "saving",
     "tightened",
     "today",
-    "violations",
     "written",
 ]

@@ -82,13 +82,6 @@ def today() -> date:
     return datetime.now(timezone.utc).date()
 
 
-def violations(
-    summary: Summary, budgets: Iterable[Budget], base: Baseline | None = None, day: date | None = None
-) -> tuple[Violation, ...]:
-    """Return every budget that does not hold, failures first; see `judge`."""
-    return judge(summary, budgets, base, day)[0]
-
-
 def judge(
     summary: Summary, budgets: Iterable[Budget], base: Baseline | None = None, day: date | None = None
 ) -> tuple[tuple[Violation, ...], tuple[Finding, ...]]:

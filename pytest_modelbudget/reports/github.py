@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -19,6 +20,11 @@ _ORDER = (
     State.NO_SNAPSHOT, State.OBSOLETE, State.OK, State.SKIPPED,
 )  # fmt: skip
 """What a reviewer has to see first."""
+
+
+def reads_log() -> bool:
+    """Whether this is a job of GitHub Actions, whose log is read for commands."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def commands(results: Sequence[Result], setting: text.Setting, *, errors: bool = True) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.budget import METRICS, Budget, Violation, merge, violations
+from pytest_modelbudget.budget import METRICS, Budget, Violation, judge, merge
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.summary import Flops, Summary
 from tests.builders import gpt, towers
@@ -21,7 +21,7 @@ def limits(written: dict[str, Any]) -> tuple[Budget, ...]:
 
 def broken(written: dict[str, Any], summary: Summary | None = None) -> list[str]:
     """The violations of `written`, as text."""
-    return [str(violation) for violation in violations(summary or towers(), limits(written))]
+    return [str(violation) for violation in judge(summary or towers(), limits(written))[0]]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_lower_bound_satisfies_a_min() -> None:
 )
 def test_warn_zone(maximum: int, severities: list[str]) -> None:
     """From 95% of the max on there is a warning, above the max a failure."""
-    found = violations(towers(), limits({"params": {"max": maximum, "warn": "95%"}}))
+    found, _ = judge(towers(), limits({"params": {"max": maximum, "warn": "95%"}}))
     assert [violation.severity for violation in found] == severities
 
 
@@ -140,6 +140,6 @@ def test_every_metric_of_the_contract_is_there() -> None:
 
 def test_a_violation_knows_its_line() -> None:
     """The place travels with the budget."""
-    (violation,) = violations(towers(), limits({"params": 1}))
+    (violation,), _ = judge(towers(), limits({"params": 1}))
     assert isinstance(violation, Violation)
     assert str(violation.budget.place) == "modelbudget.yaml:7"

@@ -74,11 +74,6 @@ def set_names(counters: dict[str, int]) -> None:
     global_state.set_global_attribute(_NAMES, defaultdict(int, counters))
 
 
-def forget_uninitialized() -> None:
-    """Let no variable wait for its value."""
-    global_state.set_global_attribute(_UNINITIALIZED, [])
-
-
 def in_stateless_scope() -> bool:
     """Whether variables are without value at the moment (a `clear_session()` ends that silently)."""
     return global_state.get_global_attribute(_SCOPE) is not None
