@@ -19,7 +19,7 @@ from pytest_modelbudget.budget.metrics import (
     Number,
     layer_value,
 )
-from pytest_modelbudget.budget.planned import GROWING, saving
+from pytest_modelbudget.budget.planned import GROWING
 from pytest_modelbudget.budget.ratchet import numbers, tightened, written
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "numbers",
     "parse",
     "parse_sum",
-    "saving",
     "tightened",
     "today",
     "violations",

@@ -13,6 +13,7 @@ from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner.fitting import capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
+from pytest_modelbudget.summary.show.plans import saving
 
 GROWING = ("activation_bytes", "flops", "training_peak_bytes", "inference_peak_bytes")
 """Metrics whose growth in a dimension can be limited."""
@@ -109,15 +110,6 @@ def _short(plan: Plan, fit: Fit, needs: int) -> str:
     text = f"{plan.kind} needs {units.size(needs)} of {room} on {fit.device}: short by {lacking}"
     levers = list(saving(plan))[:_MOST_LEVERS]
     return f"{text}; levers: {', '.join(levers)}" if levers else text
-
-
-def saving(plan: Plan) -> Iterator[str]:
-    """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
-    if plan.peak_bytes is None:
-        return
-    for lever in sorted(plan.levers, key=lambda one: one.peak_bytes):
-        if (saved := plan.peak_bytes - lever.peak_bytes) > 0:
-            yield f"{lever.name} would save {units.size(saved)}"
 
 
 def overgrown(summary: Summary, budget: Budget) -> Iterator[Found]:

@@ -15,6 +15,7 @@ from pytest_modelbudget.reports import github, overall, table, terminal, text
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.finish import sweep, write_snapshots
+from pytest_modelbudget.system.escape import captured, harmless, harmless_lines
 from pytest_modelbudget.trackers import tracker
 
 _ROWS = 40
@@ -54,7 +55,7 @@ def run(options: Namespace) -> int:
     print("\n".join((*closing, *overall.lines(done.overall, done.results), *lines)))
     _annotate(done, project.root)
     for problem in problems:
-        print(f"ERROR {text.harmless_lines(problem)}", file=sys.stderr)
+        print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
     return INTERRUPTED if done.interrupted else int(failed or bool(problems))
 
 
@@ -65,10 +66,10 @@ def _told(result: Result, said: str, verbose: int) -> Iterator[str]:
         yield terminal.failure(result, width=columns, rows=rows, explain=verbose > 1)
         if said.strip():
             yield "it printed:"
-            yield text.captured(said.strip())
+            yield captured(said.strip())
         yield ""
     elif result.state is State.SKIPPED:
-        yield text.harmless(f"{result.id}: skipped: {result.error}")
+        yield harmless(f"{result.id}: skipped: {result.error}")
     elif verbose and result.summary is not None:
         yield table.summary_text(result.summary, width=columns, most=rows, explain=verbose > 1)
         yield ""

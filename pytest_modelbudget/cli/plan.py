@@ -17,8 +17,8 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import NotReadable, read_yaml
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.fitting import capacity
-from pytest_modelbudget.reports import plans
 from pytest_modelbudget.summary import Plan
+from pytest_modelbudget.summary.show import plans
 
 
 def run(options: Namespace) -> int:

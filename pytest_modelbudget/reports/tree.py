@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 from pytest_modelbudget import units
 from pytest_modelbudget.diff import Change
-from pytest_modelbudget.explain import why
 from pytest_modelbudget.reports import text
-from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary.formulas import why
+from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.system.escape import harmless
 
 
 def packed(result: Result) -> str:
@@ -42,12 +43,12 @@ def rows(summary: Summary) -> Iterator[list[object]]:
             harmless(name),
             harmless(layer.path),
             harmless(layer.type),
-            harmless(text.output(layer)),
-            f"{held:,}" if layer.container else text.params(layer),
+            harmless(cells.output(layer)),
+            f"{held:,}" if layer.container else cells.params(layer),
             held,
-            text.UNKNOWN if work is None else units.flops(work),
+            cells.UNKNOWN if work is None else units.flops(work),
             work,
-            harmless(text.connections(layer)),
+            harmless(cells.connections(layer)),
             harmless(why(layer)),
             parent,
         ]

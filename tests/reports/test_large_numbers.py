@@ -13,11 +13,12 @@ from pytest_modelbudget import budget, snapshot, units
 from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.reports import REPORTS, github, overall, plans, render, terminal, text
+from pytest_modelbudget.reports import REPORTS, github, overall, render, terminal, text
 from pytest_modelbudget.results import Result, Snapshot, Stored, check, codec
 from pytest_modelbudget.results.groups import Group, Overall, sums
 from pytest_modelbudget.summary import Flops, Plan, Summary
 from pytest_modelbudget.summary.plan import Part, Point
+from pytest_modelbudget.summary.show import plans
 from pytest_modelbudget.system.intact import any_size
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 from tests.builders import towers

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
-from pytest_modelbudget.summary import Layer, Weight
+from pytest_modelbudget.summary.model import Layer
+from pytest_modelbudget.summary.tensors import Weight
 
 _MOST = 6
 """Weights that are named; of more, the first ones and how many others there are."""
