@@ -8,15 +8,13 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import FITS, Bound, Budget
-from pytest_modelbudget.budget.metrics import Number, unplanned
+from pytest_modelbudget.budget.values import unplanned
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner.fitting import capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
+from pytest_modelbudget.summary.metrics import GROWING, Number
 from pytest_modelbudget.summary.show.plans import saving
-
-GROWING = ("activation_bytes", "flops", "training_peak_bytes", "inference_peak_bytes")
-"""Metrics whose growth in a dimension can be limited."""
 
 SECTIONS = ("fits", "growth_in")
 """Keys beside the metrics that limit runs."""

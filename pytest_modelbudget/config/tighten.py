@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import Budget, Number, numbers, tightened, written
+from pytest_modelbudget.budget import Budget, numbers, tightened, written
 from pytest_modelbudget.config.manifest import TABLE, Loaded, read
 from pytest_modelbudget.config.tree import Keys, Tree, read_toml, read_yaml
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading.yaml_text import LOADER, MERGE
 from pytest_modelbudget.results import Result
+from pytest_modelbudget.summary.metrics import Number
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import METRICS, Number
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result
+from pytest_modelbudget.summary.metrics import METRICS, Number
 from pytest_modelbudget.system.escape import harmless
 
 _DECIMALS = 6

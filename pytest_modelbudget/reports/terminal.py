@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import FITS, PEAKS, Violation
+from pytest_modelbudget.budget import FITS, Violation
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, text
 from pytest_modelbudget.results import Result, State, Stored
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import PEAKS
 from pytest_modelbudget.summary.show import plans
 from pytest_modelbudget.summary.show.table import WIDTH
 from pytest_modelbudget.system.escape import harmless, harmless_lines

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import FITS, METRICS, Finding, Number
+from pytest_modelbudget.budget import FITS, Finding
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.explain import reading
 from pytest_modelbudget.results import Result, State, Stored
 from pytest_modelbudget.results.groups import Overall
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import METRICS, Number
 from pytest_modelbudget.summary.show import cells
 from pytest_modelbudget.system.escape import harmless
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.formulas import why
+from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.summary.model import Layer, Summary
 from pytest_modelbudget.system.escape import harmless
 
@@ -65,11 +66,12 @@ def params(layer: Layer) -> str:
 
 def totals(summary: Summary) -> Iterator[tuple[str, str]]:
     """The lines under a layer table: name and value."""
-    yield "Total params", f"{summary.params:,} ({units.size(weight_bytes(summary, 'param'))})"
-    yield "Trainable params", f"{summary.trainable_params:,}"
-    yield "Non-trainable params", f"{summary.non_trainable_params:,}"
-    if summary.buffers:
-        yield "Buffers", f"{summary.buffers:,} ({units.size(weight_bytes(summary, 'buffer'))})"
+    roles = {"params": "param", "buffers": "buffer"}
+    for metric in METRICS.values():
+        if metric.line and metric.listed(summary):
+            value, role = metric.get(summary), roles.get(metric.name)
+            size = f" ({units.size(weight_bytes(summary, role))})" if role else ""
+            yield metric.line, f"{UNKNOWN if value is None else metric.show(value)}{size}"
     at = ", ".join(f"{name}={size}" for name, size in summary.sizes)
     yield harmless(f"FLOPs, forward{f' at {at}' if at else ''}"), flops(summary)
     if summary.flops.uncounted:

@@ -171,7 +171,7 @@ def model_row(model: Measured) -> tuple[Cell, ...]:
     """A model's row in the table of all models."""
     result, numbers = model.result, model.numbers
     used = text.used(result)
-    values = [_number(numbers.get(names.GROUPED[name].name)) for name in _MODEL_METRICS]
+    values = [_number(numbers.get(names.NAMES[name])) for name in _MODEL_METRICS]
     if names.AT_LEAST in numbers:
         values[_MODEL_METRICS.index("flops")] = f">={numbers[names.AT_LEAST]}"
     share: Cell = "-" if used is None else f"{used[0]} {_percent(used[1])}"
