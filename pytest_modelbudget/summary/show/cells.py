@@ -9,6 +9,7 @@ from pytest_modelbudget import units
 from pytest_modelbudget.summary.formulas import why
 from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.summary.model import Layer, Summary
+from pytest_modelbudget.summary.show.nesting import parent_rows, subtotals
 from pytest_modelbudget.system.escape import harmless
 
 UNKNOWN = "?"
@@ -34,15 +35,25 @@ def title(summary: Summary) -> str:
 
 
 def rows(summary: Summary) -> Iterator[Row]:
-    """The layer table in the shape of `model.summary()`; `-` marks a row that only holds other rows."""
-    for layer in summary.layers:
+    """The layer table in the shape of `model.summary()`; a row that holds others has the sum of all in parentheses."""
+    parents = parent_rows(summary.layers)
+    sums, holders = subtotals([layer.params for layer in summary.layers], parents), set(parents)
+    for index, layer in enumerate(summary.layers):
+        own = "" if layer.container and not layer.weights else params(layer)
+        inside = f"({sums[index]:,})" if index in holders else ""
         yield Row(
             layer=harmless(f"{layer.path} ({layer.type})"),
             output=harmless(output(layer)),
-            params="-" if layer.container and not layer.weights else params(layer),
+            params=" ".join(filter(None, (own, inside))) or "-",
             connected=harmless(connections(layer)),
             why=harmless(why(layer)),
         )
+
+
+def legend(summary: Summary) -> str:
+    """What the numbers in parentheses are, under a table that has some; empty for others."""
+    nested = any(parent >= 0 for parent in parent_rows(summary.layers))
+    return "(n): params with those of all rows inside, which are counted there" if nested else ""
 
 
 def connections(layer: Layer) -> str:

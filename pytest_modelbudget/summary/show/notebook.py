@@ -48,6 +48,7 @@ def summary_parts(summary: Summary) -> dict[str, object]:
     return {
         "title": cells.title(summary),
         "inputs": [harmless(str(port)) for port in summary.inputs],
+        "legend": cells.legend(summary),
         "totals": list(cells.totals(summary)),
         "notes": [harmless(note) for note in summary.notes],
         "params": f"{summary.params:,}",

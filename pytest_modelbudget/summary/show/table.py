@@ -47,6 +47,7 @@ def summary_text(
     if len(shown) < len(rows):
         lines.append(f"... {len(rows) - len(shown):,} more rows; {elsewhere}")
     lines.append("-" * width)
+    lines += filter(None, [cells.legend(summary)])
     lines += [f"{name}: {value}" for name, value in cells.totals(summary)]
     lines += plans.summary_lines(summary)
     lines += [f"Note: {harmless(note)}" for note in summary.notes]

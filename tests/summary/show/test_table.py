@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from pytest_modelbudget.summary import Flops
-from pytest_modelbudget.summary.show import table
+import pytest
+
+from pytest_modelbudget import summarize
+from pytest_modelbudget.summary import Flops, Layer, Summary, Weight
+from pytest_modelbudget.summary.show import cells, notebook, table
 from tests.builders import gpt, towers
 
 
@@ -42,3 +45,36 @@ def test_rows_can_be_limited() -> None:
     """The rest is counted."""
     shown = table.summary_text(gpt(30), most=10)
     assert "... 82 more rows; -vv shows all" in shown
+
+
+def test_a_layer_that_holds_others_has_their_sum_in_parentheses() -> None:
+    """Beside its own params, where it has some; a line says what it is, so that nobody adds it up again."""
+    weights = (Weight("scale", (3,)),)
+    layers = (
+        Layer("(root)", "Net", weights=weights, container=True),
+        Layer("a", "Block", container=True),
+        Layer("a.b", "Block", weights=weights, container=True),
+        Layer("a.b.c", "Scale", weights=(Weight("scale", (1_000,)),)),
+        Layer("a.d", "Scale", weights=weights),
+        Layer("e", "Block", container=True),
+    )
+    summary = Summary(model="net", framework="torch", layers=layers)
+    assert [row.params for row in cells.rows(summary)] == ["3", "(1,006)", "3 (1,003)", "1,000", "3", "-"]
+    words = "(n): params with those of all rows inside, which are counted there"
+    assert words in table.summary_text(summary)
+    assert words in notebook.summary_fragment(summary)
+    assert "(n)" not in table.summary_text(towers())
+
+
+def test_nested_keras_models_have_the_sum_that_keras_prints() -> None:
+    """A Sequential in a Functional model in a Functional model."""
+    keras = pytest.importorskip("keras")
+    layers = keras.layers
+    inner = keras.Sequential([layers.Dense(4), layers.BatchNormalization()], name="inner")
+    port = keras.Input((8,))
+    middle = keras.Model(port, layers.Dense(2)(inner(port)), name="middle")
+    port = keras.Input((8,))
+    summary = summarize(keras.Model(port, layers.Dense(1)(middle(port))))
+    shown = {row.layer: row.params for row in cells.rows(summary)}
+    assert shown["middle (Functional)"] == f"({middle.count_params():,})"
+    assert shown["middle/inner (Sequential)"] == f"({inner.count_params():,})"
