@@ -21,7 +21,7 @@ else:
 import pytest_modelbudget
 from pytest_modelbudget import inputs, snapshot, units
 from pytest_modelbudget.backends import BACKENDS
-from pytest_modelbudget.budget import BOUNDS, GROWING, LAYER_METRICS, METRICS
+from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.config import load, schema
 from pytest_modelbudget.entry import arguments
 from pytest_modelbudget.planner import Training, written
@@ -31,6 +31,7 @@ from pytest_modelbudget.plugin import pytest_addoption
 from pytest_modelbudget.reports import REPORTS
 from pytest_modelbudget.results import State
 from pytest_modelbudget.summary import FLOP_RULES
+from pytest_modelbudget.summary.metrics import GROWING, LAYER_METRICS, METRICS
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

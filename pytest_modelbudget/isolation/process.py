@@ -24,8 +24,8 @@ from pytest_modelbudget.engine.tracebacks import from_here
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import measuring
 from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
-from pytest_modelbudget.reports.text import without_commands
 from pytest_modelbudget.system import processes
+from pytest_modelbudget.system.escape import without_commands
 
 _WORKER = "pytest_modelbudget.isolation.worker"
 _LOOK = 0.05

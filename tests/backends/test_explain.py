@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.explain import why
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Layer
+from pytest_modelbudget.summary.formulas import why
 
 
 def _torch(make: Callable[[Any], Any], inputs: object) -> list[Layer]:
