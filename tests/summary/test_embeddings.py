@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import snapshot, summarize
-from pytest_modelbudget.budget import parse, violations
+from pytest_modelbudget.budget import judge, parse
 from pytest_modelbudget.summary import Input, Layer, Summary, TensorSpec, Weight
 from pytest_modelbudget.summary.embeddings import params_outside, why_unknown
 
@@ -66,7 +66,7 @@ def test_a_small_gpt(build: Callable[[], Any], expected: int | None) -> None:
     summary = summarize(build, inputs="int64[B, T] < 50", dims={"T": 4})
     assert params_outside(summary) == expected
     assert params_outside(snapshot.read(snapshot.render(summary, declared="here"))) == expected
-    [over] = violations(summary, parse({"non_embedding_params": 1}, lambda _: None))
+    [over], _ = judge(summary, parse({"non_embedding_params": 1}, lambda _: None))
     assert over.actual == expected
     if expected is None:
         assert "unknown (whether tokens (Lookup) is a look-up table cannot be told)" in str(over)
