@@ -77,7 +77,7 @@ def _tables(summary: Summary) -> dict[str, bool | None]:
             tables[layer.path] = _by_type(layer.type)
             unfamiliar += [layer] if tables[layer.path] is None else []
     if unfamiliar:
-        specs: _Specs = {port.name: (port.spec,) for port in summary.inputs}
+        specs: _Specs = {name: (port.spec,) for port in summary.inputs for name in (port.name, f"input {port.name}")}
         specs |= {layer.path: tuple(spec for call in layer.outputs for spec in call) for layer in summary.layers}
         steered = not summary.inputs or _has_integers(port.spec for port in summary.inputs)
         tables |= {layer.path: _is_table(layer, _given(layer, summary, specs), steered) for layer in unfamiliar}
@@ -116,13 +116,14 @@ def _looks_up(layer: Layer) -> bool:
 
 
 def _given(layer: Layer, summary: Summary, specs: _Specs) -> tuple[TensorSpec, ...]:
-    """The tensors that a row is known to be given; none where that is not known."""
+    """The tensors that a row is given; none where not all of them are known."""
     if layer.path == _ROOT:
         return tuple(port.spec for port in summary.inputs)
     if layer.container:
         tensors = tuple(spec for call in layer.inputs for spec in call)
         return () if any("float" in spec.dtype for spec in tensors) else tensors
-    return tuple(spec for call in layer.connected_to for name in call for spec in specs.get(name, ()))
+    sources = [specs.get(name, ()) for call in layer.connected_to for name in call]
+    return tuple(spec for source in sources for spec in source) if all((*layer.connected_to, *sources)) else ()
 
 
 def _has_integers(specs: Iterable[TensorSpec]) -> bool:

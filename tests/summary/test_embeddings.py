@@ -108,6 +108,9 @@ def row(kind: str, *weights: Weight, source: str = "", **options: Any) -> Layer:
         pytest.param(row("Net", MATRIX, source="ids"), IDS, None, id="unfamiliar, given whole numbers"),
         pytest.param(row("Net", MATRIX), IDS, None, id="unfamiliar, not known what it is given"),
         pytest.param(row("Net", MATRIX, calls=None, container=True), IDS, None, id="not known whether it is called"),
+        pytest.param(replace(row("Net", MATRIX), connected_to=(("x", "elsewhere"),)), IDS, None, id="not known what else it is given"),
+        pytest.param(replace(row("Net", MATRIX), connected_to=(("input x",), ())), IDS, None, id="not known of each call"),
+        pytest.param(row("Net", MATRIX, source="input x"), FLOATS, 24, id="an input that is named as a layer is"),
         pytest.param(row("ParameterList", MATRIX, calls=0), IDS, 24, id="never called"),
         pytest.param(row("Attention", MATRIX, container=True), IDS, 24, id="holds other layers"),
         pytest.param(row("Net", MATRIX, container=True, inputs=((IDS.spec,),)), IDS, None, id="holds others, given whole numbers"),
@@ -117,6 +120,7 @@ def row(kind: str, *weights: Weight, source: str = "", **options: Any) -> Layer:
 )  # fmt: skip
 def test_what_is_a_table(layer: Layer, port: Input, expected: int | None) -> None:
     """By its type, its weights and what it is given; where nothing tells, the number is not known."""
-    summary = Summary(model="net", framework="torch", layers=(layer,), inputs=(port,))
+    inputs = (port,) if port is FLOATS else (port, FLOATS)
+    summary = Summary(model="net", framework="torch", layers=(layer,), inputs=inputs)
     assert params_outside(summary) == expected
     assert bool(why_unknown(summary)) == (expected is None)
