@@ -26,6 +26,7 @@ from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.kernels.attention import fused
 from pytest_modelbudget.backends.torch.kernels.workspaces import Cpu, workspace
+from pytest_modelbudget.backends.torch.memory.shown import show_tape
 from pytest_modelbudget.backends.torch.model.dtensors import local
 from pytest_modelbudget.backends.torch.model.global_state import preserved, seed
 from pytest_modelbudget.backends.torch.model.modules import nodes, rolled_up, unwrapped
@@ -61,7 +62,9 @@ def record(subject: Subject, sizes: Mapping[str, int], *, backward: bool = False
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-    return recorder.tape()
+    tape = recorder.tape()
+    show_tape(tape, subject.log)
+    return tape
 
 
 def _run(subject: Subject, call: Call, recorder: Recorder, backward: bool) -> None:
