@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from pytest_modelbudget.backends import quiet_start
+from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.engine.run import NotCounted, attempt, entries_from, failure, summarize_entry
 from pytest_modelbudget.engine.tracebacks import user_traceback
 from pytest_modelbudget.entry import ModelEntry
@@ -113,11 +114,10 @@ def main(stdout: str) -> None:
     faulthandler.enable()
     if hasattr(signal, "SIGUSR2"):
         faulthandler.register(signal.SIGUSR2, all_threads=True)
-    sys.breakpointhook = _no_debugger
-    pdb.set_trace = _no_debugger
     write_answer(answers, 0, Answer("ready"))
     lines = open(Path(stdout).with_suffix(DEBUG), "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115  # as long as the process
-    with measured(), quiet_start.imports(), debug.lines_to(lines):
+    no_debuggers = all_patched([(sys, "breakpointhook", _no_debugger), (pdb, "set_trace", _no_debugger)])
+    with no_debuggers, measured(), quiet_start.imports(), debug.lines_to(lines):
         for number, job in _Jobs(jobs):
             forks.begin()
             answer = _done(job, sources)

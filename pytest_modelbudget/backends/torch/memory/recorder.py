@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_modelbudget.backends.torch import compat
+from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.kernels.attention import fused
 from pytest_modelbudget.backends.torch.kernels.workspaces import Cpu, workspace
@@ -52,7 +52,7 @@ def record(subject: Subject, sizes: Mapping[str, int], *, backward: bool = False
     call, recorder = arguments(subject, sizes), Recorder(subject.model)
     gradients = [(parameter, parameter.grad) for parameter in subject.model.parameters()]
     try:
-        with torch.inference_mode(False), preserved(), _disable_current_modes(), fused():
+        with torch.inference_mode(False), preserved(), no_modes(), fused():
             seed()
             _run(subject, call, recorder, backward)
     except Exception as mistake:

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.torch.compat import no_dispatch, tree_map_only
 from pytest_modelbudget.backends.torch.model.attributes import Holdings
 from pytest_modelbudget.backends.torch.model.global_state import random_states
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
@@ -376,5 +376,5 @@ def _made_again(result: Any, given: list[torch.Tensor], train: Callable[[torch.T
         view = torch.empty(0, dtype=recipe.dtype, device=META)
         return view.set_(base.untyped_storage(), recipe.offset, recipe.shape, recipe.strides)
 
-    with torch._C._DisableTorchDispatch():
+    with no_dispatch():
         return one(result) if isinstance(result, (_New, _Same)) else tree_map_only((_New, _Same), one, result)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.model.attributes import CONTAINERS, Held
 from pytest_modelbudget.backends.torch.model.pytree import lies_on_meta, storage_key
 from pytest_modelbudget.backends.torch.model.stored_tensors import is_wrapper
@@ -87,7 +88,7 @@ class Prints:
         Raises:
             Unreadable: it has hooks, or holds something whose state cannot be told.
         """
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             return self._number(modules), tuple([module.training for module in modules])
 
     def _number(self, modules: Sequence[nn.Module]) -> int:

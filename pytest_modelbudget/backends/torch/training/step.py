@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import fused
 from pytest_modelbudget.backends.torch.kernels.device import Kernels
@@ -101,7 +101,7 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(preserved())
-            stack.enter_context(_disable_current_modes())
+            stack.enter_context(no_modes())
             if self.shard is None:
                 stack.callback(self.subject.holdings.put_back)
             stack.enter_context(_without_gradients(self.model))
