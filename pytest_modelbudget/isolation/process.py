@@ -23,8 +23,8 @@ from pytest_modelbudget.engine.run import in_ci
 from pytest_modelbudget.engine.tracebacks import from_here
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import measuring
-from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
-from pytest_modelbudget.system import processes
+from pytest_modelbudget.isolation.channel import DEBUG, Answer, Job, read_answer, write_job
+from pytest_modelbudget.system import debug, processes
 from pytest_modelbudget.system.escape import without_commands
 
 _WORKER = "pytest_modelbudget.isolation.worker"
@@ -39,6 +39,7 @@ _SECONDS_TO_END = 5.0
 _SECONDS_TO_TELL = 0.5
 _MOST_OUTPUT = 256 << 20
 _MOST_SHOWN = 1 << 20
+_MOST_DEBUG = 64 << 20
 
 _GUARD = 'read _; kill -9 "-$1"; rm -rf -- "$2"'
 """Shell code that ends a group of processes when its input ends, as it does with whoever started it; also a folder."""
@@ -84,6 +85,7 @@ class Worker:
     def __init__(self) -> None:
         self._files = tempfile.TemporaryDirectory(prefix="modelbudget-", ignore_cleanup_errors=True)
         self._printed = [_Printed(Path(self._files.name) / name) for name in ("stdout", "stderr")]
+        self._debug = _Printed(self._printed[0].path.with_suffix(DEBUG), _MOST_DEBUG)
         self._measured = Path(self._files.name) / "coverage"
         with self._printed[1].path.open("ab") as stderr:
             self._process = subprocess.Popen(
@@ -212,6 +214,7 @@ class Worker:
             if text and stream is not None:
                 with suppress(OSError, ValueError):
                     stream.write(text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"))
+        debug.write(self._debug.fresh())
 
 
 def _without_stacks(printed: str) -> str:
@@ -233,8 +236,9 @@ def _folder() -> str:
 class _Printed:
     """A file that a worker writes its output to."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int = _MOST_SHOWN) -> None:
         self.path = path
+        self._most = most
         self._seen = 0
         path.touch()
 
@@ -250,7 +254,7 @@ class _Printed:
         try:
             with self.path.open("rb") as file:
                 file.seek(self._seen)
-                written = file.read(_MOST_SHOWN)
+                written = file.read(self._most)
                 end = file.seek(0, os.SEEK_END)
         except OSError:
             return ""

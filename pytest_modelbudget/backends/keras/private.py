@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.errors import FrameworkMissing
 
 if not hasattr(keras, "KerasTensor") or not hasattr(keras, "StatelessScope"):  # Keras 2 is laid out otherwise
@@ -271,11 +272,8 @@ def built_by_calling() -> Iterator[None]:
         if overrides_build(layer):
             original(layer, call_spec)
 
-    owner._maybe_build = maybe_build
-    try:
+    with patched(owner, "_maybe_build", maybe_build):
         yield
-    finally:
-        owner._maybe_build = original
 
 
 def overrides_build(layer: Any) -> bool:

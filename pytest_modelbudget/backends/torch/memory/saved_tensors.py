@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.model.attributes import Holdings
 from pytest_modelbudget.backends.torch.model.modules import all_tensors, nodes, unwrapped
@@ -107,7 +108,7 @@ class Saved:
             raise NoStorage
         if key in self.excluded:
             return tensor
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             handle = Handle(tensor.detach())  # with its graph, a result would keep itself alive
         owner = id(unwrapped(self._stack[-1])) if self._stack else 0
         self.entries.append(Entry(weakref.ref(handle), key, tensor.untyped_storage().nbytes(), owner))

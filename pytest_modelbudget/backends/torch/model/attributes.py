@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors, parts_among
 from pytest_modelbudget.backends.torch.model.packed_layers import is_ordinary
 from pytest_modelbudget.backends.torch.model.stored_tensors import has_class_of_its_own, is_wrapper
@@ -122,11 +123,11 @@ class Holdings:
     def put_back(self) -> None:
         """Undo what was done to any module."""
         self._put_back_weights()
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             self._held.put_back()
 
     def _put_back_weights(self) -> None:
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             for tensor, data, attributes in self._weights:
                 tensor.data = data
                 vars(tensor).clear()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pytest_modelbudget.backends import patching
+from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.model.settings import (
     OF_AUTOGRAD,
     OF_PASS,
@@ -194,7 +195,7 @@ def drawn_since(number: int) -> bool:
 
 def random_states() -> Hashable:
     """The random states of torch, Python and numpy: equal as long as nothing was drawn."""
-    with torch._C._DisableTorchDispatch():
+    with no_dispatch():
         states = random.getstate(), _bytes(torch.default_generator)
     numpy = sys.modules.get("numpy")
     return states if numpy is None else (*states, *_numbers(numpy.random.get_state()))
@@ -203,7 +204,7 @@ def random_states() -> Hashable:
 @cache
 def _after_seed(number: int, with_numpy: bool) -> Hashable:
     """What `random_states` gives right after `seed(number)`."""
-    with torch._C._DisableTorchDispatch():
+    with no_dispatch():
         states = random.Random(number).getstate(), _bytes(torch.Generator().manual_seed(number))
     return (*states, *_numbers(sys.modules["numpy"].random.RandomState(number).get_state())) if with_numpy else states
 

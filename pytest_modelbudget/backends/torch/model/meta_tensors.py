@@ -9,6 +9,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from pytest_modelbudget.backends.torch.compat import make_subclass
 from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.dtensors import any_sharded, is_sharded, merge, whole
 from pytest_modelbudget.backends.torch.model.modules import all_modules
@@ -80,7 +81,7 @@ class Ghosts:
             return _with_attributes(self._data(tensor), tensor)
         if is_lazy(tensor):
             data = torch.empty(0, dtype=tensor.dtype, device=META)
-            lazy = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
+            lazy = make_subclass(type(tensor), data, tensor.requires_grad)
             return _with_attributes(lazy, tensor)
         if is_sharded(tensor):
             return whole(tensor)
@@ -88,7 +89,7 @@ class Ghosts:
             return _with_attributes(meta_wrapper(tensor, self.of), tensor)
         data = self._data(tensor)
         if kind is not torch.Tensor and isinstance(tensor, nn.Parameter):
-            data = torch.Tensor._make_subclass(kind, data, tensor.requires_grad)
+            data = make_subclass(kind, data, tensor.requires_grad)
         elif tensor.requires_grad and tensor.is_leaf:
             data.requires_grad_()
         return _with_attributes(data, tensor)

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pytest_modelbudget.backends.patching import Patched
+from pytest_modelbudget.backends.patching import patched
 
 Shape = tuple[int | None, ...]
 Output = tuple[Shape, str]
@@ -171,5 +171,5 @@ def taken_whole(run: Whole) -> Iterator[None]:
     thread = threading.get_ident()
     with ExitStack() as stack:
         for holder, name, kind in _WHOLE:
-            stack.enter_context(Patched(holder, name, through(kind, getattr(holder, name))))
+            stack.enter_context(patched(holder, name, through(kind, getattr(holder, name))))
         yield
