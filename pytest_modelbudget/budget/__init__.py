@@ -8,7 +8,7 @@ findings.py what is said without failing, ratchet.py limits that follow downward
 from pytest_modelbudget.budget.findings import Baseline, Finding, loosened
 from pytest_modelbudget.budget.grammar import parse, parse_sum
 from pytest_modelbudget.budget.judge import Violation, judge, today
-from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, contradictions, merge
+from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, Lifted, Rule, contradictions, merge
 from pytest_modelbudget.budget.metrics import (
     ADDITIVE,
     GROWS,
@@ -34,8 +34,10 @@ __all__ = [
     "Baseline",
     "Budget",
     "Finding",
+    "Lifted",
     "Metric",
     "Number",
+    "Rule",
     "Violation",
     "contradictions",
     "judge",
