@@ -6,6 +6,7 @@ whoever guards the process (`undo_since`) undoes what is still on the list, with
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -170,3 +171,18 @@ def undo_since(place: int) -> None:
     del _CHANGES.made[place:]
     if first is not None:
         raise first
+
+
+def gc_paused() -> Change:
+    """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
+    return _GC_PAUSED.inside()
+
+
+def _pause_gc() -> Callable[[], object]:
+    if not gc.isenabled():
+        return lambda: None
+    gc.disable()
+    return gc.enable
+
+
+_GC_PAUSED = Shared(_pause_gc)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_modelbudget.budget.limits import EVERY, Budget
-from pytest_modelbudget.budget.metrics import distance
+from pytest_modelbudget.budget.values import distance
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.summary import Summary
 

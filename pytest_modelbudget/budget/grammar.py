@@ -11,16 +11,9 @@ from typing import Any
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import BOUNDS, EVERY, Budget, Lifted, Rule, contradictions, merge
-from pytest_modelbudget.budget.metrics import (
-    ADDITIVE,
-    GROWS,
-    LAYER_GROWS,
-    LAYER_METRICS,
-    METRICS,
-    Number,
-)
 from pytest_modelbudget.budget.planned import SECTIONS, PlaceOf, parse_fits, parse_laws
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.summary.metrics import ADDITIVE, GROWS, LAYER_GROWS, LAYER_METRICS, METRICS, Number
 
 _SUM_BOUNDS = ("max", "warn")
 _GROWTH_EXAMPLES: dict[units.Kind, str] = {

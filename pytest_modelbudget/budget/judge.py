@@ -12,9 +12,10 @@ from typing import Literal
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
 from pytest_modelbudget.budget.limits import EVERY, Budget
-from pytest_modelbudget.budget.metrics import PEAKS, Number, distance, matching, relative, show, unknown, value
 from pytest_modelbudget.budget.planned import Found, misfits, overgrown
+from pytest_modelbudget.budget.values import distance, matching, relative, unknown, value
 from pytest_modelbudget.summary import Kind, Layer, Summary
+from pytest_modelbudget.summary.metrics import PEAKS, Number, show
 
 RUNS: dict[str, Callable[[Summary, Budget], Iterator[Found]]] = {
     "fits": misfits,

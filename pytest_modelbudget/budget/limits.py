@@ -8,9 +8,9 @@ from datetime import date
 from typing import Any, Literal
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget.metrics import LAYER_METRICS, METRICS, Number, decimals, show
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.planner.growth import LAWS
+from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS, Number, decimals, show
 
 Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "fits", "law", "exponent"]
 BOUNDS: tuple[Bound, ...] = ("max", "min", "warn", "growth", "waive", "ratchet", "inherited")

@@ -8,14 +8,13 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import FITS, Bound, Budget, Lifted, Rule
-from pytest_modelbudget.budget.metrics import Number, unplanned
+from pytest_modelbudget.budget.values import unplanned
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner.fitting import capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
-
-GROWING = ("activation_bytes", "flops", "training_peak_bytes", "inference_peak_bytes")
-"""Metrics whose growth in a dimension can be limited."""
+from pytest_modelbudget.summary.metrics import GROWING, Number
+from pytest_modelbudget.summary.show.plans import saving
 
 SECTIONS = ("fits", "growth_in")
 """Keys beside the metrics that limit runs."""
@@ -109,15 +108,6 @@ def _short(plan: Plan, fit: Fit, needs: int) -> str:
     text = f"{plan.kind} needs {units.size(needs)} of {room} on {fit.device}: short by {lacking}"
     levers = list(saving(plan))[:_MOST_LEVERS]
     return f"{text}; levers: {', '.join(levers)}" if levers else text
-
-
-def saving(plan: Plan) -> Iterator[str]:
-    """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
-    if plan.peak_bytes is None:
-        return
-    for lever in sorted(plan.levers, key=lambda one: one.peak_bytes):
-        if (saved := plan.peak_bytes - lever.peak_bytes) > 0:
-            yield f"{lever.name} would save {units.size(saved)}"
 
 
 def overgrown(summary: Summary, budget: Budget) -> Iterator[Found]:

@@ -7,8 +7,9 @@ from math import ceil
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import Budget
-from pytest_modelbudget.budget.metrics import Number, matching, value
+from pytest_modelbudget.budget.values import matching, value
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import Number
 
 _STEPS = {"share": 10**6, "ratio": 10**4}
 """A share is written with four decimals of a percent, a ratio with four decimals."""

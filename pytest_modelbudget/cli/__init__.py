@@ -41,7 +41,7 @@ def _run(argv: Sequence[str] | None) -> int:
         command: Any = import_module(f"pytest_modelbudget.cli.{options.module}")
         code: int = command.run(options)
     except ModelBudgetError as mistake:
-        from pytest_modelbudget.reports.text import harmless_lines
+        from pytest_modelbudget.system.escape import harmless_lines
 
         print(f"modelbudget: {harmless_lines(str(mistake))}", file=sys.stderr)
         return 2

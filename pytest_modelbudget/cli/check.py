@@ -10,10 +10,11 @@ from pathlib import Path
 from pytest_modelbudget.cli.project import NO_MANIFEST, find, width
 from pytest_modelbudget.cli.session import based, check_models
 from pytest_modelbudget.config import MANIFEST_NAMES
-from pytest_modelbudget.reports import table, terminal, text
+from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.finish import Wanted, finish
+from pytest_modelbudget.system.escape import captured, harmless, harmless_lines
 from pytest_modelbudget.trackers import tracker
 
 _ROWS = 40
@@ -46,7 +47,7 @@ def run(options: Namespace) -> int:
         finished = finish(done.results, Wanted(options.accept, reports, sent_to), base, done.collected, failed=failed)
     print("\n".join((*finished.closing(width()), *finished.annotations(project.root))))
     for problem in finished.problems:
-        print(f"ERROR {text.harmless_lines(problem)}", file=sys.stderr)
+        print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
     return INTERRUPTED if done.interrupted else int(finished.failed or bool(finished.problems))
 
 
@@ -57,10 +58,10 @@ def _told(result: Result, said: str, verbose: int) -> Iterator[str]:
         yield terminal.failure(result, width=columns, rows=rows, explain=verbose > 1)
         if said.strip():
             yield "it printed:"
-            yield text.captured(said.strip())
+            yield captured(said.strip())
         yield ""
     elif result.state is State.SKIPPED:
-        yield text.harmless(f"{result.id}: skipped: {result.error}")
+        yield harmless(f"{result.id}: skipped: {result.error}")
     elif verbose and result.summary is not None:
         yield table.summary_text(result.summary, width=columns, most=rows, explain=verbose > 1)
         yield ""

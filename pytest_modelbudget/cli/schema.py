@@ -8,11 +8,12 @@ from dataclasses import fields
 from typing import Any
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import ADDITIVE, BOUNDS, GROWING, LAYER_METRICS, METRICS
+from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.config.schema import Manifest, Model
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.growth import LAWS
 from pytest_modelbudget.planner.recipe import KEYS, REFERENCE, Key
+from pytest_modelbudget.summary.metrics import ADDITIVE, GROWING, LAYER_METRICS, METRICS
 
 _USE = (
     "Save as modelbudget.schema.json (modelbudget schema > modelbudget.schema.json) and write as the first line of "

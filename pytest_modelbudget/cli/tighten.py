@@ -12,10 +12,10 @@ from pytest_modelbudget.cli.session import Run, based, check_models
 from pytest_modelbudget.config import Tightening, tighten
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import Unreadable, read_bytes
-from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.session.finish import in_order
 from pytest_modelbudget.session.registry import Registry
 from pytest_modelbudget.system import writing
+from pytest_modelbudget.system.escape import harmless
 
 
 def run(options: Namespace) -> int:

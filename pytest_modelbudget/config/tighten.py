@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import Budget, Number, numbers, tightened, written
+from pytest_modelbudget.budget import Budget, numbers, tightened, written
 from pytest_modelbudget.config.manifest import Loaded, read
 from pytest_modelbudget.config.rewriting import ManifestText, manifest_text
 from pytest_modelbudget.config.tree import Keys, Tree
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.results import Result
+from pytest_modelbudget.summary.metrics import Number
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -23,8 +24,8 @@ from pytest_modelbudget.engine.tracebacks import from_here
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import measuring
 from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
-from pytest_modelbudget.reports.text import without_commands
 from pytest_modelbudget.system import processes
+from pytest_modelbudget.system.escape import without_commands
 
 _WORKER = "pytest_modelbudget.isolation.worker"
 _LOOK = 0.05
@@ -43,6 +44,14 @@ _GUARD = 'read _; kill -9 "-$1"; rm -rf -- "$2"'
 """Shell code that ends a group of processes when its input ends, as it does with whoever started it; also a folder."""
 
 Limit = Literal["seconds", "memory", "output"]
+
+_STACKS = re.compile(
+    r"^(?:Fatal Python error: .*\n\n?)?"
+    r"(?:(?:(?:Current thread|Thread) 0x[0-9a-f]+(?: \[.*\])?|Current thread's C stack trace)"
+    r" \(most recent call first\):\n(?:  .*\n)*\n?)+"
+    r"(?:Extension modules: .*\n?)?",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +207,19 @@ class Worker:
     def _pass_on(self) -> None:
         """Print here what was printed there, so that it is captured and shown as if the model were built here."""
         for printed, stream in zip(self._printed, (sys.stdout, sys.stderr), strict=True):
-            text = without_commands(printed.fresh()) if in_ci() else printed.fresh()
+            text = _without_stacks(printed.fresh())
+            text = without_commands(text) if in_ci() else text
             if text and stream is not None:
                 with suppress(OSError, ValueError):
                     stream.write(text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"))
+
+
+def _without_stacks(printed: str) -> str:
+    """What a worker printed, without the stacks that Python writes when it crashes or is asked for them.
+
+    A report has the user's frames of the last one (`ending`).
+    """
+    return _STACKS.sub("", printed)
 
 
 def _folder() -> str:

@@ -10,6 +10,7 @@ from pytest_modelbudget.budget import Violation
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import terminal, text
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.system.escape import harmless
 
 MOST = 10
 """Errors, and warnings, that GitHub shows of one step; it drops the others without a word and without ranking."""
@@ -76,19 +77,19 @@ def _warnings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]
     for result in results:
         for violation in () if result.state.failed else result.warnings:  # an error has its warnings in it
             place = text.location(result, setting.folder, violation.budget.place)
-            yield _command("warning", place, f"{result.id}: warning", text.harmless(str(violation)))
+            yield _command("warning", place, f"{result.id}: warning", harmless(str(violation)))
 
 
 def _findings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
     for result, finding in text.new_findings(results, setting):
         place = text.location(result, setting.folder, finding.place)
         about = f"{finding.model}: " if finding.model else ""
-        yield _command("warning", place, f"{about}{finding.kind}", text.harmless(finding.text))
+        yield _command("warning", place, f"{about}{finding.kind}", harmless(finding.text))
 
 
 def _command(kind: str, place: Place | None, title: str, message: str) -> str:
     where = "" if place is None else f"file={_property(place.file)},line={place.line},"
-    return f"::{kind} {where}title={_property(text.harmless(title))}::{_data(message)}"
+    return f"::{kind} {where}title={_property(harmless(title))}::{_data(message)}"
 
 
 def _data(value: str) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pytest_modelbudget.budget import METRICS, Budget, Finding, Number, Violation, numbers, tightened
-from pytest_modelbudget.budget.metrics import unknown
+from pytest_modelbudget.budget import Budget, Finding, Violation, numbers, tightened
+from pytest_modelbudget.budget.values import unknown
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.summary.metrics import METRICS, Number
 
 _MOST_NAMES = 5
 

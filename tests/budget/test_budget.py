@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.budget import METRICS, Budget, Violation, judge, merge
+from pytest_modelbudget.budget import Budget, Violation, judge, merge
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.summary import Flops, Summary
+from pytest_modelbudget.summary.metrics import METRICS
 from tests.builders import gpt, towers
 
 
@@ -140,7 +141,7 @@ def test_bad_limits(written: dict[str, Any], words: str) -> None:
 def test_every_metric_of_the_contract_is_there() -> None:
     """The names are the vocabulary of budgets, reports and JSON."""
     assert list(METRICS) == [
-        "params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes", "flops",
+        "params", "trainable_params", "non_trainable_params", "non_embedding_params", "buffers", "weight_bytes", "flops",
         "activation_bytes", "inference_peak_bytes", "training_peak_bytes", "layers", "largest_layer_share", "params_per_sample",
     ]  # fmt: skip
 

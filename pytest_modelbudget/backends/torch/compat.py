@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,33 @@ KNOWN_RECURRENT = torch.__version__ >= "2.14"
 """Whether what recurrent layers take on the CPU is known: older releases bring an older oneDNN (2.6 has 3.5), with
 which LSTMs take up to 48 % more than these rules say, and GRUs less.
 """
+
+
+SHOWS_HIGHER_ORDER = torch.__version__ >= "2.9"
+"""Whether a mode may see operators that take functions, as `flex_attention`, without a rule for it in each."""
+
+
+def show_higher_order(mode: type[Any]) -> None:
+    """Have modes of this type see each operator that takes functions, as they see all others."""
+    if not SHOWS_HIGHER_ORDER:
+        for operator in torch._ops._higher_order_ops.values():
+            operator.python_key_table.setdefault(mode, partial(_shown, operator))
+
+
+def _shown(operator: Any, mode: Any, *args: Any, **kwargs: Any) -> Any:
+    return mode.__torch_dispatch__(operator, (), args, kwargs)
+
+
+def refuse_misfit(func: Any, args: tuple[Any, ...], out: Any) -> None:
+    """Raise what torch raises for a window larger than what it moves over (on meta 2.6 makes an empty tensor)."""
+    if func is _CONVOLUTION and not args[6] and 0 in out.shape[2:]:
+        sizes, windows = tuple(args[0].shape[2:]), tuple(args[1].shape[2:])
+        raise RuntimeError(
+            f"Kernel size can't be greater than actual input size: sizes {sizes}, padding {args[4]}, kernel {windows}"
+        )
+
+
+_CONVOLUTION = torch.ops.aten.convolution.default
 
 
 def saving_hooks() -> Any:

@@ -235,6 +235,12 @@ LSTM = 6 * 2 * 4 * (4 * 5 + 5 * 5)
             id="triangular systems: products and divisions, and sums",
         ),
         pytest.param(
+            (8,),
+            lambda: Function(lambda x: x + ops.correlate(x[0], ops.ones(3), "same")),
+            2 * 8 * 3 // 2,
+            id="correlation with 3 values: 3 multiply-adds for each output, of one example only",
+        ),
+        pytest.param(
             SEQUENCE,
             lambda: Function(
                 lambda x: ops.ctc_loss(ops.ones_like(x[:, :2, 0], "int32"), x, 2 + 0 * _ones(x), 6 * _ones(x))
@@ -466,7 +472,7 @@ def test_an_activation_costs_nothing(summarize: Any, name: str, layer: Any, prod
 
 UNCOUNTED = names._names(
     """
-    AssociativeScan Cholesky CholeskyInverse Cond Corrcoef Correlate Det Eig Eigh ForiLoop GaussianBlur Inv JVP Logdet
+    AssociativeScan Cholesky CholeskyInverse Cond Corrcoef Det Eig Eigh ForiLoop GaussianBlur Inv JVP Logdet
     Lstsq LuFactor Map MatrixRank Pinv Qr Scan Slogdet SobelEdges Solve SSIM SVD VectorizedMap WhileLoop
     """
 )

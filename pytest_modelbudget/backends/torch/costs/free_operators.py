@@ -64,7 +64,7 @@ _MAKING = """
     _empty_per_channel_affine_quantized empty_quantized from_file sparse_coo_tensor sparse_compressed_tensor
     _sparse_coo_tensor_with_dims _sparse_coo_tensor_with_dims_and_tensors _sparse_compressed_tensor_with_dims
     _new_zeros_with_same_feature_meta _cudnn_init_dropout_state _fill_mem_eff_dropout_mask _philox_key_fold_in
-    _philox_key_split _philox_normal _philox_uniform
+    _philox_key_split _philox_normal _philox_randint _philox_uniform
 """
 _ELEMENTWISE = """
     hardswish mish xlogy copysign gcd lcm fmod remainder _prelu_kernel glu addr _conj _conj_physical polar rsub

@@ -135,6 +135,7 @@ FORMULAS: dict[str, Formula] = {
     "aten._addmm_activation": _addmm,
     "aten.baddbmm": _addmm,
     "aten._scaled_mm": mm,
+    "aten._scaled_addmm": _addmm,
     "aten._weight_int8pack_mm": matmul_to_output,
     "aten._weight_int4pack_mm": matmul_to_output,
     "aten._weight_int4pack_mm_for_cpu": matmul_to_output,

@@ -101,10 +101,11 @@ def _end() -> None:
 
 def _forget_meshes() -> None:
     """DTensor remembers how it shards an operator together with the mesh, whose groups are gone."""
-    from torch.distributed.tensor import _collective_utils, _redistribute, debug
+    from torch.distributed.tensor import DTensor, _collective_utils, _redistribute, debug
 
     for place, name in (
         (debug, "_clear_sharding_prop_cache"),
+        (getattr(DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding, "cache", None), "cache_clear"),
         (_redistribute, "clear_redistribute_planner_cache"),
         (getattr(_redistribute, "_gen_transform_infos", None), "cache_clear"),
         (getattr(_collective_utils.MeshTopoInfo, "build_from_mesh", None), "cache_clear"),

@@ -17,7 +17,7 @@ from pytest_modelbudget.backends.torch.model.attributes import Holdings
 from pytest_modelbudget.backends.torch.model.modules import all_tensors, nodes, unwrapped
 from pytest_modelbudget.backends.torch.model.packed_layers import stored_in
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
-from pytest_modelbudget.backends.torch.model.stored_tensors import parts
+from pytest_modelbudget.backends.torch.model.stored_tensors import are_plain, parts
 from pytest_modelbudget.backends.torch.replay.cache import Session
 
 
@@ -62,8 +62,9 @@ class Saved:
     def __init__(self, model: nn.Module, holdings: Holdings) -> None:
         self._model = model
         self._parts = holdings.parts
-        held = (part for tensor in all_tensors(holdings.modules) for part in parts(tensor))
-        self.excluded = set(map(storage_key, chain(held, stored_in(holdings.modules))))
+        weights = all_tensors(holdings.modules)
+        held = weights if are_plain(weights) else [part for weight in weights for part in parts(weight)]
+        self.excluded = set(map(storage_key, chain(held, stored_in(holdings.unusual))))
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.entries: list[Entry] = []
         self.made: dict[int, int] = {}  # the number of operators that had run, by the storages that each made

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pytest_modelbudget.backends.deep_imports import import_early
+from pytest_modelbudget.backends.torch.compat import refuse_misfit
 from pytest_modelbudget.backends.torch.meta.shape_rules import Made, answer
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
@@ -70,6 +71,7 @@ class Memo:
         import_early(COMPILER)
         before = _made(args[0]) if args and isinstance(args[0], torch.Tensor) else None
         out = func(*args, **kwargs)
+        refuse_misfit(func, args, out)
         if func._schema.is_mutable:
             if out is args[0] and _made(out) == before:  # in place, as `relu_`: only its argument comes back
                 self._made[key] = None

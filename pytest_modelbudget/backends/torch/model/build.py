@@ -27,7 +27,6 @@ from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
 from pytest_modelbudget.backends.torch.model.appearance import CPU, as_on_cpu
 from pytest_modelbudget.backends.torch.model.factories import FACTORIES
 from pytest_modelbudget.backends.torch.model.global_state import seed as fix_random_states
-from pytest_modelbudget.backends.torch.model.global_state import unswept
 from pytest_modelbudget.backends.torch.model.meta_tensors import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.model.pytree import lies_on_meta, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import elements, is_sparse
@@ -52,7 +51,6 @@ def abstract() -> Iterator[Sequence[str]]:
     """
     with ExitStack() as stack:
         fix_random_states()
-        stack.enter_context(unswept())
         stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
         stack.enter_context(_HOOKS.inside())
         stack.enter_context(Undoing(partial(_use, _GHOSTS.get(get_ident()))))
@@ -170,6 +168,7 @@ def _layers_that_fill() -> tuple[Any, ...]:
     return tuple(kind for kind in kinds if "reset_parameters" in vars(kind) and issubclass(kind, nn.Module))
 
 
+@cache
 def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], None]:
     @wraps(function)
     def idle(module: Any) -> None:
@@ -189,6 +188,7 @@ def _init_modules() -> Iterator[Any]:
         yield timm
 
 
+@cache
 def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
     draws = function.__name__ not in _CONSTANT_FILLS
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import sys
 import threading
@@ -21,6 +20,7 @@ from pytest_modelbudget.backends.torch.model.settings import (
     OF_PROCESS,
     OF_THREAD,
     Setting,
+    dispatch_modes,
     force,
     values,
 )
@@ -138,11 +138,13 @@ def _let_go(error: BaseException | None) -> None:
 
     An error keeps its frames for as long as it is looked at; then they close, and set again what they found inside.
     """
+    modes = dispatch_modes()  # torch 2.6 frees one that only its stack still holds before it has handed it out
     for frame in _failed(error):
         if any(isinstance(value, (AbstractContextManager, GeneratorType)) for value in frame.f_locals.values()):
             with suppress(RuntimeError):  # it is running
                 frame.clear()
                 dict(frame.f_locals)  # before Python 3.13 a copy, which holds them, too, until it is looked at again
+    del modes
 
 
 def _failed(error: BaseException | None) -> Iterator[FrameType]:
@@ -175,21 +177,6 @@ def _note_inference() -> Callable[[], object]:
 
 
 _NOTED = patching.Shared(_note_inference)
-
-
-def unswept() -> AbstractContextManager[None]:
-    """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
-    return _UNSWEPT.inside()
-
-
-def _unsweep() -> Callable[[], object]:
-    if not gc.isenabled():
-        return lambda: None
-    gc.disable()
-    return gc.enable
-
-
-_UNSWEPT = patching.Shared(_unsweep)
 
 
 def seed(number: int = 0) -> None:

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from pytest_modelbudget.backends.torch.model import keras_layers
-from pytest_modelbudget.backends.torch.model.dtensors import has_shards, is_sharded, merge, whole
+from pytest_modelbudget.backends.torch.model.dtensors import any_sharded, is_sharded, merge, whole
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.backends.torch.model.stored_tensors import (
@@ -130,9 +130,9 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
 
     A sharded model becomes whole.
     """
-    if sharded := has_shards(model):
-        merge(model)
     modules = all_modules(model)
+    if sharded := any_sharded(modules):
+        merge(model)
     keras_layers.settle(modules, ghosts.of)
     for module in modules:
         if isinstance(module, torch.jit.ScriptModule):

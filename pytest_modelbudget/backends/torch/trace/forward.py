@@ -80,7 +80,7 @@ class Subject:
         object.__setattr__(self, "holdings", Holdings(self.model))
         alone = self.real or keras_layers.among(self.holdings.modules)  # Keras' layers change more than themselves
         object.__setattr__(self, "repeats", None if alone else Repeats(self.model, self.holdings))
-        object.__setattr__(self, "products", Products(self.holdings.modules))
+        object.__setattr__(self, "products", Products(self.holdings.unusual))
 
 
 class ForwardFailed(ModelBudgetError):
