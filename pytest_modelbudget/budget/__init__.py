@@ -8,7 +8,7 @@ that follow downwards. The metrics are those of `summary.metrics`.
 from pytest_modelbudget.budget.findings import Baseline, Finding, loosened
 from pytest_modelbudget.budget.grammar import parse, parse_sum
 from pytest_modelbudget.budget.judge import Violation, judge, today
-from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, contradictions, merge
+from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, Lifted, Rule, contradictions, merge
 from pytest_modelbudget.budget.ratchet import numbers, tightened, written
 from pytest_modelbudget.budget.values import layer_value
 
@@ -18,6 +18,8 @@ __all__ = [
     "Baseline",
     "Budget",
     "Finding",
+    "Lifted",
+    "Rule",
     "Violation",
     "contradictions",
     "judge",

@@ -24,7 +24,6 @@ def numbers(summary: Summary, budget: Budget) -> list[Number | None]:
 
 def tightened(ratchet: Budget, largest: Number) -> Number:
     """The max that a ratchet wants above `largest`: with its slack, rounded up to what can be written."""
-    assert ratchet.limit is not None
     exact = Fraction(largest) * (1 + ratchet.limit)
     steps = _STEPS.get(ratchet.kind, 1)
     return ceil(exact) if steps == 1 else Fraction(ceil(exact * steps), steps)

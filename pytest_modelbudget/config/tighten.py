@@ -71,7 +71,7 @@ def tighten(text: str, *, file: str, results: Sequence[Result], ids: Collection[
             if source.shared or limit.keys[:1] != ("models",):
                 limit.obstacles.append("not all models that may share this limit were checked")
     kept = [f"{_about(limit)}: {reason}" for limit in limits for reason in dict.fromkeys(limit.obstacles)]
-    loose = [limit for limit in limits if not limit.obstacles and _target(limit) < _number(limit.budget)]
+    loose = [limit for limit in limits if not limit.obstacles and _target(limit) < limit.budget.limit]
     lowered = tuple(_lowered(source.tree, file, limit) for limit in loose)
     changes = {limit.keys: change.after for limit, change in zip(loose, lowered, strict=True)}
     return Tightening(source.replaced(changes) if changes else text, lowered, tuple(kept))
@@ -79,11 +79,6 @@ def tighten(text: str, *, file: str, results: Sequence[Result], ids: Collection[
 
 def _about(limit: _Limit) -> str:
     return f"{', '.join(limit.models)}: {limit.budget.title}"
-
-
-def _number(budget: Budget) -> Number:
-    assert budget.limit is not None
-    return budget.limit
 
 
 def _target(limit: _Limit) -> Number:

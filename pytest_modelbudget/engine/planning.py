@@ -198,7 +198,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _laws(subject: Subject, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:
-    asked = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim and budget.limit is not None)
+    asked = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim)
     for dim, metric in asked:
         try:
             yield _law(subject, dim, metric, small=summary is not None and summary.real_run)

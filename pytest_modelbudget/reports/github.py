@@ -57,7 +57,7 @@ def rank(result: Result) -> tuple[int, Fraction, str]:
 def overshoot(violation: Violation) -> Fraction:
     """How far a limit is exceeded, as a share of what it allows; 0 when that cannot be told."""
     budget, actual = violation.budget, violation.actual
-    if actual is None or budget.limit is None:
+    if actual is None:
         return Fraction(0)
     allowed = budget.limit
     if budget.bound == "growth" and violation.base is not None:

@@ -146,6 +146,10 @@ def number_text(value: Number | None) -> str | int | None:
 
 
 def _number(value: str | int | None) -> Number | None:
+    return None if value is None else _known(value)
+
+
+def _known(value: str | int) -> Number:
     return Fraction(value) if isinstance(value, str) else value
 
 
@@ -168,7 +172,7 @@ def _budget(data: Mapping[str, Any]) -> Budget:
     return Budget(
         data["metric"],
         data["bound"],
-        _number(data["limit"]),
+        _known(data["limit"]),
         data["layer"],
         _place(data["place"]),
         data["relative"],

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_modelbudget import budget
 from pytest_modelbudget.budget import Budget, Violation, judge, merge
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.summary import Flops, Summary
 from pytest_modelbudget.summary.metrics import METRICS
@@ -108,6 +109,12 @@ def test_more_specific_limits_replace_inherited_ones_bound_by_bound() -> None:
     merged = {(one.metric, one.bound): one.limit for one in merge(default, model)}
     assert merged[("params", "max")] == 2_000_000
     assert set(merged) == {("params", "max"), ("params", "warn")}
+
+
+def test_what_is_lifted_and_was_never_there_limits_nothing() -> None:
+    """A model of code may say null where no manifest says anything."""
+    entry = ModelEntry("net", build="a:b", budgets={"params": None, "flops": {"max": None}, "fits": None})
+    assert judge(towers(), entry.parsed_budgets) == ((), ())
 
 
 @pytest.mark.parametrize(
