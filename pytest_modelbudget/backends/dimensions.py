@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 Sizes = Mapping[str, int]
 
-_STEPS = (7, 11, 13, 17, 19, 23, 29, 31)  # different primes: what grows by 7 follows B and by 11 follows T
-_OTHER_STEPS = (30, 43, 59, 73, 89, 101, 109, 131)
+_PROBE_STEPS = (7, 11, 13, 17, 19, 23, 29, 31)  # different primes: what grows by 7 follows B and by 11 follows T
+_SECOND_PROBE_STEPS = (30, 43, 59, 73, 89, 101, 109, 131)
 
 
-def explain(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bool]:
+def name_dimension(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bool]:
     """The name of a dimension that had `dims[i]` at `sizes[i]`, and whether more runs could change the answer.
 
     The first entry is the declared one; its number is the answer when no formula fits all runs, or more than one does.
@@ -34,12 +34,12 @@ def explain(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bool]:
         return dims[0], True
     if any(run == sizes[0] and dim != dims[0] for run, dim in zip(sizes, dims, strict=True)):
         return None, True
-    moved = [name for name in sizes[0] if len({run[name] for run in sizes}) > 1]
-    for family in (_same, _simple, _joint):
-        fits = [text for text, value in family(moved, sizes, dims) if _fits(value, sizes, dims)]
+    varied = [name for name in sizes[0] if len({run[name] for run in sizes}) > 1]
+    for family in (_symbol_itself, _multiple_or_offset, _product_or_sum):
+        fits = [text for text, value in family(varied, sizes, dims) if _fits(value, sizes, dims)]
         if fits:
             return (fits[0], True) if len(fits) == 1 else (dims[0], False)
-    linear = [text for text, value in _linear(moved, sizes, dims) if _fits(value, sizes, dims)]
+    linear = [text for text, value in _linear(varied, sizes, dims) if _fits(value, sizes, dims)]
     if len(linear) == 1 and len(set(dims)) > 2:  # through two points there is always a line
         return linear[0], True
     return dims[0], not linear
@@ -52,13 +52,13 @@ def _fits(value: Callable[[Sizes], int], sizes: Sequence[Sizes], dims: Sequence[
     return all(value(run) == dim for run, dim in zip(sizes, dims, strict=True))
 
 
-def _same(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[Formula]:
-    for name in moved:
+def _symbol_itself(varied: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[Formula]:
+    for name in varied:
         yield name, lambda run, name=name: run[name]  # type: ignore[misc]
 
 
-def _simple(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[Formula]:
-    for name in moved:
+def _multiple_or_offset(varied: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[Formula]:
+    for name in varied:
         times, rest = divmod(dims[0], sizes[0][name]) if sizes[0][name] else (0, 1)
         if rest == 0:
             yield f"{times}*{name}", lambda run, name=name, times=times: times * run[name]  # type: ignore[misc]
@@ -66,11 +66,11 @@ def _simple(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -
         yield f"{name}{offset:+d}", lambda run, name=name, offset=offset: run[name] + offset  # type: ignore[misc]
 
 
-def _joint(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[Formula]:
-    for count in range(2, len(moved) + 1):
-        for names in combinations(moved, count):
-            whole = prod(sizes[0][name] for name in names)
-            times, rest = divmod(dims[0], whole) if whole else (0, 1)
+def _product_or_sum(varied: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[Formula]:
+    for count in range(2, len(varied) + 1):
+        for names in combinations(varied, count):
+            product = prod(sizes[0][name] for name in names)
+            times, rest = divmod(dims[0], product) if product else (0, 1)
             if rest == 0 and times:
                 text = "*".join(names) if times == 1 else f"{times}*{'*'.join(names)}"
                 yield text, lambda run, names=names, times=times: times * prod(run[name] for name in names)  # type: ignore[misc]
@@ -79,10 +79,10 @@ def _joint(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) ->
             yield text, lambda run, names=names, offset=offset: offset + sum(run[name] for name in names)  # type: ignore[misc]
 
 
-def _linear(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[Formula]:
-    for name in moved:
-        other = next(index for index, run in enumerate(sizes) if run[name] != sizes[0][name])
-        times, rest = divmod(dims[other] - dims[0], sizes[other][name] - sizes[0][name])
+def _linear(varied: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[Formula]:
+    for name in varied:
+        other_run = next(index for index, run in enumerate(sizes) if run[name] != sizes[0][name])
+        times, rest = divmod(dims[other_run] - dims[0], sizes[other_run][name] - sizes[0][name])
         offset = dims[0] - times * sizes[0][name]
         if rest == 0 and times > 0:
             yield (
@@ -91,7 +91,7 @@ def _linear(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -
             )
 
 
-def vary(sizes: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
+def probe(sizes: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
     """Run at other sizes until every symbol has moved; `run` returns None when the model does not take them.
 
     First all symbols together, larger, then doubled; when neither works, one symbol at a time. A symbol that never
@@ -99,39 +99,43 @@ def vary(sizes: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]
     """
     if not sizes:
         return []
-    for other in (_stepped(sizes, _STEPS), {name: 2 * size for name, size in sizes.items()}):
-        if (seen := run(other)) is not None:
-            return [(other, seen)]
-    found: list[tuple[Sizes, T]] = []
+    for other_sizes in (_stepped_sizes(sizes, _PROBE_STEPS), {name: 2 * size for name, size in sizes.items()}):
+        if (result := run(other_sizes)) is not None:
+            return [(other_sizes, result)]
+    results: list[tuple[Sizes, T]] = []
     if len(sizes) == 1:
-        return _alone(next(iter(sizes)), sizes, run)
+        return _probe_one_symbol(next(iter(sizes)), sizes, run)
     for name in sizes:
-        found += _alone(name, sizes, run, steps=_STEPS)
-    return found
+        results += _probe_one_symbol(name, sizes, run, steps=_PROBE_STEPS)
+    return results
 
 
-def _alone(
+def _probe_one_symbol(
     name: str, sizes: Sizes, run: Callable[[Sizes], T | None], steps: Sequence[int] = ()
 ) -> list[tuple[Sizes, T]]:
     size = sizes[name]
-    tries = [size + step for step in steps[:1]] + ([2 * size] if steps else [])
-    tries += [size - 1, size // 2, size + 1, 3 * size]
-    for other in dict.fromkeys(tries):
-        if other > 0 and other != size and (seen := run({**sizes, name: other})) is not None:
-            return [({**sizes, name: other}, seen)]
+    candidates = [size + step for step in steps[:1]] + ([2 * size] if steps else [])
+    candidates += [size - 1, size // 2, size + 1, 3 * size]
+    for other_size in dict.fromkeys(candidates):
+        if other_size > 0 and other_size != size and (result := run({**sizes, name: other_size})) is not None:
+            return [({**sizes, name: other_size}, result)]
     return []
 
 
-def vary_again(sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
-    """One more run, at sizes unlike those of `vary`, to decide between explanations; `moved` is a run that worked."""
-    names = [name for name in sizes if sizes[name] != moved[name]]
-    doubled = all(moved[name] == 2 * sizes[name] for name in names)
-    other = {**sizes, **{name: 3 * sizes[name] for name in names}} if doubled else _stepped(sizes, _OTHER_STEPS)
-    seen = run({name: other[name] if name in names else sizes[name] for name in sizes})
-    return [] if seen is None else [(other, seen)]
+def probe_again(sizes: Sizes, varied: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
+    """One more run, at sizes unlike those of `probe`, to decide between explanations; `varied` is a run that worked."""
+    names = [name for name in sizes if sizes[name] != varied[name]]
+    doubled = all(varied[name] == 2 * sizes[name] for name in names)
+    other_sizes = (
+        {**sizes, **{name: 3 * sizes[name] for name in names}}
+        if doubled
+        else _stepped_sizes(sizes, _SECOND_PROBE_STEPS)
+    )
+    result = run({name: other_sizes[name] if name in names else sizes[name] for name in sizes})
+    return [] if result is None else [(other_sizes, result)]
 
 
-def _stepped(sizes: Sizes, steps: Sequence[int]) -> dict[str, int]:
+def _stepped_sizes(sizes: Sizes, steps: Sequence[int]) -> dict[str, int]:
     return {
         name: size + steps[index % len(steps)] * (1 + index // len(steps))
         for index, (name, size) in enumerate(sizes.items())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from pytest_modelbudget.backends.dimensions import explain, vary, vary_again
+from pytest_modelbudget.backends.dimensions import name_dimension, probe, probe_again
 
 SIZES = [{"B": 2, "T": 10}, {"B": 9, "T": 21}, {"B": 32, "T": 53}]
 
@@ -31,28 +31,28 @@ SIZES = [{"B": 2, "T": 10}, {"B": 9, "T": 21}, {"B": 32, "T": 53}]
 )
 def test_dimension_gets_the_name_of_its_formula(dim: Callable[[int, int], int], name: str | int) -> None:
     """Three runs tell every recognised formula from any other; what is not recognised keeps its number."""
-    assert explain(SIZES, [dim(run["B"], run["T"]) for run in SIZES]) == (name, True)
+    assert name_dimension(SIZES, [dim(run["B"], run["T"]) for run in SIZES]) == (name, True)
 
 
 def test_two_points_do_not_make_a_line() -> None:
     """`2*T+2` after only two runs may be anything: the number is kept, and one more run asked for."""
-    assert explain(SIZES[:2], [22, 44]) == (22, False)
+    assert name_dimension(SIZES[:2], [22, 44]) == (22, False)
 
 
 def test_two_explanations_ask_for_another_run() -> None:
     """When B and T moved by the same factor, 12 -> 24 is both 6*B and 4*T."""
     sizes = [{"B": 2, "T": 3}, {"B": 4, "T": 6}]
-    assert explain(sizes, [12, 24]) == (12, False)
+    assert name_dimension(sizes, [12, 24]) == (12, False)
 
 
 def test_a_symbol_that_did_not_move_names_nothing() -> None:
     """B stayed 2: a dimension of 2 is not called B."""
-    assert explain([{"B": 2, "T": 3}, {"B": 2, "T": 6}], [2, 2]) == (2, True)
+    assert name_dimension([{"B": 2, "T": 3}, {"B": 2, "T": 6}], [2, 2]) == (2, True)
 
 
 def test_vary_moves_all_symbols_at_once() -> None:
     """A model that takes any size is run once more, with every symbol at another size."""
-    ((sizes, seen),) = vary({"B": 1, "T": 8}, lambda sizes: dict(sizes))
+    ((sizes, seen),) = probe({"B": 1, "T": 8}, lambda sizes: dict(sizes))
     assert sizes == seen
     assert len({0, sizes["B"] - 1, sizes["T"] - 8}) == 3
 
@@ -63,18 +63,18 @@ def test_vary_finds_a_size_that_a_picky_model_takes() -> None:
     def run(sizes: Mapping[str, int]) -> str | None:
         return None if sizes["T"] > 8 else "ran"
 
-    found = vary({"B": 1, "T": 8}, run)
+    found = probe({"B": 1, "T": 8}, run)
     assert [sizes for sizes, _ in found if sizes["T"] < 8]
     assert [sizes for sizes, _ in found if sizes["B"] > 1]
 
 
 def test_vary_gives_up_on_a_model_that_takes_one_size() -> None:
     """Nothing is returned, so that every dimension keeps its number."""
-    assert vary({"T": 8}, lambda sizes: None) == []
+    assert probe({"T": 8}, lambda sizes: None) == []
 
 
 def test_vary_again_uses_new_sizes() -> None:
     """The deciding run is at sizes unlike the first ones."""
-    ((first, _),) = vary({"B": 2}, lambda sizes: True)
-    ((second, _),) = vary_again({"B": 2}, first, lambda sizes: True)
+    ((first, _),) = probe({"B": 2}, lambda sizes: True)
+    ((second, _),) = probe_again({"B": 2}, first, lambda sizes: True)
     assert len({2, first["B"], second["B"]}) == 3

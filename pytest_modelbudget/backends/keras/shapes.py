@@ -9,53 +9,55 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras.trace import Call, Trace, symbolic
+from pytest_modelbudget.backends.keras.trace import CallTrace, LayerCall, keras_tensors_in
 from pytest_modelbudget.summary import Dim, TensorSpec
 
-Retrace = Callable[[Mapping[str, int]], Trace]
+Retrace = Callable[[Mapping[str, int]], CallTrace]
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedShapes:
     """What each call of a trace (by its position) got and gave, and what the model gave, with symbolic dimensions."""
 
-    given: tuple[tuple[TensorSpec, ...], ...]
+    inputs: tuple[tuple[TensorSpec, ...], ...]
     calls: tuple[tuple[TensorSpec, ...], ...]
     outputs: tuple[TensorSpec, ...]
     fixed: tuple[str, ...] = ()
     """Symbols whose size could not be varied: dimensions that follow them are shown as numbers."""
 
 
-def named(base: Trace, symbols: Sequence[str], sizes: Mapping[str, int], retrace: Retrace) -> Named:
+def name_shapes(base: CallTrace, symbols: Sequence[str], sizes: Mapping[str, int], retrace: Retrace) -> NamedShapes:
     """Name the dimensions of `base`, a trace at `sizes`; `retrace` makes the same call at other sizes."""
-    varied: dict[str, tuple[int, Trace]] = {}
+    varied: dict[str, tuple[int, CallTrace]] = {}
     for symbol in symbols:
-        if (found := _varied(base, symbol, sizes, retrace)) is not None:
-            varied[symbol] = found
-    others = [(symbol, size, _shapes(one)) for symbol, (size, one) in varied.items()]
+        if (other_trace := _trace_at_other_size(base, symbol, sizes, retrace)) is not None:
+            varied[symbol] = other_trace
+    traces_at_sizes = [(symbol, size, _shapes(trace_at_size)) for symbol, (size, trace_at_size) in varied.items()]
     specs: list[tuple[TensorSpec, ...]] = []
     for position, (shapes, dtypes) in enumerate(zip(_shapes(base), _dtypes(base), strict=True)):
         rows: list[TensorSpec] = []
         for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
-            variants = [(symbol, size, other[position][index]) for symbol, size, other in others]
-            rows.append(TensorSpec(dims(shape, variants, sizes), dtype))
+            variants = [(symbol, size, other[position][index]) for symbol, size, other in traces_at_sizes]
+            rows.append(TensorSpec(name_dims(shape, variants, sizes), dtype))
         specs.append(tuple(rows))
-    split = [len(call.given) for call in base.calls]
-    given = tuple(row[:count] for row, count in zip(specs, split, strict=False))
+    split = [len(call.input_tensors) for call in base.calls]
+    input_specs = tuple(row[:count] for row, count in zip(specs, split, strict=False))
     calls = tuple(row[count:] for row, count in zip(specs, split, strict=False))
-    return Named(given, calls, specs[-1], tuple(symbol for symbol in symbols if symbol not in varied))
+    return NamedShapes(input_specs, calls, specs[-1], tuple(symbol for symbol in symbols if symbol not in varied))
 
 
-def _varied(base: Trace, symbol: str, sizes: Mapping[str, int], retrace: Retrace) -> tuple[int, Trace] | None:
+def _trace_at_other_size(
+    base: CallTrace, symbol: str, sizes: Mapping[str, int], retrace: Retrace
+) -> tuple[int, CallTrace] | None:
     """A trace with another size of one symbol; not every size suits every model, so several are tried."""
     size = sizes[symbol]
-    for other in _other_sizes(size):
+    for other_size in _other_sizes(size):
         try:
-            found = retrace({**sizes, symbol: other})
+            other_trace = retrace({**sizes, symbol: other_size})
         except Exception:  # this size does not suit the model: a table ends, a division leaves a rest
             continue
-        if _alike(base, found):
-            return other, found
+        if _same_calls(base, other_trace):
+            return other_size, other_trace
     return None
 
 
@@ -67,40 +69,46 @@ def _other_sizes(size: int) -> Iterator[int]:
         yield size // 2
 
 
-def _alike(first: Trace, second: Trace) -> bool:
+def _same_calls(first: CallTrace, second: CallTrace) -> bool:
     """Whether the same layers ran in the same order, on as many tensors of the same rank."""
-    same = [type(call.operation) for call in first.calls] == [type(call.operation) for call in second.calls]
-    return same and _ranks(first) == _ranks(second)
+    same_layers = [type(call.operation) for call in first.calls] == [type(call.operation) for call in second.calls]
+    return same_layers and _ranks(first) == _ranks(second)
 
 
-def _ranks(trace: Trace) -> list[list[int]]:
+def _ranks(trace: CallTrace) -> list[list[int]]:
     return [[len(shape) for shape in shapes] for shapes in _shapes(trace)]
 
 
-def _shapes(trace: Trace) -> list[list[tuple[int, ...]]]:
-    return [[tuple(one.shape) for one in outputs] for outputs in (*_tensors(trace.calls), symbolic(trace.outputs))]
+def _shapes(trace: CallTrace) -> list[list[tuple[int, ...]]]:
+    return [
+        [tuple(tensor.shape) for tensor in outputs]
+        for outputs in (*_tensors(trace.calls), keras_tensors_in(trace.outputs))
+    ]
 
 
-def _dtypes(trace: Trace) -> list[list[str]]:
+def _dtypes(trace: CallTrace) -> list[list[str]]:
     dtype = keras.backend.standardize_dtype
-    return [[dtype(one.dtype) for one in outputs] for outputs in (*_tensors(trace.calls), symbolic(trace.outputs))]
+    return [
+        [dtype(tensor.dtype) for tensor in outputs]
+        for outputs in (*_tensors(trace.calls), keras_tensors_in(trace.outputs))
+    ]
 
 
-def _tensors(calls: Sequence[Call]) -> Iterator[Sequence[Any]]:
-    return ((*call.given, *call.outputs) for call in calls)
+def _tensors(calls: Sequence[LayerCall]) -> Iterator[Sequence[Any]]:
+    return ((*call.input_tensors, *call.outputs) for call in calls)
 
 
-def dims(
+def name_dims(
     shape: tuple[int, ...], variants: Sequence[tuple[str, int, tuple[int, ...]]], sizes: Mapping[str, int]
 ) -> tuple[Dim, ...]:
     """Names for a shape seen at `sizes`, from what it was with another size of each symbol: `(symbol, size, shape)`."""
     return tuple(
-        _dim(dim, [(symbol, size, other[axis]) for symbol, size, other in variants if other[axis] != dim], sizes)
+        _name_dim(dim, [(symbol, size, other[axis]) for symbol, size, other in variants if other[axis] != dim], sizes)
         for axis, dim in enumerate(shape)
     )
 
 
-def _dim(dim: int | None, moved: Sequence[tuple[str, int, int]], sizes: Mapping[str, int]) -> Dim:
+def _name_dim(dim: int | None, moved: Sequence[tuple[str, int, int]], sizes: Mapping[str, int]) -> Dim:
     """`B`, `2*T`, `T+1` or `B*T`, whichever explains how the dimension moved; None when none of them does."""
     if not moved or dim is None:
         return dim

@@ -11,33 +11,33 @@ import keras
 from pytest_modelbudget.backends.keras import labels, private, wrapped
 from pytest_modelbudget.summary import Weight
 
-Named = tuple[str, Any, Any]
+NamedVariable = tuple[str, Any, Any]
 """A variable, with its name in its row before it and the layer that holds it after it."""
 
 
-class Ledger:
+class WeightOwners:
     """Who owns which variable; rows are entered in the order they are shown."""
 
     def __init__(self, model: Any) -> None:
-        self._trainable = {id(one) for one in model.trainable_weights}
+        self._trainable = {id(variable) for variable in model.trainable_weights}
         self._owners: dict[int, str] = {}
         self._entered: set[int] = set()
 
     def __contains__(self, variable: Any) -> bool:
         return id(variable) in self._entered
 
-    def enter(self, path: str, named: Iterable[Named]) -> tuple[Weight, ...]:
+    def enter(self, path: str, named: Iterable[NamedVariable]) -> tuple[Weight, ...]:
         """The weights of the row at `path`; those an earlier row holds are tied to it."""
         weights: list[Weight] = []
-        taken: set[str] = set()
-        for wanted, variable, layer in named:
-            name = unique(wanted, taken)
+        used_names: set[str] = set()
+        for wanted_name, variable, layer in named:
+            name = unique_name(wanted_name, used_names)
             self._entered.add(id(variable))
-            owner = self._owners.setdefault(wrapped.identity(variable, layer), full := f"{path}.{name}")
-            weight = self._weight(name, variable, layer, None if owner == full else owner)
+            owner = self._owners.setdefault(wrapped.parameter_identity(variable, layer), full_name := f"{path}.{name}")
+            weight = self._weight(name, variable, layer, None if owner == full_name else owner)
             if wrapped.is_wrapper(layer):
                 weight = wrapped.as_stored(weight, variable)
-            weights.append(unpacked(weight, private.packed(layer, variable)))
+            weights.append(unpacked_weight(weight, private.packed_shape(layer, variable)))
         return tuple(weights)
 
     def _weight(self, name: str, variable: Any, layer: Any, tied_to: str | None) -> Weight:
@@ -53,8 +53,8 @@ class Ledger:
 
 
 _QUANTIZED = ("kernel", "embeddings", "reverse_embeddings", "inputs", "outputs_grad")
-_BESIDE = {f"{of}_{what}" for of in _QUANTIZED for what in ("scale", "zero", "amax_history")}
-_BESIDE |= {"zero_point", "g_idx", "awq_scales"}
+_QUANTIZATION_NAMES = {f"{of}_{what}" for of in _QUANTIZED for what in ("scale", "zero", "amax_history")}
+_QUANTIZATION_NAMES |= {"zero_point", "g_idx", "awq_scales"}
 
 
 def is_beside(variable: Any, layer: Any) -> bool:
@@ -65,50 +65,50 @@ def is_beside(variable: Any, layer: Any) -> bool:
     """
     if not isinstance(variable, private.Variable):
         return True
-    return variable.name in _BESIDE and getattr(layer, "quantization_mode", None) is not None
+    return variable.name in _QUANTIZATION_NAMES and getattr(layer, "quantization_mode", None) is not None
 
 
-def unpacked(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
+def unpacked_weight(weight: Weight, shape: tuple[int, ...] | None) -> Weight:
     """A weight that stores two 4-bit numbers in each byte, as what it stands for."""
     if shape is None:
         return weight
     return replace(weight, shape=shape, dtype="int4", packed_bytes=weight.bytes)
 
 
-def unique(name: str, taken: set[str]) -> str:
+def unique_name(name: str, used_names: set[str]) -> str:
     """`name`, or `name_1`, `name_2` when it is taken; the result is taken from now on."""
     result, number = name, 0
-    while result in taken:
+    while result in used_names:
         number += 1
         result = f"{name}_{number}"
-    taken.add(result)
+    used_names.add(result)
     return result
 
 
-def own(layer: Any) -> Iterator[Named]:
+def own_variables(layer: Any) -> Iterator[NamedVariable]:
     """The variables a layer holds itself, with their names; of a torch module that it wraps the buffers, too."""
     if wrapped.is_wrapper(layer):
-        yield from ((name, variable, layer) for name, variable in wrapped.named(layer))
+        yield from ((name, variable, layer) for name, variable in wrapped.named_tensors(layer))
         return
     for variable in private.own_variables(layer):
         yield _variable_name(variable), variable, layer
 
 
-def deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[Named]:
+def all_variables(layer: Any, prefix: str = "", visited: set[int] | None = None) -> Iterator[NamedVariable]:
     """The variables of a layer and all layers below it, named by the way to them, each once."""
-    seen = set() if seen is None else seen
-    for name, variable, _ in own(layer):
-        if id(variable) not in seen:
-            seen.add(id(variable))
+    visited = set() if visited is None else visited
+    for name, variable, _ in own_variables(layer):
+        if id(variable) not in visited:
+            visited.add(id(variable))
             yield f"{prefix}{name}", variable, layer
-    taken: set[str] = set()
+    used_names: set[str] = set()
     for sublayer in private.sublayers(layer):
-        part = labels.part(layer, sublayer, keras.layers)
-        step = f"{unique(part, taken)}/" if part else ""
-        yield from deep(sublayer, f"{prefix}{step}", seen)
+        part = labels.sublayer_name(layer, sublayer, keras.layers)
+        step = f"{unique_name(part, used_names)}/" if part else ""
+        yield from all_variables(sublayer, f"{prefix}{step}", visited)
 
 
 def _variable_name(variable: Any) -> str:
     """A variable's name, without Keras' number where it has no name of its own."""
     kind = type(variable).__name__
-    return str(variable.name) if labels.automatic(kind, variable.name) is None else "variable"
+    return str(variable.name) if labels.automatic_number(kind, variable.name) is None else "variable"

@@ -15,7 +15,7 @@ from pytest_modelbudget.backends import keras_config
 from pytest_modelbudget.backends.keras import ports as keras_ports
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
-from pytest_modelbudget.backends.tensorflow.legacy_trace import Call, Trace, trace
+from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyCall, LegacyTrace, trace
 from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
@@ -44,7 +44,7 @@ abstract = build.abstract
 def preserved() -> Iterator[None]:
     """Inside, automatic names start afresh; names and settings are as before on leaving."""
     uids = {graph: dict(names) for graph, names in private.PER_GRAPH_OBJECT_NAME_UIDS.items()}
-    observed = set(private.OBSERVED_NAMES)
+    observed_names = set(private.OBSERVED_NAMES)
     policy, floatx = tf_keras.mixed_precision.global_policy(), private.floatx()
     epsilon, data_format = private.epsilon(), private.image_data_format()
     private.reset_uids()
@@ -54,7 +54,7 @@ def preserved() -> Iterator[None]:
         private.reset_uids()
         for graph, names in uids.items():
             private.PER_GRAPH_OBJECT_NAME_UIDS[graph] = Counter(names)
-        private.OBSERVED_NAMES.update(observed)
+        private.OBSERVED_NAMES.update(observed_names)
         tf_keras.mixed_precision.set_global_policy(policy)
         private.set_floatx(floatx)
         private.set_epsilon(epsilon)
@@ -75,10 +75,10 @@ def summarize(
         ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
     """
     with preserved(), abstract():
-        return _Counted(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
+        return _SummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 
-class _Counted:
+class _SummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
         self.model = model
         self.name = name
@@ -94,8 +94,8 @@ class _Counted:
         arguments = self._arguments(inputs, names)
         base = self._trace(arguments, self.sizes)
         self._refuse_unbuilt("call it in the model, or remove it: its weights are not known")
-        seen, outputs = self._seen(base, arguments, names)
-        walk = legacy_rows.Walk(self.model, seen)
+        trace_shapes, outputs = self._seen(base, arguments, names)
+        walk = legacy_rows.LegacyRowWalk(self.model, trace_shapes)
         rows = walk.rows()
         total, by_path = self._flops(base, walk, arguments)
         return Summary(
@@ -109,7 +109,7 @@ class _Counted:
             notes=(*self.notes, *keras_config.notes(tf_keras, list(self.model._flatten_layers()))),
         )
 
-    def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.Arguments:
+    def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.CallArguments:
         """What the model is called with: its own inputs, or the declared ones where they fit."""
         if not legacy_rows.is_graph(self.model) or not self.model.inputs:
             if inputs is None:
@@ -117,30 +117,34 @@ class _Counted:
                     f"{self.name}: a {type(self.model).__name__} {self._kind} does not know its inputs: "
                     f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
                 )
-            return keras_ports.declared(self.model, inputs, self.name)
-        own = [Input(one.name, _spec(one.output)) for one in self._input_layers()]
-        shown = [Input(names.get(id(one), one.name), _spec(one.output)) for one in self._input_layers()]
-        ports = tuple(shown if inputs is None else keras_ports.matched(own, shown, inputs, self.name))
+            return keras_ports.declared_arguments(self.model, inputs, self.name)
+        own_inputs = [Input(layer.name, _spec(layer.output)) for layer in self._input_layers()]
+        shown_inputs = [Input(names.get(id(layer), layer.name), _spec(layer.output)) for layer in self._input_layers()]
+        ports = tuple(
+            shown_inputs if inputs is None else keras_ports.match_inputs(own_inputs, shown_inputs, inputs, self.name)
+        )
         nested = self.model._nested_inputs
 
-        def build_arguments(make: keras_ports.Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def build_arguments(make: keras_ports.MakeInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
             tensors = [make(port.name, port.spec) for port in ports]
             return (tf.nest.pack_sequence_as(nested, tensors),), {}
 
-        return keras_ports.Arguments(ports, build_arguments)
+        return keras_ports.CallArguments(ports, build_arguments)
 
     def _input_layers(self) -> list[Any]:
         return [tensor._keras_history.layer for tensor in tf.nest.flatten(self.model.inputs)]
 
-    def _trace(self, arguments: keras_ports.Arguments, sizes: Mapping[str, int]) -> Trace:
+    def _trace(self, arguments: keras_ports.CallArguments, sizes: Mapping[str, int]) -> LegacyTrace:
         try:
             return trace(self.model, arguments.build(lambda name, spec: graphs.tensor_spec(spec, sizes)))
         except ModelBudgetError:
             raise
         except Exception as error:
             listed = ", ".join(map(str, arguments.ports))
-            said = str(error).partition("\n\nCall arguments received")[0]
-            raise ModelBudgetError(f"{self.name}: the {self._kind} cannot be called with {listed}: {said}") from error
+            message = str(error).partition("\n\nCall arguments received")[0]
+            raise ModelBudgetError(
+                f"{self.name}: the {self._kind} cannot be called with {listed}: {message}"
+            ) from error
 
     @property
     def _kind(self) -> str:
@@ -149,14 +153,14 @@ class _Counted:
     def _refuse_unbuilt(self, cure: str) -> None:
         layer = legacy_rows.unbuilt(self.model)
         if layer is not None or not self.model.built:
-            what = f"the {self._kind}" if layer is None else f"layer {layer!r}"
-            raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
+            subject = f"the {self._kind}" if layer is None else f"layer {layer!r}"
+            raise ModelBudgetError(f"{self.name}: {subject} was never built; {cure}")
 
     def _seen(
-        self, base: Trace, arguments: keras_ports.Arguments, names: Mapping[int, str]
-    ) -> tuple[legacy_rows.Seen, legacy_rows.Specs]:
+        self, base: LegacyTrace, arguments: keras_ports.CallArguments, names: Mapping[int, str]
+    ) -> tuple[legacy_rows.LegacyTraceShapes, legacy_rows.Specs]:
         """What each call got and gave, with dimensions named by traces at other sizes."""
-        others: list[tuple[str, int, Trace]] = []
+        others: list[tuple[str, int, LegacyTrace]] = []
         for symbol in arguments.symbols:
             size = graphs.other_size(self.sizes[symbol])
             try:
@@ -168,22 +172,22 @@ class _Counted:
                 continue
             others.append((symbol, size, other))
 
-        def named(at: int, part: str) -> legacy_rows.Specs:
-            variants = [(symbol, size, getattr(other.calls[at], part)) for symbol, size, other in others]
-            return graphs.named(getattr(base.calls[at], part), variants, self.sizes)
+        def named(position: int, part: str) -> legacy_rows.Specs:
+            variants = [(symbol, size, getattr(other.calls[position], part)) for symbol, size, other in others]
+            return graphs.name_specs(getattr(base.calls[position], part), variants, self.sizes)
 
-        given = [named(at, "given") for at in range(len(base.calls))]
-        outputs = [named(at, "outputs") for at in range(len(base.calls))]
-        whole = [(symbol, size, other.graph.outputs) for symbol, size, other in others]
+        input_specs = [named(position, "given") for position in range(len(base.calls))]
+        outputs = [named(position, "outputs") for position in range(len(base.calls))]
+        model_outputs = [(symbol, size, other.graph.outputs) for symbol, size, other in others]
         inputs: dict[int, TensorSpec] = {}
         if legacy_rows.is_graph(self.model):
             pairs = zip(self._input_layers(), arguments.ports, strict=True)
             inputs = {id(layer): port.spec.without_values for layer, port in pairs}
-        seen = legacy_rows.Seen(base, given, outputs, inputs, names)
-        return seen, graphs.named(base.graph.outputs, whole, self.sizes)
+        trace_shapes = legacy_rows.LegacyTraceShapes(base, input_specs, outputs, inputs, names)
+        return trace_shapes, graphs.name_specs(base.graph.outputs, model_outputs, self.sizes)
 
     def _flops(
-        self, base: Trace, walk: legacy_rows.Walk, arguments: keras_ports.Arguments
+        self, base: LegacyTrace, walk: legacy_rows.LegacyRowWalk, arguments: keras_ports.CallArguments
     ) -> tuple[Flops, dict[str, int]]:
         """The FLOPs of the call, and those of each row, by its path."""
         if (unsized := arguments.open_dimension(self.sizes)) is not None:
@@ -198,13 +202,13 @@ class _Counted:
         return graphs.flops([operator for operator, _ in owned]), dict(by_path)
 
 
-def _path(call: Call, paths: Mapping[tuple[int, int], str]) -> str | None:
+def _path(call: LegacyCall, paths: Mapping[tuple[int, int], str]) -> str | None:
     """The innermost row around a call."""
     chain = (*call.inside, call.layer)
     for position in range(len(chain) - 1, -1, -1):
         parent = id(chain[position - 1]) if position else 0
-        one = id(chain[position])
-        if (path := paths.get((parent, one), paths.get((0, one)))) is not None:
+        layer = id(chain[position])
+        if (path := paths.get((parent, layer), paths.get((0, layer)))) is not None:
             return path
     return None
 
