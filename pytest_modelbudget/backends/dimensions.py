@@ -27,7 +27,7 @@ def name_dimension(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bo
     The first entry is the declared one; its number is the answer when no formula fits all runs, or more than one does.
     None is the answer when two runs at the same sizes differed: then the dimension depends on values.
 
-    >>> explain([{"B": 1, "T": 10}, {"B": 8, "T": 21}], [9, 20])
+    >>> name_dimension([{"B": 1, "T": 10}, {"B": 8, "T": 21}], [9, 20])
     ('T-1', True)
     """
     if len(set(dims)) == 1:
