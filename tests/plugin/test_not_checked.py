@@ -133,7 +133,8 @@ def test_an_interrupt_of_collection_is_no_quiet_run(project: Project) -> None:
     project.pytester.runpytest_inprocess("--model-budget", *REPORTS, no_reraise_ctrlc=True)
     comment = (project.path / "r.comment").read_text(encoding="utf-8")
     assert "quiet" not in comment.splitlines()[0]
-    assert "ended before all models were collected" in comment
+    # pytest 8.0 takes it for an error of the source
+    assert "ended before all models were collected" in comment or "not collected: modelbudget.yaml" in comment
 
 
 def test_last_failed_says_what_it_left_out(project: Project) -> None:
