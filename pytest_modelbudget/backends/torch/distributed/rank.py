@@ -41,7 +41,7 @@ from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Training
 class ShardedStep:
     """The step of one rank of `ranks`; `communication` are the bytes it sends in the measured step, by collective.
 
-    `wire` says what is counted: see there.
+    `collectives` says what is counted: see there.
     """
 
     tape: MemoryTrace
