@@ -1,21 +1,27 @@
 """Giving dimensions their names back: a model is run at a few sizes, and each output dimension is explained by them.
 
 Recognised are `B`, `2*B`, `T+1`, `T-4`, `2*T+2`, `B*T`, `3*B*T` and `S+T`; any other dimension stays the number it
-had at the declared sizes.
+had at the declared sizes, or is left open. The frameworks run the models, `resolve` says at which sizes, and `Naming`
+makes specs of what they saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, combinations
 from math import prod
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from pytest_modelbudget.summary import Dim
+from pytest_modelbudget.summary import Dim, TensorSpec
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Sizes = Mapping[str, int]
+
+Output = tuple[tuple[int | None, ...], str]
+"""Shape and dtype of one tensor; a size that a pass does not tell is None."""
 
 _STEPS = (7, 11, 13, 17, 19, 23, 29, 31)  # different primes: what grows by 7 follows B and by 11 follows T
 _OTHER_STEPS = (30, 43, 59, 73, 89, 101, 109, 131)
@@ -127,8 +133,43 @@ def vary_again(sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None]) -> 
     names = [name for name in sizes if sizes[name] != moved[name]]
     doubled = all(moved[name] == 2 * sizes[name] for name in names)
     other = {**sizes, **{name: 3 * sizes[name] for name in names}} if doubled else _stepped(sizes, _OTHER_STEPS)
-    seen = run({name: other[name] if name in names else sizes[name] for name in sizes})
-    return [] if seen is None else [(other, seen)]
+    other = {name: other[name] if name in names else sizes[name] for name in sizes}
+    return [] if (seen := run(other)) is None else [(other, seen)]
+
+
+def _vary_each(sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
+    """One symbol at a time, where all moved by the same factor: then nothing else tells them apart."""
+    if len(sizes) == 1 or any(moved[name] != 2 * sizes[name] for name in sizes):
+        return []
+    others = [{**sizes, name: 2 * size} for name, size in sizes.items()]
+    return [(other, seen) for other in others if (seen := run(other)) is not None]
+
+
+def resolve(
+    seen: Sequence[tuple[Sizes, T]],
+    run: Callable[[Sizes], T | None],
+    name: Callable[[Sequence[tuple[Sizes, T]]], tuple[Naming, R]],
+) -> tuple[Naming, R, list[tuple[Sizes, T]]]:
+    """What `name` makes of the passes in `seen`, the one at the declared sizes first, and of as many more as it needs.
+
+    `run` makes a pass at other sizes, and returns None when the model does not take them. All passes are returned, too.
+    """
+    sizes = seen[0][0]
+    others = vary(sizes, run)
+    passes = [*seen, *others]
+    naming, result = name(passes)
+    for vary_further in (vary_again, _vary_each) if len(others) == 1 else ():
+        if naming.settled or not (further := vary_further(sizes, others[0][0], run)):
+            continue
+        passes += further
+        naming, result = name(passes)
+    return naming, result, passes
+
+
+def fixed(passes: Sequence[tuple[Sizes, T]]) -> list[str]:
+    """The symbols that no pass could move: what follows them shows numbers."""
+    sizes = passes[0][0]
+    return [symbol for symbol in sizes if all(other[symbol] == sizes[symbol] for other, _ in passes)]
 
 
 def _stepped(sizes: Sizes, steps: Sequence[int]) -> dict[str, int]:
@@ -136,3 +177,112 @@ def _stepped(sizes: Sizes, steps: Sequence[int]) -> dict[str, int]:
         name: size + steps[index % len(steps)] * (1 + index // len(steps))
         for index, (name, size) in enumerate(sizes.items())
     }
+
+
+class Called(Protocol):
+    """A part of a model as one pass saw it."""
+
+    @property
+    def calls(self) -> Sequence[tuple[Output, ...]]:
+        """The tensors that each call of it made."""
+        ...
+
+    @property
+    def given(self) -> Sequence[tuple[Output, ...]]:
+        """The tensors that each call of it was given."""
+        ...
+
+
+_Calls = Sequence[tuple[Output, ...]]
+_Named = tuple[tuple[TensorSpec, ...], ...]
+
+
+@dataclass(slots=True)
+class Naming:
+    """Names the dimensions seen in several passes at different sizes; remembers what it could not settle."""
+
+    sizes: Sequence[Sizes]
+    settled: bool = True
+    unexplained_open: bool = False
+    """Whether a dimension that moves as no formula says is open, not the number it had at the declared sizes."""
+    twins: tuple[int, ...] = field(init=False)
+    _known: dict[tuple[int | None, ...], Dim] = field(default_factory=dict)
+    _rows: dict[tuple[tuple[int, ...], ...], tuple[_Named, _Named]] = field(default_factory=dict)
+    _said: dict[Hashable, _Named] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """`twins` are the places of the other passes at the first one's sizes."""
+        first, *others = self.sizes
+        self.twins = tuple(place for place, other in enumerate(others, 1) if other == first)
+
+    def specs(self, seen: Sequence[tuple[Output, ...]]) -> tuple[TensorSpec, ...]:
+        """The tensors of one call, given as each pass saw them, the declared one first."""
+        first, *others = seen
+        alike = all([len(shape) for shape, _ in other] == [len(shape) for shape, _ in first] for other in others)
+        if any([len(shape) for shape, _ in seen[place]] != [len(shape) for shape, _ in first] for place in self.twins):
+            return tuple(TensorSpec((None,) * len(shape), dtype) for shape, dtype in first)
+        if not alike:
+            return tuple(TensorSpec(shape, dtype) for shape, dtype in first)
+        return tuple(
+            TensorSpec(tuple(self._dim(dims) for dims in zip(*(one[index][0] for one in seen), strict=True)), dtype)
+            for index, (_, dtype) in enumerate(first)
+        )
+
+    def row(self, records: Sequence[Called | None]) -> tuple[_Named, _Named]:
+        """The outputs and the inputs of one module or join, given as each pass saw it; see `calls`."""
+        # Blocks that repeat share what they made: most rows are known by the ids of it.
+        ids = tuple([(*map(id, one.calls), 0, *map(id, one.given)) if one is not None else () for one in records])
+        if (known := self._rows.get(ids)) is None:
+            outputs = self.calls([one.calls if one is not None else () for one in records])
+            inputs = self.calls([one.given if one is not None else () for one in records])
+            known = self._rows[ids] = outputs, inputs
+        return known
+
+    def calls(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> _Named:
+        """Every call of a module that has tensors, equal ones once; concrete when the passes differ in their number."""
+        said = tuple(map(tuple, seen))
+        if (known := self._said.get(said)) is None:
+            known = self._said[said] = tuple([call for call in self._named(seen) if call])
+        return known
+
+    def _named(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> _Named:
+        first = seen[0]
+        if any(len(seen[place]) != len(first) for place in self.twins):  # how often it is called depends on values
+            return tuple(self._summed_up(seen))
+        if any(len(other) != len(first) for other in seen):
+            return tuple(dict.fromkeys(tuple(TensorSpec(*one) for one in call) for call in first))
+        return tuple(dict.fromkeys(self.specs(call) for call in zip(*seen, strict=True)))
+
+    def _summed_up(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> Iterator[tuple[TensorSpec, ...]]:
+        """One call for all of a kind (so many tensors, of such dtypes and ranks); what varies among them is open."""
+        kinds: dict[tuple[tuple[int, str], ...], None] = dict.fromkeys(map(_kind, chain.from_iterable(seen)))
+        for kind in kinds:
+            calls = [[call for call in calls if _kind(call) == kind] for calls in seen]
+            same_sizes = [calls[place] for place in (0, *self.twins)]
+            yield tuple(
+                TensorSpec(tuple(self._common(calls, same_sizes, index, axis) for axis in range(rank)), dtype)
+                for index, (rank, dtype) in enumerate(kind)
+            )
+
+    def _common(self, calls: Sequence[_Calls], same_sizes: Sequence[_Calls], index: int, axis: int) -> Dim:
+        """A dimension that all calls have, or None."""
+        here = {call[index][0][axis] for alike in same_sizes for call in alike}
+        if len(here) != 1:
+            return None
+        [size] = here
+        sets = [{call[index][0][axis] for call in alike} or {size} for alike in calls]
+        return self._dim(tuple(chain(*sets))) if all(len(sizes) == 1 for sizes in sets) else size
+
+    def _dim(self, dims: tuple[int | None, ...]) -> Dim:
+        if dims not in self._known:
+            known = [dim for dim in dims if dim is not None]
+            name, settled = explain(self.sizes, known) if len(known) == len(dims) else (None, True)
+            is_unexplained = isinstance(name, int) and len(set(dims)) > 1
+            self._known[dims] = None if is_unexplained and self.unexplained_open else name
+            self.settled = self.settled and settled
+        return self._known[dims]
+
+
+def _kind(call: tuple[Output, ...]) -> tuple[tuple[int, str], ...]:
+    """The rank and dtype of each tensor of a call."""
+    return tuple((len(shape), dtype) for shape, dtype in call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget import units
-from pytest_modelbudget.backends.dimensions import Sizes, vary, vary_again
+from pytest_modelbudget.backends.dimensions import Naming, Sizes, fixed, resolve
 from pytest_modelbudget.backends.torch.memory.activations import measured
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
 from pytest_modelbudget.backends.torch.model import dtensors, keras_layers, real_copy
@@ -19,7 +19,7 @@ from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
 from pytest_modelbudget.backends.torch.model.meta_tensors import Ghosts, settle
 from pytest_modelbudget.backends.torch.model.modules import all_modules, nodes, unwrapped
 from pytest_modelbudget.backends.torch.model.weights import is_packed, weights_of
-from pytest_modelbudget.backends.torch.rows import Naming, rows
+from pytest_modelbudget.backends.torch.rows import rows
 from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.calls import calls_shown
 from pytest_modelbudget.backends.torch.trace.forward import ForwardFailed, Pass, Subject, forward
@@ -172,17 +172,12 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
     held, unheld = _activations(run, sizes)
     of_keras = keras_layers.notes(subject.holdings.modules)
 
-    def named(seen: _Seen) -> tuple[Naming, tuple[Layer, ...]]:
+    def named(seen: Sequence[tuple[Sizes, Pass]]) -> tuple[Naming, tuple[Layer, ...]]:
         naming, passes = Naming([sizes for sizes, _ in seen]), [forward_pass for _, forward_pass in seen]
         return naming, rows(listed, weights, passes, naming, held)
 
-    # Passes at other sizes give the dimensions their names.
-    others = vary(sizes, lambda other: _again(subject, other))
-    seen = [(sizes, run.base), *((sizes, twin) for twin in (*run.twins, *run.perturbed)), *others]
-    naming, layers = named(seen)
-    if len(others) == 1 and not naming.settled:
-        seen += vary_again(sizes, others[0][0], lambda other: _again(subject, other))
-        naming, layers = named(seen)
+    seen = [(sizes, forward_pass) for forward_pass in (run.base, *run.twins, *run.perturbed)]
+    naming, layers, seen = resolve(seen, lambda other: _again(subject, other), named)
     return Summary(
         model=subject.name,
         framework=FRAMEWORK,
@@ -198,10 +193,9 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
 
 
 def _fixed(sizes: Sizes, seen: _Seen) -> Iterator[str]:
-    """The symbols that could not be moved."""
-    for symbol in sizes:
-        if all(other[symbol] == sizes[symbol] for other, _ in seen):
-            yield f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
+    """What is to be said of the symbols that could not be moved."""
+    for symbol in fixed(seen):
+        yield f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
 
 
 def _limits(run: _Run) -> Iterator[str]:

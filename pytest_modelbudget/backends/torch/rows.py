@@ -3,111 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.dimensions import explain
+from pytest_modelbudget.backends.dimensions import Naming
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
 from pytest_modelbudget.backends.torch.model.modules import ROOT, Node
 from pytest_modelbudget.backends.torch.trace.forward import Pass
-from pytest_modelbudget.backends.torch.trace.joins import Join, Output, Source
+from pytest_modelbudget.backends.torch.trace.joins import Join, Source
 from pytest_modelbudget.backends.torch.trace.tracer import Record, Trace
-from pytest_modelbudget.summary import Dim, Layer, TensorSpec, Weight
-
-Sizes = Mapping[str, int]
-_Calls = Sequence[tuple[Output, ...]]
-_Named = tuple[tuple[TensorSpec, ...], ...]
-
-
-@dataclass(slots=True)
-class Naming:
-    """Names the dimensions seen in several passes at different sizes; remembers what it could not settle."""
-
-    sizes: Sequence[Sizes]
-    settled: bool = True
-    twins: tuple[int, ...] = field(init=False)
-    _known: dict[tuple[int | None, ...], Dim] = field(default_factory=dict)
-    _rows: dict[tuple[tuple[int, ...], ...], tuple[_Named, _Named]] = field(default_factory=dict)
-    _said: dict[Hashable, _Named] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """`twins` are the places of the other passes at the first one's sizes."""
-        first, *others = self.sizes
-        self.twins = tuple(place for place, other in enumerate(others, 1) if other == first)
-
-    def specs(self, seen: Sequence[tuple[Output, ...]]) -> tuple[TensorSpec, ...]:
-        """The tensors of one call, given as each pass saw them, the declared one first."""
-        first, *others = seen
-        alike = all([len(shape) for shape, _ in other] == [len(shape) for shape, _ in first] for other in others)
-        if any([len(shape) for shape, _ in seen[place]] != [len(shape) for shape, _ in first] for place in self.twins):
-            return tuple(TensorSpec((None,) * len(shape), dtype) for shape, dtype in first)
-        if not alike:
-            return tuple(TensorSpec(shape, dtype) for shape, dtype in first)
-        return tuple(
-            TensorSpec(tuple(self._dim(dims) for dims in zip(*(one[index][0] for one in seen), strict=True)), dtype)
-            for index, (_, dtype) in enumerate(first)
-        )
-
-    def row(self, records: Sequence[Record | Join | None]) -> tuple[_Named, _Named]:
-        """The outputs and the inputs of one module or join, given as each pass saw it; see `calls`."""
-        # Blocks that repeat share what they made: most rows are known by the ids of it.
-        ids = tuple([(*map(id, one.calls), 0, *map(id, one.given)) if one is not None else () for one in records])
-        if (known := self._rows.get(ids)) is None:
-            outputs = self.calls([one.calls if one is not None else () for one in records])
-            inputs = self.calls([one.given if one is not None else () for one in records])
-            known = self._rows[ids] = outputs, inputs
-        return known
-
-    def calls(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> _Named:
-        """Every call of a module that has tensors, equal ones once; concrete when the passes differ in their number."""
-        said = tuple(map(tuple, seen))
-        if (known := self._said.get(said)) is None:
-            known = self._said[said] = tuple([call for call in self._named(seen) if call])
-        return known
-
-    def _named(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> _Named:
-        first = seen[0]
-        if any(len(seen[place]) != len(first) for place in self.twins):  # how often it is called depends on values
-            return tuple(self._summed_up(seen))
-        if any(len(other) != len(first) for other in seen):
-            return tuple(dict.fromkeys(tuple(TensorSpec(*one) for one in call) for call in first))
-        return tuple(dict.fromkeys(self.specs(call) for call in zip(*seen, strict=True)))
-
-    def _summed_up(self, seen: Sequence[Sequence[tuple[Output, ...]]]) -> Iterator[tuple[TensorSpec, ...]]:
-        """One call for all of a kind (so many tensors, of such dtypes and ranks); what varies among them is open."""
-        kinds: dict[tuple[tuple[int, str], ...], None] = dict.fromkeys(map(_kind, chain.from_iterable(seen)))
-        for kind in kinds:
-            calls = [[call for call in calls if _kind(call) == kind] for calls in seen]
-            same_sizes = [calls[place] for place in (0, *self.twins)]
-            yield tuple(
-                TensorSpec(tuple(self._common(calls, same_sizes, index, axis) for axis in range(rank)), dtype)
-                for index, (rank, dtype) in enumerate(kind)
-            )
-
-    def _common(self, calls: Sequence[_Calls], same_sizes: Sequence[_Calls], index: int, axis: int) -> Dim:
-        """A dimension that all calls have, or None."""
-        here = {call[index][0][axis] for alike in same_sizes for call in alike}
-        if len(here) != 1:
-            return None
-        [size] = here
-        sets = [{call[index][0][axis] for call in alike} or {size} for alike in calls]
-        return self._dim(tuple(chain(*sets))) if all(len(sizes) == 1 for sizes in sets) else size
-
-    def _dim(self, dims: tuple[int | None, ...]) -> Dim:
-        if dims not in self._known:
-            known = [dim for dim in dims if dim is not None]
-            self._known[dims], settled = explain(self.sizes, known) if len(known) == len(dims) else (None, True)
-            self.settled = self.settled and settled
-        return self._known[dims]
-
-
-def _kind(call: tuple[Output, ...]) -> tuple[tuple[int, str], ...]:
-    """The rank and dtype of each tensor of a call."""
-    return tuple((len(shape), dtype) for shape, dtype in call)
+from pytest_modelbudget.summary import Layer, Weight
 
 
 def rows(
