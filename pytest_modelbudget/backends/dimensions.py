@@ -13,15 +13,13 @@ from itertools import chain, combinations
 from math import prod
 from typing import Protocol, TypeVar
 
+from pytest_modelbudget.backends.calls import Output, Trace, ranks
 from pytest_modelbudget.summary import Dim, TensorSpec
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 Sizes = Mapping[str, int]
-
-Output = tuple[tuple[int | None, ...], str]
-"""Shape and dtype of one tensor; a size that a pass does not tell is None."""
 
 _STEPS = (7, 11, 13, 17, 19, 23, 29, 31)  # different primes: what grows by 7 follows B and by 11 follows T
 _OTHER_STEPS = (30, 43, 59, 73, 89, 101, 109, 131)
@@ -193,8 +191,9 @@ class Called(Protocol):
         ...
 
 
+Specs = tuple[TensorSpec, ...]
 _Calls = Sequence[tuple[Output, ...]]
-_Named = tuple[tuple[TensorSpec, ...], ...]
+_Named = tuple[Specs, ...]
 
 
 @dataclass(slots=True)
@@ -218,8 +217,8 @@ class Naming:
     def specs(self, seen: Sequence[tuple[Output, ...]]) -> tuple[TensorSpec, ...]:
         """The tensors of one call, given as each pass saw them, the declared one first."""
         first, *others = seen
-        alike = all([len(shape) for shape, _ in other] == [len(shape) for shape, _ in first] for other in others)
-        if any([len(shape) for shape, _ in seen[place]] != [len(shape) for shape, _ in first] for place in self.twins):
+        alike = all(ranks(other) == ranks(first) for other in others)
+        if any(ranks(seen[place]) != ranks(first) for place in self.twins):
             return tuple(TensorSpec((None,) * len(shape), dtype) for shape, dtype in first)
         if not alike:
             return tuple(TensorSpec(shape, dtype) for shape, dtype in first)
@@ -281,6 +280,46 @@ class Naming:
             self._known[dims] = None if is_unexplained and self.unexplained_open else name
             self.settled = self.settled and settled
         return self._known[dims]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTrace:
+    """What each call of a trace (by its position) got and gave, and what the model gave, with symbolic dimensions.
+
+    `notes` name the symbols whose size could not be varied: dimensions that follow them are shown as numbers.
+    """
+
+    given: Sequence[Specs]
+    calls: Sequence[Specs]
+    outputs: Specs
+    notes: Sequence[str]
+
+
+def named_trace(base: Trace, sizes: Sizes, run: Callable[[Sizes], Trace]) -> NamedTrace:
+    """Name the dimensions of `base`, a trace at `sizes`; one that moves as no formula says is open.
+
+    `run` traces the same call at other sizes, and raises whatever it likes when the model does not take them. A trace
+    where other calls were made counts for nothing.
+    """
+    form = base.form
+
+    def alike(other: Sizes) -> Trace | None:
+        try:
+            trace = run(other)
+        except Exception:  # this size does not suit the model: a table ends, a division leaves a rest
+            return None
+        return trace if trace.form == form else None
+
+    def name(passes: Sequence[tuple[Sizes, Trace]]) -> tuple[Naming, tuple[list[Specs], list[Specs], Specs]]:
+        naming = Naming([at for at, _ in passes], unexplained_open=True)
+        same_calls = list(zip(*(trace.calls for _, trace in passes), strict=True))
+        given = [naming.specs([call.given for call in same]) for same in same_calls]
+        outputs = [naming.specs([call.outputs for call in same]) for same in same_calls]
+        return naming, (given, outputs, naming.specs([trace.outputs for _, trace in passes]))
+
+    _, specs, passes = resolve([(sizes, base)], alike, name)
+    notes = [f"{name} is shown as {sizes[name]}: the model takes no other size of it" for name in fixed(passes)]
+    return NamedTrace(*specs, notes)
 
 
 def _kind(call: tuple[Output, ...]) -> tuple[tuple[int, str], ...]:

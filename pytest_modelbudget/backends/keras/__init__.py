@@ -35,7 +35,7 @@ from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trac
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.residuals import NotKnown
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.inputs import Inputs
+from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
 
 __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
@@ -86,7 +86,7 @@ class _Counted:
         self.model = model
         self.name = name
         self.names = names
-        self.sizes = {"B": 1, **sizes}
+        self.sizes = {BATCH: 1, **sizes}
         self.notes: list[str] = []
         self.stand_ins = wrapped.StandIns()
 
@@ -157,13 +157,12 @@ class _Counted:
             last = symbolic(opened.outputs) if graph is None else graph.outputs
             return walk.Seen(opened.calls, given, outputs, of_inputs, from_graph), tuple(map(walk.spec, last))
         base = self._trace(arguments, self.sizes, costs_only=from_graph)
-        if from_graph and walk.called_beside_graphs(self.model, base.calls):
+        if from_graph and not walk.graphs_tell_shapes(self.model, base.calls, self.sizes[BATCH]):
             from_graph, base = False, self._trace(arguments, self.sizes)
         if from_graph:
             return walk.Seen(base.calls, (), (), of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
         named = shapes.named(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
-        for symbol in named.fixed:
-            self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
+        self.notes += named.notes
         return walk.Seen(base.calls, named.given, named.calls, of_inputs, from_graph), named.outputs
 
     def _unsized(self, arguments: ports.Arguments) -> str | None:

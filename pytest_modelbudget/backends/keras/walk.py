@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import keras
@@ -163,14 +164,31 @@ def unbuilt(layer: Any, weightless: Callable[[Any], bool], path: str = "", seen:
     return found
 
 
-def called_beside_graphs(model: Any, calls: Sequence[Call]) -> bool:
-    """Whether a layer that a functional model merely holds was called by another, so that no graph knows its shapes."""
+def graphs_tell_shapes(model: Any, calls: Sequence[Call], batch: int) -> bool:
+    """Whether the shapes in the graphs of functional models say all that these `calls` at this batch size show.
+
+    They do not where a layer that a model merely holds was called by another, where another axis than the first is
+    open, or where an open first axis is not the batch, as after a reshape.
+    """
+    graphs = [(outer, graph) for outer in each(model) if (graph := private.graph_of(outer)) is not None]
+    if _called_beside(graphs, calls):
+        return False
+    of_batch: set[int] = set()
+    for operation, shape in chain.from_iterable(private.shapes_in(graph) for _, graph in graphs):
+        if None in shape[1:]:
+            return False
+        if None in shape:
+            of_batch.add(id(operation))
+    made = (tensor.shape[:1] for call in calls if id(call.operation) in of_batch for tensor in call.outputs)
+    return all(first == (batch,) for first in made)
+
+
+def _called_beside(graphs: Sequence[tuple[Any, Any]], calls: Sequence[Call]) -> bool:
     called = {id(call.operation) for call in calls}
-    for outer in each(model):
-        if (graph := private.graph_of(outer)) is not None:
-            held = {id(one) for one in graph.operations}
-            if any(id(one) in called and id(one) not in held for one in private.sublayers(outer)):
-                return True
+    for outer, graph in graphs:
+        held = {id(one) for one in graph.operations}
+        if any(id(one) in called and id(one) not in held for one in private.sublayers(outer)):
+            return True
     return False
 
 

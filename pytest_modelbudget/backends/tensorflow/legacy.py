@@ -11,7 +11,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from pytest_modelbudget.backends import keras_config
+from pytest_modelbudget.backends import calls, keras_config
+from pytest_modelbudget.backends.dimensions import named_trace
 from pytest_modelbudget.backends.keras import ports as keras_ports
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
@@ -156,31 +157,14 @@ class _Counted:
         self, base: Trace, arguments: keras_ports.Arguments, names: Mapping[int, str]
     ) -> tuple[legacy_rows.Seen, legacy_rows.Specs]:
         """What each call got and gave, with dimensions named by traces at other sizes."""
-        others: list[tuple[str, int, Trace]] = []
-        for symbol in arguments.symbols:
-            size = graphs.other_size(self.sizes[symbol])
-            try:
-                other = self._trace(arguments, {**self.sizes, symbol: size})
-            except ModelBudgetError:
-                other = None
-            if other is None or [call.layer for call in other.calls] != [call.layer for call in base.calls]:
-                self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
-                continue
-            others.append((symbol, size, other))
-
-        def named(at: int, part: str) -> legacy_rows.Specs:
-            variants = [(symbol, size, getattr(other.calls[at], part)) for symbol, size, other in others]
-            return graphs.named(getattr(base.calls[at], part), variants, self.sizes)
-
-        given = [named(at, "given") for at in range(len(base.calls))]
-        outputs = [named(at, "outputs") for at in range(len(base.calls))]
-        whole = [(symbol, size, other.graph.outputs) for symbol, size, other in others]
+        sizes = {symbol: self.sizes[symbol] for symbol in arguments.symbols if symbol in self.sizes}
+        named = named_trace(_plain(base), sizes, lambda other: _plain(self._trace(arguments, {**self.sizes, **other})))
+        self.notes += named.notes
         inputs: dict[int, TensorSpec] = {}
         if legacy_rows.is_graph(self.model):
             pairs = zip(self._input_layers(), arguments.ports, strict=True)
             inputs = {id(layer): port.spec.without_values for layer, port in pairs}
-        seen = legacy_rows.Seen(base, given, outputs, inputs, names)
-        return seen, graphs.named(base.graph.outputs, whole, self.sizes)
+        return legacy_rows.Seen(base, named.given, named.calls, inputs, names), named.outputs
 
     def _flops(
         self, base: Trace, walk: legacy_rows.Walk, arguments: keras_ports.Arguments
@@ -196,6 +180,12 @@ class _Counted:
             if path is not None and operator.flops:
                 by_path[path] += operator.flops * operator.times
         return graphs.flops([operator for operator, _ in owned]), dict(by_path)
+
+
+def _plain(trace: Trace) -> calls.Trace:
+    outputs = graphs.outputs
+    made = [calls.Call(id(call.layer), outputs(call.given), outputs(call.outputs)) for call in trace.calls]
+    return calls.Trace(made, outputs(trace.graph.outputs))
 
 
 def _path(call: Call, paths: Mapping[tuple[int, int], str]) -> str | None:
