@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Output = tuple[tuple[int | None, ...], str]
@@ -13,10 +13,10 @@ Output = tuple[tuple[int | None, ...], str]
 class Call:
     """One call of a layer or operation: the tensors that it was given, and those it made.
 
-    `operation` says what was called, by something that is equal in all passes of the same model.
+    `operation` says what was called, by something that equals itself in all passes of the same model.
     """
 
-    operation: Hashable
+    operation: object
     given: tuple[Output, ...]
     outputs: tuple[Output, ...]
 
@@ -29,7 +29,7 @@ class Trace:
     outputs: tuple[Output, ...]
 
     @property
-    def form(self) -> list[tuple[Hashable, list[int], list[int]]]:
+    def form(self) -> list[tuple[object, list[int], list[int]]]:
         """What ran, on tensors of which ranks: equal in passes whose calls can be compared one by one."""
         calls = [(call.operation, ranks(call.given), ranks(call.outputs)) for call in self.calls]
         return [*calls, ("", [], ranks(self.outputs))]

@@ -1,15 +1,15 @@
 """Giving dimensions their names back: a model is run at a few sizes, and each output dimension is explained by them.
 
-Recognised are `B`, `2*B`, `T+1`, `T-4`, `2*T+2`, `B*T`, `3*B*T` and `S+T`; any other dimension stays the number it
-had at the declared sizes, or is left open. The frameworks run the models, `resolve` says at which sizes, and `Naming`
-makes specs of what they saw.
+Recognised are `B`, `2*B`, `T+1`, `T-4`, `2*T+2`, `B*T`, `3*B*T`, `S+T`, `T//2`, `(T+1)//2` and `2*(T//2)`; any other
+dimension stays the number it had at the declared sizes, or is left open. The frameworks run the models, `resolve` says
+at which sizes, and `Naming` makes specs of what they saw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from math import prod
 from typing import Protocol, TypeVar
 
@@ -23,6 +23,9 @@ Sizes = Mapping[str, int]
 
 _STEPS = (7, 11, 13, 17, 19, 23, 29, 31)  # different primes: what grows by 7 follows B and by 11 follows T
 _OTHER_STEPS = (30, 43, 59, 73, 89, 101, 109, 131)
+_LAST_STEPS = (53, 77, 103, 127, 139, 151, 163, 179)
+_FEW = 8
+"""So many explanations of one dimension are worth one more run."""
 
 
 def explain(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bool]:
@@ -42,14 +45,25 @@ def explain(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bool]:
     for family in (_same, _simple, _joint):
         fits = [text for text, value in family(moved, sizes, dims) if _fits(value, sizes, dims)]
         if fits:
-            return (fits[0], True) if len(fits) == 1 else (dims[0], False)
+            is_clear = len(fits) == 1 and not (_has_offset(fits[0]) and any(_halves(moved, sizes, dims)))
+            return (fits[0], True) if is_clear else (dims[0], False)
     linear = [text for text, value in _linear(moved, sizes, dims) if _fits(value, sizes, dims)]
-    if len(linear) == 1 and len(set(dims)) > 2:  # through two points there is always a line
-        return linear[0], True
-    return dims[0], not linear
+    fits = [*linear, *islice(_floors(moved, sizes, dims), _FEW + 1)]
+    if _are_few(dims):
+        return dims[0], not fits
+    return (fits[0], True) if len(fits) == 1 else (dims[0], not 0 < len(fits) <= _FEW)
 
 
 Formula = tuple[str, Callable[[Sizes], int]]
+
+
+def _are_few(dims: Sequence[int]) -> bool:
+    """Through two points there is always a line."""
+    return len(set(dims)) <= 2
+
+
+def _has_offset(text: str) -> bool:
+    return text.rpartition("+")[2].isdigit() or text.rpartition("-")[2].isdigit()
 
 
 def _fits(value: Callable[[Sizes], int], sizes: Sequence[Sizes], dims: Sequence[int]) -> bool:
@@ -95,6 +109,28 @@ def _linear(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -
             )
 
 
+def _floors(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[str]:
+    """`(T+1)//2` and multiples of such: all that fit."""
+    for factor in (factor for factor in range(1, min(dims) + 1) if all(dim % factor == 0 for dim in dims)):
+        for text in _halves(moved, sizes, [dim // factor for dim in dims]):
+            yield text if factor == 1 else f"{factor}*({text})"
+
+
+def _halves(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[str]:
+    """`(T+offset)//divisor` for every offset and divisor that fit.
+
+    From `dim <= (size + offset) / divisor < dim + 1` at each size follow the smallest and the largest offset.
+    """
+    for name in moved:
+        points = [(run[name], dim) for run, dim in zip(sizes, dims, strict=True)]
+        (low, smallest), (high, largest) = min(points), max(points)
+        for divisor in range(2, (high - low) // (largest - smallest - 1) + 1 if largest - smallest > 1 else 2):
+            least = max(dim * divisor - size for size, dim in points)
+            most = min(dim * divisor - size for size, dim in points) + divisor - 1
+            for offset in range(least, most + 1):
+                yield f"({name}{offset:+d})//{divisor}" if offset else f"{name}//{divisor}"
+
+
 def vary(sizes: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
     """Run at other sizes until every symbol has moved; `run` returns None when the model does not take them.
 
@@ -126,19 +162,21 @@ def _alone(
     return []
 
 
-def vary_again(sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
+def vary_again(
+    sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None], steps: Sequence[int] = _OTHER_STEPS
+) -> list[tuple[Sizes, T]]:
     """One more run, at sizes unlike those of `vary`, to decide between explanations; `moved` is a run that worked."""
     names = [name for name in sizes if sizes[name] != moved[name]]
     doubled = all(moved[name] == 2 * sizes[name] for name in names)
-    other = {**sizes, **{name: 3 * sizes[name] for name in names}} if doubled else _stepped(sizes, _OTHER_STEPS)
+    other = {**sizes, **{name: 3 * sizes[name] for name in names}} if doubled else _stepped(sizes, steps)
     other = {name: other[name] if name in names else sizes[name] for name in sizes}
     return [] if (seen := run(other)) is None else [(other, seen)]
 
 
-def _vary_each(sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
-    """One symbol at a time, where all moved by the same factor: then nothing else tells them apart."""
-    if len(sizes) == 1 or any(moved[name] != 2 * sizes[name] for name in sizes):
-        return []
+def _vary_last(sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None]) -> list[tuple[Sizes, T]]:
+    """Once more, or one symbol at a time where all moved by the same factor: then nothing else tells them apart."""
+    if any(moved[name] != 2 * sizes[name] for name in sizes):
+        return vary_again(sizes, moved, run, _LAST_STEPS)
     others = [{**sizes, name: 2 * size} for name, size in sizes.items()]
     return [(other, seen) for other in others if (seen := run(other)) is not None]
 
@@ -156,7 +194,7 @@ def resolve(
     others = vary(sizes, run)
     passes = [*seen, *others]
     naming, result = name(passes)
-    for vary_further in (vary_again, _vary_each) if len(others) == 1 else ():
+    for vary_further in (vary_again, _vary_last) if len(others) == 1 else ():
         if naming.settled or not (further := vary_further(sizes, others[0][0], run)):
             continue
         passes += further

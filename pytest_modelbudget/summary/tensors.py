@@ -136,7 +136,7 @@ def _dim(dim: str, text: str) -> Dim:
         if len(dim) > _DIGITS:
             raise ModelBudgetError(f"{text[:_SHOWN]!r}: a size has at most {_DIGITS} digits, this one {len(dim):,}")
         return int(dim)
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
+    if re.fullmatch(r"[A-Za-z0-9_(][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
         return dim
     raise ModelBudgetError(f"{text!r}: {dim!r} is neither a size nor the name of a symbolic dimension")
 

@@ -23,13 +23,16 @@ SEQUENCE, OTHER, FIXED = "float32[B, T, 4]", "float32[B, S, 4]", "float32[B, 10,
 INPUTS = {
     "transposed convolution": [SEQUENCE],
     "valid convolution": [SEQUENCE],
+    "strided convolution": [SEQUENCE],
+    "strided, then transposed": [SEQUENCE],
+    "pooled": [SEQUENCE],
     "repeated": [SEQUENCE],
     "concatenation": [SEQUENCE, OTHER],
     "concatenation, then a convolution": [SEQUENCE, OTHER],
     "folded into the batch": [SEQUENCE],
     "heads in the batch": [FIXED],
     "steps first": [FIXED],
-    "a square": [SEQUENCE],
+    "all in one axis": [SEQUENCE],
 }
 
 Layers = dict[str, Any]
@@ -39,17 +42,21 @@ Call = Callable[..., Any]
 def of_keras(layers: Any, ops: Any) -> dict[str, tuple[list[Any], Call]]:
     """The layers of each model and what it does with them, in Keras of whichever generation."""
     grow, convolve = layers.Conv1DTranspose(4, 4, strides=2), layers.Conv1D(4, 3)
-    repeat, join = layers.UpSampling1D(3), layers.Concatenate(axis=1)
+    halve, double = layers.Conv1D(4, 3, strides=2, padding="same"), layers.Conv1DTranspose(4, 2, strides=2)
+    pool, repeat, join = layers.MaxPooling1D(2), layers.UpSampling1D(3), layers.Concatenate(axis=1)
     return {
         "transposed convolution": ([grow], grow),
         "valid convolution": ([convolve], convolve),
+        "strided convolution": ([halve], halve),
+        "strided, then transposed": ([halve, double], lambda x: double(halve(x))),
+        "pooled": ([pool], pool),
         "repeated": ([repeat], repeat),
         "concatenation": ([join], lambda x, y: join([x, y])),
         "concatenation, then a convolution": ([join, convolve], lambda x, y: convolve(join([x, y]))),
         "folded into the batch": ([], lambda x: ops.reshape(x, (-1, 4))),
         "heads in the batch": ([], lambda x: ops.reshape(x, (-1, 10, 2))),
         "steps first": ([], lambda x: ops.transpose(x, (1, 0, 2))),
-        "a square": ([], lambda x: ops.reshape(ops.matmul(x, ops.transpose(x, (0, 2, 1))), (x.shape[0], -1))),
+        "all in one axis": ([], lambda x: ops.reshape(ops.matmul(x, ops.transpose(x, (0, 2, 1))), (-1,))),
     }
 
 
@@ -59,16 +66,20 @@ def of_torch() -> dict[str, tuple[list[Any], Call]]:
     from torch import nn
 
     grow, convolve = nn.ConvTranspose1d(4, 4, 4, stride=2), nn.Conv1d(4, 4, 3)
+    halve, double = nn.Conv1d(4, 4, 3, stride=2, padding=1), nn.ConvTranspose1d(4, 4, 2, stride=2)
     return {
         "transposed convolution": ([grow], lambda x: grow(x.mT).mT),
         "valid convolution": ([convolve], lambda x: convolve(x.mT).mT),
+        "strided convolution": ([halve], lambda x: halve(x.mT).mT),
+        "strided, then transposed": ([halve, double], lambda x: double(halve(x.mT)).mT),
+        "pooled": ([], lambda x: nn.functional.max_pool1d(x.mT, 2).mT),
         "repeated": ([], lambda x: x.repeat_interleave(3, dim=1)),
         "concatenation": ([], lambda x, y: torch.cat([x, y], 1)),
         "concatenation, then a convolution": ([convolve], lambda x, y: convolve(torch.cat([x, y], 1).mT).mT),
         "folded into the batch": ([], lambda x: x.reshape(-1, 4)),
         "heads in the batch": ([], lambda x: x.reshape(-1, 10, 2)),
         "steps first": ([], lambda x: x.permute(1, 0, 2)),
-        "a square": ([], lambda x: (x @ x.mT).reshape(len(x), -1)),
+        "all in one axis": ([], lambda x: (x @ x.mT).reshape(-1)),
     }
 
 
@@ -93,8 +104,9 @@ def subclassed(kind: Any, parts: list[Any], call: Call) -> Any:
 
         forward = call
 
-    if not hasattr(kind, "__call__"):
-        Model.__call__ = Model.call
+        if kind.__name__ == "Module" and "tensorflow" in kind.__module__:
+            __call__ = call
+
     return Model()
 
 
