@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations, islice
-from math import prod
+from math import gcd, prod
 from typing import Protocol, TypeVar
 
 from pytest_modelbudget.backends.calls import Output, Trace, ranks
@@ -24,6 +24,7 @@ Sizes = Mapping[str, int]
 _STEPS = (7, 11, 13, 17, 19, 23, 29, 31)  # different primes: what grows by 7 follows B and by 11 follows T
 _OTHER_STEPS = (30, 43, 59, 73, 89, 101, 109, 131)
 _LAST_STEPS = (53, 77, 103, 127, 139, 151, 163, 179)
+_LARGEST_FACTOR = 64
 _FEW = 8
 """So many explanations of one dimension are worth one more run."""
 
@@ -111,7 +112,8 @@ def _linear(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -
 
 def _floors(moved: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[str]:
     """`(T+1)//2` and multiples of such: all that fit."""
-    for factor in (factor for factor in range(1, min(dims) + 1) if all(dim % factor == 0 for dim in dims)):
+    common = gcd(*dims)
+    for factor in (factor for factor in range(1, min(common, _LARGEST_FACTOR) + 1) if common % factor == 0):
         for text in _halves(moved, sizes, [dim // factor for dim in dims]):
             yield text if factor == 1 else f"{factor}*({text})"
 
@@ -177,7 +179,7 @@ def _vary_last(sizes: Sizes, moved: Sizes, run: Callable[[Sizes], T | None]) -> 
     """Once more, or one symbol at a time where all moved by the same factor: then nothing else tells them apart."""
     if any(moved[name] != 2 * sizes[name] for name in sizes):
         return vary_again(sizes, moved, run, _LAST_STEPS)
-    others = [{**sizes, name: 2 * size} for name, size in sizes.items()]
+    others = [{**sizes, name: 2 * size} for name, size in sizes.items()] if len(sizes) > 1 else []
     return [(other, seen) for other in others if (seen := run(other)) is not None]
 
 

@@ -53,16 +53,18 @@ def found(backend: str) -> dict[str, dict[str, str]]:
 
 def ways() -> list[Any]:
     return [
-        pytest.param(backend, way, id=f"{way}, on {backend}", marks=_needs(backend))
+        pytest.param(backend, way, id=f"{way}, on {backend}", marks=_marks(backend))
         for backend, ways in WAYS.items()
         for way in ways
     ]
 
 
-def _needs(backend: str) -> pytest.MarkDecorator:
+def _marks(backend: str) -> list[pytest.MarkDecorator]:
+    """One process has torch and Keras; those of the other backends are slow to start."""
     modules = {"keras", backend, *(["tf_keras"] if backend == "tensorflow" else [])}
     missing = sorted(module for module in modules if find_spec(module) is None)
-    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+    skipped = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+    return [skipped] if backend == "torch" else [skipped, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(("backend", "way"), ways())

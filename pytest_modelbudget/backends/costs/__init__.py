@@ -24,6 +24,11 @@ class Operator:
     times: int
     flops: int | None
 
+    @property
+    def cost(self) -> Count:
+        """What one run of it costs."""
+        return Count(0, ((self.kind, 1),)) if self.flops is None else Count(self.flops)
+
 
 @dataclass(frozen=True, slots=True)
 class Count:

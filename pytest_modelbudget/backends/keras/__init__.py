@@ -1,8 +1,8 @@
 """Keras 3 behind the `Backend` protocol, whatever backend Keras itself runs on.
 
-`build` makes models without memory for weights, `trace` runs one symbolic call, `walk` turns layers into rows,
-`shapes` names dimensions, `weights` names and ties variables, `labels` names layers, `ports` fits inputs, `rules` and
-`flops` count, `optimizer` counts what training keeps; `private` holds what Keras keeps to itself, and
+`build` makes models without memory for weights, `trace` runs one symbolic call, `walk` says what a model is made of,
+`shapes` names dimensions, `weights` names variables, `labels` names layers, `ports` fits inputs, `rules` count,
+`optimizer` counts what training keeps; `private` holds what Keras keeps to itself, and
 `pins` looks whether it is there.
 """
 
@@ -17,10 +17,11 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends import keras_config
+from pytest_modelbudget.backends import assemble, keras_config
+from pytest_modelbudget.backends.assemble import Costs, Row
+from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import (
     activations,
-    flops,
     labels,
     optimizer,
     ports,
@@ -36,7 +37,7 @@ from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.residuals import NotKnown
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
+from pytest_modelbudget.summary import Layer, Summary, TensorSpec
 
 __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
 
@@ -96,19 +97,18 @@ class _Counted:
             return self._uncalled()
         arguments = self._arguments(inputs, built_here)
         seen, outputs = self._seen(arguments)
-        rows = walk.rows(self.model, seen, self.names)
-        total, by_path = Flops(), dict[str, int | None]()
-        held = None
+        rows = walk.Structure(self.model, seen, self.names).rows(self.model)
+        costs, held = Costs(), None
         if self._unsized(arguments) is None:
-            total, by_path = flops.count(seen.calls, rows)
+            costs = assemble.costs(rows, ((rules.cost(call), call.times, call.chain) for call in seen.calls))
             held = self._held(arguments)
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
-            layers=tuple(_with_costs(row, total, by_path, held) for row in rows),
+            layers=tuple(_with_costs(row, costs, held) for row in rows),
             inputs=arguments.ports,
             outputs=outputs,
-            flops=total,
+            flops=costs.total,
             activation_bytes=None if held is None else held.total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
             optimizer_bytes=self._optimizer_bytes(),
@@ -120,7 +120,8 @@ class _Counted:
 
     def _uncalled(self) -> Summary:
         """Layers and weights of a model that is built; nothing that only a call would show."""
-        found = walk.rows(self.model, walk.Seen((), (), (), {}, from_graph=False), self.names)
+        seen = walk.Seen((), (), (), {}, from_graph=False)
+        found = walk.Structure(self.model, seen, self.names).rows(self.model)
         layers = tuple(replace(row.layer, outputs=(), inputs=(), connected_to=(), calls=None) for row in found)
         optimizer_bytes = self._optimizer_bytes()
         notes = (_UNCALLED, *self.notes, *keras_config.notes(keras, list(walk.each(self.model))))
@@ -144,7 +145,7 @@ class _Counted:
             self.notes.append(f"the state of the optimizer {kind} is not known: {_said(error)}")
             return None
 
-    def _seen(self, arguments: ports.Arguments) -> tuple[walk.Seen, walk.Specs]:
+    def _seen(self, arguments: ports.Arguments) -> tuple[walk.Seen, Specs]:
         """One trace of the model, at the declared sizes where it has them, and the specs of its outputs."""
         graph = private.graph_of(self.model)
         from_graph = graph is not None and arguments.own and all(map(_has_graph, walk.each(self.model)))
@@ -176,12 +177,7 @@ class _Counted:
                 self._call(arguments)
             self._refuse_unbuilt()
             return arguments
-        if inputs is None:
-            raise ModelBudgetError(
-                f"{self.name}: a {type(self.model).__name__} {self._kind} does not know its inputs: "
-                f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
-            )
-        arguments = ports.declared(self.model, inputs, self.name)
+        arguments = ports.declared(self.model, inputs, self.name, self._kind)
         if built_here:
             self._call(arguments)
         self._refuse_unbuilt(live=not built_here)
@@ -261,10 +257,9 @@ def _of_inputs(graph: Any, arguments: ports.Arguments) -> dict[int, TensorSpec]:
     return {id(past[0]): spec for past, spec in zip(pasts, specs, strict=True) if past is not None}
 
 
-def _with_costs(row: walk.Row, total: Flops, by_path: Mapping[str, int | None], held: activations.Held | None) -> Layer:
-    layer = row.layer
+def _with_costs(row: Row, costs: Costs, held: activations.Held | None) -> Layer:
     return replace(
-        layer,
-        flops=None if total.value is None else by_path.get(layer.path, 0),
+        row.layer,
+        flops=costs.of(row.layer),
         activation_bytes=None if held is None else held.by_row.get((row.parent, row.operation)),
     )

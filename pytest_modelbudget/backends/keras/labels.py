@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -62,14 +62,19 @@ def of_live(*models: Any) -> Labels:
     Keras numbers all layers of a session, so without this a snapshot would depend on the tests that ran before. A
     name that only looks like an automatic one (`dense_1`) is renumbered too: nothing tells the two apart.
     """
-    numbered: dict[str, dict[int, list[int]]] = {}
-    for one in operations(*models):
-        kind = type(one).__name__
-        if (number := automatic(kind, one.name)) is not None:
-            numbered.setdefault(base(kind), {}).setdefault(number, []).append(id(one))
+    return numbered(operations(*models))
+
+
+def numbered(parts: Iterable[Any]) -> Labels:
+    """The automatic names of these layers and operations, of whichever Keras, numbered from the first."""
+    by_base: dict[str, dict[int, list[int]]] = {}
+    for part in parts:
+        kind = type(part).__name__
+        if (number := automatic(kind, part.name)) is not None:
+            by_base.setdefault(base(kind), {}).setdefault(number, []).append(id(part))
     return {
         identity: f"{name}_{rank}" if rank else name
-        for name, by_number in numbered.items()
+        for name, by_number in by_base.items()
         for rank, number in enumerate(sorted(by_number))
         for identity in by_number[number]
     }

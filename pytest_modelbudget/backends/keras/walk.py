@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends import assemble
+from pytest_modelbudget.backends.assemble import HeldWeight, Row, Shown, positions_of
+from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import private, weights
 from pytest_modelbudget.backends.keras.labels import Labels
 from pytest_modelbudget.backends.keras.trace import Call
-from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH
-from pytest_modelbudget.summary import Layer, TensorSpec
-
-Specs = tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row, and the identities of the model it belongs to and of the layer or operation behind it."""
-
-    parent: int
-    operation: int
-    layer: Layer
+from pytest_modelbudget.summary import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,95 +31,62 @@ class Seen:
     """Whether the shapes that a graph remembers are as good as those of the trace."""
 
 
-def rows(model: Any, seen: Seen, labels: Labels) -> list[Row]:
-    """All rows of `model`, under `labels` where an operation has one, else under its own name.
+class Structure:
+    """What a Keras model is made of; operations have their `labels` where there are any, else their own names."""
 
-    A layer that is no model is one row.
-
-    Raises:
-        ModelBudgetError: a weight of the model would be in no row.
-    """
-    walk = _Walk(model, seen, labels)
-    found = list(walk.whole(model) if isinstance(model, keras.Model) else walk.alone(model))
-    lost = [variable.path for variable in model.weights if variable not in walk.ledger]
-    if lost:
-        raise ModelBudgetError(f"{model.name}: the weight {lost[0]!r} belongs to no layer of the model")
-    return found
-
-
-class _Walk:
     def __init__(self, model: Any, seen: Seen, labels: Labels) -> None:
-        self.seen = seen
-        self.labels = labels
-        self.ledger = weights.Ledger(model)
-        self.taken: set[str] = set()
-        self.called: dict[tuple[int, int], list[int]] = {}
-        for position, call in enumerate(seen.calls):
-            parent = id(call.inside[-1]) if call.inside else 0
-            for around in {parent, 0}:
-                self.called.setdefault((around, id(call.operation)), []).append(position)
+        self._seen = seen
+        self._labels = labels
+        self._trainable = {id(variable) for variable in model.trainable_weights}
+        self._graphs: dict[int, Any] = {}
 
-    def name(self, one: Any) -> str:
+    def rows(self, model: Any) -> list[Row]:
+        """See `assemble.rows`."""
+        return assemble.rows(model, self, positions_of(call.chain for call in self._seen.calls))
+
+    def name(self, part: Any) -> str:
         """What an operation is called here."""
-        return self.labels.get(id(one), one.name)
+        return self._labels.get(id(part), part.name)
 
-    def whole(self, model: Any) -> Iterator[Row]:
-        """The rows of a model; it has one itself when it holds weights of its own."""
-        if own := list(weights.own(model)):
-            path = weights.unique(self.name(model), self.taken)
-            yield Row(0, id(model), Layer(path, type(model).__name__, weights=self.ledger.enter(path, own)))
-        yield from self.inside(model, "")
+    def is_model(self, part: Any) -> bool:
+        """Whether it is opened."""
+        return isinstance(part, keras.Model)
 
-    def alone(self, layer: Any) -> Iterator[Row]:
-        """The row of a layer that stands in no model."""
-        positions = self.called.get((0, id(layer)), [])
-        yield from self._rows(layer, 0, self.name(layer), self._layer(layer, [], positions, []))
-
-    def inside(self, model: Any, prefix: str, called: bool = True) -> Iterator[Row]:
-        """The rows below one model; below one that was not `called`, the calls in its graph did not happen."""
-        graph = private.graph_of(model)
-        operations = layers(model) if graph is None else _operations(model, graph)
+    def parts(self, model: Any) -> list[Any]:
+        """The layers of a model, with the operations of its graph; layers outside the graph come last."""
+        graph = self._graphs[id(model)] = private.graph_of(model)
+        if graph is None:
+            return layers(model)
+        operations = _operations(model, graph)
         held = {id(one) for one in operations}
-        if graph is not None:  # layers set as attributes, outside the graph
-            operations += [one for one in private.sublayers(model) if id(one) not in held and not _is_input(one)]
-        paths = {id(one): weights.unique(f"{prefix}{self.name(one)}", self.taken) for one in operations}
-        for one in operations:
-            nodes = private.nodes_of(graph, one) if graph is not None and id(one) in held else []
-            positions = self.called.get((id(model), id(one))) or self.called.get((0, id(one)), [])
-            sources = [_makers(node) for node in nodes] or [self.seen.calls[at].sources for at in positions]
-            connected = [tuple(paths[id(source)] for source in call if id(source) in paths) for call in sources]
-            row = self._layer(one, nodes, positions, connected)
-            if not called and not positions:
-                row = replace(row, calls=0)
-            yield from self._rows(one, id(model), paths[id(one)], row)
+        beside = [one for one in private.sublayers(model) if id(one) not in held and not _is_input(one)]
+        return [*operations, *beside]
 
-    def _layer(self, one: Any, nodes: list[Any], positions: list[int], connected: list[tuple[str, ...]]) -> Layer:
-        """The row of one layer or operation, without its path and weights."""
-        outputs: list[Specs]
-        given: list[Specs] = []
-        if id(one) in self.seen.inputs:
-            outputs = [(self.seen.inputs[id(one)],)]
-        elif nodes and (self.seen.from_graph or not positions):
+    def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
+        """From the graph of its model, from the trace, or of an input of the outermost model as it is declared."""
+        seen, graph = self._seen, None if model is None else self._graphs[id(model)]
+        nodes = private.nodes_of(graph, part) if graph is not None else []
+        makers = [_makers(node) for node in nodes] or [seen.calls[at].sources for at in positions]
+        inputs: Iterable[Specs] = ()
+        outputs: Iterable[Specs]
+        if id(part) in seen.inputs:
+            outputs = [(seen.inputs[id(part)],)]
+        elif nodes and (seen.from_graph or not positions):
             outputs = [tuple(map(spec, node.output_tensors)) for node in nodes]
-            given = [tuple(map(spec, node.input_tensors)) for node in nodes]
+            inputs = [tuple(map(spec, node.input_tensors)) for node in nodes]
         else:
-            outputs = [self.seen.outputs[at] for at in positions]
-            given = [self.seen.given[at] for at in positions]
-        return Layer(
-            path="",
-            type=type(one).__name__,
-            outputs=tuple(dict.fromkeys(outputs)),
-            connected_to=tuple(dict.fromkeys(call for call in connected if call)),
-            inputs=tuple(dict.fromkeys(call for call in given if call)),
-            calls=len(positions) or len(nodes),
-            container=isinstance(one, keras.Model),
-        )
+            outputs = [seen.outputs[at] for at in positions]
+            inputs = [seen.given[at] for at in positions]
+        return Shown(inputs, outputs, makers, len(positions) or len(nodes))
 
-    def _rows(self, one: Any, parent: int, path: str, bare: Layer) -> Iterator[Row]:
-        named = weights.own(one) if bare.container else weights.deep(one) if _is_layer(one) else ()
-        yield Row(parent, id(one), replace(bare, path=path, weights=self.ledger.enter(path, named)))
-        if bare.container:
-            yield from self.inside(one, f"{path}/", called=bool(bare.calls))
+    def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
+        """None of an operation."""
+        if isinstance(part, keras.layers.Layer):
+            yield from weights.held(weights.deep(part) if deep else weights.own(part), self._trainable)
+
+    def all_weights(self, model: Any) -> Iterator[tuple[int, str]]:
+        """Those that Keras counts."""
+        return ((id(variable), variable.path) for variable in model.weights)
 
 
 def spec(tensor: Any) -> TensorSpec:
@@ -216,7 +174,3 @@ def _makers(node: Any) -> tuple[Any, ...]:
 
 def _is_input(one: Any) -> bool:
     return isinstance(one, keras.layers.InputLayer)
-
-
-def _is_layer(one: Any) -> bool:
-    return isinstance(one, keras.layers.Layer)

@@ -11,16 +11,17 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from pytest_modelbudget.backends import calls, keras_config
-from pytest_modelbudget.backends.dimensions import named_trace
+from pytest_modelbudget.backends import assemble, calls, keras_config
+from pytest_modelbudget.backends.assemble import Costs, Row
+from pytest_modelbudget.backends.dimensions import Specs, named_trace
 from pytest_modelbudget.backends.keras import ports as keras_ports
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
-from pytest_modelbudget.backends.tensorflow.legacy_trace import Call, Trace, trace
+from pytest_modelbudget.backends.tensorflow.legacy_trace import Trace, trace
 from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Flops, Input, Layer, Summary, TensorSpec
+from pytest_modelbudget.summary import Input, Summary, TensorSpec
 
 __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
 
@@ -95,17 +96,16 @@ class _Counted:
         arguments = self._arguments(inputs, names)
         base = self._trace(arguments, self.sizes)
         self._refuse_unbuilt("call it in the model, or remove it: its weights are not known")
-        seen, outputs = self._seen(base, arguments, names)
-        walk = legacy_rows.Walk(self.model, seen)
-        rows = walk.rows()
-        total, by_path = self._flops(base, walk, arguments)
+        seen, outputs = self._seen(base, arguments)
+        rows = legacy_rows.Structure(self.model, seen, names).rows(self.model)
+        costs = self._costs(base, rows, arguments)
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
-            layers=tuple(_with_flops(row, total, by_path) for row in rows),
+            layers=tuple(replace(row.layer, flops=costs.of(row.layer)) for row in rows),
             inputs=arguments.ports,
             outputs=outputs,
-            flops=total,
+            flops=costs.total,
             sizes=tuple((symbol, self.sizes[symbol]) for symbol in arguments.symbols if symbol in self.sizes),
             notes=(*self.notes, *keras_config.notes(tf_keras, list(self.model._flatten_layers()))),
         )
@@ -113,12 +113,7 @@ class _Counted:
     def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.Arguments:
         """What the model is called with: its own inputs, or the declared ones where they fit."""
         if not legacy_rows.is_graph(self.model) or not self.model.inputs:
-            if inputs is None:
-                raise ModelBudgetError(
-                    f"{self.name}: a {type(self.model).__name__} {self._kind} does not know its inputs: "
-                    f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
-                )
-            return keras_ports.declared(self.model, inputs, self.name)
+            return keras_ports.declared(self.model, inputs, self.name, self._kind)
         own = [Input(one.name, _spec(one.output)) for one in self._input_layers()]
         shown = [Input(names.get(id(one), one.name), _spec(one.output)) for one in self._input_layers()]
         ports = tuple(shown if inputs is None else keras_ports.matched(own, shown, inputs, self.name))
@@ -153,9 +148,7 @@ class _Counted:
             what = f"the {self._kind}" if layer is None else f"layer {layer!r}"
             raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
 
-    def _seen(
-        self, base: Trace, arguments: keras_ports.Arguments, names: Mapping[int, str]
-    ) -> tuple[legacy_rows.Seen, legacy_rows.Specs]:
+    def _seen(self, base: Trace, arguments: keras_ports.Arguments) -> tuple[legacy_rows.Seen, Specs]:
         """What each call got and gave, with dimensions named by traces at other sizes."""
         sizes = {symbol: self.sizes[symbol] for symbol in arguments.symbols if symbol in self.sizes}
         named = named_trace(_plain(base), sizes, lambda other: _plain(self._trace(arguments, {**self.sizes, **other})))
@@ -164,22 +157,17 @@ class _Counted:
         if legacy_rows.is_graph(self.model):
             pairs = zip(self._input_layers(), arguments.ports, strict=True)
             inputs = {id(layer): port.spec.without_values for layer, port in pairs}
-        return legacy_rows.Seen(base, named.given, named.calls, inputs, names), named.outputs
+        return legacy_rows.Seen(base, named.given, named.calls, inputs), named.outputs
 
-    def _flops(
-        self, base: Trace, walk: legacy_rows.Walk, arguments: keras_ports.Arguments
-    ) -> tuple[Flops, dict[str, int]]:
-        """The FLOPs of the call, and those of each row, by its path."""
+    def _costs(self, base: Trace, rows: list[Row], arguments: keras_ports.Arguments) -> Costs:
+        """The FLOPs of the call, and those of each row."""
         if (unsized := arguments.open_dimension(self.sizes)) is not None:
             self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
-            return Flops(), {}
-        owned = base.owned()
-        by_path: Counter[str] = Counter()
-        for operator, call in owned:
-            path = None if call is None else _path(call, walk.paths)
-            if path is not None and operator.flops:
-                by_path[path] += operator.flops * operator.times
-        return graphs.flops([operator for operator, _ in owned]), dict(by_path)
+            return Costs()
+        return assemble.costs(
+            rows,
+            ((one.cost, one.times, () if call is None else call.chain) for one, call in base.owned()),
+        )
 
 
 def _plain(trace: Trace) -> calls.Trace:
@@ -188,22 +176,7 @@ def _plain(trace: Trace) -> calls.Trace:
     return calls.Trace(made, outputs(trace.graph.outputs))
 
 
-def _path(call: Call, paths: Mapping[tuple[int, int], str]) -> str | None:
-    """The innermost row around a call."""
-    chain = (*call.inside, call.layer)
-    for position in range(len(chain) - 1, -1, -1):
-        parent = id(chain[position - 1]) if position else 0
-        one = id(chain[position])
-        if (path := paths.get((parent, one), paths.get((0, one)))) is not None:
-            return path
-    return None
-
-
 def _spec(tensor: Any) -> TensorSpec:
     sizes = tensor.shape.as_list()
     dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
     return TensorSpec(dims, tf.as_dtype(tensor.dtype).name)
-
-
-def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int]) -> Layer:
-    return layer if total.value is None else replace(layer, flops=by_path.get(layer.path, 0))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
+from pytest_modelbudget.backends import assemble
+from pytest_modelbudget.backends.assemble import HeldWeight, Row, Shown, positions_of, unique
+from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import labels
-from pytest_modelbudget.backends.keras.weights import unique
 from pytest_modelbudget.backends.tensorflow.legacy_trace import Trace
-from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.summary import Layer, TensorSpec, Weight
-
-Specs = tuple[TensorSpec, ...]
+from pytest_modelbudget.summary import TensorSpec, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,116 +25,63 @@ class Seen:
     given: Sequence[Specs]
     outputs: Sequence[Specs]
     inputs: Mapping[int, TensorSpec]
-    names: Mapping[int, str]
 
 
-@dataclass(slots=True)
-class Walk:
-    """Makes the rows of one model; `paths` then has the path of each layer that is a row."""
+class Structure:
+    """What a model of tf_keras is made of; layers have their `labels` where there are any, else their own names."""
 
-    model: Any
-    seen: Seen
-    taken: set[str] = field(default_factory=set)
-    owners: dict[int, str] = field(default_factory=dict)
-    paths: dict[tuple[int, int], str] = field(default_factory=dict)
+    def __init__(self, model: Any, seen: Seen, labels: Mapping[int, str]) -> None:
+        self._seen = seen
+        self._labels = labels
+        self._trainable = {id(variable) for variable in model.trainable_weights}
 
-    def rows(self) -> list[Layer]:
-        """All rows of the model; a layer that is no model is one row.
+    def rows(self, model: Any) -> list[Row]:
+        """See `assemble.rows`."""
+        return assemble.rows(model, self, positions_of(call.chain for call in self._seen.trace.calls))
 
-        Raises:
-            ModelBudgetError: a weight of the model would be in no row.
-        """
-        found = list(self._whole() if isinstance(self.model, tf_keras.Model) else self._alone())
-        held = {*self.owners, *_of_metrics(self.model)}
-        lost = [one.name for one in self.model.weights if id(one) not in held]
-        if lost:
-            raise ModelBudgetError(f"{self.model.name}: the weight {lost[0]!r} belongs to no layer of the model")
-        return found
+    def name(self, part: Any) -> str:
+        """What a layer is called here."""
+        return self._labels.get(id(part), part.name)
 
-    def _whole(self) -> Iterator[Layer]:
-        """The rows of a model; it has one itself when it holds weights of its own."""
-        if own := list(_own(self.model)):
-            path = self._root()
-            yield Layer(path, type(self.model).__name__, weights=self._weights(path, own))
-        yield from self._inside(self.model, "")
+    def is_model(self, part: Any) -> bool:
+        """Whether it is opened."""
+        return isinstance(part, tf_keras.Model)
 
-    def _alone(self) -> Iterator[Layer]:
-        """The row of a layer that stands in no model."""
-        path = self._root()
-        bare = self._bare(self.model, path, self._positions(None, self.model), ())
-        yield replace(bare, weights=self._weights(path, _deep(self.model)))
+    def parts(self, model: Any) -> list[Any]:
+        """Its layers; metrics are layers here, and are left out."""
+        return [one for one in model.layers if not isinstance(one, tf_keras.metrics.Metric)]
 
-    def _root(self) -> str:
-        path = unique(self.seen.names.get(id(self.model), self.model.name), self.taken)
-        self.paths[0, id(self.model)] = path
-        return path
+    def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
+        """From the trace; who made what a layer got from the graph of its model, where it has one."""
+        seen = self._seen
+        outputs = [seen.outputs[at] for at in positions]
+        if _is_input(part):
+            outputs = [(spec,)] if (spec := seen.inputs.get(id(part)) or _input_spec(part)) else []
+        makers = () if model is None else self._makers(model, part, positions)
+        calls = len(positions) or int(_is_input(part))
+        return Shown([seen.given[at] for at in positions], outputs, makers, calls)
 
-    def _inside(self, model: Any, prefix: str) -> Iterator[Layer]:
-        layers = [one for one in model.layers if not isinstance(one, tf_keras.metrics.Metric)]
-        paths = {id(one): unique(f"{prefix}{self.seen.names.get(id(one), one.name)}", self.taken) for one in layers}
-        for one in layers:
-            path = self.paths[id(model), id(one)] = paths[id(one)]
-            self.paths.setdefault((0, id(one)), path)
-            at = self._positions(model, one)
-            bare = self._bare(one, path, at, self._sources(model, one, at, paths))
-            own = _own(one) if bare.container else _deep(one)
-            yield replace(bare, weights=self._weights(path, own))
-            if bare.container:
-                yield from self._inside(one, f"{path}/")
+    def _makers(self, model: Any, layer: Any, positions: Sequence[int]) -> list[list[Any]]:
+        if not model._is_graph_network:
+            return [self._seen.trace.sources(self._seen.trace.calls[position]) for position in positions]
+        nodes = [
+            node
+            for index, node in enumerate(layer._inbound_nodes)
+            if f"{layer.name}_ib-{index}" in model._network_nodes and not node.is_input
+        ]
+        return [[maker for maker, *_ in node.iterate_inbound()] for node in nodes]
 
-    def _bare(self, layer: Any, path: str, at: list[int], sources: Iterable[tuple[str, ...]]) -> Layer:
-        """The row of a layer, without its weights."""
-        return Layer(
-            path=path,
-            type=type(layer).__name__,
-            outputs=tuple(dict.fromkeys(self._outputs(layer, at))),
-            connected_to=tuple(dict.fromkeys(filter(None, sources))),
-            inputs=tuple(dict.fromkeys(filter(None, (self.seen.given[position] for position in at)))),
-            calls=len(at) or int(_is_input(layer)),
-            container=isinstance(layer, tf_keras.Model),
-        )
+    def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
+        """Its variables."""
+        for name, variable in _deep(part) if deep else _own(part):
+            shape, dtype = tuple(variable.shape.as_list()), variable.dtype.name
+            weight = Weight(name, shape, dtype, trainable=id(variable) in self._trainable)
+            yield HeldWeight(id(variable), id(variable), weight)
 
-    def _positions(self, model: Any, layer: Any) -> list[int]:
-        """The calls of a layer in this model; where a model is called by a layer of another kind, any calls."""
-        calls = self.seen.trace.calls
-        mine = [at for at, call in enumerate(calls) if call.layer is layer]
-        here = [at for at in mine if calls[at].inside and calls[at].inside[-1] is model]
-        return here or mine
-
-    def _outputs(self, layer: Any, at: list[int]) -> list[Specs]:
-        if _is_input(layer):
-            return [(spec,)] if (spec := self.seen.inputs.get(id(layer)) or _input_spec(layer)) else []
-        return [self.seen.outputs[position] for position in at]
-
-    def _sources(self, model: Any, layer: Any, at: list[int], paths: Mapping[int, str]) -> list[tuple[str, ...]]:
-        if model._is_graph_network:
-            nodes = [
-                node
-                for index, node in enumerate(layer._inbound_nodes)
-                if f"{layer.name}_ib-{index}" in model._network_nodes and not node.is_input
-            ]
-            makers = [[maker for maker, *_ in node.iterate_inbound()] for node in nodes]
-        else:
-            makers = [self.seen.trace.sources(self.seen.trace.calls[position]) for position in at]
-        return [tuple(paths[id(one)] for one in call if id(one) in paths) for call in makers]
-
-    def _weights(self, path: str, named: Iterator[tuple[str, Any]] | list[tuple[str, Any]]) -> tuple[Weight, ...]:
-        trainable = {id(one) for one in self.model.trainable_weights}
-        found: list[Weight] = []
-        taken: set[str] = set()
-        for wanted, variable in named:
-            name = unique(wanted, taken)
-            owner = self.owners.setdefault(id(variable), full := f"{path}.{name}")
-            found.append(
-                Weight(
-                    name=name,
-                    shape=tuple(variable.shape.as_list()),
-                    dtype=variable.dtype.name,
-                    trainable=id(variable) in trainable,
-                    tied_to=None if owner == full else owner,
-                )
-            )
-        return tuple(found)
+    def all_weights(self, model: Any) -> Iterator[tuple[int, str]]:
+        """All but those of metrics."""
+        of_metrics = _of_metrics(model)
+        return ((id(variable), variable.name) for variable in model.weights if id(variable) not in of_metrics)
 
 
 def is_graph(model: Any) -> bool:
@@ -152,18 +98,9 @@ def unbuilt(model: Any) -> str | None:
     return None
 
 
-def live_names(model: Any) -> dict[int, str]:
+def live_names(model: Any) -> labels.Labels:
     """Automatic names in a model of the user's, numbered from the first, as `labels.of_live` does for Keras 3."""
-    numbered: dict[str, dict[int, list[int]]] = {}
-    for one in (model, *_sublayers(model)):
-        if (number := labels.automatic(type(one).__name__, one.name)) is not None:
-            numbered.setdefault(labels.base(type(one).__name__), {}).setdefault(number, []).append(id(one))
-    return {
-        identity: f"{name}_{rank}" if rank else name
-        for name, by_number in numbered.items()
-        for rank, number in enumerate(sorted(by_number))
-        for identity in by_number[number]
-    }
+    return labels.numbered((model, *_sublayers(model)))
 
 
 def _sublayers(layer: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.assemble import distinct
 from pytest_modelbudget.backends.dimensions import Naming
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
 from pytest_modelbudget.backends.torch.model.modules import ROOT, Node
@@ -201,4 +202,4 @@ def _edges(record: Record | Join, names: Mapping[Source, str]) -> tuple[tuple[st
     if not record.fed_by:
         return ()
     calls = [tuple([names[source] for source in call if source in names]) for call in record.fed_by]
-    return tuple(dict.fromkeys(filter(None, calls)))
+    return distinct(calls)
