@@ -1,10 +1,9 @@
 """Budgets and snapshots for the size and cost of neural networks, as a pytest plugin.
 
-The map: a `ModelEntry` (check.py) comes from a manifest, the `model` decorator or the `model_budget` fixture
-(config/, plugin/); run.py builds it with a framework's backend (backends/) into a `Summary` (summary/), to which
-planning.py adds what its runs take of memory (planner/), and which check.py holds against budgets (budget/) and the
-committed snapshot (snapshot/, diff/); the `Result` goes to reports/ and trackers/. library.py has the faces without
-pytest.
+The map: a `ModelEntry` (entry/) comes from a manifest, the `model` decorator or the `model_budget` fixture (config/,
+plugin/). engine/ builds it with a framework's backend (backends/) into a `Summary` (summary/), adds what its runs take
+of memory (planner/), and holds it against budgets (budget/) and the committed snapshot (snapshot/, diff/). The `Result`
+(results/) goes to reports/ and trackers/. api.py has the same without pytest. `.github/CONTRIBUTING.md` has every room.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,29 @@ def test_parts_of_a_model_take_no_memory(tmp_path: Path) -> None:
     result = run(entry, tmp_path, snapshots=False)
     assert result.summary is not None, result.error
     assert result.summary.params == 10**12 + 10**6
+
+
+def test_no_garbage_is_collected_while_a_built_model_is_there() -> None:
+    """From the call of the builder until its model is gone, no collection looks through the many objects it is."""
+    built: list[weakref.ref[nn.Module]] = []
+    collected_beside: list[bool] = []
+
+    def build() -> nn.Module:
+        model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(200)))
+        built.append(weakref.ref(model))
+        return model
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        collected_beside.append(any(model() is not None for model in built))
+
+    gc.callbacks.append(note)
+    try:
+        summarize(build, "float32[B, 2]")
+        gc.collect()
+    finally:
+        gc.callbacks.remove(note)
+    assert built
+    assert not any(collected_beside)
 
 
 def test_modules_are_imported_with_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

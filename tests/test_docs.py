@@ -21,7 +21,7 @@ else:
 import pytest_modelbudget
 from pytest_modelbudget import inputs, snapshot, units
 from pytest_modelbudget.backends import BACKENDS
-from pytest_modelbudget.budget import BOUNDS, GROWING, LAYER_METRICS, METRICS
+from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.config import load, schema
 from pytest_modelbudget.entry import arguments
 from pytest_modelbudget.planner import Training, written
@@ -31,6 +31,7 @@ from pytest_modelbudget.plugin import pytest_addoption
 from pytest_modelbudget.reports import REPORTS
 from pytest_modelbudget.results import State
 from pytest_modelbudget.summary import FLOP_RULES
+from pytest_modelbudget.summary.metrics import GROWING, LAYER_METRICS, METRICS
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -233,6 +234,25 @@ def test_links_lead_somewhere(document: str) -> None:
         file, _, anchor = link.partition("#")
         assert file or anchor in headings, link
         assert not file or (REPOSITORY / document).parent.joinpath(file).is_file(), link
+
+
+MAP = (REPOSITORY / ".github/CONTRIBUTING.md").read_text(encoding="utf-8")
+PACKAGE = REPOSITORY / "pytest_modelbudget"
+
+
+def test_the_map_has_every_room() -> None:
+    """A room that is added or moved is added or moved there."""
+    rows = "\n".join(line.split("|")[1] for line in MAP.splitlines() if line.startswith("| `"))
+    rooms = {path.name + "/" * path.is_dir() for path in PACKAGE.iterdir() if path.name[0].isalpha()}
+    assert {room for room in rooms - {"py.typed"} if f"`{room}`" not in rows} == set()
+
+
+def test_the_map_leads_to_files_that_are_there() -> None:
+    """Whatever is written as a path of this package."""
+    named = set(re.findall(r"`([a-z_/]+/(?:[a-z_]+\.(?:py|json))?)`", MAP))
+    roots = (PACKAGE, PACKAGE / "backends", REPOSITORY)
+    assert len(named) > 30
+    assert {name for name in named if not any((root / name).exists() for root in roots)} == set()
 
 
 def test_quick_start_has_the_two_commands_that_ci_runs() -> None:

@@ -1,19 +1,25 @@
 """Changes of the whole process that are undone, in whatever order threads leave them, and also when leaving fails.
 
+What belongs to others is replaced by `patched` and what stands on it, and in no other way.
+
 Near the limit of recursion not even `__exit__` can be called. What a thread has changed is therefore listed, and
 whoever guards the process (`undo_since`) undoes what is still on the list, with frames to spare.
 """
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 _LOCK = threading.RLock()
 _MISSING = object()
-_LAYERS: dict[tuple[Any, str], list[Any]] = {}
-"""What a patched name was, and the patches on it, each on top of the one before."""
+_LAYERS: dict[tuple[int, str], list[Any]] = {}
+"""What a patched name was, and the patches on it, each on top of the one before; by the `id` of its owner."""
 
 
 class _Changes(threading.local):
@@ -56,22 +62,43 @@ class Undoing(Change):
         self._callback()
 
 
-class Patched(Change):
-    """Inside, `owner.name` is `value`; threads that patch the same name may leave in any order."""
+def patched(owner: Any, name: str, value: Any) -> Change:
+    """Inside, `owner.name` is `value`; whoever patches the same name, in whichever thread, may leave in any order.
+
+    A name that `owner` inherits, or lacks, is its own inside, and gone again on leaving.
+    """
+    return _Patch(owner, name, value)
+
+
+@contextmanager
+def all_patched(patches: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Inside, each `(owner, name, value)` is `patched`."""
+    with ExitStack() as stack:
+        for owner, name, value in patches:
+            stack.enter_context(patched(owner, name, value))
+        yield
+
+
+class _Patch(Change):
+    """See `patched`."""
 
     def __init__(self, owner: Any, name: str, value: Any) -> None:
         self._owner, self._name, self.value = owner, name, value
 
     def __enter__(self) -> None:
         super().__enter__()
+        self.apply()
+
+    def apply(self) -> None:
+        """Set the name, for somebody who sees to `undo`."""
         with _LOCK:
             own = vars(self._owner).get(self._name, _MISSING)
-            _LAYERS.setdefault((self._owner, self._name), [own]).append(self)
+            _LAYERS.setdefault((id(self._owner), self._name), [own]).append(self)
             setattr(self._owner, self._name, self.value)
 
     def undo(self) -> None:
         """Set the name to the patch that is on top now, or to what it was."""
-        key = self._owner, self._name
+        key = id(self._owner), self._name
         with _LOCK:
             layers = _LAYERS.get(key, ())
             rest = [layer for layer in layers if layer is not self]
@@ -133,21 +160,39 @@ class _User(Change):
 
 
 def patch_all(patches: Iterable[tuple[Any, str, Any]]) -> Callable[[], None]:
-    """Patch each `(owner, name, value)` and give what undoes it; none stays patched when one fails."""
-    originals: list[tuple[Any, str, Any]] = []
+    """Patch each `(owner, name, value)`, for `Shared`, and give what undoes it; none stays patched when one fails."""
+    made: list[_Patch] = []
 
     def undo() -> None:
-        for owner, name, original in reversed(originals):
-            setattr(owner, name, original)
+        for patch in reversed(made):
+            patch.undo()
 
     try:
         for owner, name, value in patches:
-            originals.append((owner, name, vars(owner)[name]))
-            setattr(owner, name, value)
+            made.append(_Patch(owner, name, value))
+            made[-1].apply()
     except BaseException:
         undo()
         raise
     return undo
+
+
+@contextmanager
+def exchanged(package: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, each module of a package has the `new` content of a name where it had the `old`, None for none.
+
+    Modules imported meanwhile take over what they find; they have the old content on leaving, too.
+    """
+    with Undoing(partial(_exchange, package, new, old)):
+        _exchange(package, old, new)
+        yield
+
+
+def _exchange(package: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for module in [module for name, module in list(sys.modules.items()) if name.startswith(package)]:
+        for name, value in old.items():
+            if value is not None and vars(module).get(name) is value:
+                setattr(module, name, new[name])
 
 
 def mark() -> int:
@@ -170,3 +215,18 @@ def undo_since(place: int) -> None:
     del _CHANGES.made[place:]
     if first is not None:
         raise first
+
+
+def gc_paused() -> Change:
+    """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
+    return _GC_PAUSED.inside()
+
+
+def _pause_gc() -> Callable[[], object]:
+    if not gc.isenabled():
+        return lambda: None
+    gc.disable()
+    return gc.enable
+
+
+_GC_PAUSED = Shared(_pause_gc)

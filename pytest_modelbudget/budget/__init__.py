@@ -1,41 +1,25 @@
-"""Limits on a model's numbers: the metrics there are, how limits are written, and what breaks them.
+"""Limits on a model's numbers: how they are written, and what breaks them.
 
-metrics.py has the vocabulary, limits.py a limit as data, grammar.py how it is written, judge.py the decision,
-planned.py limits on planned runs,
-findings.py what is said without failing, ratchet.py limits that follow downwards.
+values.py has the numbers that limits are held against, limits.py a limit as data, grammar.py how it is written,
+judge.py the decision, planned.py limits on planned runs, findings.py what is said without failing, ratchet.py limits
+that follow downwards. The metrics are those of `summary.metrics`.
 """
 
 from pytest_modelbudget.budget.findings import Baseline, Finding, loosened
 from pytest_modelbudget.budget.grammar import parse, parse_sum
-from pytest_modelbudget.budget.judge import Violation, judge, today, violations
-from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, contradictions, merge
-from pytest_modelbudget.budget.metrics import (
-    ADDITIVE,
-    GROWS,
-    LAYER_METRICS,
-    METRICS,
-    PEAKS,
-    Metric,
-    Number,
-    layer_value,
-)
-from pytest_modelbudget.budget.planned import GROWING, saving
+from pytest_modelbudget.budget.judge import Violation, judge, today
+from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, Lifted, Rule, contradictions, merge
 from pytest_modelbudget.budget.ratchet import numbers, tightened, written
+from pytest_modelbudget.budget.values import layer_value
 
 __all__ = [
-    "ADDITIVE",
     "BOUNDS",
     "FITS",
-    "GROWING",
-    "GROWS",
-    "LAYER_METRICS",
-    "METRICS",
-    "PEAKS",
     "Baseline",
     "Budget",
     "Finding",
-    "Metric",
-    "Number",
+    "Lifted",
+    "Rule",
     "Violation",
     "contradictions",
     "judge",
@@ -45,9 +29,7 @@ __all__ = [
     "numbers",
     "parse",
     "parse_sum",
-    "saving",
     "tightened",
     "today",
-    "violations",
     "written",
 ]

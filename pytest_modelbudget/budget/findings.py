@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_modelbudget.budget.limits import EVERY, Budget
-from pytest_modelbudget.budget.metrics import Number, distance
+from pytest_modelbudget.budget.values import distance
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.summary import Summary
 
@@ -87,8 +87,6 @@ def loosened(
 
 
 def _looser(was: Budget, now: Budget) -> bool:
-    assert was.limit is not None
-    assert now.limit is not None
     if was.bound == "min":
         return now.limit < was.limit
     if was.bound == "fits" and now.limit == was.limit:
@@ -102,18 +100,13 @@ def _looser(was: Budget, now: Budget) -> bool:
 def _moved(was: Budget, now: Budget | None) -> str:
     title = was.title if was.bound in ("fits", "law", "exponent") else f"{was.title} {was.bound}"
     text = f"{title} {was.text} -> {now.text if now else 'no limit'}"
-    if now is None or was.bound in ("growth", "fits", "law", "exponent") or now.limit is None or was.limit is None:
+    if now is None or was.bound in ("growth", "fits", "law", "exponent"):
         return text
     return f"{text} ({distance(was.kind, now.limit, was.limit)})"
 
 
 def _wider(was: Budget, now: Budget) -> bool:
-    return _number(now) > _number(was) or (now.until is not None and was.until is not None and now.until > was.until)
-
-
-def _number(budget: Budget) -> Number:
-    assert budget.limit is not None
-    return budget.limit
+    return now.limit > was.limit or (now.until is not None and was.until is not None and now.until > was.until)
 
 
 def waiver_text(waiver: Budget) -> str:

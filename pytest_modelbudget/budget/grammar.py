@@ -10,17 +10,10 @@ from fractions import Fraction
 from typing import Any
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget.limits import BOUNDS, EVERY, Budget, contradictions
-from pytest_modelbudget.budget.metrics import (
-    ADDITIVE,
-    GROWS,
-    LAYER_GROWS,
-    LAYER_METRICS,
-    METRICS,
-    Number,
-)
+from pytest_modelbudget.budget.limits import BOUNDS, EVERY, Budget, Lifted, Rule, contradictions, merge
 from pytest_modelbudget.budget.planned import SECTIONS, PlaceOf, parse_fits, parse_laws
 from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.summary.metrics import ADDITIVE, GROWS, LAYER_GROWS, LAYER_METRICS, METRICS, Number
 
 _SUM_BOUNDS = ("max", "warn")
 _GROWTH_EXAMPLES: dict[units.Kind, str] = {
@@ -31,7 +24,7 @@ _GROWTH_EXAMPLES: dict[units.Kind, str] = {
 }
 
 
-def parse(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:
+def parse(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Rule]:
     """Read a `budgets` mapping; `place_of` gives the place of a key path below it.
 
     Raises:
@@ -39,7 +32,7 @@ def parse(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:
     """
     for name, value in written.items():
         if name == "inherited":
-            yield Budget(EVERY, "inherited", _inherited("budgets", value), None, place_of((name,)))
+            yield Lifted(EVERY, "inherited").limited(_inherited("budgets", value), place_of((name,)))
         elif name == "fits":
             yield parse_fits(value, place_of((name,)))
         elif name == "growth_in":
@@ -65,13 +58,13 @@ def parse_sum(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budg
             raise ModelBudgetError(f"sum.{metric}: a sum has no {wrong!r}: write {metric}: {{max: ..., warn: 95%}}")
         if value is None or (isinstance(value, Mapping) and value.get("max") is None):
             raise ModelBudgetError(f"sum.{metric} needs a max: write e.g. {metric}: 10M")
-        yield from _budgets(metric, value, None, place_of, "sum")
+        yield from merge(_budgets(metric, value, None, place_of, "sum"))
 
 
-def _layer_budgets(glob: str, limits: object, place_of: PlaceOf) -> Iterator[Budget]:
+def _layer_budgets(glob: str, limits: object, place_of: PlaceOf) -> Iterator[Rule]:
     if limits is None:
         for metric in LAYER_METRICS:
-            yield from _lifted(metric, glob, place_of(("layers", glob)))
+            yield from _lifted(metric, glob)
         return
     if not isinstance(limits, Mapping):
         raise ModelBudgetError(f"budgets.layers: {glob!r} needs metrics: write {{{glob!r}: {{params: 210k}}}}")
@@ -87,20 +80,20 @@ def _known(name: object, names: Iterable[str], where: str = "budgets") -> str:
     raise ModelBudgetError(f"{where}: there is no metric {name!r}{hint}; known are {', '.join(names)}")
 
 
-def _budgets(name: str, value: object, layer: str | None, place_of: PlaceOf, top: str = "budgets") -> Iterator[Budget]:
+def _budgets(name: str, value: object, layer: str | None, place_of: PlaceOf, top: str = "budgets") -> Iterator[Rule]:
     keys = (name,) if layer is None else ("layers", layer, name)
     title = ".".join((top, *keys))
     if value is None:
-        yield from _lifted(name, layer, place_of(keys))
+        yield from _lifted(name, layer)
         return
-    read: list[Budget] = []
+    read: list[Rule] = []
     for name_of_bound, text in (value if isinstance(value, Mapping) else {"max": value}).items():
         bound = next((bound for bound in BOUNDS if bound == name_of_bound), None)
         if bound is None:
             raise ModelBudgetError(f"{title}: {_unknown_bound(str(name_of_bound))}")
         place = place_of((*keys, bound)) if isinstance(value, Mapping) else place_of(keys)
-        read.append(_read(title, Budget(name, bound, None, layer, place), text))
-    if wrong := next(contradictions(read), None):
+        read.append(_read(title, Lifted(name, bound, layer), place, text))
+    if wrong := next(contradictions(merge(read)), None):
         raise ModelBudgetError(re.sub(r" \([^()]*\)$", "", wrong))  # both stand here: one place is enough
     yield from read
 
@@ -111,24 +104,24 @@ def _unknown_bound(bound: str) -> str:
     return f"there is no limit of the kind {bound!r}{hint}; this version enforces {', '.join(BOUNDS)}"
 
 
-def _read(title: str, blank: Budget, text: object) -> Budget:
-    """`blank` filled in with what was written for its bound."""
-    if text is None:
-        return blank
-    limit: Number | None
+def _read(title: str, lifted: Lifted, place: Place | None, text: object) -> Rule:
+    """What was written for a bound: a limit, or that there is none."""
+    limit: Number | None = None
     options: dict[str, Any] = {}
-    match blank.bound:
+    match lifted.bound:
+        case _ if text is None:
+            pass
         case "growth":
-            limit, options["relative"] = _growth(f"{title}.growth", text, blank)
+            limit, options["relative"] = _growth(f"{title}.growth", text, lifted)
         case "waive":
-            limit, options["until"], options["reason"] = _waiver(f"{title}.waive", text, blank.kind)
+            limit, options["until"], options["reason"] = _waiver(f"{title}.waive", text, lifted.kind)
         case "ratchet":
             limit = _ratchet(f"{title}.ratchet", text)
         case "inherited":
             limit = _inherited(title, text)
         case bound:
-            limit = _limit(title, bound, text, blank.kind)
-    return Budget(blank.metric, blank.bound, limit, blank.layer, blank.place, **options)
+            limit = _limit(title, bound, text, lifted.kind)
+    return lifted.limited(limit, place, **options)
 
 
 def _limit(title: str, bound: str, text: object, kind: units.Kind) -> Number:
@@ -145,14 +138,14 @@ def _quantity(title: str, text: object, kind: units.Kind) -> Number:
         raise ModelBudgetError(f"{title}: {mistake}") from None
 
 
-def _growth(title: str, text: object, blank: Budget) -> tuple[Number, bool]:
+def _growth(title: str, text: object, lifted: Lifted) -> tuple[Number, bool]:
     """The limit, and whether it is a share of the base's number."""
-    noun = "layers" if blank.metric == "layers" else "elements"
-    grows = GROWS if blank.layer is None else LAYER_GROWS
-    if blank.metric not in grows:
+    noun = "layers" if lifted.metric == "layers" else "elements"
+    grows = GROWS if lifted.layer is None else LAYER_GROWS
+    if lifted.metric not in grows:
         known = ", ".join(name for name in (*METRICS, "share") if name in grows)
-        raise ModelBudgetError(f"{title}: a base has no {blank.metric} to grow from; growth is for {known}")
-    kind, example = blank.kind, _GROWTH_EXAMPLES[blank.kind].format(noun=noun)
+        raise ModelBudgetError(f"{title}: a base has no {lifted.metric} to grow from; growth is for {known}")
+    kind, example = lifted.kind, _GROWTH_EXAMPLES[lifted.kind].format(noun=noun)
     if isinstance(text, int) and not isinstance(text, bool) and text == 0:
         return 0, False
     if not isinstance(text, str):
@@ -217,6 +210,5 @@ def _inherited(title: str, text: object) -> Number | None:
     return 1 if text == "warn" else None
 
 
-def _lifted(name: str, layer: str | None, place: Place | None) -> Iterator[Budget]:
-    for bound in BOUNDS:
-        yield Budget(name, bound, None, layer, place)
+def _lifted(name: str, layer: str | None) -> Iterator[Lifted]:
+    return (Lifted(name, bound, layer) for bound in BOUNDS)

@@ -12,9 +12,10 @@ from typing import Literal
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
 from pytest_modelbudget.budget.limits import EVERY, Budget
-from pytest_modelbudget.budget.metrics import PEAKS, Number, distance, matching, relative, show, unknown, value
 from pytest_modelbudget.budget.planned import Found, misfits, overgrown
+from pytest_modelbudget.budget.values import distance, matching, relative, unknown, value
 from pytest_modelbudget.summary import Kind, Layer, Summary
+from pytest_modelbudget.summary.metrics import PEAKS, Number, show
 
 RUNS: dict[str, Callable[[Summary, Budget], Iterator[Found]]] = {
     "fits": misfits,
@@ -44,7 +45,7 @@ class Violation:
         title = self.budget.title if self.layer is None else f"{self.layer} {self.budget.metric}"
         if self.budget.bound == "growth":
             title = f"{title} growth"
-        if self.actual is None or self.budget.limit is None or self.budget.bound in RUNS:
+        if self.actual is None or self.budget.bound in RUNS:
             return f"{title}: {self.reason}"
         return f"{title}: {self._numbers(self.actual, self.budget.limit)}{f'; {self.reason}' if self.reason else ''}"
 
@@ -82,13 +83,6 @@ def today() -> date:
     return datetime.now(timezone.utc).date()
 
 
-def violations(
-    summary: Summary, budgets: Iterable[Budget], base: Baseline | None = None, day: date | None = None
-) -> tuple[Violation, ...]:
-    """Return every budget that does not hold, failures first; see `judge`."""
-    return judge(summary, budgets, base, day)[0]
-
-
 def judge(
     summary: Summary, budgets: Iterable[Budget], base: Baseline | None = None, day: date | None = None
 ) -> tuple[tuple[Violation, ...], tuple[Finding, ...]]:
@@ -119,7 +113,7 @@ class _Court:
 
     def verdicts(self) -> Iterator[Violation | Finding]:
         for budget in self.budgets:
-            if (judged := RUNS.get(budget.bound)) and budget.limit is not None:
+            if judged := RUNS.get(budget.bound):
                 yield from (Violation(budget, number, reason=why) for number, why in judged(self.summary, budget))
             if budget.bound in ("max", "min", "warn", "growth"):
                 yield from self._judge(budget)
@@ -145,7 +139,6 @@ class _Court:
         return self.rules.get((budget.layer, budget.metric, bound))
 
     def _judge_value(self, budget: Budget, layer: Layer | None) -> Iterator[Violation | Finding]:
-        assert budget.limit is not None
         path = None if layer is None else layer.path
         actual = value(self.summary, budget.metric, layer)
         bound = self.summary.flops.is_lower_bound and budget.metric == "flops"
@@ -168,7 +161,6 @@ class _Court:
             case "warn":
                 maximum = self._rule(budget, "max")
                 assert maximum is not None
-                assert maximum.limit is not None
                 if maximum.limit * budget.limit < actual <= maximum.limit:
                     yield Violation(budget, actual, "warn", path, reason=f"max {maximum.text}")
 
@@ -177,7 +169,7 @@ class _Court:
         path = None if layer is None else layer.path
         over = Violation(budget, actual, layer=path, reason="a lower bound" if bound else "")
         waiver = self._rule(budget, "waive")
-        if waiver is None or waiver.limit is None:
+        if waiver is None:
             return self._inherited(over, layer)
         self.waived.add(waiver.key)
         if not self._holds(waiver):
@@ -198,7 +190,7 @@ class _Court:
         wanted = self._rule(budget, "inherited") or self.rules.get((None, EVERY, "inherited"))
         old, _ = self._before(budget, layer) if wanted else (None, "")
         actual = violation.actual
-        if old is None or actual is None or budget.limit is None or self.base is None:
+        if old is None or actual is None or self.base is None:
             return violation
         up = 1 if budget.bound == "max" else -1
         if up * old <= up * budget.limit:
@@ -246,7 +238,7 @@ class _Court:
             return
         over = Violation(budget, actual, "fail", path, "a lower bound" if bound else "", old, self.base.name)
         waiver = self._rule(budget, "waive")
-        if waiver is None or waiver.limit is None or bound or not self._holds(waiver) or actual > waiver.limit:
+        if waiver is None or bound or not self._holds(waiver) or actual > waiver.limit:
             yield over
             return
         self.waived.add(waiver.key)

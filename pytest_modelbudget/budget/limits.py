@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget.metrics import LAYER_METRICS, METRICS, Number, decimals, show
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.planner.growth import LAWS
+from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS, Number, decimals, show
 
 Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "fits", "law", "exponent"]
 BOUNDS: tuple[Bound, ...] = ("max", "min", "warn", "growth", "waive", "ratchet", "inherited")
@@ -30,7 +30,7 @@ class Budget:
     `limit` is in the metric's own unit (elements, bytes, FLOPs, a share of 1), with these exceptions: for `warn` it
     is a share of the max, for `ratchet` the slack as a share, for `growth` with `relative` a share of the base's
     number, and 1 for `inherited: warn`. A `waive` takes the place of the max through the day `until`, for a `reason`.
-    None lifts what was inherited from a wider level. `place` is where the user wrote it.
+    `place` is where the user wrote it.
 
     `fits` limits what a run needs of each of `devices`; its limit is the capacity of the smallest. `law` limits the
     degree in which the metric grows with the dimension `dim` (0 constant, 1 linear, 2 quadratic), `exponent` its
@@ -39,7 +39,7 @@ class Budget:
 
     metric: str
     bound: Bound
-    limit: Number | None
+    limit: Number
     layer: str | None = None
     place: Place | None = None
     relative: bool = False
@@ -51,14 +51,12 @@ class Budget:
     @property
     def key(self) -> tuple[str | None, str, str]:
         """What a more specific budget replaces."""
-        return self.layer, self.metric, f"growth_in {self.dim}" if self.dim else self.bound
+        return _key(self.layer, self.metric, self.bound, self.dim)
 
     @property
     def kind(self) -> units.Kind:
         """How its numbers are written."""
-        if self.metric == FITS:
-            return "bytes"
-        return METRICS[self.metric].kind if self.layer is None else LAYER_METRICS[self.metric]
+        return _kind(self.layer, self.metric)
 
     @property
     def title(self) -> str:
@@ -70,8 +68,6 @@ class Budget:
     @property
     def text(self) -> str:
         """The limit as people read it: `230,000`, `+2%`, `+500,000`, `+2 points`."""
-        if self.limit is None:
-            return "no limit"
         if self.bound == "inherited":
             return "warn"
         if self.bound == "fits":
@@ -86,23 +82,57 @@ class Budget:
             return show(self.kind, self.limit)
         if self.relative:
             return f"+{decimals(self.limit * 100)}%"
-        return f"+{decimals(self.limit * 100)} points" if self.kind == "share" else f"+{self._amount}"
-
-    @property
-    def _amount(self) -> str:
-        assert self.limit is not None
-        return show(self.kind, self.limit)
+        return f"+{decimals(self.limit * 100)} points" if self.kind == "share" else f"+{show(self.kind, self.limit)}"
 
     def allowed(self, base: Number) -> Number:
         """What a growth limit allows where the base has the number `base`."""
-        assert self.limit is not None
         return base * (1 + self.limit) if self.relative else base + self.limit
 
 
-def merge(*levels: Iterable[Budget]) -> tuple[Budget, ...]:
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """No limit where a wider level has one: the `bound` of `metric`, or the law of its growth with `dim`."""
+
+    metric: str
+    bound: Bound
+    layer: str | None = None
+    dim: str = ""
+
+    @property
+    def key(self) -> tuple[str | None, str, str]:
+        """What it lifts, as `Budget.key`."""
+        return _key(self.layer, self.metric, self.bound, self.dim)
+
+    @property
+    def kind(self) -> units.Kind:
+        """How the numbers of such a limit are written."""
+        return _kind(self.layer, self.metric)
+
+    def limited(self, limit: Number | None, place: Place | None, **options: Any) -> Rule:
+        """The limit that was written in its place; itself where none was."""
+        if limit is None:
+            return self
+        return Budget(self.metric, self.bound, limit, self.layer, place, dim=self.dim, **options)
+
+
+Rule = Budget | Lifted
+"""What one level says of a limit."""
+
+
+def _key(layer: str | None, metric: str, bound: Bound, dim: str) -> tuple[str | None, str, str]:
+    return layer, metric, f"growth_in {dim}" if dim else bound
+
+
+def _kind(layer: str | None, metric: str) -> units.Kind:
+    if metric == FITS:
+        return "bytes"
+    return METRICS[metric].kind if layer is None else LAYER_METRICS[metric]
+
+
+def merge(*levels: Iterable[Rule]) -> tuple[Budget, ...]:
     """Later levels (more specific ones) replace earlier ones, limit by limit; lifted limits are left out."""
-    merged = {budget.key: budget for level in levels for budget in level}
-    return tuple(budget for budget in merged.values() if budget.limit is not None)
+    merged = {rule.key: rule for level in levels for rule in level}
+    return tuple(rule for rule in merged.values() if isinstance(rule, Budget))
 
 
 def contradictions(budgets: Iterable[Budget]) -> Iterator[str]:
@@ -110,7 +140,7 @@ def contradictions(budgets: Iterable[Budget]) -> Iterator[str]:
     limits = {budget.key: budget for budget in budgets}
     for (layer, metric, bound), one in limits.items():
         high = limits.get((layer, metric, "max"))
-        if high is None or high.limit is None or one.limit is None:
+        if high is None:
             continue
         title = metric if layer is None else f"layers.{layer}.{metric}"
         where = f" ({high.place})" if high.place else ""

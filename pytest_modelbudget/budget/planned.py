@@ -7,15 +7,14 @@ from difflib import get_close_matches
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget.limits import FITS, Bound, Budget
-from pytest_modelbudget.budget.metrics import Number, unplanned
+from pytest_modelbudget.budget.limits import FITS, Bound, Budget, Lifted, Rule
+from pytest_modelbudget.budget.values import unplanned
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner.fitting import capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
-
-GROWING = ("activation_bytes", "flops", "training_peak_bytes", "inference_peak_bytes")
-"""Metrics whose growth in a dimension can be limited."""
+from pytest_modelbudget.summary.metrics import GROWING, Number
+from pytest_modelbudget.summary.show.plans import saving
 
 SECTIONS = ("fits", "growth_in")
 """Keys beside the metrics that limit runs."""
@@ -27,7 +26,7 @@ Found = tuple[Number | None, str]
 _MOST_LEVERS = 3
 
 
-def parse_fits(value: object, place: Place | None) -> Budget:
+def parse_fits(value: object, place: Place | None) -> Rule:
     """Read `fits`: a device or a list of them, each a name or a capacity; None lifts it.
 
     Raises:
@@ -36,7 +35,7 @@ def parse_fits(value: object, place: Place | None) -> Budget:
     if isinstance(value, Mapping) and set(value) == {"max"}:
         value = value["max"]
     if value is None:
-        return Budget(FITS, "fits", None, None, place)
+        return Lifted(FITS, "fits")
     devices = [value] if isinstance(value, str) else value
     if not isinstance(devices, (list, tuple)) or not devices or not all(isinstance(one, str) for one in devices):
         raise ModelBudgetError(f'budgets.fits: {value!r}: write "24 GB", the name of a device, or a list of these')
@@ -48,7 +47,7 @@ def parse_fits(value: object, place: Place | None) -> Budget:
     return Budget(FITS, "fits", smallest, None, place, devices=devices)
 
 
-def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Budget]:
+def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Rule]:
     """Read `growth_in`: for each dimension, a law for each of some metrics; None lifts what a wider level says.
 
     Raises:
@@ -73,7 +72,7 @@ def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Budget]:
                     f"{title}: growth of {metric!r} cannot be limited{hint}; known are {', '.join(GROWING)}"
                 )
             bound, limit = _law(f"{title}.{metric}", law)
-            yield Budget(metric, bound, limit, None, place_of(("growth_in", dim, metric)), dim=dim)
+            yield Lifted(metric, bound, dim=dim).limited(limit, place_of(("growth_in", dim, metric)))
 
 
 def _law(title: str, law: object) -> tuple[Bound, Number | None]:
@@ -111,19 +110,10 @@ def _short(plan: Plan, fit: Fit, needs: int) -> str:
     return f"{text}; levers: {', '.join(levers)}" if levers else text
 
 
-def saving(plan: Plan) -> Iterator[str]:
-    """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
-    if plan.peak_bytes is None:
-        return
-    for lever in sorted(plan.levers, key=lambda one: one.peak_bytes):
-        if (saved := plan.peak_bytes - lever.peak_bytes) > 0:
-            yield f"{lever.name} would save {units.size(saved)}"
-
-
 def overgrown(summary: Summary, budget: Budget) -> Iterator[Found]:
     """The growth of a number in a dimension, when it is not within its law."""
     growth = next((one for one in summary.growth if (one.dim, one.metric) == (budget.dim, budget.metric)), None)
-    if growth is None or budget.limit is None:
+    if growth is None:
         yield None, "unknown, so the limit cannot be checked"
         return
     within = allows(budget.limit, growth, named=budget.bound == "law")

@@ -7,8 +7,9 @@ from math import ceil
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import Budget
-from pytest_modelbudget.budget.metrics import Number, matching, value
+from pytest_modelbudget.budget.values import matching, value
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import Number
 
 _STEPS = {"share": 10**6, "ratio": 10**4}
 """A share is written with four decimals of a percent, a ratio with four decimals."""
@@ -23,7 +24,6 @@ def numbers(summary: Summary, budget: Budget) -> list[Number | None]:
 
 def tightened(ratchet: Budget, largest: Number) -> Number:
     """The max that a ratchet wants above `largest`: with its slack, rounded up to what can be written."""
-    assert ratchet.limit is not None
     exact = Fraction(largest) * (1 + ratchet.limit)
     steps = _STEPS.get(ratchet.kind, 1)
     return ceil(exact) if steps == 1 else Fraction(ceil(exact * steps), steps)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_modelbudget.cli.words import parser
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.system import streams
+from pytest_modelbudget.system import debug, streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,10 +38,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as leaving:  # argparse has said why
         return leaving.code if isinstance(leaving.code, int) else 2
     try:
+        debug.current()  # a word that it does not know is one error, not one of each model
         command: Any = import_module(f"pytest_modelbudget.cli.{options.module}")
         code: int = command.run(options)
     except ModelBudgetError as mistake:
-        from pytest_modelbudget.reports.text import harmless_lines
+        from pytest_modelbudget.system.escape import harmless_lines
 
         print(f"modelbudget: {harmless_lines(str(mistake))}", file=sys.stderr)
         return 2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from pytest_modelbudget.system import debug
 
 _MOST = 20_000
 
@@ -15,9 +18,11 @@ _MOST = 20_000
 def captured() -> Iterator[Callable[[], str]]:
     """Inside, everything written to standard output and error goes to a file, from C code and child processes too.
 
-    Yields a function that gives the end of what was written so far.
+    Yields a function that gives the end of what was written so far. What `MODELBUDGET_DEBUG` asks for is written to
+    standard error on leaving.
     """
-    with tempfile.TemporaryFile() as sink:
+    lines = io.StringIO()
+    with tempfile.TemporaryFile() as sink, debug.lines_to(lines):
         before = sys.stdout, sys.stderr
         for stream in before:
             stream.flush()
@@ -40,3 +45,4 @@ def captured() -> Iterator[Callable[[], str]]:
                 os.dup2(copy, number)
                 os.close(copy)
             text.close()
+            before[1].write(lines.getvalue())

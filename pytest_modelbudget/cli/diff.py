@@ -15,9 +15,9 @@ from pytest_modelbudget.cli.walk import files
 from pytest_modelbudget.diff import Change, changes
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import Unreadable, read_text
-from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.session.registry import relative
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.escape import harmless
 
 _LONGEST = 1_000
 _FEW_ROWS = 10_000

@@ -16,9 +16,9 @@ from pytest_modelbudget.cli.discover.scan import LeftOut, scan
 from pytest_modelbudget.cli.discover.survey import Found, survey
 from pytest_modelbudget.config import ITEM_NAMES, MANIFEST_NAMES, holds_manifest, read
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.session.registry import importable, relative
 from pytest_modelbudget.system import writing
+from pytest_modelbudget.system.escape import harmless
 
 _SCALES: dict[units.Kind, tuple[tuple[int, str], ...]] = {
     "count": ((10**9, "B"), (10**6, "M"), (10**3, "k"), (1, "")),

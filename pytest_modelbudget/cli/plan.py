@@ -17,8 +17,9 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import NotReadable, read_yaml
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.fitting import capacity
-from pytest_modelbudget.reports import plans
 from pytest_modelbudget.summary import Plan
+from pytest_modelbudget.summary.metrics import GROWING, METRICS
+from pytest_modelbudget.summary.show import plans
 
 
 def run(options: Namespace) -> int:
@@ -60,7 +61,7 @@ def _asked(entry: ModelEntry, asked: Mapping[str, written.Written]) -> ModelEntr
 def _limited(entry: ModelEntry, devices: list[str], dims: list[str]) -> ModelEntry:
     """`entry` with limits that ask for these devices, else for its own, and for growth in these dimensions."""
     kinds = {kind_of(recipe) for recipe in entry.recipes}
-    metrics = ["flops", "activation_bytes", *(name for name, kind in budget.PEAKS.items() if kind in kinds)]
+    metrics = [name for name in GROWING if METRICS[name].plan in (None, *kinds)]
     wanted: dict[str, Any] = {"growth_in": {dim: dict.fromkeys(metrics, "quadratic") for dim in dims}} if dims else {}
     kept = () if devices else tuple(one for one in entry.parsed_budgets if one.bound == "fits")
     if devices:

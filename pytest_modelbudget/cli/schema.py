@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import ADDITIVE, BOUNDS, GROWING, LAYER_METRICS, METRICS
+from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.config.schema import Manifest, Model
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.growth import LAWS
-from pytest_modelbudget.planner.recipe import OPTIMIZERS, Kernels, Precision, ZeroGrad
+from pytest_modelbudget.planner.recipe import KEYS, REFERENCE, Key
+from pytest_modelbudget.summary.metrics import ADDITIVE, GROWING, LAYER_METRICS, METRICS
 
 _USE = (
     "Save as modelbudget.schema.json (modelbudget schema > modelbudget.schema.json) and write as the first line of "
     "modelbudget.yaml: # yaml-language-server: $schema=modelbudget.schema.json"
 )
 _ID = "^[A-Za-z0-9._/:+=-]+$"
-_REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
-_BUILD = rf"{_REFERENCE}|^[^:]*[/\\][^:]*$|\.(keras|h5|hdf5)$"
+_BUILD = rf"{REFERENCE['pattern']}|^[^:]*[/\\][^:]*$|\.(keras|h5|hdf5)$"
 _WRITTEN: dict[units.Kind, str] = {
     "count": "230k, 26M, 25_557_032",
     "bytes": "24 MiB, 24 MB",
@@ -69,15 +69,12 @@ _LAW = {
         },
     ]
 }
-_SIZE = {"type": "integer", "minimum": 1}
-_SIZES = {"type": "object", "additionalProperties": _SIZE}
-_REFERENCE_SHAPE = {"type": "string", "pattern": _REFERENCE}
 _ARGUMENT = {"$ref": "#/$defs/Argument"}
 _CALL = {
     "type": "object",
     "description": "what a call returns",
     "properties": {
-        "call": _REFERENCE_SHAPE,
+        "call": REFERENCE,
         "args": {"type": "array", "items": _ARGUMENT},
         "kwargs": {"type": "object", "additionalProperties": _ARGUMENT},
     },
@@ -89,12 +86,12 @@ _ARGUMENTS = {
     "if": {
         "type": "object",
         "required": ["call"],
-        "anyOf": [{"propertyNames": {"enum": ["call", "args", "kwargs"]}}, {"properties": {"call": _REFERENCE_SHAPE}}],
+        "anyOf": [{"propertyNames": {"enum": ["call", "args", "kwargs"]}}, {"properties": {"call": REFERENCE}}],
     },
     "then": _CALL,
     "else": {
         "if": {"type": "object", "required": ["ref"], "maxProperties": 1},
-        "then": {"properties": {"ref": _REFERENCE_SHAPE}},
+        "then": {"properties": {"ref": REFERENCE}},
         "else": {
             "if": {"not": {"type": "object", "required": ["literal"], "maxProperties": 1}},
             "then": {"items": _ARGUMENT, "additionalProperties": _ARGUMENT},
@@ -112,31 +109,6 @@ _RESOURCES = {
     "additionalProperties": False,
 }
 _RECIPES = {"training": "one training step", "inference": "one forward pass without gradients"}
-_RECIPE: dict[str, dict[str, Any]] = {
-    "batch": {**_SIZE, "description": "size of the dimension B"},
-    "dims": {**_SIZES, "description": "sizes of other dimensions: {T: 2048}"},
-    "optimizer": {"anyOf": [{"enum": list(OPTIMIZERS)}, _REFERENCE_SHAPE]},
-    "optimizer_options": {"type": "object", "description": "what the optimizer is called with: {momentum: 0.9}"},
-    "precision": {"enum": list(get_args(Precision))},
-    "gradient_accumulation": {**_SIZE, "description": "passes before a step of the optimizer"},
-    "checkpointing": {"anyOf": [{"enum": ["none", "blocks"]}, _REFERENCE_SHAPE]},
-    "foreach": {"type": "boolean"},
-    "fused": {"type": "boolean"},
-    "zero_grad": {"enum": list(get_args(ZeroGrad))},
-    "loss": {"anyOf": [{"enum": ["auto", "cross_entropy", "none"]}, _REFERENCE_SHAPE]},
-    "trainable": {
-        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-        "description": "globs over the parameters that are trained, all others are frozen",
-    },
-    "lora": {"type": "object", "description": "{rank: 8, targets: [q_proj, v_proj]}"},
-    "sharding": {
-        "anyOf": [_SIZES, {"const": "none"}, _REFERENCE_SHAPE],
-        "description": "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it",
-    },
-    "compile": {"const": False},
-    "kv_cache": {"type": "integer", "minimum": 0, "description": "tokens whose keys and values are kept"},
-    "kernels": {"enum": list(get_args(Kernels))},
-}
 _INHERITED = {"enum": ["warn", "fail", None]}
 
 
@@ -179,7 +151,7 @@ def json_schema() -> dict[str, Any]:
         "propertyNames": {"pattern": _ID},
         "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Model"}, {"type": "string", "pattern": _BUILD}]},
     }
-    found["properties"]["sources"]["items"] = {"type": "string", "pattern": _REFERENCE}
+    found["properties"]["sources"]["items"] = REFERENCE
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": _USE, **found}
 
 
@@ -202,9 +174,12 @@ def _budgets() -> dict[str, Any]:
 
 def _recipe(kind: str) -> dict[str, Any]:
     """The keys of a recipe; null takes a key of a wider level away."""
-    known = {one.name for one in fields(written.KINDS[kind])}
-    keys = {name: _nullable(shape) for name, shape in _RECIPE.items() if name in known}
+    keys = {field.name: _nullable(_key(KEYS[field.name])) for field in fields(written.KINDS[kind])}
     return {**_object(keys), "description": "what is planned: " + _RECIPES[kind]}
+
+
+def _key(key: Key) -> dict[str, Any]:
+    return {**key.schema, "description": key.meaning} if key.meaning else dict(key.schema)
 
 
 def _nullable(shape: dict[str, Any]) -> dict[str, Any]:

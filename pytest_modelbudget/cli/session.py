@@ -18,9 +18,8 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import Isolation, isolates
 from pytest_modelbudget.results import Result, State
-from pytest_modelbudget.results.groups import Overall
 from pytest_modelbudget.session.baseline import Earlier
-from pytest_modelbudget.session.finish import conclude
+from pytest_modelbudget.session.finish import Collected
 from pytest_modelbudget.session.registry import Registry, bad_config, clashes, obsolete_files, register
 from pytest_modelbudget.summary import Summary
 
@@ -30,47 +29,55 @@ Listener = Callable[[Result, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Results sorted by id, what they come to together, and the manifests they are of."""
+    """The results of a run, the manifests they are of, and what these say that is not about one model."""
 
     results: tuple[Result, ...]
-    overall: Overall
     registries: tuple[Registry, ...]
+    collected: Collected
     interrupted: bool = False
 
 
+@contextmanager
+def based(project: Project, wanted: str) -> Iterator[Base]:
+    """The base of a run, which `wanted` names as `--base` does.
+
+    Raises:
+        ModelBudgetError: it is not there.
+    """
+    with closing(Base(project.root, locate(project.root, wanted, os.environ, ci=in_ci()))) as base:
+        yield base
+
+
 def check_models(
-    project: Project, ids: Sequence[str] = (), *, accept: bool = False, base: str = "auto", tell: Listener | None = None
+    project: Project, base: Base, ids: Sequence[str] = (), *, accept: bool = False, tell: Listener | None = None
 ) -> Run:
     """Check all models of the project's manifests, or those that `ids` (globs, node ids) select.
 
     Raises:
-        ModelBudgetError: an id that selects nothing, or a base that is not there.
+        ModelBudgetError: an id that selects nothing.
     """
-    at = Base(project.root, locate(project.root, base, os.environ, ci=in_ci()))
     results: list[Result] = []
     interrupted = False
     with ExitStack() as stack:
-        stack.callback(at.close)
         isolation = stack.enter_context(closing(Isolation())) if isolates() else None
         with captured():
             sources = entries_from if isolation is None else isolation.entries
             registries = tuple(register(path, project.root, sources) for path in project.manifests)
         chosen = _Chosen(ids, registries)
-        earlier = {one.path: one.earlier(at) for one in registries}
+        earlier = {one.path: one.earlier(base) for one in registries}
         count = None if isolation is None else isolation.count
         try:
-            for result, said in _results(project, registries, chosen, accept, at, earlier, count):
+            for result, said in _results(project, registries, chosen, accept, base, earlier, count):
                 results.append(result)
                 if tell is not None:
                     tell(result, said)
         except KeyboardInterrupt:
             interrupted = True
             results += _not_checked(registries, chosen, {result.nodeid for result in results})
-        results.sort(key=lambda result: (result.id, result.nodeid))
-        findings = [finding for one in earlier.values() for finding in one.findings]
-        groups = [group for one in registries for group in one.groups]
-        overall, over = conclude(results, at, groups=groups, findings=findings)
-    return Run((*results, *over), overall, registries, interrupted)
+    collected = Collected()
+    for registry in registries:
+        collected.add(registry.groups, earlier[registry.path].findings)
+    return Run(tuple(results), registries, collected, interrupted)
 
 
 def _not_checked(registries: Sequence[Registry], chosen: _Chosen, done: Collection[str]) -> Iterator[Result]:

@@ -24,10 +24,10 @@ from pytest_modelbudget.engine.run import counted, from_builder, of_live, run
 from pytest_modelbudget.entry import ModelEntry, RunMode
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import NotReadable, Unreadable, is_file, odd_kind, read_json, read_text, read_yaml
-from pytest_modelbudget.reports.text import captured as shown_output
-from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.session.registry import Registry, register
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.escape import captured as shown_output
+from pytest_modelbudget.system.escape import harmless
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 _COMMITTED = re.compile(r"(?P<ref>[^:]+):(?P<path>.+\.ya?ml)")

@@ -8,13 +8,14 @@ from difflib import unified_diff
 from pathlib import Path
 
 from pytest_modelbudget.cli.project import NO_MANIFEST, find
-from pytest_modelbudget.cli.session import Run, check_models
+from pytest_modelbudget.cli.session import Run, based, check_models
 from pytest_modelbudget.config import Tightening, tighten
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import Unreadable, read_bytes
-from pytest_modelbudget.reports.text import harmless
+from pytest_modelbudget.session.finish import in_order
 from pytest_modelbudget.session.registry import Registry
 from pytest_modelbudget.system import writing
+from pytest_modelbudget.system.escape import harmless
 
 
 def run(options: Namespace) -> int:
@@ -22,7 +23,8 @@ def run(options: Namespace) -> int:
     project = find(options.file, Path.cwd())
     if not project.manifests:
         raise ModelBudgetError(NO_MANIFEST)
-    done = check_models(project, base="off")
+    with based(project, "off") as base:
+        done = check_models(project, base)
     if done.interrupted:  # limits that several models share follow the largest of them
         raise KeyboardInterrupt
     found = 0
@@ -38,7 +40,7 @@ def _one(registry: Registry, done: Run, *, write: bool) -> int:
     file = registry.loaded.file
     mark, text = _text(registry.path, file)
     own = {f"{file}::{entry.id}" for entry in registry.entries}
-    results = [result for result in done.results if result.nodeid in own]
+    results = in_order(result for result in done.results if result.nodeid in own)
     tightened = tighten(text, file=file, results=results, ids=[entry.id for entry in registry.entries])
     for kept in tightened.kept:
         print(f"left alone: {harmless(kept)}", file=sys.stderr)

@@ -12,10 +12,11 @@ from pytest_modelbudget import units
 from pytest_modelbudget.budget import layer_value
 from pytest_modelbudget.cli.targets import Targets
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.explain import reading, why
-from pytest_modelbudget.reports import text
-from pytest_modelbudget.reports.text import harmless
+from pytest_modelbudget.explain import reading
 from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary.formulas import why
+from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.system.escape import harmless
 
 
 def run(options: Namespace) -> int:
@@ -28,7 +29,7 @@ def run(options: Namespace) -> int:
 
 def _model(summary: Summary, most: int) -> Iterator[str]:
     yield f"Model: {harmless(summary.model)} ({summary.framework})"
-    yield from (f"{name}: {value}" for name, value in text.totals(summary))
+    yield from (f"{name}: {value}" for name, value in cells.totals(summary))
     yield from (f"Note: {harmless(note)}" for note in summary.notes)
     if said := reading(summary):
         yield ""
@@ -76,10 +77,10 @@ def _layer(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[st
 def _facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[tuple[str, str]]:
     if layer.inputs:
         yield "inputs", "; ".join(", ".join(spec.brief for spec in call) for call in layer.inputs)
-    yield "output", text.output(layer)
-    yield "connected to", text.connections(layer)
+    yield "output", cells.output(layer)
+    yield "connected to", cells.connections(layer)
     if layer.calls != 1:
-        yield "calls", text.UNKNOWN if layer.calls is None else f"{layer.calls:,}"
+        yield "calls", cells.UNKNOWN if layer.calls is None else f"{layer.calls:,}"
     params = sum(row.params for row in rows)
     yield "params", _share(params, summary.params)
     if reason := why(layer):
@@ -93,7 +94,7 @@ def _facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[tu
         value = layer_value(summary, layer, name)
         total = summary.flops.value if name == "flops" else summary.activation_bytes
         title = "FLOPs" if name == "flops" else "activations for backward"
-        shown = text.UNKNOWN if value is None else show(int(value))
+        shown = cells.UNKNOWN if value is None else show(int(value))
         yield title, f"{shown}{_of(value, total)}"
     if len(rows) > 1:
         largest = max(rows, key=lambda row: row.params)

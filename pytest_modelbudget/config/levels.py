@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from pytest_modelbudget.budget import Budget
+from pytest_modelbudget.budget import Budget, Rule
 from pytest_modelbudget.config.tree import Keys
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.planner.written import Written
@@ -20,7 +20,7 @@ class Layered:
     `recipes` say what is planned of them, by kind.
     """
 
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Rule, ...]
     matches: Callable[[ModelEntry], bool]
     line: int
     keys: Keys = ()

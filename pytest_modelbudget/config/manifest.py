@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pytest_modelbudget import budget as budgets
 from pytest_modelbudget import inputs
-from pytest_modelbudget.budget import Budget
+from pytest_modelbudget.budget import Rule
 from pytest_modelbudget.config import messages, schema
 from pytest_modelbudget.config.levels import Layered, either, has_id, has_tag
 from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
@@ -49,6 +49,7 @@ TABLE = ("tool", "modelbudget")
 """Where a `pyproject.toml` has its manifest."""
 
 _Shape = TypeVar("_Shape", bound=BaseModel)
+_Rule = TypeVar("_Rule", bound=Rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Loaded:
             ModelBudgetError: a min of one level is above a max of another.
         """
         levels = [layer for layer in self.layers if layer.matches(entry)]
-        limits = budgets.merge(*(level.budgets for level in levels), entry.parsed_budgets)
+        limits = budgets.merge(*(level.budgets for level in levels), entry.rules)
         if wrong := "; ".join(budgets.contradictions(limits)):
             raise ModelBudgetError(wrong)
         return replace(
@@ -233,7 +234,7 @@ class _Loader:
         yield from sorted(layers, key=lambda layer: layer.line)
 
     def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> Layered:
-        sums = self._budgets(level.sum, keys, "sum")
+        sums = self._limits_in(level.sum, keys, "sum", budgets.parse_sum)
         limits, line = self._budgets(level.budgets, keys), self.tree.line(keys) or 0
         return Layered(limits, matches, line, keys, sums, self._recipes(level, keys))
 
@@ -264,14 +265,22 @@ class _Loader:
             self._mistake((*model, *below), message)
         return type(written)() if wrong else arguments.read(written, name, place)
 
-    def _budgets(self, limits: Mapping[str, Any], keys: Keys, section: str = "budgets") -> tuple[Budget, ...]:
-        """All good budgets of a mapping (or limits of a `sum`); each bad one is a mistake at its own line."""
+    def _budgets(self, limits: Mapping[str, Any], keys: Keys) -> tuple[Rule, ...]:
+        return self._limits_in(limits, keys, "budgets", budgets.parse)
+
+    def _limits_in(
+        self,
+        limits: Mapping[str, Any],
+        keys: Keys,
+        section: str,
+        parse: Callable[[Mapping[str, Any], Callable[[tuple[str, ...]], Place]], Iterator[_Rule]],
+    ) -> tuple[_Rule, ...]:
+        """All good limits of a mapping; each bad one is a mistake at its own line."""
 
         def place(below: tuple[str, ...]) -> Place:
             return Place(self.file, self.tree.line((*keys, section, *below)))
 
-        parse = budgets.parse if section == "budgets" else budgets.parse_sum
-        found: list[Budget] = []
+        found: list[_Rule] = []
         for name, value in _one_by_one(limits):
             try:
                 found.extend(parse({name: value}, place))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import Budget, Number, numbers, tightened, written
-from pytest_modelbudget.config.manifest import TABLE, Loaded, read
-from pytest_modelbudget.config.tree import Keys, Tree, read_toml, read_yaml
+from pytest_modelbudget.budget import Budget, numbers, tightened, written
+from pytest_modelbudget.config.manifest import Loaded, read
+from pytest_modelbudget.config.rewriting import ManifestText, manifest_text
+from pytest_modelbudget.config.tree import Keys, Tree
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.loading.yaml_text import LOADER, MERGE
 from pytest_modelbudget.results import Result
+from pytest_modelbudget.summary.metrics import Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,6 @@ class _Limit:
 
     keys: Keys
     budget: Budget
-    span: tuple[int, int] = (0, 0)
     models: list[str] = field(default_factory=list)
     wanted: list[Number] = field(default_factory=list)
     obstacles: list[str] = field(default_factory=list)
@@ -61,60 +59,35 @@ def tighten(text: str, *, file: str, results: Sequence[Result], ids: Collection[
     that failed have no number to follow.
 
     Raises:
-        ModelBudgetError: a manifest that cannot be read, or one in TOML, with the values to write there.
+        ModelBudgetError: a manifest that cannot be read or rewritten.
     """
     loaded = read(text, file=file)
     if wrong := next((one for one in loaded.mistakes if one.model is None), None):
         raise ModelBudgetError(str(wrong))
-    source = _Source(text, file)
+    source = manifest_text(text, file)
     limits = _limits(source, loaded, results)
     if not set(ids) <= {result.id for result in results}:
         for limit in limits:
-            if source.aliases or limit.keys[:1] != ("models",):
+            if source.shared or limit.keys[:1] != ("models",):
                 limit.obstacles.append("not all models that may share this limit were checked")
     kept = [f"{_about(limit)}: {reason}" for limit in limits for reason in dict.fromkeys(limit.obstacles)]
-    loose = [limit for limit in limits if not limit.obstacles and _target(limit) < _number(limit.budget)]
+    loose = [limit for limit in limits if not limit.obstacles and _target(limit) < limit.budget.limit]
     lowered = tuple(_lowered(source.tree, file, limit) for limit in loose)
-    if not loose:
-        return Tightening(text, (), tuple(kept))
-    if source.root is None:
-        lines = "\n".join(f"  {one}" for one in lowered)
-        raise ModelBudgetError(f"{file}: TOML is not rewritten; write these limits there yourself:\n{lines}")
-    return Tightening(_rewritten(text, loose, lowered), lowered, tuple(kept))
+    changes = {limit.keys: change.after for limit, change in zip(loose, lowered, strict=True)}
+    return Tightening(source.replaced(changes) if changes else text, lowered, tuple(kept))
 
 
 def _about(limit: _Limit) -> str:
     return f"{', '.join(limit.models)}: {limit.budget.title}"
 
 
-def _number(budget: Budget) -> Number:
-    assert budget.limit is not None
-    return budget.limit
-
-
 def _target(limit: _Limit) -> Number:
     return max(limit.wanted)
 
 
-class _Source:
-    """A manifest's text as data, and for YAML with the place of every scalar; `root` is None for TOML."""
-
-    def __init__(self, text: str, file: str) -> None:
-        toml = file.endswith(".toml")
-        self.tree = read_toml(text, TABLE) if toml else read_yaml(text)
-        self.root = None if toml else yaml.compose(text, Loader=LOADER)
-        events = () if toml else yaml.parse(text, Loader=LOADER)
-        self.aliases = any(isinstance(event, yaml.AliasEvent) for event in events)
-
-    def scalar(self, keys: Keys) -> yaml.ScalarNode | None:
-        """The value at a key path, where YAML has it written; through anchors several paths may lead to one."""
-        node = _node(self.root, keys)
-        return node if isinstance(node, yaml.ScalarNode) else None
-
-
-def _limits(source: _Source, loaded: Loaded, results: Sequence[Result]) -> list[_Limit]:
+def _limits(source: ManifestText, loaded: Loaded, results: Sequence[Result]) -> list[_Limit]:
     """Every max with a ratchet, by where it is written."""
-    found: dict[tuple[object, ...], _Limit] = {}
+    found: dict[Hashable, _Limit] = {}
     for result in results:
         rules = {budget.key: budget for budget in result.limits}
         for ratchet in result.limits:
@@ -129,18 +102,15 @@ def _limits(source: _Source, loaded: Loaded, results: Sequence[Result]) -> list[
 
 
 def _limit(
-    found: dict[tuple[object, ...], _Limit], source: _Source, loaded: Loaded, result: Result, maximum: Budget
+    found: dict[Hashable, _Limit], source: ManifestText, loaded: Loaded, result: Result, maximum: Budget
 ) -> _Limit:
     """The limit that gives a model its max, one object for all models that read the same text."""
     keys = _written_at(source.tree, loaded, result, maximum)
-    node = None if keys is None else source.scalar(keys)
-    if keys is None or (node is None and source.root is not None):
+    place = None if keys is None else source.place(keys)
+    if keys is None or place is None:
         obstacle = f"its max is not written as a plain value in {loaded.file}"
         return found.setdefault((result.id, *maximum.key), _Limit((), maximum, obstacles=[obstacle]))
-    if node is None:
-        return found.setdefault(keys, _Limit(keys, maximum))
-    span = (node.start_mark.index, node.end_mark.index)
-    return found.setdefault(span, _Limit(keys, maximum, span))
+    return found.setdefault(place, _Limit(keys, maximum))
 
 
 def _want(limit: _Limit, ratchet: Budget, maximum: Budget, result: Result) -> None:
@@ -189,31 +159,3 @@ def _lowered(tree: Tree, file: str, limit: _Limit) -> Lowered:
         after=written(limit.budget.kind, _target(limit)),
         place=Place(file, tree.line(limit.keys)),
     )
-
-
-def _rewritten(text: str, limits: Sequence[_Limit], lowered: Sequence[Lowered]) -> str:
-    """The text with the scalars of these limits replaced, from the last to the first, quotes kept."""
-    spans = [(limit.span, change.after) for limit, change in zip(limits, lowered, strict=True)]
-    for (start, end), new in sorted(spans, reverse=True):
-        quote = text[start] if text[start] in "\"'" else ""
-        text = f"{text[:start]}{quote}{new}{quote}{text[end:]}"
-    return text
-
-
-def _node(node: yaml.Node | None, keys: Keys) -> yaml.Node | None:
-    """The node at a key path; a key that a mapping does not have itself may come from what it merges."""
-    if not keys or not isinstance(node, yaml.MappingNode):
-        return node if not keys else None
-    for key, value in reversed(node.value):
-        if key.tag != MERGE and str(key.value) == str(keys[0]):
-            return _node(value, keys[1:])
-    for merged in _merged(node):
-        if (found := _node(merged, keys)) is not None:
-            return found
-    return None
-
-
-def _merged(node: yaml.MappingNode) -> Iterator[yaml.Node]:
-    for key, value in node.value:
-        if key.tag == MERGE:
-            yield from value.value if isinstance(value, yaml.SequenceNode) else [value]

@@ -6,6 +6,6 @@ it (flow), `fold` makes few sentences of many, `totals` splits the sums by cause
 
 from pytest_modelbudget.diff.change import Change, Kind
 from pytest_modelbudget.diff.compare import changes
-from pytest_modelbudget.diff.totals import TOTALS, flops_text
+from pytest_modelbudget.diff.totals import flops_text
 
-__all__ = ["TOTALS", "Change", "Kind", "changes", "flops_text"]
+__all__ = ["Change", "Kind", "changes", "flops_text"]

@@ -11,8 +11,9 @@ from pytest_modelbudget.diff.change import Kind
 from pytest_modelbudget.diff.finding import Finding, Moved, Rank, minus, moved
 from pytest_modelbudget.diff.flow import Flow, Shift, shifts
 from pytest_modelbudget.diff.words import shown
-from pytest_modelbudget.explain import why, why_changed
+from pytest_modelbudget.explain import why_changed
 from pytest_modelbudget.summary import Layer, TensorSpec, Weight
+from pytest_modelbudget.summary.formulas import why
 
 NOT_KNOWN, KNOWN = "shapes and calls not known", "known"
 """What a row says of a model that was not run (it had no inputs), beside one that was."""

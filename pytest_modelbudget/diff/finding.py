@@ -9,8 +9,6 @@ from enum import IntEnum
 from pytest_modelbudget.diff.change import Kind
 from pytest_modelbudget.summary import Layer, Weight
 
-METRICS = ("params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes")
-
 
 class Rank(IntEnum):
     """Causes come first, what only follows from them last."""

@@ -9,8 +9,7 @@ from pytest_modelbudget.diff.change import Change
 from pytest_modelbudget.diff.finding import Finding
 from pytest_modelbudget.diff.words import shown
 from pytest_modelbudget.summary import Summary
-
-TOTALS = ("params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes")
+from pytest_modelbudget.summary.metrics import STORED
 
 _MOST_PARTS = 4
 
@@ -24,7 +23,7 @@ _TELLING: dict[str, tuple[str, ...]] = {
 
 def totals(before: Summary, after: Summary, findings: Sequence[Finding]) -> Iterator[Change]:
     """The totals that changed."""
-    for name in TOTALS:
+    for name in STORED:
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             yield Change("total", name, units.count(old), units.count(new), new - old, why=split(name, findings))

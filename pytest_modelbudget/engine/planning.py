@@ -9,7 +9,7 @@ from functools import partial
 from typing import cast
 
 from pytest_modelbudget.backends import Backend, Planner
-from pytest_modelbudget.budget import METRICS, PEAKS, Budget
+from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
@@ -18,6 +18,7 @@ from pytest_modelbudget.planner.advice import at, largest, levers
 from pytest_modelbudget.planner.fitting import fitted
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.summary import Growth, Kind, Largest, Plan, Summary
+from pytest_modelbudget.summary.metrics import METRICS, PEAKS
 from pytest_modelbudget.system.frames import place, users_line
 
 _MOST_SIZES = 6
@@ -197,7 +198,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _laws(subject: Subject, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:
-    asked = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim and budget.limit is not None)
+    asked = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim)
     for dim, metric in asked:
         try:
             yield _law(subject, dim, metric, small=summary is not None and summary.real_run)

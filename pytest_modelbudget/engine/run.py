@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pytest_modelbudget import backends, inputs, snapshot
 from pytest_modelbudget.backends import model_files
 from pytest_modelbudget.backends.coexistence import coexisting
+from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.engine.naming import absent_framework, import_framework, named, resolve
@@ -167,7 +168,8 @@ def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
         import_framework(entry.framework)
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
     build = arguments.filled(build, entry.args, entry.kwargs, partial(_target, entry))
-    return _built(build, entry, backends.loaded(), finish)
+    with gc_paused():  # until the model is gone again
+        return _built(build, entry, backends.loaded(), finish)
 
 
 def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:

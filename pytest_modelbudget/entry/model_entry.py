@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from pytest_modelbudget import budget as budget_module
 from pytest_modelbudget import inputs as inputs_module
-from pytest_modelbudget.budget import Budget
+from pytest_modelbudget.budget import Budget, Rule
 from pytest_modelbudget.entry import arguments, resources
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.inputs import Example, Inputs
@@ -53,7 +53,7 @@ class ModelEntry:
     dims: Mapping[str, int] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     samples: int | None = None
-    budgets: tuple[Budget, ...] | Mapping[str, Any] = ()
+    budgets: tuple[Rule, ...] | Mapping[str, Any] = ()
     framework: str | None = None
     optional: bool = False
     place: Place | None = None
@@ -88,10 +88,15 @@ class ModelEntry:
         return tuple(one for one in found if one is not None)
 
     @property
-    def parsed_budgets(self) -> tuple[Budget, ...]:
-        """Its budgets, always parsed."""
+    def rules(self) -> tuple[Rule, ...]:
+        """Its budgets, always parsed: limits, and what lifts those of wider levels."""
         assert isinstance(self.budgets, tuple)
         return self.budgets
+
+    @property
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The limits that hold for it."""
+        return budget_module.merge(self.rules)
 
 
 def check_id(text: object) -> str:

@@ -1,7 +1,6 @@
-"""Why a layer has the params it has, why a change moved them, and what a summary says as it is."""
+"""Why a change moved the params of a layer, and what a summary says as it is."""
 
 from pytest_modelbudget.explain.changed import why_changed
-from pytest_modelbudget.explain.formulas import why
 from pytest_modelbudget.explain.reading import reading
 
-__all__ = ["reading", "why", "why_changed"]
+__all__ = ["reading", "why_changed"]

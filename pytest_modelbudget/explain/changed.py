@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pytest_modelbudget.explain.formulas import formula, why
 from pytest_modelbudget.summary import Layer
+from pytest_modelbudget.summary.formulas import formula, why
 
 
 def why_changed(before: Layer, after: Layer) -> str:

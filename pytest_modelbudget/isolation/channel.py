@@ -18,6 +18,9 @@ from typing import IO, Any
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 
+DEBUG = ".debug"
+"""Suffix of the file beside the printed output in which a worker writes what `MODELBUDGET_DEBUG` asks for."""
+
 _HEAD = struct.Struct(">QI")
 _MOST_BYTES = 1 << 31
 """Of one frame: the packed rows of the largest models are some megabytes."""

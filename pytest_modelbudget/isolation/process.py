@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +23,9 @@ from pytest_modelbudget.engine.run import in_ci
 from pytest_modelbudget.engine.tracebacks import from_here
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import measuring
-from pytest_modelbudget.isolation.channel import Answer, Job, read_answer, write_job
-from pytest_modelbudget.reports.text import without_commands
-from pytest_modelbudget.system import processes
+from pytest_modelbudget.isolation.channel import DEBUG, Answer, Job, read_answer, write_job
+from pytest_modelbudget.system import debug, processes
+from pytest_modelbudget.system.escape import without_commands
 
 _WORKER = "pytest_modelbudget.isolation.worker"
 _LOOK = 0.05
@@ -38,11 +39,20 @@ _SECONDS_TO_END = 5.0
 _SECONDS_TO_TELL = 0.5
 _MOST_OUTPUT = 256 << 20
 _MOST_SHOWN = 1 << 20
+_MOST_DEBUG = 64 << 20
 
 _GUARD = 'read _; kill -9 "-$1"; rm -rf -- "$2"'
 """Shell code that ends a group of processes when its input ends, as it does with whoever started it; also a folder."""
 
 Limit = Literal["seconds", "memory", "output"]
+
+_STACKS = re.compile(
+    r"^(?:Fatal Python error: .*\n\n?)?"
+    r"(?:(?:(?:Current thread|Thread) 0x[0-9a-f]+(?: \[.*\])?|Current thread's C stack trace)"
+    r" \(most recent call first\):\n(?:  .*\n)*\n?)+"
+    r"(?:Extension modules: .*\n?)?",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,7 @@ class Worker:
     def __init__(self) -> None:
         self._files = tempfile.TemporaryDirectory(prefix="modelbudget-", ignore_cleanup_errors=True)
         self._printed = [_Printed(Path(self._files.name) / name) for name in ("stdout", "stderr")]
+        self._debug = _Printed(self._printed[0].path.with_suffix(DEBUG), _MOST_DEBUG)
         self._measured = Path(self._files.name) / "coverage"
         with self._printed[1].path.open("ab") as stderr:
             self._process = subprocess.Popen(
@@ -198,10 +209,20 @@ class Worker:
     def _pass_on(self) -> None:
         """Print here what was printed there, so that it is captured and shown as if the model were built here."""
         for printed, stream in zip(self._printed, (sys.stdout, sys.stderr), strict=True):
-            text = without_commands(printed.fresh()) if in_ci() else printed.fresh()
+            text = _without_stacks(printed.fresh())
+            text = without_commands(text) if in_ci() else text
             if text and stream is not None:
                 with suppress(OSError, ValueError):
                     stream.write(text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"))
+        debug.write(self._debug.fresh())
+
+
+def _without_stacks(printed: str) -> str:
+    """What a worker printed, without the stacks that Python writes when it crashes or is asked for them.
+
+    A report has the user's frames of the last one (`ending`).
+    """
+    return _STACKS.sub("", printed)
 
 
 def _folder() -> str:
@@ -215,8 +236,9 @@ def _folder() -> str:
 class _Printed:
     """A file that a worker writes its output to."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int = _MOST_SHOWN) -> None:
         self.path = path
+        self._most = most
         self._seen = 0
         path.touch()
 
@@ -232,7 +254,7 @@ class _Printed:
         try:
             with self.path.open("rb") as file:
                 file.seek(self._seen)
-                written = file.read(_MOST_SHOWN)
+                written = file.read(self._most)
                 end = file.seek(0, os.SEEK_END)
         except OSError:
             return ""

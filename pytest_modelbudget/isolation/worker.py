@@ -20,17 +20,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from pytest_modelbudget.backends import quiet_start
+from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.engine.run import NotCounted, attempt, entries_from, failure, summarize_entry
 from pytest_modelbudget.engine.tracebacks import user_traceback
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
-from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, read_job, without_code, write_answer
+from pytest_modelbudget.isolation.channel import (
+    DEBUG,
+    Answer,
+    Job,
+    Module,
+    Source,
+    read_job,
+    without_code,
+    write_answer,
+)
 from pytest_modelbudget.isolation.measuring import measured
 from pytest_modelbudget.isolation.process_state import Forks, ProcessState
 from pytest_modelbudget.results import Result, State, codec
+from pytest_modelbudget.system import debug
 from pytest_modelbudget.system.intact import intact
 
 _MOST_WARNINGS = 200
@@ -102,10 +114,10 @@ def main(stdout: str) -> None:
     faulthandler.enable()
     if hasattr(signal, "SIGUSR2"):
         faulthandler.register(signal.SIGUSR2, all_threads=True)
-    sys.breakpointhook = _no_debugger
-    pdb.set_trace = _no_debugger
     write_answer(answers, 0, Answer("ready"))
-    with measured(), quiet_start.imports():
+    lines = open(Path(stdout).with_suffix(DEBUG), "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115  # as long as the process
+    no_debuggers = all_patched([(sys, "breakpointhook", _no_debugger), (pdb, "set_trace", _no_debugger)])
+    with no_debuggers, measured(), quiet_start.imports(), debug.lines_to(lines):
         for number, job in _Jobs(jobs):
             forks.begin()
             answer = _done(job, sources)

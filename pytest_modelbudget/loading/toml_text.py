@@ -31,6 +31,11 @@ _QUOTED = re.compile(
 _PART = r"[A-Za-z0-9_-]+"
 _LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*\.[ \t]*{_PART}){{{DEEPEST}}}")
 _ENDLESS_NUMBER = re.compile(r"(?<!\w)[0-9]\w{1000}")
+_HEADER = re.compile(r"[ \t]*\[\[?[^\[\]{}=]*\]\]?[ \tq]*")
+_MOST_HEADERS = 3_000
+_MOST_DOTS = 1_000
+"""In keys and numbers, beside those of headers."""
+
 _BRACKET = re.compile(r"[\[\]{}]|\n")
 
 
@@ -57,13 +62,25 @@ def read_toml_table(text: str, table: tuple[str, ...]) -> Tree:
     return tree
 
 
+def is_quickly_edited(text: str) -> bool:
+    """Whether an editor of TOML takes seconds at most for a text that was read; its time grows with a square too."""
+    lines = _bare(text).splitlines()
+    others = [line for line in lines if not _HEADER.fullmatch(line)]
+    return len(lines) - len(others) <= _MOST_HEADERS and sum(line.count(".") for line in others) <= _MOST_DOTS
+
+
+def _bare(text: str) -> str:
+    """The text with a letter for each quoted text, and no comments; its lines stay."""
+    return _QUOTED.sub(lambda quoted: "q" + "\n" * quoted[0].count("\n"), text)
+
+
 def _hold(text: str) -> None:
     """Nothing, for a text within the bounds; the time of a TOML reader grows with the square of a key's dots.
 
     Raises:
         NotReadable: over a bound.
     """
-    bare = _QUOTED.sub(lambda quoted: "q" + "\n" * quoted[0].count("\n"), text)
+    bare = _bare(text)
     if match := _LONG_KEY.search(bare):
         raise too_deep(_line(bare, match))
     if match := _ENDLESS_NUMBER.search(bare):

@@ -14,16 +14,13 @@ class Reserve:
     """What a run takes of the device, in bytes.
 
     `peak_allocated` (comparable with `max_memory_allocated`) counts whole blocks, so rounded sizes; `peak_reserved`
-    (comparable with `max_memory_reserved`) counts segments. `step_allocated` and `step_reserved` are the peaks from
-    the measured step on; segments are kept, so the steps before it take part in `step_reserved`. `releases` says how
-    often a full device made the allocator give back its cached segments. `failed_at` is the index of the event that
-    did not fit the capacity, counting repeated events on; the peaks are then those reached before it.
+    (comparable with `max_memory_reserved`) counts segments. `releases` says how often a full device made the allocator
+    give back its cached segments. `failed_at` is the index of the event that did not fit the capacity, counting
+    repeated events on; the peaks are then those reached before it.
     """
 
     peak_allocated: int
     peak_reserved: int
-    step_allocated: int
-    step_reserved: int
     releases: int = 0
     failed_at: int | None = None
 
@@ -41,28 +38,18 @@ def replay(tape: Tape, settings: Settings = DEFAULT, *, capacity: int | None = N
         for item in tape.held:
             _make(allocator, blocks, item.storage, item.bytes)
     except OutOfMemory:
-        return _reserve(allocator, allocator, failed_at=0)
-    first = allocator
+        return _reserve(allocator, failed_at=0)
     for index, event in enumerate(events):
         _free(allocator, blocks, event)
-        if index == tape.measured and index:
-            first = allocator.fresh_peaks()
         try:
             _run(allocator, blocks, event)
         except OutOfMemory:
-            return _reserve(allocator, first, failed_at=index)
-    return _reserve(allocator, first)
+            return _reserve(allocator, failed_at=index)
+    return _reserve(allocator)
 
 
-def _reserve(allocator: CachingAllocator, first: CachingAllocator, failed_at: int | None = None) -> Reserve:
-    return Reserve(
-        peak_allocated=max(allocator.peak_allocated, first.peak_allocated),
-        peak_reserved=max(allocator.peak_reserved, first.peak_reserved),
-        step_allocated=allocator.peak_allocated,
-        step_reserved=allocator.peak_reserved,
-        releases=allocator.releases,
-        failed_at=failed_at,
-    )
+def _reserve(allocator: CachingAllocator, failed_at: int | None = None) -> Reserve:
+    return Reserve(allocator.peak_allocated, allocator.peak_reserved, allocator.releases, failed_at)
 
 
 def _free(allocator: CachingAllocator, blocks: dict[int, int], event: Event) -> None:

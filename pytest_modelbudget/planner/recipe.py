@@ -99,40 +99,66 @@ def parse(written: Any, kind: type[Training] | type[Inference]) -> Recipe:
 
 
 def _value(title: str, name: str, value: Any) -> Any:
-    check = _CHECKS[name]
-    problem, read = check(value)
+    problem, read = KEYS[name].read(value)
     if problem:
         raise ModelBudgetError(f"{title}.{name}: {problem}, not {value!r}")
     return read
 
 
-def _choice(*allowed: str) -> Callable[[Any], tuple[str, Any]]:
-    return lambda value: ("" if value in allowed else f"write {', '.join(allowed[:-1])} or {allowed[-1]}", value)
+@dataclass(frozen=True, slots=True)
+class Key:
+    """How a key of a recipe is written: `read` gives what is wrong with a value (empty: nothing), and what it means.
+
+    `schema` is the same as a JSON schema, `meaning` a line for people who write it.
+    """
+
+    read: Callable[[Any], tuple[str, Any]]
+    schema: Mapping[str, Any]
+    meaning: str = ""
 
 
-def _count(least: int) -> Callable[[Any], tuple[str, Any]]:
-    def check(value: Any) -> tuple[str, Any]:
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return ("" if good else f"write a whole number, at least {least}"), value
+REFERENCE = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"}
+"""The JSON schema of `module:callable`."""
 
-    return check
+SIZES = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}}
+"""The JSON schema of sizes by name."""
 
 
-def _flag(value: Any) -> tuple[str, Any]:
-    return ("" if isinstance(value, bool) else "write true or false"), value
+def _choice(*allowed: str) -> Key:
+    mistake = f"write {', '.join(allowed[:-1])} or {allowed[-1]}"
+    return Key(lambda value: ("" if value in allowed else mistake, value), {"enum": list(allowed)})
+
+
+def _count(least: int, meaning: str) -> Key:
+    mistake = f"write a whole number, at least {least}"
+    schema = {"type": "integer", "minimum": least}
+    return Key(lambda value: ("" if _is_count(value, least) else mistake, value), schema, meaning)
+
+
+def _reference(*names: str) -> Key:
+    mistake = f"write {', '.join(names)} or module:callable"
+    schema = {"anyOf": [{"enum": list(names)}, REFERENCE]}
+    return Key(lambda value: ("" if _is_reference(value, names) else mistake, value), schema)
+
+
+def _flag() -> Key:
+    return Key(lambda value: ("" if isinstance(value, bool) else "write true or false", value), {"type": "boolean"})
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_reference(value: Any, names: tuple[str, ...]) -> bool:
+    return callable(value) or (isinstance(value, str) and (value in names or ":" in value))
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and _is_count(v, 1) for k, v in value.items())
 
 
 def _sizes(value: Any) -> tuple[str, Any]:
-    good = isinstance(value, Mapping) and all(isinstance(k, str) and _count(1)(v)[0] == "" for k, v in value.items())
-    return ("" if good else "write a mapping of names to whole numbers, such as {T: 2048}"), value
-
-
-def _reference(*names: str) -> Callable[[Any], tuple[str, Any]]:
-    def check(value: Any) -> tuple[str, Any]:
-        good = callable(value) or (isinstance(value, str) and (value in names or ":" in value))
-        return ("" if good else f"write {', '.join(names)} or module:callable"), value
-
-    return check
+    return ("" if _are_sizes(value) else "write a mapping of names to whole numbers, such as {T: 2048}"), value
 
 
 def _globs(value: Any) -> tuple[str, Any]:
@@ -146,7 +172,7 @@ def _mapping(value: Any) -> tuple[str, Any]:
 
 
 def _lora(value: Any) -> tuple[str, Any]:
-    good = isinstance(value, Mapping) and set(value) <= {"rank", "targets"} and _count(1)(value.get("rank"))[0] == ""
+    good = isinstance(value, Mapping) and set(value) <= {"rank", "targets"} and _is_count(value.get("rank"), 1)
     targets = value.get("targets", LORA_TARGETS) if good else ()
     good = isinstance(targets, list | tuple) and bool(targets) and all(isinstance(one, str) for one in targets)
     return ("" if good else "write {rank: 8, targets: [q_proj, v_proj]}"), value
@@ -154,34 +180,39 @@ def _lora(value: Any) -> tuple[str, Any]:
 
 def _sharding(value: Any) -> tuple[str, Any]:
     if isinstance(value, Mapping):
-        good = bool(value) and set(value) <= {"fsdp", "tp", "ddp"} and _sizes(value)[0] == ""
+        good = bool(value) and set(value) <= {"fsdp", "tp", "ddp"} and _are_sizes(value)
         return ("" if good else "write {fsdp: 8, tp: 2, ddp: 4}, each a number of ranks"), value
-    return _reference("none")(value) if value != "none" else ("", None)
+    good = _is_reference(value, ("none",))
+    return ("" if good else "write none or module:callable"), None if value == "none" else value
 
 
 def _no_compile(value: Any) -> tuple[str, Any]:
     return ("" if value in (False, "no") else "compiled training is not planned: write false"), False
 
 
-_CHECKS: dict[str, Callable[[Any], tuple[str, Any]]] = {
-    "batch": _count(1),
-    "dims": _sizes,
+_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_SHARDING = {"anyOf": [SIZES, {"const": "none"}, REFERENCE]}
+
+KEYS: dict[str, Key] = {
+    "batch": _count(1, "size of the dimension B"),
+    "dims": Key(_sizes, SIZES, "sizes of other dimensions: {T: 2048}"),
     "optimizer": _reference(*OPTIMIZERS),
-    "optimizer_options": _mapping,
+    "optimizer_options": Key(_mapping, {"type": "object"}, "what the optimizer is called with: {momentum: 0.9}"),
     "precision": _choice(*get_args(Precision)),
-    "gradient_accumulation": _count(1),
+    "gradient_accumulation": _count(1, "passes before a step of the optimizer"),
     "checkpointing": _reference("none", "blocks"),
-    "foreach": _flag,
-    "fused": _flag,
+    "foreach": _flag(),
+    "fused": _flag(),
     "zero_grad": _choice(*get_args(ZeroGrad)),
     "loss": _reference("auto", "cross_entropy", "none"),
-    "trainable": _globs,
-    "lora": _lora,
-    "sharding": _sharding,
-    "compile": _no_compile,
-    "kv_cache": _count(0),
+    "trainable": Key(_globs, _TEXTS, "globs over the parameters that are trained, all others are frozen"),
+    "lora": Key(_lora, {"type": "object"}, "{rank: 8, targets: [q_proj, v_proj]}"),
+    "sharding": Key(_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
+    "compile": Key(_no_compile, {"const": False}),
+    "kv_cache": _count(0, "tokens whose keys and values are kept"),
     "kernels": _choice(*get_args(Kernels)),
 }
+"""The keys of both kinds of recipes."""
 
 
 def describe(recipe: Recipe) -> str:

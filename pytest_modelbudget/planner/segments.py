@@ -138,26 +138,6 @@ class CachingAllocator:
             block = self._join(block, pool.take(after))
         pool.add(block)
 
-    def fresh_peaks(self) -> CachingAllocator:
-        """Let the peaks begin anew, as `reset_peak_memory_stats` does; returns what holds the peaks until now."""
-        before = CachingAllocator(self.settings, self.capacity)
-        before.peak_allocated, before.peak_reserved = self.peak_allocated, self.peak_reserved
-        self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
-        return before
-
-    def segments(self) -> list[list[tuple[int, int, bool]]]:
-        """All segments, each as its blocks in order: (address, size, whether it is free)."""
-        blocks = [*self._used.values(), *self._small.blocks.values(), *self._large.blocks.values()]
-        found = []
-        for block in sorted((block for block in blocks if block.before is None), key=lambda block: block.address):
-            part: _Block | None = block
-            segment = []
-            while part is not None:
-                segment.append((part.address, part.size, part.free))
-                part = part.after
-            found.append(segment)
-        return found
-
     def _cached(self, pool: _Pool, size: int) -> _Block | None:
         """`get_free_block`: the best fit among free blocks."""
         block, limit = pool.fitting(size), self.settings.max_split_size

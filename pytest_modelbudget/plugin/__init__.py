@@ -141,12 +141,23 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from pytest_modelbudget.plugin import base, collect, controller, steady
 
+    _refuse_unknown_topics()
     base.prepare(config)
     collector = collect.Collector(config)
     config.pluginmanager.register(collector, "modelbudget-collector")
     config.pluginmanager.register(steady.SteadyRun(), "modelbudget-steady")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(controller.Controller(config, collector.checklist), "modelbudget-controller")
+
+
+def _refuse_unknown_topics() -> None:
+    from pytest_modelbudget.errors import ModelBudgetError
+    from pytest_modelbudget.system import debug
+
+    try:
+        debug.current()
+    except ModelBudgetError as mistake:
+        raise pytest.UsageError(str(mistake)) from None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import pytest
 
 from pytest_modelbudget.base import Base, Where, locate
-from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.engine.run import in_ci
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import Isolation, isolates
 from pytest_modelbudget.plugin.importing import conftests
-from pytest_modelbudget.results import Result, codec
-from pytest_modelbudget.results.groups import Group, Overall
-from pytest_modelbudget.session import finish
+from pytest_modelbudget.results import codec
+from pytest_modelbudget.session.finish import Collected
 
 _INPUT, _OUTPUT = "modelbudget_base", "modelbudget_collected"
-
-
-@dataclass(slots=True)
-class Collected:
-    """What manifests said that is not about one model; the same on every worker."""
-
-    groups: list[Group] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    def add(self, groups: Iterable[Group], findings: Iterable[Finding]) -> None:
-        """Add what is not there yet."""
-        self.groups += [group for group in groups if group not in self.groups]
-        self.findings += [finding for finding in findings if finding not in self.findings]
 
 
 BASE: pytest.StashKey[Base] = pytest.StashKey()
@@ -85,15 +69,3 @@ def take(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
     """Add what a worker collected, which is what every other did, unless it ended early."""
     groups, findings = json.loads(workeroutput.get(_OUTPUT, "[[], []]"))
     config.stash[COLLECTED].add(map(codec.group_from, groups), map(codec.finding_from, findings))
-
-
-def conclude(
-    config: pytest.Config, results: Sequence[Result], findings: Iterable[Finding]
-) -> tuple[Overall, list[Result]]:
-    """What the run says beside its results, and a result for each group that broke a limit on its sum.
-
-    `findings` are those of the run itself, beside those of the manifests.
-    """
-    collected = config.stash[COLLECTED]
-    findings = (*findings, *collected.findings)
-    return finish.conclude(results, config.stash[BASE], groups=collected.groups, findings=findings)

@@ -15,6 +15,7 @@ import pytest
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin.items import BadConfigItem, ModelItem
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.system import writing
 
 _INPUT = "modelbudget_expected"
 _LONGEST = 4_000
@@ -116,7 +117,7 @@ def write(config: pytest.Config, checklist: Checklist) -> None:
     expected = [asdict(one) for one in checklist.expected.values()]
     text = json.dumps({"complete": checklist.complete, "expected": expected, "deselected": [*checklist.deselected]})
     with suppress(OSError):  # a worker of another machine: the controller knows what has a result
-        (Path(workerinput[_INPUT]) / f"{workerinput['workerid']}.json").write_text(text, encoding="utf-8")
+        writing.write(Path(workerinput[_INPUT]) / f"{workerinput['workerid']}.json", text)
 
 
 def _expected(data: Mapping[str, Any]) -> Expected:

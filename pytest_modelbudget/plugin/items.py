@@ -21,11 +21,12 @@ from pytest_modelbudget.plugin import MARKER, RESULTS
 from pytest_modelbudget.plugin.base import BASE, ISOLATION, MADE
 from pytest_modelbudget.plugin.importing import described
 from pytest_modelbudget.plugin.quiet import no_commands
-from pytest_modelbudget.reports import table, terminal
-from pytest_modelbudget.reports.text import captured, without_commands
+from pytest_modelbudget.reports import terminal
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.session.registry import bad_config, obsolete_files
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.show.table import WIDTH
+from pytest_modelbudget.system.escape import captured, without_commands
 from pytest_modelbudget.system.intact import intact
 
 _MOST_OUTPUT = 20_000
@@ -161,7 +162,7 @@ class SnapshotFilesItem(BudgetItem):
 def failure_text(config: pytest.Config, result: Result) -> str:
     """Why a result failed, as wide as the terminal, with more rows the more verbose the run is."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    width = reporter._tw.fullwidth if reporter is not None else table.WIDTH
+    width = reporter._tw.fullwidth if reporter is not None else WIDTH
     rows = None if config.get_verbosity() > 1 else 40 if config.get_verbosity() >= 0 else 0
     return terminal.failure(result, width=max(40, width), rows=rows, explain=config.get_verbosity() > 1)
 

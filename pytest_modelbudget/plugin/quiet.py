@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -10,10 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-
-def in_github() -> bool:
-    """Whether this is a job of GitHub Actions, whose log is read for commands."""
-    return os.environ.get("GITHUB_ACTIONS") == "true"
+from pytest_modelbudget.reports import github
 
 
 @contextmanager
@@ -23,7 +19,7 @@ def no_commands(config: pytest.Config) -> Iterator[None]:
     Captured output needs no such thing: it is made harmless before it is shown. The word that turns commands on
     again is made up anew each time, so that what is printed inside cannot contain it.
     """
-    if not in_github() or config.getoption("capture") == "fd" or sys.__stdout__ is None:
+    if not github.reads_log() or config.getoption("capture") == "fd" or sys.__stdout__ is None:
         yield
         return
     word = secrets.token_hex(16)

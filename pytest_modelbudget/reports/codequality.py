@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import terminal, text
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.system.escape import harmless
 
 _SEVERITY = {
     State.BAD_CONFIG: "blocker",
@@ -51,7 +52,7 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
 
 def _entry(fingerprint: str, description: str, finding: _Finding, place: Place) -> dict[str, object]:
     return {
-        "description": text.harmless(description),
+        "description": harmless(description),
         "check_name": f"modelbudget/{finding.check}",
         "fingerprint": fingerprint,
         "severity": finding.severity,

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pytest_modelbudget import units
 from pytest_modelbudget.reports import github, markdown, terminal, text
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.system.escape import harmless
 
 _MOST_BYTES = 60_000
 """Services refuse a comment of more than 65,536 characters, and count some characters as two."""
@@ -75,9 +77,9 @@ def _cells(result: Result) -> Iterator[str]:
     yield markdown.state(result)
     summary = result.summary
     if summary is None:
-        yield from (text.UNKNOWN, "-", text.UNKNOWN, "-", text.UNKNOWN)
+        yield from (cells.UNKNOWN, "-", cells.UNKNOWN, "-", cells.UNKNOWN)
     else:
-        flops = text.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value)
+        flops = cells.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value)
         yield f"{summary.params:,}"
         yield text.moved(result, "params")
         yield markdown.escape(f"{'>= ' if summary.flops.is_lower_bound else ''}{flops}")
@@ -93,6 +95,6 @@ def _details(result: Result) -> str:
         return markdown.fenced("\n".join(lines), _MOST_DETAILS)
     lines = [line.strip() for line in lines]
     if result.since is not None and result.since.reason:
-        lines.append(text.harmless(result.since.reason))
-    lines += [text.harmless(str(finding)) for finding in text.findings(result)]
+        lines.append(harmless(result.since.reason))
+    lines += [harmless(str(finding)) for finding in text.findings(result)]
     return markdown.fenced("\n".join(lines), _MOST_DETAILS, "diff")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ from pytest_modelbudget.budget import Violation
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import terminal, text
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.system.escape import harmless
 
 MOST = 10
 """Errors, and warnings, that GitHub shows of one step; it drops the others without a word and without ranking."""
@@ -19,6 +21,11 @@ _ORDER = (
     State.NO_SNAPSHOT, State.OBSOLETE, State.OK, State.SKIPPED,
 )  # fmt: skip
 """What a reviewer has to see first."""
+
+
+def reads_log() -> bool:
+    """Whether this is a job of GitHub Actions, whose log is read for commands."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def commands(results: Sequence[Result], setting: text.Setting, *, errors: bool = True) -> Iterator[str]:
@@ -50,7 +57,7 @@ def rank(result: Result) -> tuple[int, Fraction, str]:
 def overshoot(violation: Violation) -> Fraction:
     """How far a limit is exceeded, as a share of what it allows; 0 when that cannot be told."""
     budget, actual = violation.budget, violation.actual
-    if actual is None or budget.limit is None:
+    if actual is None:
         return Fraction(0)
     allowed = budget.limit
     if budget.bound == "growth" and violation.base is not None:
@@ -70,19 +77,19 @@ def _warnings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]
     for result in results:
         for violation in () if result.state.failed else result.warnings:  # an error has its warnings in it
             place = text.location(result, setting.folder, violation.budget.place)
-            yield _command("warning", place, f"{result.id}: warning", text.harmless(str(violation)))
+            yield _command("warning", place, f"{result.id}: warning", harmless(str(violation)))
 
 
 def _findings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
     for result, finding in text.new_findings(results, setting):
         place = text.location(result, setting.folder, finding.place)
         about = f"{finding.model}: " if finding.model else ""
-        yield _command("warning", place, f"{about}{finding.kind}", text.harmless(finding.text))
+        yield _command("warning", place, f"{about}{finding.kind}", harmless(finding.text))
 
 
 def _command(kind: str, place: Place | None, title: str, message: str) -> str:
     where = "" if place is None else f"file={_property(place.file)},line={place.line},"
-    return f"::{kind} {where}title={_property(text.harmless(title))}::{_data(message)}"
+    return f"::{kind} {where}title={_property(harmless(title))}::{_data(message)}"
 
 
 def _data(value: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result, codec
+from pytest_modelbudget.summary.metrics import METRICS
 
 
 def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
@@ -23,4 +24,11 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
 
 
 def _model(result: Result) -> dict[str, object]:
-    return {**codec.result_dict(result), "reading": text.remarks(result.summary) if result.summary else []}
+    summary = result.summary
+    return {
+        **codec.result_dict(result),
+        "reading": text.remarks(summary) if summary else [],
+        "metrics": {name: codec.number_text(metric.get(summary)) for name, metric in METRICS.items()}
+        if summary
+        else {},
+    }

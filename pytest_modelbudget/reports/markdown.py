@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_modelbudget import units
-from pytest_modelbudget.reports import overall, plans, terminal, text
+from pytest_modelbudget.reports import overall, terminal, text
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.summary.show import cells, plans
+from pytest_modelbudget.system.escape import harmless
 
 _MOST_BYTES = 900 * 1024
 """Below the 1 MiB at which CI services refuse a whole step summary."""
@@ -63,7 +65,7 @@ def _plans(results: Iterable[Result]) -> Iterator[str]:
     yield "| --- | --- | ---: | --- | ---: | --- |"
     for result, plan in planned:
         why = plan.notes[0] if plan.peak_bytes is None and plan.notes else plans.where(plan).strip()
-        sizes = (text.UNKNOWN if size is None else units.size(size) for size in (plan.peak_bytes, plan.reserved_bytes))
+        sizes = (cells.UNKNOWN if size is None else units.size(size) for size in (plan.peak_bytes, plan.reserved_bytes))
         peak, reserved = sizes
         fits = "; ".join(map(plans.fit_text, plan.fits))
         said = (f"{plan.kind} ({plan.recipe})", why, fits)
@@ -76,12 +78,12 @@ def _cells(result: Result) -> Iterator[str]:
     yield code(result.id)
     yield state(result)
     if result.summary is None:
-        yield from (text.UNKNOWN,) * 5
+        yield from (cells.UNKNOWN,) * 5
     else:
         yield f"{result.summary.params:,}"
         yield text.moved(result, "params")
         yield f"{result.summary.trainable_params:,}"
-        yield escape(text.flops(result.summary))
+        yield escape(cells.flops(result.summary))
         yield units.size(result.summary.weight_bytes)
     yield escape(text.used_text(result))
 
@@ -103,7 +105,7 @@ def details(result: Result, content: str) -> str:
 
 def escape(value: str) -> str:
     """Words of ours that Markdown and HTML show as they are; what came from a model is set as `code`."""
-    plain = text.harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _entities(plain) if _marks(plain) else plain
 
 
@@ -112,7 +114,7 @@ def code(value: str) -> str:
 
     But for mail addresses, which GitHub finds in tags too, once entities are characters again: a tag parts them.
     """
-    plain = text.harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     shown = _entities(plain) if _marks(plain) else plain
     return f"<code>{shown.replace('&#64;', '&#64;</code><code>')}</code>"
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import METRICS, Number
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result
+from pytest_modelbudget.summary.metrics import METRICS, Number
+from pytest_modelbudget.system.escape import harmless
 
 _DECIMALS = 6
 
@@ -69,7 +70,7 @@ def _family(name: str, meaning: str, samples: Iterable[Sample]) -> list[str]:
 
 
 def _labels(labels: Labels) -> str:
-    return ",".join(f'{name}="{_escaped(text.harmless(value))}"' for name, value in labels.items())
+    return ",".join(f'{name}="{_escaped(harmless(value))}"' for name, value in labels.items())
 
 
 def _escaped(value: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import METRICS
-from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.results.groups import Overall, Sum, shared
+from pytest_modelbudget.summary.metrics import METRICS
+from pytest_modelbudget.system.escape import harmless
 
 _NOTES = ("ratchet", "growth not enforced", "base manifest", "model removed", "deselected")
 """Kinds that ask for nothing; all others are warnings."""

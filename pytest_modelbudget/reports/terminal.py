@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import FITS, PEAKS, Violation
+from pytest_modelbudget.budget import FITS, Violation
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.reports import plans, table, text
-from pytest_modelbudget.reports.text import harmless, harmless_lines
+from pytest_modelbudget.reports import table, text
 from pytest_modelbudget.results import Result, State, Stored
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import PEAKS
+from pytest_modelbudget.summary.show import plans
+from pytest_modelbudget.summary.show.table import WIDTH
+from pytest_modelbudget.system.escape import harmless, harmless_lines
 from pytest_modelbudget.system.intact import any_size
 
 _LONGEST_CHANGE = 800
@@ -24,7 +27,7 @@ _MOST_ROWS = 40
 def failure(
     result: Result,
     *,
-    width: int = table.WIDTH,
+    width: int = WIDTH,
     rows: int | None = _MOST_ROWS,
     explain: bool = False,
     runs: bool = True,
@@ -165,7 +168,7 @@ def short(result: Result) -> str:
     return harmless(f"{f'{moved}, ' if moved else ''}{rows} row{'' if rows == 1 else 's'}", longest=160)
 
 
-def closing(results: Sequence[Result], *, width: int = table.WIDTH) -> Iterator[str]:
+def closing(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[str]:
     """The lines of the section at the end of a run: the table, warnings, notes, and the verdict."""
     yield table.results_text([result for result in results if result.is_model or result.state.failed], width=width)
     for result in sorted(results, key=lambda result: result.id):

@@ -1,57 +1,25 @@
-"""What every report shares: harmless text, and the columns of a model with their rounding, decided once."""
+"""What every report shares of a result: names, what moved, which limit is used most, findings, the verdict."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import FITS, METRICS, Finding, Number
+from pytest_modelbudget.budget import FITS, Finding
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.explain import reading, why
+from pytest_modelbudget.explain import reading
 from pytest_modelbudget.results import Result, State, Stored
 from pytest_modelbudget.results.groups import Overall
-from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import METRICS, Number
+from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.system.escape import harmless
 
-UNKNOWN = "?"
-REAL_RUN = "real run"
-"""Beside a model of which a copy was run with memory, because the abstract pass could not decide."""
-_LONGEST = 400
 _ORDER = tuple(State)
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_COMMAND = re.compile(r"::(?=.*::)|##(?=(?:vso)?\[)")
-_LINE_COMMAND = re.compile(r"^\s*::(?=.*::)|##(?=(?:vso)?\[)", re.MULTILINE)
-"""What starts a command when a CI service meets it in a log: `::error::` at the start of a line, `##[error]`,
-`##vso[...]`. What is put into tables may come to stand at the start of a line, so there it is looked for everywhere."""
-
-
-def harmless(text: str, *, longest: int = _LONGEST) -> str:
-    """`text` on one line, without control and direction characters or commands to a CI service, cut when very long.
-
-    >>> harmless("a\\x1b[2Jb\\nc")
-    'a\\\\x1b[2Jb\\\\nc'
-    """
-    shown = _COMMAND.sub(_defused, _printable(text))
-    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
-
-
-def _printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _defused(command: re.Match[str]) -> str:
-    return f"{command[0][:-1]}\\x{ord(command[0][-1]):02x}"
-
-
-def harmless_lines(text: str) -> str:
-    """The same for text of several lines, such as a traceback."""
-    return "\n".join(harmless(line) for line in text.splitlines())
 
 
 def cut(lines: Sequence[str], most: int) -> Iterator[str]:
@@ -63,17 +31,6 @@ def cut(lines: Sequence[str], most: int) -> Iterator[str]:
             yield f"... {len(lines) - index} more lines"
             return
         yield line
-
-
-def captured(output: str) -> str:
-    """What a model's code printed, as it may stand in a log: no colours, no progress bar's past, nothing that acts."""
-    lines = (line.rstrip("\r").rpartition("\r")[2] for line in _COLOUR.sub("", output).split("\n"))
-    return without_commands("\n".join(_printable(line.expandtabs()) for line in lines))
-
-
-def without_commands(output: str) -> str:
-    """Text of several lines that stay whole, without the commands that a CI service would find in it."""
-    return _LINE_COMMAND.sub(_defused, output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,94 +65,15 @@ def unique_names(results: Sequence[Result]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a layer table."""
-
-    layer: str
-    output: str
-    params: str
-    connected: str
-    why: str
-
-
-def title(summary: Summary) -> str:
-    """The name of a model, its framework, and how it was run if not abstractly: `net (torch, real run)`."""
-    run = f", {REAL_RUN}" if summary.real_run else ""
-    return harmless(f"{summary.model} ({summary.framework}{run})")
-
-
 def marked(word: str, result: Result) -> str:
     """The word for a result, with a mark when its model needed a real run."""
     real = result.summary is not None and result.summary.real_run
-    return f"{word} ({REAL_RUN})".strip() if real else word
-
-
-def rows(summary: Summary) -> Iterator[Row]:
-    """The layer table in the shape of `model.summary()`; `-` marks a row that only holds other rows."""
-    for layer in summary.layers:
-        yield Row(
-            layer=harmless(f"{layer.path} ({layer.type})"),
-            output=harmless(output(layer)),
-            params="-" if layer.container and not layer.weights else params(layer),
-            connected=harmless(connections(layer)),
-            why=harmless(why(layer)),
-        )
-
-
-def connections(layer: Layer) -> str:
-    """The layers that feed it: those of one call joined by `, `, of different calls by `; `."""
-    known = "; ".join(", ".join(call) for call in layer.connected_to if call)
-    return known or (UNKNOWN if layer.calls is None else "-")
-
-
-def output(layer: Layer) -> str:
-    """Its output shapes."""
-    if layer.calls == 0:
-        return "never called"
-    return layer.output_text or UNKNOWN
-
-
-def params(layer: Layer) -> str:
-    """Its own params, and whether some are counted elsewhere."""
-    tied = any(weight.tied_to is not None and weight.role == "param" for weight in layer.weights)
-    return f"{layer.params:,}{' (tied)' if tied else ''}"
-
-
-def totals(summary: Summary) -> Iterator[tuple[str, str]]:
-    """The lines under a layer table: name and value."""
-    yield "Total params", f"{summary.params:,} ({units.size(weight_bytes(summary, 'param'))})"
-    yield "Trainable params", f"{summary.trainable_params:,}"
-    yield "Non-trainable params", f"{summary.non_trainable_params:,}"
-    if summary.buffers:
-        yield "Buffers", f"{summary.buffers:,} ({units.size(weight_bytes(summary, 'buffer'))})"
-    at = ", ".join(f"{name}={size}" for name, size in summary.sizes)
-    yield harmless(f"FLOPs, forward{f' at {at}' if at else ''}"), flops(summary)
-    if summary.flops.uncounted:
-        yield "Not counted", ", ".join(f"{harmless(name)} x{calls}" for name, calls in summary.flops.uncounted)
-    if summary.activation_bytes is not None:
-        yield "Activations for backward", units.size(summary.activation_bytes)
-    if summary.optimizer_bytes is not None:
-        yield "Optimizer state", units.size(summary.optimizer_bytes)
+    return f"{word} ({cells.REAL_RUN})".strip() if real else word
 
 
 def remarks(summary: Summary) -> list[str]:
     """What a model says as it is: bottlenecks, what is frozen, never called or collapsed; for those who ask."""
     return [harmless(sentence) for sentence in reading(summary)]
-
-
-def weight_bytes(summary: Summary, role: str) -> int:
-    """Bytes of all weights of one role (`param`, `buffer`)."""
-    return sum(weight.bytes for layer in summary.layers for weight in layer.own if weight.role == role)
-
-
-def flops(summary: Summary) -> str:
-    """`7.716 GFLOPs (3.858 GMACs)`, `>=` in front of a lower bound, `?` for unknown."""
-    value = summary.flops.value
-    if value is None:
-        return UNKNOWN
-    macs = units.flops(value // 2).replace("FLOPs", "MACs")
-    return f"{'>= ' if summary.flops.is_lower_bound else ''}{units.flops(value)} ({macs})"
 
 
 def used_shares(result: Result) -> dict[str, Fraction]:

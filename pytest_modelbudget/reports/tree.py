@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 from pytest_modelbudget import units
 from pytest_modelbudget.diff import Change
-from pytest_modelbudget.explain import why
 from pytest_modelbudget.reports import text
-from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.results import Result
-from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.formulas import why
+from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.summary.show.nesting import parent_rows, subtotals
+from pytest_modelbudget.system.escape import harmless
 
 
 def packed(result: Result) -> str:
@@ -32,8 +34,8 @@ def rows(summary: Summary) -> Iterator[list[object]]:
     Params and FLOPs are those of the row with everything inside it; a number is None when it is not known.
     """
     parents = parent_rows(summary.layers)
-    params = _subtotals([layer.params for layer in summary.layers], parents)
-    flops = _subtotals([layer.flops for layer in summary.layers], parents)
+    params = subtotals([layer.params for layer in summary.layers], parents)
+    flops = subtotals([layer.flops for layer in summary.layers], parents)
     for index, layer in enumerate(summary.layers):
         parent = parents[index]
         name = layer.path if parent < 0 else layer.path[len(summary.layers[parent].path) + 1 :]
@@ -42,39 +44,15 @@ def rows(summary: Summary) -> Iterator[list[object]]:
             harmless(name),
             harmless(layer.path),
             harmless(layer.type),
-            harmless(text.output(layer)),
-            f"{held:,}" if layer.container else text.params(layer),
+            harmless(cells.output(layer)),
+            f"{held:,}" if layer.container else cells.params(layer),
             held,
-            text.UNKNOWN if work is None else units.flops(work),
+            cells.UNKNOWN if work is None else units.flops(work),
             work,
-            harmless(text.connections(layer)),
+            harmless(cells.connections(layer)),
             harmless(why(layer)),
             parent,
         ]
-
-
-def parent_rows(layers: tuple[Layer, ...]) -> list[int]:
-    """For each row the index of the innermost container that it stands in, -1 for none."""
-    parents: list[int] = []
-    above: list[int] = []
-    for index, layer in enumerate(layers):
-        while above and not layer.path.startswith((f"{layers[above[-1]].path}.", f"{layers[above[-1]].path}/")):
-            above.pop()
-        parents.append(above[-1] if above else -1)
-        if layer.container:
-            above.append(index)
-    return parents
-
-
-def _subtotals(values: list[int | None] | list[int], parents: list[int]) -> list[int | None]:
-    """Each value with those of all rows inside; None as soon as one is."""
-    sums: list[int | None] = list(values)
-    for index in range(len(sums) - 1, -1, -1):  # rows come after the one they stand in
-        parent, value = parents[index], sums[index]
-        if parent >= 0:
-            upper = sums[parent]
-            sums[parent] = None if upper is None or value is None else upper + value
-    return sums
 
 
 def _change(change: Change) -> list[object]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 
-from pytest_modelbudget.budget import GROWS, METRICS, Baseline, judge, loosened
+from pytest_modelbudget.budget import Baseline, judge, loosened
 from pytest_modelbudget.diff import changes
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.results.result import Result, Since, Snapshot, State, Stored
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import GROWS, METRICS
 
 
 def check(

@@ -10,12 +10,13 @@ from datetime import date
 from fractions import Fraction
 from typing import Any
 
-from pytest_modelbudget.budget import Budget, Finding, Number, Violation
+from pytest_modelbudget.budget import Budget, Finding, Violation
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.results import Result, Since, Snapshot, State, Stored
 from pytest_modelbudget.results.groups import Group, Sum
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import Number
 from pytest_modelbudget.system.intact import intact
 
 SCHEMA = 1
@@ -48,11 +49,11 @@ def result_dict(result: Result) -> dict[str, Any]:
         "violations": [
             {
                 "budget": _budget_dict(one.budget),
-                "actual": _number_text(one.actual),
+                "actual": number_text(one.actual),
                 "severity": one.severity,
                 "layer": one.layer,
                 "reason": one.reason,
-                "base": _number_text(one.base),
+                "base": number_text(one.base),
                 "against": one.against,
                 "text": str(one),
             }
@@ -131,7 +132,7 @@ def sum_dict(one: Sum) -> dict[str, Any]:
         "file": one.group.file,
         "state": one.state,
         "budget": _budget_dict(one.budget),
-        "total": _number_text(one.total),
+        "total": number_text(one.total),
         "counted": one.counted,
         "members": len(one.group.members),
         "missing": list(one.missing),
@@ -139,11 +140,16 @@ def sum_dict(one: Sum) -> dict[str, Any]:
     }
 
 
-def _number_text(value: Number | None) -> str | int | None:
+def number_text(value: Number | None) -> str | int | None:
+    """A number as plain JSON data: a whole one as it is, a share or ratio as a fraction, `"13/20"`."""
     return str(value) if isinstance(value, Fraction) else value
 
 
 def _number(value: str | int | None) -> Number | None:
+    return None if value is None else _known(value)
+
+
+def _known(value: str | int) -> Number:
     return Fraction(value) if isinstance(value, str) else value
 
 
@@ -151,7 +157,7 @@ def _budget_dict(budget: Budget) -> dict[str, Any]:
     return {
         "metric": budget.metric,
         "bound": budget.bound,
-        "limit": _number_text(budget.limit),
+        "limit": number_text(budget.limit),
         "layer": budget.layer,
         "place": _place_dict(budget.place),
         "relative": budget.relative,
@@ -166,7 +172,7 @@ def _budget(data: Mapping[str, Any]) -> Budget:
     return Budget(
         data["metric"],
         data["bound"],
-        _number(data["limit"]),
+        _known(data["limit"]),
         data["layer"],
         _place(data["place"]),
         data["relative"],
@@ -196,7 +202,7 @@ def _since_dict(since: Since) -> dict[str, Any]:
     return {
         "name": since.name,
         "reason": since.reason,
-        "totals": {name: _number_text(value) for name, value in since.totals.items()},
+        "totals": {name: number_text(value) for name, value in since.totals.items()},
         "changes": [asdict(one) for one in since.changes],
     }
 

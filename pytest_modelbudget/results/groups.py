@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pytest_modelbudget.budget import METRICS, Budget, Finding, Number, Violation, numbers, tightened
-from pytest_modelbudget.budget.metrics import unknown
+from pytest_modelbudget.budget import Budget, Finding, Violation, numbers, tightened
+from pytest_modelbudget.budget.values import unknown
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.summary.metrics import METRICS, Number
 
 _MOST_NAMES = 5
 
@@ -89,14 +90,13 @@ def _sum(group: Group, budget: Budget, counted: Sequence[Result], missing: tuple
 def _judge(
     group: Group, budget: Budget, total: Number, known: Sequence[tuple[str, Number]], unsure: str, missing: bool
 ) -> Violation | None:
-    assert budget.limit is not None
     if total > budget.limit:
         at_least = "at least the " if unsure or missing else ""
         return Violation(budget, total, reason=f"{at_least}sum over {_largest(budget, known)}")
     if unsure:
         return Violation(budget, None, reason=unsure)
     warn = next((one for one in group.limits if one.bound == "warn" and one.metric == budget.metric), None)
-    if warn is not None and warn.limit is not None and total > warn.limit * budget.limit:
+    if warn is not None and total > warn.limit * budget.limit:
         return Violation(warn, total, "warn", reason=f"max {budget.text}, sum over {_largest(budget, known)}")
     return None
 
@@ -189,7 +189,6 @@ def ratchets(results: Iterable[Result]) -> Iterator[Finding]:
             shared.setdefault(maximum, []).extend((result.id, one) for one in wanted)
     for maximum, pairs in shared.items():
         known = [one for _, one in pairs if one is not None]
-        assert maximum.limit is not None
         if len(known) == len(pairs) and known and max(known) < maximum.limit:
             tight = METRICS[maximum.metric].show(max(known)) if maximum.layer is None else f"{max(known):,}"
             text = f"{maximum.title} max {maximum.text} can be {tight}: modelbudget tighten"

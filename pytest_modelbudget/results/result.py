@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pytest_modelbudget.budget import Budget, Finding, Number, Violation
+from pytest_modelbudget.budget import Budget, Finding, Violation
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import Number
 
 
 class State(str, Enum):

@@ -1,36 +1,121 @@
-"""What a run comes to in the end and leaves behind, for pytest and the command alike: snapshots and sums."""
+"""The one end of a run, for pytest and the command alike: what it writes, sends away, and says of all results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.results import Result, Stored
+from pytest_modelbudget.reports import github, overall, terminal
+from pytest_modelbudget.reports.text import Setting
+from pytest_modelbudget.results import Result, State, Stored
 from pytest_modelbudget.results.groups import Group, Overall, group_results, incomplete, ratchets, sums, unenforced
+from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.baseline import deleted_snapshots
+from pytest_modelbudget.session.report_files import ReportFile
 from pytest_modelbudget.system import writing
+from pytest_modelbudget.trackers import Tracker
+
+NOT_COLLECTED: Final = "not collected"
+"""The kind of a finding that says which models could not be known; it fails the run."""
 
 
-def conclude(
-    results: Sequence[Result], base: Base, *, groups: Iterable[Group], findings: Iterable[Finding]
-) -> tuple[Overall, list[Result]]:
-    """What a run says beside its results, and a result for each group that broke a limit on its sum.
+@dataclass(slots=True)
+class Collected:
+    """What manifests, and the run itself, said that is not about one model."""
 
-    `findings` are those of the manifests.
+    groups: list[Group] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, groups: Iterable[Group] = (), findings: Iterable[Finding] = ()) -> None:
+        """Add what is not there yet."""
+        self.groups += [group for group in groups if group not in self.groups]
+        self.findings += [finding for finding in findings if finding not in self.findings]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user wants of the end of a run: accepted snapshots written, reports, results sent to a tracker.
+
+    `must_arrive` says that the run fails when not all of them arrive there.
     """
-    judged = tuple(sums(groups, results))
-    said = (
-        *findings,
+
+    update: bool = False
+    reports: Sequence[ReportFile] = ()
+    tracker: Tracker | None = None
+    must_arrive: bool = False
+
+
+@dataclass(slots=True)
+class Finished:
+    """A run at its end: results sorted by id, then those of groups over a limit; what all of them together tell.
+
+    `lines` say what was written, `problems` what could not be: these fail the run, as `failed` does.
+    """
+
+    results: tuple[Result, ...] = ()
+    overall: Overall = field(default_factory=Overall)
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    failed: bool = False
+
+    def closing(self, width: int) -> Iterator[str]:
+        """The lines at the end: how all models came out, what all together tell, what was written."""
+        if self.results:
+            yield from terminal.closing(self.results, width=width)
+        yield from overall.lines(self.overall, self.results)
+        yield from self.lines
+
+    def annotations(self, root: Path, *, errors: bool = True) -> Iterator[str]:
+        """Commands for GitHub, where it reads the log; without `errors` none for failed tests."""
+        if github.reads_log():
+            setting = Setting(folder=report_files.folder_in_repository(root), overall=self.overall)
+            yield from github.commands(self.results, setting, errors=errors)
+
+
+def finish(results: Iterable[Result], wanted: Wanted, base: Base, collected: Collected, *, failed: bool) -> Finished:
+    """Write and send what is wanted of a run over the project that `base` is of; says what came of it.
+
+    `failed` is whether a result failed the run, which pytest knows: some failures are expected.
+    """
+    ordered = in_order(results)
+    done = Finished()
+    _sweep(ordered, base.root)
+    if wanted.update:
+        line, problems = write_snapshots(ordered, base.root)
+        done.lines.append(line)
+        done.problems += problems
+    _prune(ordered, base.root, done)
+    done.overall, over = conclude(ordered, base, collected)
+    done.results = (*ordered, *over)
+    done.failed = failed or bool(over) or _lacks_models(ordered, collected)
+    done.problems += report_files.write(wanted.reports, done.results, done.overall, base.root)
+    if wanted.tracker is not None and done.results:
+        _track(wanted.tracker, wanted, base.root, done)
+    return done
+
+
+def in_order(results: Iterable[Result]) -> list[Result]:
+    """Results as they are shown, written and sent: by id, the same in every run."""
+    return sorted(results, key=lambda result: (result.id, result.nodeid))
+
+
+def conclude(results: Sequence[Result], base: Base, collected: Collected) -> tuple[Overall, list[Result]]:
+    """What a run says beside its results, and a result for each group that broke a limit on its sum."""
+    judged = tuple(sums(collected.groups, results))
+    findings = (
+        *collected.findings,
         *deleted_snapshots(base, base.root, results),
         *unenforced(results),
         *incomplete(judged),
         *ratchets(results),
     )
-    return Overall(str(base.where), said, judged), list(group_results(judged))
+    return Overall(str(base.where), findings, judged), list(group_results(judged))
 
 
 def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[str]]:
@@ -55,9 +140,36 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
     return f"snapshots: wrote {written}, {kept} unchanged", problems
 
 
-def sweep(results: Iterable[Result], root: Path) -> None:
+def _lacks_models(results: Iterable[Result], collected: Collected) -> bool:
+    """Whether a model was not checked, or could not even be known: such a run is never green."""
+    unknown = any(finding.kind == NOT_COLLECTED for finding in collected.findings)
+    return unknown or any(result.state is State.NOT_CHECKED for result in results)
+
+
+def _sweep(results: Iterable[Result], root: Path) -> None:
     """Remove what writes that were killed left beside the snapshots and manifests of `results`."""
     homes = {result.snapshot.path.partition(f"{snapshot.FOLDER}/")[0] for result in results if result.snapshot.path}
     for home in homes | {""}:
         writing.sweep(root / home)
         writing.sweep(root / home / snapshot.FOLDER)
+
+
+def _prune(results: Iterable[Result], root: Path, done: Finished) -> None:
+    """Delete the obsolete snapshots that a run accepts to lose."""
+    for result in results:
+        for path in result.files if result.accepted else ():
+            try:
+                (root / path).unlink(missing_ok=True)  # another run may have pruned it
+                done.lines.append(f"pruned {path}")
+            except OSError as error:
+                done.problems.append(f"{path}: cannot be deleted ({error.strerror})")
+
+
+def _track(tracker: Tracker, wanted: Wanted, root: Path, done: Finished) -> None:
+    """Send all results away; links to them go into the reports, which were written before."""
+    delivery = tracker.log(done.results, root, exit_failed=done.failed or bool(done.problems))
+    done.lines += delivery.lines
+    if wanted.must_arrive and not delivery.ok:
+        done.problems.append("not all was logged to MLflow, as --model-budget-mlflow-required demands")
+    if delivery.links:
+        report_files.append_links(delivery.links, wanted.reports)

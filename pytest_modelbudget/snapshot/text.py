@@ -23,6 +23,7 @@ from pytest_modelbudget.summary import (
     parse_weight,
     weight_text,
 )
+from pytest_modelbudget.summary.metrics import STORED
 
 FORMAT = 1
 """Version of the file's shape; a reader that meets a higher one says so."""
@@ -81,11 +82,7 @@ def _body(summary: Summary) -> Iterator[str]:
     yield f"framework: {_scalar(summary.framework)}"
     yield from _list("inputs", map(str, summary.inputs))
     yield from _list("outputs", map(str, summary.outputs))
-    yield f"params: {summary.params}"
-    yield f"trainable_params: {summary.trainable_params}"
-    yield f"non_trainable_params: {summary.non_trainable_params}"
-    yield f"buffers: {summary.buffers}"
-    yield f"weight_bytes: {summary.weight_bytes}"
+    yield from (f"{name}: {getattr(summary, name)}" for name in STORED)
     yield f"flops: {_flow(_flops(summary.flops))}"
     if not summary.layers:
         yield "layers: []"
@@ -241,7 +238,7 @@ def _hold_shape(tree: Tree) -> None:
 
 def _verify_totals(text: str, data: Mapping[str, Any], summary: Summary) -> None:
     """Hold the totals against the rows."""
-    for name in ("params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes"):
+    for name in STORED:
         if data[name] != getattr(summary, name):
             raise ModelBudgetError(
                 f"line {_line_of(text, f'{name}:')}: {name} is {data[name]:,}, and the rows have "

@@ -295,14 +295,14 @@ class Summary:
         return f"<Summary {self.model!r:.40} ({self.framework}): {numbers}>"
 
     def __str__(self) -> str:
-        from pytest_modelbudget.reports import table  # a face for people; the data below knows nothing of it
+        from pytest_modelbudget.summary.show import table  # what lays it out is imported by those who look alone
 
         return table.summary_text(self)
 
     def _repr_html_(self) -> str:
-        from pytest_modelbudget.reports import html
+        from pytest_modelbudget.summary.show import notebook
 
-        return html.summary_fragment(self)
+        return notebook.summary_fragment(self)
 
 
 def _layer_dict(layer: Layer) -> dict[str, Any]:

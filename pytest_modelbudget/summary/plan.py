@@ -123,7 +123,7 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        from pytest_modelbudget.reports import plans  # a face for people; the data above knows nothing of it
+        from pytest_modelbudget.summary.show import plans  # what lays it out is imported by those who look alone
 
         return "\n".join(plans.lines(self))
 
@@ -133,9 +133,9 @@ class Plan:
         return f"<Plan {self.kind} ({recipe}): peak {peak}{f' in {self.phase}' if self.phase else ''}>"
 
     def _repr_html_(self) -> str:
-        from pytest_modelbudget.reports import html
+        from pytest_modelbudget.summary.show import notebook
 
-        return html.plan_fragment(self)
+        return notebook.plan_fragment(self)
 
     def by_role(self) -> dict[Role, int]:
         """Bytes alive at the peak by role, largest first."""

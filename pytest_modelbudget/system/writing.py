@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def write(path: Path, content: str | bytes, *, made_in: Path | None = None) -> N
     Raises:
         OSError: it cannot be written; a file that was there is as it was.
     """
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    data = _encoded(content)
     if _passed_on(path, data):
         return
     target = Path(os.path.realpath(path))
@@ -133,16 +133,39 @@ def write(path: Path, content: str | bytes, *, made_in: Path | None = None) -> N
         _replace(target, data, folder)
 
 
-def append(path: Path, content: str) -> None:
-    """Add `content` to the end of what `path` stands for.
+def write_folder(path: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write a folder of files (path in it -> content); it appears only when it is whole.
+
+    Raises:
+        OSError: it cannot be written, or is there already; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with draft(path.parent) as folder:
+        for name, content in files.items():
+            new = folder / path.name / name
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(_encoded(content))
+        (folder / path.name).rename(path)
+
+
+def append(path: Path, content: str, *, follow: bool = True) -> None:
+    """Add `content` to the end of what `path` stands for; without `follow` that is a file itself, and no link.
 
     Raises:
         OSError: it cannot be written.
     """
-    data = content.encode("utf-8", "backslashreplace")
-    if not _passed_on(path, data):
-        with open(path, "ab") as file:
+    data = _encoded(content)
+    if not follow or not _passed_on(path, data):
+        with open(path, "ab", opener=None if follow else _no_link) as file:
             file.write(data)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o644)
+
+
+def _encoded(content: str | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
 
 
 def is_file(path: Path) -> bool:

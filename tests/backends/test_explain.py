@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.explain import why
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Layer
+from pytest_modelbudget.summary.formulas import why
 
 
 def _torch(make: Callable[[Any], Any], inputs: object) -> list[Layer]:
@@ -122,6 +122,6 @@ def test_attentions_of_keras(make: Callable[[Any, Any, Any], Any], text: str) ->
 
     with backend.preserved(), backend.abstract():
         x, y = keras.Input((5, 16)), keras.Input((6, 24))
-        model = keras.Model([x, y], make(keras.layers, x, y))
+        model = keras.Model([x, y], [make(keras.layers, x, y), keras.layers.ReLU()(y)])
     rows = backend.summarize(model, name="m", inputs=None, sizes={}, built_here=True).layers
     assert [why(row) for row in rows if row.params] == [text]

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.budget import METRICS, Budget, Violation, merge, violations
+from pytest_modelbudget.budget import Budget, Violation, judge, merge
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.summary import Flops, Summary
+from pytest_modelbudget.summary.metrics import METRICS
 from tests.builders import gpt, towers
 
 
@@ -21,7 +23,7 @@ def limits(written: dict[str, Any]) -> tuple[Budget, ...]:
 
 def broken(written: dict[str, Any], summary: Summary | None = None) -> list[str]:
     """The violations of `written`, as text."""
-    return [str(violation) for violation in violations(summary or towers(), limits(written))]
+    return [str(violation) for violation in judge(summary or towers(), limits(written))[0]]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_a_lower_bound_satisfies_a_min() -> None:
 )
 def test_warn_zone(maximum: int, severities: list[str]) -> None:
     """From 95% of the max on there is a warning, above the max a failure."""
-    found = violations(towers(), limits({"params": {"max": maximum, "warn": "95%"}}))
+    found, _ = judge(towers(), limits({"params": {"max": maximum, "warn": "95%"}}))
     assert [violation.severity for violation in found] == severities
 
 
@@ -107,6 +109,12 @@ def test_more_specific_limits_replace_inherited_ones_bound_by_bound() -> None:
     merged = {(one.metric, one.bound): one.limit for one in merge(default, model)}
     assert merged[("params", "max")] == 2_000_000
     assert set(merged) == {("params", "max"), ("params", "warn")}
+
+
+def test_what_is_lifted_and_was_never_there_limits_nothing() -> None:
+    """A model of code may say null where no manifest says anything."""
+    entry = ModelEntry("net", build="a:b", budgets={"params": None, "flops": {"max": None}, "fits": None})
+    assert judge(towers(), entry.parsed_budgets) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -133,13 +141,13 @@ def test_bad_limits(written: dict[str, Any], words: str) -> None:
 def test_every_metric_of_the_contract_is_there() -> None:
     """The names are the vocabulary of budgets, reports and JSON."""
     assert list(METRICS) == [
-        "params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes", "flops",
+        "params", "trainable_params", "non_trainable_params", "non_embedding_params", "buffers", "weight_bytes", "flops",
         "activation_bytes", "inference_peak_bytes", "training_peak_bytes", "layers", "largest_layer_share", "params_per_sample",
     ]  # fmt: skip
 
 
 def test_a_violation_knows_its_line() -> None:
     """The place travels with the budget."""
-    (violation,) = violations(towers(), limits({"params": 1}))
+    (violation,), _ = judge(towers(), limits({"params": 1}))
     assert isinstance(violation, Violation)
     assert str(violation.budget.place) == "modelbudget.yaml:7"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.budget import Baseline, Budget, judge, loosened, merge, violations
+from pytest_modelbudget.budget import Baseline, Budget, judge, loosened, merge
 from pytest_modelbudget.config import read
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
@@ -136,12 +136,12 @@ TRAINING = Plan(
 def test_fits(fits: tuple[Fit, ...], expected: list[str]) -> None:
     """Need, capacity and what is lacking, and what would help most."""
     summary = planned(replace(TRAINING, fits=fits))
-    assert [str(one) for one in violations(summary, limits({"fits": "24 GB"}))] == expected
+    assert [str(one) for one in judge(summary, limits({"fits": "24 GB"}))[0]] == expected
 
 
 def test_fits_without_a_plan() -> None:
     """The cure is told."""
-    [violation] = violations(towers(), limits({"fits": "24 GB"}))
+    [violation], _ = judge(towers(), limits({"fits": "24 GB"}))
     assert str(violation) == (
         "fits: unknown: no training is planned: write training: {batch: 32, optimizer: adamw} for this model"
     )
@@ -162,7 +162,7 @@ def test_fits_without_a_plan() -> None:
 def test_growth_in(growth: Growth, limit: str, expected: list[str]) -> None:
     """The law that was found, and the numbers that show it."""
     written = {"growth_in": {"T": {"flops": limit}}}
-    assert [str(one) for one in violations(planned(growth=(growth,)), limits(written))] == expected
+    assert [str(one) for one in judge(planned(growth=(growth,)), limits(written))[0]] == expected
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pytest_modelbudget.budget import ADDITIVE, BOUNDS, LAYER_METRICS, METRICS
+from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.cli import main
 from pytest_modelbudget.config import read, schema
 from pytest_modelbudget.planner import Inference, Training
+from pytest_modelbudget.summary.metrics import ADDITIVE, LAYER_METRICS, METRICS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "modelbudget.yaml"
 FULL = """

@@ -158,16 +158,49 @@ def test_line_ends_and_other_alphabets_stay() -> None:
     assert tightened(text, results(text, net=500)).text == text.replace("1k", "500")
 
 
-def test_toml_is_not_rewritten() -> None:
+TOML = """\
+    # the project
+    [tool.modelbudget.models.net]   # a net
+    build =   "a:b"
+
+    [tool.modelbudget.models.net.budgets]
+    params   =  {{ratchet = true,max = {params} }}   # why
+    "weight_bytes" = {{ max = {weight_bytes}, ratchet = true }}
+    flops.max={flops}
+    flops.ratchet = true
+
+    [tool.other]
+    max = "1k"
+
+    [tool.modelbudget.defaults.budgets]
+    layers."b*".params = {{ max = {layer}, ratchet = true }}   # é
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_toml(end: str) -> None:
+    """The values alone are replaced, in tables of any form and in the quotes they had; numbers that cannot be bare get them."""
+    text = dedent(TOML).replace("\n", end)
+    loose = text.format(params='"1k"', weight_bytes="'24 MiB'", flops='"""1 MFLOPs"""', layer="9_000")
+    tight = text.format(params='"500"', weight_bytes="'2_000 B'", flops='"""1_000 FLOPs"""', layer="499")
+    done = tightened(loose, results(loose, "pyproject.toml", net=500), "pyproject.toml")
+    assert done.text == tight
+    assert "net: params max 1k -> 500  [pyproject.toml:6]" in map(str, done.lowered)
+    assert tightened(tight, results(tight, "pyproject.toml", net=500), "pyproject.toml").text == tight
+
+
+def test_toml_that_takes_too_long_is_not_rewritten() -> None:
     """The values to write are shown."""
-    text = '[tool.modelbudget.models.net]\nbuild = "a:b"\n\n[tool.modelbudget.models.net.budgets]\nparams = {max = "1k", ratchet = true}\n'
+    many = "".join(f"other.x{number} = 1\n" for number in range(1_001))
+    text = (
+        f"[tool.modelbudget.models.net]\nbuild = 'a:b'\nbudgets.params = {{max = '1k', ratchet = true}}\n[tool]\n{many}"
+    )
     with pytest.raises(ModelBudgetError) as caught:
         tightened(text, results(text, "pyproject.toml", net=500), "pyproject.toml")
     assert str(caught.value) == (
-        "pyproject.toml: TOML is not rewritten; write these limits there yourself:\n"
-        "  net: params max 1k -> 500  [pyproject.toml:5]"
+        "pyproject.toml: it cannot be rewritten; write these limits there yourself:\n"
+        "  tool.modelbudget.models.net.budgets.params.max = 500"
     )
-    assert tightened(text, results(text, "pyproject.toml", net=1000), "pyproject.toml").text == text
 
 
 def test_a_limit_of_code_is_left_alone() -> None:

@@ -12,12 +12,13 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pytest_modelbudget import budget, units
-from pytest_modelbudget.budget import METRICS, written
+from pytest_modelbudget.budget import written
 from pytest_modelbudget.config import read
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.results import Snapshot, Stored, check
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import METRICS
 from tests.fuzz import strategies
 from tests.fuzz.strategies import attempted, fuzzed
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from pytest_modelbudget import compare
-from pytest_modelbudget.diff.totals import TOTALS
 from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary.metrics import STORED
 from tests.fuzz import strategies
 from tests.fuzz.strategies import fuzzed
 
@@ -28,8 +28,8 @@ def test_the_changes_account_for_every_number(pair: tuple[Summary, Summary]) -> 
     for before, after in (pair, pair[::-1]):
         changes = compare(before, after)
         assert sum(one.delta or 0 for one in changes if not one.of_the_model) == after.params - before.params
-        told = {one.path: one.delta for one in changes if one.kind == "total" and one.path in TOTALS}
-        moved = {name: getattr(after, name) - getattr(before, name) for name in TOTALS}
+        told = {one.path: one.delta for one in changes if one.kind == "total" and one.path in STORED}
+        moved = {name: getattr(after, name) - getattr(before, name) for name in STORED}
         assert told == {name: delta for name, delta in moved.items() if delta}
         assert all(str(one).isprintable() and repr(one) for one in changes)
         assert compare(before, before) == ()

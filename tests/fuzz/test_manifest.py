@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from pytest_modelbudget.budget import METRICS
 from pytest_modelbudget.config import Loaded, read
+from pytest_modelbudget.summary.metrics import METRICS
 from tests.fuzz.strategies import fuzzed
 from tests.fuzz.test_budgets import limits, quantities
 from tests.fuzz.test_inputs import trees

@@ -11,12 +11,13 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.budget import LAYER_METRICS, METRICS, Baseline, Budget, Finding
+from pytest_modelbudget.budget import Baseline, Budget, Finding
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.results import Result, Snapshot, State, Stored, check, codec
 from pytest_modelbudget.results.groups import Group
 from pytest_modelbudget.summary import Fit, Growth, Largest, Lever, Part, Plan, Point, Summary
+from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS
 from tests.fuzz import strategies
 from tests.fuzz.strategies import fuzzed, names, words
 
@@ -121,5 +122,5 @@ def test_groups_and_findings_arrive_whole(group: Group, finding: Finding) -> Non
 @fuzzed(st.fractions() | st.integers())
 def test_numbers_keep_their_kind(number: Fraction | int) -> None:
     """A share stays a share, also one that is whole."""
-    arrived = codec._number(json.loads(json.dumps(codec._number_text(number))))
+    arrived = codec._number(json.loads(json.dumps(codec.number_text(number))))
     assert (arrived, type(arrived)) == (number, type(number))

@@ -241,12 +241,16 @@ def test_two_models_of_one_id_are_both_told_of(isolation: Isolation) -> None:
     assert [entry.id for entry in isolation.entries("isolated_rooms:twins", holder)] == ["twin", "twin"]
 
 
-def test_a_source_keeps_the_limits_of_the_defaults(isolation: Isolation, tmp_path: Path) -> None:
-    """One that takes longer is named, with the limit."""
+def test_a_source_keeps_the_limits_of_the_defaults(
+    isolation: Isolation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that takes longer is named, with the limit and its line, which stands for the whole stack."""
     manifest = tmp_path / "modelbudget.yaml"
     manifest.write_text("defaults: {limits: {seconds: 1}}\nsources: [isolated_rooms:slow_entries]\n", encoding="utf-8")
     ((_, message),) = register(manifest, tmp_path, isolation.entries).broken
     assert "took longer than the 1 s that limits.seconds allows" in message
+    assert "isolated_rooms.py:" in message
+    assert "most recent call first" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill")

@@ -11,8 +11,9 @@ from pytest_modelbudget import budget
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import github
-from pytest_modelbudget.reports.text import SETTING, Setting, captured
+from pytest_modelbudget.reports.text import SETTING, Setting
 from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
+from pytest_modelbudget.system.escape import captured
 from tests.builders import towers
 from tests.project import Project
 

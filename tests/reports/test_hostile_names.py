@@ -14,8 +14,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from pytest_modelbudget import reports, snapshot
-from pytest_modelbudget.reports import github, html, table, terminal, text
+from pytest_modelbudget.reports import github, table, terminal, text
 from pytest_modelbudget.results import Result
+from pytest_modelbudget.summary.show import notebook
+from pytest_modelbudget.system.escape import captured, harmless
 from tests import hostile
 
 CASES = [pytest.param(name, id=word) for word, name in hostile.NAMES.items()]
@@ -39,9 +41,9 @@ RENDERERS: dict[str, Callable[[list[Result]], str]] = {
     "short line": each(terminal.short),
     "closing": lambda results: "\n".join(terminal.closing(results)),
     "layer table": lambda results: table.summary_text(results[0].summary, explain=True),  # type: ignore[arg-type]
-    "notebook of a plan": lambda results: "".join(map(html.plan_fragment, results[0].summary.plans)),  # type: ignore[union-attr]
-    "notebook": lambda results: html.summary_fragment(results[0].summary),  # type: ignore[arg-type]
-    "captured output": lambda results: text.captured(results[-1].id),
+    "notebook of a plan": lambda results: "".join(map(notebook.plan_fragment, results[0].summary.plans)),  # type: ignore[union-attr]
+    "notebook": lambda results: notebook.summary_fragment(results[0].summary),  # type: ignore[arg-type]
+    "captured output": lambda results: captured(results[-1].id),
 }
 OF_OUR_OWN = r"::(error|warning|notice) file=[^,:]+,line=\d+,title=[^,:]*::"
 
@@ -91,7 +93,7 @@ def test_html_has_no_tag_more(name: str) -> None:
     assert Tags(page).seen == Tags(reports.render("html", PLAIN)).seen
     for packed in re.findall(r'class="data">([A-Za-z0-9+/=]+)</script>', page):
         data = json.loads(zlib.decompress(base64.b64decode(packed)))
-        assert data["rows"][0][0] == text.harmless(name)
+        assert data["rows"][0][0] == harmless(name)
         assert data["rows"][1][10] == 0, "the second row stands in the first"
 
 

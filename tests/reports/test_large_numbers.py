@@ -13,11 +13,13 @@ from pytest_modelbudget import budget, snapshot, units
 from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.reports import REPORTS, github, overall, plans, render, terminal, text
+from pytest_modelbudget.reports import REPORTS, github, overall, render, terminal, text
 from pytest_modelbudget.results import Result, Snapshot, Stored, check, codec
 from pytest_modelbudget.results.groups import Group, Overall, sums
 from pytest_modelbudget.summary import Flops, Plan, Summary
+from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.summary.plan import Part, Point
+from pytest_modelbudget.summary.show import plans
 from pytest_modelbudget.system.intact import any_size
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 from tests.builders import towers
@@ -140,9 +142,9 @@ def _points(line: str) -> Iterator[tuple[float, float]]:
         (units.percent(6201), "620100.0%"),
         (units.rounded(10**400, "+.1%"), "+1.000e+402%"),
         (units.rounded(Fraction(-1, 3000), "+.1%"), "-0.0%"),
-        (budget.METRICS["params_per_sample"].show(Fraction(10**400, 3)), "3.333e+399"),
-        (budget.METRICS["params_per_sample"].show(Fraction(47, 8)), "5.875"),
-        (budget.METRICS["largest_layer_share"].show(Fraction(10**400)), "1.000e+402%"),
+        (METRICS["params_per_sample"].show(Fraction(10**400, 3)), "3.333e+399"),
+        (METRICS["params_per_sample"].show(Fraction(47, 8)), "5.875"),
+        (METRICS["largest_layer_share"].show(Fraction(10**400)), "1.000e+402%"),
     ],
 )
 def test_units(shown: str, expected: str) -> None:

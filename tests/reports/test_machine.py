@@ -16,6 +16,7 @@ from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports.text import Setting
 from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
 from pytest_modelbudget.summary import Flops, Summary
+from pytest_modelbudget.summary.metrics import METRICS
 from tests import hostile
 from tests.builders import gpt, towers
 
@@ -184,3 +185,16 @@ def test_the_json_report_is_as_documented() -> None:
     assert [error.message for error in validator.iter_errors(data)] == []
     assert {tuple(error.path) for error in validator.iter_errors({**data, "more": 1})} == {()}
     assert set(re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(schema))) == set(schema["$defs"])
+
+
+def test_every_metric_is_there_for_machines() -> None:
+    """Under its name, as a gauge and in the JSON report; of a GPT whose head is tied, all but the 800 of its table."""
+    summary = gpt()
+    counted = check(ModelEntry("gpt", build="a:b"), summary, Snapshot(Stored.EQUAL))
+    [model] = json.loads(reports.render("json", [counted]))["models"]
+    assert list(model["metrics"]) == list(METRICS)
+    gauges = reports.render("openmetrics", [counted])
+    for name, metric in METRICS.items():
+        assert (f"# TYPE model_{name} gauge" in gauges) == (metric.get(summary) is not None)
+    assert model["metrics"]["non_embedding_params"] == summary.params - 100 * 8
+    assert model["metrics"]["training_peak_bytes"] is None

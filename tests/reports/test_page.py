@@ -16,11 +16,11 @@ import pytest
 from pytest_modelbudget import reports
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.reports import text
 from pytest_modelbudget.reports.text import Setting
 from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
 from pytest_modelbudget.results.groups import Overall
 from pytest_modelbudget.summary import Layer, Summary, Weight
+from pytest_modelbudget.system.escape import harmless
 from tests import hostile
 from tests.builders import gpt, spec, towers, training
 
@@ -353,7 +353,7 @@ def test_hostile_names_are_text(show: Any, word: str) -> None:
     section = page.section("net")
     assert page.page.locator("img, section script:not(.data)").count() == 0
     assert page.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-    assert section.locator(".layers bdi").first.inner_text() == text.harmless(hostile.NAMES[word])
+    assert section.locator(".layers bdi").first.inner_text() == harmless(hostile.NAMES[word])
 
 
 def deep(rows: int) -> Summary:

@@ -13,6 +13,7 @@ import keras
 
 from pytest_modelbudget.backends.keras import pins, private, private_torch
 from pytest_modelbudget.backends.keras.trace import specs
+from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.errors import ModelBudgetError
 
 
@@ -29,15 +30,16 @@ def abstract() -> Iterator[None]:
         return
     with ExitStack() as stack:
         scope = stack.enter_context(keras.StatelessScope(initialize_variables=False))
-        stack.enter_context(patched(private.variable_class(), "__init__", lambda init: _variable_init(init, scope)))
+        variable, layer = private.variable_class(), keras.layers.Layer
+        stack.enter_context(patched(variable, "__init__", _variable_init(vars(variable)["__init__"], scope)))
         if (optimizer := private.optimizer_keys()) is not None:
-            stack.enter_context(patched(optimizer, "_var_key", lambda _: lambda self, variable: id(variable)))
+            stack.enter_context(patched(optimizer, "_var_key", lambda self, variable: id(variable)))
             if "add_variable_from_reference" in vars(optimizer):
-                stack.enter_context(patched(optimizer, "add_variable_from_reference", lambda _: private.plain_slot()))
-        if (layer := private_torch.torch_layer()) is not None:
-            for name, wrap in private_torch.registration_on_meta().items():
-                stack.enter_context(patched(layer, name, wrap))
-        stack.enter_context(patched(keras.layers.Layer, "__call__", _called_with_numbers))
+                stack.enter_context(patched(optimizer, "add_variable_from_reference", private.plain_slot()))
+        if (torch_layer := private_torch.torch_layer()) is not None:
+            for name, method in private_torch.registration_on_meta().items():
+                stack.enter_context(patched(torch_layer, name, method))
+        stack.enter_context(patched(layer, "__call__", _called_with_numbers(layer.__call__)))
         yield
 
 
@@ -83,20 +85,6 @@ def _counters(names: Iterable[str]) -> dict[str, int]:
         if match := re.fullmatch(r"(.+)_(\d+)", name):
             counters[match[1]] = max(counters.get(match[1], 0), int(match[2]) + 1)
     return counters
-
-
-@contextmanager
-def patched(owner: type, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
-    """Inside, `owner` has `wrap(...)` of what it calls `name` (None when nothing yet)."""
-    original = vars(owner).get(name)
-    setattr(owner, name, wrap(original))
-    try:
-        yield
-    finally:
-        if original is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import walk
-from pytest_modelbudget.backends.keras.build import patched
 from pytest_modelbudget.backends.keras_content import Content, Library, Shape, bases, content, read_from_file, refusal
 from pytest_modelbudget.backends.model_files import shown
+from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.errors import ModelBudgetError
 
 _KINDS = (
@@ -44,7 +44,7 @@ def read(path: Path) -> Any:
     library = _library()
     found = content(path, library)
     try:
-        with _safe_mode(), patched(keras.Sequential, "from_config", _built_once):
+        with _safe_mode(), patched(keras.Sequential, "from_config", _built_once(vars(keras.Sequential)["from_config"])):
             model = _deserialized(found.config, legacy=found.legacy)
     except Exception as error:
         raise refusal(path, found, library.title, error) from None

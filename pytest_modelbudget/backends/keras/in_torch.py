@@ -16,7 +16,8 @@ import keras
 from pytest_modelbudget.backends import keras_config
 from pytest_modelbudget.backends.assemble import unique
 from pytest_modelbudget.backends.keras import labels, private, private_torch, rules, walk, weights, wrapped
-from pytest_modelbudget.backends.keras.build import patched, preserved, starting_after, unreadable
+from pytest_modelbudget.backends.keras.build import preserved, starting_after, unreadable
+from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
@@ -85,7 +86,7 @@ def at_hand(layers: Iterable[Any]) -> Iterator[None]:
         if problem := unreadable():
             raise ModelBudgetError(problem)
         starting_after(layer.name for layer in layers)
-        stack.enter_context(patched(private_torch.saveable(), "__deepcopy__", lambda _: _copier()))
+        stack.enter_context(patched(private_torch.saveable(), "__deepcopy__", _copier()))
         yield
 
 

@@ -1,4 +1,4 @@
-"""The names of Keras' operations and layers that cost nothing, and of those whose cost is not known."""
+"""The names of Keras' operations and layers that cost nothing."""
 
 from __future__ import annotations
 
@@ -47,14 +47,6 @@ ZERO = _names(
     """,
 )
 """Operations that cost nothing by rule."""
-
-UNCOUNTED = _names(
-    """
-    AssociativeScan Cholesky CholeskyInverse Cond Corrcoef Correlate Det Eig Eigh ForiLoop GaussianBlur Inv JVP Logdet
-    Lstsq LuFactor Map MatrixRank Pinv Qr Scan Slogdet SobelEdges Solve SSIM SVD VectorizedMap WhileLoop
-    """,
-)
-"""Operations that may hide products and have no formula: each makes the total a lower bound."""
 
 ZERO_LAYERS = _names(
     """

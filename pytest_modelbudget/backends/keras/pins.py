@@ -14,6 +14,9 @@ import keras
 
 from pytest_modelbudget.backends.keras import private
 
+OLDEST = 3, 12
+"""The first Keras that can be read: earlier ones hold weights and connections otherwise."""
+
 Looks = Mapping[str, Callable[[], Any]]
 """A private name, and a look at it, which fails where it is gone."""
 
@@ -50,6 +53,11 @@ def reading() -> Looks:
     }
 
 
+def version_of(text: str) -> tuple[int, ...]:
+    """The major and minor number of a version as Keras writes it (`3.16.0.dev2026`)."""
+    return tuple(int(number) for number in text.split(".")[:2])
+
+
 def missing(looks: Looks) -> tuple[str, ...]:
     """The names that are gone."""
     return tuple(name for name, look in looks.items() if not _works(look))
@@ -66,6 +74,8 @@ def _works(look: Callable[[], Any]) -> bool:
 @cache
 def unreadable() -> str:
     """What to say when models of this Keras cannot be read; empty when they can."""
+    if version_of(keras.__version__) < OLDEST:
+        return f"Keras {keras.__version__} is not supported: install {'.'.join(map(str, OLDEST))} or later"
     if not (names := missing(reading())):
         return ""
     return (

@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.errors import FrameworkMissing
 
 if not hasattr(keras, "KerasTensor") or not hasattr(keras, "StatelessScope"):  # Keras 2 is laid out otherwise
@@ -72,11 +73,6 @@ def _copy(value: Any) -> Any:
 def set_names(counters: dict[str, int]) -> None:
     """Let automatic names go on from `counters`: how many objects there are of each name."""
     global_state.set_global_attribute(_NAMES, defaultdict(int, counters))
-
-
-def forget_uninitialized() -> None:
-    """Let no variable wait for its value."""
-    global_state.set_global_attribute(_UNINITIALIZED, [])
 
 
 def in_stateless_scope() -> bool:
@@ -284,11 +280,8 @@ def built_by_calling() -> Iterator[None]:
         if overrides_build(layer):
             original(layer, call_spec)
 
-    owner._maybe_build = maybe_build
-    try:
+    with patched(owner, "_maybe_build", maybe_build):
         yield
-    finally:
-        owner._maybe_build = original
 
 
 def overrides_build(layer: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras.private import global_state
+from pytest_modelbudget.backends.patching import all_patched
 
 _DEVICE = "torch_device"
 _TRACKING = "tracking_on"
@@ -40,7 +41,7 @@ def _stand_in(variable: Any) -> Any:
     return getattr(variable, _STAND_IN)
 
 
-def registration_on_meta() -> dict[str, Callable[[Any], Any]]:
+def registration_on_meta() -> dict[str, Callable[..., None]]:
     """What takes the place of methods of `torch_layer()`, to tell torch of variables that have no values."""
 
     def track(layer: Any) -> None:
@@ -52,11 +53,7 @@ def registration_on_meta() -> dict[str, Callable[[Any], Any]]:
         if hasattr(layer, "_torch_params"):
             layer._torch_params[variable.path] = value_on_meta(variable)
 
-    return {
-        "_track_variables": lambda _: track,
-        "_post_build": lambda _: track,
-        "_post_track_variable": lambda _: track_later,
-    }
+    return {"_track_variables": track, "_post_build": track, "_post_track_variable": track_later}
 
 
 def tell_torch(layer: Any) -> None:
@@ -135,7 +132,7 @@ class _Meta(str):
 def torch_on_meta() -> Iterator[None]:
     """Inside, Keras on torch makes its tensors on the meta device, and draws nothing from its generators."""
     drawing = [
-        (module, name, getattr(module, name))
+        (module, name, lambda seed: None)  # there are none for that device
         for key, module in list(sys.modules.items())
         for name in ("torch_seed_generator", "_torch_seed_generator")
         if key.startswith("keras.src.backend.torch.") and hasattr(module, name)
@@ -143,10 +140,7 @@ def torch_on_meta() -> Iterator[None]:
     before = global_state.get_global_attribute(_DEVICE)
     global_state.set_global_attribute(_DEVICE, _Meta("meta"))
     try:
-        for module, name, _ in drawing:
-            setattr(module, name, lambda seed: None)  # there are none for that device
-        yield
+        with all_patched(drawing):
+            yield
     finally:
         global_state.set_global_attribute(_DEVICE, before)
-        for module, name, original in drawing:
-            setattr(module, name, original)

@@ -19,6 +19,7 @@ import keras
 
 from pytest_modelbudget.backends.costs import Count, Operator, jaxpr, tf_graph, total
 from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.patching import patched
 
 _MARK = "modelbudget-layer-"
 _ENTER = "enter"
@@ -197,7 +198,6 @@ def _on_jax(_: Recorder) -> Iterator[Watched]:
     """Keras asks jax for shapes only: here it is asked for the jaxpr, which knows them too."""
     jax: Any = sys.modules["jax"]
     made: list[Any] = []
-    original = jax.eval_shape
 
     def eval_shape(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
@@ -206,16 +206,13 @@ def _on_jax(_: Recorder) -> Iterator[Watched]:
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            jax.eval_shape = original  # the code may ask for shapes itself, of what it does not run
+            asked.undo()  # the code may ask for shapes itself, of what it does not run
             return call(*args, **kwargs)
 
         return run
 
-    jax.eval_shape = eval_shape
-    try:
+    with (asked := patched(jax, "eval_shape", eval_shape)):
         yield watched, lambda: jaxpr.operators(made[-1])
-    finally:
-        jax.eval_shape = original
 
 
 @contextmanager

@@ -94,6 +94,11 @@ def _cdist(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
     return 2 * prod(operands[0]) * operands[1][-2]
 
 
+def _correlate(_: Any, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """As a convolution: each output meets the shorter of the two sequences."""
+    return 2 * prod(results[0]) * min(map(prod, operands))
+
+
 def _solve_triangular(_: Any, operands: Sequence[Shape], __: Sequence[Shape]) -> int:
     return triangular_systems(operands[0][-1], prod(operands[1]))
 
@@ -143,6 +148,7 @@ COUNTED: dict[str, Rule] = {
     "STFT": _stft,
     "ISTFT": _istft,
     "CDist": _cdist,
+    "Correlate": _correlate,
     "SolveTriangular": _solve_triangular,
 }
 """Operations that cost something. Transforms take and give complex numbers in two parts, as real ones."""

@@ -17,6 +17,7 @@ import keras
 from pytest_modelbudget.backends.costs import Count
 from pytest_modelbudget.backends.keras import loops, private, raw, rules, variables, wrapped
 from pytest_modelbudget.backends.keras.calls import Call, Trace, fresh, spec, specs, symbolic
+from pytest_modelbudget.backends.patching import all_patched, patched
 from pytest_modelbudget.errors import ModelBudgetError
 
 __all__ = ["Call", "Trace", "build", "specs", "symbolic", "trace"]
@@ -62,7 +63,6 @@ class _Tracer:
     def watching(self) -> Iterator[None]:
         """Replace what Keras does with symbolic tensors, for this thread of calls only."""
         layer, operation = keras.layers.Layer, keras.Operation
-        saved = [(owner, name, vars(owner).get(name)) for owner, name in _HOOKS]
         tracer, call, add_loss = self, layer.__call__, layer.add_loss
 
         def layer_symbolic_call(one: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,18 +79,13 @@ class _Tracer:
         def add_symbolic_loss(one: Any, loss: Any) -> Any:
             return None if symbolic(loss) else add_loss(one, loss)
 
-        layer.symbolic_call = layer_symbolic_call
-        operation.symbolic_call = operation_symbolic_call
-        layer.__call__ = layer_call
-        layer.add_loss = add_symbolic_loss
-        try:
+        with (
+            patched(layer, "symbolic_call", layer_symbolic_call),
+            patched(operation, "symbolic_call", operation_symbolic_call),
+            patched(layer, "__call__", layer_call),
+            patched(layer, "add_loss", add_symbolic_loss),
+        ):
             yield
-        finally:
-            for owner, name, original in saved:
-                if original is None:  # inherited: in Keras 3.6 `Layer` has no `symbolic_call` of its own
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, original)
 
     def operation(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of an operation, as in `x + y` or `keras.ops.matmul`.
@@ -258,22 +253,9 @@ _NOT_SYMBOLIC = tuple(
 def _plain_activations(layer: Any) -> Iterator[None]:
     """Inside, an activation of `layer` that does not take symbolic tensors is left out."""
     names = ("activation", "recurrent_activation")
-    replaced = {name: value for name in names if (value := getattr(layer, name, None)) in _NOT_SYMBOLIC}
-    for name in replaced:
-        setattr(layer, name, keras.activations.linear)
-    try:
+    replaced = [name for name in names if getattr(layer, name, None) in _NOT_SYMBOLIC]
+    with all_patched([(layer, name, keras.activations.linear) for name in replaced]):
         yield
-    finally:
-        for name, value in replaced.items():
-            setattr(layer, name, value)
-
-
-_HOOKS = (
-    (keras.layers.Layer, "symbolic_call"),
-    (keras.Operation, "symbolic_call"),
-    (keras.layers.Layer, "__call__"),
-    (keras.layers.Layer, "add_loss"),
-)
 
 
 def _sources(tensors: list[Any]) -> tuple[Any, ...]:

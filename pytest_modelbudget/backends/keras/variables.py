@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.patching import all_patched, patched
 
 _OPERATORS = frozenset(
     f"__{side}{name}__"
@@ -25,9 +26,6 @@ _OPERATORS = frozenset(
 _FUNCTIONS = "any_symbolic_tensors"
 _MODULES = ("keras.src.ops.", "keras.src.quantizers.", "keras.src.activations.")
 """Modules that ask `any_symbolic_tensors` whether to run or to infer."""
-
-
-_ABSENT = object()
 
 
 class ValueWanted(Exception):
@@ -53,14 +51,14 @@ def symbolic() -> Iterator[None]:
     patches.append((owner, "value", property(_reading(owner.value))))
     if (operations := sys.modules.get("keras.src.ops")) is not None:
         patches.append((operations, "custom_gradient", _forward_only(operations.custom_gradient)))
-    with _patched(patches):
+    with all_patched(patches):
         yield
 
 
 @contextmanager
 def zeros() -> Iterator[None]:
     """Inside, a variable without value reads as zeros, which no backend has to draw or to decompose."""
-    with _patched([(private.Variable, "value", property(_zeros(private.Variable.value)))]):
+    with patched(private.Variable, "value", property(_zeros(private.Variable.value))):
         yield
 
 
@@ -74,7 +72,7 @@ def converted() -> Iterator[None]:
     if hasattr(operations, "ConvertToTensor"):
         yield
         return
-    with _patched([(backend, "convert_to_tensor", _keeping(backend.convert_to_tensor))]):
+    with patched(backend, "convert_to_tensor", _keeping(backend.convert_to_tensor)):
         yield
 
 
@@ -86,21 +84,6 @@ def _keeping(original: Callable[..., Any]) -> Callable[..., Any]:
         return x if same else keras.ops.cast(x, dtype)
 
     return convert_to_tensor
-
-
-@contextmanager
-def _patched(patches: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    saved = [(one, name, vars(one).get(name, _ABSENT)) for one, name, _ in patches]
-    try:
-        for one, name, value in patches:
-            setattr(one, name, value)
-        yield
-    finally:
-        for one, name, before in saved:
-            if before is _ABSENT:
-                delattr(one, name)
-            else:
-                setattr(one, name, before)
 
 
 def is_variable(value: Any) -> bool:

@@ -13,6 +13,7 @@ import tf_keras
 
 from pytest_modelbudget.backends.costs import Operator
 from pytest_modelbudget.backends.costs.tf_graph import operators
+from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.tensorflow import graphs
 
 
@@ -119,11 +120,8 @@ def _watching(calls: list[Call]) -> Iterator[None]:
         call.outputs = _tensors(outputs)
         return outputs
 
-    layer.__call__ = __call__
-    try:
+    with patched(layer, "__call__", __call__):
         yield
-    finally:
-        layer.__call__ = original
 
 
 def _tensors(values: Any) -> list[Any]:

@@ -22,6 +22,7 @@ from pytest_modelbudget.backends.model_files import shown
 from pytest_modelbudget.backends.tensorflow.modules import Held
 from pytest_modelbudget.backends.tensorflow.private import SavedModelProto
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.system import writing
 
 _ASIDE = ("optimizer", "keras_api", "signatures")
 """What a saved model holds beside itself: slots of the optimizer, metrics, functions."""
@@ -86,7 +87,7 @@ class SavedModel:
     def _alone(self) -> Iterator[str]:
         """A folder of the graph alone: TensorFlow prefers other forms of it that are there, and waits for pipes."""
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "saved_model.pb").write_bytes(self.whole.SerializeToString())
+            writing.write(Path(folder, "saved_model.pb"), self.whole.SerializeToString())
             yield folder
 
 

@@ -1,25 +1,19 @@
 """PyTorch: models are built and run on the meta device, so that neither weights nor activations take memory.
 
-The rooms: `build` makes models without memory (`factories` of tensors, what is `unknown` then, and the `appearance` of
-tensors to a model's own code), `copying` a ghost of a user's model (`sharded` makes it whole), `real`
-one with memory, and `state` puts back what either sets (its `settings`; patches are made by `backends.patching`).
-`values` makes the arguments of a call; `forward` runs one pass under `trace` (`calls`, edges, `joins` between them)
-with `placing` (which operands keep values), `memo` (repeated operators, some by their own rules of `shapes`),
-`sparse` (operators on sparse tensors) and `flops` (what each costs, by `products`, `stored_products`,
-`complex_convolutions` and the `aten_names` of what is free); when it fails, `hints` say what to do. `readings` notes
-which values that nobody gave were read: `steering` runs such a model again with other ones, and `perturb` a real run
-with other choices. `activations` runs one more in training mode, with `attention` as real devices run it and `saved`
-for what autograd keeps, and `tape` records a pass as events. Blocks that `repeats` finds alike (by their `prints`) do
-not run again: `retelling` and `keeping` note once more what they did. `holding` undoes what a pass stores in a model;
-`modules` and `weights` read the structure, weights that are `stored` or `packed` otherwise, `programs` that torch
-made of modules and `keras_layers` included; `rows` and `counting` put the summary together, and without inputs
-`structure` does.
+The rooms, from below; each one's head says what its modules do, and none imports one above it:
 
-`step` records whole steps by a recipe, with the `kernels` of a device: `recurrent` layers (`stepwise` on the CPU) and
-the `workspaces` that kernels take inside themselves; `alterations` and `optimizers` are what a recipe asks for.
+- `compat`: what older versions of torch lack.
+- `model`: the modules, weights and attributes of a model, and copies of it without memory, or with.
+- `kernels`: attention, layouts and recurrent layers as the CPU or a GPU runs them.
+- `costs`: the FLOPs of an operator.
+- `meta`: where each operator of a pass runs, and what is known of its result without asking torch.
+- `replay`: blocks that repeat are not run again.
+- `trace`: one forward pass, watched.
+- `memory`: what a pass saves, holds and allocates.
+- `training`, `distributed`: whole steps by a recipe, on one device and as rank 0 of many.
 
-`sharding` records a step of training as rank 0 of many, in a `world` that is all in this process: `tensor_parallel`
-cuts layers, `shard_optimizer` trains the parts, `wire` counts what is sent.
+`counting` makes a summary of all that (with `rows`, and with `structure` where there are no inputs), `planning` makes
+plans.
 """
 
 from __future__ import annotations
@@ -29,10 +23,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
+from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.backends.torch import counting, structure
 from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.model.global_state import preserved, unswept
+from pytest_modelbudget.backends.torch.model.global_state import preserved
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.model.real_copy import with_memory
@@ -81,7 +76,7 @@ def summarize(
         if run == "real":
             raise ModelBudgetError(f"{name}: `run: real` needs inputs: write e.g. {structure.EXAMPLE}")
         return structure.summarize(model, name=name, framework=FRAMEWORK)
-    with _guarded(built_here), unswept(), keras_layers.at_hand(all_modules(model)):
+    with _guarded(built_here), gc_paused(), keras_layers.at_hand(all_modules(model)):
         origin = counting.Origin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
 
@@ -111,7 +106,7 @@ def plan(
     if inputs is None:
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
     model = module_of(model)
-    with _guarded(built_here), unswept(), keras_layers.at_hand(all_modules(model)):
+    with _guarded(built_here), gc_paused(), keras_layers.at_hand(all_modules(model)):
         return planning.plans(
             model,
             name=name,

@@ -18,7 +18,7 @@ from pytest_modelbudget.backends.torch.model import dtensors, keras_layers, real
 from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
 from pytest_modelbudget.backends.torch.model.meta_tensors import Ghosts, settle
 from pytest_modelbudget.backends.torch.model.modules import all_modules, nodes, unwrapped
-from pytest_modelbudget.backends.torch.model.weights import is_packed, weights_of
+from pytest_modelbudget.backends.torch.model.weights import any_packed, weights_of
 from pytest_modelbudget.backends.torch.rows import rows
 from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.calls import calls_shown
@@ -79,11 +79,12 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Sizes, origin: Orig
     on_values = partial(_really, model, name, inputs, sizes, origin)
     if origin.run == "real":
         return on_values(_ASKED)
-    if any(is_packed(module) or isinstance(module, torch.jit.ScriptModule) for module in all_modules(model)):
+    modules = all_modules(model)
+    if any_packed(modules) or any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         if origin.run == "abstract":
             raise ModelBudgetError(f"{name}: packed or scripted modules run on values only: remove `run: abstract`")
         return on_values(_PACKED)
-    fits = real_copy.fits(model)
+    fits = partial(real_copy.fits, model)
     if origin.built_here:
         settle(model, Ghosts())
     in_shards = in_shards and dtensors.has_shards(model)  # those of a builder's model are whole now
@@ -91,13 +92,13 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Sizes, origin: Orig
     try:
         subject = Subject(name, model if origin.built_here else ghost_of(model), inputs)
         base = forward(subject, sizes, keep=True)
-        if not (base.refused and possible and fits):
+        if not (base.refused and possible and fits()):
             twins = steering.twins_of(subject, sizes, base)
             return _Run(subject, base, twins, notes=steering.notes(base, twins))
     except ForwardFailed as mistake:
-        if not (mistake.needs_values and possible and (fits or is_for_want_of_values(mistake.__cause__))):
+        if not (mistake.needs_values and possible and (fits() or is_for_want_of_values(mistake.__cause__))):
             raise
-        if not fits:
+        if not fits():
             raise ModelBudgetError(f"{mistake}\n  it needs to be run on values, {real_copy.too_large()}") from mistake
     return on_values(_VALUES)
 

@@ -18,8 +18,8 @@ from typing import TextIO
 
 from pytest_modelbudget.base.git import Git, NoGit
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.reports.text import harmless
 from pytest_modelbudget.results import Result
+from pytest_modelbudget.system.escape import harmless
 from pytest_modelbudget.trackers import Delivery
 from pytest_modelbudget.trackers.mlflow import content, facts, outbox, views
 from pytest_modelbudget.trackers.mlflow.process import OVER, Event, Sender

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import Unreadable, decoded, read_text
+from pytest_modelbudget.system import writing
 from pytest_modelbudget.trackers.mlflow import artifacts, history, outbox, views
 from pytest_modelbudget.trackers.mlflow.history import Mark, State
 from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, Entry, Model
@@ -175,7 +176,7 @@ class Appender:
     def _upload(self, model: Model, run: StoredRun) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, text in artifacts.latest(self._summaries.of(model)).items():
-                (Path(folder) / name).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+                writing.write(Path(folder) / name, text)
             self._store.upload(run, Path(folder), _LATEST)
 
     def _touch(self, model: Model, run: StoredRun) -> None:

@@ -18,6 +18,8 @@ from pytest_modelbudget.loading import NotReadable, read_json
 from pytest_modelbudget.reports import html, table, text
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.system.escape import harmless, harmless_lines
 from pytest_modelbudget.trackers.mlflow import names
 
 ARCHIVE = "all-models.zip"
@@ -79,7 +81,7 @@ def of_model(model: Measured) -> dict[str, str]:
     """The files of one model in a run: name -> text."""
     result, data = model.result, _outcome(model)
     if result.summary is None:
-        return {"error.txt": text.harmless_lines(result.error) + "\n", RESULT: data}
+        return {"error.txt": harmless_lines(result.error) + "\n", RESULT: data}
     files = {
         "summary.txt": table.summary_text(result.summary, width=_TEXT_WIDTH) + "\n",
         "summary.html": html.page([result]),
@@ -87,7 +89,7 @@ def of_model(model: Measured) -> dict[str, str]:
         RESULT: data,
     }
     if result.changes:
-        files["snapshot.diff.txt"] = "".join(f"{text.harmless(str(change))}\n" for change in result.changes)
+        files["snapshot.diff.txt"] = "".join(f"{harmless(str(change))}\n" for change in result.changes)
     return files
 
 
@@ -169,11 +171,11 @@ def model_row(model: Measured) -> tuple[Cell, ...]:
     """A model's row in the table of all models."""
     result, numbers = model.result, model.numbers
     used = text.used(result)
-    cells = [_number(numbers.get(names.GROUPED[name].name)) for name in _MODEL_METRICS]
+    values = [_number(numbers.get(names.NAMES[name])) for name in _MODEL_METRICS]
     if names.AT_LEAST in numbers:
-        cells[_MODEL_METRICS.index("flops")] = f">={numbers[names.AT_LEAST]}"
+        values[_MODEL_METRICS.index("flops")] = f">={numbers[names.AT_LEAST]}"
     share: Cell = "-" if used is None else f"{used[0]} {_percent(used[1])}"
-    return (text.harmless(result.id), *cells, share, result.state.value)
+    return (harmless(result.id), *values, share, result.state.value)
 
 
 _MODEL_METRICS = (
@@ -184,7 +186,7 @@ _MODEL_METRICS = (
 
 def _number(value: float | None) -> Cell:
     if value is None:
-        return text.UNKNOWN
+        return cells.UNKNOWN
     return int(value) if value.is_integer() else value
 
 
@@ -194,10 +196,10 @@ def _percent(share: Fraction) -> float:
 
 def _layer_cells(layer: Layer) -> tuple[Cell, ...]:
     return (
-        text.harmless(layer.path),
+        harmless(layer.path),
         layer.params,
-        text.harmless(layer.type),
-        text.harmless(text.output(layer)),
+        harmless(layer.type),
+        harmless(cells.output(layer)),
         layer.trainable_params,
-        text.harmless(text.connections(layer)),
+        harmless(cells.connections(layer)),
     )

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pytest_modelbudget.reports import html, text
 from pytest_modelbudget.reports import json as json_report
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.system.escape import harmless
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 from pytest_modelbudget.trackers.mlflow.artifacts import Measured, hashed, slug_of
 from pytest_modelbudget.trackers.mlflow.facts import Facts
@@ -187,7 +189,7 @@ def _why(result: Result) -> Iterator[str]:
 
 def _code(value: str) -> str:
     """As code in Markdown, where nothing that came from a model means anything."""
-    return f"`{text.harmless(value).replace('`', chr(39))}`"
+    return f"`{harmless(value).replace('`', chr(39))}`"
 
 
 def _model(model: Measured, facts: Facts) -> Model:
@@ -219,7 +221,7 @@ def _model(model: Measured, facts: Facts) -> Model:
 def _history_note(model: Measured, facts: Facts) -> str:
     result, summary = model.result, model.result.summary
     assert summary is not None
-    flops = "FLOPs unknown" if summary.flops.value is None else text.flops(summary)
+    flops = "FLOPs unknown" if summary.flops.value is None else cells.flops(summary)
     lines = [f"{result.state.value}: {summary.params:,} params, {flops}, {len(summary.leaves)} layers"]
     if facts.commit:
         changes = " and changes that were not committed" if facts.dirty else ""

@@ -1,43 +1,23 @@
-"""The one table from this project's metrics to their names in MLflow, whose charts make a section of each prefix."""
+"""A model's numbers under their names in MLflow, whose charts make a section of each prefix."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
-from pytest_modelbudget.budget import METRICS, Budget, Number
+from pytest_modelbudget import units
+from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import METRICS, Number
 
+_SCALES: dict[units.Kind, Number] = {"bytes": Fraction(1, 2**20), "flops": Fraction(1, 10**9), "share": 100}
+"""Values there are ours times this: MiB, GFLOPs and percent."""
 
-@dataclass(frozen=True, slots=True)
-class Grouped:
-    """A metric's name in MLflow; its value there is ours times `scale`."""
+NAMES = {metric.name: metric.mlflow for metric in METRICS.values()}
+"""The name of every metric there, by our name."""
 
-    name: str
-    scale: Number = 1
-
-
-GROUPED: dict[str, Grouped] = {
-    "params": Grouped("params/total"),
-    "trainable_params": Grouped("params/trainable"),
-    "non_trainable_params": Grouped("params/non_trainable"),
-    "buffers": Grouped("params/buffers"),
-    "weight_bytes": Grouped("memory/weights_mib", Fraction(1, 2**20)),
-    "flops": Grouped("compute/forward_gflops", Fraction(1, 10**9)),
-    "activation_bytes": Grouped("memory/activations_mib", Fraction(1, 2**20)),
-    "inference_peak_bytes": Grouped("memory/inference_peak_mib", Fraction(1, 2**20)),
-    "training_peak_bytes": Grouped("memory/training_peak_mib", Fraction(1, 2**20)),
-    "layers": Grouped("layers/count"),
-    "largest_layer_share": Grouped("layers/largest_share_pct", 100),
-    "params_per_sample": Grouped("params/per_sample"),
-}
-"""Every metric of `budget.METRICS`, by our name."""
-
-OPTIONAL = frozenset(
-    GROUPED[metric].name for metric in ("params_per_sample", "inference_peak_bytes", "training_peak_bytes")
-)
+OPTIONAL = frozenset(metric.mlflow for metric in METRICS.values() if metric.on_request)
 """Names of what is known only of models whose registration asks for it; that they lack it is no news."""
 
 AT_LEAST = "compute/forward_gflops_at_least"
@@ -61,7 +41,7 @@ def fits(value: Number) -> bool:
 
 def unknown(found: Mapping[str, float]) -> tuple[str, ...]:
     """MLflow names of the metrics that `metrics` left out, a lower bound counted as unknown."""
-    return tuple(grouped.name for grouped in GROUPED.values() if grouped.name not in found)
+    return tuple(name for name in NAMES.values() if name not in found)
 
 
 def _known(metric: str, summary: Summary) -> Number | None:
@@ -71,12 +51,12 @@ def _known(metric: str, summary: Summary) -> Number | None:
 
 
 def _metrics(summary: Summary, limits: Sequence[Budget]) -> Iterator[tuple[str, Number]]:
-    known = {metric: _known(metric, summary) for metric in GROUPED}
-    for metric, grouped in GROUPED.items():
-        if (value := known[metric]) is not None:
-            yield grouped.name, value * grouped.scale
+    known = {metric: _known(metric, summary) for metric in METRICS}
+    for name, metric in METRICS.items():
+        if (value := known[name]) is not None:
+            yield metric.mlflow, value * _SCALES.get(metric.kind, 1)
     if summary.flops.is_lower_bound and summary.flops.value is not None:
-        yield AT_LEAST, summary.flops.value * GROUPED["flops"].scale
+        yield AT_LEAST, summary.flops.value * _SCALES["flops"]
     for budget in limits:
         if budget.layer is not None or budget.bound != "max" or not budget.limit:
             continue

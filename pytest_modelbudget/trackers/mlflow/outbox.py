@@ -142,15 +142,9 @@ def write(outbox: Path, entry: Entry, files: Mapping[str, str | bytes]) -> Path:
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    outbox.mkdir(parents=True, exist_ok=True)
-    name = f"{entry.created_ms:013d}-{entry.job.key[:12]}"
-    with writing.draft(outbox) as folder:
-        draft = folder / name
-        for path, content in {**files, _ENTRY: json.dumps({"schema": SCHEMA, **asdict(entry)})}.items():
-            (draft / path).parent.mkdir(parents=True, exist_ok=True)
-            data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-            (draft / path).write_bytes(data)
-        return draft.rename(outbox / name)
+    path = outbox / f"{entry.created_ms:013d}-{entry.job.key[:12]}"
+    writing.write_folder(path, {**files, _ENTRY: json.dumps({"schema": SCHEMA, **asdict(entry)})})
+    return path
 
 
 def entries(outbox: Path) -> list[Path]:
@@ -233,9 +227,8 @@ def done(path: Path) -> frozenset[str]:
 
 def note_done(path: Path, *keys: str) -> None:
     """Note that nothing is left to do for these models of an entry."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    with suppress(OSError), os.fdopen(os.open(path / _DONE, flags, 0o644), "a", encoding="ascii") as file:
-        file.write("".join(f"{key}\n" for key in keys))  # where it cannot be noted, it is done once more
+    with suppress(OSError):  # where it cannot be noted, it is done once more
+        writing.append(path / _DONE, "".join(f"{key}\n" for key in keys), follow=False)
 
 
 def remove(path: Path) -> None:

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from pytest_modelbudget.trackers.mlflow import lock, outbox
+from filelock import FileLock
+
+from pytest_modelbudget.trackers.mlflow import outbox
 from pytest_modelbudget.trackers.mlflow.appending import Appender, Progress
 from pytest_modelbudget.trackers.mlflow.history import Points
 from pytest_modelbudget.trackers.mlflow.outbox import Entry
@@ -56,7 +58,7 @@ def main(arguments: list[str]) -> int:
         until = time.monotonic() + _SHARE_TO_BEGIN * seconds
         _end_after(seconds + _GRACE)
         os.chdir(outbox.home(root) if target.local else root)  # where mlflow opens a store, it makes a folder for runs
-        with lock.held(outbox.home(root) / "sender.lock"):  # two processes that open a new store at once destroy it
+        with FileLock(outbox.home(root) / "sender.lock"):  # two processes that open a new store at once destroy it
             return _Delivery(Store(target), target, report).of(folder, until)
     except Exception as error:
         report.trouble("stopped", error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from pytest_modelbudget.trackers.mlflow.names import GROUPED, used_name
+from pytest_modelbudget.trackers.mlflow.names import NAMES, used_name
 
 VIEW = "modelbudget"
 """The key of the saved view, which links name."""
@@ -21,11 +21,11 @@ _MODE = "workflowType=machine_learning"
 _JOB_COLUMNS = ("session/models", "session/failed", "session/over_budget", "session/snapshot_changed",
     "session/errors", "session/params_sum")  # fmt: skip
 _MODEL_COLUMNS = (
-    GROUPED["params"].name,
-    GROUPED["weight_bytes"].name,
-    GROUPED["flops"].name,
+    NAMES["params"],
+    NAMES["weight_bytes"],
+    NAMES["flops"],
     used_name("params"),
-    GROUPED["layers"].name,
+    NAMES["layers"],
 )
 
 

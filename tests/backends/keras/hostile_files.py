@@ -181,7 +181,7 @@ NAMES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a SavedModel elsewhere": (keras_file(layer("TFSMLayer", filepath="/tmp/other")), "reads another file"),
     "a list of unknown words": (keras_file(layer("StringLookup", vocabulary=["a"], num_oov_indices=10**9)), "layer 'd' has num_oov_indices 1000000000, of which Keras makes a list"),
     "a list of lengths": (keras_file(layer("TextVectorization", vocabulary=["a"], ngrams=10**9)), "layer 'd' has ngrams 1000000000, of which"),
-    "a layer that Keras refuses": (keras_file(layer(units=-5)), "written by Keras 3.6.0: Received an invalid value for `units`"),
+    "a layer that Keras refuses": (keras_file(layer(units=-5)), "cannot rebuild its config, written by Keras 3.6.0: "),
     "words in a file": (keras_file(layer("StringLookup", vocabulary="/etc/passwd")), "vocabulary from another file, '/etc/passwd'"),
     "numbers in a file": (keras_file(layer("IntegerLookup", vocabulary="/etc/passwd")), "vocabulary from another file"),
     "texts in a file": (keras_file(layer("TextVectorization", vocabulary="/dev/zero")), "vocabulary from another file"),

@@ -258,14 +258,21 @@ def test_names_that_moved_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None
     assert "Variable._deferred_initialize" in pins.missing(pins.BUILDING)
 
 
-def test_a_keras_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch, summarize: Any) -> None:
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "error"),
+    [
+        pytest.param(pins, "reading", lambda: {"Function._nodes": _gone}, "has no Function._nodes, which", id="moved"),
+        pytest.param(keras, "__version__", "3.11.3", "is not supported: install 3.12 or later", id="too old"),
+    ],
+)
+def test_a_keras_that_cannot_be_read_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, summarize: Any, owner: Any, name: str, value: Any, error: str
+) -> None:
     """Without the graph of a model there are no rows, which the error says with the version."""
-    monkeypatch.setattr(pins, "reading", lambda: {"Function._nodes": _gone})
+    monkeypatch.setattr(owner, name, value)
     pins.unreadable.cache_clear()
     try:
-        with pytest.raises(
-            ModelBudgetError, match=rf"model: Keras {keras.__version__} has no Function._nodes, which is"
-        ):
+        with pytest.raises(ModelBudgetError, match=rf"model: Keras {keras.__version__} {error}"):
             summarize(small)
     finally:
         pins.unreadable.cache_clear()

@@ -15,8 +15,8 @@ import pytest
 from keras import layers as L
 
 from pytest_modelbudget.backends import keras as backend
-from pytest_modelbudget.explain import why
 from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary.formulas import why
 
 DATA = Path(__file__).parents[2] / "data"
 CASES = sorted((DATA / "summaries_keras").glob("*.json"), key=lambda path: path.stem)

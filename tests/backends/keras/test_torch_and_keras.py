@@ -185,8 +185,8 @@ def test_weights_of_a_wrapped_module_count_as_torch_stores_them() -> None:
     assert found()["others"]["halves"] == [[48, 96, 2 * 8 * 6]] * 2
 
 
-def test_plans_are_those_of_the_same_layers_of_torch() -> None:
-    """Training, and training of the head alone, take what they take with torch's own layers."""
+def test_plans_are_those_of_the_same_operators_in_torch() -> None:
+    """Training, and training of the head alone, take what they take with the same operators in layers of torch."""
     plans = found()["others"]["plans"]
     assert len(plans) == 2
     assert all(keras == torch for keras, torch in plans)

@@ -316,7 +316,7 @@ def others() -> dict[str, Any]:
     never.forward = lambda x: never.head(x[:, :3])  # type: ignore[method-assign]
     packed = [summarize(build, "float32[B, 6]", name="model") for build in (lambda: Body(four_bits()), four_bits)]
     live = Body(unbuilt())
-    plain = Body(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)))
+    plain = Body(nn.Sequential(Affine(5, 7), Affine(7, 3)))
     alike = [Body(keras.Sequential([L.Dense(7), L.Dense(3)])), plain]
     head_alone = {"training": {"trainable": ["head.*"]}}
     halves = [summarize(lambda: keras.Sequential([L.TorchModuleWrapper(OfHalves())]), "float32[B, 8]", name="model")]
@@ -340,6 +340,17 @@ def others() -> dict[str, Any]:
         "half": plan(live, FIVE, training={"precision": "bf16"}).notes,
         "operations": said(lambda: Operations(), FIVE)["flops"],
     }
+
+
+class Affine(nn.Module):
+    """A Dense layer in torch alone: two operators, so that the bias has its gradient before the kernel has."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.kernel, self.bias = nn.Parameter(torch.empty(inputs, outputs)), nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Any) -> Any:
+        return torch.matmul(x, self.kernel) + self.bias
 
 
 class Operations(nn.Module):

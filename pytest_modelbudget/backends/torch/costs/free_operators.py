@@ -1,4 +1,4 @@
-"""The names of torch's operators that cost nothing by rule, and of those whose cost is not known."""
+"""The names of torch's operators that cost nothing by rule."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _MAKING = """
     _empty_per_channel_affine_quantized empty_quantized from_file sparse_coo_tensor sparse_compressed_tensor
     _sparse_coo_tensor_with_dims _sparse_coo_tensor_with_dims_and_tensors _sparse_compressed_tensor_with_dims
     _new_zeros_with_same_feature_meta _cudnn_init_dropout_state _fill_mem_eff_dropout_mask _philox_key_fold_in
-    _philox_key_split _philox_normal _philox_uniform
+    _philox_key_split _philox_normal _philox_randint _philox_uniform
 """
 _ELEMENTWISE = """
     hardswish mish xlogy copysign gcd lcm fmod remainder _prelu_kernel glu addr _conj _conj_physical polar rsub
@@ -109,26 +109,3 @@ _PRIMS = """
 """
 PRIMS = frozenset(_PRIMS.split())
 """Names of the `prims` operators that count zero, beside those of their names in `aten`."""
-
-_FACTORISATIONS = """
-    _linalg_det _linalg_eigh _linalg_eigvals _linalg_slogdet _linalg_solve_ex _linalg_svd cholesky_inverse geqrf
-    linalg_cholesky_ex linalg_eig linalg_householder_product linalg_inv_ex linalg_ldl_factor_ex linalg_lstsq linalg_lu
-    linalg_lu_factor_ex linalg_matrix_exp linalg_matrix_sqrth linalg_pinv linalg_polar linalg_qr ormqr svd cholesky
-"""
-_SPARSE = """
-    _sparse_mm_reduce_impl_backward _spsolve _cslt_sparse_mm_search
-"""
-_KERNELS_OF_DEVICES = """
-    _cudnn_attention_forward _cudnn_attention_backward _cudnn_rnn_backward _flash_attention_forward_no_dropout_inplace
-    _scaled_dot_product_fused_attention_overrideable_backward _slow_conv2d_backward
-    _triton_multi_head_attention convolution_backward_overrideable linear_backward lstm_mps_backward matmul_backward
-    miopen_rnn_backward mkldnn_linear_backward mkldnn_linear_backward_input mkldnn_linear_backward_weights
-    mkldnn_rnn_layer_backward mps_convolution_backward mps_convolution_transpose_backward
-"""
-_TESTS_OF_TORCH = """
-    _foobar _test_autograd_multiple_dispatch _test_functorch_fallback _test_optional_filled_intlist
-    _test_optional_floatlist _test_optional_intlist _test_parallel_materialize _test_warn_in_autograd
-"""
-
-UNCOUNTED = frozenset(" ".join((_FACTORISATIONS, _SPARSE, _KERNELS_OF_DEVICES, _TESTS_OF_TORCH)).split())
-"""Names of the `aten` and `prims` operators that may hide products: each makes the total a lower bound."""

@@ -189,6 +189,7 @@ PRODUCTS: dict[str, Formula] = {
     **{f"aten.{name}": _gathering_conv for name in _GATHERING.split()},
     **{f"aten.{name}": _spreading_conv for name in _SPREADING.split()},
     **{f"aten.{name}": _attention for name in _ATTENTION.split()},
+    "flex_attention": _attention,
     **{f"aten.{name}": _recurrent for name in _RECURRENT.split()},
     "aten.quantized_lstm": _packed_recurrent,
     "aten.quantized_gru": _packed_recurrent,

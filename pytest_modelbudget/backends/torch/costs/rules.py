@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from pytest_modelbudget.backends.costs.formulas import COMPLEX_FFT, COMPLEX_PRODUCT, REAL_FFT, fft
+from pytest_modelbudget.backends.torch.compat import OpOverload
 from pytest_modelbudget.backends.torch.costs.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.costs.free_operators import PRIMS, ZERO
 from pytest_modelbudget.backends.torch.costs.products import PRODUCTS, Formula, matmul_to_output, mm, size
@@ -135,6 +136,7 @@ FORMULAS: dict[str, Formula] = {
     "aten._addmm_activation": _addmm,
     "aten.baddbmm": _addmm,
     "aten._scaled_mm": mm,
+    "aten._scaled_addmm": _addmm,
     "aten._weight_int8pack_mm": matmul_to_output,
     "aten._weight_int4pack_mm": matmul_to_output,
     "aten._weight_int4pack_mm_for_cpu": matmul_to_output,
@@ -214,7 +216,7 @@ def cost(func: Any) -> Cost:
 
 
 def _name(func: Any) -> str:
-    if isinstance(func, torch._ops.OpOverload):
+    if isinstance(func, OpOverload):
         return f"{func.namespace}.{func._schema.name.split('::')[1]}"
     return str(getattr(func, "name", lambda: func)())
 
@@ -249,7 +251,7 @@ def _overloads(base: str) -> list[Any]:
 
 
 def _tagged(func: Any) -> bool:
-    if not isinstance(func, torch._ops.OpOverload):
+    if not isinstance(func, OpOverload):
         return False
     free = {torch.Tag.pointwise, *([torch.Tag.reduction] if hasattr(torch.Tag, "reduction") else [])}
     return bool(free & set(func.tags)) or bool(getattr(func, "is_view", False))

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from math import prod
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
-from pytest_modelbudget.backends.patching import Patched, Undoing
+from pytest_modelbudget.backends.patching import Undoing, exchanged, patched
 from pytest_modelbudget.backends.torch import compat
+from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -50,7 +50,7 @@ class World:
         if not self.size:
             _begin(size)
             self.size = size
-        with _disable_current_modes():
+        with no_modes():
             return init_device_mesh("meta", tuple(dims.values()), mesh_dim_names=tuple(dims))
 
 
@@ -101,10 +101,11 @@ def _end() -> None:
 
 def _forget_meshes() -> None:
     """DTensor remembers how it shards an operator together with the mesh, whose groups are gone."""
-    from torch.distributed.tensor import _collective_utils, _redistribute, debug
+    from torch.distributed.tensor import DTensor, _collective_utils, _redistribute, debug
 
     for place, name in (
         (debug, "_clear_sharding_prop_cache"),
+        (getattr(DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding, "cache", None), "cache_clear"),
         (_redistribute, "clear_redistribute_planner_cache"),
         (getattr(_redistribute, "_gen_transform_infos", None), "cache_clear"),
         (getattr(_collective_utils.MeshTopoInfo, "build_from_mesh", None), "cache_clear"),
@@ -199,17 +200,8 @@ def _devices() -> Iterator[None]:
         "_move_states_to_device": lambda *args: None,  # constants keep their values on the CPU
     }
     theirs = {name: getattr(device_mesh, name, getattr(_fsdp_init, name, None)) for name in ours}
-    with Undoing(partial(_exchange, ours, theirs)):  # modules imported meanwhile took over what they found
-        _exchange(theirs, ours)
+    with exchanged("torch.distributed", theirs, ours):
         yield
-
-
-def _exchange(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("torch.distributed")]
-    for module in modules:
-        for name, value in old.items():
-            if value is not None and vars(module).get(name) is value:
-                setattr(module, name, new[name])
 
 
 @contextmanager
@@ -227,8 +219,8 @@ def _parameters_on_meta() -> Iterator[None]:
         return torch.empty(*size, dtype=plain, device=device).view(dtype)
 
     with (
-        _patched(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
-        _patched(getattr(_fsdp_collectives, "DefaultAllocMixin", _Device), "allocate", allocate),
+        _patched_if_there(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
+        _patched_if_there(getattr(_fsdp_collectives, "DefaultAllocMixin", _Device), "allocate", allocate),
     ):
         yield
 
@@ -245,10 +237,10 @@ def _propagation_apart() -> Iterator[None]:
         original = getattr(ShardingPropagator, name)
 
     def apart(propagator: Any, *args: Any, **kwargs: Any) -> Any:
-        with _disable_current_modes():
+        with no_modes():
             return original(propagator, *args, **kwargs)
 
-    with _patched(ShardingPropagator, name, apart):
+    with _patched_if_there(ShardingPropagator, name, apart):
         yield
 
 
@@ -258,13 +250,13 @@ def _replicas() -> Iterator[None]:
     from torch.nn.parallel import distributed
 
     with (
-        _patched(distributed, "_verify_param_shape_across_processes", lambda *args, **kwargs: None),
-        _patched(distributed, "_sync_module_states", lambda *args, **kwargs: None),
+        _patched_if_there(distributed, "_verify_param_shape_across_processes", lambda *args, **kwargs: None),
+        _patched_if_there(distributed, "_sync_module_states", lambda *args, **kwargs: None),
     ):
         yield
 
 
-def _patched(owner: Any, name: str, value: Any) -> AbstractContextManager[None]:
+def _patched_if_there(owner: Any, name: str, value: Any) -> AbstractContextManager[None]:
     if not hasattr(owner, name):  # not there in this version, so it does not stand in the way
         return nullcontext()
-    return Patched(owner, name, value)
+    return patched(owner, name, value)

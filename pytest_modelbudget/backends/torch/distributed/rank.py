@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.patching import Patched
+from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.distributed.fake_world import World, world
 from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
@@ -266,5 +266,5 @@ def _resizes_told(recorders: list[_Recorder]) -> Iterator[None]:
             recorder.resized(storage, size)
         return out
 
-    with Patched(torch.UntypedStorage, "resize_", resize):
+    with patched(torch.UntypedStorage, "resize_", resize):
         yield

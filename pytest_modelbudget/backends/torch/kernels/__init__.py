@@ -1,0 +1,1 @@
+"""Kernels as devices have them, run on the meta device: attention, memory layouts, recurrent layers, workspaces."""

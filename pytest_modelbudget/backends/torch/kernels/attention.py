@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import _disable_current_modes
 
-from pytest_modelbudget.backends.patching import Patched
+from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.torch.compat import no_modes
 
 _ALL = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
@@ -37,7 +37,7 @@ def fused() -> Iterator[Seen]:
     original = functional.scaled_dot_product_attention
     seen = Seen()
     choosing = _choosing(original, seen)
-    with Patched(functional, "scaled_dot_product_attention", choosing), sdpa_kernel(_ALL):
+    with patched(functional, "scaled_dot_product_attention", choosing), sdpa_kernel(_ALL):
         yield seen
 
 
@@ -72,7 +72,7 @@ def _choosing(original: Callable[..., torch.Tensor], seen: Seen) -> Callable[...
 
 def _is_fused(query: Any, key: Any, value: Any, mask: Any, dropout: float, causal: bool, scale: Any, gqa: bool) -> bool:
     """Whether torch would choose its fused kernel on the CPU; asked of stand-ins that take no memory."""
-    with _disable_current_modes():
+    with no_modes():
         stand_ins = [_stand_in(tensor) for tensor in (query, key, value)]
         try:
             choice = torch._fused_sdp_choice(

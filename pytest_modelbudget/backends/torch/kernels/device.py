@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
-from pytest_modelbudget.backends.patching import Patched
+from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.kernels.attention import floats
 
 _LOWER = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
@@ -115,7 +115,7 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
             asked, first = first, False
             return False if asked else bool(original(relevant))
 
-        with Patched(module, "has_torch_function", only_inside), self:
+        with patched(module, "has_torch_function", only_inside), self:
             return func(*args, **kwargs)
 
     def _to(self, dtype: torch.dtype, values: Any) -> Any:

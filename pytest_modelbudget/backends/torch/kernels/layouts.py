@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from pytest_modelbudget.backends.patching import Patched
+from pytest_modelbudget.backends.patching import patched
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _NAMES = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
@@ -23,7 +23,7 @@ def laid_out() -> Iterator[None]:
     """Inside, a convolution in `torch.nn.functional` of tensors with channels last gives one with channels last."""
     with ExitStack() as stack:
         for name in _NAMES:
-            stack.enter_context(Patched(functional, name, _keeping(getattr(functional, name))))
+            stack.enter_context(patched(functional, name, _keeping(getattr(functional, name))))
         yield
 
 

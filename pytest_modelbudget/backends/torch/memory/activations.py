@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels.attention import fused
 from pytest_modelbudget.backends.torch.memory.replayed import AskedBack, SavedLog
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations, NoStorage, Saved
@@ -49,7 +49,7 @@ def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activa
     try:
         with (
             preserved_in_pass(),
-            _disable_current_modes(),
+            no_modes(),
             fused() as attention,
             saved_tensors_hooks(saved.pack, saved.unpack),
         ):

@@ -20,59 +20,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.kernels.attention import fused
 from pytest_modelbudget.backends.torch.kernels.workspaces import Cpu, workspace
 from pytest_modelbudget.backends.torch.model.dtensors import local
-from pytest_modelbudget.backends.torch.model.global_state import preserved, seed
 from pytest_modelbudget.backends.torch.model.modules import nodes, rolled_up, unwrapped
 from pytest_modelbudget.backends.torch.model.packed_layers import stored_in
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import parts
-from pytest_modelbudget.backends.torch.trace.arguments import Call
-from pytest_modelbudget.backends.torch.trace.forward import Subject, arguments, observed
-from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Event, Held, Tape
 from pytest_modelbudget.summary import Phase, Role
-
-
-def record(subject: Subject, sizes: Mapping[str, int], *, backward: bool = False) -> Tape:
-    """Run `subject` once and record it: in eval mode without gradients, or with `backward` one step of training.
-
-    The step is the forward pass in training mode and the backward pass from one gradient for each tensor of
-    floats that the model returns; there is no loss and no optimizer. Gradients of parameters stay alive to the end.
-
-    Raises:
-        ModelBudgetError: the model does not run so, for example because it needs values.
-    """
-    call, recorder = arguments(subject, sizes), Recorder(subject.model)
-    gradients = [(parameter, parameter.grad) for parameter in subject.model.parameters()]
-    try:
-        with torch.inference_mode(False), preserved(), _disable_current_modes(), fused():
-            seed()
-            _run(subject, call, recorder, backward)
-    except Exception as mistake:
-        what = "training step" if backward else "forward pass"
-        text = f"{type(mistake).__name__}: {mistake}"
-        raise ModelBudgetError(f"{subject.name}: the {what} could not be recorded\n  {text}") from mistake
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-    return recorder.tape()
-
-
-def _run(subject: Subject, call: Call, recorder: Recorder, backward: bool) -> None:
-    def then(out: Any) -> None:
-        found = [tensor for tensor in tensors(out) if tensor.requires_grad]
-        if found:
-            recorder.phase = "backward"
-            torch.autograd.backward(found, [torch.empty_like(tensor) for tensor in found])
-
-    with observed(subject, call, recorder, training=backward, then=then if backward else None):
-        recorder.close()
 
 
 class Recorder:

@@ -55,10 +55,10 @@ class SavedLog:
     def surroundings(self, modules: Modules, given: Given) -> Hashable:
         """Which arguments are counted at all."""
         if not torch.is_grad_enabled():
-            raise Unreadable
+            raise Unreadable("gradients are off")
         hooks = saving_hooks()
-        if hooks is None or hooks[0] != self._saved.pack:  # checkpointing has its own
-            raise Unreadable
+        if hooks is None or hooks[0] != self._saved.pack:
+            raise Unreadable("others look at what autograd saves, as checkpointing does")
         return tuple([storage_key(tensor) in self._saved.excluded for tensor in given.tensors])
 
     def mark(self, modules: Modules, given: Given) -> tuple[int, int, int]:
@@ -79,7 +79,7 @@ class SavedLog:
             if entry.handle() is None:
                 continue
             if entry.module not in places:
-                raise Unreadable
+                raise Unreadable("a module that is no part of it saved a tensor")
             if entry.storage in seen:
                 continue
             seen.add(entry.storage)
@@ -88,12 +88,12 @@ class SavedLog:
             elif self._is_inner(entry.storage, operators, inner):
                 within[places[entry.module]] += entry.bytes
             else:
-                raise Unreadable
+                raise Unreadable("it saves a tensor that it neither got nor made")
         trained = [
             tensor for tensor in made if tensor.requires_grad and all(tensor is not one for one in given.tensors)
         ]
         if seen and not trained:
-            raise Unreadable
+            raise Unreadable("it saves tensors, and returns none that needs a gradient")
         reached = _reached(trained[0].grad_fn, given.tensors) if trained else ()
         return _Added(tuple(kept), tuple(within.items()), reached)
 
@@ -157,7 +157,7 @@ def _reached(result: Any, given: list[torch.Tensor]) -> tuple[int, ...]:
     for place, tensor in enumerate(given):
         if tensor.requires_grad:
             if tensor.grad_fn is None:
-                raise Unreadable
+                raise Unreadable("an argument is a leaf that needs a gradient")
             ends[tensor.grad_fn, tensor.output_nr] = place
     found: set[int] = set()
     seen, waiting = {result}, [result]

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_modelbudget.backends.residuals import Call, Keep, Kept, NotKnown, Parameter, Tensor, Word
+from pytest_modelbudget.backends.torch.compat import no_dispatch, no_modes
 from pytest_modelbudget.backends.torch.kernels.attention import fused
 from pytest_modelbudget.backends.torch.kernels.layouts import laid_out
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Handle, has_storage
@@ -24,7 +24,7 @@ from pytest_modelbudget.backends.torch.model.pytree import dtype_name, storage_k
 @contextmanager
 def keeper() -> Iterator[Keep]:
     """Give a function that says what a call keeps, with the kernels of `activations`; global state stays as it was."""
-    with preserved(), _disable_current_modes(), fused(), laid_out(), torch.enable_grad():
+    with preserved(), no_modes(), fused(), laid_out(), torch.enable_grad():
         seed()
         yield _kept
 
@@ -41,7 +41,7 @@ def _kept(call: Call, parameters: Sequence[Parameter], given: Sequence[Tensor]) 
         key = storage_key(tensor)
         if key in not_counted:
             return tensor
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             handle = Handle(tensor.detach())  # with its graph, a result would keep itself alive
         saved.append((weakref.ref(handle), key, tensor.untyped_storage().nbytes()))
         return handle

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.model.attributes import Holdings
 from pytest_modelbudget.backends.torch.model.modules import all_tensors, nodes, unwrapped
 from pytest_modelbudget.backends.torch.model.packed_layers import stored_in
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
-from pytest_modelbudget.backends.torch.model.stored_tensors import parts
+from pytest_modelbudget.backends.torch.model.stored_tensors import are_plain, parts
 from pytest_modelbudget.backends.torch.replay.cache import Session
 
 
@@ -62,8 +63,9 @@ class Saved:
     def __init__(self, model: nn.Module, holdings: Holdings) -> None:
         self._model = model
         self._parts = holdings.parts
-        held = (part for tensor in all_tensors(holdings.modules) for part in parts(tensor))
-        self.excluded = set(map(storage_key, chain(held, stored_in(holdings.modules))))
+        weights = all_tensors(holdings.modules)
+        held = weights if are_plain(weights) else [part for weight in weights for part in parts(weight)]
+        self.excluded = set(map(storage_key, chain(held, stored_in(holdings.unusual))))
         self.repeats: Session | None = None  # where a block that was seen before is not run again
         self.entries: list[Entry] = []
         self.made: dict[int, int] = {}  # the number of operators that had run, by the storages that each made
@@ -106,7 +108,7 @@ class Saved:
             raise NoStorage
         if key in self.excluded:
             return tensor
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             handle = Handle(tensor.detach())  # with its graph, a result would keep itself alive
         owner = id(unwrapped(self._stack[-1])) if self._stack else 0
         self.entries.append(Entry(weakref.ref(handle), key, tensor.untyped_storage().nbytes(), owner))

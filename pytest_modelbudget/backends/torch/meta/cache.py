@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from pytest_modelbudget.backends.deep_imports import import_early
-from pytest_modelbudget.backends.torch.meta.shape_rules import Made, answer
+from pytest_modelbudget.backends.torch.compat import refuse_misfit
+from pytest_modelbudget.backends.torch.meta.shape_rules import Answer, Made, answer
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
-from pytest_modelbudget.backends.torch.model.pytree import storage_key
+from pytest_modelbudget.backends.torch.model.pytree import described, storage_key, tensors
+from pytest_modelbudget.system.debug import DebugLog
 
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # gives a view, though its schema does not say so
 
@@ -42,6 +44,9 @@ COMPILER = "torch._dynamo"
 class Memo:
     """Runs operators on meta tensors, each combination of operator and arguments once."""
 
+    rules = True
+    """Whether rules answer before torch is asked."""
+
     def __init__(self) -> None:
         self._made: dict[Hashable, tuple[Made, ...] | None] = {}
         self.operators: dict[Any, Any] = {}  # what the watcher of a pass knows of each operator
@@ -50,34 +55,86 @@ class Memo:
         """The result of `func`, made anew from what is known, or asked of torch."""
         if func.is_view or func is _UNSAFE_VIEW:
             return func(*args, **kwargs)
-        if _on_lists(func):
+        if _on_lists(func) and self.rules:
             return None if func._schema.is_mutable else [torch.empty_like(tensor) for tensor in args[0]]
         try:
             key = (func, _key(args), _key(kwargs.items()) if kwargs else ())
             known = self._made.get(key)
         except TypeError:  # an argument that is not plain
-            return func(*args, **kwargs)
+            return self._ask(None, func, read, args, kwargs)
         if known is None and key not in self._made:
-            if (known := answer(func, args, kwargs)) is None:
+            if (known := self._by_rule(func, args, kwargs)) is None:
                 return self._ask(key, func, read, args, kwargs)
-            self._made[key] = known
+            self._remember(key, known)
         if known is None:
             return args[0]
         out = tuple([torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in known])
         return out if len(out) > 1 else out[0]
 
+    def _by_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        return answer(func, args, kwargs)
+
+    def _remember(self, key: Hashable, made: tuple[Made, ...] | None) -> None:
+        """Keep what an operator makes, None where it gives back its argument; without a key nothing is kept."""
+        if key is not None:
+            self._made[key] = made
+
     def _ask(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         import_early(COMPILER)
         before = _made(args[0]) if args and isinstance(args[0], torch.Tensor) else None
         out = func(*args, **kwargs)
+        refuse_misfit(func, args, out)
         if func._schema.is_mutable:
             if out is args[0] and _made(out) == before:  # in place, as `relu_`: only its argument comes back
-                self._made[key] = None
+                self._remember(key, None)
             return out
         parts = out if isinstance(out, tuple) else (out,)
         if len(parts) == len(func._schema.returns) and all(map(_plain, parts)) and _apart(read, parts):
-            self._made[key] = tuple(map(_made, parts))
+            self._remember(key, tuple(map(_made, parts)))
         return out
+
+
+def cache_for(log: DebugLog | None) -> Memo:
+    """What remembers the results of operators of one model; with a `log` it says what it did."""
+    return Memo() if log is None else _Logged(log)
+
+
+class _Logged(Memo):
+    """Writes who answered for each operator (`rules`), and whether that was remembered (`cache`).
+
+    Rules and what is remembered are left out where they are switched off.
+    """
+
+    def __init__(self, log: DebugLog) -> None:
+        super().__init__()
+        self._log = log
+        self.rules = log.uses("rules")
+        self._by = ""
+
+    def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `Memo.run`."""
+        call = f"{func}({', '.join(map(described, read))})"  # before an operator in place changes them
+        listed = self.rules and _on_lists(func)
+        self._by = "torch (a view)" if func.is_view or func is _UNSAFE_VIEW else "rule" if listed else "cache"
+        out = super().run(func, read, args, kwargs)
+        result = ", ".join(map(described, tensors(out)))
+        if self._by != "cache":
+            self._log.write("rules", f"{call} -> {result}: by {self._by}")
+        if self._by in ("cache", "rule", "torch") and not listed:
+            self._log.write("cache", f"{call} -> {result}: {'hit' if self._by == 'cache' else 'miss'}")
+        return out
+
+    def _by_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        self._by = "rule"
+        return super()._by_rule(func, args, kwargs) if self.rules else None
+
+    def _ask(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+        self._by = "torch"
+        return super()._ask(key, func, read, args, kwargs)
+
+    def _remember(self, key: Hashable, made: tuple[Made, ...] | None) -> None:
+        if self._log.uses("cache"):
+            super()._remember(key, made)
 
 
 def _key(values: Iterable[Any]) -> Hashable:

@@ -11,8 +11,8 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.torch.compat import OpOverload, tree_map_only
 from pytest_modelbudget.backends.torch.meta import sparse
 from pytest_modelbudget.backends.torch.meta.cache import Memo
 from pytest_modelbudget.backends.torch.meta.readings import Readings
@@ -54,7 +54,7 @@ class Placing:
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`, with real and meta operands brought together first."""
-        if not isinstance(func, torch._ops.OpOverload):
+        if not isinstance(func, OpOverload):
             return func(*args, **kwargs)
         name = _name(func)
         if read and {tensor.layout for tensor in read} != _ALL_STRIDED and any(tensor.is_meta for tensor in read):
@@ -203,7 +203,7 @@ class Following(Placing):
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`."""
-        if not isinstance(func, torch._ops.OpOverload):
+        if not isinstance(func, OpOverload):
             return func(*args, **kwargs)
         self._readings.before(func, read, args)
         out = func(*args, **kwargs)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pytest_modelbudget.backends.patching import Patched
+from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.summary import Below, Input
 
@@ -167,6 +167,6 @@ def asking(ask: Callable[[list[torch.Tensor]], object]) -> Iterator[None]:
     shown: Callable[..., str] = torch.Tensor.__repr__
     with ExitStack() as stack:
         for owner, name, read_of in _UNDISPATCHED:
-            stack.enter_context(Patched(owner, name, telling(getattr(owner, name), read_of)))
-        stack.enter_context(Patched(torch.Tensor, "__repr__", show))
+            stack.enter_context(patched(owner, name, telling(getattr(owner, name), read_of)))
+        stack.enter_context(patched(torch.Tensor, "__repr__", show))
         yield

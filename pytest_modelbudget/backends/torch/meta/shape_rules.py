@@ -8,7 +8,6 @@ fit, most often contiguous) and leaves every other, and every error message, to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -53,8 +52,7 @@ def _plain(args: tuple[Any, ...]) -> bool:
 
 
 def _new(shape: Sequence[int], dtype: torch.dtype) -> Made:
-    strides = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    return tuple(shape), strides, dtype
+    return _laid_out(shape, range(len(shape))[::-1], dtype)
 
 
 def _elementwise(*operands: Any) -> Answer:

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from pytest_modelbudget.backends.patching import Shared, Undoing
+from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
+from pytest_modelbudget.backends.torch.compat import no_functions
 from pytest_modelbudget.backends.torch.model.pytree import lies_on_meta
 from pytest_modelbudget.system.frames import OURS, package_of
 
@@ -52,15 +53,7 @@ def _patch() -> Callable[[], None]:
         (torch.Tensor, "data_ptr"): _method(tensor.data_ptr, _address),
         (torch.UntypedStorage, "data_ptr"): _method(storage.data_ptr, lambda held, _: held._cdata),
     }
-    for (owner, name), value in names.items():
-        setattr(owner, name, value)
-
-    def undo() -> None:
-        for owner, name in names:
-            if name in vars(owner):
-                delattr(owner, name)
-
-    return undo
+    return patch_all([(owner, name, value) for (owner, name), value in names.items()])
 
 
 _PATCHED = Shared(_patch)
@@ -88,7 +81,7 @@ def _method(original: Callable[..., Any], on_cpu: Callable[[Any, Any], Any]) -> 
 def _is_meta(held: Any) -> bool:
     if isinstance(held, torch.UntypedStorage):
         return str(held.device) == "meta"
-    with torch._C.DisableTorchFunction():
+    with no_functions():
         return lies_on_meta(held)
 
 
@@ -99,7 +92,7 @@ def _type(tensor: torch.Tensor, name: str) -> str:
 
 def _address(tensor: torch.Tensor, nothing: int) -> int:
     """Another one for each memory, as on the CPU."""
-    with torch._C.DisableTorchFunction():
+    with no_functions():
         return int(tensor.untyped_storage()._cdata + tensor.storage_offset() * tensor.element_size())
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import chain, filterfalse, islice
+from itertools import filterfalse, islice
 from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors, parts_among
+from pytest_modelbudget.backends.torch.model.packed_layers import is_ordinary
 from pytest_modelbudget.backends.torch.model.stored_tensors import has_class_of_its_own, is_wrapper
 
 CONTAINERS = frozenset({dict, OrderedDict, list, set})
@@ -50,8 +52,9 @@ class Held:
             return False
 
     def _but_for_training(self, values: list[Any]) -> bool:
-        pairs = zip(self.names, self.values, values, strict=True)
-        self._other = [now if name == "training" else before for name, before, now in pairs]
+        self._other = self.values.copy()
+        for place in [place for place, name in enumerate(self.names) if name == "training"]:
+            self._other[place] = values[place]
         return values == self._other
 
     def put_back(self) -> None:
@@ -78,15 +81,23 @@ class Held:
 
 def _attributes(modules: Sequence[nn.Module]) -> tuple[list[int], list[str], list[Any]]:
     """How many attributes each module holds, the names of all of them, and their values."""
-    own = [module.__dict__ for module in modules]
-    return [*map(len, own)], [*chain.from_iterable(own)], [*chain.from_iterable(map(dict.values, own))]
+    sizes: list[int] = []
+    names: list[str] = []
+    values: list[Any] = []
+    for module in modules:
+        own = module.__dict__
+        sizes.append(len(own))
+        names += own
+        values += own.values()
+    return sizes, names, values
 
 
 class Holdings:
     """What all modules of a model hold between two passes.
 
-    `modules` are these modules, and `parts` those that are a part of another one, by id; `has_kernels` when classes of
-    weights choose themselves what runs, so that on another device it is other code.
+    `modules` are these modules, `unusual` those among them that may hold packed weights, and `parts` those that are a
+    part of another one, by id; `has_kernels` when classes of weights choose themselves what runs, so that on another
+    device it is other code.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -99,6 +110,7 @@ class Holdings:
 
     def _look(self) -> None:
         self.modules: Sequence[nn.Module] = all_modules(self._model)
+        self.unusual = [module for module in self.modules if not is_ordinary(module)]
         self.parts = parts_among(self.modules)
         self._held = Held([module for module in self.modules if not isinstance(module, torch.jit.ScriptModule)])
 
@@ -111,11 +123,11 @@ class Holdings:
     def put_back(self) -> None:
         """Undo what was done to any module."""
         self._put_back_weights()
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             self._held.put_back()
 
     def _put_back_weights(self) -> None:
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             for tensor, data, attributes in self._weights:
                 tensor.data = data
                 vars(tensor).clear()

@@ -21,13 +21,12 @@ from torch.nn.modules import module as module_globals
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from pytest_modelbudget.backends.patching import Shared, Undoing, patch_all
+from pytest_modelbudget.backends.torch.compat import no_functions, tree_map_only
 from pytest_modelbudget.backends.torch.model.appearance import CPU, as_on_cpu
 from pytest_modelbudget.backends.torch.model.factories import FACTORIES
 from pytest_modelbudget.backends.torch.model.global_state import seed as fix_random_states
-from pytest_modelbudget.backends.torch.model.global_state import unswept
 from pytest_modelbudget.backends.torch.model.meta_tensors import CONSTANT, LARGE, META, Ghosts
 from pytest_modelbudget.backends.torch.model.pytree import lies_on_meta, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import elements, is_sparse
@@ -52,7 +51,6 @@ def abstract() -> Iterator[Sequence[str]]:
     """
     with ExitStack() as stack:
         fix_random_states()
-        stack.enter_context(unswept())
         stack.enter_context(torch.inference_mode(False))  # a model made of its tensors could not be trained
         stack.enter_context(_HOOKS.inside())
         stack.enter_context(Undoing(partial(_use, _GHOSTS.get(get_ident()))))
@@ -79,14 +77,14 @@ def _use(ghosts: Ghosts | None) -> None:
 def _parameter(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
     if (ghosts := _GHOSTS.get(get_ident())) is None:
         return None
-    with torch._C.DisableTorchFunction():  # the many looks at a tensor need not go through `_Redirect`
+    with no_functions():  # the many looks at a tensor need not go through `_Redirect`
         return None if value is None or lies_on_meta(value) else ghosts.if_possible(value)
 
 
 def _buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
     if (ghosts := _GHOSTS.get(get_ident())) is None:
         return None
-    with torch._C.DisableTorchFunction():
+    with no_functions():
         if value is None or lies_on_meta(value) or not (is_lazy(value) or elements(value) >= _buffer_limit(value)):
             return None
         return ghosts.if_possible(value)
@@ -170,10 +168,11 @@ def _layers_that_fill() -> tuple[Any, ...]:
     return tuple(kind for kind in kinds if "reset_parameters" in vars(kind) and issubclass(kind, nn.Module))
 
 
+@cache
 def _idle_on_meta_weights(function: Callable[[Any], None]) -> Callable[[Any], None]:
     @wraps(function)
     def idle(module: Any) -> None:
-        with torch._C.DisableTorchFunction():
+        with no_functions():
             weights = [weight for weight in module._parameters.values() if weight is not None]
             if weights and all(map(lies_on_meta, weights)):
                 skip_draws()
@@ -189,13 +188,14 @@ def _init_modules() -> Iterator[Any]:
         yield timm
 
 
+@cache
 def _idle_on_meta(function: Callable[..., Any]) -> Callable[..., Any]:
     draws = function.__name__ not in _CONSTANT_FILLS
 
     @wraps(function)
     def idle(*args: Any, **kwargs: Any) -> Any:
         tensor = args[0] if args else kwargs.get("tensor")
-        with torch._C.DisableTorchFunction():
+        with no_functions():
             if isinstance(tensor, torch.Tensor) and lies_on_meta(tensor):
                 if draws:
                     skip_draws()
@@ -337,7 +337,7 @@ def _small_to_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a small tensor with values follows another one to meta: a table that a library shares between models."""
     if not any(torch.device(item).type == "meta" for item in (*args[1:], *kwargs.values()) if _is_device(item)):
         return False
-    with torch._C.DisableTorchFunction():
+    with no_functions():
         return not args[0].is_meta and args[0].numel() < _buffer_limit(args[0])
 
 

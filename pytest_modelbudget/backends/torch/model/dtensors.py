@@ -49,10 +49,11 @@ def _arrives(tensor: torch.Tensor) -> bool:
 
 def has_shards(model: nn.Module) -> bool:
     """Whether any parameter of `model` is sharded."""
-    return _any_sharded(all_modules(model))
+    return any_sharded(all_modules(model))
 
 
-def _any_sharded(modules: Sequence[nn.Module]) -> bool:
+def any_sharded(modules: Sequence[nn.Module]) -> bool:
+    """Whether any parameter that one of `modules` holds itself is sharded."""
     if not (kinds := _classes(_TENSORS, "DTensor")):
         return False
     parameters = chain.from_iterable([module._parameters.values() for module in modules])
@@ -77,7 +78,7 @@ def note(model: nn.Module) -> tuple[str, ...]:
             "a model inside FullyShardedDataParallel shows this rank's part of its parameters only: "
             "count it before it is wrapped, or shard it with fully_shard"
         )
-    if not _any_sharded(modules):
+    if not any_sharded(modules):
         return ()
     ranks = max(tensor.device_mesh.size() for tensor in model.parameters() if is_sharded(tensor))
     return (f"sharded over {ranks} ranks: all numbers are those of the whole model, not of one rank",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import sys
 import threading
@@ -15,12 +14,14 @@ from typing import Any
 import torch
 
 from pytest_modelbudget.backends import patching
+from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.model.settings import (
     OF_AUTOGRAD,
     OF_PASS,
     OF_PROCESS,
     OF_THREAD,
     Setting,
+    dispatch_modes,
     force,
     values,
 )
@@ -138,11 +139,13 @@ def _let_go(error: BaseException | None) -> None:
 
     An error keeps its frames for as long as it is looked at; then they close, and set again what they found inside.
     """
+    modes = dispatch_modes()  # torch 2.6 frees one that only its stack still holds before it has handed it out
     for frame in _failed(error):
         if any(isinstance(value, (AbstractContextManager, GeneratorType)) for value in frame.f_locals.values()):
             with suppress(RuntimeError):  # it is running
                 frame.clear()
                 dict(frame.f_locals)  # before Python 3.13 a copy, which holds them, too, until it is looked at again
+    del modes
 
 
 def _failed(error: BaseException | None) -> Iterator[FrameType]:
@@ -177,21 +180,6 @@ def _note_inference() -> Callable[[], object]:
 _NOTED = patching.Shared(_note_inference)
 
 
-def unswept() -> AbstractContextManager[None]:
-    """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
-    return _UNSWEPT.inside()
-
-
-def _unsweep() -> Callable[[], object]:
-    if not gc.isenabled():
-        return lambda: None
-    gc.disable()
-    return gc.enable
-
-
-_UNSWEPT = patching.Shared(_unsweep)
-
-
 def seed(number: int = 0) -> None:
     """Fix the random states of torch, Python and numpy; call it inside `preserved`."""
     random.seed(number)
@@ -207,7 +195,7 @@ def drawn_since(number: int) -> bool:
 
 def random_states() -> Hashable:
     """The random states of torch, Python and numpy: equal as long as nothing was drawn."""
-    with torch._C._DisableTorchDispatch():
+    with no_dispatch():
         states = random.getstate(), _bytes(torch.default_generator)
     numpy = sys.modules.get("numpy")
     return states if numpy is None else (*states, *_numbers(numpy.random.get_state()))
@@ -216,7 +204,7 @@ def random_states() -> Hashable:
 @cache
 def _after_seed(number: int, with_numpy: bool) -> Hashable:
     """What `random_states` gives right after `seed(number)`."""
-    with torch._C._DisableTorchDispatch():
+    with no_dispatch():
         states = random.Random(number).getstate(), _bytes(torch.Generator().manual_seed(number))
     return (*states, *_numbers(sys.modules["numpy"].random.RandomState(number).get_state())) if with_numpy else states
 

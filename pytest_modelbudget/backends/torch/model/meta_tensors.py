@@ -9,8 +9,9 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from pytest_modelbudget.backends.torch.compat import make_subclass
 from pytest_modelbudget.backends.torch.model import keras_layers
-from pytest_modelbudget.backends.torch.model.dtensors import has_shards, is_sharded, merge, whole
+from pytest_modelbudget.backends.torch.model.dtensors import any_sharded, is_sharded, merge, whole
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.backends.torch.model.stored_tensors import (
@@ -80,7 +81,7 @@ class Ghosts:
             return _with_attributes(self._data(tensor), tensor)
         if is_lazy(tensor):
             data = torch.empty(0, dtype=tensor.dtype, device=META)
-            lazy = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
+            lazy = make_subclass(type(tensor), data, tensor.requires_grad)
             return _with_attributes(lazy, tensor)
         if is_sharded(tensor):
             return whole(tensor)
@@ -88,7 +89,7 @@ class Ghosts:
             return _with_attributes(meta_wrapper(tensor, self.of), tensor)
         data = self._data(tensor)
         if kind is not torch.Tensor and isinstance(tensor, nn.Parameter):
-            data = torch.Tensor._make_subclass(kind, data, tensor.requires_grad)
+            data = make_subclass(kind, data, tensor.requires_grad)
         elif tensor.requires_grad and tensor.is_leaf:
             data.requires_grad_()
         return _with_attributes(data, tensor)
@@ -130,9 +131,9 @@ def settle(model: nn.Module, ghosts: Ghosts) -> None:
 
     A sharded model becomes whole.
     """
-    if sharded := has_shards(model):
-        merge(model)
     modules = all_modules(model)
+    if sharded := any_sharded(modules):
+        merge(model)
     keras_layers.settle(modules, ghosts.of)
     for module in modules:
         if isinstance(module, torch.jit.ScriptModule):

@@ -67,7 +67,7 @@ class Packed:
 
 def packed_weight(module: nn.Module) -> Packed | None:
     """The packed weight of `module`, None when it has none."""
-    if _is_ordinary(module):
+    if is_ordinary(module):
         return None
     features = _features(module, _FEATURES)
     shape = features or _features(module, _TABLES)
@@ -89,7 +89,7 @@ def hides_features(module: nn.Module) -> bool:
 
     Where several elements share an integer, nothing tells how many params these are.
     """
-    if _is_ordinary(module) or _features(module, (*_FEATURES, *_TABLES)) is not None:
+    if is_ordinary(module) or _features(module, (*_FEATURES, *_TABLES)) is not None:
         return False
     held = {name: tensor for name, tensor in own_tensors(module).items() if is_plain(tensor) and not is_lazy(tensor)}
     matrices = [tensor for tensor in held.values() if tensor.dtype in _PACKING and tensor.dim() > 1]
@@ -117,7 +117,7 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return own | {name: value for name, value in _attributes(module).items() if value.is_floating_point()}
 
 
-def _is_ordinary(module: nn.Module) -> bool:
+def is_ordinary(module: nn.Module) -> bool:
     """Whether a module is a layer of torch's own with weights as they are shaped, as most of a model are."""
     if not is_of_torch(module):
         return False
@@ -192,7 +192,7 @@ class Products:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = modules
+        self._modules = modules  # those that are ordinary need not be among them
         self._read: tuple[dict[int, Shape], dict[int, tuple[int, Shape]]] | None = None
 
     def of(self, read: Sequence[torch.Tensor], out: Any) -> int | None:
@@ -221,8 +221,6 @@ class Products:
             self._read = {}, {}
             layers, owners = self._read
             for module in self._modules:
-                if _is_ordinary(module):
-                    continue
                 packed = packed_weight(module)
                 if packed is not None and packed.multiplied:
                     layers[id(module)] = packed.shape

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from pytest_modelbudget.summary import TensorSpec
+
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -57,6 +59,11 @@ def shape_of(tensor: torch.Tensor) -> tuple[int | None, ...]:
     if not tensor.is_nested:
         return tuple(tensor.shape)
     return tuple(_size(tensor, axis) for axis in range(tensor.dim()))
+
+
+def described(tensor: torch.Tensor) -> str:
+    """Its dtype and shape as text: `float32[2, 3]`."""
+    return str(TensorSpec(shape_of(tensor), dtype_name(tensor.dtype)))
 
 
 def _size(tensor: torch.Tensor, axis: int) -> int | None:

@@ -56,12 +56,12 @@ def _attribute(owner: Any, name: str) -> Setting:
     return Setting(partial(getattr, owner, name, None), partial(setattr, owner, name))
 
 
-def _dispatch_modes() -> list[Any]:
+def dispatch_modes() -> list[Any]:
     return [torch._C._get_dispatch_stack_at(place) for place in range(torch._C._len_torch_dispatch_stack())]
 
 
 def _set_dispatch_modes(modes: list[Any]) -> None:
-    while stack := _dispatch_modes():
+    while stack := dispatch_modes():
         key = getattr(stack[-1], "_mode_key", None)
         if key is not None and torch._C._get_dispatch_mode(key) is stack[-1]:
             torch._C._unset_dispatch_mode(key)
@@ -151,7 +151,7 @@ OF_AUTOGRAD: tuple[Setting, ...] = (
 )
 
 OF_THREAD: tuple[Setting, ...] = (
-    Setting(_dispatch_modes, _set_dispatch_modes),
+    Setting(dispatch_modes, _set_dispatch_modes),
     Setting(_pre_dispatch_modes, _set_pre_dispatch_modes),
     Setting(_function_modes, _set_function_modes),
     Setting(lambda: vars(torch._GLOBAL_DEVICE_CONTEXT).get("device_context"), _set_device_context),

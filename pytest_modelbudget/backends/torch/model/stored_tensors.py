@@ -6,7 +6,7 @@ parameter of a class of its own may keep statistics in its attributes, or in obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from math import prod
@@ -44,6 +44,18 @@ class NotOnMeta(ModelBudgetError):
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is one region of memory, of an ordinary class."""
     return type(tensor) in _ORDINARY and tensor.layout == torch.strided and not tensor.is_nested
+
+
+_is_nested: Callable[[torch.Tensor], bool] = torch._C.TensorBase.is_nested.__get__
+
+
+def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all of many tensors are plain, quicker than one by one."""
+    return (
+        _ORDINARY.issuperset(map(type, tensors))
+        and {tensor.layout for tensor in tensors} <= {torch.strided}
+        and not any(map(_is_nested, tensors))
+    )
 
 
 def has_plain_tensors(module: nn.Module) -> bool:

@@ -17,9 +17,9 @@ from pytest_modelbudget.backends.torch.model.packed_layers import Packed, hides_
 from pytest_modelbudget.backends.torch.model.programs import frozen_weights, packed_bytes, unpacked
 from pytest_modelbudget.backends.torch.model.pytree import dtype_name
 from pytest_modelbudget.backends.torch.model.stored_tensors import (
+    are_plain,
     dtype_of,
     goes_to_meta,
-    has_plain_tensors,
     is_plain,
     plain_region,
     region,
@@ -129,9 +129,13 @@ def _description(tensor: torch.Tensor, packed: Packed | None) -> tuple[Hashable,
 
 def is_packed(module: nn.Module) -> bool:
     """Whether `module` runs on values only: its weights are packed for the CPU's kernels, or cannot be on meta."""
-    if _is_prepacked(module):
-        return True
-    return not (has_plain_tensors(module) or all(map(goes_to_meta, all_tensors([module]))))
+    return any_packed([module])
+
+
+def any_packed(modules: Sequence[nn.Module]) -> bool:
+    """Whether any of `modules` is packed; see `is_packed`."""
+    tensors = all_tensors(modules)
+    return any(map(_is_prepacked, modules)) or not (are_plain(tensors) or all(map(goes_to_meta, tensors)))
 
 
 def _is_prepacked(module: nn.Module) -> bool:

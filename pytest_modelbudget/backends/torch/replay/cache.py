@@ -22,14 +22,15 @@ import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.torch.compat import no_dispatch, tree_map_only
 from pytest_modelbudget.backends.torch.model.attributes import Holdings
 from pytest_modelbudget.backends.torch.model.global_state import random_states
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules, children, unwrapped
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.backends.torch.replay.fingerprint import Given, Prints, Unreadable
+from pytest_modelbudget.system.debug import DebugLog
 
 _LIKENESS = 2
 _PATIENCE = 6  # calls of one kind of block without a single repetition after which it is left alone
@@ -117,9 +118,11 @@ class Repeats:
     """The blocks of one model that occur again and again: the same for all of its passes.
 
     `below` are all modules of each block, by its `id`; `trusted` the fingerprints that were seen twice to do the same.
+    What becomes of each call of a block is written to `log`.
     """
 
-    def __init__(self, model: nn.Module, holdings: Holdings) -> None:
+    def __init__(self, model: nn.Module, holdings: Holdings, log: DebugLog | None = None) -> None:
+        self._log = log
         self._kinds: dict[int, int] = {}
         self.below: dict[int, list[nn.Module]] = {}
         self.prints = Prints()
@@ -143,6 +146,11 @@ class Repeats:
     def kind(self, module: nn.Module) -> int | None:
         """The kind of a module, None when it is the only one."""
         return self._kinds.get(id(module))
+
+    def tell(self, what: str, why: object = "") -> None:
+        """Write to the log what became of a call of a block."""
+        if self._log is not None:
+            self._log.write("replay", f"{what}: {why}" if str(why) else what)
 
     def start(self, log: Log) -> Session | None:
         """Telling again in one pass; None when someone else wants to see every call."""
@@ -174,6 +182,7 @@ class Session:
             return run()
         luck = self._luck[kind]
         if luck.hopeless:
+            self._repeats.tell("ran", "blocks of its kind do not repeat")
             return run()
         modules = self._repeats.below[id(module)]
         try:
@@ -181,10 +190,12 @@ class Session:
             fingerprint, training = self._repeats.prints.of(modules)
             key = fingerprint, training, given.key, _mood(), self._log.surroundings(modules, given)
             effect = self._effects.get(key)
-        except (Unreadable, TypeError):  # TypeError: something that has no hash
+        except (Unreadable, TypeError) as reason:  # TypeError: something that has no hash
+            self._repeats.tell("ran, and is not comparable", reason)
             luck.recorded += 1
             return run()
         if effect is not None and fingerprint in self._repeats.trusted:
+            self._repeats.tell("replayed")
             luck.told += 1
             return self._tell(effect, modules, given)
         luck.recorded += 1
@@ -226,20 +237,24 @@ class Session:
         try:
             self._chance = random_states()
             if not given.unwritten or self._repeats.prints.of(modules) != key[:2] or self._chance != chance:
-                raise Unreadable
+                raise Unreadable("it changed its arguments or itself, or drew random numbers")
             made = tensors(out)
             self._refuse_escaped(first, made)
             result = _recipe(out, made, given)
             named = tuple(tensor for tensor in given.tensors if not tensor.is_meta)
             effect = Effect(result, self._log.since(mark, modules, given, made), named)
-        except (Unreadable, TypeError):
+        except (Unreadable, TypeError) as reason:
+            self._repeats.tell("ran, and is refused", reason)
             self._effects.pop(key, None)
             return out
         finally:
             if not self._recording:
                 self._born.clear()
         if before == effect and not torch.is_grad_enabled():
+            self._repeats.tell("ran, and is verified", "it did the same as one like it")
             self._repeats.trusted.add(fingerprint)
+        else:
+            self._repeats.tell("ran, and is recorded")
         self._effects[key] = effect
         return out
 
@@ -249,7 +264,7 @@ class Session:
             return
         ours = {id(tensor) for one in made for tensor in (one, one._base)}  # a view holds on to what it is a view of
         if any(tensor is not None and id(tensor) not in ours for tensor in (ref() for ref in self._born[first:])):
-            raise Unreadable
+            raise Unreadable("a tensor that it made outlives it")
 
 
 def _alike(model: nn.Module) -> Iterator[list[nn.Module]]:
@@ -301,9 +316,10 @@ def _recipe(out: Any, made: list[torch.Tensor], given: Given) -> Any:
     """`out` with each tensor replaced by how to make it again."""
     storages: dict[int, int] = {}
     if torch.is_grad_enabled() and sum(tensor.requires_grad for tensor in made) > 1:
-        raise Unreadable  # each would have to keep its own part of what is held
+        # Each would have to keep its own part of what is held.
+        raise Unreadable("several of its results need gradients")
     if len({id(tensor) for tensor in made}) != len(made):
-        raise Unreadable
+        raise Unreadable("it returns a tensor twice")
     known = {id(tensor): place for place, tensor in enumerate(given.tensors)}
 
     def one(tensor: torch.Tensor) -> _New | _Same:
@@ -312,7 +328,7 @@ def _recipe(out: Any, made: list[torch.Tensor], given: Given) -> Any:
         key = storage_key(tensor)
         plain = type(tensor) is torch.Tensor and tensor.is_meta and tensor.layout == torch.strided
         if not plain or key in given.storages or tensor.is_complex() or tensor.is_neg():
-            raise Unreadable
+            raise Unreadable("it returns a view of an argument, or a tensor that is not plain")
         return _New(
             storages.setdefault(key, len(storages)),
             tensor.untyped_storage().nbytes(),
@@ -325,7 +341,7 @@ def _recipe(out: Any, made: list[torch.Tensor], given: Given) -> Any:
 
     found = tree_map_only(torch.Tensor, one, out)
     if torch.is_grad_enabled() and len(storages) < sum(1 for tensor in made if id(tensor) not in known):
-        raise Unreadable  # views of one tensor, which autograd would have to know
+        raise Unreadable("it returns views of one tensor")  # which autograd would have to know
     _refuse_objects(found)
     return found
 
@@ -338,7 +354,7 @@ def _refuse_objects(value: Any) -> None:
         for item in value.values():
             _refuse_objects(item)
     elif not (value is None or type(value) in (_New, _Same, int, float, bool, str)):
-        raise Unreadable
+        raise Unreadable(f"it returns an object of {type(value).__name__}")
 
 
 def _made_again(result: Any, given: list[torch.Tensor], train: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -360,5 +376,5 @@ def _made_again(result: Any, given: list[torch.Tensor], train: Callable[[torch.T
         view = torch.empty(0, dtype=recipe.dtype, device=META)
         return view.set_(base.untyped_storage(), recipe.offset, recipe.shape, recipe.strides)
 
-    with torch._C._DisableTorchDispatch():
+    with no_dispatch():
         return one(result) if isinstance(result, (_New, _Same)) else tree_map_only((_New, _Same), one, result)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.model.attributes import CONTAINERS, Held
 from pytest_modelbudget.backends.torch.model.pytree import lies_on_meta, storage_key
 from pytest_modelbudget.backends.torch.model.stored_tensors import is_wrapper
@@ -38,7 +39,7 @@ _TENSORS = (torch.Tensor, nn.Parameter)
 
 
 class Unreadable(Exception):
-    """Something that two modules cannot be compared by."""
+    """Something that two modules cannot be compared by; the message says what, for the log."""
 
 
 class _Known:
@@ -87,7 +88,7 @@ class Prints:
         Raises:
             Unreadable: it has hooks, or holds something whose state cannot be told.
         """
-        with torch._C._DisableTorchDispatch():
+        with no_dispatch():
             return self._number(modules), tuple([module.training for module in modules])
 
     def _number(self, modules: Sequence[nn.Module]) -> int:
@@ -102,12 +103,12 @@ class Prints:
     def _read(self, held: Held) -> Hashable:
         modules, values = held.modules, held.values
         if list(map(_children, modules)) != self._children[id(modules[0])]:
-            raise Unreadable
+            raise Unreadable("modules in it were exchanged")
         arranged = (*map(type, modules), *held.sizes, *held.names, *map(type, values))
         if (layout := self._layouts.get(arranged)) is None:
             layout = self._layouts[arranged] = _layout(held, len(self._layouts))
         if any(map(values.__getitem__, layout.hooks)):
-            raise Unreadable
+            raise Unreadable("it has hooks")
         plain = [values[place] for place in layout.plain]
         others = [
             () if type(value := values[place]) in CONTAINERS and not value else self._part(modules[owner], name, value)
@@ -130,7 +131,7 @@ class Prints:
         if kind in _TENSORS:
             return self._tensor(value)
         if depth > 0 and kind in CONTAINERS:
-            raise Unreadable  # what is in there could change unseen
+            raise Unreadable(f"it holds a {kind.__name__} in a container")  # what is in there could change unseen
         if kind in (dict, OrderedDict):
             return kind, tuple([(key, self._value(item, depth + 1)) for key, item in value.items()])
         if kind in (tuple, list, torch.Size):
@@ -146,18 +147,18 @@ class Prints:
             return kind, value.name
         if kind is partial:
             return kind, self._value((value.func, *value.args, *value.keywords.items()), depth + 1)
-        raise Unreadable
+        raise Unreadable(f"it holds an object of {kind.__name__}")
 
     def _tensor(self, tensor: torch.Tensor) -> Hashable:
         kind = type(tensor)
         if (kind not in _TENSORS and (is_lazy(tensor) or not _says_all(tensor))) or tensor.layout != torch.strided:
-            raise Unreadable
+            raise Unreadable(f"it holds a tensor of {kind.__name__} that is not plain")
         described = (kind, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad)
         return described if lies_on_meta(tensor) else (*described, self._values(tensor))
 
     def _values(self, tensor: torch.Tensor) -> Hashable:
         if tensor.numel() > VALUES or tensor.is_quantized or tensor.device.type != "cpu":
-            raise Unreadable
+            raise Unreadable("it holds a tensor with too many values to compare")
         self._real.append(tensor)
         return repr(tensor.detach().flatten().tolist())  # text, because nan is not nan
 
@@ -206,16 +207,16 @@ class Given:
         if kind in _PLAIN:
             return kind, value
         if depth > 8:
-            raise Unreadable
+            raise Unreadable("its arguments are nested too deep")
         if kind in (tuple, list, torch.Size):
             return kind, tuple([self._key(item, depth + 1) for item in value])
         if kind in (dict, OrderedDict):
             return kind, tuple([(key, self._key(item, depth + 1)) for key, item in value.items()])
-        raise Unreadable
+        raise Unreadable(f"an argument is an object of {kind.__name__}")
 
     def _tensor(self, tensor: torch.Tensor) -> Hashable:
         if tensor.layout != torch.strided or tensor.is_complex():
-            raise Unreadable
+            raise Unreadable("an argument is a sparse or complex tensor")
         for place, known in enumerate(self.tensors):
             if known is tensor:
                 return place

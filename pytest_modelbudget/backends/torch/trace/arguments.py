@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from pytest_modelbudget.backends.torch.compat import make_subclass, no_functions
 from pytest_modelbudget.backends.torch.meta.readings import Readings
 from pytest_modelbudget.backends.torch.model.meta_copy import CopyTensors
 from pytest_modelbudget.backends.torch.model.meta_tensors import CONSTANT, META, Ghosts
@@ -192,14 +193,14 @@ def _shared(value: Any, memo: dict[int, Any]) -> Any:
 def _stand_in(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
     """What is handed over for a tensor of an example: its values where they may steer the model, else a ghost."""
     kind = type(tensor)
-    with torch._C.DisableTorchFunction():
+    with no_functions():
         stored = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
         if stored or hasattr(kind, "__tensor_flatten__"):  # no ghost can stand for what is stored otherwise
             return tensor.detach().clone().cpu()
         if kind in (torch.Tensor, torch.nn.Parameter):
             return _plain(tensor, real, ghosts)
         data = _plain(tensor.as_subclass(torch.Tensor), real, ghosts)
-        same = torch.Tensor._make_subclass(kind, data.detach(), tensor.requires_grad)
+        same = make_subclass(kind, data.detach(), tensor.requires_grad)
         vars(same).update(vars(tensor))
         return same
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.patching import Shared, patch_all
-from pytest_modelbudget.backends.torch.meta.cache import Memo
+from pytest_modelbudget.backends.torch.meta.cache import Memo, cache_for
 from pytest_modelbudget.backends.torch.meta.dispatch import Following, Placing
 from pytest_modelbudget.backends.torch.meta.readings import asking
 from pytest_modelbudget.backends.torch.model import keras_layers
@@ -32,10 +32,12 @@ from pytest_modelbudget.backends.torch.trace.hints import about, hints, line, ma
 from pytest_modelbudget.backends.torch.trace.joins import Output, taken_whole
 from pytest_modelbudget.backends.torch.trace.perturb import Perturbed, Perturbing
 from pytest_modelbudget.backends.torch.trace.replayed import TraceLog
+from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.trace.tracer import Trace, Watcher, watching
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Input, TensorSpec
+from pytest_modelbudget.system.debug import DebugLog, log_of_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +75,22 @@ class Subject:
     holdings: Holdings = field(init=False, compare=False, repr=False)
     repeats: Repeats | None = field(init=False, compare=False, repr=False)
     products: Products = field(init=False, compare=False, repr=False)
+    log: DebugLog | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """What is remembered from one pass to the next."""
-        object.__setattr__(self, "memo", Memo())
+        log = log_of_model()
+        object.__setattr__(self, "log", log)
+        object.__setattr__(self, "memo", cache_for(log))
         object.__setattr__(self, "holdings", Holdings(self.model))
-        alone = self.real or keras_layers.among(self.holdings.modules)  # Keras' layers change more than themselves
-        object.__setattr__(self, "repeats", None if alone else Repeats(self.model, self.holdings))
-        object.__setattr__(self, "products", Products(self.holdings.modules))
+        repeats = Repeats(self.model, self.holdings, log) if self._may_replay(log) else None
+        object.__setattr__(self, "repeats", repeats)
+        object.__setattr__(self, "products", Products(self.holdings.unusual))
+
+    def _may_replay(self, log: DebugLog | None) -> bool:
+        if self.real or keras_layers.among(self.holdings.modules):  # Keras' layers change more than themselves
+            return False
+        return log is None or log.uses("replay")
 
 
 class ForwardFailed(ModelBudgetError):
@@ -160,6 +170,7 @@ def observed(
     """
     for name, tensor in call.ports:
         watcher.label(tensor, name)
+    watcher = shown(watcher, subject.log, subject.model, call.ports)
     try:
         runner = _runner(subject, call)
         with calm(subject, training):

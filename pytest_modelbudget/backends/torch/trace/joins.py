@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pytest_modelbudget.backends.patching import Patched
+from pytest_modelbudget.backends.patching import patched
 
 Shape = tuple[int | None, ...]
 Output = tuple[Shape, str]
@@ -52,7 +52,7 @@ _OPERATORS = {
     "cat": "",
     "stack": "",
     "matmul": """mm bmm addmm baddbmm addbmm mv addmv dot vdot _int_mm _scaled_mm _grouped_mm _scaled_grouped_mm
-        _addmm_activation""",
+        _scaled_addmm _addmm_activation""",
     "attention": """_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
         _scaled_dot_product_fused_attention_overrideable""",
@@ -171,5 +171,5 @@ def taken_whole(run: Whole) -> Iterator[None]:
     thread = threading.get_ident()
     with ExitStack() as stack:
         for holder, name, kind in _WHOLE:
-            stack.enter_context(Patched(holder, name, through(kind, getattr(holder, name))))
+            stack.enter_context(patched(holder, name, through(kind, getattr(holder, name))))
         yield

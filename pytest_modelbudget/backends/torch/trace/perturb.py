@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 
 Perturbed = Literal["masks", "decisions"]

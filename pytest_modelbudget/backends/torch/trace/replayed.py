@@ -78,7 +78,7 @@ class TraceLog:
     def surroundings(self, modules: Modules, given: Given) -> Hashable:
         """How the sources of the arguments are arranged, among each other and among the modules of the block."""
         if self._trace.in_whole or torch.is_grad_enabled():
-            raise Unreadable
+            raise Unreadable("it is a part of one operator, or gradients are on")
         places = _places(modules)
         found: dict[Source, int] = {}
         return tuple(
@@ -135,7 +135,7 @@ class TraceLog:
         )
         flops = sum(seen.flops for seen in more)
         if trace.autocast != mark.autocast or (added.calls, added.flops) != (calls, flops):
-            raise Unreadable  # something beside these modules took part
+            raise Unreadable("modules that are no part of it took part")
         return added
 
     def again(self, added: Added, modules: Modules, given: Given, make: Make) -> Any:
@@ -196,8 +196,8 @@ class _Numbers:
 
     def node(self, source: Source) -> int:
         """The number of a module or join."""
-        if isinstance(source, str):  # an input of the model that nobody gave
-            raise Unreadable
+        if isinstance(source, str):
+            raise Unreadable("it reads an input of the model that is no argument of it")
         return self.nodes.setdefault(source, len(self.nodes))
 
 
@@ -232,7 +232,7 @@ _T = TypeVar("_T")
 
 def _known(value: _T | None) -> _T:
     if value is None:
-        raise Unreadable
+        raise Unreadable("a module or join that is no part of it took part")
     return value
 
 

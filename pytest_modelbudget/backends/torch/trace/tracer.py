@@ -13,6 +13,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_modelbudget.backends.torch.compat import OpOverload, show_higher_order
 from pytest_modelbudget.backends.torch.costs.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.costs.rules import Cost, cost
 from pytest_modelbudget.backends.torch.meta.collectives import WIRES, send
@@ -358,7 +359,7 @@ def _run(func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dic
 
 
 def _operator(func: Any) -> _Operator:
-    if not isinstance(func, torch._ops.OpOverload):
+    if not isinstance(func, OpOverload):
         return _Operator(cost(func), False, False, False, _STEERING.get(func.name()))
     price = cost(func)
     composite = price.formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -384,5 +385,6 @@ _STEERING: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while_
 @contextmanager
 def watching(trace: Watcher, runner: Runner | None) -> Iterator[None]:
     """Inside, calls of modules and operators of this thread are noted in `trace`; `runner` runs the operators."""
+    show_higher_order(_Watch)
     with calls_shown(), CallsNoted(trace), _Watch(trace, runner):
         yield

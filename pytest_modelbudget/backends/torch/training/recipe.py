@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.training.optimizers import imported
 from pytest_modelbudget.errors import ModelBudgetError
@@ -79,12 +80,12 @@ def _adapted(model: nn.Module, lora: Mapping[str, Any]) -> Iterator[None]:
         module.lora_B = nn.Linear(
             rank, module.out_features, bias=False, device=module.weight.device, dtype=torch.float32
         )
-        module.forward = _with_pair(module, module.forward)
     try:
-        yield
+        with all_patched([(module, "forward", _with_pair(module, module.forward)) for _, module in found]):
+            yield
     finally:
         for _, module in found:
-            del module.lora_A, module.lora_B, module.forward
+            del module.lora_A, module.lora_B
 
 
 def _is_target(name: str, target: str) -> bool:
@@ -143,13 +144,8 @@ def _is_list(module: nn.Module) -> bool:
 
 @contextmanager
 def _recomputed(found: Sequence[nn.Module], around: Around) -> Iterator[None]:
-    for module in found:
-        module.forward = _again(module.forward, around)
-    try:
+    with all_patched([(module, "forward", _again(module.forward, around)) for module in found]):
         yield
-    finally:
-        for module in found:
-            del module.forward
 
 
 def _again(original: Callable[..., Any], around: Around) -> Callable[..., Any]:

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import fused
 from pytest_modelbudget.backends.torch.kernels.device import Kernels
 from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.memory.shown import show_tape
 from pytest_modelbudget.backends.torch.meta.dispatch import Following, Placing
 from pytest_modelbudget.backends.torch.meta.readings import asking
 from pytest_modelbudget.backends.torch.model import keras_layers
@@ -34,6 +35,7 @@ from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.arguments import Call
 from pytest_modelbudget.backends.torch.trace.forward import Subject, arguments, calm
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
+from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.trace.tracer import watching
 from pytest_modelbudget.backends.torch.training.optimizers import imported, optimizer_of, tables_of
 from pytest_modelbudget.backends.torch.training.recipe import altered
@@ -99,7 +101,7 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(preserved())
-            stack.enter_context(_disable_current_modes())
+            stack.enter_context(no_modes())
             if self.shard is None:
                 stack.callback(self.subject.holdings.put_back)
             stack.enter_context(_without_gradients(self.model))
@@ -127,7 +129,8 @@ class _Run:
             kernels.casts = lambda tensor: recorder.lasting(tensor, "cast")
             placing = (Following if self.subject.real else Placing)(self.subject.memo, call.readings)
             stack.enter_context(asking(placing.ask))
-            stack.enter_context(watching(recorder, placing))
+            watcher = shown(recorder, self.subject.log, self.model, call.ports)
+            stack.enter_context(watching(watcher, placing))
             if isinstance(self.recipe, Training):
                 kept = self._train(self.recipe, call, recorder, kernels)
             else:
@@ -135,6 +138,7 @@ class _Run:
             recorder.close()
             del kept
         tape = replace(recorder.tape(), notes=steering.notes_alone(call.readings.read.values()))
+        show_tape(tape, self.subject.log)
         return (
             tape.without_temporaries("optimizer") if isinstance(self.recipe, Training) and self.recipe.fused else tape
         )

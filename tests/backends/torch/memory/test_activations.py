@@ -293,9 +293,9 @@ def test_a_model_that_runs_on_values_alone(count_live: Count) -> None:
 
 def test_an_unknown_limit_says_why(count: Count) -> None:
     """A budget on it fails with the reason."""
-    from pytest_modelbudget.budget import Budget, violations
+    from pytest_modelbudget.budget import Budget, judge
 
-    (violation,) = violations(
+    (violation,), _ = judge(
         count(lambda: nn.Sequential(Decides()), "float32[1, 8]"), [Budget("activation_bytes", "max", 10)]
     )
     assert "failed in layer '0'" in str(violation)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
+from pytest_modelbudget.backends.torch.meta.cache import Memo
 from pytest_modelbudget.backends.torch.meta.shape_rules import answer
 
 aten = torch.ops.aten
@@ -99,9 +101,12 @@ def test_what_is_not_plain_is_left_to_torch(func: Any, args: tuple[Any, ...]) ->
 
 @pytest.mark.parametrize(("func", "args"), ERRORS.values(), ids=ERRORS)
 def test_errors_are_those_of_torch(func: Any, args: tuple[Any, ...]) -> None:
-    """What is called an error above is one."""
+    """What is called an error above is one, with values as on meta."""
+    real = tree_map_only(torch.Tensor, lambda tensor: torch.zeros_like(tensor, device="cpu"), args)
     with pytest.raises((RuntimeError, IndexError, ValueError)):
-        func(*args)
+        func(*real)
+    with pytest.raises((RuntimeError, IndexError, ValueError)):
+        Memo().run(func, [], args, {})
 
 
 @pytest.mark.parametrize("groups", [1, 8])

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends import torch as backend
+from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.replay.cache import Repeats, Session
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Summary
@@ -213,9 +214,12 @@ def test_a_repeated_block_reads_as_if_it_had_run(case: str, told: list[str]) -> 
 
 
 def test_most_blocks_of_a_deep_model_are_told_again(told: list[str]) -> None:
-    """Of 50 equal blocks two run in the first pass and one in each later one; the first in training has no gradient."""
+    """Of 50 equal blocks two run in the first pass and one in each later one; the first in training has no gradient.
+
+    Where torch does not tell which hooks save tensors, all run in training.
+    """
     counted(Stack(Plain, 50))
-    assert told.count("Plain") == 48 + 49 + 48
+    assert told.count("Plain") == 48 + 49 + (48 if compat.KNOWS_SAVING_HOOKS else 0)
 
 
 class Trap(Plain):

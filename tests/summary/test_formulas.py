@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_modelbudget.explain import why
-from pytest_modelbudget.reports import html, table
 from pytest_modelbudget.summary import Layer, Summary, Weight
+from pytest_modelbudget.summary.formulas import why
+from pytest_modelbudget.summary.show import notebook, table
 from tests.builders import towers
 
 
@@ -77,18 +77,18 @@ def test_a_weight_too_many_is_never_left_out(kind: str, extra: tuple[int, ...]) 
 
 def test_tables_explain_when_asked() -> None:
     """The text table has one more column, and only then; the page has it always."""
-    plain, explained = table.summary_text(towers()), table.summary_text(towers(), width=120, explain=True)
+    plain, explained = table.summary_text(towers()), table.summary_text(towers(), width=120, why=True)
     assert "5,050  user" in plain
     assert "in*out" not in plain
     assert plain.splitlines()[3].split() == ["Layer", "(type)", "Output", "Shape", "Param", "#", "Connected", "to"]
     line = next(line for line in explained.splitlines() if line.startswith("dense_2"))
     assert line.split("  ")[-1].strip() == "in*out + out: 100*1 + 1 = 101"
-    assert ">in*out + out: 100*50 + 50 = 5,050</td>" in html.summary_fragment(towers())
+    assert ">in*out + out: 100*50 + 50 = 5,050</td>" in notebook.summary_fragment(towers())
 
 
 def test_text_of_a_model_is_harmless_in_an_explanation() -> None:
     """Names of weights are data: control characters are shown, markup is escaped."""
     row = Layer("x", "Custom", weights=(Weight("<b>\x1b[2J", (2,)),))
     summary = Summary(model="m", framework="torch", layers=(row,))
-    assert "\x1b" not in table.summary_text(summary, explain=True)
-    assert "<b>" not in html.summary_fragment(summary)
+    assert "\x1b" not in table.summary_text(summary, why=True)
+    assert "<b>" not in notebook.summary_fragment(summary)

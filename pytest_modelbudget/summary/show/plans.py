@@ -1,4 +1,4 @@
-"""Planned runs in words, as rows and as a curve; what every report says of them."""
+"""Planned runs in words, as rows and as a curve."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import saving
-from pytest_modelbudget.reports.text import UNKNOWN, harmless
-from pytest_modelbudget.summary import Fit, Growth, Plan, Role, Summary
+from pytest_modelbudget.summary.growth import Growth
+from pytest_modelbudget.summary.model import Summary
+from pytest_modelbudget.summary.plan import Fit, Plan, Role
+from pytest_modelbudget.summary.show.cells import UNKNOWN
+from pytest_modelbudget.system.escape import harmless
 
 ROLES: dict[Role, str] = {
     "param": "weights",
@@ -80,6 +82,15 @@ def where(plan: Plan) -> str:
     """` in backward of layers.30.mlp`; empty when the peak has no place."""
     phase = f" in {'the step of the optimizer' if plan.phase == 'optimizer' else plan.phase}" if plan.phase else ""
     return f"{phase} {'of' if phase else 'in'} {plan.path}" if plan.path else phase
+
+
+def saving(plan: Plan) -> Iterator[str]:
+    """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
+    if plan.peak_bytes is None:
+        return
+    for lever in sorted(plan.levers, key=lambda one: one.peak_bytes):
+        if (saved := plan.peak_bytes - lever.peak_bytes) > 0:
+            yield f"{lever.name} would save {units.size(saved)}"
 
 
 def fit_text(fit: Fit) -> str:

@@ -25,7 +25,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
-from pytest_modelbudget.summary import Layer, Weight
+from pytest_modelbudget.summary.model import Layer
+from pytest_modelbudget.summary.tensors import Weight
+
+LOOK_UP = "(Reversible)?Embedding|EmbeddingBag"
+"""The types of look-up tables."""
 
 _MOST = 6
 """Weights that are named; of more, the first ones and how many others there are."""
@@ -72,6 +76,11 @@ def formula(layer: Layer) -> Formula | None:
     rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, layer.type)), None)
     found = rule(own) if rule is not None and own else None
     return found if found is not None and found.value == layer.params else None
+
+
+def is_familiar(kind: str) -> bool:
+    """Whether there is a formula for layers of this type."""
+    return any(re.fullmatch(pattern, kind) for pattern, _ in _RULES)
 
 
 def _from_weights(own: list[Weight], params: int) -> str:
@@ -327,7 +336,7 @@ _RULES: tuple[tuple[str, Callable[[Shapes], Formula | None]], ...] = (
     ("Conv[123]DTranspose|ConvTranspose[123]d", _transposed),
     ("DepthwiseConv[12]D", _depthwise),
     ("SeparableConv[12]D", _separable),
-    ("(Reversible)?Embedding|EmbeddingBag", _embedding),
+    (LOOK_UP, _embedding),
     ("LayerNorm|LayerNormalization|RMSNorm|RMSNormalization", _norm("width")),
     (
         "BatchNorm[123]d|SyncBatchNorm|BatchNormalization|GroupNorm|GroupNormalization|InstanceNorm[123]d",

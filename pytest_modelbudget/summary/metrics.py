@@ -1,0 +1,302 @@
+"""The one table of metrics: the numbers of a model that limits, reports and trackers know, each in one row.
+
+A new metric is a row of `METRICS`, with the function that reads it from a summary, and a row of the README's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pytest_modelbudget import units
+from pytest_modelbudget.summary import embeddings
+from pytest_modelbudget.summary.model import Summary
+from pytest_modelbudget.summary.plan import Kind
+
+Number = int | Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number of a model.
+
+    `get` reads it, None when it is not known, and then `why_unknown` says why (empty when nothing does). `kind` is its
+    unit, `meaning` its description in schemas and for machines, `short` its name in narrow columns, `mlflow` its name
+    there (in MiB, GFLOPs or percent where it has such a unit). `line` is its name under a layer table, where it stands
+    when `listed` says so; empty for what has words of its own there, or none.
+
+    `stored`: snapshots have a line of it, and its changes are split by what caused them. `grows`: it follows from what
+    snapshots record, so that a base has it and growth can be limited. `additive`: its sum over models means something.
+    `of_layers`: rows have an attribute of this name, and layers can be limited. `law`: its growth in a dimension can be
+    limited. `plan` is the planned run that it is of. `on_request`: it is known only of models whose registration asks
+    for it, so that its absence is no news.
+    """
+
+    name: str
+    kind: units.Kind
+    get: Callable[[Summary], Number | None]
+    meaning: str
+    short: str
+    mlflow: str
+    line: str = ""
+    listed: Callable[[Summary], bool] = lambda _: True
+    stored: bool = False
+    grows: bool = False
+    additive: bool = False
+    of_layers: bool = False
+    law: bool = False
+    plan: Kind | None = None
+    on_request: bool = False
+    why_unknown: Callable[[Summary], str] = lambda _: ""
+
+    def show(self, value: Number) -> str:
+        """`value` in full: `225,610`, `24,804 bytes`, `12,200 FLOPs`, `90.8%`, `3.76`."""
+        return show(self.kind, value)
+
+
+def show(kind: units.Kind, value: Number) -> str:
+    """A number of one kind in full, with its unit."""
+    match kind:
+        case "share":
+            return f"{decimals(value * 100)}%"
+        case "ratio":
+            return decimals(value)
+        case "bytes":
+            return f"{int(value):,} bytes"
+        case "flops":
+            return f"{int(value):,} FLOPs"
+        case _:
+            return f"{int(value):,}"
+
+
+def decimals(value: Number) -> str:
+    """Enough decimals that a value just over a limit does not look equal to it."""
+    text = units.rounded(value, ",.4f")
+    return text if "e" in text else text.rstrip("0").rstrip(".")
+
+
+def _peak(kind: Kind) -> Callable[[Summary], int | None]:
+    """The peak of a run as it was planned; None when it is not known, or no such run was asked for."""
+
+    def peak(summary: Summary) -> int | None:
+        plan = summary.plan(kind)
+        return None if plan is None else plan.peak_bytes
+
+    return peak
+
+
+def _reason(text: str) -> str:
+    return f"unknown ({text})" if text else ""
+
+
+def _from_notes(word: str) -> Callable[[Summary], str]:
+    """Why a number is not known: the first note of a model with this word."""
+    return lambda summary: _reason(next((note for note in summary.notes if word in note.lower()), ""))
+
+
+def _unplanned(kind: Kind, example: str) -> Callable[[Summary], str]:
+    """Why the memory of a run is not known."""
+
+    def why(summary: Summary) -> str:
+        plan = summary.plan(kind)
+        if plan is None:
+            return f"unknown: no {kind} is planned: write {kind}: {example} for this model"
+        return _reason(plan.notes[0] if plan.notes else "")
+
+    return why
+
+
+def _uncounted(summary: Summary) -> str:
+    if not summary.flops.uncounted:
+        return _from_notes("flops")(summary)
+    names = ", ".join(f"{name} x{calls}" for name, calls in summary.flops.uncounted)
+    known = "" if summary.flops.value is None else f"at least {units.count(summary.flops.value)}, "
+    return _reason(f"{known}no formula for {names}")
+
+
+_TABLE = (
+    Metric(
+        "params",
+        "count",
+        lambda summary: summary.params,
+        "elements of the parameters, a shared one once",
+        "params",
+        "params/total",
+        line="Total params",
+        stored=True,
+        grows=True,
+        additive=True,
+        of_layers=True,
+    ),
+    Metric(
+        "trainable_params",
+        "count",
+        lambda summary: summary.trainable_params,
+        "params that are trained",
+        "trainable",
+        "params/trainable",
+        line="Trainable params",
+        stored=True,
+        grows=True,
+        additive=True,
+        of_layers=True,
+    ),
+    Metric(
+        "non_trainable_params",
+        "count",
+        lambda summary: summary.non_trainable_params,
+        "params that are not trained",
+        "frozen",
+        "params/non_trainable",
+        line="Non-trainable params",
+        stored=True,
+        grows=True,
+        additive=True,
+        of_layers=True,
+    ),
+    Metric(
+        "non_embedding_params",
+        "count",
+        embeddings.params_outside,
+        "params but for those of look-up tables (embedding layers) and of heads tied to one",
+        "non-embedding",
+        "params/non_embedding",
+        line="Non-embedding params",
+        listed=lambda summary: embeddings.params_outside(summary) != summary.params,
+        grows=True,
+        additive=True,
+        why_unknown=lambda summary: _reason(embeddings.why_unknown(summary)),
+    ),
+    Metric(
+        "buffers",
+        "count",
+        lambda summary: summary.buffers,
+        "elements of torch buffers and of Keras' scales beside quantised weights",
+        "buffers",
+        "params/buffers",
+        line="Buffers",
+        listed=lambda summary: bool(summary.buffers),
+        stored=True,
+        grows=True,
+        additive=True,
+        of_layers=True,
+    ),
+    Metric(
+        "weight_bytes",
+        "bytes",
+        lambda summary: summary.weight_bytes,
+        "bytes of params and buffers as stored",
+        "weights",
+        "memory/weights_mib",
+        stored=True,
+        grows=True,
+        additive=True,
+        of_layers=True,
+    ),
+    Metric(
+        "flops",
+        "flops",
+        lambda summary: summary.flops.value,
+        "one forward pass; a multiply-add counts 2",
+        "FLOPs",
+        "compute/forward_gflops",
+        grows=True,
+        additive=True,
+        of_layers=True,
+        law=True,
+        why_unknown=_uncounted,
+    ),
+    Metric(
+        "activation_bytes",
+        "bytes",
+        lambda summary: summary.activation_bytes,
+        "bytes held from the forward pass for the backward pass, params and inputs not counted",
+        "activations",
+        "memory/activations_mib",
+        additive=True,
+        of_layers=True,
+        law=True,
+        why_unknown=_from_notes("activation"),
+    ),
+    Metric(
+        "inference_peak_bytes",
+        "bytes",
+        _peak("inference"),
+        "most bytes alive at once in one forward pass without gradients, as inference: says",
+        "inference",
+        "memory/inference_peak_mib",
+        grows=True,
+        law=True,
+        plan="inference",
+        on_request=True,
+        why_unknown=_unplanned("inference", "{batch: 32, precision: bf16}"),
+    ),
+    Metric(
+        "training_peak_bytes",
+        "bytes",
+        _peak("training"),
+        "most bytes alive at once in one training step, as training: says",
+        "training",
+        "memory/training_peak_mib",
+        grows=True,
+        law=True,
+        plan="training",
+        on_request=True,
+        why_unknown=_unplanned("training", "{batch: 32, optimizer: adamw}"),
+    ),
+    Metric(
+        "layers",
+        "count",
+        lambda summary: len(summary.leaves),
+        "layers that hold no other layers, sums and concatenations in a forward among them",
+        "layers",
+        "layers/count",
+        grows=True,
+    ),
+    Metric(
+        "largest_layer_share",
+        "share",
+        lambda summary: summary.largest_layer_share,
+        "share of params in the largest layer",
+        "largest",
+        "layers/largest_share_pct",
+        grows=True,
+    ),
+    Metric(
+        "params_per_sample",
+        "ratio",
+        lambda summary: summary.params_per_sample,
+        "params for each training sample",
+        "per sample",
+        "params/per_sample",
+        on_request=True,
+        why_unknown=lambda _: "unknown: give the size of the training set as samples",
+    ),
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+"""Every metric, by name."""
+
+LAYER_METRICS: dict[str, units.Kind] = {
+    **{metric.name: metric.kind for metric in _TABLE if metric.of_layers},
+    "share": "share",
+}
+"""What can be limited for the layers that a glob matches; `share` is the layer's share of all params."""
+
+PEAKS: dict[str, Kind] = {metric.name: metric.plan for metric in _TABLE if metric.plan is not None}
+"""Metrics of a plan, and the section of the recipe that asks for it."""
+
+STORED = tuple(metric.name for metric in _TABLE if metric.stored)
+"""Metrics that snapshots write down as they are; each is an attribute of `Summary`."""
+
+GROWS = frozenset(metric.name for metric in _TABLE if metric.grows)
+"""Metrics that follow from what snapshots record, so that a base has them and growth can be told."""
+
+LAYER_GROWS = frozenset((*(metric.name for metric in _TABLE if metric.stored and metric.of_layers), "share"))
+"""The same for layers; snapshots record no FLOPs of a row."""
+
+ADDITIVE = tuple(metric.name for metric in _TABLE if metric.additive)
+"""Metrics whose sum over several models means something."""
+
+GROWING = tuple(metric.name for metric in _TABLE if metric.law)
+"""Metrics whose growth in a dimension can be limited."""

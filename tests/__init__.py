@@ -1,0 +1,1 @@
+"""Tests of pytest-modelbudget: a package, so that no other of this name (some libraries install theirs) is taken."""
