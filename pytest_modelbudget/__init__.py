@@ -61,5 +61,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home, _, other = _HOMES[name].partition(":")
-    return getattr(import_module(f"{__name__}.{home}"), other or name)
+    home, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{home}"), attribute or name)

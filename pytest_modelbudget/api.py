@@ -12,7 +12,7 @@ from typing import Any
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexistence import coexisting
 from pytest_modelbudget.engine.planning import plans_of
-from pytest_modelbudget.engine.run import live_entry, of_live, summarize_live
+from pytest_modelbudget.engine.run import from_live, live_entry, summarize_live
 from pytest_modelbudget.entry import ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
@@ -56,9 +56,9 @@ def _refuse_unknown_sizes(entry: ModelEntry, sizes: Mapping[str, int]) -> None:
     symbols = entry.inputs.symbols if isinstance(entry.inputs, Inputs) else ()
     if any(symbol not in (BATCH, *sizes) for symbol in symbols):  # that one has no size is an error of its own
         return
-    if unknown := [name for name in sizes if name not in symbols]:
+    if unknown_dims := [name for name in sizes if name not in symbols]:
         raise ModelBudgetError(
-            f"{entry.id}: the inputs have no dimension {unknown[0]} (they have {', '.join(symbols) or 'none'}): "
+            f"{entry.id}: the inputs have no dimension {unknown_dims[0]} (they have {', '.join(symbols) or 'none'}): "
             'name it in inputs, as in "float32[B, T, 8]", or leave its size out'
         )
 
@@ -99,7 +99,7 @@ def plan(
     [recipe] = entry.recipes
     entry = replace(entry, batch=recipe.batch or batch, dims={**(dims or {}), **recipe.dims})
     with coexisting():
-        [planned] = of_live(model_or_builder, entry, partial(plans_of, advice=advice))
+        [planned] = from_live(model_or_builder, entry, partial(plans_of, advice=advice))
     return planned
 
 
@@ -108,11 +108,11 @@ def _name(model_or_builder: object, name: str | None) -> str:
     return name or _label(model_or_builder if owner is None else type(model_or_builder))
 
 
-def _label(thing: object) -> str:
-    if isinstance(thing, (str, os.PathLike)):
-        path = os.fspath(thing)
-        thing = Path(path).stem if names_file(str(path)) else str(path).rpartition(":")[2]
-    name = thing if isinstance(thing, str) else getattr(thing, "__name__", type(thing).__name__)
+def _label(subject: object) -> str:
+    if isinstance(subject, (str, os.PathLike)):
+        path = os.fspath(subject)
+        subject = Path(path).stem if names_file(str(path)) else str(path).rpartition(":")[2]
+    name = subject if isinstance(subject, str) else getattr(subject, "__name__", type(subject).__name__)
     return (
         "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name).strip(".-")
         or "model"

@@ -27,16 +27,16 @@ _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class PlainValue:
     """A plain value (bool, None, number, of an example any object) that is handed to the model as it is."""
 
     value: Any
 
 
-Tree = TensorSpec | Literal | list["Tree"] | tuple["Tree", ...] | dict[Any, "Tree"]
+Tree = TensorSpec | PlainValue | list["Tree"] | tuple["Tree", ...] | dict[Any, "Tree"]
 """A tensor, a plain value, or a list or mapping of these; tuples come from examples alone."""
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 
 
@@ -50,9 +50,9 @@ class Inputs:
 
     args: tuple[Tree, ...] = ()
     kwargs: dict[str, Tree] = field(default_factory=dict)
-    example: Call | None = field(default=None, compare=False, repr=False)
+    example: CallArguments | None = field(default=None, compare=False, repr=False)
 
-    def build(self, make: Callable[[str, TensorSpec], object]) -> Call:
+    def build(self, make: Callable[[str, TensorSpec], object]) -> CallArguments:
         """Return `(args, kwargs)` with every tensor made by `make(name, spec)` and every plain value as it is."""
         args = tuple(_build(tree, make, str(index)) for index, tree in enumerate(self.args))
         return args, {name: _build(tree, make, name) for name, tree in self.kwargs.items()}
@@ -62,13 +62,13 @@ class Inputs:
         """Every tensor with its name: `user`, or its position `0`, or the way to it as `batch.ids`, `0.1`."""
         if self.example is not None:
             return tuple(Input(name, _spec_of(tensor)) for name, tensor in tensors_in(self.example))
-        found: list[Input] = []
+        inputs: list[Input] = []
 
         def note(name: str, spec: TensorSpec) -> None:
-            found.append(Input(name, spec))
+            inputs.append(Input(name, spec))
 
         self.build(note)
-        return tuple(found)
+        return tuple(inputs)
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -85,11 +85,11 @@ class Example:
 
 def symbols_of(ports: Sequence[Input]) -> tuple[str, ...]:
     """The names of the symbolic dimensions of these inputs and of their values, in the order first met."""
-    names = (name for port in ports for name in (*port.spec.shape, _value(port.spec)) if isinstance(name, str))
+    names = (name for port in ports for name in (*port.spec.shape, _value_symbol(port.spec)) if isinstance(name, str))
     return tuple(dict.fromkeys(names))
 
 
-def _value(spec: TensorSpec) -> bool | int | float | str | None:
+def _value_symbol(spec: TensorSpec) -> bool | int | float | str | None:
     return spec.values.value if isinstance(spec.values, Fill) else None
 
 
@@ -97,20 +97,20 @@ def _build(tree: Tree, make: Callable[[str, TensorSpec], object], name: str) -> 
     match tree:
         case TensorSpec():
             return make(name, tree)
-        case Literal(value):
+        case PlainValue(value):
             return value
         case dict():
             return {key: _build(item, make, f"{name}.{key}") for key, item in tree.items()}
         case _:
-            return _like(tree, [_build(item, make, f"{name}.{index}") for index, item in enumerate(tree)])
+            return _same_container(tree, [_build(item, make, f"{name}.{index}") for index, item in enumerate(tree)])
 
 
-def _like(sequence: Any, items: list[Any]) -> Any:
+def _same_container(sequence: Any, items: list[Any]) -> Any:
     """`items` as the same kind of list or tuple; that of a named tuple takes them one by one."""
     return type(sequence)(*items) if hasattr(sequence, "_fields") else type(sequence)(items)
 
 
-def concrete(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+def concrete_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of `spec` with every symbolic dimension at its size."""
     return tuple(sizes[dim] if isinstance(dim, str) else 1 if dim is None else dim for dim in spec.shape)
 
@@ -121,15 +121,15 @@ def sizes_for(inputs: Inputs, *, batch: int, dims: Mapping[str, int]) -> dict[st
     Raises:
         ModelBudgetError: a dimension has a name and no size.
     """
-    known = {BATCH: batch, **dims}
-    missing = [name for name in inputs.symbols if name not in known]
+    sizes = {BATCH: batch, **dims}
+    missing = [name for name in inputs.symbols if name not in sizes]
     if missing:
-        wanted = ", ".join(f"{name}: 128" for name in missing)
+        example = ", ".join(f"{name}: 128" for name in missing)
         raise ModelBudgetError(
-            f"the symbolic dimension {missing[0]!r} has no size: give one with dims: {{{wanted}}} "
+            f"the symbolic dimension {missing[0]!r} has no size: give one with dims: {{{example}}} "
             f"(batch sizes only {BATCH})"
         )
-    return {name: known[name] for name in inputs.symbols}
+    return {name: sizes[name] for name in inputs.symbols}
 
 
 def parse(value: object) -> Inputs | Example | None:
@@ -146,28 +146,28 @@ def parse(value: object) -> Inputs | Example | None:
         return Example(value.strip())
     if isinstance(value, Mapping):
         if value and set(value) <= {"args", "kwargs"}:
-            return Inputs(_args(value.get("args") or []), _kwargs(value.get("kwargs") or {}))
-        return Inputs((), _kwargs(value))
+            return Inputs(_parse_args(value.get("args") or []), _parse_kwargs(value.get("kwargs") or {}))
+        return Inputs((), _parse_kwargs(value))
     if isinstance(value, (TensorSpec, str)) or _is_shape(value):
-        return Inputs((_tree(value, "inputs"),))
-    return Inputs(_args(value))
+        return Inputs((_parse_tree(value, "inputs"),))
+    return Inputs(_parse_args(value))
 
 
-def _args(value: object) -> tuple[Tree, ...]:
+def _parse_args(value: object) -> tuple[Tree, ...]:
     if _is_shape(value):
-        return (_tree(value, "args"),)
+        return (_parse_tree(value, "args"),)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ModelBudgetError(f'inputs: {value!r} is not a list of tensors: write e.g. ["float32[B, 16]"]')
-    return tuple(_tree(item, str(index)) for index, item in enumerate(value))
+    return tuple(_parse_tree(item, str(index)) for index, item in enumerate(value))
 
 
-def _kwargs(value: object) -> dict[str, Tree]:
+def _parse_kwargs(value: object) -> dict[str, Tree]:
     if not isinstance(value, Mapping):
         raise ModelBudgetError(f'inputs: {value!r} is not a mapping of names to tensors: write {{x: "float32[B, 16]"}}')
-    return {_name(key): _tree(item, str(key)) for key, item in value.items()}
+    return {_checked_name(key): _parse_tree(item, str(key)) for key, item in value.items()}
 
 
-def _name(key: object) -> str:
+def _checked_name(key: object) -> str:
     if not isinstance(key, str):
         raise ModelBudgetError(f"inputs: the name {key!r} is not text")
     return key
@@ -179,56 +179,56 @@ def _is_shape(value: object) -> bool:
     return all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
-def _tree(value: object, where: str) -> Tree:
+def _parse_tree(value: object, where: str) -> Tree:
     match value:
         case TensorSpec():
-            return _checked(value, where)
+            return _checked_spec(value, where)
         case str():
-            return _checked(_spec(value, where), where)
+            return _checked_spec(_parse_spec(value, where), where)
         case None | bool() | float():
-            return Literal(value)
+            return PlainValue(value)
         case int():
-            return Literal(value)
+            return PlainValue(value)
         case Mapping():
-            return {_name(key): _tree(item, f"{where}.{key}") for key, item in value.items()}
+            return {_checked_name(key): _parse_tree(item, f"{where}.{key}") for key, item in value.items()}
         case Sequence() if _is_shape(value):
-            return _checked(TensorSpec(tuple(value)), where)
+            return _checked_spec(TensorSpec(tuple(value)), where)
         case Sequence():
-            return [_tree(item, f"{where}.{index}") for index, item in enumerate(value)]
+            return [_parse_tree(item, f"{where}.{index}") for index, item in enumerate(value)]
         case _:
             raise ModelBudgetError(f'inputs: {where}: {value!r} is not a tensor: write e.g. "float32[B, 16]"')
 
 
-def _spec(text: str, where: str) -> TensorSpec:
+def _parse_spec(text: str, where: str) -> TensorSpec:
     try:
         return TensorSpec.parse(text)
     except ModelBudgetError as mistake:
         raise ModelBudgetError(f"inputs: {where}: {mistake}") from None
 
 
-def _checked(spec: TensorSpec, where: str) -> TensorSpec:
+def _checked_spec(spec: TensorSpec, where: str) -> TensorSpec:
     if spec.dtype not in ITEM_BYTES and spec.dtype != "string":
         from difflib import get_close_matches
 
-        near = get_close_matches(spec.dtype, ITEM_BYTES, n=1)
-        hint = f", did you mean {near[0]!r}" if near else ""
+        close_matches = get_close_matches(spec.dtype, ITEM_BYTES, n=1)
+        hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
         raise ModelBudgetError(f"inputs: {where}: {spec}: there is no dtype {spec.dtype!r}{hint}")
     for dim in spec.shape:
         if isinstance(dim, str) and not dim.isidentifier():
             raise ModelBudgetError(f"inputs: {where}: {spec}: the dimension {dim!r} is neither a size nor a name")
         if dim is None:
             raise ModelBudgetError(f"inputs: {where}: {spec}: name the open dimension, e.g. T, and size it with dims")
-    if spec.values is not None and (problem := _misfit(spec, spec.values)):
+    if spec.values is not None and (problem := _why_values_do_not_fit(spec, spec.values)):
         raise ModelBudgetError(f"inputs: {where}: {spec}: {problem}")
     return spec
 
 
-def _misfit(spec: TensorSpec, values: Fill | Below) -> str | None:
+def _why_values_do_not_fit(spec: TensorSpec, values: Fill | Below) -> str | None:
     """Why a tensor of this dtype cannot have these values, with what to write."""
     shape = spec.dims
-    if whole := re.fullmatch(r"(u?)int([0-9]+)", spec.dtype):
-        bits = int(whole[2])
-        low, high = (0, 2**bits - 1) if whole[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if integer_match := re.fullmatch(r"(u?)int([0-9]+)", spec.dtype):
+        bits = int(integer_match[2])
+        low, high = (0, 2**bits - 1) if integer_match[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         if isinstance(values, Below):
             return None if values.bound <= high + 1 else f"{spec.dtype} ends at {high}: write a bound up to {high + 1}"
         value = values.value
@@ -256,34 +256,36 @@ def from_example(value: object) -> Inputs:
     the one argument.
     """
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        call: Call = (), {key: value[key] for key in value}
+        call: CallArguments = (), {key: value[key] for key in value}
     else:
         call = tuple(value) if isinstance(value, (tuple, list)) and type(value) in (tuple, list) else (value,), {}
     args, kwargs = call
-    return Inputs(tuple(map(_example, args)), {name: _example(item) for name, item in kwargs.items()}, call)
+    return Inputs(
+        tuple(map(_describe_example, args)), {name: _describe_example(item) for name, item in kwargs.items()}, call
+    )
 
 
-def _example(value: Any) -> Tree:
+def _describe_example(value: Any) -> Tree:
     if is_tensor(value):
         return _spec_of(value)
     if isinstance(value, Mapping):
-        return {key: _example(item) for key, item in value.items()}
+        return {key: _describe_example(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         try:
-            return _like(value, list(map(_example, value)))  # type: ignore[no-any-return]
+            return _same_container(value, list(map(_describe_example, value)))  # type: ignore[no-any-return]
         except Exception:  # a tuple of a class that takes nothing but tensors
-            return Literal(value)
-    return Literal(value)
+            return PlainValue(value)
+    return PlainValue(value)
 
 
 def is_tensor(value: Any) -> bool:
     """Whether `value` is a tensor or array of some framework."""
-    if isinstance(value, type) or _attribute(value, "dtype") is None:
+    if isinstance(value, type) or _safe_attribute(value, "dtype") is None:
         return False
-    return hasattr(type(value), "shape") or _attribute(value, "shape") is not None  # that of nested tensors raises
+    return hasattr(type(value), "shape") or _safe_attribute(value, "shape") is not None  # that of nested tensors raises
 
 
-def _attribute(value: Any, name: str) -> Any:
+def _safe_attribute(value: Any, name: str) -> Any:
     """The attribute, None where there is none; an object may answer the question with any error."""
     try:
         return getattr(value, name, None)
@@ -291,24 +293,24 @@ def _attribute(value: Any, name: str) -> Any:
         return None
 
 
-def tensors_in(call: Call) -> Iterator[tuple[str, Any]]:
+def tensors_in(call: CallArguments) -> Iterator[tuple[str, Any]]:
     """Every tensor in the arguments of a call, by the way to it; private names of attributes are no part of the way.
 
     Looked through are lists, tuples, mappings, and what objects have as attributes.
     """
     args, kwargs = call
-    seen: set[int] = set()
+    visited: set[int] = set()
     for name, value in (*((str(index), value) for index, value in enumerate(args)), *kwargs.items()):
-        yield from _inside(value, name, seen)
+        yield from _tensors_inside(value, name, visited)
 
 
-def _inside(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _tensors_inside(value: Any, name: str, visited: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
     if is_tensor(value):
         yield name, value
-    elif not isinstance(value, _OPAQUE) and id(value) not in seen and depth < _DEEPEST:
-        seen.add(id(value))
-        for part, item in _parts(value):
-            yield from _inside(item, name if part.startswith("_") else f"{name}.{part}", seen, depth + 1)
+    elif not isinstance(value, _OPAQUE) and id(value) not in visited and depth < _DEEPEST:
+        visited.add(id(value))
+        for part, item in _named_parts(value):
+            yield from _tensors_inside(item, name if part.startswith("_") else f"{name}.{part}", visited, depth + 1)
 
 
 _DEEPEST = 32
@@ -320,19 +322,19 @@ _OPAQUE = (str, bytes, int, float, complex, type(None), type, ModuleType, Refere
 """What holds no tensors to look for."""
 
 
-def _parts(value: Any) -> list[tuple[str, Any]]:
+def _named_parts(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [(str(key), item) for key, item in value.items()]
-    if names := _attribute(value, "_fields") if isinstance(value, tuple) else None:
+    if names := _safe_attribute(value, "_fields") if isinstance(value, tuple) else None:
         return list(zip(names, value, strict=True))
     if isinstance(value, (list, tuple, deque)):
         return [(str(index), item) for index, item in enumerate(value)]
-    slots = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
-    held = [(name, _attribute(value, name)) for name in slots if not name.startswith("__")]
-    return [*held, *(_attribute(value, "__dict__") or {}).items()]
+    slots = [name for kind in type(value).__mro__ for name in _slot_names(vars(kind).get("__slots__", ()))]
+    slot_values = [(name, _safe_attribute(value, name)) for name in slots if not name.startswith("__")]
+    return [*slot_values, *(_safe_attribute(value, "__dict__") or {}).items()]
 
 
-def _names(slots: Any) -> tuple[str, ...]:
+def _slot_names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.system.intact import any_size
+from pytest_modelbudget.system.intact import any_digits
 
 Kind = Literal["count", "bytes", "flops", "share", "ratio"]
 
@@ -48,7 +48,7 @@ _EXACT = 2.0**53
 _NUMBER = re.compile(r"\s*((?:0|[1-9][0-9_]*)(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 
 
-@any_size()
+@any_digits()
 def parse(value: object, kind: Kind) -> int | Fraction:
     """Return the number that `value` stands for: elements, bytes or FLOPs as int, shares and ratios as Fraction.
 
@@ -106,8 +106,8 @@ def _unit_mistake(value: object, unit: str, kind: Kind) -> str:
     if not unit:
         return f"{value!r} needs a unit: write e.g. {_EXAMPLES[kind]}"
     names = {name.lower(): name for name in _UNITS[kind] if name}
-    near = get_close_matches(unit.lower(), names, n=1, cutoff=0.7)
-    hint = f", did you mean {names[near[0]]!r}" if near else ""
+    close_matches = get_close_matches(unit.lower(), names, n=1, cutoff=0.7)
+    hint = f", did you mean {names[close_matches[0]]!r}" if close_matches else ""
     return f"{value!r} has the unit {unit!r}, which does not count {_NOUN[kind]}{hint}: write e.g. {_EXAMPLES[kind]}"
 
 

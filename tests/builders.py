@@ -6,7 +6,7 @@ from pytest_modelbudget.summary import (
     Fit,
     Flops,
     Input,
-    Largest,
+    LargestSize,
     Layer,
     Lever,
     Part,
@@ -103,7 +103,7 @@ def training(peak: int = 40 * 2**20) -> Plan:
         timeline=tuple(Point(phase, path, size * mib) for phase, path, size in [*curve, ("optimizer", "", 16)]),  # type: ignore[arg-type]
         levers=(Lever("checkpointing: blocks", 22 * mib, "about a third more compute"), Lever("batch: 64", 80 * mib)),
         fits=(Fit("80 MiB", 80 * mib, 45 * mib), Fit("40 MiB", 40 * mib, 45 * mib), Fit("abacus", 1, None)),
-        largest=(Largest("B", 57, "80 MiB"), Largest("T", 0, "40 MiB")),
+        largest=(LargestSize("B", 57, "80 MiB"), LargestSize("T", 0, "40 MiB")),
         notes=("the context of the device is not part of it",),
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.inputs import Inputs, concrete
+from pytest_modelbudget.inputs import Inputs, concrete_shape
 from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec, Weight
 
 FRAMEWORK = "fakenet"
@@ -65,7 +65,7 @@ def summarize(model: Model, *, name: str, inputs: Inputs | None, sizes: Mapping[
     for path, kernel in model.kernels.items():
         if spec.shape[-1] != kernel[0]:
             raise ModelBudgetError(f"{name}: inputs do not fit: layer {path!r} takes [B, {kernel[0]}], got {spec.dims}")
-        flops = 2 * concrete(spec, sizes)[0] * kernel[0] * kernel[1]
+        flops = 2 * concrete_shape(spec, sizes)[0] * kernel[0] * kernel[1]
         total += flops
         spec = TensorSpec((*spec.shape[:-1], kernel[1]))
         came_from = layers[-1].path if layers else inputs.ports[0].name

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pytest_modelbudget import budget
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
 from pytest_modelbudget.summary import (
     Fit,
     Flops,
     Growth,
     Input,
-    Largest,
+    LargestSize,
     Layer,
     Lever,
     Part,
@@ -77,7 +77,7 @@ def model(name: str) -> Summary:
         "training", name, 100, 120, phase="backward", path=name, op=name,
         parts=(Part("param", name, 60), Part("activation", name, 40)),
         timeline=(Point("forward", name, 60), Point("backward", name, 100), Point("optimizer", name, 60)),
-        levers=(Lever(name, 50, name),), fits=(Fit(name, 50, 100),), largest=(Largest(name, 3, name),), notes=(name,),
+        levers=(Lever(name, 50, name),), fits=(Fit(name, 50, 100),), largest=(LargestSize(name, 3, name),), notes=(name,),
     )  # fmt: skip
     return Summary(
         name, "torch", layers, inputs, (spec("B", 3),), Flops(12, ((name, 1),)), notes=(name,),
@@ -92,9 +92,9 @@ def results(name: str) -> list[Result]:
     entry = ModelEntry("net", build="a:b", budgets=tuple(budget.parse(written, lambda below: place)), place=place)
     near = ModelEntry("near", build="a:b", budgets={"params": {"max": 3, "warn": "50%"}}, place=place)
     summary = model(name)
-    before = Snapshot(Stored.DIFFERENT, f"__model_budget__/{name}.yaml", before=replace(summary, layers=()))
-    equal = Snapshot(Stored.EQUAL, "__model_budget__/near.yaml")
-    broken = Snapshot(Stored.BROKEN, "__model_budget__/net.yaml", problem=name)
+    before = Snapshot(SnapshotState.DIFFERENT, f"__model_budget__/{name}.yaml", before=replace(summary, layers=()))
+    equal = Snapshot(SnapshotState.EQUAL, "__model_budget__/near.yaml")
+    broken = Snapshot(SnapshotState.BROKEN, "__model_budget__/net.yaml", problem=name)
     return [
         replace(check(entry, summary, before), nodeid=f"modelbudget.yaml::{name}"),
         replace(check(near, summary, equal), nodeid="modelbudget.yaml::near"),

@@ -109,7 +109,7 @@ def test_manifest_keys_are_those_of_the_schema() -> None:
 
 def test_recipe_keys_are_those_of_recipes() -> None:
     """The table has every key with the recipes it may stand in, its default, and the names that it takes."""
-    known = {(kind, one.name) for kind, shape in written.KINDS.items() for one in fields(shape)}
+    known = {(kind, one.name) for kind, shape in written.RECIPE_TYPES.items() for one in fields(shape)}
     rows = [(kind, key) for keys, of, _ in table("Recipes") for kind in of.split(", ") for key in code(keys)]
     assert set(rows) == known
     assert len(rows) == len(known)
@@ -180,7 +180,7 @@ def test_arguments_of_the_table_are_read() -> None:
     """Each row is one of the forms, and no other is left out."""
     written = [yaml.safe_load(code(row[0])[0]) for row in table("Arguments")]
     kinds = [type(arguments.read([value], (), lambda _: None)[0]) for value in written]
-    assert kinds == [arguments.Call, arguments.Reference, arguments.Literal]
+    assert kinds == [arguments.ArgCall, arguments.Reference, arguments.LiteralArgument]
 
 
 def test_names_of_the_library_are_public() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_modelbudget import inputs
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.inputs import Example, Inputs, Literal
+from pytest_modelbudget.inputs import Example, Inputs, PlainValue
 from pytest_modelbudget.summary import Below, Fill, TensorSpec
 
 IMAGE = TensorSpec(("B", 3, 8, 8))
@@ -31,7 +31,7 @@ IDS = TensorSpec(("B", "T"), "int64")
         pytest.param({"args": [{"a": "int64[B, T]"}]}, Inputs(({"a": IDS},)), id="one dict argument"),
         pytest.param({"args": [["int64[B, T]", "[B,3,8,8]"]]}, Inputs(([IDS, IMAGE],)), id="a list argument"),
         pytest.param(
-            {"ids": "int64[B, T]", "cache": False}, Inputs((), {"ids": IDS, "cache": Literal(False)}), id="flag"
+            {"ids": "int64[B, T]", "cache": False}, Inputs((), {"ids": IDS, "cache": PlainValue(False)}), id="flag"
         ),
         pytest.param({"x": "float32[]"}, Inputs((), {"x": TensorSpec(())}), id="scalar tensor"),
         pytest.param("int64[] = 3", Inputs((TensorSpec((), "int64", Fill(3)),)), id="a value"),
@@ -140,7 +140,7 @@ def test_values_are_read_back_as_they_are_written(text: str) -> None:
 
 def test_a_size_of_zero_is_a_size() -> None:
     """A batch of none stays one; a dimension of any size is taken as 1."""
-    assert inputs.concrete(TensorSpec((0, None, "T", 3)), {"T": 5}) == (0, 1, 5, 3)
+    assert inputs.concrete_shape(TensorSpec((0, None, "T", 3)), {"T": 5}) == (0, 1, 5, 3)
 
 
 class _Tensor:
@@ -152,7 +152,7 @@ def test_from_example() -> None:
     """Real example inputs are read by shape and dtype, whatever their framework."""
     half = TensorSpec((2, 3), "float16")
     assert inputs.from_example(_Tensor()) == Inputs((half,))
-    assert inputs.from_example((_Tensor(), 3)) == Inputs((half, Literal(3)))
+    assert inputs.from_example((_Tensor(), 3)) == Inputs((half, PlainValue(3)))
     assert inputs.from_example({"a": [_Tensor()]}) == Inputs((), {"a": [half]})
 
 

@@ -143,7 +143,7 @@ def backend(name: str) -> Backend:
 
 def owner(model: object) -> Backend | None:
     """The backend that owns `model`, or None; a Keras model that runs on torch is a torch module too, and is Keras'."""
-    return next((one for one in reversed(loaded()) if one.owns(model)), None)
+    return next((candidate for candidate in reversed(loaded()) if candidate.owns(model)), None)
 
 
 @contextmanager

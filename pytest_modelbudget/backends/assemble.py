@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from pytest_modelbudget.backends.costs import Count
+from pytest_modelbudget.backends.costs import FlopsCount
 from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Flops, Layer, Weight
@@ -35,10 +35,10 @@ class Row:
 class HeldWeight:
     """A variable as a layer holds it: `weight` has the name that it should have in its row, and is tied to nothing.
 
-    `variable` is the identity of the variable, `memory` that of what it stores its numbers in.
+    `identity` is that of the variable, `memory` that of what it stores its numbers in.
     """
 
-    variable: int
+    identity: int
     memory: Hashable
     weight: Weight
 
@@ -88,11 +88,11 @@ def rows(model: Any, structure: Structure, called: Mapping[Place, Sequence[int]]
         ModelBudgetError: a weight of the model would be in no row.
     """
     assembly = _Assembly(structure, called)
-    found = list(assembly.whole(model) if structure.is_model(model) else assembly.alone(model))
+    all_rows = list(assembly.whole(model) if structure.is_model(model) else assembly.alone(model))
     lost = [name for identity, name in structure.all_weights(model) if identity not in assembly.entered]
     if lost:
         raise ModelBudgetError(f"{model.name}: the weight {lost[0]!r} belongs to no layer of the model")
-    return found
+    return all_rows
 
 
 def positions_of(chains: Iterable[Sequence[int]]) -> dict[Place, list[int]]:
@@ -110,25 +110,25 @@ class _Assembly:
         self.called = called
         self.entered: set[int] = set()
         self._owners: dict[Hashable, str] = {}
-        self._taken: set[str] = set()
+        self._used_paths: set[str] = set()
 
     def whole(self, model: Any) -> Iterator[Row]:
         """The rows of a model; it has one itself when it holds weights of its own."""
         if own := list(self.structure.weights(model, deep=False)):
-            path = unique(self.structure.name(model), self._taken)
+            path = unique(self.structure.name(model), self._used_paths)
             yield Row(0, id(model), Layer(path, type(model).__name__, weights=self._enter(path, own)))
         yield from self._inside(model, "", True)
 
     def alone(self, layer: Any) -> Iterator[Row]:
         """The row of a layer that stands in no model."""
-        path = unique(self.structure.name(layer), self._taken)
+        path = unique(self.structure.name(layer), self._used_paths)
         shown = self.structure.shown(None, layer, self.called.get((0, id(layer)), ()))
         yield from self._rows(layer, 0, path, shown, {}, True)
 
     def _inside(self, model: Any, prefix: str, is_called: bool) -> Iterator[Row]:
         """The rows below one model; below one that was not called, the calls in its graph did not happen."""
         parts = self.structure.parts(model)
-        paths = {id(part): unique(f"{prefix}{self.structure.name(part)}", self._taken) for part in parts}
+        paths = {id(part): unique(f"{prefix}{self.structure.name(part)}", self._used_paths) for part in parts}
         for part in parts:
             positions = self.called.get((id(model), id(part))) or self.called.get((0, id(part)), ())
             shown = self.structure.shown(model, part, positions)
@@ -157,14 +157,16 @@ class _Assembly:
     def _enter(self, path: str, held: Iterable[HeldWeight]) -> tuple[Weight, ...]:
         """The weights of the row at `path`; those an earlier row holds are tied to it."""
         weights: list[Weight] = []
-        taken: set[str] = set()
-        for one in held:
-            name = unique(one.weight.name, taken)
-            self.entered.add(one.variable)
-            owner = self._owners.setdefault(one.memory, full := f"{path}.{name}")
-            is_plain = owner == full and name == one.weight.name
+        used_names: set[str] = set()
+        for variable in held:
+            name = unique(variable.weight.name, used_names)
+            self.entered.add(variable.identity)
+            owner = self._owners.setdefault(variable.memory, full := f"{path}.{name}")
+            is_plain = owner == full and name == variable.weight.name
             weights.append(
-                one.weight if is_plain else replace(one.weight, name=name, tied_to=None if owner == full else owner)
+                variable.weight
+                if is_plain
+                else replace(variable.weight, name=name, tied_to=None if owner == full else owner)
             )
         return tuple(weights)
 
@@ -174,13 +176,13 @@ def distinct(calls: Iterable[tuple[T, ...]]) -> tuple[tuple[T, ...], ...]:
     return tuple(dict.fromkeys(filter(None, calls)))
 
 
-def unique(name: str, taken: set[str]) -> str:
+def unique(name: str, used_names: set[str]) -> str:
     """`name`, or `name_1`, `name_2` when it is taken; the result is taken from now on."""
     result, number = name, 0
-    while result in taken:
+    while result in used_names:
         number += 1
         result = f"{name}_{number}"
-    taken.add(result)
+    used_names.add(result)
     return result
 
 
@@ -196,7 +198,7 @@ class Costs:
         return None if self.total.value is None else self.by_path.get(layer.path, 0)
 
 
-def costs(rows: Iterable[Row], runs: Iterable[tuple[Count, int, Sequence[int]]]) -> Costs:
+def costs(rows: Iterable[Row], runs: Iterable[tuple[FlopsCount, int, Sequence[int]]]) -> Costs:
     """The sum of what ran: what one run cost, how many there were, and the parts around it, outermost first.
 
     It is in the row of the innermost of these parts that is one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Output = tuple[tuple[int | None, ...], str]
+ShapeDtype = tuple[tuple[int | None, ...], str]
 """Shape and dtype of one tensor; a size that a pass does not tell is None."""
 
 
@@ -17,8 +17,8 @@ class Call:
     """
 
     operation: object
-    given: tuple[Output, ...]
-    outputs: tuple[Output, ...]
+    inputs: tuple[ShapeDtype, ...]
+    outputs: tuple[ShapeDtype, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,15 @@ class Trace:
     """All calls of one pass in the order they began, and the tensors that the model gave back."""
 
     calls: Sequence[Call]
-    outputs: tuple[Output, ...]
+    outputs: tuple[ShapeDtype, ...]
 
     @property
     def form(self) -> list[tuple[object, list[int], list[int]]]:
         """What ran, on tensors of which ranks: equal in passes whose calls can be compared one by one."""
-        calls = [(call.operation, ranks(call.given), ranks(call.outputs)) for call in self.calls]
+        calls = [(call.operation, ranks(call.inputs), ranks(call.outputs)) for call in self.calls]
         return [*calls, ("", [], ranks(self.outputs))]
 
 
-def ranks(tensors: Sequence[Output]) -> list[int]:
+def ranks(tensors: Sequence[ShapeDtype]) -> list[int]:
     """The number of dimensions of each."""
     return [len(shape) for shape, _ in tensors]

@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from pytest_modelbudget.backends import quiet_start
-from pytest_modelbudget.backends.patching import Undoing, patched
+from pytest_modelbudget.backends.patching import UndoOnExit, patched
 
 
 class _NoTritonAfterTensorFlow(MetaPathFinder):
@@ -36,7 +36,7 @@ def coexisting() -> Iterator[None]:
     on leaving."""
     finder = _NoTritonAfterTensorFlow()
     log = logging.getLogger("torch.utils.flop_counter")  # would warn that triton is not there
-    with patched(log, "disabled", True), Undoing(partial(sys.meta_path.remove, finder)):
+    with patched(log, "disabled", True), UndoOnExit(partial(sys.meta_path.remove, finder)):
         sys.meta_path.insert(0, finder)
         with quiet_start.imports():
             yield

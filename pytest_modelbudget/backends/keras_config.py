@@ -21,8 +21,8 @@ def settings() -> Mapping[str, str]:
         content = json.loads((_folder() / "keras.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # Keras goes on with its own settings, too
         return {}
-    known = content if isinstance(content, dict) else {}
-    return {name: str(known[name]) for name, usual in _DEFAULTS.items() if known.get(name, usual) != usual}
+    config = content if isinstance(content, dict) else {}
+    return {name: str(config[name]) for name, default in _DEFAULTS.items() if config.get(name, default) != default}
 
 
 def _folder() -> Path:
@@ -39,14 +39,14 @@ def notes(keras: Any, layers: Sequence[Any]) -> Iterator[str]:
     """
     for name, value in settings().items():
         in_force = getattr(keras.backend, name)()
-        if in_force == value and any(value in _made_of(layer, keras)[name] for layer in layers):
+        if in_force == value and any(value in _settings_in_layer(layer, keras)[name] for layer in layers):
             yield (
                 f"{name} is {value} by keras.json, a file of this machine: "
                 f"set it where the model is built, since it may be {_DEFAULTS[name]} on another"
             )
 
 
-def _made_of(layer: Any, keras: Any) -> dict[str, tuple[Any, ...]]:
+def _settings_in_layer(layer: Any, keras: Any) -> dict[str, tuple[Any, ...]]:
     """What a layer has, that may come from a setting; a model itself has its weights."""
     if isinstance(layer, keras.Model):
         dtypes: tuple[Any, ...] = tuple(getattr(weight.dtype, "name", weight.dtype) for weight in layer.weights)

@@ -11,14 +11,14 @@ from typing import Protocol, cast
 
 from pytest_modelbudget.errors import ModelBudgetError
 
-_READERS = {
+_READER_MODULES = {
     "keras": "pytest_modelbudget.backends.keras.files",
     "tf_keras": "pytest_modelbudget.backends.tensorflow.legacy_files",
     "tensorflow": "pytest_modelbudget.backends.tensorflow.saved",
 }
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _GIT_LFS = b"version https://git-lfs"
-_KNOWN = "a .keras file, a .h5 file of a whole Keras model, or a SavedModel folder"
+_KNOWN_FORMATS = "a .keras file, a .h5 file of a whole Keras model, or a SavedModel folder"
 
 
 class Reader(Protocol):
@@ -44,12 +44,12 @@ def builder(path: Path, framework: str | None) -> Callable[[], object]:
         ModelBudgetError: nothing is there, or no model.
     """
     try:
-        owner = _framework(path)
+        owner = _framework_of(path)
     except OSError as error:
         raise ModelBudgetError(f"{shown(path)} cannot be read: {error.strerror}") from None
     if owner == "keras" and framework == "tf_keras":
         owner = framework
-    reader = cast(Reader, import_module(_READERS[owner]))
+    reader = cast(Reader, import_module(_READER_MODULES[owner]))
     return lambda: reader.read(path)
 
 
@@ -59,17 +59,21 @@ def shown(path: Path) -> str:
     return Path(os.path.normpath(path) if relative.startswith("..") else relative).as_posix()
 
 
-def _framework(path: Path) -> str:
+def _framework_of(path: Path) -> str:
     if path.is_dir():
         if (path / "saved_model.pb").is_file():
             return "tensorflow"
         if (path / "config.json").is_file():  # what a .keras file holds, not zipped
             return "keras"
-        raise ModelBudgetError(f"{shown(path)} is a folder without saved_model.pb: the path of a model is {_KNOWN}")
+        raise ModelBudgetError(
+            f"{shown(path)} is a folder without saved_model.pb: the path of a model is {_KNOWN_FORMATS}"
+        )
     if not path.exists():
         raise ModelBudgetError(f"there is no file {shown(path)}: a path is looked for from the folder of the manifest")
     if not path.is_file():
-        raise ModelBudgetError(f"{shown(path)} is a pipe or a device, not a file: the path of a model is {_KNOWN}")
+        raise ModelBudgetError(
+            f"{shown(path)} is a pipe or a device, not a file: the path of a model is {_KNOWN_FORMATS}"
+        )
     with path.open("rb") as file:
         start = file.read(len(_GIT_LFS))
     if start.startswith(_HDF5) or zipfile.is_zipfile(path):
@@ -86,4 +90,4 @@ def _problem(path: Path, start: bytes) -> str:
         return "is a damaged or truncated .keras file: its zip directory cannot be read"
     if path.name == "saved_model.pb":
         return "is a part of a SavedModel: name its folder"
-    return f"is no model that can be read: the path of a model is {_KNOWN}"
+    return f"is no model that can be read: the path of a model is {_KNOWN_FORMATS}"

@@ -18,7 +18,7 @@ from typing import Any
 
 _LOCK = threading.RLock()
 _MISSING = object()
-_LAYERS: dict[tuple[int, str], list[Any]] = {}
+_PATCHES_BY_NAME: dict[tuple[int, str], list[Any]] = {}
 """What a patched name was, and the patches on it, each on top of the one before; by the `id` of its owner."""
 
 
@@ -26,7 +26,7 @@ class _Changes(threading.local):
     """What this thread has changed and not undone yet."""
 
     def __init__(self) -> None:
-        self.made: list[Change] = []
+        self.pending: list[Change] = []
 
 
 _CHANGES = _Changes()
@@ -40,18 +40,18 @@ class Change:
         raise NotImplementedError
 
     def __enter__(self) -> None:
-        _CHANGES.made.append(self)
+        _CHANGES.pending.append(self)
 
     def __exit__(self, *_: object) -> None:
-        made = _CHANGES.made
-        for place in range(len(made) - 1, -1, -1):
-            if made[place] is self:
+        changes = _CHANGES.pending
+        for index in range(len(changes) - 1, -1, -1):
+            if changes[index] is self:
                 self.undo()
-                del made[place]
+                del changes[index]
                 return
 
 
-class Undoing(Change):
+class UndoOnExit(Change):
     """A change that the caller makes himself, with the function that undoes it."""
 
     def __init__(self, undo: Callable[[], object]) -> None:
@@ -93,14 +93,14 @@ class _Patch(Change):
         """Set the name, for somebody who sees to `undo`."""
         with _LOCK:
             own = vars(self._owner).get(self._name, _MISSING)
-            _LAYERS.setdefault((id(self._owner), self._name), [own]).append(self)
+            _PATCHES_BY_NAME.setdefault((id(self._owner), self._name), [own]).append(self)
             setattr(self._owner, self._name, self.value)
 
     def undo(self) -> None:
         """Set the name to the patch that is on top now, or to what it was."""
         key = id(self._owner), self._name
         with _LOCK:
-            layers = _LAYERS.get(key, ())
+            layers = _PATCHES_BY_NAME.get(key, ())
             rest = [layer for layer in layers if layer is not self]
             if len(rest) == len(layers):
                 return
@@ -110,12 +110,12 @@ class _Patch(Change):
             elif self._name in vars(self._owner):
                 delattr(self._owner, self._name)
             if len(rest) > 1:
-                _LAYERS[key] = rest
+                _PATCHES_BY_NAME[key] = rest
             else:
-                del _LAYERS[key]
+                del _PATCHES_BY_NAME[key]
 
 
-class Shared:
+class SharedChange:
     """A change that serves all threads at once: `change` is called by the first to enter and gives what undoes it.
 
     The last to leave undoes it.
@@ -147,7 +147,7 @@ class Shared:
 
 
 class _User(Change):
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: SharedChange) -> None:
         self._shared = shared
 
     def __enter__(self) -> None:
@@ -160,17 +160,17 @@ class _User(Change):
 
 
 def patch_all(patches: Iterable[tuple[Any, str, Any]]) -> Callable[[], None]:
-    """Patch each `(owner, name, value)`, for `Shared`, and give what undoes it; none stays patched when one fails."""
-    made: list[_Patch] = []
+    """Patch each `(owner, name, value)`, for `SharedChange`, and give what undoes it; none stays when one fails."""
+    pending: list[_Patch] = []
 
     def undo() -> None:
-        for patch in reversed(made):
+        for patch in reversed(pending):
             patch.undo()
 
     try:
         for owner, name, value in patches:
-            made.append(_Patch(owner, name, value))
-            made[-1].apply()
+            pending.append(_Patch(owner, name, value))
+            pending[-1].apply()
     except BaseException:
         undo()
         raise
@@ -183,7 +183,7 @@ def exchanged(package: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> I
 
     Modules imported meanwhile take over what they find; they have the old content on leaving, too.
     """
-    with Undoing(partial(_exchange, package, new, old)):
+    with UndoOnExit(partial(_exchange, package, new, old)):
         _exchange(package, old, new)
         yield
 
@@ -195,26 +195,26 @@ def _exchange(package: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> N
                 setattr(module, name, new[name])
 
 
-def mark() -> int:
+def change_count() -> int:
     """Where the list of this thread's changes ends, for `undo_since`."""
-    return len(_CHANGES.made)
+    return len(_CHANGES.pending)
 
 
-def undo_since(place: int) -> None:
-    """Undo what this thread changed since `mark` gave `place` and has not undone yet, the last change first.
+def undo_since(position: int) -> None:
+    """Undo what this thread changed since `change_count` gave `position` and has not undone yet, the last change first.
 
     Raises:
         Exception: the first error of an `undo`; the others are called nevertheless.
     """
-    first: Exception | None = None
-    for change in reversed(_CHANGES.made[place:]):
+    first_error: Exception | None = None
+    for change in reversed(_CHANGES.pending[position:]):
         try:
             change.__exit__()
         except Exception as error:
-            first = first or error
-    del _CHANGES.made[place:]
-    if first is not None:
-        raise first
+            first_error = first_error or error
+    del _CHANGES.pending[position:]
+    if first_error is not None:
+        raise first_error
 
 
 def gc_paused() -> Change:
@@ -229,4 +229,4 @@ def _pause_gc() -> Callable[[], object]:
     return gc.enable
 
 
-_GC_PAUSED = Shared(_pause_gc)
+_GC_PAUSED = SharedChange(_pause_gc)

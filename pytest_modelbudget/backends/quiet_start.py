@@ -64,8 +64,10 @@ class _QuietFinder(MetaPathFinder):
         """Find one of the noisy packages, else nothing."""
         if fullname not in _NOISY:
             return None
-        finders = [one for one in sys.meta_path if not isinstance(one, _QuietFinder) and hasattr(one, "find_spec")]
-        spec = next(filter(None, (one.find_spec(fullname, path, target) for one in finders)), None)
+        finders = [
+            finder for finder in sys.meta_path if not isinstance(finder, _QuietFinder) and hasattr(finder, "find_spec")
+        ]
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _QuietLoader(spec.loader)
         return spec
@@ -101,16 +103,19 @@ class _QuietLoader(Loader):
 def _filtered() -> Iterator[None]:
     """Inside, descriptor 2 leads through the filter to where it led before."""
     try:
-        before = os.dup(2)
+        stderr_copy = os.dup(2)
     except OSError:  # no standard error at all
         yield
         return
     try:
         filtering = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _FILTER, NOISE], stdin=subprocess.PIPE, stdout=before, stderr=before
+            [sys.executable, "-I", "-S", "-c", _FILTER, NOISE],
+            stdin=subprocess.PIPE,
+            stdout=stderr_copy,
+            stderr=stderr_copy,
         )
     except OSError:  # no process to be had: noise is better than no import
-        os.close(before)
+        os.close(stderr_copy)
         yield
         return
     assert filtering.stdin is not None
@@ -121,8 +126,8 @@ def _filtered() -> Iterator[None]:
         yield
     finally:
         _flush()
-        os.dup2(before, 2)
-        os.close(before)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
         with suppress(subprocess.TimeoutExpired):  # a process that the import started may hold its end of the pipe
             filtering.wait(_SECONDS_TO_DRAIN)
 

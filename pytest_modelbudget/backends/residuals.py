@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Word = tuple[str, int]
+StorageRef = tuple[str, int]
 """A storage: that of the `("given", n)`th argument, of the `("made", n)`th result, or the `("inner", n)`th other one.
 
 A result may also lie in that of the `("parameter", n)`th parameter.
@@ -40,25 +40,25 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Residuals:
     """What one call keeps: storages with their bytes, each once, without those of parameters.
 
-    `made` are its results, with the `words` of their storages, and `reached` the arguments that their gradients
+    `results` are its results, with the `refs` of their storages, and `reached` the arguments that their gradients
     flow to.
     """
 
-    storages: tuple[tuple[Word, int], ...]
-    made: tuple[Tensor, ...]
-    words: tuple[Word, ...]
+    storages: tuple[tuple[StorageRef, int], ...]
+    results: tuple[Tensor, ...]
+    refs: tuple[StorageRef, ...]
     reached: tuple[int, ...]
 
 
-Call = Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
+Differentiable = Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
 """Code to differentiate: from the values of parameters and arguments to results, all in the framework's own tensors."""
 
-Keep = Callable[[Call, Sequence[Parameter], Sequence[Tensor]], Kept]
+FindResiduals = Callable[[Differentiable, Sequence[Parameter], Sequence[Tensor]], Residuals]
 """Runs a call without memory for its tensors."""
 
 
-class NotKnown(Exception):
+class ResidualsUnknown(Exception):
     """What a call keeps cannot be told; the message says why."""

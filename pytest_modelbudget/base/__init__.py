@@ -1,7 +1,7 @@
 """What the git base says: the commit that growth and loosened limits are held against, and the files in it."""
 
 from pytest_modelbudget.base.files import Base
-from pytest_modelbudget.base.git import tracked
-from pytest_modelbudget.base.where import OFF, Where, locate
+from pytest_modelbudget.base.git import is_tracked
+from pytest_modelbudget.base.where import NO_BASE, BaseCommit, find_base
 
-__all__ = ["OFF", "Base", "Where", "locate", "tracked"]
+__all__ = ["NO_BASE", "Base", "BaseCommit", "find_base", "is_tracked"]

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 from pytest_modelbudget.base.git import Blobs, Git
-from pytest_modelbudget.base.where import Where
+from pytest_modelbudget.base.where import BaseCommit
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import MOST_BYTES, Unreadable, decoded
+from pytest_modelbudget.loading import MOST_BYTES, UnreadableFile, decode_text
 
-_KINDS = (".yaml", ".yml", ".toml")
+_SUFFIXES = (".yaml", ".yml", ".toml")
 
 
 class Base:
@@ -20,7 +20,7 @@ class Base:
     first needed.
     """
 
-    def __init__(self, root: Path, where: Where) -> None:
+    def __init__(self, root: Path, where: BaseCommit) -> None:
         self.root, self.where = root, where
         self._blobs: Blobs | None = None
 
@@ -31,17 +31,17 @@ class Base:
         Raises:
             ModelBudgetError: the base cannot be listed.
         """
-        listed = Git(self.root).files(self.where.commit) if self.where.commit else {}
-        if listed is None:
+        blob_ids = Git(self.root).files(self.where.commit) if self.where.commit else {}
+        if blob_ids is None:
             raise ModelBudgetError(f"the files of {self.where.name} are not in this clone (a partial one)")
-        return {path: blob for path, blob in listed.items() if path.endswith(_KINDS)}
+        return {path: blob for path, blob in blob_ids.items() if path.endswith(_SUFFIXES)}
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        paths_by_name: dict[str, list[str]] = {}
         for path in self.files:
-            found.setdefault(path.rpartition("/")[2], []).append(path)
-        return found
+            paths_by_name.setdefault(path.rpartition("/")[2], []).append(path)
+        return paths_by_name
 
     def named(self, name: str) -> list[str]:
         """The paths of all files with this name, in whichever folder; see `files`."""
@@ -60,15 +60,15 @@ class Base:
             self._blobs = Git(self.root).blobs()
         try:
             content = self._blobs.read(blob, MOST_BYTES)
-        except Unreadable as problem:
+        except UnreadableFile as problem:
             self.close()  # git has begun to give it
             raise ModelBudgetError(f"{path} of {self.where.name} {problem}") from None
         if content is None:
             self.close()  # some versions of git end at a blob that is not there
             raise ModelBudgetError(f"{path} of {self.where.name} is not in this clone (a partial one)")
         try:
-            return decoded(content)
-        except Unreadable as problem:
+            return decode_text(content)
+        except UnreadableFile as problem:
             raise ModelBudgetError(f"{path} of {self.where.name}, line {problem.line}: {problem}") from None
 
     def close(self) -> None:

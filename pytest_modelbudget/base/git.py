@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import MOST_BYTES, Unreadable
+from pytest_modelbudget.loading import MOST_BYTES, UnreadableFile
 
-_SECONDS = 60
-_PLACES = (
+_TIMEOUT_SECONDS = 60
+_HOOK_VARIABLES = (
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_COMMON_DIR",
@@ -25,7 +25,7 @@ _PLACES = (
 )
 """What git sets for its hooks; a run inside a hook is about the repository it stands in, not about that one."""
 
-_QUIET = {
+_QUIET_ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_NO_LAZY_FETCH": "1",
@@ -51,10 +51,12 @@ class Git:
             raise NoGit("git is not installed")
         self.folder = folder
         self._command = [program, "--literal-pathspecs", "-c", "core.fsmonitor=false"]
-        self._environment = {name: value for name, value in os.environ.items() if name not in _PLACES} | _QUIET
+        self._environment = {
+            name: value for name, value in os.environ.items() if name not in _HOOK_VARIABLES
+        } | _QUIET_ENVIRONMENT
         answer = self._run("rev-parse", "--is-inside-work-tree", "--is-shallow-repository")
         if answer.returncode:
-            raise NoGit(_refusal(answer.stderr, folder))
+            raise NoGit(_explain_failure(answer.stderr, folder))
         inside, shallow = answer.stdout.split()
         if inside != "true":
             raise NoGit("not in the work tree of a git repository")
@@ -70,7 +72,7 @@ class Git:
                 capture_output=True,
                 encoding="utf-8",
                 errors="surrogateescape",
-                timeout=_SECONDS,
+                timeout=_TIMEOUT_SECONDS,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -85,8 +87,8 @@ class Git:
         """The full id of the commit that `name` stands for, when it is in this clone."""
         if not name or name.startswith("-") or "\0" in name:
             return None
-        found = self._ask("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-        return found.strip() if found else None
+        output = self._ask("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        return output.strip() if output else None
 
     def parents(self, commit: str) -> list[str]:
         """The parents that the commit itself names; a shallow clone may not have them."""
@@ -96,35 +98,35 @@ class Git:
 
     def branch(self) -> str | None:
         """The branch that is checked out; None for a detached HEAD."""
-        found = self._ask("symbolic-ref", "--quiet", "--short", "HEAD")
-        return found.strip() if found else None
+        output = self._ask("symbolic-ref", "--quiet", "--short", "HEAD")
+        return output.strip() if output else None
 
     def points_at(self, name: str) -> str | None:
         """What a symbolic ref points at: `refs/remotes/origin/main` for `refs/remotes/origin/HEAD`."""
-        found = self._ask("symbolic-ref", "--quiet", name)
-        return found.strip() if found else None
+        output = self._ask("symbolic-ref", "--quiet", name)
+        return output.strip() if output else None
 
-    def merge_base(self, one: str, other: str) -> str | None:
+    def merge_base(self, commit: str, other_commit: str) -> str | None:
         """The best common ancestor that is in this clone."""
-        found = self._ask("merge-base", one, other)
-        return found.strip() if found else None
+        output = self._ask("merge-base", commit, other_commit)
+        return output.strip() if output else None
 
-    def is_ancestor(self, one: str, other: str) -> bool:
-        """Whether `other` is known to contain `one`."""
-        return self._ask("merge-base", "--is-ancestor", one, other) is not None
+    def is_ancestor(self, ancestor: str, descendant: str) -> bool:
+        """Whether `descendant` is known to contain `ancestor`."""
+        return self._ask("merge-base", "--is-ancestor", ancestor, descendant) is not None
 
     def files(self, commit: str) -> dict[str, str] | None:
         """Path below the folder: blob id, of all regular files of a commit; None when its trees are not here."""
         listing = self._ask("ls-tree", "-r", "-z", commit)
         if listing is None:
             return None
-        found = {}
+        blobs_by_path = {}
         for line in filter(None, listing.split("\0")):
             facts, _, path = line.partition("\t")
             mode, _, blob = facts.split()
             if mode.startswith("100"):
-                found[path] = blob
-        return found
+                blobs_by_path[path] = blob
+        return blobs_by_path
 
     def tracks(self, name: str) -> bool:
         """Whether the file of that name in the folder is in the index."""
@@ -139,7 +141,7 @@ class Git:
         return Blobs([*self._command, "cat-file", "--batch"], self.folder, self._environment)
 
 
-def tracked(path: Path) -> bool:
+def is_tracked(path: Path) -> bool:
     """Whether git keeps the file at `path`; without a repository nothing is kept."""
     path = Path(os.path.realpath(path))
     try:
@@ -179,7 +181,7 @@ class Blobs:
         if len(head) != 3:
             return None
         if int(head[2]) > most:
-            raise Unreadable(f"is too large: {int(head[2]):,} bytes, and at most {most:,} are read of such a file")
+            raise UnreadableFile(f"is too large: {int(head[2]):,} bytes, and at most {most:,} are read of such a file")
         content = stdout.read(int(head[2]))
         stdout.read(1)
         return content
@@ -192,10 +194,10 @@ class Blobs:
                     pipe.close()
                 except OSError:  # git is gone already
                     pass
-        self._process.wait(_SECONDS)
+        self._process.wait(_TIMEOUT_SECONDS)
 
 
-def _refusal(stderr: str, folder: Path) -> str:
+def _explain_failure(stderr: str, folder: Path) -> str:
     if "dubious ownership" in stderr or "safe.directory" in stderr:
         return (
             f"git refuses a repository of another user: git config --global --add safe.directory {folder.as_posix()} "

@@ -5,11 +5,11 @@ judge.py the decision, planned.py limits on planned runs, findings.py what is sa
 that follow downwards. The metrics are those of `summary.metrics`.
 """
 
-from pytest_modelbudget.budget.findings import Baseline, Finding, loosened
+from pytest_modelbudget.budget.findings import Baseline, Finding, loosened_limits
 from pytest_modelbudget.budget.grammar import parse, parse_sum
 from pytest_modelbudget.budget.judge import Violation, judge, today
 from pytest_modelbudget.budget.limits import BOUNDS, FITS, Budget, Lifted, Rule, contradictions, merge
-from pytest_modelbudget.budget.ratchet import numbers, tightened, written
+from pytest_modelbudget.budget.ratchet import format_limit, limited_numbers, tightened_max
 from pytest_modelbudget.budget.values import layer_value
 
 __all__ = [
@@ -22,14 +22,14 @@ __all__ = [
     "Rule",
     "Violation",
     "contradictions",
+    "format_limit",
     "judge",
     "layer_value",
-    "loosened",
+    "limited_numbers",
+    "loosened_limits",
     "merge",
-    "numbers",
     "parse",
     "parse_sum",
-    "tightened",
+    "tightened_max",
     "today",
-    "written",
 ]

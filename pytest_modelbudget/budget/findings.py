@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pytest_modelbudget.budget.limits import EVERY, Budget
-from pytest_modelbudget.budget.values import distance
+from pytest_modelbudget.budget.limits import ALL_METRICS, Budget
+from pytest_modelbudget.budget.values import distance_text
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.summary import Summary
 
-Kind = Literal[
+FindingKind = Literal[
     "budget loosened",
     "waiver added",
     "waiver extended",
@@ -27,7 +27,7 @@ Kind = Literal[
 ]
 
 
-_HOLDING = ("max", "min", "growth", "fits", "law", "exponent")
+_GUARDS = ("max", "min", "growth", "fits", "law", "exponent")
 """Bounds that hold a number back by themselves."""
 
 
@@ -35,15 +35,15 @@ _HOLDING = ("max", "min", "growth", "fits", "law", "exponent")
 class Finding:
     """One thing to look at, never a failure by itself; `model` is empty when it is about a manifest or a group."""
 
-    kind: Kind
+    kind: FindingKind
     model: str
     text: str
     place: Place | None = None
 
     def __str__(self) -> str:
-        about = f"{self.model}: " if self.model else ""
-        where = f"  [{self.place}]" if self.place else ""
-        return f"{self.kind}: {about}{self.text}{where}"
+        prefix = f"{self.model}: " if self.model else ""
+        suffix = f"  [{self.place}]" if self.place else ""
+        return f"{self.kind}: {prefix}{self.text}{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,53 +60,61 @@ class Baseline:
     limits: tuple[Budget, ...] | None = None
 
 
-def loosened(
-    model: str, limits: Iterable[Budget], before: Iterable[Budget], place: Place | None = None
+def loosened_limits(
+    model: str, limits: Iterable[Budget], base_limits: Iterable[Budget], place: Place | None = None
 ) -> Iterator[Finding]:
-    """Yield each limit that holds back less than `before`, and each waiver that is new or wider.
+    """Yield each limit that holds back less than `base_limits`, and each waiver that is new or wider.
 
     `place` is the model's, for limits that are no longer written anywhere.
     """
-    now = {one.key: one for one in limits}
-    old = {one.key: one for one in before}
-    for key, was in old.items():
-        one = now.get(key)
-        if was.bound in _HOLDING and (one is None or _looser(was, one)):
-            where = place if one is None else one.place
-            yield Finding("budget loosened", model, _moved(was, one), where)
-    for key, one in now.items():
-        earlier = old.get(key)
-        if one.bound == "waive" and earlier is None:
-            yield Finding("waiver added", model, f"{one.title} {waiver_text(one)}", one.place)
-        elif one.bound == "waive" and earlier is not None and _wider(earlier, one):
-            text = f"{one.title} {waiver_text(one)} (before: up to {earlier.text} until {earlier.until})"
-            yield Finding("waiver extended", model, text, one.place)
-        elif one.bound == "inherited" and earlier is None:
-            what = "all limits" if one.metric == EVERY else one.title
-            yield Finding("budget loosened", model, f"{what} inherited fail -> warn", one.place)
+    limits_by_key = {limit.key: limit for limit in limits}
+    base_by_key = {limit.key: limit for limit in base_limits}
+    for key, base_limit in base_by_key.items():
+        limit = limits_by_key.get(key)
+        if base_limit.bound in _GUARDS and (limit is None or _is_looser(base_limit, limit)):
+            finding_place = place if limit is None else limit.place
+            yield Finding("budget loosened", model, _change_text(base_limit, limit), finding_place)
+    for key, limit in limits_by_key.items():
+        previous = base_by_key.get(key)
+        if limit.bound == "waive" and previous is None:
+            yield Finding("waiver added", model, f"{limit.title} {waiver_text(limit)}", limit.place)
+        elif limit.bound == "waive" and previous is not None and _is_wider(previous, limit):
+            text = f"{limit.title} {waiver_text(limit)} (before: up to {previous.text} until {previous.until})"
+            yield Finding("waiver extended", model, text, limit.place)
+        elif limit.bound == "inherited" and previous is None:
+            subject = "all limits" if limit.metric == ALL_METRICS else limit.title
+            yield Finding("budget loosened", model, f"{subject} inherited fail -> warn", limit.place)
 
 
-def _looser(was: Budget, now: Budget) -> bool:
-    if was.bound == "min":
-        return now.limit < was.limit
-    if was.bound == "fits" and now.limit == was.limit:
-        return not set(was.devices) <= set(now.devices)
-    if was.bound != now.bound and was.dim:  # a law for an exponent can be either; the reviewer is shown both
+def _is_looser(base_limit: Budget, limit: Budget) -> bool:
+    if base_limit.bound == "min":
+        return limit.limit < base_limit.limit
+    if base_limit.bound == "fits" and limit.limit == base_limit.limit:
+        return not set(base_limit.devices) <= set(limit.devices)
+    if (
+        base_limit.bound != limit.bound and base_limit.dim
+    ):  # a law for an exponent can be either; the reviewer is shown both
         return True
     # A growth of another kind (+2% for +500k) can be either; the reviewer is shown both.
-    return now.limit > was.limit if now.relative == was.relative else bool(now.limit)
+    return limit.limit > base_limit.limit if limit.relative == base_limit.relative else bool(limit.limit)
 
 
-def _moved(was: Budget, now: Budget | None) -> str:
-    title = was.title if was.bound in ("fits", "law", "exponent") else f"{was.title} {was.bound}"
-    text = f"{title} {was.text} -> {now.text if now else 'no limit'}"
-    if now is None or was.bound in ("growth", "fits", "law", "exponent"):
+def _change_text(base_limit: Budget, limit: Budget | None) -> str:
+    title = (
+        base_limit.title
+        if base_limit.bound in ("fits", "law", "exponent")
+        else f"{base_limit.title} {base_limit.bound}"
+    )
+    text = f"{title} {base_limit.text} -> {limit.text if limit else 'no limit'}"
+    if limit is None or base_limit.bound in ("growth", "fits", "law", "exponent"):
         return text
-    return f"{text} ({distance(was.kind, now.limit, was.limit)})"
+    return f"{text} ({distance_text(base_limit.kind, limit.limit, base_limit.limit)})"
 
 
-def _wider(was: Budget, now: Budget) -> bool:
-    return now.limit > was.limit or (now.until is not None and was.until is not None and now.until > was.until)
+def _is_wider(base_limit: Budget, limit: Budget) -> bool:
+    return limit.limit > base_limit.limit or (
+        limit.until is not None and base_limit.until is not None and limit.until > base_limit.until
+    )
 
 
 def waiver_text(waiver: Budget) -> str:

@@ -10,10 +10,17 @@ from fractions import Fraction
 from typing import Any
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget.limits import BOUNDS, EVERY, Budget, Lifted, Rule, contradictions, merge
-from pytest_modelbudget.budget.planned import SECTIONS, PlaceOf, parse_fits, parse_laws
+from pytest_modelbudget.budget.limits import ALL_METRICS, BOUNDS, Budget, Lifted, Rule, contradictions, merge
+from pytest_modelbudget.budget.planned import RUN_SECTIONS, PlaceOf, parse_fits, parse_laws
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.summary.metrics import ADDITIVE, GROWS, LAYER_GROWS, LAYER_METRICS, METRICS, Number
+from pytest_modelbudget.summary.metrics import (
+    ADDITIVE_METRICS,
+    GROWTH_METRICS,
+    LAYER_GROWTH_METRICS,
+    LAYER_METRICS,
+    METRICS,
+    Number,
+)
 
 _SUM_BOUNDS = ("max", "warn")
 _GROWTH_EXAMPLES: dict[units.Kind, str] = {
@@ -24,87 +31,91 @@ _GROWTH_EXAMPLES: dict[units.Kind, str] = {
 }
 
 
-def parse(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Rule]:
+def parse(section: Mapping[str, object], place_of: PlaceOf) -> Iterator[Rule]:
     """Read a `budgets` mapping; `place_of` gives the place of a key path below it.
 
     Raises:
         ModelBudgetError: the first mistake; to collect several, call it for one key after the other.
     """
-    for name, value in written.items():
+    for name, value in section.items():
         if name == "inherited":
-            yield Lifted(EVERY, "inherited").limited(_inherited("budgets", value), place_of((name,)))
+            yield Lifted(ALL_METRICS, "inherited").limited(_parse_inherited("budgets", value), place_of((name,)))
         elif name == "fits":
             yield parse_fits(value, place_of((name,)))
         elif name == "growth_in":
             yield from parse_laws(value, place_of)
         elif name == "layers" and isinstance(value, Mapping) and not set(value) <= set(BOUNDS):
             for glob, limits in value.items():
-                yield from _layer_budgets(str(glob), limits, place_of)
+                yield from _parse_layers(str(glob), limits, place_of)
         else:
-            yield from _budgets(_known(name, (*METRICS, *SECTIONS)), value, None, place_of)
+            yield from _parse_metric(_known_name(name, (*METRICS, *RUN_SECTIONS)), value, None, place_of)
 
 
-def parse_sum(written: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:
+def parse_sum(section: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:
     """Read a `sum` mapping: limits on the sum over the models of a group or tag; max (or the bare value) and warn.
 
     Raises:
         ModelBudgetError: the first mistake.
     """
-    for name, value in written.items():
-        if name in METRICS and name not in ADDITIVE:
-            raise ModelBudgetError(f"sum: {name} cannot be added up; known are {', '.join(ADDITIVE)}")
-        metric = _known(name, ADDITIVE, "sum")
-        if isinstance(value, Mapping) and (wrong := next((key for key in value if key not in _SUM_BOUNDS), None)):
-            raise ModelBudgetError(f"sum.{metric}: a sum has no {wrong!r}: write {metric}: {{max: ..., warn: 95%}}")
+    for name, value in section.items():
+        if name in METRICS and name not in ADDITIVE_METRICS:
+            raise ModelBudgetError(f"sum: {name} cannot be added up; known are {', '.join(ADDITIVE_METRICS)}")
+        metric = _known_name(name, ADDITIVE_METRICS, "sum")
+        if isinstance(value, Mapping) and (unknown_key := next((key for key in value if key not in _SUM_BOUNDS), None)):
+            raise ModelBudgetError(
+                f"sum.{metric}: a sum has no {unknown_key!r}: write {metric}: {{max: ..., warn: 95%}}"
+            )
         if value is None or (isinstance(value, Mapping) and value.get("max") is None):
             raise ModelBudgetError(f"sum.{metric} needs a max: write e.g. {metric}: 10M")
-        yield from merge(_budgets(metric, value, None, place_of, "sum"))
+        yield from merge(_parse_metric(metric, value, None, place_of, "sum"))
 
 
-def _layer_budgets(glob: str, limits: object, place_of: PlaceOf) -> Iterator[Rule]:
+def _parse_layers(glob: str, limits: object, place_of: PlaceOf) -> Iterator[Rule]:
     if limits is None:
         for metric in LAYER_METRICS:
-            yield from _lifted(metric, glob)
+            yield from _lift_all_bounds(metric, glob)
         return
     if not isinstance(limits, Mapping):
         raise ModelBudgetError(f"budgets.layers: {glob!r} needs metrics: write {{{glob!r}: {{params: 210k}}}}")
     for name, value in limits.items():
-        yield from _budgets(_known(name, LAYER_METRICS), value, glob, place_of)
+        yield from _parse_metric(_known_name(name, LAYER_METRICS), value, glob, place_of)
 
 
-def _known(name: object, names: Iterable[str], where: str = "budgets") -> str:
+def _known_name(name: object, names: Iterable[str], section: str = "budgets") -> str:
     if isinstance(name, str) and name in names:
         return name
-    near = get_close_matches(str(name), names, n=1)
-    hint = f", did you mean {near[0]!r}" if near else ""
-    raise ModelBudgetError(f"{where}: there is no metric {name!r}{hint}; known are {', '.join(names)}")
+    close_matches = get_close_matches(str(name), names, n=1)
+    hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+    raise ModelBudgetError(f"{section}: there is no metric {name!r}{hint}; known are {', '.join(names)}")
 
 
-def _budgets(name: str, value: object, layer: str | None, place_of: PlaceOf, top: str = "budgets") -> Iterator[Rule]:
+def _parse_metric(
+    name: str, value: object, layer: str | None, place_of: PlaceOf, top: str = "budgets"
+) -> Iterator[Rule]:
     keys = (name,) if layer is None else ("layers", layer, name)
     title = ".".join((top, *keys))
     if value is None:
-        yield from _lifted(name, layer)
+        yield from _lift_all_bounds(name, layer)
         return
-    read: list[Rule] = []
+    budgets: list[Rule] = []
     for name_of_bound, text in (value if isinstance(value, Mapping) else {"max": value}).items():
         bound = next((bound for bound in BOUNDS if bound == name_of_bound), None)
         if bound is None:
             raise ModelBudgetError(f"{title}: {_unknown_bound(str(name_of_bound))}")
         place = place_of((*keys, bound)) if isinstance(value, Mapping) else place_of(keys)
-        read.append(_read(title, Lifted(name, bound, layer), place, text))
-    if wrong := next(contradictions(merge(read)), None):
-        raise ModelBudgetError(re.sub(r" \([^()]*\)$", "", wrong))  # both stand here: one place is enough
-    yield from read
+        budgets.append(_parse_bound(title, Lifted(name, bound, layer), place, text))
+    if contradiction := next(contradictions(merge(budgets)), None):
+        raise ModelBudgetError(re.sub(r" \([^()]*\)$", "", contradiction))  # both stand here: one place is enough
+    yield from budgets
 
 
 def _unknown_bound(bound: str) -> str:
-    near = get_close_matches(bound, BOUNDS, n=1)
-    hint = f", did you mean {near[0]!r}" if near else ""
+    close_matches = get_close_matches(bound, BOUNDS, n=1)
+    hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
     return f"there is no limit of the kind {bound!r}{hint}; this version enforces {', '.join(BOUNDS)}"
 
 
-def _read(title: str, lifted: Lifted, place: Place | None, text: object) -> Rule:
+def _parse_bound(title: str, lifted: Lifted, place: Place | None, text: object) -> Rule:
     """What was written for a bound: a limit, or that there is none."""
     limit: Number | None = None
     options: dict[str, Any] = {}
@@ -112,39 +123,39 @@ def _read(title: str, lifted: Lifted, place: Place | None, text: object) -> Rule
         case _ if text is None:
             pass
         case "growth":
-            limit, options["relative"] = _growth(f"{title}.growth", text, lifted)
+            limit, options["relative"] = _parse_growth(f"{title}.growth", text, lifted)
         case "waive":
-            limit, options["until"], options["reason"] = _waiver(f"{title}.waive", text, lifted.kind)
+            limit, options["until"], options["reason"] = _parse_waiver(f"{title}.waive", text, lifted.kind)
         case "ratchet":
-            limit = _ratchet(f"{title}.ratchet", text)
+            limit = _parse_ratchet(f"{title}.ratchet", text)
         case "inherited":
-            limit = _inherited(title, text)
+            limit = _parse_inherited(title, text)
         case bound:
-            limit = _limit(title, bound, text, lifted.kind)
+            limit = _parse_limit(title, bound, text, lifted.kind)
     return lifted.limited(limit, place, **options)
 
 
-def _limit(title: str, bound: str, text: object, kind: units.Kind) -> Number:
-    limit = _quantity(title, text, "share" if bound == "warn" else kind)
+def _parse_limit(title: str, bound: str, text: object, kind: units.Kind) -> Number:
+    limit = _parse_quantity(title, text, "share" if bound == "warn" else kind)
     if bound == "warn" and not 0 < limit <= 1:
         raise ModelBudgetError(f"{title}: warn is a share of max between 0% and 100%, e.g. 95%; got {text!r}")
     return limit
 
 
-def _quantity(title: str, text: object, kind: units.Kind) -> Number:
+def _parse_quantity(title: str, text: object, kind: units.Kind) -> Number:
     try:
         return units.parse(text, kind)
     except ModelBudgetError as mistake:
         raise ModelBudgetError(f"{title}: {mistake}") from None
 
 
-def _growth(title: str, text: object, lifted: Lifted) -> tuple[Number, bool]:
+def _parse_growth(title: str, text: object, lifted: Lifted) -> tuple[Number, bool]:
     """The limit, and whether it is a share of the base's number."""
     noun = "layers" if lifted.metric == "layers" else "elements"
-    grows = GROWS if lifted.layer is None else LAYER_GROWS
+    grows = GROWTH_METRICS if lifted.layer is None else LAYER_GROWTH_METRICS
     if lifted.metric not in grows:
-        known = ", ".join(name for name in (*METRICS, "share") if name in grows)
-        raise ModelBudgetError(f"{title}: a base has no {lifted.metric} to grow from; growth is for {known}")
+        metric_names = ", ".join(name for name in (*METRICS, "share") if name in grows)
+        raise ModelBudgetError(f"{title}: a base has no {lifted.metric} to grow from; growth is for {metric_names}")
     kind, example = lifted.kind, _GROWTH_EXAMPLES[lifted.kind].format(noun=noun)
     if isinstance(text, int) and not isinstance(text, bool) and text == 0:
         return 0, False
@@ -159,30 +170,30 @@ def _growth(title: str, text: object, lifted: Lifted) -> tuple[Number, bool]:
     if kind == "share":
         if not (match := re.fullmatch(r"([0-9.]+) ?points?", amount)):
             raise ModelBudgetError(f"{title}: {text!r} of a share is in points: write {example}")
-        return _quantity(title, f"{match[1]}%", "share"), False
+        return _parse_quantity(title, f"{match[1]}%", "share"), False
     if amount.endswith("%"):
-        return _quantity(title, amount, "share"), True
-    counted = re.fullmatch(rf"(.*\S) ?(?:{noun})", amount) if kind == "count" else None
-    if counted is None and re.fullmatch(r"[0-9_.]+", amount):
+        return _parse_quantity(title, amount, "share"), True
+    noun_match = re.fullmatch(rf"(.*\S) ?(?:{noun})", amount) if kind == "count" else None
+    if noun_match is None and re.fullmatch(r"[0-9_.]+", amount):
         raise ModelBudgetError(f"{title}: {text!r} needs a unit: write {example}")
-    return _quantity(title, counted[1] if counted else amount, kind), False
+    return _parse_quantity(title, noun_match[1] if noun_match else amount, kind), False
 
 
-def _waiver(title: str, text: object, kind: units.Kind) -> tuple[Number, date, str]:
+def _parse_waiver(title: str, text: object, kind: units.Kind) -> tuple[Number, date, str]:
     example = '{max: 31M, until: 2030-12-31, reason: "why"}'
     if not isinstance(text, Mapping):
         raise ModelBudgetError(f"{title}: {text!r} is no waiver: write {example}")
-    if wrong := next((key for key in text if key not in ("max", "until", "reason")), None):
-        raise ModelBudgetError(f"{title}: unknown key {wrong!r}; a waiver has max, until and reason: {example}")
-    if absent := [key for key in ("max", "until", "reason") if text.get(key) in (None, "")]:
-        raise ModelBudgetError(f"{title} needs {' and '.join(absent)}: write {example}")
+    if unknown_key := next((key for key in text if key not in ("max", "until", "reason")), None):
+        raise ModelBudgetError(f"{title}: unknown key {unknown_key!r}; a waiver has max, until and reason: {example}")
+    if missing_keys := [key for key in ("max", "until", "reason") if text.get(key) in (None, "")]:
+        raise ModelBudgetError(f"{title} needs {' and '.join(missing_keys)}: write {example}")
     reason = text["reason"]
     if not isinstance(reason, str) or not reason.strip():
         raise ModelBudgetError(f"{title}.reason: write in words why, not {reason!r}")
-    return _quantity(f"{title}.max", text["max"], kind), _day(title, text["until"]), reason.strip()
+    return _parse_quantity(f"{title}.max", text["max"], kind), _parse_date(title, text["until"]), reason.strip()
 
 
-def _day(title: str, text: object) -> date:
+def _parse_date(title: str, text: object) -> date:
     if type(text) is date:  # TOML has dates of its own
         return text
     if isinstance(text, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
@@ -193,16 +204,16 @@ def _day(title: str, text: object) -> date:
     raise ModelBudgetError(f"{title}.until: {str(text)!r} is not a day: write e.g. 2030-12-31")
 
 
-def _ratchet(title: str, text: object) -> Number | None:
+def _parse_ratchet(title: str, text: object) -> Number | None:
     """The slack above the committed number; None for no ratchet."""
     if isinstance(text, bool):
         return Fraction(0) if text else None
     if not isinstance(text, Mapping) or set(text) != {"slack"}:
         raise ModelBudgetError(f"{title}: {text!r} is no ratchet: write true, false or {{slack: 2%}}")
-    return _quantity(f"{title}.slack", text["slack"], "share")
+    return _parse_quantity(f"{title}.slack", text["slack"], "share")
 
 
-def _inherited(title: str, text: object) -> Number | None:
+def _parse_inherited(title: str, text: object) -> Number | None:
     if text not in ("warn", "fail", None):
         raise ModelBudgetError(
             f"{title}.inherited: {text!r}: write warn (a limit that the base breaks too, and no less, warns) or fail"
@@ -210,5 +221,5 @@ def _inherited(title: str, text: object) -> Number | None:
     return 1 if text == "warn" else None
 
 
-def _lifted(name: str, layer: str | None) -> Iterator[Lifted]:
+def _lift_all_bounds(name: str, layer: str | None) -> Iterator[Lifted]:
     return (Lifted(name, bound, layer) for bound in BOUNDS)

@@ -11,16 +11,16 @@ from typing import Literal
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
-from pytest_modelbudget.budget.limits import EVERY, Budget
-from pytest_modelbudget.budget.planned import Found, misfits, overgrown
-from pytest_modelbudget.budget.values import distance, matching, relative, unknown, value
+from pytest_modelbudget.budget.limits import ALL_METRICS, Budget
+from pytest_modelbudget.budget.planned import Breach, device_shortfalls, excess_growth
+from pytest_modelbudget.budget.values import distance_text, matching_layers, metric_value, relative_text, why_unknown
 from pytest_modelbudget.summary import Kind, Layer, Summary
-from pytest_modelbudget.summary.metrics import PEAKS, Number, show
+from pytest_modelbudget.summary.metrics import PEAK_METRICS, Number, show
 
-RUNS: dict[str, Callable[[Summary, Budget], Iterator[Found]]] = {
-    "fits": misfits,
-    "law": overgrown,
-    "exponent": overgrown,
+RUN_RULES: dict[str, Callable[[Summary, Budget], Iterator[Breach]]] = {
+    "fits": device_shortfalls,
+    "law": excess_growth,
+    "exponent": excess_growth,
 }
 """Bounds of runs, and what judges them; the reason of what they find says all of it."""
 
@@ -45,7 +45,7 @@ class Violation:
         title = self.budget.title if self.layer is None else f"{self.layer} {self.budget.metric}"
         if self.budget.bound == "growth":
             title = f"{title} growth"
-        if self.actual is None or self.budget.bound in RUNS:
+        if self.actual is None or self.budget.bound in RUN_RULES:
             return f"{title}: {self.reason}"
         return f"{title}: {self._numbers(self.actual, self.budget.limit)}{f'; {self.reason}' if self.reason else ''}"
 
@@ -58,7 +58,7 @@ class Violation:
                 return self._growth(actual)
             case bound:
                 sign = "<" if bound == "min" else ">"
-                return f"{show(kind, actual)} {sign} {show(kind, limit)} ({distance(kind, actual, limit)})"
+                return f"{show(kind, actual)} {sign} {show(kind, limit)} ({distance_text(kind, actual, limit)})"
 
     def _growth(self, actual: Number) -> str:
         """`2,688 is +640 (+31.2%) on 2,048 (HEAD^1 4f1c2d9); +2% is allowed: 600 too many`."""
@@ -66,14 +66,14 @@ class Violation:
         kind, gap = self.budget.kind, actual - self.base
         allowed = self.budget.allowed(self.base)
         if kind == "share":
-            grew = f"{units.rounded(gap * 100, '+.4g')} points"
+            growth = f"{units.rounded(gap * 100, '+.4g')} points"
             excess = units.rounded((actual - allowed) * 100, ".4g")
         else:
-            share = f" ({relative(gap, self.base)})" if self.base else ""
+            share = f" ({relative_text(gap, self.base)})" if self.base else ""
             # Parts of an element do not exist: what is allowed ends at the whole number below.
-            grew, excess = f"{int(gap):+,}{share}", f"{int(actual) - floor(allowed):,}"
+            growth, excess = f"{int(gap):+,}{share}", f"{int(actual) - floor(allowed):,}"
         return (
-            f"{show(kind, actual)} is {grew} on {show(kind, self.base)} ({self.against}); "
+            f"{show(kind, actual)} is {growth} on {show(kind, self.base)} ({self.against}); "
             f"{self.budget.text} is allowed: {excess} too many"
         )
 
@@ -91,18 +91,18 @@ def judge(
     Growth and inherited limits are held against `base`; without its number growth is not enforced, which is a
     finding. Waivers hold through their last day; `day` is today.
     """
-    court = _Court(summary, tuple(budgets), base, day or today())
-    found: list[Violation] = []
-    said: list[Finding] = []
-    for one in court.verdicts():
-        if isinstance(one, Violation):
-            found.append(one)
-        elif one not in said:
-            said.append(one)
-    return tuple(sorted(found, key=lambda violation: violation.severity)), tuple(said)
+    evaluator = _Evaluator(summary, tuple(budgets), base, day or today())
+    breaches: list[Violation] = []
+    findings: list[Finding] = []
+    for outcome in evaluator.evaluate():
+        if isinstance(outcome, Violation):
+            breaches.append(outcome)
+        elif outcome not in findings:
+            findings.append(outcome)
+    return tuple(sorted(breaches, key=lambda violation: violation.severity)), tuple(findings)
 
 
-class _Court:
+class _Evaluator:
     """One model before its limits."""
 
     def __init__(self, summary: Summary, budgets: tuple[Budget, ...], base: Baseline | None, day: date) -> None:
@@ -111,10 +111,10 @@ class _Court:
         self.old_layers = {layer.path: layer for layer in base.summary.layers} if base and base.summary else {}
         self.waived: set[tuple[str | None, str, str]] = set()
 
-    def verdicts(self) -> Iterator[Violation | Finding]:
+    def evaluate(self) -> Iterator[Violation | Finding]:
         for budget in self.budgets:
-            if judged := RUNS.get(budget.bound):
-                yield from (Violation(budget, number, reason=why) for number, why in judged(self.summary, budget))
+            if rule := RUN_RULES.get(budget.bound):
+                yield from (Violation(budget, number, reason=reason) for number, reason in rule(self.summary, budget))
             if budget.bound in ("max", "min", "warn", "growth"):
                 yield from self._judge(budget)
         for budget in self.budgets:
@@ -127,10 +127,12 @@ class _Court:
         if budget.layer is None:
             yield from self._judge_value(budget, None)
             return
-        matched = matching(self.summary, budget.layer)
+        matched = matching_layers(self.summary, budget.layer)
         if not matched and budget.bound != "warn":
-            near = get_close_matches(budget.layer.strip("*"), [layer.path for layer in self.summary.layers], n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
+            close_matches = get_close_matches(
+                budget.layer.strip("*"), [layer.path for layer in self.summary.layers], n=1
+            )
+            hint = f"; the nearest is {close_matches[0]!r}" if close_matches else ""
             yield Violation(budget, None, layer=budget.layer, reason=f"no layer matches {budget.layer!r}{hint}")
         for layer in matched:
             yield from self._judge_value(budget, layer)
@@ -140,22 +142,22 @@ class _Court:
 
     def _judge_value(self, budget: Budget, layer: Layer | None) -> Iterator[Violation | Finding]:
         path = None if layer is None else layer.path
-        actual = value(self.summary, budget.metric, layer)
-        bound = self.summary.flops.is_lower_bound and budget.metric == "flops"
+        actual = metric_value(self.summary, budget.metric, layer)
+        lower_bound = self.summary.flops.is_lower_bound and budget.metric == "flops"
         if budget.bound == "growth":
-            yield from self._growth(budget, layer, actual, bound)
+            yield from self._growth(budget, layer, actual, lower_bound)
             return
         if actual is None:
             if budget.bound != "warn":
-                yield Violation(budget, None, layer=path, reason=unknown(budget.metric, self.summary))
+                yield Violation(budget, None, layer=path, reason=why_unknown(budget.metric, self.summary))
             return
         match budget.bound:
             case "max" if actual > budget.limit:
-                yield self._over(budget, layer, actual, bound)
-            case "max" if bound:
-                yield Violation(budget, None, layer=path, reason=unknown(budget.metric, self.summary))
-            case "min" if actual < budget.limit and bound:
-                yield Violation(budget, None, layer=path, reason=unknown(budget.metric, self.summary))
+                yield self._over(budget, layer, actual, lower_bound)
+            case "max" if lower_bound:
+                yield Violation(budget, None, layer=path, reason=why_unknown(budget.metric, self.summary))
+            case "min" if actual < budget.limit and lower_bound:
+                yield Violation(budget, None, layer=path, reason=why_unknown(budget.metric, self.summary))
             case "min" if actual < budget.limit:
                 yield self._inherited(Violation(budget, actual, layer=path), layer)
             case "warn":
@@ -164,10 +166,10 @@ class _Court:
                 if maximum.limit * budget.limit < actual <= maximum.limit:
                     yield Violation(budget, actual, "warn", path, reason=f"max {maximum.text}")
 
-    def _over(self, budget: Budget, layer: Layer | None, actual: Number, bound: bool) -> Violation:
+    def _over(self, budget: Budget, layer: Layer | None, actual: Number, lower_bound: bool) -> Violation:
         """Over a max: waived, inherited, or a failure."""
         path = None if layer is None else layer.path
-        over = Violation(budget, actual, layer=path, reason="a lower bound" if bound else "")
+        over = Violation(budget, actual, layer=path, reason="a lower bound" if lower_bound else "")
         waiver = self._rule(budget, "waive")
         if waiver is None:
             return self._inherited(over, layer)
@@ -177,8 +179,8 @@ class _Court:
             return self._inherited(over, layer)
         if actual > waiver.limit:
             return Violation(waiver, actual, layer=path, reason=f"more than is waived until {waiver.until}")
-        if bound:
-            return Violation(budget, None, layer=path, reason=unknown(budget.metric, self.summary))
+        if lower_bound:
+            return Violation(budget, None, layer=path, reason=why_unknown(budget.metric, self.summary))
         return Violation(budget, actual, "warn", path, f"waived {waiver_text(waiver)}")
 
     def _holds(self, waiver: Budget) -> bool:
@@ -187,58 +189,60 @@ class _Court:
     def _inherited(self, violation: Violation, layer: Layer | None) -> Violation:
         """The same as a warning, where the base breaks the limit too and this model is no worse."""
         budget = violation.budget
-        wanted = self._rule(budget, "inherited") or self.rules.get((None, EVERY, "inherited"))
-        old, _ = self._before(budget, layer) if wanted else (None, "")
+        rule = self._rule(budget, "inherited") or self.rules.get((None, ALL_METRICS, "inherited"))
+        base_number, _ = self._before(budget, layer) if rule else (None, "")
         actual = violation.actual
-        if old is None or actual is None or self.base is None:
+        if base_number is None or actual is None or self.base is None:
             return violation
-        up = 1 if budget.bound == "max" else -1
-        if up * old <= up * budget.limit:
+        sign = 1 if budget.bound == "max" else -1
+        if sign * base_number <= sign * budget.limit:
             return violation  # the base kept the limit: nothing is inherited
-        has = f"{self.base.name} has {show(budget.kind, old)}"
-        if up * actual > up * old:
-            return replace(violation, reason=f"worse than inherited: {has}")
-        return replace(violation, severity="warn", reason=f"inherited: {has}")
+        base_text = f"{self.base.name} has {show(budget.kind, base_number)}"
+        if sign * actual > sign * base_number:
+            return replace(violation, reason=f"worse than inherited: {base_text}")
+        return replace(violation, severity="warn", reason=f"inherited: {base_text}")
 
     def _before(self, budget: Budget, layer: Layer | None) -> tuple[Number | None, str]:
         """The base's number, or None with why it has none."""
         if self.base is None:
             return None, ""
-        old = self.base.summary
-        if old is None:
+        base_summary = self.base.summary
+        if base_summary is None:
             return None, self.base.reason
-        if budget.metric == "flops" and old.flops.rules != self.summary.flops.rules:
-            rules = f"{old.flops.rules}, here by rules {self.summary.flops.rules}"
+        if budget.metric == "flops" and base_summary.flops.rules != self.summary.flops.rules:
+            rules = f"{base_summary.flops.rules}, here by rules {self.summary.flops.rules}"
             return None, f"FLOPs were counted by rules {rules} ({self.base.name})"
-        if (kind := PEAKS.get(budget.metric)) and (why := _other_run(old, self.summary, kind)):
-            return None, f"{why} ({self.base.name})"
+        if (kind := PEAK_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
+            return None, f"{reason} ({self.base.name})"
         if layer is not None and layer.path not in self.old_layers:
             return None, f"{layer.path} is not in the base ({self.base.name})"
-        number = value(old, budget.metric, None if layer is None else self.old_layers[layer.path])
+        number = metric_value(base_summary, budget.metric, None if layer is None else self.old_layers[layer.path])
         return number, "" if number is not None else f"{budget.metric} is not known there ({self.base.name})"
 
     def _growth(
-        self, budget: Budget, layer: Layer | None, actual: Number | None, bound: bool
+        self, budget: Budget, layer: Layer | None, actual: Number | None, lower_bound: bool
     ) -> Iterator[Violation | Finding]:
         if self.base is None:
             return
         path = None if layer is None else layer.path
-        old, why = self._before(budget, layer)
-        if old is None:
-            yield Finding("growth not enforced", self.summary.model, why)
+        base_number, reason = self._before(budget, layer)
+        if base_number is None:
+            yield Finding("growth not enforced", self.summary.model, reason)
             return
-        if actual is None or (bound and actual <= budget.allowed(old)):
-            yield Violation(budget, None, layer=path, reason=unknown(budget.metric, self.summary))
+        if actual is None or (lower_bound and actual <= budget.allowed(base_number)):
+            yield Violation(budget, None, layer=path, reason=why_unknown(budget.metric, self.summary))
             return
-        if actual <= budget.allowed(old):
+        if actual <= budget.allowed(base_number):
             return
         if budget.metric == "flops" and self.base.summary is not None and self.base.summary.flops.is_lower_bound:
-            why = f"flops are known only as at least {units.count(int(old))} there ({self.base.name})"
-            yield Finding("growth not enforced", self.summary.model, why)
+            reason = f"flops are known only as at least {units.count(int(base_number))} there ({self.base.name})"
+            yield Finding("growth not enforced", self.summary.model, reason)
             return
-        over = Violation(budget, actual, "fail", path, "a lower bound" if bound else "", old, self.base.name)
+        over = Violation(
+            budget, actual, "fail", path, "a lower bound" if lower_bound else "", base_number, self.base.name
+        )
         waiver = self._rule(budget, "waive")
-        if waiver is None or bound or not self._holds(waiver) or actual > waiver.limit:
+        if waiver is None or lower_bound or not self._holds(waiver) or actual > waiver.limit:
             yield over
             return
         self.waived.add(waiver.key)
@@ -253,9 +257,9 @@ class _Court:
         yield Finding("waiver", self.summary.model, text, waiver.place)
 
 
-def _other_run(old: Summary, new: Summary, kind: Kind) -> str:
+def _why_other_run(old: Summary, new: Summary, kind: Kind) -> str:
     """Why the peaks of two summaries cannot be compared; empty when they are of the same run."""
-    before, after = old.plan(kind), new.plan(kind)
-    if before is None or after is None or before.recipe == after.recipe:
+    old_plan, new_plan = old.plan(kind), new.plan(kind)
+    if old_plan is None or new_plan is None or old_plan.recipe == new_plan.recipe:
         return ""
-    return f"{kind} there was {before.recipe}, here {after.recipe}"
+    return f"{kind} there was {old_plan.recipe}, here {new_plan.recipe}"

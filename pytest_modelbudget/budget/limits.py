@@ -10,13 +10,13 @@ from typing import Any, Literal
 from pytest_modelbudget import units
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.planner.growth import LAWS
-from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS, Number, decimals, show
+from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS, Number, decimal_text, show
 
 Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "fits", "law", "exponent"]
 BOUNDS: tuple[Bound, ...] = ("max", "min", "warn", "growth", "waive", "ratchet", "inherited")
 """What may be written of a metric; `fits`, `law` and `exponent` have sections of their own."""
 
-EVERY = "*"
+ALL_METRICS = "*"
 """The metric of `inherited` that stands for all metrics, those of layers too."""
 
 FITS = "fits"
@@ -75,14 +75,16 @@ class Budget:
         if self.bound == "law":
             return next(name for name, degree in LAWS.items() if degree == self.limit)
         if self.bound == "exponent":
-            return f"exponent {decimals(self.limit)}"
+            return f"exponent {decimal_text(self.limit)}"
         if self.bound in ("warn", "ratchet"):
             return units.percent(self.limit)
         if self.bound != "growth":
             return show(self.kind, self.limit)
         if self.relative:
-            return f"+{decimals(self.limit * 100)}%"
-        return f"+{decimals(self.limit * 100)} points" if self.kind == "share" else f"+{show(self.kind, self.limit)}"
+            return f"+{decimal_text(self.limit * 100)}%"
+        return (
+            f"+{decimal_text(self.limit * 100)} points" if self.kind == "share" else f"+{show(self.kind, self.limit)}"
+        )
 
     def allowed(self, base: Number) -> Number:
         """What a growth limit allows where the base has the number `base`."""
@@ -138,13 +140,13 @@ def merge(*levels: Iterable[Rule]) -> tuple[Budget, ...]:
 def contradictions(budgets: Iterable[Budget]) -> Iterator[str]:
     """Say each min that is above the max of the same number, and each waiver below it; levels may differ."""
     limits = {budget.key: budget for budget in budgets}
-    for (layer, metric, bound), one in limits.items():
-        high = limits.get((layer, metric, "max"))
-        if high is None:
+    for (layer, metric, bound), limit in limits.items():
+        maximum = limits.get((layer, metric, "max"))
+        if maximum is None:
             continue
         title = metric if layer is None else f"layers.{layer}.{metric}"
-        where = f" ({high.place})" if high.place else ""
-        if bound == "min" and one.limit > high.limit:
-            yield f"budgets.{title}: min {one.text} is above max {high.text}{where}"
-        elif bound == "waive" and one.limit < high.limit:
-            yield f"budgets.{title}: the waiver's max {one.text} is below max {high.text}{where}: it allows less"
+        place = f" ({maximum.place})" if maximum.place else ""
+        if bound == "min" and limit.limit > maximum.limit:
+            yield f"budgets.{title}: min {limit.text} is above max {maximum.text}{place}"
+        elif bound == "waive" and limit.limit < maximum.limit:
+            yield f"budgets.{title}: the waiver's max {limit.text} is below max {maximum.text}{place}: it allows less"

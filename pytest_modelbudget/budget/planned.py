@@ -8,19 +8,19 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import FITS, Bound, Budget, Lifted, Rule
-from pytest_modelbudget.budget.values import unplanned
+from pytest_modelbudget.budget.values import why_unplanned
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.planner.fitting import capacity
+from pytest_modelbudget.planner.fitting import device_capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
 from pytest_modelbudget.summary.metrics import GROWING, Number
-from pytest_modelbudget.summary.show.plans import saving
+from pytest_modelbudget.summary.show.plans import lever_savings
 
-SECTIONS = ("fits", "growth_in")
+RUN_SECTIONS = ("fits", "growth_in")
 """Keys beside the metrics that limit runs."""
 
 PlaceOf = Callable[[tuple[str, ...]], Place | None]
-Found = tuple[Number | None, str]
+Breach = tuple[Number | None, str]
 """What breaks a limit: the number (None: not known), and the sentence."""
 
 _MOST_LEVERS = 3
@@ -37,11 +37,11 @@ def parse_fits(value: object, place: Place | None) -> Rule:
     if value is None:
         return Lifted(FITS, "fits")
     devices = [value] if isinstance(value, str) else value
-    if not isinstance(devices, (list, tuple)) or not devices or not all(isinstance(one, str) for one in devices):
+    if not isinstance(devices, (list, tuple)) or not devices or not all(isinstance(device, str) for device in devices):
         raise ModelBudgetError(f'budgets.fits: {value!r}: write "24 GB", the name of a device, or a list of these')
-    devices = tuple(dict.fromkeys(" ".join(one.split()) for one in devices))
+    devices = tuple(dict.fromkeys(" ".join(device.split()) for device in devices))
     try:
-        smallest = min(map(capacity, devices))
+        smallest = min(map(device_capacity, devices))
     except ModelBudgetError as mistake:
         raise ModelBudgetError(f"budgets.fits: {mistake}") from None
     return Budget(FITS, "fits", smallest, None, place, devices=devices)
@@ -66,16 +66,16 @@ def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Rule]:
             raise ModelBudgetError(f"{title}: {laws!r}: {example}")
         for metric, law in laws.items():
             if metric not in GROWING:
-                near = get_close_matches(str(metric), GROWING, n=1)
-                hint = f", did you mean {near[0]!r}" if near else ""
+                close_matches = get_close_matches(str(metric), GROWING, n=1)
+                hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
                 raise ModelBudgetError(
                     f"{title}: growth of {metric!r} cannot be limited{hint}; known are {', '.join(GROWING)}"
                 )
-            bound, limit = _law(f"{title}.{metric}", law)
+            bound, limit = _parse_law(f"{title}.{metric}", law)
             yield Lifted(metric, bound, dim=dim).limited(limit, place_of(("growth_in", dim, metric)))
 
 
-def _law(title: str, law: object) -> tuple[Bound, Number | None]:
+def _parse_law(title: str, law: object) -> tuple[Bound, Number | None]:
     if law is None:
         return "law", None
     if isinstance(law, str) and law in LAWS:
@@ -88,31 +88,34 @@ def _law(title: str, law: object) -> tuple[Bound, Number | None]:
     raise ModelBudgetError(f"{title}: {law!r}: write {', '.join(LAWS)} or {{max_exponent: 1.2}}")
 
 
-def misfits(summary: Summary, budget: Budget) -> Iterator[Found]:
+def device_shortfalls(summary: Summary, budget: Budget) -> Iterator[Breach]:
     """Each planned run that needs more than a device has, or of which that is not known."""
     if not summary.plans:
-        yield None, unplanned(summary, "training")
+        yield None, why_unplanned(summary, "training")
     for plan in summary.plans:
-        answers = {fit.device: fit for fit in plan.fits}
+        fits_by_device = {fit.device: fit for fit in plan.fits}
         for device in budget.devices:
-            fit = answers.get(device)
+            fit = fits_by_device.get(device)
             if fit is None or fit.needs is None:
-                yield None, f"{plan.kind} on {device}: {unplanned(summary, plan.kind)}"
+                yield None, f"{plan.kind} on {device}: {why_unplanned(summary, plan.kind)}"
             elif not fit.fits:
-                yield fit.needs, _short(plan, fit, fit.needs)
+                yield fit.needs, _shortfall_text(plan, fit, fit.needs)
 
 
-def _short(plan: Plan, fit: Fit, needs: int) -> str:
+def _shortfall_text(plan: Plan, fit: Fit, needs: int) -> str:
     """`training needs 26.10 GiB of 22.35 GiB on 24 GB: short by 3.750 GiB; levers: ...`."""
-    room, lacking = units.size(fit.capacity), units.size(needs - fit.capacity)
-    text = f"{plan.kind} needs {units.size(needs)} of {room} on {fit.device}: short by {lacking}"
-    levers = list(saving(plan))[:_MOST_LEVERS]
+    capacity_text, shortfall = units.size(fit.capacity), units.size(needs - fit.capacity)
+    text = f"{plan.kind} needs {units.size(needs)} of {capacity_text} on {fit.device}: short by {shortfall}"
+    levers = list(lever_savings(plan))[:_MOST_LEVERS]
     return f"{text}; levers: {', '.join(levers)}" if levers else text
 
 
-def overgrown(summary: Summary, budget: Budget) -> Iterator[Found]:
+def excess_growth(summary: Summary, budget: Budget) -> Iterator[Breach]:
     """The growth of a number in a dimension, when it is not within its law."""
-    growth = next((one for one in summary.growth if (one.dim, one.metric) == (budget.dim, budget.metric)), None)
+    growth = next(
+        (candidate for candidate in summary.growth if (candidate.dim, candidate.metric) == (budget.dim, budget.metric)),
+        None,
+    )
     if growth is None:
         yield None, "unknown, so the limit cannot be checked"
         return
@@ -120,16 +123,16 @@ def overgrown(summary: Summary, budget: Budget) -> Iterator[Found]:
     if within is None or growth.degree is None:
         yield None, f"unknown ({growth.reason})"
     elif not within:
-        yield growth.degree, _told(growth, budget)
+        yield growth.degree, _growth_text(growth, budget)
 
 
-def _told(growth: Growth, budget: Budget) -> str:
+def _growth_text(growth: Growth, budget: Budget) -> str:
     """`quadratic, and linear is allowed: 3.1 MiB at 128, ...; at T=128 a share of 9.5% grows with T^2`."""
     show = units.flops if growth.metric == "flops" else units.size
     points = ", ".join(f"{show(value)} at {size}" for size, value in growth.points)
-    found = growth.law if budget.bound == "law" else f"exponent {growth.exponent} ({growth.law})"
-    square = ""
+    actual = growth.law if budget.bound == "law" else f"exponent {growth.exponent} ({growth.law})"
+    curvature = ""
     if growth.curved_share:
-        part = "<0.1%" if growth.curved_share < 0.001 else units.percent(growth.curved_share)
-        square = f"; at {growth.dim}={growth.size} {part} of what grows does so with {growth.dim}^2"
-    return f"{found}, and {budget.text} is allowed: {points}{square}"
+        share = "<0.1%" if growth.curved_share < 0.001 else units.percent(growth.curved_share)
+        curvature = f"; at {growth.dim}={growth.size} {share} of what grows does so with {growth.dim}^2"
+    return f"{actual}, and {budget.text} is allowed: {points}{curvature}"

@@ -7,7 +7,7 @@ from math import ceil
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import Budget
-from pytest_modelbudget.budget.values import matching, value
+from pytest_modelbudget.budget.values import matching_layers, metric_value
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import Number
 
@@ -15,21 +15,21 @@ _STEPS = {"share": 10**6, "ratio": 10**4}
 """A share is written with four decimals of a percent, a ratio with four decimals."""
 
 
-def numbers(summary: Summary, budget: Budget) -> list[Number | None]:
+def limited_numbers(summary: Summary, budget: Budget) -> list[Number | None]:
     """The numbers that a budget limits: the model's, or those of each layer its glob matches."""
     if budget.layer is None:
-        return [value(summary, budget.metric, None)]
-    return [value(summary, budget.metric, layer) for layer in matching(summary, budget.layer)]
+        return [metric_value(summary, budget.metric, None)]
+    return [metric_value(summary, budget.metric, layer) for layer in matching_layers(summary, budget.layer)]
 
 
-def tightened(ratchet: Budget, largest: Number) -> Number:
+def tightened_max(ratchet: Budget, largest: Number) -> Number:
     """The max that a ratchet wants above `largest`: with its slack, rounded up to what can be written."""
     exact = Fraction(largest) * (1 + ratchet.limit)
     steps = _STEPS.get(ratchet.kind, 1)
     return ceil(exact) if steps == 1 else Fraction(ceil(exact * steps), steps)
 
 
-def written(kind: units.Kind, limit: Number) -> str:
+def format_limit(kind: units.Kind, limit: Number) -> str:
     """A limit as it stands in a manifest, exact: `225_610`, `24_804 B`, `12_200 FLOPs`, `81.4386%`, `3.7602`."""
     match kind:
         case "bytes":
@@ -37,15 +37,15 @@ def written(kind: units.Kind, limit: Number) -> str:
         case "flops":
             return f"{limit:_} FLOPs"
         case "share":
-            return f"{_plain(Fraction(limit) * 100)}%"
+            return f"{_format_decimal(Fraction(limit) * 100)}%"
         case "ratio":
-            return _plain(Fraction(limit))
+            return _format_decimal(Fraction(limit))
         case _:
             return f"{limit:_}"
 
 
-def _plain(number: Fraction) -> str:
-    """At most four decimals, which `tightened` left no more of."""
+def _format_decimal(number: Fraction) -> str:
+    """At most four decimals, which `tightened_max` left no more of."""
     whole, rest = divmod(number, 1)
     decimals = f"{round(rest * 10**4):04d}".rstrip("0")
     return f"{whole}.{decimals}" if decimals else str(whole)

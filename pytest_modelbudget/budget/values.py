@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary import Kind, Layer, Summary
-from pytest_modelbudget.summary.metrics import METRICS, PEAKS, Number
+from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS, Number
 
 
 def layer_value(summary: Summary, layer: Layer, metric: str) -> Number | None:
@@ -19,37 +19,37 @@ def layer_value(summary: Summary, layer: Layer, metric: str) -> Number | None:
     return None if any(value is None for value in values) else sum(values)
 
 
-def matching(summary: Summary, glob: str) -> list[Layer]:
+def matching_layers(summary: Summary, glob: str) -> list[Layer]:
     """The layers whose path a glob matches."""
     return [layer for layer in summary.layers if fnmatchcase(layer.path, glob)]
 
 
-def value(summary: Summary, metric: str, layer: Layer | None) -> Number | None:
+def metric_value(summary: Summary, metric: str, layer: Layer | None) -> Number | None:
     """The number of a model, or of one of its layers; None when it is unknown."""
     return METRICS[metric].get(summary) if layer is None else layer_value(summary, layer, metric)
 
 
-def unknown(metric: str, summary: Summary) -> str:
+def why_unknown(metric: str, summary: Summary) -> str:
     """Why a number is not known."""
     reason = METRICS[metric].why_unknown(summary) if metric in METRICS else ""
     return reason or "unknown, so the limit cannot be checked"
 
 
-def unplanned(summary: Summary, kind: Kind) -> str:
+def why_unplanned(summary: Summary, kind: Kind) -> str:
     """Why the memory of a run is not known."""
-    return unknown(next(metric for metric, planned in PEAKS.items() if planned == kind), summary)
+    return why_unknown(next(metric for metric, planned in PEAK_METRICS.items() if planned == kind), summary)
 
 
-def distance(kind: units.Kind, actual: Number, limit: Number) -> str:
+def distance_text(kind: units.Kind, actual: Number, limit: Number) -> str:
     """How far `actual` is from `limit`: `+1,201, +24.0%`, `+1.438 points` for shares."""
     gap = actual - limit
     if kind == "share":
         return f"{units.rounded(gap * 100, '+.4g')} points"
     amount = f"{int(gap):+,}" if kind != "ratio" else units.rounded(gap, "+.4g")
-    return f"{amount}, {relative(gap, limit)}" if limit else amount
+    return f"{amount}, {relative_text(gap, limit)}" if limit else amount
 
 
-def relative(gap: Number, limit: Number) -> str:
+def relative_text(gap: Number, limit: Number) -> str:
     """A gap as a share of the limit, never rounded to nothing."""
     text = units.rounded(Fraction(gap) / Fraction(limit), "+.1%")
     return f"{'+' if gap > 0 else '-'}<0.1%" if text in ("+0.0%", "-0.0%") else text

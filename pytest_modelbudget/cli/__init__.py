@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from pytest_modelbudget.cli.words import parser
+from pytest_modelbudget.cli.words import build_parser
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.system import debug, streams
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        options = parser().parse_args(argv)
+        options = build_parser().parse_args(argv)
     except SystemExit as leaving:  # argparse has said why
         return leaving.code if isinstance(leaving.code, int) else 2
     try:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 from pytest_modelbudget.system import debug
 
-_MOST = 20_000
+_MOST_BYTES = 20_000
 
 
 @contextmanager
-def captured() -> Iterator[Callable[[], str]]:
+def captured_output() -> Iterator[Callable[[], str]]:
     """Inside, everything written to standard output and error goes to a file, from C code and child processes too.
 
     Yields a function that gives the end of what was written so far. What `MODELBUDGET_DEBUG` asks for is written to
@@ -35,7 +35,7 @@ def captured() -> Iterator[Callable[[], str]]:
 
             def written() -> str:
                 text.flush()
-                sink.seek(max(0, sink.seek(0, os.SEEK_END) - _MOST))
+                sink.seek(max(0, sink.seek(0, os.SEEK_END) - _MOST_BYTES))
                 return sink.read().decode("utf-8", "replace")  # read to the end, where writing goes on
 
             yield written

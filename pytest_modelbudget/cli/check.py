@@ -7,17 +7,17 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_modelbudget.cli.project import NO_MANIFEST, find, width
+from pytest_modelbudget.cli.project import NO_MANIFEST, find_project, terminal_width
 from pytest_modelbudget.cli.session import based, check_models
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.finish import Wanted, finish
-from pytest_modelbudget.system.escape import captured, harmless, harmless_lines
+from pytest_modelbudget.system.escape import harmless, harmless_lines, harmless_output
 from pytest_modelbudget.trackers import tracker
 
-_ROWS = 40
+_MOST_ROWS = 40
 NO_MODEL = 4
 INTERRUPTED = 2
 """What pytest exits with then, too."""
@@ -25,40 +25,42 @@ INTERRUPTED = 2
 
 def run(options: Namespace) -> int:
     """Check, write what is to be written, and say how it came out: 0, 1, 2 when interrupted, or 4 without a model."""
-    held = [Path.cwd() / name for name in (options.file, *MANIFEST_NAMES) if name]
-    reports = report_files.targets(options.report, Path.cwd(), held=held)
-    report_files.begin(reports, Path.cwd())
+    manifest_paths = [Path.cwd() / name for name in (options.file, *MANIFEST_NAMES) if name]
+    reports = report_files.targets(options.report, Path.cwd(), protected=manifest_paths)
+    report_files.prepare(reports, Path.cwd())
     sent_to = tracker("mlflow") if options.mlflow else None  # imported before the models' code runs
-    project = find(options.file, Path.cwd())
+    project = find_project(options.file, Path.cwd())
     if not project.manifests:
         print(f"modelbudget: {NO_MANIFEST}", file=sys.stderr)
         return NO_MODEL
 
-    def tell(result: Result, said: str) -> None:
-        print("".join(f"{line}\n" for line in _told(result, said, options.verbose)), end="", flush=True)
+    def tell(result: Result, output: str) -> None:
+        print("".join(f"{line}\n" for line in _result_lines(result, output, options.verbose)), end="", flush=True)
 
     with based(project, options.base) as base:
-        done = check_models(project, base, options.ids, accept=options.accept, tell=tell)
-        if not done.results:
+        check_run = check_models(project, base, options.ids, accept=options.accept, tell=tell)
+        if not check_run.results:
             names = ", ".join(path.name for path in project.manifests)
             print(f"modelbudget: {names} registers no model", file=sys.stderr)
             return NO_MODEL
-        failed = any(result.state.failed for result in done.results)
-        finished = finish(done.results, Wanted(options.accept, reports, sent_to), base, done.collected, failed=failed)
-    print("\n".join((*finished.closing(width()), *finished.annotations(project.root))))
+        failed = any(result.state.failed for result in check_run.results)
+        finished = finish(
+            check_run.results, Wanted(options.accept, reports, sent_to), base, check_run.collected, failed=failed
+        )
+    print("\n".join((*finished.closing(terminal_width()), *finished.annotations(project.root))))
     for problem in finished.problems:
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
-    return INTERRUPTED if done.interrupted else int(finished.failed or bool(finished.problems))
+    return INTERRUPTED if check_run.interrupted else int(finished.failed or bool(finished.problems))
 
 
-def _told(result: Result, said: str, verbose: int) -> Iterator[str]:
+def _result_lines(result: Result, output: str, verbose: int) -> Iterator[str]:
     """Why a model failed, or with `-v` its table; a skipped one says why."""
-    rows, columns = None if verbose > 1 else _ROWS, width()
+    rows, columns = None if verbose > 1 else _MOST_ROWS, terminal_width()
     if result.state.failed:
         yield terminal.failure(result, width=columns, rows=rows, explain=verbose > 1)
-        if said.strip():
+        if output.strip():
             yield "it printed:"
-            yield captured(said.strip())
+            yield harmless_output(output.strip())
         yield ""
     elif result.state is State.SKIPPED:
         yield harmless(f"{result.id}: skipped: {result.error}")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.base import Base
-from pytest_modelbudget.cli.targets import Targets, committed
-from pytest_modelbudget.cli.walk import files
+from pytest_modelbudget.cli.targets import Targets, committed_summary
+from pytest_modelbudget.cli.walk import project_files
 from pytest_modelbudget.diff import Change, changes
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import Unreadable, read_text
-from pytest_modelbudget.session.registry import relative
+from pytest_modelbudget.loading import UnreadableFile, read_text
+from pytest_modelbudget.session.registry import relative_posix
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.system.escape import harmless
 
@@ -25,7 +25,7 @@ _FEW_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ModelPair:
     """One model on both sides; None where it is not there, `problem` when a side could not be read."""
 
     title: str
@@ -56,9 +56,9 @@ def run(options: Namespace) -> int:
     """Print every change; 1 when there is one."""
     pairs = list(_pairs(Targets(options), options.before, options.after))
     if options.json:
-        print(json.dumps([_plain(pair) for pair in pairs], indent=1))
+        print(json.dumps([_to_json(pair) for pair in pairs], indent=1))
     else:
-        blocks = ["\n".join(_lines(pair, options.top or None)) for pair in pairs]
+        blocks = ["\n".join(_pair_lines(pair, options.top or None)) for pair in pairs]
         print("\n\n".join(blocks) if blocks else "nothing differs")
     problems = [pair.problem for pair in pairs if pair.problem]
     if problems:
@@ -66,12 +66,12 @@ def run(options: Namespace) -> int:
     return int(any(pair.status != "equal" for pair in pairs))
 
 
-def _plain(pair: Pair) -> dict[str, object]:
-    found = [{**asdict(change), "text": str(change)} for change in pair.changes]
-    return {"model": pair.title, "status": pair.status, "changes": found}
+def _to_json(pair: ModelPair) -> dict[str, object]:
+    entries = [{**asdict(change), "text": str(change)} for change in pair.changes]
+    return {"model": pair.title, "status": pair.status, "changes": entries}
 
 
-def _lines(pair: Pair, most: int | None) -> Iterator[str]:
+def _pair_lines(pair: ModelPair, most: int | None) -> Iterator[str]:
     title = harmless(pair.title)
     match pair.status:
         case "equal":
@@ -90,101 +90,107 @@ def _lines(pair: Pair, most: int | None) -> Iterator[str]:
             yield f"{title}: {status} ({summary.params:,} params in {layers:,} layer{'' if layers == 1 else 's'})"
 
 
-def _pairs(targets: Targets, one: str, other: str | None) -> Iterator[Pair]:
+def _pairs(targets: Targets, before_word: str, after_word: str | None) -> Iterator[ModelPair]:
     """Two models, a ref and a model, or all snapshots of two refs."""
-    first, second = targets.find(one), None if other is None else targets.find(other)
-    if first and other is None:
-        raise ModelBudgetError(f"{one!r} is one model: name the second, or a git ref before it")
-    base = None if first else _commit(targets, one)
-    head = None if second or other is None else _commit(targets, other)
-    if first and second:
-        yield Pair(f"{one} -> {other}", first(), second())
-    elif second and base:
-        yield Pair(f"{other} since {one}", committed(base, _snapshot(targets, str(other))), second())
-    elif first and head:
-        after = committed(head, _snapshot(targets, one))
-        yield Pair(f"{one} against {other}", first(), after)
+    before_model, after_model = targets.find(before_word), None if after_word is None else targets.find(after_word)
+    if before_model and after_word is None:
+        raise ModelBudgetError(f"{before_word!r} is one model: name the second, or a git ref before it")
+    base = None if before_model else _base_of_commit(targets, before_word)
+    head = None if after_model or after_word is None else _base_of_commit(targets, after_word)
+    if before_model and after_model:
+        yield ModelPair(f"{before_word} -> {after_word}", before_model(), after_model())
+    elif after_model and base:
+        yield ModelPair(
+            f"{after_word} since {before_word}",
+            committed_summary(base, _snapshot_path(targets, str(after_word))),
+            after_model(),
+        )
+    elif before_model and head:
+        after = committed_summary(head, _snapshot_path(targets, before_word))
+        yield ModelPair(f"{before_word} against {after_word}", before_model(), after)
     elif base:
-        yield from _all(targets.project.root, base, head)
+        yield from _snapshot_pairs(targets.project.root, base, head)
 
 
-def _commit(targets: Targets, word: str) -> Base:
-    if (found := targets.commit(word)) is None:
-        raise ModelBudgetError(targets.unknown(word, f"no git ref{f' ({targets.no_git})' if targets.no_git else ''}"))
-    return found
+def _base_of_commit(targets: Targets, word: str) -> Base:
+    if (base := targets.commit(word)) is None:
+        raise ModelBudgetError(
+            targets.describe_unknown(word, f"no git ref{f' ({targets.no_git})' if targets.no_git else ''}")
+        )
+    return base
 
 
-def _snapshot(targets: Targets, word: str) -> str:
+def _snapshot_path(targets: Targets, word: str) -> str:
     """The snapshot file that a model has beside its manifest; of a file, that file."""
     if entry := targets.entries.get(word):
         return snapshot.path_for(entry)
     if Path(word).is_file():
-        return relative(Path(word).resolve(), targets.project.root.resolve())
+        return relative_posix(Path(word).resolve(), targets.project.root.resolve())
     raise ModelBudgetError(f"{word!r} has no snapshot to compare with: register it in the manifest, or name two models")
 
 
-def _all(root: Path, base: Base, head: Base | None) -> Iterator[Pair]:
+def _snapshot_pairs(root: Path, base: Base, head: Base | None) -> Iterator[ModelPair]:
     """Each snapshot that differs between two commits, or a commit and the work tree."""
-    before, unread = _texts(base)
-    after, unread_now = _texts(head) if head else _work_tree(root)
+    before, unread = _committed_texts(base)
+    after, unread_now = _committed_texts(head) if head else _work_tree_texts(root)
     for path, problem in sorted({**unread, **unread_now}.items()):
-        yield Pair(path, None, None, problem)
+        yield ModelPair(path, None, None, problem)
     for path in sorted({*before, *after} - {*unread, *unread_now}):
         if before.get(path) != after.get(path):
-            pair = _read(path, before.get(path), after.get(path))
+            pair = _read_pair(path, before.get(path), after.get(path))
             if pair.status != "equal":
                 yield pair
 
 
-_Texts = tuple[dict[str, str], dict[str, str]]
+_SnapshotTexts = tuple[dict[str, str], dict[str, str]]
 """The snapshots by path, and why those that cannot be read cannot."""
 
 
-def _texts(base: Base) -> _Texts:
-    found: dict[str, str] = {}
+def _committed_texts(base: Base) -> _SnapshotTexts:
+    texts: dict[str, str] = {}
     unread: dict[str, str] = {}
     for path in base.files:
         if snapshot.FOLDER in path.split("/"):
             try:
-                found[path] = base.text(path) or ""
+                texts[path] = base.text(path) or ""
             except ModelBudgetError as problem:
                 unread[path] = str(problem)
     base.close()
-    return {path: text for path, text in found.items() if _is_snapshot(text)}, unread
+    return {path: text for path, text in texts.items() if _is_snapshot(text)}, unread
 
 
-def _work_tree(root: Path) -> _Texts:
+def _work_tree_texts(root: Path) -> _SnapshotTexts:
     """Every snapshot in the project's own folders."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     unread: dict[str, str] = {}
-    for file in files(root):
+    for file in project_files(root):
         if file.suffix == ".yaml" and snapshot.FOLDER in file.parts:
             path = file.relative_to(root).as_posix()
             try:
-                found[path] = read_text(file)
+                texts[path] = read_text(file)
             except FileNotFoundError:  # a link to nothing, or gone in this moment
                 continue
-            except Unreadable as problem:
+            except UnreadableFile as problem:
                 unread[path] = f"{path}: {problem}"
-    return {path: text for path, text in found.items() if _is_snapshot(text)}, unread
+    return {path: text for path, text in texts.items() if _is_snapshot(text)}, unread
 
 
 def _is_snapshot(text: str) -> bool:
     return "\nformat:" in text[:500] or text.startswith("format:")
 
 
-def _read(path: str, before: str | None, after: str | None) -> Pair:
+def _read_pair(path: str, before: str | None, after: str | None) -> ModelPair:
     try:
         old, new = (None if text is None else snapshot.read(text) for text in (before, after))
     except ModelBudgetError as error:
-        return Pair(path, None, None, f"{path}: {error}")
-    if old and new and (problem := _uneven(len(old.layers), len(new.layers))):
-        return Pair(path, None, None, f"{path}: {problem}")
+        return ModelPair(path, None, None, f"{path}: {error}")
+    if old and new and (problem := _why_too_large(len(old.layers), len(new.layers))):
+        return ModelPair(path, None, None, f"{path}: {problem}")
     side = new or old
-    return Pair(f"{side.model} ({path})" if side else path, old, new)
+    return ModelPair(f"{side.model} ({path})" if side else path, old, new)
 
 
-def _uneven(before: int, after: int) -> str:
+def _why_too_large(before: int, after: int) -> str:
     """Why two snapshots of so many rows are not compared: time grows with both, and no model grows tenfold unseen."""
     few, many = sorted((before, after))
     if many <= max(_FEW_ROWS, 10 * few):

@@ -13,7 +13,7 @@ from pytest_modelbudget.config.schema import Manifest, Model
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.growth import LAWS
 from pytest_modelbudget.planner.recipe import KEYS, REFERENCE, Key
-from pytest_modelbudget.summary.metrics import ADDITIVE, GROWING, LAYER_METRICS, METRICS
+from pytest_modelbudget.summary.metrics import ADDITIVE_METRICS, GROWING, LAYER_METRICS, METRICS
 
 _USE = (
     "Save as modelbudget.schema.json (modelbudget schema > modelbudget.schema.json) and write as the first line of "
@@ -120,17 +120,17 @@ def run(options: Namespace) -> int:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a manifest, with what its open parts mean."""
-    found = Manifest.model_json_schema(ref_template="#/$defs/{model}")
-    kinds: dict[str, Any] = found["$defs"]
+    schema = Manifest.model_json_schema(ref_template="#/$defs/{model}")
+    kinds: dict[str, Any] = schema["$defs"]
     kinds["Model"] = Model.model_json_schema()
     kinds["Argument"] = _ARGUMENTS
     kinds["Model"]["properties"]["args"]["items"] = _ARGUMENT
     kinds["Model"]["properties"]["kwargs"]["additionalProperties"] = _ARGUMENT
     kinds["Budgets"] = _budgets()
-    kinds["Sum"] = _object({name: _limit(METRICS[name].kind, ("max", "warn")) for name in ADDITIVE})
-    kinds |= {kind: _recipe(kind) for kind in written.KINDS}
+    kinds["Sum"] = _object({name: _limit(METRICS[name].kind, ("max", "warn")) for name in ADDITIVE_METRICS})
+    kinds |= {kind: _recipe(kind) for kind in written.RECIPE_TYPES}
     for kind in kinds.values():
-        for name in set(written.KINDS) & set(kind.get("properties", {})):
+        for name in set(written.RECIPE_TYPES) & set(kind.get("properties", {})):
             kind["properties"][name] = {"anyOf": [{"$ref": f"#/$defs/{name}"}, {"type": ["boolean", "null"]}]}
         for name in ("budgets", "sum"):
             if name in kind.get("properties", {}):
@@ -146,17 +146,17 @@ def json_schema() -> dict[str, Any]:
     }
     for level in ("Model", "Defaults"):
         kinds[level]["properties"]["limits"] = _RESOURCES
-    found["properties"]["models"] = {
+    schema["properties"]["models"] = {
         "type": "object",
         "propertyNames": {"pattern": _ID},
         "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Model"}, {"type": "string", "pattern": _BUILD}]},
     }
-    found["properties"]["sources"]["items"] = REFERENCE
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": _USE, **found}
+    schema["properties"]["sources"]["items"] = REFERENCE
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": _USE, **schema}
 
 
 def _budgets() -> dict[str, Any]:
-    metrics = {name: {**_limit(one.kind, BOUNDS), "description": one.meaning} for name, one in METRICS.items()}
+    metrics = {name: {**_limit(metric.kind, BOUNDS), "description": metric.meaning} for name, metric in METRICS.items()}
     layers = _object({name: _limit(kind, BOUNDS) for name, kind in LAYER_METRICS.items()}, nullable=True)
     by_glob = {"type": "object", "description": "by glob over layer paths", "additionalProperties": layers}
     # `layers` is a metric (their number) and the mapping of globs, whichever is written.
@@ -174,7 +174,7 @@ def _budgets() -> dict[str, Any]:
 
 def _recipe(kind: str) -> dict[str, Any]:
     """The keys of a recipe; null takes a key of a wider level away."""
-    keys = {field.name: _nullable(_key(KEYS[field.name])) for field in fields(written.KINDS[kind])}
+    keys = {field.name: _nullable(_key(KEYS[field.name])) for field in fields(written.RECIPE_TYPES[kind])}
     return {**_object(keys), "description": "what is planned: " + _RECIPES[kind]}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from pytest_modelbudget.cli.project import width
+from pytest_modelbudget.cli.project import terminal_width
 from pytest_modelbudget.cli.targets import Targets
 from pytest_modelbudget.reports import table
 
@@ -20,7 +20,7 @@ def run(options: Namespace) -> int:
         print(json.dumps(summary.to_dict(), indent=1))
     else:
         text = table.summary_text(
-            summary, width=width(), most=_MOST_ROWS, elsewhere="--json has all", explain=options.why
+            summary, width=terminal_width(), most=_MOST_ROWS, elsewhere="--json has all", explain=options.why
         )
         print(text)
     return 0

@@ -13,31 +13,39 @@ from pathlib import Path
 from typing import Any
 
 from pytest_modelbudget import backends, snapshot
-from pytest_modelbudget.base import Base, Where
+from pytest_modelbudget.base import Base, BaseCommit
 from pytest_modelbudget.base.git import Git, NoGit
-from pytest_modelbudget.cli.capture import captured
-from pytest_modelbudget.cli.project import Project, find
+from pytest_modelbudget.cli.capture import captured_output
+from pytest_modelbudget.cli.project import Project, find_project
 from pytest_modelbudget.config import MANIFEST_NAMES
-from pytest_modelbudget.engine.naming import named
+from pytest_modelbudget.engine.naming import import_named
 from pytest_modelbudget.engine.planning import Subject
-from pytest_modelbudget.engine.run import counted, from_builder, of_live, run
+from pytest_modelbudget.engine.run import from_builder, from_live, run, summary_with_plans
 from pytest_modelbudget.entry import ModelEntry, RunMode
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import NotReadable, Unreadable, is_file, odd_kind, read_json, read_text, read_yaml
-from pytest_modelbudget.session.registry import Registry, register
+from pytest_modelbudget.loading import (
+    InvalidText,
+    UnreadableFile,
+    is_file,
+    non_file_kind,
+    read_json,
+    read_text,
+    read_yaml,
+)
+from pytest_modelbudget.session.registry import Registry, register_manifest
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.system.escape import captured as shown_output
 from pytest_modelbudget.system.escape import harmless
+from pytest_modelbudget.system.escape import harmless_output as shown_output
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 _COMMITTED = re.compile(r"(?P<ref>[^:]+):(?P<path>.+\.ya?ml)")
-_SAVED = (".keras", ".h5", ".hdf5")
-_FILES = (".yaml", ".yml", ".json")
+_MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
+_SUMMARY_SUFFIXES = (".yaml", ".yml", ".json")
 _MOST_BYTES = 256 * 10**6
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CallOptions:
     """How a `module:name` is called, and what the model is called with."""
 
     inputs: Any = None
@@ -49,18 +57,18 @@ class Call:
     run: RunMode | None = None
 
     @classmethod
-    def read(cls, options: Namespace) -> Call:
+    def read(cls, options: Namespace) -> CallOptions:
         """The call that the options ask for.
 
         Raises:
             ModelBudgetError: one of them is not what it should be.
         """
         return cls(
-            inputs=_yaml("--inputs", options.inputs),
-            args=tuple(_of(list, "--args", options.args, "[16, 10]")),
-            kwargs=_of(dict, "--kwargs", options.kwargs, "{classes: 10}"),
+            inputs=_parse_yaml("--inputs", options.inputs),
+            args=tuple(_parse_option(list, "--args", options.args, "[16, 10]")),
+            kwargs=_parse_option(dict, "--kwargs", options.kwargs, "{classes: 10}"),
             batch=options.batch,
-            dims=_of(dict, "--dims", options.dims, "{T: 128}"),
+            dims=_parse_option(dict, "--dims", options.dims, "{T: 128}"),
             framework=options.framework,
             run=options.run,
         )
@@ -71,17 +79,17 @@ class Call:
         return ModelEntry(id=name, build=build, batch=self.batch, dims=self.dims, run=self.run, **(fields | options))
 
 
-def _yaml(option: str, text: str | None) -> Any:
+def _parse_yaml(option: str, text: str | None) -> Any:
     if text is None:
         return None
     try:
         return read_yaml(text).data
-    except NotReadable as error:
+    except InvalidText as error:
         raise ModelBudgetError(f"{option}: {text!r} cannot be read ({error})") from None
 
 
-def _of(kind: type, option: str, text: str | None, example: str) -> Any:
-    value = _yaml(option, text)
+def _parse_option(kind: type, option: str, text: str | None, example: str) -> Any:
+    value = _parse_yaml(option, text)
     if value is None:
         return kind()
     if not isinstance(value, kind):
@@ -99,28 +107,28 @@ class Targets:
         self,
         options: Namespace,
         *,
-        finish: Callable[[Subject], Summary] = counted,
+        finish: Callable[[Subject], Summary] = summary_with_plans,
         alter: Callable[[ModelEntry], ModelEntry] = lambda entry: entry,
     ) -> None:
         self.options, self.finish, self.alter = options, finish, alter
-        self.call = Call.read(options)
+        self.call = CallOptions.read(options)
         self.no_git = ""
 
     @cached_property
     def project(self) -> Project:
         """The project, whose root and folder are importable from now on."""
-        return find(self.options.file, Path.cwd())
+        return find_project(self.options.file, Path.cwd())
 
     @cached_property
     def registries(self) -> tuple[Registry, ...]:
         """The manifests with their sources."""
-        with captured():
-            return tuple(register(path, self.project.root) for path in self.project.manifests)
+        with captured_output():
+            return tuple(register_manifest(path, self.project.root) for path in self.project.manifests)
 
     @cached_property
     def entries(self) -> dict[str, ModelEntry]:
         """Every registered model by its id."""
-        return {entry.id: entry for one in self.registries for entry in one.entries}
+        return {entry.id: entry for registry in self.registries for entry in registry.entries}
 
     def summary(self, word: str) -> Summary:
         """The summary that `word` stands for.
@@ -128,38 +136,38 @@ class Targets:
         Raises:
             ModelBudgetError: it stands for nothing, or its model cannot be counted.
         """
-        found = self.find(word)
-        if found is None:
-            raise ModelBudgetError(self.unknown(word))
-        return found()
+        count_it = self.find(word)
+        if count_it is None:
+            raise ModelBudgetError(self.describe_unknown(word))
+        return count_it()
 
     def find(self, word: str) -> Callable[[], Summary] | None:
         """What gives the summary that `word` stands for; None when it stands for no model."""
         path = Path(word)
         if is_file(path) or is_file(path / "saved_model.pb"):
             return lambda: self._file(path)
-        if path.suffix.lower() in (*_FILES, *_SAVED) and (kind := odd_kind(path)):
+        if path.suffix.lower() in (*_SUMMARY_SUFFIXES, *_MODEL_SUFFIXES) and (kind := non_file_kind(path)):
             raise ModelBudgetError(f"{word} is {kind}, where a file should be")
         if (match := _COMMITTED.fullmatch(word)) and (base := self.commit(match["ref"])):
-            return lambda: committed(base, self._from_root(match["path"]))
+            return lambda: committed_summary(base, self._from_root(match["path"]))
         if entry := self.entries.get(word):
             return lambda: self._count(entry)
         if _REFERENCE.fullmatch(word):
             return lambda: self._reference(word)
         return None
 
-    def unknown(self, word: str, *others: str) -> str:
+    def describe_unknown(self, word: str, *others: str) -> str:
         """What to say of a word that stands for nothing."""
-        wrong = [one for registry in self.registries for one in registry.loaded.mistakes]
-        if mistakes := [str(one) for one in wrong if one.model == word]:
+        wrong = [mistake for registry in self.registries for mistake in registry.loaded.mistakes]
+        if mistakes := [str(mistake) for mistake in wrong if mistake.model == word]:
             return "\n".join(mistakes)
-        known = sorted(self.entries)
-        near = get_close_matches(word, known, n=1)
-        hint = f", did you mean {near[0]!r}" if near else ""
-        what = ", ".join(("no file", "no id of the manifest", *others))
-        listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        ids = sorted(self.entries)
+        close_matches = get_close_matches(word, ids, n=1)
+        hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+        descriptions = ", ".join(("no file", "no id of the manifest", *others))
+        listed = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
         return (
-            f"{word!r} is {what} and no module:name{hint}\n"
+            f"{word!r} is {descriptions} and no module:name{hint}\n"
             f"  registered: {listed or '(no models)'}{f', and {len(wrong)} mistakes in the manifest' if wrong else ''}"
         )
 
@@ -170,21 +178,21 @@ class Targets:
         except NoGit as reason:
             self.no_git = str(reason)
             return None
-        return Base(self.project.root, Where(commit=commit, name=ref)) if commit else None
+        return Base(self.project.root, BaseCommit(commit=commit, name=ref)) if commit else None
 
     def _from_root(self, path: str) -> str:
         """A path as git writes it, from the root on; `./` begins at the current folder, as for git itself."""
-        here = (Path.cwd() / path).resolve()
+        absolute = (Path.cwd() / path).resolve()
         root = self.project.root.resolve()
-        return here.relative_to(root).as_posix() if here.is_relative_to(root) else path
+        return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else path
 
     def _file(self, path: Path) -> Summary:
         if path.name in MANIFEST_NAMES:
             raise ModelBudgetError(f"{path} is a manifest: name one of its models, modelbudget show --file {path} ID")
-        if path.suffix.lower() in _SAVED or path.is_dir():
+        if path.suffix.lower() in _MODEL_SUFFIXES or path.is_dir():
             name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", path.stem).strip(".-") or "model"
             return self._count(self.call.entry(name, os.path.abspath(path)))
-        if path.suffix not in _FILES:
+        if path.suffix not in _SUMMARY_SUFFIXES:
             raise ModelBudgetError(
                 f"{path} is no model: write a snapshot (.yaml), what show --json printed, or the model's file (.keras, "
                 ".h5, a SavedModel folder)"
@@ -193,52 +201,52 @@ class Targets:
             text = read_text(path, _MOST_BYTES)
         except FileNotFoundError:
             raise ModelBudgetError(f"{path} is not there any more") from None
-        except Unreadable as error:
+        except UnreadableFile as error:
             raise ModelBudgetError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from None
-        return _summary_of_json(path, text) if path.suffix == ".json" else _read(str(path), text)
+        return _summary_of_json(path, text) if path.suffix == ".json" else _read_snapshot(str(path), text)
 
     def _reference(self, word: str) -> Summary:
         """The model of `module:name`: what a function or class returns, a model that is there, a decorated builder."""
         entry = self.alter(self.call.entry(word, word))
 
         def how(entry: ModelEntry) -> Summary:
-            found = named(word, "module:name", entry)
-            if isinstance(found, ModelEntry):
-                return self._built(self.alter(self._called(found, word)))
-            return of_live(found, entry, self.finish) if backends.owner(found) else self._built(entry)
+            target = import_named(word, "module:name", entry)
+            if isinstance(target, ModelEntry):
+                return self._built(self.alter(self._called(target, word)))
+            return from_live(target, entry, self.finish) if backends.owner(target) else self._built(entry)
 
-        return count(entry, self.project.root, how)
+        return count_model(entry, self.project.root, how)
 
     def _count(self, entry: ModelEntry) -> Summary:
-        return count(self.alter(entry), self.project.root, self._built)
+        return count_model(self.alter(entry), self.project.root, self._built)
 
     def _built(self, entry: ModelEntry) -> Summary:
         return replace(from_builder(entry, self.finish), samples=entry.samples)
 
-    def _called(self, found: ModelEntry, word: str) -> ModelEntry:
+    def _called(self, entry: ModelEntry, word: str) -> ModelEntry:
         """A decorated builder with what the options say in place of what the decorator says."""
         names = ("inputs", "batch", "framework", "run")
-        said = {name: value for name in names if (value := getattr(self.call, name)) is not None}
-        return replace(found, id=word, dims={**found.dims, **self.call.dims}, **said)
+        overrides = {name: value for name in names if (value := getattr(self.call, name)) is not None}
+        return replace(entry, id=word, dims={**entry.dims, **self.call.dims}, **overrides)
 
 
-def count(entry: ModelEntry, root: Path, how: Callable[[ModelEntry], Summary]) -> Summary:
+def count_model(entry: ModelEntry, root: Path, counter: Callable[[ModelEntry], Summary]) -> Summary:
     """Build and count one model, without its snapshot and limits.
 
     Raises:
         ModelBudgetError: it cannot be; with the user's own traceback, and what the builder printed last.
     """
-    with captured() as output:
-        result = run(entry, root, snapshots=False, count=how)
-        said = output()
+    with captured_output() as output:
+        result = run(entry, root, snapshots=False, count=counter)
+        output_text = output()
     if result.summary is None:
-        printed = f"\nit printed:\n{shown_output(said.strip())}" if said.strip() else ""
-        about = "" if result.error.startswith(entry.id) else f"{entry.id}: "
-        raise ModelBudgetError(f"{about}{result.error}{printed}")
+        printed = f"\nit printed:\n{shown_output(output_text.strip())}" if output_text.strip() else ""
+        prefix = "" if result.error.startswith(entry.id) else f"{entry.id}: "
+        raise ModelBudgetError(f"{prefix}{result.error}{printed}")
     return result.summary
 
 
-def committed(base: Base, path: str) -> Summary:
+def committed_summary(base: Base, path: str) -> Summary:
     """A snapshot as it was committed.
 
     Raises:
@@ -248,20 +256,20 @@ def committed(base: Base, path: str) -> Summary:
     base.close()
     if text is None:
         raise ModelBudgetError(f"{base.where.name} has no file {harmless(path)}")
-    return _read(f"{base.where.name}:{path}", text)
+    return _read_snapshot(f"{base.where.name}:{path}", text)
 
 
-def _read(where: str, text: str) -> Summary:
+def _read_snapshot(location: str, text: str) -> Summary:
     try:
         return snapshot.read(text)
     except ModelBudgetError as error:
-        raise ModelBudgetError(f"{where}: {error}") from None
+        raise ModelBudgetError(f"{location}: {error}") from None
 
 
 def _summary_of_json(path: Path, text: str) -> Summary:
     try:
         return Summary.checked(read_json(text))
-    except NotReadable as error:
+    except InvalidText as error:
         raise ModelBudgetError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from None
     except ModelBudgetError as error:
         raise ModelBudgetError(f"{path} is not a model as modelbudget show --json prints it: {error}") from None

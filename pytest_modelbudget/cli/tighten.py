@@ -7,11 +7,11 @@ from argparse import Namespace
 from difflib import unified_diff
 from pathlib import Path
 
-from pytest_modelbudget.cli.project import NO_MANIFEST, find
-from pytest_modelbudget.cli.session import Run, based, check_models
+from pytest_modelbudget.cli.project import NO_MANIFEST, find_project
+from pytest_modelbudget.cli.session import CheckRun, based, check_models
 from pytest_modelbudget.config import Tightening, tighten
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import Unreadable, read_bytes
+from pytest_modelbudget.loading import UnreadableFile, read_bytes
 from pytest_modelbudget.session.finish import in_order
 from pytest_modelbudget.session.registry import Registry
 from pytest_modelbudget.system import writing
@@ -20,32 +20,32 @@ from pytest_modelbudget.system.escape import harmless
 
 def run(options: Namespace) -> int:
     """Print what changes in the manifest, and change it with `--write`."""
-    project = find(options.file, Path.cwd())
+    project = find_project(options.file, Path.cwd())
     if not project.manifests:
         raise ModelBudgetError(NO_MANIFEST)
     with based(project, "off") as base:
-        done = check_models(project, base)
-    if done.interrupted:  # limits that several models share follow the largest of them
+        check_run = check_models(project, base)
+    if check_run.interrupted:  # limits that several models share follow the largest of them
         raise KeyboardInterrupt
-    found = 0
-    for registry in done.registries:
-        found += _one(registry, done, write=options.write)
-    if not found:
+    lowered_count = 0
+    for registry in check_run.registries:
+        lowered_count += _tighten_manifest(registry, check_run, write=options.write)
+    if not lowered_count:
         print("nothing to tighten")
-    return int(bool(found) and not options.write)
+    return int(bool(lowered_count) and not options.write)
 
 
-def _one(registry: Registry, done: Run, *, write: bool) -> int:
+def _tighten_manifest(registry: Registry, check_run: CheckRun, *, write: bool) -> int:
     """Tighten one manifest; returns how many limits."""
     file = registry.loaded.file
-    mark, text = _text(registry.path, file)
-    own = {f"{file}::{entry.id}" for entry in registry.entries}
-    results = in_order(result for result in done.results if result.nodeid in own)
+    mark, text = _read_with_mark(registry.path, file)
+    node_ids = {f"{file}::{entry.id}" for entry in registry.entries}
+    results = in_order(result for result in check_run.results if result.nodeid in node_ids)
     tightened = tighten(text, file=file, results=results, ids=[entry.id for entry in registry.entries])
-    for kept in tightened.kept:
-        print(f"left alone: {harmless(kept)}", file=sys.stderr)
+    for note in tightened.kept:
+        print(f"left alone: {harmless(note)}", file=sys.stderr)
     if tightened.lowered:
-        _print(tightened, text, file)
+        _print_changes(tightened, text, file)
         if write:
             try:
                 writing.write(registry.path, mark + tightened.text)  # with the line ends that the text has
@@ -57,19 +57,19 @@ def _one(registry: Registry, done: Run, *, write: bool) -> int:
     return len(tightened.lowered)
 
 
-def _text(path: Path, file: str) -> tuple[str, str]:
+def _read_with_mark(path: Path, file: str) -> tuple[str, str]:
     """The mark that an editor put before a manifest, and its text with its own line ends: both are written again."""
     try:
-        whole = read_bytes(path).decode("utf-8")
-        text = whole.removeprefix("\ufeff")
-        return whole[: len(whole) - len(text)], text
+        content = read_bytes(path).decode("utf-8")
+        text = content.removeprefix("\ufeff")
+        return content[: len(content) - len(text)], text
     except UnicodeDecodeError:
         raise ModelBudgetError(f"{file}: not UTF-8 text: save it as UTF-8") from None
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise ModelBudgetError(f"{file}: {error}") from None
 
 
-def _print(tightened: Tightening, text: str, file: str) -> None:
+def _print_changes(tightened: Tightening, text: str, file: str) -> None:
     for line in unified_diff(text.splitlines(), tightened.text.splitlines(), file, file, n=1, lineterm=""):
         print(harmless(line))
     for lowered in tightened.lowered:

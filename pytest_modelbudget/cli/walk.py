@@ -9,14 +9,14 @@ from pathlib import Path
 _FOREIGN = frozenset(("node_modules", "__pycache__", "site-packages", "build", "dist"))
 
 
-def files(root: Path) -> Iterator[Path]:
+def project_files(root: Path) -> Iterator[Path]:
     """Every file below `root` in order, without hidden folders, environments, build results and installed packages."""
     for folder, folders, names in os.walk(root):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if not _foreign(here / name))
-        yield from (here / name for name in sorted(names))
+        parent = Path(folder)
+        folders[:] = sorted(name for name in folders if not _is_foreign(parent / name))
+        yield from (parent / name for name in sorted(names))
 
 
-def _foreign(folder: Path) -> bool:
+def _is_foreign(folder: Path) -> bool:
     name = folder.name
     return name.startswith(".") or name in _FOREIGN or name.endswith(".egg-info") or (folder / "pyvenv.cfg").exists()

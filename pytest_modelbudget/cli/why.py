@@ -22,19 +22,21 @@ from pytest_modelbudget.system.escape import harmless
 def run(options: Namespace) -> int:
     """Print what stands out, and the largest layers; or all that is known of some."""
     summary = Targets(options).summary(options.model)
-    lines = _model(summary, options.top) if options.layer is None else _layers(summary, options.layer)
+    lines = (
+        _model_lines(summary, options.top) if options.layer is None else _matching_layer_lines(summary, options.layer)
+    )
     print("\n".join(lines))
     return 0
 
 
-def _model(summary: Summary, most: int) -> Iterator[str]:
+def _model_lines(summary: Summary, most: int) -> Iterator[str]:
     yield f"Model: {harmless(summary.model)} ({summary.framework})"
     yield from (f"{name}: {value}" for name, value in cells.totals(summary))
     yield from (f"Note: {harmless(note)}" for note in summary.notes)
-    if said := reading(summary):
+    if sentences := reading(summary):
         yield ""
         yield "What stands out:"
-        yield from (f"  {harmless(sentence)}" for sentence in said)
+        yield from (f"  {harmless(sentence)}" for sentence in sentences)
     ranked = sorted((layer for layer in summary.layers if layer.params), key=lambda layer: -layer.params)
     if ranked:
         yield ""
@@ -42,39 +44,39 @@ def _model(summary: Summary, most: int) -> Iterator[str]:
     for layer in ranked[:most]:
         share = units.percent(Fraction(layer.params, summary.params))
         yield f"  {share:>6}  {layer.params:>15,}  {harmless(f'{layer.path} ({layer.type})')}: {harmless(why(layer))}"
-    if rest := ranked[most:]:
-        params = sum(layer.params for layer in rest)
+    if remaining := ranked[most:]:
+        params = sum(layer.params for layer in remaining)
         share = units.percent(Fraction(params, summary.params))
-        yield f"  {share:>6}  {params:>15,}  in {len(rest):,} other layer{'' if len(rest) == 1 else 's'}"
+        yield f"  {share:>6}  {params:>15,}  in {len(remaining):,} other layer{'' if len(remaining) == 1 else 's'}"
 
 
-def _layers(summary: Summary, wanted: str) -> Iterator[str]:
-    """Everything about each layer whose path is `wanted`, or matches it as a glob.
+def _matching_layer_lines(summary: Summary, pattern: str) -> Iterator[str]:
+    """Everything about each layer whose path is `pattern`, or matches it as a glob.
 
     Raises:
         ModelBudgetError: there is none.
     """
-    found = [layer for layer in summary.layers if layer.path == wanted]
-    found = found or [layer for layer in summary.layers if fnmatchcase(layer.path, wanted)]
-    if not found:
+    matches = [layer for layer in summary.layers if layer.path == pattern]
+    matches = matches or [layer for layer in summary.layers if fnmatchcase(layer.path, pattern)]
+    if not matches:
         paths = [layer.path for layer in summary.layers]
-        near = get_close_matches(wanted, paths, n=3, cutoff=0.4) or paths[:3]
+        nearest = get_close_matches(pattern, paths, n=3, cutoff=0.4) or paths[:3]
         raise ModelBudgetError(
-            f"{summary.model} has no layer {wanted!r}; near it are {', '.join(near) or '(it has none)'}"
+            f"{summary.model} has no layer {pattern!r}; near it are {', '.join(nearest) or '(it has none)'}"
         )
-    for index, layer in enumerate(found):
+    for index, layer in enumerate(matches):
         if index:
             yield ""
-        yield from _layer(summary, layer, tuple(summary.below(layer.path)) if layer.container else (layer,))
+        yield from _layer_lines(summary, layer, tuple(summary.below(layer.path)) if layer.container else (layer,))
 
 
-def _layer(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[str]:
+def _layer_lines(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[str]:
     yield f"{harmless(layer.path)} ({harmless(layer.type)})"
-    for name, value in _facts(summary, layer, rows):
+    for name, value in _layer_facts(summary, layer, rows):
         yield f"  {name}: {harmless(value)}"
 
 
-def _facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+def _layer_facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[tuple[str, str]]:
     if layer.inputs:
         yield "inputs", "; ".join(", ".join(spec.brief for spec in call) for call in layer.inputs)
     yield "output", cells.output(layer)
@@ -82,7 +84,7 @@ def _facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[tu
     if layer.calls != 1:
         yield "calls", cells.UNKNOWN if layer.calls is None else f"{layer.calls:,}"
     params = sum(row.params for row in rows)
-    yield "params", _share(params, summary.params)
+    yield "params", _with_share(params, summary.params)
     if reason := why(layer):
         yield "why", reason
     if frozen := sum(row.non_trainable_params for row in rows):
@@ -94,22 +96,25 @@ def _facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Iterator[tu
         value = layer_value(summary, layer, name)
         total = summary.flops.value if name == "flops" else summary.activation_bytes
         title = "FLOPs" if name == "flops" else "activations for backward"
-        shown = cells.UNKNOWN if value is None else show(int(value))
-        yield title, f"{shown}{_of(value, total)}"
+        number_text = cells.UNKNOWN if value is None else show(int(value))
+        yield title, f"{number_text}{_share_text(value, total)}"
     if len(rows) > 1:
         largest = max(rows, key=lambda row: row.params)
         yield "layers inside", f"{sum(not row.container for row in rows):,}"
         if largest.params:
-            yield "largest inside", f"{largest.path} ({largest.type}) {_share(largest.params, params)}: {why(largest)}"
+            yield (
+                "largest inside",
+                f"{largest.path} ({largest.type}) {_with_share(largest.params, params)}: {why(largest)}",
+            )
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part:,}{_of(part, whole)}"
+def _with_share(count: int, total: int) -> str:
+    return f"{count:,}{_share_text(count, total)}"
 
 
-def _of(part: int | Fraction | None, whole: int | None) -> str:
+def _share_text(count: int | Fraction | None, total: int | None) -> str:
     """` (12.5%)`, where both are known."""
-    if part is None or not whole or not part:
+    if count is None or not total or not count:
         return ""
-    share = units.percent(Fraction(part) / whole)
+    share = units.percent(Fraction(count) / total)
     return f" ({'<0.1%' if share == '0.0%' else share})"

@@ -6,7 +6,7 @@ import argparse
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from typing import Any
 
-_WHAT = """\
+_MODEL = """\
 A MODEL is, in this order:
   a file           a snapshot (__model_budget__/net.yaml), what `show --json` printed, or a model's file: .keras, .h5,
                    a SavedModel folder
@@ -15,7 +15,7 @@ A MODEL is, in this order:
   module:name      a function or class that returns a model, or a model: torchvision.models:resnet18
 """
 
-_CODES = """\
+_EXIT_CODES_HELP = """\
 exit codes:
   0  done; check: every model is as committed and within its limits; diff: nothing differs
   1  check, update: a model failed; diff: something differs; tighten: a limit can be tightened;
@@ -25,7 +25,7 @@ exit codes:
   4  check, update: no model is registered
 """
 
-_MAIN = f"""\
+_MAIN_HELP = f"""\
 Counts neural networks without memory for their weights: layers, shapes, params, FLOPs, bytes; holds
 them against committed snapshots and limits. The same engine as pytest --model-budget, without pytest.
 
@@ -35,17 +35,32 @@ them against committed snapshots and limits. The same engine as pytest --model-b
   modelbudget check                      # fail when a model changed or outgrew a limit
   modelbudget diff HEAD~1                # what moved since the last commit, and why
 
-{_WHAT}"""
+{_MODEL}"""
 
 
-def parser() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The whole command line; `module` of what it parses is the module of the command."""
     top = ArgumentParser(
-        "modelbudget", description=_MAIN, epilog=_CODES, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+        "modelbudget",
+        description=_MAIN_HELP,
+        epilog=_EXIT_CODES_HELP,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_show, _why, _plan, _diff, _check, _update, _init, _tighten, _schema, _mlflow):
+    for add in (
+        _add_show,
+        _add_why,
+        _add_plan,
+        _add_diff,
+        _add_check,
+        _add_update,
+        _add_init,
+        _add_tighten,
+        _add_schema,
+        _add_mlflow,
+    ):
         add(commands)
     return top
 
@@ -60,7 +75,7 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _command(commands: Any, name: str, title: str, text: str, *, module: str = "") -> ArgumentParser:
+def _add_command(commands: Any, name: str, title: str, text: str, *, module: str = "") -> ArgumentParser:
     command: ArgumentParser = commands.add_parser(
         name, help=title, description=f"{title[0].upper()}{title[1:]}.\n\n{text}",
         formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -69,14 +84,14 @@ def _command(commands: Any, name: str, title: str, text: str, *, module: str = "
     return command
 
 
-def _manifest(command: ArgumentParser) -> None:
+def _add_manifest_option(command: ArgumentParser) -> None:
     command.add_argument(
         "--file", metavar="PATH",
         help="the manifest, or its folder; else modelbudget.yaml or [tool.modelbudget] here or in a folder above",
     )  # fmt: skip
 
 
-def _call(command: ArgumentParser) -> None:
+def _add_call_options(command: ArgumentParser) -> None:
     """How a `module:name` is called; written as in a manifest."""
     group = command.add_argument_group("for module:name, written as in a manifest")
     add = group.add_argument
@@ -89,37 +104,37 @@ def _call(command: ArgumentParser) -> None:
     add("--run", choices=("real", "abstract"), help="with memory for weights and activations, or never with it")
 
 
-def _show(commands: Any) -> None:
-    command = _command(
+def _add_show(commands: Any) -> None:
+    command = _add_command(
         commands, "show", "print a model as a table: layers, shapes, params, connections, totals",
-        f"{_WHAT}\n"
+        f"{_MODEL}\n"
         'example: modelbudget show nets:tiny_cnn --kwargs "{width: 16}" --inputs "float32[B, 3, 32, 32]" --why',
     )  # fmt: skip
     command.add_argument("model", metavar="MODEL")
     command.add_argument("--why", action="store_true", help="a column: where the params of each layer are from")
     command.add_argument("--json", action="store_true", help="as JSON, which show, why and diff read again")
-    _manifest(command)
-    _call(command)
+    _add_manifest_option(command)
+    _add_call_options(command)
 
 
-def _why(commands: Any) -> None:
-    command = _command(
+def _add_why(commands: Any) -> None:
+    command = _add_command(
         commands, "why", "say where a model's params, FLOPs and memory are, and why",
-        f"{_WHAT}\nWithout LAYER: what stands out in the model, then its largest layers with the arithmetic of each.\n"
+        f"{_MODEL}\nWithout LAYER: what stands out in the model, then its largest layers with the arithmetic of each.\n"
         "With LAYER (a path, or a glob such as '*.attn'): everything that is known of the layers that match.\n\n"
         "example: modelbudget why digits-cnn dense",
     )  # fmt: skip
     command.add_argument("model", metavar="MODEL")
     command.add_argument("layer", metavar="LAYER", nargs="?")
     command.add_argument("--top", metavar="N", type=int, default=10, help="how many layers (10)")
-    _manifest(command)
-    _call(command)
+    _add_manifest_option(command)
+    _add_call_options(command)
 
 
-def _plan(commands: Any) -> None:
-    command = _command(
+def _add_plan(commands: Any) -> None:
+    command = _add_command(
         commands, "plan", "say what memory a training step or a forward pass takes, and what it fits",
-        f"{_WHAT}\nRuns are those of the manifest (training:, inference:) unless one is given here; with neither it\n"
+        f"{_MODEL}\nRuns are those of the manifest (training:, inference:) unless one is given here; with neither it\n"
         "is a training step with adamw in float32. A recipe is written as key=value, or as a mapping in braces.\n"
         "Nothing is allocated, and no GPU is needed. Exit code 1: it does not fit, or is not known.\n\n"
         "examples:\n"
@@ -137,14 +152,14 @@ def _plan(commands: Any) -> None:
         "--growth", metavar="DIM", action="append", default=[], help="say how memory grows with B, T, ... (repeatable)"
     )
     command.add_argument("--json", action="store_true", help="as JSON, with the timeline")
-    _manifest(command)
-    _call(command)
+    _add_manifest_option(command)
+    _add_call_options(command)
 
 
-def _diff(commands: Any) -> None:
-    command = _command(
+def _add_diff(commands: Any) -> None:
+    command = _add_command(
         commands, "diff", "say what changed between two models or two commits, and why",
-        f"{_WHAT}\nA and B may also be git refs: then every snapshot that differs between the two is told. A ref\n"
+        f"{_MODEL}\nA and B may also be git refs: then every snapshot that differs between the two is told. A ref\n"
         "beside a model stands for that model's snapshot at the ref. Without B it is the work tree. A name that\n"
         "is a model and a ref is the model; refs/heads/NAME is the ref. Exit codes are those of diff(1): 0 when\n"
         "nothing differs, 1 when something does, 2 on trouble.\n\n"
@@ -159,13 +174,13 @@ def _diff(commands: Any) -> None:
     command.add_argument(
         "--top", metavar="N", type=int, default=40, help="how many changes of each model; 0 for all (40)"
     )
-    _manifest(command)
-    _call(command)
+    _add_manifest_option(command)
+    _add_call_options(command)
 
 
-def _selection(command: ArgumentParser) -> None:
+def _add_selection_options(command: ArgumentParser) -> None:
     command.add_argument("ids", metavar="ID", nargs="*", help="ids or globs of models; all of the manifest when none")
-    _manifest(command)
+    _add_manifest_option(command)
     command.add_argument(
         "--base", metavar="REF", default="auto",
         help="auto (default), off, or the git ref that growth and loosened limits are held against",
@@ -184,25 +199,25 @@ _REGISTERED = (
 )
 
 
-def _check(commands: Any) -> None:
-    _selection(_command(
+def _add_check(commands: Any) -> None:
+    _add_selection_options(_add_command(
         commands, "check", "hold the registered models against their snapshots and limits",
-        f"{_REGISTERED}\n{_CODES}",
+        f"{_REGISTERED}\n{_EXIT_CODES_HELP}",
     ))  # fmt: skip
 
 
-def _update(commands: Any) -> None:
-    _selection(_command(
+def _add_update(commands: Any) -> None:
+    _add_selection_options(_add_command(
         commands, "update", "check, and write missing and changed snapshots",
-        f"Never deletes one; limits are enforced.\n\n{_REGISTERED}\n{_CODES}",
+        f"Never deletes one; limits are enforced.\n\n{_REGISTERED}\n{_EXIT_CODES_HELP}",
         module="check",
     ))  # fmt: skip
     commands.choices["update"].set_defaults(accept=True)
     commands.choices["check"].set_defaults(accept=False)
 
 
-def _init(commands: Any) -> None:
-    command = _command(
+def _add_init(commands: Any) -> None:
+    command = _add_command(
         commands, "init", "write a manifest of the models that this project can build",
         "Reads the project's Python files (no tests, no hidden folders, no environments), and imports those that\n"
         "seem to define models, in a process apart. Taken are classes and functions without required\n"
@@ -221,8 +236,8 @@ def _init(commands: Any) -> None:
     command.add_argument("--timeout", metavar="SECONDS", type=float, default=120, help="for each Python file (120)")
 
 
-def _tighten(commands: Any) -> None:
-    command = _command(
+def _add_tighten(commands: Any) -> None:
+    command = _add_command(
         commands, "tighten", "lower limits that have a ratchet to what the models need now",
         "Checks the models, and prints the change to the manifest as a diff; comments and all else stay as they\n"
         "are. A limit is never raised, and models that fail are left alone.\n"
@@ -230,23 +245,23 @@ def _tighten(commands: Any) -> None:
         "example: budgets: {params: {max: 30M, ratchet: {slack: 2%}}}",
     )  # fmt: skip
     command.add_argument("--write", action="store_true", help="change the manifest")
-    _manifest(command)
+    _add_manifest_option(command)
 
 
-def _schema(commands: Any) -> None:
-    _command(
+def _add_schema(commands: Any) -> None:
+    _add_command(
         commands, "schema", "print the JSON schema of the manifest, for editors",
         "modelbudget schema > modelbudget.schema.json, and as the first line of modelbudget.yaml:\n"
         "  # yaml-language-server: $schema=modelbudget.schema.json",
     )  # fmt: skip
 
 
-def _mlflow(commands: Any) -> None:
-    command = _command(
+def _add_mlflow(commands: Any) -> None:
+    command = _add_command(
         commands, "mlflow", "send what could not be sent to MLflow before",
         "Runs that a server did not take wait in .modelbudget/outbox; each is sent once, however often this is run.\n"
         "The server is MLFLOW_TRACKING_URI, else the local store. Exit code 0: nothing is left, 1: something is.",
         module="send",
     )  # fmt: skip
     command.add_argument("what", choices=["send"], help="send all that waits")
-    _manifest(command)
+    _add_manifest_option(command)

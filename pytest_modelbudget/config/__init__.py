@@ -4,20 +4,20 @@ from pytest_modelbudget.config.decorator import model
 from pytest_modelbudget.config.manifest import (
     ITEM_NAMES,
     MANIFEST_NAMES,
-    Loaded,
+    LoadedManifest,
     Mistake,
     holds_manifest,
     is_manifest,
     load,
     read,
 )
-from pytest_modelbudget.config.tighten import Lowered, Tightening, tighten
+from pytest_modelbudget.config.tighten import LoweredLimit, Tightening, tighten
 
 __all__ = [
     "ITEM_NAMES",
     "MANIFEST_NAMES",
-    "Loaded",
-    "Lowered",
+    "LoadedManifest",
+    "LoweredLimit",
     "Mistake",
     "Tightening",
     "holds_manifest",

@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 from pytest_modelbudget.budget import Budget, Rule
 from pytest_modelbudget.config.tree import Keys
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.planner.written import Written
+from pytest_modelbudget.planner.written import RecipeSection
 
 
 @dataclass(frozen=True, slots=True)
-class Layered:
+class ManifestLevel:
     """Budgets that hold for the models that `matches` says, ordered as they were written.
 
     `keys` leads to the section, `name` is for people (`tag edge`), `sums` limit the sum over these models, and
@@ -25,7 +25,7 @@ class Layered:
     line: int
     keys: Keys = ()
     sums: tuple[Budget, ...] = ()
-    recipes: Mapping[str, Written] = field(default_factory=dict)
+    recipes: Mapping[str, RecipeSection] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -35,11 +35,11 @@ class Layered:
 
 def has_tag(names: Iterable[str]) -> Callable[[ModelEntry], bool]:
     """Whether an entry has one of the tags."""
-    wanted = frozenset(names)
-    return lambda entry: not wanted.isdisjoint(entry.tags)
+    tags = frozenset(names)
+    return lambda entry: not tags.isdisjoint(entry.tags)
 
 
-def either(*tests: Callable[[ModelEntry], bool]) -> Callable[[ModelEntry], bool]:
+def any_of(*tests: Callable[[ModelEntry], bool]) -> Callable[[ModelEntry], bool]:
     """Whether one of the tests holds for it."""
     return lambda entry: any(test(entry) for test in tests)
 

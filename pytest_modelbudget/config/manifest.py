@@ -16,14 +16,14 @@ from pytest_modelbudget import budget as budgets
 from pytest_modelbudget import inputs
 from pytest_modelbudget.budget import Rule
 from pytest_modelbudget.config import messages, schema
-from pytest_modelbudget.config.levels import Layered, either, has_id, has_tag
-from pytest_modelbudget.config.tree import Keys, NotReadable, Tree, read_toml, read_yaml
+from pytest_modelbudget.config.levels import ManifestLevel, any_of, has_id, has_tag
+from pytest_modelbudget.config.tree import InvalidText, Keys, Tree, read_toml, read_yaml
 from pytest_modelbudget.entry import ModelEntry, arguments, check_id, names_file, resources
-from pytest_modelbudget.entry.resources import Limits
+from pytest_modelbudget.entry.resources import ResourceLimits
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.loading import Unreadable, read_bytes, read_text
+from pytest_modelbudget.loading import UnreadableFile, read_bytes, read_text
 from pytest_modelbudget.planner import written
-from pytest_modelbudget.planner.written import Written
+from pytest_modelbudget.planner.written import RecipeSection
 
 MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 """File names that are manifests; `pyproject.toml` is one when it has the table `[tool.modelbudget]`."""
@@ -45,7 +45,7 @@ _MOST_MISTAKES = 100
 
 _LONGEST_MESSAGE = 2_000
 
-TABLE = ("tool", "modelbudget")
+PYPROJECT_TABLE = ("tool", "modelbudget")
 """Where a `pyproject.toml` has its manifest."""
 
 _Shape = TypeVar("_Shape", bound=BaseModel)
@@ -65,17 +65,17 @@ class Mistake:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedManifest:
     """What a manifest registers: good entries, references to sources with their place, and all mistakes."""
 
     file: str
     entries: tuple[ModelEntry, ...] = ()
     sources: tuple[tuple[str, Place], ...] = ()
     mistakes: tuple[Mistake, ...] = ()
-    layers: tuple[Layered, ...] = ()
+    layers: tuple[ManifestLevel, ...] = ()
     defaults: schema.Defaults = field(default_factory=schema.Defaults)
     home: str = "."
-    limits: Limits = field(default_factory=Limits)
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
 
     def apply(self, entry: ModelEntry) -> ModelEntry:
         """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.
@@ -85,8 +85,8 @@ class Loaded:
         """
         levels = [layer for layer in self.layers if layer.matches(entry)]
         limits = budgets.merge(*(level.budgets for level in levels), entry.rules)
-        if wrong := "; ".join(budgets.contradictions(limits)):
-            raise ModelBudgetError(wrong)
+        if contradictions := "; ".join(budgets.contradictions(limits)):
+            raise ModelBudgetError(contradictions)
         return replace(
             entry,
             budgets=limits,
@@ -95,7 +95,7 @@ class Loaded:
             framework=entry.framework or self.defaults.framework,
             optional=entry.optional or self.defaults.optional,
             run=entry.run or self.defaults.run,
-            limits=Limits({**self.limits, **resources.parse(entry.limits)}),
+            limits=ResourceLimits({**self.limits, **resources.parse(entry.limits)}),
             isolate=self.defaults.isolate if entry.isolate is None else entry.isolate,
             home=self.home,
             declared=Path(self.file).name,
@@ -106,16 +106,16 @@ class Loaded:
 
 def holds_manifest(path: Path) -> bool:
     """Whether a file is a manifest: by its name, or a `pyproject.toml` with the table."""
-    return path.name in MANIFEST_NAMES or (path.name == "pyproject.toml" and _names_table(path))
+    return path.name in MANIFEST_NAMES or (path.name == "pyproject.toml" and _mentions_table(path))
 
 
-def _names_table(path: Path) -> bool:
+def _mentions_table(path: Path) -> bool:
     """Whether the file speaks of the table, in whatever encoding; what cannot be read is told when it is loaded."""
     try:
         return is_manifest(path.name, read_bytes(path).decode("utf-8-sig", "replace"))
     except FileNotFoundError:
         return False
-    except Unreadable:
+    except UnreadableFile:
         return True
 
 
@@ -126,27 +126,27 @@ def is_manifest(name: str, text: str) -> bool:
     return name == "pyproject.toml" and re.search(r"^[ \t]*\[tool\.modelbudget\b", text, re.MULTILINE) is not None
 
 
-def load(path: Path, *, file: str) -> Loaded:
+def load(path: Path, *, file: str) -> LoadedManifest:
     """Read the manifest at `path`; `file` is how messages and node ids name it, relative to the root."""
     try:
         text = read_text(path, MOST_BYTES)
     except FileNotFoundError:
-        return Loaded(file, mistakes=(Mistake(Place(file), "is not there any more"),), home=_home(file))
-    except Unreadable as error:
-        return Loaded(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=_home(file))
+        return LoadedManifest(file, mistakes=(Mistake(Place(file), "is not there any more"),), home=_folder_of(file))
+    except UnreadableFile as error:
+        return LoadedManifest(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=_folder_of(file))
     return read(text, file=file)
 
 
-def read(text: str, *, file: str) -> Loaded:
+def read(text: str, *, file: str) -> LoadedManifest:
     """Read the text of a manifest; `file` is its path, relative to the root."""
     try:
-        tree = read_toml(text, TABLE) if file.endswith(".toml") else read_yaml(text)
-    except NotReadable as error:
-        return Loaded(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=_home(file))
-    return _Loader(tree, file, _home(file)).load()
+        tree = read_toml(text, PYPROJECT_TABLE) if file.endswith(".toml") else read_yaml(text)
+    except InvalidText as error:
+        return LoadedManifest(file, mistakes=(Mistake(Place(file, error.line), str(error)),), home=_folder_of(file))
+    return _Loader(tree, file, _folder_of(file)).load()
 
 
-def _home(file: str) -> str:
+def _folder_of(file: str) -> str:
     return Path(file).parent.as_posix()
 
 
@@ -156,16 +156,16 @@ class _Loader:
     def __init__(self, tree: Tree, file: str, home: str) -> None:
         self.tree, self.file, self.home = tree, file, home
         self.mistakes: list[Mistake] = []
-        self.told: Counter[str | None] = Counter()
+        self.mistake_counts: Counter[str | None] = Counter()
 
-    def load(self) -> Loaded:
+    def load(self) -> LoadedManifest:
         if not isinstance(self.tree.data, Mapping):
             message = "an empty manifest" if self.tree.data is None else "not a mapping"
             self._mistake((), f"{message}: write version: 1 and models: {{...}}")
-            return Loaded(self.file, mistakes=tuple(self.mistakes), home=self.home)
+            return LoadedManifest(self.file, mistakes=tuple(self.mistakes), home=self.home)
         self._twice()
         manifest = self._shape(schema.Manifest, self.tree.data, ()) or self._salvage()
-        loaded = Loaded(
+        loaded = LoadedManifest(
             self.file,
             sources=tuple(self._sources(manifest)),
             layers=tuple(self._layers(manifest)),
@@ -181,26 +181,26 @@ class _Loader:
 
     def _mistake(self, keys: Keys, message: str, line: int | None = None) -> None:
         model = str(keys[1]) if len(keys) > 1 and keys[0] == "models" else None
-        known = model if model is not None and _good_id(model) else None
-        self.told[known] += 1
-        if self.told[known] > _MOST_MISTAKES + 1:
+        model_id = model if model is not None and _is_good_id(model) else None
+        self.mistake_counts[model_id] += 1
+        if self.mistake_counts[model_id] > _MOST_MISTAKES + 1:
             return
-        if self.told[known] > _MOST_MISTAKES:
+        if self.mistake_counts[model_id] > _MOST_MISTAKES:
             message = f"and more after these {_MOST_MISTAKES}: mend them first"
-        shown = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}..."
-        self.mistakes.append(Mistake(Place(self.file, line or self.tree.line(keys)), shown, known))
+        shortened = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}..."
+        self.mistakes.append(Mistake(Place(self.file, line or self.tree.line(keys)), shortened, model_id))
 
     def _twice(self) -> None:
         for keys, first, second in self.tree.twice:
-            what = "the model id" if keys[:-1] == ("models",) else "the key"
-            self._mistake(keys, f"{what} {keys[-1]!r} is used twice (first in line {first}): rename one", second)
+            noun = "the model id" if keys[:-1] == ("models",) else "the key"
+            self._mistake(keys, f"{noun} {keys[-1]!r} is used twice (first in line {first}): rename one", second)
 
     def _shape(self, shape: type[_Shape], data: Any, keys: Keys) -> _Shape | None:
         try:
             return shape.model_validate(data)
         except ValidationError as error:
             for problem in error.errors(include_url=False)[: _MOST_MISTAKES + 1]:
-                self._mistake((*keys, *problem["loc"]), messages.message(problem, shape, (*keys, *problem["loc"])))
+                self._mistake((*keys, *problem["loc"]), messages.describe(problem, shape, (*keys, *problem["loc"])))
             return None
 
     def _salvage(self) -> schema.Manifest:
@@ -221,49 +221,51 @@ class _Loader:
             else:
                 self._mistake(("sources", index), f"{reference!r} is not a reference: write module:callable")
 
-    def _layers(self, manifest: schema.Manifest) -> Iterator[Layered]:
+    def _layers(self, manifest: schema.Manifest) -> Iterator[ManifestLevel]:
         defaults: Keys = ("defaults",)
         recipes = self._recipes(manifest.defaults, defaults)
-        yield Layered(self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults, (), recipes)
+        yield ManifestLevel(
+            self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults, (), recipes
+        )
         layers = [self._layer(tag, ("tags", name), has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
             globs = [group.models] if isinstance(group.models, str) else group.models
             if not globs and not group.tags:
                 self._mistake(("groups", name), f'groups.{name} has no models: write models: "glob*" or tags: [...]')
-            layers.append(self._layer(group, ("groups", name), either(has_id(globs), has_tag(group.tags))))
+            layers.append(self._layer(group, ("groups", name), any_of(has_id(globs), has_tag(group.tags))))
         yield from sorted(layers, key=lambda layer: layer.line)
 
-    def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> Layered:
+    def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> ManifestLevel:
         sums = self._limits_in(level.sum, keys, "sum", budgets.parse_sum)
         limits, line = self._budgets(level.budgets, keys), self.tree.line(keys) or 0
-        return Layered(limits, matches, line, keys, sums, self._recipes(level, keys))
+        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys))
 
-    def _recipes(self, level: schema.Defaults | schema.Tag | schema.Model, keys: Keys) -> dict[str, Written]:
+    def _recipes(self, level: schema.Defaults | schema.Tag | schema.Model, keys: Keys) -> dict[str, RecipeSection]:
         """What a level says of recipes, by kind; `null` says that there is none. Each bad key is a mistake."""
-        found: dict[str, Written] = {}
-        for kind in written.KINDS:
+        recipes: dict[str, RecipeSection] = {}
+        for kind in written.RECIPE_TYPES:
             if kind not in level.model_fields_set:
                 continue
-            said = getattr(level, kind)
-            said = False if said is None else said
-            wrong = list(islice(written.mistakes(kind, said), _MOST_MISTAKES + 1))
-            for below, message in wrong:
-                self._mistake((*keys, kind, *below), message)
-            if not wrong:
-                found[kind] = written.read(kind, said)
-        return found
+            section = getattr(level, kind)
+            section = False if section is None else section
+            mistakes = list(islice(written.mistakes(kind, section), _MOST_MISTAKES + 1))
+            for inner_keys, message in mistakes:
+                self._mistake((*keys, kind, *inner_keys), message)
+            if not mistakes:
+                recipes[kind] = written.read(kind, section)
+        return recipes
 
-    def _arguments(self, written: Any, keys: Keys) -> Any:
+    def _arguments(self, values: Any, keys: Keys) -> Any:
         """The arguments of a builder with the calls in them read; each bad one is a mistake at its own line."""
         model, name = keys[:-1], keys[-1:]
 
-        def place(below: Keys) -> Place:
-            return Place(self.file, self.tree.line((*model, *below)))
+        def place(inner_keys: Keys) -> Place:
+            return Place(self.file, self.tree.line((*model, *inner_keys)))
 
-        wrong = list(islice(arguments.mistakes_inside(written, name), _MOST_MISTAKES + 1))
-        for below, message in wrong:
-            self._mistake((*model, *below), message)
-        return type(written)() if wrong else arguments.read(written, name, place)
+        mistakes = list(islice(arguments.mistakes_inside(values, name), _MOST_MISTAKES + 1))
+        for inner_keys, message in mistakes:
+            self._mistake((*model, *inner_keys), message)
+        return type(values)() if mistakes else arguments.read(values, name, place)
 
     def _budgets(self, limits: Mapping[str, Any], keys: Keys) -> tuple[Rule, ...]:
         return self._limits_in(limits, keys, "budgets", budgets.parse)
@@ -281,26 +283,26 @@ class _Loader:
             return Place(self.file, self.tree.line((*keys, section, *below)))
 
         found: list[_Rule] = []
-        for name, value in _one_by_one(limits):
+        for name, value in _single_budgets(limits):
             try:
                 found.extend(parse({name: value}, place))
             except ModelBudgetError as mistake:
-                self._mistake((*keys, section, *messages.below(name, value, str(mistake))), str(mistake))
+                self._mistake((*keys, section, *messages.keys_of_mistake(name, value, str(mistake))), str(mistake))
         return tuple(found)
 
-    def _limits(self, written: Any, keys: Keys) -> Limits:
+    def _limits(self, section: Any, keys: Keys) -> ResourceLimits:
         try:
-            return resources.parse(written)
+            return resources.parse(section)
         except ModelBudgetError as mistake:
             self._mistake((*keys, "limits"), str(mistake))
-            return Limits()
+            return ResourceLimits()
 
-    def _entries(self, manifest: schema.Manifest, loaded: Loaded) -> Iterator[ModelEntry]:
-        wrong = {mistake.model for mistake in self.mistakes}
+    def _entries(self, manifest: schema.Manifest, loaded: LoadedManifest) -> Iterator[ModelEntry]:
+        broken_models = {mistake.model for mistake in self.mistakes}
         for name, data in manifest.models.items():
-            before = len(self.mistakes)
+            mistake_count = len(self.mistakes)
             entry = self._entry(name, data)
-            if entry is not None and len(self.mistakes) == before and name not in wrong:
+            if entry is not None and len(self.mistakes) == mistake_count and name not in broken_models:
                 try:
                     applied = loaded.apply(entry)
                 except ModelBudgetError as mistake:
@@ -331,18 +333,18 @@ class _Loader:
         limits = self._budgets(model.budgets, keys)
         recipes = self._recipes(model, keys)
         try:
-            read = inputs.parse(model.inputs)
+            parsed_inputs = inputs.parse(model.inputs)
         except ModelBudgetError as mistake:
             self._mistake((*keys, "inputs"), str(mistake))
             return None
-        if not _good_id(name):
+        if not _is_good_id(name):
             return None
         return ModelEntry(
             id=name,
             build=model.build,
             args=tuple(args),
             kwargs=kwargs,
-            inputs=read,
+            inputs=parsed_inputs,
             batch=model.batch,
             dims=model.dims,
             tags=tuple(model.tags),
@@ -359,7 +361,7 @@ class _Loader:
         )
 
 
-def _too_many_pairs(manifest: schema.Manifest, loaded: Loaded) -> str:
+def _too_many_pairs(manifest: schema.Manifest, loaded: LoadedManifest) -> str:
     """Why the time of this manifest would grow with the product of its parts; empty for one of any usual size."""
     shared = len(manifest.defaults.dims) + sum(1 + len(level.budgets) + len(level.sums) for level in loaded.layers)
     shared += sum(len(group.models) + len(group.tags) for group in manifest.groups.values())
@@ -377,19 +379,19 @@ def _is_tagged(data: Any) -> bool:
     return isinstance(data, Mapping) and isinstance(data.get("tags"), list)
 
 
-def _good_id(text: str) -> bool:
+def _is_good_id(text: str) -> bool:
     try:
         return bool(check_id(text))
     except ModelBudgetError:
         return False
 
 
-def _one_by_one(limits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _single_budgets(limits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Each budget on its own, each layer glob too, so that one mistake does not hide the next."""
     for name, value in limits.items():
         if name == "growth_in" and isinstance(value, Mapping):
             yield from (("growth_in", {dim: laws}) for dim, laws in value.items())
         elif name == "layers" and isinstance(value, Mapping) and not set(value) <= set(budgets.BOUNDS):
-            yield from (("layers", {glob: below}) for glob, below in value.items())
+            yield from (("layers", {glob: layer_limits}) for glob, layer_limits in value.items())
         else:
             yield name, value

@@ -15,33 +15,33 @@ from pytest_modelbudget.loading import Keys
 _EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
 
 
-def below(name: str, value: Any, mistake: str) -> Keys:
+def keys_of_mistake(name: str, value: Any, mistake: str) -> Keys:
     """The keys under a section that a mistake is about, as far as it names them: `budgets.params.waive.until: ...`."""
     if name == "layers":
         return (name, *value) if isinstance(value, Mapping) else (name,)
-    named = re.match(r"\w+\.([\w.]+)", mistake)
-    keys = tuple(named[1].split(".")) if named else ()
+    dotted = re.match(r"\w+\.([\w.]+)", mistake)
+    keys = tuple(dotted[1].split(".")) if dotted else ()
     return keys if keys[:1] == (name,) else (name,)
 
 
-def message(problem: Any, shape: type[BaseModel], keys: Keys) -> str:
-    where = ".".join(map(str, keys))
+def describe(problem: Any, shape: type[BaseModel], keys: Keys) -> str:
+    path = ".".join(map(str, keys))
     match problem["type"]:
         case "extra_forbidden":
-            return _unknown_key(str(problem["loc"][-1]), _fields_at(shape, problem["loc"][:-1]))
+            return _unknown_key_text(str(problem["loc"][-1]), _known_keys(shape, problem["loc"][:-1]))
         case "missing":
-            return f"{where} is missing: write {keys[-1]}: {_EXAMPLES.get(str(keys[-1]), '...')}"
+            return f"{path} is missing: write {keys[-1]}: {_EXAMPLES.get(str(keys[-1]), '...')}"
         case "literal_error" if problem["loc"] == ("version",):
             return (
                 f"version {problem['input']!r} is not known: this release reads version 1; upgrade pytest-modelbudget"
             )
         case "bool_type":
-            return f"{where}: write true or false, not {problem['input']!r}"
+            return f"{path}: write true or false, not {problem['input']!r}"
         case _:
-            return f"{where}: {problem['msg'].lower()}, got {problem['input']!r}"
+            return f"{path}: {problem['msg'].lower()}, got {problem['input']!r}"
 
 
-def _fields_at(shape: type[BaseModel], keys: Keys) -> tuple[str, ...]:
+def _known_keys(shape: type[BaseModel], keys: Keys) -> tuple[str, ...]:
     """The keys that are known where a mistake was made."""
     inner: dict[str, type[BaseModel]] = {"defaults": schema.Defaults, "tags": schema.Tag, "groups": schema.Group}
     if shape is schema.Manifest and keys and str(keys[0]) in inner:
@@ -49,7 +49,7 @@ def _fields_at(shape: type[BaseModel], keys: Keys) -> tuple[str, ...]:
     return tuple(shape.model_fields)
 
 
-def _unknown_key(name: str, known: tuple[str, ...]) -> str:
-    near = get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}" if near else ""
-    return f"unknown key {name!r}{hint}; known are {', '.join(known)}"
+def _unknown_key_text(name: str, known_keys: tuple[str, ...]) -> str:
+    close_matches = get_close_matches(name, known_keys, n=1)
+    hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+    return f"unknown key {name!r}{hint}; known are {', '.join(known_keys)}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from pytest_modelbudget.config.manifest import TABLE
+from pytest_modelbudget.config.manifest import PYPROJECT_TABLE
 from pytest_modelbudget.config.tree import Keys, Tree, read_toml, read_yaml
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading.toml_text import is_quickly_edited
@@ -57,7 +57,7 @@ class _Yaml:
 
     def place(self, keys: Keys) -> tuple[int, int] | None:
         """Where the scalar begins and ends."""
-        node = _node(self._root, keys)
+        node = _node_at(self._root, keys)
         return (node.start_mark.index, node.end_mark.index) if isinstance(node, yaml.ScalarNode) else None
 
     def replaced(self, values: Mapping[Keys, str]) -> str:
@@ -75,7 +75,7 @@ class _Toml:
 
     def __init__(self, text: str, file: str) -> None:
         self._text, self._file = text, file
-        self.tree = read_toml(text, TABLE)
+        self.tree = read_toml(text, PYPROJECT_TABLE)
 
     def place(self, keys: Keys) -> Keys:
         """TOML writes each value once."""
@@ -83,7 +83,7 @@ class _Toml:
 
     def replaced(self, values: Mapping[Keys, str]) -> str:
         """Quotes are kept; what comes out is read before it is used."""
-        new = {(*TABLE, *keys): value for keys, value in values.items()}
+        new = {(*PYPROJECT_TABLE, *keys): value for keys, value in values.items()}
         text = _rewritten_toml(self._text, new) if is_quickly_edited(self._text) else None
         if text is None:
             listed = "".join(f"\n  {'.'.join(map(str, keys))} = {value}" for keys, value in new.items())
@@ -115,20 +115,20 @@ def _toml_value(before: Item, new: str) -> Item:
     return tomlkit.string(new, literal=written.startswith("'"), multiline=written[:3] in ("'''", '"""'))
 
 
-def _node(node: yaml.Node | None, keys: Keys) -> yaml.Node | None:
+def _node_at(node: yaml.Node | None, keys: Keys) -> yaml.Node | None:
     """The node at a key path; a key that a mapping does not have itself may come from what it merges."""
     if not keys or not isinstance(node, yaml.MappingNode):
         return node if not keys else None
     for key, value in reversed(node.value):
         if key.tag != MERGE and str(key.value) == str(keys[0]):
-            return _node(value, keys[1:])
-    for merged in _merged(node):
-        if (found := _node(merged, keys)) is not None:
+            return _node_at(value, keys[1:])
+    for merged in _merged_nodes(node):
+        if (found := _node_at(merged, keys)) is not None:
             return found
     return None
 
 
-def _merged(node: yaml.MappingNode) -> Iterator[yaml.Node]:
+def _merged_nodes(node: yaml.MappingNode) -> Iterator[yaml.Node]:
     for key, value in node.value:
         if key.tag == MERGE:
             yield from value.value if isinstance(value, yaml.SequenceNode) else [value]

@@ -9,7 +9,7 @@ from typing import Literal
 from pytest_modelbudget import units
 from pytest_modelbudget.diff.words import shown
 
-Kind = Literal[
+ChangeKind = Literal[
     "total", "port", "added", "removed", "type", "untied", "tied", "widened", "narrowed", "weights", "buffer", "dtype",
     "frozen", "unfrozen", "calls", "connection", "output", "nesting", "renamed", "moved", "order", "follows",
 ]  # fmt: skip
@@ -20,7 +20,7 @@ _LONGEST = 240
 TOP = "(the top)"
 """Where the rows of a model begin: the other path of a wrapper that came or went."""
 
-_WORDS: dict[str, str] = {
+_KIND_WORDS: dict[str, str] = {
     "type": "type", "untied": "tie lost", "tied": "tied", "widened": "widened", "narrowed": "narrowed",
     "weights": "weights", "buffer": "buffers", "dtype": "dtype", "frozen": "frozen", "unfrozen": "unfrozen",
     "calls": "calls", "connection": "connection", "output": "output", "nesting": "nesting",
@@ -48,7 +48,7 @@ class Change:
     and the cause, or "".
     """
 
-    kind: Kind
+    kind: ChangeKind
     path: str
     before: str
     after: str
@@ -88,11 +88,11 @@ class Change:
                     return f"~ {shown(self.was, _LONGEST)}  no longer wraps what is at the top{rows}"
                 return f"~ {path}  {self.kind} from {shown(self.was, _LONGEST)}{rows}"
             case "follows":
-                return f"~ {path}  {self.rows:,} row{'' if self.rows == 1 else 's'} follow{_s(self.rows)}  {after}"
+                return f"~ {path}  {self.rows:,} row{'' if self.rows == 1 else 's'} follow{_ending(self.rows)}  {after}"
             case "port" | "order":
                 return f"~ {path}  {before} -> {after}"
             case _:
-                return f"~ {path}  {_WORDS[self.kind]}  {before} -> {after}"
+                return f"~ {path}  {_KIND_WORDS[self.kind]}  {before} -> {after}"
 
     @property
     def _delta(self) -> str:
@@ -109,5 +109,5 @@ class Change:
         return "" if self.kind in ("added", "removed") else f"  ({self.delta:+,})"
 
 
-def _s(number: int) -> str:
+def _ending(number: int) -> str:
     return "s" if number == 1 else ""

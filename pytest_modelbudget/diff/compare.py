@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_modelbudget.diff import fold
-from pytest_modelbudget.diff.change import Change, Kind
-from pytest_modelbudget.diff.facts import fields, row_facts, subtree
-from pytest_modelbudget.diff.finding import Finding
+from pytest_modelbudget.diff.change import Change, ChangeKind
+from pytest_modelbudget.diff.facts import compared_fields, row_findings, subtree_finding
+from pytest_modelbudget.diff.finding import RowFinding
 from pytest_modelbudget.diff.flow import Flow
 from pytest_modelbudget.diff.match import Match, match
-from pytest_modelbudget.diff.names import order, renames
-from pytest_modelbudget.diff.totals import ports, totals
-from pytest_modelbudget.diff.tree import Node
+from pytest_modelbudget.diff.names import order_change, renames
+from pytest_modelbudget.diff.totals import port_changes, total_changes
+from pytest_modelbudget.diff.tree import PathNode
 from pytest_modelbudget.diff.words import shown
 from pytest_modelbudget.summary import Layer, Summary
 
@@ -24,70 +24,76 @@ def changes(before: Summary, after: Summary) -> tuple[Change, ...]:
     first, names after them, what only follows last. Row by row the same as two equal summaries of a deep model in
     time near-linear in rows.
     """
-    if [(row.path, *fields(row)) for row in before.layers] == [(row.path, *fields(row)) for row in after.layers]:
-        return (*totals(before, after, ()), *ports(before, after))
-    found = match(before, after)
-    folded = fold.runs(fold.sweeps(list(_findings(before, after, found)), found.new))
-    rows = map(_change, fold.ranked(fold.blocks(folded)))
-    return (*totals(before, after, folded), *ports(before, after), *rows)
+    if [(row.path, *compared_fields(row)) for row in before.layers] == [
+        (row.path, *compared_fields(row)) for row in after.layers
+    ]:
+        return (*total_changes(before, after, ()), *port_changes(before, after))
+    matched = match(before, after)
+    folded = fold.runs(fold.sweeps(list(_findings(before, after, matched)), matched.new))
+    rows = map(_to_change, fold.ranked(fold.blocks(folded)))
+    return (*total_changes(before, after, folded), *port_changes(before, after), *rows)
 
 
-def _findings(before: Summary, after: Summary, found: Match) -> Iterator[Finding]:
-    flow = Flow(before, after, found)
-    for _, old, _, new in found.rows:
-        if old.path != new.path or fields(old) != fields(new):
-            yield from row_facts(old, new, flow)
+def _findings(before: Summary, after: Summary, matched: Match) -> Iterator[RowFinding]:
+    flow = Flow(before, after, matched)
+    for _, old, _, new in matched.rows:
+        if old.path != new.path or compared_fields(old) != compared_fields(new):
+            yield from row_findings(old, new, flow)
         elif any(name in flow.path and flow.path[name] != name for call in old.connected_to for name in call):
-            yield from row_facts(old, new, flow)  # the same words now name other rows
-    names = list(renames(found))
-    yield from names
-    yield from _came_and_went("removed", _whole(found.old, found.removed), {one.was for one in names})
-    yield from _came_and_went("added", _whole(found.new, found.added), {one.path for one in names})
-    yield from order(found)
+            yield from row_findings(old, new, flow)  # the same words now name other rows
+    name_findings = list(renames(matched))
+    yield from name_findings
+    yield from _added_or_removed(
+        "removed", _whole_subtrees(matched.old, matched.removed), {rename.was for rename in name_findings}
+    )
+    yield from _added_or_removed(
+        "added", _whole_subtrees(matched.new, matched.added), {rename.path for rename in name_findings}
+    )
+    yield from order_change(matched)
 
 
-def _came_and_went(kind: Kind, groups: Iterator[list[Layer]], wrappers: set[str]) -> Iterator[Finding]:
+def _added_or_removed(kind: ChangeKind, groups: Iterator[list[Layer]], wrappers: set[str]) -> Iterator[RowFinding]:
     """The rows without counterpart, but not the row of a wrapper that is told as the new name of what it wraps."""
     for layers in groups:
         if not (layers[0].path in wrappers and layers[0].container and not layers[0].weights):
-            yield subtree(kind, layers)
+            yield subtree_finding(kind, layers)
 
 
-def _whole(root: Node, gone: Iterator[Node]) -> Iterator[list[Layer]]:
+def _whole_subtrees(root: PathNode, nodes: Iterator[PathNode]) -> Iterator[list[Layer]]:
     """Rows in groups: a row with all that is inside it where all of that is among them, else alone."""
-    left = set(gone)
-    whole: dict[Node, bool] = {}
+    remaining = set(nodes)
+    complete: dict[PathNode, bool] = {}
     for node in reversed(list(root.below())):
-        whole[node] = (node.row is None or node in left) and all(whole[child] for child in node.children)
+        complete[node] = (node.row is None or node in remaining) and all(complete[child] for child in node.children)
     for node in root.below():
-        if node not in left:
+        if node not in remaining:
             continue
-        layers = [inside.row for inside in node.below() if inside.row is not None] if whole[node] else [node.row]
-        left.difference_update(node.below() if whole[node] else ())
+        layers = [inside.row for inside in node.below() if inside.row is not None] if complete[node] else [node.row]
+        remaining.difference_update(node.below() if complete[node] else ())
         yield [layer for layer in layers if layer is not None]
 
 
-def _change(one: Finding) -> Change:
-    moves = one.kind in _MOVES and (one.moved.params or one.kind in ("added", "removed"))
+def _to_change(finding: RowFinding) -> Change:
+    has_params = finding.kind in _KINDS_WITH_PARAMS and (finding.moved.params or finding.kind in ("added", "removed"))
     return Change(
-        kind=one.kind,
-        path=one.path,
-        before=one.before or (one.was if one.kind in _NAMES else ""),
-        after=one.after or (one.path if one.kind in _NAMES else ""),
-        delta=one.moved.params if moves else None,
-        was=one.was,
-        count=one.count,
-        why=shown(_reason(one), 600),
-        rows=one.rows,
+        kind=finding.kind,
+        path=finding.path,
+        before=finding.before or (finding.was if finding.kind in _NAME_KINDS else ""),
+        after=finding.after or (finding.path if finding.kind in _NAME_KINDS else ""),
+        delta=finding.moved.params if has_params else None,
+        was=finding.was,
+        count=finding.count,
+        why=shown(_reason_text(finding), 600),
+        rows=finding.rows,
     )
 
 
-_MOVES = ("added", "removed", "type", "widened", "narrowed", "weights", "tied", "untied")
-_NAMES = ("renamed", "moved")
+_KINDS_WITH_PARAMS = ("added", "removed", "type", "widened", "narrowed", "weights", "tied", "untied")
+_NAME_KINDS = ("renamed", "moved")
 
 
-def _reason(one: Finding) -> str:
+def _reason_text(finding: RowFinding) -> str:
     cause = ""
-    if one.through and one.kind != "follows":
-        cause = f"input {f'from {shown(one.source)} ' if one.source else ''}{one.through}"
-    return "; ".join(filter(None, (one.why, cause)))
+    if finding.through and finding.kind != "follows":
+        cause = f"input {f'from {shown(finding.source)} ' if finding.source else ''}{finding.through}"
+    return "; ".join(filter(None, (finding.why, cause)))

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
-from pytest_modelbudget.diff.change import Kind
-from pytest_modelbudget.diff.finding import Finding, Moved, Rank, minus, moved
+from pytest_modelbudget.diff.change import ChangeKind
+from pytest_modelbudget.diff.finding import MetricDelta, Rank, RowFinding, difference, moved
 from pytest_modelbudget.diff.flow import Flow, Shift, shifts
 from pytest_modelbudget.diff.words import shown
 from pytest_modelbudget.explain import why_changed
@@ -21,40 +21,42 @@ NOT_KNOWN, KNOWN = "shapes and calls not known", "known"
 WeightPair = tuple[Weight | None, Weight | None]
 
 
-def row_facts(old: Layer, new: Layer, flow: Flow) -> Iterator[Finding]:
+def row_findings(old: Layer, new: Layer, flow: Flow) -> Iterator[RowFinding]:
     """Each thing that changed in one row; shapes of outputs only where its own weights do not say it."""
     pairs = list(_weight_pairs(old.weights, new.weights))
     if old.type != new.type:
-        yield _type(old, new)
-        told = True
+        yield _type_finding(old, new)
+        explained = True
     else:
-        found = list(_weights(old, new, pairs, flow))
-        yield from found
-        told = any(one.kind in ("widened", "narrowed", "weights") for one in found)
-        told |= any(one.kind == "dtype" for one in found) and _dims(old) == _dims(new)
+        weight_findings = list(_weight_findings(old, new, pairs, flow))
+        yield from weight_findings
+        explained = any(finding.kind in ("widened", "narrowed", "weights") for finding in weight_findings)
+        explained |= any(finding.kind == "dtype" for finding in weight_findings) and _output_shapes(
+            old
+        ) == _output_shapes(new)
     if (old.calls is None) != (new.calls is None):
-        yield Finding("calls", new.path, _whether_known(old), _whether_known(new), old=old, new=new)
+        yield RowFinding("calls", new.path, _known_text(old), _known_text(new), old=old, new=new)
         return
-    if old.outputs != new.outputs and not told:
-        yield _output(old, new, flow)
+    if old.outputs != new.outputs and not explained:
+        yield _output_finding(old, new, flow)
     if old.calls != new.calls:
-        yield Finding("calls", new.path, _times(old.calls), _times(new.calls), old=old, new=new)
+        yield RowFinding("calls", new.path, _calls_text(old.calls), _calls_text(new.calls), old=old, new=new)
     elif (kind := flow.connections(old, new)) is not None:
-        was, now = connections_text(old), connections_text(new)
+        old_text, new_text = connections_text(old), connections_text(new)
         rank = Rank.FOLLOWS if kind == "follows" else Rank.CAUSE
-        yield Finding(kind, new.path, was, now, rank=rank, old=old, new=new)
+        yield RowFinding(kind, new.path, old_text, new_text, rank=rank, old=old, new=new)
     if old.container != new.container:
-        yield Finding("nesting", new.path, _nesting(old), _nesting(new), rank=Rank.NAME, old=old, new=new)
+        yield RowFinding("nesting", new.path, _nesting_text(old), _nesting_text(new), rank=Rank.NAME, old=old, new=new)
 
 
-def _dims(layer: Layer) -> object:
+def _output_shapes(layer: Layer) -> object:
     return [[spec.shape for spec in call] for call in layer.outputs]
 
 
-def _type(old: Layer, new: Layer) -> Finding:
-    both = moved(old.weights, new.weights)
+def _type_finding(old: Layer, new: Layer) -> RowFinding:
+    delta = moved(old.weights, new.weights)
     reason = why_changed(old, new)
-    return Finding("type", new.path, row_text(old), row_text(new), both, why=reason, old=old, new=new)
+    return RowFinding("type", new.path, row_text(old), row_text(new), delta, why=reason, old=old, new=new)
 
 
 def row_text(layer: Layer) -> str:
@@ -65,50 +67,54 @@ def row_text(layer: Layer) -> str:
 
 def _weight_pairs(old: Sequence[Weight], new: Sequence[Weight]) -> Iterator[WeightPair]:
     """By name; those left over by what they are, as a weight may be renamed too."""
-    there = {weight.name: weight for weight in new}
-    ours = {weight.name for weight in old}
-    spare: dict[object, list[Weight]] = {}
+    new_by_name = {weight.name: weight for weight in new}
+    old_names = {weight.name for weight in old}
+    unmatched: dict[object, list[Weight]] = {}
     for weight in new:
-        if weight.name not in ours:
-            spare.setdefault(_spec(weight), []).append(weight)
+        if weight.name not in old_names:
+            unmatched.setdefault(_without_names(weight), []).append(weight)
     for weight in old:
-        if weight.name in there:
-            yield weight, there[weight.name]
-        elif same := spare.get(_spec(weight)):
-            yield weight, same.pop(0)
+        if weight.name in new_by_name:
+            yield weight, new_by_name[weight.name]
+        elif candidates := unmatched.get(_without_names(weight)):
+            yield weight, candidates.pop(0)
         else:
             yield weight, None
-    yield from ((None, weight) for weights in spare.values() for weight in weights)
+    yield from ((None, weight) for weights in unmatched.values() for weight in weights)
 
 
-def _spec(weight: Weight) -> object:
+def _without_names(weight: Weight) -> object:
     return replace(weight, name="", tied_to=None if weight.tied_to is None else "")
 
 
-def _weights(old: Layer, new: Layer, pairs: Sequence[WeightPair], flow: Flow) -> Iterator[Finding]:
+def _weight_findings(old: Layer, new: Layer, pairs: Sequence[WeightPair], flow: Flow) -> Iterator[RowFinding]:
     groups: dict[str, list[WeightPair]] = {}
     for pair in pairs:
         if kind := _weight_kind(*pair, flow):
             groups.setdefault(kind, []).append(pair)
     if "shape" in groups:  # running statistics grow with what they are statistics of
         groups["shape"] += groups.pop("buffer", [])
-    if not groups and tuple(map(_told, old.weights)) != tuple(map(_told, new.weights)):
+    if not groups and tuple(map(_without_tie, old.weights)) != tuple(map(_without_tie, new.weights)):
         groups["shape"] = []  # the same weights in another order
     for name, group in groups.items():
-        both = moved((one for one, _ in group if one), (other for _, other in group if other))
-        yield _shapes(old, new, group, both, flow) if name == "shape" else _state(name, old, new, group, both)
-    loose = [pair for pair in pairs if None not in pair and _weight_kind(*pair, flow) not in ("frozen", "unfrozen")]
+        delta = moved((before for before, _ in group if before), (after for _, after in group if after))
+        yield (
+            _shape_finding(old, new, group, delta, flow)
+            if name == "shape"
+            else _state_finding(name, old, new, group, delta)
+        )
+    others = [pair for pair in pairs if None not in pair and _weight_kind(*pair, flow) not in ("frozen", "unfrozen")]
     for kind in ("frozen", "unfrozen"):  # a weight that was resized or cast as well is frozen all the same
-        extra = [pair for pair in loose if _thawed(*pair) == kind]
+        extra = [pair for pair in others if _freeze_kind(*pair) == kind]
         if extra and kind not in groups:
-            yield _state(kind, old, new, extra, Moved())
+            yield _state_finding(kind, old, new, extra, MetricDelta())
 
 
-def _told(weight: Weight) -> object:
+def _without_tie(weight: Weight) -> object:
     return replace(weight, tied_to=None)
 
 
-def _thawed(old: Weight | None, new: Weight | None) -> str | None:
+def _freeze_kind(old: Weight | None, new: Weight | None) -> str | None:
     if old is None or new is None or "buffer" in (old.role, new.role) or old.trainable == new.trainable:
         return None
     return "unfrozen" if new.trainable else "frozen"
@@ -128,68 +134,78 @@ def _weight_kind(old: Weight | None, new: Weight | None, flow: Flow) -> str | No
         return "buffer" if new.role == "buffer" else "shape"
     if old.dtype != new.dtype or old.packed_bytes != new.packed_bytes:
         return "dtype"
-    if thawed := _thawed(old, new):
+    if thawed := _freeze_kind(old, new):
         return thawed
     return "shape" if old.name != new.name else None
 
 
-def _state(kind: str, old: Layer, new: Layer, group: Sequence[WeightPair], both: Moved) -> Finding:
+def _state_finding(kind: str, old: Layer, new: Layer, group: Sequence[WeightPair], delta: MetricDelta) -> RowFinding:
     """A change of weights that keep their shapes."""
-    ours, theirs = [one for one, _ in group if one], [other for _, other in group if other]
+    old_weights, new_weights = [before for before, _ in group if before], [after for _, after in group if after]
     path = new.path
     match kind:
         case "untied":
-            text = f"{_names(ours)} = {_owners(ours)}", f"{_names(theirs)} of its own"
-            return Finding("untied", path, *text, both, old=old, new=new)
+            text = (
+                f"{_weights_text(old_weights)} = {_owners_text(old_weights)}",
+                f"{_weights_text(new_weights)} of its own",
+            )
+            return RowFinding("untied", path, *text, delta, old=old, new=new)
         case "tied":
-            was = f"= {_owners(ours)}" if any(one.tied_to for one in ours) else "of its own"
-            text = f"{_names(ours)} {was}", f"{_names(theirs)} = {_owners(theirs)}"
-            return Finding("tied", path, *text, both, old=old, new=new)
+            old_text = (
+                f"= {_owners_text(old_weights)}" if any(before.tied_to for before in old_weights) else "of its own"
+            )
+            text = (
+                f"{_weights_text(old_weights)} {old_text}",
+                f"{_weights_text(new_weights)} = {_owners_text(new_weights)}",
+            )
+            return RowFinding("tied", path, *text, delta, old=old, new=new)
         case "buffer":
-            text = _names(ours) or "none", _names(theirs) or "none"
-            return Finding("buffer", path, *text, both, old=old, new=new)
+            text = _weights_text(old_weights) or "none", _weights_text(new_weights) or "none"
+            return RowFinding("buffer", path, *text, delta, old=old, new=new)
         case "dtype":
-            text = _dtypes(ours), _dtypes(theirs)
-            return Finding("dtype", path, *text, both, cause=f"{text[0]} -> {text[1]}", old=old, new=new)
+            text = _dtypes_text(old_weights), _dtypes_text(new_weights)
+            return RowFinding("dtype", path, *text, delta, cause=f"{text[0]} -> {text[1]}", old=old, new=new)
         case _:
-            name: Kind = "unfrozen" if kind == "unfrozen" else "frozen"
-            params = sum(weight.elements for weight in theirs if weight.tied_to is None)
-            was, now = ("trainable", "frozen") if name == "frozen" else ("frozen", "trainable")
-            return Finding(name, path, f"{params:,} params {was}", now, both, old=old, new=new)
+            name: ChangeKind = "unfrozen" if kind == "unfrozen" else "frozen"
+            params = sum(weight.elements for weight in new_weights if weight.tied_to is None)
+            old_text, new_text = ("trainable", "frozen") if name == "frozen" else ("frozen", "trainable")
+            return RowFinding(name, path, f"{params:,} params {old_text}", new_text, delta, old=old, new=new)
 
 
-def _names(weights: Sequence[Weight]) -> str:
-    words = [f"{shown(weight.name, 40)} {'x'.join(map(str, weight.shape)) or 'scalar'}" for weight in weights]
-    return " + ".join([*words[:3], *([f"{len(words) - 3} more"] if len(words) > 3 else [])])
+def _weights_text(weights: Sequence[Weight]) -> str:
+    parts = [f"{shown(weight.name, 40)} {'x'.join(map(str, weight.shape)) or 'scalar'}" for weight in weights]
+    return " + ".join([*parts[:3], *([f"{len(parts) - 3} more"] if len(parts) > 3 else [])])
 
 
-def _owners(weights: Sequence[Weight]) -> str:
+def _owners_text(weights: Sequence[Weight]) -> str:
     return ", ".join(sorted({shown(weight.tied_to) for weight in weights if weight.tied_to}))
 
 
-def _dtypes(weights: Sequence[Weight]) -> str:
+def _dtypes_text(weights: Sequence[Weight]) -> str:
     """The dtypes, with the bytes where packing decides them."""
     packed = [weight for weight in weights if weight.packed_bytes is not None]
     names = sorted({shown(weight.dtype, 40) for weight in weights})
     return f"{', '.join(names)}{f' in {sum(weight.bytes for weight in packed):,} bytes' if packed else ''}"
 
 
-def _shapes(old: Layer, new: Layer, group: Sequence[WeightPair], both: Moved, flow: Flow) -> Finding:
+def _shape_finding(old: Layer, new: Layer, group: Sequence[WeightPair], delta: MetricDelta, flow: Flow) -> RowFinding:
     """Weights that grew, shrank, came or went; from an input that changed, where its shape shows it."""
-    params = [(one, other) for one, other in group if one and other and one.role == "param"] or group
-    resized = Counter(change for one, other in params if one and other for change in shifts(one.shape, other.shape))
-    source, through = _upstream(old, new, list(resized), flow)
-    kind: Kind = "weights"
-    grown = sum((other.elements if other else 0) - (one.elements if one else 0) for one, other in params)
-    if grown and resized and all(one is not None and other is not None for one, other in params):
-        kind = "widened" if grown > 0 else "narrowed"
-    return Finding(
+    params = [(before, after) for before, after in group if before and after and before.role == "param"] or group
+    resized = Counter(
+        change for before, after in params if before and after for change in shifts(before.shape, after.shape)
+    )
+    source, through = _source_of_change(old, new, list(resized), flow)
+    kind: ChangeKind = "weights"
+    growth = sum((after.elements if after else 0) - (before.elements if before else 0) for before, after in params)
+    if growth and resized and all(before is not None and after is not None for before, after in params):
+        kind = "widened" if growth > 0 else "narrowed"
+    return RowFinding(
         kind,
         new.path,
         *_shape_texts(old, new),
-        moved=both,
+        moved=delta,
         rank=Rank.CAUSED if source else Rank.CAUSE,
-        why=why_changed(old, new) or _both_names(group),
+        why=why_changed(old, new) or _names_change(group),
         source=source,
         through=through,
         cause=_shift_text(flow.commonest(resized)),
@@ -198,9 +214,12 @@ def _shapes(old: Layer, new: Layer, group: Sequence[WeightPair], both: Moved, fl
     )
 
 
-def _both_names(group: Sequence[WeightPair]) -> str:
-    was, now = _names([one for one, _ in group if one]), _names([other for _, other in group if other])
-    return f"{was or 'none'} -> {now or 'none'}" if was != now else ""
+def _names_change(group: Sequence[WeightPair]) -> str:
+    old_text, new_text = (
+        _weights_text([before for before, _ in group if before]),
+        _weights_text([after for _, after in group if after]),
+    )
+    return f"{old_text or 'none'} -> {new_text or 'none'}" if old_text != new_text else ""
 
 
 def _shift_text(shift: Shift | None) -> str:
@@ -213,23 +232,23 @@ def dim_text(dim: object) -> str:
 
 
 def _shape_texts(old: Layer, new: Layer) -> tuple[str, str]:
-    was, now = f"{old.params:,} params", f"{new.params:,} params"
-    if was == now:
-        was, now = old.weights_text or "no weights", new.weights_text or "no weights"
+    old_text, new_text = f"{old.params:,} params", f"{new.params:,} params"
+    if old_text == new_text:
+        old_text, new_text = old.weights_text or "no weights", new.weights_text or "no weights"
     if old.outputs != new.outputs:
-        was, now = f"{was} {_output_text(old)}", f"{now} {_output_text(new)}"
-    return was, now
+        old_text, new_text = f"{old_text} {_output_text(old)}", f"{new_text} {_output_text(new)}"
+    return old_text, new_text
 
 
-def _upstream(old: Layer, new: Layer, resized: Sequence[Shift], flow: Flow) -> tuple[str, str]:
+def _source_of_change(old: Layer, new: Layer, resized: Sequence[Shift], flow: Flow) -> tuple[str, str]:
     """The source of a row whose output changed as its weights did, and the change: `128 -> 640`."""
-    for name, was, now in flow.fed(old, new):
-        for old_spec, new_spec in zip(was, now, strict=False):
+    for name, old_specs, new_specs in flow.changed_sources(old, new):
+        for old_spec, new_spec in zip(old_specs, new_specs, strict=False):
             changed = set(shifts(old_spec.shape, new_spec.shape))
             for before, after in resized:
                 if (before, after) in changed:
                     return name, f"{_verb(before, after)} {_shift_text((before, after))}"
-                if (before, after) == (_inner(old_spec), _inner(new_spec)):  # flattened on the way
+                if (before, after) == (_sample_elements(old_spec), _sample_elements(new_spec)):  # flattened on the way
                     return name, f"{_verb(before, after)} {old_spec.dims} -> {new_spec.dims}"
     return "", ""
 
@@ -240,17 +259,17 @@ def _verb(before: object, after: object) -> str:
     return "changed"
 
 
-def _inner(spec: TensorSpec) -> int | None:
+def _sample_elements(spec: TensorSpec) -> int | None:
     """The elements of one sample, where they are known."""
     sizes = [size for size in spec.shape[1:] if isinstance(size, int)]
     return prod(sizes) if len(sizes) == len(spec.shape) - 1 else None
 
 
-def _output(old: Layer, new: Layer, flow: Flow) -> Finding:
+def _output_finding(old: Layer, new: Layer, flow: Flow) -> RowFinding:
     text = _output_text(old), _output_text(new)
     if flow.output_follows(old, new):
-        return Finding("follows", new.path, *text, rank=Rank.FOLLOWS, through="output", old=old, new=new)
-    return Finding("output", new.path, *text, old=old, new=new)
+        return RowFinding("follows", new.path, *text, rank=Rank.FOLLOWS, through="output", old=old, new=new)
+    return RowFinding("output", new.path, *text, old=old, new=new)
 
 
 def _output_text(layer: Layer) -> str:
@@ -263,11 +282,11 @@ def connections_text(layer: Layer) -> str:
     return f"from {shown(text, 200) or 'nothing'}"
 
 
-def _whether_known(layer: Layer) -> str:
+def _known_text(layer: Layer) -> str:
     return NOT_KNOWN if layer.calls is None else KNOWN
 
 
-def _times(calls: int | None) -> str:
+def _calls_text(calls: int | None) -> str:
     match calls:
         case None:
             return "an unknown number of times"
@@ -277,30 +296,30 @@ def _times(calls: int | None) -> str:
             return f"called {calls:,} times" if calls else "never called"
 
 
-def _nesting(layer: Layer) -> str:
+def _nesting_text(layer: Layer) -> str:
     return "holds layers" if layer.container else "holds no layers"
 
 
-def subtree(kind: Kind, layers: Sequence[Layer]) -> Finding:
+def subtree_finding(kind: ChangeKind, layers: Sequence[Layer]) -> RowFinding:
     """Rows that came or went together, the first of which holds the others."""
     top = layers[0]
-    count = sum((moved((), layer.weights) for layer in layers), Moved())
-    both = count if kind == "added" else minus(Moved(), count)
+    count = sum((moved((), layer.weights) for layer in layers), MetricDelta())
+    delta = count if kind == "added" else difference(MetricDelta(), count)
     rows = f", {len(layers):,} rows" if len(layers) > 1 else ""
     text = f"{f'{shown(top.type)} {top.output_text}'.strip()}{rows}, {count.params:,} params"
     largest = max(layers, key=lambda layer: layer.params)
-    reason = why(largest) if len(layers) == 1 else _largest(top, largest, count.params)
+    reason = why(largest) if len(layers) == 1 else _largest_text(top, largest, count.params)
     texts = ("", text) if kind == "added" else (text, "")
-    return Finding(kind, top.path, *texts, moved=both, why=reason, rows=len(layers), old=top, new=top)
+    return RowFinding(kind, top.path, *texts, moved=delta, why=reason, rows=len(layers), old=top, new=top)
 
 
-def _largest(top: Layer, largest: Layer, total: int) -> str:
+def _largest_text(top: Layer, largest: Layer, total: int) -> str:
     if not largest.params or not total:
         return ""
     name = shown(largest.path[len(top.path) :].lstrip("./") or largest.path)
     return f"most of it {name}, {why(largest)}"
 
 
-def fields(layer: Layer) -> tuple[object, ...]:
+def compared_fields(layer: Layer) -> tuple[object, ...]:
     """What a comparison looks at in a row, without its path."""
     return layer.type, layer.outputs, layer.weights, layer.connected_to, layer.calls, layer.container

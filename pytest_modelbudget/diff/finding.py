@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from pytest_modelbudget.diff.change import Kind
+from pytest_modelbudget.diff.change import ChangeKind
 from pytest_modelbudget.summary import Layer, Weight
 
 
@@ -20,7 +20,7 @@ class Rank(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class MetricDelta:
     """Differences of the metrics, in elements and bytes."""
 
     params: int = 0
@@ -33,8 +33,8 @@ class Moved:
         """The difference of the params that are not trained."""
         return self.params - self.trainable_params
 
-    def __add__(self, other: Moved) -> Moved:
-        return Moved(
+    def __add__(self, other: MetricDelta) -> MetricDelta:
+        return MetricDelta(
             self.params + other.params,
             self.trainable_params + other.trainable_params,
             self.buffers + other.buffers,
@@ -45,18 +45,18 @@ class Moved:
         return bool(self.params or self.trainable_params or self.buffers or self.weight_bytes)
 
 
-def held(weight: Weight | None) -> Moved:
+def weight_counts(weight: Weight | None) -> MetricDelta:
     """What a weight counts for where it is held; nothing for a tied one and for none."""
     if weight is None or weight.tied_to is not None:
-        return Moved()
+        return MetricDelta()
     if weight.role == "buffer":
-        return Moved(buffers=weight.elements, weight_bytes=weight.bytes)
-    return Moved(weight.elements, weight.elements if weight.trainable else 0, 0, weight.bytes)
+        return MetricDelta(buffers=weight.elements, weight_bytes=weight.bytes)
+    return MetricDelta(weight.elements, weight.elements if weight.trainable else 0, 0, weight.bytes)
 
 
-def minus(new: Moved, old: Moved) -> Moved:
+def difference(new: MetricDelta, old: MetricDelta) -> MetricDelta:
     """The difference of two counts."""
-    return Moved(
+    return MetricDelta(
         new.params - old.params,
         new.trainable_params - old.trainable_params,
         new.buffers - old.buffers,
@@ -64,13 +64,13 @@ def minus(new: Moved, old: Moved) -> Moved:
     )
 
 
-def moved(old: Iterable[Weight], new: Iterable[Weight]) -> Moved:
+def moved(old: Iterable[Weight], new: Iterable[Weight]) -> MetricDelta:
     """The difference between two sets of weights."""
-    return minus(sum(map(held, new), Moved()), sum(map(held, old), Moved()))
+    return difference(sum(map(weight_counts, new), MetricDelta()), sum(map(weight_counts, old), MetricDelta()))
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class RowFinding:
     """One change of one row, or of several once folded.
 
     `cause` is what the totals are split by; `source` is the row whose output made this one change, `through` how
@@ -78,11 +78,11 @@ class Finding:
     row before and after (the first of several).
     """
 
-    kind: Kind
+    kind: ChangeKind
     path: str
     before: str
     after: str
-    moved: Moved = Moved()
+    moved: MetricDelta = MetricDelta()
     rank: Rank = Rank.CAUSE
     why: str = ""
     source: str = ""

@@ -8,223 +8,233 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from pytest_modelbudget.diff.facts import NOT_KNOWN, dim_text
-from pytest_modelbudget.diff.finding import Finding, Moved
+from pytest_modelbudget.diff.finding import MetricDelta, RowFinding
 from pytest_modelbudget.diff.flow import spec_shifts
-from pytest_modelbudget.diff.tree import Node, tokens
-from pytest_modelbudget.diff.words import listed, numbered, ranges
+from pytest_modelbudget.diff.tree import PathNode, tokens
+from pytest_modelbudget.diff.words import list_text, ranges, split_number
 from pytest_modelbudget.summary import Layer
 
-_LEAST = 2
+_LEAST_EQUAL = 2
 """Equal changes that are told as one."""
 
 _ROUNDS = 3
 """Numbers in a path that are folded: blocks, experts in blocks, ..."""
 
-_SWEEPS = ("dtype", "frozen", "unfrozen", "follows")
-_SHAPES = ("widened", "narrowed", "weights", "type", "tied", "untied")
+_SWEEP_KINDS = ("dtype", "frozen", "unfrozen", "follows")
+_SHAPE_KINDS = ("widened", "narrowed", "weights", "type", "tied", "untied")
 _MOST_ROWS = 3
 
 
-def runs(findings: Sequence[Finding]) -> list[Finding]:
+def runs(findings: Sequence[RowFinding]) -> list[RowFinding]:
     """Equal findings whose paths differ in one number as one: `layers.0-31.norm`."""
-    found = list(findings)
+    current = list(findings)
     for _ in range(_ROUNDS):
-        groups: dict[Hashable, list[Finding]] = {}
-        for one in found:
-            groups.setdefault(_alike(one), []).append(one)
-        folded = [part for group in groups.values() for part in _fold(group)]
-        if len(folded) == len(found):
+        groups: dict[Hashable, list[RowFinding]] = {}
+        for finding in current:
+            groups.setdefault(_folding_key(finding), []).append(finding)
+        folded = [folded_finding for group in groups.values() for folded_finding in _fold_group(group)]
+        if len(folded) == len(current):
             break
-        found = folded
-    return found
+        current = folded
+    return current
 
 
-def _stars(path: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _split_numbers(path: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """A path with its numbers apart: `h.3.up` as `("h", ".*", ".up")` and `(3,)`."""
-    words: list[str] = []
+    parts: list[str] = []
     numbers: list[int] = []
     for token in tokens(path):
-        match = numbered(token)
-        words.append(f"{match[0]}*" if match else token)
+        match = split_number(token)
+        parts.append(f"{match[0]}*" if match else token)
         if match:
             numbers.append(match[1])
-    return tuple(words), tuple(numbers)
+    return tuple(parts), tuple(numbers)
 
 
-def _alike(one: Finding) -> Hashable:
-    words, numbers = _stars(one.path)
-    was, earlier = _stars(one.was)
-    offset = tuple(new - old for new, old in zip(numbers, earlier, strict=True)) if words == was else ()
-    texts = (one.before, one.after)
-    if one.kind == "connection":  # of a block to the one before it
-        texts = re.sub(r"[0-9]+", "*", one.before), re.sub(r"[0-9]+", "*", one.after)
-    told = (one.moved, one.rank, one.why, one.cause, one.count, one.rows)
-    return one.kind, words, was, offset, texts, told
+def _folding_key(finding: RowFinding) -> Hashable:
+    parts, numbers = _split_numbers(finding.path)
+    old_parts, old_numbers = _split_numbers(finding.was)
+    offset = tuple(new - old for new, old in zip(numbers, old_numbers, strict=True)) if parts == old_parts else ()
+    texts = (finding.before, finding.after)
+    if finding.kind == "connection":  # of a block to the one before it
+        texts = re.sub(r"[0-9]+", "*", finding.before), re.sub(r"[0-9]+", "*", finding.after)
+    details = (finding.moved, finding.rank, finding.why, finding.cause, finding.count, finding.rows)
+    return finding.kind, parts, old_parts, offset, texts, details
 
 
-def _fold(group: list[Finding]) -> Iterator[Finding]:
+def _fold_group(group: list[RowFinding]) -> Iterator[RowFinding]:
     """Fold at the number that takes most values; those that differ in another number too stay apart."""
-    words, first = _stars(group[0].path)
-    if len(group) < _LEAST or not first:
+    parts, first_numbers = _split_numbers(group[0].path)
+    if len(group) < _LEAST_EQUAL or not first_numbers:
         yield from group
         return
-    numbers = [_stars(one.path)[1] for one in group]
-    place = max(range(len(first)), key=lambda index: len({each[index] for each in numbers}))
-    apart: dict[Hashable, list[Finding]] = {}
-    for one, each in zip(group, numbers, strict=True):
-        apart.setdefault((each[:place], each[place + 1 :]), []).append(one)
-    for same in apart.values():
-        yield from _folded(words, place, same) if len(same) >= _LEAST else same
+    numbers = [_split_numbers(finding.path)[1] for finding in group]
+    position = max(range(len(first_numbers)), key=lambda index: len({own_numbers[index] for own_numbers in numbers}))
+    by_other_numbers: dict[Hashable, list[RowFinding]] = {}
+    for finding, own_numbers in zip(group, numbers, strict=True):
+        by_other_numbers.setdefault((own_numbers[:position], own_numbers[position + 1 :]), []).append(finding)
+    for alike in by_other_numbers.values():
+        yield from _fold_at(parts, position, alike) if len(alike) >= _LEAST_EQUAL else alike
 
 
-def _folded(words: Sequence[str], place: int, group: list[Finding]) -> Iterator[Finding]:
-    values = sorted(_stars(one.path)[1][place] for one in group)
+def _fold_at(parts: Sequence[str], position: int, group: list[RowFinding]) -> Iterator[RowFinding]:
+    values = sorted(_split_numbers(finding.path)[1][position] for finding in group)
     if len(set(values)) < len(values):
         yield from group
         return
-    path, head = _ranged(words, [_stars(one.path)[1] for one in group], place)
-    was_words, was_first = _stars(group[0].was)
-    was = _ranged(was_words, [_stars(one.was)[1] for one in group], 0)[0] if was_first else group[0].was
-    times = len(group)
+    path, head = _path_with_ranges(parts, [_split_numbers(finding.path)[1] for finding in group], position)
+    old_parts, old_first = _split_numbers(group[0].was)
+    old_path = (
+        _path_with_ranges(old_parts, [_split_numbers(finding.was)[1] for finding in group], 0)[0]
+        if old_first
+        else group[0].was
+    )
+    count = len(group)
     first = group[0]
-    block = (head, times)
+    block = (head, count)
     if first.block is not None and len(first.block[0]) < len(head):
         block = first.block
     yield replace(
         first,
         path=path,
-        was=was,
-        moved=sum((one.moved for one in group), Moved()),
-        count=first.count * times,
-        rows=sum(one.rows for one in group),
-        source=_source(group, place, head),
+        was=old_path,
+        moved=sum((finding.moved for finding in group), MetricDelta()),
+        count=first.count * count,
+        rows=sum(finding.rows for finding in group),
+        source=_common_source(group, position, head),
         block=block,
     )
 
 
-def _ranged(words: Sequence[str], numbers: Sequence[tuple[int, ...]], place: int) -> tuple[str, str]:
-    """The path with each number that varies as a range, and its part up to the number at `place`."""
+def _path_with_ranges(parts: Sequence[str], numbers: Sequence[tuple[int, ...]], position: int) -> tuple[str, str]:
+    """The path with each number that varies as a range, and its part up to the number at `position`."""
     text, head, index = "", "", 0
-    for word in words:
-        if word.endswith("*") and index < len(numbers[0]):
-            text += f"{word[:-1]}{ranges(sorted({each[index] for each in numbers}))}"
-            if index == place:
+    for part in parts:
+        if part.endswith("*") and index < len(numbers[0]):
+            text += f"{part[:-1]}{ranges(sorted({own_numbers[index] for own_numbers in numbers}))}"
+            if index == position:
                 head = text
             index += 1
         else:
-            text += word
+            text += part
     return text, head
 
 
-def _source(group: Sequence[Finding], place: int, head: str) -> str:
+def _common_source(group: Sequence[RowFinding], position: int, head: str) -> str:
     """Where the change came from, when that is the same row of each one's own block, or one row for all."""
-    if len({one.source for one in group}) == 1:
+    if len({finding.source for finding in group}) == 1:
         return group[0].source
     tails = set()
-    for one in group:
-        words, numbers = _stars(one.source)
-        mine, own = _stars(one.path)
-        if numbers[: place + 1] != own[: place + 1]:
+    for finding in group:
+        parts, numbers = _split_numbers(finding.source)
+        path_parts, path_numbers = _split_numbers(finding.path)
+        if numbers[: position + 1] != path_numbers[: position + 1]:
             return ""
-        at = [index for index, word in enumerate(mine) if word.endswith("*")][place]
-        if words[: at + 1] != mine[: at + 1]:
+        split_at = [index for index, word in enumerate(path_parts) if word.endswith("*")][position]
+        if parts[: split_at + 1] != path_parts[: split_at + 1]:
             return ""
-        tails.add(one.source[len("".join(tokens(one.source)[: at + 1])) :])
+        tails.add(finding.source[len("".join(tokens(finding.source)[: split_at + 1])) :])
     return f"{head}{tails.pop()}" if len(tails) == 1 else ""
 
 
-def blocks(findings: Sequence[Finding]) -> list[Finding]:
+def blocks(findings: Sequence[RowFinding]) -> list[RowFinding]:
     """The rows of one run of blocks as one finding: `layers.0-31`, 32 times."""
-    groups: dict[Hashable, list[Finding]] = {}
-    for index, one in enumerate(findings):
-        folded = one.block is not None and one.kind in _SHAPES
-        groups.setdefault(one.block if folded else index, []).append(one)
-    return [_block(group) if len(group) > 1 else group[0] for group in groups.values()]
+    groups: dict[Hashable, list[RowFinding]] = {}
+    for index, finding in enumerate(findings):
+        folded = finding.block is not None and finding.kind in _SHAPE_KINDS
+        groups.setdefault(finding.block if folded else index, []).append(finding)
+    return [_block_finding(group) if len(group) > 1 else group[0] for group in groups.values()]
 
 
-def _block(group: list[Finding]) -> Finding:
+def _block_finding(group: list[RowFinding]) -> RowFinding:
     assert group[0].block is not None
     head, times = group[0].block
-    ranked = sorted(group, key=lambda one: -abs(one.moved.params))
-    was = sum(one.old.params * one.count // times for one in group if one.old is not None)
-    now = sum(one.new.params * one.count // times for one in group if one.new is not None)
+    ranked = sorted(group, key=lambda finding: -abs(finding.moved.params))
+    old_params = sum(finding.old.params * finding.count // times for finding in group if finding.old is not None)
+    new_params = sum(finding.new.params * finding.count // times for finding in group if finding.new is not None)
     reasons: dict[str, list[str]] = {}
-    for one in ranked[:_MOST_ROWS]:
-        reasons.setdefault(one.why, []).append(one.path[len(head) :].lstrip("./"))
-    words = [f"{', '.join(names)} {why}" for why, names in reasons.items()]
-    rest = len(group) - len(ranked[:_MOST_ROWS])
+    for finding in ranked[:_MOST_ROWS]:
+        reasons.setdefault(finding.why, []).append(finding.path[len(head) :].lstrip("./"))
+    reason_texts = [f"{', '.join(names)} {reason}" for reason, names in reasons.items()]
+    more = len(group) - len(ranked[:_MOST_ROWS])
     return replace(
         ranked[0],
         path=head,
-        before=f"{was:,} params in {len(group)} rows of each",
-        after=f"{now:,}",
-        moved=sum((one.moved for one in group), Moved()),
-        why="; ".join([*words, *([f"{rest} more row{'s' if rest > 1 else ''}"] if rest else [])]),
+        before=f"{old_params:,} params in {len(group)} rows of each",
+        after=f"{new_params:,}",
+        moved=sum((finding.moved for finding in group), MetricDelta()),
+        why="; ".join([*reason_texts, *([f"{more} more row{'s' if more > 1 else ''}"] if more else [])]),
         source="",
         count=times,
-        rows=sum(one.rows for one in group),
+        rows=sum(finding.rows for finding in group),
     )
 
 
-def sweeps(findings: Sequence[Finding], root: Node) -> list[Finding]:
+def sweeps(findings: Sequence[RowFinding], root: PathNode) -> list[RowFinding]:
     """Changes of one kind all over the model as one finding each, named by the modules they cover."""
-    groups: dict[Hashable, list[Finding]] = {}
-    for index, one in enumerate(findings):
+    groups: dict[Hashable, list[RowFinding]] = {}
+    for index, finding in enumerate(findings):
         key: Hashable = index
-        if one.kind == "dtype" or NOT_KNOWN in (one.before, one.after):
-            key = (one.kind, one.before, one.after)
-        elif one.kind in _SWEEPS:
-            key = (one.kind, one.through)
-        groups.setdefault(key, []).append(one)
+        if finding.kind == "dtype" or NOT_KNOWN in (finding.before, finding.after):
+            key = (finding.kind, finding.before, finding.after)
+        elif finding.kind in _SWEEP_KINDS:
+            key = (finding.kind, finding.through)
+        groups.setdefault(key, []).append(finding)
     return [
-        _sweep(group, root) if group[0].kind == "follows" or len(group) > 1 else group[0] for group in groups.values()
+        _sweep_finding(group, root) if group[0].kind == "follows" or len(group) > 1 else group[0]
+        for group in groups.values()
     ]
 
 
-def _sweep(group: list[Finding], root: Node) -> Finding:
+def _sweep_finding(group: list[RowFinding], root: PathNode) -> RowFinding:
     first = group[0]
-    names = cover(root, {one.path for one in group}, _RELEVANT.get(first.kind, _has_params))
+    names = covering_modules(root, {finding.path for finding in group}, _RELEVANT_ROWS.get(first.kind, _has_params))
     before, after = first.before, first.after
     if first.kind in ("frozen", "unfrozen"):
-        params = sum(_own(one.new) for one in group)
+        params = sum(_params_of(finding.new) for finding in group)
         before = f"{params:,} params in {len(group):,} rows {'trainable' if first.kind == 'frozen' else 'frozen'}"
     elif first.kind in ("dtype", "calls"):
         before = f"{len(group):,} rows {before}"
     elif first.kind == "follows":
         names = _outermost(names)
-        before, after = "", _followed(group) if first.through else "connection to rows that came or went"
-    path = listed(_patterns(names)) if len(group) > 1 else first.path
-    both = sum((one.moved for one in group), Moved())
-    return replace(first, path=path, before=before, after=after, moved=both, rows=len(group))
+        before, after = "", _common_shifts(group) if first.through else "connection to rows that came or went"
+    path = list_text(_patterns(names)) if len(group) > 1 else first.path
+    delta = sum((finding.moved for finding in group), MetricDelta())
+    return replace(first, path=path, before=before, after=after, moved=delta, rows=len(group))
 
 
 def _outermost(names: Sequence[str]) -> list[str]:
     """Names without those inside another one of them; a module comes before what it holds."""
-    kept: list[str] = []
+    outermost: list[str] = []
     for name in names:
-        if not kept or not name.startswith((f"{kept[-1]}.", f"{kept[-1]}/")):
-            kept.append(name)
-    return kept
+        if not outermost or not name.startswith((f"{outermost[-1]}.", f"{outermost[-1]}/")):
+            outermost.append(name)
+    return outermost
 
 
 def _patterns(names: Sequence[str]) -> list[str]:
     """Names that differ in the number of a block as one."""
-    return [one.path for one in runs([Finding("follows", name, "", "") for name in names])]
+    return [finding.path for finding in runs([RowFinding("follows", name, "", "") for name in names])]
 
 
-def _own(layer: Layer | None) -> int:
+def _params_of(layer: Layer | None) -> int:
     return 0 if layer is None else layer.params
 
 
-def _followed(group: Sequence[Finding]) -> str:
+def _common_shifts(group: Sequence[RowFinding]) -> str:
     """The commonest shifts of the outputs: `output 768 -> 1,024`."""
-    counted: Counter[str] = Counter()
-    for one in group:
-        if one.old is not None and one.new is not None:
-            counted.update({f"{dim_text(was)} -> {dim_text(now)}" for was, now in spec_shifts(one.old, one.new)})
-    words = [text for text, _ in counted.most_common(3)]
-    more = len(counted) - len(words)
-    return f"output {', '.join(words)}{f' and {more} more' if more else ''}" if words else "output"
+    shift_counts: Counter[str] = Counter()
+    for finding in group:
+        if finding.old is not None and finding.new is not None:
+            shift_counts.update(
+                {
+                    f"{dim_text(old_dim)} -> {dim_text(new_dim)}"
+                    for old_dim, new_dim in spec_shifts(finding.old, finding.new)
+                }
+            )
+    texts = [text for text, _ in shift_counts.most_common(3)]
+    more = len(shift_counts) - len(texts)
+    return f"output {', '.join(texts)}{f' and {more} more' if more else ''}" if texts else "output"
 
 
 def _has_params(layer: Layer) -> bool:
@@ -239,27 +249,31 @@ def _has_weights(layer: Layer) -> bool:
     return bool(layer.weights)
 
 
-_RELEVANT: dict[str, Callable[[Layer], bool]] = {"follows": _has_output, "dtype": _has_weights, "calls": _has_weights}
+_RELEVANT_ROWS: dict[str, Callable[[Layer], bool]] = {
+    "follows": _has_output,
+    "dtype": _has_weights,
+    "calls": _has_weights,
+}
 
 
-def cover(root: Node, paths: set[str], relevant: Callable[[Layer], bool]) -> list[str]:
+def covering_modules(root: PathNode, paths: set[str], relevant: Callable[[Layer], bool]) -> list[str]:
     """The fewest modules that hold all of `paths` and no other relevant row."""
 
-    def visit(node: Node) -> tuple[bool, list[str]]:
+    def visit(node: PathNode) -> tuple[bool, list[str]]:
         """Whether all relevant rows here are among `paths`, and the names for those that are."""
-        whole, names = True, []
+        complete, names = True, []
         for child in node.children:
             covered, inside = visit(child)
-            whole &= covered
+            complete &= covered
             names += inside
         if node.row is not None and (node.path in paths or relevant(node.row)):
-            whole &= node.path in paths
+            complete &= node.path in paths
             names = [node.path, *names] if node.path in paths else names
-        return whole, [node.path] if whole and names and node is not root else names
+        return complete, [node.path] if complete and names and node is not root else names
 
     return visit(root)[1]
 
 
-def ranked(findings: Iterable[Finding]) -> list[Finding]:
+def ranked(findings: Iterable[RowFinding]) -> list[RowFinding]:
     """Causes first, and of these what moved most params; what follows last; else in the order of the model."""
-    return sorted(findings, key=lambda one: (one.rank, -abs(one.moved.params)))
+    return sorted(findings, key=lambda finding: (finding.rank, -abs(finding.moved.params)))

@@ -1,6 +1,6 @@
 """The rows of a summary as a tree by their paths, each node with fingerprints of everything below it.
 
-Fingerprints are small integers given out by one `Ids` table, so that equal numbers mean equal contents. They
+Fingerprints are small integers given out by one `IdTable` table, so that equal numbers mean equal contents. They
 hold neither the node's own name nor its connections, so they survive a rename and a move.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from pytest_modelbudget.diff.words import numbered
+from pytest_modelbudget.diff.words import split_number
 from pytest_modelbudget.summary import Layer, Summary, Weight
 
 _DEEPEST = 60
@@ -36,7 +36,7 @@ class Level(IntEnum):
 
 
 @dataclass(eq=False, slots=True, repr=False)
-class Node:
+class PathNode:
     """A part of a path: `row` is None where no layer has just this path.
 
     `token` is its last part; a `loose` one is a number, or ends in one, or was made up by Keras: it says little
@@ -45,23 +45,23 @@ class Node:
 
     path: str
     token: str
-    parent: Node | None
+    parent: PathNode | None
     row: Layer | None = None
     position: int = 0
-    children: list[Node] = field(default_factory=list)
+    children: list[PathNode] = field(default_factory=list)
     loose: bool = False
     size: int = 0
     weighted: bool = False
-    prints: tuple[int, ...] = ()
+    fingerprints: tuple[int, ...] = ()
 
-    def below(self) -> Iterator[Node]:
+    def below(self) -> Iterator[PathNode]:
         """The node and all nodes inside it, parents first."""
         yield self
         for child in self.children:
             yield from child.below()
 
 
-class Ids:
+class IdTable:
     """Gives equal keys equal numbers."""
 
     def __init__(self) -> None:
@@ -77,15 +77,15 @@ def tokens(path: str) -> list[str]:
     return parts if len(parts) <= _DEEPEST else [*parts[: _DEEPEST - 1], "".join(parts[_DEEPEST - 1 :])]
 
 
-def name(token: str) -> str:
+def bare_name(token: str) -> str:
     """A token without the separator before it."""
     return token[1:] if token[:1] in (".", "/") else token
 
 
-def grow(summary: Summary, ids: Ids) -> Node:
+def build_tree(summary: Summary, ids: IdTable) -> PathNode:
     """The tree of a summary; its root has a row when the model itself holds weights."""
-    root = Node("", "", None)
-    nodes: dict[str, Node] = {}
+    root = PathNode("", "", None)
+    nodes: dict[str, PathNode] = {}
     for position, layer in enumerate(summary.layers):
         if layer.path == ROOT:
             root.path, root.row, root.position = ROOT, layer, position
@@ -95,62 +95,62 @@ def grow(summary: Summary, ids: Ids) -> Node:
             path += token
             node = nodes.get(path)
             if node is None:
-                node = nodes[path] = Node(path, name(token), parent, position=position)
+                node = nodes[path] = PathNode(path, bare_name(token), parent, position=position)
                 parent.children.append(node)
             parent = node
         parent.row = layer
         parent.position = position
-    _fingerprint(root, ids, summary.framework == "keras")
+    _set_fingerprints(root, ids, summary.framework == "keras")
     return root
 
 
-def _fingerprint(node: Node, ids: Ids, keras: bool) -> None:
+def _set_fingerprints(node: PathNode, ids: IdTable, keras: bool) -> None:
     for child in node.children:
-        _fingerprint(child, ids, keras)
+        _set_fingerprints(child, ids, keras)
     row = node.row
-    node.loose = _loose(node.token, row, keras)
+    node.loose = _is_loose(node.token, row, keras)
     node.size = (row is not None) + sum(child.size for child in node.children)
     node.weighted = bool(row is not None and row.weights) or any(child.weighted for child in node.children)
     inside: list[tuple[Hashable, ...]] = [
-        tuple((_told(child), child.prints[level]) for child in node.children) for level in Level
+        tuple((_fingerprinted_name(child), child.fingerprints[level]) for child in node.children) for level in Level
     ]
     if row is None:
-        own: tuple[Hashable, ...] = (None,) * len(Level)
+        own_keys: tuple[Hashable, ...] = (None,) * len(Level)
     else:
-        own = (
-            (row.type, row.outputs, tuple(map(_facts, row.weights)), row.calls, row.container),
+        own_keys = (
+            (row.type, row.outputs, tuple(map(_weight_facts, row.weights)), row.calls, row.container),
             (row.type, tuple((weight.name, weight.shape, weight.role) for weight in row.weights)),
-            (row.type, tuple((weight.name, _but_inputs(weight.shape, keras)) for weight in row.weights)),
+            (row.type, tuple((weight.name, _without_input_dimension(weight.shape, keras)) for weight in row.weights)),
             (row.type, tuple(weight.name for weight in row.weights)),
             row.type,
         )
     inside[Level.TYPE] = (bool(node.children),)
-    node.prints = tuple(ids((level, own[level], inside[level])) for level in Level)
+    node.fingerprints = tuple(ids((level, own_keys[level], inside[level])) for level in Level)
 
 
-def _but_inputs(shape: tuple[int, ...], keras: bool) -> tuple[int, ...]:
+def _without_input_dimension(shape: tuple[int, ...], keras: bool) -> tuple[int, ...]:
     """A shape without its input dimension: Keras `(k..., in, out)`, torch `(out, in, k...)`."""
     place = len(shape) - 2 if keras else 1
     return shape[:place] + shape[place + 1 :] if len(shape) > 1 else shape
 
 
-def _facts(w: Weight) -> Hashable:
+def _weight_facts(w: Weight) -> Hashable:
     return (w.name, w.shape, w.dtype, w.trainable, w.role, w.tied_to is None, w.packed_bytes)
 
 
-def _told(node: Node) -> str:
+def _fingerprinted_name(node: PathNode) -> str:
     return "#" if node.loose else node.token
 
 
-def _loose(token: str, row: Layer | None, keras: bool) -> bool:
-    if numbered(token):
+def _is_loose(token: str, row: Layer | None, keras: bool) -> bool:
+    if split_number(token):
         return True
     if row is None:
         return False
-    return token == row.type or (keras and token == _snake(row.type))
+    return token == row.type or (keras and token == _keras_name(row.type))
 
 
-def _snake(kind: str) -> str:
+def _keras_name(kind: str) -> str:
     """The name that Keras gives a layer of this type: `ReLU` is `re_lu`."""
     kind = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()

@@ -16,13 +16,13 @@ def shown(text: str, longest: int = LONGEST_NAME) -> str:
     >>> shown("a\\nb"), shown("x" * 500, 9)
     ('a\\\\nb', 'xxx...xxx')
     """
-    part = (longest - 3) // 2
+    half = (longest - 3) // 2
     if len(text) > longest:
-        text = f"{text[:part]}...{text[-part:]}"
+        text = f"{text[:half]}...{text[-half:]}"
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def numbered(token: str) -> tuple[str, int] | None:
+def split_number(token: str) -> tuple[str, int] | None:
     """`layer3` as `("layer", 3)`, `3` as `("", 3)`; None for a name that does not end in a plain number."""
     match = _NUMBERED.fullmatch(token)
     return (match["stem"], int(match["number"])) if match else None
@@ -34,25 +34,31 @@ def ranges(numbers: Sequence[int]) -> str:
     >>> ranges([0, 1, 2, 3, 7])
     '0-3,7'
     """
-    pieces: list[list[int]] = []
+    spans: list[list[int]] = []
     for number in numbers:
-        if pieces and number == pieces[-1][-1] + 1:
-            pieces[-1][1:] = [number]
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1][1:] = [number]
         else:
-            pieces.append([number])
-    words = ["-".join(map(str, piece)) for piece in pieces]
-    return ",".join(words) if len(words) <= _MOST_NAMES else f"{words[0]},...,{words[-1]}"
+            spans.append([number])
+    texts = ["-".join(map(str, span)) for span in spans]
+    return ",".join(texts) if len(texts) <= _MOST_NAMES else f"{texts[0]},...,{texts[-1]}"
 
 
-def listed(names: Sequence[str], most: int = _MOST_NAMES) -> str:
+def list_text(names: Sequence[str], most: int = _MOST_NAMES) -> str:
     """Names as a list, runs such as `layer1`, `layer2`, `layer3` as `layer1-3`; of many, the first and a count."""
     runs: list[tuple[str, list[int]]] = []
     for name in names:
-        found = numbered(name)
-        if found and runs and runs[-1][0] == found[0] and runs[-1][1] and found[1] == runs[-1][1][-1] + 1:
-            runs[-1][1].append(found[1])
+        numbered_name = split_number(name)
+        if (
+            numbered_name
+            and runs
+            and runs[-1][0] == numbered_name[0]
+            and runs[-1][1]
+            and numbered_name[1] == runs[-1][1][-1] + 1
+        ):
+            runs[-1][1].append(numbered_name[1])
         else:
-            runs.append((found[0], [found[1]]) if found else (name, []))
-    words = [shown(f"{stem}{ranges(numbers) if numbers else ''}") for stem, numbers in runs]
-    rest = sum(max(1, len(numbers)) for _, numbers in runs[most:])
-    return ", ".join([*words[:most], *([f"{rest} more"] if rest else [])])
+            runs.append((numbered_name[0], [numbered_name[1]]) if numbered_name else (name, []))
+    texts = [shown(f"{stem}{ranges(numbers) if numbers else ''}") for stem, numbers in runs]
+    more = sum(max(1, len(numbers)) for _, numbers in runs[most:])
+    return ", ".join([*texts[:most], *([f"{more} more"] if more else [])])

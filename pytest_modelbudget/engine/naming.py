@@ -24,31 +24,31 @@ def import_framework(name: str) -> None:
     try:
         import_module(name)
     except ModuleNotFoundError as error:
-        raise absent_framework(error) or error from None
+        raise missing_framework(error) or error from None
 
 
-def absent_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
-    top = error.name  # a part that is not there, torch.nnn, is a mistake of another kind
-    if top is None or top not in FRAMEWORK_MODULES:
+def missing_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
+    module = error.name  # a part that is not there, torch.nnn, is a mistake of another kind
+    if module is None or module not in FRAMEWORK_MODULES:
         return None
-    extra = FRAMEWORK_MODULES[top]
+    extra = FRAMEWORK_MODULES[module]
     return FrameworkMissing(
-        top, f"{top} is not installed: pip install {top}, or pip install 'pytest-modelbudget[{extra}]'"
+        module, f"{module} is not installed: pip install {module}, or pip install 'pytest-modelbudget[{extra}]'"
     )
 
 
-def resolve(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:
-    """Import `module:callable`; see `named`. Raises ModelBudgetError also for what cannot be called."""
-    found = named(reference, key, entry)
-    if isinstance(found, ModelEntry) and callable(found.build):
-        found = found.build
-    if not callable(found):
-        where = f"{entry.place}: " if entry.place else ""
-        raise ModelBudgetError(f"{where}{key}: {reference} is a {type(found).__name__}, not something to call")
-    return found  # type: ignore[no-any-return]
+def import_callable(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:
+    """Import `module:callable`; see `import_named`. Raises ModelBudgetError also for what cannot be called."""
+    target = import_named(reference, key, entry)
+    if isinstance(target, ModelEntry) and callable(target.build):
+        target = target.build
+    if not callable(target):
+        prefix = f"{entry.place}: " if entry.place else ""
+        raise ModelBudgetError(f"{prefix}{key}: {reference} is a {type(target).__name__}, not something to call")
+    return target  # type: ignore[no-any-return]
 
 
-def named(reference: str, key: str, entry: ModelEntry) -> Any:
+def import_named(reference: str, key: str, entry: ModelEntry) -> Any:
     """Import what `module:name` names, whatever it is; `key` of `entry` is where it was written.
 
     Raises:
@@ -56,20 +56,20 @@ def named(reference: str, key: str, entry: ModelEntry) -> Any:
         ModelBudgetError: there is no such module or name.
     """
     module_name, _, path = reference.partition(":")
-    where = f"{entry.place}: " if entry.place else ""
+    prefix = f"{entry.place}: " if entry.place else ""
     try:
-        found: Any = import_module(module_name)
+        target: Any = import_module(module_name)
     except ModuleNotFoundError as error:
-        if missing := absent_framework(error):
+        if missing := missing_framework(error):
             raise missing from None
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ModelBudgetError(
-                f"{where}{key}: there is no module {error.name!r} (for {reference!r}): it is looked for in the "
+                f"{prefix}{key}: there is no module {error.name!r} (for {reference!r}): it is looked for in the "
                 "installed packages, the folder of the manifest and the root"
             ) from None
         raise
     for name in path.split("."):
-        if not hasattr(found, name):
-            raise ModelBudgetError(f"{where}{key}: {module_name} has no {name!r} (for {reference!r})")
-        found = getattr(found, name)
-    return found
+        if not hasattr(target, name):
+            raise ModelBudgetError(f"{prefix}{key}: {module_name} has no {name!r} (for {reference!r})")
+        target = getattr(target, name)
+    return target

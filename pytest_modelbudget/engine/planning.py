@@ -14,12 +14,12 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import Recipe, Training, growth, sums
-from pytest_modelbudget.planner.advice import at, largest, levers
-from pytest_modelbudget.planner.fitting import fitted
+from pytest_modelbudget.planner.advice import largest_fitting_size, levers, with_size
+from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.recipe import describe
-from pytest_modelbudget.summary import Growth, Kind, Largest, Plan, Summary
-from pytest_modelbudget.summary.metrics import METRICS, PEAKS
-from pytest_modelbudget.system.frames import place, users_line
+from pytest_modelbudget.summary import Growth, Kind, LargestSize, Plan, Summary
+from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
+from pytest_modelbudget.system.frames import frame_location, user_frame
 
 _MOST_SIZES = 6
 """Sizes at which a dimension is looked at, at most."""
@@ -68,9 +68,9 @@ class Subject:
         if hasattr(self.owner, "with_memory"):
             return {"rebuild": self.rebuild, "run": self.entry.run}
         if self.entry.run == "real":
-            where = f"{self.entry.place}: " if self.entry.place else ""
+            prefix = f"{self.entry.place}: " if self.entry.place else ""
             raise ModelBudgetError(
-                f"{where}{self.entry.id}: run: real is for torch models; {self.owner.FRAMEWORK} "
+                f"{prefix}{self.entry.id}: run: real is for torch models; {self.owner.FRAMEWORK} "
                 "models are counted without values: remove the key"
             )
         return {}
@@ -103,15 +103,15 @@ class Subject:
             ModelBudgetError: the recipe sizes a dimension that the inputs do not have.
         """
         batch = None if self._has_batch(recipe.batch) else recipe.batch
-        asked = {**({BATCH: batch} if batch else {}), **recipe.dims}
-        if unknown := [name for name in asked if name not in self.sizes]:
-            known = ", ".join(self.sizes) or "none"
+        run_sizes = {**({BATCH: batch} if batch else {}), **recipe.dims}
+        if unknown := [name for name in run_sizes if name not in self.sizes]:
+            dimension_names = ", ".join(self.sizes) or "none"
             key = "batch" if unknown[0] == BATCH else f"dims.{unknown[0]}"
             raise ModelBudgetError(
-                f"{kind_of(recipe)}.{key}: the inputs have no dimension {unknown[0]} (they have {known}): "
+                f"{kind_of(recipe)}.{key}: the inputs have no dimension {unknown[0]} (they have {dimension_names}): "
                 f'name it in inputs, as in "float32[B, 3, 224, 224]"'
             )
-        return {**self.sizes, **asked}
+        return {**self.sizes, **run_sizes}
 
     def _has_batch(self, batch: int | None) -> bool:
         """Whether inputs without a dimension B are for this batch as they are: it is the first size of each of them."""
@@ -125,19 +125,19 @@ def kind_of(recipe: Recipe) -> Kind:
     return "training" if isinstance(recipe, Training) else "inference"
 
 
-def planned(subject: Subject, summary: Summary) -> Summary:
+def with_plans(subject: Subject, summary: Summary) -> Summary:
     """`summary` with the plans that its entry asks for and the growth that its limits ask for.
 
     What cannot be planned is a plan without a peak, with the reason; nothing but KeyboardInterrupt escapes.
     """
-    growth = tuple(_laws(subject, summary, subject.entry.parsed_budgets))
-    return replace(summary, plans=plans_of(subject), growth=growth)
+    laws = tuple(_growth_laws(subject, summary, subject.entry.parsed_budgets))
+    return replace(summary, plans=plans_of(subject), growth=laws)
 
 
-def only_planned(subject: Subject) -> Summary:
+def plans_only(subject: Subject) -> Summary:
     """A summary without rows that has what is planned, with all advice; nothing is counted that no plan needs."""
-    growth = tuple(_laws(subject, None, subject.entry.parsed_budgets))
-    return Summary(subject.entry.id, subject.owner.FRAMEWORK, (), plans=plans_of(subject, advice=True), growth=growth)
+    laws = tuple(_growth_laws(subject, None, subject.entry.parsed_budgets))
+    return Summary(subject.entry.id, subject.owner.FRAMEWORK, (), plans=plans_of(subject, advice=True), growth=laws)
 
 
 def plans_of(subject: Subject, *, advice: bool = False) -> tuple[Plan, ...]:
@@ -145,110 +145,116 @@ def plans_of(subject: Subject, *, advice: bool = False) -> tuple[Plan, ...]:
 
     With `advice` that is told in any case, and the largest sizes that fit the devices are looked for too.
     """
-    return tuple(_advised(subject, recipe, advice=advice) for recipe in subject.entry.recipes)
+    return tuple(_plan_with_advice(subject, recipe, advice=advice) for recipe in subject.entry.recipes)
 
 
-def _advised(subject: Subject, recipe: Recipe, *, advice: bool) -> Plan:
+def _plan_with_advice(subject: Subject, recipe: Recipe, *, advice: bool) -> Plan:
     limits, devices = subject.entry.parsed_budgets, subject.devices
-    plan = fitted(_plan(subject, recipe), devices)
-    if plan.peak_bytes is None or not (advice or _breaks(plan, limits)):
+    plan = with_fits(_plan_or_reason(subject, recipe), devices)
+    if plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
         return plan
     sizes = subject.sizes_of(recipe)
-    measured = plan.levers or levers(recipe, plan, partial(_plan, subject), sizes.get(BATCH))
+    measured = plan.levers or levers(recipe, plan, partial(_plan_or_reason, subject), sizes.get(BATCH))
     plan = replace(plan, levers=measured)
-    return replace(plan, largest=tuple(_largest(subject, recipe, sizes, devices))) if advice else plan
+    return replace(plan, largest=tuple(_largest_sizes(subject, recipe, sizes, devices))) if advice else plan
 
 
-def _breaks(plan: Plan, limits: Iterable[Budget]) -> bool:
+def _breaks_memory_limit(plan: Plan, limits: Iterable[Budget]) -> bool:
     """Whether the plan is over a limit of memory."""
-    metric = next(name for name, kind in PEAKS.items() if kind == plan.kind)
-    most = [budget.limit for budget in limits if (budget.metric, budget.bound) == (metric, "max") and budget.limit]
+    metric = next(name for name, kind in PEAK_METRICS.items() if kind == plan.kind)
+    maxima = [budget.limit for budget in limits if (budget.metric, budget.bound) == (metric, "max") and budget.limit]
     assert plan.peak_bytes is not None
-    return any(fit.fits is False for fit in plan.fits) or any(plan.peak_bytes > limit for limit in most)
+    return any(fit.fits is False for fit in plan.fits) or any(plan.peak_bytes > limit for limit in maxima)
 
 
-def _largest(subject: Subject, recipe: Recipe, sizes: Mapping[str, int], devices: Iterable[str]) -> Iterator[Largest]:
+def _largest_sizes(
+    subject: Subject, recipe: Recipe, sizes: Mapping[str, int], devices: Iterable[str]
+) -> Iterator[LargestSize]:
     """The largest size of each dimension on each device, where it can be told."""
     for device in devices:
         for dim, size in sizes.items():
 
             def room(size: int, dim: str = dim, device: str = device) -> int | None:
-                fits = fitted(_plan(subject, at(recipe, dim, size)), [device]).fits
+                fits = with_fits(_plan_or_reason(subject, with_size(recipe, dim, size)), [device]).fits
                 return next(fit.room for fit in fits if fit.device == device)
 
-            if (found := largest(room, size)) is not None:
-                yield Largest(dim, found, device)
+            if (largest_size := largest_fitting_size(room, size)) is not None:
+                yield LargestSize(dim, largest_size, device)
 
 
-def _plan(subject: Subject, recipe: Recipe) -> Plan:
-    words = describe(recipe)
+def _plan_or_reason(subject: Subject, recipe: Recipe) -> Plan:
+    recipe_text = describe(recipe)
     try:
-        return replace(subject.plan(recipe), recipe=words)
+        return replace(subject.plan(recipe), recipe=recipe_text)
     except (Exception, SystemExit) as error:
-        return Plan(kind_of(recipe), words, None, notes=(f"not planned: {_reason(error)}",))
+        return Plan(kind_of(recipe), recipe_text, None, notes=(f"not planned: {_reason_text(error)}",))
 
 
-def _reason(error: BaseException) -> str:
+def _reason_text(error: BaseException) -> str:
     """Why something could not be had, on one line, with the user's own line where there is one."""
     if isinstance(error, ModelBudgetError):
         return " ".join(str(error).split())
-    what = f"{type(error).__name__}: {error}".split("\n")[0]
-    line = users_line(error)
-    return what if line is None else f"{what} ({place(line)}: in {line.name})"
+    message = f"{type(error).__name__}: {error}".split("\n")[0]
+    line = user_frame(error)
+    return message if line is None else f"{message} ({frame_location(line)}: in {line.name})"
 
 
-def _laws(subject: Subject, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:
-    asked = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim)
-    for dim, metric in asked:
+def _growth_laws(subject: Subject, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:
+    requested = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim)
+    for dim, metric in requested:
         try:
-            yield _law(subject, dim, metric, small=summary is not None and summary.real_run)
+            yield _growth_law(subject, dim, metric, small=summary is not None and summary.real_run)
         except (Exception, SystemExit) as error:
-            yield Growth(dim, metric, subject.sizes.get(dim, 1), reason=_reason(error))
+            yield Growth(dim, metric, subject.sizes.get(dim, 1), reason=_reason_text(error))
 
 
-def _law(subject: Subject, dim: str, metric: str, *, small: bool) -> Growth:
+def _growth_law(subject: Subject, dim: str, metric: str, *, small: bool) -> Growth:
     """The law of one number, looked at in larger sizes, and where these do not go, in smaller ones.
 
     With `small` only in smaller ones, since every look at the model takes its memory.
     """
     if dim not in subject.sizes:
         raise ModelBudgetError(f"the inputs have no dimension {dim}; they have {', '.join(subject.sizes) or 'none'}")
-    declared, number = _number(subject, dim, metric)
-    down = growth.sizes(declared, downwards=True, count=_MOST_SIZES)[::-1]
+    declared, number = _metric_at_size(subject, dim, metric)
+    smaller_sizes = growth.sizes(declared, downwards=True, count=_MOST_SIZES)[::-1]
     if small:
-        return _through(dim, metric, declared, number, down)
+        return _fit_law(dim, metric, declared, number, smaller_sizes)
     try:
-        return _through(dim, metric, declared, number, growth.sizes(declared, count=_MOST_SIZES))
+        return _fit_law(dim, metric, declared, number, growth.sizes(declared, count=_MOST_SIZES))
     except (Exception, SystemExit) as error:
         with suppress(Exception, SystemExit):
-            return _through(dim, metric, declared, number, down)
+            return _fit_law(dim, metric, declared, number, smaller_sizes)
         raise error
 
 
-def _through(dim: str, metric: str, declared: int, number: Callable[[int], int], sizes: tuple[int, ...]) -> Growth:
+def _fit_law(dim: str, metric: str, declared: int, number: Callable[[int], int], sizes: tuple[int, ...]) -> Growth:
     """The law through the numbers at the first three of `sizes`, and at more while that is not enough to tell."""
     if len(sizes) < 3:
         raise ModelBudgetError(f"{dim}={declared} is too small to be halved twice")
     points = [(size, number(size)) for size in sizes[:3]]
-    found = growth.law(dim, metric, declared, points)
+    law = growth.law(dim, metric, declared, points)
     for size in sizes[3:]:
-        if growth.settled(found):
+        if growth.is_settled(law):
             break
         try:
             points.append((size, number(size)))
         except (Exception, SystemExit):  # as far as it goes
             break
-        found = growth.law(dim, metric, declared, points)
-    return found
+        law = growth.law(dim, metric, declared, points)
+    return law
 
 
-def _number(subject: Subject, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
+def _metric_at_size(subject: Subject, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
     """The declared size of a dimension, and what gives the metric at a size of it."""
-    if metric in PEAKS:
-        recipe = next((one for one in subject.entry.recipes if kind_of(one) == PEAKS[metric]), None)
+    if metric in PEAK_METRICS:
+        recipe = next(
+            (candidate for candidate in subject.entry.recipes if kind_of(candidate) == PEAK_METRICS[metric]), None
+        )
         if recipe is None:
-            raise ModelBudgetError(f"no {PEAKS[metric]} is planned: write {PEAKS[metric]}: {{}} for this model")
-        return subject.sizes_of(recipe)[dim], lambda size: _known(subject.plan(at(recipe, dim, size)))
+            raise ModelBudgetError(
+                f"no {PEAK_METRICS[metric]} is planned: write {PEAK_METRICS[metric]}: {{}} for this model"
+            )
+        return subject.sizes_of(recipe)[dim], lambda size: _known_peak(subject.plan(with_size(recipe, dim, size)))
 
     def count(size: int) -> int:
         summary = subject.summary({**subject.sizes, dim: size})
@@ -260,7 +266,7 @@ def _number(subject: Subject, dim: str, metric: str) -> tuple[int, Callable[[int
     return subject.sizes[dim], count
 
 
-def _known(plan: Plan) -> int:
+def _known_peak(plan: Plan) -> int:
     if plan.peak_bytes is None:
         raise ModelBudgetError(plan.notes[0] if plan.notes else "the peak is not known")
     return plan.peak_bytes

@@ -17,16 +17,16 @@ from pytest_modelbudget.backends.coexistence import coexisting
 from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
-from pytest_modelbudget.engine.naming import absent_framework, import_framework, named, resolve
-from pytest_modelbudget.engine.planning import Subject, planned
-from pytest_modelbudget.engine.tracebacks import as_text, user_traceback
+from pytest_modelbudget.engine.naming import import_callable, import_framework, import_named, missing_framework
+from pytest_modelbudget.engine.planning import Subject, with_plans
+from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
 from pytest_modelbudget.inputs import Example, Inputs
-from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
 from pytest_modelbudget.summary import Summary, TensorSpec
-from pytest_modelbudget.system.frames import place, users_line
-from pytest_modelbudget.system.intact import intact
+from pytest_modelbudget.system.frames import frame_location, user_frame
+from pytest_modelbudget.system.intact import originals_restored
 
 T = TypeVar("T")
 
@@ -50,18 +50,18 @@ def run(
     """
     start = time.perf_counter()
     try:
-        summary = attempt(_located(entry, root), count or summarize_entry)
-        with intact():
+        summary = attempt(_with_file_path(entry, root), count or summarize_entry)
+        with originals_restored():
             text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
-            stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(Stored.OFF)
-            before = None if base is None else _baseline(base, entry, summary, text, limits_before)
-            result = check(entry, summary, stored, accept=accept, base=before)
+            stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(SnapshotState.OFF)
+            baseline = None if base is None else _baseline(base, entry, summary, text, limits_before)
+            result = check(entry, summary, stored, accept=accept, base=baseline)
     except NotCounted as end:
         result = replace(end.result, id=entry.id, place=entry.place, tags=entry.tags)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        result = failure(entry, error)
+        result = failure_result(entry, error)
     return replace(result, seconds=time.perf_counter() - start)
 
 
@@ -86,26 +86,26 @@ def attempt(entry: ModelEntry, count: Callable[[ModelEntry], Summary]) -> Summar
     except (NotCounted, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise NotCounted(failure(entry, error)) from None
+        raise NotCounted(failure_result(entry, error)) from None
 
 
-def failure(entry: ModelEntry, error: BaseException) -> Result:
+def failure_result(entry: ModelEntry, error: BaseException) -> Result:
     """How a model came out that could not be counted because of `error`."""
     match error:
         case FrameworkMissing():
-            return _missing(entry, error)
+            return _missing_framework_result(entry, error)
         case ModelBudgetError():
-            return _failed(entry, _with_cause(error))
-        case ModuleNotFoundError() if absent := absent_framework(error):  # a builder may import its framework itself
-            return _missing(entry, absent)
+            return _build_error(entry, _with_cause(error))
+        case ModuleNotFoundError() if absent := missing_framework(error):  # a builder may import its framework itself
+            return _missing_framework_result(entry, absent)
         case SystemExit():
-            leaving = f"the builder called sys.exit({as_text(error.code, repr)}): let it return a model"
-            return _failed(entry, f"{user_traceback(error)}\n{leaving}")
+            leaving = f"the builder called sys.exit({safe_text(error.code, repr)}): let it return a model"
+            return _build_error(entry, f"{user_traceback(error)}\n{leaving}")
         case _:
-            return _failed(entry, user_traceback(error))
+            return _build_error(entry, user_traceback(error))
 
 
-def _located(entry: ModelEntry, root: Path) -> ModelEntry:
+def _with_file_path(entry: ModelEntry, root: Path) -> ModelEntry:
     """A model's file is looked for from the folder of what registers it."""
     if not isinstance(entry.build, str) or not names_file(entry.build):
         return entry
@@ -126,8 +126,8 @@ def _baseline(
     try:
         path = snapshot.path_for(entry)
         path = snapshot.earlier_path(base.named(path.rpartition("/")[2]), entry, root=base.root)
-        before = snapshot.baseline(base.text(path), summary, text, name=name, path=path)
-        return replace(before, limits=limits)
+        baseline = snapshot.baseline(base.text(path), summary, text, name=name, path=path)
+        return replace(baseline, limits=limits)
     except ModelBudgetError as problem:
         return Baseline(name, reason=str(problem))
 
@@ -137,14 +137,14 @@ def _with_cause(mistake: ModelBudgetError) -> str:
     return str(mistake) if cause is None else f"{mistake}\n{user_traceback(cause)}"
 
 
-def _failed(entry: ModelEntry, error: str) -> Result:
+def _build_error(entry: ModelEntry, error: str) -> Result:
     return Result(id=entry.id, state=State.BUILD_ERROR, error=error, place=entry.place, tags=entry.tags)
 
 
-def _missing(entry: ModelEntry, missing: FrameworkMissing) -> Result:
+def _missing_framework_result(entry: ModelEntry, missing: FrameworkMissing) -> Result:
     skips = entry.optional or not in_ci()
     hint = "" if skips else "\nin CI a missing framework is a failure; to allow it, set optional: true for this model"
-    result = _failed(entry, f"{missing}{hint}")
+    result = _build_error(entry, f"{missing}{hint}")
     return replace(result, state=State.SKIPPED) if skips else result
 
 
@@ -159,7 +159,7 @@ def summarize_entry(entry: ModelEntry) -> Summary:
     Raises:
         ModelBudgetError: see `run`; anything the builder raises comes through as it is.
     """
-    return replace(from_builder(entry, counted), samples=entry.samples)
+    return replace(from_builder(entry, summary_with_plans), samples=entry.samples)
 
 
 def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
@@ -167,59 +167,59 @@ def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
     if entry.framework is not None:
         import_framework(entry.framework)
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
-    build = arguments.filled(build, entry.args, entry.kwargs, partial(_target, entry))
+    build = arguments.bind_arguments(build, entry.args, entry.kwargs, partial(_import_reference, entry))
     with gc_paused():  # until the model is gone again
-        return _built(build, entry, backends.loaded(), finish)
+        return _build_model(build, entry, backends.loaded(), finish)
 
 
 def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
     """The function that `build` names, or one that reads its file."""
     if not names_file(build):
-        return resolve(build, "build", entry)
+        return import_callable(build, "build", entry)
     if entry.args or entry.kwargs:
-        where = f"{entry.place}: " if entry.place else ""
-        raise ModelBudgetError(f"{where}args and kwargs are for functions; {build} is a file, which takes none")
+        prefix = f"{entry.place}: " if entry.place else ""
+        raise ModelBudgetError(f"{prefix}args and kwargs are for functions; {build} is a file, which takes none")
     return model_files.builder(Path(build), entry.framework)
 
 
-def _built(
+def _build_model(
     build: Callable[..., object],
     entry: ModelEntry,
     active: tuple[backends.Backend, ...],
     finish: Callable[[Subject], T],
 ) -> T:
     _check_arguments(build, entry)
-    again = partial(_with_memory, build, entry)
+    rebuild = partial(_build_with_memory, build, entry)
     with ExitStack() as state:
         state.enter_context(backends.preserved(active))
         notes: tuple[str, ...] = ()
         try:
-            model, refused = (again(0), ()) if entry.run == "real" else _abstractly(build, entry, active)
+            model, refused = (rebuild(0), ()) if entry.run == "real" else _build_abstractly(build, entry, active)
         except Exception as mistake:
             if entry.run is not None or not _may_need_values(mistake, active):
                 raise
             state.close()  # what the first try set must not be there for the second
             state.enter_context(backends.preserved(active))
-            model, notes = _instead(mistake, again, entry), (_BUILT_WITH_MEMORY,)
+            model, notes = _build_after_failure(mistake, rebuild, entry), (_BUILT_WITH_MEMORY,)
         else:
             if refused:
                 state.close()
                 state.enter_context(backends.preserved(active))
-                model, notes = _once_more(build, entry, active, ", ".join(filter(None, refused)))
+                model, notes = _rebuild(build, entry, active, ", ".join(filter(None, refused)))
         owner = backends.owner(model)
         if owner is not None and owner in active:
-            return finish(subject_of(owner, model, entry, built_here=True, rebuild=again, notes=notes))
+            return finish(subject_of(owner, model, entry, built_here=True, rebuild=rebuild, notes=notes))
     if owner is None:
-        raise ModelBudgetError(f"{_name(build)} returned {_described(model)}")
+        raise ModelBudgetError(f"{_builder_name(build)} returned {_describe(model)}")
     # The builder imported its framework itself, so the first model was built for real: drop it and build again.
     del model
-    return _built(build, entry, backends.loaded(), finish)
+    return _build_model(build, entry, backends.loaded(), finish)
 
 
 _BUILT_WITH_MEMORY = "the builder ran with real memory, because it computes with values while it builds"
 
 
-def _abstractly(
+def _build_abstractly(
     build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]
 ) -> tuple[object, tuple[str, ...]]:
     """What the builder returns, and where it asked for values in vain."""
@@ -228,21 +228,21 @@ def _abstractly(
     return model, tuple(line for lines in refused for line in lines)
 
 
-def _once_more(
+def _rebuild(
     build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...], lines: str
 ) -> tuple[object, tuple[str, ...]]:
     """The model of a builder that asked for values in vain and went on without them, with memory where it may be."""
-    where, cure = f", at {lines}" if lines else "", ": `run: real` has them"
+    location, cure = f", at {lines}" if lines else "", ": `run: real` has them"
     if entry.run is None:
         try:
-            return _with_memory(build, entry, 0), (f"{_BUILT_WITH_MEMORY}{where}",)
+            return _build_with_memory(build, entry, 0), (f"{_BUILT_WITH_MEMORY}{location}",)
         except TooLarge as limit:
             cure = f", {limit}"
-    asks = f"the builder asks for values that are not known{where}, and goes on without them{cure}"
-    return _abstractly(build, entry, active)[0], (asks,)
+    note = f"the builder asks for values that are not known{location}, and goes on without them{cure}"
+    return _build_abstractly(build, entry, active)[0], (note,)
 
 
-def _with_memory(build: Callable[..., object], entry: ModelEntry, seed: int) -> object:
+def _build_with_memory(build: Callable[..., object], entry: ModelEntry, seed: int) -> object:
     """What the builder returns outside of every redirection, with random numbers that follow from `seed`.
 
     Raises:
@@ -259,64 +259,66 @@ def _may_need_values(mistake: Exception, active: tuple[backends.Backend, ...]) -
     return backends.has_memory(active) and not isinstance(mistake, unrelated)
 
 
-def _instead(mistake: Exception, again: Callable[[int], object], entry: ModelEntry) -> object:
+def _build_after_failure(mistake: Exception, rebuild: Callable[[int], object], entry: ModelEntry) -> object:
     """The model built with memory, after `mistake` without it."""
     try:
-        return again(0)
+        return rebuild(0)
     except TooLarge as limit:
-        if "meta" not in f"{type(mistake).__name__}{as_text(mistake)}".lower() and not isinstance(
+        if "meta" not in f"{type(mistake).__name__}{safe_text(mistake)}".lower() and not isinstance(
             mistake, NotImplementedError
         ):
             raise mistake from None
-        where = f"{entry.place}: {entry.id}" if entry.place else entry.id
-        frame = users_line(mistake)
-        line = "" if frame is None else f", at {place(frame)}"
-        raise ModelBudgetError(f"{where}: the builder computes with values while it builds{line}, {limit}") from mistake
+        prefix = f"{entry.place}: {entry.id}" if entry.place else entry.id
+        frame = user_frame(mistake)
+        line = "" if frame is None else f", at {frame_location(frame)}"
+        raise ModelBudgetError(
+            f"{prefix}: the builder computes with values while it builds{line}, {limit}"
+        ) from mistake
 
 
 def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
-    where = f"{entry.place}: " if entry.place else ""
-    arguments.refuse_misfit(build, entry.args, entry.kwargs, f"{where}{_name(build)}")
+    prefix = f"{entry.place}: " if entry.place else ""
+    arguments.check_call(build, entry.args, entry.kwargs, f"{prefix}{_builder_name(build)}")
 
 
-def _target(entry: ModelEntry, reference: arguments.Reference) -> Any:
-    """What a name among the arguments of `entry` stands for; see `named`."""
+def _import_reference(entry: ModelEntry, reference: arguments.Reference) -> Any:
+    """What a name among the arguments of `entry` stands for; see `import_named`."""
     holder = replace(entry, place=reference.place or entry.place)
-    return (resolve if reference.called else named)(reference.name, reference.where, holder)
+    return (import_callable if reference.called else import_named)(reference.name, reference.where, holder)
 
 
-def counted(subject: Subject) -> Summary:
+def summary_with_plans(subject: Subject) -> Summary:
     """A model's summary, with what is planned of it."""
-    return planned(subject, subject.summary(subject.sizes))
+    return with_plans(subject, subject.summary(subject.sizes))
 
 
 def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, **origin: Any) -> Subject:
     """The model with its inputs, and the sizes of their dimensions; `origin` says where it is from (see `Subject`)."""
-    declared = _inputs(entry)
+    declared = _declared_inputs(entry)
     sizes = {} if declared is None else inputs.sizes_for(declared, batch=entry.batch or 1, dims=entry.dims)
     if declared is None:
         sizes = {inputs.BATCH: entry.batch or 1, **entry.dims}
     return Subject(owner, model, entry, declared, sizes, **origin)
 
 
-def _inputs(entry: ModelEntry) -> Inputs | None:
+def _declared_inputs(entry: ModelEntry) -> Inputs | None:
     if not isinstance(entry.inputs, Example):
         assert entry.inputs is None or isinstance(entry.inputs, Inputs)
         return entry.inputs
     call = entry.inputs.call
-    example = resolve(call, "inputs", entry) if isinstance(call, str) else call
+    example = import_callable(call, "inputs", entry) if isinstance(call, str) else call
     return inputs.from_example(example())
 
 
-def _described(model: object) -> str:
+def _describe(model: object) -> str:
     if any(backend.is_class(model) for backend in backends.loaded()):
         return f"the class {getattr(model, '__name__', model)}, not a model: call it, so that it returns an instance"
-    known = ", ".join(backends.BACKENDS)
+    frameworks = ", ".join(backends.BACKENDS)
     kind = "None" if model is None else f"a {type(model).__module__}.{type(model).__qualname__}"
-    return f"{kind}, which is no model of a known framework ({known}): let it return the model"
+    return f"{kind}, which is no model of a known framework ({frameworks}): let it return the model"
 
 
-def _name(build: object) -> str:
+def _builder_name(build: object) -> str:
     return f"{getattr(build, '__module__', '')}:{getattr(build, '__qualname__', type(build).__name__)}"
 
 
@@ -329,13 +331,13 @@ def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
     """
     try:
         with coexisting():
-            found = resolve(reference, "sources", holder)()
-            entries = tuple(found) if isinstance(found, Iterable) else None
+            returned = import_callable(reference, "sources", holder)()
+            entries = tuple(returned) if isinstance(returned, Iterable) else None
     except ModuleNotFoundError as error:
-        raise absent_framework(error) or error from None
+        raise missing_framework(error) or error from None
     if entries is None:
         raise ModelBudgetError(
-            f"{holder.place}: sources: {reference} returned a {type(found).__name__}: yield ModelEntry values"
+            f"{holder.place}: sources: {reference} returned a {type(returned).__name__}: yield ModelEntry values"
         )
     for entry in entries:
         if not isinstance(entry, ModelEntry):
@@ -345,32 +347,32 @@ def entries_from(reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
     return tuple(replace(entry, place=entry.place or holder.place) for entry in entries)
 
 
-def live_entry(name: str, model_or_builder: object, given: Any, **options: Any) -> ModelEntry:
+def live_entry(name: str, model_or_builder: object, model_inputs: Any, **options: Any) -> ModelEntry:
     """An entry for a model that is already there, or for a builder; real tensors are accepted as inputs."""
-    read = given if _is_grammar(given) else inputs.from_example(given)
+    parsed = model_inputs if _is_grammar(model_inputs) else inputs.from_example(model_inputs)
     build = os.path.abspath(model_or_builder) if isinstance(model_or_builder, os.PathLike) else model_or_builder
-    return ModelEntry(id=name, build=build, inputs=read, **options)  # type: ignore[arg-type]
+    return ModelEntry(id=name, build=build, inputs=parsed, **options)  # type: ignore[arg-type]
 
 
-def _is_grammar(given: Any) -> bool:
-    """Whether `given` is written in the grammar, rather than real tensors."""
-    if type(given) is dict:
-        return all(map(_is_grammar, given.values()))
-    if type(given) in (list, tuple):
-        return all(map(_is_grammar, given))
-    if isinstance(given, (str, int, float, bool, type(None), Inputs, Example, TensorSpec)):
+def _is_grammar(value: Any) -> bool:
+    """Whether `value` is written in the grammar, rather than real tensors."""
+    if type(value) is dict:
+        return all(map(_is_grammar, value.values()))
+    if type(value) in (list, tuple):
+        return all(map(_is_grammar, value))
+    if isinstance(value, (str, int, float, bool, type(None), Inputs, Example, TensorSpec)):
         return True
-    if type(given).__name__ in ("Size", "TensorShape"):
+    if type(value).__name__ in ("Size", "TensorShape"):
         return True
-    return callable(given) and not any(True for _ in inputs.tensors_in(((given,), {})))
+    return callable(value) and not any(True for _ in inputs.tensors_in(((value,), {})))
 
 
 def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
     """Count a live model as it is, or what a builder (a function, a model class, a reference or a file) gives."""
-    return replace(of_live(model_or_builder, entry, counted), samples=entry.samples)
+    return replace(from_live(model_or_builder, entry, summary_with_plans), samples=entry.samples)
 
 
-def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
+def from_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
     """What `finish` gives for a live model, or for what a builder gives."""
     owner = backends.owner(model_or_builder)
     if owner is not None:
@@ -378,7 +380,7 @@ def of_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Subje
             subject = subject_of(owner, model_or_builder, entry, built_here=False)
         return finish(subject)
     if not callable(model_or_builder) and not _names_builder(entry.build):
-        raise ModelBudgetError(f"{entry.id}: got {_described(model_or_builder)}")
+        raise ModelBudgetError(f"{entry.id}: got {_describe(model_or_builder)}")
     return from_builder(entry, finish)
 
 

@@ -8,64 +8,68 @@ from contextlib import suppress
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.system.frames import is_ours, is_pythons
-from pytest_modelbudget.system.intact import intact
+from pytest_modelbudget.system.frames import is_own_frame, is_python_frame
+from pytest_modelbudget.system.intact import originals_restored
 
 _MAX_FRAMES = 12
 _MAX_LINE = 500
 
 
-@intact()
+@originals_restored()
 def user_traceback(error: BaseException) -> str:
     """`file:line: in function`, the line of code, and the error, without frames of this package and of Python's own.
 
     Frames above the user's code are cut, and so is the inside of a deep library call. Of an error that came twice, as a
     model is built or run once more where that failed, the last one is shown.
     """
-    blocks = ["\n".join(_lines(raised)) for raised in _chain(error) if raised is error or not _says_again(raised)]
+    blocks = [
+        "\n".join(_error_lines(raised))
+        for raised in _error_chain(error)
+        if raised is error or not _repeats_cause(raised)
+    ]
     return "\n\nThe error above led to this one:\n\n".join(reversed(dict.fromkeys(reversed(blocks))))
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _error_chain(error: BaseException) -> list[BaseException]:
     """The errors that led to `error`, the first one first, and `error`."""
     chain: list[BaseException] = []
-    above: BaseException | None = error
-    while above is not None and all(above is not other for other in chain):
-        chain.append(above)
-        above = above.__cause__ or (None if above.__suppress_context__ else above.__context__)
+    current: BaseException | None = error
+    while current is not None and all(current is not earlier for earlier in chain):
+        chain.append(current)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     return chain[::-1]
 
 
-def _says_again(error: BaseException) -> bool:
+def _repeats_cause(error: BaseException) -> bool:
     """Whether it is an error of this project, whose cause stands beside it."""
     return isinstance(error, ModelBudgetError) and error.__cause__ is not None
 
 
-def _lines(error: BaseException) -> list[str]:
+def _error_lines(error: BaseException) -> list[str]:
     """The frames, the notes and the message of one error."""
-    everything = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in everything if not (is_ours(frame) or is_pythons(frame))]
-    shown = [*map(_frame, frames)]
+    all_frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in all_frames if not (is_own_frame(frame) or is_python_frame(frame))]
+    shown_frames = [*map(_frame, frames)]
     if len(frames) > _MAX_FRAMES:
         half = _MAX_FRAMES // 2
-        shown[half:-half] = [f"    ... {len(frames) - 2 * half} more frames"]
+        shown_frames[half:-half] = [f"    ... {len(frames) - 2 * half} more frames"]
     # Above the message, whose last line is the one that stands for the error in short.
-    notes = (line for note in _notes(error) for line in as_text(note).splitlines())
+    notes = (line for note in _notes(error) for line in safe_text(note).splitlines())
     message = (f"E   {line[:_MAX_LINE]}" for line in _message(error).splitlines())
-    return [*shown, *(f"note: {line[:_MAX_LINE]}" for line in notes), *message]
+    return [*shown_frames, *(f"note: {line[:_MAX_LINE]}" for line in notes), *message]
 
 
 def _frame(frame: traceback.FrameSummary) -> str:
-    shown = from_here(Path(frame.filename))
+    path = relative_to_cwd(Path(frame.filename))
     code = f"\n    {frame.line}" if frame.line else ""
-    return f"{shown}:{frame.lineno}: in {frame.name}{code}"
+    return f"{path}:{frame.lineno}: in {frame.name}{code}"
 
 
-def from_here(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """`path` as seen from the working directory, if it is below it."""
     with suppress(OSError):  # the working directory may be gone
-        here = Path.cwd()
-        return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+        cwd = Path.cwd()
+        return path.relative_to(cwd) if path.is_absolute() and path.is_relative_to(cwd) else path
     return path
 
 
@@ -76,19 +80,19 @@ def _notes(error: BaseException) -> tuple[object, ...]:
 
 
 def _message(error: BaseException) -> str:
-    text = as_text(error)
+    text = safe_text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def in_short(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error on one line, whatever it is: `ValueError: too deep`."""
     return " ".join(_message(error).split())[:_MAX_LINE]
 
 
-def as_text(value: object, how: Callable[[object], str] = str) -> str:
+def safe_text(value: object, convert: Callable[[object], str] = str) -> str:
     """`how(value)`, also of what cannot be shown: it is user code that says how."""
     try:
-        return how(value)
+        return convert(value)
     except KeyboardInterrupt:
         raise
     except BaseException:

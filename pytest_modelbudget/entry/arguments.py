@@ -22,8 +22,8 @@ Keys = tuple[str | int, ...]
 REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """`module:name`, the name with dots where it is an attribute of another."""
 
-_CALL = ("call", "args", "kwargs")
-_AS_IT_IS = "; a mapping that is no call is written {literal: {...}}"
+_CALL_KEYS = ("call", "args", "kwargs")
+_LITERAL_HINT = "; a mapping that is no call is written {literal: {...}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ArgCall:
     """What `target` returns for these arguments."""
 
     target: Reference
@@ -46,7 +46,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Literal:
+class LiteralArgument:
     """A value that is handed on as it is, whatever it looks like."""
 
     value: Any
@@ -54,7 +54,7 @@ class Literal:
 
 def mistakes(value: object, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
     """What is wrong with a value as it was written at `keys`: the keys of each mistake, and what to write."""
-    match _form(value):
+    match _written_as(value):
         case "call":
             yield from _mistakes_of_call(value, keys)
         case "ref":
@@ -74,10 +74,10 @@ def mistakes_inside(value: object, keys: Keys) -> Iterator[tuple[Keys, str]]:
 def _mistakes_of_call(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
     yield from _mistakes_of_name(value, "call", keys)
     for name in value:
-        if name not in _CALL:
-            near = get_close_matches(str(name), _CALL, n=1)
-            hint = f", did you mean {near[0]!r}" if near else ""
-            message = f"{_dotted(keys)}: unknown key {name!r}{hint}; a call has {', '.join(_CALL)}{_AS_IT_IS}"
+        if name not in _CALL_KEYS:
+            close_matches = get_close_matches(str(name), _CALL_KEYS, n=1)
+            hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+            message = f"{_dotted(keys)}: unknown key {name!r}{hint}; a call has {', '.join(_CALL_KEYS)}{_LITERAL_HINT}"
             yield (*keys, name), message
     for name, kind, example in (("args", list, "a list"), ("kwargs", dict, "a mapping of names to values")):
         if not isinstance(items := value.get(name, kind()), (list, tuple) if kind is list else kind):
@@ -90,18 +90,18 @@ def _mistakes_of_name(value: Any, name: str, keys: Keys) -> Iterator[tuple[Keys,
     text = value[name]
     if _is_reference(text):
         return
-    what = "module:callable" if name == "call" else "module:name"
+    expected = "module:callable" if name == "call" else "module:name"
     module, _, last = str(text).rpartition(".")
-    near = f"{module}:{last}"
-    hint = f", did you mean {near!r}" if isinstance(text, str) and _is_reference(near) else ""
-    yield (*keys, name), f"{_dotted((*keys, name))}: {text!r} is not a reference: write {what}{hint}{_AS_IT_IS}"
+    suggestion = f"{module}:{last}"
+    hint = f", did you mean {suggestion!r}" if isinstance(text, str) and _is_reference(suggestion) else ""
+    yield (*keys, name), f"{_dotted((*keys, name))}: {text!r} is not a reference: write {expected}{hint}{_LITERAL_HINT}"
 
 
-def _form(value: object) -> str | None:
+def _written_as(value: object) -> str | None:
     """What a value is written as: `call`, `ref`, `literal`, or None for one that is handed on."""
     if type(value) is not dict:
         return None
-    if "call" in value and (set(value) <= set(_CALL) or _is_reference(value["call"])):
+    if "call" in value and (set(value) <= set(_CALL_KEYS) or _is_reference(value["call"])):
         return "call"
     return next((name for name in ("ref", "literal") if set(value) == {name}), None)
 
@@ -122,40 +122,40 @@ def _dotted(keys: Keys) -> str:
 
 
 def read(value: Any, keys: Keys, place: Callable[[Keys], Place | None]) -> Any:
-    """A list or mapping of arguments with each call and name in it as a `Call` and `Reference`; read again it stays.
+    """A list or mapping of arguments with each call and name in it as a `ArgCall` and `Reference`; read again it stays.
 
     `keys` is where it was written, and `place` says in which line that is.
 
     Raises:
         ModelBudgetError: the first of its `mistakes`.
     """
-    for where, message in mistakes_inside(value, keys):
-        written = place(where)
-        raise ModelBudgetError(f"{f'{written}: ' if written else ''}{message}")
+    for mistake_keys, message in mistakes_inside(value, keys):
+        location = place(mistake_keys)
+        raise ModelBudgetError(f"{f'{location}: ' if location else ''}{message}")
     return _read_inside(value, keys, place)
 
 
 def _read(value: Any, keys: Keys, place: Callable[[Keys], Place | None]) -> Any:
-    match _form(value):
+    match _written_as(value):
         case "call":
-            where = (*keys, "call")
-            target = Reference(value["call"], _dotted(where), place(where), called=True)
+            inner_keys = (*keys, "call")
+            target = Reference(value["call"], _dotted(inner_keys), place(inner_keys), called=True)
             args = _read_inside(tuple(value.get("args", ())), (*keys, "args"), place)
-            return Call(target, args, _read_inside(value.get("kwargs", {}), (*keys, "kwargs"), place))
+            return ArgCall(target, args, _read_inside(value.get("kwargs", {}), (*keys, "kwargs"), place))
         case "ref":
-            where = (*keys, "ref")
-            return Reference(value["ref"], _dotted(where), place(where))
+            inner_keys = (*keys, "ref")
+            return Reference(value["ref"], _dotted(inner_keys), place(inner_keys))
         case "literal":
-            return Literal(value["literal"])
+            return LiteralArgument(value["literal"])
         case _:
             return _read_inside(value, keys, place)
 
 
 def _read_inside(value: Any, keys: Keys, place: Callable[[Keys], Place | None]) -> Any:
-    return _mapped(value, lambda key, item: _read(item, (*keys, key), place))
+    return _map_items(value, lambda key, item: _read(item, (*keys, key), place))
 
 
-def _mapped(value: Any, change: Callable[[str | int, Any], Any]) -> Any:
+def _map_items(value: Any, change: Callable[[str | int, Any], Any]) -> Any:
     """A list, tuple or mapping with its items changed; the same object where none was."""
     changed = {key: change(key, item) for key, item in _items(value)}
     if all(changed[key] is item for key, item in _items(value)):
@@ -163,7 +163,7 @@ def _mapped(value: Any, change: Callable[[str | int, Any], Any]) -> Any:
     return changed if type(value) is dict else type(value)(changed.values())
 
 
-def filled(
+def bind_arguments(
     build: Callable[..., object], args: tuple[Any, ...], kwargs: Mapping[str, Any], find: Callable[[Reference], Any]
 ) -> Callable[..., object]:
     """A builder that is called with these arguments as they were read, and makes the calls in them when it is called.
@@ -180,7 +180,7 @@ def filled(
 
     @wraps(build, updated=())
     def call(*args: Any, **kwargs: Any) -> object:
-        return build(*_made(args, targets), **_made(kwargs, targets))
+        return build(*_evaluate(args, targets), **_evaluate(kwargs, targets))
 
     return call
 
@@ -189,7 +189,7 @@ def _references(value: Any) -> Iterator[Reference]:
     match value:
         case Reference():
             yield value
-        case Call(target, args, kwargs):
+        case ArgCall(target, args, kwargs):
             yield target
             yield from _references(args)
             yield from _references(kwargs)
@@ -199,32 +199,32 @@ def _references(value: Any) -> Iterator[Reference]:
 
 
 def _has_literal(value: Any) -> bool:
-    return isinstance(value, Literal) or any(_has_literal(item) for _, item in _items(value))
+    return isinstance(value, LiteralArgument) or any(_has_literal(item) for _, item in _items(value))
 
 
-def _made(value: Any, targets: Mapping[Reference, Any]) -> Any:
+def _evaluate(value: Any, targets: Mapping[Reference, Any]) -> Any:
     match value:
-        case Literal(plain):
+        case LiteralArgument(plain):
             return plain
         case Reference():
             return targets[value]
-        case Call(target, args, kwargs):
-            return _called(target, targets[target], _made(args, targets), _made(kwargs, targets))
+        case ArgCall(target, args, kwargs):
+            return _call_target(target, targets[target], _evaluate(args, targets), _evaluate(kwargs, targets))
         case _:
-            return _mapped(value, lambda _, item: _made(item, targets))
+            return _map_items(value, lambda _, item: _evaluate(item, targets))
 
 
-def _called(target: Reference, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    where = f"{f'{target.place}: ' if target.place else ''}{target.where}"
-    refuse_misfit(function, args, kwargs, f"{where}: {target.name}")
+def _call_target(target: Reference, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    location = f"{f'{target.place}: ' if target.place else ''}{target.where}"
+    check_call(function, args, kwargs, f"{location}: {target.name}")
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        vars(error).setdefault("__notes__", []).append(f"{target.name} is called at {where}")
+        vars(error).setdefault("__notes__", []).append(f"{target.name} is called at {location}")
         raise
 
 
-def refuse_misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
+def check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
     """Nothing, when `function` takes these arguments.
 
     Raises:

@@ -18,7 +18,7 @@ from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.recipe import Recipe
 
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
-_FILES = (".keras", ".h5", ".hdf5")
+_MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 
 RunMode = Literal["real", "abstract"]
 """How a model may be run: with memory for its weights and activations, or without; see `ModelEntry.run`."""
@@ -59,10 +59,10 @@ class ModelEntry:
     place: Place | None = None
     home: str = "."
     declared: str = ""
-    training: written.Written | Any = None
-    inference: written.Written | Any = None
+    training: written.RecipeSection | Any = None
+    inference: written.RecipeSection | Any = None
     run: RunMode | None = None
-    limits: resources.Limits | Mapping[str, Any] | None = field(default_factory=resources.Limits)
+    limits: resources.ResourceLimits | Mapping[str, Any] | None = field(default_factory=resources.ResourceLimits)
     isolate: bool | None = None
 
     def __post_init__(self) -> None:
@@ -78,14 +78,14 @@ class ModelEntry:
         object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))
         if isinstance(self.budgets, Mapping):
             object.__setattr__(self, "budgets", tuple(budget_module.parse(self.budgets, lambda _: self.place)))
-        for title in written.KINDS:
+        for title in written.RECIPE_TYPES:
             object.__setattr__(self, title, written.read(title, getattr(self, title)))
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
         """What is planned of it."""
-        found = (written.recipe(title, getattr(self, title)) for title in written.KINDS)
-        return tuple(one for one in found if one is not None)
+        recipes = (written.recipe(title, getattr(self, title)) for title in written.RECIPE_TYPES)
+        return tuple(recipe for recipe in recipes if recipe is not None)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -131,7 +131,7 @@ def names_file(build: str) -> bool:
 
     A `.keras`, `.h5` or `.hdf5` file, or any path with a slash in it (a SavedModel folder: `./saved`).
     """
-    if build.lower().endswith(_FILES):
+    if build.lower().endswith(_MODEL_SUFFIXES):
         return True
     drive_or_none = re.sub(r"^[A-Za-z]:(?=[/\\])", "", build)
     return bool(re.search(r"[/\\]", build)) and ":" not in drive_or_none and not build.endswith(".py")
@@ -142,4 +142,4 @@ def duplicates(entries: tuple[ModelEntry, ...], path_of: Callable[[ModelEntry], 
     by_path: dict[str, list[ModelEntry]] = {}
     for entry in entries:
         by_path.setdefault(path_of(entry).casefold(), []).append(entry)
-    return {path: same for path, same in by_path.items() if len(same) > 1}
+    return {path: sharing for path, sharing in by_path.items() if len(sharing) > 1}

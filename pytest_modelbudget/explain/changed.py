@@ -18,5 +18,5 @@ def why_changed(before: Layer, after: Layer) -> str:
     if old is not None and new is not None and old.words == new.words:
         text = f"{old.numbers} = {old.value:,} -> {new.numbers} = {new.value:,}"
         return f"{old.words}: {text}" if old.numbers != new.numbers else ""
-    was, now = why(before), why(after)
-    return "" if was == now else f"{was or 'no params'} -> {now or 'no params'}"
+    before_text, after_text = why(before), why(after)
+    return "" if before_text == after_text else f"{before_text or 'no params'} -> {after_text or 'no params'}"

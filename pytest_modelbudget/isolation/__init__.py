@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pytest_modelbudget.engine.run import NotCounted, entries_from, failure, summarize_entry
+from pytest_modelbudget.engine.run import NotCounted, entries_from, failure_result, summarize_entry
 from pytest_modelbudget.entry import ModelEntry, resources
-from pytest_modelbudget.entry.resources import SECONDS, Limits
+from pytest_modelbudget.entry.resources import DEFAULT_SECONDS, ResourceLimits
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import ending
-from pytest_modelbudget.isolation.channel import Answer, Job, Module, Source, without_code
-from pytest_modelbudget.isolation.process import Ended, Worker
+from pytest_modelbudget.isolation.channel import Answer, EntrySource, Job, UserModule, without_builder
+from pytest_modelbudget.isolation.process import Worker, WorkerEnded
 from pytest_modelbudget.results import codec
 from pytest_modelbudget.summary import Summary
 
@@ -30,20 +30,20 @@ VARIABLE = "MODELBUDGET_ISOLATE"
 _TOLERATED_AFTER = 3
 
 
-def isolates() -> bool:
+def isolation_enabled() -> bool:
     """Whether models are to be isolated: not when the user said so, nor under a debugger, which follows no process."""
     if os.environ.get(VARIABLE, "").lower() in ("0", "false", "off", "no"):
         return False
     return not ("pydevd" in sys.modules or "debugpy" in sys.modules)
 
 
-class Yielded(str):
+class YieldedBuilder(str):
     """Stands for the builder of an entry that a source yielded in the worker: the name of the source."""
 
-    source: Source
+    source: EntrySource
 
     @classmethod
-    def by(cls, source: Source) -> Yielded:
+    def by(cls, source: EntrySource) -> YieldedBuilder:
         """The stand-in for the builders of a source."""
         build = cls(source.reference)
         build.source = source
@@ -60,7 +60,7 @@ class Isolation:
     `conftests` gives the files that were imported before a model was asked for, so that the worker does that too.
     """
 
-    def __init__(self, conftests: Callable[[], tuple[Module, ...]] = tuple) -> None:
+    def __init__(self, conftests: Callable[[], tuple[UserModule, ...]] = tuple) -> None:
         self._conftests = conftests
         self._worker: Worker | None = None
         self._traces: dict[str, int] = {}
@@ -78,7 +78,7 @@ class Isolation:
             self._worker.end()
             self._worker = None
 
-    def count(self, entry: ModelEntry, module: Module | None = None) -> Summary:
+    def count(self, entry: ModelEntry, module: UserModule | None = None) -> Summary:
         """Build and count a model in the worker; `module` is where it is found when only its module has its builder.
 
         Raises:
@@ -87,7 +87,7 @@ class Isolation:
         """
         if entry.isolate is False:
             return summarize_entry(self._here(entry))
-        answer = self._ask(_job(entry, module), resources.parse(entry.limits), once_more=True)
+        answer = self._ask(_count_job(entry, module), resources.parse(entry.limits), once_more=True)
         match answer.kind:
             case "result":
                 result = codec.unpack(answer.data)
@@ -97,7 +97,7 @@ class Isolation:
             case "interrupted":
                 raise KeyboardInterrupt
             case "ended":
-                raise NotCounted(failure(entry, ModelBudgetError(answer.text)))
+                raise NotCounted(failure_result(entry, ModelBudgetError(answer.text)))
             case _:  # it wants a debugger, or is not found outside of this process
                 return summarize_entry(self._here(entry))
 
@@ -109,7 +109,7 @@ class Isolation:
         """
         if holder.isolate is False:
             return entries_from(reference, holder)
-        source = Source(reference, holder)
+        source = EntrySource(reference, holder)
         answer = self._ask(Job("entries", source=source), resources.parse(holder.limits), once_more=False)
         match answer.kind:
             case "entries":
@@ -125,15 +125,17 @@ class Isolation:
 
     def _here(self, entry: ModelEntry) -> ModelEntry:
         """`entry` with what its builder is in this process, where it stands for one that a source yielded."""
-        if not isinstance(entry.build, Yielded):
+        if not isinstance(entry.build, YieldedBuilder):
             return entry
         source = entry.build.source
         if source.reference not in self._yielded:
-            self._yielded[source.reference] = {own.id: own for own in entries_from(source.reference, source.holder)}
-        own = self._yielded[source.reference].get(entry.id)
-        if own is None:
+            self._yielded[source.reference] = {
+                original.id: original for original in entries_from(source.reference, source.holder)
+            }
+        original = self._yielded[source.reference].get(entry.id)
+        if original is None:
             raise ModelBudgetError(f"{source.holder.place}: {source.reference} yields {entry.id} only sometimes")
-        return replace(entry, build=own.build, args=own.args, kwargs=own.kwargs, inputs=own.inputs)
+        return replace(entry, build=original.build, args=original.args, kwargs=original.kwargs, inputs=original.inputs)
 
     def call(self, function: str, argument: Any, *, seconds: float) -> Any:
         """What `module:function` returns in the worker for an argument; both are data.
@@ -143,27 +145,27 @@ class Isolation:
             KeyboardInterrupt: something in it raised that.
         """
         job = Job("call", function=function, argument=json.dumps(argument))
-        answer = self._ask(job, Limits(seconds=seconds), once_more=False)
+        answer = self._ask(job, ResourceLimits(seconds=seconds), once_more=False)
         if answer.kind == "interrupted":
             raise KeyboardInterrupt
         if answer.kind != "data":
             raise NoAnswer(answer.short or answer.text or "stops at a breakpoint")
         return json.loads(answer.data)
 
-    def _ask(self, job: Job, limits: Limits, *, once_more: bool) -> Answer:
+    def _ask(self, job: Job, limits: ResourceLimits, *, once_more: bool) -> Answer:
         """The worker's answer; a worker that ended may have been another model's doing, so a used one has a second."""
         self.start()
         assert self._worker is not None
         worker, used = self._worker, self._worker.used
         try:
             job = replace(job, conftests=self._conftests())
-            answer = worker.ask(job, seconds=limits.get("seconds", SECONDS), memory=limits.get("memory"))
-        except Ended as end:
+            answer = worker.ask(job, seconds=limits.get("seconds", DEFAULT_SECONDS), memory=limits.get("memory"))
+        except WorkerEnded as end:
             self._drop()
             if once_more and used and end.limit is None:
                 return self._ask(job, limits, once_more=False)
-            text = ending.described(end, "the model was counted" if job.entry else "it answered")
-            return Answer("ended", text, short=ending.in_short(end))
+            text = ending.describe_end(end, "the model was counted" if job.entry else "it answered")
+            return Answer("ended", text, short=ending.short_text(end))
         except BaseException:  # an interrupt from the keyboard: the worker is in the middle of a model
             self._drop()
             raise
@@ -182,17 +184,17 @@ class Isolation:
             self._worker = None
 
 
-def _job(entry: ModelEntry, module: Module | None) -> Job:
+def _count_job(entry: ModelEntry, module: UserModule | None) -> Job:
     """What the worker is told."""
     if module is not None:
-        return Job("count", entry=without_code(entry), module=module)
-    if isinstance(entry.build, Yielded):
-        return Job("count", entry=without_code(entry), source=entry.build.source)
+        return Job("count", entry=without_builder(entry), module=module)
+    if isinstance(entry.build, YieldedBuilder):
+        return Job("count", entry=without_builder(entry), source=entry.build.source)
     return Job("count", entry=entry)
 
 
-def _stand_in(entry: ModelEntry, source: Source) -> ModelEntry:
-    return replace(entry, build=Yielded.by(source))
+def _stand_in(entry: ModelEntry, source: EntrySource) -> ModelEntry:
+    return replace(entry, build=YieldedBuilder.by(source))
 
 
-__all__ = ["Isolation", "Module", "NoAnswer", "Yielded", "isolates"]
+__all__ = ["Isolation", "NoAnswer", "UserModule", "YieldedBuilder", "isolation_enabled"]

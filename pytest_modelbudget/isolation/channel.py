@@ -21,13 +21,13 @@ from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 DEBUG = ".debug"
 """Suffix of the file beside the printed output in which a worker writes what `MODELBUDGET_DEBUG` asks for."""
 
-_HEAD = struct.Struct(">QI")
+_FRAME_HEAD = struct.Struct(">QI")
 _MOST_BYTES = 1 << 31
 """Of one frame: the packed rows of the largest models are some megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class EntrySource:
     """A source of a manifest, by its reference, and the entry that holds its place."""
 
     reference: str
@@ -35,7 +35,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class UserModule:
     """A file of the user's that pytest imports, and how it does: a test module, or a conftest."""
 
     path: str
@@ -56,11 +56,11 @@ class Job:
 
     kind: str
     entry: ModelEntry | None = None
-    source: Source | None = None
-    module: Module | None = None
+    source: EntrySource | None = None
+    module: UserModule | None = None
     function: str = ""
     argument: str = ""
-    conftests: tuple[Module, ...] = ()
+    conftests: tuple[UserModule, ...] = ()
     path: tuple[str, ...] = ()
     folder: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -92,26 +92,26 @@ class Answer:
         Raises:
             ModelBudgetError: it is something else.
         """
-        found = _Entries(io.BytesIO(self.data)).load()
-        if not isinstance(found, tuple) or not all(isinstance(entry, ModelEntry) for entry in found):
+        loaded = _EntriesUnpickler(io.BytesIO(self.data)).load()
+        if not isinstance(loaded, tuple) or not all(isinstance(entry, ModelEntry) for entry in loaded):
             raise ModelBudgetError("the worker answered with something else than entries")
-        return found
+        return loaded
 
     def error(self) -> ModelBudgetError:
         """What a failed source raises where it is called."""
         return FrameworkMissing(self.missing, self.text) if self.missing else ModelBudgetError(self.text)
 
 
-def without_code(entry: ModelEntry) -> ModelEntry:
+def without_builder(entry: ModelEntry) -> ModelEntry:
     """`entry` without its builder and what that takes, which stay in the process that has them."""
     return replace(entry, build="", args=(), kwargs={}, inputs=None)
 
 
-class _Entries(pickle.Unpickler):
+class _EntriesUnpickler(pickle.Unpickler):
     """Makes the values that entries consist of, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _VALUES:
+        if (module, name) in _VALUE_TYPES:
             return super().find_class(module, name)
         if module.partition(".")[0] == "pytest_modelbudget" and "." not in name:
             kind = super().find_class(module, name)
@@ -124,7 +124,7 @@ def _is_value(kind: type) -> bool:
     return is_dataclass(kind) or issubclass(kind, (Enum, dict))
 
 
-_VALUES = {
+_VALUE_TYPES = {
     ("fractions", "Fraction"), ("decimal", "Decimal"), ("datetime", "date"), ("builtins", "frozenset"),
     ("builtins", "set"), ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("pathlib", "Path"),
 }  # fmt: skip
@@ -143,8 +143,8 @@ def read_job(stream: IO[bytes]) -> tuple[int, Job] | None:
 
 def write_answer(stream: IO[bytes], number: int, answer: Answer) -> None:
     """Send the answer to the job of that number."""
-    words = (answer.kind, answer.text, answer.spoiled, answer.trace, answer.missing)
-    head = json.dumps([*words, answer.warnings]).encode()
+    texts = (answer.kind, answer.text, answer.spoiled, answer.trace, answer.missing)
+    head = json.dumps([*texts, answer.warnings]).encode()
     _write(stream, number, struct.pack(">I", len(head)) + head + answer.data)
 
 
@@ -159,8 +159,8 @@ def read_answer(stream: IO[bytes]) -> tuple[int, Answer] | None:
         return None
     number, body = frame
     end = 4 + int.from_bytes(body[:4], "big")
-    *words, warnings = json.loads(body[4:end])
-    kind, text, spoiled, trace, missing = map(str, words)
+    *texts, warnings = json.loads(body[4:end])
+    kind, text, spoiled, trace, missing = map(str, texts)
     recorded = tuple(_warning(*warning) for warning in warnings)
     return number, Answer(kind, text, body[end:], spoiled, trace, missing, warnings=recorded)
 
@@ -170,27 +170,27 @@ def _warning(category: Any, message: Any, file: Any, line: Any) -> tuple[str, st
 
 
 def _write(stream: IO[bytes], number: int, body: bytes) -> None:
-    stream.write(_HEAD.pack(len(body), number) + body)
+    stream.write(_FRAME_HEAD.pack(len(body), number) + body)
     stream.flush()
 
 
 def _read(stream: IO[bytes]) -> tuple[int, bytes] | None:
-    head = _exactly(stream, _HEAD.size)
+    head = _read_exactly(stream, _FRAME_HEAD.size)
     if head is None:
         return None
-    length, number = _HEAD.unpack(head)
+    length, number = _FRAME_HEAD.unpack(head)
     if length > _MOST_BYTES:
         raise ValueError(f"a frame of {length} bytes")
-    body = _exactly(stream, length)
+    body = _read_exactly(stream, length)
     return None if body is None else (number, body)
 
 
-def _exactly(stream: IO[bytes], length: int) -> bytes | None:
-    parts: list[bytes] = []
+def _read_exactly(stream: IO[bytes], length: int) -> bytes | None:
+    chunks: list[bytes] = []
     while length:
-        part = stream.read(length)
-        if not part:
+        chunk = stream.read(length)
+        if not chunk:
             return None
-        parts.append(part)
-        length -= len(part)
-    return b"".join(parts)
+        chunks.append(chunk)
+        length -= len(chunk)
+    return b"".join(chunks)

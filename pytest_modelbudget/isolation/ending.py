@@ -9,14 +9,14 @@ from pathlib import Path
 from traceback import FrameSummary
 
 from pytest_modelbudget import units
-from pytest_modelbudget.engine.tracebacks import from_here
-from pytest_modelbudget.isolation.process import Ended
-from pytest_modelbudget.system.frames import is_ours, is_pythons
+from pytest_modelbudget.engine.tracebacks import relative_to_cwd
+from pytest_modelbudget.isolation.process import WorkerEnded
+from pytest_modelbudget.system.frames import is_own_frame, is_python_frame
 
 _FRAME = re.compile(r'^  File "(?P<file>[^"\n]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
 _MOST_FRAMES = 6
 
-_MEANINGS = {
+_SIGNAL_MEANINGS = {
     "SIGSEGV": "a segmentation fault",
     "SIGABRT": "it aborted",
     "SIGBUS": "a bus error",
@@ -26,22 +26,22 @@ _MEANINGS = {
 }
 
 
-def described(ended: Ended, before: str = "the model was counted") -> str:
+def describe_end(ended: WorkerEnded, before: str = "the model was counted") -> str:
     """`ended its process: SIGSEGV (a segmentation fault)`, and the lines where that was, when they are known."""
-    return "\n".join((_what(ended, before), *_where(ended.end.stderr)))
+    return "\n".join((_what_happened(ended, before), *_user_frames(ended.end.stderr)))
 
 
-def in_short(ended: Ended) -> str:
+def short_text(ended: WorkerEnded) -> str:
     """The same in a few words: `ended the process (exit code 3)`, `took longer than 3 s`."""
     end = ended.end
     if end.limit == "seconds":
         return f"took longer than {end.amount:g} s"
     if end.limit is not None or end.code is None or end.nonsense:
-        return _what(ended, "")
+        return _what_happened(ended, "")
     return f"ended the process ({_signal_name(-end.code) if end.code < 0 else f'exit code {end.code}'})"
 
 
-def _what(ended: Ended, before: str) -> str:
+def _what_happened(ended: WorkerEnded, before: str) -> str:
     end = ended.end
     match end.limit:
         case "seconds":
@@ -54,7 +54,7 @@ def _what(ended: Ended, before: str) -> str:
         return "broke the connection to its process"
     if end.code < 0:
         name = _signal_name(-end.code)
-        meaning = _MEANINGS.get(name, "")
+        meaning = _SIGNAL_MEANINGS.get(name, "")
         return f"its process was ended by {name}{f' ({meaning})' if meaning else ''}"
     return f"its process ended with exit code {end.code}, before {before}"
 
@@ -66,14 +66,17 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _where(stderr: str) -> Iterator[str]:
+def _user_frames(stderr: str) -> Iterator[str]:
     """The user's frames of the last stack that the worker wrote, the outermost first, as in a traceback."""
     current = stderr.rpartition("Current thread ")[2] or stderr.rpartition("Thread 0x")[2]
     if not current or current == stderr:
         return
     stack = current.partition("\n\n")[0].partition("\nThread 0x")[0]
-    frames = [FrameSummary(one["file"], int(one["line"]), one["name"]) for one in _FRAME.finditer(stack)]
-    shown = [frame for frame in frames if not (is_ours(frame) or is_pythons(frame) or frame.filename == "<string>")]
+    frames = [FrameSummary(match["file"], int(match["line"]), match["name"]) for match in _FRAME.finditer(stack)]
+    user_frames = [
+        frame for frame in frames if not (is_own_frame(frame) or is_python_frame(frame) or frame.filename == "<string>")
+    ]
     yield from (
-        f"{from_here(Path(frame.filename))}:{frame.lineno}: in {frame.name}" for frame in shown[:_MOST_FRAMES][::-1]
+        f"{relative_to_cwd(Path(frame.filename))}:{frame.lineno}: in {frame.name}"
+        for frame in user_frames[:_MOST_FRAMES][::-1]
     )

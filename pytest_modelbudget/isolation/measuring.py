@@ -20,28 +20,28 @@ _OPTIONS = {
 
 def environment(data: Path) -> dict[str, str]:
     """What tells a worker to measure as this process does, with its `data` there; nothing when this one does not."""
-    measure = _current()
+    measure = _current_coverage()
     if measure is None:
         return {}
     options = {name: measure.get_option(option) for name, option in _OPTIONS.items()}
     return {_VARIABLE: json.dumps({"data_file": str(data), "config_file": _config_file(measure), **options})}
 
 
-def add(data: Path) -> None:
+def add_to_current(data: Path) -> None:
     """Add what a worker measured to what this process does."""
-    measure = _current()
+    measure = _current_coverage()
     if measure is None or not data.exists():
         return
     from coverage import CoverageData
 
-    measured = CoverageData(basename=str(data))
+    worker_data = CoverageData(basename=str(data))
     with suppress(Exception):  # of a worker that was killed while it wrote
-        measured.read()
-        measure.get_data().update(measured)
+        worker_data.read()
+        measure.get_data().update(worker_data)
 
 
 @contextmanager
-def measured() -> Iterator[None]:
+def measuring_coverage() -> Iterator[None]:
     """In a worker: measure what runs inside, if it was told to."""
     settings = os.environ.pop(_VARIABLE, "")
     if not settings:
@@ -58,7 +58,7 @@ def measured() -> Iterator[None]:
         measure.save()
 
 
-def _current() -> Any:
+def _current_coverage() -> Any:
     coverage = sys.modules.get("coverage")
     return None if coverage is None else coverage.Coverage.current()
 

@@ -20,7 +20,7 @@ from typing import Literal
 import psutil
 
 from pytest_modelbudget.engine.run import in_ci
-from pytest_modelbudget.engine.tracebacks import from_here
+from pytest_modelbudget.engine.tracebacks import relative_to_cwd
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import measuring
 from pytest_modelbudget.isolation.channel import DEBUG, Answer, Job, read_answer, write_job
@@ -28,7 +28,7 @@ from pytest_modelbudget.system import debug, processes
 from pytest_modelbudget.system.escape import without_commands
 
 _WORKER = "pytest_modelbudget.isolation.worker"
-_LOOK = 0.05
+_POLL_SECONDS = 0.05
 """Seconds between two looks at a worker that has not answered."""
 
 _TREE_EVERY = 4
@@ -44,7 +44,7 @@ _MOST_DEBUG = 64 << 20
 _GUARD = 'read _; kill -9 "-$1"; rm -rf -- "$2"'
 """Shell code that ends a group of processes when its input ends, as it does with whoever started it; also a folder."""
 
-Limit = Literal["seconds", "memory", "output"]
+LimitKind = Literal["seconds", "memory", "output"]
 
 _STACKS = re.compile(
     r"^(?:Fatal Python error: .*\n\n?)?"
@@ -56,20 +56,20 @@ _STACKS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class WorkerEnd:
     """How a worker ended: its exit code (negative for a signal), or the limit that it hit, and what it wrote last."""
 
     code: int | None
-    limit: Limit | None = None
+    limit: LimitKind | None = None
     amount: float = 0
     stderr: str = ""
     nonsense: bool = False
 
 
-class Ended(Exception):
+class WorkerEnded(Exception):
     """The worker ended before it answered."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: WorkerEnd) -> None:
         super().__init__(end)
         self.end = end
         self.limit = end.limit
@@ -84,19 +84,19 @@ class Worker:
 
     def __init__(self) -> None:
         self._files = tempfile.TemporaryDirectory(prefix="modelbudget-", ignore_cleanup_errors=True)
-        self._printed = [_Printed(Path(self._files.name) / name) for name in ("stdout", "stderr")]
-        self._debug = _Printed(self._printed[0].path.with_suffix(DEBUG), _MOST_DEBUG)
+        self._printed = [_OutputFile(Path(self._files.name) / name) for name in ("stdout", "stderr")]
+        self._debug = _OutputFile(self._printed[0].path.with_suffix(DEBUG), _MOST_DEBUG)
         self._measured = Path(self._files.name) / "coverage"
         with self._printed[1].path.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [*processes.start_of(_WORKER), str(self._printed[0].path)],
+                [*processes.module_command(_WORKER), str(self._printed[0].path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**processes.environment(), **measuring.environment(self._measured)},
+                env={**processes.child_environment(), **measuring.environment(self._measured)},
                 start_new_session=True,
             )
-        self._guard = _guarded(self._process.pid, self._files.name)
+        self._guard = _start_guard(self._process.pid, self._files.name)
         self._answers: queue.SimpleQueue[tuple[int, Answer] | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="modelbudget-listener", daemon=True).start()
         self._number = 0
@@ -118,14 +118,14 @@ class Worker:
         self._number += 1
         with suppress(OSError):  # that it is gone is found out below
             assert self._process.stdin is not None
-            job = replace(job, path=tuple(sys.path), folder=_folder(), environment=dict(os.environ))
+            job = replace(job, path=tuple(sys.path), folder=_working_directory(), environment=dict(os.environ))
             write_job(self._process.stdin, self._number, job)
         try:
             answer = self._wait(self._number, seconds, memory)
         finally:
             self._pass_on()
         self.used = True
-        _warn(answer)
+        _repeat_warnings(answer)
         return answer
 
     def end(self) -> None:
@@ -135,12 +135,12 @@ class Worker:
             self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_SECONDS_TO_END)
-            measuring.add(self._measured)
+            measuring.add_to_current(self._measured)
         self.kill()
 
     def kill(self) -> None:
         """End it and all that it started, at once."""
-        processes.kill(self._process)
+        processes.kill_tree(self._process)
         if self._guard is not None:
             self._guard.kill()
             self._guard.communicate()
@@ -165,46 +165,46 @@ class Worker:
         start, looks = time.monotonic(), 0
         while True:
             with suppress(queue.Empty):
-                received = self._answers.get(timeout=_LOOK)
+                received = self._answers.get(timeout=_POLL_SECONDS)
                 if received is None or received[0] == -1:
-                    raise Ended(self._end(nonsense=received is not None))
+                    raise WorkerEnded(self._end(nonsense=received is not None))
                 if received[0] == number:
                     return received[1]
                 continue
             looks += 1
             if not self.alive and self._answers.empty():
-                raise Ended(self._end())
+                raise WorkerEnded(self._end())
             if seconds is not None and time.monotonic() - start > seconds:
-                raise Ended(self._stopped("seconds", seconds))
+                raise WorkerEnded(self._stopped("seconds", seconds))
             if memory is not None and self._memory(tree=looks % _TREE_EVERY == 0) > memory:
-                raise Ended(self._stopped("memory", memory))
+                raise WorkerEnded(self._stopped("memory", memory))
             if any(printed.size() > _MOST_OUTPUT for printed in self._printed):
-                raise Ended(self._stopped("output", _MOST_OUTPUT))
+                raise WorkerEnded(self._stopped("output", _MOST_OUTPUT))
 
     def _memory(self, *, tree: bool) -> int:
         total, pid = 0, self._process.pid
-        for part in ([psutil.Process(pid)] if self.alive else []) + (processes.children(pid) if tree else []):
+        for process in ([psutil.Process(pid)] if self.alive else []) + (processes.descendants(pid) if tree else []):
             with suppress(psutil.Error):
-                total += part.memory_info().rss
+                total += process.memory_info().rss
         return total
 
-    def _stopped(self, limit: Limit, amount: float) -> End:
+    def _stopped(self, limit: LimitKind, amount: float) -> WorkerEnd:
         """End it for a limit; before that it says where it is, if it still can."""
         if hasattr(signal, "SIGUSR2"):
-            before, deadline = self._printed[1].size(), time.monotonic() + _SECONDS_TO_TELL
+            size_before, deadline = self._printed[1].size(), time.monotonic() + _SECONDS_TO_TELL
             with suppress(OSError):
                 self._process.send_signal(signal.SIGUSR2)
-            while self._printed[1].size() == before and time.monotonic() < deadline:
+            while self._printed[1].size() == size_before and time.monotonic() < deadline:
                 time.sleep(0.02)
             time.sleep(0.02)
         return replace(self._end(), code=None, limit=limit, amount=amount)
 
-    def _end(self, *, nonsense: bool = False) -> End:
+    def _end(self, *, nonsense: bool = False) -> WorkerEnd:
         with suppress(subprocess.TimeoutExpired):
             if self.alive:
                 self._process.wait(0.5 if not nonsense else 0)
         code = self._process.poll()
-        return End(code, stderr=self._printed[1].tail(), nonsense=nonsense)
+        return WorkerEnd(code, stderr=self._printed[1].tail(), nonsense=nonsense)
 
     def _pass_on(self) -> None:
         """Print here what was printed there, so that it is captured and shown as if the model were built here."""
@@ -225,7 +225,7 @@ def _without_stacks(printed: str) -> str:
     return _STACKS.sub("", printed)
 
 
-def _folder() -> str:
+def _working_directory() -> str:
     """The working directory; nothing when it is gone."""
     try:
         return os.getcwd()
@@ -233,13 +233,13 @@ def _folder() -> str:
         return ""
 
 
-class _Printed:
+class _OutputFile:
     """A file that a worker writes its output to."""
 
     def __init__(self, path: Path, most: int = _MOST_SHOWN) -> None:
         self.path = path
         self._most = most
-        self._seen = 0
+        self._offset = 0
         path.touch()
 
     def size(self) -> int:
@@ -253,25 +253,25 @@ class _Printed:
         """What was written since it was last asked, its middle left out when that is very much."""
         try:
             with self.path.open("rb") as file:
-                file.seek(self._seen)
-                written = file.read(self._most)
+                file.seek(self._offset)
+                content = file.read(self._most)
                 end = file.seek(0, os.SEEK_END)
         except OSError:
             return ""
-        left_out = end - self._seen - len(written)
-        self._seen = end
-        text = written.decode("utf-8", "replace")
+        left_out = end - self._offset - len(content)
+        self._offset = end
+        text = content.decode("utf-8", "replace")
         return f"{text}\n... {left_out:,} bytes left out ...\n" if left_out else text
 
     def tail(self) -> str:
         """The end of what was written since it was last asked."""
         with suppress(OSError), self.path.open("rb") as file:
-            file.seek(max(self._seen, file.seek(0, os.SEEK_END) - 20_000))
+            file.seek(max(self._offset, file.seek(0, os.SEEK_END) - 20_000))
             return file.read().decode("utf-8", "replace")
         return ""
 
 
-def _warn(answer: Answer) -> None:
+def _repeat_warnings(answer: Answer) -> None:
     """Warn here of what was warned of there, so that pytest's filters and summary have it.
 
     Raises:
@@ -279,18 +279,18 @@ def _warn(answer: Answer) -> None:
     """
     for category, message, file, line in answer.warnings:
         kind = getattr(__import__("builtins"), category, None)
-        known = isinstance(kind, type) and issubclass(kind, Warning)
-        text = message if known else f"{category}: {message}"
+        is_warning = isinstance(kind, type) and issubclass(kind, Warning)
+        text = message if is_warning else f"{category}: {message}"
         try:
-            warnings.warn_explicit(text, kind if known else UserWarning, file, line)  # type: ignore[arg-type]
+            warnings.warn_explicit(text, kind if is_warning else UserWarning, file, line)  # type: ignore[arg-type]
         except Warning as error:
-            where = f"{from_here(Path(file))}:{line}"
+            location = f"{relative_to_cwd(Path(file))}:{line}"
             raise ModelBudgetError(
-                f"{where}: {type(error).__name__}: {error} (the run takes it for an error)"
+                f"{location}: {type(error).__name__}: {error} (the run takes it for an error)"
             ) from None
 
 
-def _guarded(group: int, folder: str) -> subprocess.Popen[bytes] | None:
+def _start_guard(group: int, folder: str) -> subprocess.Popen[bytes] | None:
     """Something that ends the worker and what it started once this process is gone, in whichever way it goes.
 
     The worker may be in C code that never gives way, and what it started does not notice.

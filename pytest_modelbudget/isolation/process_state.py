@@ -28,7 +28,7 @@ if sys.platform != "win32":
     import resource
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP") if hasattr(signal, name))
-_BASIC = ("builtins", "os", "sys", "io", "json", "re", "threading", "pickle", "importlib", "zlib", "struct")
+_WORKER_MODULES = ("builtins", "os", "sys", "io", "json", "re", "threading", "pickle", "importlib", "zlib", "struct")
 """Modules that the worker itself stands on."""
 
 _SECONDS_FOR_COPIES = 2.0
@@ -58,20 +58,20 @@ class ProcessState:
         """As they are."""
         return cls(
             dict(vars(builtins)),
-            {name: sys.modules[name] for name in _BASIC if name in sys.modules},
+            {name: sys.modules[name] for name in _WORKER_MODULES if name in sys.modules},
             (sys.stdin, sys.stdout, sys.stderr),
             tuple(sys.meta_path),
             dict(os.environ),
             {number: signal.getsignal(number) for number in _SIGNALS},
-            _limits(),
+            _resource_limits(),
             frozenset(thread.ident or 0 for thread in threading.enumerate()),
             sys.getrecursionlimit(),
-            _resident(),
+            _resident_bytes(),
             tuple(sys.path),
             sys.gettrace(),
         )
 
-    def restored(self) -> Leftovers:
+    def restore(self) -> Leftovers:
         """Put back what can be put back; returns what makes the process unfit for another model."""
         faults = [reason for check in _FAULTS for reason in check(self)]
         traces = [reason for check in _TRACES for reason in check(self)]
@@ -104,9 +104,9 @@ _MOST_FAULTS = 3
 
 
 def _patched_builtins(before: ProcessState) -> Iterator[str]:
-    now = vars(builtins)
-    changed = [name for name, value in before.builtin.items() if name != "_" and now.get(name) is not value]
-    now.update(before.builtin)  # first of all: what follows, and whatever answers, stands on them
+    current = vars(builtins)
+    changed = [name for name, value in before.builtin.items() if name != "_" and current.get(name) is not value]
+    current.update(before.builtin)  # first of all: what follows, and whatever answers, stands on them
     yield from (f"builtins.{name} was replaced" for name in changed)
 
 
@@ -127,14 +127,14 @@ def _lost_paths(before: ProcessState) -> Iterator[str]:
         yield "sys.path was emptied"
 
 
-def _threads(before: ProcessState) -> Iterator[str]:
+def _user_threads(before: ProcessState) -> Iterator[str]:
     """Threads of the user's own that would keep a process from ending."""
     for thread in _new_threads(before):
         if not thread.daemon and not _of_library(getattr(thread, "_target", None) or thread.run):
             yield f"its thread {thread.name} goes on"
 
 
-def _helpers(before: ProcessState) -> Iterator[str]:
+def _library_threads(before: ProcessState) -> Iterator[str]:
     yield from (f"the thread {re.sub('[0-9]+', 'N', thread.name)} goes on" for thread in _new_threads(before))
 
 
@@ -151,7 +151,7 @@ def _of_library(value: Any) -> bool:
     return file is None or is_installed_file(file)
 
 
-def _children(before: ProcessState) -> Iterator[str]:
+def _running_children(before: ProcessState) -> Iterator[str]:
     if hasattr(os, "waitid"):
         with suppress(ChildProcessError, OSError):
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -159,20 +159,23 @@ def _children(before: ProcessState) -> Iterator[str]:
 
 
 def _lower_limits(before: ProcessState) -> Iterator[str]:
-    if any(_is_lower(now, earlier) for (now, _), (earlier, _) in zip(_limits(), before.limits, strict=True)):
+    if any(
+        _is_lower(limit, earlier_limit)
+        for (limit, _), (earlier_limit, _) in zip(_resource_limits(), before.limits, strict=True)
+    ):
         yield "the limits of its process were lowered (resource.setrlimit)"
 
 
 def _left_memory(before: ProcessState) -> Iterator[str]:
-    if _resident() - before.memory > _MOST_LEFT:
+    if _resident_bytes() - before.memory > _MOST_LEFT:
         yield "memory is still allocated"
 
 
 _Check = Callable[[ProcessState], Iterator[str]]
 _FAULTS: tuple[_Check, ...] = (
-    _patched_builtins, _lost_modules, _lost_paths, _closed_streams, _threads, _lower_limits,
+    _patched_builtins, _lost_modules, _lost_paths, _closed_streams, _user_threads, _lower_limits,
 )  # fmt: skip
-_TRACES: tuple[_Check, ...] = (_helpers, _children, _left_memory)
+_TRACES: tuple[_Check, ...] = (_library_threads, _running_children, _left_memory)
 
 
 class Forks:
@@ -183,16 +186,16 @@ class Forks:
 
     def __init__(self, mark: str) -> None:
         self._mark = Path(mark)
-        self._made = 0
+        self._forked = 0
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_parent=self._count)
 
     def _count(self) -> None:
-        self._made += 1
+        self._forked += 1
 
     def begin(self) -> None:
         """From here on."""
-        self._made = 0
+        self._forked = 0
         self._mark.unlink(missing_ok=True)
 
     def came_back(self) -> NoReturn:
@@ -203,9 +206,9 @@ class Forks:
     def returned(self) -> bool:
         """Whether a copy came back; waits a moment for those that still run."""
         deadline = time.monotonic() + _SECONDS_FOR_COPIES
-        while self._made and not self._mark.exists() and time.monotonic() < deadline and _runs_child():
+        while self._forked and not self._mark.exists() and time.monotonic() < deadline and _runs_child():
             time.sleep(0.02)
-        return self._made > 0 and self._mark.exists()
+        return self._forked > 0 and self._mark.exists()
 
 
 def _runs_child() -> bool:
@@ -214,19 +217,19 @@ def _runs_child() -> bool:
     return False
 
 
-def _is_lower(limit: int, other: int) -> bool:
+def _is_lower(limit: int, other_limit: int) -> bool:
     """Whether a limit of a process is below another; -1 is none."""
-    return limit >= 0 and (other < 0 or limit < other)
+    return limit >= 0 and (other_limit < 0 or limit < other_limit)
 
 
-def _limits() -> tuple[tuple[int, int], ...]:
+def _resource_limits() -> tuple[tuple[int, int], ...]:
     if sys.platform == "win32":
         return ()
     names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
     return tuple(resource.getrlimit(getattr(resource, name)) for name in names)
 
 
-def _resident() -> int:
+def _resident_bytes() -> int:
     """Bytes of this process in memory; 0 where that is not read cheaply."""
     with suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -25,32 +25,32 @@ from typing import Any, BinaryIO, NoReturn
 
 from pytest_modelbudget.backends import quiet_start
 from pytest_modelbudget.backends.patching import all_patched
-from pytest_modelbudget.engine.run import NotCounted, attempt, entries_from, failure, summarize_entry
+from pytest_modelbudget.engine.run import NotCounted, attempt, entries_from, failure_result, summarize_entry
 from pytest_modelbudget.engine.tracebacks import user_traceback
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError
 from pytest_modelbudget.isolation.channel import (
     DEBUG,
     Answer,
+    EntrySource,
     Job,
-    Module,
-    Source,
+    UserModule,
     read_job,
-    without_code,
+    without_builder,
     write_answer,
 )
-from pytest_modelbudget.isolation.measuring import measured
+from pytest_modelbudget.isolation.measuring import measuring_coverage
 from pytest_modelbudget.isolation.process_state import Forks, ProcessState
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.system import debug
-from pytest_modelbudget.system.intact import intact
+from pytest_modelbudget.system.intact import originals_restored
 
 _MOST_WARNINGS = 200
-_IMPORTING = "pytest_modelbudget.plugin.importing"
+_IMPORTING_MODULE = "pytest_modelbudget.plugin.importing"
 """What imports test modules; only a run of pytest asks for that."""
 
 
-_CONFTESTS: set[Module] = set()
+_IMPORTED_CONFTESTS: set[UserModule] = set()
 
 
 class _WantsDebugger(KeyboardInterrupt):
@@ -96,13 +96,13 @@ class _Sources:
     def __init__(self) -> None:
         self._entries: dict[str, tuple[ModelEntry, ...]] = {}
 
-    def entries(self, source: Source) -> tuple[ModelEntry, ...]:
+    def entries(self, source: EntrySource) -> tuple[ModelEntry, ...]:
         """Its entries, as they came."""
         if source.reference not in self._entries:
             self._entries[source.reference] = entries_from(source.reference, source.holder)
         return self._entries[source.reference]
 
-    def entry(self, source: Source, name: str) -> ModelEntry | None:
+    def entry(self, source: EntrySource, name: str) -> ModelEntry | None:
         """Its first entry of that id."""
         return next((entry for entry in self.entries(source) if entry.id == name), None)
 
@@ -110,22 +110,22 @@ class _Sources:
 def main(stdout: str) -> None:
     """Take over the standard streams, and do the jobs that come."""
     jobs, answers = _channel(stdout)
-    owner, sources, forks = os.getpid(), _Sources(), Forks(f"{stdout}.forked")
+    pid, sources, forks = os.getpid(), _Sources(), Forks(f"{stdout}.forked")
     faulthandler.enable()
     if hasattr(signal, "SIGUSR2"):
         faulthandler.register(signal.SIGUSR2, all_threads=True)
     write_answer(answers, 0, Answer("ready"))
     lines = open(Path(stdout).with_suffix(DEBUG), "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115  # as long as the process
     no_debuggers = all_patched([(sys, "breakpointhook", _no_debugger), (pdb, "set_trace", _no_debugger)])
-    with no_debuggers, measured(), quiet_start.imports(), debug.lines_to(lines):
+    with no_debuggers, measuring_coverage(), quiet_start.imports(), debug.lines_to(lines):
         for number, job in _Jobs(jobs):
             forks.begin()
-            answer = _done(job, sources)
-            if os.getpid() != owner:
+            answer = _do_job(job, sources)
+            if os.getpid() != pid:
                 forks.came_back()
             if forks.returned():
-                answer = _blamed(job, "it forked it, and the copy came back from its code as well", None)
-            with intact():
+                answer = _blame(job, "it forked it, and the copy came back from its code as well", None)
+            with originals_restored():
                 write_answer(answers, number, answer)
 
 
@@ -146,92 +146,92 @@ def _no_debugger(*args: Any, **options: Any) -> NoReturn:
     raise _WantsDebugger
 
 
-def _done(job: Job, sources: _Sources) -> Answer:
+def _do_job(job: Job, sources: _Sources) -> Answer:
     sys.path[:] = job.path
     os.environ.update(job.environment)
     with suppress(OSError):
         os.chdir(job.folder)
-    with _recorded() as recorded:
-        before, crash = ProcessState.now(), None
+    with _recorded_warnings() as recorded:
+        state, crash = ProcessState.now(), None
         try:
-            answer = _answer(job, sources)
+            answer = _run_job(job, sources)
         except (_Unreachable, _WantsDebugger):
             answer = Answer("here")
         except KeyboardInterrupt:
             answer = Answer("interrupted")
         except BaseException as error:  # what the user's code did has made this project's own fail
             crash = error
-        left = before.restored()
-    if crash is not None or (left.fault and answer.kind in ("result", "entries")):
-        answer = _blamed(job, left.fault or "it failed outside of its own code", crash)
+        leftovers = state.restore()
+    if crash is not None or (leftovers.fault and answer.kind in ("result", "entries")):
+        answer = _blame(job, leftovers.fault or "it failed outside of its own code", crash)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
-    return replace(answer, spoiled=left.fault, trace=left.trace, warnings=tuple(_warnings(recorded)))
+    return replace(answer, spoiled=leftovers.fault, trace=leftovers.trace, warnings=tuple(_warning_rows(recorded)))
 
 
-def _blamed(job: Job, fault: str, crash: BaseException | None) -> Answer:
+def _blame(job: Job, fault: str, crash: BaseException | None) -> Answer:
     """The failure of a model, or source, whose code did something to its process."""
     error = ModelBudgetError(f"its code left its process unfit for other models: {fault}")
     error.__cause__ = crash
     if job.entry is None:
         return Answer("failed", f"{error}" if crash is None else f"{error}\n{user_traceback(crash)}")
-    return Answer("result", data=_packed(failure(job.entry, error)), spoiled=fault)
+    return Answer("result", data=_pack(failure_result(job.entry, error)), spoiled=fault)
 
 
-def _answer(job: Job, sources: _Sources) -> Answer:
+def _run_job(job: Job, sources: _Sources) -> Answer:
     for conftest in job.conftests:
-        if conftest not in _CONFTESTS:
-            _CONFTESTS.add(conftest)
+        if conftest not in _IMPORTED_CONFTESTS:
+            _IMPORTED_CONFTESTS.add(conftest)
             with suppress(Exception):  # pytest imported it; what is not here is missed by the model that needs it
-                _importing().load(conftest)
+                _importing_module().load(conftest)
     if job.kind == "entries":
-        return _entries(job, sources)
+        return _entries_answer(job, sources)
     if job.kind == "call":
         module, _, function = job.function.partition(":")
         returned = getattr(import_module(module), function)(json.loads(job.argument))
         return Answer("data", data=json.dumps(returned).encode())
     assert job.entry is not None
     try:
-        entry = _with_code(job, sources)
+        entry = _with_builder(job, sources)
     except Exception as error:
         if job.module is not None:  # pytest imported it; whatever is missing here is there
             raise _Unreachable from error
-        return Answer("result", data=_packed(failure(job.entry, error)))
+        return Answer("result", data=_pack(failure_result(job.entry, error)))
     try:
         summary = attempt(entry, summarize_entry)
     except NotCounted as end:
-        return Answer("result", data=_packed(end.result))
-    return Answer("result", data=_packed(Result(id=entry.id, state=State.OK, summary=summary)))
+        return Answer("result", data=_pack(end.result))
+    return Answer("result", data=_pack(Result(id=entry.id, state=State.OK, summary=summary)))
 
 
-def _packed(result: Result) -> bytes:
+def _pack(result: Result) -> bytes:
     """A result as it travels, whatever the model's code made of what that takes."""
-    with intact():
+    with originals_restored():
         return codec.pack(result)
 
 
-def _with_code(job: Job, sources: _Sources) -> ModelEntry:
+def _with_builder(job: Job, sources: _Sources) -> ModelEntry:
     """The job's entry with its builder and what it is called with."""
     assert job.entry is not None
     if job.source is not None:
-        own = sources.entry(job.source, job.entry.id)
-        if own is None:
+        original = sources.entry(job.source, job.entry.id)
+        if original is None:
             raise ModelBudgetError(f"the source {job.source.reference} yields {job.entry.id} only sometimes")
     elif job.module is not None:
-        own = _importing().entry_in(job.module, job.entry.id)
-        if own is None:
+        original = _importing_module().entry_in(job.module, job.entry.id)
+        if original is None:
             raise _Unreachable
     else:
         return job.entry
-    return replace(job.entry, build=own.build, args=own.args, kwargs=own.kwargs, inputs=own.inputs)
+    return replace(job.entry, build=original.build, args=original.args, kwargs=original.kwargs, inputs=original.inputs)
 
 
-def _entries(job: Job, sources: _Sources) -> Answer:
+def _entries_answer(job: Job, sources: _Sources) -> Answer:
     assert job.source is not None
     try:
         entries = sources.entries(job.source)
-        return Answer("entries", data=pickle.dumps(tuple(map(without_code, entries))))
+        return Answer("entries", data=pickle.dumps(tuple(map(without_builder, entries))))
     except FrameworkMissing as missing:
         return Answer("failed", str(missing), missing=missing.framework)
     except ModelBudgetError as mistake:
@@ -242,18 +242,18 @@ def _entries(job: Job, sources: _Sources) -> Answer:
         return Answer("failed", f"the source {job.source.reference} failed:\n{user_traceback(error)}")
 
 
-def _importing() -> Any:
-    return import_module(_IMPORTING)
+def _importing_module() -> Any:
+    return import_module(_IMPORTING_MODULE)
 
 
 @contextmanager
-def _recorded() -> Iterator[Sequence[warnings.WarningMessage]]:
+def _recorded_warnings() -> Iterator[Sequence[warnings.WarningMessage]]:
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("default")
         yield recorded
 
 
-def _warnings(recorded: Sequence[warnings.WarningMessage]) -> Iterator[tuple[str, str, str, int]]:
+def _warning_rows(recorded: Sequence[warnings.WarningMessage]) -> Iterator[tuple[str, str, str, int]]:
     for warning in recorded[:_MOST_WARNINGS]:
         with suppress(Exception):
             yield warning.category.__name__, str(warning.message), warning.filename, warning.lineno

@@ -6,28 +6,28 @@ text. What goes over a bound is refused with the line and what to do about it.
 
 from pytest_modelbudget.loading.files import (
     MOST_BYTES,
-    Unreadable,
-    decoded,
+    UnreadableFile,
+    decode_text,
     is_file,
-    odd_kind,
+    non_file_kind,
     read_bytes,
     read_head,
     read_text,
 )
 from pytest_modelbudget.loading.json_text import read_json
 from pytest_modelbudget.loading.toml_text import read_toml_table
-from pytest_modelbudget.loading.tree import Keys, NotReadable, Tree
+from pytest_modelbudget.loading.tree import InvalidText, Keys, Tree
 from pytest_modelbudget.loading.yaml_text import read_yaml
 
 __all__ = [
     "MOST_BYTES",
+    "InvalidText",
     "Keys",
-    "NotReadable",
     "Tree",
-    "Unreadable",
-    "decoded",
+    "UnreadableFile",
+    "decode_text",
     "is_file",
-    "odd_kind",
+    "non_file_kind",
     "read_bytes",
     "read_head",
     "read_json",

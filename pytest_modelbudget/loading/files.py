@@ -22,7 +22,7 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-class Unreadable(ModelBudgetError):
+class UnreadableFile(ModelBudgetError):
     """A file that is not read; the message says why and what to do about it, `line` where in it, when that is known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -30,7 +30,7 @@ class Unreadable(ModelBudgetError):
         self.line = line
 
 
-def odd_kind(path: Path) -> str:
+def non_file_kind(path: Path) -> str:
     """What lies at `path` in place of a file (`a pipe`, `a folder`, ...); empty for a file, and where nothing is."""
     try:
         mode = os.stat(path).st_mode
@@ -38,10 +38,10 @@ def odd_kind(path: Path) -> str:
         return "a link to nothing" if path.is_symlink() else ""
     except (OSError, ValueError) as error:
         return f"not accessible ({getattr(error, 'strerror', None) or error})"
-    return _odd(mode)
+    return _non_file_kind(mode)
 
 
-def _odd(mode: int) -> str:
+def _non_file_kind(mode: int) -> str:
     if stat.S_ISREG(mode):
         return ""
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
@@ -65,35 +65,35 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     too_large = is_file(path) and os.stat(path).st_size > most
     data = b"" if too_large else read_head(path, most + 1)  # some files of the system say that they have 0 bytes
     if too_large or len(data) > most:
-        raise Unreadable(f"is too large: it has more than {most:,} bytes, the most that is read of such a file")
+        raise UnreadableFile(f"is too large: it has more than {most:,} bytes, the most that is read of such a file")
     return data
 
 
 def read_head(path: Path, most: int) -> bytes:
     """The first `most` bytes of a file, or all where it has fewer; see `read_bytes`."""
     try:
-        _refuse_odd(os.stat(path).st_mode)  # before it is opened: to open a device may do something
+        _refuse_non_file(os.stat(path).st_mode)  # before it is opened: to open a device may do something
         handle = os.open(path, os.O_RDONLY | _NO_WAITING)
         with os.fdopen(handle, "rb") as file:
-            _refuse_odd(os.fstat(handle).st_mode)
+            _refuse_non_file(os.fstat(handle).st_mode)
             return file.read(most)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise Unreadable(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UnreadableFile(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _refuse_odd(mode: int) -> None:
-    if kind := _odd(mode):
-        raise Unreadable(f"is {kind}, where a file should be: remove it")
+def _refuse_non_file(mode: int) -> None:
+    if kind := _non_file_kind(mode):
+        raise UnreadableFile(f"is {kind}, where a file should be: remove it")
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a regular file as `decoded` gives it; see `read_bytes`."""
-    return decoded(read_bytes(path, most))
+    """The text of a regular file as `decode_text` gives it; see `read_bytes`."""
+    return decode_text(read_bytes(path, most))
 
 
-def decoded(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     """Text of UTF-8 with line ends LF and without the mark that some editors put before it (BOM).
 
     Raises:
@@ -104,5 +104,5 @@ def decoded(data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         reason = "not UTF-8 text (binary junk, or another encoding such as UTF-16): save it as UTF-8"
-        raise Unreadable(reason, line) from None
+        raise UnreadableFile(reason, line) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")

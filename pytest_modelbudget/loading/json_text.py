@@ -6,7 +6,7 @@ import json
 from math import isfinite
 from typing import Any
 
-from pytest_modelbudget.loading.tree import LONGEST_NUMBER, NotReadable, refuse_number, too_deep
+from pytest_modelbudget.loading.tree import LONGEST_NUMBER, InvalidText, refuse_number, too_deep
 
 
 def read_json(text: str) -> Any:
@@ -16,33 +16,39 @@ def read_json(text: str) -> Any:
         NotReadable: not JSON, a key twice in an object, nested too deeply, or a number that is none or too long.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_int=_int, parse_float=_float, parse_constant=_no_number)
+        return json.loads(
+            text,
+            object_pairs_hook=_refuse_duplicate_keys,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_refuse_constant,
+        )
     except json.JSONDecodeError as error:
-        raise NotReadable(f"not JSON: {error.msg}, column {error.colno}", error.lineno) from None
+        raise InvalidText(f"not JSON: {error.msg}, column {error.colno}", error.lineno) from None
     except RecursionError:
         raise too_deep(None) from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise NotReadable(f"the key {twice[:100]!r} is used twice in one object")
-    return found
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names_seen: set[str] = set()
+        duplicate = next(name for name, _ in pairs if name in names_seen or names_seen.add(name))  # type: ignore[func-returns-value]
+        raise InvalidText(f"the key {duplicate[:100]!r} is used twice in one object")
+    return mapping
 
 
-def _int(text: str) -> int:
+def _parse_int(text: str) -> int:
     refuse_number(text)
     return int(text)
 
 
-def _float(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text)
     if not isfinite(value):
-        raise NotReadable(f"the number {text[:LONGEST_NUMBER]} is too large")
+        raise InvalidText(f"the number {text[:LONGEST_NUMBER]} is too large")
     return value
 
 
-def _no_number(text: str) -> float:
-    raise NotReadable(f"{text} is no number of JSON")
+def _refuse_constant(text: str) -> float:
+    raise InvalidText(f"{text} is no number of JSON")

@@ -11,8 +11,8 @@ from pytest_modelbudget.loading.tree import (
     DEEPEST,
     LONGEST_NUMBER,
     MOST_NODES,
+    InvalidText,
     Keys,
-    NotReadable,
     Tree,
     too_deep,
     too_many,
@@ -28,8 +28,8 @@ _QUOTED = re.compile(
 )
 """Texts and comments, in which brackets, dots and digits mean nothing."""
 
-_PART = r"[A-Za-z0-9_-]+"
-_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*\.[ \t]*{_PART}){{{DEEPEST}}}")
+_KEY_PART = r"[A-Za-z0-9_-]+"
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_KEY_PART}(?:[ \t]*\.[ \t]*{_KEY_PART}){{{DEEPEST}}}")
 _ENDLESS_NUMBER = re.compile(r"(?<!\w)[0-9]\w{1000}")
 _HEADER = re.compile(r"[ \t]*\[\[?[^\[\]{}=]*\]\]?[ \tq]*")
 _MOST_HEADERS = 3_000
@@ -45,20 +45,20 @@ def read_toml_table(text: str, table: tuple[str, ...]) -> Tree:
     Raises:
         NotReadable: not TOML, or over a bound, with the line.
     """
-    _hold(text)
+    _check_bounds(text)
     try:
         data: Any = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         match = re.search(r"line (\d+)", str(error))
         line = int(match[1]) if match else text.count("\n")  # without a number it is the end of the document
-        raise NotReadable(f"not TOML: {str(error)[:500]}", max(1, line)) from None
+        raise InvalidText(f"not TOML: {str(error)[:500]}", max(1, line)) from None
     except RecursionError:
         raise too_deep(None) from None
     for name in table:
         data = data.get(name) if isinstance(data, dict) else None
-    lines = {keys[len(table) :]: line for keys, line in _lines(text) if keys[: len(table)] == table}
+    lines = {keys[len(table) :]: line for keys, line in _key_lines(text) if keys[: len(table)] == table}
     tree = Tree(data, lines)
-    _hold_values(tree)
+    _check_values(tree)
     return tree
 
 
@@ -74,7 +74,7 @@ def _bare(text: str) -> str:
     return _QUOTED.sub(lambda quoted: "q" + "\n" * quoted[0].count("\n"), text)
 
 
-def _hold(text: str) -> None:
+def _check_bounds(text: str) -> None:
     """Nothing, for a text within the bounds; the time of a TOML reader grows with the square of a key's dots.
 
     Raises:
@@ -82,16 +82,16 @@ def _hold(text: str) -> None:
     """
     bare = _bare(text)
     if match := _LONG_KEY.search(bare):
-        raise too_deep(_line(bare, match))
+        raise too_deep(_line_of(bare, match))
     if match := _ENDLESS_NUMBER.search(bare):
         reason = f"a number of 1,000 digits or more: numbers have at most {LONGEST_NUMBER}"
-        raise NotReadable(reason, _line(bare, match))
-    _hold_brackets(bare)
+        raise InvalidText(reason, _line_of(bare, match))
+    _check_nesting(bare)
     if bare.count(",") + bare.count("=") > MOST_NODES:
         raise too_many(None)
 
 
-def _hold_values(tree: Tree) -> None:
+def _check_values(tree: Tree) -> None:
     """Nothing, for data without endless numbers and levels; walks without recursion.
 
     Raises:
@@ -106,14 +106,14 @@ def _hold_values(tree: Tree) -> None:
             inside = value.items() if isinstance(value, dict) else enumerate(value)
             values.extend((item, (*keys, key)) for key, item in inside)
         elif isinstance(value, (int, float)) and not abs(value) < 10**LONGEST_NUMBER:  # what is no number is not below
-            raise NotReadable(f"a number of more than {LONGEST_NUMBER} digits, or none", tree.line(keys))
+            raise InvalidText(f"a number of more than {LONGEST_NUMBER} digits, or none", tree.line(keys))
 
 
-def _line(text: str, match: re.Match[str]) -> int:
+def _line_of(text: str, match: re.Match[str]) -> int:
     return text.count("\n", 0, match.end()) + 1
 
 
-def _hold_brackets(bare: str) -> None:
+def _check_nesting(bare: str) -> None:
     level, line = 0, 1
     for bracket in _BRACKET.finditer(bare):
         match bracket[0]:
@@ -127,21 +127,21 @@ def _hold_brackets(bare: str) -> None:
             raise too_deep(line)
 
 
-def _lines(text: str) -> Iterator[tuple[Keys, int]]:
+def _key_lines(text: str) -> Iterator[tuple[Keys, int]]:
     """The line of each table header and key at the start of a line; good enough to point at, never used to read."""
     header: Keys = ()
     for number, line in enumerate(text.splitlines(), 1):
         if match := re.fullmatch(r"\s*\[\[?([^\]]+)\]\]?\s*(?:#.*)?", line):
-            header = _keys(match[1])[: DEEPEST + 1]
+            header = _split_key(match[1])[: DEEPEST + 1]
             yield from ((header[: end + 1], number) for end in range(len(header)))
         elif match := re.match(
             r"""\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|[A-Za-z0-9_-]+))*)\s*=""", line
         ):
-            keys = (*header, *_keys(match[1]))
+            keys = (*header, *_split_key(match[1]))
             yield keys, number
             for inner in re.finditer(r"""(?<![\w*.-])["']?([A-Za-z_][\w*.-]*)["']?\s*=""", line[match.end() :]):
                 yield (*keys, inner[1]), number
 
 
-def _keys(text: str) -> Keys:
+def _split_key(text: str) -> Keys:
     return tuple(part.strip().strip("\"'") for part in re.findall(r""""[^"]*"|'[^']*'|[^.]+""", text))

@@ -11,7 +11,7 @@ DEEPEST = 50
 """Levels of lists and mappings inside each other."""
 
 MOST_NODES = 150_000
-"""Values of one text, those that an alias repeats as often as it does; `weight` says what a long one counts."""
+"""Values of one text, those that an alias repeats as often as it does; `node_weight` says what a long one counts."""
 
 LONGEST_KEY = 20_000
 """Characters of a key, which is named in messages."""
@@ -22,7 +22,7 @@ LONGEST_NUMBER = 40
 _CHARACTERS_PER_NODE = 64
 
 
-class NotReadable(ValueError):
+class InvalidText(ValueError):
     """The text is not of its format, or goes over a bound; `line` says where, when that is known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -46,19 +46,19 @@ class Tree:
         return None
 
 
-def weight(text: str) -> int:
+def node_weight(text: str) -> int:
     """What a scalar counts towards `MOST_NODES`: one, and more when it is long."""
     return 1 + len(text) // _CHARACTERS_PER_NODE
 
 
-def too_deep(line: int | None) -> NotReadable:
+def too_deep(line: int | None) -> InvalidText:
     """The error for more than `DEEPEST` levels."""
-    return NotReadable(f"nested too deeply: lists and mappings may stand in each other {DEEPEST} times", line)
+    return InvalidText(f"nested too deeply: lists and mappings may stand in each other {DEEPEST} times", line)
 
 
-def too_many(line: int | None, most: int = MOST_NODES) -> NotReadable:
+def too_many(line: int | None, most: int = MOST_NODES) -> InvalidText:
     """The error for more than `most` values."""
-    return NotReadable(f"too much: more than {most:,} values, those that aliases repeat counted each time", line)
+    return InvalidText(f"too much: more than {most:,} values, those that aliases repeat counted each time", line)
 
 
 def refuse_number(text: str, line: int | None = None) -> None:
@@ -68,4 +68,4 @@ def refuse_number(text: str, line: int | None = None) -> None:
         NotReadable: it is too long.
     """
     if len(text) > LONGEST_NUMBER:
-        raise NotReadable(f"a number of {len(text):,} characters: numbers have at most {LONGEST_NUMBER}", line)
+        raise InvalidText(f"a number of {len(text):,} characters: numbers have at most {LONGEST_NUMBER}", line)

@@ -17,13 +17,13 @@ from pytest_modelbudget.loading.tree import (
     DEEPEST,
     LONGEST_KEY,
     MOST_NODES,
+    InvalidText,
     Keys,
-    NotReadable,
     Tree,
+    node_weight,
     refuse_number,
     too_deep,
     too_many,
-    weight,
 )
 
 MERGE = "tag:yaml.org,2002:merge"
@@ -34,7 +34,7 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _INT = re.compile(r"[+-]?(?:0|[1-9][0-9_]*)")
 _FLOAT = re.compile(r"[+-]?(?:0|[1-9][0-9_]*)\.[0-9]+")
-_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
+_WORD_VALUES = {"true": True, "false": False, "null": None, "~": None, "": None}
 _UNPRINTABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TAGS = frozenset((None, "!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null"))))
 _TEXT = "tag:yaml.org,2002:str"
@@ -47,23 +47,23 @@ def read_yaml(text: str, most_nodes: int = MOST_NODES) -> Tree:
     Raises:
         NotReadable: not YAML, several documents, a tag, a loop, or over a bound, with the line.
     """
-    if odd := _UNPRINTABLE.search(text):
-        line = text.count("\n", 0, odd.start()) + 1
-        raise NotReadable(f"not YAML: the character {odd[0]!r} has no place in a text: remove it", line)
+    if unprintable := _UNPRINTABLE.search(text):
+        line = text.count("\n", 0, unprintable.start()) + 1
+        raise InvalidText(f"not YAML: the character {unprintable[0]!r} has no place in a text: remove it", line)
     try:
-        _Bounds(most_nodes).hold(text)
+        _Bounds(most_nodes).check(text)
         node = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise NotReadable(f"not YAML: {_problem(error)}", mark.line + 1 if mark else None) from None
+        raise InvalidText(f"not YAML: {_problem_text(error)}", mark.line + 1 if mark else None) from None
     except yaml.YAMLError as error:
-        raise NotReadable(f"not YAML: {str(error).splitlines()[0]}") from None
-    reader = _Reader()
+        raise InvalidText(f"not YAML: {str(error).splitlines()[0]}") from None
+    reader = _YamlReader()
     data = None if node is None else reader.value(node, ())
     return Tree(data, reader.lines, tuple(reader.twice))
 
 
-def _problem(error: yaml.MarkedYAMLError) -> str:
+def _problem_text(error: yaml.MarkedYAMLError) -> str:
     if "another document" in str(error.problem):
         return "a second document begins here: remove the line ---, or move what follows to a file of its own"
     if "nesting depth" in str(error.problem):
@@ -89,7 +89,7 @@ class _Bounds:
         self.anchored: dict[str, tuple[int, int]] = {}
         """The nodes and levels of what has an anchor."""
 
-    def hold(self, text: str) -> None:
+    def check(self, text: str) -> None:
         """Nothing, for a text within the bounds.
 
         Raises:
@@ -105,30 +105,30 @@ class _Bounds:
             elif isinstance(event, yaml.AliasEvent):
                 self._alias(event)
             if self.nodes > self.most_nodes:
-                raise too_many(_line(event), self.most_nodes)
+                raise too_many(_line_of(event), self.most_nodes)
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         if event.tag not in _TAGS:
-            raise _tagged(event)
-        self.nodes += weight(event.value)
+            raise _tag_error(event)
+        self.nodes += node_weight(event.value)
         if event.anchor is not None:
-            self.anchored[event.anchor] = weight(event.value), 0
+            self.anchored[event.anchor] = node_weight(event.value), 0
 
     def _begin(self, event: yaml.CollectionStartEvent) -> None:
         if event.tag not in _COLLECTION_TAGS:
-            raise _tagged(event)
+            raise _tag_error(event)
         if len(self.open) >= DEEPEST:
-            raise too_deep(_line(event))
+            raise too_deep(_line_of(event))
         self.open.append(_Collection(event.anchor, self.nodes))
         self.nodes += 1
 
     def _end(self) -> None:
-        done = self.open.pop()
-        if done.anchor is not None:
-            self.anchored[done.anchor] = self.nodes - done.before, done.height + 1
-        self._holds(done.height + 1)
+        collection = self.open.pop()
+        if collection.anchor is not None:
+            self.anchored[collection.anchor] = self.nodes - collection.before, collection.height + 1
+        self._raise_height(collection.height + 1)
 
-    def _holds(self, height: int) -> None:
+    def _raise_height(self, height: int) -> None:
         """What stands in the innermost open collection has so many levels."""
         if self.open:
             self.open[-1].height = max(self.open[-1].height, height)
@@ -136,23 +136,23 @@ class _Bounds:
     def _alias(self, event: yaml.AliasEvent) -> None:
         if any(collection.anchor == event.anchor for collection in self.open):
             reason = f"nested too deeply: *{event.anchor} stands inside of &{event.anchor}, so it would never end"
-            raise NotReadable(reason, _line(event))
+            raise InvalidText(reason, _line_of(event))
         nodes, height = self.anchored.get(str(event.anchor), (1, 0))
         if len(self.open) + height > DEEPEST:
-            raise too_deep(_line(event))
+            raise too_deep(_line_of(event))
         self.nodes += nodes
-        self._holds(height)
+        self._raise_height(height)
 
 
-def _line(event: Any) -> int:
+def _line_of(event: Any) -> int:
     return int(event.start_mark.line) + 1
 
 
-def _tagged(event: Any) -> NotReadable:
-    return NotReadable(f"a tag (!{event.tag[:100]}) has no place here: write plain values without one", _line(event))
+def _tag_error(event: Any) -> InvalidText:
+    return InvalidText(f"a tag (!{event.tag[:100]}) has no place here: write plain values without one", _line_of(event))
 
 
-class _Reader:
+class _YamlReader:
     """Walks a YAML node graph; anchors are followed, a merge key (`<<`) fills in what a mapping does not say itself."""
 
     def __init__(self) -> None:
@@ -171,53 +171,53 @@ class _Reader:
             case yaml.SequenceNode():
                 return [self._entry(item, (*keys, index)) for index, item in enumerate(node.value)]
             case yaml.ScalarNode():
-                return _scalar(node)
-        raise NotReadable(f"a {node.tag} has no place here", node.start_mark.line + 1)
+                return _scalar_value(node)
+        raise InvalidText(f"a {node.tag} has no place here", node.start_mark.line + 1)
 
     def _entry(self, node: yaml.Node, keys: Keys) -> Any:
         self.lines[keys] = node.start_mark.line + 1
         return self.value(node, keys)
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag == MERGE:
-                for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    merged = self._merge(part, keys, line, merged)
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    merged = self._merge(source, keys, line, merged)
                 continue
-            name = _name(key, line)
+            name = _key_name(key, line)
             path = (*keys, name)
-            if name in found:
+            if name in own:
                 self.twice.append((path, self.lines[path], line))
             self.lines[path] = line
-            found[name] = self.value(value, path)
-        return {**merged, **found}
+            own[name] = self.value(value, path)
+        return {**merged, **own}
 
-    def _merge(self, part: yaml.Node, keys: Keys, line: int, merged: dict[str, Any]) -> dict[str, Any]:
+    def _merge(self, node: yaml.Node, keys: Keys, line: int, merged: dict[str, Any]) -> dict[str, Any]:
         """`merged` with what one more mapping says; the first that says something wins."""
-        if not isinstance(part, yaml.MappingNode):
-            raise NotReadable("<< takes a mapping, or a list of mappings", line)
-        for name, value in self.value(part, keys).items():
+        if not isinstance(node, yaml.MappingNode):
+            raise InvalidText("<< takes a mapping, or a list of mappings", line)
+        for name, value in self.value(node, keys).items():
             merged.setdefault(name, value)
         return merged
 
 
-def _name(key: yaml.Node, line: int) -> str:
+def _key_name(key: yaml.Node, line: int) -> str:
     if not isinstance(key, yaml.ScalarNode):
-        raise NotReadable("a key has to be a word", line)
+        raise InvalidText("a key has to be a word", line)
     if len(key.value) > LONGEST_KEY:
-        raise NotReadable(f"a key of {len(key.value):,} characters: keys have at most {LONGEST_KEY:,}", line)
+        raise InvalidText(f"a key of {len(key.value):,} characters: keys have at most {LONGEST_KEY:,}", line)
     return str(key.value)
 
 
-def _scalar(node: yaml.ScalarNode) -> Any:
+def _scalar_value(node: yaml.ScalarNode) -> Any:
     text = str(node.value)
     if node.style in ("'", '"', "|", ">") or node.tag == _TEXT:  # of plain ones that has what says !!str, or is text
         return text
-    if text in _WORDS:
-        return _WORDS[text]
+    if text in _WORD_VALUES:
+        return _WORD_VALUES[text]
     if _INT.fullmatch(text):
         refuse_number(text, node.start_mark.line + 1)
         return int(text.replace("_", ""))

@@ -9,6 +9,6 @@ Nothing here knows a framework.
 """
 
 from pytest_modelbudget.planner.recipe import Inference, Recipe, Training
-from pytest_modelbudget.planner.tape import Event, Held, Tape
+from pytest_modelbudget.planner.tape import InitialStorage, MemoryEvent, MemoryTrace
 
-__all__ = ["Event", "Held", "Inference", "Recipe", "Tape", "Training"]
+__all__ = ["Inference", "InitialStorage", "MemoryEvent", "MemoryTrace", "Recipe", "Training"]

@@ -13,14 +13,14 @@ from pytest_modelbudget.summary import Lever, Plan
 
 Measure = Callable[[Recipe], Plan]
 
-WORTH = 0.01
+LEAST_SAVING = 0.01
 """Share of the peak that a lever has to save to be told of."""
 
-MOST = 1 << 24
+MAX_SIZE = 1 << 24
 """Sizes above this are not looked for."""
 
 
-def at(recipe: Recipe, dim: str, size: int) -> Recipe:
+def with_size(recipe: Recipe, dim: str, size: int) -> Recipe:
     """`recipe` with a dimension at another size; `B` is the batch."""
     return replace(recipe, batch=size) if dim == "B" else replace(recipe, dims={**recipe.dims, dim: size})
 
@@ -57,44 +57,46 @@ def levers(recipe: Recipe, plan: Plan, measure: Measure, batch: int | None = Non
     """
     if plan.peak_bytes is None:
         return ()
-    found = []
+    helpful = []
     for name, changed, note in alternatives(recipe, batch):
         peak = measure(changed).peak_bytes
-        if peak is not None and plan.peak_bytes - peak >= WORTH * plan.peak_bytes:
-            found.append(Lever(name, peak, note))
-    return tuple(sorted(found, key=lambda lever: lever.peak_bytes))
+        if peak is not None and plan.peak_bytes - peak >= LEAST_SAVING * plan.peak_bytes:
+            helpful.append(Lever(name, peak, note))
+    return tuple(sorted(helpful, key=lambda lever: lever.peak_bytes))
 
 
-def largest(room: Callable[[int], int | None], start: int) -> int | None:
-    """The largest size that fits; 0 when not even 1 does. `room` gives the bytes left at a size (negative: missing).
+def largest_fitting_size(free_at: Callable[[int], int | None], start: int) -> int | None:
+    """The largest size that fits; 0 when not even 1 does. `free_at` gives the bytes left at a size (negative: missing).
 
     Memory grows with the size, so what fits at one size fits below it. Where it grows in proportion, a line through two
     sizes leads to the answer; where that did not help, the steps away from it are doubled, up to half of what is left
     to look at. None when an answer is not known, or when sizes up to 16 million fit.
     """
-    low, high, size, step = 0, MOST + 1, start, 0
-    left: dict[int, int] = {}
+    low, high, size, step = 0, MAX_SIZE + 1, start, 0
+    free_by_size: dict[int, int] = {}
     while high - low > 1:
-        if (found := room(size)) is None:
+        if (free_bytes := free_at(size)) is None:
             return None
-        left[size] = found
-        before = high - low
-        low, high = (size, high) if found >= 0 else (low, size)
-        step = 0 if high > MOST or 2 * (high - low) <= before else max(1, 2 * step)
-        size = _next(left, low, high, step if found >= 0 else -step)
-    return None if high > MOST else low
+        free_by_size[size] = free_bytes
+        span = high - low
+        low, high = (size, high) if free_bytes >= 0 else (low, size)
+        step = 0 if high > MAX_SIZE or 2 * (high - low) <= span else max(1, 2 * step)
+        size = _next_size(free_by_size, low, high, step if free_bytes >= 0 else -step)
+    return None if high > MAX_SIZE else low
 
 
-def _next(left: Mapping[int, int], low: int, high: int, step: int) -> int:
+def _next_size(free_by_size: Mapping[int, int], low: int, high: int, step: int) -> int:
     """The size to look at: `step` beyond where memory ends on a line, between `low`, which fits, and `high`."""
-    if low and high in left:
+    if low and high in free_by_size:
         smaller, larger = low, high
-    elif len(left) > 1:
-        smaller, larger = sorted(left)[-2:] if low else sorted(left)[:2]
+    elif len(free_by_size) > 1:
+        smaller, larger = sorted(free_by_size)[-2:] if low else sorted(free_by_size)[:2]
     else:
-        return min(2 * low, MOST) if low else high // 2
-    each = (left[smaller] - left[larger]) / (larger - smaller)
-    line = smaller + int(left[smaller] // each) if each > 0 else 16 * larger
-    half = (low + high) // 2 if high in left else min(16 * low, MOST)
-    guess = min(line + step, max(line, half)) if step >= 0 else max(line + step, min(line, half))
-    return max(low + 1, min(guess, high - 1, half if high not in left else high))
+        return min(2 * low, MAX_SIZE) if low else high // 2
+    bytes_per_unit = (free_by_size[smaller] - free_by_size[larger]) / (larger - smaller)
+    estimate = smaller + int(free_by_size[smaller] // bytes_per_unit) if bytes_per_unit > 0 else 16 * larger
+    midpoint = (low + high) // 2 if high in free_by_size else min(16 * low, MAX_SIZE)
+    guess = (
+        min(estimate + step, max(estimate, midpoint)) if step >= 0 else max(estimate + step, min(estimate, midpoint))
+    )
+    return max(low + 1, min(guess, high - 1, midpoint if high not in free_by_size else high))

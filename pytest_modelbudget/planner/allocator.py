@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from pytest_modelbudget.planner.segments import DEFAULT, CachingAllocator, OutOfMemory, Settings
-from pytest_modelbudget.planner.tape import Event, Tape
+from pytest_modelbudget.planner.tape import MemoryEvent, MemoryTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +25,26 @@ class Reserve:
     failed_at: int | None = None
 
 
-def replay(tape: Tape, settings: Settings = DEFAULT, *, capacity: int | None = None, repeats: int = 0) -> Reserve:
-    """Replay `tape` through the caching allocator of a device with `capacity` bytes for it (None: no end).
+def replay(
+    trace: MemoryTrace, settings: Settings = DEFAULT, *, capacity: int | None = None, repeats: int = 0
+) -> Reserve:
+    """Replay `trace` through the caching allocator of a device with `capacity` bytes for it (None: no end).
 
     `repeats` runs the last step so many times more, with new storages for those it makes: fragmentation settles, and
     what is reserved may still grow. A kernel's workspace is allocated after its results and freed with its end.
     """
-    events = tape.events + _repeated(tape, repeats)
+    events = trace.events + _repeated_events(trace, repeats)
     allocator = CachingAllocator(settings, capacity)
     blocks: dict[int, int] = {}
     try:
-        for item in tape.held:
-            _make(allocator, blocks, item.storage, item.bytes)
+        for item in trace.held:
+            _allocate(allocator, blocks, item.storage, item.bytes)
     except OutOfMemory:
         return _reserve(allocator, failed_at=0)
     for index, event in enumerate(events):
         _free(allocator, blocks, event)
         try:
-            _run(allocator, blocks, event)
+            _run_event(allocator, blocks, event)
         except OutOfMemory:
             return _reserve(allocator, failed_at=index)
     return _reserve(allocator)
@@ -52,29 +54,29 @@ def _reserve(allocator: CachingAllocator, failed_at: int | None = None) -> Reser
     return Reserve(allocator.peak_allocated, allocator.peak_reserved, allocator.releases, failed_at)
 
 
-def _free(allocator: CachingAllocator, blocks: dict[int, int], event: Event) -> None:
+def _free(allocator: CachingAllocator, blocks: dict[int, int], event: MemoryEvent) -> None:
     for storage in event.freed:
         if (address := blocks.pop(storage, None)) is not None:
             allocator.free(address)
 
 
-def _run(allocator: CachingAllocator, blocks: dict[int, int], event: Event) -> None:
+def _run_event(allocator: CachingAllocator, blocks: dict[int, int], event: MemoryEvent) -> None:
     for storage, size in event.made:
-        _make(allocator, blocks, storage, size)
+        _allocate(allocator, blocks, storage, size)
     if event.workspace:
         allocator.free(allocator.allocate(event.workspace))
 
 
-def _make(allocator: CachingAllocator, blocks: dict[int, int], storage: int, size: int) -> None:
+def _allocate(allocator: CachingAllocator, blocks: dict[int, int], storage: int, size: int) -> None:
     """Allocate a storage; one that is alive already is resized as torch does, by a new block before the old goes."""
-    old = blocks.pop(storage, None)
+    old_address = blocks.pop(storage, None)
     if size:
         blocks[storage] = allocator.allocate(size)
-    if old is not None:
-        allocator.free(old)
+    if old_address is not None:
+        allocator.free(old_address)
 
 
-def _repeated(tape: Tape, repeats: int) -> tuple[Event, ...]:
+def _repeated_events(trace: MemoryTrace, repeats: int) -> tuple[MemoryEvent, ...]:
     """The events of the last step `repeats` times more, each time with storages of new numbers.
 
     A storage from before the step that the step lets go of is, in the next one, the storage of the same size that the
@@ -82,38 +84,40 @@ def _repeated(tape: Tape, repeats: int) -> tuple[Event, ...]:
     """
     if not repeats:
         return ()
-    step = tape.events[tape.measured :]
-    made = {storage: size for event in step for storage, size in event.made}
+    step = trace.events[trace.measured :]
+    allocated = {storage: size for event in step for storage, size in event.made}
     freed = {storage for event in step for storage in event.freed}
-    alive: dict[int, int] = {item.storage: item.bytes for item in tape.held}
-    for event in tape.events[: tape.measured]:
+    alive: dict[int, int] = {item.storage: item.bytes for item in trace.held}
+    for event in trace.events[: trace.measured]:
         for storage in event.freed:
             alive.pop(storage, None)
         alive.update(event.made)
-    left: dict[int, list[int]] = {}
-    for storage, size in made.items():
+    unclaimed: dict[int, list[int]] = {}
+    for storage, size in allocated.items():
         if storage not in freed and storage not in alive:
-            left.setdefault(size, []).append(storage)
-    heirs: dict[int, int] = {}
+            unclaimed.setdefault(size, []).append(storage)
+    successors: dict[int, int] = {}
     for storage, size in alive.items():
-        if storage in freed and left.get(size):
-            heirs[storage] = left[size].pop(0)
-    count = unused(tape)
-    numbers, repeated = {storage: storage for storage in made}, []
+        if storage in freed and unclaimed.get(size):
+            successors[storage] = unclaimed[size].pop(0)
+    next_number = next_storage_number(trace)
+    numbers, repeated = {storage: storage for storage in allocated}, []
     for _ in range(repeats):
-        ends = {old: numbers[heir] for old, heir in heirs.items()}
-        numbers = {storage: storage if storage in alive else count + place for place, storage in enumerate(made)}
-        count += len(made)
-        repeated += [_renumbered(event, numbers, ends) for event in step]
+        freed_as = {predecessor: numbers[successor] for predecessor, successor in successors.items()}
+        numbers = {
+            storage: storage if storage in alive else next_number + offset for offset, storage in enumerate(allocated)
+        }
+        next_number += len(allocated)
+        repeated += [_renumber(event, numbers, freed_as) for event in step]
     return tuple(repeated)
 
 
-def unused(tape: Tape) -> int:
+def next_storage_number(trace: MemoryTrace) -> int:
     """The first number above those of all storages on a tape."""
-    made = (storage for event in tape.events for storage, _ in event.made)
-    return 1 + max(chain((item.storage for item in tape.held), made), default=-1)
+    allocated = (storage for event in trace.events for storage, _ in event.made)
+    return 1 + max(chain((item.storage for item in trace.held), allocated), default=-1)
 
 
-def _renumbered(event: Event, numbers: dict[int, int], ends: dict[int, int]) -> Event:
-    freed = tuple(numbers.get(storage, ends.get(storage, -1)) for storage in event.freed)
+def _renumber(event: MemoryEvent, numbers: dict[int, int], freed_as: dict[int, int]) -> MemoryEvent:
+    freed = tuple(numbers.get(storage, freed_as.get(storage, -1)) for storage in event.freed)
     return replace(event, made=tuple((numbers[storage], size) for storage, size in event.made), freed=freed)

@@ -18,7 +18,7 @@ from pytest_modelbudget import units
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.allocator import replay
 from pytest_modelbudget.planner.segments import DEFAULT, Settings
-from pytest_modelbudget.planner.tape import Tape
+from pytest_modelbudget.planner.tape import MemoryTrace
 from pytest_modelbudget.summary.plan import Fit
 
 _MIB = 2**20
@@ -45,7 +45,7 @@ class Device:
         return self.capacity - (self.context[1] if self.context else 0)
 
 
-def device(name: str) -> Device:
+def device_by_name(name: str) -> Device:
     """The device of a name (`A100 80GB`, `RTX 4090`, capitals and spaces do not matter) or of a size (`24 GB`).
 
     A size is taken as the bytes that it says (GB: 10^9, GiB: 2^30), on CUDA 11.7 or later.
@@ -55,43 +55,49 @@ def device(name: str) -> Device:
     """
     if re.fullmatch(r"\s*[0-9._]+\s*[kKMGTP]?i?B\s*", name):
         return Device(name.strip(), int(units.parse(name, "bytes")), context=context("cuda"), source="as written")
-    known = _by_name()
-    if (found := known.get(_plain(name))) is not None:
-        return found
-    alike = sorted({item.name for plain, item in known.items() if plain.startswith(_plain(name))})
-    if not alike:
-        plain_near = get_close_matches(_plain(name), known, n=3, cutoff=0.5)
-        alike = list(dict.fromkeys(known[plain].name for plain in plain_near))
-    hint = f"did you mean {' or '.join(repr(item) for item in alike)}?" if alike else f"known are {', '.join(names())}"
+    devices = _devices_by_name()
+    if (exact := devices.get(_plain_name(name))) is not None:
+        return exact
+    similar = sorted({item.name for plain, item in devices.items() if plain.startswith(_plain_name(name))})
+    if not similar:
+        plain_near = get_close_matches(_plain_name(name), devices, n=3, cutoff=0.5)
+        similar = list(dict.fromkeys(devices[plain].name for plain in plain_near))
+    hint = (
+        f"did you mean {' or '.join(repr(item) for item in similar)}?"
+        if similar
+        else f"known are {', '.join(device_names())}"
+    )
     raise ModelBudgetError(f"no device named {name!r}: {hint} A size does as well: '24 GiB'")
 
 
-def names() -> list[str]:
+def device_names() -> list[str]:
     """The names of all known devices."""
-    return [item["name"] for item in data()["devices"]]
+    return [item["name"] for item in device_data()["devices"]]
 
 
 def context(platform: str, cuda: str = "12.0") -> tuple[int, int] | None:
     """Bytes that a process takes of a device before its first tensor, (low, high), by the version of CUDA."""
-    rows = [row for row in data()["context"] if row["platform"] == platform and _since(row["since_cuda"], cuda)]
+    rows = [
+        row for row in device_data()["context"] if row["platform"] == platform and _is_since(row["since_cuda"], cuda)
+    ]
     if not rows:
         return None
-    row = max(rows, key=lambda row: version(row["since_cuda"]))
+    row = max(rows, key=lambda row: version_tuple(row["since_cuda"]))
     return row["low"] * _MIB, row["high"] * _MIB
 
 
-def fit(tape: Tape, on: Device, settings: Settings = DEFAULT, *, repeats: int = 0) -> Fit:
-    """Whether the run on `tape` fits a device, with the reserve of the caching allocator and the highest context.
+def fit_trace(trace: MemoryTrace, on: Device, settings: Settings = DEFAULT, *, repeats: int = 0) -> Fit:
+    """Whether the run on `trace` fits a device, with the reserve of the caching allocator and the highest context.
 
     A reserve that is too large may still fit: a full device makes the allocator give back what it only keeps, so the
-    run is then replayed with the device's limit. `contains` says what is not part of the need.
+    run is then replayed with the device's limit. `need_text` says what is not part of the need.
     """
-    taken = on.capacity - on.free
-    reserve = replay(tape, settings, repeats=repeats)
+    context_size = on.capacity - on.free
+    reserve = replay(trace, settings, repeats=repeats)
     if reserve.peak_reserved > on.free:
-        within = replay(tape, settings, capacity=on.free, repeats=repeats)
-        reserve = within if within.failed_at is None else reserve
-    return Fit(on.name, on.capacity, reserve.peak_reserved + taken)
+        limited = replay(trace, settings, capacity=on.free, repeats=repeats)
+        reserve = limited if limited.failed_at is None else reserve
+    return Fit(on.name, on.capacity, reserve.peak_reserved + context_size)
 
 
 def fit_bytes(reserved: int | None, on: Device) -> Fit:
@@ -99,7 +105,7 @@ def fit_bytes(reserved: int | None, on: Device) -> Fit:
     return Fit(on.name, on.capacity, None if reserved is None else reserved + on.capacity - on.free)
 
 
-def contains(on: Device) -> str:
+def need_text(on: Device) -> str:
     """What a need on this device contains and what it does not, as a sentence."""
     inside = f"the context of the device (up to {units.size(on.context[1])})" if on.context else ""
     outside = "" if on.context else "the context of the device (not known), "
@@ -109,35 +115,35 @@ def contains(on: Device) -> str:
     )
 
 
-def version(text: str) -> tuple[int, ...]:
+def version_tuple(text: str) -> tuple[int, ...]:
     """`2.6.0+cu124` as (2, 6, 0), to be compared."""
     return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3])
 
 
 @cache
-def data() -> dict[str, Any]:
+def device_data() -> dict[str, Any]:
     """What `devices.yaml` says."""
     text = (files(__package__) / "devices.yaml").read_text(encoding="utf-8")
-    read: dict[str, Any] = yaml.safe_load(text)
-    return read
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
 
 
-def _since(since: str, at: str) -> bool:
-    return version(since) <= version(at)
+def _is_since(since: str, current: str) -> bool:
+    return version_tuple(since) <= version_tuple(current)
 
 
 @cache
-def _by_name() -> dict[str, Device]:
-    found: dict[str, Device] = {}
-    for row in data()["devices"]:
+def _devices_by_name() -> dict[str, Device]:
+    devices: dict[str, Device] = {}
+    for row in device_data()["devices"]:
         platform = row.get("platform", "cuda")
-        item = Device(row["name"], _total(row), platform, row["capability"], context(platform), row["source"])
+        item = Device(row["name"], _capacity_of(row), platform, row["capability"], context(platform), row["source"])
         for name in (row["name"], *row["names"]):
-            found[_plain(name)] = item
-    return found
+            devices[_plain_name(name)] = item
+    return devices
 
 
-def _total(row: dict[str, Any]) -> int:
+def _capacity_of(row: dict[str, Any]) -> int:
     if "exact" in row:
         return int(row["exact"])
     # Printed numbers are rounded; the lower end of what they may stand for is the safe one.
@@ -145,6 +151,6 @@ def _total(row: dict[str, Any]) -> int:
     return int(float(number) * _MIB) if unit == "MiB" else int((float(number) - 0.005) * 2**30)
 
 
-def _plain(name: str) -> str:
+def _plain_name(name: str) -> str:
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return re.sub(r"^(nvidia|amd)?(geforce|tesla|instinct)?", "", plain)

@@ -6,7 +6,7 @@ so that the attention matrix is seen beside the linear layers around it, also wh
 constant when not even a thousandth of it grows, and linear else. A negative square (a number that flattens out) is
 never quadratic. Where no polynomial gives all points, as for a peak that moves from one place of the step to
 another, the two largest steps decide: what adds twice as much with twice the size is linear. Since a parabola leads
-through any three points, a square is believed only when a fourth size confirms it (`settled`).
+through any three points, a square is believed only when a fourth size confirms it (`is_settled`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pytest_modelbudget.summary import Growth
 LAWS = {"constant": 0, "linear": 1, "quadratic": 2}
 """Laws that a budget can ask for, and the exponent of each."""
 
-_SHARE = Fraction(1, 1000)
+_NEGLIGIBLE_SHARE = Fraction(1, 1000)
 """Share of a number below which a part of it is rounding, not growth."""
 
-_NEAR = Fraction(1, 100)
+_TOLERANCE = Fraction(1, 100)
 """How far, as a share of what grows, a point may lie from the polynomial."""
 
-_SLACK = 0.05
+_EXPONENT_SLACK = 0.05
 """How far above its exponent a law still holds where no polynomial gives all points."""
 
 
@@ -49,23 +49,23 @@ def law(dim: str, metric: str, declared: int, points: Iterable[tuple[int, int]])
     Raises:
         ValueError: fewer sizes.
     """
-    known = tuple(sorted(dict(points).items()))
-    if len(known) < 3:
+    distinct = tuple(sorted(dict(points).items()))
+    if len(distinct) < 3:
         raise ValueError("a law needs the numbers at three sizes")
-    a, b, c = _through(known[-3:])
+    a, b, c = _parabola(distinct[-3:])
     linear, square = b * declared, c * declared**2
-    moving, total = abs(linear) + abs(square), a + linear + square
-    if not _gives((a, b, c), known):
-        exponent, degree = _last_steps(known)
-        return Growth(dim, metric, declared, known, degree, round(exponent, 4))
-    curved = float(square / moving) if square > 0 else 0.0
+    growing, total = abs(linear) + abs(square), a + linear + square
+    if not _fits_all((a, b, c), distinct):
+        exponent, degree = _last_steps(distinct)
+        return Growth(dim, metric, declared, distinct, degree, round(exponent, 4))
+    curved = float(square / growing) if square > 0 else 0.0
     slope = float((linear + 2 * square) / total) if total > 0 else 0.0
-    degree = 2 if curved > _SHARE else 1 if moving > _SHARE * abs(total) else 0
+    degree = 2 if curved > _NEGLIGIBLE_SHARE else 1 if growing > _NEGLIGIBLE_SHARE * abs(total) else 0
     added = round(b) if degree == 1 else None
-    return Growth(dim, metric, declared, known, degree, round(slope, 4), added, round(curved, 6))
+    return Growth(dim, metric, declared, distinct, degree, round(slope, 4), added, round(curved, 6))
 
 
-def settled(growth: Growth) -> bool:
+def is_settled(growth: Growth) -> bool:
     """Whether more sizes would not change the degree: there is no square, or more than three points agree on it."""
     return growth.degree in (0, 1) or (len(growth.points) > 3 and growth.curved_share is not None)
 
@@ -77,28 +77,28 @@ def allows(limit: Fraction | int, growth: Growth, *, named: bool) -> bool | None
     return growth.degree <= limit if named else growth.exponent <= limit
 
 
-def _through(points: Sequence[tuple[int, int]]) -> tuple[Fraction, Fraction, Fraction]:
+def _parabola(points: Sequence[tuple[int, int]]) -> tuple[Fraction, Fraction, Fraction]:
     """The coefficients (1, n, n^2) of the parabola through three points, by divided differences."""
     (x0, y0), (x1, y1), (x2, y2) = points
-    first, second = Fraction(y1 - y0, x1 - x0), Fraction(y2 - y1, x2 - x1)
-    c = (second - first) / (x2 - x0)
-    b = first - c * (x0 + x1)
+    first_slope, second_slope = Fraction(y1 - y0, x1 - x0), Fraction(y2 - y1, x2 - x1)
+    c = (second_slope - first_slope) / (x2 - x0)
+    b = first_slope - c * (x0 + x1)
     return y0 - b * x0 - c * x0 * x0, b, c
 
 
-def _gives(polynomial: tuple[Fraction, Fraction, Fraction], points: Sequence[tuple[int, int]]) -> bool:
+def _fits_all(polynomial: tuple[Fraction, Fraction, Fraction], points: Sequence[tuple[int, int]]) -> bool:
     a, b, c = polynomial
     spread = max(value for _, value in points) - min(value for _, value in points)
-    return all(abs(a + b * n + c * n * n - value) <= _NEAR * spread for n, value in points)
+    return all(abs(a + b * n + c * n * n - value) <= _TOLERANCE * spread for n, value in points)
 
 
 def _last_steps(points: Sequence[tuple[int, int]]) -> tuple[float, int]:
     """The exponent of the number itself between the two largest sizes, and the degree of what was added there."""
     (x0, y0), (x1, y1), (x2, y2) = points[-3:]
-    before, after = y1 - y0, y2 - y1
+    first_step, last_step = y1 - y0, y2 - y1
     exponent = log(y2 / y1) / log(x2 / x1) if y1 > 0 and y2 > 0 else 0.0
-    if after <= 0:
+    if last_step <= 0:
         return exponent, 0
-    if before <= 0:  # it only begins to grow here: nothing says how
-        return exponent, max(1, ceil(exponent - _SLACK))
-    return exponent, max(1, ceil(log(after / before) / log((x2 - x1) / (x1 - x0)) - _SLACK))
+    if first_step <= 0:  # it only begins to grow here: nothing says how
+        return exponent, max(1, ceil(exponent - _EXPONENT_SLACK))
+    return exponent, max(1, ceil(log(last_step / first_step) / log((x2 - x1) / (x1 - x0)) - _EXPONENT_SLACK))

@@ -19,7 +19,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon",
 LORA_TARGETS = ("q_proj", "v_proj")
 """Layers that get adapters where `lora` names none."""
 
-Reference = str | Callable[..., Any]
+NameOrCallable = str | Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +59,18 @@ class Training:
 
     batch: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
-    optimizer: Reference = "adamw"
+    optimizer: NameOrCallable = "adamw"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     precision: Precision = "fp32"
     gradient_accumulation: int = 1
-    checkpointing: Reference = "none"
+    checkpointing: NameOrCallable = "none"
     foreach: bool | None = None
     fused: bool | None = None
     zero_grad: ZeroGrad = "before"
-    loss: Reference = "auto"
+    loss: NameOrCallable = "auto"
     trainable: tuple[str, ...] = ()
     lora: Mapping[str, Any] = field(default_factory=dict)
-    sharding: Mapping[str, int] | Reference | None = None
+    sharding: Mapping[str, int] | NameOrCallable | None = None
     compile: bool = False
     kernels: Kernels = "cuda"
 
@@ -78,31 +78,31 @@ class Training:
 Recipe = Training | Inference
 
 
-def parse(written: Any, kind: type[Training] | type[Inference]) -> Recipe:
+def parse(section: Any, kind: type[Training] | type[Inference]) -> Recipe:
     """Read a `training:` or `inference:` section of a manifest.
 
     Raises:
         ModelBudgetError: an unknown key or a value that is none, naming the key and what is allowed.
     """
     title = kind.__name__.lower()
-    if written is True or written is None:
-        written = {}
-    if not isinstance(written, Mapping):
+    if section is True or section is None:
+        section = {}
+    if not isinstance(section, Mapping):
         raise ModelBudgetError(f"{title}: write a mapping of {', '.join(f.name for f in fields(kind))}")
-    known = {f.name for f in fields(kind)}
-    for name in written:
-        if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f", did you mean {near[0]!r}" if near else ""
-            raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(known))}")
-    return kind(**{name: _value(title, name, value) for name, value in written.items()})
+    keys = {f.name for f in fields(kind)}
+    for name in section:
+        if name not in keys:
+            close_matches = get_close_matches(str(name), keys, n=1)
+            hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+            raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(keys))}")
+    return kind(**{name: _checked_value(title, name, value) for name, value in section.items()})
 
 
-def _value(title: str, name: str, value: Any) -> Any:
-    problem, read = KEYS[name].read(value)
+def _checked_value(title: str, name: str, value: Any) -> Any:
+    problem, parsed = KEYS[name].read(value)
     if problem:
         raise ModelBudgetError(f"{title}.{name}: {problem}, not {value!r}")
-    return read
+    return parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +124,24 @@ SIZES = {"type": "object", "additionalProperties": {"type": "integer", "minimum"
 """The JSON schema of sizes by name."""
 
 
-def _choice(*allowed: str) -> Key:
+def _check_choice(*allowed: str) -> Key:
     mistake = f"write {', '.join(allowed[:-1])} or {allowed[-1]}"
     return Key(lambda value: ("" if value in allowed else mistake, value), {"enum": list(allowed)})
 
 
-def _count(least: int, meaning: str) -> Key:
+def _check_count(least: int, meaning: str) -> Key:
     mistake = f"write a whole number, at least {least}"
     schema = {"type": "integer", "minimum": least}
     return Key(lambda value: ("" if _is_count(value, least) else mistake, value), schema, meaning)
 
 
-def _reference(*names: str) -> Key:
+def _check_reference(*names: str) -> Key:
     mistake = f"write {', '.join(names)} or module:callable"
     schema = {"anyOf": [{"enum": list(names)}, REFERENCE]}
     return Key(lambda value: ("" if _is_reference(value, names) else mistake, value), schema)
 
 
-def _flag() -> Key:
+def _check_flag() -> Key:
     return Key(lambda value: ("" if isinstance(value, bool) else "write true or false", value), {"type": "boolean"})
 
 
@@ -157,36 +157,36 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(k, str) and _is_count(v, 1) for k, v in value.items())
 
 
-def _sizes(value: Any) -> tuple[str, Any]:
+def _check_sizes(value: Any) -> tuple[str, Any]:
     return ("" if _are_sizes(value) else "write a mapping of names to whole numbers, such as {T: 2048}"), value
 
 
-def _globs(value: Any) -> tuple[str, Any]:
+def _check_globs(value: Any) -> tuple[str, Any]:
     items = [value] if isinstance(value, str) else value
-    good = isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items)
-    return ("" if good else "write a list of globs over parameters' names"), tuple(items) if good else ()
+    valid = isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items)
+    return ("" if valid else "write a list of globs over parameters' names"), tuple(items) if valid else ()
 
 
-def _mapping(value: Any) -> tuple[str, Any]:
+def _check_mapping(value: Any) -> tuple[str, Any]:
     return ("" if isinstance(value, Mapping) else "write a mapping"), value
 
 
-def _lora(value: Any) -> tuple[str, Any]:
-    good = isinstance(value, Mapping) and set(value) <= {"rank", "targets"} and _is_count(value.get("rank"), 1)
-    targets = value.get("targets", LORA_TARGETS) if good else ()
-    good = isinstance(targets, list | tuple) and bool(targets) and all(isinstance(one, str) for one in targets)
-    return ("" if good else "write {rank: 8, targets: [q_proj, v_proj]}"), value
+def _check_lora(value: Any) -> tuple[str, Any]:
+    valid = isinstance(value, Mapping) and set(value) <= {"rank", "targets"} and _is_count(value.get("rank"), 1)
+    targets = value.get("targets", LORA_TARGETS) if valid else ()
+    valid = isinstance(targets, list | tuple) and bool(targets) and all(isinstance(target, str) for target in targets)
+    return ("" if valid else "write {rank: 8, targets: [q_proj, v_proj]}"), value
 
 
-def _sharding(value: Any) -> tuple[str, Any]:
+def _check_sharding(value: Any) -> tuple[str, Any]:
     if isinstance(value, Mapping):
-        good = bool(value) and set(value) <= {"fsdp", "tp", "ddp"} and _are_sizes(value)
-        return ("" if good else "write {fsdp: 8, tp: 2, ddp: 4}, each a number of ranks"), value
-    good = _is_reference(value, ("none",))
-    return ("" if good else "write none or module:callable"), None if value == "none" else value
+        valid = bool(value) and set(value) <= {"fsdp", "tp", "ddp"} and _are_sizes(value)
+        return ("" if valid else "write {fsdp: 8, tp: 2, ddp: 4}, each a number of ranks"), value
+    valid = _is_reference(value, ("none",))
+    return ("" if valid else "write none or module:callable"), None if value == "none" else value
 
 
-def _no_compile(value: Any) -> tuple[str, Any]:
+def _check_no_compile(value: Any) -> tuple[str, Any]:
     return ("" if value in (False, "no") else "compiled training is not planned: write false"), False
 
 
@@ -194,23 +194,23 @@ _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "str
 _SHARDING = {"anyOf": [SIZES, {"const": "none"}, REFERENCE]}
 
 KEYS: dict[str, Key] = {
-    "batch": _count(1, "size of the dimension B"),
-    "dims": Key(_sizes, SIZES, "sizes of other dimensions: {T: 2048}"),
-    "optimizer": _reference(*OPTIMIZERS),
-    "optimizer_options": Key(_mapping, {"type": "object"}, "what the optimizer is called with: {momentum: 0.9}"),
-    "precision": _choice(*get_args(Precision)),
-    "gradient_accumulation": _count(1, "passes before a step of the optimizer"),
-    "checkpointing": _reference("none", "blocks"),
-    "foreach": _flag(),
-    "fused": _flag(),
-    "zero_grad": _choice(*get_args(ZeroGrad)),
-    "loss": _reference("auto", "cross_entropy", "none"),
-    "trainable": Key(_globs, _TEXTS, "globs over the parameters that are trained, all others are frozen"),
-    "lora": Key(_lora, {"type": "object"}, "{rank: 8, targets: [q_proj, v_proj]}"),
-    "sharding": Key(_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
-    "compile": Key(_no_compile, {"const": False}),
-    "kv_cache": _count(0, "tokens whose keys and values are kept"),
-    "kernels": _choice(*get_args(Kernels)),
+    "batch": _check_count(1, "size of the dimension B"),
+    "dims": Key(_check_sizes, SIZES, "sizes of other dimensions: {T: 2048}"),
+    "optimizer": _check_reference(*OPTIMIZERS),
+    "optimizer_options": Key(_check_mapping, {"type": "object"}, "what the optimizer is called with: {momentum: 0.9}"),
+    "precision": _check_choice(*get_args(Precision)),
+    "gradient_accumulation": _check_count(1, "passes before a step of the optimizer"),
+    "checkpointing": _check_reference("none", "blocks"),
+    "foreach": _check_flag(),
+    "fused": _check_flag(),
+    "zero_grad": _check_choice(*get_args(ZeroGrad)),
+    "loss": _check_reference("auto", "cross_entropy", "none"),
+    "trainable": Key(_check_globs, _TEXTS, "globs over the parameters that are trained, all others are frozen"),
+    "lora": Key(_check_lora, {"type": "object"}, "{rank: 8, targets: [q_proj, v_proj]}"),
+    "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
+    "compile": Key(_check_no_compile, {"const": False}),
+    "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
+    "kernels": _check_choice(*get_args(Kernels)),
 }
 """The keys of both kinds of recipes."""
 
@@ -221,36 +221,36 @@ def describe(recipe: Recipe) -> str:
     For one model at one size, recipes in the same words have the same peak: growth against a base relies on it. A
     callable, which only code can give, is told by its name.
     """
-    said = [f"batch {recipe.batch}"] if recipe.batch else []
-    said += [f"{name} {size}" for name, size in recipe.dims.items()]
+    parts = [f"batch {recipe.batch}"] if recipe.batch else []
+    parts += [f"{name} {size}" for name, size in recipe.dims.items()]
     if isinstance(recipe, Inference):
         cache = [f"cache of {recipe.kv_cache} tokens"] if recipe.kv_cache else []
-        return ", ".join([*said, recipe.precision, *cache, *_on(recipe)])
+        return ", ".join([*parts, recipe.precision, *cache, *_kernels_text(recipe)])
     options = ", ".join(f"{name}={value}" for name, value in sorted(recipe.optimizer_options.items()))
-    said += [_name(recipe.optimizer) + (f" ({options})" if options else ""), recipe.precision]
-    said += [f"{name}={getattr(recipe, name)}" for name in ("foreach", "fused") if getattr(recipe, name) is not None]
+    parts += [_reference_name(recipe.optimizer) + (f" ({options})" if options else ""), recipe.precision]
+    parts += [f"{name}={getattr(recipe, name)}" for name in ("foreach", "fused") if getattr(recipe, name) is not None]
     if recipe.gradient_accumulation > 1:
-        said.append(f"{recipe.gradient_accumulation} accumulated passes")
+        parts.append(f"{recipe.gradient_accumulation} accumulated passes")
     if recipe.checkpointing != "none":
-        said.append(f"checkpointing {_name(recipe.checkpointing)}")
+        parts.append(f"checkpointing {_reference_name(recipe.checkpointing)}")
     if recipe.zero_grad != "before":
-        said.append(f"zero_grad {recipe.zero_grad}")
+        parts.append(f"zero_grad {recipe.zero_grad}")
     if recipe.loss != "auto":
-        said.append(f"loss {_name(recipe.loss)}")
+        parts.append(f"loss {_reference_name(recipe.loss)}")
     if recipe.lora:
-        said.append(f"LoRA of rank {recipe.lora['rank']} on {', '.join(recipe.lora.get('targets', LORA_TARGETS))}")
+        parts.append(f"LoRA of rank {recipe.lora['rank']} on {', '.join(recipe.lora.get('targets', LORA_TARGETS))}")
     if recipe.trainable:
-        said.append(f"training {', '.join(recipe.trainable)}")
+        parts.append(f"training {', '.join(recipe.trainable)}")
     if isinstance(recipe.sharding, Mapping):
-        said.append(" x ".join(f"{name} {size}" for name, size in recipe.sharding.items()))
+        parts.append(" x ".join(f"{name} {size}" for name, size in recipe.sharding.items()))
     elif recipe.sharding is not None:
-        said.append(f"sharded by {_name(recipe.sharding)}")
-    return ", ".join([*said, *_on(recipe)])
+        parts.append(f"sharded by {_reference_name(recipe.sharding)}")
+    return ", ".join([*parts, *_kernels_text(recipe)])
 
 
-def _on(recipe: Recipe) -> list[str]:
+def _kernels_text(recipe: Recipe) -> list[str]:
     return [] if recipe.kernels == "cuda" else [f"kernels {recipe.kernels}"]
 
 
-def _name(reference: Reference) -> str:
+def _reference_name(reference: NameOrCallable) -> str:
     return reference if isinstance(reference, str) else getattr(reference, "__name__", type(reference).__name__)

@@ -92,12 +92,12 @@ class _Pool:
 
     def fitting(self, size: int) -> _Block | None:
         """The smallest free block of at least `size` bytes; the end of an expandable segment comes last."""
-        place = bisect_left(self.free, (size, -1))
-        for _, address in self.free[place : place + 2]:
+        position = bisect_left(self.free, (size, -1))
+        for _, address in self.free[position : position + 2]:
             block = self.blocks[address]
             if block is not self.grows:
                 return block
-        return self.blocks[self.free[place][1]] if place < len(self.free) else None
+        return self.blocks[self.free[position][1]] if position < len(self.free) else None
 
 
 class CachingAllocator:
@@ -155,33 +155,33 @@ class CachingAllocator:
         if self.settings.expandable_segments:
             return self._grown(pool, size)
         if size <= SMALL:
-            wanted = SMALL_SEGMENT
+            segment_size = SMALL_SEGMENT
         elif size < LARGE_REQUEST:
-            wanted = self.settings.large_segment
+            segment_size = self.settings.large_segment
         else:
-            wanted = -(-size // ROUND_LARGE) * ROUND_LARGE
-        self._reserve(wanted)
-        block = _Block(pool, self._end, wanted)
+            segment_size = -(-size // ROUND_LARGE) * ROUND_LARGE
+        self._reserve(segment_size)
+        block = _Block(pool, self._end, segment_size)
         # Segments never touch: blocks of two of them are never joined.
-        self._end += wanted + ROUND_LARGE
+        self._end += segment_size + ROUND_LARGE
         return block
 
     def _grown(self, pool: _Pool, size: int) -> _Block:
         """`try_allocate_expandable_block`: the pool's one segment, mapped further by whole pages."""
         page = self._page(pool)
-        more = self._missing(pool, size)
-        if self._full(more):
+        growth = self._missing(pool, size)
+        if self._full(growth):
             self._release()
-            more = self._missing(pool, size)
-        self._reserve(more)
+            growth = self._missing(pool, size)
+        self._reserve(growth)
         end = pool.grows
         if end is None:
             # The pools are far apart, so that their segments never meet.
-            pool.grows = end = _Block(pool, pool.base or (0 if pool.small else page << 40), more)
+            pool.grows = end = _Block(pool, pool.base or (0 if pool.small else page << 40), growth)
         elif end.free:
-            pool.take(end).size += more
+            pool.take(end).size += growth
         else:
-            block = _Block(pool, end.address + end.size, more)
+            block = _Block(pool, end.address + end.size, growth)
             block.before, end.after = end, block
             pool.grows = end = block
         return end
@@ -192,8 +192,8 @@ class CachingAllocator:
     def _missing(self, pool: _Pool, size: int) -> int:
         """What an expandable segment must grow by for `size` more bytes at its end."""
         page, end = self._page(pool), pool.grows
-        have = end.size if end is not None and end.free else 0
-        return -(-(size - have) // page) * page
+        free_end = end.size if end is not None and end.free else 0
+        return -(-(size - free_end) // page) * page
 
     def _full(self, size: int) -> bool:
         return self.capacity is not None and self.reserved + size > self.capacity
@@ -242,10 +242,10 @@ class CachingAllocator:
 
     def _splits(self, block: _Block, size: int) -> bool:
         """`should_split`: whether what a block has too much becomes a block of its own."""
-        left, limit = block.size - size, self.settings.max_split_size
+        remainder, limit = block.size - size, self.settings.max_split_size
         if block.pool.small or self.settings.expandable_segments:
-            return left >= BLOCK
-        return (limit is None or size < limit) and left > SMALL
+            return remainder >= BLOCK
+        return (limit is None or size < limit) and remainder > SMALL
 
     def _split(self, block: _Block, size: int) -> None:
         rest = _Block(block.pool, block.address + size, block.size - size)

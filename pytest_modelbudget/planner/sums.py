@@ -14,12 +14,12 @@ from math import ceil, prod
 from pytest_modelbudget.planner.recipe import Recipe, Training, describe
 from pytest_modelbudget.summary import ITEM_BYTES, Input, Layer, Part, Plan, Role, Summary
 
-LABEL = (
+SUM_LABEL = (
     "a sum of weights, gradients, optimizer slots, activations and inputs, not a recorded step: temporaries of "
     "kernels and of the optimizer are not counted"
 )
 
-_SLOTS = {"adamw": 2, "adam": 2, "sgd": 0, "adagrad": 1, "rmsprop": 1, "none": 0}
+_OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "sgd": 0, "adagrad": 1, "rmsprop": 1, "none": 0}
 """Copies of the trained parameters that an optimizer keeps; others than these depend on shapes or on user code."""
 
 _RECORDED_ONLY = ("checkpointing", "gradient_accumulation", "precision", "trainable", "lora", "sharding", "kv_cache")
@@ -35,14 +35,14 @@ def plan(summary: Summary, recipe: Recipe, sizes: Mapping[str, int]) -> Plan:
     training = isinstance(recipe, Training)
     problem = next(_problems(summary, recipe), "")
     slots = _slot_bytes(summary, recipe) if isinstance(recipe, Training) else 0
-    parts = [*_weights(summary), Part("input", "", _input_bytes(summary, sizes))]
+    parts = [*_weight_parts(summary), Part("input", "", _input_bytes(summary, sizes))]
     if isinstance(recipe, Training):
-        parts += _gradients(summary)
-        parts += [Part("optimizer", "", slots or 0), *_activations(summary)]
+        parts += _gradient_parts(summary)
+        parts += [Part("optimizer", "", slots or 0), *_activation_parts(summary)]
     parts = [part for part in parts if part.bytes]
-    label = LABEL if training else "weights and inputs alone"
+    label = SUM_LABEL if training else "weights and inputs alone"
     note = [problem] if problem else []
-    if training and _compiled(summary, recipe):
+    if training and _uses_compiled_optimizer(summary, recipe):
         label += "; the optimizer is the one that the model is compiled with"
     return Plan(
         kind="training" if training else "inference",
@@ -64,14 +64,16 @@ def _problems(summary: Summary, recipe: Recipe) -> Iterator[str]:
         return
     if _slot_bytes(summary, recipe) is None:
         yield f"what the optimizer {recipe.optimizer} keeps is not known for {summary.framework} models"
-    if unknown := next((port for port in summary.inputs if _elements_unknown(port)), None):
-        yield f"how many bytes the input {unknown} takes is not known"
+    if unsized_input := next((port for port in summary.inputs if _elements_unknown(port)), None):
+        yield f"how many bytes the input {unsized_input} takes is not known"
     if summary.activation_bytes is None:
-        why = next((note for note in summary.notes if note.startswith("activation_bytes")), "activations are not known")
-        yield why
+        reason = next(
+            (note for note in summary.notes if note.startswith("activation_bytes")), "activations are not known"
+        )
+        yield reason
 
 
-def _compiled(summary: Summary, recipe: Recipe) -> bool:
+def _uses_compiled_optimizer(summary: Summary, recipe: Recipe) -> bool:
     """Whether the model says its optimizer itself, and the recipe does not ask for another than the default."""
     return (
         isinstance(recipe, Training)
@@ -82,16 +84,16 @@ def _compiled(summary: Summary, recipe: Recipe) -> bool:
 
 
 def _slot_bytes(summary: Summary, recipe: Training) -> int | None:
-    if _compiled(summary, recipe):
+    if _uses_compiled_optimizer(summary, recipe):
         return summary.optimizer_bytes
-    slots = _SLOTS.get(recipe.optimizer) if isinstance(recipe.optimizer, str) else None
+    slots = _OPTIMIZER_SLOTS.get(recipe.optimizer) if isinstance(recipe.optimizer, str) else None
     if slots is None:
         return None
     slots += sum(bool(recipe.optimizer_options.get(name)) for name in ("momentum", "centered", "amsgrad"))
-    return slots * sum(part.bytes for part in _gradients(summary))
+    return slots * sum(part.bytes for part in _gradient_parts(summary))
 
 
-def _weights(summary: Summary) -> Iterator[Part]:
+def _weight_parts(summary: Summary) -> Iterator[Part]:
     for layer in summary.layers:
         roles: dict[Role, int] = {}
         for weight in layer.own:
@@ -100,14 +102,14 @@ def _weights(summary: Summary) -> Iterator[Part]:
         yield from (Part(role, layer.path, size) for role, size in roles.items())
 
 
-def _gradients(summary: Summary) -> list[Part]:
+def _gradient_parts(summary: Summary) -> list[Part]:
     def size(layer: Layer) -> int:
         return sum(weight.bytes for weight in layer.own if weight.role == "param" and weight.trainable)
 
     return [Part("gradient", layer.path, size(layer)) for layer in summary.layers if size(layer)]
 
 
-def _activations(summary: Summary) -> Iterator[Part]:
+def _activation_parts(summary: Summary) -> Iterator[Part]:
     """By layer, and what no layer has at the model itself."""
     rows = [Part("activation", layer.path, layer.activation_bytes or 0) for layer in summary.layers]
     yield from rows

@@ -13,7 +13,7 @@ from pytest_modelbudget.summary.plan import Phase, Role
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class InitialStorage:
     """Memory that was there before the run; `storage` is its number on the tape."""
 
     storage: int
@@ -22,7 +22,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class MemoryEvent:
     """One operator.
 
     `path` is the innermost module that called it, in the backward pass the one whose operator it is the gradient of
@@ -41,7 +41,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Tape:
+class MemoryTrace:
     """What a run held before it began, and its events in order.
 
     `roles` tell of storages made on the tape that are known to be something lasting (`gradient`, `optimizer`, `cast`);
@@ -49,8 +49,8 @@ class Tape:
     which the steps of a training begin; the last one is measured, the others warm up. `notes` are for the reader.
     """
 
-    held: tuple[Held, ...]
-    events: tuple[Event, ...]
+    held: tuple[InitialStorage, ...]
+    events: tuple[MemoryEvent, ...]
     roles: Mapping[int, Role] = field(default_factory=dict)
     steps: tuple[int, ...] = (0,)
     notes: tuple[str, ...] = ()
@@ -73,15 +73,15 @@ class Tape:
 
     def peak(self) -> int:
         """The highest number of bytes alive at once in the measured step (without steps: in the run)."""
-        before = [self.held_bytes()] if self.measured == 0 else []
-        return max(chain(before, islice(self.alive(), self.measured, None)), default=0)
+        initial = [self.held_bytes()] if self.measured == 0 else []
+        return max(chain(initial, islice(self.alive(), self.measured, None)), default=0)
 
-    def without_temporaries(self, phase: Phase) -> Tape:
+    def without_temporaries(self, phase: Phase) -> MemoryTrace:
         """The tape of a run whose `phase` is one kernel: what is made and let go of inside of it is not there."""
         made_in: dict[int, int] = {}
-        inside: set[int] = set()
+        temporaries: set[int] = set()
         for index, event in enumerate(self.events):
-            inside.update(number for number in event.freed if number in made_in)
+            temporaries.update(number for number in event.freed if number in made_in)
             if event.phase != phase:
                 made_in.clear()
             else:
@@ -89,8 +89,8 @@ class Tape:
         events = tuple(
             replace(
                 event,
-                made=tuple((number, size) for number, size in event.made if number not in inside),
-                freed=tuple(number for number in event.freed if number not in inside),
+                made=tuple((number, size) for number, size in event.made if number not in temporaries),
+                freed=tuple(number for number in event.freed if number not in temporaries),
             )
             for event in self.events
         )

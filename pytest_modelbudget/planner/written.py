@@ -9,40 +9,40 @@ from typing import Any
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.recipe import Inference, Recipe, Training, parse
 
-KINDS: dict[str, type[Training] | type[Inference]] = {"training": Training, "inference": Inference}
+RECIPE_TYPES: dict[str, type[Training] | type[Inference]] = {"training": Training, "inference": Inference}
 """The sections of recipes, by the key they are written under."""
 
-Written = Mapping[str, Any] | bool | None
+RecipeSection = Mapping[str, Any] | bool | None
 """A section: its keys; True for all defaults, False for no run of this kind, None where nothing is said."""
 
 
-def read(title: str, written: object) -> Written:
+def read(title: str, section: object) -> RecipeSection:
     """A section as it may stay: checked, and a `Recipe` as the keys that make it.
 
     Raises:
         ModelBudgetError: an unknown key or a bad value.
     """
-    if written is None or isinstance(written, bool):
-        return {} if written is True else written
-    kind = KINDS[title]
-    if isinstance(written, (Training, Inference)):
-        if not isinstance(written, kind):
-            raise ModelBudgetError(f"{title}: this is a recipe of the other kind: {type(written).__name__}")
+    if section is None or isinstance(section, bool):
+        return {} if section is True else section
+    kind = RECIPE_TYPES[title]
+    if isinstance(section, (Training, Inference)):
+        if not isinstance(section, kind):
+            raise ModelBudgetError(f"{title}: this is a recipe of the other kind: {type(section).__name__}")
         default = kind()
-        values = {one.name: getattr(written, one.name) for one in fields(written)}
-        written = {name: value for name, value in values.items() if value != getattr(default, name)}
-    if not isinstance(written, Mapping):
+        values = {recipe_field.name: getattr(section, recipe_field.name) for recipe_field in fields(section)}
+        section = {name: value for name, value in values.items() if value != getattr(default, name)}
+    if not isinstance(section, Mapping):
         raise ModelBudgetError(f"{title}: write a mapping of its keys, {title}: {{batch: 32}}, or true or false")
-    _parsed(title, written)
-    return written
+    _parse_without_none(title, section)
+    return section
 
 
-def mistakes(title: str, written: object) -> Iterator[tuple[tuple[str, ...], str]]:
+def mistakes(title: str, section: object) -> Iterator[tuple[tuple[str, ...], str]]:
     """Each mistake of a section, with the keys below it that lead there; see `read`."""
-    if not isinstance(written, Mapping):
-        parts: Mapping[tuple[str, ...], object] = {(): written}
+    if not isinstance(section, Mapping):
+        parts: Mapping[tuple[str, ...], object] = {(): section}
     else:
-        parts = {(str(name),): {name: value} for name, value in written.items()}
+        parts = {(str(name),): {name: value} for name, value in section.items()}
     for keys, part in parts.items():
         try:
             read(title, part)
@@ -50,7 +50,7 @@ def mistakes(title: str, written: object) -> Iterator[tuple[tuple[str, ...], str
             yield keys, str(mistake)
 
 
-def merge(*levels: Written) -> Written:
+def merge(*levels: RecipeSection) -> RecipeSection:
     """Later levels (more specific ones) replace earlier ones, key by key; `dims` name by name.
 
     A key of None falls back to what the recipe does by itself, and a level that is False takes the whole away.
@@ -62,22 +62,22 @@ def merge(*levels: Written) -> Written:
         if isinstance(level, bool):
             merged = {} if level else None
             continue
-        before = merged or {}
-        merged = {**before, **level}
-        if "dims" in before and isinstance(level.get("dims"), Mapping):
-            merged["dims"] = {**before["dims"], **level["dims"]}
+        previous = merged or {}
+        merged = {**previous, **level}
+        if "dims" in previous and isinstance(level.get("dims"), Mapping):
+            merged["dims"] = {**previous["dims"], **level["dims"]}
     return None if merged is None else {name: value for name, value in merged.items() if value is not None}
 
 
-def recipe(title: str, written: Written) -> Recipe | None:
+def recipe(title: str, section: RecipeSection) -> Recipe | None:
     """The recipe of a section; None when there is none."""
-    if written is None or written is False:
+    if section is None or section is False:
         return None
-    return _parsed(title, {} if written is True else written)
+    return _parse_without_none(title, {} if section is True else section)
 
 
-def _parsed(title: str, written: Mapping[str, Any]) -> Recipe:
+def _parse_without_none(title: str, section: Mapping[str, Any]) -> Recipe:
     """The recipe, keys of None being as if they were not there, provided that there are such keys."""
-    kind = KINDS[title]
-    known = {one.name for one in fields(kind)}
-    return parse({name: value for name, value in written.items() if value is not None or name not in known}, kind)
+    kind = RECIPE_TYPES[title]
+    keys = {recipe_field.name for recipe_field in fields(kind)}
+    return parse({name: value for name, value in section.items() if value is not None or name not in keys}, kind)

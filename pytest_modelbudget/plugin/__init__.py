@@ -74,10 +74,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def enabled(config: pytest.Config) -> bool:
     """Whether models are collected in this run."""
-    return asked_for(config) or bool(config.getini("model_budget"))
+    return was_requested(config) or bool(config.getini("model_budget"))
 
 
-def asked_for(config: pytest.Config) -> bool:
+def was_requested(config: pytest.Config) -> bool:
     """Whether this run was started for its models, rather than by a project's ini file."""
     return any(config.getoption(flag) for flag in _SWITCHES)
 
@@ -96,14 +96,14 @@ class _BeforeCapture:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_load_initial_conftests(self, early_config: pytest.Config) -> Generator[None]:
         """A run that was started without an output gets one that leads nowhere."""
-        if _is_on(early_config):
+        if _enabled_early(early_config):
             from pytest_modelbudget.system import intact, streams  # noqa: F401  # what is intact is noted when it is imported
 
-            streams.opened()
+            streams.open_missing_streams()
         return (yield)
 
 
-def _is_on(early_config: pytest.Config) -> bool:
+def _enabled_early(early_config: pytest.Config) -> bool:
     """`enabled`, while options are still being read."""
     flags = vars(early_config.known_args_namespace)  # not in `early_config.option` yet
     return any(flags.get(flag) for flag in _SWITCHES) or bool(early_config.getini("model_budget"))
@@ -112,7 +112,7 @@ def _is_on(early_config: pytest.Config) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Have TensorFlow come up quietly, whichever conftest or test module of this run imports it; see to reports."""
-    if _is_on(early_config):
+    if _enabled_early(early_config):
         from pytest_modelbudget.backends import quiet_start
 
         stack = ExitStack()
@@ -122,21 +122,21 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         if "no:terminal" not in options.plugins:  # which xdist's workers have
             from pytest_modelbudget.plugin import reports
 
-            reports.wanted(early_config, options)
+            reports.requested_reports(early_config, options)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and the working parts when they are wanted."""
     config.addinivalue_line("markers", f"{MARKER}: a registered model, checked against its snapshot and budgets")
     if not enabled(config):
-        wanted = (
+        dependent_flags = (
             "model_budget_base",
             "model_budget_report",
             "model_budget_mlflow",
             "model_budget_mlflow_required",
             "model_budget_file",
         )
-        if any(config.getoption(flag) for flag in wanted):
+        if any(config.getoption(flag) for flag in dependent_flags):
             raise pytest.UsageError("model-budget: this flag needs --model-budget beside it")
         return
     from pytest_modelbudget.plugin import base, collect, controller, steady

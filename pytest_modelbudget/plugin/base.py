@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.base import Base, Where, locate
+from pytest_modelbudget.base import Base, BaseCommit, find_base
 from pytest_modelbudget.engine.run import in_ci
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.isolation import Isolation, isolates
+from pytest_modelbudget.isolation import Isolation, isolation_enabled
 from pytest_modelbudget.plugin.importing import conftests
 from pytest_modelbudget.results import codec
 from pytest_modelbudget.session.finish import Collected
@@ -24,7 +24,7 @@ _INPUT, _OUTPUT = "modelbudget_base", "modelbudget_collected"
 BASE: pytest.StashKey[Base] = pytest.StashKey()
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 ISOLATION: pytest.StashKey[Isolation | None] = pytest.StashKey()
-MADE: pytest.StashKey[list[pytest.Item]] = pytest.StashKey()
+MODEL_ITEMS: pytest.StashKey[list[pytest.Item]] = pytest.StashKey()
 """All models that were collected, whatever becomes of them."""
 
 
@@ -34,13 +34,17 @@ def prepare(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: the user named a ref that is not there.
     """
-    told = getattr(config, "workerinput", {}).get(_INPUT)
-    wanted = str(config.getoption("model_budget_base") or config.getini("model_budget_base") or "auto")
+    from_controller = getattr(config, "workerinput", {}).get(_INPUT)
+    choice = str(config.getoption("model_budget_base") or config.getini("model_budget_base") or "auto")
     try:
-        where = Where(*told) if told else locate(config.rootpath, wanted, os.environ, ci=in_ci())
+        base_commit = (
+            BaseCommit(*from_controller)
+            if from_controller
+            else find_base(config.rootpath, choice, os.environ, ci=in_ci())
+        )
     except ModelBudgetError as mistake:
         raise pytest.UsageError(f"model-budget: {mistake}") from None
-    config.stash[BASE] = base = Base(config.rootpath, where)
+    config.stash[BASE] = base = Base(config.rootpath, base_commit)
     config.stash[COLLECTED] = Collected()
     config.add_cleanup(base.close)
     config.stash[ISOLATION] = isolation = Isolation(partial(conftests, config)) if _isolated(config) else None
@@ -50,10 +54,10 @@ def prepare(config: pytest.Config) -> None:
 
 def _isolated(config: pytest.Config) -> bool:
     """Whether models get a process of their own: not when the user wants to look into them with a debugger."""
-    return isolates() and not (config.getoption("usepdb") or config.getoption("trace"))
+    return isolation_enabled() and not (config.getoption("usepdb") or config.getoption("trace"))
 
 
-def tell(config: pytest.Config, workerinput: dict[str, Any]) -> None:
+def tell_worker(config: pytest.Config, workerinput: dict[str, Any]) -> None:
     """Give a worker the base."""
     workerinput[_INPUT] = list(asdict(config.stash[BASE].where).values())
 
@@ -65,7 +69,7 @@ def report_back(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
     workeroutput[_OUTPUT] = json.dumps([list(groups), list(findings)])
 
 
-def take(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
+def add_from_worker(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
     """Add what a worker collected, which is what every other did, unless it ended early."""
     groups, findings = json.loads(workeroutput.get(_OUTPUT, "[[], []]"))
     config.stash[COLLECTED].add(map(codec.group_from, groups), map(codec.finding_from, findings))

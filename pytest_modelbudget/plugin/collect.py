@@ -14,10 +14,10 @@ from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.engine.run import entries_from
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.loading import is_file, odd_kind
-from pytest_modelbudget.plugin import asked_for
-from pytest_modelbudget.plugin.base import BASE, COLLECTED, ISOLATION, MADE, report_back
-from pytest_modelbudget.plugin.expected import Checklist, write
+from pytest_modelbudget.loading import is_file, non_file_kind
+from pytest_modelbudget.plugin import was_requested
+from pytest_modelbudget.plugin.base import BASE, COLLECTED, ISOLATION, MODEL_ITEMS, report_back
+from pytest_modelbudget.plugin.expected import Checklist, write_checklist
 from pytest_modelbudget.plugin.importing import entries_of
 from pytest_modelbudget.plugin.items import (
     BadConfigItem,
@@ -25,7 +25,14 @@ from pytest_modelbudget.plugin.items import (
     ModelItem,
     SnapshotFilesItem,
 )
-from pytest_modelbudget.session.registry import Registry, Sources, clashes, importable, register, relative
+from pytest_modelbudget.session.registry import (
+    Registry,
+    SourceReader,
+    make_importable,
+    register_manifest,
+    relative_posix,
+    snapshot_clashes,
+)
 
 FIXTURE = "model_budget"
 NO_MODEL = (
@@ -43,31 +50,31 @@ class Collector:
         self.chosen = _chosen_manifest(config)
         self.models = 0
         self.checklist = Checklist()
-        self.made = config.stash[MADE] = list[pytest.Item]()
+        self.made = config.stash[MODEL_ITEMS] = list[pytest.Item]()
         self.pytest_collect_directory(self.root)
         _add_root_manifest(config, self.chosen)  # on workers too: each finds out for itself what it is to collect
-        importable(self.root)
+        make_importable(self.root)
 
     def pytest_collect_directory(self, path: Path) -> None:
         """What has the name of a manifest and is no file would be passed over without a word."""
         for name in MANIFEST_NAMES if self.chosen is None else ():
-            if kind := odd_kind(path / name):
+            if kind := non_file_kind(path / name):
                 raise pytest.UsageError(f"model-budget: {path / name} is {kind}, where a manifest should be: remove it")
 
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.File | None:
         """A manifest is a file of models."""
         if self.chosen is not None:
-            found = file_path.resolve() == self.chosen
+            is_manifest = file_path.resolve() == self.chosen
         else:
-            found = file_path.suffix in (".yaml", ".yml", ".toml") and holds_manifest(file_path)
-        return ManifestFile.from_parent(parent, path=file_path) if found else None
+            is_manifest = file_path.suffix in (".yaml", ".yml", ".toml") and holds_manifest(file_path)
+        return ManifestFile.from_parent(parent, path=file_path) if is_manifest else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pycollect_makeitem(self, collector: pytest.Collector, name: str, obj: object) -> pytest.Item | None:
         """A `ModelEntry` in a test module is a model."""
         if not isinstance(obj, ModelEntry):
             return None
-        return ModelItem.from_parent(collector, name=obj.id, entry=_at_home(obj, collector.path, self.root))
+        return ModelItem.from_parent(collector, name=obj.id, entry=_placed_in_module(obj, collector.path, self.root))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(
@@ -107,14 +114,14 @@ class Collector:
         """Write down which models are to be checked, before the first is."""
         self.checklist.add(session.items)
         self.checklist.leave_out(self.made)  # what `--lf` or another plugin took out without a word
-        write(session.config, self.checklist)
+        write_checklist(session.config, self.checklist)
 
 
 def wants_models(config: pytest.Config) -> bool:
     """Whether a run without any model is a mistake: not when an ini file has the option on and the user named paths."""
     if config.getoption("collectonly"):
         return False
-    return asked_for(config) or config.args_source is not config.ArgsSource.ARGS
+    return was_requested(config) or config.args_source is not config.ArgsSource.ARGS
 
 
 def _chosen_manifest(config: pytest.Config) -> Path | None:
@@ -122,7 +129,7 @@ def _chosen_manifest(config: pytest.Config) -> Path | None:
     if not flag and not ini:
         return None
     path = (config.invocation_params.dir / flag if flag else config.rootpath / str(ini)).resolve()
-    if kind := odd_kind(path):
+    if kind := non_file_kind(path):
         raise pytest.UsageError(f"model-budget: {flag or ini} is {kind}, where a manifest should be")
     if not is_file(path):
         raise pytest.UsageError(f"model-budget: there is no manifest {flag or ini}")
@@ -146,17 +153,17 @@ def _is_manifest(path: Path, chosen: Path | None) -> bool:
     return path == chosen or (chosen is None and holds_manifest(path))
 
 
-def _at_home(entry: ModelEntry, module: Path, root: Path) -> ModelEntry:
+def _placed_in_module(entry: ModelEntry, module: Path, root: Path) -> ModelEntry:
     place = entry.place
     if place is not None and Path(place.file).is_absolute():
-        place = Place(relative(Path(place.file), root), place.line)
-    return replace(entry, home=relative(module.parent, root), declared=module.name, place=place)
+        place = Place(relative_posix(Path(place.file), root), place.line)
+    return replace(entry, home=relative_posix(module.parent, root), declared=module.name, place=place)
 
 
 def _mark_clashes(items: Iterable[pytest.Item]) -> None:
     """Two models with one snapshot file would overwrite each other."""
     models = {id(item.entry): item for item in items if isinstance(item, ModelItem)}
-    for entry, clash in clashes([item.entry for item in models.values()]):
+    for entry, clash in snapshot_clashes([item.entry for item in models.values()]):
         models[id(entry)].clash = clash
 
 
@@ -164,25 +171,27 @@ def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.I
     """An item for each collected test module that snapshots were declared in and whose models are gone."""
     items = tuple(items)
     modules = {module: None for item in items if (module := item.getparent(pytest.Module)) is not None}
-    told = {manifest.path.parent for item in items if (manifest := item.getparent(ManifestFile)) is not None}
+    folders_done = {manifest.path.parent for item in items if (manifest := item.getparent(ManifestFile)) is not None}
     for module in modules:
-        home = relative(module.path.parent, root)
-        first = module.path.parent not in told  # one module of a folder speaks for those that are gone
-        told.add(module.path.parent)
-        kept = {snapshot.path_for(_at_home(entry, module.path, root)) for entry in entries_of(module.obj)}
-        files = tuple(snapshot.obsolete(root, home, partial(_module_knows, module, kept, first)))
+        home = relative_posix(module.path.parent, root)
+        speaks_for_folder = (
+            module.path.parent not in folders_done
+        )  # one module of a folder speaks for those that are gone
+        folders_done.add(module.path.parent)
+        owned = {snapshot.path_for(_placed_in_module(entry, module.path, root)) for entry in entries_of(module.obj)}
+        files = tuple(snapshot.obsolete(root, home, partial(_module_owns, module, owned, speaks_for_folder)))
         if files:
             yield SnapshotFilesItem.from_parent(module, name="snapshot-files", files=files, declared=module.name)
 
 
-def _module_knows(module: pytest.Module, kept: set[str], first: bool, path: str, declared: str) -> bool:
+def _module_owns(module: pytest.Module, owned: set[str], speaks_for_folder: bool, path: str, declared: str) -> bool:
     file, _, function = declared.partition("::")
     if file != module.path.name:
-        return not first or (module.path.parent / file).exists()
-    return path in kept if not function else hasattr(module.obj, function.split("::")[0])
+        return not speaks_for_folder or (module.path.parent / file).exists()
+    return path in owned if not function else hasattr(module.obj, function.split("::")[0])
 
 
-def _uninterrupted(sources: Sources, reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
+def _without_interrupt(sources: SourceReader, reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
     """What a source yields; on a worker of xdist, which is replaced by another when it is interrupted, without end.
 
     Raises:
@@ -204,23 +213,23 @@ class ManifestFile(pytest.File):
             isolation.start()  # it comes up while other files are collected
         sources = entries_from if isolation is None else isolation.entries
         if hasattr(self.config, "workerinput"):
-            sources = partial(_uninterrupted, sources)
-        known = register(self.path, self.config.rootpath, sources)
-        for name, mistakes in known.mistakes().items():
+            sources = partial(_without_interrupt, sources)
+        registry = register_manifest(self.path, self.config.rootpath, sources)
+        for name, mistakes in registry.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
-        earlier = known.earlier(self.config.stash[BASE])
-        self.config.stash[COLLECTED].add(known.groups, earlier.findings)
-        for entry in (*known.absent, *known.entries):
-            before = known.before(entry, earlier)
-            yield ModelItem.from_parent(self, name=entry.id, entry=entry, limits_before=before)
-        yield from self._snapshot_files(known)
+        base_manifest = registry.base_manifest(self.config.stash[BASE])
+        self.config.stash[COLLECTED].add(registry.groups, base_manifest.findings)
+        for entry in (*registry.absent, *registry.entries):
+            base_limits = registry.base_limits(entry, base_manifest)
+            yield ModelItem.from_parent(self, name=entry.id, entry=entry, limits_before=base_limits)
+        yield from self._snapshot_files(registry)
 
-    def _snapshot_files(self, known: Registry) -> Iterator[pytest.Item]:
-        if unsure := known.unsure():
+    def _snapshot_files(self, registry: Registry) -> Iterator[pytest.Item]:
+        if unsure := registry.unsure():
             if self.config.getoption("model_budget_prune"):
                 yield SnapshotFilesItem.from_parent(
-                    self, name="snapshot-files", files=(), refused=unsure, declared=known.loaded.file
+                    self, name="snapshot-files", files=(), refused=unsure, declared=registry.loaded.file
                 )
             return
-        if files := known.obsolete(self.config.rootpath):
-            yield SnapshotFilesItem.from_parent(self, name="snapshot-files", files=files, declared=known.loaded.file)
+        if files := registry.obsolete(self.config.rootpath):
+            yield SnapshotFilesItem.from_parent(self, name="snapshot-files", files=files, declared=registry.loaded.file)

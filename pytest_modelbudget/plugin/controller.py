@@ -8,10 +8,10 @@ import pytest
 
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.engine.tracebacks import user_traceback
-from pytest_modelbudget.plugin.base import BASE, COLLECTED, take, tell
+from pytest_modelbudget.plugin.base import BASE, COLLECTED, add_from_worker, tell_worker
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.plugin.expected import Checklist, ChecklistFolder
-from pytest_modelbudget.plugin.reports import wanted
+from pytest_modelbudget.plugin.reports import requested_reports
 from pytest_modelbudget.reports import table
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, Wanted, finish
@@ -31,13 +31,13 @@ class Controller:
         self.latest: dict[tuple[str, str], Result] = {}
         self.finished = Finished()
         self.worker_models: list[int] = []
-        self.reports = wanted(config)
+        self.reports = requested_reports(config)
 
     def pytest_report_header(self) -> str:
         """One line: what this run does with snapshots."""
         update, prune = (self.config.getoption(f"model_budget_{word}") for word in ("update", "prune"))
-        doing = "writing changed snapshots" if update else "checking snapshots and budgets, writing none"
-        return f"model-budget: {doing}{', pruning obsolete ones' if prune else ''}"
+        action = "writing changed snapshots" if update else "checking snapshots and budgets, writing none"
+        return f"model-budget: {action}{', pruning obsolete ones' if prune else ''}"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the results off a report; of a test that was run again, the last one counts."""
@@ -56,7 +56,7 @@ class Controller:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: object) -> None:
         """Tell a worker the base, so that all have the same, and where to write what it collects."""
-        tell(self.config, vars(node)["workerinput"])
+        tell_worker(self.config, vars(node)["workerinput"])
         self.checklists.tell(vars(node)["workerinput"])
 
     @pytest.hookimpl(optionalhook=True)
@@ -64,19 +64,19 @@ class Controller:
         """How many models a worker found, and what its manifests said."""
         output = getattr(node, "workeroutput", {})
         self.worker_models.append(output.get("modelbudget_models", 1))
-        take(self.config, output)
+        add_from_worker(self.config, output)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write what is to be written; a file that cannot be written fails the run."""
-        nothing = self.worker_models and not any(self.worker_models)
-        if nothing and not session.testsfailed and wants_models(self.config):
+        no_models = self.worker_models and not any(self.worker_models)
+        if no_models and not session.testsfailed and wants_models(self.config):
             self.finished.problems.append(NO_MODEL)
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
             return
         if self.config.getoption("collectonly"):
             return
         self.checklists.read(self.checklist)
-        missing = self.checklist.missing((nodeid for nodeid, _ in self.latest), _ending(session))
+        missing = self.checklist.missing((nodeid for nodeid, _ in self.latest), _why_not_checked(session))
         results = (*self.latest.values(), *missing)
         self._note_left_out()
         base, collected = self.config.stash[BASE], self.config.stash[COLLECTED]
@@ -145,7 +145,7 @@ def _fail(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _ending(session: pytest.Session) -> str:
+def _why_not_checked(session: pytest.Session) -> str:
     """Why models that have no result have none."""
     if stopped := session.shouldfail or session.shouldstop:
         return f"the run ended before it was checked: {stopped}"

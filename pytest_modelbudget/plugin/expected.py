@@ -22,7 +22,7 @@ _LONGEST = 4_000
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedModel:
     """A model, or the mistakes of a manifest, by its node id; where it is registered, and its tags."""
 
     nodeid: str
@@ -43,14 +43,14 @@ class Checklist:
     """
 
     complete: bool = False
-    expected: dict[str, Expected] = field(default_factory=dict)
+    expected: dict[str, ExpectedModel] = field(default_factory=dict)
     deselected: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def add(self, items: Iterable[pytest.Item]) -> None:
         """Expect the models among the items."""
-        self.expected.update((one.nodeid, one) for one in expected_of(items))
+        self.expected.update((model.nodeid, model) for model in expected_of(items))
 
     def leave_out(self, items: Iterable[pytest.Item]) -> None:
         """The user's options left these out."""
@@ -64,8 +64,8 @@ class Checklist:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
             self.skipped[report.nodeid] = str(reason).removeprefix("Skipped: ")
 
-    def missing(self, nodeids: Iterable[str], why: str) -> Iterator[Result]:
-        """A result for each model that has none; `why` is what ended the run before."""
+    def missing(self, nodeids: Iterable[str], reason: str) -> Iterator[Result]:
+        """A result for each model that has none; `reason` is what ended the run before."""
         for nodeid in self.expected.keys() - set(nodeids):
             expected = self.expected[nodeid]
             if nodeid in self.failed:
@@ -73,16 +73,16 @@ class Checklist:
             elif nodeid in self.skipped:
                 yield expected.result(State.SKIPPED, self.skipped[nodeid])
             else:
-                yield expected.result(State.NOT_CHECKED, why)
+                yield expected.result(State.NOT_CHECKED, reason)
 
 
-def expected_of(items: Iterable[pytest.Item]) -> Iterator[Expected]:
+def expected_of(items: Iterable[pytest.Item]) -> Iterator[ExpectedModel]:
     """The models among the items."""
     for item in items:
         if isinstance(item, ModelItem):
-            yield Expected(item.nodeid, item.entry.id, item.place, item.entry.tags)
+            yield ExpectedModel(item.nodeid, item.entry.id, item.place, item.entry.tags)
         elif isinstance(item, BadConfigItem):
-            yield Expected(item.nodeid, item.name, item.place, ())
+            yield ExpectedModel(item.nodeid, item.name, item.place, ())
 
 
 class ChecklistFolder:
@@ -99,27 +99,27 @@ class ChecklistFolder:
         """Add what the workers wrote."""
         for path in sorted(Path(self._folder.name).glob("*.json")):
             with suppress(OSError, ValueError):
-                written = json.loads(path.read_text(encoding="utf-8"))
-                checklist.complete |= written["complete"]
-                checklist.expected.update((one["nodeid"], _expected(one)) for one in written["expected"])
-                checklist.deselected.update(written["deselected"])
+                content = json.loads(path.read_text(encoding="utf-8"))
+                checklist.complete |= content["complete"]
+                checklist.expected.update((entry["nodeid"], _expected_from(entry)) for entry in content["expected"])
+                checklist.deselected.update(content["deselected"])
 
     def close(self) -> None:
         """Remove it."""
         self._folder.cleanup()
 
 
-def write(config: pytest.Config, checklist: Checklist) -> None:
+def write_checklist(config: pytest.Config, checklist: Checklist) -> None:
     """Write the checklist of this worker down, where the controller said."""
     workerinput: Mapping[str, Any] = getattr(config, "workerinput", {})
     if _INPUT not in workerinput:
         return
-    expected = [asdict(one) for one in checklist.expected.values()]
+    expected = [asdict(model) for model in checklist.expected.values()]
     text = json.dumps({"complete": checklist.complete, "expected": expected, "deselected": [*checklist.deselected]})
     with suppress(OSError):  # a worker of another machine: the controller knows what has a result
         writing.write(Path(workerinput[_INPUT]) / f"{workerinput['workerid']}.json", text)
 
 
-def _expected(data: Mapping[str, Any]) -> Expected:
+def _expected_from(data: Mapping[str, Any]) -> ExpectedModel:
     place = data["place"]
-    return Expected(data["nodeid"], data["id"], place and Place(place["file"], place["line"]), tuple(data["tags"]))
+    return ExpectedModel(data["nodeid"], data["id"], place and Place(place["file"], place["line"]), tuple(data["tags"]))

@@ -17,7 +17,7 @@ from pytest_modelbudget.plugin import RESULTS
 from pytest_modelbudget.plugin.base import BASE
 from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record
 from pytest_modelbudget.results import State
-from pytest_modelbudget.session.registry import relative
+from pytest_modelbudget.session.registry import relative_posix
 from pytest_modelbudget.summary import Summary
 
 
@@ -74,7 +74,7 @@ class ModelBudget:
 
     def _entry(self, model: object, inputs: Any, name: str | None, **options: Any) -> ModelEntry:
         _, line, _ = self._node.reportinfo()
-        file = relative(self._node.path, self._node.config.rootpath)
+        file = relative_posix(self._node.path, self._node.config.rootpath)
         label = name or re.sub(r"[^A-Za-z0-9._+=-]+", "-", self._node.name).strip(".-")
         if any(result.id == label for result in self._node.stash.get(RESULTS, [])):
             raise ModelBudgetError(
@@ -85,7 +85,7 @@ class ModelBudget:
             model,
             inputs,
             place=Place(file, None if line is None else line + 1),
-            home=relative(self._node.path.parent, self._node.config.rootpath),
+            home=relative_posix(self._node.path.parent, self._node.config.rootpath),
             declared=self._declared(),
             **options,
         )

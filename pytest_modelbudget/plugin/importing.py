@@ -10,23 +10,23 @@ import pytest
 from _pytest.pathlib import ImportMode, import_path
 
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.isolation.channel import Module
+from pytest_modelbudget.isolation.channel import UserModule
 
 
-def described(config: pytest.Config, path: Path) -> Module:
+def user_module(config: pytest.Config, path: Path) -> UserModule:
     """How a worker imports the file at `path`."""
     mode = str(config.getoption("importmode"))
     namespaces = bool(config.getini("consider_namespace_packages"))
-    return Module(str(path), str(config.rootpath), mode, namespaces)
+    return UserModule(str(path), str(config.rootpath), mode, namespaces)
 
 
-def conftests(config: pytest.Config) -> tuple[Module, ...]:
+def conftests(config: pytest.Config) -> tuple[UserModule, ...]:
     """The conftest files that this run has loaded."""
     files = (getattr(plugin, "__file__", None) for plugin in config.pluginmanager.get_plugins())
-    return tuple(described(config, Path(file)) for file in files if file and Path(file).name == "conftest.py")
+    return tuple(user_module(config, Path(file)) for file in files if file and Path(file).name == "conftest.py")
 
 
-def load(module: Module) -> ModuleType:
+def load(module: UserModule) -> ModuleType:
     """Import it; whatever its code raises comes through."""
     mode = ImportMode(module.mode)
     path, root = Path(module.path), Path(module.root)
@@ -36,7 +36,7 @@ def load(module: Module) -> ModuleType:
         return import_path(path, mode=mode, root=root)  # type: ignore[call-arg]
 
 
-def entry_in(module: Module, name: str) -> ModelEntry | None:
+def entry_in(module: UserModule, name: str) -> ModelEntry | None:
     """The entry of that id among the values of a test module and of the classes in it."""
     return next((entry for entry in entries_of(load(module)) if entry.id == name), None)
 

@@ -16,18 +16,18 @@ from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.engine.run import in_ci, run
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.isolation import Yielded
+from pytest_modelbudget.isolation import YieldedBuilder
 from pytest_modelbudget.plugin import MARKER, RESULTS
-from pytest_modelbudget.plugin.base import BASE, ISOLATION, MADE
-from pytest_modelbudget.plugin.importing import described
+from pytest_modelbudget.plugin.base import BASE, ISOLATION, MODEL_ITEMS
+from pytest_modelbudget.plugin.importing import user_module
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.reports import terminal
 from pytest_modelbudget.results import Result, State, codec
-from pytest_modelbudget.session.registry import bad_config, obsolete_files
+from pytest_modelbudget.session.registry import bad_config_result, obsolete_files_result
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.show.table import WIDTH
-from pytest_modelbudget.system.escape import captured, without_commands
-from pytest_modelbudget.system.intact import intact
+from pytest_modelbudget.system.escape import harmless_output, without_commands
+from pytest_modelbudget.system.intact import originals_restored
 
 _MOST_OUTPUT = 20_000
 
@@ -87,7 +87,7 @@ class BudgetItem(pytest.Item):
         if not isinstance(excinfo.value, ModelCheckFailed):
             return str(super().repr_failure(excinfo))
         path, line, _ = self.reportinfo()
-        crash = ReprFileLocation(str(path), (line or 0) + 1, terminal.short(excinfo.value.result))
+        crash = ReprFileLocation(str(path), (line or 0) + 1, terminal.short_reason(excinfo.value.result))
         entry = ReprEntryNative([f"{line}\n" for line in str(excinfo.value).splitlines()])
         return ReprExceptionInfo(reprtraceback=ReprTraceback([entry], None, "native"), reprcrash=crash)
 
@@ -102,7 +102,7 @@ class ModelItem(BudgetItem):
         self.place = entry.place
         self.clash = ""
         self.extra_keyword_matches.update(entry.tags)
-        self.config.stash[MADE].append(self)
+        self.config.stash[MODEL_ITEMS].append(self)
 
     def outcome(self) -> Result:
         """Build, count, compare and decide."""
@@ -122,7 +122,7 @@ class ModelItem(BudgetItem):
         isolation = self.config.stash[ISOLATION]
         if isolation is None:
             return None
-        module = None if isinstance(self.entry.build, (str, Yielded)) else described(self.config, self.path)
+        module = None if isinstance(self.entry.build, (str, YieldedBuilder)) else user_module(self.config, self.path)
         return partial(isolation.count, module=module)
 
 
@@ -136,7 +136,7 @@ class BadConfigItem(BudgetItem):
 
     def outcome(self) -> Result:
         """All mistakes at once, each with its line."""
-        return bad_config(self.name, self.mistakes)
+        return bad_config_result(self.name, self.mistakes)
 
 
 class SnapshotFilesItem(BudgetItem):
@@ -155,10 +155,10 @@ class SnapshotFilesItem(BudgetItem):
             return Result(id=self.name, state=State.OBSOLETE, error=f"nothing is pruned: {self.refused}")
         if prune:
             return Result(id=self.name, state=State.OK, files=self.files, accepted=True)
-        return obsolete_files(self.name, self.files, self.declared)
+        return obsolete_files_result(self.name, self.files, self.declared)
 
 
-@intact()
+@originals_restored()
 def failure_text(config: pytest.Config, result: Result) -> str:
     """Why a result failed, as wide as the terminal, with more rows the more verbose the run is."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
@@ -182,8 +182,8 @@ def record(item: pytest.Item, result: Result) -> Result:
 def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], *, send: bool) -> None:
     """Put what an item came to on its report; `send` adds its results as plain data, which xdist carries on."""
     if isinstance(item, BudgetItem):  # a builder may print megabytes, which every later phase would repeat
-        shown = ((name, captured(_cut(without_noise(content)))) for name, content in report.sections)
-        report.sections = [(name, content) for name, content in shown if content.strip()]
+        sections = ((name, harmless_output(_cut_middle(without_noise(content)))) for name, content in report.sections)
+        report.sections = [(name, content) for name, content in sections if content.strip()]
     elif in_ci():  # a test that builds a model itself
         report.sections = [(name, without_commands(content)) for name, content in report.sections]
     if call.when != "call":
@@ -194,13 +194,13 @@ def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo
         result = call.excinfo.value.result
         vars(report)["modelbudget_state"] = result.state.value
         if isinstance(report.longrepr, ExceptionRepr) and report.longrepr.reprcrash is not None:
-            report.longrepr.reprcrash.message = terminal.short(result)
+            report.longrepr.reprcrash.message = terminal.short_reason(result)
     if report.skipped and isinstance(item, BudgetItem):
         path, line, _ = item.reportinfo()
         report.longrepr = (str(path), (line or 0) + 1, item.stash[RESULTS][-1].error)
 
 
-def _cut(content: str) -> str:
+def _cut_middle(content: str) -> str:
     """A builder may print megabytes."""
     if len(content) <= _MOST_OUTPUT:
         return content

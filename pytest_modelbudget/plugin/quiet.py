@@ -22,14 +22,14 @@ def no_commands(config: pytest.Config) -> Iterator[None]:
     if not github.reads_log() or config.getoption("capture") == "fd" or sys.__stdout__ is None:
         yield
         return
-    word = secrets.token_hex(16)
-    _print(f"::stop-commands::{word}")
+    token = secrets.token_hex(16)
+    _print(f"::stop-commands::{token}")
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        _print(f"::{word}::")
+        _print(f"::{token}::")
 
 
 def _print(command: str) -> None:

@@ -13,13 +13,13 @@ from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.report_files import ReportFile
 from pytest_modelbudget.trackers import tracker
 
-_WANTED: pytest.StashKey[list[ReportFile]] = pytest.StashKey()
+_REQUESTED: pytest.StashKey[list[ReportFile]] = pytest.StashKey()
 
 _NO_RUN = ("help", "version", "collectonly", "showfixtures", "show_fixtures_per_test", "markers", "cacheshow")
 """Options with which pytest tells something and checks nothing."""
 
 
-def wanted(config: pytest.Config, options: Namespace | None = None) -> list[ReportFile]:
+def requested_reports(config: pytest.Config, options: Namespace | None = None) -> list[ReportFile]:
     """The reports of this run; the first call loads what they need and takes those of an earlier run away.
 
     `options` are those that are known before `config.option` is complete.
@@ -27,23 +27,25 @@ def wanted(config: pytest.Config, options: Namespace | None = None) -> list[Repo
     Raises:
         pytest.UsageError: a report may not be written where it is wanted.
     """
-    if _WANTED not in config.stash:
+    if _REQUESTED not in config.stash:
         options = options or config.option
         try:
             files = report_files.targets(
-                options.model_budget_report, config.invocation_params.dir, held=_held(config, options)
+                options.model_budget_report,
+                config.invocation_params.dir,
+                protected=_configuration_files(config, options),
             )
         except ModelBudgetError as mistake:
             raise pytest.UsageError(f"--model-budget-report={mistake}") from None
         if not any(getattr(options, name, False) for name in _NO_RUN):
-            report_files.begin(files, config.rootpath)
+            report_files.prepare(files, config.rootpath)
             if options.model_budget_mlflow or options.model_budget_mlflow_required:
                 tracker("mlflow")
-        config.stash[_WANTED] = files
-    return config.stash[_WANTED]
+        config.stash[_REQUESTED] = files
+    return config.stash[_REQUESTED]
 
 
-def _held(config: pytest.Config, options: Namespace) -> list[Path]:
+def _configuration_files(config: pytest.Config, options: Namespace) -> list[Path]:
     """Files that configure this run, wherever links to them lie."""
     chosen = options.model_budget_file or config.getini("model_budget_file")
     folder = config.invocation_params.dir if options.model_budget_file else config.rootpath

@@ -9,8 +9,8 @@ from typing import TextIO, cast
 
 import pytest
 
-from pytest_modelbudget.system.intact import intact
-from pytest_modelbudget.system.streams import Lasting
+from pytest_modelbudget.system.intact import originals_restored
+from pytest_modelbudget.system.streams import UnfailingStream
 
 _SPARE = 32
 """Files that can be opened at the end of a run in which a model's code opened all that it could."""
@@ -29,7 +29,7 @@ class SteadyRun:
             self._spare += (os.open(os.devnull, os.O_RDONLY) for _ in range(_SPARE))
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
-            lasting = Lasting(reporter._tw._file)
+            lasting = UnfailingStream(reporter._tw._file)
             reporter._tw._file = cast(TextIO, lasting)
             session.config.add_cleanup(lasting.flush)  # here, not when Python ends with an exit code of its own
 
@@ -39,5 +39,5 @@ class SteadyRun:
         for handle in self._spare:
             with suppress(OSError):
                 os.close(handle)
-        with intact():
+        with originals_restored():
             return (yield)

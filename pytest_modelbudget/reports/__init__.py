@@ -8,7 +8,7 @@ from typing import cast
 
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result
-from pytest_modelbudget.system.intact import any_size
+from pytest_modelbudget.system.intact import any_digits
 
 REPORTS = {
     "json": "pytest_modelbudget.reports.json",
@@ -20,7 +20,7 @@ REPORTS = {
 }
 """The kinds of `--model-budget-report`; each module has `page(results, setting) -> str`."""
 
-MARKS = {
+REPORT_MARKS = {
     "json": '{"schema": ',
     "md": "### Model budget: ",
     "html": "<title>Model budget: ",
@@ -31,14 +31,14 @@ MARKS = {
 """By which an earlier report of a kind is known from its first lines."""
 
 
-@any_size()
-def render(kind: str, results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+@any_digits()
+def render(kind: str, results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """The report of one kind as text."""
-    page = cast(Callable[[Sequence[Result], text.Setting], str], import_module(REPORTS[kind]).page)
+    page = cast(Callable[[Sequence[Result], text.ReportSetting], str], import_module(REPORTS[kind]).page)
     return page(results, setting)
 
 
-def unfinished(kind: str, setting: text.Setting = text.SETTING) -> str:
+def unfinished(kind: str, setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """What stands in the place of a report until the run has ended; empty for kinds of which nothing should."""
     page = getattr(import_module(REPORTS[kind]), "unfinished", None)
     return "" if page is None else str(page(setting))

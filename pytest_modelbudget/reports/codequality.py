@@ -24,7 +24,7 @@ _SEVERITY = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Finding:
+class _QualityIssue:
     """`check` names the rule, `about` what it holds for; both and the model make the fingerprint, no value does."""
 
     check: str
@@ -34,23 +34,25 @@ class _Finding:
     place: Place | None = None
 
 
-def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """All findings, by model; the same finding has the same fingerprint in every run, whatever its numbers."""
-    found: list[dict[str, object]] = []
-    seen: set[str] = set()
+    entries: list[dict[str, object]] = []
+    fingerprints: set[str] = set()
     ordered = sorted(results, key=lambda result: (result.id, result.nodeid))
     for result, name in zip(ordered, text.unique_names(ordered), strict=True):
         for finding in _findings(result):
             place = text.location(result, setting.folder, finding.place)
-            found.append(_entry(_fingerprint(name, finding, seen), f"{result.id}: {finding.text}", finding, place))
-    for about, said in text.new_findings(ordered, setting):
-        finding = _Finding(said.kind.replace(" ", "-"), said.text, "minor", said.text)
-        place = text.location(about, setting.folder, said.place)
-        found.append(_entry(_fingerprint(said.model, finding, seen), str(said), finding, place))
-    return json.dumps(found, indent=1) + "\n"
+            entries.append(
+                _entry(_fingerprint(name, finding, fingerprints), f"{result.id}: {finding.text}", finding, place)
+            )
+    for subject, run_finding in text.new_findings(ordered, setting):
+        finding = _QualityIssue(run_finding.kind.replace(" ", "-"), run_finding.text, "minor", run_finding.text)
+        place = text.location(subject, setting.folder, run_finding.place)
+        entries.append(_entry(_fingerprint(run_finding.model, finding, fingerprints), str(run_finding), finding, place))
+    return json.dumps(entries, indent=1) + "\n"
 
 
-def _entry(fingerprint: str, description: str, finding: _Finding, place: Place) -> dict[str, object]:
+def _entry(fingerprint: str, description: str, finding: _QualityIssue, place: Place) -> dict[str, object]:
     return {
         "description": harmless(description),
         "check_name": f"modelbudget/{finding.check}",
@@ -60,24 +62,26 @@ def _entry(fingerprint: str, description: str, finding: _Finding, place: Place) 
     }
 
 
-def _findings(result: Result) -> Iterator[_Finding]:
+def _findings(result: Result) -> Iterator[_QualityIssue]:
     for violation in (*result.failures, *result.warnings):
         budget = violation.budget
         severity = "critical" if violation.severity == "fail" else "minor"
         about = f"{budget.bound}\0{budget.layer}\0{violation.layer}"
-        yield _Finding(budget.metric, about, severity, str(violation), budget.place)
+        yield _QualityIssue(budget.metric, about, severity, str(violation), budget.place)
     if result.state in _SEVERITY:
         check = result.state.value.lower().replace(" ", "-")
-        yield _Finding(check, "", _SEVERITY[result.state], f"{result.state.value}: {terminal.short(result)}")
+        yield _QualityIssue(
+            check, "", _SEVERITY[result.state], f"{result.state.value}: {terminal.short_reason(result)}"
+        )
 
 
-def _fingerprint(name: str, finding: _Finding, seen: set[str]) -> str:
+def _fingerprint(name: str, finding: _QualityIssue, fingerprints: set[str]) -> str:
     """GitLab takes findings of equal fingerprints for one, so a repeated one is numbered."""
     number = 0
     while True:
         parts = (name, finding.check, finding.about, *([str(number)] if number else []))
         fingerprint = hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
-        if fingerprint not in seen:
-            seen.add(fingerprint)
+        if fingerprint not in fingerprints:
+            fingerprints.add(fingerprint)
             return fingerprint
         number += 1

@@ -22,22 +22,22 @@ _MOST_ROWS = 50
 _MOST_DETAILS = 5_000
 
 
-def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """The marker, the verdict, a table of the models that changed or failed, and the details of each."""
     notable = sorted(filter(is_notable, results), key=github.rank)
-    said = [one for result, one in text.new_findings(results, setting) if result is None]
-    said += [one for one in text.unchecked(setting) if one not in said]
+    run_findings = [candidate for result, candidate in text.new_findings(results, setting) if result is None]
+    run_findings += [candidate for candidate in text.unchecked_findings(setting) if candidate not in run_findings]
     key = _key(setting)
     base = markdown.code(setting.overall.base) if setting.overall.base else "the committed snapshots"
     title = f"### Model budget: {text.verdict(results)}\n\nCompared with {base}.\n"
-    if not notable and not said:
+    if not notable and not run_findings:
         return f"<!-- modelbudget:{key} quiet -->\n{title}\nNo model changed.\n"
-    findings = [f"- {markdown.code(str(finding))}" for finding in said]
+    findings = [f"- {markdown.code(str(finding))}" for finding in run_findings]
     blocks = [f"<!-- modelbudget:{key} -->\n{title}", *findings, "", *_blocks(notable)]
-    return markdown.fitted(blocks, _MOST_BYTES)
+    return markdown.fit_blocks(blocks, _MOST_BYTES)
 
 
-def unfinished(setting: text.Setting = text.SETTING) -> str:
+def unfinished(setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """What a run that ends early leaves behind, so that what was posted for an earlier one does not stand."""
     return (
         f"<!-- modelbudget:{_key(setting)} -->\n### Model budget: the run did not finish\n\n"
@@ -45,15 +45,19 @@ def unfinished(setting: text.Setting = text.SETTING) -> str:
     )
 
 
-def _key(setting: text.Setting) -> str:
-    return re.sub("[^A-Za-z0-9._]+", "-", setting.key) or text.SETTING.key
+def _key(setting: text.ReportSetting) -> str:
+    return re.sub("[^A-Za-z0-9._]+", "-", setting.key) or text.DEFAULT_SETTING.key
 
 
 def is_notable(result: Result) -> bool:
     """Whether a reviewer wants to know of it."""
-    new = result.since is not None and bool(result.since.name) and bool(result.since.reason)
-    said = result.warnings or any(text.compared(result)) or any(one.kind in text.NEW for one in result.findings)
-    return result.state.failed or bool(said) or new
+    is_new = result.since is not None and bool(result.since.name) and bool(result.since.reason)
+    has_findings = (
+        result.warnings
+        or any(text.comparisons(result))
+        or any(finding.kind in text.NEW_FINDINGS for finding in result.findings)
+    )
+    return result.state.failed or bool(has_findings) or is_new
 
 
 def _blocks(notable: Sequence[Result]) -> Iterator[str]:
@@ -81,9 +85,9 @@ def _cells(result: Result) -> Iterator[str]:
     else:
         flops = cells.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value)
         yield f"{summary.params:,}"
-        yield text.moved(result, "params")
+        yield text.delta_text(result, "params")
         yield markdown.escape(f"{'>= ' if summary.flops.is_lower_bound else ''}{flops}")
-        yield text.moved(result, "flops")
+        yield text.delta_text(result, "flops")
         yield units.size(summary.weight_bytes)
     yield markdown.escape(text.used_text(result))
 
@@ -92,9 +96,9 @@ def _details(result: Result) -> str:
     """As on the terminal, and what moved since the base; rows that came and went have a colour in a `diff` block."""
     _, *lines = terminal.failure(result, rows=0).splitlines()
     if result.error:
-        return markdown.fenced("\n".join(lines), _MOST_DETAILS)
+        return markdown.fenced_block("\n".join(lines), _MOST_DETAILS)
     lines = [line.strip() for line in lines]
     if result.since is not None and result.since.reason:
         lines.append(harmless(result.since.reason))
-    lines += [harmless(str(finding)) for finding in text.findings(result)]
-    return markdown.fenced("\n".join(lines), _MOST_DETAILS, "diff")
+    lines += [harmless(str(finding)) for finding in text.model_findings(result)]
+    return markdown.fenced_block("\n".join(lines), _MOST_DETAILS, "diff")

@@ -12,7 +12,7 @@ from pytest_modelbudget.reports import terminal, text
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.system.escape import harmless
 
-MOST = 10
+MOST_ANNOTATIONS = 10
 """Errors, and warnings, that GitHub shows of one step; it drops the others without a word and without ranking."""
 
 _LONGEST = 4_000
@@ -28,20 +28,24 @@ def reads_log() -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
-def commands(results: Sequence[Result], setting: text.Setting, *, errors: bool = True) -> Iterator[str]:
+def commands(results: Sequence[Result], setting: text.ReportSetting, *, errors: bool = True) -> Iterator[str]:
     """The workflow commands of a run, one a line: at most ten errors and ten warnings, worst first, then a count.
 
     `errors=False` leaves out those of failed tests, for runs in which another plugin annotates these.
     """
     failed = [result for result in results if result.state.failed and (errors or not _is_test(result))]
     failed.sort(key=rank)
-    yield from (_error(result, setting) for result in failed[:MOST])
-    if len(failed) > MOST:
-        yield _command("notice", None, "Model budget", f"{len(failed) - MOST} more models failed: see the summary")
+    yield from (_error(result, setting) for result in failed[:MOST_ANNOTATIONS])
+    if len(failed) > MOST_ANNOTATIONS:
+        yield _command(
+            "notice", None, "Model budget", f"{len(failed) - MOST_ANNOTATIONS} more models failed: see the summary"
+        )
     warnings = [*_warnings(results, setting), *_findings(results, setting)]
-    yield from warnings[:MOST]
-    if len(warnings) > MOST:
-        yield _command("notice", None, "Model budget", f"{len(warnings) - MOST} more warnings: see the summary")
+    yield from warnings[:MOST_ANNOTATIONS]
+    if len(warnings) > MOST_ANNOTATIONS:
+        yield _command(
+            "notice", None, "Model budget", f"{len(warnings) - MOST_ANNOTATIONS} more warnings: see the summary"
+        )
 
 
 def _is_test(result: Result) -> bool:
@@ -65,38 +69,38 @@ def overshoot(violation: Violation) -> Fraction:
     return abs(Fraction(actual) / Fraction(allowed) - 1) if allowed else Fraction(0)
 
 
-def _error(result: Result, setting: text.Setting) -> str:
+def _error(result: Result, setting: text.ReportSetting) -> str:
     worst = max(result.failures, key=overshoot, default=None)
     place = text.location(result, setting.folder, worst.budget.place if worst else None)
     title, *lines = terminal.failure(result, rows=0).splitlines()
-    message = "\n".join(text.cut([line.strip() for line in lines], _LONGEST)) or title
+    message = "\n".join(text.cut_lines([line.strip() for line in lines], _LONGEST)) or title
     return _command("error", place, title, message)
 
 
-def _warnings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
+def _warnings(results: Sequence[Result], setting: text.ReportSetting) -> Iterator[str]:
     for result in results:
         for violation in () if result.state.failed else result.warnings:  # an error has its warnings in it
             place = text.location(result, setting.folder, violation.budget.place)
             yield _command("warning", place, f"{result.id}: warning", harmless(str(violation)))
 
 
-def _findings(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
+def _findings(results: Sequence[Result], setting: text.ReportSetting) -> Iterator[str]:
     for result, finding in text.new_findings(results, setting):
         place = text.location(result, setting.folder, finding.place)
-        about = f"{finding.model}: " if finding.model else ""
-        yield _command("warning", place, f"{about}{finding.kind}", harmless(finding.text))
+        prefix = f"{finding.model}: " if finding.model else ""
+        yield _command("warning", place, f"{prefix}{finding.kind}", harmless(finding.text))
 
 
 def _command(kind: str, place: Place | None, title: str, message: str) -> str:
-    where = "" if place is None else f"file={_property(place.file)},line={place.line},"
-    return f"::{kind} {where}title={_property(harmless(title))}::{_data(message)}"
+    location = "" if place is None else f"file={_escape_property(place.file)},line={place.line},"
+    return f"::{kind} {location}title={_escape_property(harmless(title))}::{_escape_message(message)}"
 
 
-def _data(value: str) -> str:
+def _escape_message(value: str) -> str:
     """A message, as the runner decodes it."""
     return value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _property(value: str) -> str:
+def _escape_property(value: str) -> str:
     """A property; a colon or comma would end it."""
-    return _data(value).replace(":", "%3A").replace(",", "%2C")
+    return _escape_message(value).replace(":", "%3A").replace(",", "%2C")

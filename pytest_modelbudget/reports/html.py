@@ -48,7 +48,7 @@ def _inlined(content: str) -> tuple[Markup, str]:
     return Markup(content), base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """All models, failures first, each with its changes, treemap and layer tree; light and dark."""
     style, style_hash = _inlined(_file("page.css") + notebook.plan_style())
     script, script_hash = _inlined(_file("page.js"))
@@ -59,22 +59,22 @@ def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str
         style_hash=style_hash,
         script=script,
         script_hash=script_hash,
-        results=[_outcome(result) for result in text.sorted_results(results)],
+        results=[_result_data(result) for result in text.sorted_results(results)],
     )
 
 
-def _outcome(result: Result) -> dict[str, object]:
+def _result_data(result: Result) -> dict[str, object]:
     warned = result.state is State.OK and bool(result.warnings)
-    used = text.used(result)
+    used = text.most_used_limit(result)
     return {
         "id": harmless(result.id),
-        "word": text.marked("warn" if warned else result.state.value, result),
+        "word": text.with_real_run_mark("warn" if warned else result.state.value, result),
         "look": "failed" if result.state.failed else "warned" if warned else "passed",
         "failed": result.state.failed,
-        "why": _why(result) if result.state.failed else "",
+        "why": _failure_text(result) if result.state.failed else "",
         "warnings": [harmless(str(violation)) for violation in result.warnings],
         "cells": list(_cells(result)),
-        "findings": [harmless(str(finding)) for finding in text.findings(result)],
+        "findings": [harmless(str(finding)) for finding in text.model_findings(result)],
         "used": text.used_text(result),
         "used_value": "" if used is None else float(min(used[1], Fraction(_MOST_USED))),
         "model": None
@@ -83,14 +83,14 @@ def _outcome(result: Result) -> dict[str, object]:
             **notebook.summary_parts(result.summary),
             "remarks": text.remarks(result.summary),
             "layers": len(result.summary.layers),
-            "packed": tree.packed(result),
+            "packed": tree.packed_data(result),
         },
     }
 
 
-def _why(result: Result) -> str:
+def _failure_text(result: Result) -> str:
     """The terminal's words, without the line that stands above them here."""
-    return "\n".join(text.cut(terminal.failure(result, rows=0, runs=False).splitlines()[1:], _MOST_FAILURE))
+    return "\n".join(text.cut_lines(terminal.failure(result, rows=0, runs=False).splitlines()[1:], _MOST_FAILURE))
 
 
 def _cells(result: Result) -> Iterator[tuple[str, object]]:
@@ -99,9 +99,9 @@ def _cells(result: Result) -> Iterator[tuple[str, object]]:
     if summary is None:
         yield from [(cells.UNKNOWN, "")] * 5
         return
-    moved = text.delta(result, "params")
+    delta = text.total_delta(result, "params")
     yield f"{summary.params:,}", summary.params
-    yield text.moved(result, "params"), "" if moved is None else moved
+    yield text.delta_text(result, "params"), "" if delta is None else delta
     yield f"{summary.trainable_params:,}", summary.trainable_params
     yield cells.flops(summary), "" if summary.flops.value is None else summary.flops.value
     yield units.size(summary.weight_bytes), summary.weight_bytes

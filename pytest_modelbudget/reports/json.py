@@ -10,14 +10,14 @@ from pytest_modelbudget.results import Result, codec
 from pytest_modelbudget.summary.metrics import METRICS
 
 
-def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """All results, sorted by id, each on a line of its own."""
     overall = setting.overall
     head = {
         "schema": codec.SCHEMA,
         "base": overall.base,
-        "findings": [codec.finding_dict(one) for one in overall.findings],
-        "sums": [codec.sum_dict(one) for one in overall.sums],
+        "findings": [codec.finding_dict(item) for item in overall.findings],
+        "sums": [codec.sum_dict(item) for item in overall.sums],
     }
     models = ",\n".join(json.dumps(_model(result)) for result in sorted(results, key=lambda result: result.id))
     return f'{json.dumps(head)[:-1]}, "models": [\n{models}\n]}}\n'

@@ -18,28 +18,28 @@ _MOST_DETAILS = 60_000
 """Characters about one model, so that one long error leaves room for the others."""
 
 
-def page(results: Sequence[Result], setting: text.Setting = text.SETTING) -> str:
+def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """The verdict, a table of all models, and why each failing one failed; cut, with a count, when very long."""
-    return fitted(_blocks(results, setting), _MOST_BYTES)
+    return fit_blocks(_blocks(results, setting), _MOST_BYTES)
 
 
-def fitted(blocks: Iterable[str], most: int) -> str:
+def fit_blocks(blocks: Iterable[str], most: int) -> str:
     """The blocks, each whole or not at all, that fit into `most` bytes, and how many did not."""
     parts: list[str] = []
-    rest = most - 100  # the line that counts the others
-    left = 0
+    remaining = most - 100  # the line that counts the others
+    omitted = 0
     for block in blocks:
         size = len(block.encode()) + 1
-        if left or size > rest:
-            left += 1
+        if omitted or size > remaining:
+            omitted += 1
         else:
-            rest -= size
+            remaining -= size
             parts.append(block)
-    more = [f"\n... {left} more lines and sections did not fit"] if left else []
-    return "\n".join([*parts, *more]) + "\n"
+    note = [f"\n... {omitted} more lines and sections did not fit"] if omitted else []
+    return "\n".join([*parts, *note]) + "\n"
 
 
-def _blocks(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
+def _blocks(results: Sequence[Result], setting: text.ReportSetting) -> Iterator[str]:
     ordered = text.sorted_results(results)
     yield f"### Model budget: {text.verdict(results)}\n"
     yield "| Model | State | Params | Moved | Trainable | FLOPs | Weights | Budget used |"
@@ -53,7 +53,7 @@ def _blocks(results: Sequence[Result], setting: text.Setting) -> Iterator[str]:
     yield ""
     for result in ordered:
         if result.state.failed:
-            yield details(result, fenced(terminal.failure(result, rows=0), _MOST_DETAILS))
+            yield details(result, fenced_block(terminal.failure(result, rows=0), _MOST_DETAILS))
 
 
 def _plans(results: Iterable[Result]) -> Iterator[str]:
@@ -64,13 +64,13 @@ def _plans(results: Iterable[Result]) -> Iterator[str]:
     yield "| Model | Planned run | Peak | Where | Reserved | Devices |"
     yield "| --- | --- | ---: | --- | ---: | --- |"
     for result, plan in planned:
-        why = plan.notes[0] if plan.peak_bytes is None and plan.notes else plans.where(plan).strip()
+        reason = plan.notes[0] if plan.peak_bytes is None and plan.notes else plans.peak_place_text(plan).strip()
         sizes = (cells.UNKNOWN if size is None else units.size(size) for size in (plan.peak_bytes, plan.reserved_bytes))
         peak, reserved = sizes
         fits = "; ".join(map(plans.fit_text, plan.fits))
-        said = (f"{plan.kind} ({plan.recipe})", why, fits)
-        run, where, devices = (code(one) if one else "-" for one in said)
-        yield row([code(result.id), run, peak, where, reserved, devices])
+        texts = (f"{plan.kind} ({plan.recipe})", reason, fits)
+        run, peak_place, devices = (code(value) if value else "-" for value in texts)
+        yield row([code(result.id), run, peak, peak_place, reserved, devices])
     yield ""
 
 
@@ -81,7 +81,7 @@ def _cells(result: Result) -> Iterator[str]:
         yield from (cells.UNKNOWN,) * 5
     else:
         yield f"{result.summary.params:,}"
-        yield text.moved(result, "params")
+        yield text.delta_text(result, "params")
         yield f"{result.summary.trainable_params:,}"
         yield escape(cells.flops(result.summary))
         yield units.size(result.summary.weight_bytes)
@@ -95,7 +95,9 @@ def row(cells: Iterable[str]) -> str:
 
 def state(result: Result) -> str:
     """How a model came out, in a word."""
-    return text.marked("warn" if result.state is State.OK and result.warnings else result.state.value, result)
+    return text.with_real_run_mark(
+        "warn" if result.state is State.OK and result.warnings else result.state.value, result
+    )
 
 
 def details(result: Result, content: str) -> str:
@@ -106,7 +108,7 @@ def details(result: Result, content: str) -> str:
 def escape(value: str) -> str:
     """Words of ours that Markdown and HTML show as they are; what came from a model is set as `code`."""
     plain = harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _entities(plain) if _marks(plain) else plain
+    return _entities(plain) if _has_markup(plain) else plain
 
 
 def code(value: str) -> str:
@@ -115,20 +117,20 @@ def code(value: str) -> str:
     But for mail addresses, which GitHub finds in tags too, once entities are characters again: a tag parts them.
     """
     plain = harmless(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    shown = _entities(plain) if _marks(plain) else plain
-    return f"<code>{shown.replace('&#64;', '&#64;</code><code>')}</code>"
+    escaped = _entities(plain) if _has_markup(plain) else plain
+    return f"<code>{escaped.replace('&#64;', '&#64;</code><code>')}</code>"
 
 
 def _entities(plain: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+.!|~@:-])", lambda match: f"&#{ord(match[1])};", plain)
 
 
-def _marks(value: str) -> bool:
+def _has_markup(value: str) -> bool:
     return re.search(r"[\\`*{}\[\]#!|~@]|(?<!\w)_|_(?!\w)|://|www[.]", value) is not None
 
 
-def fenced(block: str, most: int, language: str = "text") -> str:
+def fenced_block(block: str, most: int, language: str = "text") -> str:
     """A block that is shown as it is, with a fence longer than any inside it, cut after `most` characters."""
     longest = max((len(ticks) for ticks in re.findall(r"`+", block)), default=0)
     fence = "`" * max(3, longest + 1)
-    return "\n".join([f"{fence}{language}", *text.cut(block.splitlines(), most), fence])
+    return "\n".join([f"{fence}{language}", *text.cut_lines(block.splitlines(), most), fence])

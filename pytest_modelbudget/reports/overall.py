@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.results import Result
-from pytest_modelbudget.results.groups import Overall, Sum, shared
+from pytest_modelbudget.results.groups import GroupSum, RunSummary, shared_findings
 from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless
 
@@ -15,22 +15,22 @@ _NOTES = ("ratchet", "growth not enforced", "base manifest", "model removed", "d
 """Kinds that ask for nothing; all others are warnings."""
 
 
-def lines(overall: Overall, results: Sequence[Result]) -> Iterator[str]:
+def lines(overall: RunSummary, results: Sequence[Result]) -> Iterator[str]:
     """One line for the base, each finding, and each sum."""
     if overall.base:
         yield harmless(f"base: {overall.base}")
-    yield from (harmless(f"warn: {finding}") for finding in shared(results))
+    yield from (harmless(f"warn: {finding}") for finding in shared_findings(results))
     for finding in overall.findings:
         yield harmless(f"{'note' if finding.kind in _NOTES else 'warn'}: {finding}")
-    yield from (harmless(_sum(one)) for one in overall.sums if one.state != "incomplete")
+    yield from (harmless(_sum(group_sum)) for group_sum in overall.sums if group_sum.state != "incomplete")
 
 
-def _sum(one: Sum) -> str:
-    group, budget = one.group.name, one.budget
+def _sum(group_sum: GroupSum) -> str:
+    group, budget = group_sum.group.name, group_sum.budget
     place = f"  [{budget.place}]" if budget.place else ""
-    if one.violation is not None:
-        word = "OVER BUDGET" if one.state == "over" else "warn:"
-        return f"{word} {group}: {one.violation}{place}"
-    assert one.total is not None
-    share = f" ({units.percent(Fraction(one.total) / Fraction(budget.limit))})" if budget.limit else ""
-    return f"sum: {group}: {budget.metric} {METRICS[budget.metric].show(one.total)} of {budget.text}{share}"
+    if group_sum.violation is not None:
+        word = "OVER BUDGET" if group_sum.state == "over" else "warn:"
+        return f"{word} {group}: {group_sum.violation}{place}"
+    assert group_sum.total is not None
+    share = f" ({units.percent(Fraction(group_sum.total) / Fraction(budget.limit))})" if budget.limit else ""
+    return f"sum: {group}: {budget.metric} {METRICS[budget.metric].show(group_sum.total)} of {budget.text}{share}"

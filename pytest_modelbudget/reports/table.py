@@ -11,13 +11,13 @@ from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.show import cells, table
 from pytest_modelbudget.summary.show.table import WIDTH
 from pytest_modelbudget.system.escape import harmless
-from pytest_modelbudget.system.intact import any_size
+from pytest_modelbudget.system.intact import any_digits
 
 _LONGEST_NAME = 24
 """Characters up to which the name of a model stays on one line, in a table as wide as `WIDTH` or wider."""
 
 
-@any_size()
+@any_digits()
 def summary_text(
     summary: Summary,
     *,
@@ -34,13 +34,13 @@ def summary_text(
     return table.summary_text(summary, width=width, most=most, elsewhere=elsewhere, why=explain, remarks=remarks)
 
 
-@any_size()
+@any_digits()
 def results_text(results: Sequence[Result], *, width: int = WIDTH) -> str:
     """One line for each model: its totals, the limit used most, and how it came out."""
     rows = [_result_cells(result) for result in text.sorted_results(results)]
     header = ("model", "params", "trainable", "FLOPs", "weights", "budget used", "")
-    whole = width >= WIDTH and all(len(name) <= _LONGEST_NAME for name, *_ in rows)
-    return table.grid(header, rows, right=(1, 2, 3, 4), width=width, whole=(0,) if whole else ())
+    unbroken = width >= WIDTH and all(len(name) <= _LONGEST_NAME for name, *_ in rows)
+    return table.grid(header, rows, right=(1, 2, 3, 4), width=width, whole=(0,) if unbroken else ())
 
 
 def _result_cells(result: Result) -> tuple[str, ...]:
@@ -63,5 +63,5 @@ def _result_cells(result: Result) -> tuple[str, ...]:
         f"{'>=' if summary.flops.is_lower_bound else ''}{flops}",
         units.size(summary.weight_bytes),
         text.used_text(result),
-        text.marked(word, result),
+        text.with_real_run_mark(word, result),
     )

@@ -10,20 +10,20 @@ from pytest_modelbudget.budget import FITS, Violation
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, text
-from pytest_modelbudget.results import Result, State, Stored
+from pytest_modelbudget.results import Result, SnapshotState, State
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.summary.metrics import PEAKS
+from pytest_modelbudget.summary.metrics import PEAK_METRICS
 from pytest_modelbudget.summary.show import plans
 from pytest_modelbudget.summary.show.table import WIDTH
 from pytest_modelbudget.system.escape import harmless, harmless_lines
-from pytest_modelbudget.system.intact import any_size
+from pytest_modelbudget.system.intact import any_digits
 
 _LONGEST_CHANGE = 800
 _MOST_CHANGES = 20
 _MOST_ROWS = 40
 
 
-@any_size()
+@any_digits()
 def failure(
     result: Result,
     *,
@@ -45,13 +45,13 @@ def _failure(result: Result, width: int, rows: int | None, explain: bool, runs: 
     if result.error:
         yield harmless_lines(result.error)
     if result.state is State.BUILD_ERROR:
-        where = f"registered at {result.place}; not counted, its snapshot is untouched"
-        yield harmless(where if result.place else "not counted")
+        note = f"registered at {result.place}; not counted, its snapshot is untouched"
+        yield harmless(note if result.place else "not counted")
     if result.summary is None:
         return
     yield from _violations(result)
     yield from _snapshot(result)
-    yield from _since(result)
+    yield from _changes_since_base(result)
     if rows == 0:
         if runs and any(map(_about_runs, result.failures)):
             yield from (f"  {line}" for line in plans.summary_lines(result.summary))
@@ -68,14 +68,14 @@ def _violations(result: Result) -> Iterator[str]:
     if result.summary is None or not result.failures:
         return
     if result.summary.params and not all(map(_about_runs, result.failures)):
-        yield f"  largest layers: {_largest(result)}"
+        yield f"  largest layers: {_largest_layers(result)}"
 
 
 def _about_runs(violation: Violation) -> bool:
-    return violation.budget.metric in (FITS, *PEAKS) or bool(violation.budget.dim)
+    return violation.budget.metric in (FITS, *PEAK_METRICS) or bool(violation.budget.dim)
 
 
-def _largest(result: Result) -> str:
+def _largest_layers(result: Result) -> str:
     assert result.summary is not None
     top = sorted(result.summary.layers, key=lambda layer: -layer.params)[:3]
     total = result.summary.params
@@ -93,20 +93,20 @@ def _snapshot(result: Result) -> Iterator[str]:
     update = f'pytest --model-budget-update "{harmless(result.nodeid)}"'
     path = harmless(snapshot.path)
     match snapshot.stored:
-        case Stored.MISSING if result.state is not State.OK and not result.accepted:
+        case SnapshotState.MISSING if result.state is not State.OK and not result.accepted:
             assert result.summary is not None
             yield f"  no {path} yet (counted {result.summary.params:,} params); a check never writes it"
             yield from _commands("create:  ", update, result)
-        case Stored.DIFFERENT:
+        case SnapshotState.DIFFERENT:
             yield f"  differs from {path}:"
-            yield from (f"    {line}" for line in moves(result.changes, result.summary))
+            yield from (f"    {line}" for line in change_lines(result.changes, result.summary))
             if not result.accepted:
                 yield from _commands("accept:  ", update, result)
-        case Stored.BROKEN:
+        case SnapshotState.BROKEN:
             yield f"  {harmless(snapshot.problem)}"
             if not result.accepted:
                 yield from _commands("fix:     ", update, result)
-        case Stored.REFUSED:
+        case SnapshotState.REFUSED:
             yield f"  {harmless(snapshot.problem)}"
 
 
@@ -115,31 +115,31 @@ def _commands(word: str, update: str, result: Result) -> Iterator[str]:
     if not result.failures:
         yield f"{word}{update}"
         return
-    places = dict.fromkeys(one.budget.place for one in result.failures if one.budget.place)
-    where = f" ({harmless(', '.join(_places(places)))})" if places else ""
+    places = dict.fromkeys(violation.budget.place for violation in result.failures if violation.budget.place)
+    places_text = f" ({harmless(', '.join(_places(places)))})" if places else ""
     limits = "limit" if len(result.failures) == 1 else "limits"
-    yield f"first:   make it fit, or change the broken {limits}{where}"
+    yield f"first:   make it fit, or change the broken {limits}{places_text}"
     yield f"then:    {update}"
 
 
 def _places(places: Iterable[Place]) -> Iterator[str]:
     """`modelbudget.yaml:21`, `:23`: a file is named once for lines that follow each other."""
-    before = None
+    previous_file = None
     for place in places:
-        yield str(place) if place.file != before or place.line is None else f":{place.line}"
-        before = place.file
+        yield str(place) if place.file != previous_file or place.line is None else f":{place.line}"
+        previous_file = place.file
 
 
-def _since(result: Result) -> Iterator[str]:
+def _changes_since_base(result: Result) -> Iterator[str]:
     """What moved since the base, unless the snapshot was the same there, so that it was said already."""
     if result.since is None or result.since.changes == result.changes:
         return
     if result.since.changes:
         yield f"  since {harmless(result.since.name)}:"
-        yield from (f"    {line}" for line in moves(result.since.changes, result.summary))
+        yield from (f"    {line}" for line in change_lines(result.since.changes, result.summary))
 
 
-def moves(changes: Sequence[Change], summary: Summary | None) -> Iterator[str]:
+def change_lines(changes: Sequence[Change], summary: Summary | None) -> Iterator[str]:
     """Totals and ports, then the first rows of those that changed, which come ranked, and how many others there are."""
     heads = [change for change in changes if change.of_the_model]
     rows = [change for change in changes if not change.of_the_model]
@@ -151,24 +151,26 @@ def moves(changes: Sequence[Change], summary: Summary | None) -> Iterator[str]:
         yield f"= {max(0, len(summary.layers) - touched)} other rows unchanged"
 
 
-def short(result: Result) -> str:
+def short_reason(result: Result) -> str:
     """The one line of pytest's short test summary."""
     if result.failures:
-        more = f" (+{len(result.failures) - 1} more)" if len(result.failures) > 1 else ""
-        return harmless(f"{result.failures[0]}{more}", longest=160)
+        others = f" (+{len(result.failures) - 1} more)" if len(result.failures) > 1 else ""
+        return harmless(f"{result.failures[0]}{others}", longest=160)
     if result.error:
-        last = [line for line in result.error.splitlines() if line.startswith("E ")]
-        return harmless((last[-1].removeprefix("E").strip() if last else result.error.splitlines()[0]), longest=160)
-    if result.snapshot.stored is Stored.MISSING:
+        error_lines = [line for line in result.error.splitlines() if line.startswith("E ")]
+        return harmless(
+            (error_lines[-1].removeprefix("E").strip() if error_lines else result.error.splitlines()[0]), longest=160
+        )
+    if result.snapshot.stored is SnapshotState.MISSING:
         return "not written: run with --model-budget-update"
     if result.snapshot.problem:
         return harmless(result.snapshot.problem, longest=160)
-    moved = next((change for change in result.changes if change.of_the_model), None)
+    first_total = next((change for change in result.changes if change.of_the_model), None)
     rows = sum(change.rows for change in result.changes if not change.of_the_model)
-    return harmless(f"{f'{moved}, ' if moved else ''}{rows} row{'' if rows == 1 else 's'}", longest=160)
+    return harmless(f"{f'{first_total}, ' if first_total else ''}{rows} row{'' if rows == 1 else 's'}", longest=160)
 
 
-def closing(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[str]:
+def closing_lines(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[str]:
     """The lines of the section at the end of a run: the table, warnings, notes, and the verdict."""
     yield table.results_text([result for result in results if result.is_model or result.state.failed], width=width)
     for result in sorted(results, key=lambda result: result.id):

@@ -12,8 +12,8 @@ from pytest_modelbudget.budget import FITS, Finding
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.explain import reading
-from pytest_modelbudget.results import Result, State, Stored
-from pytest_modelbudget.results.groups import Overall
+from pytest_modelbudget.results import Result, SnapshotState, State
+from pytest_modelbudget.results.groups import RunSummary
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import METRICS, Number
 from pytest_modelbudget.summary.show import cells
@@ -22,7 +22,7 @@ from pytest_modelbudget.system.escape import harmless
 _ORDER = tuple(State)
 
 
-def cut(lines: Sequence[str], most: int) -> Iterator[str]:
+def cut_lines(lines: Sequence[str], most: int) -> Iterator[str]:
     """The lines that fit into `most` characters, then a count of the others."""
     length = 0
     for index, line in enumerate(lines):
@@ -34,7 +34,7 @@ def cut(lines: Sequence[str], most: int) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class ReportSetting:
     """What a report needs to know beside the results: the `key` of a comment, the root's `folder` in its repository.
 
     `overall` is what the run says that is about no single model.
@@ -42,18 +42,18 @@ class Setting:
 
     key: str = "model-budget"
     folder: str = ""
-    overall: Overall = field(default_factory=Overall)
+    overall: RunSummary = field(default_factory=RunSummary)
 
 
-SETTING = Setting()
+DEFAULT_SETTING = ReportSetting()
 """What holds when nobody says otherwise."""
 
 
 def location(result: Result | None, folder: str, place: Place | None = None) -> Place:
     """The file, relative to the repository, and the line that a finding about `result` points at."""
     declared = "" if result is None else result.nodeid.partition("::")[0]
-    found = place or (None if result is None else result.place) or Place(declared or "modelbudget.yaml")
-    return Place(harmless(f"{folder}/{found.file}" if folder else found.file), found.line or 1)
+    target = place or (None if result is None else result.place) or Place(declared or "modelbudget.yaml")
+    return Place(harmless(f"{folder}/{target.file}" if folder else target.file), target.line or 1)
 
 
 def unique_names(results: Sequence[Result]) -> list[str]:
@@ -65,7 +65,7 @@ def unique_names(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def marked(word: str, result: Result) -> str:
+def with_real_run_mark(word: str, result: Result) -> str:
     """The word for a result, with a mark when its model needed a real run."""
     real = result.summary is not None and result.summary.real_run
     return f"{word} ({cells.REAL_RUN})".strip() if real else word
@@ -103,7 +103,7 @@ def _used_of_max(result: Result, summary: Summary) -> dict[str, Fraction]:
     }
 
 
-def used(result: Result) -> tuple[str, Fraction] | None:
+def most_used_limit(result: Result) -> tuple[str, Fraction] | None:
     """The model-wide max that is used most, as (short name of the metric, share used); None without such a limit."""
     shares = [
         ("device" if metric == FITS else METRICS[metric].short, share) for metric, share in used_shares(result).items()
@@ -113,39 +113,46 @@ def used(result: Result) -> tuple[str, Fraction] | None:
 
 def used_text(result: Result) -> str:
     """`params 98.4%`; just over a limit never looks like just within it."""
-    if (share := used(result)) is None:
+    if (share := most_used_limit(result)) is None:
         return "-"
-    metric, part = share
-    shown = units.percent(part)
-    return f"{metric} {'>' if part > 1 and shown == '100.0%' else ''}{shown}"
+    metric, used_share = share
+    percent_text = units.percent(used_share)
+    return f"{metric} {'>' if used_share > 1 and percent_text == '100.0%' else ''}{percent_text}"
 
 
-def delta(result: Result, metric: str) -> Number | None:
+def total_delta(result: Result, metric: str) -> Number | None:
     """How far a total moved since the base, or without one since the snapshot; None when that is not known."""
-    now = None if result.summary is None else METRICS[metric].get(result.summary)
+    current = None if result.summary is None else METRICS[metric].get(result.summary)
     if result.since is not None and result.since.name:
-        before = result.since.totals.get(metric)
-        return None if now is None or before is None else now - before
-    if now is None or result.snapshot.stored in (Stored.MISSING, Stored.BROKEN, Stored.REFUSED, Stored.OFF):
+        base_value = result.since.totals.get(metric)
+        return None if current is None or base_value is None else current - base_value
+    if current is None or result.snapshot.stored in (
+        SnapshotState.MISSING,
+        SnapshotState.BROKEN,
+        SnapshotState.REFUSED,
+        SnapshotState.OFF,
+    ):
         return None
-    change = next((one for one in result.changes if one.kind == "total" and one.path == metric), None)
+    change = next(
+        (candidate for candidate in result.changes if candidate.kind == "total" and candidate.path == metric), None
+    )
     return 0 if change is None else change.delta
 
 
-def moved(result: Result, metric: str) -> str:
-    """`delta` in words: `+51,552 (+22.9%)`, `=` when nothing moved, `-` when that is not known."""
-    change = delta(result, metric)
+def delta_text(result: Result, metric: str) -> str:
+    """`total_delta` in words: `+51,552 (+22.9%)`, `=` when nothing moved, `-` when that is not known."""
+    change = total_delta(result, metric)
     if not change or result.summary is None:
         return "-" if change is None else "="
-    now = METRICS[metric].get(result.summary)
-    assert now is not None
-    if not (before := now - change):
+    current = METRICS[metric].get(result.summary)
+    assert current is not None
+    if not (previous := current - change):
         return f"{change:+,}"
-    part = units.rounded(Fraction(change) / Fraction(before), "+.1%")
-    return f"{change:+,} ({f'{part[0]}<0.1%' if part[1:] == '0.0%' else part})"
+    share_text = units.rounded(Fraction(change) / Fraction(previous), "+.1%")
+    return f"{change:+,} ({f'{share_text[0]}<0.1%' if share_text[1:] == '0.0%' else share_text})"
 
 
-def compared(result: Result) -> Iterator[tuple[str, Sequence[Change]]]:
+def comparisons(result: Result) -> Iterator[tuple[str, Sequence[Change]]]:
     """What this run was compared with, in words, and the changes since; equal lists of changes only once."""
     if result.since is not None and result.since.changes:
         yield f"since {harmless(result.since.name)}", result.since.changes
@@ -153,24 +160,24 @@ def compared(result: Result) -> Iterator[tuple[str, Sequence[Change]]]:
         yield "since the committed snapshot", result.changes
 
 
-def findings(result: Result) -> tuple[Finding, ...]:
+def model_findings(result: Result) -> tuple[Finding, ...]:
     """What a reviewer should see of one model; what holds for all models alike is not repeated for each."""
     return tuple(finding for finding in result.findings if finding.kind != "growth not enforced")
 
 
-NEW = ("budget loosened", "waiver added", "snapshot deleted", "model removed", "not collected")
+NEW_FINDINGS = ("budget loosened", "waiver added", "snapshot deleted", "model removed", "not collected")
 """Kinds of findings that a change made, not the state it found."""
 
 
-def new_findings(results: Sequence[Result], setting: Setting) -> Iterator[tuple[Result | None, Finding]]:
+def new_findings(results: Sequence[Result], setting: ReportSetting) -> Iterator[tuple[Result | None, Finding]]:
     """What a reviewer should see that this change did, of models and (with None) of no single one."""
-    yield from ((result, one) for result in results for one in result.findings if one.kind in NEW)
-    yield from ((None, one) for one in setting.overall.findings if one.kind in NEW)
+    yield from ((result, finding) for result in results for finding in result.findings if finding.kind in NEW_FINDINGS)
+    yield from ((None, finding) for finding in setting.overall.findings if finding.kind in NEW_FINDINGS)
 
 
-def unchecked(setting: Setting) -> Iterator[Finding]:
+def unchecked_findings(setting: ReportSetting) -> Iterator[Finding]:
     """What the run does not speak for: models that it left out, or could not collect."""
-    return (one for one in setting.overall.findings if one.kind in ("deselected", "not collected"))
+    return (finding for finding in setting.overall.findings if finding.kind in ("deselected", "not collected"))
 
 
 def verdict(results: Sequence[Result]) -> str:
@@ -180,8 +187,8 @@ def verdict(results: Sequence[Result]) -> str:
     for result in sorted(results, key=lambda result: _ORDER.index(result.state), reverse=True):
         counts[result.state.value] = counts.get(result.state.value, 0) + 1
     ok = counts.pop("ok", 0)
-    words = [f"{number} {word.lower()}" for word, number in counts.items()]
-    return ", ".join([*words, *([f"{ok} ok"] if ok or not words else [])])
+    texts = [f"{number} {word.lower()}" for word, number in counts.items()]
+    return ", ".join([*texts, *([f"{ok} ok"] if ok or not texts else [])])
 
 
 def sorted_results(results: Sequence[Result]) -> list[Result]:

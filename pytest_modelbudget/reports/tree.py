@@ -18,16 +18,18 @@ from pytest_modelbudget.summary.show.nesting import parent_rows, subtotals
 from pytest_modelbudget.system.escape import harmless
 
 
-def packed(result: Result) -> str:
+def packed_data(result: Result) -> str:
     """Rows and changes as compressed text, some twenty times smaller than plain; the page unpacks it."""
     data = {
-        "rows": [] if result.summary is None else list(rows(result.summary)),
-        "changes": [[title, [_change(one) for one in changes]] for title, changes in text.compared(result)],
+        "rows": [] if result.summary is None else list(tree_rows(result.summary)),
+        "changes": [
+            [title, [_change_cells(change) for change in changes]] for title, changes in text.comparisons(result)
+        ],
     }
     return base64.b64encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 9)).decode("ascii")
 
 
-def rows(summary: Summary) -> Iterator[list[object]]:
+def tree_rows(summary: Summary) -> Iterator[list[object]]:
     """Each row: name below its parent, path, type, output, params as text and number, FLOPs as text and number,
     connected to, why, and the index of its parent (-1 at the top).
 
@@ -39,29 +41,29 @@ def rows(summary: Summary) -> Iterator[list[object]]:
     for index, layer in enumerate(summary.layers):
         parent = parents[index]
         name = layer.path if parent < 0 else layer.path[len(summary.layers[parent].path) + 1 :]
-        held, work = params[index], flops[index]
+        params_total, flops_total = params[index], flops[index]
         yield [
             harmless(name),
             harmless(layer.path),
             harmless(layer.type),
             harmless(cells.output(layer)),
-            f"{held:,}" if layer.container else cells.params(layer),
-            held,
-            cells.UNKNOWN if work is None else units.flops(work),
-            work,
+            f"{params_total:,}" if layer.container else cells.params(layer),
+            params_total,
+            cells.UNKNOWN if flops_total is None else units.flops(flops_total),
+            flops_total,
             harmless(cells.connections(layer)),
             harmless(why(layer)),
             parent,
         ]
 
 
-def _change(change: Change) -> list[object]:
+def _change_cells(change: Change) -> list[object]:
     """Kind, path, before, after, the difference of params as text and number, why."""
-    before = change.was if change.kind in ("renamed", "moved") else change.before
+    earlier = change.was if change.kind in ("renamed", "moved") else change.before
     return [
         harmless(change.kind),
         harmless(change.path),
-        harmless(before),
+        harmless(earlier),
         harmless(change.after),
         "" if change.delta is None else f"{change.delta:+,}",
         change.delta,

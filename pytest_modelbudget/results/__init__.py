@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from pytest_modelbudget.results.check import check
-from pytest_modelbudget.results.result import Result, Since, Snapshot, State, Stored
+from pytest_modelbudget.results.result import BaseComparison, Result, Snapshot, SnapshotState, State
 
-__all__ = ["Result", "Since", "Snapshot", "State", "Stored", "check"]
+__all__ = ["BaseComparison", "Result", "Snapshot", "SnapshotState", "State", "check"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 
-from pytest_modelbudget.budget import Baseline, judge, loosened
+from pytest_modelbudget.budget import Baseline, judge, loosened_limits
 from pytest_modelbudget.diff import changes
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.results.result import Result, Since, Snapshot, State, Stored
+from pytest_modelbudget.results.result import BaseComparison, Result, Snapshot, SnapshotState, State
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.summary.metrics import GROWS, METRICS
+from pytest_modelbudget.summary.metrics import GROWTH_METRICS, METRICS
 
 
 def check(
@@ -25,39 +25,39 @@ def check(
 
     `base` is what growth and inherited limits are held against, and `day` the day that waivers are: today, in UTC.
     """
-    found, said = judge(summary, entry.parsed_budgets, base, day)
-    moved = () if snapshot.before is None else changes(snapshot.before, summary)
+    violations, findings = judge(summary, entry.parsed_budgets, base, day)
+    model_changes = () if snapshot.before is None else changes(snapshot.before, summary)
     if base is not None and base.limits is not None:
-        said = (*loosened(entry.id, entry.parsed_budgets, base.limits, entry.place), *said)
+        findings = (*loosened_limits(entry.id, entry.parsed_budgets, base.limits, entry.place), *findings)
     return Result(
         id=entry.id,
-        state=_state(any(one.severity == "fail" for one in found), snapshot.stored, accept),
+        state=_state(any(violation.severity == "fail" for violation in violations), snapshot.stored, accept),
         summary=summary,
-        violations=found,
-        changes=moved,
+        violations=violations,
+        changes=model_changes,
         snapshot=snapshot,
         place=entry.place,
         tags=entry.tags,
         accepted=accept,
         limits=entry.parsed_budgets,
-        findings=said,
+        findings=findings,
         since=None if base is None else _since(base, summary),
     )
 
 
-def _since(base: Baseline, summary: Summary) -> Since:
+def _since(base: Baseline, summary: Summary) -> BaseComparison:
     if base.summary is None:
-        return Since(base.name, base.reason)
-    totals = {name: METRICS[name].get(base.summary) for name in METRICS if name in GROWS}
-    same = base.summary is summary
-    return Since(base.name, totals=totals, changes=() if same else changes(base.summary, summary))
+        return BaseComparison(base.name, base.reason)
+    totals = {name: METRICS[name].get(base.summary) for name in METRICS if name in GROWTH_METRICS}
+    unchanged = base.summary is summary
+    return BaseComparison(base.name, totals=totals, changes=() if unchanged else changes(base.summary, summary))
 
 
-def _state(over: bool, stored: Stored, accept: bool) -> State:
-    if stored is Stored.REFUSED or (stored is Stored.BROKEN and not accept):
+def _state(over: bool, stored: SnapshotState, accept: bool) -> State:
+    if stored is SnapshotState.REFUSED or (stored is SnapshotState.BROKEN and not accept):
         return State.CONFLICT
     if over:
         return State.OVER_BUDGET
-    if accept or stored in (Stored.EQUAL, Stored.RESTATED, Stored.OFF):
+    if accept or stored in (SnapshotState.EQUAL, SnapshotState.RESTATED, SnapshotState.OFF):
         return State.OK
-    return State.NO_SNAPSHOT if stored is Stored.MISSING else State.CHANGED
+    return State.NO_SNAPSHOT if stored is SnapshotState.MISSING else State.CHANGED

@@ -13,23 +13,23 @@ from typing import Any
 from pytest_modelbudget.budget import Budget, Finding, Violation
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.results import Result, Since, Snapshot, State, Stored
-from pytest_modelbudget.results.groups import Group, Sum
+from pytest_modelbudget.results import BaseComparison, Result, Snapshot, SnapshotState, State
+from pytest_modelbudget.results.groups import GroupSum, ModelGroup
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import Number
-from pytest_modelbudget.system.intact import intact
+from pytest_modelbudget.system.intact import originals_restored
 
 SCHEMA = 1
 """Version of the shape of `result_dict`."""
 
 
-@intact()
+@originals_restored()
 def pack(result: Result) -> bytes:
     """One compressed value; layer tables are so repetitive that this is 20 to 50 times smaller than the JSON."""
     return zlib.compress(json.dumps(result_dict(result)).encode())
 
 
-@intact()
+@originals_restored()
 def unpack(data: bytes) -> Result:
     """Read back what `pack` gave."""
     return result_from(json.loads(zlib.decompress(data)))
@@ -48,18 +48,18 @@ def result_dict(result: Result) -> dict[str, Any]:
         "accepted": result.accepted,
         "violations": [
             {
-                "budget": _budget_dict(one.budget),
-                "actual": number_text(one.actual),
-                "severity": one.severity,
-                "layer": one.layer,
-                "reason": one.reason,
-                "base": number_text(one.base),
-                "against": one.against,
-                "text": str(one),
+                "budget": _budget_dict(item.budget),
+                "actual": number_text(item.actual),
+                "severity": item.severity,
+                "layer": item.layer,
+                "reason": item.reason,
+                "base": number_text(item.base),
+                "against": item.against,
+                "text": str(item),
             }
-            for one in result.violations
+            for item in result.violations
         ],
-        "changes": [asdict(one) for one in result.changes],
+        "changes": [asdict(item) for item in result.changes],
         "snapshot": {
             "stored": result.snapshot.stored.value,
             "path": result.snapshot.path,
@@ -68,9 +68,9 @@ def result_dict(result: Result) -> dict[str, Any]:
             "note": result.snapshot.note,
         },
         "files": list(result.files),
-        "findings": [finding_dict(one) for one in result.findings],
-        "since": None if result.since is None else _since_dict(result.since),
-        "limits": [_budget_dict(one) for one in result.limits],
+        "findings": [finding_dict(item) for item in result.findings],
+        "since": None if result.since is None else _comparison_dict(result.since),
+        "limits": [_budget_dict(item) for item in result.limits],
         "summary": None if result.summary is None else result.summary.to_dict(),
     }
 
@@ -81,62 +81,62 @@ def result_from(data: Mapping[str, Any]) -> Result:
         id=data["id"],
         nodeid=data["nodeid"],
         state=State(data["state"]),
-        place=_place(data["place"]),
+        place=_place_from(data["place"]),
         tags=tuple(data["tags"]),
         error=data["error"],
         seconds=data["seconds"],
         accepted=data["accepted"],
         violations=tuple(
             Violation(
-                _budget(one["budget"]),
-                _number(one["actual"]),
-                one["severity"],
-                one["layer"],
-                one["reason"],
-                _number(one["base"]),
-                one["against"],
+                _budget_from(item["budget"]),
+                _number_from(item["actual"]),
+                item["severity"],
+                item["layer"],
+                item["reason"],
+                _number_from(item["base"]),
+                item["against"],
             )
-            for one in data["violations"]
+            for item in data["violations"]
         ),
-        changes=tuple(Change(**one) for one in data["changes"]),
-        snapshot=Snapshot(**{**data["snapshot"], "stored": Stored(data["snapshot"]["stored"])}),
+        changes=tuple(Change(**item) for item in data["changes"]),
+        snapshot=Snapshot(**{**data["snapshot"], "stored": SnapshotState(data["snapshot"]["stored"])}),
         files=tuple(data["files"]),
         findings=tuple(map(finding_from, data["findings"])),
-        since=None if data["since"] is None else _since(data["since"]),
-        limits=tuple(map(_budget, data["limits"])),
+        since=None if data["since"] is None else _comparison_from(data["since"]),
+        limits=tuple(map(_budget_from, data["limits"])),
         summary=None if data["summary"] is None else Summary.from_dict(data["summary"]),
     )
 
 
-def group_dict(group: Group) -> dict[str, Any]:
+def group_dict(group: ModelGroup) -> dict[str, Any]:
     """A group of models with limits on their sum, as plain JSON data."""
     return {
         "name": group.name,
         "file": group.file,
-        "limits": [_budget_dict(one) for one in group.limits],
+        "limits": [_budget_dict(budget) for budget in group.limits],
         "members": list(group.members),
         "place": _place_dict(group.place),
     }
 
 
-def group_from(data: Mapping[str, Any]) -> Group:
+def group_from(data: Mapping[str, Any]) -> ModelGroup:
     """Read back what `group_dict` gave."""
-    limits = tuple(map(_budget, data["limits"]))
-    return Group(data["name"], data["file"], limits, tuple(data["members"]), _place(data["place"]))
+    limits = tuple(map(_budget_from, data["limits"]))
+    return ModelGroup(data["name"], data["file"], limits, tuple(data["members"]), _place_from(data["place"]))
 
 
-def sum_dict(one: Sum) -> dict[str, Any]:
+def sum_dict(group_sum: GroupSum) -> dict[str, Any]:
     """How the sum over a group came out, as plain JSON data."""
     return {
-        "group": one.group.name,
-        "file": one.group.file,
-        "state": one.state,
-        "budget": _budget_dict(one.budget),
-        "total": number_text(one.total),
-        "counted": one.counted,
-        "members": len(one.group.members),
-        "missing": list(one.missing),
-        "text": "" if one.violation is None else str(one.violation),
+        "group": group_sum.group.name,
+        "file": group_sum.group.file,
+        "state": group_sum.state,
+        "budget": _budget_dict(group_sum.budget),
+        "total": number_text(group_sum.total),
+        "counted": group_sum.counted,
+        "members": len(group_sum.group.members),
+        "missing": list(group_sum.missing),
+        "text": "" if group_sum.violation is None else str(group_sum.violation),
     }
 
 
@@ -145,7 +145,7 @@ def number_text(value: Number | None) -> str | int | None:
     return str(value) if isinstance(value, Fraction) else value
 
 
-def _number(value: str | int | None) -> Number | None:
+def _number_from(value: str | int | None) -> Number | None:
     return None if value is None else _known(value)
 
 
@@ -168,13 +168,13 @@ def _budget_dict(budget: Budget) -> dict[str, Any]:
     }
 
 
-def _budget(data: Mapping[str, Any]) -> Budget:
+def _budget_from(data: Mapping[str, Any]) -> Budget:
     return Budget(
         data["metric"],
         data["bound"],
         _known(data["limit"]),
         data["layer"],
-        _place(data["place"]),
+        _place_from(data["place"]),
         data["relative"],
         None if data["until"] is None else date.fromisoformat(data["until"]),
         data["reason"],
@@ -195,26 +195,26 @@ def finding_dict(finding: Finding) -> dict[str, Any]:
 
 def finding_from(data: Mapping[str, Any]) -> Finding:
     """Read back what `finding_dict` gave."""
-    return Finding(data["kind"], data["model"], data["text"], _place(data["place"]))
+    return Finding(data["kind"], data["model"], data["text"], _place_from(data["place"]))
 
 
-def _since_dict(since: Since) -> dict[str, Any]:
+def _comparison_dict(since: BaseComparison) -> dict[str, Any]:
     return {
         "name": since.name,
         "reason": since.reason,
         "totals": {name: number_text(value) for name, value in since.totals.items()},
-        "changes": [asdict(one) for one in since.changes],
+        "changes": [asdict(change) for change in since.changes],
     }
 
 
-def _since(data: Mapping[str, Any]) -> Since:
-    totals = {name: _number(value) for name, value in data["totals"].items()}
-    return Since(data["name"], data["reason"], totals, tuple(Change(**one) for one in data["changes"]))
+def _comparison_from(data: Mapping[str, Any]) -> BaseComparison:
+    totals = {name: _number_from(value) for name, value in data["totals"].items()}
+    return BaseComparison(data["name"], data["reason"], totals, tuple(Change(**item) for item in data["changes"]))
 
 
 def _place_dict(place: Place | None) -> dict[str, Any] | None:
     return None if place is None else {"file": place.file, "line": place.line}
 
 
-def _place(data: Mapping[str, Any] | None) -> Place | None:
+def _place_from(data: Mapping[str, Any] | None) -> Place | None:
     return None if data is None else Place(data["file"], data["line"])

@@ -37,7 +37,7 @@ _WITHOUT_SUMMARY = (State.BUILD_ERROR, State.NOT_CHECKED, State.SKIPPED, State.B
 """How a model may come out of which nothing was counted."""
 
 
-class Stored(str, Enum):
+class SnapshotState(str, Enum):
     """What is known of the committed snapshot."""
 
     EQUAL = "equal"
@@ -59,7 +59,7 @@ class Snapshot:
     (conflict markers, a wrong digest), never a REFUSED one (a newer format, a folder, a link out of the tree).
     """
 
-    stored: Stored
+    stored: SnapshotState
     path: str = ""
     text: str = ""
     before: Summary | None = None
@@ -68,7 +68,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Since:
+class BaseComparison:
     """What moved since the base, which `name` names (`HEAD^1 4f1c2d9`).
 
     `totals` are the base's numbers by metric, None for one that is not known there, and `changes` lead from there to
@@ -95,7 +95,7 @@ class Result:
     summary: Summary | None = None
     violations: tuple[Violation, ...] = ()
     changes: tuple[Change, ...] = ()
-    snapshot: Snapshot = Snapshot(Stored.OFF)
+    snapshot: Snapshot = Snapshot(SnapshotState.OFF)
     place: Place | None = None
     tags: tuple[str, ...] = ()
     error: str = ""
@@ -105,7 +105,7 @@ class Result:
     limits: tuple[Budget, ...] = ()
     files: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
-    since: Since | None = None
+    since: BaseComparison | None = None
 
     @property
     def is_model(self) -> bool:
@@ -125,4 +125,8 @@ class Result:
     @property
     def to_write(self) -> bool:
         """Whether an update run writes its snapshot."""
-        return self.accepted and self.snapshot.stored not in (Stored.EQUAL, Stored.OFF, Stored.REFUSED)
+        return self.accepted and self.snapshot.stored not in (
+            SnapshotState.EQUAL,
+            SnapshotState.OFF,
+            SnapshotState.REFUSED,
+        )

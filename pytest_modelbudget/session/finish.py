@@ -12,9 +12,17 @@ from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.reports import github, overall, terminal
-from pytest_modelbudget.reports.text import Setting
-from pytest_modelbudget.results import Result, State, Stored
-from pytest_modelbudget.results.groups import Group, Overall, group_results, incomplete, ratchets, sums, unenforced
+from pytest_modelbudget.reports.text import ReportSetting
+from pytest_modelbudget.results import Result, SnapshotState, State
+from pytest_modelbudget.results.groups import (
+    ModelGroup,
+    RunSummary,
+    group_results,
+    incomplete,
+    ratchet_findings,
+    sums,
+    unenforced_growth,
+)
 from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.baseline import deleted_snapshots
 from pytest_modelbudget.session.report_files import ReportFile
@@ -29,10 +37,10 @@ NOT_COLLECTED: Final = "not collected"
 class Collected:
     """What manifests, and the run itself, said that is not about one model."""
 
-    groups: list[Group] = field(default_factory=list)
+    groups: list[ModelGroup] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, groups: Iterable[Group] = (), findings: Iterable[Finding] = ()) -> None:
+    def add(self, groups: Iterable[ModelGroup] = (), findings: Iterable[Finding] = ()) -> None:
         """Add what is not there yet."""
         self.groups += [group for group in groups if group not in self.groups]
         self.findings += [finding for finding in findings if finding not in self.findings]
@@ -59,7 +67,7 @@ class Finished:
     """
 
     results: tuple[Result, ...] = ()
-    overall: Overall = field(default_factory=Overall)
+    overall: RunSummary = field(default_factory=RunSummary)
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     failed: bool = False
@@ -67,14 +75,14 @@ class Finished:
     def closing(self, width: int) -> Iterator[str]:
         """The lines at the end: how all models came out, what all together tell, what was written."""
         if self.results:
-            yield from terminal.closing(self.results, width=width)
+            yield from terminal.closing_lines(self.results, width=width)
         yield from overall.lines(self.overall, self.results)
         yield from self.lines
 
     def annotations(self, root: Path, *, errors: bool = True) -> Iterator[str]:
         """Commands for GitHub, where it reads the log; without `errors` none for failed tests."""
         if github.reads_log():
-            setting = Setting(folder=report_files.folder_in_repository(root), overall=self.overall)
+            setting = ReportSetting(folder=report_files.folder_in_repository(root), overall=self.overall)
             yield from github.commands(self.results, setting, errors=errors)
 
 
@@ -91,7 +99,7 @@ def finish(results: Iterable[Result], wanted: Wanted, base: Base, collected: Col
         done.lines.append(line)
         done.problems += problems
     _prune(ordered, base.root, done)
-    done.overall, over = conclude(ordered, base, collected)
+    done.overall, over = finish_run(ordered, base, collected)
     done.results = (*ordered, *over)
     done.failed = failed or bool(over) or _lacks_models(ordered, collected)
     done.problems += report_files.write(wanted.reports, done.results, done.overall, base.root)
@@ -105,28 +113,28 @@ def in_order(results: Iterable[Result]) -> list[Result]:
     return sorted(results, key=lambda result: (result.id, result.nodeid))
 
 
-def conclude(results: Sequence[Result], base: Base, collected: Collected) -> tuple[Overall, list[Result]]:
+def finish_run(results: Sequence[Result], base: Base, collected: Collected) -> tuple[RunSummary, list[Result]]:
     """What a run says beside its results, and a result for each group that broke a limit on its sum."""
-    judged = tuple(sums(collected.groups, results))
+    judged_sums = tuple(sums(collected.groups, results))
     findings = (
         *collected.findings,
         *deleted_snapshots(base, base.root, results),
-        *unenforced(results),
-        *incomplete(judged),
-        *ratchets(results),
+        *unenforced_growth(results),
+        *incomplete(judged_sums),
+        *ratchet_findings(results),
     )
-    return Overall(str(base.where), findings, judged), list(group_results(judged))
+    return RunSummary(str(base.where), findings, judged_sums), list(group_results(judged_sums))
 
 
 def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[str]]:
     """Write the snapshots that an update run accepts; returns what to say, and what could not be written."""
-    written = kept = 0
+    written_count = unchanged = 0
     problems: list[str] = []
     owners: dict[str, str] = {}
-    with writing.Drafts() as drafts:
+    with writing.DraftFolders() as drafts:
         for result in results:
             if not result.to_write:
-                kept += result.snapshot.stored is Stored.EQUAL
+                unchanged += result.snapshot.stored is SnapshotState.EQUAL
                 continue
             path = result.snapshot.path
             if (owner := owners.setdefault(path.casefold(), result.nodeid)) != result.nodeid:
@@ -134,10 +142,10 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
                 continue
             try:
                 home = path.partition(f"{snapshot.FOLDER}/")[0] or "."
-                written += snapshot.write(root, home, path, result.snapshot.text, drafts)
+                written_count += snapshot.write(root, home, path, result.snapshot.text, drafts)
             except ModelBudgetError as error:
                 problems.append(str(error))
-    return f"snapshots: wrote {written}, {kept} unchanged", problems
+    return f"snapshots: wrote {written_count}, {unchanged} unchanged", problems
 
 
 def _lacks_models(results: Iterable[Result], collected: Collected) -> bool:
@@ -150,8 +158,8 @@ def _sweep(results: Iterable[Result], root: Path) -> None:
     """Remove what writes that were killed left beside the snapshots and manifests of `results`."""
     homes = {result.snapshot.path.partition(f"{snapshot.FOLDER}/")[0] for result in results if result.snapshot.path}
     for home in homes | {""}:
-        writing.sweep(root / home)
-        writing.sweep(root / home / snapshot.FOLDER)
+        writing.remove_drafts(root / home)
+        writing.remove_drafts(root / home / snapshot.FOLDER)
 
 
 def _prune(results: Iterable[Result], root: Path, done: Finished) -> None:

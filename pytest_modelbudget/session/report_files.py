@@ -12,27 +12,27 @@ from itertools import combinations
 from pathlib import Path
 
 from pytest_modelbudget import snapshot
-from pytest_modelbudget.base import tracked
+from pytest_modelbudget.base import is_tracked
 from pytest_modelbudget.config import MANIFEST_NAMES
-from pytest_modelbudget.engine.tracebacks import in_short
+from pytest_modelbudget.engine.tracebacks import one_line
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.reports import MARKS, REPORTS, render, terminal, text, unfinished
+from pytest_modelbudget.reports import REPORT_MARKS, REPORTS, render, terminal, text, unfinished
 from pytest_modelbudget.results import Result, State
-from pytest_modelbudget.results.groups import Overall
+from pytest_modelbudget.results.groups import RunSummary
 from pytest_modelbudget.system import writing
-from pytest_modelbudget.system.intact import intact
+from pytest_modelbudget.system.intact import originals_restored
 
-_OURS = (snapshot.FOLDER, ".modelbudget", ".git")
+_RESERVED_FOLDERS = (snapshot.FOLDER, ".modelbudget", ".git")
 """Folders that no report goes to."""
 
-_CONFIGURING = frozenset(
+_CONFIGURATION_FILES = frozenset(
     name.casefold()
     for name in (
         *MANIFEST_NAMES, "pyproject.toml", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini",
         "setup.cfg", ".gitignore", ".gitattributes",
     )
 )  # fmt: skip
-_SOURCES = (".py", ".pyi", ".ipynb")
+_SOURCE_SUFFIXES = (".py", ".pyi", ".ipynb")
 _HEAD = 8192
 """Bytes that tell what a file is."""
 
@@ -54,74 +54,76 @@ class ReportFile:
         return not self.appended and writing.is_file(self.path)
 
 
-def targets(texts: Iterable[str], folder: Path, *, held: Iterable[Path] = ()) -> list[ReportFile]:
-    """Read each `KIND:PATH`, with the path relative to `folder`; `held` are files that are part of the run.
+def targets(texts: Iterable[str], folder: Path, *, protected: Iterable[Path] = ()) -> list[ReportFile]:
+    """Read each `KIND:PATH`, with the path relative to `folder`; `protected` are files that are part of the run.
 
     Raises:
         ModelBudgetError: a report may not be written there, or two would be written to one place.
     """
-    held = tuple(held)
-    wanted = []
-    for written in texts:
-        target = _read(written, folder)
-        if why := _refusal(target, written, held):
-            raise ModelBudgetError(f"{written}: {why}: name another file")
-        wanted.append(target)
-    for one, other in combinations(wanted, 2):
-        if _is_one_place(one, other):
+    protected = tuple(protected)
+    report_targets = []
+    for option in texts:
+        target = _parse_target(option, folder)
+        if reason := _why_refused(target, option, protected):
+            raise ModelBudgetError(f"{option}: {reason}: name another file")
+        report_targets.append(target)
+    for first, second in combinations(report_targets, 2):
+        if _collide(first, second):
             raise ModelBudgetError(
-                f"{other.kind}:{other.path}: the {one.kind} report goes there too: name another file"
+                f"{second.kind}:{second.path}: the {first.kind} report goes there too: name another file"
             )
-    return wanted
+    return report_targets
 
 
-def begin(wanted: Iterable[ReportFile], root: Path) -> None:
+def prepare(report_targets: Iterable[ReportFile], root: Path) -> None:
     """Load what reports need, before anybody's code runs, and take away those of an earlier run.
 
     A run that ends early leaves no report that could be taken for its own; a comment says that the run did not finish,
     since one that is not there would leave an older one standing.
     """
     with suppress(Exception):
-        list(terminal.closing([Result("\u4e16", State.SKIPPED)]))  # rich loads their widths when it meets one
-    for target in wanted:
+        list(terminal.closing_lines([Result("\u4e16", State.SKIPPED)]))  # rich loads their widths when it meets one
+    for target in report_targets:
         if target.is_file:
             with suppress(OSError):
                 os.unlink(os.path.realpath(target.path))
-        writing.sweep(Path(os.path.realpath(target.path)).parent)
+        writing.remove_drafts(Path(os.path.realpath(target.path)).parent)
         with suppress(Exception):  # what is wrong is told when the report is due
             render(target.kind, ())
-            page = unfinished(target.kind, _setting(target, root, Overall()))
-            if page and not target.appended and not _passes_on(target):
+            page = unfinished(target.kind, _setting_for(target, root, RunSummary()))
+            if page and not target.appended and not _is_consumed_at_once(target):
                 writing.write(target.path, page)
 
 
-@intact()
-def write(wanted: Iterable[ReportFile], results: Sequence[Result], overall: Overall, root: Path) -> list[str]:
+@originals_restored()
+def write(
+    report_targets: Iterable[ReportFile], results: Sequence[Result], overall: RunSummary, root: Path
+) -> list[str]:
     """Write each report; returns a line for each that could not be rendered or written."""
-    return [problem for target in wanted if (problem := _written(target, results, overall, root))]
+    return [problem for target in report_targets if (problem := _write_report(target, results, overall, root))]
 
 
-def _written(target: ReportFile, results: Sequence[Result], overall: Overall, root: Path) -> str:
+def _write_report(target: ReportFile, results: Sequence[Result], overall: RunSummary, root: Path) -> str:
     """Why a report is not there; empty when it is."""
     name = f"report {target.kind}: {target.path}"
     try:
-        page = render(target.kind, results, _setting(target, root, overall))
+        page = render(target.kind, results, _setting_for(target, root, overall))
     except Exception as error:
-        return f"{name} cannot be rendered ({in_short(error)})"
+        return f"{name} cannot be rendered ({one_line(error)})"
     try:
         (writing.append if target.appended else writing.write)(target.path, page)
     except OSError as error:
-        return f"{name} cannot be written ({error.strerror or in_short(error)})"
+        return f"{name} cannot be written ({error.strerror or one_line(error)})"
     except Exception as error:
-        return f"{name} cannot be written ({in_short(error)})"
+        return f"{name} cannot be written ({one_line(error)})"
     return ""
 
 
-def append_links(links: Sequence[tuple[str, str]], wanted: Iterable[ReportFile]) -> None:
+def append_links(links: Sequence[tuple[str, str]], report_targets: Iterable[ReportFile]) -> None:
     """Add links to Markdown reports, which were written before, so that no tracker can keep them back."""
     line = " · ".join(f"[{name}](<{link}>)" for name, link in links)
-    for target in wanted:
-        if target.kind == "md" and not _passes_on(target):
+    for target in report_targets:
+        if target.kind == "md" and not _is_consumed_at_once(target):
             with suppress(OSError):
                 writing.append(target.path, f"\nMLflow: {line}\n")
 
@@ -136,57 +138,59 @@ def folder_in_repository(root: Path) -> str:
     return "" if folder == "." else folder
 
 
-def _setting(target: ReportFile, root: Path, overall: Overall) -> text.Setting:
-    return text.Setting(target.path.stem, folder_in_repository(root), overall)
+def _setting_for(target: ReportFile, root: Path, overall: RunSummary) -> text.ReportSetting:
+    return text.ReportSetting(target.path.stem, folder_in_repository(root), overall)
 
 
-def _passes_on(target: ReportFile) -> bool:
+def _is_consumed_at_once(target: ReportFile) -> bool:
     """Whether what is written there is read at once: a pipe, a device, the output of the run."""
-    if writing.descriptor(target.path) is not None:
+    if writing.descriptor_of(target.path) is not None:
         return True
     with suppress(OSError):
         return not stat.S_ISREG(os.stat(target.path).st_mode)
     return False
 
 
-def _read(written: str, folder: Path) -> ReportFile:
-    kind, colon, path = written.partition(":")
+def _parse_target(option: str, folder: Path) -> ReportFile:
+    kind, colon, path = option.partition(":")
     if not colon or not path.strip() or "\0" in path or kind not in REPORTS:
-        raise ModelBudgetError(f"{written}: write KIND:PATH, with KIND one of {', '.join(REPORTS)}")
-    shared = os.environ.get("GITHUB_STEP_SUMMARY")
-    return ReportFile(kind, folder / path, appended=bool(shared) and _same(folder / path, folder / str(shared)))
+        raise ModelBudgetError(f"{option}: write KIND:PATH, with KIND one of {', '.join(REPORTS)}")
+    summary_path = os.environ.get("GITHUB_STEP_SUMMARY")
+    return ReportFile(
+        kind, folder / path, appended=bool(summary_path) and _same_file(folder / path, folder / str(summary_path))
+    )
 
 
-def _refusal(target: ReportFile, written: str, held: Sequence[Path]) -> str:
+def _why_refused(target: ReportFile, option: str, protected: Sequence[Path]) -> str:
     """Why no report may go there; empty when one may."""
     path = target.path
-    if writing.descriptor(path) is not None:
+    if writing.descriptor_of(path) is not None:
         return ""
-    if written.endswith(("/", os.sep)):
+    if option.endswith(("/", os.sep)):
         return "it is a folder"
     with suppress(OSError):
         if stat.S_ISBLK(os.stat(path).st_mode):
             return "it is a disk"
-    for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
-        if why := _belongs(place):
-            return why
-    if any(_same(path, other) for other in held):
+    for candidate in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
+        if reason := _why_reserved(candidate):
+            return reason
+    if any(_same_file(path, protected_path) for protected_path in protected):
         return "the run reads it"
-    return _holds_else(target) if target.is_file else ""
+    return _why_valuable(target) if target.is_file else ""
 
 
-def _belongs(place: Path) -> str:
+def _why_reserved(path: Path) -> str:
     """Whose place it is by its name, in any case; empty when it is free."""
-    if ours := next((name for name in _OURS if name in map(str.casefold, place.parts)), None):
-        return f"it lies in {ours}"
-    if place.name.casefold() in _CONFIGURING:
-        return f"{place.name} is no report"
-    if place.suffix.casefold() in _SOURCES:
+    if reserved := next((name for name in _RESERVED_FOLDERS if name in map(str.casefold, path.parts)), None):
+        return f"it lies in {reserved}"
+    if path.name.casefold() in _CONFIGURATION_FILES:
+        return f"{path.name} is no report"
+    if path.suffix.casefold() in _SOURCE_SUFFIXES:
         return "it is a source file"
     return ""
 
 
-def _holds_else(target: ReportFile) -> str:
+def _why_valuable(target: ReportFile) -> str:
     """What a file that is there holds, when it is worth more than an earlier report."""
     try:
         with open(target.path, "rb") as file:
@@ -197,33 +201,33 @@ def _holds_else(target: ReportFile) -> str:
         return "it is a snapshot"
     if b"\0" in head:
         return "what is there is no text"
-    if not head.strip(b"[]\n") or MARKS[target.kind] in head.decode("utf-8", "replace"):
+    if not head.strip(b"[]\n") or REPORT_MARKS[target.kind] in head.decode("utf-8", "replace"):
         return ""
-    return "git tracks what is there, which is no report" if tracked(target.path) else ""
+    return "git tracks what is there, which is no report" if is_tracked(target.path) else ""
 
 
-def _is_one_place(one: ReportFile, other: ReportFile) -> bool:
-    if (one.appended and other.appended) or _takes_any(one.path):
+def _collide(first: ReportFile, second: ReportFile) -> bool:
+    if (first.appended and second.appended) or _accepts_many_writers(first.path):
         return False
-    return _same(one.path, other.path)
+    return _same_file(first.path, second.path)
 
 
-def _takes_any(path: Path) -> bool:
+def _accepts_many_writers(path: Path) -> bool:
     """Whether one thing after the other can be written there: the output of the run, a device."""
-    if writing.descriptor(path) is not None:
+    if writing.descriptor_of(path) is not None:
         return True
     with suppress(OSError):
         return stat.S_ISCHR(os.stat(path).st_mode)
     return False
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same_file(first: Path, second: Path) -> bool:
     """Whether two paths mean one file here or on a system that knows no case: by links, spelling or hard links."""
     with suppress(OSError):
-        if os.path.samefile(one, other):
+        if os.path.samefile(first, second):
             return True
-    return _spelled(one) == _spelled(other)
+    return _normalized(first) == _normalized(second)
 
 
-def _spelled(path: Path) -> str:
+def _normalized(path: Path) -> str:
     return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()

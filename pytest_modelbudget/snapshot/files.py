@@ -10,8 +10,8 @@ from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.diff import changes
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import Unreadable, read_head, read_text
-from pytest_modelbudget.results import Snapshot, Stored
+from pytest_modelbudget.loading import UnreadableFile, read_head, read_text
+from pytest_modelbudget.results import Snapshot, SnapshotState
 from pytest_modelbudget.snapshot.text import MOST_ROWS, NewerFormat, compared, read, render
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.system import writing
@@ -28,20 +28,21 @@ def path_for(entry: ModelEntry) -> str:
     return f"{home}{FOLDER}/{entry.id.replace(':', '_')}.yaml"
 
 
-def earlier_path(known: Collection[str], entry: ModelEntry, *, root: Path) -> str:
-    """Where the snapshot of a model lay among the `known` files of an earlier state.
+def earlier_path(paths: Collection[str], entry: ModelEntry, *, root: Path) -> str:
+    """Where the snapshot of a model lay among the `paths` files of an earlier state.
 
     Its own path, else the only file of that name in another folder's `__model_budget__` that is gone now, as when a
     manifest moved.
     """
     path = path_for(entry)
-    if path in known:
+    if path in paths:
         return path
     name = path.rpartition(f"{FOLDER}/")[2]
     moved = [
-        other
-        for other in known
-        if (other == f"{FOLDER}/{name}" or other.endswith(f"/{FOLDER}/{name}")) and not (root / other).exists()
+        candidate
+        for candidate in paths
+        if (candidate == f"{FOLDER}/{name}" or candidate.endswith(f"/{FOLDER}/{name}"))
+        and not (root / candidate).exists()
     ]
     return moved[0] if len(moved) == 1 else path
 
@@ -56,34 +57,34 @@ def compare(root: Path, entry: ModelEntry, summary: Summary, text: str = "") -> 
     try:
         committed = _read(root / path, root / entry.home)
     except FileNotFoundError:
-        return Snapshot(Stored.MISSING, path, text)
-    except Unreadable as error:
-        place = path if error.line is None else f"{path}:{error.line}"
-        stored = Stored.REFUSED if error.line is None else Stored.BROKEN
-        return Snapshot(stored, path, text, problem=f"{place}: {error}")
+        return Snapshot(SnapshotState.MISSING, path, text)
+    except UnreadableFile as error:
+        position = path if error.line is None else f"{path}:{error.line}"
+        stored = SnapshotState.REFUSED if error.line is None else SnapshotState.BROKEN
+        return Snapshot(stored, path, text, problem=f"{position}: {error}")
     except (ModelBudgetError, OSError) as error:
-        return Snapshot(Stored.REFUSED, path, text, problem=f"{path}: {_why(error)}")
+        return Snapshot(SnapshotState.REFUSED, path, text, problem=f"{path}: {_problem_text(error)}")
     if committed == text:
-        return Snapshot(Stored.EQUAL, path)
+        return Snapshot(SnapshotState.EQUAL, path)
     if compared(committed) == compared(text):  # only estimates moved, which the next update writes
-        return Snapshot(Stored.RESTATED, path, text)
-    return _explain(path, committed, text, summary)
+        return Snapshot(SnapshotState.RESTATED, path, text)
+    return _explain_difference(path, committed, text, summary)
 
 
-def _why(error: Exception) -> str:
+def _problem_text(error: Exception) -> str:
     return f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
 
 
-def _explain(path: str, committed: str, text: str, summary: Summary) -> Snapshot:
+def _explain_difference(path: str, committed: str, text: str, summary: Summary) -> Snapshot:
     try:
         before = read(committed, _most_rows(summary))
     except NewerFormat as error:
-        return Snapshot(Stored.REFUSED, path, text, problem=f"{path}: {error}")
+        return Snapshot(SnapshotState.REFUSED, path, text, problem=f"{path}: {error}")
     except ModelBudgetError as error:
-        return Snapshot(Stored.BROKEN, path, text, problem=_placed(path, str(error)))
+        return Snapshot(SnapshotState.BROKEN, path, text, problem=_with_line(path, str(error)))
     if before.model == summary.model and not changes(before, summary):
-        return Snapshot(Stored.RESTATED, path, text, before, note=_restated(before, summary))
-    return Snapshot(Stored.DIFFERENT, path, text, before)
+        return Snapshot(SnapshotState.RESTATED, path, text, before, note=_restated_note(before, summary))
+    return Snapshot(SnapshotState.DIFFERENT, path, text, before)
 
 
 def _most_rows(summary: Summary) -> int:
@@ -103,13 +104,13 @@ def baseline(committed: str | None, summary: Summary, text: str, *, name: str, p
         return Baseline(name, reason=f"{path} of the base ({name}) cannot be read: {error}")
 
 
-def _placed(path: str, message: str) -> str:
+def _with_line(path: str, message: str) -> str:
     """`file: line 4 has ...` as `file:4: it has ...`."""
     match = re.match(r"line (\d+):? (.*)", message, re.DOTALL)
     return f"{path}:{match[1]}: {match[2]}" if match else f"{path}: {message}"
 
 
-def _restated(before: Summary, after: Summary) -> str:
+def _restated_note(before: Summary, after: Summary) -> str:
     if before.flops.rules != after.flops.rules:
         return f"remeasured: FLOPs are counted by rules {after.flops.rules}, the snapshot by rules {before.flops.rules}"
     return "the snapshot says the same in other words"
@@ -135,7 +136,7 @@ def _refuse_outside(path: Path, home: Path) -> None:
         raise ModelBudgetError("is a link that leads out of the folder: remove it")
 
 
-def write(root: Path, home: str, path: str, text: str, drafts: writing.Drafts | None = None) -> bool:
+def write(root: Path, home: str, path: str, text: str, drafts: writing.DraftFolders | None = None) -> bool:
     """Write a snapshot atomically; False when it was the same already. `drafts` serve many that are written.
 
     Raises:
@@ -148,15 +149,15 @@ def write(root: Path, home: str, path: str, text: str, drafts: writing.Drafts | 
                 return False
         except FileNotFoundError:
             pass
-        except Unreadable as error:
+        except UnreadableFile as error:
             if error.line is None:  # what is no text is a damaged snapshot, and is written anew
                 raise
         target.parent.mkdir(parents=True, exist_ok=True)
         _refuse_outside(target, root / home)  # once more: a link may have come in between
         writing.write(target, text, made_in=drafts.of(root / home / FOLDER) if drafts else None)
     except (OSError, ModelBudgetError) as error:
-        why = f"cannot be written ({error.strerror or error})" if isinstance(error, OSError) else str(error)
-        raise ModelBudgetError(f"{path}: {why}") from None
+        reason = f"cannot be written ({error.strerror or error})" if isinstance(error, OSError) else str(error)
+        raise ModelBudgetError(f"{path}: {reason}") from None
     return True
 
 
@@ -164,10 +165,10 @@ def declared_in(path: Path) -> str | None:
     """The file name a snapshot says it was declared in; None for what is not a snapshot of ours."""
     try:
         lines = read_head(path, 80_000).decode("utf-8-sig", "replace").splitlines()[:8]
-    except (OSError, Unreadable):
+    except (OSError, UnreadableFile):
         return None
-    found = (re.fullmatch(r'declared: "?([^"\n]*)"?\s*', line) for line in lines)
-    return next((match[1] for match in found if match), None)
+    matches = (re.fullmatch(r'declared: "?([^"\n]*)"?\s*', line) for line in lines)
+    return next((match[1] for match in matches if match), None)
 
 
 def obsolete(root: Path, home: str, known: Callable[[str, str], bool]) -> Iterator[str]:

@@ -92,10 +92,10 @@ def _fold(rows: tuple[Row, ...], depth: int) -> tuple[Item, ...]:
 
 
 def _fold_inside(block: _Block, depth: int) -> tuple[Item, ...]:
-    own = tuple(row for row in block.rows if len(_tokens(row["path"])) <= depth + 1)
-    if len(own) == len(block.rows):
+    own_rows = tuple(row for row in block.rows if len(_tokens(row["path"])) <= depth + 1)
+    if len(own_rows) == len(block.rows):
         return block.rows
-    head = len(own) if own == block.rows[: len(own)] else 0
+    head = len(own_rows) if own_rows == block.rows[: len(own_rows)] else 0
     return (*block.rows[:head], *_fold(block.rows[head:], depth + 1))
 
 

@@ -16,7 +16,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Flops(_Strict):
+class FlopsShape(_Strict):
     """Of one forward pass."""
 
     rules: Count
@@ -24,7 +24,7 @@ class Flops(_Strict):
     uncounted: list[str] = []
 
 
-class Estimate(_Strict):
+class EstimateShape(_Strict):
     """What a planned run takes."""
 
     recipe: str
@@ -32,7 +32,7 @@ class Estimate(_Strict):
     reserved_bytes: Count | None = None
 
 
-class Row(_Strict):
+class RowShape(_Strict):
     """One layer."""
 
     path: str
@@ -45,14 +45,14 @@ class Row(_Strict):
     weights: str | None = None
 
 
-class Repeat(_Strict):
+class RepeatShape(_Strict):
     """Layers that stand once for each number of a range."""
 
     repeat: str
     layers: list[dict[str, Any]]
 
 
-class Snapshot(_Strict):
+class SnapshotShape(_Strict):
     """A whole file; what is in `layers` is checked row by row."""
 
     format: Count
@@ -66,33 +66,39 @@ class Snapshot(_Strict):
     non_trainable_params: Count
     buffers: Count
     weight_bytes: Count
-    flops: Flops
+    flops: FlopsShape
     digest: str | int
     layers: list[dict[str, Any]]
-    estimates: dict[Kind, Estimate] = {}
+    estimates: dict[Kind, EstimateShape] = {}
 
 
 def mistake(tree: Tree) -> tuple[str, int | None]:
     """What is wrong with the shape of a snapshot, with the line; empty when nothing is."""
-    return _wrong(tree, Snapshot, tree.data, ()) or _wrong_row(tree, tree.data["layers"], ("layers",)) or ("", None)
+    return (
+        _shape_mistake(tree, SnapshotShape, tree.data, ())
+        or _row_mistake(tree, tree.data["layers"], ("layers",))
+        or ("", None)
+    )
 
 
-def _wrong_row(tree: Tree, rows: list[dict[str, Any]], keys: tuple[str | int, ...]) -> tuple[str, int | None] | None:
+def _row_mistake(tree: Tree, rows: list[dict[str, Any]], keys: tuple[str | int, ...]) -> tuple[str, int | None] | None:
     for index, row in enumerate(rows):
-        here = (*keys, index)
-        if found := _wrong(tree, Repeat if "repeat" in row else Row, row, here):
-            return found
-        if "repeat" in row and (found := _wrong_row(tree, row["layers"], (*here, "layers"))):
-            return found
+        row_keys = (*keys, index)
+        if problem := _shape_mistake(tree, RepeatShape if "repeat" in row else RowShape, row, row_keys):
+            return problem
+        if "repeat" in row and (problem := _row_mistake(tree, row["layers"], (*row_keys, "layers"))):
+            return problem
     return None
 
 
-def _wrong(tree: Tree, shape: type[BaseModel], data: Any, keys: tuple[str | int, ...]) -> tuple[str, int | None] | None:
+def _shape_mistake(
+    tree: Tree, shape: type[BaseModel], data: Any, keys: tuple[str | int, ...]
+) -> tuple[str, int | None] | None:
     try:
         shape.model_validate(data)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        at = (*keys, *problem["loc"])
-        what = "is missing" if problem["type"] == "missing" else problem["msg"].lower()
-        return f"{'.'.join(map(str, at))[:200]}: {what}", tree.line(at)
+        path = (*keys, *problem["loc"])
+        message = "is missing" if problem["type"] == "missing" else problem["msg"].lower()
+        return f"{'.'.join(map(str, path))[:200]}: {message}", tree.line(path)
     return None

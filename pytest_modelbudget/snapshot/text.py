@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import NotReadable, Tree, read_yaml
+from pytest_modelbudget.loading import InvalidText, Tree, read_yaml
 from pytest_modelbudget.snapshot.fold import Item, Repeat, Row, fold, size, unfold
 from pytest_modelbudget.summary import (
     Flops,
@@ -186,8 +186,8 @@ def read(text: str, most_rows: int = MOST_ROWS) -> Summary:
             f"it has format {data['format']}, written by a newer pytest-modelbudget (this one reads up to {FORMAT}): "
             "upgrade pytest-modelbudget"
         )
-    if absent := [name for name in ("layers", "digest", "model") if name not in data]:
-        raise ModelBudgetError(f"it is cut off or damaged: the field {absent[0]!r} is missing")
+    if missing_fields := [name for name in ("layers", "digest", "model") if name not in data]:
+        raise ModelBudgetError(f"it is cut off or damaged: the field {missing_fields[0]!r} is missing")
     _verify(text, data)
     if isinstance(data["layers"], list) and len(data["layers"]) > most_rows:
         raise ModelBudgetError(f"it has {len(data['layers']):,} rows or more: at most {most_rows:,} are read here")
@@ -207,7 +207,7 @@ class NewerFormat(ModelBudgetError):
 def _load(text: str) -> Tree:
     try:
         tree = read_yaml(text, _MOST_NODES)
-    except NotReadable as error:
+    except InvalidText as error:
         line = f"line {error.line}: " if error.line else ""
         raise ModelBudgetError(f"{line}{error}: the file is cut off or damaged") from None
     if not isinstance(tree.data, dict):

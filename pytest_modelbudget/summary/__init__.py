@@ -6,7 +6,7 @@ No live module or tensor is ever held here, so a summary can be pickled, sent be
 
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
-from pytest_modelbudget.summary.plan import Fit, Kind, Largest, Lever, Part, Phase, Plan, Point, Role
+from pytest_modelbudget.summary.plan import Fit, Kind, LargestSize, Lever, Part, Phase, Plan, Point, Role
 from pytest_modelbudget.summary.tensors import (
     ITEM_BYTES,
     Below,
@@ -29,7 +29,7 @@ __all__ = [
     "Growth",
     "Input",
     "Kind",
-    "Largest",
+    "LargestSize",
     "Layer",
     "Lever",
     "Part",

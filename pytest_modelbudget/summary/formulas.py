@@ -31,7 +31,7 @@ from pytest_modelbudget.summary.tensors import Weight
 LOOK_UP = "(Reversible)?Embedding|EmbeddingBag"
 """The types of look-up tables."""
 
-_MOST = 6
+_MOST_WEIGHTS = 6
 """Weights that are named; of more, the first ones and how many others there are."""
 
 Shape = tuple[int, ...]
@@ -55,15 +55,19 @@ def why(layer: Layer) -> str:
     'in*out + out: 100*50 + 50 = 5,050'
     """
     params = [weight for weight in layer.weights if weight.role == "param"]
-    own = [weight for weight in params if weight.tied_to is None]
-    tied = "; ".join(f"{_sized(weight)} is {weight.tied_to}, counted there" for weight in params if weight.tied_to)
-    known = formula(layer)
-    if known is not None:
-        counted = f"{known.words}: {known.numbers} = {known.value:,}"
+    own_weights = [weight for weight in params if weight.tied_to is None]
+    tied = "; ".join(
+        f"{_weight_text(weight)} is {weight.tied_to}, counted there" for weight in params if weight.tied_to
+    )
+    type_formula = formula(layer)
+    if type_formula is not None:
+        count_text = f"{type_formula.words}: {type_formula.numbers} = {type_formula.value:,}"
     else:
-        counted = _from_weights(own, layer.params)
-    stored = "; ".join(f"{weight.name} {weight.dtype}: {weight.bytes:,} bytes" for weight in own if _quantized(weight))
-    return "; ".join(filter(None, (counted, stored, tied)))
+        count_text = _from_weights(own_weights, layer.params)
+    stored = "; ".join(
+        f"{weight.name} {weight.dtype}: {weight.bytes:,} bytes" for weight in own_weights if _quantized(weight)
+    )
+    return "; ".join(filter(None, (count_text, stored, tied)))
 
 
 def _quantized(weight: Weight) -> bool:
@@ -72,10 +76,10 @@ def _quantized(weight: Weight) -> bool:
 
 def formula(layer: Layer) -> Formula | None:
     """The formula of its type with its sizes; None when there is none or it does not give the real count."""
-    own = {weight.name: weight.shape for weight in layer.own if weight.role == "param"}
+    shapes = {weight.name: weight.shape for weight in layer.own if weight.role == "param"}
     rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, layer.type)), None)
-    found = rule(own) if rule is not None and own else None
-    return found if found is not None and found.value == layer.params else None
+    candidate = rule(shapes) if rule is not None and shapes else None
+    return candidate if candidate is not None and candidate.value == layer.params else None
 
 
 def is_familiar(kind: str) -> bool:
@@ -83,25 +87,25 @@ def is_familiar(kind: str) -> bool:
     return any(re.fullmatch(pattern, kind) for pattern, _ in _RULES)
 
 
-def _from_weights(own: list[Weight], params: int) -> str:
-    if not own:
+def _from_weights(weights: list[Weight], params: int) -> str:
+    if not weights:
         return ""
-    named = " + ".join(map(_sized, own[:_MOST]))
-    rest = len(own) - _MOST
-    return f"{named}{f' + {rest} more weights' if rest > 0 else ''} = {params:,}"
+    terms = " + ".join(map(_weight_text, weights[:_MOST_WEIGHTS]))
+    more = len(weights) - _MOST_WEIGHTS
+    return f"{terms}{f' + {more} more weights' if more > 0 else ''} = {params:,}"
 
 
-def _sized(weight: Weight) -> str:
+def _weight_text(weight: Weight) -> str:
     return f"{weight.name} {'x'.join(map(str, weight.shape)) or 'scalar'}"
 
 
-def _times(*sizes: int) -> str:
+def _product_text(*sizes: int) -> str:
     return "*".join(map(str, sizes))
 
 
-def _sum(words: list[str], terms: list[Shape]) -> Formula:
+def _sum_of_products(words: list[str], terms: list[Shape]) -> Formula:
     """A sum of products: `in*out + out` with the sizes of each term."""
-    return Formula(" + ".join(words), " + ".join(_times(*term) for term in terms), sum(map(prod, terms)))
+    return Formula(" + ".join(words), " + ".join(_product_text(*term) for term in terms), sum(map(prod, terms)))
 
 
 def _pick(shapes: Shapes, *names: str) -> tuple[Shape | None, ...] | None:
@@ -118,7 +122,11 @@ def _dense(shapes: Shapes) -> Formula | None:
 
 
 def _biased(words: str, product: Shape, outs: str, bias: Shape | None) -> Formula:
-    return _sum([words], [product]) if bias is None else _sum([words, outs], [product, (prod(bias),)])
+    return (
+        _sum_of_products([words], [product])
+        if bias is None
+        else _sum_of_products([words, outs], [product, (prod(bias),)])
+    )
 
 
 def _bilinear(shapes: Shapes) -> Formula | None:
@@ -159,14 +167,16 @@ def _separable(shapes: Shapes) -> Formula | None:
             terms = [(*window, ins, multiplier), (ins, multiplier, outs)]
             if between != ins * multiplier:
                 return None
-            return _sum(words, terms) if bias is None else _sum([*words, "out"], [*terms, (outs,)])
+            return (
+                _sum_of_products(words, terms) if bias is None else _sum_of_products([*words, "out"], [*terms, (outs,)])
+            )
     return None
 
 
 def _embedding(shapes: Shapes) -> Formula | None:
     match _pick(shapes, "embeddings", "weight"):
         case ((int(words), int(width)), None) | (None, (int(words), int(width))):
-            return _sum(["vocabulary*width"], [(words, width)])
+            return _sum_of_products(["vocabulary*width"], [(words, width)])
     return None
 
 
@@ -185,8 +195,8 @@ def _norm(size: str) -> Callable[[Shapes], Formula | None]:
         if len(sizes) != 1 or not set(shapes) <= set(_VECTORS) or len(shapes) == 1:
             return None
         words = f"({' + '.join(_VECTORS[name] for name in shapes)})*{size}"
-        (each,) = sizes
-        return Formula(words, _times(len(shapes), each), len(shapes) * each)
+        (length,) = sizes
+        return Formula(words, _product_text(len(shapes), length), len(shapes) * length)
 
     return rule
 
@@ -207,11 +217,11 @@ _INNER = ("query", "key", "value")
 
 def _keras_attention(shapes: Shapes) -> Formula | None:
     """Query, key and value `(width, heads, size)` and the way back `(heads, size, width)`, equal parts together."""
-    names = [f"{part}/{what}" for part in (*_INNER, "attention_output") for what in ("kernel", "bias")]
+    names = [f"{part}/{weight}" for part in (*_INNER, "attention_output") for weight in ("kernel", "bias")]
     kernels = [shapes.get(f"{part}/kernel", ()) for part in _INNER]
     biases = [shapes.get(f"{part}/bias", ()) for part in _INNER]
-    back, last = shapes.get("attention_output/kernel", ()), shapes.get("attention_output/bias")
-    if not set(shapes) <= set(names) or {len(kernel) for kernel in (*kernels, back)} != {3}:
+    output_kernel, output_bias = shapes.get("attention_output/kernel", ()), shapes.get("attention_output/bias")
+    if not set(shapes) <= set(names) or {len(kernel) for kernel in (*kernels, output_kernel)} != {3}:
         return None
     heads = kernels[0][1]
     parts = [
@@ -221,19 +231,19 @@ def _keras_attention(shapes: Shapes) -> Formula | None:
     pairs = [_repeated(part, len(list(group))) for part, group in groupby(parts)]
     words, numbers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     words.append("heads*size*width")
-    numbers.append(_times(*back))
-    if last is not None:
+    numbers.append(_product_text(*output_kernel))
+    if output_bias is not None:
         words.append("width")
-        numbers.append(_times(*last))
+        numbers.append(_product_text(*output_bias))
     return Formula(" + ".join(words), " + ".join(numbers), sum(map(prod, shapes.values())))
 
 
 def _repeated(part: tuple[str, Shape, Shape], times: int) -> tuple[str, str]:
     """`3*(width*heads*size + heads*size)` with its numbers; an empty bias is none."""
     words, kernel, bias = part
-    product, numbers = words, _times(*kernel)
+    product, numbers = words, _product_text(*kernel)
     if bias:
-        product, numbers = f"{words} + {words.partition('*')[2]}", f"{numbers} + {_times(*bias)}"
+        product, numbers = f"{words} + {words.partition('*')[2]}", f"{numbers} + {_product_text(*bias)}"
     if times == 1:
         return product, numbers
     return (f"{times}*({product})", f"{times}*({numbers})") if bias else (f"{times}*{product}", f"{times}*{numbers}")
@@ -260,25 +270,25 @@ class _Recurrence:
     def numbers(self) -> str:
         return self._text(str(self.units), str(self.inputs), str(self.units))
 
-    def _text(self, units: str, inputs: str, again: str) -> str:
-        first = f"{self.gates}*{units}" if self.gates > 1 else units
-        last = f" + {self.biases}" if self.biases else ""
-        return f"{first}*({inputs} + {again}{last})"
+    def _text(self, units: str, inputs: str, recurrent: str) -> str:
+        factor = f"{self.gates}*{units}" if self.gates > 1 else units
+        bias_text = f" + {self.biases}" if self.biases else ""
+        return f"{factor}*({inputs} + {recurrent}{bias_text})"
 
 
 def _recurrent(shapes: Shapes) -> Formula | None:
     """The sum over layers and directions, equal ones with their number."""
-    found = list(_recurrences(shapes))
-    if not found or None in found:
+    recurrences = list(_recurrences(shapes))
+    if not recurrences or None in recurrences:
         return None
-    known = [one for one in found if one is not None]
-    words = {one.words for one in known}
+    complete = [recurrence for recurrence in recurrences if recurrence is not None]
+    words = {recurrence.words for recurrence in complete}
     if len(words) > 1:
         return None
-    title = words.pop() if len(known) == 1 else f"{words.pop()} for each layer and direction"
-    terms = [(one.numbers, len(list(group))) for one, group in groupby(known)]
+    title = words.pop() if len(complete) == 1 else f"{words.pop()} for each layer and direction"
+    terms = [(recurrence.numbers, len(list(group))) for recurrence, group in groupby(complete)]
     numbers = " + ".join(text if times == 1 else f"{times} * {text}" for text, times in terms)
-    return Formula(title, numbers, sum(one.value for one in known))
+    return Formula(title, numbers, sum(recurrence.value for recurrence in complete))
 
 
 def _recurrences(shapes: Shapes) -> Iterator[_Recurrence | None]:
@@ -318,13 +328,13 @@ def _convolutional(shapes: Shapes) -> Formula | None:
             last = ("", "") if bias is None else (" + 1", " + 1")
             return Formula(
                 f"4*filters*({k}in + {k}filters{last[0]})",
-                f"4*{filters}*({_times(*window, ins)} + {_times(*again, filters)}{last[1]})",
+                f"4*{filters}*({_product_text(*window, ins)} + {_product_text(*again, filters)}{last[1]})",
                 sum(map(prod, shapes.values())),
             )
     return None
 
 
-def _inner(shapes: Shapes) -> Formula | None:
+def _wrapped(shapes: Shapes) -> Formula | None:
     """The layer inside a wrapper, where its weights say what it is."""
     return _dense(shapes) or _recurrent(shapes)
 
@@ -344,6 +354,6 @@ _RULES: tuple[tuple[str, Callable[[Shapes], Formula | None]], ...] = (
     ),
     ("MultiheadAttention|MultiHeadAttention|GroupedQueryAttention", _attention),
     ("ConvLSTM[123]D", _convolutional),
-    ("TimeDistributed", _inner),
+    ("TimeDistributed", _wrapped),
     ("(LSTM|GRU|SimpleRNN|RNN)(Cell)?|Bidirectional", _recurrent),
 )

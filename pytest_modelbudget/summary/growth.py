@@ -42,6 +42,6 @@ class Growth:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Growth:
         """Read back what `to_dict` gave."""
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in data.items() if name in known}
+        field_names = {field.name for field in fields(cls)}
+        values = {name: value for name, value in data.items() if name in field_names}
         return cls(**{**values, "points": tuple((size, value) for size, value in data.get("points", ()))})

@@ -50,29 +50,29 @@ class Metric:
     on_request: bool = False
     why_unknown: Callable[[Summary], str] = lambda _: ""
 
-    def show(self, value: Number) -> str:
-        """`value` in full: `225,610`, `24,804 bytes`, `12,200 FLOPs`, `90.8%`, `3.76`."""
-        return show(self.kind, value)
+    def show(self, number: Number) -> str:
+        """`number` in full: `225,610`, `24,804 bytes`, `12,200 FLOPs`, `90.8%`, `3.76`."""
+        return show(self.kind, number)
 
 
-def show(kind: units.Kind, value: Number) -> str:
+def show(kind: units.Kind, number: Number) -> str:
     """A number of one kind in full, with its unit."""
     match kind:
         case "share":
-            return f"{decimals(value * 100)}%"
+            return f"{decimal_text(number * 100)}%"
         case "ratio":
-            return decimals(value)
+            return decimal_text(number)
         case "bytes":
-            return f"{int(value):,} bytes"
+            return f"{int(number):,} bytes"
         case "flops":
-            return f"{int(value):,} FLOPs"
+            return f"{int(number):,} FLOPs"
         case _:
-            return f"{int(value):,}"
+            return f"{int(number):,}"
 
 
-def decimals(value: Number) -> str:
+def decimal_text(number: Number) -> str:
     """Enough decimals that a value just over a limit does not look equal to it."""
-    text = units.rounded(value, ",.4f")
+    text = units.rounded(number, ",.4f")
     return text if "e" in text else text.rstrip("0").rstrip(".")
 
 
@@ -283,19 +283,19 @@ LAYER_METRICS: dict[str, units.Kind] = {
 }
 """What can be limited for the layers that a glob matches; `share` is the layer's share of all params."""
 
-PEAKS: dict[str, Kind] = {metric.name: metric.plan for metric in _TABLE if metric.plan is not None}
+PEAK_METRICS: dict[str, Kind] = {metric.name: metric.plan for metric in _TABLE if metric.plan is not None}
 """Metrics of a plan, and the section of the recipe that asks for it."""
 
 STORED = tuple(metric.name for metric in _TABLE if metric.stored)
 """Metrics that snapshots write down as they are; each is an attribute of `Summary`."""
 
-GROWS = frozenset(metric.name for metric in _TABLE if metric.grows)
+GROWTH_METRICS = frozenset(metric.name for metric in _TABLE if metric.grows)
 """Metrics that follow from what snapshots record, so that a base has them and growth can be told."""
 
-LAYER_GROWS = frozenset((*(metric.name for metric in _TABLE if metric.stored and metric.of_layers), "share"))
+LAYER_GROWTH_METRICS = frozenset((*(metric.name for metric in _TABLE if metric.stored and metric.of_layers), "share"))
 """The same for layers; snapshots record no FLOPs of a row."""
 
-ADDITIVE = tuple(metric.name for metric in _TABLE if metric.additive)
+ADDITIVE_METRICS = tuple(metric.name for metric in _TABLE if metric.additive)
 """Metrics whose sum over several models means something."""
 
 GROWING = tuple(metric.name for metric in _TABLE if metric.law)

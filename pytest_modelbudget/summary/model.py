@@ -255,7 +255,7 @@ class Summary:
         return cls(
             model=data["model"],
             framework=data["framework"],
-            layers=tuple(_layer(row) for row in data["layers"]),
+            layers=tuple(_layer_from(row) for row in data["layers"]),
             inputs=tuple(Input(port["name"], TensorSpec.parse(port["spec"])) for port in data["inputs"]),
             outputs=tuple(map(TensorSpec.parse, data["outputs"])),
             flops=Flops(flops["value"], tuple(flops["uncounted"].items()), flops["rules"]),
@@ -284,8 +284,8 @@ class Summary:
             summary = cls.from_dict(data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelBudgetError(f"it has a field that is not known ({error})") from None
-        if wrong := next((row for row in summary.layers if max(row.params, row.buffers) >= 10**_MOST_DIGITS), None):
-            raise ModelBudgetError(f"layer {wrong.path[:200]!r} has more elements than any memory")
+        if too_large := next((row for row in summary.layers if max(row.params, row.buffers) >= 10**_MOST_DIGITS), None):
+            raise ModelBudgetError(f"layer {too_large.path[:200]!r} has more elements than any memory")
         return summary
 
     def __repr__(self) -> str:
@@ -333,7 +333,7 @@ def _layer_dict(layer: Layer) -> dict[str, Any]:
     }
 
 
-def _layer(row: Mapping[str, Any]) -> Layer:
+def _layer_from(row: Mapping[str, Any]) -> Layer:
     return Layer(
         path=row["path"],
         type=row["type"],

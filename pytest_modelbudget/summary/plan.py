@@ -83,7 +83,7 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
-class Largest:
+class LargestSize:
     """The largest size of a dimension (`B`, `T`) with which the run still fits `device`; 0: not even one."""
 
     dim: str
@@ -117,7 +117,7 @@ class Plan:
     timeline: tuple[Point, ...] = ()
     levers: tuple[Lever, ...] = ()
     fits: tuple[Fit, ...] = ()
-    largest: tuple[Largest, ...] = ()
+    largest: tuple[LargestSize, ...] = ()
     ranks: int = 1
     communication_bytes: int | None = None
     notes: tuple[str, ...] = ()
@@ -146,22 +146,22 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` reads it back."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """Read back what `to_dict` gave."""
-        known = {field.name for field in fields(cls)}
-        lists = {"parts": Part, "timeline": Point, "levers": Lever, "fits": Fit, "largest": Largest}
-        values = {name: value for name, value in data.items() if name in known}
+        field_names = {field.name for field in fields(cls)}
+        lists = {"parts": Part, "timeline": Point, "levers": Lever, "fits": Fit, "largest": LargestSize}
+        values = {name: value for name, value in data.items() if name in field_names}
         for name, kind in lists.items():
             values[name] = tuple(kind(**item) for item in data.get(name, ()))
         return cls(**{**values, "notes": tuple(data.get("notes", ()))})
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if is_dataclass(value):
         return {name: getattr(value, name) for name in value.__slots__}  # type: ignore[union-attr]
     return value

@@ -141,6 +141,6 @@ def mistake(data: Any) -> str:
         _Summary.model_validate(data)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        what = "is missing" if problem["type"] == "missing" else problem["msg"].lower()
-        return f"{'.'.join(map(str, problem['loc']))[:200] or 'it'}: {what}"
+        message = "is missing" if problem["type"] == "missing" else problem["msg"].lower()
+        return f"{'.'.join(map(str, problem['loc']))[:200] or 'it'}: {message}"
     return ""

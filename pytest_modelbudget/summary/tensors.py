@@ -21,7 +21,7 @@ ITEM_BYTES: dict[str, int | Fraction] = {
 Dim = int | str | None
 """A dimension: its size, the name or formula of a symbolic one (`B`, `2*B`), or None when any size fits."""
 
-_SAFE = "/._-:[]()@"
+_READABLE_CHARACTERS = "/._-:[]()@"
 """What stays readable in the name of a weight; everything else is percent-encoded, so that a line can be read back."""
 
 _WEIGHT = re.compile(
@@ -32,17 +32,19 @@ _WEIGHT = re.compile(
 _SPEC = re.compile(
     r"(?P<dtype>[A-Za-z][A-Za-z0-9_]*)?\s*\[(?P<dims>[^\[\]]*)\]\s*(?:(?P<sign>[=<])\s*(?P<value>\S.*))?"
 )
-_WHOLE = re.compile(r"[+-]?[0-9](?:_?[0-9]){0,299}")  # what a float can hold; Python reads no more than 4,300 digits
+_WHOLE_NUMBER = re.compile(
+    r"[+-]?[0-9](?:_?[0-9]){0,299}"
+)  # what a float can hold; Python reads no more than 4,300 digits
 _DIGITS = 18
 """Digits of a size; a tensor of more elements has no place in any memory."""
 
 _LONGEST = 10_000
 """Characters of a tensor as it is written."""
 
-_SHOWN = 500
+_MOST_SHOWN = 500
 """Characters of it that a message shows."""
 
-_TRUTH = {"true": True, "false": False}
+_BOOLEANS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +109,21 @@ class TensorSpec:
                 f'{text[:_LONGEST]!r} is not a tensor: write dtype[dim, dim], e.g. "float32[B, 3, 224, 224]"'
             )
         dims = [dim.strip() for dim in match["dims"].split(",")] if match["dims"].strip() else []
-        values = _values(match["sign"], match["value"], text) if match["sign"] else None
-        return cls(tuple(_dim(dim, text) for dim in dims), match["dtype"] or "float32", values)
+        values = _parse_values(match["sign"], match["value"], text) if match["sign"] else None
+        return cls(tuple(_parse_dim(dim, text) for dim in dims), match["dtype"] or "float32", values)
 
 
-def _values(sign: str, value: str, text: str) -> Fill | Below:
+def _parse_values(sign: str, value: str, text: str) -> Fill | Below:
     if sign == "<":
-        if not _WHOLE.fullmatch(value) or int(value) <= 0:
+        if not _WHOLE_NUMBER.fullmatch(value) or int(value) <= 0:
             raise ModelBudgetError(f'{text!r}: {value!r} is no bound: write a whole number above 0, e.g. "< 32000"')
         return Below(int(value))
-    if value.lower() in _TRUTH:
-        return Fill(_TRUTH[value.lower()])
+    if value.lower() in _BOOLEANS:
+        return Fill(_BOOLEANS[value.lower()])
     if value.isidentifier():
         return Fill(value)
     try:
-        return Fill(int(value) if _WHOLE.fullmatch(value) else float(value))
+        return Fill(int(value) if _WHOLE_NUMBER.fullmatch(value) else float(value))
     except ValueError:
         raise ModelBudgetError(
             f"{text!r}: {value!r} is no value: write a number, true, false or the name of a dimension, "
@@ -129,12 +131,14 @@ def _values(sign: str, value: str, text: str) -> Fill | Below:
         ) from None
 
 
-def _dim(dim: str, text: str) -> Dim:
+def _parse_dim(dim: str, text: str) -> Dim:
     if dim == "?":
         return None
     if re.fullmatch(r"[0-9]+", dim):
         if len(dim) > _DIGITS:
-            raise ModelBudgetError(f"{text[:_SHOWN]!r}: a size has at most {_DIGITS} digits, this one {len(dim):,}")
+            raise ModelBudgetError(
+                f"{text[:_MOST_SHOWN]!r}: a size has at most {_DIGITS} digits, this one {len(dim):,}"
+            )
         return int(dim)
     if re.fullmatch(r"[A-Za-z0-9_(][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
         return dim
@@ -179,18 +183,18 @@ class Weight:
 
 def weight_text(weight: Weight) -> str:
     """One weight as text: `kernel 3x3x3x32`, with what is not the rule after it: `mean 64 buffer`, `= wte.weight`."""
-    words = [quote(weight.name, safe=_SAFE), "x".join(map(str, weight.shape)) or "scalar"]
+    parts = [quote(weight.name, safe=_READABLE_CHARACTERS), "x".join(map(str, weight.shape)) or "scalar"]
     if weight.dtype != "float32":
-        words.append(weight.dtype)
+        parts.append(weight.dtype)
     if weight.packed_bytes is not None:
-        words.append(f"{weight.packed_bytes}B")
+        parts.append(f"{weight.packed_bytes}B")
     if weight.role == "buffer":
-        words.append("buffer")
+        parts.append("buffer")
     elif not weight.trainable:
-        words.append("frozen")
+        parts.append("frozen")
     if weight.tied_to is not None:
-        words.append(f"= {quote(weight.tied_to, safe=_SAFE)}")
-    return " ".join(words)
+        parts.append(f"= {quote(weight.tied_to, safe=_READABLE_CHARACTERS)}")
+    return " ".join(parts)
 
 
 def parse_weight(text: str) -> Weight:
@@ -200,7 +204,7 @@ def parse_weight(text: str) -> Weight:
         ModelBudgetError: the text is not of that form.
     """
     if not (match := _WEIGHT.fullmatch(text)):
-        raise ModelBudgetError(f"{text[:_SHOWN]!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
+        raise ModelBudgetError(f"{text[:_MOST_SHOWN]!r} is not a weight: expected e.g. 'kernel 3x3x3x32'")
     shape = () if match["shape"] == "scalar" else tuple(map(int, match["shape"].split("x")))
     return Weight(
         name=unquote(match["name"]),

@@ -18,8 +18,8 @@ def harmless(text: str, *, longest: int = _LONGEST) -> str:
     >>> harmless("a\\x1b[2Jb\\nc")
     'a\\\\x1b[2Jb\\\\nc'
     """
-    shown = _COMMAND.sub(_defused, _printable(text))
-    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
+    escaped = _COMMAND.sub(_defuse_command, _printable(text))
+    return escaped if len(escaped) <= longest else f"{escaped[: longest - 3]}..."
 
 
 def _printable(text: str) -> str:
@@ -28,7 +28,7 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _defused(command: re.Match[str]) -> str:
+def _defuse_command(command: re.Match[str]) -> str:
     return f"{command[0][:-1]}\\x{ord(command[0][-1]):02x}"
 
 
@@ -37,7 +37,7 @@ def harmless_lines(text: str) -> str:
     return "\n".join(harmless(line) for line in text.splitlines())
 
 
-def captured(output: str) -> str:
+def harmless_output(output: str) -> str:
     """What a model's code printed, as it may stand in a log: no colours, no progress bar's past, nothing that acts."""
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in _COLOUR.sub("", output).split("\n"))
     return without_commands("\n".join(_printable(line.expandtabs()) for line in lines))
@@ -45,4 +45,4 @@ def captured(output: str) -> str:
 
 def without_commands(output: str) -> str:
     """Text of several lines that stay whole, without the commands that a CI service would find in it."""
-    return _LINE_COMMAND.sub(_defused, output)
+    return _LINE_COMMAND.sub(_defuse_command, output)

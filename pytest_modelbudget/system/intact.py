@@ -11,59 +11,59 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_KEPT: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
+_ORIGINALS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
     (vars(module), dict(vars(module))) for module in (builtins, io, os, os.path, json)
 )
 """Each namespace, and what was in it when this was imported."""
 
 _PATH = tuple(sys.path)
-_FRAMES = sys.getrecursionlimit()
+_RECURSION_LIMIT = sys.getrecursionlimit()
 _MISSING = object()
 
 if sys.platform == "win32":
 
-    def _enough_files() -> None:
+    def _restore_file_limit() -> None:
         """There is no limit that could be lowered."""
 else:
     import resource
 
-    _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    _FILE_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
-    def _enough_files() -> None:
+    def _restore_file_limit() -> None:
         """As many files may be open as before, where that can be."""
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if now < _FILES:
+        if now < _FILE_LIMIT:
             with suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, most), most))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILE_LIMIT, most), most))
 
 
 @contextmanager
-def any_size() -> Iterator[None]:
+def any_digits() -> Iterator[None]:
     """Inside, ints of any number of digits become text and back; Python stops at 4,300."""
     if not hasattr(sys, "set_int_max_str_digits"):  # before 3.10.7 it did not
         yield
         return
-    most = sys.get_int_max_str_digits()
+    limit = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:
         yield
     finally:
-        sys.set_int_max_str_digits(most)
+        sys.set_int_max_str_digits(limit)
 
 
 @contextmanager
-def intact() -> Iterator[None]:
-    """Inside, what a model's code replaced in these modules or took out of `sys.path` is there again; see `any_size`.
+def originals_restored() -> Iterator[None]:
+    """Inside, what a model's code replaced in these modules or took out of `sys.path` is there again; see `any_digits`.
 
     On leaving, its replacements are back, since they may be meant for the code that is run next. Limits of recursion
     and of open files that were lowered stay raised.
     """
-    _enough_files()
-    sys.setrecursionlimit(max(_FRAMES, sys.getrecursionlimit()))
+    _restore_file_limit()
+    sys.setrecursionlimit(max(_RECURSION_LIMIT, sys.getrecursionlimit()))
     replaced = [
         (namespace, name, namespace.get(name, _MISSING), value)
-        for namespace, before in _KEPT
-        for name, value in before.items()
+        for namespace, originals in _ORIGINALS
+        for name, value in originals.items()
         if namespace.get(name, _MISSING) is not value
     ]
     path = sys.path[:]
@@ -71,12 +71,12 @@ def intact() -> Iterator[None]:
         namespace[name] = value
     sys.path += [folder for folder in _PATH if folder not in path]
     try:
-        with any_size():
+        with any_digits():
             yield
     finally:
         sys.path[:] = path
-        for namespace, name, now, _ in replaced:
-            if now is _MISSING:
+        for namespace, name, replacement, _ in replaced:
+            if replacement is _MISSING:
                 namespace.pop(name, None)
             else:
-                namespace[name] = now
+                namespace[name] = replacement

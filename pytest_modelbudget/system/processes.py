@@ -14,7 +14,7 @@ import psutil
 _RUN = "runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
 
 
-def start_of(module: str) -> list[str]:
+def module_command(module: str) -> list[str]:
     """The command that runs a module of this project.
 
     The folder it is started in is not on its path: somebody may have put a module there that would run instead.
@@ -23,7 +23,7 @@ def start_of(module: str) -> list[str]:
     return [sys.executable, *_flags(), "-c", code]
 
 
-def environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """That of this process, with this package on the search path, also when it is run from its sources."""
     package = Path(__file__).resolve().parents[1]
     paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -32,20 +32,20 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """End a process that leads a session, and all that it started, at once."""
-    parts = children(process.pid)  # those with a session of their own too
+    child_processes = descendants(process.pid)  # those with a session of their own too
     if sys.platform != "win32":
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-    for part in parts:
+    for child in child_processes:
         with suppress(OSError, psutil.Error):
-            part.kill()
+            child.kill()
     process.kill()
     process.wait()
 
 
-def children(pid: int) -> list[psutil.Process]:
+def descendants(pid: int) -> list[psutil.Process]:
     """What a process started, and what that started; nothing once it has ended."""
     try:
         return list(psutil.Process(pid).children(recursive=True))
@@ -57,4 +57,4 @@ def _flags() -> list[str]:
     """The interpreter's own options that change what code does."""
     options = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
     switches = [("-O", sys.flags.optimize == 1), ("-OO", sys.flags.optimize > 1), ("-B", sys.dont_write_bytecode)]
-    return [*options, *(switch for switch, on in switches if on)]
+    return [*options, *(switch for switch, is_on in switches if is_on)]

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 
-class Lasting:
+class UnfailingStream:
     """A text stream that never fails for want of a reader, or of room where it is kept."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -54,7 +54,7 @@ class Lasting:
         return getattr(self._stream, name)
 
 
-def opened() -> None:
+def open_missing_streams() -> None:
     """Give a process that was started without standard streams some that lead nowhere.
 
     Else the first files that it opens take their numbers, and what is printed ends up in them.
@@ -72,12 +72,12 @@ def opened() -> None:
 @contextmanager
 def lasting() -> Iterator[None]:
     """Inside, what is printed is never an error."""
-    opened()
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, Lasting(stream)) for stream in before)
+    open_missing_streams()
+    originals = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, UnfailingStream(stream)) for stream in originals)
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = originals

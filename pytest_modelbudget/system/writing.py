@@ -1,7 +1,7 @@
 """How files are written: whole or not at all, into what is no file, and without a trace of a write that was killed.
 
 What is new is made in a draft, a folder beside its place that ignores itself in git, and moved from there. A process
-that is killed leaves its draft behind, and the next `sweep` removes it.
+that is killed leaves its draft behind, and the next `remove_drafts` removes it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _PREFIX, _SUFFIX = ".modelbudget-", ".tmp"
 _CHUNK = 4096
 """Bytes that a pipe which is ready takes at once, so that writing them never waits."""
 
-OPENING = 10.0
+SECONDS_TO_OPEN = 10.0
 """Seconds in which a reader has to open a named pipe."""
 
-READING = 60.0
+SECONDS_TO_READ = 60.0
 """Seconds without progress after which a reader is taken for one that will not read on."""
 
 _STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
@@ -38,17 +38,17 @@ _MOST_LINKS = 40
 if sys.platform == "win32":  # an open file cannot be deleted there, which protects a draft that is being written
 
     @contextmanager
-    def _shared(folder: Path) -> Iterator[None]:
+    def _shared_lock(folder: Path) -> Iterator[None]:
         yield
 
     @contextmanager
-    def _alone(folder: Path) -> Iterator[bool]:
+    def _exclusive_lock(folder: Path) -> Iterator[bool]:
         yield True
 else:
     import fcntl
 
     @contextmanager
-    def _shared(folder: Path) -> Iterator[None]:
+    def _shared_lock(folder: Path) -> Iterator[None]:
         """Inside, nobody sweeps `folder`."""
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -59,7 +59,7 @@ else:
             os.close(handle)
 
     @contextmanager
-    def _alone(folder: Path) -> Iterator[bool]:
+    def _exclusive_lock(folder: Path) -> Iterator[bool]:
         """Yields whether no other process writes into `folder`, nor begins to inside."""
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -74,13 +74,13 @@ else:
 
 
 @contextmanager
-def draft(home: Path) -> Iterator[Path]:
+def draft_folder(home: Path) -> Iterator[Path]:
     """A new folder in `home` for what is moved out of it once it is whole; git ignores it, and leaving removes it.
 
     Raises:
         OSError: it cannot be made.
     """
-    with _shared(home):
+    with _shared_lock(home):
         folder = Path(tempfile.mkdtemp(dir=home, prefix=_PREFIX, suffix=_SUFFIX))
         try:
             (folder / ".gitignore").write_bytes(b"*\n")
@@ -89,7 +89,7 @@ def draft(home: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class Drafts(ExitStack):
+class DraftFolders(ExitStack):
     """One draft for each folder, for many files that are written into it."""
 
     def __init__(self) -> None:
@@ -99,18 +99,18 @@ class Drafts(ExitStack):
     def of(self, home: Path) -> Path:
         """The draft in `home`, made when it is first asked for."""
         if home not in self._made:
-            self._made[home] = self.enter_context(draft(home))
+            self._made[home] = self.enter_context(draft_folder(home))
         return self._made[home]
 
 
-def sweep(home: Path) -> None:
+def remove_drafts(home: Path) -> None:
     """Remove the drafts in `home` whose process was killed; none while another process writes there."""
     with suppress(OSError):
-        left = [path for path in home.iterdir() if path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)]
-        if not left:
+        leftovers = [path for path in home.iterdir() if path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)]
+        if not leftovers:
             return
-        with _alone(home) as alone:
-            for folder in left if alone else ():
+        with _exclusive_lock(home) as is_alone:
+            for folder in leftovers if is_alone else ():
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -125,11 +125,11 @@ def write(path: Path, content: str | bytes, *, made_in: Path | None = None) -> N
         OSError: it cannot be written; a file that was there is as it was.
     """
     data = _encoded(content)
-    if _passed_on(path, data):
+    if _written_in_place(path, data):
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with nullcontext(made_in) if made_in else draft(target.parent) as folder:
+    with nullcontext(made_in) if made_in else draft_folder(target.parent) as folder:
         _replace(target, data, folder)
 
 
@@ -140,7 +140,7 @@ def write_folder(path: Path, files: Mapping[str, str | bytes]) -> None:
         OSError: it cannot be written, or is there already; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with draft(path.parent) as folder:
+    with draft_folder(path.parent) as folder:
         for name, content in files.items():
             new = folder / path.name / name
             new.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def append(path: Path, content: str, *, follow: bool = True) -> None:
         OSError: it cannot be written.
     """
     data = _encoded(content)
-    if not follow or not _passed_on(path, data):
+    if not follow or not _written_in_place(path, data):
         with open(path, "ab", opener=None if follow else _no_link) as file:
             file.write(data)
 
@@ -170,18 +170,18 @@ def _encoded(content: str | bytes) -> bytes:
 
 def is_file(path: Path) -> bool:
     """Whether `path` stands for a file that is there, and for nothing that is written into as it is."""
-    return descriptor(path) is None and os.path.isfile(path)
+    return descriptor_of(path) is None and os.path.isfile(path)
 
 
-def descriptor(path: Path) -> int | None:
+def descriptor_of(path: Path) -> int | None:
     """The descriptor of this process that `path` or the link there names, such as 1 for `/dev/stdout`."""
     text = os.path.abspath(path)
     for _ in range(_MOST_LINKS):
-        if (number := _number(text)) is not None:
+        if (number := _descriptor_number(text)) is not None:
             return number
         folder = os.path.realpath(os.path.dirname(text))
         text = os.path.join(folder, os.path.basename(text))
-        if (number := _number(text)) is not None or not os.path.islink(text):
+        if (number := _descriptor_number(text)) is not None or not os.path.islink(text):
             return number
         try:
             text = os.path.normpath(os.path.join(folder, os.readlink(text)))
@@ -190,16 +190,16 @@ def descriptor(path: Path) -> int | None:
     return None
 
 
-def _number(text: str) -> int | None:
+def _descriptor_number(text: str) -> int | None:
     match = _DESCRIPTOR.fullmatch(text)
     if match is None or match["pid"] not in (None, str(os.getpid())):
         return None
     return _STREAMS[match["stream"]] if match["stream"] else int(match["number"])
 
 
-def _passed_on(path: Path, data: bytes) -> bool:
+def _written_in_place(path: Path, data: bytes) -> bool:
     """Whether `path` stands for something that is written into as it is, which was done then."""
-    if (number := descriptor(path)) is not None:
+    if (number := descriptor_of(path)) is not None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):  # what was printed before comes before
                 stream.flush()
@@ -211,17 +211,17 @@ def _passed_on(path: Path, data: bytes) -> bool:
             return False
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
             return False
-        handle = _opened(path, waits=stat.S_ISFIFO(mode))
+        handle = _open_for_writing(path, waits=stat.S_ISFIFO(mode))
     try:
-        _pour(handle, data)
+        _write_all(handle, data)
     finally:
         os.close(handle)
     return True
 
 
-def _opened(path: Path, *, waits: bool) -> int:
+def _open_for_writing(path: Path, *, waits: bool) -> int:
     """A pipe or device, opened to write; waits for the reader of a pipe, but not for ever."""
-    end = time.monotonic() + OPENING
+    end = time.monotonic() + SECONDS_TO_OPEN
     while True:
         try:
             return os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
@@ -233,31 +233,31 @@ def _opened(path: Path, *, waits: bool) -> int:
         time.sleep(0.05)
 
 
-def _pour(handle: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        if not _ready(handle):
+def _write_all(handle: int, data: bytes) -> None:
+    remaining = memoryview(data)
+    while remaining:
+        if not _is_writable(handle):
             raise TimeoutError(errno.ETIMEDOUT, "nobody reads on")
         with suppress(BlockingIOError):
-            left = left[os.write(handle, left[:_CHUNK]) :]
+            remaining = remaining[os.write(handle, remaining[:_CHUNK]) :]
 
 
-def _ready(handle: int) -> bool:
+def _is_writable(handle: int) -> bool:
     """Whether something can be written now, or fails at once; waits until it can."""
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()
     poll.register(handle, select.POLLOUT)
-    return bool(poll.poll(READING * 1000))
+    return bool(poll.poll(SECONDS_TO_READ * 1000))
 
 
 def _replace(target: Path, data: bytes, folder: Path) -> None:
-    new = folder / "new"
-    new.write_bytes(data)
+    new_file = folder / "new"
+    new_file.write_bytes(data)
     with suppress(FileNotFoundError):
-        os.chmod(new, stat.S_IMODE(target.stat().st_mode))
+        os.chmod(new_file, stat.S_IMODE(target.stat().st_mode))
     try:
-        os.replace(new, target)
+        os.replace(new_file, target)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import pytest_modelbudget
-from pytest_modelbudget.backends.patching import Shared, all_patched, exchanged, patch_all, patched
+from pytest_modelbudget.backends.patching import SharedChange, all_patched, exchanged, patch_all, patched
 
 ROOT = Path(pytest_modelbudget.__file__).parent
 
@@ -39,7 +39,7 @@ def test_patches_of_one_name_are_left_in_any_order(first: int) -> None:
 def test_a_patch_that_serves_all_threads_keeps_one_that_is_below_it() -> None:
     """Also when that one is left first."""
     owner = SimpleNamespace(name="own")
-    shared = Shared(lambda: patch_all([(owner, "name", "shared")]))
+    shared = SharedChange(lambda: patch_all([(owner, "name", "shared")]))
     with shared.inside():
         with patched(owner, "name", "above"):
             assert owner.name == "above"

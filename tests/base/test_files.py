@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget.base import Base, Where, locate
+from pytest_modelbudget.base import Base, BaseCommit, find_base
 from pytest_modelbudget.errors import ModelBudgetError
 from tests.gitrepo import Repository, repository
 
 
 def base_of(repo: Repository, root: Path | None = None) -> Base:
     """What HEAD has, seen from `root`."""
-    return Base(root or repo.path, locate(repo.path, "HEAD", {}, ci=False))
+    return Base(root or repo.path, find_base(repo.path, "HEAD", {}, ci=False))
 
 
 def test_files_as_they_were_committed(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_partial_clone(tmp_path: Path) -> None:
     first = origin.commit(**{"m.yaml": "old\n", "n.yaml": "same\n"})
     origin.commit(**{"m.yaml": "new\n"})
     clone = origin.clone(tmp_path / "clone", "--filter=blob:none")
-    base = Base(clone.path, Where(first, "old"))
+    base = Base(clone.path, BaseCommit(first, "old"))
     assert "m.yaml" in base.files
     with pytest.raises(ModelBudgetError, match=r"m\.yaml of old is not in this clone \(a partial one\)"):
         base.text("m.yaml")
@@ -86,7 +86,7 @@ def test_a_partial_clone(tmp_path: Path) -> None:
 
 def test_without_a_base_there_are_no_files(tmp_path: Path) -> None:
     """And git is not asked."""
-    assert Base(tmp_path, Where(reason="none")).files == {}
+    assert Base(tmp_path, BaseCommit(reason="none")).files == {}
 
 
 def test_a_file_of_the_base_is_bounded_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

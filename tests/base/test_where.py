@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget.base import OFF, Where, locate
+from pytest_modelbudget.base import NO_BASE, BaseCommit, find_base
 from pytest_modelbudget.base.git import Git
 from pytest_modelbudget.errors import ModelBudgetError
 from tests.gitrepo import Repository, repository
@@ -14,9 +14,9 @@ from tests.gitrepo import Repository, repository
 HERE: dict[str, str] = {}
 
 
-def auto(repo: Repository, *, ci: bool = False, **environment: str) -> Where:
+def auto(repo: Repository, *, ci: bool = False, **environment: str) -> BaseCommit:
     """The base that is found without being named."""
-    return locate(repo.path, "auto", environment, ci=ci)
+    return find_base(repo.path, "auto", environment, ci=ci)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_on_a_branch_it_is_where_the_branch_left(repo: Repository) -> None:
     repo.git("checkout", "--quiet", "main")
     repo.commit("third", file="3")
     repo.git("checkout", "--quiet", "feature")
-    assert auto(repo) == Where(start, f"main {start[:7]}", "where this branch left it")
+    assert auto(repo) == BaseCommit(start, f"main {start[:7]}", "where this branch left it")
 
 
 def test_on_the_default_branch_it_is_what_is_committed(repo: Repository) -> None:
@@ -74,15 +74,17 @@ def test_the_default_branch_is_that_of_origin(tmp_path: Path, branch: str) -> No
     clone = origin.clone(tmp_path / "clone")
     clone.git("checkout", "--quiet", "-b", "feature")
     clone.commit("feature")
-    assert auto(clone) == Where(first, f"origin/{branch} {first[:7]}", "where this branch left it")
+    assert auto(clone) == BaseCommit(first, f"origin/{branch} {first[:7]}", "where this branch left it")
 
 
 def test_in_ci_on_the_default_branch_it_is_the_commit_before(repo: Repository) -> None:
     """Nothing is uncommitted in CI; GitLab says where a push of several commits began."""
     first, second = repo.git("rev-parse", "HEAD^"), repo.git("rev-parse", "HEAD")
     repo.commit("third")
-    assert auto(repo, ci=True) == Where(second, f"HEAD^1 {second[:7]}", "the commit before, on the default branch")
-    assert auto(repo, ci=True, CI_COMMIT_BEFORE_SHA=first) == Where(first, first[:7], "the branch before this push")
+    assert auto(repo, ci=True) == BaseCommit(second, f"HEAD^1 {second[:7]}", "the commit before, on the default branch")
+    assert auto(repo, ci=True, CI_COMMIT_BEFORE_SHA=first) == BaseCommit(
+        first, first[:7], "the branch before this push"
+    )
     assert auto(repo, ci=True, CI_COMMIT_BEFORE_SHA="0" * 40).commit == second
 
 
@@ -99,7 +101,7 @@ def test_in_a_trial_merge_it_is_the_first_parent(repo: Repository, variables: di
     """Exactly what the request changes, also when its branch is behind."""
     main, _ = pull_request(repo)
     found = auto(repo, ci=True, **variables)
-    assert found == Where(main, f"HEAD^1 {main[:7]}", "the first parent of the pull request's merge commit")
+    assert found == BaseCommit(main, f"HEAD^1 {main[:7]}", "the first parent of the pull request's merge commit")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_a_developers_own_merge_is_none(repo: Repository, variables: dict[str, s
     repo.git("checkout", "--quiet", "feature")
     repo.git("merge", "--quiet", "--no-ff", "--message", "main into feature", "main")
     repo.git("checkout", "--quiet", "--detach")
-    assert auto(repo, ci=True, **variables) == Where(main, f"main {main[:7]}", "where this branch left it")
+    assert auto(repo, ci=True, **variables) == BaseCommit(main, f"main {main[:7]}", "where this branch left it")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_a_shallow_clone_of_a_branch(repo: Repository, tmp_path: Path) -> None:
     clone = repo.clone(tmp_path / "clone", "--depth", "1", "--no-single-branch", "--branch", "feature")
     assert auto(clone).reason.startswith("no commit is common to HEAD and origin/main; this clone is shallow: fetch")
     with pytest.raises(ModelBudgetError, match=r"is no commit of this clone.*this clone is shallow"):
-        locate(clone.path, "HEAD~1", HERE, ci=False)
+        find_base(clone.path, "HEAD~1", HERE, ci=False)
 
 
 def test_the_first_commit(tmp_path: Path) -> None:
@@ -189,11 +191,11 @@ def test_histories_without_a_common_commit(repo: Repository) -> None:
 
 def test_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside of git, and without git."""
-    assert str(locate(tmp_path, "auto", HERE, ci=False)) == "none: not a git repository"
+    assert str(find_base(tmp_path, "auto", HERE, ci=False)) == "none: not a git repository"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert str(locate(tmp_path, "auto", HERE, ci=False)) == "none: git is not installed"
+    assert str(find_base(tmp_path, "auto", HERE, ci=False)) == "none: git is not installed"
     with pytest.raises(ModelBudgetError, match="the base 'main' cannot be read: git is not installed"):
-        locate(tmp_path, "main", HERE, ci=False)
+        find_base(tmp_path, "main", HERE, ci=False)
 
 
 def test_a_repository_of_another_user(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +211,7 @@ def test_a_named_base_is_taken_as_it_is(repo: Repository, name: str) -> None:
     first = repo.git("rev-parse", "HEAD^")
     repo.git("tag", "--annotate", "v1", first, "--message", "v1")
     wanted = {"full": first, "short": first[:10]}.get(name, name)
-    found = locate(repo.path, wanted, HERE, ci=True)
+    found = find_base(repo.path, wanted, HERE, ci=True)
     assert found.commit == first
     assert found.name == (first[:7] if name in ("full", "short") else f"{name} {first[:7]}")
 
@@ -220,12 +222,12 @@ def test_a_named_base_that_is_not_there(repo: Repository, name: str) -> None:
     with pytest.raises(
         ModelBudgetError, match="is no commit of this clone: write auto, off, or a branch, tag or commit"
     ):
-        locate(repo.path, name, HERE, ci=False)
+        find_base(repo.path, name, HERE, ci=False)
 
 
 def test_off(tmp_path: Path) -> None:
     """Git is not even asked."""
-    assert locate(tmp_path / "nowhere", "off", HERE, ci=False) is OFF
+    assert find_base(tmp_path / "nowhere", "off", HERE, ci=False) is NO_BASE
 
 
 def test_a_worktree_and_a_submodule(repo: Repository, tmp_path: Path) -> None:

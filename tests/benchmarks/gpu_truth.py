@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.planning import plans
-from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of, tables_of
-from pytest_modelbudget.backends.torch.training.recipe import altered
+from pytest_modelbudget.backends.torch.planning import make_plans
+from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
+from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Training
 
@@ -133,9 +133,9 @@ def measure(case: Case, device: str) -> dict[str, float]:
         return _peaks(device)
     scaler = torch.amp.GradScaler(device, enabled=recipe.precision == "fp16-mixed" and device == "cuda")
     with ExitStack() as stack:
-        stack.enter_context(altered(model.train(), recipe))
+        stack.enter_context(recipe_patches(model.train(), recipe))
         params = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = optimizer_of(recipe, params, tables_of(model))
+        optimizer = optimizer_of(recipe, params, embedding_tables(model))
         for _ in range(3):
             optimizer.zero_grad()
             for _ in range(recipe.gradient_accumulation):
@@ -182,7 +182,7 @@ def _row(name: str, case: Case, device: str) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     model, start = case.build(), time.process_time()
     inputs = parse(case.inputs)
-    [plan] = plans(model, name=name, inputs=inputs, sizes={}, recipes=[case.recipe], built_here=False)  # type: ignore[arg-type]
+    [plan] = make_plans(model, name=name, inputs=inputs, sizes={}, recipes=[case.recipe], built_here=False)  # type: ignore[arg-type]
     seconds = time.process_time() - start
     print(
         f"{name:36} {_pair(found['allocated'], plan.peak_bytes)} "

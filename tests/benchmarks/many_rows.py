@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pytest_modelbudget import compare, reports
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.results import Snapshot, Stored, check
+from pytest_modelbudget.results import Snapshot, SnapshotState, check
 from pytest_modelbudget.summary import Summary
 from tests.builders import gpt
 
@@ -43,7 +43,7 @@ def costs(blocks: int) -> dict[str, float]:
         "compare, every row widened": seconds(lambda: compare(summary, wider)),
         "HTML page": seconds(
             lambda: reports.render(
-                "html", [check(ModelEntry("net", build="a:b"), summary, Snapshot(Stored.EQUAL, "net.yaml"))]
+                "html", [check(ModelEntry("net", build="a:b"), summary, Snapshot(SnapshotState.EQUAL, "net.yaml"))]
             )
         ),
     }

@@ -28,12 +28,12 @@ from torch.nn import functional  # noqa: E402
 from pytest_modelbudget.backends.torch.distributed.rank import record_sharded  # noqa: E402
 from pytest_modelbudget.backends.torch.model.build import abstract  # noqa: E402
 from pytest_modelbudget.backends.torch.trace.forward import Subject  # noqa: E402
-from pytest_modelbudget.backends.torch.training.step import record  # noqa: E402
+from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
 from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
-from pytest_modelbudget.planner import Held, Tape, Training  # noqa: E402
+from pytest_modelbudget.planner import InitialStorage, MemoryTrace, Training  # noqa: E402
 from pytest_modelbudget.planner.allocator import Reserve, replay  # noqa: E402
-from pytest_modelbudget.planner.devices import device  # noqa: E402
-from pytest_modelbudget.planner.libraries import blas, with_blas  # noqa: E402
+from pytest_modelbudget.planner.devices import device_by_name  # noqa: E402
+from pytest_modelbudget.planner.libraries import blas_workspaces, with_blas  # noqa: E402
 
 TABLE = ROOT / "tests" / "data" / "memory" / "peak_memory_published.csv"
 BARS = {"A": 0.01, "B": 0.10}
@@ -75,14 +75,18 @@ def trained(model: nn.Module, inputs: object, sizes: dict[str, int], recipe: Tra
     found = parse(inputs)
     assert isinstance(found, Inputs)
     subject = Subject(type(model).__name__, model, found)
-    tape = record_sharded(subject, sizes, recipe).tape if recipe.sharding else record(subject, sizes, recipe)
-    return replay(with_blas(tape, blas("2.4.0", device(on))) if on else tape, repeats=3)
+    tape = record_sharded(subject, sizes, recipe).tape if recipe.sharding else record_step(subject, sizes, recipe)
+    return replay(with_blas(tape, blas_workspaces("2.4.0", device_by_name(on))) if on else tape, repeats=3)
 
 
 def loaded(model: nn.Module) -> Reserve:
     """A model that is moved to a device and does nothing."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return replay(Tape(tuple(Held(place, item.nbytes, "param") for place, item in enumerate(tensors.values())), ()))
+    return replay(
+        MemoryTrace(
+            tuple(InitialStorage(place, item.nbytes, "param") for place, item in enumerate(tensors.values())), ()
+        )
+    )
 
 
 def bert_weights() -> Reserve:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.planning import plans
+from pytest_modelbudget.backends.torch.planning import make_plans
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Training
 
@@ -40,7 +40,7 @@ def planned(sharding: dict[str, int], checkpointing: str) -> Any:
         model = sharding_speed.llama("small")
     recipe = Training(precision="bf16", loss="cross_entropy", sharding=sharding, checkpointing=checkpointing)
     inputs = parse(f"int64[1, {TOKENS}]")
-    return plans(model, name="small", inputs=inputs, sizes={}, recipes=[recipe], built_here=True)[0]
+    return make_plans(model, name="small", inputs=inputs, sizes={}, recipes=[recipe], built_here=True)[0]
 
 
 def real(sharding: dict[str, int], checkpointing: str) -> tuple[int, int]:

@@ -43,13 +43,13 @@ from torch import nn  # noqa: E402
 
 from pytest_modelbudget.backends.torch.model.build import abstract  # noqa: E402
 from pytest_modelbudget.backends.torch.trace.forward import Subject  # noqa: E402
-from pytest_modelbudget.backends.torch.training.step import record  # noqa: E402
+from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
 from pytest_modelbudget.errors import ModelBudgetError  # noqa: E402
 from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
-from pytest_modelbudget.planner import Event, Tape, Training  # noqa: E402
-from pytest_modelbudget.planner.allocator import Reserve, replay, unused  # noqa: E402
+from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Training  # noqa: E402
+from pytest_modelbudget.planner.allocator import Reserve, next_storage_number, replay  # noqa: E402
 from pytest_modelbudget.planner.devices import Device, context  # noqa: E402
-from pytest_modelbudget.planner.libraries import blas, with_blas  # noqa: E402
+from pytest_modelbudget.planner.libraries import blas_workspaces, with_blas  # noqa: E402
 
 TABLE = ROOT / "tests" / "data" / "memory" / "xmem_measured_peaks.csv"
 TORCH, ITERATIONS, TOKENS, MIB = "2.6.0", 4, 128, 2**20
@@ -251,7 +251,7 @@ def predict(row: Row) -> Result:
     return Result(row, reserve.peak_reserved, device.capacity - device.free, reserve.failed_at is not None, seconds)
 
 
-def recorded(row: Row) -> Tape:
+def recorded(row: Row) -> MemoryTrace:
     """The row's step, with what its loop moves to the device and the workspaces of its matrix products."""
     model, inputs, sizes = MODELS[row.model](row.batch)
     images = row.model in MODELS and "T" not in sizes
@@ -263,11 +263,11 @@ def recorded(row: Row) -> Tape:
         foreach=None if row.optimizer == "Adafactor" else True,
         zero_grad="before" if images else "after",
     )
-    tape = record(Subject(row.model, model, inputs), sizes, recipe)
-    return with_blas(loading(tape), blas(TORCH, _device(row)))
+    tape = record_step(Subject(row.model, model, inputs), sizes, recipe)
+    return with_blas(loading(tape), blas_workspaces(TORCH, _device(row)))
 
 
-def reserved(row: Row, tape: Tape) -> Reserve:
+def reserved(row: Row, tape: MemoryTrace) -> Reserve:
     """The tape's run on the row's device, four iterations long."""
     return replay(tape, capacity=_device(row).free, repeats=ITERATIONS - len(tape.steps))
 
@@ -277,15 +277,15 @@ def _device(row: Row) -> Device:
     return Device(row.gpu, row.total, capability=capability, context=context("cuda", "12.4"))
 
 
-def loading(tape: Tape) -> Tape:
+def loading(tape: MemoryTrace) -> MemoryTrace:
     """The tape of a loop that moves a batch to the device in each step: the one before goes when the new is there."""
     batch = [item for item in tape.held if item.role == "input"]
-    number, events, steps, before = unused(tape), list[Event](), list[int](), tuple[int, ...]()
+    number, events, steps, before = next_storage_number(tape), list[MemoryEvent](), list[int](), tuple[int, ...]()
     for index, event in enumerate(tape.events):
         if index in tape.steps:
             steps.append(len(events))
             made = tuple((number + place, item.bytes) for place, item in enumerate(batch))
-            events.append(Event("to", "", "", made, event.freed))
+            events.append(MemoryEvent("to", "", "", made, event.freed))
             event = replace(event, freed=before)
             before, number = tuple(storage for storage, _ in made), number + len(made)
         events.append(event)
@@ -388,9 +388,9 @@ def _warm() -> None:
     """Let imports, and what torch loads at its first operators, not count for the first row."""
     for name, config in (("AutoModelForSeq2SeqLM", "T5Config"), ("AutoModelForCausalLM", "GPT2Config")):
         model, inputs, sizes = _text(name, config, decoder_start_token_id=0, attention="eager")(2)
-        record(Subject("", model, inputs), sizes, Training(optimizer="adam", foreach=True))
+        record_step(Subject("", model, inputs), sizes, Training(optimizer="adam", foreach=True))
     model, inputs, sizes = _image("resnet18")(2)
-    record(Subject("", model, inputs), sizes, Training(loss="cross_entropy"))
+    record_step(Subject("", model, inputs), sizes, Training(loss="cross_entropy"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ def limits(written: dict[str, Any]) -> tuple[Budget, ...]:
 
 
 def broken(written: dict[str, Any], summary: Summary | None = None) -> list[str]:
-    """The violations of `written`, as text."""
+    """The violations of `format_limit`, as text."""
     return [str(violation) for violation in judge(summary or towers(), limits(written))[0]]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.budget import loosened
+from pytest_modelbudget.budget import loosened_limits
 from pytest_modelbudget.errors import Place
 
 HERE = Place("modelbudget.yaml", 9)
@@ -16,7 +16,7 @@ HERE = Place("modelbudget.yaml", 9)
 def found(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is said; limits stand in line 5, the model in line 9."""
     old, new = (tuple(budget.parse(one, lambda _: Place("modelbudget.yaml", 5))) for one in (before, now))
-    return [str(one) for one in loosened("net", budget.merge(new), budget.merge(old), HERE)]
+    return [str(one) for one in loosened_limits("net", budget.merge(new), budget.merge(old), HERE)]
 
 
 def waiver(**changed: object) -> dict[str, Any]:

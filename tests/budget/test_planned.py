@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import budget
-from pytest_modelbudget.budget import Baseline, Budget, judge, loosened, merge
+from pytest_modelbudget.budget import Baseline, Budget, judge, loosened_limits, merge
 from pytest_modelbudget.config import read
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.results import Snapshot, Stored, check, codec
+from pytest_modelbudget.results import Snapshot, SnapshotState, check, codec
 from pytest_modelbudget.summary import Fit, Growth, Lever, Plan, Summary
 from tests.builders import towers
 
@@ -185,7 +185,7 @@ def test_growth_in(growth: Growth, limit: str, expected: list[str]) -> None:
 )  # fmt: skip
 def test_loosened(before: dict[str, Any], now: dict[str, Any], expected: list[str]) -> None:
     """A guard that was widened is told."""
-    assert [one.text for one in loosened("net", limits(now), limits(before))] == expected
+    assert [one.text for one in loosened_limits("net", limits(now), limits(before))] == expected
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_all_of_it_travels() -> None:
         "fits": ["24 GB", "80 GB"],
         "growth_in": {"T": {"flops": "linear"}, "B": {"flops": {"max_exponent": 1.2}}},
     }
-    result = check(ModelEntry("two-towers", "n:n", budgets=written), summary, Snapshot(Stored.OFF))
+    result = check(ModelEntry("two-towers", "n:n", budgets=written), summary, Snapshot(SnapshotState.OFF))
     again = codec.unpack(codec.pack(result))
     assert again == result
     assert [str(one) for one in again.violations] == [str(one) for one in result.violations]

@@ -12,8 +12,8 @@ from textwrap import dedent
 import pytest
 
 from pytest_modelbudget import backends, units
-from pytest_modelbudget.cli.discover.survey import Found
-from pytest_modelbudget.cli.init import _named, above
+from pytest_modelbudget.cli.discover.survey import BuildableModel
+from pytest_modelbudget.cli.init import _by_id, rounded_above
 from pytest_modelbudget.config import load
 from tests.cli.conftest import Command, Done
 from tests.project import Project
@@ -36,7 +36,7 @@ USE_FAKENET = "from pytest_modelbudget import backends\nbackends.BACKENDS['faken
 )
 def test_limits_are_readable(value: int, kind: units.Kind, room: str, written: str) -> None:
     """Two digits, rounded up."""
-    assert above(value, kind, units.parse(room, "share")) == written
+    assert rounded_above(value, kind, units.parse(room, "share")) == written
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_limits_are_readable(value: int, kind: units.Kind, room: str, written: s
 )
 def test_ids_are_short(references: list[str], ids: list[str]) -> None:
     """And each is another."""
-    found = [Found(reference, False, "torch", 1, 4, 2, reference) for reference in references]
-    assert list(_named(found)) == ids
+    found = [BuildableModel(reference, False, "torch", 1, 4, 2, reference) for reference in references]
+    assert list(_by_id(found)) == ids
 
 
 @pytest.mark.parametrize("kind", ["count", "bytes", "flops"])
@@ -62,7 +62,7 @@ def test_limits_leave_the_room_and_hardly_more(kind: units.Kind) -> None:
     for value in [3**power + shift for power in range(1, 36) for shift in (0, 1, 2)]:
         for percent in (0, 5, 10):
             wanted = value * Fraction(100 + percent, 100)
-            limit = units.parse(above(value, kind, Fraction(percent, 100)), kind)
+            limit = units.parse(rounded_above(value, kind, Fraction(percent, 100)), kind)
             assert wanted <= limit <= max(wanted * Fraction(11, 10), wanted + 1)
 
 

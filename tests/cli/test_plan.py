@@ -54,7 +54,9 @@ SMALL = ("--inputs", "float32[B, 32]")
 @pytest.fixture
 def planning(modelbudget: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     """A project whose framework plans by a formula, and devices without a context."""
-    monkeypatch.setattr(fitting, "_fit", lambda plan, device: Fit(device, fitting.capacity(device), plan.peak_bytes))
+    monkeypatch.setattr(
+        fitting, "_fit_of", lambda plan, device: Fit(device, fitting.device_capacity(device), plan.peak_bytes)
+    )
     modelbudget.write("zoo.py", ZOO)
     modelbudget.project.manifest(MANIFEST)
     return modelbudget

@@ -14,7 +14,7 @@ from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.cli import main
 from pytest_modelbudget.config import read, schema
 from pytest_modelbudget.planner import Inference, Training
-from pytest_modelbudget.summary.metrics import ADDITIVE, LAYER_METRICS, METRICS
+from pytest_modelbudget.summary.metrics import ADDITIVE_METRICS, LAYER_METRICS, METRICS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "modelbudget.yaml"
 FULL = """
@@ -122,7 +122,7 @@ def test_it_has_every_key(printed: dict[str, Any]) -> None:
     assert set(kinds["Budgets"]["properties"]["layers"]["anyOf"][1]["additionalProperties"]["properties"]) == set(
         LAYER_METRICS
     )
-    assert set(kinds["Sum"]["properties"]) == set(ADDITIVE)
+    assert set(kinds["Sum"]["properties"]) == set(ADDITIVE_METRICS)
 
 
 def test_it_says_how_to_use_it(printed: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def test_what_waits_below_the_root_is_sent(
 
     (tmp_path / "modelbudget.yaml").write_text("version: 1\nmodels: {a: nets:build}\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mlflow, "send_kept", send)
+    monkeypatch.setattr(mlflow, "send_outbox", send)
     assert main(["mlflow", "send"]) == left
     assert roots == [tmp_path]
 

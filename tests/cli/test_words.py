@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.cli import main
-from pytest_modelbudget.cli.words import parser
+from pytest_modelbudget.cli.words import build_parser
 from tests.cli.conftest import Command
 
 HEAVY = {"torch", "tensorflow", "keras", "pydantic", "yaml", "rich", "jinja2", "pytest", "mlflow", "numpy"}
@@ -52,7 +52,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_commands_are_those_of_the_parser() -> None:
     """The list above has them all."""
-    [commands] = [action for action in parser()._actions if action.choices]
+    [commands] = [action for action in build_parser()._actions if action.choices]
     assert tuple(commands.choices or ()) == COMMANDS
 
 

@@ -10,14 +10,14 @@ from textwrap import dedent
 import pytest
 
 from pytest_modelbudget import model
-from pytest_modelbudget.config import Loaded, holds_manifest, load
+from pytest_modelbudget.config import LoadedManifest, holds_manifest, load
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import TensorSpec
 
 
-def read(tmp_path: Path, text: str, name: str = "modelbudget.yaml") -> Loaded:
+def read(tmp_path: Path, text: str, name: str = "modelbudget.yaml") -> LoadedManifest:
     """The manifest of that text."""
     path = tmp_path / name
     path.write_text(dedent(text))

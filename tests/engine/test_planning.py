@@ -178,9 +178,9 @@ def no_context(monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_modelbudget.planner import fitting
 
     def bare(plan: Plan, device: str) -> Fit:
-        return Fit(device, fitting.capacity(device), plan.peak_bytes)
+        return Fit(device, fitting.device_capacity(device), plan.peak_bytes)
 
-    monkeypatch.setattr(fitting, "_fit", bare)
+    monkeypatch.setattr(fitting, "_fit_of", bare)
 
 
 def attention(sizes: Mapping[str, int]) -> int:

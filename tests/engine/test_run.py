@@ -10,7 +10,7 @@ import pytest
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry, backends, summarize
 from pytest_modelbudget.engine.run import in_ci, run
-from pytest_modelbudget.results import State, Stored
+from pytest_modelbudget.results import SnapshotState, State
 from tests import fakes
 from tests.fakes import Model
 
@@ -60,7 +60,7 @@ def test_a_model_is_built_inside_the_abstract_context(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fakes, "abstract", abstract)
     result = run(ModelEntry("net", build, inputs="float32[B, 32]"), tmp_path)
     assert inside == [True]
-    assert (result.state, result.snapshot.stored) == (State.NO_SNAPSHOT, Stored.MISSING)
+    assert (result.state, result.snapshot.stored) == (State.NO_SNAPSHOT, SnapshotState.MISSING)
     assert list(tmp_path.iterdir()) == []
 
 

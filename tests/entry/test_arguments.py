@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry
-from pytest_modelbudget.entry.arguments import Literal, filled, mistakes_inside, read, refuse_misfit
+from pytest_modelbudget.entry.arguments import LiteralArgument, bind_arguments, check_call, mistakes_inside, read
 
 WIDTH = 64
 
@@ -34,7 +34,7 @@ def made(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a builder is called with when this is written."""
     entry = ModelEntry("net", lambda *args, **kwargs: (args, kwargs), args=args, kwargs=kwargs)
     assert callable(entry.build)
-    build = filled(entry.build, entry.args, entry.kwargs, lambda reference: NAMES[reference.name])
+    build = bind_arguments(entry.build, entry.args, entry.kwargs, lambda reference: NAMES[reference.name])
     return build(*entry.args, **entry.kwargs)  # type: ignore[return-value]
 
 
@@ -93,7 +93,7 @@ def test_calls_are_made_once_for_each_model() -> None:
     calls: list[int] = []
     entry = ModelEntry("net", lambda config: config, args=({"call": "nets:Config", "args": [1]},))
     assert callable(entry.build)
-    build = filled(entry.build, entry.args, entry.kwargs, lambda _: calls.append)
+    build = bind_arguments(entry.build, entry.args, entry.kwargs, lambda _: calls.append)
     assert calls == []
     build(*entry.args)
     build(*entry.args)
@@ -102,7 +102,7 @@ def test_calls_are_made_once_for_each_model() -> None:
 
 def test_a_builder_without_calls_stays_itself() -> None:
     """Nothing is put around it."""
-    assert filled(doubled, (1, [2]), {"a": {"b": 3}}, NAMES.__getitem__) is doubled
+    assert bind_arguments(doubled, (1, [2]), {"a": {"b": 3}}, NAMES.__getitem__) is doubled
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_method_that_wraps_a_bound_one_takes_all_its_arguments(name: str) -> N
     """One config is what it takes; two are refused."""
     build = Small.net
     if name == "filled":
-        build = filled(build, (Literal(1),), {}, NAMES.get)
-    refuse_misfit(build, (Config(1),), {}, "net")
+        build = bind_arguments(build, (LiteralArgument(1),), {}, NAMES.get)
+    check_call(build, (Config(1),), {}, "net")
     with pytest.raises(ModelBudgetError, match="too many positional arguments"):
-        refuse_misfit(build, (1, 2), {}, "net")
+        check_call(build, (1, 2), {}, "net")

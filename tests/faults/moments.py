@@ -108,9 +108,9 @@ def plain(*words: str) -> Action:
 def init() -> int:
     """`modelbudget init --force`, with what it would find in the project said at once."""
     from pytest_modelbudget.cli import init as module
-    from pytest_modelbudget.cli.discover.survey import Found
+    from pytest_modelbudget.cli.discover.survey import BuildableModel
 
-    found = Found("zoo:small", False, "torch", 1, 4, 2, "a")
+    found = BuildableModel("zoo:small", False, "torch", 1, 4, 2, "a")
     vars(module)["survey"] = lambda *_, **__: ([found], [])
     return command("init", "--force")()
 
@@ -122,8 +122,8 @@ def outbox(times: int = 1) -> int:
     folder = Path(".modelbudget", "outbox")
     for _ in range(times):
         at = 1 + max((int(path.name[:13]) for path in module.entries(folder)), default=0)
-        run = module.Run(f"{os.environ.get('SALT', '')}{at:032d}", "a run", "FINISHED", {}, {}, "job")
-        entry = module.Entry("store", at, at, at, "modelbudget/nets", run)
+        run = module.RunRecord(f"{os.environ.get('SALT', '')}{at:032d}", "a run", "FINISHED", {}, {}, "job")
+        entry = module.OutboxEntry("store", at, at, at, "modelbudget/nets", run)
         try:
             module.write(folder, entry, {"job/report.html": "<p>" * 999, "job/models.json": "{}"})
         except OSError as error:  # as `trackers.mlflow.log` does
@@ -133,7 +133,7 @@ def outbox(times: int = 1) -> int:
         for path in module.entries(folder):
             try:
                 module.read(path)
-            except module.NotReadable:
+            except module.UnreadableEntry:
                 if path.exists():  # else another process has trimmed it
                     raise
     return 0

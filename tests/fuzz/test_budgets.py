@@ -12,11 +12,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pytest_modelbudget import budget, units
-from pytest_modelbudget.budget import written
+from pytest_modelbudget.budget import format_limit
 from pytest_modelbudget.config import read
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.results import Snapshot, Stored, check
+from pytest_modelbudget.results import Snapshot, SnapshotState, check
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import METRICS
 from tests.fuzz import strategies
@@ -101,7 +101,7 @@ def test_every_float_is_a_ratio(number: float) -> None:
 def test_what_tighten_writes_is_read_back(kind: units.Kind, number: int) -> None:
     """The text of a limit is its number, in Python and through the YAML of a manifest."""
     limit = Fraction(number, 10**4) if kind == "ratio" else Fraction(number, 10**6) if kind == "share" else number
-    text = written(kind, limit)
+    text = format_limit(kind, limit)
     assert units.parse(text, kind) == limit
     metric = next(name for name, metric in METRICS.items() if metric.kind == kind)
     loaded = read(f"models: {{net: {{build: 'a:b', budgets: {{{metric}: {text}}}}}}}", file="modelbudget.yaml")
@@ -175,7 +175,7 @@ def test_any_section_of_limits_is_read_or_refused(section: dict[str, Any], summa
         assert one.title
         assert len(one.text.splitlines()) == 1
     entry = ModelEntry("net", build="a:b", budgets=budget.merge(read))
-    result = check(entry, summary, Snapshot(Stored.OFF), day=day)
+    result = check(entry, summary, Snapshot(SnapshotState.OFF), day=day)
     for violation in result.violations:
         assert str(violation)
     json.dumps([str(one) for one in result.findings])

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from pytest_modelbudget.config import Loaded, read
+from pytest_modelbudget.config import LoadedManifest, read
 from pytest_modelbudget.summary.metrics import METRICS
 from tests.fuzz.strategies import fuzzed
 from tests.fuzz.test_budgets import limits, quantities
@@ -70,7 +70,7 @@ manifests = some(
 """Manifests with every key there is, and in places something else."""
 
 
-def sound(loaded: Loaded, text: str) -> None:
+def sound(loaded: LoadedManifest, text: str) -> None:
     """Every mistake has its place and says something in one line; what is registered is whole."""
     lines = len(text.splitlines()) + 1  # what is missing at the end is missing behind the last line
     for mistake in loaded.mistakes:

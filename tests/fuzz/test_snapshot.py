@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.results import Stored
+from pytest_modelbudget.results import SnapshotState
 from pytest_modelbudget.summary import Summary
 from tests.fuzz import strategies
 from tests.fuzz.strategies import attempted, fuzzed
@@ -105,10 +105,10 @@ def test_damage_is_never_taken_for_the_same(data: st.DataObject, summary: Summar
         file.parent.mkdir()
         file.write_bytes(text.encode())
         seen = snapshot.compare(Path(folder), ENTRY, summary)
-    if seen.stored in (Stored.EQUAL, Stored.RESTATED):
+    if seen.stored in (SnapshotState.EQUAL, SnapshotState.RESTATED):
         wanted = content(fresh)
         assert content(text) == wanted or content(before_estimates(text)) == wanted
         assert rows(text) in (None, kept(summary).layers)  # a base takes them from there
     else:
-        assert seen.stored in (Stored.DIFFERENT, Stored.BROKEN, Stored.REFUSED)
-        assert seen.stored is Stored.DIFFERENT or PATH in seen.problem
+        assert seen.stored in (SnapshotState.DIFFERENT, SnapshotState.BROKEN, SnapshotState.REFUSED)
+        assert seen.stored is SnapshotState.DIFFERENT or PATH in seen.problem

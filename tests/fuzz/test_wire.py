@@ -14,9 +14,9 @@ from pytest_modelbudget import budget
 from pytest_modelbudget.budget import Baseline, Budget, Finding
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.results import Result, Snapshot, State, Stored, check, codec
-from pytest_modelbudget.results.groups import Group
-from pytest_modelbudget.summary import Fit, Growth, Largest, Lever, Part, Plan, Point, Summary
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
+from pytest_modelbudget.results.groups import ModelGroup
+from pytest_modelbudget.summary import Fit, Growth, LargestSize, Lever, Part, Plan, Point, Summary
 from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS
 from tests.fuzz import strategies
 from tests.fuzz.strategies import fuzzed, names, words
@@ -37,7 +37,7 @@ plans = st.builds(
     parts=listed(st.builds(Part, st.just("param"), words, st.integers(0, 2**60))),
     timeline=listed(st.builds(Point, st.just("forward"), words, st.integers(0, 2**60))),
     levers=listed(st.builds(Lever, words, st.integers(0, 2**60), words)), fits=listed(st.builds(Fit, words, st.integers(1, 2**60), _BYTES)),
-    largest=listed(st.builds(Largest, words, st.integers(0, 99), words)), ranks=st.integers(1, 9), communication_bytes=_BYTES,
+    largest=listed(st.builds(LargestSize, words, st.integers(0, 99), words)), ranks=st.integers(1, 9), communication_bytes=_BYTES,
     notes=listed(names),
 )  # fmt: skip
 growth = st.builds(
@@ -71,7 +71,16 @@ limits = st.one_of(
     st.builds(Budget, st.just("params"), st.just("warn"), st.fractions(0, 1).filter(bool)),
 )  # fmt: skip
 findings = st.builds(Finding, st.sampled_from(["waiver", "ratchet"]), words, names, _PLACES)
-stored = st.sampled_from([Stored.DIFFERENT, Stored.MISSING, Stored.OFF, Stored.EQUAL, Stored.REFUSED, Stored.BROKEN])
+stored = st.sampled_from(
+    [
+        SnapshotState.DIFFERENT,
+        SnapshotState.MISSING,
+        SnapshotState.OFF,
+        SnapshotState.EQUAL,
+        SnapshotState.REFUSED,
+        SnapshotState.BROKEN,
+    ]
+)
 
 
 @st.composite
@@ -91,7 +100,7 @@ def results(draw: st.DrawFn) -> Result:
     )
     kind = draw(stored)
     snapshot = Snapshot(
-        kind, draw(words), draw(words), before if kind is Stored.DIFFERENT else None, draw(names), draw(names)
+        kind, draw(words), draw(words), before if kind is SnapshotState.DIFFERENT else None, draw(names), draw(names)
     )
     base = draw(st.none() | st.builds(Baseline, names, st.none() | st.just(before), words, st.none() | listed(limits)))
     result = check(entry, after, snapshot, accept=draw(st.booleans()), base=base, day=date(2030, 1, 1))
@@ -112,8 +121,8 @@ def test_every_result_arrives_whole(result: Result) -> None:
     assert codec.unpack(codec.pack(result)) == replace(result, snapshot=replace(result.snapshot, before=None))
 
 
-@fuzzed(st.builds(Group, names, words, listed(limits), listed(names), _PLACES), findings)
-def test_groups_and_findings_arrive_whole(group: Group, finding: Finding) -> None:
+@fuzzed(st.builds(ModelGroup, names, words, listed(limits), listed(names), _PLACES), findings)
+def test_groups_and_findings_arrive_whole(group: ModelGroup, finding: Finding) -> None:
     """The same for what is said of no single model."""
     assert codec.group_from(json.loads(json.dumps(codec.group_dict(group)))) == group
     assert codec.finding_from(json.loads(json.dumps(codec.finding_dict(finding)))) == finding
@@ -122,5 +131,5 @@ def test_groups_and_findings_arrive_whole(group: Group, finding: Finding) -> Non
 @fuzzed(st.fractions() | st.integers())
 def test_numbers_keep_their_kind(number: Fraction | int) -> None:
     """A share stays a share, also one that is whole."""
-    arrived = codec._number(json.loads(json.dumps(codec.number_text(number))))
+    arrived = codec._number_from(json.loads(json.dumps(codec.number_text(number))))
     assert (arrived, type(arrived)) == (number, type(number))

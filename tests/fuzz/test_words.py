@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from pytest_modelbudget.base import locate
+from pytest_modelbudget.base import find_base
 from pytest_modelbudget.reports import REPORTS
 from pytest_modelbudget.session.report_files import targets
 from tests.fuzz.strategies import attempted, fuzzed, names
@@ -71,7 +71,7 @@ refs = st.lists(
 def test_a_base_is_the_commit_that_git_means_or_an_error(text: str) -> None:
     """No option reaches git, nothing is written, and what is no commit is told with the cure."""
     made = HISTORY["made"]
-    where, mistake = attempted(partial(locate, ci=False), made.path, text, {})
+    where, mistake = attempted(partial(find_base, ci=False), made.path, text, {})
     if mistake:
         assert "the base" in mistake
         assert not _commit(made, text)

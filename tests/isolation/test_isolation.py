@@ -20,9 +20,9 @@ from pytest_modelbudget import backends
 from pytest_modelbudget.engine.run import entries_from, run
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.isolation import Isolation, Module, Yielded, isolates, process_state
+from pytest_modelbudget.isolation import Isolation, UserModule, YieldedBuilder, isolation_enabled, process_state
 from pytest_modelbudget.results import State
-from pytest_modelbudget.session.registry import register
+from pytest_modelbudget.session.registry import register_manifest
 
 FAKES = Path(__file__).parents[1] / "fakes.py"
 ROOMS = """
@@ -172,7 +172,7 @@ def test_not_isolated_models_are_built_here(isolation: Isolation, capsys: pytest
 @pytest.mark.parametrize(("name", "params"), [("decorated", 2048), ("inner", 96)])
 def test_a_decorated_builder_is_found_in_its_module(isolation: Isolation, home: Path, name: str, params: int) -> None:
     """By its id, also in a class."""
-    module = Module(str(home / "isolated_rooms.py"), str(home), "prepend")
+    module = UserModule(str(home / "isolated_rooms.py"), str(home), "prepend")
     assert isolation.count(replace(entry("small"), id=name, build=lambda: None), module).params == params
 
 
@@ -180,7 +180,7 @@ def test_what_its_module_lacks_there_is_built_here(isolation: Isolation, home: P
     """An entry that only this process knows is counted in it."""
     from isolated_rooms import small
 
-    module = Module(str(home / "isolated_rooms.py"), str(home), "prepend")
+    module = UserModule(str(home / "isolated_rooms.py"), str(home), "prepend")
     assert isolation.count(replace(entry("small"), id="made-here", build=small), module).params == 2048
 
 
@@ -188,9 +188,9 @@ def test_sources_are_called_there(isolation: Isolation, home: Path) -> None:
     """Their entries have stand-ins for builders here, and their numbers there."""
     manifest = home / "modelbudget.yaml"
     manifest.write_text("defaults: {batch: 2}\nsources: [isolated_rooms:entries]\n", encoding="utf-8")
-    known = register(manifest, home, isolation.entries)
+    known = register_manifest(manifest, home, isolation.entries)
     assert [(one.id, one.tags, one.batch) for one in known.entries] == [("w16", ("zoo",), 2), ("w8", ("zoo",), 2)]
-    assert all(isinstance(one.build, Yielded) for one in known.entries)
+    assert all(isinstance(one.build, YieldedBuilder) for one in known.entries)
     assert {one.id: isolation.count(one).params for one in known.entries} == {"w8": 256, "w16": 512}
     first = known.entries[0]
     assert isolation.count(replace(first, isolate=False)).params == isolation.count(first).params
@@ -208,7 +208,7 @@ def test_a_source_whose_models_are_not_isolated_is_called_here_once(home: Path) 
     assert len(isolated_rooms.CALLS) == 1
     manifest = home / "modelbudget.yaml"
     manifest.write_text("defaults: {isolate: false}\nsources: [isolated_rooms:entries]\n", encoding="utf-8")
-    assert all(callable(one.build) for one in register(manifest, home, isolation.entries).entries)
+    assert all(callable(one.build) for one in register_manifest(manifest, home, isolation.entries).entries)
     assert len(isolated_rooms.CALLS) == 2
 
 
@@ -247,7 +247,7 @@ def test_a_source_keeps_the_limits_of_the_defaults(
     """One that takes longer is named, with the limit and its line, which stands for the whole stack."""
     manifest = tmp_path / "modelbudget.yaml"
     manifest.write_text("defaults: {limits: {seconds: 1}}\nsources: [isolated_rooms:slow_entries]\n", encoding="utf-8")
-    ((_, message),) = register(manifest, tmp_path, isolation.entries).broken
+    ((_, message),) = register_manifest(manifest, tmp_path, isolation.entries).broken
     assert "took longer than the 1 s that limits.seconds allows" in message
     assert "isolated_rooms.py:" in message
     assert "most recent call first" not in capsys.readouterr().err
@@ -281,7 +281,7 @@ def test_a_worker_ends_with_whoever_started_it(home: Path, tmp_path: Path) -> No
 def test_the_variable_turns_it_off(monkeypatch: pytest.MonkeyPatch, value: str, isolated: bool) -> None:
     """For a whole run."""
     monkeypatch.setenv("MODELBUDGET_ISOLATE", value)
-    assert isolates() is isolated
+    assert isolation_enabled() is isolated
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget.loading import Unreadable, decoded, is_file, odd_kind, read_bytes, read_text
+from pytest_modelbudget.loading import UnreadableFile, decode_text, is_file, non_file_kind, read_bytes, read_text
 
 
 @pytest.fixture
@@ -41,21 +41,21 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_what_is_no_file_is_refused_at_once(folder: Path, name: str, kind: str) -> None:
     """Nothing waits for a pipe, and nothing reads a device that never ends."""
-    assert odd_kind(folder / name) == kind
+    assert non_file_kind(folder / name) == kind
     assert not is_file(folder / name)
-    with pytest.raises(Unreadable, match=r"where a file should be: remove it|cannot be read \(Too many levels"):
+    with pytest.raises(UnreadableFile, match=r"where a file should be: remove it|cannot be read \(Too many levels"):
         read_bytes(folder / name)
 
 
 def test_files_and_links_to_them_are_read(folder: Path) -> None:
     """Where nothing lies, that is another error."""
     for name in ("file", "to a file"):
-        assert (odd_kind(folder / name), is_file(folder / name), read_text(folder / name)) == ("", True, "text")
+        assert (non_file_kind(folder / name), is_file(folder / name), read_text(folder / name)) == ("", True, "text")
     for name in ("none", "to nothing"):
         assert not is_file(folder / name)
         with pytest.raises(FileNotFoundError):
             read_bytes(folder / name)
-    assert (odd_kind(folder / "none"), odd_kind(folder / "to nothing")) == ("", "a link to nothing")
+    assert (non_file_kind(folder / "none"), non_file_kind(folder / "to nothing")) == ("", "a link to nothing")
 
 
 def test_a_socket_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,13 +63,13 @@ def test_a_socket_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)  # the path of a socket has to be short
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind("s")
-        with pytest.raises(Unreadable, match="is a socket"):
+        with pytest.raises(UnreadableFile, match="is a socket"):
             read_bytes(Path("s"))
 
 
 def test_a_name_that_no_file_can_have_is_refused() -> None:
     """As what cannot be read."""
-    with pytest.raises(Unreadable, match="cannot be read"):
+    with pytest.raises(UnreadableFile, match="cannot be read"):
         read_bytes(Path("a\0b"))
 
 
@@ -80,7 +80,7 @@ def test_a_file_over_the_bound_is_refused(tmp_path: Path) -> None:
     assert read_bytes(path, 5) == b"12345"
     with path.open("r+b") as file:
         file.truncate(10**12)
-    with pytest.raises(Unreadable, match="is too large: it has more than 5 bytes"):
+    with pytest.raises(UnreadableFile, match="is too large: it has more than 5 bytes"):
         read_bytes(path, 5)
 
 
@@ -94,7 +94,7 @@ def test_a_file_over_the_bound_is_refused(tmp_path: Path) -> None:
 )
 def test_text_as_editors_write_it(data: bytes, text: str) -> None:
     """Is the same text."""
-    assert decoded(data) == text
+    assert decode_text(data) == text
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,6 @@ def test_text_as_editors_write_it(data: bytes, text: str) -> None:
 )
 def test_other_encodings_are_told_with_the_line(data: bytes, line: int) -> None:
     """And the cure."""
-    with pytest.raises(Unreadable, match="save it as UTF-8") as caught:
-        decoded(data)
+    with pytest.raises(UnreadableFile, match="save it as UTF-8") as caught:
+        decode_text(data)
     assert caught.value.line == line

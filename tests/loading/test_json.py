@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_modelbudget.loading import NotReadable, read_json
+from pytest_modelbudget.loading import InvalidText, read_json
 
 
 def test_what_json_says_is_read() -> None:
@@ -28,5 +28,5 @@ def test_what_json_says_is_read() -> None:
 )
 def test_what_is_refused(text: str, words: str) -> None:
     """At once, with one reason."""
-    with pytest.raises(NotReadable, match=words):
+    with pytest.raises(InvalidText, match=words):
         read_json(text)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_modelbudget.planner import Inference, Recipe, Training
-from pytest_modelbudget.planner.advice import alternatives, at, largest, levers
+from pytest_modelbudget.planner.advice import alternatives, largest_fitting_size, levers, with_size
 from pytest_modelbudget.summary import Plan
 
 LAWS: dict[str, tuple[Callable[[int], int], int]] = {
@@ -35,16 +35,16 @@ def test_the_largest_size_is_found_from_anywhere(law: str, limit: int, start: in
         asked.append(size)
         return memory - need(size)
 
-    assert largest(room, start) == expected
+    assert largest_fitting_size(room, start) == expected
     assert len(asked) == len(set(asked)) <= looks
 
 
 def test_the_largest_size_is_not_known_where_a_need_is_not() -> None:
     """No guess: neither at the start nor on the way, nor where everything fits."""
-    assert largest(lambda size: None, 4) is None
-    assert largest(lambda size: 100 - size if size < 8 else None, 4) is None
-    assert largest(lambda size: 1, 4) is None
-    assert largest(lambda size: 2**40 - size, 4) is None
+    assert largest_fitting_size(lambda size: None, 4) is None
+    assert largest_fitting_size(lambda size: 100 - size if size < 8 else None, 4) is None
+    assert largest_fitting_size(lambda size: 1, 4) is None
+    assert largest_fitting_size(lambda size: 2**40 - size, 4) is None
 
 
 def bytes_of(recipe: Recipe) -> int:
@@ -88,5 +88,5 @@ def test_a_plan_without_a_peak_has_no_levers() -> None:
 
 def test_a_dimension_at_another_size() -> None:
     """The batch has a key of its own."""
-    assert at(Training(), "B", 4) == replace(Training(), batch=4)
-    assert at(Training(dims={"T": 2}), "T", 4).dims == {"T": 4}
+    assert with_size(Training(), "B", 4) == replace(Training(), batch=4)
+    assert with_size(Training(dims={"T": 2}), "T", 4).dims == {"T": 4}

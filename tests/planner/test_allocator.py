@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from pytest_modelbudget.planner import Event, Held, Tape
+from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.planner.allocator import Reserve, replay
 from pytest_modelbudget.planner.segments import CachingAllocator, OutOfMemory, Settings, rounded
 
@@ -16,11 +16,13 @@ KIB, MIB = 2**10, 2**20
 
 
 def tape(
-    *steps: tuple[list[tuple[int, int]], list[int]], held: tuple[Held, ...] = (), begins: tuple[int, ...] = (0,)
-) -> Tape:
+    *steps: tuple[list[tuple[int, int]], list[int]],
+    held: tuple[InitialStorage, ...] = (),
+    begins: tuple[int, ...] = (0,),
+) -> MemoryTrace:
     """A tape of events: what each makes, and what goes before it."""
-    return Tape(
-        held, tuple(Event("x", "", made=tuple(made), freed=tuple(freed)) for made, freed in steps), steps=begins
+    return MemoryTrace(
+        held, tuple(MemoryEvent("x", "", made=tuple(made), freed=tuple(freed)) for made, freed in steps), steps=begins
     )
 
 
@@ -72,8 +74,11 @@ def test_resizing_makes_the_new_block_before_the_old_one_goes() -> None:
 
 def test_a_workspace_lives_while_its_operator_runs() -> None:
     """It is allocated after the operator's result, and free for the next."""
-    events = (Event("conv", "", made=((0, 10 * MIB),), workspace=16 * MIB), Event("x", "", made=((1, 16 * MIB),)))
-    assert replay(Tape((), events)) == Reserve(26 * MIB, 26 * MIB)
+    events = (
+        MemoryEvent("conv", "", made=((0, 10 * MIB),), workspace=16 * MIB),
+        MemoryEvent("x", "", made=((1, 16 * MIB),)),
+    )
+    assert replay(MemoryTrace((), events)) == Reserve(26 * MIB, 26 * MIB)
 
 
 def test_a_full_device_gives_back_cached_segments_first() -> None:
@@ -94,7 +99,7 @@ def test_out_of_memory_says_where(settings: Settings) -> None:
 
 def test_what_is_held_may_not_fit_either() -> None:
     """Parameters larger than the device fail at the start."""
-    assert replay(tape(held=(Held(0, 70 * MIB, "param"),)), capacity=60 * MIB).failed_at == 0
+    assert replay(tape(held=(InitialStorage(0, 70 * MIB, "param"),)), capacity=60 * MIB).failed_at == 0
 
 
 def test_expandable_segments_do_not_fragment() -> None:
@@ -153,7 +158,7 @@ def test_repeating_is_as_if_the_tape_were_longer(seed: int) -> None:
     order = source.sample(range(40), 40)
     kept = set(source.sample(range(40), 6))
 
-    def steps(count: int) -> Tape:
+    def steps(count: int) -> MemoryTrace:
         events, begins = [], []
         for step in range(count):
             begins.append(len(events))
@@ -183,7 +188,7 @@ def test_resnet18_on_a_device() -> None:
         for tensor in group.values()
         if tensor is not None
     ]
-    found = replay(tape(held=tuple(Held(i, t.nbytes, "param") for i, t in enumerate(tensors))))
+    found = replay(tape(held=tuple(InitialStorage(i, t.nbytes, "param") for i, t in enumerate(tensors))))
     assert found.peak_allocated == 44.6904296875 * MIB
 
 

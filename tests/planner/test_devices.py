@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import Event, Held, Tape
-from pytest_modelbudget.planner.devices import contains, context, data, device, fit, fit_bytes, names
+from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
+from pytest_modelbudget.planner.devices import (
+    context,
+    device_by_name,
+    device_data,
+    device_names,
+    fit_bytes,
+    fit_trace,
+    need_text,
+)
 from pytest_modelbudget.planner.segments import Settings
 
 MIB, GIB = 2**20, 2**30
@@ -29,7 +37,7 @@ MIB, GIB = 2**20, 2**30
 )
 def test_names(written: str, name: str) -> None:
     """Capitals, spaces and the maker's name do not matter."""
-    assert device(written).name == name
+    assert device_by_name(written).name == name
 
 
 @pytest.mark.parametrize(
@@ -38,7 +46,7 @@ def test_names(written: str, name: str) -> None:
 )
 def test_a_size_is_a_device(written: str, capacity: int) -> None:
     """A size means what it says, with the context of a current CUDA."""
-    found = device(written)
+    found = device_by_name(written)
     assert (found.name, found.capacity, found.context) == (written, capacity, context("cuda"))
 
 
@@ -54,19 +62,19 @@ def test_a_size_is_a_device(written: str, capacity: int) -> None:
 def test_an_unknown_name_says_what_is_near(written: str, said: str) -> None:
     """The error names the devices that may be meant."""
     with pytest.raises(ModelBudgetError) as caught:
-        device(written)
+        device_by_name(written)
     assert repr(written) in str(caught.value)
     assert said in str(caught.value)
 
 
 def test_every_device_says_where_its_numbers_are_from() -> None:
     """Each entry has a source and a capacity below the size in its name, yet near it."""
-    for name in names():
-        found = device(name)
+    for name in device_names():
+        found = device_by_name(name)
         size = int(name.split()[-1].removesuffix("GB")) * GIB
         assert found.source
         assert 0.88 * size < found.capacity <= size + GIB, name
-    assert all(row["source"] for kind in ("context", "blas") for row in data()[kind])
+    assert all(row["source"] for kind in ("context", "blas") for row in device_data()[kind])
 
 
 def test_capacities_that_others_measured() -> None:
@@ -76,7 +84,7 @@ def test_capacities_that_others_measured() -> None:
     totals = {row["gpu"]: int(row["gpu_total_bytes"]) for row in rows}
     assert len(totals) == 3
     for gpu, total in totals.items():
-        ours = device("A100 40GB" if "A100" in gpu else gpu).capacity
+        ours = device_by_name("A100 40GB" if "A100" in gpu else gpu).capacity
         assert 0.99 * total < ours <= total
 
 
@@ -87,40 +95,40 @@ def test_the_context_depends_on_the_version_of_cuda() -> None:
     assert before is not None
     assert now[1] < before[0]
     assert context("rocm") is None
-    assert "not the context of the device (not known)" in contains(device("MI300X"))
-    assert "context of the device (up to 500.0 MiB)" in contains(device("T4"))
+    assert "not the context of the device (not known)" in need_text(device_by_name("MI300X"))
+    assert "context of the device (up to 500.0 MiB)" in need_text(device_by_name("T4"))
 
 
-def run(*sizes: int) -> Tape:
+def run(*sizes: int) -> MemoryTrace:
     """Each size is held in turn, one after another."""
     events = tuple(
-        Event("x", "", made=((n, size),), freed=(n - 1,) if n > 1 else ()) for n, size in enumerate(sizes, 1)
+        MemoryEvent("x", "", made=((n, size),), freed=(n - 1,) if n > 1 else ()) for n, size in enumerate(sizes, 1)
     )
-    return Tape((Held(0, 0, "param"),), events)
+    return MemoryTrace((InitialStorage(0, 0, "param"),), events)
 
 
 def test_fit_adds_context_to_the_reserve() -> None:
     """The need is what the allocator reserves and the most that the context takes."""
-    found = fit(run(7 * GIB), device("RTX 4060"))
+    found = fit_trace(run(7 * GIB), device_by_name("RTX 4060"))
     assert (found.needs, found.fits) == (7 * GIB + 500 * MIB, True)
-    assert fit(run(int(7.5 * GIB)), device("RTX 4060")).fits is False
+    assert fit_trace(run(int(7.5 * GIB)), device_by_name("RTX 4060")).fits is False
 
 
 def test_a_reserve_that_can_be_given_back_fits() -> None:
     """4 and 5 GiB one after another reserve 9 GiB where there is room, and fit into 8 where there is not."""
-    found = fit(run(4 * GIB, 5 * GIB), device("8 GiB"))
+    found = fit_trace(run(4 * GIB, 5 * GIB), device_by_name("8 GiB"))
     assert found.fits is True
     assert found.needs == 5 * GIB + 500 * MIB
 
 
 def test_what_is_alive_at_once_does_not_fit() -> None:
     """Without anything to give back the need is the whole reserve."""
-    tape = Tape((Held(0, 4 * GIB, "param"), Held(1, 5 * GIB, "param")), ())
-    assert fit(tape, device("8 GiB")).needs == 9 * GIB + 500 * MIB
-    assert fit(tape, device("8 GiB"), Settings(expandable_segments=True)).fits is False
+    tape = MemoryTrace((InitialStorage(0, 4 * GIB, "param"), InitialStorage(1, 5 * GIB, "param")), ())
+    assert fit_trace(tape, device_by_name("8 GiB")).needs == 9 * GIB + 500 * MIB
+    assert fit_trace(tape, device_by_name("8 GiB"), Settings(expandable_segments=True)).fits is False
 
 
 def test_an_unknown_reserve_stays_unknown() -> None:
     """Neither fits nor does not."""
-    assert fit_bytes(None, device("T4")).fits is None
-    assert fit_bytes(10 * GIB, device("T4")).fits is True
+    assert fit_bytes(None, device_by_name("T4")).fits is None
+    assert fit_bytes(10 * GIB, device_by_name("T4")).fits is True

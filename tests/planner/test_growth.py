@@ -8,7 +8,7 @@ from math import ceil, log2
 
 import pytest
 
-from pytest_modelbudget.planner.growth import allows, law, settled, sizes
+from pytest_modelbudget.planner.growth import allows, is_settled, law, sizes
 from pytest_modelbudget.summary import Growth
 
 
@@ -63,7 +63,7 @@ def test_law(number: Callable[[int], int], declared: int, expected: str) -> None
 )
 def test_settled(number: Callable[[int], int], declared: int, count: int, expected: bool) -> None:
     """Three points lie on a parabola whatever they are, so a square takes a fourth."""
-    assert settled(told(number, declared, count)) is expected
+    assert is_settled(told(number, declared, count)) is expected
 
 
 def test_numbers_of_a_law() -> None:

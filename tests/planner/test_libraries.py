@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_modelbudget.planner import Event, Held, Tape
+from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.planner.allocator import replay
-from pytest_modelbudget.planner.devices import device
-from pytest_modelbudget.planner.libraries import blas, convolution, with_blas, with_convolutions
+from pytest_modelbudget.planner.devices import device_by_name
+from pytest_modelbudget.planner.libraries import blas_workspaces, conv_bounds, with_blas, with_convolutions
 
 MIB = 2**20
 
@@ -29,19 +29,19 @@ MIB = 2**20
 )
 def test_workspaces_by_version_and_device(torch: str, on: str, workspace: int, kept: bool, fused: int) -> None:
     """Sizes are those of torch's defaults."""
-    found = blas(torch, device(on))
+    found = blas_workspaces(torch, device_by_name(on))
     assert (found.workspace, found.kept, found.fused) == (workspace, kept, fused)
     assert found.source
 
 
-TAPE = Tape(
-    (Held(7, 100, "param"),),
+TAPE = MemoryTrace(
+    (InitialStorage(7, 100, "param"),),
     (
-        Event("aten.relu", "", made=((8, 512),)),
-        Event("aten.addmm", "", made=((9, 512),)),
-        Event("aten.mm", "", made=((10, 512),)),
-        Event("aten.mm", "", "backward", made=((11, 512),)),
-        Event("aten.mm", "", "backward", made=((12, 512),), freed=(11,)),
+        MemoryEvent("aten.relu", "", made=((8, 512),)),
+        MemoryEvent("aten.addmm", "", made=((9, 512),)),
+        MemoryEvent("aten.mm", "", made=((10, 512),)),
+        MemoryEvent("aten.mm", "", "backward", made=((11, 512),)),
+        MemoryEvent("aten.mm", "", "backward", made=((12, 512),), freed=(11,)),
     ),
     {8: "cast"},
 )
@@ -49,7 +49,7 @@ TAPE = Tape(
 
 def test_a_kept_workspace_is_made_once_by_each_thread() -> None:
     """The first product of the forward and of the backward pass make one each, which stay."""
-    found = with_blas(TAPE, blas("2.6.0", device("T4")))
+    found = with_blas(TAPE, blas_workspaces("2.6.0", device_by_name("T4")))
     assert [event.made for event in found.events] == [
         ((8, 512),),
         ((9, 512), (13, 8_519_680)),
@@ -65,7 +65,7 @@ def test_a_kept_workspace_is_made_once_by_each_thread() -> None:
 
 def test_a_workspace_for_a_call_lives_as_long() -> None:
     """Since 2.15 each product takes it from the allocator and gives it back."""
-    found = with_blas(TAPE, blas("2.15.0", device("T4")))
+    found = with_blas(TAPE, blas_workspaces("2.15.0", device_by_name("T4")))
     assert [event.workspace for event in found.events] == [0, *[8_519_680] * 4]
     assert found.roles == TAPE.roles
     assert replay(found).peak_allocated == 8_519_680 + 512 * 5
@@ -73,26 +73,26 @@ def test_a_workspace_for_a_call_lives_as_long() -> None:
 
 def test_a_run_without_products_takes_none() -> None:
     """Nothing is added to a tape that does not multiply matrices."""
-    tape = Tape((), TAPE.events[:1])
-    assert with_blas(tape, blas("2.6.0", device("T4"))) == tape
+    tape = MemoryTrace((), TAPE.events[:1])
+    assert with_blas(tape, blas_workspaces("2.6.0", device_by_name("T4"))) == tape
 
 
 def test_convolutions_take_a_multiple_of_what_they_make() -> None:
     """Forward and backward, while they run; other operators take nothing."""
     events = (
-        Event("aten.convolution", "", made=((0, 1000),)),
-        Event("aten.relu", "", made=((1, 1000),)),
-        Event("aten.convolution_backward", "", "backward", made=((2, 1000), (3, 200)), workspace=5),
-        Event("aten.convolution_backward", "", "backward"),
+        MemoryEvent("aten.convolution", "", made=((0, 1000),)),
+        MemoryEvent("aten.relu", "", made=((1, 1000),)),
+        MemoryEvent("aten.convolution_backward", "", "backward", made=((2, 1000), (3, 200)), workspace=5),
+        MemoryEvent("aten.convolution_backward", "", "backward"),
     )
-    found = with_convolutions(Tape((), events), 2.0)
+    found = with_convolutions(MemoryTrace((), events), 2.0)
     assert [event.workspace for event in found.events] == [2000, 0, 2400, 0]
-    assert with_convolutions(Tape((), events), 0.0) == Tape((), events)
+    assert with_convolutions(MemoryTrace((), events), 0.0) == MemoryTrace((), events)
 
 
 def test_bounds_of_convolutions() -> None:
     """On CUDA a range, on ROCm nothing is known."""
-    bounds = convolution("cuda")
+    bounds = conv_bounds("cuda")
     assert bounds is not None
     assert bounds[0] < bounds[1]
-    assert convolution("rocm") is None
+    assert conv_bounds("rocm") is None

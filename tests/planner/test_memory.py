@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import Event, Held, Tape
+from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.planner.memory import memory_plan
 
 MIB = 2**20
 CUBLAS = 8_519_680  # pytorch/pytorch#95668
 HOPPER = 32 * MIB
-TAPE = Tape(
-    (Held(0, 100 * MIB, "param"),),
+TAPE = MemoryTrace(
+    (InitialStorage(0, 100 * MIB, "param"),),
     (
-        Event("aten.mm", "a", "forward", ((1, 30 * MIB),)),
-        Event("aten.convolution", "b", "forward", ((2, 20 * MIB),), (1,)),
-        Event("aten.relu", "c", "forward", ((3, 40 * MIB),)),
+        MemoryEvent("aten.mm", "a", "forward", ((1, 30 * MIB),)),
+        MemoryEvent("aten.convolution", "b", "forward", ((2, 20 * MIB),), (1,)),
+        MemoryEvent("aten.relu", "c", "forward", ((3, 40 * MIB),)),
     ),
 )
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from pytest_modelbudget.planner import Event, Held, Tape
+from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,11 +123,11 @@ def test_loading_moves_a_batch_to_the_device_in_each_step() -> None:
     """The batch before goes when the new one is there, so two are alive at once from the second step on."""
     xmem = benchmark("xmem")
     events = tuple(
-        Event("x", "", made=((number, 100),), freed=(number - 1,) if number > 1 else ()) for number in (1, 2)
+        MemoryEvent("x", "", made=((number, 100),), freed=(number - 1,) if number > 1 else ()) for number in (1, 2)
     )
-    tape = Tape((Held(0, 7, "input"), Held(9, 50, "param")), events, steps=(0, 1))
+    tape = MemoryTrace((InitialStorage(0, 7, "input"), InitialStorage(9, 50, "param")), events, steps=(0, 1))
     found = xmem.loading(tape)
-    assert found.held == (Held(9, 50, "param"),)
+    assert found.held == (InitialStorage(9, 50, "param"),)
     assert found.steps == (0, 2)
     # Parameters, the first batch, its result; the second batch beside both, then without the first batch.
     assert list(found.alive()) == [50 + 7, 50 + 7 + 100, 50 + 7 + 7, 50 + 7 + 100]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget.planner import Inference, Training
-from pytest_modelbudget.planner.sums import LABEL, plan
+from pytest_modelbudget.planner.sums import SUM_LABEL, plan
 from pytest_modelbudget.summary import Input, Layer, Summary, TensorSpec, Weight
 from tests.builders import spec, towers
 
@@ -41,7 +41,7 @@ def test_training(recipe: Training, slots: int) -> None:
     assert found.peak_bytes == WEIGHTS * (2 + slots) + HELD + INPUTS
     assert found.peak_bytes == sum(part.bytes for part in found.parts)
     assert found.by_role().get("optimizer", 0) == slots * WEIGHTS
-    assert (found.kind, found.notes, found.timeline) == ("training", (LABEL,), ())
+    assert (found.kind, found.notes, found.timeline) == ("training", (SUM_LABEL,), ())
 
 
 def test_only_what_is_trained_has_gradients_and_slots() -> None:
@@ -73,9 +73,9 @@ def test_a_compiled_model_says_its_optimizer() -> None:
     """Its own variables are counted, unless the recipe asks for another optimizer."""
     own = plan(counted(optimizer_bytes=77), Training(), {"B": 4})
     assert own.by_role()["optimizer"] == 77
-    assert own.notes == (f"{LABEL}; the optimizer is the one that the model is compiled with",)
+    assert own.notes == (f"{SUM_LABEL}; the optimizer is the one that the model is compiled with",)
     other = plan(counted(optimizer_bytes=77), Training(optimizer="adagrad"), {"B": 4})
-    assert (other.by_role()["optimizer"], other.notes) == (WEIGHTS, (LABEL,))
+    assert (other.by_role()["optimizer"], other.notes) == (WEIGHTS, (SUM_LABEL,))
 
 
 @pytest.mark.parametrize(

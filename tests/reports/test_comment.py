@@ -11,9 +11,9 @@ from pytest_modelbudget import reports
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.diff import changes
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.reports.text import Setting
-from pytest_modelbudget.results import Result, Since, Snapshot, State, Stored, check
-from pytest_modelbudget.results.groups import Overall
+from pytest_modelbudget.reports.text import ReportSetting
+from pytest_modelbudget.results import BaseComparison, Result, Snapshot, SnapshotState, State, check
+from pytest_modelbudget.results.groups import RunSummary
 from pytest_modelbudget.summary import Summary
 from tests.builders import dense, towers
 
@@ -28,20 +28,20 @@ def wider() -> Summary:
 
 def equal(name: str = "net", summary: Summary | None = None, **more: object) -> Result:
     """A model that is as its snapshot says."""
-    snapshot = Snapshot(Stored.EQUAL, f"__model_budget__/{name}.yaml")
+    snapshot = Snapshot(SnapshotState.EQUAL, f"__model_budget__/{name}.yaml")
     return replace(check(ModelEntry(name, build="a:b"), summary or towers(), snapshot), **more)  # type: ignore[arg-type]
 
 
-def since(before: Summary, after: Summary) -> Since:
+def since(before: Summary, after: Summary) -> BaseComparison:
     """What moved since the base."""
-    return Since(
+    return BaseComparison(
         "HEAD^1 4f1c2d9", totals={"params": before.params, "flops": before.flops.value}, changes=changes(before, after)
     )
 
 
 def test_nothing_changed_is_quiet() -> None:
     """The marker says that no new comment is wanted."""
-    page = reports.render("comment", [equal(since=since(towers(), towers()))], Setting("linux"))
+    page = reports.render("comment", [equal(since=since(towers(), towers()))], ReportSetting("linux"))
     assert page.splitlines()[0] == "<!-- modelbudget:linux quiet -->"
     assert page.splitlines()[-1] == "No model changed."
 
@@ -49,7 +49,9 @@ def test_nothing_changed_is_quiet() -> None:
 def test_an_accepted_change_is_shown_against_the_base() -> None:
     """Its snapshot is committed with it, so that the run passes; the reviewer still sees what moved, and why."""
     changed = equal("item-tower", wider(), since=since(towers(), wider()))
-    page = reports.render("comment", [changed, equal("left-alone")], Setting(overall=Overall("HEAD^1 4f1c2d9")))
+    page = reports.render(
+        "comment", [changed, equal("left-alone")], ReportSetting(overall=RunSummary("HEAD^1 4f1c2d9"))
+    )
     lines = page.splitlines()
     assert lines[0] == "<!-- modelbudget:model-budget -->"
     assert "### Model budget: 2 ok" in lines
@@ -64,7 +66,7 @@ def test_an_accepted_change_is_shown_against_the_base() -> None:
 def test_a_failed_model_says_how_to_accept_it() -> None:
     """The numbers and the command are those of the terminal."""
     entry = ModelEntry("net", build="a:b", budgets={"params": 6_300})
-    snapshot = Snapshot(Stored.DIFFERENT, "__model_budget__/net.yaml", before=towers())
+    snapshot = Snapshot(SnapshotState.DIFFERENT, "__model_budget__/net.yaml", before=towers())
     failed = replace(check(entry, wider(), snapshot), nodeid="modelbudget.yaml::net")
     page = reports.render("comment", [failed])
     assert "params: 6,421 > 6,300 (+121, +1.9%)" in page
@@ -76,8 +78,8 @@ def test_a_failed_model_says_how_to_accept_it() -> None:
     [
         pytest.param(equal(findings=(Finding("budget loosened", "net", "params max 1 -> 2"),)), False, id="loosened"),
         pytest.param(equal(findings=(Finding("waiver", "net", "up to 2"),)), True, id="an old waiver"),
-        pytest.param(equal(since=Since("HEAD^1", "not in the base (HEAD^1)")), False, id="new model"),
-        pytest.param(equal(since=Since("", "there is no base (shallow clone)")), True, id="no base"),
+        pytest.param(equal(since=BaseComparison("HEAD^1", "not in the base (HEAD^1)")), False, id="new model"),
+        pytest.param(equal(since=BaseComparison("", "there is no base (shallow clone)")), True, id="no base"),
         pytest.param(Result("net", State.SKIPPED, error="torch is not installed"), True, id="skipped"),
     ],
 )
@@ -88,8 +90,8 @@ def test_what_is_worth_a_comment(noted: Result, quiet: bool) -> None:
 
 def test_a_deleted_snapshot_is_worth_one() -> None:
     """It belongs to no model that is left."""
-    gone = Overall("HEAD^1", findings=(Finding("snapshot deleted", "", "__model_budget__/old.yaml"),))
-    page = reports.render("comment", [equal()], Setting(overall=gone))
+    gone = RunSummary("HEAD^1", findings=(Finding("snapshot deleted", "", "__model_budget__/old.yaml"),))
+    page = reports.render("comment", [equal()], ReportSetting(overall=gone))
     assert "quiet" not in page
     assert "snapshot deleted: __model_budget__/old.yaml" in unescape(page)
 
@@ -110,4 +112,4 @@ def test_a_comment_is_never_refused_for_its_length() -> None:
 @pytest.mark.parametrize(("key", "marker"), [("linux-3.12", "linux-3.12"), ("a --> b", "a-b"), ("", "model-budget")])
 def test_the_key_cannot_leave_its_marker(key: str, marker: str) -> None:
     """It is part of an HTML comment."""
-    assert reports.render("comment", [], Setting(key)).startswith(f"<!-- modelbudget:{marker} quiet -->")
+    assert reports.render("comment", [], ReportSetting(key)).startswith(f"<!-- modelbudget:{marker} quiet -->")

@@ -11,9 +11,9 @@ from pytest_modelbudget import budget
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import github
-from pytest_modelbudget.reports.text import SETTING, Setting
-from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
-from pytest_modelbudget.system.escape import captured
+from pytest_modelbudget.reports.text import DEFAULT_SETTING, ReportSetting
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
+from pytest_modelbudget.system.escape import harmless_output
 from tests.builders import towers
 from tests.project import Project
 
@@ -37,12 +37,12 @@ def over(name: str, limit: int) -> Result:
     """The two towers (6,201 params) against a limit on line 7."""
     limits = tuple(budget.parse({"params": limit}, lambda below: Place("modelbudget.yaml", 7)))
     entry = ModelEntry(name, build="a:b", budgets=limits, place=Place("modelbudget.yaml", 5))
-    return replace(check(entry, towers(), Snapshot(Stored.EQUAL)), nodeid=f"modelbudget.yaml::{name}")
+    return replace(check(entry, towers(), Snapshot(SnapshotState.EQUAL)), nodeid=f"modelbudget.yaml::{name}")
 
 
 def test_an_error_points_at_the_line_of_the_limit() -> None:
     """File, line and title are properties; the message says number, limit and distance."""
-    [line] = github.commands([replace(over("a", 6_000), id="a,b:c%")], SETTING)
+    [line] = github.commands([replace(over("a", 6_000), id="a,b:c%")], DEFAULT_SETTING)
     kind, properties, message = parse(line)
     assert kind == "error"
     assert properties == {"file": "modelbudget.yaml", "line": "7", "title": "a,b:c%: OVER BUDGET"}
@@ -51,7 +51,7 @@ def test_an_error_points_at_the_line_of_the_limit() -> None:
 
 def test_files_are_named_from_the_repository() -> None:
     """A root below the checkout has its folder in front."""
-    [line] = github.commands([over("a", 6_000)], Setting(folder="services/vision"))
+    [line] = github.commands([over("a", 6_000)], ReportSetting(folder="services/vision"))
     assert parse(line)[1]["file"] == "services/vision/modelbudget.yaml"
 
 
@@ -59,7 +59,7 @@ def test_at_most_ten_errors_and_a_count() -> None:
     """The service drops the eleventh without a word, so the worst come first and the others are counted."""
     small = [over(f"small-{index:02}", 6_000 + index) for index in range(20)]
     results = [*small, over("huge", 3), Result("broken", State.BUILD_ERROR, error="E   KeyError: 'x'")]
-    parsed = [parse(line) for line in github.commands(results, SETTING)]
+    parsed = [parse(line) for line in github.commands(results, DEFAULT_SETTING)]
     assert [kind for kind, _, _ in parsed] == ["error"] * 10 + ["notice"]
     titles = [properties["title"] for _, properties, _ in parsed]
     assert titles[:3] == ["broken: BUILD ERROR", "huge: OVER BUDGET", "small-00: OVER BUDGET"]
@@ -69,8 +69,8 @@ def test_at_most_ten_errors_and_a_count() -> None:
 def test_a_warn_zone_is_a_warning() -> None:
     """It is annotated at its line and fails nothing."""
     limits = {"params": {"max": 6_300, "warn": "90%"}}
-    near = check(ModelEntry("a", build="a:b", budgets=limits), towers(), Snapshot(Stored.EQUAL))
-    [line] = github.commands([near], SETTING)
+    near = check(ModelEntry("a", build="a:b", budgets=limits), towers(), Snapshot(SnapshotState.EQUAL))
+    [line] = github.commands([near], DEFAULT_SETTING)
     assert parse(line)[0] == "warning"
 
 
@@ -163,5 +163,5 @@ def test_elsewhere_nothing_is_annotated(failing: Project, monkeypatch: pytest.Mo
 
 def test_captured_output_stays_readable() -> None:
     """Colours go, tabs are spaces, and words with colons stay as they were."""
-    assert captured("\x1b[1mtorch::nn::Linear\x1b[0m\tok\n") == "torch::nn::Linear       ok\n"
-    assert captured("\n  ::group::x\n") == "\n  :\\x3agroup::x\n"
+    assert harmless_output("\x1b[1mtorch::nn::Linear\x1b[0m\tok\n") == "torch::nn::Linear       ok\n"
+    assert harmless_output("\n  ::group::x\n") == "\n  :\\x3agroup::x\n"

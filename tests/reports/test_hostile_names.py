@@ -17,7 +17,7 @@ from pytest_modelbudget import reports, snapshot
 from pytest_modelbudget.reports import github, table, terminal, text
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.summary.show import notebook
-from pytest_modelbudget.system.escape import captured, harmless
+from pytest_modelbudget.system.escape import harmless, harmless_output
 from tests import hostile
 
 CASES = [pytest.param(name, id=word) for word, name in hostile.NAMES.items()]
@@ -36,14 +36,14 @@ def each(show: Callable[[Result], str]) -> Callable[[list[Result]], str]:
 
 RENDERERS: dict[str, Callable[[list[Result]], str]] = {
     **{name: kind(name) for name in reports.REPORTS},
-    "annotations": lambda results: "\n".join(github.commands(results, text.SETTING)),
+    "annotations": lambda results: "\n".join(github.commands(results, text.DEFAULT_SETTING)),
     "failure": each(lambda result: terminal.failure(result, explain=True)),
-    "short line": each(terminal.short),
-    "closing": lambda results: "\n".join(terminal.closing(results)),
+    "short line": each(terminal.short_reason),
+    "closing": lambda results: "\n".join(terminal.closing_lines(results)),
     "layer table": lambda results: table.summary_text(results[0].summary, explain=True),  # type: ignore[arg-type]
     "notebook of a plan": lambda results: "".join(map(notebook.plan_fragment, results[0].summary.plans)),  # type: ignore[union-attr]
     "notebook": lambda results: notebook.summary_fragment(results[0].summary),  # type: ignore[arg-type]
-    "captured output": lambda results: captured(results[-1].id),
+    "captured output": lambda results: harmless_output(results[-1].id),
 }
 OF_OUR_OWN = r"::(error|warning|notice) file=[^,:]+,line=\d+,title=[^,:]*::"
 

@@ -14,13 +14,13 @@ from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.reports import REPORTS, github, overall, render, terminal, text
-from pytest_modelbudget.results import Result, Snapshot, Stored, check, codec
-from pytest_modelbudget.results.groups import Group, Overall, sums
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, check, codec
+from pytest_modelbudget.results.groups import ModelGroup, RunSummary, sums
 from pytest_modelbudget.summary import Flops, Plan, Summary
 from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.summary.plan import Part, Point
 from pytest_modelbudget.summary.show import plans
-from pytest_modelbudget.system.intact import any_size
+from pytest_modelbudget.system.intact import any_digits
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 from tests.builders import towers
 
@@ -57,8 +57,8 @@ def checked(request: pytest.FixtureRequest, power: int) -> Result:
     before, now = replace(towers(), samples=3), huge(power)
     if request.param == "shrunk":
         before, now = now, before
-    with any_size():
-        stored = Snapshot(Stored.DIFFERENT, "__model_budget__/towers.yaml", before=before)
+    with any_digits():
+        stored = Snapshot(SnapshotState.DIFFERENT, "__model_budget__/towers.yaml", before=before)
         result = check(entry, now, stored, base=Baseline("HEAD^1", before))
     return replace(result, nodeid="modelbudget.yaml::towers")
 
@@ -69,17 +69,17 @@ def test_every_report_prints_them(checked: Result, kind: str) -> None:
     page = render(kind, [checked, replace(checked, id="other")])
     assert "towers" in page or not checked.state.failed
     if kind == "json":
-        with any_size():
+        with any_digits():
             assert json.loads(page)["models"][1]["summary"]["params"] == checked.summary.params  # type: ignore[union-attr]
 
 
 def test_the_terminal_and_annotations_print_them(checked: Result) -> None:
     """No line of the table is as long as the number."""
-    with any_size():
-        lines = list(terminal.closing([checked]))
+    with any_digits():
+        lines = list(terminal.closing_lines([checked]))
         assert max(len(line) for shown in lines for line in shown.splitlines()) <= 80
         assert "OVER BUDGET" in terminal.failure(checked)
-        assert list(github.commands([checked], text.SETTING))
+        assert list(github.commands([checked], text.DEFAULT_SETTING))
 
 
 def test_they_travel(checked: Result) -> None:
@@ -91,23 +91,23 @@ def test_they_travel(checked: Result) -> None:
 def test_a_snapshot_holds_what_a_machine_could() -> None:
     """Numbers of models that could be are read back from what was written; any larger is said to be damaged."""
     assert snapshot.read(snapshot.render(huge(12), declared="a")).params == huge(12).params
-    with any_size(), pytest.raises(ModelBudgetError, match="a number of 404 characters"):
+    with any_digits(), pytest.raises(ModelBudgetError, match="a number of 404 characters"):
         snapshot.read(snapshot.render(huge(400), declared="a"))
 
 
 def test_sums_over_groups_print_them(checked: Result) -> None:
     """And the share of the limit that is used."""
     limits = tuple(budget.parse({"params": {"max": 1}}, lambda below: None))
-    with any_size():
-        judged = tuple(sums([Group("g", "modelbudget.yaml", limits, ("towers",))], [checked]))
-        assert list(overall.lines(Overall("HEAD", (), judged), [checked]))
+    with any_digits():
+        judged = tuple(sums([ModelGroup("g", "modelbudget.yaml", limits, ("towers",))], [checked]))
+        assert list(overall.lines(RunSummary("HEAD", (), judged), [checked]))
 
 
 def test_mlflow_gets_what_a_float_can_hold(power: int) -> None:
     """The rest is unknown there, never infinite and never 0."""
     metrics = names.metrics(huge(power), tuple(budget.parse(LIMITS, lambda below: None)))
     assert ("params/total" in metrics) == (power < 300)
-    assert ("params/total" in names.unknown(metrics)) == (power > 300)
+    assert ("params/total" in names.unknown_names(metrics)) == (power > 300)
     assert float("inf") not in metrics.values()
     assert artifacts._percent(Fraction(10**power)) > 10**30
 
@@ -116,12 +116,12 @@ def test_a_curve_of_any_height_is_drawn(power: int) -> None:
     """In the same picture; a run in which nothing is alive has a page too."""
     points = tuple(Point("forward", "a", size * 10**power) for size in (1, 4, 2))
     plan = Plan("inference", "batch 1", peak_bytes=4 * 10**power, timeline=points, parts=(Part("param", "a", 0),))
-    with any_size():
-        curve = plans.curve(plan)
+    with any_digits():
+        curve = plans.memory_curve(plan)
     assert curve is not None
     assert [y for _, y in _points(curve.line)] == [158.3, 33.3, 116.7]  # 200 - 200 * size / (1.2 * 4)
     model = replace(towers(), plans=(plan,))
-    assert "inference" in render("html", [Result("a", state=check(ModelEntry("a", build="a:b"), model, Snapshot(Stored.OFF)).state, summary=model)])  # fmt: skip
+    assert "inference" in render("html", [Result("a", state=check(ModelEntry("a", build="a:b"), model, Snapshot(SnapshotState.OFF)).state, summary=model)])  # fmt: skip
 
 
 def _points(line: str) -> Iterator[tuple[float, float]]:

@@ -13,8 +13,8 @@ import pytest
 from pytest_modelbudget import budget, reports
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.reports.text import Setting
-from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
+from pytest_modelbudget.reports.text import ReportSetting
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
 from pytest_modelbudget.summary import Flops, Summary
 from pytest_modelbudget.summary.metrics import METRICS
 from tests import hostile
@@ -28,7 +28,7 @@ def result(name: str, written: dict[str, object] | None = None, summary: Summary
     """The two towers (6,201 params, 24,804 bytes, 12,200 FLOPs), checked."""
     limits = tuple(budget.parse(written or {}, lambda below: Place("modelbudget.yaml", 7)))
     entry = ModelEntry(name, build="a:b", budgets=limits, place=Place("modelbudget.yaml", 5))
-    snapshot = Snapshot(Stored.DIFFERENT if "before" in more else Stored.EQUAL, f"{name}.yaml", **more)
+    snapshot = Snapshot(SnapshotState.DIFFERENT if "before" in more else SnapshotState.EQUAL, f"{name}.yaml", **more)
     return replace(check(entry, summary or towers(), snapshot), nodeid=f"modelbudget.yaml::{name}")
 
 
@@ -114,7 +114,7 @@ QUALITY = {
 """What GitLab's documentation asks of a code quality report."""
 
 
-def quality(results: list[Result], setting: Setting | None = None) -> list[dict[str, Any]]:
+def quality(results: list[Result], setting: ReportSetting | None = None) -> list[dict[str, Any]]:
     """The findings, checked against what the service asks for."""
     written = reports.render("codequality", results, *([setting] if setting else []))
     assert written.startswith("[")  # a byte order mark would be refused
@@ -155,7 +155,7 @@ def test_a_finding_keeps_its_fingerprint() -> None:
 
 def test_paths_are_those_of_the_repository() -> None:
     """The service looks them up from there."""
-    [one] = quality([result("a", {"params": 6_000})], Setting(folder="services/vision"))
+    [one] = quality([result("a", {"params": 6_000})], ReportSetting(folder="services/vision"))
     assert one["location"]["path"] == "services/vision/modelbudget.yaml"
 
 
@@ -190,7 +190,7 @@ def test_the_json_report_is_as_documented() -> None:
 def test_every_metric_is_there_for_machines() -> None:
     """Under its name, as a gauge and in the JSON report; of a GPT whose head is tied, all but the 800 of its table."""
     summary = gpt()
-    counted = check(ModelEntry("gpt", build="a:b"), summary, Snapshot(Stored.EQUAL))
+    counted = check(ModelEntry("gpt", build="a:b"), summary, Snapshot(SnapshotState.EQUAL))
     [model] = json.loads(reports.render("json", [counted]))["models"]
     assert list(model["metrics"]) == list(METRICS)
     gauges = reports.render("openmetrics", [counted])

@@ -16,9 +16,9 @@ import pytest
 from pytest_modelbudget import reports
 from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.reports.text import Setting
-from pytest_modelbudget.results import Result, Snapshot, State, Stored, check
-from pytest_modelbudget.results.groups import Overall
+from pytest_modelbudget.reports.text import ReportSetting
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
+from pytest_modelbudget.results.groups import RunSummary
 from pytest_modelbudget.summary import Layer, Summary, Weight
 from pytest_modelbudget.system.escape import harmless
 from tests import hostile
@@ -74,7 +74,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """Opens a page; afterwards it has loaded nothing but itself and complained of nothing."""
     opened: list[Opened] = []
 
-    def open_page(results: list[Result], *, theme: str = "light", setting: Setting | None = None) -> Opened:
+    def open_page(results: list[Result], *, theme: str = "light", setting: ReportSetting | None = None) -> Opened:
         file = tmp_path / f"page-{len(opened)}.html"
         file.write_text(
             reports.render("html", results, *([setting] if setting else [])), encoding="utf-8", newline="\n"
@@ -99,7 +99,9 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 def checked(name: str, summary: Summary, budgets: dict[str, object], before: Summary | None = None) -> Result:
     """A model held against its budgets and its snapshot."""
-    snapshot = Snapshot(Stored.DIFFERENT if before else Stored.EQUAL, f"__model_budget__/{name}.yaml", before=before)
+    snapshot = Snapshot(
+        SnapshotState.DIFFERENT if before else SnapshotState.EQUAL, f"__model_budget__/{name}.yaml", before=before
+    )
     result = check(ModelEntry(name, build="a:b", budgets=budgets), summary, snapshot)
     return replace(result, nodeid=f"modelbudget.yaml::{name}")
 
@@ -266,8 +268,8 @@ def test_what_changed_is_a_table(show: Any) -> None:
 
 def test_what_is_about_no_single_model_is_told(show: Any) -> None:
     """The base, and what a reviewer should see."""
-    gone = Overall("HEAD^1 4f1c2d9", findings=(Finding("snapshot deleted", "", "__model_budget__/old.yaml"),))
-    page = show(FEW, setting=Setting(overall=gone))
+    gone = RunSummary("HEAD^1 4f1c2d9", findings=(Finding("snapshot deleted", "", "__model_budget__/old.yaml"),))
+    page = show(FEW, setting=ReportSetting(overall=gone))
     assert page.names("main > ul li") == ["base: HEAD^1 4f1c2d9", "warn: snapshot deleted: __model_budget__/old.yaml"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from pytest_modelbudget import reports
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.reports import terminal, text
-from pytest_modelbudget.results import Result, Snapshot, Stored, check
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, check
 from pytest_modelbudget.summary import Growth, Plan
 from pytest_modelbudget.trackers.mlflow import names
 from tests.builders import towers, training
@@ -24,7 +24,7 @@ MIB = 2**20
 def result(*planned: Plan, growth: tuple[Growth, ...] = (), budgets: dict[str, Any] | None = None) -> Result:
     """The towers with plans, checked."""
     summary = replace(towers(), plans=planned, growth=growth)
-    return check(ModelEntry("towers", build="a:b", budgets=budgets or {}), summary, Snapshot(Stored.EQUAL))
+    return check(ModelEntry("towers", build="a:b", budgets=budgets or {}), summary, Snapshot(SnapshotState.EQUAL))
 
 
 BUDGETS = {"fits": "40 MiB"}

@@ -12,7 +12,7 @@ from pytest_modelbudget import budget, reports, snapshot
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
-from pytest_modelbudget.results import Result, Snapshot, State, Stored, check, codec
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
 from pytest_modelbudget.summary import Summary, Weight
 from tests.builders import gpt, towers
 
@@ -23,7 +23,9 @@ def result(
     """The two-input model, checked."""
     limits = tuple(budget.parse(written or {}, lambda below: Place("modelbudget.yaml", 7)))
     entry = ModelEntry("towers", build="a:b", budgets=limits, place=Place("modelbudget.yaml", 5))
-    stored = Snapshot(Stored.DIFFERENT if before else Stored.EQUAL, "__model_budget__/towers.yaml", before=before)
+    stored = Snapshot(
+        SnapshotState.DIFFERENT if before else SnapshotState.EQUAL, "__model_budget__/towers.yaml", before=before
+    )
     return replace(check(entry, summary or towers(), stored), nodeid="modelbudget.yaml::towers")
 
 
@@ -81,7 +83,7 @@ def test_many_changes_are_cut_with_a_count() -> None:
 )  # fmt: skip
 def test_short_line(outcome: Result, line: str) -> None:
     """One line for pytest's short summary."""
-    assert terminal.short(outcome) == line
+    assert terminal.short_reason(outcome) == line
 
 
 def test_the_closing_table() -> None:
@@ -91,7 +93,7 @@ def test_the_closing_table() -> None:
         replace(result({"params": 6_300}), id="b"),
         replace(result({"params": 1}), id="c"),
     ]
-    lines = list(terminal.closing(results, width=80))
+    lines = list(terminal.closing_lines(results, width=80))
     rows = [re.split(r"  +", line) for line in lines[0].splitlines()[2:]]
     assert rows == [
         ["c", "6,201", "6,201", "12.20 k", "24.22 KiB", "params 620100.0%", "OVER BUDGET"],
@@ -105,9 +107,9 @@ def test_a_real_run_is_marked_in_every_report_and_in_no_snapshot() -> None:
     """A model that the abstract pass could not decide says so beside its numbers; the committed file stays the same."""
     ran = replace(result(), summary=replace(towers(), real_run=True))
     assert table.summary_text(replace(towers(), real_run=True)).startswith("Model: two-towers (keras, real run)\n")
-    for shown in ("\n".join(terminal.closing([ran])), reports.render("md", [ran]), reports.render("html", [ran])):
+    for shown in ("\n".join(terminal.closing_lines([ran])), reports.render("md", [ran]), reports.render("html", [ran])):
         assert "(real run)" in shown
-    assert "real run" not in "\n".join(terminal.closing([result()]))
+    assert "real run" not in "\n".join(terminal.closing_lines([result()]))
     assert json.loads(reports.render("json", [ran]))["models"][0]["summary"]["real_run"] is True
     assert codec.unpack(codec.pack(ran)).summary == ran.summary
     same = snapshot.render(replace(towers(), real_run=True), declared="a.py")

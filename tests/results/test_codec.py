@@ -9,8 +9,8 @@ from pytest_modelbudget import budget
 from pytest_modelbudget.budget import Baseline, Finding
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.results import Result, Snapshot, State, Stored, check, codec
-from pytest_modelbudget.results.groups import Group
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
+from pytest_modelbudget.results.groups import ModelGroup
 from pytest_modelbudget.summary import Flops
 from tests.builders import gpt, towers
 
@@ -21,7 +21,7 @@ def test_a_result_travels_whole() -> None:
     limits = tuple(budget.parse(written, lambda below: Place("modelbudget.yaml", 3)))
     entry = ModelEntry("towers", build="a:b", budgets=limits, tags=("edge",), place=Place("modelbudget.yaml", 2))
     before = replace(towers(), layers=towers().layers[:-1])
-    result = check(entry, towers(), Snapshot(Stored.DIFFERENT, "x.yaml", "text", before), accept=True)
+    result = check(entry, towers(), Snapshot(SnapshotState.DIFFERENT, "x.yaml", "text", before), accept=True)
     result = replace(result, nodeid="modelbudget.yaml::towers", seconds=0.25)
     assert result.changes
     assert result.violations
@@ -39,7 +39,7 @@ def test_what_the_base_said_travels_too() -> None:
     limits = tuple(budget.parse(written, lambda below: Place("modelbudget.yaml", 3)))
     before = replace(towers(), layers=towers().layers[:-1], flops=Flops(None))
     base = Baseline("main 4f1c2d9", before, limits=tuple(budget.parse({"params": 1}, lambda below: None)))
-    result = check(ModelEntry("towers", build="a:b", budgets=limits), towers(), Snapshot(Stored.OFF), base=base)
+    result = check(ModelEntry("towers", build="a:b", budgets=limits), towers(), Snapshot(SnapshotState.OFF), base=base)
     assert {one.kind for one in result.findings} == {"budget loosened", "waiver added", "growth not enforced"}
     assert result.since is not None
     assert result.since.totals["flops"] is None
@@ -50,7 +50,7 @@ def test_what_the_base_said_travels_too() -> None:
 def test_groups_and_findings_travel() -> None:
     """From a worker to the controller."""
     limits = tuple(budget.parse_sum({"params": {"max": "1k", "warn": "90%"}}, lambda below: Place("m.yaml", 3)))
-    group = Group("group edge", "m.yaml", limits, ("m.yaml::a", "m.yaml::b"), Place("m.yaml", 2))
+    group = ModelGroup("group edge", "m.yaml", limits, ("m.yaml::a", "m.yaml::b"), Place("m.yaml", 2))
     assert codec.group_from(json.loads(json.dumps(codec.group_dict(group)))) == group
     finding = Finding("base manifest", "", "is new", Place("m.yaml"))
     assert codec.finding_from(json.loads(json.dumps(codec.finding_dict(finding)))) == finding

@@ -13,9 +13,9 @@ import pytest
 
 from pytest_modelbudget import reports
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.reports import MARKS, REPORTS, render
+from pytest_modelbudget.reports import REPORT_MARKS, REPORTS, render
 from pytest_modelbudget.results import Result, State
-from pytest_modelbudget.results.groups import Overall
+from pytest_modelbudget.results.groups import RunSummary
 from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.report_files import ReportFile, targets
 from pytest_modelbudget.trackers.mlflow import outbox
@@ -69,7 +69,7 @@ def test_no_report_goes_over_what_is_worth_more(tmp_path: Path, path: str, why: 
     lay_out(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(ModelBudgetError) as refused:
-        targets([f"json:{path}"], tmp_path, held=[tmp_path / "modelbudget.yaml", tmp_path / "chosen.yaml"])
+        targets([f"json:{path}"], tmp_path, protected=[tmp_path / "modelbudget.yaml", tmp_path / "chosen.yaml"])
     assert str(refused.value).startswith(f"json:{path}: ")
     assert why in str(refused.value)
     assert str(refused.value).endswith("name another file")
@@ -138,12 +138,12 @@ def test_an_earlier_report_may_be_tracked_and_a_page_of_the_users_may_not(tmp_pa
 @pytest.mark.parametrize("kind", REPORTS)
 def test_a_report_is_known_by_its_mark(kind: str) -> None:
     """Within what is read to tell."""
-    assert MARKS[kind] in render(kind, [result({"params": 1})])[:8192]
+    assert REPORT_MARKS[kind] in render(kind, [result({"params": 1})])[:8192]
 
 
 def test_the_folders_of_this_project_are_named() -> None:
     """The outbox's folder goes by the name that it is made with."""
-    assert outbox.FOLDER in report_files._OURS
+    assert outbox.FOLDER in report_files._RESERVED_FOLDERS
 
 
 @posix
@@ -155,7 +155,7 @@ def test_reports_of_an_earlier_run_are_gone_when_a_run_begins(tmp_path: Path) ->
         (tmp_path / name).write_text("yesterday")
     os.mkfifo(tmp_path / "pipe")
     wanted = targets(["json:link", "md:r.md", "comment:c.md", "html:pipe", "openmetrics:/dev/null"], tmp_path)
-    report_files.begin(wanted, tmp_path)
+    report_files.prepare(wanted, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.md", "link", "pipe"]
     first, *lines = (tmp_path / "c.md").read_text().splitlines()
     assert first == "<!-- modelbudget:c -->"
@@ -168,9 +168,9 @@ def test_a_shared_summary_is_left_alone_when_a_run_begins(tmp_path: Path, monkey
     path.write_text("other step\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
     wanted = targets([f"md:{path}", f"comment:{path}"], tmp_path)
-    report_files.begin(wanted, tmp_path)
+    report_files.prepare(wanted, tmp_path)
     assert path.read_text() == "other step\n"
-    assert not report_files.write(wanted[:1], [result()], Overall(), tmp_path)
+    assert not report_files.write(wanted[:1], [result()], RunSummary(), tmp_path)
     assert path.read_text().startswith("other step\n### Model budget: 1 ok")
 
 
@@ -197,7 +197,7 @@ def test_a_report_that_cannot_be_rendered_is_one_line(
 
     monkeypatch.setattr(reports, "import_module", loaded)
     wanted = targets(["html:r.html", "json:r.json", "md:r.md"], tmp_path)
-    (problem,) = report_files.write(wanted, [result()], Overall(), tmp_path)
+    (problem,) = report_files.write(wanted, [result()], RunSummary(), tmp_path)
     assert problem.startswith(f"report html: {tmp_path / 'r.html'} cannot be rendered ({type(error).__name__}")
     assert "\n" not in problem
     assert json.loads((tmp_path / "r.json").read_text())["models"]
@@ -211,8 +211,8 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     paths = ["file/r.json", "folder", "/dev/full", "n" * 300]
     wanted = [*targets([f"json:{path}" for path in paths], tmp_path), ReportFile("md", tmp_path / "ok.md")]
-    report_files.begin(wanted, tmp_path)
-    problems = report_files.write(wanted, [result()], Overall(), tmp_path)
+    report_files.prepare(wanted, tmp_path)
+    problems = report_files.write(wanted, [result()], RunSummary(), tmp_path)
     assert [problem.rpartition("(")[2] for problem in problems] == [
         "Not a directory)", "Is a directory)", "No space left on device)", "File name too long)",
     ]  # fmt: skip
@@ -226,7 +226,7 @@ def test_links_are_added_to_files_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     wanted = targets(["md:r.md", "md:pipe", "json:r.json"], tmp_path)
     for target in (wanted[0], wanted[2]):
-        report_files.write([target], [result()], Overall(), tmp_path)
+        report_files.write([target], [result()], RunSummary(), tmp_path)
     before = (tmp_path / "r.json").read_text()
     report_files.append_links([("this run", "http://a/b")], wanted)
     assert (tmp_path / "r.md").read_text().endswith("\nMLflow: [this run](<http://a/b>)\n")
@@ -237,4 +237,4 @@ def test_names_that_are_half_a_character_are_written(tmp_path: Path) -> None:
     """As an escape: the encoding of files has no such thing."""
     wanted = targets([f"{kind}:{kind}.out" for kind in REPORTS], tmp_path)
     odd = Result("a\udc80", State.BUILD_ERROR, error="E   \udc80")
-    assert not report_files.write(wanted, [odd], Overall("base \udc80"), tmp_path)
+    assert not report_files.write(wanted, [odd], RunSummary("base \udc80"), tmp_path)

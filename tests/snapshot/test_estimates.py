@@ -10,7 +10,7 @@ import yaml
 
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.results import State, Stored, check
+from pytest_modelbudget.results import SnapshotState, State, check
 from pytest_modelbudget.snapshot import compare, read, render, write
 from pytest_modelbudget.summary import Plan, Summary
 from tests.builders import HOSTILE, towers
@@ -70,23 +70,25 @@ def test_estimates_alone_are_no_change(tmp_path: Path, committed: Summary) -> No
     before = compare(tmp_path, ENTRY, committed)
     write(tmp_path, ".", before.path, before.text)
     stored = compare(tmp_path, ENTRY, fresh)
-    assert (stored.stored, stored.note, stored.before) == (Stored.RESTATED, "", None)
+    assert (stored.stored, stored.note, stored.before) == (SnapshotState.RESTATED, "", None)
     plain, update = (check(ENTRY, fresh, stored, accept=accept) for accept in (False, True))
     assert (plain.state, plain.to_write, plain.changes) == (State.OK, False, ())
     assert (update.state, update.to_write) == (State.OK, True)
     write(tmp_path, ".", stored.path, stored.text)
-    assert compare(tmp_path, ENTRY, fresh).stored is Stored.EQUAL
+    assert compare(tmp_path, ENTRY, fresh).stored is SnapshotState.EQUAL
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        pytest.param("params: 6201\n", "params: 6202\n", Stored.BROKEN, id="a total edited by hand"),
-        pytest.param("peak_bytes: 44000000", "peak_bytes: lots", Stored.RESTATED, id="an estimate edited by hand"),
-        pytest.param("  training:", "<<<<<<< ours\n  training:", Stored.BROKEN, id="a conflict among estimates"),
+        pytest.param("params: 6201\n", "params: 6202\n", SnapshotState.BROKEN, id="a total edited by hand"),
+        pytest.param(
+            "peak_bytes: 44000000", "peak_bytes: lots", SnapshotState.RESTATED, id="an estimate edited by hand"
+        ),
+        pytest.param("  training:", "<<<<<<< ours\n  training:", SnapshotState.BROKEN, id="a conflict among estimates"),
     ],
 )
-def test_edited_files(tmp_path: Path, old: str, new: str, expected: Stored) -> None:
+def test_edited_files(tmp_path: Path, old: str, new: str, expected: SnapshotState) -> None:
     """What is compared is guarded by the digest; a conflict is one wherever it is."""
     summary = planned(TRAINING)
     written = compare(tmp_path, ENTRY, summary)

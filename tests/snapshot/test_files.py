@@ -10,7 +10,7 @@ import pytest
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.results import Snapshot, Stored
+from pytest_modelbudget.results import Snapshot, SnapshotState
 from pytest_modelbudget.summary import Flops
 from tests.builders import towers
 
@@ -30,18 +30,18 @@ def stored(root: Path, text: str | bytes) -> Snapshot:
 @pytest.mark.parametrize(
     ("text", "expected", "words"),
     [
-        pytest.param(TEXT, Stored.EQUAL, "", id="equal"),
-        pytest.param(TEXT.replace("\n", "\r\n"), Stored.EQUAL, "", id="windows line ends"),
-        pytest.param(TEXT.replace("declared: modelbudget.yaml", "declared: pyproject.toml"), Stored.RESTATED, "", id="declared elsewhere"),
-        pytest.param(snapshot.render(replace(towers(), flops=Flops(7, rules=0)), declared="x"), Stored.RESTATED, "", id="counted by older rules"),
-        pytest.param(snapshot.render(replace(towers(), flops=Flops(7)), declared="x"), Stored.DIFFERENT, "", id="other flops"),
-        pytest.param(TEXT.replace("params: 6201", "params: 6202", 1), Stored.BROKEN, f"{PATH}:17: the digest", id="edited"),
-        pytest.param(f"<<<<<<< HEAD\n{TEXT}", Stored.BROKEN, f"{PATH}:1: has a git conflict marker", id="conflict"),
-        pytest.param(b"\xff\xfe\x00", Stored.BROKEN, f"{PATH}:1: not UTF-8 text (binary junk", id="binary"),
-        pytest.param(TEXT.replace("format: 1", "format: 9"), Stored.REFUSED, "newer pytest-modelbudget", id="newer format"),
+        pytest.param(TEXT, SnapshotState.EQUAL, "", id="equal"),
+        pytest.param(TEXT.replace("\n", "\r\n"), SnapshotState.EQUAL, "", id="windows line ends"),
+        pytest.param(TEXT.replace("declared: modelbudget.yaml", "declared: pyproject.toml"), SnapshotState.RESTATED, "", id="declared elsewhere"),
+        pytest.param(snapshot.render(replace(towers(), flops=Flops(7, rules=0)), declared="x"), SnapshotState.RESTATED, "", id="counted by older rules"),
+        pytest.param(snapshot.render(replace(towers(), flops=Flops(7)), declared="x"), SnapshotState.DIFFERENT, "", id="other flops"),
+        pytest.param(TEXT.replace("params: 6201", "params: 6202", 1), SnapshotState.BROKEN, f"{PATH}:17: the digest", id="edited"),
+        pytest.param(f"<<<<<<< HEAD\n{TEXT}", SnapshotState.BROKEN, f"{PATH}:1: has a git conflict marker", id="conflict"),
+        pytest.param(b"\xff\xfe\x00", SnapshotState.BROKEN, f"{PATH}:1: not UTF-8 text (binary junk", id="binary"),
+        pytest.param(TEXT.replace("format: 1", "format: 9"), SnapshotState.REFUSED, "newer pytest-modelbudget", id="newer format"),
     ],
 )  # fmt: skip
-def test_compare(tmp_path: Path, text: str | bytes, expected: Stored, words: str) -> None:
+def test_compare(tmp_path: Path, text: str | bytes, expected: SnapshotState, words: str) -> None:
     """Each state of a committed file is told apart, and problems name the file and line."""
     found = stored(tmp_path, text)
     assert found.stored is expected
@@ -50,7 +50,7 @@ def test_compare(tmp_path: Path, text: str | bytes, expected: Stored, words: str
 
 def test_missing(tmp_path: Path) -> None:
     """No file is a state of its own, and comparing writes nothing."""
-    assert snapshot.compare(tmp_path, ENTRY, towers()).stored is Stored.MISSING
+    assert snapshot.compare(tmp_path, ENTRY, towers()).stored is SnapshotState.MISSING
     assert list(tmp_path.iterdir()) == []
 
 

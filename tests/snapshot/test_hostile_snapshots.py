@@ -13,7 +13,7 @@ import pytest
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.results import Stored
+from pytest_modelbudget.results import SnapshotState
 from pytest_modelbudget.snapshot.text import MOST_ROWS
 from tests.builders import gpt, towers
 from tests.hostile_files import DEAR, SNAPSHOT, SNAPSHOTS, of_rows, signed
@@ -41,7 +41,7 @@ def test_it_is_a_conflict(tmp_path: Path, text: str, words: str) -> None:
     write(tmp_path, text.encode())
     compared = snapshot.compare(tmp_path, ENTRY, towers())
     base = snapshot.baseline(text, towers(), SNAPSHOT, name="main", path=PATH)
-    assert compared.stored is Stored.BROKEN
+    assert compared.stored is SnapshotState.BROKEN
     assert words in compared.problem
     assert len(compared.problem) < 3_000
     assert base.summary is None
@@ -62,7 +62,7 @@ def test_estimates_of_a_base_are_not_believed(tmp_path: Path, estimates: str, wo
     """They are outside of the digest; of the work tree nothing is read but that they differ."""
     text = f"{SNAPSHOT}estimates:\n{estimates}\n"
     write(tmp_path, text.encode())
-    assert snapshot.compare(tmp_path, ENTRY, towers()).stored is Stored.RESTATED
+    assert snapshot.compare(tmp_path, ENTRY, towers()).stored is SnapshotState.RESTATED
     base = snapshot.baseline(text, towers(), SNAPSHOT, name="main", path=PATH)
     assert (base.summary, words in base.reason) == (None, True)
 
@@ -79,7 +79,7 @@ def test_estimates_of_a_base_are_not_believed(tmp_path: Path, estimates: str, wo
 def test_what_editors_do_is_no_change(tmp_path: Path, data: bytes) -> None:
     """The file is equal, and an update leaves it alone."""
     path = write(tmp_path, data)
-    assert snapshot.compare(tmp_path, ENTRY, towers()).stored is Stored.EQUAL
+    assert snapshot.compare(tmp_path, ENTRY, towers()).stored is SnapshotState.EQUAL
     assert not snapshot.write(tmp_path, ".", PATH, SNAPSHOT)
     assert path.read_bytes() == data
 
@@ -88,7 +88,7 @@ def test_what_editors_do_is_no_change(tmp_path: Path, data: bytes) -> None:
 def test_blank_lines_at_the_end_are_no_conflict(tmp_path: Path, data: str) -> None:
     """It says the same."""
     write(tmp_path, data.encode())
-    assert snapshot.compare(tmp_path, ENTRY, towers()).stored is Stored.RESTATED
+    assert snapshot.compare(tmp_path, ENTRY, towers()).stored is SnapshotState.RESTATED
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_what_is_no_file_is_neither_read_nor_written(tmp_path: Path, kind: str) 
         "folder": path.mkdir,
     }[kind]()  # fmt: skip
     compared = snapshot.compare(tmp_path, ENTRY, towers())
-    assert compared.stored is Stored.REFUSED
+    assert compared.stored is SnapshotState.REFUSED
     assert f"{PATH}: " in compared.problem
     with pytest.raises(ModelBudgetError, match=r"two-towers\.yaml: "):
         snapshot.write(tmp_path, ".", PATH, SNAPSHOT)
@@ -143,7 +143,7 @@ def test_a_large_file_is_refused_by_its_size(tmp_path: Path) -> None:
     with write(tmp_path, b"").open("r+b") as file:
         file.truncate(10**12)
     compared = snapshot.compare(tmp_path, ENTRY, towers())
-    assert (compared.stored, "is too large" in compared.problem) == (Stored.REFUSED, True)
+    assert (compared.stored, "is too large" in compared.problem) == (SnapshotState.REFUSED, True)
 
 
 def test_the_digest_of_signed_is_that_of_render() -> None:

@@ -58,11 +58,11 @@ def _without_keepdim(patch: pytest.MonkeyPatch) -> None:
 
 
 def _without_sizes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cache, "_key", lambda values: tuple(type(value) for value in values))
+    patch.setattr(cache, "_args_key", lambda values: tuple(type(value) for value in values))
 
 
 def _without_attributes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fingerprint.Prints, "_number", lambda self, modules: hash(type(modules[0])))
+    patch.setattr(fingerprint.Fingerprints, "_number", lambda self, modules: hash(type(modules[0])))
 
 
 @pytest.mark.parametrize(

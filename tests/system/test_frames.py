@@ -53,8 +53,8 @@ def error_through(*files: str) -> Exception:
 )
 def test_the_users_line(files: tuple[str, ...], place: str | None) -> None:
     """The innermost line of the user's own, else of a package other than the framework."""
-    line = frames.users_line(error_through(*files), FRAMEWORK)
-    assert (None if line is None else frames.place(line)) == place
+    line = frames.user_frame(error_through(*files), FRAMEWORK)
+    assert (None if line is None else frames.frame_location(line)) == place
 
 
 def test_a_traceback_has_no_plumbing() -> None:

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from pytest_modelbudget.system.intact import any_size, intact
+from pytest_modelbudget.system.intact import any_digits, originals_restored
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_what_was_replaced_is_there_inside_and_replaced_after(
     monkeypatch.setattr(module, name, None)
     if gone:
         monkeypatch.delattr(module, name)
-    with suppress(KeyError), intact():
+    with suppress(KeyError), originals_restored():
         assert getattr(module, name) is true
         raise KeyError
     assert getattr(module, name, None) is None
@@ -54,7 +54,7 @@ def test_what_was_replaced_is_there_inside_and_replaced_after(
 def test_what_was_added_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a translation's `_` among the builtins."""
     monkeypatch.setattr(builtins, "added_by_a_test", 1, raising=False)
-    with intact():
+    with originals_restored():
         assert vars(builtins)["added_by_a_test"] == 1
     assert vars(builtins)["added_by_a_test"] == 1
 
@@ -63,7 +63,7 @@ def test_an_empty_path_is_full_inside() -> None:
     """Modules can be imported; after it the path is as the user left it."""
     before = sys.path[:]
     sys.path[:] = ["mine"]
-    with intact():
+    with originals_restored():
         assert sys.path[0] == "mine"
         assert set(before) >= set(sys.path[1:])
         assert os.path.dirname(os.__file__) in sys.path
@@ -74,11 +74,11 @@ def test_a_lowered_limit_of_recursion_is_raised_for_good() -> None:
     """Nobody can go on with few frames, and a limit that was raised stays raised."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(limit // 2)
-    with intact():
+    with originals_restored():
         pass
     assert sys.getrecursionlimit() == limit
     sys.setrecursionlimit(2 * limit)
-    with intact():
+    with originals_restored():
         pass
     assert sys.getrecursionlimit() == 2 * limit
 
@@ -90,7 +90,7 @@ def test_a_lowered_limit_of_open_files_is_raised_for_good() -> None:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-    with intact():
+    with originals_restored():
         pass
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
 
@@ -99,7 +99,7 @@ def test_a_lowered_limit_of_open_files_is_raised_for_good() -> None:
 def test_numbers_of_any_size_become_text() -> None:
     """Inside alone: the limit is the user's."""
     before = sys.get_int_max_str_digits()
-    for context in (any_size(), intact()):
+    for context in (any_digits(), originals_restored()):
         with context:
             assert len(str(10**5000)) == 5001
         assert sys.get_int_max_str_digits() == before

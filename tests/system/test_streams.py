@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget.system.streams import Lasting
+from pytest_modelbudget.system.streams import UnfailingStream
 from tests.system.test_writing import environment
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of POSIX")
@@ -21,7 +21,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of
 def test_what_is_written_arrives() -> None:
     """And everything else of the stream is as it was."""
     stream = io.StringIO()
-    lasting = Lasting(stream)
+    lasting = UnfailingStream(stream)
     assert lasting.write("abc") == 3
     lasting.flush()
     assert (stream.getvalue(), lasting.getvalue(), lasting.isatty()) == ("abc", "abc", False)
@@ -33,7 +33,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w", encoding="utf-8") as stream:
-        lasting = Lasting(stream)
+        lasting = UnfailingStream(stream)
         for _ in range(3):
             assert lasting.write("x" * 10_000) == 10_000
             lasting.flush()
@@ -44,7 +44,7 @@ def test_a_stream_that_was_closed_is_no_error() -> None:
     """User code may close standard output."""
     with tempfile.TemporaryFile("w") as stream:
         stream.close()
-        lasting = Lasting(stream)
+        lasting = UnfailingStream(stream)
         assert lasting.write("x") == 1
         lasting.flush()
 
@@ -56,7 +56,7 @@ def test_a_stream_that_was_closed_is_no_error() -> None:
 def test_a_character_that_the_encoding_lacks_is_escaped(encoding: str, shown: bytes) -> None:
     """It alone: lines stay lines."""
     sink = io.BytesIO()
-    lasting = Lasting(io.TextIOWrapper(sink, encoding=encoding, newline="\n"))
+    lasting = UnfailingStream(io.TextIOWrapper(sink, encoding=encoding, newline="\n"))
     assert lasting.write("a\xdf\u4e16\nb") == 5
     lasting.flush()
     assert sink.getvalue() == shown

@@ -121,7 +121,7 @@ def test_a_pipe_is_written_into(tmp_path: Path, size: int) -> None:
 @posix
 def test_a_pipe_that_nobody_opens_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run does not hang."""
-    monkeypatch.setattr(writing, "OPENING", 0.1)
+    monkeypatch.setattr(writing, "SECONDS_TO_OPEN", 0.1)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(TimeoutError, match="nobody reads this pipe"):
         writing.write(tmp_path / "pipe", "x")
@@ -130,7 +130,7 @@ def test_a_pipe_that_nobody_opens_is_an_error(tmp_path: Path, monkeypatch: pytes
 @posix
 def test_a_reader_that_stops_reading_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So is one who never reads on."""
-    monkeypatch.setattr(writing, "READING", 0.1)
+    monkeypatch.setattr(writing, "SECONDS_TO_READ", 0.1)
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -180,7 +180,7 @@ def environment() -> dict[str, str]:
 def test_what_is_no_file_of_its_own(tmp_path: Path) -> None:
     """A plain path names no descriptor, whatever it is called."""
     (tmp_path / "stdout").write_text("")
-    assert writing.descriptor(tmp_path / "stdout") is None
+    assert writing.descriptor_of(tmp_path / "stdout") is None
     assert writing.is_file(tmp_path / "stdout")
     assert not writing.is_file(tmp_path)
     assert not writing.is_file(tmp_path / "missing")
@@ -195,14 +195,14 @@ def test_a_link_that_must_not_be_read_names_no_descriptor(tmp_path: Path, monkey
 
     (tmp_path / "link").symlink_to("elsewhere")
     monkeypatch.setattr(os, "readlink", refuse)
-    assert writing.descriptor(tmp_path / "link") is None
+    assert writing.descriptor_of(tmp_path / "link") is None
 
 
 def test_links_in_a_circle_end(tmp_path: Path) -> None:
     """They are an error, not a search without end."""
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    assert writing.descriptor(tmp_path / "a") is None
+    assert writing.descriptor_of(tmp_path / "a") is None
     with pytest.raises(OSError, match="symbolic links"):
         writing.write(tmp_path / "a", "x")
 
@@ -229,7 +229,7 @@ def test_a_killed_write_is_ignored_by_git_and_removed_by_the_next_run(tmp_path: 
     shown = subprocess.run(["git", "status", "--porcelain", "-uall"], cwd=tmp_path, check=True, capture_output=True)
     assert shown.stdout == b"?? report.json\n"
     assert path.read_text() == "old"
-    writing.sweep(tmp_path)
+    writing.remove_drafts(tmp_path)
     assert names(tmp_path) == [".git", "report.json"]
 
 
@@ -237,16 +237,16 @@ def test_a_killed_write_is_ignored_by_git_and_removed_by_the_next_run(tmp_path: 
 def test_a_sweep_leaves_what_others_write(tmp_path: Path) -> None:
     """A draft that is being written, and folders of other names."""
     (tmp_path / ".modelbudget").mkdir()
-    with writing.draft(tmp_path) as draft:
-        writing.sweep(tmp_path)
+    with writing.draft_folder(tmp_path) as draft:
+        writing.remove_drafts(tmp_path)
         assert draft.is_dir()
     assert names(tmp_path) == [".modelbudget"]
-    writing.sweep(tmp_path / "missing")
+    writing.remove_drafts(tmp_path / "missing")
 
 
 def test_one_draft_serves_many_files(tmp_path: Path) -> None:
     """And is gone in the end."""
-    with writing.Drafts() as drafts:
+    with writing.DraftFolders() as drafts:
         for number in range(3):
             writing.write(tmp_path / f"{number}.yaml", "x", made_in=drafts.of(tmp_path))
         assert sum(name.startswith(".modelbudget-") for name in names(tmp_path)) == 1

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_modelbudget import budget
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.results import Result, Snapshot, Stored, check
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, check
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.trackers.mlflow import outbox
 from tests.builders import dense, towers
@@ -28,7 +28,7 @@ def result(summary: Summary, model: str = "two-towers", limits: dict[str, object
     """A model that was checked, with its snapshot equal."""
     entry = ModelEntry(model, build="a:b", budgets=tuple(budget.parse(limits or {}, lambda _: None)))
     path = f"__model_budget__/{model.replace(':', '_')}.yaml"
-    checked = check(entry, replace(summary, model=model), Snapshot(Stored.EQUAL, path))
+    checked = check(entry, replace(summary, model=model), Snapshot(SnapshotState.EQUAL, path))
     return replace(checked, nodeid=f"modelbudget.yaml::{model}", seconds=0.5)
 
 

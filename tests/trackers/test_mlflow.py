@@ -14,7 +14,7 @@ import pytest
 
 from pytest_modelbudget.summary import Flops, Summary
 from pytest_modelbudget.trackers.mlflow import artifacts, content, outbox
-from pytest_modelbudget.trackers.mlflow.facts import Facts
+from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
 from tests.builders import towers
 from tests.trackers.mlflow_helpers import SECRET, free_port, needs_mlflow, result, waiting, wider
 from tests.trackers.mlflow_server import Repository, Store, finished, local_store, repository, server, store_at
@@ -176,8 +176,8 @@ def test_sending_again_changes_nothing(sent: Sent) -> None:
 def test_the_latest_value_is_the_last_measured(sent: Sent) -> None:
     """Also when it is smaller, of the same commit, and an older one comes late; MLflow alone would show the largest."""
     (sent.repo.path / "model.py").write_text("# not committed\n", encoding="utf-8")
-    place = Facts("nets", commit="c" * 40, commit_ms=1_700_000_060_000, step=2)
-    late, files = content.make(
+    place = RepositoryFacts("nets", commit="c" * 40, commit_ms=1_700_000_060_000, step=2)
+    late, files = content.make_entry(
         [result(wider(70), "shrinking")],
         place,
         target=".modelbudget/mlflow.db",

@@ -19,7 +19,7 @@ from pytest_modelbudget.summary import Flops
 from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system import writing
 from pytest_modelbudget.trackers.mlflow import artifacts, content, facts, names, outbox, target
-from pytest_modelbudget.trackers.mlflow.facts import Facts
+from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
 from tests.builders import HOSTILE, towers
 from tests.trackers.mlflow_helpers import (
     SECRET,
@@ -72,7 +72,7 @@ def test_unknown_flops_are_left_out(flops: Flops, expected: dict[str, float]) ->
     found = names.metrics(checked.summary, checked.limits)
     assert {name: value for name, value in found.items() if name.startswith("compute/")} == expected
     assert ("budget/flops_used_pct" in found) == (not flops.uncounted and flops.value is not None)
-    assert ("compute/forward_gflops" in names.unknown(found)) == ("compute/forward_gflops" not in expected)
+    assert ("compute/forward_gflops" in names.unknown_names(found)) == ("compute/forward_gflops" not in expected)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "a.b_c-d"])
@@ -90,10 +90,12 @@ def test_any_other_name_becomes_harmless(name: str) -> None:
     assert name == slug or slug != artifacts.slug_of(f"{name}/")
 
 
-def make(results: Sequence[Result], exit_failed: bool = False) -> tuple[outbox.Entry, dict[str, str | bytes]]:
+def make(results: Sequence[Result], exit_failed: bool = False) -> tuple[outbox.OutboxEntry, dict[str, str | bytes]]:
     """An entry as it would be sent."""
     now_ms = 1_700_000_000_000
-    return content.make(results, Facts("nets"), target="x", key="k" * 32, now_ms=now_ms, exit_failed=exit_failed)
+    return content.make_entry(
+        results, RepositoryFacts("nets"), target="x", key="k" * 32, now_ms=now_ms, exit_failed=exit_failed
+    )
 
 
 def named(name: str) -> Result:
@@ -201,7 +203,7 @@ def test_no_column_has_a_dot() -> None:
 )
 def test_credentials_are_not_shown(uri: str, shown: str) -> None:
     """Neither in the address, nor in any text that holds it."""
-    found = target.resolve(Path("/work"), {"MLFLOW_TRACKING_URI": uri})
+    found = target.target_from(Path("/work"), {"MLFLOW_TRACKING_URI": uri})
     assert found.uri == uri
     assert found.shown == shown
     assert SECRET not in repr(found)
@@ -221,7 +223,7 @@ def test_credentials_are_not_shown(uri: str, shown: str) -> None:
 )
 def test_a_password_alone_is_not_shown(environment: dict[str, str]) -> None:
     """A server's answer may quote it."""
-    found = target.resolve(Path("/work"), environment)
+    found = target.target_from(Path("/work"), environment)
     assert found.scrub(f"denied: {SECRET} of me") == "denied: *** of me"
 
 
@@ -236,7 +238,7 @@ def test_a_password_alone_is_not_shown(environment: dict[str, str]) -> None:
 )
 def test_a_relative_address_is_relative_to_where_pytest_runs(uri: str, absolute: str) -> None:
     """The sender runs somewhere else."""
-    assert target.resolve(Path("/there"), {"MLFLOW_TRACKING_URI": uri}).uri == absolute
+    assert target.target_from(Path("/there"), {"MLFLOW_TRACKING_URI": uri}).uri == absolute
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_half_an_entry_is_no_entry(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="job"):
         outbox.write(tmp_path, entry, {"job": "a file", **files})
     assert list(tmp_path.iterdir()) == []
-    with writing.draft(tmp_path) as alive:
+    with writing.draft_folder(tmp_path) as alive:
         outbox.trim(tmp_path)
         assert alive.exists()
     for name in (".modelbudget-x.tmp", ".0000000000001-k"):
@@ -288,7 +290,7 @@ def test_half_an_entry_is_no_entry(tmp_path: Path) -> None:
 def test_a_damaged_entry_is_known_as_such(tmp_path: Path, text: str) -> None:
     """It can never be sent."""
     (tmp_path / "entry.json").write_text(text, encoding="utf-8")
-    with pytest.raises(outbox.NotReadable):
+    with pytest.raises(outbox.UnreadableEntry):
         outbox.read(tmp_path)
 
 

@@ -126,7 +126,7 @@ def error_of(kind: str, message: str, **fields: object) -> Exception:
 )  # fmt: skip
 def test_a_failure_is_explained(error: Exception, uri: str, reason: str, cure: str) -> None:
     """With the cure where there is one."""
-    found = trouble.explained(error, target.resolve(Path("/work"), {"MLFLOW_TRACKING_URI": uri}))
+    found = trouble.explain_error(error, target.target_from(Path("/work"), {"MLFLOW_TRACKING_URI": uri}))
     assert found.reason.startswith(reason)
     assert cure in found.cure
 
@@ -151,8 +151,8 @@ JOB, BEGUN, OVER = {"event": "job", "entry": "one"}, {"event": "begun", "entry":
 def test_only_histories_that_begin_may_come_later(tmp_path: Path, events: list[dict[str, str]], later: bool) -> None:
     """That they are not there yet fails no run; anything else that is missing does where it is required."""
     (tmp_path / "one").mkdir()
-    assert tracker._is_left(events, tmp_path / "one", "later") == later
-    assert not tracker._is_left(events, tmp_path / "sent", "later")
+    assert tracker._is_unfinished(events, tmp_path / "one", "later") == later
+    assert not tracker._is_unfinished(events, tmp_path / "sent", "later")
 
 
 BLOCKED = """

@@ -10,27 +10,27 @@ import pytest
 
 from pytest_modelbudget.trackers.mlflow import ci, content, history
 from pytest_modelbudget.trackers.mlflow.ci import Build
-from pytest_modelbudget.trackers.mlflow.facts import Facts
-from pytest_modelbudget.trackers.mlflow.history import Mark, State
-from pytest_modelbudget.trackers.mlflow.outbox import Entry, Model, Run
+from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
+from pytest_modelbudget.trackers.mlflow.history import HistoryState, Mark
+from pytest_modelbudget.trackers.mlflow.outbox import ModelRecord, OutboxEntry, RunRecord
 
-JOB = Run("k", "n", "FINISHED", {}, {}, "job")
+JOB = RunRecord("k", "n", "FINISHED", {}, {}, "job")
 
 
-def model(params: float) -> Model:
+def model(params: float) -> ModelRecord:
     """A model of so many params."""
-    return Model("key", "m", "FINISHED", {}, {"params/total": params}, f"digest of {params}", "m")
+    return ModelRecord("key", "m", "FINISHED", {}, {"params/total": params}, f"digest of {params}", "m")
 
 
-def entry(step: int, created: int = 0, *models: Model) -> Entry:
+def entry(step: int, created: int = 0, *models: ModelRecord) -> OutboxEntry:
     """A run of pytest at a commit; the commit's time is a thousand times its step."""
-    return Entry("x", created or step, step * 1000, step, "e", JOB, models)
+    return OutboxEntry("x", created or step, step * 1000, step, "e", JOB, models)
 
 
-def state(step: int, params: float, created: int = 0) -> State:
+def state(step: int, params: float, created: int = 0) -> HistoryState:
     """What a history says of its newest point."""
     one = model(params)
-    return State(step, created or step, one.digest, one.metrics)
+    return HistoryState(step, created or step, one.digest, one.metrics)
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,21 @@ def state(step: int, params: float, created: int = 0) -> State:
     ],
 )
 def test_points(
-    before: State | None, now: Entry, params: float, seen: int, points: list[tuple[int, int, float]], moves: bool
+    before: HistoryState | None,
+    now: OutboxEntry,
+    params: float,
+    seen: int,
+    points: list[tuple[int, int, float]],
+    moves: bool,
 ) -> None:
     """Step, time and value of each point to write, and whether it becomes the newest."""
     measured = Mark(seen, seen * 1000, seen)
-    found, after = history.plan(before, now, model(params), measured)
+    found, after = history.plan_points(before, now, model(params), measured)
     assert [(one.step, one.time_ms, one.metrics["params/total"]) for one in found] == points
     assert (after is not None) == moves
     if after is not None:
         assert history.read({history.STATE: after.text()}) == after
-        assert history.plan(after, now, model(params), measured) == ((), None)
+        assert history.plan_points(after, now, model(params), measured) == ((), None)
 
 
 def test_a_state_that_cannot_be_read_is_none() -> None:
@@ -70,7 +75,7 @@ def test_a_state_that_cannot_be_read_is_none() -> None:
 def test_the_state_of_many_budgets_fits_a_tag() -> None:
     """Servers cut a tag after 5,000 characters, which would lose the state."""
     metrics = {f"budget/{'x' * 30}_{number}_used_pct": 12345.678912345 for number in range(40)}
-    assert len(State(10**9, 10**13, "d" * 16, metrics).text()) < 5000
+    assert len(HistoryState(10**9, 10**13, "d" * 16, metrics).text()) < 5000
 
 
 @pytest.mark.parametrize(
@@ -89,7 +94,7 @@ def test_a_state_is_checked_against_the_points(latest: dict[str, float], agrees:
 def test_a_mark_spares_only_what_is_newer_and_equal() -> None:
     """An older entry, or one with another model or outcome, is written as usual."""
     now = entry(5, 50, model(10))
-    mark = history.written(now)
+    mark = history.mark_of(now)
     assert history.mark_in(mark.text()) == mark == Mark(5, 5000, 50, now.fingerprint)
     assert history.mark_in("odd") == history.mark_in("") == history.mark_in("[]") == Mark()
     assert mark.is_before(entry(6, 60))
@@ -101,17 +106,17 @@ def test_a_mark_spares_only_what_is_newer_and_equal() -> None:
 
 def test_nobody_relies_on_what_is_being_written() -> None:
     """A newer entry keeps where all models were last measured; a late one may change what that was."""
-    mark = history.written(entry(5, 50, model(10)))
+    mark = history.mark_of(entry(5, 50, model(10)))
     assert mark.while_writing(entry(6, 60)) == Mark(5, 5000, 50, writer="k")
     assert mark.while_writing(entry(4, 60)) == Mark(writer="k")
 
 
 def test_a_mark_of_other_models_is_doubted() -> None:
     """Some may be the same: nobody may spare them, nor hold their values where a late entry may have written."""
-    mark = history.written(entry(5, 50, model(10)))
+    mark = history.mark_of(entry(5, 50, model(10)))
     assert mark.doubted(entry(6, 60)) == replace(mark, fingerprint="")
     assert mark.doubted(entry(5, 60)) == mark.doubted(entry(4, 60)) == Mark()
-    assert history.marks({"modelbudget.mark.a": mark.text(), "mlflow.note.content": "x"}) == {
+    assert history.marks_in({"modelbudget.mark.a": mark.text(), "mlflow.note.content": "x"}) == {
         "modelbudget.mark.a": mark
     }
 
@@ -181,14 +186,14 @@ GITLAB = {"GITLAB_CI": "true", "CI_DEFAULT_BRANCH": "main", "CI_JOB_URL": "https
 )  # fmt: skip
 def test_what_ci_services_say(environ: dict[str, str], expected: Build) -> None:
     """As their pages describe the variables."""
-    assert ci.read(environ) == expected
+    assert ci.read_build(environ) == expected
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"repository": 1, "pull_request": 2}'])
 def test_an_odd_event_file_is_no_error(tmp_path: Path, text: str) -> None:
     """It is only asked for what it has."""
     (tmp_path / "event.json").write_text(text, encoding="utf-8")
-    found = ci.read({"GITHUB_ACTIONS": "true", "GITHUB_EVENT_PATH": str(tmp_path / "event.json")})
+    found = ci.read_build({"GITHUB_ACTIONS": "true", "GITHUB_EVENT_PATH": str(tmp_path / "event.json")})
     assert found == Build("GitHub Actions")
 
 
@@ -196,11 +201,11 @@ def test_github_says_the_default_branch_in_its_event(tmp_path: Path) -> None:
     """And the number of a pull request that was started by another event."""
     event = {"repository": {"default_branch": "dev"}, "pull_request": {"number": 5}}
     (tmp_path / "event.json").write_text(json.dumps(event), encoding="utf-8")
-    found = ci.read({"GITHUB_ACTIONS": "true", "GITHUB_EVENT_PATH": str(tmp_path / "event.json")})
+    found = ci.read_build({"GITHUB_ACTIONS": "true", "GITHUB_EVENT_PATH": str(tmp_path / "event.json")})
     assert (found.default_branch, found.pull_request) == ("dev", "5")
 
 
-HERE = Facts("nets", commit="c" * 40, branch="main", step=3)
+HERE = RepositoryFacts("nets", commit="c" * 40, branch="main", step=3)
 
 
 @pytest.mark.parametrize(
@@ -218,11 +223,11 @@ HERE = Facts("nets", commit="c" * 40, branch="main", step=3)
         pytest.param(replace(HERE, dirty=True), "", True, "there are changes that are not committed", id="dirty desk"),
         pytest.param(replace(HERE, dirty=True), "", False, "", id="dirty desk, own store"),
         pytest.param(replace(HERE, dirty=True, ci=Build("x", "main")), "", True, "", id="files of a CI job"),
-        pytest.param(Facts("nets"), "", False, "", id="no git, own store"),
-        pytest.param(Facts("nets"), "", True, "there is no commit", id="no git, shared store"),
+        pytest.param(RepositoryFacts("nets"), "", False, "", id="no git, own store"),
+        pytest.param(RepositoryFacts("nets"), "", True, "there is no commit", id="no git, shared store"),
     ],
 )  # fmt: skip
-def test_only_the_default_branch_has_a_history(facts: Facts, wish: str, shared: bool, why: str) -> None:
+def test_only_the_default_branch_has_a_history(facts: RepositoryFacts, wish: str, shared: bool, why: str) -> None:
     """And the reason is said."""
     assert facts.no_history(wish, shared=shared) == why
 
@@ -233,7 +238,7 @@ def test_steps_of_a_shallow_clone_have_a_history_of_their_own() -> None:
     from tests.trackers.mlflow_helpers import result
 
     found = [
-        content.make([result(towers())], facts, target="x", key="k", now_ms=1, exit_failed=False)[0].history[0]
+        content.make_entry([result(towers())], facts, target="x", key="k", now_ms=1, exit_failed=False)[0].history[0]
         for facts in (HERE, replace(HERE, shallow=True))
     ]
     assert found[0].key != found[1].key

@@ -16,7 +16,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.system import processes
 from pytest_modelbudget.trackers import mlflow
 from pytest_modelbudget.trackers.mlflow import appending, content, facts, outbox, store
-from pytest_modelbudget.trackers.mlflow.facts import Facts
+from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
 from tests.builders import towers
 from tests.edits import put
 from tests.gitrepo import repository
@@ -29,10 +29,10 @@ def kept(root: Path, number: int = 1) -> Path:
     """An entry in the outbox of `root`."""
     now_ms = 1_700_000_000_000 + number
     key = f"{number:032x}"
-    entry, files = content.make(
-        [result(towers())], Facts("nets"), target=TARGET, key=key, now_ms=now_ms, exit_failed=False
+    entry, files = content.make_entry(
+        [result(towers())], RepositoryFacts("nets"), target=TARGET, key=key, now_ms=now_ms, exit_failed=False
     )
-    return outbox.write(outbox.home(root) / "outbox", entry, files)
+    return outbox.write(outbox.project_folder(root) / "outbox", entry, files)
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -71,9 +71,9 @@ def test_an_entry_that_says_something_else_is_damaged(tmp_path: Path, change: Ca
     """It is not sent, its neighbour is, and the reason is told with the key."""
     good, bad = kept(tmp_path, 1), kept(tmp_path, 2)
     changed(bad, change)
-    with pytest.raises(outbox.NotReadable, match=words):
+    with pytest.raises(outbox.UnreadableEntry, match=words):
         outbox.read(bad)
-    assert outbox.waiting(good.parent, TARGET) == (1, 0)
+    assert outbox.count_waiting(good.parent, TARGET) == (1, 0)
     (reason,) = outbox.damaged(good.parent)
     assert bad.name in reason
     assert words in reason
@@ -94,14 +94,14 @@ def test_an_entry_that_is_no_entry_is_damaged(tmp_path: Path, text: str) -> None
     """With a reason."""
     path = kept(tmp_path)
     (path / "entry.json").write_text(text)
-    with pytest.raises(outbox.NotReadable, match=path.name):
+    with pytest.raises(outbox.UnreadableEntry, match=path.name):
         outbox.read(path)
 
 
 def test_an_entry_of_ours_is_good(tmp_path: Path) -> None:
     """What the cases here change is all that is wrong with them."""
     path = kept(tmp_path)
-    outbox.hold(path)
+    outbox.check_files(path)
     assert outbox.read(path).target == TARGET
     assert list(outbox.damaged(path.parent)) == []
 
@@ -118,11 +118,11 @@ def test_links_and_pipes_in_an_entry_are_refused(tmp_path: Path, name: str, kind
         os.mkfifo(path / name)
     else:
         (path / name).symlink_to(secret if kind == "link" else tmp_path)
-    with pytest.raises(outbox.NotReadable, match="is a link or no file"):
-        outbox.hold(path)
-    assert outbox.done(path) <= {"sekrit"}
+    with pytest.raises(outbox.UnreadableEntry, match="is a link or no file"):
+        outbox.check_files(path)
+    assert outbox.done_keys(path) <= {"sekrit"}
     if name == "entry.json":
-        with pytest.raises(outbox.NotReadable):
+        with pytest.raises(outbox.UnreadableEntry):
             outbox.read(path)
     if name == "done":
         outbox.note_done(path, "key")
@@ -134,8 +134,8 @@ def test_a_hard_link_in_an_entry_is_refused(tmp_path: Path) -> None:
     path = kept(tmp_path)
     (tmp_path / "secret").write_text("sekrit")
     os.link(tmp_path / "secret", path / "job" / "text")
-    with pytest.raises(outbox.NotReadable, match="text is a link or no file"):
-        outbox.hold(path)
+    with pytest.raises(outbox.UnreadableEntry, match="text is a link or no file"):
+        outbox.check_files(path)
 
 
 def test_an_entry_is_bounded(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_an_entry_is_bounded(tmp_path: Path) -> None:
     path = kept(tmp_path)
     with (path / "job" / "large").open("wb") as file:
         file.truncate(10**12)
-    with pytest.raises(outbox.NotReadable, match="is too large"):
-        outbox.hold(path)
+    with pytest.raises(outbox.UnreadableEntry, match="is too large"):
+        outbox.check_files(path)
 
 
 @pytest.mark.parametrize("name", ["", "outbox", "mlflow.db", "artifacts", "sender.lock", ".gitignore"])
@@ -158,8 +158,8 @@ def test_a_link_in_the_projects_own_folder_is_refused(tmp_path: Path, name: str)
         (root / ".modelbudget").rmdir()
     (root / ".modelbudget" / name).symlink_to(home)
     with pytest.raises(ModelBudgetError, match="is a link"):
-        outbox.home(root)
-    assert mlflow.send_kept(root) == 1
+        outbox.project_folder(root)
+    assert mlflow.send_outbox(root) == 1
     assert [path.name for path in home.iterdir()] == [".ssh"]
 
 
@@ -189,17 +189,17 @@ def test_an_outbox_that_was_committed_is_not_sent(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     repo = repository(tmp_path / "repo")
     kept(repo.path)
-    assert mlflow.send_kept(repo.path) == 0
+    assert mlflow.send_outbox(repo.path) == 0
     assert "nothing is waiting" in capsys.readouterr().out
     repo.git("add", "--force", ".modelbudget/outbox")
     repo.git("commit", "--quiet", "--message", "an outbox")
-    assert mlflow.send_kept(repo.path) == 1
+    assert mlflow.send_outbox(repo.path) == 1
     assert (
         ".modelbudget/outbox is committed, so anybody may have written it: git rm -r --cached"
         in capsys.readouterr().out
     )
     repo.git("rm", "-r", "--quiet", "--cached", ".modelbudget/outbox")
-    assert mlflow.send_kept(repo.path) == 0
+    assert mlflow.send_outbox(repo.path) == 0
 
 
 def test_damaged_entries_are_told_though_nothing_else_waits(
@@ -208,7 +208,7 @@ def test_damaged_entries_are_told_though_nothing_else_waits(
     """And `modelbudget mlflow send` says by its status that something is left."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", TARGET)
     changed(kept(tmp_path), put("job", "folder", value="/etc"))
-    assert mlflow.send_kept(tmp_path) == 1
+    assert mlflow.send_outbox(tmp_path) == 1
     assert "job.folder" in capsys.readouterr().out
 
 
@@ -231,7 +231,7 @@ def test_no_module_of_the_projects_folder_is_imported(tmp_path: Path) -> None:
     """The sender starts in it; a module there must not run in place of one of ours or of Python's."""
     for name in ("json.py", "mlflow.py", "pytest_modelbudget.py", "runpy.py"):
         (tmp_path / name).write_text("open('ran', 'w')\nraise SystemExit(9)\n")
-    *start, code = processes.start_of("pytest_modelbudget.trackers.mlflow.sender")
+    *start, code = processes.module_command("pytest_modelbudget.trackers.mlflow.sender")
     code = code.replace("run_name='__main__'", "run_name='imported'")
     done = subprocess.run([*start, code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -285,5 +285,5 @@ def test_a_result_that_is_none_is_damage(
     path = kept(tmp_path)
     spoil(path)
     (model,) = outbox.read(path).history
-    with pytest.raises(outbox.NotReadable, match=words):
+    with pytest.raises(outbox.UnreadableEntry, match=words):
         appending._Summaries(path / "job").of(model)

@@ -25,35 +25,35 @@ class Operator:
     flops: int | None
 
     @property
-    def cost(self) -> Count:
+    def cost(self) -> FlopsCount:
         """What one run of it costs."""
-        return Count(0, ((self.kind, 1),)) if self.flops is None else Count(self.flops)
+        return FlopsCount(0, ((self.kind, 1),)) if self.flops is None else FlopsCount(self.flops)
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class FlopsCount:
     """FLOPs of a set of operators, and the names and runs of those that have no formula."""
 
     flops: int = 0
     uncounted: tuple[tuple[str, int], ...] = ()
 
 
-def total(operators: Iterable[Operator]) -> Count:
+def total(operators: Iterable[Operator]) -> FlopsCount:
     """The FLOPs of `operators`; a lower bound when one of them has no formula."""
     flops, uncounted = 0, Counter[str]()
-    for one in operators:
-        if one.flops is None:
-            uncounted[one.kind] += one.times
+    for operator in operators:
+        if operator.flops is None:
+            uncounted[operator.kind] += operator.times
         else:
-            flops += one.times * one.flops
-    return Count(flops, tuple(sorted(uncounted.items())))
+            flops += operator.times * operator.flops
+    return FlopsCount(flops, tuple(sorted(uncounted.items())))
 
 
-def one_of(branches: list[list[Operator]], scope: str, kind: str, times: int) -> list[Operator]:
+def cheapest_branch(branches: list[list[Operator]], scope: str, kind: str, times: int) -> list[Operator]:
     """The operators of the cheapest of several branches, and one without a formula where they do not cost the same."""
     if not branches:
         return []
     counts = [total(branch) for branch in branches]
-    least = min(range(len(branches)), key=lambda at: (counts[at].flops, len(counts[at].uncounted)))
-    differ = any(count != counts[least] for count in counts)
-    return [*branches[least], *([Operator(scope, kind, times, None)] if differ else [])]
+    cheapest = min(range(len(branches)), key=lambda index: (counts[index].flops, len(counts[index].uncounted)))
+    differ = any(count != counts[cheapest] for count in counts)
+    return [*branches[cheapest], *([Operator(scope, kind, times, None)] if differ else [])]

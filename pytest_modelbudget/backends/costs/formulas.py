@@ -45,11 +45,11 @@ def einsum(subscripts: str, shapes: Sequence[Shape]) -> int:
     while len(terms) > 1:
         left, right, *rest = terms
         needed = set(output).union(*rest)
-        kept = {index for index in {*left, *right} if index in needed}
+        kept_indices = {index for index in {*left, *right} if index in needed}
         summed = {index for index in left if index in right and index not in needed}
         if summed:
-            total += 2 * prod(sizes[index] for index in kept | summed)
-        terms = ["".join(sorted(kept)), *rest]
+            total += 2 * prod(sizes[index] for index in kept_indices | summed)
+        terms = ["".join(sorted(kept_indices)), *rest]
     return total
 
 

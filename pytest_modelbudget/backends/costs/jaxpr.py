@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from pytest_modelbudget.backends.costs import Operator, one_of
+from pytest_modelbudget.backends.costs import Operator, cheapest_branch
 from pytest_modelbudget.backends.costs.formulas import (
     COMPLEX_FFT,
     COMPLEX_PRODUCT,
@@ -74,8 +74,8 @@ def _triangular_solve(_: Mapping[str, Any], inputs: Sequence[Shape], outputs: Se
 def _fft(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
     lengths = params["fft_lengths"]
     points, kind = prod(lengths), str(getattr(params["fft_type"], "name", params["fft_type"]))
-    whole = outputs[0] if "IRFFT" in kind else inputs[0]
-    return fft(points, prod(whole[: -len(lengths)]), REAL_FFT if "RFFT" in kind else COMPLEX_FFT)
+    transformed = outputs[0] if "IRFFT" in kind else inputs[0]
+    return fft(points, prod(transformed[: -len(lengths)]), REAL_FFT if "RFFT" in kind else COMPLEX_FFT)
 
 
 FORMULAS: dict[str, Formula] = {
@@ -101,31 +101,34 @@ def operators(closed: Any, scope: str = "", times: int = 1) -> Iterator[Operator
     number of times is listed with 0 runs, beside its loop, which then has no formula.
     """
     jaxpr = getattr(closed, "jaxpr", closed)
-    for eqn in _needed(jaxpr):
+    for eqn in _needed_equations(jaxpr):
         name, stack = str(eqn.primitive.name), str(eqn.source_info.name_stack)
-        below = f"{scope}{stack}/" if stack else scope
+        scope_inside = f"{scope}{stack}/" if stack else scope
         if name == "scan":
-            yield Operator(below, name, times, 0)
-            yield from operators(eqn.params["jaxpr"], below, times * int(eqn.params["length"]))
+            yield Operator(scope_inside, name, times, 0)
+            yield from operators(eqn.params["jaxpr"], scope_inside, times * int(eqn.params["length"]))
         elif name == "while":
-            yield from _while(eqn, below, times)
+            yield from _while(eqn, scope_inside, times)
         elif name == "cond":
-            yield Operator(below, name, times, 0)
-            yield from one_of(
-                [list(operators(one, below, times)) for one in eqn.params["branches"]], below, name, times
+            yield Operator(scope_inside, name, times, 0)
+            yield from cheapest_branch(
+                [list(operators(branch, scope_inside, times)) for branch in eqn.params["branches"]],
+                scope_inside,
+                name,
+                times,
             )
         elif name in CALLS:
-            yield from operators(_called(eqn.params), below, times)
+            yield from operators(_called_jaxpr(eqn.params), scope_inside, times)
         else:
-            yield Operator(_named(below, eqn), name, times, _flops(name, eqn))
+            yield Operator(_named_scope(scope_inside, eqn), name, times, _flops(name, eqn))
 
 
-def _named(scope: str, eqn: Any) -> str:
+def _named_scope(scope: str, eqn: Any) -> str:
     """The scope of a primitive, and the name that a user gave its value (`checkpoint_name`)."""
     return f"{scope}{eqn.params['name']}" if str(eqn.primitive.name) == "name" else scope
 
 
-def _called(params: Mapping[str, Any]) -> Any:
+def _called_jaxpr(params: Mapping[str, Any]) -> Any:
     if "jaxprs" in params:
         return params["jaxprs"].solve  # beside it are what only derivatives need
     return next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if name in params)
@@ -135,21 +138,23 @@ def _flops(name: str, eqn: Any) -> int | None:
     formula = FORMULAS.get(name) or TRANSFORMS.get(name)
     if formula is None:
         return 0 if name in ZERO else None
-    inputs, outputs = ([tuple(one.aval.shape) for one in ones] for ones in (eqn.invars, eqn.outvars))
+    inputs, outputs = (
+        [tuple(variable.aval.shape) for variable in variables] for variables in (eqn.invars, eqn.outvars)
+    )
     flops = formula(eqn.params, inputs, outputs)
-    products = name in FORMULAS and any(one.aval.dtype.kind == "c" for one in eqn.invars)
+    products = name in FORMULAS and any(variable.aval.dtype.kind == "c" for variable in eqn.invars)
     return flops * COMPLEX_PRODUCT if products else flops
 
 
-def _needed(jaxpr: Any) -> list[Any]:
+def _needed_equations(jaxpr: Any) -> list[Any]:
     """The equations that run: what nothing needs, the compiler leaves out."""
-    wanted = {id(one) for one in jaxpr.outvars}
-    kept = []
+    needed_ids = {id(variable) for variable in jaxpr.outvars}
+    needed = []
     for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or any(id(one) in wanted for one in eqn.outvars):
-            kept.append(eqn)
-            wanted.update(id(one) for one in eqn.invars)
-    return kept[::-1]
+        if eqn.effects or any(id(variable) in needed_ids for variable in eqn.outvars):
+            needed.append(eqn)
+            needed_ids.update(id(variable) for variable in eqn.invars)
+    return needed[::-1]
 
 
 def _while(eqn: Any, scope: str, times: int) -> Iterator[Operator]:
@@ -157,24 +162,24 @@ def _while(eqn: Any, scope: str, times: int) -> Iterator[Operator]:
     cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     count = _trips(eqn, cond, body)
     inside = [*operators(cond, scope, times * ((count or 0) + 1)), *operators(body, scope, times * (count or 0))]
-    hidden = count is None and any(one.flops != 0 for one in inside)
+    hidden = count is None and any(operator_inside.flops != 0 for operator_inside in inside)
     yield Operator(scope, "while", times, None if hidden else 0)
-    yield from (one for one in inside if count is not None or one.flops is not None)
+    yield from (operator_inside for operator_inside in inside if count is not None or operator_inside.flops is not None)
 
 
 def _trips(eqn: Any, cond: Any, body: Any) -> int | None:
     """How often a loop runs, None when that depends on values that only a run would know."""
     ofcond, ofbody = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    given = [_literal(one) for one in eqn.invars]
-    consts, inner, current = given[:ofcond], given[ofcond : ofcond + ofbody], given[ofcond + ofbody :]
+    initial = [_literal(variable) for variable in eqn.invars]
+    consts, inner, current = initial[:ofcond], initial[ofcond : ofcond + ofbody], initial[ofcond + ofbody :]
     for count in range(MOST_TRIPS + 1):
-        goes_on = _values(cond, [*consts, *current])[0]
-        if not goes_on:
-            return None if goes_on is None else count
-        following = _values(body, [*inner, *current])
-        if following == current:
+        condition = _known_outputs(cond, [*consts, *current])[0]
+        if not condition:
+            return None if condition is None else count
+        next_values = _known_outputs(body, [*inner, *current])
+        if next_values == current:
             return None
-        current = following
+        current = next_values
     return None
 
 
@@ -198,40 +203,42 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 }
 
 
-def _values(closed: Any, given: Sequence[Any]) -> list[Any]:
+def _known_outputs(closed: Any, arguments: Sequence[Any]) -> list[Any]:
     """The numbers among the outputs of a jaxpr, None for those that are not known."""
     jaxpr = getattr(closed, "jaxpr", closed)
-    known = {id(one): value for one, value in zip(jaxpr.invars, given, strict=True)}
-    known.update({id(one): _number(value) for one, value in zip(jaxpr.constvars, closed.consts, strict=True)})
+    numbers = {id(variable): value for variable, value in zip(jaxpr.invars, arguments, strict=True)}
+    numbers.update(
+        {id(variable): _number(value) for variable, value in zip(jaxpr.constvars, closed.consts, strict=True)}
+    )
 
-    def of(one: Any) -> Any:
-        return known[id(one)] if id(one) in known else _literal(one)
+    def of(variable: Any) -> Any:
+        return numbers[id(variable)] if id(variable) in numbers else _literal(variable)
 
     for eqn in jaxpr.eqns:
-        name, values = str(eqn.primitive.name), [of(one) for one in eqn.invars]
+        name, values = str(eqn.primitive.name), [of(variable) for variable in eqn.invars]
         if name == "and":
-            known[id(eqn.outvars[0])] = _both(*values)
-        elif name in CALLS and hasattr(_called(eqn.params), "consts"):
-            results = _values(_called(eqn.params), values)
-            known.update({id(one): value for one, value in zip(eqn.outvars, results, strict=True)})
+            numbers[id(eqn.outvars[0])] = _and(*values)
+        elif name in CALLS and hasattr(_called_jaxpr(eqn.params), "consts"):
+            results = _known_outputs(_called_jaxpr(eqn.params), values)
+            numbers.update({id(variable): value for variable, value in zip(eqn.outvars, results, strict=True)})
         elif name in _ARITHMETIC and None not in values:
-            known[id(eqn.outvars[0])] = _ARITHMETIC[name](*values)
-    return [of(one) for one in jaxpr.outvars]
+            numbers[id(eqn.outvars[0])] = _ARITHMETIC[name](*values)
+    return [of(variable) for variable in jaxpr.outvars]
 
 
-def _both(left: Any, right: Any) -> Any:
-    if left is False or right is False:
+def _and(left_value: Any, right: Any) -> Any:
+    if left_value is False or right is False:
         return False
-    return None if left is None or right is None else left and right
+    return None if left_value is None or right is None else left_value and right
 
 
-def _literal(one: Any) -> Any:
-    return _number(one.val) if hasattr(one, "val") else None
+def _literal(variable: Any) -> Any:
+    return _number(variable.val) if hasattr(variable, "val") else None
 
 
 def _number(value: Any) -> Any:
     """A number of plain Python from a scalar of whatever kind, None from anything else."""
     if getattr(value, "shape", ()) != () or not hasattr(value, "__int__"):
         return None
-    plain = value.item() if hasattr(value, "item") else value
-    return plain if isinstance(plain, (bool, int, float)) else None
+    number = value.item() if hasattr(value, "item") else value
+    return number if isinstance(number, (bool, int, float)) else None

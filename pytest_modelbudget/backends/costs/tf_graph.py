@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
-from pytest_modelbudget.backends.costs import Operator, one_of
+from pytest_modelbudget.backends.costs import Operator, cheapest_branch
 from pytest_modelbudget.backends.costs.formulas import (
     COMPLEX_FFT,
     COMPLEX_PRODUCT,
@@ -25,9 +25,15 @@ from pytest_modelbudget.backends.costs.formulas import (
     fft,
     triangular_systems,
 )
-from pytest_modelbudget.backends.costs.tf_functions import Body, called, function, reached, shape_of
+from pytest_modelbudget.backends.costs.tf_functions import (
+    FunctionGraph,
+    called_function,
+    function,
+    needed_operators,
+    shape_of,
+)
 from pytest_modelbudget.backends.costs.tf_names import costs_nothing
-from pytest_modelbudget.backends.costs.tf_values import Values, trips
+from pytest_modelbudget.backends.costs.tf_values import KnownValues, loop_trips
 
 Formula = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
 """From an operator, the shapes of its inputs and those of its outputs, to FLOPs."""
@@ -97,8 +103,8 @@ def _triangular_solve(_: Any, inputs: Sequence[Shape], outputs: Sequence[Shape])
 def _banded_solve(_: Any, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
     """Row i of a matrix `(.., bands, n)` has min(i, bands) elements: a division, and a multiply-add for each other."""
     bands, unknowns = inputs[0][-2:]
-    whole = min(bands, unknowns)
-    return (whole**2 + (unknowns - whole) * (2 * whole - 1)) * prod(outputs[0]) // max(unknowns, 1)
+    full_rows = min(bands, unknowns)
+    return (full_rows**2 + (unknowns - full_rows) * (2 * full_rows - 1)) * prod(outputs[0]) // max(unknowns, 1)
 
 
 def _complex_fft(axes: int) -> Formula:
@@ -110,7 +116,7 @@ def _complex_fft(axes: int) -> Formula:
 
 def _real_fft(axes: int) -> Formula:
     def formula(op: Any, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-        lengths = Values().of(op.inputs[1])
+        lengths = KnownValues().value_of(op.inputs[1])
         points = prod(lengths) if isinstance(lengths, list) else prod(inputs[0][-axes:])
         return fft(points, prod(outputs[0][:-axes]), REAL_FFT)
 
@@ -165,71 +171,83 @@ def operators(graph: Any, outputs: Sequence[Any] | None = None) -> Iterator[Oper
     not run and not changed. Scopes begin with those of the callers.
     """
     if outputs is None and not hasattr(graph, "outputs"):
-        yield from _Reader().listed(graph, graph.get_operations(), "", 1, Values())
+        yield from _GraphReader().listed(graph, graph.get_operations(), "", 1, KnownValues())
         return
-    wanted = graph.outputs if outputs is None else outputs
+    outputs_wanted = graph.outputs if outputs is None else outputs
     control = (getattr(graph, "control_outputs", None) or ()) if outputs is None else ()
-    yield from _Reader().listed(graph, reached(wanted, control), "", 1, Values())
+    yield from _GraphReader().listed(graph, needed_operators(outputs_wanted, control), "", 1, KnownValues())
 
 
-class _Reader:
+class _GraphReader:
     """Follows calls, loops and branches; nothing is remembered between calls."""
 
-    def listed(self, graph: Any, ops: Iterable[Any], prefix: str, times: int, known: Values) -> Iterator[Operator]:
+    def listed(
+        self, graph: Any, ops: Iterable[Any], prefix: str, times: int, values: KnownValues
+    ) -> Iterator[Operator]:
         """`ops` of `graph`, run `times` times, with what is `known` of its inputs."""
         for op in ops:
             scope = f"{prefix}{op.name}"
             if op.type in ("PartitionedCall", "StatefulPartitionedCall", "RemoteCall"):
-                yield from self.call(graph, op, op.get_attr("f").name, scope, times, known)
+                yield from self.call(graph, op, op.get_attr("f").name, scope, times, values)
             elif op.type in ("While", "StatelessWhile"):
-                yield from self.loop(graph, op, scope, times, known)
+                yield from self.loop(graph, op, scope, times, values)
             elif op.type in ("If", "StatelessIf", "Case", "StatelessCase"):
-                yield from self.branch(graph, op, scope, times, known)
+                yield from self.branch(graph, op, scope, times, values)
             elif op.type == "MapDefun":
                 yield from self.map(graph, op, scope, times)
             elif graph._get_function(op.type) is not None:  # a call by the function's own name
-                yield from self.call(graph, op, op.type, scope, times, known)
+                yield from self.call(graph, op, op.type, scope, times, values)
             else:
                 yield Operator(scope, op.type, times, _flops(op))
 
-    def body(self, body: Body, scope: str, times: int, known: Values | None = None) -> Iterator[Operator]:
+    def body(
+        self, body: FunctionGraph, scope: str, times: int, values: KnownValues | None = None
+    ) -> Iterator[Operator]:
         """The operators of a called function."""
-        ops = reached(body.outputs, body.control)
-        return self.listed(body.graph, ops, f"{scope}/", times, known or Values())
+        ops = needed_operators(body.outputs, body.control)
+        return self.listed(body.graph, ops, f"{scope}/", times, values or KnownValues())
 
-    def call(self, graph: Any, op: Any, name: str, scope: str, times: int, known: Values) -> Iterator[Operator]:
+    def call(self, graph: Any, op: Any, name: str, scope: str, times: int, values: KnownValues) -> Iterator[Operator]:
         """A plain call."""
-        body = called(graph, name, op.inputs)
+        body = called_function(graph, name, op.inputs)
         if body is None:
             return iter([Operator(scope, op.type, times, None)])
-        return self.body(body, scope, times, _given(body, op.inputs, known))
+        return self.body(body, scope, times, _known_inputs(body, op.inputs, values))
 
-    def loop(self, graph: Any, op: Any, scope: str, times: int, known: Values) -> Iterator[Operator]:
+    def loop(self, graph: Any, op: Any, scope: str, times: int, values: KnownValues) -> Iterator[Operator]:
         """A loop: its body as many times as it runs, its condition once more."""
-        cond, body = (called(graph, op.get_attr(name).name, op.inputs) for name in ("cond", "body"))
+        cond, body = (called_function(graph, op.get_attr(name).name, op.inputs) for name in ("cond", "body"))
         if cond is None or body is None:
             yield Operator(scope, op.type, times, None)
             return
-        if [shape_of(one) for one in body.inputs] != [shape_of(one) for one in body.outputs]:
+        if [shape_of(tensor) for tensor in body.inputs] != [shape_of(tensor) for tensor in body.outputs]:
             body = function(graph, op.get_attr("body").name) or body  # its tensors change their sizes as it runs
-        count = trips(cond, body, [known.of(one) for one in op.inputs])
+        count = loop_trips(cond, body, [values.value_of(tensor) for tensor in op.inputs])
         ran = count or 0
         inside = [*self.body(cond, scope, times * (ran + 1)), *self.body(body, scope, times * ran)]
-        hidden = count is None and any(one.flops != 0 for one in inside)
+        hidden = count is None and any(tensor.flops != 0 for tensor in inside)
         yield Operator(scope, op.type, times, None if hidden else 0)
-        yield from (one for one in inside if count is not None or one.flops is not None)
+        yield from (tensor for tensor in inside if count is not None or tensor.flops is not None)
 
-    def branch(self, graph: Any, op: Any, scope: str, times: int, known: Values) -> Iterator[Operator]:
+    def branch(self, graph: Any, op: Any, scope: str, times: int, values: KnownValues) -> Iterator[Operator]:
         """A choice: the branch that is taken where that is known."""
         is_case = op.type.endswith("Case")
-        names = op.get_attr("branches") if is_case else [op.get_attr(f"{one}_branch") for one in ("then", "else")]
-        bodies = [called(graph, name.name, op.inputs[1:]) for name in names]
+        names = (
+            op.get_attr("branches")
+            if is_case
+            else [op.get_attr(f"{branch_name}_branch") for branch_name in ("then", "else")]
+        )
+        bodies = [called_function(graph, name.name, op.inputs[1:]) for name in names]
         if None in bodies:
             return iter([Operator(scope, op.type, times, None)])
-        inside = [list(self.body(one, scope, times, _given(one, op.inputs[1:], known))) for one in bodies if one]
-        chosen = known.of(op.inputs[0])
+        inside = [
+            list(self.body(branch_name, scope, times, _known_inputs(branch_name, op.inputs[1:], values)))
+            for branch_name in bodies
+            if branch_name
+        ]
+        chosen = values.value_of(op.inputs[0])
         if chosen is None:
-            return iter(one_of(inside, scope, op.type, times))
+            return iter(cheapest_branch(inside, scope, op.type, times))
         if is_case:
             return iter(inside[chosen if 0 <= chosen < len(inside) else -1])
         return iter(inside[0 if chosen else 1])
@@ -246,11 +264,11 @@ def _flops(op: Any) -> int | None:
     formula = FORMULAS.get(op.type) or TRANSFORMS.get(op.type)
     if formula is None:
         return 0 if costs_nothing(op.type) else None
-    inputs, outputs = [shape_of(one) for one in op.inputs], [shape_of(one) for one in op.outputs]
+    inputs, outputs = [shape_of(tensor) for tensor in op.inputs], [shape_of(tensor) for tensor in op.outputs]
     if None in inputs or None in outputs:
         return None
     flops = formula(op, inputs, outputs)  # type: ignore[arg-type]  # None was ruled out above
-    products = op.type in FORMULAS and any(one.dtype.is_complex for one in op.inputs)
+    products = op.type in FORMULAS and any(tensor.dtype.is_complex for tensor in op.inputs)
     return flops * COMPLEX_PRODUCT if products else flops
 
 
@@ -261,6 +279,8 @@ def _attribute(op: Any, name: str) -> Any:
         return None
 
 
-def _given(body: Body, inputs: Sequence[Any], known: Values) -> Values:
+def _known_inputs(body: FunctionGraph, inputs: Sequence[Any], values: KnownValues) -> KnownValues:
     """What is known of the inputs of a called graph."""
-    return Values({inner.op.name: known.of(outer) for inner, outer in zip(body.inputs, inputs, strict=False)})
+    return KnownValues(
+        {inner.op.name: values.value_of(outer) for inner, outer in zip(body.inputs, inputs, strict=False)}
+    )

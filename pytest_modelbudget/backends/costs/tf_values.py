@@ -32,23 +32,23 @@ _ARITHMETIC: dict[str, Callable[..., Value]] = {
     "NotEqual": operator.ne,
     "LogicalNot": operator.not_,
 }
-_SAME = frozenset({"Identity", "StopGradient", "PreventGradient", "Cast", "Snapshot", "EnsureShape"})
+_IDENTITY_OPS = frozenset({"Identity", "StopGradient", "PreventGradient", "Cast", "Snapshot", "EnsureShape"})
 
 
-class Values:
+class KnownValues:
     """What the tensors of one graph are worth, with what is known of its inputs (by the names of their operators)."""
 
     def __init__(self, inputs: Mapping[str, Value] | None = None) -> None:
         self._inputs = inputs or {}
-        self._known: dict[int, Value] = {}
+        self._values: dict[int, Value] = {}
 
-    def of(self, tensor: Any) -> Value:
+    def value_of(self, tensor: Any) -> Value:
         """The value of `tensor`, None when it is not known."""
         key = id(tensor)
-        if key not in self._known:
-            self._known[key] = None
-            self._known[key] = self._find(tensor)
-        return self._known[key]
+        if key not in self._values:
+            self._values[key] = None
+            self._values[key] = self._find(tensor)
+        return self._values[key]
 
     def _find(self, tensor: Any) -> Value:
         op = tensor.op
@@ -62,27 +62,29 @@ class Values:
         if op.type == "TensorListLength":
             return None
         if op.type == "Max" and op.inputs[0].shape.rank == 0:  # of one length, as Keras takes it of all of a batch
-            return self.of(op.inputs[0])
+            return self.value_of(op.inputs[0])
         if op.type == "LogicalAnd":
-            return _both(*map(self.of, op.inputs))
-        if op.type not in _COMPUTED:
+            return _and(*map(self.value_of, op.inputs))
+        if op.type not in _COMPUTED_OPS:
             return None
-        inputs = [self.of(one) for one in op.inputs]
-        return None if None in inputs else _computed(op, inputs)
+        inputs = [self.value_of(operand) for operand in op.inputs]
+        return None if None in inputs else _compute(op, inputs)
 
 
-_COMPUTED = frozenset({*_ARITHMETIC, *_SAME, "Pack", "Prod", "StridedSlice", "Squeeze", "Reshape", "GatherV2", "Size"})
+_COMPUTED_OPS = frozenset(
+    {*_ARITHMETIC, *_IDENTITY_OPS, "Pack", "Prod", "StridedSlice", "Squeeze", "Reshape", "GatherV2", "Size"}
+)
 
 
-def _both(left: Value, right: Value) -> Value:
+def _and(left: Value, right: Value) -> Value:
     if left is False or right is False:
         return False
     return None if left is None or right is None else True
 
 
-def _computed(op: Any, inputs: Sequence[Value]) -> Value:
+def _compute(op: Any, inputs: Sequence[Value]) -> Value:
     first = inputs[0] if inputs else None
-    if op.type in _SAME:
+    if op.type in _IDENTITY_OPS:
         return first
     if op.type == "Pack":
         return list(inputs)
@@ -96,7 +98,7 @@ def _computed(op: Any, inputs: Sequence[Value]) -> Value:
         return first[inputs[1]] if isinstance(first, list) and isinstance(inputs[1], int) else None
     if op.type in ("Squeeze", "Reshape"):
         return (first[0] if isinstance(first, list) and len(first) == 1 else first) if not op.outputs[0].shape else None
-    if any(isinstance(one, list) for one in inputs):
+    if any(isinstance(value, list) for value in inputs):
         return None
     return _ARITHMETIC[op.type](*inputs)
 
@@ -117,47 +119,47 @@ def _constant(op: Any) -> Value:
     return array.tolist() if array.dtype.kind in "biuf" else None
 
 
-def trips(cond: Any, body: Any, given: Sequence[Value]) -> int | None:
-    """How often a loop runs whose two graphs are `cond` and `body`, and whose variables begin as `given`.
+def loop_trips(cond: Any, body: Any, initial: Sequence[Value]) -> int | None:
+    """How often a loop runs whose two graphs are `cond` and `body`, and whose variables begin as `initial`.
 
     None when that depends on values that only a run would know, or when it runs very long.
     """
-    needed = _needed(cond, body)
-    current = {at: given[at] for at in needed}
+    needed = _deciding_variables(cond, body)
+    current = {position: initial[position] for position in needed}
     for count in range(MOST_TRIPS + 1):
-        inside = Values({cond.inputs[at].op.name: value for at, value in current.items()})
-        goes_on = inside.of(cond.outputs[0])
-        if not goes_on:
-            return None if goes_on is None else count
-        values = Values({body.inputs[at].op.name: value for at, value in current.items()})
-        following = {at: values.of(body.outputs[at]) for at in needed}
-        if following == current:
+        inside = KnownValues({cond.inputs[position].op.name: value for position, value in current.items()})
+        condition = inside.value_of(cond.outputs[0])
+        if not condition:
+            return None if condition is None else count
+        values = KnownValues({body.inputs[position].op.name: value for position, value in current.items()})
+        next_values = {position: values.value_of(body.outputs[position]) for position in needed}
+        if next_values == current:
             return None
-        current = following
+        current = next_values
     return None
 
 
-def _needed(cond: Any, body: Any) -> list[int]:
+def _deciding_variables(cond: Any, body: Any) -> list[int]:
     """The positions of the loop variables that decide whether the loop goes on."""
-    found: set[int] = set()
-    waiting = list(_read(cond, [cond.outputs[0]]))
-    while waiting:
-        at = waiting.pop()
-        if at not in found:
-            found.add(at)
-            waiting.extend(_read(body, [body.outputs[at]]))
-    return sorted(found)
+    positions: set[int] = set()
+    pending = list(_inputs_read(cond, [cond.outputs[0]]))
+    while pending:
+        position = pending.pop()
+        if position not in positions:
+            positions.add(position)
+            pending.extend(_inputs_read(body, [body.outputs[position]]))
+    return sorted(positions)
 
 
-def _read(graph: Any, tensors: list[Any]) -> Iterator[int]:
+def _inputs_read(graph: Any, tensors: list[Any]) -> Iterator[int]:
     """The positions of the inputs of `graph` that `tensors` are computed from."""
-    inputs = {one.op.name: at for at, one in enumerate(graph.inputs)}
-    seen: set[str] = set()
+    inputs = {tensor.op.name: position for position, tensor in enumerate(graph.inputs)}
+    visited: set[str] = set()
     while tensors:
         op = tensors.pop().op
-        if op.name in seen:
+        if op.name in visited:
             continue
-        seen.add(op.name)
+        visited.add(op.name)
         if op.name in inputs:
             yield inputs[op.name]
         else:

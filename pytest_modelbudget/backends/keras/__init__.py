@@ -32,9 +32,9 @@ from pytest_modelbudget.backends.keras import (
     wrapped,
 )
 from pytest_modelbudget.backends.keras.build import abstract, counting, preserved, unreadable
-from pytest_modelbudget.backends.keras.trace import Trace, build, symbolic, trace
+from pytest_modelbudget.backends.keras.trace import CallTrace, build, keras_tensors_in, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
-from pytest_modelbudget.backends.residuals import NotKnown
+from pytest_modelbudget.backends.residuals import ResidualsUnknown
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Layer, Summary, TensorSpec
@@ -43,7 +43,7 @@ __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"
 
 FRAMEWORK = "keras"
 
-_UNCALLED = (
+_UNCALLED_NOTE = (
     "without inputs the model was not called: shapes, connections, calls, FLOPs and activation_bytes are not known, "
     'and what a call makes is not counted; write e.g. inputs: "float32[B, 28, 28, 3]"'
 )
@@ -74,45 +74,47 @@ def summarize(
     Raises:
         ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
     """
-    with counting([layer.name for layer in walk.each(model)]), warnings.catch_warnings():
+    with counting([layer.name for layer in walk.all_layers(model)]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of symbolic calls, which say nothing about the user's own
         if problem := unreadable():
             raise ModelBudgetError(f"{name}: {problem}")
         fresh = built_here and not is_from_file(model)
-        return _Counted(model, name, sizes, {} if fresh else labels.of_live(model)).summary(inputs, built_here)
+        return _SummaryBuilder(model, name, sizes, {} if fresh else labels.live_labels(model)).summary(
+            inputs, built_here
+        )
 
 
-class _Counted:
+class _SummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], names: labels.Labels) -> None:
         self.model = model
         self.name = name
         self.names = names
         self.sizes = {BATCH: 1, **sizes}
         self.notes: list[str] = []
-        self.stand_ins = wrapped.StandIns()
+        self.stand_ins = wrapped.ModuleCopies()
 
     def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
-        wrapped.refuse_packed(walk.each(self.model), self.name)
+        wrapped.refuse_packed(walk.all_layers(self.model), self.name)
         if inputs is None and private.function_of(self.model) is None and self._is_built():
             return self._uncalled()
         arguments = self._arguments(inputs, built_here)
-        seen, outputs = self._seen(arguments)
-        rows = walk.Structure(self.model, seen, self.names).rows(self.model)
-        costs, held = Costs(), None
+        trace_shapes, outputs = self._trace_shapes(arguments)
+        rows = walk.Structure(self.model, trace_shapes, self.names).rows(self.model)
+        costs, saved = Costs(), None
         if self._unsized(arguments) is None:
-            costs = assemble.costs(rows, ((rules.cost(call), call.times, call.chain) for call in seen.calls))
-            held = self._held(arguments)
+            costs = assemble.costs(rows, ((rules.cost(call), call.times, call.chain) for call in trace_shapes.calls))
+            saved = self._activations(arguments)
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
-            layers=tuple(_with_costs(row, costs, held) for row in rows),
+            layers=tuple(_with_costs(row, costs, saved) for row in rows),
             inputs=arguments.ports,
             outputs=outputs,
             flops=costs.total,
-            activation_bytes=None if held is None else held.total,
+            activation_bytes=None if saved is None else saved.total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
             optimizer_bytes=self._optimizer_bytes(),
-            notes=(*self.notes, *keras_config.notes(keras, list(walk.each(self.model)))),
+            notes=(*self.notes, *keras_config.notes(keras, list(walk.all_layers(self.model)))),
         )
 
     def _is_built(self) -> bool:
@@ -120,70 +122,74 @@ class _Counted:
 
     def _uncalled(self) -> Summary:
         """Layers and weights of a model that is built; nothing that only a call would show."""
-        seen = walk.Seen((), (), (), {}, from_graph=False)
-        found = walk.Structure(self.model, seen, self.names).rows(self.model)
-        layers = tuple(replace(row.layer, outputs=(), inputs=(), connected_to=(), calls=None) for row in found)
+        trace_shapes = walk.TraceShapes((), (), (), {}, from_graph=False)
+        rows = walk.Structure(self.model, trace_shapes, self.names).rows(self.model)
+        layers = tuple(replace(row.layer, outputs=(), inputs=(), connected_to=(), calls=None) for row in rows)
         optimizer_bytes = self._optimizer_bytes()
-        notes = (_UNCALLED, *self.notes, *keras_config.notes(keras, list(walk.each(self.model))))
+        notes = (_UNCALLED_NOTE, *self.notes, *keras_config.notes(keras, list(walk.all_layers(self.model))))
         return Summary(self.name, FRAMEWORK, layers, notes=notes, optimizer_bytes=optimizer_bytes)
 
-    def _held(self, arguments: ports.Arguments) -> activations.Held | None:
+    def _activations(self, arguments: ports.CallArguments) -> activations.KerasActivations | None:
         try:
             with self._modules_copied():
-                held = activations.measured(self.model, *arguments.symbolic(self.sizes))
-        except NotKnown as reason:
+                saved = activations.measure_activations(self.model, *arguments.symbolic(self.sizes))
+        except ResidualsUnknown as reason:
             self.notes.append(f"activation_bytes is not known: {reason}")
             return None
-        self.notes.append(f"activation_bytes: {held.manner}")
-        return held
+        self.notes.append(f"activation_bytes: {saved.manner}")
+        return saved
 
     def _optimizer_bytes(self) -> int | None:
         try:
             return optimizer.state_bytes(self.model)
         except Exception as error:  # an optimizer of the user's that cannot be made anew from its config
             kind = type(self.model.optimizer).__name__
-            self.notes.append(f"the state of the optimizer {kind} is not known: {_said(error)}")
+            self.notes.append(f"the state of the optimizer {kind} is not known: {_error_text(error)}")
             return None
 
-    def _seen(self, arguments: ports.Arguments) -> tuple[walk.Seen, Specs]:
+    def _trace_shapes(self, arguments: ports.CallArguments) -> tuple[walk.TraceShapes, Specs]:
         """One trace of the model, at the declared sizes where it has them, and the specs of its outputs."""
         graph = private.graph_of(self.model)
-        from_graph = graph is not None and arguments.own and all(map(_has_graph, walk.each(self.model)))
-        of_inputs = _of_inputs(graph, arguments) if graph is not None else {}
+        from_graph = graph is not None and arguments.own and all(map(_has_graph, walk.all_layers(self.model)))
+        of_inputs = _input_layer_specs(graph, arguments) if graph is not None else {}
         if (unsized := self._unsized(arguments)) is not None:
             self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
-            opened = self._trace(arguments) if graph is None else self._open_trace(arguments)
-            given = [tuple(map(walk.spec, call.given)) for call in opened.calls]
-            outputs = [tuple(map(walk.spec, call.outputs)) for call in opened.calls]
-            last = symbolic(opened.outputs) if graph is None else graph.outputs
-            return walk.Seen(opened.calls, given, outputs, of_inputs, from_graph), tuple(map(walk.spec, last))
+            open_trace = self._trace(arguments) if graph is None else self._open_trace(arguments)
+            input_specs = [tuple(map(walk.tensor_spec, call.input_tensors)) for call in open_trace.calls]
+            outputs = [tuple(map(walk.tensor_spec, call.outputs)) for call in open_trace.calls]
+            last = keras_tensors_in(open_trace.outputs) if graph is None else graph.outputs
+            return walk.TraceShapes(open_trace.calls, input_specs, outputs, of_inputs, from_graph), tuple(
+                map(walk.tensor_spec, last)
+            )
         base = self._trace(arguments, self.sizes, costs_only=from_graph)
         if from_graph and not walk.graphs_tell_shapes(self.model, base.calls, self.sizes[BATCH]):
             from_graph, base = False, self._trace(arguments, self.sizes)
         if from_graph:
-            return walk.Seen(base.calls, (), (), of_inputs, from_graph), tuple(map(walk.spec, graph.outputs))
-        named = shapes.named(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
+            return walk.TraceShapes(base.calls, (), (), of_inputs, from_graph), tuple(
+                map(walk.tensor_spec, graph.outputs)
+            )
+        named = shapes.name_shapes(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
         self.notes += named.notes
-        return walk.Seen(base.calls, named.given, named.calls, of_inputs, from_graph), named.outputs
+        return walk.TraceShapes(base.calls, named.inputs, named.calls, of_inputs, from_graph), named.outputs
 
-    def _unsized(self, arguments: ports.Arguments) -> str | None:
+    def _unsized(self, arguments: ports.CallArguments) -> str | None:
         return arguments.open_dimension(self.sizes)
 
-    def _arguments(self, inputs: Inputs | None, built_here: bool) -> ports.Arguments:
+    def _arguments(self, inputs: Inputs | None, built_here: bool) -> ports.CallArguments:
         """The arguments, with the model built."""
         if private.function_of(self.model) is not None:
-            arguments = ports.of_graph(self.model, inputs, self.name, self.names)
+            arguments = ports.graph_arguments(self.model, inputs, self.name, self.names)
             if built_here and private.graph_of(self.model) is None:
                 self._call(arguments)
             self._refuse_unbuilt()
             return arguments
-        arguments = ports.declared(self.model, inputs, self.name, self._kind)
+        arguments = ports.declared_arguments(self.model, inputs, self.name, self._kind)
         if built_here:
             self._call(arguments)
         self._refuse_unbuilt(live=not built_here)
         return arguments
 
-    def _call(self, arguments: ports.Arguments) -> None:
+    def _call(self, arguments: ports.CallArguments) -> None:
         """Call the model once, which builds what is not built yet.
 
         At the declared sizes: some backends put made-up sizes in the place of open ones, and weights may follow them.
@@ -199,9 +205,9 @@ class _Counted:
     def _kind(self) -> str:
         return "model" if isinstance(self.model, keras.Model) else "layer"
 
-    def _misfit(self, arguments: ports.Arguments, error: Exception) -> ModelBudgetError:
+    def _misfit(self, arguments: ports.CallArguments, error: Exception) -> ModelBudgetError:
         listed = ", ".join(map(str, arguments.ports))
-        return ModelBudgetError(f"{self.name}: the {self._kind} cannot be called with {listed}: {_said(error)}")
+        return ModelBudgetError(f"{self.name}: the {self._kind} cannot be called with {listed}: {_error_text(error)}")
 
     def _refuse_unbuilt(self, *, live: bool = False) -> None:
         if self._is_built():
@@ -212,12 +218,12 @@ class _Counted:
             if live
             else "call it in the model, or remove it: its weights are not known"
         )
-        what = f"layer {paths[0]!r}" if paths else f"the {self._kind}"
-        raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
+        subject = f"layer {paths[0]!r}" if paths else f"the {self._kind}"
+        raise ModelBudgetError(f"{self.name}: {subject} was never built; {cure}")
 
     def _trace(
-        self, arguments: ports.Arguments, sizes: Mapping[str, int] | None = None, *, costs_only: bool = False
-    ) -> Trace:
+        self, arguments: ports.CallArguments, sizes: Mapping[str, int] | None = None, *, costs_only: bool = False
+    ) -> CallTrace:
         args, kwargs = arguments.symbolic(sizes)
         try:
             with self._modules_copied():
@@ -225,24 +231,24 @@ class _Counted:
         except Exception as error:
             raise self._misfit(arguments, error) from error
 
-    def _open_trace(self, arguments: ports.Arguments) -> Trace:
+    def _open_trace(self, arguments: ports.CallArguments) -> CallTrace:
         """A trace with open dimensions; empty where the model does not take them, since its graph knows enough."""
         args, kwargs = arguments.symbolic()
         try:
             with self._modules_copied():
                 return trace(self.model, args, kwargs)
         except Exception:
-            return Trace()
+            return CallTrace()
 
     def _modules_copied(self) -> AbstractContextManager[None]:
-        return self.stand_ins.used(list(walk.each(self.model)))
+        return self.stand_ins.used(list(walk.all_layers(self.model)))
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """What an error says, without Keras' colours and its list of all arguments."""
     text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).partition("\n\nArguments received by")[0]
-    return plain.rpartition("Error encountered:\n\n")[2].strip() or type(error).__name__
+    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", text).partition("\n\nArguments received by")[0]
+    return uncoloured.rpartition("Error encountered:\n\n")[2].strip() or type(error).__name__
 
 
 def _has_graph(layer: Any) -> bool:
@@ -250,16 +256,16 @@ def _has_graph(layer: Any) -> bool:
     return not isinstance(layer, keras.Model) or private.graph_of(layer) is not None
 
 
-def _of_inputs(graph: Any, arguments: ports.Arguments) -> dict[int, TensorSpec]:
+def _input_layer_specs(graph: Any, arguments: ports.CallArguments) -> dict[int, TensorSpec]:
     """The declared spec of each input layer of the outermost model."""
-    pasts = [private.history(tensor) for tensor in graph.inputs]
+    histories = [private.history(tensor) for tensor in graph.inputs]
     specs = [port.spec.without_values for port in arguments.ports]
-    return {id(past[0]): spec for past, spec in zip(pasts, specs, strict=True) if past is not None}
+    return {id(history[0]): spec for history, spec in zip(histories, specs, strict=True) if history is not None}
 
 
-def _with_costs(row: Row, costs: Costs, held: activations.Held | None) -> Layer:
+def _with_costs(row: Row, costs: Costs, saved: activations.KerasActivations | None) -> Layer:
     return replace(
         row.layer,
         flops=costs.of(row.layer),
-        activation_bytes=None if held is None else held.by_row.get((row.parent, row.operation)),
+        activation_bytes=None if saved is None else saved.by_row.get((row.parent, row.operation)),
     )

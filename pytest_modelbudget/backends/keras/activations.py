@@ -15,71 +15,82 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import jax_residuals, private, private_torch
-from pytest_modelbudget.backends.keras.composing import ByCalls, CannotFollow, Place, given, run
-from pytest_modelbudget.backends.keras.fingerprints import all_keras
-from pytest_modelbudget.backends.residuals import Keep, NotKnown
+from pytest_modelbudget.backends.keras.composing import (
+    GraphNotFollowed,
+    GraphResiduals,
+    RowKey,
+    find_call_residuals,
+    input_tensor,
+)
+from pytest_modelbudget.backends.keras.fingerprints import runs_only_keras_code
+from pytest_modelbudget.backends.residuals import FindResiduals, ResidualsUnknown
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class KerasActivations:
     """Bytes in all, those of each row (none where the shares are not known), and in whose manner they are kept."""
 
     total: int
     manner: str
-    by_row: Mapping[Place, int] = field(default_factory=dict)
+    by_row: Mapping[RowKey, int] = field(default_factory=dict)
 
 
-_MANNERS = {
+_MANNER_BY_BACKEND = {
     "jax": "as jax.vjp keeps them under Keras on jax, before the compiler",
     "torch": "as torch's autograd keeps them under Keras on torch, with the operators of the CPU",
 }
 
 
-def measured(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held:
+def measure_activations(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KerasActivations:
     """What `model` holds after a call on Keras tensors that have all their sizes.
 
     Raises:
         NotKnown: with the reason.
     """
     backend = keras.backend.backend()
-    if backend not in _MANNERS:
-        raise NotKnown(f"what {backend} keeps for the backward pass is not followed")
+    if backend not in _MANNER_BY_BACKEND:
+        raise ResidualsUnknown(f"what {backend} keeps for the backward pass is not followed")
     try:
-        with private.called_for(training=True), _keeper(backend) as keep:
-            total, by_row = _by_calls(model, args, kwargs, keep) or (_at_once(model, args, kwargs, keep), {})
-    except NotKnown:
+        with private.called_for(training=True), _residuals_finder(backend) as find_residuals:
+            total, by_row = _call_by_call(model, args, kwargs, find_residuals) or (
+                _whole_model(model, args, kwargs, find_residuals),
+                {},
+            )
+    except ResidualsUnknown:
         raise
-    except Exception as mistake:  # whatever the model's code raises in training mode
-        said = next(iter(str(mistake).strip().splitlines()), "")
-        raise NotKnown(f"the pass in training mode failed: {type(mistake).__name__}: {said}") from mistake
-    return Held(total, _MANNERS[backend], by_row)
+    except Exception as error:  # whatever the model's code raises in training mode
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise ResidualsUnknown(f"the pass in training mode failed: {type(error).__name__}: {first_line}") from error
+    return KerasActivations(total, _MANNER_BY_BACKEND[backend], by_row)
 
 
 @contextmanager
-def _keeper(backend: str) -> Iterator[Keep]:
+def _residuals_finder(backend: str) -> Iterator[FindResiduals]:
     if backend == "jax":
-        with keras.SymbolicScope(), jax_residuals.keeper() as keep:
+        with keras.SymbolicScope(), jax_residuals.residuals_finder() as keep:
             yield keep
         return
-    from pytest_modelbudget.backends.torch.memory.residuals import keeper
+    from pytest_modelbudget.backends.torch.memory.residuals import residuals_finder
 
-    with keras.SymbolicScope(), private_torch.torch_on_meta(), keeper() as keep:
+    with keras.SymbolicScope(), private_torch.torch_on_meta(), residuals_finder() as keep:
         yield keep
 
 
-def _at_once(model: Any, args: Any, kwargs: Any, keep: Keep) -> int:
+def _whole_model(model: Any, args: Any, kwargs: Any, find_residuals: FindResiduals) -> int:
     """All that one call of the whole model keeps."""
-    tensors = [given(one) for one in keras.tree.flatten((args, kwargs)) if isinstance(one, keras.KerasTensor)]
-    kept = run(keep, model, (args, kwargs), tensors, keras.KerasTensor, strict=False)
-    return sum(count for (kind, _), count in kept.storages if kind != "given")
+    tensors = [input_tensor(leaf) for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]
+    residuals = find_call_residuals(find_residuals, model, (args, kwargs), tensors, keras.KerasTensor, strict=False)
+    return sum(count for (kind, _), count in residuals.storages if kind != "given")
 
 
-def _by_calls(model: Any, args: Any, kwargs: Any, keep: Keep) -> tuple[int, Mapping[Place, int]] | None:
+def _call_by_call(
+    model: Any, args: Any, kwargs: Any, find_residuals: FindResiduals
+) -> tuple[int, Mapping[RowKey, int]] | None:
     """The same from the calls of its graph, and by row; None where they cannot be told apart."""
     graph = private.graph_of(model)
-    if graph is None or kwargs or len(args) != 1 or not all_keras(model):
+    if graph is None or kwargs or len(args) != 1 or not runs_only_keras_code(model):
         return None
     try:
-        return ByCalls(keep).of(model, graph, keras.tree.flatten(args[0]))
-    except CannotFollow:
+        return GraphResiduals(find_residuals).of(model, graph, keras.tree.flatten(args[0]))
+    except GraphNotFollowed:
         return None

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import pins, private, private_torch
-from pytest_modelbudget.backends.keras.trace import specs
+from pytest_modelbudget.backends.keras.trace import symbolic_arguments
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -31,7 +31,7 @@ def abstract() -> Iterator[None]:
     with ExitStack() as stack:
         scope = stack.enter_context(keras.StatelessScope(initialize_variables=False))
         variable, layer = private.variable_class(), keras.layers.Layer
-        stack.enter_context(patched(variable, "__init__", _variable_init(vars(variable)["__init__"], scope)))
+        stack.enter_context(patched(variable, "__init__", _init_without_value(vars(variable)["__init__"], scope)))
         if (optimizer := private.optimizer_keys()) is not None:
             stack.enter_context(patched(optimizer, "_var_key", lambda self, variable: id(variable)))
             if "add_variable_from_reference" in vars(optimizer):
@@ -39,7 +39,7 @@ def abstract() -> Iterator[None]:
         if (torch_layer := private_torch.torch_layer()) is not None:
             for name, method in private_torch.registration_on_meta().items():
                 stack.enter_context(patched(torch_layer, name, method))
-        stack.enter_context(patched(layer, "__call__", _called_with_numbers(layer.__call__)))
+        stack.enter_context(patched(layer, "__call__", _called_on_symbols(layer.__call__)))
         yield
 
 
@@ -74,10 +74,10 @@ def unreadable() -> str:
 def starting_after(names: Iterable[str]) -> None:
     """Let new automatic names go on after `names`; call it inside of `preserved`."""
     if not pins.real_build():
-        private.set_names(_counters(names))
+        private.set_names(_name_counters(names))
 
 
-def _counters(names: Iterable[str]) -> dict[str, int]:
+def _name_counters(names: Iterable[str]) -> dict[str, int]:
     """The counters after which no automatic name is one of `names`."""
     counters: dict[str, int] = {}
     for name in names:
@@ -100,28 +100,28 @@ def _config_kept() -> Iterator[None]:
         config.set_image_data_format(data_format)
 
 
-def _variable_init(init: Callable[..., None], scope: object) -> Callable[..., None]:
+def _init_without_value(init: Callable[..., None], scope: object) -> Callable[..., None]:
     """A variable made from a value is refused in a stateless scope; made from a function it is welcome."""
 
     def __init__(self: Any, initializer: Any, shape: Any = None, dtype: Any = None, *args: Any, **kwargs: Any) -> None:
         if not private.in_stateless_scope():
             private.enter_stateless_scope(scope)
-        given = None
+        meta_value = None
         if not callable(initializer) and not isinstance(initializer, str):
-            given = initializer if getattr(initializer, "is_meta", False) else None
-            value = self._convert_to_tensor(initializer, dtype=dtype) if given is None else initializer
+            meta_value = initializer if getattr(initializer, "is_meta", False) else None
+            value = self._convert_to_tensor(initializer, dtype=dtype) if meta_value is None else initializer
             shape, dtype = tuple(value.shape), dtype or keras.backend.standardize_dtype(value.dtype)
-            initializer = _giver(value)
+            initializer = _initializer_giving(value)
         init(self, initializer, shape, dtype, *args, **kwargs)
-        if given is not None:  # the parameter of a torch module, which has no memory either
-            self._value = given
+        if meta_value is not None:  # the parameter of a torch module, which has no memory either
+            self._value = meta_value
         if self._initializer is not None:
-            self._initializer = _only_inside(self._initializer, str(self.path))
+            self._initializer = _only_in_stateless_scope(self._initializer, str(self.path))
 
     return __init__
 
 
-def _only_inside(initializer: Callable[..., Any], path: str) -> Callable[..., Any]:
+def _only_in_stateless_scope(initializer: Callable[..., Any], path: str) -> Callable[..., Any]:
     """An initializer for a variable that never gets a value: outside, Keras would draw a new one at each look."""
 
     @functools.wraps(initializer)
@@ -136,7 +136,7 @@ def _only_inside(initializer: Callable[..., Any], path: str) -> Callable[..., An
     return values
 
 
-def _called_with_numbers(call: Callable[..., Any]) -> Callable[..., Any]:
+def _called_on_symbols(call: Callable[..., Any]) -> Callable[..., Any]:
     """A model without values that is called on numbers, as builders do to build it, is called on symbols instead.
 
     The numbers could only come from weights drawn anew for each layer; zeros of the right shapes take their place.
@@ -150,7 +150,9 @@ def _called_with_numbers(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             if outermost and _has_numbers((args, kwargs)) and _lacks_values(self):
                 try:
-                    return keras.tree.map_structure(_zeros, call(self, *specs(args), **specs(kwargs)))
+                    return keras.tree.map_structure(
+                        _zeros, call(self, *symbolic_arguments(args), **symbolic_arguments(kwargs))
+                    )
                 except Exception:  # not every call takes symbols; this one then runs on numbers
                     return call(self, *args, **kwargs)
             return call(self, *args, **kwargs)
@@ -162,8 +164,8 @@ def _called_with_numbers(call: Callable[..., Any]) -> Callable[..., Any]:
 
 def _has_numbers(values: Any) -> bool:
     flat = keras.tree.flatten(values)
-    tensors = [one for one in flat if hasattr(one, "shape")]
-    return bool(tensors) and not any(isinstance(one, keras.KerasTensor) for one in tensors)
+    tensors = [leaf for leaf in flat if hasattr(leaf, "shape")]
+    return bool(tensors) and not any(isinstance(leaf, keras.KerasTensor) for leaf in tensors)
 
 
 def _lacks_values(model: Any) -> bool:
@@ -174,5 +176,5 @@ def _zeros(value: Any) -> Any:
     return keras.ops.zeros(value.shape, value.dtype) if isinstance(value, keras.KerasTensor) else value
 
 
-def _giver(value: Any) -> Callable[..., Any]:
+def _initializer_giving(value: Any) -> Callable[..., Any]:
     return lambda shape, dtype=None: keras.ops.cast(value, dtype) if dtype else value

@@ -7,11 +7,11 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.costs import Count
+from pytest_modelbudget.backends.costs import FlopsCount
 
 
 @dataclass(slots=True)
-class Call:
+class LayerCall:
     """One call of a layer or operation: `inside` which layers (outermost first), how many times, and on what.
 
     `sources` are the layers that made its input tensors, looked up before anything else runs. `own` is what one run of
@@ -26,12 +26,12 @@ class Call:
     sources: tuple[Any, ...] = ()
     outputs: tuple[Any, ...] = ()
     opaque: bool = False
-    own: Count | None = None
+    own: FlopsCount | None = None
 
     @property
-    def given(self) -> tuple[Any, ...]:
+    def input_tensors(self) -> tuple[Any, ...]:
         """Its input tensors."""
-        return tuple(symbolic((self.args, self.kwargs)))
+        return tuple(keras_tensors_in((self.args, self.kwargs)))
 
     @property
     def chain(self) -> tuple[int, ...]:
@@ -45,31 +45,31 @@ class Call:
 
 
 @dataclass(slots=True)
-class Trace:
+class CallTrace:
     """All calls in the order they began, and what the model gave back."""
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[LayerCall] = field(default_factory=list)
     outputs: Any = None
 
 
-def symbolic(value: Any) -> list[Any]:
+def keras_tensors_in(value: Any) -> list[Any]:
     """Every Keras tensor in nested arguments or results."""
-    return [one for one in keras.tree.flatten(value) if isinstance(one, keras.KerasTensor)]
+    return [leaf for leaf in keras.tree.flatten(value) if isinstance(leaf, keras.KerasTensor)]
 
 
-def specs(values: Any) -> Any:
+def symbolic_arguments(values: Any) -> Any:
     """Nested arguments with a symbolic tensor in the place of each array or tensor of the backend."""
-    return keras.tree.map_structure(spec, values)
+    return keras.tree.map_structure(symbolic_like, values)
 
 
-def spec(value: Any) -> Any:
+def symbolic_like(value: Any) -> Any:
     """A symbolic tensor like an array or tensor of the backend; anything else as it is."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return value
     return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
 
 
-def fresh(value: Any) -> Any:
+def fresh_tensor(value: Any) -> Any:
     """A tensor of its own for each call, so that a layer which returns its input does not rewrite the input's past."""
     if not isinstance(value, keras.KerasTensor):
         return value

@@ -16,19 +16,27 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import walk
-from pytest_modelbudget.backends.keras_content import Content, Library, Shape, bases, content, read_from_file, refusal
+from pytest_modelbudget.backends.keras_content import (
+    Content,
+    Library,
+    Shape,
+    content,
+    existing_classes,
+    read_from_file,
+    refusal,
+)
 from pytest_modelbudget.backends.model_files import shown
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.errors import ModelBudgetError
 
-_KINDS = (
+_CLASSES = (
     "Initializer", "Regularizer", "constraints.Constraint", "Loss", "Metric", "Optimizer",
     "optimizers.schedules.LearningRateSchedule", "DTypePolicy", "dtype_policies.DTypePolicyMap", "Quantizer",
     "quantizers.QuantizationConfig", "random.SeedGenerator",
 )  # fmt: skip
 """What models are made of, beside layers."""
 
-_ELSEWHERE = {
+_NOT_REBUILT = {
     "TorchModuleWrapper": "which the file has as a pickle, and a pickle can run anything",
     "TFSMLayer": "which reads another file",
 }
@@ -42,15 +50,15 @@ def read(path: Path) -> Any:
             registered, or the weights in it are not those of its config.
     """
     library = _library()
-    found = content(path, library)
+    file_content = content(path, library)
     try:
         with _safe_mode(), patched(keras.Sequential, "from_config", _built_once(vars(keras.Sequential)["from_config"])):
-            model = _deserialized(found.config, legacy=found.legacy)
+            model = _deserialized(file_content.config, legacy=file_content.legacy)
     except Exception as error:
-        raise refusal(path, found, library.title, error) from None
-    if found.shapes is not None:
-        _check_weights(path, model, found.shapes)
-    _give_optimizer(model, found)
+        raise refusal(path, file_content, library.title, error) from None
+    if file_content.shapes is not None:
+        _check_weights(path, model, file_content.shapes)
+    _give_optimizer(model, file_content)
     return read_from_file(model)
 
 
@@ -59,7 +67,7 @@ def _library() -> Library:
         title=f"Keras {keras.__version__}",
         package=keras,
         aliases=("keras",),
-        kinds=(keras.Layer, keras.Operation, *bases(keras, *_KINDS)),
+        kinds=(keras.Layer, keras.Operation, *existing_classes(keras, *_CLASSES)),
         layers=(keras.Layer, keras.Operation),
         inner=("models.functional", "models.sequential", "models.model", "ops."),
         called=("Functional", "Model"),
@@ -69,9 +77,9 @@ def _library() -> Library:
 
 def _problem(layer: str, class_name: str, config: dict[str, Any]) -> str | None:
     """What of Keras' own is not rebuilt from files."""
-    if class_name not in _ELSEWHERE:
+    if class_name not in _NOT_REBUILT:
         return None
-    return f"layer {layer!r} is a {class_name}, {_ELSEWHERE[class_name]}: name a builder instead of the file"
+    return f"layer {layer!r} is a {class_name}, {_NOT_REBUILT[class_name]}: name a builder instead of the file"
 
 
 @contextmanager
@@ -109,12 +117,12 @@ def _built_once(original: Any) -> Any:
     return classmethod(from_config)
 
 
-def _give_optimizer(model: Any, found: Content) -> None:
+def _give_optimizer(model: Any, file_content: Content) -> None:
     """Give `model` the optimizer it was compiled with, so that its state can be told; one of the user's may not be
     known here, and then neither is its state."""
     with suppress(Exception), _safe_mode():
-        if found.optimizer is not None:
-            model.optimizer = keras.optimizers.deserialize(found.optimizer)
+        if file_content.optimizer is not None:
+            model.optimizer = keras.optimizers.deserialize(file_content.optimizer)
 
 
 def _check_weights(path: Path, model: Any, stored: list[Shape]) -> None:
@@ -123,13 +131,13 @@ def _check_weights(path: Path, model: Any, stored: list[Shape]) -> None:
     Raises:
         ModelBudgetError: a weight of the model is not in the file: its class has changed since the file was saved.
     """
-    layers = list(walk.each(model))
+    layers = list(walk.all_layers(model))
     if not all(layer.built for layer in layers) or not all(map(_stores_plainly, layers)):
         return
     missing = Counter(tuple(map(int, weight.shape)) for weight in model.weights) - Counter(stored)
     if missing:
         shape = next(iter(missing))
-        weight = next(one for one in model.weights if tuple(one.shape) == shape)
+        weight = next(candidate for candidate in model.weights if tuple(candidate.shape) == shape)
         raise ModelBudgetError(
             f"{shown(path)}: its config gives {weight.path!r} the shape {list(shape)}, and the weights stored in the "
             "file have none of that shape left: the classes of the model changed since, save it again"

@@ -29,8 +29,8 @@ value_on_meta = private_torch.value_on_meta
 
 def names(layers: Iterable[Any]) -> labels.Labels:
     """What each layer is called, numbered from the first of its kind."""
-    found = list(layers)
-    return {**{id(layer): str(layer.name) for layer in found}, **labels.of_live(*found)}
+    listed = list(layers)
+    return {**{id(layer): str(layer.name) for layer in listed}, **labels.live_labels(*listed)}
 
 
 def rows_below(layer: Any) -> list[Any]:
@@ -40,20 +40,20 @@ def rows_below(layer: Any) -> list[Any]:
 
 def held(layer: Any) -> Iterator[tuple[str, Any, bool]]:
     """What is in a layer's row: names, values, and whether each is no param."""
-    taken: set[str] = set()
+    used_names: set[str] = set()
     for name, variable, owner in _named(layer):
         value = value_on_meta(variable) if isinstance(variable, private.Variable) else variable
-        yield unique(name, taken), value, weights.is_beside(variable, owner)
+        yield unique(name, used_names), value, weights.is_beside(variable, owner)
 
 
-def _named(layer: Any) -> Iterator[weights.Named]:
-    return weights.own(layer) if isinstance(layer, keras.Model) else weights.deep(layer)
+def _named(layer: Any) -> Iterator[weights.NamedVariable]:
+    return weights.own_variables(layer) if isinstance(layer, keras.Model) else weights.all_variables(layer)
 
 
 def as_meant(layer: Any, stored: list[Weight]) -> list[Weight]:
     """The weights of a layer's row, those that are packed into bytes as what they stand for."""
-    shapes = [private.packed(owner, variable) for _, variable, owner in _named(layer)]
-    return [weights.unpacked(weight, shape) for weight, shape in zip(stored, shapes, strict=True)]
+    shapes = [private.packed_shape(owner, variable) for _, variable, owner in _named(layer)]
+    return [weights.unpacked_weight(weight, shape) for weight, shape in zip(stored, shapes, strict=True)]
 
 
 def unbuilt(layer: Any) -> str | None:
@@ -86,7 +86,7 @@ def at_hand(layers: Iterable[Any]) -> Iterator[None]:
         if problem := unreadable():
             raise ModelBudgetError(problem)
         starting_after(layer.name for layer in layers)
-        stack.enter_context(patched(private_torch.saveable(), "__deepcopy__", _copier()))
+        stack.enter_context(patched(private_torch.saveable(), "__deepcopy__", _deepcopy_method()))
         yield
 
 
@@ -104,12 +104,12 @@ def running(training: bool, on_meta: bool) -> Iterator[None]:
         yield
 
 
-def _copier() -> Callable[[Any, dict[int, Any]], Any]:
-    copying = _Copying()
+def _deepcopy_method() -> Callable[[Any, dict[int, Any]], Any]:
+    copying = _LayerCopier()
     return lambda operation, memo: copying.copy(operation, memo)
 
 
-class _Copying:
+class _LayerCopier:
     """Copies layers, operations and what else Keras would save and load for a copy, part by part.
 
     Saving takes memory, and loading a class that Keras knows.
@@ -127,39 +127,41 @@ class _Copying:
         if self._sharing:
             return operation
         with private_torch.untracked():
-            originals = [one for one in _whole(operation) if id(one) not in memo]
-            memo.update({id(one): private_torch.blank(one) for one in originals})  # first, lest copying goes deep
-            for one in originals:
-                self._fill(memo[id(one)], one, memo)
+            originals = [part for part in _with_all_below(operation) if id(part) not in memo]
+            memo.update(
+                {id(part): private_torch.blank_operation(part) for part in originals}
+            )  # first, lest copying goes deep
+            for part in originals:
+                self._fill(memo[id(part)], part, memo)
         return memo[id(operation)]
 
     def _fill(self, target: Any, source: Any, memo: dict[int, Any]) -> None:
         """Give a blank copy what its original holds; it has a `build` of its own, which would build the original."""
         own = {name for name, value in vars(target).items() if inspect.isfunction(value)}
-        for name, value in private_torch.state(source).items():
+        for name, value in private_torch.operation_state(source).items():
             if name not in own:
-                vars(target)[name] = _copied(value, memo)
+                vars(target)[name] = _copy_or_share(value, memo)
         private_torch.track_anew(target, copy.deepcopy(private_torch.tracker(source), memo))
         self._sharing = True
         try:
-            private_torch.set_calls(target, _copied(private_torch.calls(source), memo))
+            private_torch.set_calls(target, _copy_or_share(private_torch.calls(source), memo))
         finally:
             self._sharing = False
 
 
-def _whole(operation: Any) -> list[Any]:
+def _with_all_below(operation: Any) -> list[Any]:
     """An operation with all layers and operations below it, also those in torch modules that it wraps."""
-    found: dict[int, Any] = {}
-    waiting = [operation]
-    while waiting:
-        fresh = [one for one in labels.operations(*waiting) if id(one) not in found]
-        found.update({id(one): one for one in fresh})
-        modules = [module for one in fresh if is_wrapper(one) for module in one.module.modules()]
-        waiting = [one for one in modules if isinstance(one, keras.layers.Layer) and id(one) not in found]
-    return list(found.values())
+    by_id: dict[int, Any] = {}
+    pending = [operation]
+    while pending:
+        new_operations = [part for part in labels.operations(*pending) if id(part) not in by_id]
+        by_id.update({id(part): part for part in new_operations})
+        modules = [module for part in new_operations if is_wrapper(part) for module in part.module.modules()]
+        pending = [part for part in modules if isinstance(part, keras.layers.Layer) and id(part) not in by_id]
+    return list(by_id.values())
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
+def _copy_or_share(value: Any, memo: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # a lock, a policy, a file: what cannot be copied is shared

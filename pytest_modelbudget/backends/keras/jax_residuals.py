@@ -11,60 +11,73 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pytest_modelbudget.backends.residuals import Call, Keep, Kept, Parameter, Tensor, Word
+from pytest_modelbudget.backends.residuals import (
+    Differentiable,
+    FindResiduals,
+    Parameter,
+    Residuals,
+    StorageRef,
+    Tensor,
+)
 
 
 @contextmanager
-def keeper() -> Iterator[Keep]:
+def residuals_finder() -> Iterator[FindResiduals]:
     """Give a function that says what a call keeps."""
-    yield _kept
+    yield _find_residuals
 
 
-def _kept(call: Call, parameters: Sequence[Parameter], given: Sequence[Tensor]) -> Kept:
+def _find_residuals(call: Differentiable, parameters: Sequence[Parameter], arguments: Sequence[Tensor]) -> Residuals:
     jax: Any = sys.modules["jax"]
-    everything: list[Parameter | Tensor] = [*parameters, *given]
-    specs = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in everything]
-    trained = [at for at, one in enumerate(everything) if one.trained and _is_float(jax, specs[at].dtype)]
+    all_inputs: list[Parameter | Tensor] = [*parameters, *arguments]
+    specs = [jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for tensor in all_inputs]
+    trained = [
+        position
+        for position, tensor in enumerate(all_inputs)
+        if tensor.trained and _is_float(jax, specs[position].dtype)
+    ]
     results = 0
 
     def differentiated(*values: Any) -> list[Any]:
-        def forward(*moved: Any) -> list[Any]:
-            both = list(values)
-            for at, value in zip(trained, moved, strict=True):
-                both[at] = value
-            return list(call(both[: len(parameters)], both[len(parameters) :]))
+        def forward(*trained_values: Any) -> list[Any]:
+            all_values = list(values)
+            for position, value in zip(trained, trained_values, strict=True):
+                all_values[position] = value
+            return list(call(all_values[: len(parameters)], all_values[len(parameters) :]))
 
         nonlocal results
-        made, backward = jax.vjp(forward, *[values[at] for at in trained])
-        results = len(made)
-        return [*made, *jax.tree_util.tree_leaves(backward)]
+        outputs, backward = jax.vjp(forward, *[values[position] for position in trained])
+        results = len(outputs)
+        return [*outputs, *jax.tree_util.tree_leaves(backward)]
 
     jaxpr = jax.make_jaxpr(differentiated)(*specs).jaxpr
-    words = _words(jaxpr, len(parameters), results)
-    residuals = [one for one in jaxpr.outvars[results:] if one.aval.shape and not hasattr(one, "val")]
-    held: dict[Word, int] = {}
-    for one in residuals:
-        held[words.setdefault(one, ("inner", len(words)))] = _bytes(one.aval)
-    made = jaxpr.outvars[:results]
-    return Kept(
-        tuple((word, count) for word, count in held.items() if word[0] != "parameter"),
-        tuple(_described(jax, one.aval, bool(trained)) for one in made),
-        tuple(("made", at) if hasattr(one, "val") else words[one] for at, one in enumerate(made)),
-        tuple(at - len(parameters) for at in trained if at >= len(parameters)),
+    refs = _storage_refs(jaxpr, len(parameters), results)
+    residuals = [tensor for tensor in jaxpr.outvars[results:] if tensor.aval.shape and not hasattr(tensor, "val")]
+    bytes_by_ref: dict[StorageRef, int] = {}
+    for tensor in residuals:
+        bytes_by_ref[refs.setdefault(tensor, ("inner", len(refs)))] = _bytes(tensor.aval)
+    outputs = jaxpr.outvars[:results]
+    return Residuals(
+        tuple((ref, count) for ref, count in bytes_by_ref.items() if ref[0] != "parameter"),
+        tuple(_plain_tensor(jax, tensor.aval, bool(trained)) for tensor in outputs),
+        tuple(
+            ("made", position) if hasattr(tensor, "val") else refs[tensor] for position, tensor in enumerate(outputs)
+        ),
+        tuple(position - len(parameters) for position in trained if position >= len(parameters)),
     )
 
 
-def _words(jaxpr: Any, parameters: int, results: int) -> dict[Any, Word]:
-    words: dict[Any, Word] = {}
-    for at, one in enumerate(jaxpr.invars):
-        words[one] = ("parameter", at) if at < parameters else ("given", at - parameters)
-    for at, one in enumerate(jaxpr.outvars[:results]):
-        if not hasattr(one, "val"):
-            words.setdefault(one, ("made", at))
-    return words
+def _storage_refs(jaxpr: Any, parameters: int, results: int) -> dict[Any, StorageRef]:
+    refs: dict[Any, StorageRef] = {}
+    for position, variable in enumerate(jaxpr.invars):
+        refs[variable] = ("parameter", position) if position < parameters else ("given", position - parameters)
+    for position, variable in enumerate(jaxpr.outvars[:results]):
+        if not hasattr(variable, "val"):
+            refs.setdefault(variable, ("made", position))
+    return refs
 
 
-def _described(jax: Any, aval: Any, trained: bool) -> Tensor:
+def _plain_tensor(jax: Any, aval: Any, trained: bool) -> Tensor:
     return Tensor(tuple(aval.shape), str(aval.dtype), trained and _is_float(jax, aval.dtype), 0, _bytes(aval))
 
 

@@ -14,17 +14,17 @@ Labels = Mapping[int, str]
 """The name of an operation or layer by its identity, where that is not its own name."""
 
 
-def automatic(kind: str, name: str) -> int | None:
+def automatic_number(kind: str, name: str) -> int | None:
     """The number in a name that Keras gave an object of the class `kind`; None for a name of the user's.
 
     >>> automatic("LSTMCell", "lstm_cell_3"), automatic("Dense", "dense"), automatic("Dense", "top")
     (3, 0, None)
     """
-    match = re.fullmatch(rf"{re.escape(base(kind))}(?:_(\d+))?", name)
+    match = re.fullmatch(rf"{re.escape(automatic_base(kind))}(?:_(\d+))?", name)
     return None if match is None else int(match[1] or 0)
 
 
-def base(kind: str) -> str:
+def automatic_base(kind: str) -> str:
     """What Keras calls the first object of a class.
 
     >>> base("MultiHeadAttention"), base("LSTM"), base("Conv2DTranspose")
@@ -34,7 +34,7 @@ def base(kind: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def part(layer: Any, sublayer: Any, layers: Any) -> str:
+def sublayer_name(layer: Any, sublayer: Any, layers: Any) -> str:
     """What `sublayer` is called in `layer`; empty for the one layer that a recurrent layer or a wrapper is about.
 
     `layers` holds the classes: `keras.layers`, or those of `tf_keras`. A name loses Keras' number, which counts the
@@ -47,7 +47,7 @@ def part(layer: Any, sublayer: Any, layers: Any) -> str:
     elif sublayer is _inner(layer, layers):
         return ""
     kind = type(sublayer).__name__
-    return str(sublayer.name) if automatic(kind, sublayer.name) is None else base(kind)
+    return str(sublayer.name) if automatic_number(kind, sublayer.name) is None else automatic_base(kind)
 
 
 def _inner(layer: Any, layers: Any) -> Any:
@@ -56,7 +56,7 @@ def _inner(layer: Any, layers: Any) -> Any:
     return layer.layer if isinstance(layer, layers.Wrapper) else None
 
 
-def of_live(*models: Any) -> Labels:
+def live_labels(*models: Any) -> Labels:
     """The automatic names in models of the user's, numbered from the first: as if nothing had been built before it.
 
     Keras numbers all layers of a session, so without this a snapshot would depend on the tests that ran before. A
@@ -70,8 +70,8 @@ def numbered(parts: Iterable[Any]) -> Labels:
     by_base: dict[str, dict[int, list[int]]] = {}
     for part in parts:
         kind = type(part).__name__
-        if (number := automatic(kind, part.name)) is not None:
-            by_base.setdefault(base(kind), {}).setdefault(number, []).append(id(part))
+        if (number := automatic_number(kind, part.name)) is not None:
+            by_base.setdefault(automatic_base(kind), {}).setdefault(number, []).append(id(part))
     return {
         identity: f"{name}_{rank}" if rank else name
         for name, by_number in by_base.items()
@@ -82,15 +82,15 @@ def numbered(parts: Iterable[Any]) -> Labels:
 
 def operations(*models: Any) -> Iterator[Any]:
     """All layers and operations of some models, each once."""
-    seen: set[int] = set()
-    waiting = list(models)
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
+    visited: set[int] = set()
+    pending = list(models)
+    while pending:
+        operation = pending.pop()
+        if id(operation) in visited:
             continue
-        seen.add(id(one))
-        yield one
-        if isinstance(one, keras.layers.Layer):
-            waiting.extend(private.sublayers(one))
-        if (graph := private.graph_of(one)) is not None:
-            waiting.extend(graph.operations)
+        visited.add(id(operation))
+        yield operation
+        if isinstance(operation, keras.layers.Layer):
+            pending.extend(private.sublayers(operation))
+        if (graph := private.graph_of(operation)) is not None:
+            pending.extend(graph.operations)

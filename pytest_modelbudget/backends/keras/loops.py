@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from pytest_modelbudget.backends.costs import Count
+from pytest_modelbudget.backends.costs import FlopsCount
 from pytest_modelbudget.backends.keras import rules
-from pytest_modelbudget.backends.keras.calls import Call
+from pytest_modelbudget.backends.keras.calls import LayerCall
 
 MOST_TRIPS = 10_000
 """A `while_loop` that runs longer than this is not followed to its end."""
@@ -19,21 +19,21 @@ MOST_TRIPS = 10_000
 class Tracer(Protocol):
     """Who writes down the calls that bodies make, each as often as `times` says."""
 
-    calls: list[Call]
+    calls: list[LayerCall]
     times: int
 
 
-def look_into(tracer: Tracer, one: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Count | None:
-    """Run the bodies of `one` on symbolic tensors, and say what it costs beside the calls that they made.
+def trace_bodies(tracer: Tracer, operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> FlopsCount | None:
+    """Run the bodies of `operation` on symbolic tensors, and say what it costs beside the calls that they made.
 
     None for any other operation, and for a loop whose number of runs only values would tell.
     """
-    run = _BODIES.get(type(one).__name__) if type(one).__module__.startswith("keras.src.") else None
+    run = _BODIES.get(type(operation).__name__) if type(operation).__module__.startswith("keras.src.") else None
     if run is None:
         return None
     mark, times = len(tracer.calls), tracer.times
     try:
-        count = run(tracer, one, *args, **kwargs)
+        count = run(tracer, operation, *args, **kwargs)
     except Exception:  # a body that does not take symbolic tensors
         count = None
     finally:
@@ -43,9 +43,9 @@ def look_into(tracer: Tracer, one: Any, args: Sequence[Any], kwargs: dict[str, A
     return count
 
 
-def sized(one: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of `one` for inferring shapes: a `while_loop` has them of arrays only, so numbers become such."""
-    if type(one).__name__ != "WhileLoop":
+def with_arrays(loop: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of `loop` for inferring shapes: a `while_loop` has them of arrays only, so numbers become such."""
+    if type(loop).__name__ != "WhileLoop":
         return args
     arrays: tuple[Any, ...] = keras.tree.map_structure(
         lambda value: value if hasattr(value, "shape") else np.asarray(value), args
@@ -56,93 +56,93 @@ def sized(one: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _slices(values: Any) -> tuple[int, Any]:
     """The length of the first axis, and what is left of each tensor without it."""
     length = int(keras.tree.flatten(values)[0].shape[0])
-    return length, keras.tree.map_structure(lambda one: keras.KerasTensor(one.shape[1:], one.dtype), values)
+    return length, keras.tree.map_structure(lambda tensor: keras.KerasTensor(tensor.shape[1:], tensor.dtype), values)
 
 
-def _map(tracer: Tracer, _: Any, function: Callable[..., Any], values: Any) -> Count:
+def _map(tracer: Tracer, _: Any, function: Callable[..., Any], values: Any) -> FlopsCount:
     length, first = _slices(values)
     tracer.times *= length
     function(first)
-    return Count()
+    return FlopsCount()
 
 
-def _vectorized_map(tracer: Tracer, one: Any, values: Any) -> Count:
-    return _map(tracer, one, one.function, values)
+def _vectorized_map(tracer: Tracer, operation: Any, values: Any) -> FlopsCount:
+    return _map(tracer, operation, operation.function, values)
 
 
 def _scan(
-    tracer: Tracer, one: Any, function: Callable[..., Any], init: Any, values: Any = None, length: Any = None
-) -> Count:
+    tracer: Tracer, operation: Any, function: Callable[..., Any], init: Any, values: Any = None, length: Any = None
+) -> FlopsCount:
     """Its length is its own, or in early releases an argument of the call."""
-    length = getattr(one, "length", length)
+    length = getattr(operation, "length", length)
     length, first = _slices(values) if values is not None else (int(length), None)
     tracer.times *= length
     function(init, first)
-    return Count()
+    return FlopsCount()
 
 
-def _fori(tracer: Tracer, one: Any, init: Any) -> Count:
-    lower, upper = int(one.lower), int(one.upper)
+def _fori(tracer: Tracer, operation: Any, init: Any) -> FlopsCount:
+    lower, upper = int(operation.lower), int(operation.upper)
     if upper <= lower:
-        return Count()
+        return FlopsCount()
     tracer.times *= upper - lower
     mark = len(tracer.calls)
     try:
-        one.body_fun(keras.KerasTensor((), "int32"), init)
+        operation.body_fun(keras.KerasTensor((), "int32"), init)
     except Exception:  # a body that wants a number for its index
         del tracer.calls[mark:]
-        one.body_fun(lower, init)
-    return Count()
+        operation.body_fun(lower, init)
+    return FlopsCount()
 
 
-def _while(_: Tracer, one: Any, variables: Any) -> Count | None:
+def _while(_: Tracer, operation: Any, variables: Any) -> FlopsCount | None:
     """Runs as it would, with numbers for what are numbers, so that a counter ends it."""
-    single = not isinstance(variables, (tuple, list))
-    current = (variables,) if single else tuple(variables)
-    most = MOST_TRIPS if one.maximum_iterations is None else int(one.maximum_iterations)
-    for _trip in range(most):
-        goes_on = one.cond(*current)
-        if isinstance(goes_on, keras.KerasTensor):
+    is_single = not isinstance(variables, (tuple, list))
+    current = (variables,) if is_single else tuple(variables)
+    limit = MOST_TRIPS if operation.maximum_iterations is None else int(operation.maximum_iterations)
+    for _trip in range(limit):
+        condition = operation.cond(*current)
+        if isinstance(condition, keras.KerasTensor):
             return None
-        if not bool(goes_on):
-            return Count()
-        following = one.body(*current)
-        current = tuple(following) if isinstance(following, (tuple, list)) else (following,)
-    return None if one.maximum_iterations is None else Count()
+        if not bool(condition):
+            return FlopsCount()
+        next_variables = operation.body(*current)
+        current = tuple(next_variables) if isinstance(next_variables, (tuple, list)) else (next_variables,)
+    return None if operation.maximum_iterations is None else FlopsCount()
 
 
-def _cond(tracer: Tracer, one: Any, pred: Any, true_fn: Any, false_fn: Any) -> Count:
-    return _branches(tracer, one, [true_fn, false_fn], ())
+def _cond(tracer: Tracer, operation: Any, pred: Any, true_fn: Any, false_fn: Any) -> FlopsCount:
+    return _cheapest_branch(tracer, operation, [true_fn, false_fn], ())
 
 
-def _switch(tracer: Tracer, one: Any, index: Any, branches: Sequence[Any], *operands: Any) -> Count:
-    return _branches(tracer, one, branches, operands)
+def _switch(tracer: Tracer, operation: Any, index: Any, branches: Sequence[Any], *operands: Any) -> FlopsCount:
+    return _cheapest_branch(tracer, operation, branches, operands)
 
 
-def _branches(tracer: Tracer, one: Any, branches: Sequence[Any], operands: Sequence[Any]) -> Count:
+def _cheapest_branch(tracer: Tracer, operation: Any, branches: Sequence[Any], operands: Sequence[Any]) -> FlopsCount:
     """The cheapest branch is kept; where others do not cost the same, that is a lower bound."""
-    mark, found = len(tracer.calls), []
+    mark, branch_calls = len(tracer.calls), []
     for branch in branches:
         branch(*operands)
-        found.append(tracer.calls[mark:])
+        branch_calls.append(tracer.calls[mark:])
         del tracer.calls[mark:]
-    costs = [rules.total(calls) for calls in found]
-    least = min(range(len(found)), key=lambda at: (costs[at].flops, len(costs[at].uncounted)))
-    tracer.calls.extend(found[least])
-    same = all(cost == costs[least] for cost in costs)
-    return Count() if same else Count(0, ((type(one).__name__, 1),))
+    costs = [rules.total(calls) for calls in branch_calls]
+    cheapest = min(range(len(branch_calls)), key=lambda index: (costs[index].flops, len(costs[index].uncounted)))
+    tracer.calls.extend(branch_calls[cheapest])
+    all_equal = all(cost == costs[cheapest] for cost in costs)
+    return FlopsCount() if all_equal else FlopsCount(0, ((type(operation).__name__, 1),))
 
 
-def _associative_scan(tracer: Tracer, _: Any, function: Callable[..., Any], values: Any) -> Count | None:
+def _associative_scan(tracer: Tracer, _: Any, function: Callable[..., Any], values: Any) -> FlopsCount | None:
     """How often pairs are combined depends on the backend, so only what costs nothing has a number."""
     mark = len(tracer.calls)
     function(values, values)
     cost = rules.total(tracer.calls[mark:])
     del tracer.calls[mark:]
-    return Count() if cost == Count() else None
+    return FlopsCount() if cost == FlopsCount() else None
 
 
-_BODIES: dict[str, Callable[..., Count | None]] = {
+_BODIES: dict[str, Callable[..., FlopsCount | None]] = {
     "Map": _map,
     "VectorizedMap": _vectorized_map,
     "Scan": _scan,

@@ -17,10 +17,10 @@ from pytest_modelbudget.backends.keras import private
 OLDEST = 3, 12
 """The first Keras that can be read: earlier ones hold weights and connections otherwise."""
 
-Looks = Mapping[str, Callable[[], Any]]
+PrivateNameChecks = Mapping[str, Callable[[], Any]]
 """A private name, and a look at it, which fails where it is gone."""
 
-BUILDING: Looks = {
+BUILDING_CHECKS: PrivateNameChecks = {
     "global_state.GLOBAL_STATE_TRACKER": lambda: private.global_state.GLOBAL_STATE_TRACKER,
     "global_state.get_global_attribute": lambda: private.global_state.get_global_attribute,
     "global_state.set_global_attribute": lambda: private.global_state.set_global_attribute,
@@ -30,13 +30,13 @@ BUILDING: Looks = {
 }
 
 
-def reading() -> Looks:
+def reading_checks() -> PrivateNameChecks:
     """Looks at a small model; to be called where building leaves no trace."""
-    given, layer = keras.Input((1,)), keras.layers.Dense(1)
-    made = layer(given)
-    model = keras.Model(given, made)
+    example_input, layer = keras.Input((1,)), keras.layers.Dense(1)
+    example_output = layer(example_input)
+    model = keras.Model(example_input, example_output)
     return {
-        "KerasTensor._keras_history": lambda: made._keras_history.node_index,
+        "KerasTensor._keras_history": lambda: example_output._keras_history.node_index,
         "Operation._inbound_nodes": lambda: layer._inbound_nodes[0].input_tensors,
         "Operation._outbound_nodes": lambda: layer._outbound_nodes,
         "Layer._layers": lambda: model._layers,
@@ -58,12 +58,12 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(".")[:2])
 
 
-def missing(looks: Looks) -> tuple[str, ...]:
+def missing(looks: PrivateNameChecks) -> tuple[str, ...]:
     """The names that are gone."""
-    return tuple(name for name, look in looks.items() if not _works(look))
+    return tuple(name for name, look in looks.items() if not _is_there(look))
 
 
-def _works(look: Callable[[], Any]) -> bool:
+def _is_there(look: Callable[[], Any]) -> bool:
     try:
         look()
     except (AttributeError, TypeError, KeyError, IndexError, StopIteration):
@@ -76,7 +76,7 @@ def unreadable() -> str:
     """What to say when models of this Keras cannot be read; empty when they can."""
     if version_of(keras.__version__) < OLDEST:
         return f"Keras {keras.__version__} is not supported: install {'.'.join(map(str, OLDEST))} or later"
-    if not (names := missing(reading())):
+    if not (names := missing(reading_checks())):
         return ""
     return (
         f"Keras {keras.__version__} has no {', '.join(names)}, which is needed to read a model: "
@@ -86,7 +86,7 @@ def unreadable() -> str:
 
 def real_build() -> str:
     """What to say when models of this Keras cannot be built without their weights; empty when they can."""
-    if not (names := missing(BUILDING)):
+    if not (names := missing(BUILDING_CHECKS)):
         return ""
     return (
         f"Keras {keras.__version__} has no {', '.join(names)}: models are built with all their weights, which takes "

@@ -15,15 +15,15 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Dim, Input, TensorSpec
 
-Make = Callable[[str, TensorSpec], Any]
+MakeInput = Callable[[str, TensorSpec], Any]
 
 
 @dataclass(slots=True)
-class Arguments:
+class CallArguments:
     """The arguments of one call, from whatever `make` returns for each input."""
 
     ports: tuple[Input, ...]
-    build: Callable[[Make], tuple[tuple[Any, ...], dict[str, Any]]]
+    build: Callable[[MakeInput], tuple[tuple[Any, ...], dict[str, Any]]]
     own: bool = False
     """Whether the ports are just the inputs the model was built with."""
 
@@ -56,7 +56,7 @@ def _size(dim: Dim, sizes: Mapping[str, int] | None) -> int | None:
     return dim
 
 
-def declared(model: Any, inputs: Inputs | None, name: str, kind: str) -> Arguments:
+def declared_arguments(model: Any, inputs: Inputs | None, name: str, kind: str) -> CallArguments:
     """The arguments of a model or layer (its `kind`) that does not know its inputs, as `call` takes them.
 
     Several tensors, or named ones, are handed over as one list or mapping to a `call` that takes one argument.
@@ -70,23 +70,23 @@ def declared(model: Any, inputs: Inputs | None, name: str, kind: str) -> Argumen
             f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
         )
 
-    def build(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def build(make: MakeInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = inputs.build(make)
         signature = inspect.signature(model.call)
-        if _binds(signature, args, kwargs):
+        if _fits_signature(signature, args, kwargs):
             return args, kwargs
-        if not args and _binds(signature, (kwargs,), {}):
+        if not args and _fits_signature(signature, (kwargs,), {}):
             return (kwargs,), {}
-        if _binds(signature, (list(args),), kwargs):
+        if _fits_signature(signature, (list(args),), kwargs):
             return (list(args),), kwargs
         raise ModelBudgetError(
-            f"{name}: the inputs {_listed(inputs.ports)} do not fit {type(model).__name__}.call{signature}"
+            f"{name}: the inputs {_ports_text(inputs.ports)} do not fit {type(model).__name__}.call{signature}"
         )
 
-    return Arguments(inputs.ports, build)
+    return CallArguments(inputs.ports, build)
 
 
-def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _fits_signature(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     try:
         signature.bind(*args, **kwargs)
     except TypeError:
@@ -94,7 +94,7 @@ def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
     return True
 
 
-def of_graph(model: Any, inputs: Inputs | None, name: str, labels: Labels) -> Arguments:
+def graph_arguments(model: Any, inputs: Inputs | None, name: str, labels: Labels) -> CallArguments:
     """The arguments of a model with a graph: its own inputs, or the declared ones where they fit, under `labels`.
 
     Raises:
@@ -102,41 +102,49 @@ def of_graph(model: Any, inputs: Inputs | None, name: str, labels: Labels) -> Ar
     """
     graph = private.function_of(model)
     makers = [(private.history(tensor) or (tensor, None))[0] for tensor in graph.inputs]
-    own = [Input(str(maker.name), walk.spec(tensor)) for maker, tensor in zip(makers, graph.inputs, strict=True)]
-    shown = [Input(labels.get(id(maker), port.name), port.spec) for maker, port in zip(makers, own, strict=True)]
-    ports = tuple(shown if inputs is None else matched(own, shown, inputs, name))
+    own_inputs = [
+        Input(str(maker.name), walk.tensor_spec(tensor)) for maker, tensor in zip(makers, graph.inputs, strict=True)
+    ]
+    shown_inputs = [
+        Input(labels.get(id(maker), port.name), port.spec) for maker, port in zip(makers, own_inputs, strict=True)
+    ]
+    ports = tuple(shown_inputs if inputs is None else match_inputs(own_inputs, shown_inputs, inputs, name))
 
-    def build(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def build(make: MakeInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
         tensors = [make(port.name, port.spec) for port in ports]
         structure = private.input_structure(graph)
         return (keras.tree.pack_sequence_as(structure, tensors),), {}
 
-    return Arguments(ports, build, own=list(ports) == shown)
+    return CallArguments(ports, build, own=list(ports) == shown_inputs)
 
 
-def matched(own: list[Input], shown: list[Input], inputs: Inputs, name: str) -> list[Input]:
+def match_inputs(own_inputs: list[Input], shown: list[Input], inputs: Inputs, name: str) -> list[Input]:
     """The declared inputs in the model's order, under their `shown` names; they may be declared under their own."""
-    given = inputs.ports
-    if len(given) != len(own):
-        raise ModelBudgetError(f"{name}: the model has the inputs {_listed(own)}, inputs: gives {_listed(given)}")
-    by_name = {port.name.rpartition(".")[2]: port for port in given}
-    named = next((ports for ports in (own, shown) if set(by_name) == {port.name for port in ports}), None)
-    if named is None and inputs.kwargs and not inputs.args:
-        raise ModelBudgetError(f"{name}: the model has the inputs {_listed(own)}, inputs: names {_listed(given)}")
-    in_order = list(given) if named is None else [by_name[port.name] for port in named]
-    for port, wanted in zip(own, in_order, strict=True):
-        if not _fits(port.spec.shape, wanted.spec.shape):
+    declared_inputs = inputs.ports
+    if len(declared_inputs) != len(own_inputs):
+        raise ModelBudgetError(
+            f"{name}: the model has the inputs {_ports_text(own_inputs)}, inputs: gives {_ports_text(declared_inputs)}"
+        )
+    by_name = {port.name.rpartition(".")[2]: port for port in declared_inputs}
+    named_inputs = next((ports for ports in (own_inputs, shown) if set(by_name) == {port.name for port in ports}), None)
+    if named_inputs is None and inputs.kwargs and not inputs.args:
+        raise ModelBudgetError(
+            f"{name}: the model has the inputs {_ports_text(own_inputs)}, inputs: names {_ports_text(declared_inputs)}"
+        )
+    in_order = list(declared_inputs) if named_inputs is None else [by_name[port.name] for port in named_inputs]
+    for port, declared in zip(own_inputs, in_order, strict=True):
+        if not _fits(port.spec.shape, declared.spec.shape):
             raise ModelBudgetError(
-                f"{name}: input {port.name!r} of the model is {port.spec}, inputs: declares {wanted.spec} for it"
+                f"{name}: input {port.name!r} of the model is {port.spec}, inputs: declares {declared.spec} for it"
             )
-    return [Input(port.name, wanted.spec) for port, wanted in zip(shown, in_order, strict=True)]
+    return [Input(port.name, declared.spec) for port, declared in zip(shown, in_order, strict=True)]
 
 
-def _fits(shape: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        dim is None or dim in (other, BATCH) for dim, other in zip(shape, wanted, strict=True)
+def _fits(shape: tuple[Dim, ...], declared_shape: tuple[Dim, ...]) -> bool:
+    return len(shape) == len(declared_shape) and all(
+        dim is None or dim in (declared_dim, BATCH) for dim, declared_dim in zip(shape, declared_shape, strict=True)
     )
 
 
-def _listed(ports: Any) -> str:
+def _ports_text(ports: Any) -> str:
     return ", ".join(map(str, ports)) or "(none)"

@@ -93,16 +93,16 @@ def enter_stateless_scope(scope: object) -> None:
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """On leaving, python, numpy and the backend's global random state are as before."""
-    restore = [_restorer(random.setstate, random.getstate()), _restorer(np.random.set_state, np.random.get_state())]
-    restore.extend(_tensorflow_random())
+    restorers = [_restorer(random.setstate, random.getstate()), _restorer(np.random.set_state, np.random.get_state())]
+    restorers.extend(_tensorflow_random())
     if keras.backend.backend() == "torch":
         torch = sys.modules["torch"]
-        restore.append(_restorer(torch.set_rng_state, torch.get_rng_state()))
+        restorers.append(_restorer(torch.set_rng_state, torch.get_rng_state()))
     try:
         yield
     finally:
-        for one in restore:
-            one()
+        for restore in restorers:
+            restore()
 
 
 def _restorer(put: Callable[[Any], object], state: object) -> Callable[[], object]:
@@ -145,24 +145,24 @@ def optimizer_keys() -> type | None:
 def plain_slot() -> Callable[..., Any]:
     """How an optimizer makes a slot by shape alone; TensorFlow's looks at the weight's value first, to place it."""
     owners = [vars(cls) for cls in keras.optimizers.Optimizer.__mro__ if "add_variable_from_reference" in vars(cls)]
-    plain: Callable[..., Any] = owners[-1]["add_variable_from_reference"]
-    return plain
+    add_slot: Callable[..., Any] = owners[-1]["add_variable_from_reference"]
+    return add_slot
 
 
-def packed(layer: Any, variable: Any) -> tuple[int, ...] | None:
+def packed_shape(layer: Any, variable: Any) -> tuple[int, ...] | None:
     """The shape that a variable of packed 4-bit numbers stands for; None for any other variable."""
     if getattr(layer, "quantization_mode", None) != "int4":
         return None
-    for stored, unpacked in (("_kernel", "kernel"), ("_embeddings", "embeddings")):
-        if getattr(layer, stored, None) is variable:
-            return tuple(infer(lambda name=unpacked: getattr(layer, name)).shape)
+    for packed_name, unpacked in (("_kernel", "kernel"), ("_embeddings", "embeddings")):
+        if getattr(layer, packed_name, None) is variable:
+            return tuple(infer_outputs(lambda name=unpacked: getattr(layer, name)).shape)
     return None
 
 
 def own_variables(layer: Any) -> list[Any]:
     """The variables a layer holds itself: trainable ones first, no seeds, no metrics."""
-    seen = {id(one): one for one in (*layer._trainable_variables, *layer._non_trainable_variables)}
-    return list(seen.values())
+    by_id = {id(variable): variable for variable in (*layer._trainable_variables, *layer._non_trainable_variables)}
+    return list(by_id.values())
 
 
 def sublayers(layer: Any) -> list[Any]:
@@ -171,7 +171,7 @@ def sublayers(layer: Any) -> list[Any]:
     Up to Keras 3.12, a functional model lists those of its graph alone; what was set on it besides, its tracker knows.
     """
     tracked = layer._tracker.config["layers"][1] if isinstance(layer, keras.Function) else ()
-    return list({id(one): one for one in (*layer._layers, *tracked)}.values())
+    return list({id(sublayer): sublayer for sublayer in (*layer._layers, *tracked)}.values())
 
 
 def value_of(variable: Any) -> Any:
@@ -187,12 +187,12 @@ def set_value(variable: Any, value: Any) -> None:
 @contextmanager
 def value_replaced(variable: Any, value: Any) -> Iterator[None]:
     """Inside, a variable holds another tensor."""
-    before = variable._value
+    value_before = variable._value
     set_value(variable, value)
     try:
         yield
     finally:
-        variable._value = before
+        variable._value = value_before
 
 
 def graph_of(model: Any) -> Any:
@@ -230,17 +230,17 @@ def input_structure(graph: Any) -> Any:
 
 def history(tensor: Any) -> tuple[Any, Any] | None:
     """The operation that made a symbolic tensor and the call it came from; None for one without a past."""
-    found = getattr(tensor, "_keras_history", None)
-    if found is None or found.operation is None:
+    record = getattr(tensor, "_keras_history", None)
+    if record is None or record.operation is None:
         return None
-    return found.operation, found.operation._inbound_nodes[found.node_index]
+    return record.operation, record.operation._inbound_nodes[record.node_index]
 
 
 LINKED_AFTER_CALL = "symbolic_call" in vars(keras.layers.Layer)
 """Whether `Layer.__call__` itself notes where its outputs come from; up to Keras 3.6 `symbolic_call` does."""
 
 
-def link(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+def link_outputs(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
     """Note that a call of `operation` made `outputs`, those that have no past yet."""
     from keras.src.ops.node import Node
 
@@ -252,15 +252,17 @@ def link(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs:
 @contextmanager
 def calls_forgotten() -> Iterator[Callable[[Any], None]]:
     """Give a function to name each operation before it is called; on leaving their lists of calls are as before."""
-    before: dict[int, tuple[Any, int, int]] = {}
+    counts_before: dict[int, tuple[Any, int, int]] = {}
 
     def remember(operation: Any) -> None:
-        before.setdefault(id(operation), (operation, len(operation._inbound_nodes), len(operation._outbound_nodes)))
+        counts_before.setdefault(
+            id(operation), (operation, len(operation._inbound_nodes), len(operation._outbound_nodes))
+        )
 
     try:
         yield remember
     finally:
-        for operation, inbound, outbound in before.values():
+        for operation, inbound, outbound in counts_before.values():
             del operation._inbound_nodes[inbound:]
             del operation._outbound_nodes[outbound:]
 
@@ -299,16 +301,16 @@ def is_drawn(variable: Any) -> bool:
     return scope is None or scope.get_current_value(variable) is None
 
 
-def infer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def infer_outputs(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run `function` on the backend's own symbolic tensors."""
     from keras.src import backend
 
     return backend.compute_output_spec(function, *args, **kwargs)
 
 
-def all_variables(one: Any) -> list[Any]:
+def all_variables(operation: Any) -> list[Any]:
     """Every variable that a call of a layer or operation may read, also seeds."""
-    return list(one.variables) if isinstance(one, keras.layers.Layer) else []
+    return list(operation.variables) if isinstance(operation, keras.layers.Layer) else []
 
 
 def has_mask(tensor: Any) -> bool:
@@ -321,11 +323,11 @@ def run_graph(graph: Any, values: list[Any], run: Callable[[Any], Callable[..., 
     return graph._run_through_graph(values, operation_fn=run)
 
 
-def trained(one: Any) -> Callable[..., Any]:
+def operation_in_training(operation: Any) -> Callable[..., Any]:
     """An operation as a graph runs it in training mode, whatever its author passed for `training`."""
     from keras.src.models.functional import operation_fn
 
-    run: Callable[..., Any] = operation_fn(one, training=True)
+    run: Callable[..., Any] = operation_fn(operation, training=True)
     return run
 
 
@@ -334,11 +336,11 @@ def called_for(*, training: bool) -> Iterator[None]:
     """Inside, a layer runs for training or not, where its caller does not say so, and with it all below it."""
     from keras.src.layers.layer import CallContext
 
-    before = global_state.get_global_attribute(_CALL)
+    context_before = global_state.get_global_attribute(_CALL)
     context = CallContext(entry_layer=None)
     context.training = training
     global_state.set_global_attribute(_CALL, context)
     try:
         yield
     finally:
-        global_state.set_global_attribute(_CALL, before)
+        global_state.set_global_attribute(_CALL, context_before)

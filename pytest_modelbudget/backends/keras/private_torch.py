@@ -46,8 +46,8 @@ def registration_on_meta() -> dict[str, Callable[..., None]]:
 
     def track(layer: Any) -> None:
         torch = sys.modules["torch"]
-        known = {variable.path: value_on_meta(variable) for variable in layer.variables}
-        layer._torch_params = torch.nn.ParameterDict(known)
+        parameters = {variable.path: value_on_meta(variable) for variable in layer.variables}
+        layer._torch_params = torch.nn.ParameterDict(parameters)
 
     def track_later(layer: Any, variable: Any) -> None:
         if hasattr(layer, "_torch_params"):
@@ -64,15 +64,15 @@ def tell_torch(layer: Any) -> None:
 @contextmanager
 def untracked() -> Iterator[None]:
     """Inside, what is put into a layer's attributes and lists is not entered as a part of the layer."""
-    before = global_state.get_global_attribute(_TRACKING)
+    tracking_before = global_state.get_global_attribute(_TRACKING)
     global_state.set_global_attribute(_TRACKING, False)
     try:
         yield
     finally:
-        global_state.set_global_attribute(_TRACKING, before)
+        global_state.set_global_attribute(_TRACKING, tracking_before)
 
 
-def blank(operation: Any) -> Any:
+def blank_operation(operation: Any) -> Any:
     """An operation of the same class, as its constructor finds it."""
     base = keras.layers.Layer if isinstance(operation, keras.layers.Layer) else keras.Operation
     return base.__new__(type(operation))
@@ -84,7 +84,7 @@ def saveable() -> type:
     return owner
 
 
-def state(operation: Any) -> dict[str, Any]:
+def operation_state(operation: Any) -> dict[str, Any]:
     """What an operation holds, without the calls that it took part in and without what it knows of its parts."""
     return {name: value for name, value in vars(operation).items() if name not in (*_CALLS, _TRACKER)}
 
@@ -131,16 +131,16 @@ class _Meta(str):
 @contextmanager
 def torch_on_meta() -> Iterator[None]:
     """Inside, Keras on torch makes its tensors on the meta device, and draws nothing from its generators."""
-    drawing = [
+    generators = [
         (module, name, lambda seed: None)  # there are none for that device
         for key, module in list(sys.modules.items())
         for name in ("torch_seed_generator", "_torch_seed_generator")
         if key.startswith("keras.src.backend.torch.") and hasattr(module, name)
     ]
-    before = global_state.get_global_attribute(_DEVICE)
+    device_before = global_state.get_global_attribute(_DEVICE)
     global_state.set_global_attribute(_DEVICE, _Meta("meta"))
     try:
-        with all_patched(drawing):
+        with all_patched(generators):
             yield
     finally:
-        global_state.set_global_attribute(_DEVICE, before)
+        global_state.set_global_attribute(_DEVICE, device_before)

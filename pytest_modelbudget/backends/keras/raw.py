@@ -17,18 +17,18 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.costs import Count, Operator, jaxpr, tf_graph, total
+from pytest_modelbudget.backends.costs import FlopsCount, Operator, jaxpr, tf_graph, total
 from pytest_modelbudget.backends.keras import private
 from pytest_modelbudget.backends.patching import patched
 
-_MARK = "modelbudget-layer-"
-_ENTER = "enter"
+_LAYER_SCOPE = "modelbudget-layer-"
+_ENTRY = "enter"
 _PFOR = "/pfor"
 """In the names of what TensorFlow makes of a body that runs on many values at once."""
 
 
 @dataclass(slots=True)
-class Inner:
+class InnerCall:
     """A layer that was called inside raw code, with symbolic arguments.
 
     It runs `times` as often as the code around it; `own` is what it cost where its arguments do not tell, because the
@@ -40,56 +40,62 @@ class Inner:
     kwargs: Any
     batched: bool
     times: int = 1
-    own: Count | None = None
+    own: FlopsCount | None = None
 
 
 @dataclass(slots=True)
-class Raw:
+class BackendRun:
     """What came of one run: symbolic outputs, the layers called, and what the rest cost (None: not known)."""
 
     outputs: Any
-    inner: list[Inner] = field(default_factory=list)
-    count: Count | None = None
+    inner: list[InnerCall] = field(default_factory=list)
+    count: FlopsCount | None = None
 
 
-class Recorder:
+class BackendRecorder:
     """Watches one run of raw code."""
 
     def __init__(self) -> None:
-        self.inner: list[Inner] = []
-        self.runs: list[list[Inner]] = []
+        self.inner: list[InnerCall] = []
+        self.runs: list[list[InnerCall]] = []
         self._depth = 0
         self._scopes: list[str] = []
 
-    def around(self, one: Any, args: Any, kwargs: Any, specs: Callable[[Any], Any], call: Callable[..., Any]) -> Any:
+    def call_layer(
+        self, layer: Any, args: Any, kwargs: Any, specs: Callable[[Any], Any], call: Callable[..., Any]
+    ) -> Any:
         """A layer's call in there: `call` it under a mark, and note it if no other layer's call is around it."""
         if self._depth:
-            return call(one, *args, **kwargs)
-        mark = f"{_MARK}{len(self.inner)}-"
+            return call(layer, *args, **kwargs)
+        mark = f"{_LAYER_SCOPE}{len(self.inner)}-"
         flat = keras.tree.flatten((args, kwargs))
-        self.inner.append(Inner(one, specs(args), specs(kwargs), any(map(_is_batched, flat))))
+        self.inner.append(InnerCall(layer, specs(args), specs(kwargs), any(map(_is_batched, flat))))
         self._depth += 1
         self._scopes.append(mark)
         try:
-            with _named(mark):
-                entered = [_entered(value, f"{mark}{_ENTER}-{number}") for number, value in enumerate(flat)]
+            with _name_scope(mark):
+                entered = [_mark_entry(value, f"{mark}{_ENTRY}-{number}") for number, value in enumerate(flat)]
                 args, kwargs = keras.tree.pack_sequence_as((args, kwargs), entered)
-                return call(one, *args, **kwargs)
+                return call(layer, *args, **kwargs)
         finally:
             self._scopes.pop()
             self._depth -= 1
 
-    def run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Raw:
+    def run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> BackendRun:
         """Infer the outputs of `call` on the backend's symbolic tensors.
 
         Raises:
             Exception: whatever the code raises when it does not take them.
         """
         with _backend(self) as (watched, operators):
-            outputs = private.infer(self.watched(watched(call)), *args, **kwargs)
-            found = operators()
-            inner = _merged(self.runs)
-            return Raw(outputs, *_shared(list(found), inner)) if found is not None else Raw(outputs, _unknown(inner))
+            outputs = private.infer_outputs(self.watched(watched(call)), *args, **kwargs)
+            operators_seen = operators()
+            inner = _merge_runs(self.runs)
+            return (
+                BackendRun(outputs, *_split_operators(list(operators_seen), inner))
+                if operators_seen is not None
+                else BackendRun(outputs, _with_unknown_times(inner))
+            )
 
     def watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """`call`, noting the layers of each run that ends well: where sizes are open, there are two with fill-ins."""
@@ -107,101 +113,106 @@ class Recorder:
         return "/".join(self._scopes)
 
 
-def _merged(runs: list[list[Inner]]) -> list[Inner]:
+def _merge_runs(runs: list[list[InnerCall]]) -> list[InnerCall]:
     """One list: a dimension that two runs with other fill-ins saw with two sizes is open."""
-    if len(runs) < 2 or [one.operation for one in runs[0]] != [one.operation for one in runs[1]]:
+    if len(runs) < 2 or [inner.operation for inner in runs[0]] != [inner.operation for inner in runs[1]]:
         return runs[0] if runs else []
     return [
         replace(
-            first,
-            args=keras.tree.map_structure(_either, first.args, second.args),
-            kwargs=keras.tree.map_structure(_either, first.kwargs, second.kwargs),
+            first_inner,
+            args=keras.tree.map_structure(_merge_tensors, first_inner.args, second_inner.args),
+            kwargs=keras.tree.map_structure(_merge_tensors, first_inner.kwargs, second_inner.kwargs),
         )
-        for first, second in zip(runs[0], runs[1], strict=True)
+        for first_inner, second_inner in zip(runs[0], runs[1], strict=True)
     ]
 
 
-def _either(first: Any, second: Any) -> Any:
+def _merge_tensors(first: Any, second: Any) -> Any:
     if not _is_symbolic(first) or not _is_symbolic(second):
         return first
     shape = [size if size == other else None for size, other in zip(first.shape, second.shape, strict=True)]
     return keras.KerasTensor(shape, first.dtype)
 
 
-def _shared(found: list[Operator], inner: list[Inner]) -> tuple[list[Inner], Count]:
+def _split_operators(operators: list[Operator], inner: list[InnerCall]) -> tuple[list[InnerCall], FlopsCount]:
     """Each operator either belongs to a marked layer or to the code around."""
-    inside: dict[int, list[Operator]] = {}
-    around: list[Operator] = []
-    for one in found:
-        at = one.scope.find(_MARK)
-        if at < 0:
-            around.append(one)
+    operators_by_layer: dict[int, list[Operator]] = {}
+    operators_outside: list[Operator] = []
+    for operator in operators:
+        position = operator.scope.find(_LAYER_SCOPE)
+        if position < 0:
+            operators_outside.append(operator)
         else:
-            number = int(one.scope[at + len(_MARK) :].partition("-")[0])
-            inside.setdefault(number, []).append(one)
-    return [_settled(one, inside.get(at, [])) for at, one in enumerate(inner)], total(around)
+            number = int(operator.scope[position + len(_LAYER_SCOPE) :].partition("-")[0])
+            operators_by_layer.setdefault(number, []).append(operator)
+    return [
+        _with_times(operator, operators_by_layer.get(position, [])) for position, operator in enumerate(inner)
+    ], total(operators_outside)
 
 
-def _settled(one: Inner, operators: list[Operator]) -> Inner:
-    if one.batched or any(_PFOR in operator.scope for operator in operators):
-        return replace(one, times=0, own=total(operators))
+def _with_times(inner: InnerCall, operators: list[Operator]) -> InnerCall:
+    if inner.batched or any(_PFOR in operator.scope for operator in operators):
+        return replace(inner, times=0, own=total(operators))
     if keras.backend.backend() == "torch":
-        return one  # runs as it is written
+        return inner  # runs as it is written
     entered = Counter[str]()  # by which of its tensors: not every layer needs all of them
     for operator in operators:
-        _, found, number = operator.scope.rpartition(f"-{_ENTER}-")
-        if found:
+        _, mark_found, number = operator.scope.rpartition(f"-{_ENTRY}-")
+        if mark_found:
             entered[number] += operator.times
     if not entered:
-        return replace(one, times=0, own=total(operators))
-    return replace(one, times=max(entered.values()))
+        return replace(inner, times=0, own=total(operators))
+    return replace(inner, times=max(entered.values()))
 
 
-def _unknown(inner: list[Inner]) -> list[Inner]:
+def _with_unknown_times(inner: list[InnerCall]) -> list[InnerCall]:
     """Layers that ran, nobody knows how often."""
-    return [replace(one, times=0, own=Count(0, ((type(one.operation).__name__, 1),))) for one in inner]
+    return [
+        replace(inner_layer, times=0, own=FlopsCount(0, ((type(inner_layer.operation).__name__, 1),)))
+        for inner_layer in inner
+    ]
 
 
 def _is_symbolic(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-Watched = tuple[Callable[[Callable[..., Any]], Callable[..., Any]], Callable[[], Iterable[Operator] | None]]
+BackendTrace = tuple[Callable[[Callable[..., Any]], Callable[..., Any]], Callable[[], Iterable[Operator] | None]]
 """A wrapper for the code that is run, and what gives its operators afterwards: None when they depend on values."""
 
 
-def _backend(recorder: Recorder) -> AbstractContextManager[Watched]:
+def _backend(recorder: BackendRecorder) -> AbstractContextManager[BackendTrace]:
     routes = {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}
     return routes[keras.backend.backend()](recorder)
 
 
 @contextmanager
-def _on_tensorflow(_: Recorder) -> Iterator[Watched]:
-    made: list[Any] = []
+def _on_tensorflow(_: BackendRecorder) -> Iterator[BackendTrace]:
+    graph_tensors: list[Any] = []
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             outputs = call(*args, **kwargs)
-            made[:] = [one for one in keras.tree.flatten(outputs) if hasattr(one, "graph")]
+            graph_tensors[:] = [tensor for tensor in keras.tree.flatten(outputs) if hasattr(tensor, "graph")]
             return outputs
 
         return run
 
     def operators() -> Iterable[Operator] | None:
-        return tf_graph.operators(made[0].graph, made) if made else None
+        return tf_graph.operators(graph_tensors[0].graph, graph_tensors) if graph_tensors else None
 
     yield watched, operators
 
 
 @contextmanager
-def _on_jax(_: Recorder) -> Iterator[Watched]:
+def _on_jax(_: BackendRecorder) -> Iterator[BackendTrace]:
     """Keras asks jax for shapes only: here it is asked for the jaxpr, which knows them too."""
     jax: Any = sys.modules["jax"]
-    made: list[Any] = []
+    jaxprs: list[Any] = []
 
     def eval_shape(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
-        made.append(closed)
+        jaxprs.append(closed)
         return shapes
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -212,31 +223,31 @@ def _on_jax(_: Recorder) -> Iterator[Watched]:
         return run
 
     with (asked := patched(jax, "eval_shape", eval_shape)):
-        yield watched, lambda: jaxpr.operators(made[-1])
+        yield watched, lambda: jaxpr.operators(jaxprs[-1])
 
 
 @contextmanager
-def _on_torch(recorder: Recorder) -> Iterator[Watched]:
-    from pytest_modelbudget.backends.torch.trace.operators import listing
+def _on_torch(recorder: BackendRecorder) -> Iterator[BackendTrace]:
+    from pytest_modelbudget.backends.torch.trace.operators import operators_listed
 
-    made: list[Operator] | None = None
+    operators_seen: list[Operator] | None = None
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal made
-            with listing(recorder.scope) as found:
+            nonlocal operators_seen
+            with operators_listed(recorder.scope) as listed:
                 outputs = call(*args, **kwargs)
-            tensors = [one for one in keras.tree.flatten((args, kwargs)) if hasattr(one, "is_meta")]
+            tensors = [tensor for tensor in keras.tree.flatten((args, kwargs)) if hasattr(tensor, "is_meta")]
             # what cannot run on meta, Keras runs on ones: what it did may depend on them
-            made = found if all(one.is_meta for one in tensors) else None
+            operators_seen = listed if all(tensor.is_meta for tensor in tensors) else None
             return outputs
 
         return run
 
-    yield watched, lambda: made
+    yield watched, lambda: operators_seen
 
 
-def _named(mark: str) -> AbstractContextManager[Any]:
+def _name_scope(mark: str) -> AbstractContextManager[Any]:
     """A scope that the backend's trace shows."""
     if keras.backend.backend() == "torch":
         return nullcontext()
@@ -244,7 +255,7 @@ def _named(mark: str) -> AbstractContextManager[Any]:
     return scope
 
 
-def _entered(value: Any, name: str) -> Any:
+def _mark_entry(value: Any, name: str) -> Any:
     """A tensor as it is, with a sign in the trace that it came here."""
     backend = keras.backend.backend()
     if backend == "tensorflow" and sys.modules["tensorflow"].is_tensor(value) and hasattr(value, "op"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.costs import Count
+from pytest_modelbudget.backends.costs import FlopsCount
 from pytest_modelbudget.backends.costs.formulas import (
     COMPLEX_FFT,
     COMPLEX_PRODUCT,
@@ -24,7 +24,7 @@ from pytest_modelbudget.backends.costs.formulas import (
     fft,
     triangular_systems,
 )
-from pytest_modelbudget.backends.keras.calls import Call
+from pytest_modelbudget.backends.keras.calls import LayerCall
 from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
 
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
@@ -128,7 +128,7 @@ def _istft(operation: Any, operands: Sequence[Shape], _: Sequence[Shape]) -> int
     return fft(operation.fft_length, prod(operands[0][:-1]), REAL_FFT)
 
 
-COUNTED: dict[str, Rule] = {
+OPERATION_RULES: dict[str, Rule] = {
     "Matmul": _matmul,
     "Dot": _matmul,
     "Inner": _matmul,
@@ -164,7 +164,7 @@ def _mel(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -> int:
     return fft(points, prod(results[0]) // bins, REAL_FFT) + 2 * prod(results[0]) * (points // 2 + 1)
 
 
-LAYERS: dict[str, Rule] = {
+LAYER_RULES: dict[str, Rule] = {
     "Conv1D": _conv_layer,
     "Conv2D": _conv_layer,
     "Conv3D": _conv_layer,
@@ -173,32 +173,32 @@ LAYERS: dict[str, Rule] = {
 """Layers of Keras whose own code cannot take symbolic tensors in some cases, as grouped convolutions."""
 
 
-def total(calls: Iterable[Call]) -> Count:
+def total(calls: Iterable[LayerCall]) -> FlopsCount:
     """The FLOPs of several calls, each as often as it runs."""
     flops, uncounted = 0, Counter[str]()
     for call in calls:
         count = cost(call)
         flops += count.flops * call.times
         uncounted.update({name: times * call.times for name, times in count.uncounted if call.times})
-    return Count(flops, tuple(sorted(uncounted.items())))
+    return FlopsCount(flops, tuple(sorted(uncounted.items())))
 
 
-def cost(call: Call) -> Count:
+def cost(call: LayerCall) -> FlopsCount:
     """What one run of a call costs, without the calls below it; what has no formula is named."""
     if call.own is not None:
         return call.own
     if call.is_layer and not call.opaque:
-        return Count()  # what it did is in the calls below it
+        return FlopsCount()  # what it did is in the calls below it
     value = _cost(call)
-    return Count(0, ((type(call.operation).__name__, 1),)) if value is None else Count(value)
+    return FlopsCount(0, ((type(call.operation).__name__, 1),)) if value is None else FlopsCount(value)
 
 
-def _cost(call: Call) -> int | None:
+def _cost(call: LayerCall) -> int | None:
     operation = call.operation
     if not type(operation).__module__.startswith("keras.src."):
         return None
-    name = kind(operation) if call.is_layer else type(operation).__name__
-    rule = (LAYERS if call.is_layer else COUNTED).get(name)
+    name = keras_class(operation) if call.is_layer else type(operation).__name__
+    rule = (LAYER_RULES if call.is_layer else OPERATION_RULES).get(name)
     if rule is None:
         return 0 if name in ZERO else None
     operands = [shape for value in keras.tree.flatten((call.args, call.kwargs)) if (shape := _shape(value)) is not None]
@@ -226,7 +226,7 @@ def _depthwise_layer(layer: Any, _: Sequence[Shape], results: Sequence[Shape]) -
     return _depthwise(layer, [(), tuple(layer.kernel.shape)], results)
 
 
-_PLAIN: dict[str, Rule] = {
+_PLAIN_LAYER_RULES: dict[str, Rule] = {
     "Conv1D": _conv_layer,
     "Conv2D": _conv_layer,
     "Conv3D": _conv_layer,
@@ -236,14 +236,14 @@ _PLAIN: dict[str, Rule] = {
 }
 
 
-def plain(layer: Any) -> Rule | None:
+def plain_rule(layer: Any) -> Rule | None:
     """What the cost of a layer of Keras follows from without looking into it; None for any that may hold more."""
     kinds = type(layer)
     if not kinds.__module__.startswith("keras.src.") or getattr(layer, "lora_enabled", False):
         return None
     if kinds.__name__ in ZERO_LAYERS:
-        return _nothing
-    rule = _PLAIN.get(kinds.__name__)
+        return _zero_flops
+    rule = _PLAIN_LAYER_RULES.get(kinds.__name__)
     if rule is None or getattr(layer, "quantization_mode", None) is not None or layer.compute_dtype == "complex64":
         return None
     activation = layer.activation
@@ -251,26 +251,26 @@ def plain(layer: Any) -> Rule | None:
     return rule if keeps_shape and getattr(activation, "__module__", "").startswith("keras.src.") else None
 
 
-def _nothing(_: Any, __: Sequence[Shape], ___: Sequence[Shape]) -> int:
+def _zero_flops(_: Any, __: Sequence[Shape], ___: Sequence[Shape]) -> int:
     return 0
 
 
 def has_formula(layer: Any) -> bool:
     """Whether a layer that cannot be looked into has a formula of its own, the same on every backend."""
-    return kind(layer) in LAYERS
+    return keras_class(layer) in LAYER_RULES
 
 
 def costs_nothing(layer: Any) -> bool:
     """Whether a layer is one of Keras' own that are zero by rule; with LoRA, looking up rows takes a product."""
-    return kind(layer) in ZERO_LAYERS and not getattr(layer, "lora_enabled", False)
+    return keras_class(layer) in ZERO_LAYERS and not getattr(layer, "lora_enabled", False)
 
 
 def weightless(layer: Any) -> bool:
     """Whether a layer is one of Keras' own that never hold weights."""
-    return kind(layer) in ZERO_LAYERS - WITH_WEIGHTS
+    return keras_class(layer) in ZERO_LAYERS - WITH_WEIGHTS
 
 
-def kind(layer: Any) -> str:
+def keras_class(layer: Any) -> str:
     """The Keras class whose `call` a layer runs, also through a subclass; empty when the `call` is the user's own."""
     if not type(layer).call.__module__.startswith("keras.src."):
         return ""

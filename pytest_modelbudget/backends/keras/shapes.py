@@ -9,11 +9,11 @@ import keras
 
 from pytest_modelbudget.backends import calls
 from pytest_modelbudget.backends.dimensions import NamedTrace, Sizes, named_trace
-from pytest_modelbudget.backends.keras.trace import Trace, symbolic
+from pytest_modelbudget.backends.keras.trace import CallTrace, keras_tensors_in
 
 
-def named(
-    base: Trace, symbols: Sequence[str], sizes: Sizes, retrace: Callable[[Mapping[str, int]], Trace]
+def name_shapes(
+    base: CallTrace, symbols: Sequence[str], sizes: Sizes, retrace: Callable[[Mapping[str, int]], CallTrace]
 ) -> NamedTrace:
     """Name the dimensions of `base`, a trace at `sizes`; `retrace` makes the same call at other sizes."""
 
@@ -23,10 +23,12 @@ def named(
     return named_trace(_plain(base), {symbol: sizes[symbol] for symbol in symbols}, run)
 
 
-def _plain(trace: Trace) -> calls.Trace:
-    made = [calls.Call(type(call.operation), _outputs(call.given), _outputs(call.outputs)) for call in trace.calls]
-    return calls.Trace(made, _outputs(symbolic(trace.outputs)))
+def _plain(trace: CallTrace) -> calls.Trace:
+    plain_calls = [
+        calls.Call(type(call.operation), _outputs(call.input_tensors), _outputs(call.outputs)) for call in trace.calls
+    ]
+    return calls.Trace(plain_calls, _outputs(keras_tensors_in(trace.outputs)))
 
 
-def _outputs(tensors: Sequence[Any]) -> tuple[calls.Output, ...]:
+def _outputs(tensors: Sequence[Any]) -> tuple[calls.ShapeDtype, ...]:
     return tuple([(tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)) for tensor in tensors])

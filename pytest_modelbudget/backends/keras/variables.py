@@ -28,7 +28,7 @@ _MODULES = ("keras.src.ops.", "keras.src.quantizers.", "keras.src.activations.")
 """Modules that ask `any_symbolic_tensors` whether to run or to infer."""
 
 
-class ValueWanted(Exception):
+class WeightValueWanted(Exception):
     """Code asked for the value of a weight, which a trace does not have."""
 
 
@@ -37,18 +37,18 @@ def symbolic() -> Iterator[None]:
     """Inside, operations on variables are symbolic, and assigning one has no effect."""
     owner, tensor = private.Variable, keras.KerasTensor
     patches: list[tuple[Any, str, Any]] = [
-        (module, _FUNCTIONS, _asking(getattr(module, _FUNCTIONS)))
+        (module, _FUNCTIONS, _asking_variables(getattr(module, _FUNCTIONS)))
         for name, module in list(sys.modules.items())
         if name.startswith(_MODULES) and hasattr(module, _FUNCTIONS)
     ]
     patches += [
-        (owner, name, _either(getattr(owner, name), getattr(tensor, name)))
+        (owner, name, _symbolic_or_original(getattr(owner, name), getattr(tensor, name)))
         for name in sorted(_OPERATORS)
         if hasattr(owner, name) and hasattr(tensor, name)
     ]
-    patches.append((owner, "__getitem__", _either(owner.__getitem__, _item)))
-    patches.append((owner, "assign", _assigning(owner.assign)))
-    patches.append((owner, "value", property(_reading(owner.value))))
+    patches.append((owner, "__getitem__", _symbolic_or_original(owner.__getitem__, _item)))
+    patches.append((owner, "assign", _assign_nothing(owner.assign)))
+    patches.append((owner, "value", property(_refusing_values(owner.value))))
     if (operations := sys.modules.get("keras.src.ops")) is not None:
         patches.append((operations, "custom_gradient", _forward_only(operations.custom_gradient)))
     with all_patched(patches):
@@ -58,7 +58,7 @@ def symbolic() -> Iterator[None]:
 @contextmanager
 def zeros() -> Iterator[None]:
     """Inside, a variable without value reads as zeros, which no backend has to draw or to decompose."""
-    with patched(private.Variable, "value", property(_zeros(private.Variable.value))):
+    with patched(private.Variable, "value", property(_reading_zeros(private.Variable.value))):
         yield
 
 
@@ -72,16 +72,16 @@ def converted() -> Iterator[None]:
     if hasattr(operations, "ConvertToTensor"):
         yield
         return
-    with patched(backend, "convert_to_tensor", _keeping(backend.convert_to_tensor)):
+    with patched(backend, "convert_to_tensor", _keeping_symbolic(backend.convert_to_tensor)):
         yield
 
 
-def _keeping(original: Callable[..., Any]) -> Callable[..., Any]:
+def _keeping_symbolic(original: Callable[..., Any]) -> Callable[..., Any]:
     def convert_to_tensor(x: Any, dtype: Any = None, sparse: Any = None, **kwargs: Any) -> Any:
         if not isinstance(x, keras.KerasTensor):
             return original(x, dtype=dtype, sparse=sparse, **kwargs)
-        same = dtype is None or keras.backend.standardize_dtype(dtype) == x.dtype
-        return x if same else keras.ops.cast(x, dtype)
+        same_dtype = dtype is None or keras.backend.standardize_dtype(dtype) == x.dtype
+        return x if same_dtype else keras.ops.cast(x, dtype)
 
     return convert_to_tensor
 
@@ -91,7 +91,7 @@ def is_variable(value: Any) -> bool:
     return isinstance(value, private.Variable)
 
 
-def _asking(original: Callable[..., bool]) -> Callable[..., bool]:
+def _asking_variables(original: Callable[..., bool]) -> Callable[..., bool]:
     def any_symbolic_tensors(args: Any = None, kwargs: Any = None) -> bool:
         if original(args, kwargs):
             return True
@@ -103,7 +103,7 @@ def _asking(original: Callable[..., bool]) -> Callable[..., bool]:
     return any_symbolic_tensors
 
 
-def _either(original: Callable[..., Any], symbolic: Callable[..., Any]) -> Callable[..., Any]:
+def _symbolic_or_original(original: Callable[..., Any], symbolic: Callable[..., Any]) -> Callable[..., Any]:
     def operator(self: Any, *others: Any) -> Any:
         return (original if private.in_symbolic_scope() else symbolic)(self, *others)
 
@@ -112,29 +112,29 @@ def _either(original: Callable[..., Any], symbolic: Callable[..., Any]) -> Calla
 
 def _item(variable: Any, key: Any) -> Any:
     """A part of a variable; numpy knows the shape of any, an array without memory stands for the values."""
-    if any(isinstance(one, keras.KerasTensor) for one in (key if isinstance(key, tuple) else (key,))):
+    if any(isinstance(index, keras.KerasTensor) for index in (key if isinstance(key, tuple) else (key,))):
         return keras.KerasTensor.__getitem__(variable, key)
     part = np.broadcast_to(np.zeros((), "int8"), variable.shape)[key]
     return keras.KerasTensor(part.shape, keras.backend.standardize_dtype(variable.dtype))
 
 
-def _assigning(original: Callable[..., Any]) -> Callable[..., Any]:
+def _assign_nothing(original: Callable[..., Any]) -> Callable[..., Any]:
     def assign(self: Any, value: Any) -> Any:
         return original(self, value) if private.in_symbolic_scope() else value
 
     return assign
 
 
-def _reading(original: property) -> Callable[..., Any]:
+def _refusing_values(original: property) -> Callable[..., Any]:
     def value(self: Any) -> Any:
         if not private.in_symbolic_scope() and "float" in str(self.dtype):
-            raise ValueWanted(self.path)
+            raise WeightValueWanted(self.path)
         return original.__get__(self)
 
     return value
 
 
-def _zeros(original: property) -> Callable[..., Any]:
+def _reading_zeros(original: property) -> Callable[..., Any]:
     def value(self: Any) -> Any:
         if private.is_drawn(self):
             return self._maybe_autocast(keras.ops.zeros(self.shape, self.dtype))

@@ -14,17 +14,17 @@ from pytest_modelbudget.backends.assemble import HeldWeight, Row, Shown, positio
 from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import private, weights
 from pytest_modelbudget.backends.keras.labels import Labels
-from pytest_modelbudget.backends.keras.trace import Call
+from pytest_modelbudget.backends.keras.trace import LayerCall
 from pytest_modelbudget.inputs import BATCH
 from pytest_modelbudget.summary import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TraceShapes:
     """What one trace shows: the calls, what they got and gave with named dimensions, and the model's inputs."""
 
-    calls: Sequence[Call]
-    given: Sequence[Specs]
+    calls: Sequence[LayerCall]
+    call_inputs: Sequence[Specs]
     outputs: Sequence[Specs]
     inputs: Mapping[int, TensorSpec]
     from_graph: bool
@@ -34,15 +34,15 @@ class Seen:
 class Structure:
     """What a Keras model is made of; operations have their `labels` where there are any, else their own names."""
 
-    def __init__(self, model: Any, seen: Seen, labels: Labels) -> None:
-        self._seen = seen
+    def __init__(self, model: Any, trace_shapes: TraceShapes, labels: Labels) -> None:
+        self._trace_shapes = trace_shapes
         self._labels = labels
         self._trainable = {id(variable) for variable in model.trainable_weights}
         self._graphs: dict[int, Any] = {}
 
     def rows(self, model: Any) -> list[Row]:
         """See `assemble.rows`."""
-        return assemble.rows(model, self, positions_of(call.chain for call in self._seen.calls))
+        return assemble.rows(model, self, positions_of(call.chain for call in self._trace_shapes.calls))
 
     def name(self, part: Any) -> str:
         """What an operation is called here."""
@@ -58,77 +58,83 @@ class Structure:
         if graph is None:
             return layers(model)
         operations = _operations(model, graph)
-        held = {id(one) for one in operations}
-        beside = [one for one in private.sublayers(model) if id(one) not in held and not _is_input(one)]
+        in_graph = {id(operation) for operation in operations}
+        beside = [layer for layer in private.sublayers(model) if id(layer) not in in_graph and not _is_input(layer)]
         return [*operations, *beside]
 
     def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
         """From the graph of its model, from the trace, or of an input of the outermost model as it is declared."""
-        seen, graph = self._seen, None if model is None else self._graphs[id(model)]
+        trace_shapes, graph = self._trace_shapes, None if model is None else self._graphs[id(model)]
         nodes = private.nodes_of(graph, part) if graph is not None else []
-        makers = [_makers(node) for node in nodes] or [seen.calls[at].sources for at in positions]
+        makers = [_input_makers(node) for node in nodes] or [
+            trace_shapes.calls[position].sources for position in positions
+        ]
         inputs: Iterable[Specs] = ()
         outputs: Iterable[Specs]
-        if id(part) in seen.inputs:
-            outputs = [(seen.inputs[id(part)],)]
-        elif nodes and (seen.from_graph or not positions):
-            outputs = [tuple(map(spec, node.output_tensors)) for node in nodes]
-            inputs = [tuple(map(spec, node.input_tensors)) for node in nodes]
+        if id(part) in trace_shapes.inputs:
+            outputs = [(trace_shapes.inputs[id(part)],)]
+        elif nodes and (trace_shapes.from_graph or not positions):
+            outputs = [tuple(map(tensor_spec, node.output_tensors)) for node in nodes]
+            inputs = [tuple(map(tensor_spec, node.input_tensors)) for node in nodes]
         else:
-            outputs = [seen.outputs[at] for at in positions]
-            inputs = [seen.given[at] for at in positions]
+            outputs = [trace_shapes.outputs[position] for position in positions]
+            inputs = [trace_shapes.call_inputs[position] for position in positions]
         return Shown(inputs, outputs, makers, len(positions) or len(nodes))
 
     def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
         """None of an operation."""
         if isinstance(part, keras.layers.Layer):
-            yield from weights.held(weights.deep(part) if deep else weights.own(part), self._trainable)
+            yield from weights.held(
+                weights.all_variables(part) if deep else weights.own_variables(part), self._trainable
+            )
 
     def all_weights(self, model: Any) -> Iterator[tuple[int, str]]:
         """Those that Keras counts."""
         return ((id(variable), variable.path) for variable in model.weights)
 
 
-def spec(tensor: Any) -> TensorSpec:
+def tensor_spec(tensor: Any) -> TensorSpec:
     """A Keras tensor as plain data: the open first axis is the batch."""
-    named = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(tuple(tensor.shape)))
-    return TensorSpec(named, keras.backend.standardize_dtype(tensor.dtype))
+    dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(tuple(tensor.shape)))
+    return TensorSpec(dims, keras.backend.standardize_dtype(tensor.dtype))
 
 
-def each(layer: Any, seen: set[int] | None = None) -> Iterator[Any]:
+def all_layers(layer: Any, visited: set[int] | None = None) -> Iterator[Any]:
     """`layer` and every layer below it, each once."""
-    seen = set() if seen is None else seen
-    if id(layer) in seen:
+    visited = set() if visited is None else visited
+    if id(layer) in visited:
         return
-    seen.add(id(layer))
+    visited.add(id(layer))
     yield layer
     for sublayer in private.sublayers(layer):
-        yield from each(sublayer, seen)
+        yield from all_layers(sublayer, visited)
 
 
-def unbuilt(layer: Any, weightless: Callable[[Any], bool], path: str = "", seen: set[int] | None = None) -> list[str]:
+def unbuilt(
+    layer: Any, weightless: Callable[[Any], bool], path: str = "", visited: set[int] | None = None
+) -> list[str]:
     """The paths of the layers that would make weights in `build` and never did."""
-    seen = set() if seen is None else seen
-    found: list[str] = []
+    visited = set() if visited is None else visited
+    paths: list[str] = []
     for sublayer in private.sublayers(layer):
-        if id(sublayer) in seen:
+        if id(sublayer) in visited:
             continue
-        seen.add(id(sublayer))
-        below = f"{path}{sublayer.name}"
+        visited.add(id(sublayer))
+        sublayer_path = f"{path}{sublayer.name}"
         if not sublayer.built and private.overrides_build(sublayer) and not weightless(sublayer):
-            found.append(below)
+            paths.append(sublayer_path)
         else:
-            found.extend(unbuilt(sublayer, weightless, f"{below}/", seen))
-    return found
+            paths.extend(unbuilt(sublayer, weightless, f"{sublayer_path}/", visited))
+    return paths
 
 
-def graphs_tell_shapes(model: Any, calls: Sequence[Call], batch: int) -> bool:
+def graphs_tell_shapes(model: Any, calls: Sequence[LayerCall], batch: int) -> bool:
     """Whether the shapes in the graphs of functional models say all that these `calls` at this batch size show.
 
     They do not where a layer that a model merely holds was called by another, where another axis than the first is
     open, or where an open first axis is not the batch, as after a reshape.
     """
-    graphs = [(outer, graph) for outer in each(model) if (graph := private.graph_of(outer)) is not None]
+    graphs = [(outer, graph) for outer in all_layers(model) if (graph := private.graph_of(outer)) is not None]
     if _called_beside(graphs, calls):
         return False
     of_batch: set[int] = set()
@@ -137,40 +143,40 @@ def graphs_tell_shapes(model: Any, calls: Sequence[Call], batch: int) -> bool:
             return False
         if None in shape:
             of_batch.add(id(operation))
-    made = (tensor.shape[:1] for call in calls if id(call.operation) in of_batch for tensor in call.outputs)
-    return all(first == (batch,) for first in made)
+    first_axes = (tensor.shape[:1] for call in calls if id(call.operation) in of_batch for tensor in call.outputs)
+    return all(axis == (batch,) for axis in first_axes)
 
 
-def _called_beside(graphs: Sequence[tuple[Any, Any]], calls: Sequence[Call]) -> bool:
+def _called_beside(graphs: Sequence[tuple[Any, Any]], calls: Sequence[LayerCall]) -> bool:
     called = {id(call.operation) for call in calls}
     for outer, graph in graphs:
-        held = {id(one) for one in graph.operations}
-        if any(id(one) in called and id(one) not in held for one in private.sublayers(outer)):
+        in_graph = {id(operation) for operation in graph.operations}
+        if any(id(layer) in called and id(layer) not in in_graph for layer in private.sublayers(outer)):
             return True
     return False
 
 
 def layers(model: Any) -> list[Any]:
     """The layers of a class; of a functional model with a call of its own also those beside its graph, no inputs."""
-    found = {id(one): one for one in model.layers}
+    by_id = {id(layer): layer for layer in model.layers}
     if private.function_of(model) is not None:
-        found.update((id(one), one) for one in private.sublayers(model))
-    return [one for one in found.values() if not _is_input(one)]
+        by_id.update((id(layer), layer) for layer in private.sublayers(model))
+    return [layer for layer in by_id.values() if not _is_input(layer)]
 
 
 def _operations(model: Any, graph: Any) -> list[Any]:
     """A functional model shows its input layers, a Sequential one does not."""
     operations = list(graph.operations)
     if isinstance(model, keras.Sequential):
-        return [one for one in operations if not _is_input(one)]
+        return [operation for operation in operations if not _is_input(operation)]
     return operations
 
 
-def _makers(node: Any) -> tuple[Any, ...]:
+def _input_makers(node: Any) -> tuple[Any, ...]:
     """The operations that made the inputs of one call in a graph."""
-    pasts = [private.history(tensor) for tensor in node.input_tensors]
-    return tuple(past[0] for past in pasts if past is not None)
+    histories = [private.history(tensor) for tensor in node.input_tensors]
+    return tuple(history[0] for history in histories if history is not None)
 
 
-def _is_input(one: Any) -> bool:
-    return isinstance(one, keras.layers.InputLayer)
+def _is_input(operation: Any) -> bool:
+    return isinstance(operation, keras.layers.InputLayer)

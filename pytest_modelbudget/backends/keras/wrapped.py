@@ -24,7 +24,7 @@ def is_wrapper(layer: Any) -> bool:
     return isinstance(layer, keras.layers.TorchModuleWrapper)
 
 
-def named(layer: Any) -> Iterator[tuple[str, Any]]:
+def named_tensors(layer: Any) -> Iterator[tuple[str, Any]]:
     """The variables and buffers of a wrapper under the names that torch has for them; a variable without one last."""
     variables = {id(variable): variable for variable in private.own_variables(layer)}
     for name, variable in _by_parameter(layer):
@@ -42,20 +42,24 @@ def _by_parameter(layer: Any) -> Iterator[tuple[str, Any]]:
             yield name, variable
 
 
-def identity(variable: Any, layer: Any) -> int:
+def parameter_identity(variable: Any, layer: Any) -> int:
     """The same for two variables that are one parameter of a module, which two wrappers may hold."""
     return id(private.value_of(variable) if is_wrapper(layer) and isinstance(variable, private.Variable) else variable)
 
 
 def as_stored(weight: Weight, variable: Any) -> Weight:
     """A weight of a wrapped module as torch stores it, where its shape and dtype do not say that."""
-    from pytest_modelbudget.backends.torch.model.stored_tensors import dtype_of, shape_of, stored_bytes
+    from pytest_modelbudget.backends.torch.model.stored_tensors import (
+        represented_dtype,
+        represented_shape,
+        stored_bytes,
+    )
 
     tensor = private.value_of(variable) if isinstance(variable, private.Variable) else variable
-    if tensor is None or (stored := stored_bytes(tensor)) is None:
+    if tensor is None or (nbytes := stored_bytes(tensor)) is None:
         return weight
-    shape = shape_of(tensor)
-    return replace(weight, shape=shape, dtype=dtype_of(tensor, prod(shape)), packed_bytes=stored)
+    shape = represented_shape(tensor)
+    return replace(weight, shape=shape, dtype=represented_dtype(tensor, prod(shape)), packed_bytes=nbytes)
 
 
 def refuse_packed(layers: Iterable[Any], model: str) -> None:
@@ -66,10 +70,10 @@ def refuse_packed(layers: Iterable[Any], model: str) -> None:
     """
     for wrapper in filter(is_wrapper, layers):
         # Only here is torch loaded already: loaded after TensorFlow it may end the process.
-        from pytest_modelbudget.backends.torch.model.weights import is_packed
+        from pytest_modelbudget.backends.torch.model.weights import runs_on_values_only
 
         for path, module in wrapper.module.named_modules():
-            if is_packed(module):
+            if runs_on_values_only(module):
                 raise ModelBudgetError(
                     f"{model}: the layer {wrapper.name!r} wraps a torch module whose {(path or 'root')!r} "
                     f"({type(module).__name__}) has packed weights, which Keras does not see: "
@@ -77,7 +81,7 @@ def refuse_packed(layers: Iterable[Any], model: str) -> None:
                 )
 
 
-class StandIns:
+class ModuleCopies:
     """Copies without memory of the modules that a model wraps, each made when it is first needed."""
 
     def __init__(self) -> None:
@@ -88,46 +92,51 @@ class StandIns:
         """Inside, each wrapper among `layers` calls a copy of its module; its mode is as before afterwards."""
         with ExitStack() as stack:
             for wrapper in filter(is_wrapper, layers):
-                stack.callback(_put_back, wrapper, wrapper.module, [(one, one.training) for one in wrapper.modules()])
-                held, copy = dict(_by_parameter(wrapper)), self._copy(wrapper)
+                stack.callback(
+                    _restore_module,
+                    wrapper,
+                    wrapper.module,
+                    [(module, module.training) for module in wrapper.modules()],
+                )
+                variables, copy = dict(_by_parameter(wrapper)), self._copy(wrapper)
                 for name, parameter in copy.named_parameters():
-                    if name in held:
-                        stack.enter_context(private.value_replaced(held[name], parameter))
+                    if name in variables:
+                        stack.enter_context(private.value_replaced(variables[name], parameter))
                 wrapper._modules["module"] = copy
             yield
 
     def _copy(self, wrapper: Any) -> Any:
-        from pytest_modelbudget.backends.torch.model.meta_copy import valueless
+        from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy_without_values
 
         module = wrapper.module
         if id(module) not in self._made:
-            self._made[id(module)] = module, valueless(module)
+            self._made[id(module)] = module, meta_copy_without_values(module)
         return self._made[id(module)][1]
 
 
 def buffers(layers: Sequence[Any]) -> list[Any]:
     """The buffers of the modules that `layers` wrap, each once."""
-    found = [buffer for wrapper in filter(is_wrapper, layers) for buffer in wrapper.module.buffers()]
-    return list({id(buffer): buffer for buffer in found}.values())
+    listed = [buffer for wrapper in filter(is_wrapper, layers) for buffer in wrapper.module.buffers()]
+    return list({id(buffer): buffer for buffer in listed}.values())
 
 
 @contextmanager
-def given(layers: Sequence[Any], values: Mapping[int, Any]) -> Iterator[None]:
+def values_given(layers: Sequence[Any], values: Mapping[int, Any]) -> Iterator[None]:
     """Inside, the modules that `layers` wrap compute with these values of variables and buffers, by their ids."""
     with ExitStack() as stack:
         for wrapper in filter(is_wrapper, layers):
             module = wrapper.module
-            places = [(name, variable, "_parameters") for name, variable in _by_parameter(wrapper)]
-            places += [(name, buffer, "_buffers") for name, buffer in module.named_buffers()]
-            for name, held, kind in places:
+            holders = [(name, variable, "_parameters") for name, variable in _by_parameter(wrapper)]
+            holders += [(name, buffer, "_buffers") for name, buffer in module.named_buffers()]
+            for name, owner, kind in holders:
                 path, _, leaf = name.rpartition(".")
                 tensors = getattr(module.get_submodule(path), kind)
                 stack.callback(tensors.__setitem__, leaf, tensors[leaf])
-                tensors[leaf] = values[id(held)]
+                tensors[leaf] = values[id(owner)]
         yield
 
 
-def _put_back(wrapper: Any, module: Any, modes: list[tuple[Any, bool]]) -> None:
+def _restore_module(wrapper: Any, module: Any, modes: list[tuple[Any, bool]]) -> None:
     wrapper._modules["module"] = module
-    for one, training in modes:
-        vars(one)["training"] = training
+    for submodule, training in modes:
+        vars(submodule)["training"] = training

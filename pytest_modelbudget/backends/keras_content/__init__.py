@@ -17,16 +17,16 @@ from typing import Any
 
 from pytest_modelbudget.backends.keras_content import graph, hdf5, names
 from pytest_modelbudget.backends.keras_content.content import Content, Shape, without_training
-from pytest_modelbudget.backends.keras_content.library import Library, bases
+from pytest_modelbudget.backends.keras_content.library import Library, existing_classes
 from pytest_modelbudget.backends.keras_content.refusals import refusal
-from pytest_modelbudget.backends.keras_content.unpacked import Parts, Unreadable, parsed
+from pytest_modelbudget.backends.keras_content.unpacked import FileParts, FileUnreadable, parse_json
 from pytest_modelbudget.backends.model_files import shown
 from pytest_modelbudget.errors import ModelBudgetError
 
-__all__ = ["Content", "Library", "Shape", "bases", "content", "is_from_file", "read_from_file", "refusal"]
+__all__ = ["Content", "Library", "Shape", "content", "existing_classes", "is_from_file", "read_from_file", "refusal"]
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_MARK = "_modelbudget_from_file"
+_FROM_FILE = "_modelbudget_from_file"
 
 
 def content(path: Path, library: Library) -> Content:
@@ -37,17 +37,21 @@ def content(path: Path, library: Library) -> Content:
             what is registered.
     """
     with _readable(path):
-        found = _keras_format(path) if path.is_dir() or zipfile.is_zipfile(path) else _hdf5_format(path)
-        if not isinstance(found.config, dict) or not isinstance(found.config.get("class_name"), str):
-            raise Unreadable("is damaged: its config describes no model")
-        found = replace(found, config=without_training(found.config), optimizer=_optimizer(found, library))
+        file_content = _keras_format(path) if path.is_dir() or zipfile.is_zipfile(path) else _hdf5_format(path)
+        if not isinstance(file_content.config, dict) or not isinstance(file_content.config.get("class_name"), str):
+            raise FileUnreadable("is damaged: its config describes no model")
+        file_content = replace(
+            file_content,
+            config=without_training(file_content.config),
+            optimizer=_optimizer_config(file_content, library),
+        )
         try:
-            problem = names.problem(found.config, library)
-        except names.Lacking as error:
-            raise refusal(path, found, library.title, error) from None
-        if problem := problem or graph.problem(found.config, library.called):
-            raise Unreadable(problem)
-    return found
+            problem = names.problem(file_content.config, library)
+        except names.NotInLibrary as error:
+            raise refusal(path, file_content, library.title, error) from None
+        if problem := problem or graph.problem(file_content.config, library.called):
+            raise FileUnreadable(problem)
+    return file_content
 
 
 @contextmanager
@@ -56,7 +60,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except ModelBudgetError:
         raise
-    except Unreadable as error:
+    except FileUnreadable as error:
         separator = " " if str(error).startswith(("is ", "holds ")) else ": "
         raise ModelBudgetError(f"{shown(path)}{separator}{error}") from None
     except Exception as error:  # of damaged bytes, the libraries that read them raise whatever they come upon
@@ -69,74 +73,74 @@ def _readable(path: Path) -> Iterator[None]:
 def _keras_format(path: Path) -> Content:
     """A `.keras` file, or a folder of its parts."""
     if path.is_dir():
-        return _parts(Parts(path, None))
+        return _parts(FileParts(path, None))
     with zipfile.ZipFile(path) as archive:
-        return _parts(Parts(path, archive))
+        return _parts(FileParts(path, archive))
 
 
-def _parts(parts: Parts) -> Content:
+def _parts(parts: FileParts) -> Content:
     if _CONFIG not in parts:
-        raise Unreadable(f"is no .keras file: there is no {_CONFIG} in it")
+        raise FileUnreadable(f"is no .keras file: there is no {_CONFIG} in it")
     config = parts.json(_CONFIG)
     metadata = parts.json(_METADATA) if _METADATA in parts else {}
     stored = None
     if _WEIGHTS in parts:
-        with parts.seekable(_WEIGHTS) as raw, hdf5.opened(raw) as weights:
+        with parts.seekable(_WEIGHTS) as raw, hdf5.open_hdf5(raw) as weights:
             stored = hdf5.shapes(weights)
     training = config.get("compile_config") if isinstance(config, dict) else None
     version = metadata.get("keras_version", "?") if isinstance(metadata, dict) else "?"
-    return Content(config, False, stored, str(version), _part(training, "optimizer"))
+    return Content(config, False, stored, str(version), _dict_part(training, "optimizer"))
 
 
-def _part(training: Any, key: str) -> dict[str, Any] | None:
-    found = training.get(key) if isinstance(training, dict) else None
-    return found if isinstance(found, dict) else None
+def _dict_part(training: Any, key: str) -> dict[str, Any] | None:
+    value = training.get(key) if isinstance(training, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _hdf5_format(path: Path) -> Content:
     """A `.h5` file."""
-    with path.open("rb") as raw, hdf5.opened(raw) as file:
+    with path.open("rb") as raw, hdf5.open_hdf5(raw) as file:
         size = path.stat().st_size
         config = hdf5.text(file, "model_config", size)
         if config is None:
-            raise Unreadable(
+            raise FileUnreadable(
                 "holds weights only, not the model they are of: name a builder of the model, or save "
                 "the whole model with model.save()"
             )
         stored = hdf5.shapes(file, "model_weights")
-        training = parsed((hdf5.text(file, "training_config", size) or "null").encode())
+        training = parse_json((hdf5.text(file, "training_config", size) or "null").encode())
         version = hdf5.text(file, "keras_version", size) or "?"
-        return Content(parsed(config.encode()), True, stored, version, _part(training, "optimizer_config"))
+        return Content(parse_json(config.encode()), True, stored, version, _dict_part(training, "optimizer_config"))
 
 
 _OPTIMIZER_OF_A_BACKEND = re.compile(r"keras\.src\.backend\.\w+\.optimizers\.\w+")
 
 
-def _optimizer(found: Content, library: Library) -> dict[str, Any] | None:
+def _optimizer_config(file_content: Content, library: Library) -> dict[str, Any] | None:
     """The config of the optimizer, None too where it names what Keras must not see: it is no part of the model."""
-    config = _public(found.optimizer)
+    config = _with_public_names(file_content.optimizer)
     try:
         return None if names.problem(config, library) else config
-    except names.Lacking:
+    except names.NotInLibrary:
         return None
 
 
-def _public(config: Any) -> Any:
+def _with_public_names(config: Any) -> Any:
     """An optimizer's config with Keras' public name for what each backend has a class of its own for."""
     if not isinstance(config, dict):
         return config
-    named = {key: _public(value) for key, value in config.items()}
+    named = {key: _with_public_names(value) for key, value in config.items()}
     module = named.get("module")
-    own = isinstance(module, str) and _OPTIMIZER_OF_A_BACKEND.fullmatch(module)
-    return {**named, "module": "keras.optimizers"} if own else named
+    is_of_backend = isinstance(module, str) and _OPTIMIZER_OF_A_BACKEND.fullmatch(module)
+    return {**named, "module": "keras.optimizers"} if is_of_backend else named
 
 
 def read_from_file(model: Any) -> Any:
     """`model`, marked: its automatic names count what the session that saved it had built."""
-    setattr(model, _MARK, True)
+    setattr(model, _FROM_FILE, True)
     return model
 
 
 def is_from_file(model: Any) -> bool:
     """Whether a model was marked by `read_from_file`."""
-    return bool(getattr(model, _MARK, False))
+    return bool(getattr(model, _FROM_FILE, False))

@@ -8,7 +8,7 @@ from typing import Any
 
 Shape = tuple[int, ...]
 
-_SHOWN = 100
+_MAX_SHOWN = 100
 """Characters of a name that a message shows."""
 
 
@@ -28,31 +28,33 @@ class Content:
     optimizer: dict[str, Any] | None = None
 
 
-def described(config: Any) -> Iterator[tuple[dict[str, Any], str]]:
+def class_configs(config: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """Everything in a config that names its class, with the name of the layer it is or belongs to."""
-    waiting: list[tuple[Any, str]] = [(config, "")]
-    while waiting:
-        value, layer = waiting.pop()
+    pending: list[tuple[Any, str]] = [(config, "")]
+    while pending:
+        value, layer = pending.pop()
         if isinstance(value, dict):
             if "class_name" in value:
                 inner = value.get("config")
-                own = inner.get("name") if isinstance(inner, dict) else None
-                layer = str(own or value.get("name") or layer)
-                yield value, shortened(layer)
+                own_name = inner.get("name") if isinstance(inner, dict) else None
+                layer = str(own_name or value.get("name") or layer)
+                yield value, shorten(layer)
             value = list(value.values())
         if isinstance(value, list):
-            waiting.extend((item, layer) for item in reversed(value))
+            pending.extend((item, layer) for item in reversed(value))
 
 
 def without_training(config: Any) -> Any:
     """`config` without what models were compiled with, at any depth."""
     if isinstance(config, dict):
-        kept = {key: value for key, value in config.items() if key != "compile_config" or "class_name" not in config}
-        return {key: without_training(value) for key, value in kept.items()}
+        remaining = {
+            key: value for key, value in config.items() if key != "compile_config" or "class_name" not in config
+        }
+        return {key: without_training(value) for key, value in remaining.items()}
     return [without_training(item) for item in config] if isinstance(config, list) else config
 
 
-def shortened(name: object) -> str:
+def shorten(name: object) -> str:
     """A name as messages show it."""
     text = str(name)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

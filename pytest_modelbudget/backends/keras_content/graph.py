@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pytest_modelbudget.backends.keras_content.content import shortened
+from pytest_modelbudget.backends.keras_content.content import shorten
 
-_ATTEMPTS = 100_000
+_MAX_ATTEMPTS = 100_000
 """Calls that are put off, of all rounds together: a real model has its layers in order, and few of them."""
 
 _Call = list[tuple[str, int]]
@@ -22,32 +22,32 @@ def problem(config: Any, models: tuple[str, ...]) -> str | None:
 
     `models` are the classes of this Keras whose models have an output before they are called.
     """
-    waiting = [config]
-    while waiting:
-        value = waiting.pop()
+    pending = [config]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
-            if (reason := _of_layers(value.get("layers"), models)) is not None:
+            if (reason := _layers_problem(value.get("layers"), models)) is not None:
                 return reason
-            waiting.extend(value.values())
+            pending.extend(value.values())
         elif isinstance(value, list):
-            waiting.extend(value)
+            pending.extend(value)
     return None
 
 
-def _of_layers(layers: Any, models: tuple[str, ...]) -> str | None:
-    described = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
-    if not any(layer.get("inbound_nodes") for layer in described):
+def _layers_problem(layers: Any, models: tuple[str, ...]) -> str | None:
+    layer_configs = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+    if not any(layer.get("inbound_nodes") for layer in layer_configs):
         return None
-    named = {layer["name"]: layer for layer in described if isinstance(layer.get("name"), str)}
+    named = {layer["name"]: layer for layer in layer_configs if isinstance(layer.get("name"), str)}
     if len(named) < len(layers):
         return "is damaged: layers of its graph have no name, or the same"
-    calls = {name: [list(_inputs(node, named)) for node in _nodes(layer)] for name, layer in named.items()}
+    calls = {name: [list(_inputs(node, named)) for node in _inbound_nodes(layer)] for name, layer in named.items()}
     if name := next((name for name, nodes in calls.items() if not all(nodes)), None):
-        return f"is damaged: layer {shortened(name)!r} is called on nothing that the model computes"
-    return _order(calls, {name: int(_has_output(layer, models)) for name, layer in named.items()})
+        return f"is damaged: layer {shorten(name)!r} is called on nothing that the model computes"
+    return _order_problem(calls, {name: int(_has_output(layer, models)) for name, layer in named.items()})
 
 
-def _nodes(layer: dict[str, Any]) -> list[Any]:
+def _inbound_nodes(layer: dict[str, Any]) -> list[Any]:
     nodes = layer.get("inbound_nodes")
     return nodes if isinstance(nodes, list) else []
 
@@ -55,40 +55,45 @@ def _nodes(layer: dict[str, Any]) -> list[Any]:
 def _has_output(layer: dict[str, Any], models: tuple[str, ...]) -> bool:
     """Whether a layer may have an output before it is called; a model of a class of the user's may."""
     name, inner = layer.get("class_name"), layer.get("config")
-    holds = isinstance(inner, dict) and "layers" in inner and name != "Sequential"
-    return name == "InputLayer" or name in models or holds
+    has_layers = isinstance(inner, dict) and "layers" in inner and name != "Sequential"
+    return name == "InputLayer" or name in models or has_layers
 
 
 def _inputs(node: Any, named: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """The outputs a call takes, as name and number of a call."""
-    waiting = [node]
-    while waiting:
-        value = waiting.pop()
+    pending = [node]
+    while pending:
+        value = pending.pop()
         inner = value.get("config") if isinstance(value, dict) else None
-        past = inner.get("keras_history") if isinstance(inner, dict) else value
-        if isinstance(past, list) and len(past) >= 3 and isinstance(past[0], str) and isinstance(past[1], int):
-            if past[0] in named:
-                yield past[0], past[1]
-            past = past[3:]
-        waiting.extend(past if isinstance(past, list) else value.values() if isinstance(value, dict) else ())
+        history = inner.get("keras_history") if isinstance(inner, dict) else value
+        if (
+            isinstance(history, list)
+            and len(history) >= 3
+            and isinstance(history[0], str)
+            and isinstance(history[1], int)
+        ):
+            if history[0] in named:
+                yield history[0], history[1]
+            history = history[3:]
+        pending.extend(history if isinstance(history, list) else value.values() if isinstance(value, dict) else ())
 
 
-def _order(calls: dict[str, list[_Call]], outputs: dict[str, int]) -> str | None:
+def _order_problem(calls: dict[str, list[_Call]], outputs: dict[str, int]) -> str | None:
     """Go over the calls as Keras does; `outputs` says how many calls of each layer are there."""
     done = dict.fromkeys(calls, 0)
-    left = [name for name, nodes in calls.items() if nodes]
+    waiting_layers = [name for name, nodes in calls.items() if nodes]
     attempts = 0
-    while left:
-        before = sum(done.values())
-        for name in left:
+    while waiting_layers:
+        done_before = sum(done.values())
+        for name in waiting_layers:
             nodes = calls[name]
-            while done[name] < len(nodes) and all(number < outputs[of] for of, number in nodes[done[name]]):
+            while done[name] < len(nodes) and all(number < outputs[source] for source, number in nodes[done[name]]):
                 done[name] += 1
                 outputs[name] += 1
-        left = [name for name in left if done[name] < len(calls[name])]
-        attempts += len(left)
-        if left and sum(done.values()) == before:
-            return f"is damaged: in its graph, layer {shortened(left[0])!r} waits for itself, or for no layer"
-        if attempts > _ATTEMPTS:
+        waiting_layers = [name for name in waiting_layers if done[name] < len(calls[name])]
+        attempts += len(waiting_layers)
+        if waiting_layers and sum(done.values()) == done_before:
+            return f"is damaged: in its graph, layer {shorten(waiting_layers[0])!r} waits for itself, or for no layer"
+        if attempts > _MAX_ATTEMPTS:
             return "is damaged: the layers of its graph are not in the order of their calls"
     return None

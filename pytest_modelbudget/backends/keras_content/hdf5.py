@@ -14,17 +14,17 @@ import h5py
 from h5py import h5d, h5g, h5l, h5o, h5t
 
 from pytest_modelbudget.backends.keras_content.content import Shape
-from pytest_modelbudget.backends.keras_content.unpacked import Unreadable
+from pytest_modelbudget.backends.keras_content.unpacked import FileUnreadable
 
-_ASIDE = (b"optimizer", b"optimizer_weights")
+_OPTIMIZER_GROUPS = (b"optimizer", b"optimizer_weights")
 """Groups of a file's weights that hold those of its optimizer."""
 
-_DEPTH = 200
+_MAX_DEPTH = 200
 """Groups within each other, of which Keras makes a few for each level of a model."""
 
 
 @contextmanager
-def opened(raw: IO[bytes]) -> Iterator[Any]:
+def open_hdf5(raw: IO[bytes]) -> Iterator[Any]:
     """The HDF5 file in `raw`."""
     with h5py.File(raw, "r") as file:
         yield file
@@ -40,9 +40,9 @@ def text(file: Any, name: str, size: int) -> str | None:
         return None
     attribute = file.attrs.get_id(name)
     kind = attribute.get_type()
-    plain = isinstance(kind, h5t.TypeStringID) and attribute.get_space().get_simple_extent_npoints() == 1
-    if not plain or (not kind.is_variable_str() and kind.get_size() > size):
-        raise Unreadable(f"is damaged: its {name} is no text")
+    is_text = isinstance(kind, h5t.TypeStringID) and attribute.get_space().get_simple_extent_npoints() == 1
+    if not is_text or (not kind.is_variable_str() and kind.get_size() > size):
+        raise FileUnreadable(f"is damaged: its {name} is no text")
     value = file.attrs[name]
     value = value if isinstance(value, bytes | str) else value.reshape(-1)[0]
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
@@ -60,38 +60,40 @@ def shapes(file: Any, group: str = "/") -> list[Shape] | None:
             return None
         start = _member(start, group.encode())
     stored: list[Shape] = []
-    seen = set()
-    waiting = [(start, 0)]
-    while waiting:
-        holder, depth = waiting.pop()
-        if depth > _DEPTH:
-            raise Unreadable(f"is damaged: its weights lie more than {_DEPTH} groups deep")
+    visited = set()
+    pending = [(start, 0)]
+    while pending:
+        holder, depth = pending.pop()
+        if depth > _MAX_DEPTH:
+            raise FileUnreadable(f"is damaged: its weights lie more than {_MAX_DEPTH} groups deep")
         for name in holder:
-            if depth == 0 and name in _ASIDE:
+            if depth == 0 and name in _OPTIMIZER_GROUPS:
                 continue
             member = _member(holder, name)
-            if (address := h5o.get_info(member).addr) in seen:
+            if (address := h5o.get_info(member).addr) in visited:
                 continue
-            seen.add(address)
+            visited.add(address)
             if isinstance(member, h5d.DatasetID):
                 stored.append(_shape(member))
             elif isinstance(member, h5g.GroupID):
-                waiting.append((member, depth + 1))
+                pending.append((member, depth + 1))
     return stored
 
 
 def _member(holder: Any, name: bytes) -> Any:
     if holder.links.get_info(name).type != h5l.TYPE_HARD:
-        raise Unreadable(f"is no file of Keras: {_shown(name)!r} in it is a link, and its weights lie elsewhere")
+        raise FileUnreadable(
+            f"is no file of Keras: {_name_text(name)!r} in it is a link, and its weights lie elsewhere"
+        )
     return h5o.open(holder, name)
 
 
 def _shape(dataset: Any) -> Shape:
-    made = dataset.get_create_plist()
-    if made.get_layout() == h5d.VIRTUAL or made.get_external_count():
-        raise Unreadable("is no file of Keras: weights in it lie in other files")
+    creation = dataset.get_create_plist()
+    if creation.get_layout() == h5d.VIRTUAL or creation.get_external_count():
+        raise FileUnreadable("is no file of Keras: weights in it lie in other files")
     return tuple(map(int, dataset.shape))
 
 
-def _shown(name: bytes) -> str:
+def _name_text(name: bytes) -> str:
     return name[:100].decode("utf-8", "replace")

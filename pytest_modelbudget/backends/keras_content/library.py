@@ -14,10 +14,10 @@ _AREAS = (
     "random",
 )  # fmt: skip
 _FUNCTIONS = ("activations", "constraints", "initializers", "losses", "metrics", "regularizers")
-_OF_THE_AREA = ("get", "serialize", "deserialize")
+_AREA_FUNCTIONS = ("get", "serialize", "deserialize")
 
 
-def _fine(layer: str, class_name: str, config: dict[str, Any]) -> str | None:
+def _no_problem(layer: str, class_name: str, config: dict[str, Any]) -> str | None:
     return None
 
 
@@ -39,7 +39,7 @@ class Library:
     layers: tuple[type, ...]
     inner: tuple[str, ...]
     called: tuple[str, ...]
-    problem: Callable[[str, str, dict[str, Any]], str | None] = _fine
+    problem: Callable[[str, str, dict[str, Any]], str | None] = _no_problem
 
     def registered(self, name: object) -> Any:
         """What the project registered under `name`; None when nothing."""
@@ -72,7 +72,7 @@ class Library:
         below = (module or "").partition(".")[2]
         areas = _FUNCTIONS if module == "builtins" else tuple(area for area in _FUNCTIONS if area == below)
         members = (getattr(self._area(area), name, None) for area in areas)
-        return name not in _OF_THE_AREA and any(isinstance(member, FunctionType) for member in members)
+        return name not in _AREA_FUNCTIONS and any(isinstance(member, FunctionType) for member in members)
 
     @property
     def _folders(self) -> tuple[str, ...]:
@@ -93,12 +93,12 @@ def is_keras(module: object) -> bool:
     return isinstance(module, str) and module.partition(".")[0] in ("keras", "tf_keras")
 
 
-def bases(package: Any, *names: str) -> tuple[type, ...]:
+def existing_classes(package: Any, *names: str) -> tuple[type, ...]:
     """The classes under dotted names, those that this release does not have left out."""
-    found = []
+    classes = []
     for name in names:
         holder = package
         for part in name.split("."):
             holder = getattr(holder, part, None)
-        found.append(holder)
-    return tuple(cls for cls in found if isinstance(cls, type))
+        classes.append(holder)
+    return tuple(cls for cls in classes if isinstance(cls, type))

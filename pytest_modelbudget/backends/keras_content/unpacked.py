@@ -18,22 +18,22 @@ JSON_BYTES = 8 << 20
 WEIGHTS_BYTES = 64 << 20
 """What compressed weights may unpack to in a small file."""
 
-_MOST_JSON = 64 << 20
+_MAX_JSON_BYTES = 64 << 20
 """What a config may take at most anywhere; it takes several times as much once it is read."""
 
-_DEPTH = 300
+_MAX_DEPTH = 300
 """Levels of a config: Keras needs more than three calls within each other for each."""
 
-_TOO_DEEP = f"is damaged: its config has more than {_DEPTH} levels, and no model has so many"
-_PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_TOO_DEEP = f"is damaged: its config has more than {_MAX_DEPTH} levels, and no model has so many"
+_KNOWN_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 1
 
 
-class Unreadable(Exception):
+class FileUnreadable(Exception):
     """Why a file is not read, as the end of a sentence that begins with its name."""
 
 
-class Parts:
+class FileParts:
     """The parts of a `.keras` file by name, or those of a folder.
 
     What takes more memory than the file could mean is refused, by what it declares and by what comes out.
@@ -53,10 +53,10 @@ class Parts:
     def json(self, name: str) -> Any:
         """The content of a part that is JSON."""
         with self._opened(name, JSON_BYTES) as raw:
-            text = raw.read(_MOST_JSON + 1)
-        if len(text) > _MOST_JSON:
-            raise Unreadable(f"is damaged: {name} in it has more than {_MOST_JSON:,} bytes")
-        return parsed(text)
+            text = raw.read(_MAX_JSON_BYTES + 1)
+        if len(text) > _MAX_JSON_BYTES:
+            raise FileUnreadable(f"is damaged: {name} in it has more than {_MAX_JSON_BYTES:,} bytes")
+        return parse_json(text)
 
     @contextmanager
     def seekable(self, name: str) -> Iterator[IO[bytes]]:
@@ -75,31 +75,31 @@ class Parts:
             return (self._path / name).open("rb")
         info = self._infos[name]
         if self._counts[name] > 1:
-            raise Unreadable(f"is damaged: there is more than one {name} in it")
+            raise FileUnreadable(f"is damaged: there is more than one {name} in it")
         if info.flag_bits & _ENCRYPTED:
-            raise Unreadable("is encrypted, and Keras does not read such files: save the model again")
-        if info.compress_type not in _PLAIN:
-            raise Unreadable(f"is no file of Keras: {name} is compressed in another way, save the model again")
+            raise FileUnreadable("is encrypted, and Keras does not read such files: save the model again")
+        if info.compress_type not in _KNOWN_COMPRESSIONS:
+            raise FileUnreadable(f"is no file of Keras: {name} is compressed in another way, save the model again")
         if info.file_size > max(least, self._size):
-            raise Unreadable(
+            raise FileUnreadable(
                 f"is not unpacked: {name} would take {info.file_size:,} bytes, of a file of {self._size:,}. Save the "
                 "model again, since Keras does not compress its files"
             )
         return self._archive.open(info)
 
 
-def parsed(raw: bytes) -> Any:
+def parse_json(raw: bytes) -> Any:
     """What JSON says."""
     try:
         content = json.loads(raw.decode("utf-8"))
     except RecursionError:
-        raise Unreadable(_TOO_DEEP) from None
+        raise FileUnreadable(_TOO_DEEP) from None
     level = [content]
-    for _ in range(_DEPTH):
+    for _ in range(_MAX_DEPTH):
         level = [item for value in level for item in _items(value)]
         if not level:
             return content
-    raise Unreadable(_TOO_DEEP)
+    raise FileUnreadable(_TOO_DEEP)
 
 
 def _items(value: Any) -> Iterable[Any]:

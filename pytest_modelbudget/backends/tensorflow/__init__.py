@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from pytest_modelbudget.backends import calls
-from pytest_modelbudget.backends.costs.tf_functions import Body, specialised
+from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, with_input_shapes
 from pytest_modelbudget.backends.costs.tf_graph import operators
 from pytest_modelbudget.backends.dimensions import named_trace
 from pytest_modelbudget.backends.tensorflow import graphs, modules
@@ -28,7 +28,7 @@ __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"
 
 FRAMEWORK = "tensorflow"
 
-_Trace = tuple[Any, list[Any]]
+_GraphAndOutputs = tuple[Any, list[Any]]
 """A graph, and the tensors it gives back."""
 
 
@@ -62,10 +62,10 @@ def summarize(
     Raises:
         ModelBudgetError: the declared inputs do not fit, or a variable has no fixed shape.
     """
-    return _Counted(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
+    return _SummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 
-class _Counted:
+class _SummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
         self.model = model
         self.name = name
@@ -78,13 +78,13 @@ class _Counted:
     def summary(self, inputs: Inputs | None) -> Summary:
         ports, outputs, flops = self._called(inputs)
         saved = isinstance(self.model, SavedModel)
-        held = tuple(self.model.held if saved else modules.of_live(self.model))
-        self._refuse_lost({one.identity for one in held})
+        variables = tuple(self.model.variables if saved else modules.variables_of(self.model))
+        self._refuse_lost({variable.identity for variable in variables})
         root = "saved_model" if saved else str(getattr(self.model, "name", "model"))
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
-            layers=modules.rows(held, self.name, root),
+            layers=modules.rows(variables, self.name, root),
             inputs=ports,
             outputs=outputs,
             flops=flops,
@@ -92,12 +92,12 @@ class _Counted:
             notes=tuple(self.notes),
         )
 
-    def _refuse_lost(self, held: set[object]) -> None:
+    def _refuse_lost(self, known_ids: set[object]) -> None:
         """Refuse a module that works with a variable that is none of its own: it would not be counted."""
-        lost = [one.name for one in self.used if id(one) not in held]
-        if lost:
+        stray = [variable.name for variable in self.used if id(variable) not in known_ids]
+        if stray:
             raise ModelBudgetError(
-                f"{self.name}: the call uses the variable {lost[0]!r}, which no object of the module holds: set it as "
+                f"{self.name}: the call uses the variable {stray[0]!r}, which no object of the module holds: set it as "
                 "an attribute of a tf.Module in it"
             )
 
@@ -108,8 +108,8 @@ class _Counted:
             return self._of_function(function, inputs)
         if inputs is None or not callable(self.model):
             saved = isinstance(self.model, SavedModel)
-            why = self.model.unreadable or "it has no default signature" if saved else "no `inputs:` are declared"
-            self.notes.append(f"outputs and FLOPs are not known: {why}")
+            reason = self.model.unreadable or "it has no default signature" if saved else "no `inputs:` are declared"
+            self.notes.append(f"outputs and FLOPs are not known: {reason}")
             return (), (), Flops()
         if self.built_here and (layers := list(modules.layers(self.model))):
             self._trace(inputs, self.sizes)  # which builds them
@@ -124,7 +124,7 @@ class _Counted:
         return dict(self.model.signatures).get("serving_default") if _is_loaded(self.model) else None
 
     def _counted(
-        self, ports: tuple[Input, ...], trace: Callable[[Mapping[str, int]], _Trace]
+        self, ports: tuple[Input, ...], trace: Callable[[Mapping[str, int]], _GraphAndOutputs]
     ) -> tuple[tuple[TensorSpec, ...], Flops]:
         """Outputs with named dimensions, and FLOPs at the sizes."""
         unsized = next((port for port in ports if None in port.spec.shape), None)
@@ -142,11 +142,11 @@ class _Counted:
             return specs, Flops()
         return specs, graphs.flops(list(operators(graph, outputs)))
 
-    def _trace(self, inputs: Inputs, sizes: Mapping[str, int]) -> _Trace:
+    def _trace(self, inputs: Inputs, sizes: Mapping[str, int]) -> _GraphAndOutputs:
         """One call of a module; a module of the user's must not make variables by it."""
         with abstract() if self.built_here else tf.variable_creator_scope(self._refuse):
             try:
-                graph = graphs.traced(self.model, graphs.specs(inputs, sizes), convert=True)
+                graph = graphs.trace_graph(self.model, graphs.argument_specs(inputs, sizes), convert=True)
             except ModelBudgetError:
                 raise
             except Exception as error:
@@ -165,41 +165,50 @@ class _Counted:
         self, function: Any, inputs: Inputs | None
     ) -> tuple[tuple[Input, ...], tuple[TensorSpec, ...], Flops]:
         """The call of a signature: at the inputs it was saved with, or at declared ones where they fit."""
-        own = _ports(function)
-        ports = own if inputs is None else self._matched(own, inputs.ports)
-        count = len(own)
+        own_inputs = _ports(function)
+        ports = own_inputs if inputs is None else self._matched(own_inputs, inputs.ports)
+        count = len(own_inputs)
 
-        def trace(sizes: Mapping[str, int]) -> _Trace:
-            body = Body(function.graph, function.graph.inputs, function.graph.outputs)
-            given = [graphs.tensor_spec(port.spec, sizes) for port in ports]
-            made = specialised(body, [*given, *function.graph.inputs[count:]])
-            return made.graph, list(made.outputs)
+        def trace(sizes: Mapping[str, int]) -> _GraphAndOutputs:
+            body = FunctionGraph(function.graph, function.graph.inputs, function.graph.outputs)
+            input_specs = [graphs.tensor_spec(port.spec, sizes) for port in ports]
+            specialised_body = with_input_shapes(body, [*input_specs, *function.graph.inputs[count:]])
+            return specialised_body.graph, list(specialised_body.outputs)
 
         return ports, *self._counted(ports, trace)
 
-    def _matched(self, own: tuple[Input, ...], declared: tuple[Input, ...]) -> tuple[Input, ...]:
+    def _matched(self, own_inputs: tuple[Input, ...], declared: tuple[Input, ...]) -> tuple[Input, ...]:
         """The declared inputs, by name or in order.
 
         Raises:
             ModelBudgetError: there are more or fewer, or one is of another shape.
         """
         by_name = {port.name: port for port in declared}
-        in_order = [by_name[port.name] for port in own] if set(by_name) == {one.name for one in own} else list(declared)
-        fits = len(in_order) == len(own) and all(
-            len(port.spec.shape) == len(wanted.spec.shape)
-            and all(dim in (None, BATCH, other) for dim, other in zip(port.spec.shape, wanted.spec.shape, strict=True))
-            for port, wanted in zip(own, in_order, strict=True)
+        in_order = (
+            [by_name[port.name] for port in own_inputs]
+            if set(by_name) == {own_input.name for own_input in own_inputs}
+            else list(declared)
+        )
+        fits = len(in_order) == len(own_inputs) and all(
+            len(port.spec.shape) == len(declared_port.spec.shape)
+            and all(
+                dim in (None, BATCH, other)
+                for dim, other in zip(port.spec.shape, declared_port.spec.shape, strict=True)
+            )
+            for port, declared_port in zip(own_inputs, in_order, strict=True)
         )
         if not fits:
-            has, given = (", ".join(map(str, ports)) or "(none)" for ports in (own, declared))
-            raise ModelBudgetError(f"{self.name}: the signature takes {has}, inputs: gives {given}")
-        return tuple(Input(port.name, wanted.spec) for port, wanted in zip(own, in_order, strict=True))
+            has_text, given_text = (", ".join(map(str, ports)) or "(none)" for ports in (own_inputs, declared))
+            raise ModelBudgetError(f"{self.name}: the signature takes {has_text}, inputs: gives {given_text}")
+        return tuple(
+            Input(port.name, declared_port.spec) for port, declared_port in zip(own_inputs, in_order, strict=True)
+        )
 
 
 def _ports(function: Any) -> tuple[Input, ...]:
     """The inputs of a signature; an open first axis is the batch."""
     tensors = function.graph.inputs[: len(function.graph.inputs) - len(function.graph.captures)]
-    return tuple(Input(_name(one), _spec(one)) for one in tensors)
+    return tuple(Input(_name(tensor), _spec(tensor)) for tensor in tensors)
 
 
 def _name(tensor: Any) -> str:

@@ -11,14 +11,14 @@ import tensorflow as tf
 
 from pytest_modelbudget.backends.tensorflow.private import UninitializedVariable, func_graph_from_py_func
 
-_SMALL = 1 << 16
+_KEPT_VALUE_BYTES = 1 << 16
 """Bytes up to which a value that is already there is kept: counters, seeds, tables."""
 
 
 @contextmanager
 def abstract() -> Iterator[None]:
     """Inside, no `tf.Variable` gets memory for its value, except small ones that are made from a value."""
-    with tf.variable_creator_scope(_make):
+    with tf.variable_creator_scope(_make_variable):
         yield
 
 
@@ -28,33 +28,33 @@ def preserved() -> Iterator[None]:
     yield
 
 
-def _make(next_creator: Callable[..., Any], **options: Any) -> Any:
+def _make_variable(next_creator: Callable[..., Any], **options: Any) -> Any:
     """A variable without a value in the place of the one that is asked for."""
-    spec = _spec(options)
+    spec = _spec_of_options(options)
     if spec is None:
         return next_creator(**options)
     names = ("name", "constraint", "synchronization", "aggregation", "trainable")
-    return Valueless(shape=spec.shape, dtype=spec.dtype, **{name: options.get(name) for name in names})
+    return VariableWithoutValue(shape=spec.shape, dtype=spec.dtype, **{name: options.get(name) for name in names})
 
 
-def _spec(options: dict[str, Any]) -> Any:
+def _spec_of_options(options: dict[str, Any]) -> Any:
     """Shape and dtype of a variable; None when it is to be made for real."""
     value, shape, dtype = options.get("initial_value"), options.get("shape"), options.get("dtype")
-    known = tf.TensorShape(shape)
+    known_shape = tf.TensorShape(shape)
     if not callable(value):
         tensor = value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value, dtype)
         size = prod(tensor.shape) * tensor.dtype.size if tensor.shape.is_fully_defined() else 0
         in_graph = isinstance(value, tf.Tensor) and not hasattr(value, "numpy")
-        if size <= _SMALL and not in_graph:
+        if size <= _KEPT_VALUE_BYTES and not in_graph:
             return None
-        return tf.TensorSpec(tensor.shape if shape is None else known, dtype or tensor.dtype)
-    if dtype is not None and known.is_fully_defined():
-        return tf.TensorSpec(known, dtype)
-    made = func_graph_from_py_func("initial_value", value, (), {}).outputs[0]  # runs nothing
-    return tf.TensorSpec(made.shape if shape is None else known, dtype or made.dtype)
+        return tf.TensorSpec(tensor.shape if shape is None else known_shape, dtype or tensor.dtype)
+    if dtype is not None and known_shape.is_fully_defined():
+        return tf.TensorSpec(known_shape, dtype)
+    traced_value = func_graph_from_py_func("initial_value", value, (), {}).outputs[0]  # runs nothing
+    return tf.TensorSpec(traced_value.shape if shape is None else known_shape, dtype or traced_value.dtype)
 
 
-class Valueless(UninitializedVariable):  # type: ignore[misc]
+class VariableWithoutValue(UninitializedVariable):  # type: ignore[misc]
     """A variable that never holds a value; outside graphs it reads as zeros and forgets what it is assigned."""
 
     def _zeros(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pytest_modelbudget.backends.calls import Output
+from pytest_modelbudget.backends.calls import ShapeDtype
 from pytest_modelbudget.backends.costs import Operator, total
 from pytest_modelbudget.backends.tensorflow.private import ConversionOptions, converted_call, func_graph_from_py_func
 from pytest_modelbudget.inputs import Inputs
@@ -17,40 +17,42 @@ Sizes = Mapping[str, int]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def traced(call: Callable[..., Any], arguments: Arguments, *, convert: bool = False) -> Any:
+def trace_graph(call: Callable[..., Any], arguments: Arguments, *, convert: bool = False) -> Any:
     """The graph of `call` on tensors of the given specs; plain values are passed as they are.
 
     `convert` has Python's own branches and loops on tensors written into the graph, as `tf.function` does.
     """
     flat = tf.nest.flatten(arguments)
-    places = [place for place, value in enumerate(flat) if isinstance(value, tf.TensorSpec)]
+    spec_indices = [index for index, value in enumerate(flat) if isinstance(value, tf.TensorSpec)]
     options = ConversionOptions(recursive=True, user_requested=True)
 
     def run(*tensors: Any) -> Any:
-        filled = dict(zip(places, tensors, strict=True))
-        args, kwargs = tf.nest.pack_sequence_as(arguments, [filled.get(at, one) for at, one in enumerate(flat)])
+        tensor_at = dict(zip(spec_indices, tensors, strict=True))
+        args, kwargs = tf.nest.pack_sequence_as(
+            arguments, [tensor_at.get(position, default) for position, default in enumerate(flat)]
+        )
         return converted_call(call, args, kwargs, options=options) if convert else call(*args, **kwargs)
 
-    return func_graph_from_py_func("model", run, tuple(flat[place] for place in places), {})
+    return func_graph_from_py_func("model", run, tuple(flat[index] for index in spec_indices), {})
 
 
-def specs(inputs: Inputs, sizes: Sizes) -> Arguments:
+def argument_specs(inputs: Inputs, sizes: Sizes) -> Arguments:
     """The arguments of one call as `tf.TensorSpec`, dimensions at their sizes; constants where a value is declared."""
-    return inputs.build(lambda name, one: _argument(one, sizes))
+    return inputs.build(lambda name, spec: _argument(spec, sizes))
 
 
-def _argument(one: TensorSpec, sizes: Sizes) -> Any:
-    spec = tensor_spec(one, sizes)
-    if not isinstance(one.values, Fill) or not spec.shape.is_fully_defined():
+def _argument(declared: TensorSpec, sizes: Sizes) -> Any:
+    spec = tensor_spec(declared, sizes)
+    if not isinstance(declared.values, Fill) or not spec.shape.is_fully_defined():
         return spec
-    value = one.values.value
+    value = declared.values.value
     with tf.init_scope():
         return tf.constant(sizes[value] if isinstance(value, str) else value, spec.dtype, spec.shape)
 
 
-def tensor_spec(one: TensorSpec, sizes: Sizes) -> Any:
+def tensor_spec(spec: TensorSpec, sizes: Sizes) -> Any:
     """A tensor as TensorFlow's own spec; a dimension without a size stays open."""
-    return tf.TensorSpec([sizes.get(dim) if isinstance(dim, str) else dim for dim in one.shape], one.dtype)
+    return tf.TensorSpec([sizes.get(dim) if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
 
 
 def symbols(ports: Sequence[Input]) -> tuple[str, ...]:
@@ -58,12 +60,12 @@ def symbols(ports: Sequence[Input]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(dim for port in ports for dim in port.spec.shape if isinstance(dim, str)))
 
 
-def outputs(tensors: Sequence[Any]) -> tuple[Output, ...]:
+def outputs(tensors: Sequence[Any]) -> tuple[ShapeDtype, ...]:
     """Tensors of a graph as plain data; one of unknown rank is left out."""
     return tuple((tuple(one.shape.as_list()), one.dtype.name) for one in tensors if one.shape.rank is not None)
 
 
-def flops(found: Sequence[Operator]) -> Flops:
+def flops(operators: Sequence[Operator]) -> Flops:
     """The FLOPs of operators, by the project's rules."""
-    count = total(found)
+    count = total(operators)
     return Flops(count.flops, count.uncounted)

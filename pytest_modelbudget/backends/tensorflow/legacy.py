@@ -17,7 +17,7 @@ from pytest_modelbudget.backends.dimensions import Specs, named_trace
 from pytest_modelbudget.backends.keras import ports as keras_ports
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
-from pytest_modelbudget.backends.tensorflow.legacy_trace import Trace, trace
+from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace, trace
 from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
@@ -46,7 +46,7 @@ abstract = build.abstract
 def preserved() -> Iterator[None]:
     """Inside, automatic names start afresh; names and settings are as before on leaving."""
     uids = {graph: dict(names) for graph, names in private.PER_GRAPH_OBJECT_NAME_UIDS.items()}
-    observed = set(private.OBSERVED_NAMES)
+    observed_names = set(private.OBSERVED_NAMES)
     policy, floatx = tf_keras.mixed_precision.global_policy(), private.floatx()
     epsilon, data_format = private.epsilon(), private.image_data_format()
     private.reset_uids()
@@ -56,7 +56,7 @@ def preserved() -> Iterator[None]:
         private.reset_uids()
         for graph, names in uids.items():
             private.PER_GRAPH_OBJECT_NAME_UIDS[graph] = Counter(names)
-        private.OBSERVED_NAMES.update(observed)
+        private.OBSERVED_NAMES.update(observed_names)
         tf_keras.mixed_precision.set_global_policy(policy)
         private.set_floatx(floatx)
         private.set_epsilon(epsilon)
@@ -77,10 +77,10 @@ def summarize(
         ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
     """
     with preserved(), abstract():
-        return _Counted(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
+        return _SummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 
-class _Counted:
+class _SummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
         self.model = model
         self.name = name
@@ -96,8 +96,8 @@ class _Counted:
         arguments = self._arguments(inputs, names)
         base = self._trace(arguments, self.sizes)
         self._refuse_unbuilt("call it in the model, or remove it: its weights are not known")
-        seen, outputs = self._seen(base, arguments)
-        rows = legacy_rows.Structure(self.model, seen, names).rows(self.model)
+        trace_shapes, outputs = self._seen(base, arguments)
+        rows = legacy_rows.Structure(self.model, trace_shapes, names).rows(self.model)
         costs = self._costs(base, rows, arguments)
         return Summary(
             model=self.name,
@@ -110,33 +110,37 @@ class _Counted:
             notes=(*self.notes, *keras_config.notes(tf_keras, list(self.model._flatten_layers()))),
         )
 
-    def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.Arguments:
+    def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.CallArguments:
         """What the model is called with: its own inputs, or the declared ones where they fit."""
         if not legacy_rows.is_graph(self.model) or not self.model.inputs:
-            return keras_ports.declared(self.model, inputs, self.name, self._kind)
-        own = [Input(one.name, _spec(one.output)) for one in self._input_layers()]
-        shown = [Input(names.get(id(one), one.name), _spec(one.output)) for one in self._input_layers()]
-        ports = tuple(shown if inputs is None else keras_ports.matched(own, shown, inputs, self.name))
+            return keras_ports.declared_arguments(self.model, inputs, self.name, self._kind)
+        own_inputs = [Input(layer.name, _spec(layer.output)) for layer in self._input_layers()]
+        shown_inputs = [Input(names.get(id(layer), layer.name), _spec(layer.output)) for layer in self._input_layers()]
+        ports = tuple(
+            shown_inputs if inputs is None else keras_ports.match_inputs(own_inputs, shown_inputs, inputs, self.name)
+        )
         nested = self.model._nested_inputs
 
-        def build_arguments(make: keras_ports.Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def build_arguments(make: keras_ports.MakeInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
             tensors = [make(port.name, port.spec) for port in ports]
             return (tf.nest.pack_sequence_as(nested, tensors),), {}
 
-        return keras_ports.Arguments(ports, build_arguments)
+        return keras_ports.CallArguments(ports, build_arguments)
 
     def _input_layers(self) -> list[Any]:
         return [tensor._keras_history.layer for tensor in tf.nest.flatten(self.model.inputs)]
 
-    def _trace(self, arguments: keras_ports.Arguments, sizes: Mapping[str, int]) -> Trace:
+    def _trace(self, arguments: keras_ports.CallArguments, sizes: Mapping[str, int]) -> LegacyTrace:
         try:
             return trace(self.model, arguments.build(lambda name, spec: graphs.tensor_spec(spec, sizes)))
         except ModelBudgetError:
             raise
         except Exception as error:
             listed = ", ".join(map(str, arguments.ports))
-            said = str(error).partition("\n\nCall arguments received")[0]
-            raise ModelBudgetError(f"{self.name}: the {self._kind} cannot be called with {listed}: {said}") from error
+            message = str(error).partition("\n\nCall arguments received")[0]
+            raise ModelBudgetError(
+                f"{self.name}: the {self._kind} cannot be called with {listed}: {message}"
+            ) from error
 
     @property
     def _kind(self) -> str:
@@ -145,10 +149,12 @@ class _Counted:
     def _refuse_unbuilt(self, cure: str) -> None:
         layer = legacy_rows.unbuilt(self.model)
         if layer is not None or not self.model.built:
-            what = f"the {self._kind}" if layer is None else f"layer {layer!r}"
-            raise ModelBudgetError(f"{self.name}: {what} was never built; {cure}")
+            subject = f"the {self._kind}" if layer is None else f"layer {layer!r}"
+            raise ModelBudgetError(f"{self.name}: {subject} was never built; {cure}")
 
-    def _seen(self, base: Trace, arguments: keras_ports.Arguments) -> tuple[legacy_rows.Seen, Specs]:
+    def _seen(
+        self, base: LegacyTrace, arguments: keras_ports.CallArguments
+    ) -> tuple[legacy_rows.LegacyTraceShapes, Specs]:
         """What each call got and gave, with dimensions named by traces at other sizes."""
         sizes = {symbol: self.sizes[symbol] for symbol in arguments.symbols if symbol in self.sizes}
         named = named_trace(_plain(base), sizes, lambda other: _plain(self._trace(arguments, {**self.sizes, **other})))
@@ -157,23 +163,23 @@ class _Counted:
         if legacy_rows.is_graph(self.model):
             pairs = zip(self._input_layers(), arguments.ports, strict=True)
             inputs = {id(layer): port.spec.without_values for layer, port in pairs}
-        return legacy_rows.Seen(base, named.given, named.calls, inputs), named.outputs
+        return legacy_rows.LegacyTraceShapes(base, named.inputs, named.calls, inputs), named.outputs
 
-    def _costs(self, base: Trace, rows: list[Row], arguments: keras_ports.Arguments) -> Costs:
+    def _costs(self, base: LegacyTrace, rows: list[Row], arguments: keras_ports.CallArguments) -> Costs:
         """The FLOPs of the call, and those of each row."""
         if (unsized := arguments.open_dimension(self.sizes)) is not None:
             self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
             return Costs()
         return assemble.costs(
             rows,
-            ((one.cost, one.times, () if call is None else call.chain) for one, call in base.owned()),
+            ((operator.cost, operator.times, () if call is None else call.chain) for operator, call in base.owned()),
         )
 
 
-def _plain(trace: Trace) -> calls.Trace:
+def _plain(trace: LegacyTrace) -> calls.Trace:
     outputs = graphs.outputs
-    made = [calls.Call(id(call.layer), outputs(call.given), outputs(call.outputs)) for call in trace.calls]
-    return calls.Trace(made, outputs(trace.graph.outputs))
+    plain_calls = [calls.Call(id(call.layer), outputs(call.given), outputs(call.outputs)) for call in trace.calls]
+    return calls.Trace(plain_calls, outputs(trace.graph.outputs))
 
 
 def _spec(tensor: Any) -> TensorSpec:

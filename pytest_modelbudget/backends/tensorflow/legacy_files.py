@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from pytest_modelbudget.backends.keras_content import Library, bases, content, read_from_file, refusal
+from pytest_modelbudget.backends.keras_content import Library, content, existing_classes, read_from_file, refusal
 
 _KINDS = (
     "initializers.Initializer", "regularizers.Regularizer", "constraints.Constraint", "losses.Loss", "metrics.Metric",
@@ -32,13 +32,13 @@ def read(path: Path) -> Any:
             registered.
     """
     library = _library()
-    found = content(path, library)
+    file_content = content(path, library)
     try:
-        if found.legacy:
-            return read_from_file(tf_keras.models.model_from_config(found.config))
-        return read_from_file(tf_keras.saving.deserialize_keras_object(found.config, safe_mode=True))
+        if file_content.legacy:
+            return read_from_file(tf_keras.models.model_from_config(file_content.config))
+        return read_from_file(tf_keras.saving.deserialize_keras_object(file_content.config, safe_mode=True))
     except Exception as error:
-        raise refusal(path, found, library.title, error) from None
+        raise refusal(path, file_content, library.title, error) from None
 
 
 def _library() -> Library:
@@ -46,7 +46,7 @@ def _library() -> Library:
         title=f"tf_keras {tf_keras.__version__}",
         package=tf_keras,
         aliases=("tf_keras", "keras"),
-        kinds=(tf_keras.layers.Layer, *bases(tf_keras, *_KINDS)),
+        kinds=(tf_keras.layers.Layer, *existing_classes(tf_keras, *_KINDS)),
         layers=(tf_keras.layers.Layer,),
         inner=("engine.functional", "engine.sequential", "engine.training", "layers.core.tf_op_layer"),
         called=("Functional", "Model", "Sequential"),
@@ -63,10 +63,12 @@ def _problem(layer: str, class_name: str, config: dict[str, Any]) -> str | None:
         names = [*names, config.get("method_name")]
     elif class_name == "TensorFlowOpLayer":
         names = [class_name]
-    strange = [name for name in names if not isinstance(name, str) or not _fits(class_name, name)]
-    if not strange:
+    unknown_names = [name for name in names if not isinstance(name, str) or not _fits(class_name, name)]
+    if not unknown_names:
         return None
-    return f"layer {layer!r} calls {str(strange[0])[:100]!r}, which is no operation on tensors that a file may name"
+    return (
+        f"layer {layer!r} calls {str(unknown_names[0])[:100]!r}, which is no operation on tensors that a file may name"
+    )
 
 
 def _fits(class_name: str, name: str) -> bool:

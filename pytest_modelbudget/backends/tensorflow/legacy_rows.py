@@ -13,15 +13,15 @@ from pytest_modelbudget.backends import assemble
 from pytest_modelbudget.backends.assemble import HeldWeight, Row, Shown, positions_of, unique
 from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import labels
-from pytest_modelbudget.backends.tensorflow.legacy_trace import Trace
+from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace
 from pytest_modelbudget.summary import TensorSpec, Weight
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LegacyTraceShapes:
     """What a trace shows: for each call what it got and gave, with named dimensions, and the spec of each input."""
 
-    trace: Trace
+    trace: LegacyTrace
     given: Sequence[Specs]
     outputs: Sequence[Specs]
     inputs: Mapping[int, TensorSpec]
@@ -30,14 +30,14 @@ class Seen:
 class Structure:
     """What a model of tf_keras is made of; layers have their `labels` where there are any, else their own names."""
 
-    def __init__(self, model: Any, seen: Seen, labels: Mapping[int, str]) -> None:
-        self._seen = seen
+    def __init__(self, model: Any, trace_shapes: LegacyTraceShapes, labels: Mapping[int, str]) -> None:
+        self._trace_shapes = trace_shapes
         self._labels = labels
         self._trainable = {id(variable) for variable in model.trainable_weights}
 
     def rows(self, model: Any) -> list[Row]:
         """See `assemble.rows`."""
-        return assemble.rows(model, self, positions_of(call.chain for call in self._seen.trace.calls))
+        return assemble.rows(model, self, positions_of(call.chain for call in self._trace_shapes.trace.calls))
 
     def name(self, part: Any) -> str:
         """What a layer is called here."""
@@ -49,21 +49,23 @@ class Structure:
 
     def parts(self, model: Any) -> list[Any]:
         """Its layers; metrics are layers here, and are left out."""
-        return [one for one in model.layers if not isinstance(one, tf_keras.metrics.Metric)]
+        return [layer for layer in model.layers if not isinstance(layer, tf_keras.metrics.Metric)]
 
     def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
         """From the trace; who made what a layer got from the graph of its model, where it has one."""
-        seen = self._seen
-        outputs = [seen.outputs[at] for at in positions]
+        trace_shapes = self._trace_shapes
+        outputs = [trace_shapes.outputs[position] for position in positions]
         if _is_input(part):
-            outputs = [(spec,)] if (spec := seen.inputs.get(id(part)) or _input_spec(part)) else []
+            outputs = [(spec,)] if (spec := trace_shapes.inputs.get(id(part)) or _input_spec(part)) else []
         makers = () if model is None else self._makers(model, part, positions)
         calls = len(positions) or int(_is_input(part))
-        return Shown([seen.given[at] for at in positions], outputs, makers, calls)
+        return Shown([trace_shapes.given[position] for position in positions], outputs, makers, calls)
 
     def _makers(self, model: Any, layer: Any, positions: Sequence[int]) -> list[list[Any]]:
         if not model._is_graph_network:
-            return [self._seen.trace.sources(self._seen.trace.calls[position]) for position in positions]
+            return [
+                self._trace_shapes.trace.sources(self._trace_shapes.trace.calls[position]) for position in positions
+            ]
         nodes = [
             node
             for index, node in enumerate(layer._inbound_nodes)
@@ -73,14 +75,14 @@ class Structure:
 
     def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
         """Its variables."""
-        for name, variable in _deep(part) if deep else _own(part):
+        for name, variable in _all_variables(part) if deep else _own_variables(part):
             shape, dtype = tuple(variable.shape.as_list()), variable.dtype.name
             weight = Weight(name, shape, dtype, trainable=id(variable) in self._trainable)
             yield HeldWeight(id(variable), id(variable), weight)
 
     def all_weights(self, model: Any) -> Iterator[tuple[int, str]]:
         """All but those of metrics."""
-        of_metrics = _of_metrics(model)
+        of_metrics = _metric_variables(model)
         return ((id(variable), variable.name) for variable in model.weights if id(variable) not in of_metrics)
 
 
@@ -92,45 +94,45 @@ def is_graph(model: Any) -> bool:
 def unbuilt(model: Any) -> str | None:
     """The name of a layer that would make weights in `build` and never did; None when there is none."""
     base = tf_keras.layers.Layer.build
-    for one in _sublayers(model):
-        if not one.built and type(one).build is not base and not isinstance(one, tf_keras.Model):
-            return str(one.name)
+    for layer in _sublayers(model):
+        if not layer.built and type(layer).build is not base and not isinstance(layer, tf_keras.Model):
+            return str(layer.name)
     return None
 
 
 def live_names(model: Any) -> labels.Labels:
-    """Automatic names in a model of the user's, numbered from the first, as `labels.of_live` does for Keras 3."""
+    """Automatic names in a model of the user's, numbered from the first, as `labels.live_labels` does for Keras 3."""
     return labels.numbered((model, *_sublayers(model)))
 
 
 def _sublayers(layer: Any) -> Iterator[Any]:
     """Every layer below `layer`, each once; metrics are layers here, and are left out."""
-    for one in layer._flatten_layers(include_self=False):
-        if not isinstance(one, tf_keras.metrics.Metric):
-            yield one
+    for sublayer in layer._flatten_layers(include_self=False):
+        if not isinstance(sublayer, tf_keras.metrics.Metric):
+            yield sublayer
 
 
-def _own(layer: Any) -> Iterator[tuple[str, Any]]:
+def _own_variables(layer: Any) -> Iterator[tuple[str, Any]]:
     """The variables a layer holds itself, with their names."""
-    seen = {id(one): one for one in (*layer._trainable_weights, *layer._non_trainable_weights)}
-    for one in seen.values():
-        yield one.name.partition(":")[0].rpartition("/")[2], one
+    by_id = {id(variable): variable for variable in (*layer._trainable_weights, *layer._non_trainable_weights)}
+    for variable in by_id.values():
+        yield variable.name.partition(":")[0].rpartition("/")[2], variable
 
 
-def _deep(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+def _all_variables(layer: Any, prefix: str = "", visited: set[int] | None = None) -> Iterator[tuple[str, Any]]:
     """The variables of a layer and all layers below it, named by the way to them, each once."""
-    seen = set() if seen is None else seen
-    for name, one in _own(layer):
-        if id(one) not in seen:
-            seen.add(id(one))
-            yield f"{prefix}{name}", one
-    taken: set[str] = set()
-    for below in layer._flatten_layers(recursive=False, include_self=False):
-        if isinstance(below, tf_keras.metrics.Metric):
+    visited = set() if visited is None else visited
+    for name, variable in _own_variables(layer):
+        if id(variable) not in visited:
+            visited.add(id(variable))
+            yield f"{prefix}{name}", variable
+    used_names: set[str] = set()
+    for sublayer in layer._flatten_layers(recursive=False, include_self=False):
+        if isinstance(sublayer, tf_keras.metrics.Metric):
             continue
-        part = labels.part(layer, below, tf_keras.layers)
-        step = f"{unique(part, taken)}/" if part else ""
-        yield from _deep(below, f"{prefix}{step}", seen)
+        part = labels.sublayer_name(layer, sublayer, tf_keras.layers)
+        step = f"{unique(part, used_names)}/" if part else ""
+        yield from _all_variables(sublayer, f"{prefix}{step}", visited)
 
 
 def _is_input(layer: Any) -> bool:
@@ -146,9 +148,9 @@ def _input_spec(layer: Any) -> TensorSpec | None:
     return TensorSpec(dims, tf.as_dtype(layer.output.dtype).name)
 
 
-def _of_metrics(model: Any) -> set[int]:
+def _metric_variables(model: Any) -> set[int]:
     """The variables of metrics, which tf_keras lists with the weights of the model that holds them."""
     layers = list(model._flatten_layers())
-    metrics = [one for one in layers if isinstance(one, tf_keras.metrics.Metric)]
-    metrics += [metric for one in layers for metric in getattr(one, "_metrics", ())]
+    metrics = [layer for layer in layers if isinstance(layer, tf_keras.metrics.Metric)]
+    metrics += [metric for layer in layers for metric in getattr(layer, "_metrics", ())]
     return {id(variable) for metric in metrics for variable in metric.weights}

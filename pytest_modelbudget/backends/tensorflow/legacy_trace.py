@@ -18,7 +18,7 @@ from pytest_modelbudget.backends.tensorflow import graphs
 
 
 @dataclass(slots=True)
-class Call:
+class LegacyCall:
     """One call of a layer: `inside` which layers (outermost first), and from which operator of the graph to which."""
 
     layer: Any
@@ -35,28 +35,28 @@ class Call:
 
 
 @dataclass(slots=True)
-class Trace:
+class LegacyTrace:
     """All calls in the order they began, in one graph."""
 
-    calls: list[Call]
+    calls: list[LegacyCall]
     graph: Any
 
-    def sources(self, call: Call) -> list[Any]:
+    def sources(self, call: LegacyCall) -> list[Any]:
         """The layers that made what a call was given, seen through other operators, each once, in order."""
         makers = self._makers()
-        found: dict[int, Any] = {}
-        seen: set[str] = set()
-        waiting = list(reversed(call.given))
-        while waiting:
-            tensor = waiting.pop()
-            if tensor.name in seen:
+        by_id: dict[int, Any] = {}
+        visited: set[str] = set()
+        pending = list(reversed(call.given))
+        while pending:
+            tensor = pending.pop()
+            if tensor.name in visited:
                 continue
-            seen.add(tensor.name)
+            visited.add(tensor.name)
             if (maker := makers.get(tensor.name)) is not None and maker not in (call.layer, *call.inside):
-                found.setdefault(id(maker), maker)
+                by_id.setdefault(id(maker), maker)
             else:
-                waiting.extend(reversed(tensor.op.inputs))
-        return list(found.values())
+                pending.extend(reversed(tensor.op.inputs))
+        return list(by_id.values())
 
     def _makers(self) -> dict[str, Any]:
         """By the name of a tensor, the outermost layer that gave it back; models are seen through."""
@@ -68,38 +68,38 @@ class Trace:
             for tensor in call.outputs
         }
 
-    def owned(self) -> list[tuple[Operator, Call | None]]:
+    def owned(self) -> list[tuple[Operator, LegacyCall | None]]:
         """Each operator that runs, with the innermost call that made it (or what called it)."""
-        made: list[Call | None] = [None] * len(self.graph.get_operations())
+        calls_by_op: list[LegacyCall | None] = [None] * len(self.graph.get_operations())
         for call in self.calls:
-            made[call.first : call.last] = [call] * (call.last - call.first)
-        owners = {op.name: call for op, call in zip(self.graph.get_operations(), made, strict=True)}
-        return [(one, _owner(one.scope, owners)) for one in operators(self.graph)]
+            calls_by_op[call.first : call.last] = [call] * (call.last - call.first)
+        owners = {op.name: call for op, call in zip(self.graph.get_operations(), calls_by_op, strict=True)}
+        return [(operator, _owning_call(operator.scope, owners)) for operator in operators(self.graph)]
 
 
-def _owner(scope: str, owners: dict[str, Call | None]) -> Call | None:
+def _owning_call(scope: str, owners: dict[str, LegacyCall | None]) -> LegacyCall | None:
     """The call behind a scope: what runs in a loop or function was made by whoever made the loop."""
     while scope not in owners and "/" in scope:
         scope = scope.rpartition("/")[0]
     return owners.get(scope)
 
 
-def trace(model: Any, arguments: graphs.Arguments) -> Trace:
+def trace(model: Any, arguments: graphs.Arguments) -> LegacyTrace:
     """Call `model` for inference on tensors of these specs; nothing is run."""
     args, kwargs = arguments
     if "training" in inspect.signature(model.call).parameters:
         kwargs = {"training": False, **kwargs}
-    calls: list[Call] = []
+    calls: list[LegacyCall] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _watching(calls):
+        with _calls_recorded(calls):
             return model(*args, **kwargs)
 
-    return Trace(calls, graphs.traced(run, (args, kwargs)))
+    return LegacyTrace(calls, graphs.trace_graph(run, (args, kwargs)))
 
 
 @contextmanager
-def _watching(calls: list[Call]) -> Iterator[None]:
+def _calls_recorded(calls: list[LegacyCall]) -> Iterator[None]:
     """Inside, each call of a layer in the graph that is being traced is written to `calls`."""
     layer = tf_keras.layers.Layer
     original = layer.__call__
@@ -109,7 +109,7 @@ def _watching(calls: list[Call]) -> Iterator[None]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if tf.compat.v1.get_default_graph() is not graph:  # in the body of a loop: a part of who made the loop
             return original(self, *args, **kwargs)
-        call = Call(self, tuple(inside), _tensors((args, kwargs)), first=len(graph.get_operations()))
+        call = LegacyCall(self, tuple(inside), _tensors((args, kwargs)), first=len(graph.get_operations()))
         calls.append(call)
         inside.append(self)
         try:
@@ -125,4 +125,4 @@ def _watching(calls: list[Call]) -> Iterator[None]:
 
 
 def _tensors(values: Any) -> list[Any]:
-    return [one for one in tf.nest.flatten(values) if isinstance(one, tf.Tensor)]
+    return [value for value in tf.nest.flatten(values) if isinstance(value, tf.Tensor)]

@@ -47,5 +47,5 @@ def tf_keras_backend() -> ModuleType:
         from tf_keras.src import backend
     except ImportError as error:
         raise FrameworkMissing("tf_keras", f"this tf_keras lacks what is needed: {error}") from error
-    found: ModuleType = backend
-    return found
+    module: ModuleType = backend
+    return module

@@ -19,15 +19,15 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from pytest_modelbudget.backends.model_files import shown
-from pytest_modelbudget.backends.tensorflow.modules import Held
+from pytest_modelbudget.backends.tensorflow.modules import HeldVariable
 from pytest_modelbudget.backends.tensorflow.private import SavedModelProto
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.system import writing
 
-_ASIDE = ("optimizer", "keras_api", "signatures")
+_NOT_OF_MODEL = ("optimizer", "keras_api", "signatures")
 """What a saved model holds beside itself: slots of the optimizer, metrics, functions."""
 
-_LISTS = ("variables", "trainable_variables", "non_trainable_variables", "_all_variables", "model_variables")
+_VARIABLE_LISTS = ("variables", "trainable_variables", "non_trainable_variables", "_all_variables", "model_variables")
 _SEEDS = "seed_generator_state"
 _SIGNATURES = ("serving_default", "serve")
 _PROTO_BYTES = 2 << 30
@@ -39,16 +39,16 @@ _CONSTANT_BYTES = 64 << 20
 
 @dataclass
 class SavedModel:
-    """A SavedModel folder; `path` is where it is, `whole` what `saved_model.pb` says, `proto` its graph in that."""
+    """A SavedModel folder; `path` is where it is, `outer` what `saved_model.pb` says, `proto` its graph in that."""
 
     path: Path
     proto: Any
-    whole: Any
+    outer: Any
     unreadable: str = ""
     """Why its signatures cannot be read, once that was tried."""
 
     @property
-    def held(self) -> Iterator[Held]:
+    def variables(self) -> Iterator[HeldVariable]:
         """Its variables, by the object that holds them; those Keras saved by the names of its layers."""
         nodes = self.proto.object_graph_def.nodes
         listed = any(child.local_name == "variables" for child in nodes[0].children)
@@ -57,17 +57,17 @@ class SavedModel:
             if variable.name.endswith(_SEEDS):
                 continue
             holder, _, name = path.rpartition("/")
-            if holder.partition("/")[0] in _LISTS or holder.startswith(("layer-", "layer_with_weights-")):
+            if holder.partition("/")[0] in _VARIABLE_LISTS or holder.startswith(("layer-", "layer_with_weights-")):
                 holder, _, name = variable.name.rpartition("/")
             sizes = tuple(None if dim.size < 0 else dim.size for dim in variable.shape.dim)
             shape = None if variable.shape.unknown_rank else sizes
             dtype = tf.as_dtype(variable.dtype).name
-            yield Held(holder, "Object", name, node_id, shape, dtype, variable.trainable)
+            yield HeldVariable(holder, "Object", name, node_id, shape, dtype, variable.trainable)
 
     @cached_property
     def signature(self) -> Any:
         """The concrete function of its default (or only) signature, None when it has none."""
-        if (size := max(_constants(self.whole), default=0)) > _CONSTANT_BYTES:
+        if (size := max(_constant_bytes(self.outer), default=0)) > _CONSTANT_BYTES:
             self.unreadable = f"its signatures are not read: a constant in them would take {size:,} bytes"
             return None
         options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
@@ -87,7 +87,7 @@ class SavedModel:
     def _alone(self) -> Iterator[str]:
         """A folder of the graph alone: TensorFlow prefers other forms of it that are there, and waits for pipes."""
         with tempfile.TemporaryDirectory() as folder:
-            writing.write(Path(folder, "saved_model.pb"), self.whole.SerializeToString())
+            writing.write(Path(folder, "saved_model.pb"), self.outer.SerializeToString())
             yield folder
 
 
@@ -104,7 +104,7 @@ def read(path: Path) -> SavedModel:
         proto.ParseFromString((path / "saved_model.pb").read_bytes())
     except DecodeError:
         raise _damaged(path) from None
-    graphs = [one for one in proto.meta_graphs if len(one.object_graph_def.nodes)]
+    graphs = [meta_graph for meta_graph in proto.meta_graphs if len(meta_graph.object_graph_def.nodes)]
     if not graphs:
         raise ModelBudgetError(
             f"{shown(path)}: saved_model.pb has no object graph (it is damaged, or was saved by TensorFlow 1): load it "
@@ -112,7 +112,7 @@ def read(path: Path) -> SavedModel:
         )
     model = SavedModel(path, graphs[0], proto)
     try:
-        list(model.held)
+        list(model.variables)
     except (IndexError, TypeError, ValueError):  # objects or dtypes that there are not
         raise _damaged(path) from None
     return model
@@ -124,7 +124,7 @@ def _damaged(path: Path) -> ModelBudgetError:
     )
 
 
-def _constants(proto: Any) -> Iterator[int]:
+def _constant_bytes(proto: Any) -> Iterator[int]:
     """The bytes that each constant takes in memory beyond those that the graph has of it."""
     graphs = [graph.graph_def for graph in proto.meta_graphs]
     functions = chain.from_iterable(graph.library.function for graph in graphs)
@@ -137,24 +137,24 @@ def _constants(proto: Any) -> Iterator[int]:
 
 def _variables(nodes: Any, listed: bool) -> Iterator[tuple[str, int]]:
     """Each variable once, by the first way to it: an object's own variables first, then what is below it."""
-    seen: set[int] = set()
-    waiting = [("", 0)]
-    while waiting:
-        path, node_id = waiting.pop()
-        below: list[tuple[str, int]] = []
+    visited: set[int] = set()
+    pending = [("", 0)]
+    while pending:
+        path, node_id = pending.pop()
+        children_below: list[tuple[str, int]] = []
         for child in nodes[node_id].children:
             name = child.local_name
-            if node_id == 0 and (name in _ASIDE or (listed and name in _LISTS and name != "variables")):
+            if node_id == 0 and (name in _NOT_OF_MODEL or (listed and name in _VARIABLE_LISTS and name != "variables")):
                 continue
             if not 0 <= child.node_id < len(nodes):
                 raise IndexError(child.node_id)
-            if child.node_id in seen:
+            if child.node_id in visited:
                 continue
-            seen.add(child.node_id)
-            way = f"{path}/{name}".lstrip("/")
+            visited.add(child.node_id)
+            variable_path = f"{path}/{name}".lstrip("/")
             if nodes[child.node_id].HasField("variable"):
-                yield way, child.node_id
+                yield variable_path, child.node_id
             else:
-                below.append((way, child.node_id))
-        below.sort(key=lambda item: item[0].startswith("variables"))  # a mere list of what other objects hold
-        waiting.extend(reversed(below))
+                children_below.append((variable_path, child.node_id))
+        children_below.sort(key=lambda item: item[0].startswith("variables"))  # a mere list of what other objects hold
+        pending.extend(reversed(children_below))

@@ -59,7 +59,7 @@ def summarize(
     sizes: Mapping[str, int],
     built_here: bool,
     rebuild: counting.Rebuild | None = None,
-    run: counting.Mode | None = None,
+    run: counting.RunMode | None = None,
 ) -> Summary:
     """Count a `torch.nn.Module` at `inputs`: one forward pass on the meta device and a few at other sizes.
 
@@ -77,7 +77,7 @@ def summarize(
             raise ModelBudgetError(f"{name}: `run: real` needs inputs: write e.g. {structure.EXAMPLE}")
         return structure.summarize(model, name=name, framework=FRAMEWORK)
     with _guarded(built_here), gc_paused(), keras_layers.at_hand(all_modules(model)):
-        origin = counting.Origin(built_here, rebuild, run)
+        origin = counting.ModelOrigin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
 
 
@@ -107,7 +107,7 @@ def plan(
         raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
     model = module_of(model)
     with _guarded(built_here), gc_paused(), keras_layers.at_hand(all_modules(model)):
-        return planning.plans(
+        return planning.make_plans(
             model,
             name=name,
             inputs=inputs,

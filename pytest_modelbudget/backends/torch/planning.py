@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.distributed.rank import Sharded, record_sharded
+from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep, record_sharded
 from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, CUDNN_NOTE
-from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
-from pytest_modelbudget.backends.torch.model.meta_tensors import Ghosts, settle
-from pytest_modelbudget.backends.torch.model.modules import unwrapped
-from pytest_modelbudget.backends.torch.trace.forward import Subject, build
-from pytest_modelbudget.backends.torch.training.step import record
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
+from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
+from pytest_modelbudget.backends.torch.model.modules import unwrap
+from pytest_modelbudget.backends.torch.trace.forward import Subject, build_keras_layers
+from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.memory import memory_plan
@@ -24,7 +24,7 @@ from pytest_modelbudget.planner.timeline import plan_of
 from pytest_modelbudget.summary import Kind, Plan
 
 
-def plans(
+def make_plans(
     model: Any,
     *,
     name: str,
@@ -39,24 +39,24 @@ def plans(
     Raises:
         ModelBudgetError: a recipe that cannot be run.
     """
-    subject = subject_of(unwrapped(model), name, inputs, built_here=built_here)
-    build(subject, sizes)
+    subject = subject_of(unwrap(model), name, inputs, built_here=built_here)
+    build_keras_layers(subject, sizes)
     return tuple(_plan(subject, sizes, recipe, devices) for recipe in recipes)
 
 
 def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> Subject:
     """`model` without memory, ready to be run; a user's own is copied."""
     if built_here:
-        settle(model, Ghosts())
-    return Subject(name, model if built_here else ghost_of(model), inputs)
+        model_to_meta(model, MetaTensors())
+    return Subject(name, model if built_here else meta_copy(model), inputs)
 
 
 def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: Sequence[str]) -> Plan:
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
-    sharded: Sharded | None = None
+    sharded: ShardedStep | None = None
     if isinstance(recipe, Training) and recipe.sharding is not None:
         sharded = record_sharded(subject, sizes, recipe)
-    tape = record(subject, sizes, recipe) if sharded is None else sharded.tape
+    tape = record_step(subject, sizes, recipe) if sharded is None else sharded.tape
     if recipe.kernels != "cuda":
         plan = plan_of(tape, kind, describe(recipe))
     else:

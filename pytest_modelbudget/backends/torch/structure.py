@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch.model import dtensors
-from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
-from pytest_modelbudget.backends.torch.model.modules import ROOT, Node, all_modules, all_tensors, nodes, unwrapped
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
+from pytest_modelbudget.backends.torch.model.modules import ROOT, Node, all_modules, all_tensors, nodes, unwrap
 from pytest_modelbudget.backends.torch.model.weights import weights_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Layer, Summary, Weight
@@ -32,17 +32,21 @@ def summarize(model: nn.Module, *, name: str, framework: str) -> Summary:
         ModelBudgetError: a lazy layer, which has no weights before its first input; a model inside
             `FullyShardedDataParallel`.
     """
-    model = unwrapped(model)
-    shards = dtensors.note(model)
-    listed = nodes(ghost_of(model) if shards else model)
-    _refuse_lazy(listed, name)
-    weights, unread = weights_of(listed, name)
-    rows = [_row(node, own) for node, own in zip(listed, weights, strict=True) if _has_row(node, own)]
-    return Summary(name, framework, tuple(rows), notes=(_NOTE, *shards, *unread))
+    model = unwrap(model)
+    shards = dtensors.sharding_notes(model)
+    model_nodes = nodes(meta_copy(model) if shards else model)
+    _refuse_lazy(model_nodes, name)
+    weights, unread_notes = weights_of(model_nodes, name)
+    rows = [
+        _row(node, own_weights)
+        for node, own_weights in zip(model_nodes, weights, strict=True)
+        if _has_row(node, own_weights)
+    ]
+    return Summary(name, framework, tuple(rows), notes=(_NOTE, *shards, *unread_notes))
 
 
-def _refuse_lazy(listed: Sequence[Node], name: str) -> None:
-    for node in listed:
+def _refuse_lazy(nodes: Sequence[Node], name: str) -> None:
+    for node in nodes:
         if any(map(is_lazy, all_tensors(all_modules(node.module) if node.parts else [node.module]))):
             raise ModelBudgetError(
                 f"{name}: the lazy layer {node.path!r} ({node.type}) has no weights before its first input, "
@@ -50,12 +54,12 @@ def _refuse_lazy(listed: Sequence[Node], name: str) -> None:
             )
 
 
-def _has_row(node: Node, own: tuple[Weight, ...]) -> bool:
+def _has_row(node: Node, own_weights: tuple[Weight, ...]) -> bool:
     """As in a summary with inputs, where lists and dicts of modules are not called either."""
-    if own:
+    if own_weights:
         return True
     return not node.container if node.path == ROOT else not isinstance(node.module, (nn.ModuleList, nn.ModuleDict))
 
 
-def _row(node: Node, own: tuple[Weight, ...]) -> Layer:
-    return Layer(node.path, node.type, weights=own, calls=None, container=node.container)
+def _row(node: Node, own_weights: tuple[Weight, ...]) -> Layer:
+    return Layer(node.path, node.type, weights=own_weights, calls=None, container=node.container)

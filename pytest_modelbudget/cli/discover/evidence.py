@@ -14,8 +14,10 @@ from typing import Any, get_type_hints
 from pytest_modelbudget import backends
 from pytest_modelbudget.cli.discover.scan import libraries
 
-_DEEPEST = 4
-_SAME = frozenset(("eval", "train", "to", "float", "half", "double", "bfloat16", "cpu", "requires_grad_", "apply"))
+_MAX_DEPTH = 4
+_RETURN_THE_MODEL = frozenset(
+    ("eval", "train", "to", "float", "half", "double", "bfloat16", "cpu", "requires_grad_", "apply")
+)
 """Methods of a model that return the model."""
 
 
@@ -35,32 +37,35 @@ def candidates(module: ModuleType, parts: frozenset[str]) -> Iterator[Candidate]
             continue
         if backends.owner(value) is not None:
             yield Candidate(name, False, "a model that is there already: write a function that returns it")
-        elif getattr(value, "__module__", None) == module.__name__ and _builds(value):
+        elif getattr(value, "__module__", None) == module.__name__ and _builds_model(value):
             is_class = isinstance(value, type)
-            lacks = _required(value)
+            lacks = _required_arguments(value)
             if is_class and name in parts and not lacks:
                 lacks = "a part of other models"
             yield Candidate(name, is_class, lacks)
 
 
-def _builds(value: object) -> bool:
+def _builds_model(value: object) -> bool:
     if isinstance(value, type):
         return _is_model_class(value) and not inspect.isabstract(value)
     return isinstance(value, FunctionType) and returns_model(value)
 
 
 def _is_model_class(value: object) -> bool:
-    return isinstance(value, type) and any(one.is_class(value) for one in backends.loaded())
+    return isinstance(value, type) and any(backend.is_class(value) for backend in backends.loaded())
 
 
-def _required(build: Callable[..., object]) -> str:
+def _required_arguments(build: Callable[..., object]) -> str:
     """The arguments that it cannot be called without, as a reason."""
     try:
-        known = inspect.signature(build).parameters.values()
+        parameters = inspect.signature(build).parameters.values()
     except (TypeError, ValueError):
         return ""
     needed = [
-        one.name for one in known if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     return f"needs arguments: {', '.join(needed)}" if needed else ""
 
@@ -68,7 +73,7 @@ def _required(build: Callable[..., object]) -> str:
 def returns_model(function: Callable[..., object], depth: int = 0) -> bool:
     """Whether a function says that it returns a model, or plainly does: `return Net()`, `return resnet18(...)`."""
     function = inspect.unwrap(function)
-    if depth > _DEEPEST or not isinstance(function, FunctionType):
+    if depth > _MAX_DEPTH or not isinstance(function, FunctionType):
         return False
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         return False
@@ -84,13 +89,13 @@ def returns_model(function: Callable[..., object], depth: int = 0) -> bool:
     body = tree.body[0] if tree.body else None
     if not isinstance(body, ast.FunctionDef):
         return False
-    reader = _Reader(function.__globals__, depth)
+    reader = _BodyReader(function.__globals__, depth)
     reader.visit_all(body.body)
     return any(reader.is_model(value) for value in reader.returned)
 
 
 @dataclass(slots=True)
-class _Reader:
+class _BodyReader:
     """Reads the body of one function."""
 
     names: Mapping[str, Any]
@@ -98,7 +103,7 @@ class _Reader:
     returned: list[ast.expr] = field(default_factory=list)
     assigned: dict[str, list[ast.expr]] = field(default_factory=dict)
     imported: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    visited: set[str] = field(default_factory=set)
 
     def visit_all(self, body: list[ast.stmt]) -> None:
         """Note what is returned, assigned and imported; not inside functions and classes of its own."""
@@ -114,33 +119,37 @@ class _Reader:
                     self.assigned.setdefault(name, []).append(value)
                 case ast.Import() | ast.ImportFrom():
                     self._note_import(node)
-            for part in ("body", "orelse", "finalbody", "handlers", "cases"):
-                inner = getattr(node, part, None) or []
-                for one in inner:
-                    self.visit_all(one.body if isinstance(one, (ast.ExceptHandler, ast.match_case)) else [one])
+            for field_name in ("body", "orelse", "finalbody", "handlers", "cases"):
+                inner = getattr(node, field_name, None) or []
+                for child in inner:
+                    self.visit_all(child.body if isinstance(child, (ast.ExceptHandler, ast.match_case)) else [child])
 
     def _note_import(self, node: ast.Import | ast.ImportFrom) -> None:
         """Frameworks imported inside the function; anything else is not imported to be asked."""
-        known = libraries()
+        frameworks = libraries()
         for alias in node.names:
             if isinstance(node, ast.Import):
-                whole = alias.name if alias.asname else alias.name.partition(".")[0]
-                if alias.name.partition(".")[0] in known:
-                    self.imported[alias.asname or whole] = lambda whole=whole: import_module(whole)  # type: ignore[misc]
-            elif node.module and not node.level and node.module.partition(".")[0] in known:
+                module_name = alias.name if alias.asname else alias.name.partition(".")[0]
+                if alias.name.partition(".")[0] in frameworks:
+                    self.imported[alias.asname or module_name] = lambda module_name=module_name: import_module(
+                        module_name
+                    )  # type: ignore[misc]
+            elif node.module and not node.level and node.module.partition(".")[0] in frameworks:
                 module, name = node.module, alias.name
-                self.imported[alias.asname or name] = lambda module=module, name=name: _member(module, name)  # type: ignore[misc]
+                self.imported[alias.asname or name] = lambda module=module, name=name: _import_member(module, name)  # type: ignore[misc]
 
     def is_model(self, value: ast.expr) -> bool:
         """Whether an expression plainly is a model."""
         match value:
-            case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in _SAME and self.is_model(inner):
+            case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in _RETURN_THE_MODEL and self.is_model(
+                inner
+            ):
                 return True
             case ast.Call(func=called):
-                found = self._resolve(called)
-                return _is_model_class(found) or (callable(found) and returns_model(found, self.depth + 1))
-            case ast.Name(id=name) if name in self.assigned and name not in self.asked:
-                self.asked.add(name)
+                resolved = self._resolve(called)
+                return _is_model_class(resolved) or (callable(resolved) and returns_model(resolved, self.depth + 1))
+            case ast.Name(id=name) if name in self.assigned and name not in self.visited:
+                self.visited.add(name)
                 return any(self.is_model(one) for one in self.assigned[name])
             case ast.IfExp(body=one, orelse=other):
                 return self.is_model(one) or self.is_model(other)
@@ -154,12 +163,12 @@ class _Reader:
             case ast.Name(id=name):
                 return self.imported[name]() if name in self.imported else self.names.get(name)
             case ast.Attribute(value=inner, attr=name):
-                whole = self._resolve(inner)
-                return getattr(whole, name, None) if isinstance(whole, (ModuleType, type)) else None
+                owner = self._resolve(inner)
+                return getattr(owner, name, None) if isinstance(owner, (ModuleType, type)) else None
         return None
 
 
-def _member(module: str, name: str) -> Any:
+def _import_member(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name, None) or import_module(f"{module}.{name}")
     except ImportError:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-_SIDES = (224, 32, 28, 64, 128, 256, 96, 299, 384, 512, 16)
+_IMAGE_SIDES = (224, 32, 28, 64, 128, 256, 96, 299, 384, 512, 16)
 """Sides of images, the usual ones first; a net without adaptive pooling fits one of them."""
 
-_LENGTHS = (1024, 128, 16_000, 64, 512, 32)
+_SERIES_LENGTHS = (1024, 128, 16_000, 64, 512, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Guess:
 
 def guesses(model: Any) -> tuple[tuple[Guess, ...], str]:
     """What to try, the likeliest first; when there is nothing to try, why."""
-    if more := _arguments(model):
-        return (), more
+    if problem := _why_not_one_input(model):
+        return (), problem
     for layer in _leaves(model):
         rule = _RULES.get(type(layer).__name__)
         if rule is not None:
@@ -32,15 +32,18 @@ def guesses(model: Any) -> tuple[tuple[Guess, ...], str]:
     return (), "its inputs cannot be guessed from its layers: register it with inputs"
 
 
-def _arguments(model: Any) -> str:
+def _why_not_one_input(model: Any) -> str:
     """Why one input is not enough; empty when it may be."""
     forward = getattr(model, "forward", None)
     try:
-        known = inspect.signature(forward).parameters.values() if callable(forward) else ()
+        parameters = inspect.signature(forward).parameters.values() if callable(forward) else ()
     except (TypeError, ValueError):
         return ""
     needed = [
-        one.name for one in known if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if len(needed) < 2:
         return ""
@@ -54,30 +57,30 @@ def _leaves(model: Any) -> Iterator[Any]:
             yield module
 
 
-def _images(channels: str) -> Callable[[Any], Iterator[Guess]]:
+def _image_inputs(channels: str) -> Callable[[Any], Iterator[Guess]]:
     def rule(layer: Any) -> Iterator[Guess]:
-        for side in _SIDES:
+        for side in _IMAGE_SIDES:
             yield Guess(f"float32[B, {getattr(layer, channels)}, {side}, {side}]")
 
     return rule
 
 
-def _series(layer: Any) -> Iterator[Guess]:
-    for length in _LENGTHS:
+def _series_inputs(layer: Any) -> Iterator[Guess]:
+    for length in _SERIES_LENGTHS:
         yield Guess(f"float32[B, {layer.in_channels}, {length}]")
 
 
-def _volumes(layer: Any) -> Iterator[Guess]:
+def _volume_inputs(layer: Any) -> Iterator[Guess]:
     for depth, side in ((16, 112), (32, 32), (64, 64), (16, 224)):
         yield Guess(f"float32[B, {layer.in_channels}, {depth}, {side}, {side}]")
 
 
-def _features(layer: Any) -> Iterator[Guess]:
+def _feature_inputs(layer: Any) -> Iterator[Guess]:
     yield Guess(f"float32[B, {layer.in_features}]")
     yield Guess(f"float32[B, T, {layer.in_features}]", {"T": 128})
 
 
-def _ids(layer: Any) -> Iterator[Guess]:
+def _id_inputs(layer: Any) -> Iterator[Guess]:
     for length in (128, 16):
         yield Guess("int64[B, T]", {"T": length})
     for length in (128, 64, 16):
@@ -85,25 +88,25 @@ def _ids(layer: Any) -> Iterator[Guess]:
     yield Guess("int64[B]")
 
 
-def _steps(layer: Any) -> Iterator[Guess]:
+def _sequence_inputs(layer: Any) -> Iterator[Guess]:
     order = "B, T" if getattr(layer, "batch_first", False) else "T, B"
     yield Guess(f"float32[{order}, {layer.input_size}]", {"T": 128})
 
 
-def _normed(layer: Any) -> Iterator[Guess]:
+def _norm_inputs(layer: Any) -> Iterator[Guess]:
     yield Guess(f"float32[B, {layer.num_features}]")
 
 
 _RULES: dict[str, Callable[[Any], Iterator[Guess]]] = {
-    "Conv1d": _series,
-    "Conv2d": _images("in_channels"),
-    "Conv3d": _volumes,
-    "BatchNorm1d": _normed,
-    "BatchNorm2d": _images("num_features"),
-    "Linear": _features,
-    "Embedding": _ids,
-    "LSTM": _steps,
-    "GRU": _steps,
-    "RNN": _steps,
+    "Conv1d": _series_inputs,
+    "Conv2d": _image_inputs("in_channels"),
+    "Conv3d": _volume_inputs,
+    "BatchNorm1d": _norm_inputs,
+    "BatchNorm2d": _image_inputs("num_features"),
+    "Linear": _feature_inputs,
+    "Embedding": _id_inputs,
+    "LSTM": _sequence_inputs,
+    "GRU": _sequence_inputs,
+    "RNN": _sequence_inputs,
 }
 """By the type of the first layer that says something of its input."""

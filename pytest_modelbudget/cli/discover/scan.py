@@ -9,19 +9,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_modelbudget import backends
-from pytest_modelbudget.cli.walk import files
-from pytest_modelbudget.loading import Unreadable, read_bytes
+from pytest_modelbudget.cli.walk import project_files
+from pytest_modelbudget.loading import UnreadableFile, read_bytes
 
 _LIBRARIES = ("tensorflow", "tf_keras", "torchvision", "timm", "transformers", "lightning", "pytorch_lightning")
 
-_TESTS = frozenset(("tests", "test", "testing"))
-_NOT_MODELS = frozenset(("conftest.py", "setup.py", "noxfile.py", "__main__.py"))
-_RUNS = frozenset(("fit", "fit_generator", "train", "main", "run", "backward"))
+_TEST_FOLDERS = frozenset(("tests", "test", "testing"))
+_NOT_MODEL_FILES = frozenset(("conftest.py", "setup.py", "noxfile.py", "__main__.py"))
+_SCRIPT_METHODS = frozenset(("fit", "fit_generator", "train", "main", "run", "backward"))
 """Methods that no module calls while it is imported unless it is a script."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """One Python file: `module` is the name it is imported by, `parts` the names that its classes build inside."""
 
     path: str
@@ -37,33 +37,35 @@ class LeftOut:
     why: str
 
 
-def scan(root: Path, paths: Iterable[Path]) -> tuple[list[Source], list[LeftOut]]:
+def scan(root: Path, paths: Iterable[Path]) -> tuple[list[SourceFile], list[LeftOut]]:
     """The files at or below `paths` that may define models, by names from `root`, and those that cannot be imported."""
-    trees: dict[str, tuple[Source, ast.Module]] = {}
-    left: list[LeftOut] = []
-    for path in sorted(set(_python(root, paths))):
-        shown = path.relative_to(root).as_posix()
+    trees: dict[str, tuple[SourceFile, ast.Module]] = {}
+    left_out: list[LeftOut] = []
+    for path in sorted(set(_python_files(root, paths))):
+        relative_path = path.relative_to(root).as_posix()
         try:
             tree = ast.parse(read_bytes(path))
-        except (OSError, Unreadable) as error:
-            left.append(LeftOut(shown, str(error)))
+        except (OSError, UnreadableFile) as error:
+            left_out.append(LeftOut(relative_path, str(error)))
             continue
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            left.append(LeftOut(shown, f"not Python ({error})"))
+            left_out.append(LeftOut(relative_path, f"not Python ({error})"))
             continue
-        module = _module(root, path)
-        trees[module] = Source(shown, module, frozenset(_parts(tree))), tree
-    about = _about_models({name: set(_imports(name, tree)) for name, (_, tree) in trees.items()})
-    found = []
-    for name in about:
+        module = _module_name(root, path)
+        trees[module] = SourceFile(relative_path, module, frozenset(_called_in_classes(tree))), tree
+    module_names = _modules_about_models(
+        {name: set(_imported_modules(name, tree)) for name, (_, tree) in trees.items()}
+    )
+    sources = []
+    for name in module_names:
         source, tree = trees[name]
         if not any(isinstance(node, (ast.ClassDef, ast.FunctionDef)) for node in tree.body):
             continue
-        if wrong := _not_importable(source, tree):
-            left.append(LeftOut(source.path, wrong))
+        if reason := _why_not_importable(source, tree):
+            left_out.append(LeftOut(source.path, reason))
         else:
-            found.append(source)
-    return found, left
+            sources.append(source)
+    return sources, left_out
 
 
 def libraries() -> frozenset[str]:
@@ -71,21 +73,21 @@ def libraries() -> frozenset[str]:
     return frozenset((*backends.BACKENDS, *_LIBRARIES))
 
 
-def _python(root: Path, paths: Iterable[Path]) -> Iterator[Path]:
+def _python_files(root: Path, paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
-        for file in files(path) if path.is_dir() else (path,):
+        for file in project_files(path) if path.is_dir() else (path,):
             if file.suffix == ".py" and not _is_test(file.relative_to(root)):
                 yield file
 
 
 def _is_test(path: Path) -> bool:
     name = path.name
-    if name in _NOT_MODELS or name.startswith("test_") or name.endswith("_test.py"):
+    if name in _NOT_MODEL_FILES or name.startswith("test_") or name.endswith("_test.py"):
         return True
-    return any(part in _TESTS for part in path.parts[:-1])
+    return any(part in _TEST_FOLDERS for part in path.parts[:-1])
 
 
-def _module(root: Path, path: Path) -> str:
+def _module_name(root: Path, path: Path) -> str:
     """`pkg.nets` for `pkg/nets.py`, and for `src/pkg/nets.py` where `pkg` is installed."""
     parts = path.relative_to(root).with_suffix("").parts
     parts = parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts
@@ -101,7 +103,7 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _parts(tree: ast.Module) -> Iterator[str]:
+def _called_in_classes(tree: ast.Module) -> Iterator[str]:
     """What classes call inside: `Block` of `self.block = Block(3)`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -111,50 +113,50 @@ def _parts(tree: ast.Module) -> Iterator[str]:
                         yield name
 
 
-def _imports(module: str, tree: ast.Module) -> Iterator[str]:
+def _imported_modules(module: str, tree: ast.Module) -> Iterator[str]:
     """Every module that it may import, in functions too, and the packages above each."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = module.split(".")[: -node.level] if node.level else []
-            head = ".".join((*above, *([node.module] if node.module else [])))
+            parents = module.split(".")[: -node.level] if node.level else []
+            head = ".".join((*parents, *([node.module] if node.module else [])))
             names = [head, *(f"{head}.{alias.name}" for alias in node.names)]
         else:
             continue
         for name in names:
-            pieces = name.split(".")
-            yield from (".".join(pieces[:end]) for end in range(1, len(pieces) + 1))
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
-def _about_models(imports: dict[str, set[str]]) -> list[str]:
+def _modules_about_models(imports: dict[str, set[str]]) -> list[str]:
     """The modules that import a framework, or one of the project's own that does."""
-    known = libraries()
-    about = {name for name, used in imports.items() if used & known}
-    while more := {name for name, used in imports.items() if name not in about and used & about}:
-        about |= more
-    return sorted(about)
+    frameworks = libraries()
+    modules = {name for name, imported in imports.items() if imported & frameworks}
+    while importers := {name for name, imported in imports.items() if name not in modules and imported & modules}:
+        modules |= importers
+    return sorted(modules)
 
 
-def _not_importable(source: Source, tree: ast.Module) -> str:
+def _why_not_importable(source: SourceFile, tree: ast.Module) -> str:
     """Why a file is not imported; empty when it is."""
     if not all(part.isidentifier() for part in source.module.split(".")):
         return "its path is not a module name: rename it to import it"
-    own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    function_names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     for node in tree.body:
-        if what := _acts(node, own):
-            return f"runs when it is imported (line {node.lineno}: {what}): put that under if __name__ == '__main__'"
+        if action := _side_effect(node, function_names):
+            return f"runs when it is imported (line {node.lineno}: {action}): put that under if __name__ == '__main__'"
     return ""
 
 
-def _acts(node: ast.stmt, own: set[str]) -> str:
+def _side_effect(node: ast.stmt, function_names: set[str]) -> str:
     """What a statement does that only a script does; empty for definitions, settings and constants."""
     if isinstance(node, (ast.For, ast.While)):
         return "a loop"
     if isinstance(node, (ast.Expr, ast.Assign)) and isinstance(node.value, ast.Call):
         called = node.value.func
-        if isinstance(node, ast.Expr) and isinstance(called, ast.Name) and called.id in own:
+        if isinstance(node, ast.Expr) and isinstance(called, ast.Name) and called.id in function_names:
             return f"{called.id}()"
-        if isinstance(called, ast.Attribute) and called.attr in _RUNS:
+        if isinstance(called, ast.Attribute) and called.attr in _SCRIPT_METHODS:
             return f"{ast.unparse(called)}()"
     return ""

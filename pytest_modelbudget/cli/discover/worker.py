@@ -16,7 +16,7 @@ from pytest_modelbudget.cli.discover.evidence import candidates
 from pytest_modelbudget.cli.discover.guess import Guess, guesses
 from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.session.registry import importable
+from pytest_modelbudget.session.registry import make_importable
 from pytest_modelbudget.summary import Summary
 
 Data = dict[str, Any]
@@ -24,27 +24,27 @@ Data = dict[str, Any]
 
 def listed(task: Mapping[str, Any]) -> Data:
     """The `candidates` of the module at `module` below `root`, or `why` it cannot be imported."""
-    _go_to(task["root"])
+    _enter_project(task["root"])
     try:
         with coexisting():
             module = import_module(task["module"])
-            found = [asdict(candidate) for candidate in candidates(module, frozenset(task["parts"]))]
+            candidate_data = [asdict(candidate) for candidate in candidates(module, frozenset(task["parts"]))]
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         return {"candidates": [], "why": f"cannot be imported: {_reason(error)}"}
-    return {"candidates": found, "why": ""}
+    return {"candidates": candidate_data, "why": ""}
 
 
 def measured(task: Mapping[str, Any]) -> Data:
     """The numbers of what `name` of `module` builds, with the inputs it knows or the first guess that it runs on."""
-    _go_to(task["root"])
-    return _measured(f"{task['module']}:{task['name']}", task["is_class"])
+    _enter_project(task["root"])
+    return _measure_model(f"{task['module']}:{task['name']}", task["is_class"])
 
 
-def _go_to(root: str) -> None:
+def _enter_project(root: str) -> None:
     os.chdir(root)
-    importable(Path(root))
+    make_importable(Path(root))
 
 
 def _reason(error: BaseException) -> str:
@@ -52,14 +52,14 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _measured(reference: str, is_class: bool) -> Data:
-    summary, why = _counted(ModelEntry(id=reference, build=reference))
+def _measure_model(reference: str, is_class: bool) -> Data:
+    summary, why = _count_model(ModelEntry(id=reference, build=reference))
     guess: Guess | None = None
     if summary is None:
-        tries, reason = _guesses(reference)
+        tries, reason = _guess_inputs(reference)
         why = reason or why
         for guess in tries:
-            summary, _ = _counted(ModelEntry(id=reference, build=reference, inputs=guess.inputs, dims=guess.dims))
+            summary, _ = _count_model(ModelEntry(id=reference, build=reference, inputs=guess.inputs, dims=guess.dims))
             if summary is not None:
                 break
         else:
@@ -74,11 +74,11 @@ def _measured(reference: str, is_class: bool) -> Data:
         "params": summary.params,
         "weight_bytes": summary.weight_bytes,
         "flops": None if summary.flops.is_lower_bound else summary.flops.value,
-        "sameness": _sameness(summary),
+        "sameness": _structure_hash(summary),
     }
 
 
-def _counted(entry: ModelEntry) -> tuple[Summary | None, str]:
+def _count_model(entry: ModelEntry) -> tuple[Summary | None, str]:
     """The summary of a model that runs on its inputs, or why there is none."""
     result = run(entry, Path(), snapshots=False)
     summary = result.summary
@@ -88,7 +88,7 @@ def _counted(entry: ModelEntry) -> tuple[Summary | None, str]:
     return summary, (lines[-1] if lines else result.error.partition("\n")[0])
 
 
-def _guesses(reference: str) -> tuple[tuple[Guess, ...], str]:
+def _guess_inputs(reference: str) -> tuple[tuple[Guess, ...], str]:
     module, _, name = reference.partition(":")
     build = getattr(import_module(module), name)
     try:
@@ -99,7 +99,7 @@ def _guesses(reference: str) -> tuple[tuple[Guess, ...], str]:
         return (), f"cannot be built: {_reason(error)}"
 
 
-def _sameness(summary: Summary) -> str:
+def _structure_hash(summary: Summary) -> str:
     """Equal for models with equal rows."""
     rows = [(layer.path, layer.type, layer.weights_text, layer.connected_to) for layer in summary.layers]
     return hashlib.sha256(repr(rows).encode()).hexdigest()

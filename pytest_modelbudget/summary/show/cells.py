@@ -18,7 +18,7 @@ REAL_RUN = "real run"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One line of a layer table."""
 
     layer: str
@@ -34,14 +34,14 @@ def title(summary: Summary) -> str:
     return harmless(f"{summary.model} ({summary.framework}{run})")
 
 
-def rows(summary: Summary) -> Iterator[Row]:
+def rows(summary: Summary) -> Iterator[TableRow]:
     """The layer table in the shape of `model.summary()`; a row that holds others has the sum of all in parentheses."""
     parents = parent_rows(summary.layers)
     sums, holders = subtotals([layer.params for layer in summary.layers], parents), set(parents)
     for index, layer in enumerate(summary.layers):
         own = "" if layer.container and not layer.weights else params(layer)
         inside = f"({sums[index]:,})" if index in holders else ""
-        yield Row(
+        yield TableRow(
             layer=harmless(f"{layer.path} ({layer.type})"),
             output=harmless(output(layer)),
             params=" ".join(filter(None, (own, inside))) or "-",
@@ -58,8 +58,8 @@ def legend(summary: Summary) -> str:
 
 def connections(layer: Layer) -> str:
     """The layers that feed it: those of one call joined by `, `, of different calls by `; `."""
-    known = "; ".join(", ".join(call) for call in layer.connected_to if call)
-    return known or (UNKNOWN if layer.calls is None else "-")
+    names = "; ".join(", ".join(call) for call in layer.connected_to if call)
+    return names or (UNKNOWN if layer.calls is None else "-")
 
 
 def output(layer: Layer) -> str:
@@ -83,8 +83,8 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
             value, role = metric.get(summary), roles.get(metric.name)
             size = f" ({units.size(weight_bytes(summary, role))})" if role else ""
             yield metric.line, f"{UNKNOWN if value is None else metric.show(value)}{size}"
-    at = ", ".join(f"{name}={size}" for name, size in summary.sizes)
-    yield harmless(f"FLOPs, forward{f' at {at}' if at else ''}"), flops(summary)
+    sizes_text = ", ".join(f"{name}={size}" for name, size in summary.sizes)
+    yield harmless(f"FLOPs, forward{f' at {sizes_text}' if sizes_text else ''}"), flops(summary)
     if summary.flops.uncounted:
         yield "Not counted", ", ".join(f"{harmless(name)} x{calls}" for name, calls in summary.flops.uncounted)
     if summary.activation_bytes is not None:

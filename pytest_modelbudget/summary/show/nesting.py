@@ -8,13 +8,15 @@ from pytest_modelbudget.summary.model import Layer
 def parent_rows(layers: tuple[Layer, ...]) -> list[int]:
     """For each row the index of the innermost container that it stands in, -1 for none."""
     parents: list[int] = []
-    above: list[int] = []
+    open_containers: list[int] = []
     for index, layer in enumerate(layers):
-        while above and not layer.path.startswith((f"{layers[above[-1]].path}.", f"{layers[above[-1]].path}/")):
-            above.pop()
-        parents.append(above[-1] if above else -1)
+        while open_containers and not layer.path.startswith(
+            (f"{layers[open_containers[-1]].path}.", f"{layers[open_containers[-1]].path}/")
+        ):
+            open_containers.pop()
+        parents.append(open_containers[-1] if open_containers else -1)
         if layer.container:
-            above.append(index)
+            open_containers.append(index)
     return parents
 
 

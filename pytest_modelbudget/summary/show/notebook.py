@@ -63,10 +63,10 @@ def plan_parts(plan: Plan) -> dict[str, object]:
     return {
         "kind": plan.kind,
         "lines": list(plans.lines(plan)),
-        "curve": plans.curve(plan),
+        "curve": plans.memory_curve(plan),
         "places": [
             (role, path, units.size(size), units.percent(Fraction(size, alive or 1)))
-            for role, path, size in plans.places(plan)
+            for role, path, size in plans.peak_parts(plan)
         ],
         "levers": [
             (harmless(lever.name), units.size(lever.peak_bytes), harmless(lever.note))

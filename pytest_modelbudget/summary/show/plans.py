@@ -45,15 +45,15 @@ def summary_lines(summary: Summary) -> Iterator[str]:
 def lines(plan: Plan, *, levers: int = _MOST_LEVERS) -> Iterator[str]:
     """One run: its peak, where it is and of what; what would save memory; devices; notes."""
     yield harmless(peak_text(plan), longest=_LONGEST)
-    for saved in list(saving(plan))[:levers]:
+    for saved in list(lever_savings(plan))[:levers]:
         yield harmless(f"  {saved}")
     if plan.fits:
         yield harmless(f"  {'; '.join(map(fit_text, plan.fits))}")
-    for one in plan.largest:
+    for largest_size in plan.largest:
         size = (
-            f"largest {one.dim} on {one.device}: {one.size:,}"
-            if one.size
-            else f"not even {one.dim}=1 fits {one.device}"
+            f"largest {largest_size.dim} on {largest_size.device}: {largest_size.size:,}"
+            if largest_size.size
+            else f"not even {largest_size.dim}=1 fits {largest_size.device}"
         )
         yield harmless(f"  {size}")
     for note in plan.notes if plan.peak_bytes is not None else plan.notes[1:]:
@@ -63,28 +63,31 @@ def lines(plan: Plan, *, levers: int = _MOST_LEVERS) -> Iterator[str]:
 def peak_text(plan: Plan) -> str:
     """`training (batch 32, adamw): peak 41.20 GiB in backward of layers.30.mlp; weights 14.90 GiB, ...`."""
     title = f"{plan.kind} ({plan.recipe}){f', one of {plan.ranks} ranks' if plan.ranks > 1 else ''}"
-    known = [", ".join(f"{ROLES[role]} {units.size(size)}" for role, size in plan.by_role().items())]
+    role_texts = [", ".join(f"{ROLES[role]} {units.size(size)}" for role, size in plan.by_role().items())]
     if plan.peak_bytes is None:
         reason = f" ({plan.notes[0]})" if plan.notes else ""
-        return "; ".join([f"{title}: peak {UNKNOWN}{reason}", *(f"known are {part}" for part in known if part)])
+        return "; ".join([f"{title}: peak {UNKNOWN}{reason}", *(f"known are {part}" for part in role_texts if part)])
     bounds = ""
     if plan.low_bytes is not None and plan.high_bytes is not None and plan.low_bytes < plan.high_bytes:
         bounds = f" ({units.size(plan.low_bytes)} to {units.size(plan.high_bytes)})"
-    said = [f"{title}: peak {units.size(plan.peak_bytes)}{bounds}{where(plan)}", *filter(None, known)]
+    sentences = [
+        f"{title}: peak {units.size(plan.peak_bytes)}{bounds}{peak_place_text(plan)}",
+        *filter(None, role_texts),
+    ]
     if plan.reserved_bytes is not None:
-        said.append(f"reserved {units.size(plan.reserved_bytes)}")
+        sentences.append(f"reserved {units.size(plan.reserved_bytes)}")
     if plan.communication_bytes is not None:
-        said.append(f"sends {units.size(plan.communication_bytes)} a step")
-    return "; ".join(said)
+        sentences.append(f"sends {units.size(plan.communication_bytes)} a step")
+    return "; ".join(sentences)
 
 
-def where(plan: Plan) -> str:
+def peak_place_text(plan: Plan) -> str:
     """` in backward of layers.30.mlp`; empty when the peak has no place."""
     phase = f" in {'the step of the optimizer' if plan.phase == 'optimizer' else plan.phase}" if plan.phase else ""
     return f"{phase} {'of' if phase else 'in'} {plan.path}" if plan.path else phase
 
 
-def saving(plan: Plan) -> Iterator[str]:
+def lever_savings(plan: Plan) -> Iterator[str]:
     """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
     if plan.peak_bytes is None:
         return
@@ -107,17 +110,17 @@ def growth_text(growth: Growth) -> str:
         return f"{growth.metric} in {growth.dim}: {UNKNOWN} ({growth.reason})"
     show = units.flops if growth.metric == "flops" else units.size
     points = ", ".join(f"{show(value)} at {size:,}" for size, value in growth.points)
-    each = f"{show(growth.per_unit)} for each; " if growth.per_unit and growth.per_unit > 0 else ""
-    return f"{growth.metric} in {growth.dim}: {growth.law} ({each}{points})"
+    per_unit_text = f"{show(growth.per_unit)} for each; " if growth.per_unit and growth.per_unit > 0 else ""
+    return f"{growth.metric} in {growth.dim}: {growth.law} ({per_unit_text}{points})"
 
 
-def places(plan: Plan) -> Iterator[tuple[str, str, int]]:
+def peak_parts(plan: Plan) -> Iterator[tuple[str, str, int]]:
     """What is alive at the peak as (role, module, bytes), most first; what is too small to be listed as one row."""
     ranked = sorted(plan.parts, key=lambda part: -part.bytes)
     for part in ranked[:_MOST_PLACES]:
         yield ROLES[part.role], harmless(part.path), part.bytes
-    if rest := ranked[_MOST_PLACES:]:
-        yield f"{len(rest)} more", "", sum(part.bytes for part in rest)
+    if small := ranked[_MOST_PLACES:]:
+        yield f"{len(small)} more", "", sum(part.bytes for part in small)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +156,11 @@ _LEVELS = 4
 _MOST_POINTS = 300
 
 
-def curve(plan: Plan) -> Curve | None:
+def memory_curve(plan: Plan) -> Curve | None:
     """The timeline of a plan, drawn; None without one."""
     if not plan.timeline or plan.peak_bytes is None:
         return None
-    points = _thinned(plan)
+    points = _highest_points(plan)
     top = Fraction(max(max(size for _, size in points), 1) * 6, 5)
     step = WIDTH / len(points)
 
@@ -165,10 +168,10 @@ def curve(plan: Plan) -> Curve | None:
         return round(float(HEIGHT - HEIGHT * size / top), 1)
 
     run = "training step" if plan.kind == "training" else "forward pass"
-    first, last, most = (units.size(size) for size in (points[0][1], points[-1][1], plan.peak_bytes))
+    first_size, last_size, peak_size = (units.size(size) for size in (points[0][1], points[-1][1], plan.peak_bytes))
     highest = max(range(len(points)), key=lambda index: points[index][1])
     line = " ".join(f"{round(step * (index + 0.5), 1)},{y(size)}" for index, (_, size) in enumerate(points))
-    held = sum(part.bytes for part in plan.parts if part.role in ("param", "buffer", "optimizer", "other"))
+    held_bytes = sum(part.bytes for part in plan.parts if part.role in ("param", "buffer", "optimizer", "other"))
     return Curve(
         WIDTH,
         HEIGHT,
@@ -177,20 +180,20 @@ def curve(plan: Plan) -> Curve | None:
         tuple(_bands([phase for phase, _ in points], step)),
         tuple((y(size), units.size(size)) for size in _round_levels(top)),
         (round(step * (highest + 0.5), 1), y(points[highest][1])),
-        y(held) if held else None,
-        most,
+        y(held_bytes) if held_bytes else None,
+        peak_size,
         harmless(
-            f"Memory alive in one {run}, operator by operator: from {first} it rises to a peak of "
-            f"{most}{where(plan)} and ends with {last}."
+            f"Memory alive in one {run}, operator by operator: from {first_size} it rises to a peak of "
+            f"{peak_size}{peak_place_text(plan)} and ends with {last_size}."
         ),
     )
 
 
-def _thinned(plan: Plan) -> list[tuple[str, int]]:
+def _highest_points(plan: Plan) -> list[tuple[str, int]]:
     """The highest point of each stretch, in at most so many stretches."""
     stretch = -(-len(plan.timeline) // _MOST_POINTS)
-    cut = [plan.timeline[start : start + stretch] for start in range(0, len(plan.timeline), stretch)]
-    tops = [max(part, key=lambda point: point.bytes) for part in cut]
+    stretches = [plan.timeline[start : start + stretch] for start in range(0, len(plan.timeline), stretch)]
+    tops = [max(points, key=lambda point: point.bytes) for points in stretches]
     return [(top.phase, top.bytes) for top in tops]
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from pytest_modelbudget.summary.model import Summary
 from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.system.escape import harmless, without_commands
-from pytest_modelbudget.system.intact import any_size
+from pytest_modelbudget.system.intact import any_digits
 
 WIDTH = 80
 """Columns when the terminal does not say; nothing is ever cut, long cells go on in the next line."""
@@ -22,7 +22,7 @@ _RULED = Box("    \n    \n == \n    \n    \n    \n    \n    \n", ascii=True)
 """A line below the headings, and blanks between columns."""
 
 
-@any_size()
+@any_digits()
 def summary_text(
     summary: Summary,
     *,
@@ -38,14 +38,14 @@ def summary_text(
     `remarks` are last lines.
     """
     rows = list(cells.rows(summary))
-    shown = rows if most is None or len(rows) <= most else rows[:most]
+    shown_rows = rows if most is None or len(rows) <= most else rows[:most]
     header = ("Layer (type)", "Output Shape", "Param #", "Connected to", *(("Why",) if why else ()))
-    content = [(row.layer, row.output, row.params, row.connected, *((row.why,) if why else ())) for row in shown]
+    content = [(row.layer, row.output, row.params, row.connected, *((row.why,) if why else ())) for row in shown_rows]
     lines = [f"Model: {cells.title(summary)}"]
     lines += [f"Input: {harmless(str(port))}" for port in summary.inputs]
     lines.append(grid(header, content, right=(2,), width=width))
-    if len(shown) < len(rows):
-        lines.append(f"... {len(rows) - len(shown):,} more rows; {elsewhere}")
+    if len(shown_rows) < len(rows):
+        lines.append(f"... {len(rows) - len(shown_rows):,} more rows; {elsewhere}")
     lines.append("-" * width)
     lines += filter(None, [cells.legend(summary)])
     lines += [f"{name}: {value}" for name, value in cells.totals(summary)]

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import Unreadable, decoded, read_text
+from pytest_modelbudget.loading import UnreadableFile, decode_text, read_text
 from pytest_modelbudget.system import writing
 from pytest_modelbudget.trackers.mlflow import artifacts, history, outbox, views
-from pytest_modelbudget.trackers.mlflow.history import Mark, State
-from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, Entry, Model
+from pytest_modelbudget.trackers.mlflow.history import HistoryState, Mark
+from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, ModelRecord, OutboxEntry
 from pytest_modelbudget.trackers.mlflow.store import NOTE, TABLES, Store, table_tag
-from pytest_modelbudget.trackers.mlflow.trouble import Trouble
+from pytest_modelbudget.trackers.mlflow.trouble import SendError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as StoredRun
@@ -47,7 +47,7 @@ class Progress:
     experiment: str
     mark: Mark | None = None
     late: bool = False
-    new: tuple[Model, ...] = ()
+    new: tuple[ModelRecord, ...] = ()
     begun: bool = True
 
 
@@ -57,7 +57,7 @@ class Appender:
     `begun` has the keys of histories that this process has begun; it is shared by the entries it sends.
     """
 
-    def __init__(self, store: Store, jobs: str, path: Path, entry: Entry, begun: set[str]) -> None:
+    def __init__(self, store: Store, jobs: str, path: Path, entry: OutboxEntry, begun: set[str]) -> None:
         self._store, self._jobs, self._path, self._entry, self._begun = store, jobs, path, entry, begun
         self._tag = history.mark_tag(entry.history)
 
@@ -66,41 +66,41 @@ class Appender:
         if not self._entry.history:
             return Progress("")
         experiment = self._store.experiment(self._entry.history_experiment)
-        marks = history.marks(self._store.experiment_tags(experiment))
+        marks = history.marks_in(self._store.experiment_tags(experiment))
         mark = marks.pop(self._tag, Mark())
         newest = mark.is_before(self._entry)
         if newest and mark.fingerprint == self._entry.fingerprint:
             if mark.step < self._entry.step:
-                self._set_mark(experiment, self._tag, history.written(self._entry))
+                self._set_mark(experiment, self._tag, history.mark_of(self._entry))
             return Progress(experiment)
         writing = mark.while_writing(self._entry)
         self._set_mark(experiment, self._tag, writing)
-        for tag, other in marks.items():
-            if other.fingerprint:
-                self._set_mark(experiment, tag, other.doubted(self._entry))
+        for tag, other_mark in marks.items():
+            if other_mark.fingerprint:
+                self._set_mark(experiment, tag, other_mark.doubted(self._entry))
         runs = self._store.by_key(experiment, "tags.`modelbudget.kind` = 'history'")
         new = tuple(model for model in self._entry.history if model.key not in runs)
         if len(new) == len(self._entry.history):
             self._describe(experiment)
-        models, done = [model for model in self._entry.history if model.key in runs], outbox.done(self._path)
+        models, done_keys = [model for model in self._entry.history if model.key in runs], outbox.done_keys(self._path)
 
-        def append(model: Model) -> bool | None:
+        def append(model: ModelRecord) -> bool | None:
             if time.monotonic() > until:
                 return None
             run = runs[model.key]
-            return self._is_late(self._state(run)) if model.key in done else self._append(model, run, writing)
+            return self._is_late(self._state(run)) if model.key in done_keys else self._append(model, run, writing)
 
         late = self._each(models, append)
-        finished = (model.key for model, one in zip(models, late, strict=True) if one is not None)
-        outbox.note_done(self._path, *(key for key in finished if key not in done))
+        finished = (model.key for model, is_late in zip(models, late, strict=True) if is_late is not None)
+        outbox.note_done(self._path, *(key for key in finished if key not in done_keys))
         return Progress(experiment, writing, any(late) or not newest, new, begun=None not in late)
 
     def new(self, progress: Progress, until: float) -> bool:
         """Begin the histories of new models, none after `until` (`time.monotonic`); True when all have begun."""
-        mark, done = progress.mark or Mark(), outbox.done(self._path)
+        mark, done_keys = progress.mark or Mark(), outbox.done_keys(self._path)
 
-        def begin(model: Model) -> bool:
-            if model.key in done:
+        def begin(model: ModelRecord) -> bool:
+            if model.key in done_keys:
                 return True
             if time.monotonic() > until:
                 return False
@@ -116,12 +116,12 @@ class Appender:
         """Let later entries rely on this one, which is written; unless somebody else wrote meanwhile."""
         if progress.mark is None:
             return
-        found = history.marks(self._store.experiment_tags(progress.experiment)).get(self._tag)
-        alone = found == progress.mark
-        after = history.written(self._entry) if alone and not progress.late else Mark()
-        self._set_mark(progress.experiment, self._tag, after)
+        current = history.marks_in(self._store.experiment_tags(progress.experiment)).get(self._tag)
+        is_alone = current == progress.mark
+        new_mark = history.mark_of(self._entry) if is_alone and not progress.late else Mark()
+        self._set_mark(progress.experiment, self._tag, new_mark)
 
-    def _each(self, models: Iterable[Model], act: Callable[[Model], _T]) -> list[_T]:
+    def _each(self, models: Iterable[ModelRecord], act: Callable[[ModelRecord], _T]) -> list[_T]:
         with ThreadPoolExecutor(self._store.parallel) as pool:
             return list(pool.map(act, models))
 
@@ -130,56 +130,56 @@ class Appender:
 
     def _describe(self, experiment: str) -> None:
         """Both experiments get a description, whose links need the ids of both."""
-        self._store.set_experiment_tag(experiment, NOTE, views.described(experiment, self._jobs, history=True))
-        self._store.set_experiment_tag(self._jobs, NOTE, views.described(self._jobs, experiment, history=False))
+        self._store.set_experiment_tag(experiment, NOTE, views.experiment_note(experiment, self._jobs, history=True))
+        self._store.set_experiment_tag(self._jobs, NOTE, views.experiment_note(self._jobs, experiment, history=False))
 
-    def _made(self, experiment: str, model: Model) -> StoredRun:
+    def _made(self, experiment: str, model: ModelRecord) -> StoredRun:
         """The run of a new history; looked for afterwards, since another machine may have made one, too."""
-        if model.key in self._begun and (earlier := self._store.one(experiment, model.key)) is not None:
+        if model.key in self._begun and (earlier := self._store.run_of_key(experiment, model.key)) is not None:
             return earlier
         self._begun.add(model.key)
         self._store.create(experiment, model.key, model.name, self._entry.created_ms, model.tags)
-        found = self._store.one(experiment, model.key)
-        if found is None:
-            raise Trouble("MLflow does not find a run that it has just made")
-        return found
+        run = self._store.run_of_key(experiment, model.key)
+        if run is None:
+            raise SendError("MLflow does not find a run that it has just made")
+        return run
 
-    def _append(self, model: Model, run: StoredRun, seen: Mark) -> bool:
+    def _append(self, model: ModelRecord, run: StoredRun, last_mark: Mark) -> bool:
         """Append to one history; its latest tables and its tags follow when the point is the newest.
 
         Returns whether the history has a newer point.
         """
         state = self._state(run)
-        points, after = history.plan(state, self._entry, model, seen)
-        if after is None:
+        points, new_state = history.plan_points(state, self._entry, model, last_mark)
+        if new_state is None:
             self._store.log(run.info.run_id, points)
             if not points:
                 self._touch(model, run)
             return self._is_late(state)
         self._upload(model, run)
-        tags = {**model.tags, TABLES: table_tag((f"{_LATEST}/layers.json",)), history.STATE: after.text()}
+        tags = {**model.tags, TABLES: table_tag((f"{_LATEST}/layers.json",)), history.STATE: new_state.text()}
         self._store.log(run.info.run_id, points, tags)  # one request; the tags are written after the points
         self._store.end(run.info.run_id, model.status, self._entry.created_ms)
         return False
 
-    def _is_late(self, state: State | None) -> bool:
+    def _is_late(self, state: HistoryState | None) -> bool:
         return state is not None and state.step > self._entry.step
 
-    def _state(self, run: StoredRun) -> State | None:
+    def _state(self, run: StoredRun) -> HistoryState | None:
         """What is the newest in a history; its points say so where its tag is that of another writer."""
         state = history.read(run.data.tags)
         if state is None or not run.data.metrics or state.agrees(run.data.metrics):
             return state
         step, metrics = self._store.newest(run)
-        return State(step, 0, "", metrics)
+        return HistoryState(step, 0, "", metrics)
 
-    def _upload(self, model: Model, run: StoredRun) -> None:
+    def _upload(self, model: ModelRecord, run: StoredRun) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for name, text in artifacts.latest(self._summaries.of(model)).items():
+            for name, text in artifacts.latest_files(self._summaries.of(model)).items():
                 writing.write(Path(folder) / name, text)
             self._store.upload(run, Path(folder), _LATEST)
 
-    def _touch(self, model: Model, run: StoredRun) -> None:
+    def _touch(self, model: ModelRecord, run: StoredRun) -> None:
         """A model that is as it was may have come out differently: its snapshot was accepted, say."""
         if run.data.tags.get(OUTCOME) != model.tags[OUTCOME] or run.info.status != model.status:
             self._store.log(run.info.run_id, tags={name: model.tags[name] for name in (OUTCOME, NOTE)})
@@ -203,17 +203,17 @@ class _Summaries:
         except (zipfile.BadZipFile, OSError) as error:
             raise self._damaged(path.name, error) from None
 
-    def of(self, model: Model) -> Summary:
+    def of(self, model: ModelRecord) -> Summary:
         """The summary of a model.
 
         Raises:
             NotReadable: the entry does not have it, or has something else there.
         """
-        own = self._folder / "models" / model.slug / artifacts.RESULT
+        result_file = self._folder / "models" / model.slug / artifacts.RESULT
         try:
-            if own.exists() or self._archive is None:
-                return artifacts.summary_in(read_text(own, _MOST_BYTES))
-            return artifacts.summary_in(decoded(self._unpacked(self._archive, f"{model.slug}/{artifacts.RESULT}")))
+            if result_file.exists() or self._archive is None:
+                return artifacts.summary_in(read_text(result_file, _MOST_BYTES))
+            return artifacts.summary_in(decode_text(self._unpacked(self._archive, f"{model.slug}/{artifacts.RESULT}")))
         except (zipfile.BadZipFile, KeyError, OSError, NotImplementedError, RuntimeError, ModelBudgetError) as error:
             raise self._damaged(f"the result of {model.slug}", error) from None
 
@@ -221,8 +221,8 @@ class _Summaries:
         with archive.open(name) as file:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
-            raise Unreadable(f"is too large: more than {_MOST_BYTES:,} bytes")
+            raise UnreadableFile(f"is too large: more than {_MOST_BYTES:,} bytes")
         return data
 
-    def _damaged(self, what: str, error: Exception) -> outbox.NotReadable:
-        return outbox.NotReadable(f"{self._folder.parent.name} is damaged ({what}: {error})")
+    def _damaged(self, subject: str, error: Exception) -> outbox.UnreadableEntry:
+        return outbox.UnreadableEntry(f"{self._folder.parent.name} is damaged ({subject}: {error})")

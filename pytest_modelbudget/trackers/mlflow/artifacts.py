@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import NotReadable, read_json
+from pytest_modelbudget.loading import InvalidText, read_json
 from pytest_modelbudget.reports import html, table, text
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.summary import Layer, Summary
@@ -41,16 +41,16 @@ def slug_of(name: str) -> str:
     ('resnet50', 'a_b-c14cddc0')
     """
     slug = re.sub("[^A-Za-z0-9._-]", "_", name)[:150]
-    return slug if slug == name and re.match("[^.]", slug) else f"{slug.lstrip('.')}-{hashed(name)[:8]}"
+    return slug if slug == name and re.match("[^.]", slug) else f"{slug.lstrip('.')}-{sha256_hex(name)[:8]}"
 
 
-def hashed(value: str) -> str:
+def sha256_hex(value: str) -> str:
     """A fingerprint of `value`, 64 hexadecimal digits."""
     return hashlib.sha256(value.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredModel:
     """One result, and what is made of it more than once: `slug`, `data` of its summary, the same as `text`, `numbers`.
 
     Making these walks through all layers, of which a run of many models has a hundred thousand.
@@ -63,29 +63,29 @@ class Measured:
     numbers: Mapping[str, float]
 
 
-def measured(result: Result, slug: str) -> Measured:
+def measure(result: Result, slug: str) -> MeasuredModel:
     """A result with what is made of it."""
     if result.summary is None:
-        return Measured(result, slug, {}, "null", {})
+        return MeasuredModel(result, slug, {}, "null", {})
     data = result.summary.to_dict()
-    return Measured(result, slug, data, json.dumps(data), names.metrics(result.summary, result.limits))
+    return MeasuredModel(result, slug, data, json.dumps(data), names.metrics(result.summary, result.limits))
 
 
-def _outcome(model: Measured) -> str:
+def _result_json(model: MeasuredModel) -> str:
     """The `result.json` of a model; its summary, by far the most of it, was made into text before."""
     head = json.dumps({**codec.result_dict(replace(model.result, summary=None)), "summary": None})
     return f"{head.removesuffix('null}')}{model.text}}}\n"
 
 
-def of_model(model: Measured) -> dict[str, str]:
+def model_files(model: MeasuredModel) -> dict[str, str]:
     """The files of one model in a run: name -> text."""
-    result, data = model.result, _outcome(model)
+    result, data = model.result, _result_json(model)
     if result.summary is None:
         return {"error.txt": harmless_lines(result.error) + "\n", RESULT: data}
     files = {
         "summary.txt": table.summary_text(result.summary, width=_TEXT_WIDTH) + "\n",
         "summary.html": html.page([result]),
-        "layers.json": layers(result.summary),
+        "layers.json": layers_table(result.summary),
         RESULT: data,
     }
     if result.changes:
@@ -93,9 +93,9 @@ def of_model(model: Measured) -> dict[str, str]:
     return files
 
 
-def latest(summary: Summary) -> dict[str, str]:
+def latest_files(summary: Summary) -> dict[str, str]:
     """The files beside a model's history: its newest state, whatever became of it in that run."""
-    return {"summary.html": html.page([Result(summary.model, State.OK, summary)]), "layers.json": layers(summary)}
+    return {"summary.html": html.page([Result(summary.model, State.OK, summary)]), "layers.json": layers_table(summary)}
 
 
 class Archive:
@@ -106,10 +106,10 @@ class Archive:
         self._sink = io.BytesIO()
         self._zip = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_DEFLATED)
 
-    def add(self, model: Measured) -> None:
+    def add(self, model: MeasuredModel) -> None:
         """Put one model into it."""
         self.models += 1
-        for name, content in _archived(model).items():
+        for name, content in _archive_files(model).items():
             self._zip.writestr(zipfile.ZipInfo(f"{model.slug}/{name}"), content, zipfile.ZIP_DEFLATED, 1)
 
     def content(self) -> bytes:
@@ -118,16 +118,16 @@ class Archive:
         return self._sink.getvalue()
 
 
-def _archived(model: Measured) -> Mapping[str, str]:
+def _archive_files(model: MeasuredModel) -> Mapping[str, str]:
     if model.result.summary is None:
-        return of_model(model)
+        return model_files(model)
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(_LAYER_COLUMNS)
     for row, layer in zip(model.data["layers"], model.result.summary.layers, strict=True):
         sources = "; ".join(map(", ".join, layer.connected_to))
         writer.writerow((layer.path, row["params"], layer.type, layer.output_text, row["trainable_params"], sources))
-    return {RESULT: _outcome(model), "layers.csv": sink.getvalue()}
+    return {RESULT: _result_json(model), "layers.csv": sink.getvalue()}
 
 
 def summary_in(data: str) -> Summary:
@@ -138,7 +138,7 @@ def summary_in(data: str) -> Summary:
     """
     try:
         result = read_json(data)
-    except NotReadable as error:
+    except InvalidText as error:
         raise ModelBudgetError(str(error)) from None
     return Summary.checked(result.get("summary") if isinstance(result, dict) else None)
 
@@ -152,29 +152,29 @@ _MODEL_COLUMNS = (
 _LAYER_COLUMNS = ("layer", "params", "type", "output shape", "trainable params", "connected to")
 
 
-def models(rows: Iterable[Sequence[Cell]]) -> str:
+def models_table(rows: Iterable[Sequence[Cell]]) -> str:
     """The table of all models, of their `model_row`s."""
-    return _table(_MODEL_COLUMNS, iter(rows))
+    return _table_json(_MODEL_COLUMNS, iter(rows))
 
 
-def layers(summary: Summary) -> str:
+def layers_table(summary: Summary) -> str:
     """The table of a model's layers."""
-    return _table(_LAYER_COLUMNS, map(_layer_cells, summary.layers))
+    return _table_json(_LAYER_COLUMNS, map(_layer_cells, summary.layers))
 
 
-def _table(columns: Sequence[str], rows: Iterator[Sequence[Cell]]) -> str:
+def _table_json(columns: Sequence[str], rows: Iterator[Sequence[Cell]]) -> str:
     """A table as MLflow stores and shows it."""
     return json.dumps({"columns": columns, "data": list(rows)})
 
 
-def model_row(model: Measured) -> tuple[Cell, ...]:
+def model_row(model: MeasuredModel) -> tuple[Cell, ...]:
     """A model's row in the table of all models."""
     result, numbers = model.result, model.numbers
-    used = text.used(result)
-    values = [_number(numbers.get(names.NAMES[name])) for name in _MODEL_METRICS]
+    most_used = text.most_used_limit(result)
+    values = [_number_cell(numbers.get(names.NAMES[name])) for name in _MODEL_METRICS]
     if names.AT_LEAST in numbers:
         values[_MODEL_METRICS.index("flops")] = f">={numbers[names.AT_LEAST]}"
-    share: Cell = "-" if used is None else f"{used[0]} {_percent(used[1])}"
+    share: Cell = "-" if most_used is None else f"{most_used[0]} {_percent(most_used[1])}"
     return (harmless(result.id), *values, share, result.state.value)
 
 
@@ -184,14 +184,14 @@ _MODEL_METRICS = (
 )  # fmt: skip
 
 
-def _number(value: float | None) -> Cell:
+def _number_cell(value: float | None) -> Cell:
     if value is None:
         return cells.UNKNOWN
     return int(value) if value.is_integer() else value
 
 
 def _percent(share: Fraction) -> float:
-    return float(f"{float(share * 100):.4g}") if names.fits(share * 100) else float("inf")
+    return float(f"{float(share * 100):.4g}") if names.fits_float(share * 100) else float("inf")
 
 
 def _layer_cells(layer: Layer) -> tuple[Cell, ...]:

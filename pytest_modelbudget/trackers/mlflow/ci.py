@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_modelbudget.loading import NotReadable, Unreadable, read_json, read_text
+from pytest_modelbudget.loading import InvalidText, UnreadableFile, read_json, read_text
 
 _LARGEST_EVENT = 20 * 10**6
 """Bytes of an event file beyond which it is not read."""
@@ -31,7 +31,7 @@ class Build:
         return bool(self.pull_request)
 
 
-def read(environ: Mapping[str, str]) -> Build:
+def read_build(environ: Mapping[str, str]) -> Build:
     """The build that `environ` describes."""
     for name, service in _SERVICES.items():
         if environ.get(name):
@@ -45,23 +45,23 @@ def _github(environ: Mapping[str, str]) -> Build:
     number = re.match(r"refs/pull/(\d+)/", ref)
     proposal = environ.get("GITHUB_EVENT_NAME", "").startswith(("pull_request", "merge_group"))
     pull = event.get("pull_request")
-    known = str(pull.get("number", "")) if isinstance(pull, dict) else ""
+    event_number = str(pull.get("number", "")) if isinstance(pull, dict) else ""
     parts = [environ.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID")]
     attempt = environ.get("GITHUB_RUN_ATTEMPT", "")
-    again = f"/attempts/{attempt}" if attempt not in ("", "1") else ""
+    attempt_path = f"/attempts/{attempt}" if attempt not in ("", "1") else ""
     repository = event.get("repository")
     return Build(
         "GitHub Actions",
         branch=environ.get("GITHUB_HEAD_REF") or ("" if number or not ref.startswith("refs/heads/") else ref[11:]),
         default_branch=str(repository.get("default_branch", "")) if isinstance(repository, dict) else "",
-        pull_request=known or (number[1] if number else "") or ("?" if proposal else ""),
-        job_url="{}/{}/actions/runs/{}".format(*parts) + again if all(parts) else "",
+        pull_request=event_number or (number[1] if number else "") or ("?" if proposal else ""),
+        job_url="{}/{}/actions/runs/{}".format(*parts) + attempt_path if all(parts) else "",
     )
 
 
 def _event(path: str) -> Mapping[str, Any]:
     """The event that started a GitHub job; empty when it cannot be read."""
-    with suppress(OSError, Unreadable, NotReadable):
+    with suppress(OSError, UnreadableFile, InvalidText):
         event = read_json(read_text(Path(path), _LARGEST_EVENT)) if path else {}
         return event if isinstance(event, dict) else {}
     return {}
@@ -81,12 +81,12 @@ def _azure(environ: Mapping[str, str]) -> Build:
     source = environ.get("BUILD_SOURCEBRANCH", "")
     number = environ.get("SYSTEM_PULLREQUEST_PULLREQUESTNUMBER") or environ.get("SYSTEM_PULLREQUEST_PULLREQUESTID", "")
     base = environ.get("SYSTEM_TEAMFOUNDATIONCOLLECTIONURI", "").rstrip("/")
-    where = [base, environ.get("SYSTEM_TEAMPROJECT", ""), environ.get("BUILD_BUILDID", "")]
+    parts = [base, environ.get("SYSTEM_TEAMPROJECT", ""), environ.get("BUILD_BUILDID", "")]
     return Build(
         "Azure Pipelines",
         branch=source[11:] if source.startswith("refs/heads/") else "",
         pull_request=number or ("?" if environ.get("BUILD_REASON") == "PullRequest" else ""),
-        job_url="{}/{}/_build/results?buildId={}".format(*where) if all(where) else "",
+        job_url="{}/{}/_build/results?buildId={}".format(*parts) if all(parts) else "",
     )
 
 
@@ -102,12 +102,12 @@ def _buildkite(environ: Mapping[str, str]) -> Build:
 
 
 def _bitbucket(environ: Mapping[str, str]) -> Build:
-    where = [environ.get("BITBUCKET_GIT_HTTP_ORIGIN", ""), environ.get("BITBUCKET_BUILD_NUMBER", "")]
+    parts = [environ.get("BITBUCKET_GIT_HTTP_ORIGIN", ""), environ.get("BITBUCKET_BUILD_NUMBER", "")]
     return Build(
         "Bitbucket Pipelines",
         branch=environ.get("BITBUCKET_BRANCH", ""),
         pull_request=environ.get("BITBUCKET_PR_ID", ""),
-        job_url="{}/pipelines/results/{}".format(*where) if all(where) else "",
+        job_url="{}/pipelines/results/{}".format(*parts) if all(parts) else "",
     )
 
 

@@ -12,9 +12,9 @@ from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary.show import cells
 from pytest_modelbudget.system.escape import harmless
 from pytest_modelbudget.trackers.mlflow import artifacts, names
-from pytest_modelbudget.trackers.mlflow.artifacts import Measured, hashed, slug_of
-from pytest_modelbudget.trackers.mlflow.facts import Facts
-from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, Entry, Model, Run
+from pytest_modelbudget.trackers.mlflow.artifacts import MeasuredModel, sha256_hex, slug_of
+from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
+from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, ModelRecord, OutboxEntry, RunRecord
 
 MOST_MODELS = 50
 """Up to so many models get artifacts of their own in a run; of more, those that failed or changed."""
@@ -26,16 +26,16 @@ _LONGEST_TAG = 5000
 """Characters; longer tags are refused or cut by servers."""
 
 
-def make(
+def make_entry(
     results: Sequence[Result],
-    facts: Facts,
+    facts: RepositoryFacts,
     *,
     target: str,
     key: str,
     now_ms: int,
     exit_failed: bool,
     history: bool = True,
-) -> tuple[Entry, dict[str, str | bytes]]:
+) -> tuple[OutboxEntry, dict[str, str | bytes]]:
     """The entry of one run of pytest, and its files (path in the entry -> content).
 
     `key` is unique to this run; the key of a model's history is derived from the repository and the model,
@@ -46,31 +46,31 @@ def make(
     tables, rows, models, sizes = ["models.json"], [], [], []
     archive = artifacts.Archive()
     for result, slug in zip(results, _slugs(results), strict=True):  # in one pass, so that memory holds one at a time
-        model = artifacts.measured(result, slug)
+        model = artifacts.measure(result, slug)
         rows.append(artifacts.model_row(model))
         if result.summary is not None:
             sizes.append((model.data["params"], model.data["weight_bytes"]))
-            models += [_model(model, facts)] if history else []
-        if _detailed(result, len(results)) and len(detailed) < MOST_DETAILED:
+            models += [_model_history(model, facts)] if history else []
+        if _is_detailed(result, len(results)) and len(detailed) < MOST_DETAILED:
             detailed.append(result)
-            files |= {f"job/models/{slug}/{name}": content for name, content in artifacts.of_model(model).items()}
+            files |= {f"job/models/{slug}/{name}": content for name, content in artifacts.model_files(model).items()}
             tables += [f"models/{slug}/layers.json"] if result.summary is not None else []
         else:
             archive.add(model)
     rows.sort(key=lambda row: (not State(row[-1]).failed, row[0]))
-    files["job/models.json"] = artifacts.models(rows)
+    files["job/models.json"] = artifacts.models_table(rows)
     files["job/report.html"] = html.page(detailed if archive.models else results)
     if archive.models:
         files[f"job/{artifacts.ARCHIVE}"] = archive.content()
     else:
         files["job/results.json"] = json_report.page(results)
-    entry = Entry(
+    entry = OutboxEntry(
         target=target,
         created_ms=now_ms,
         point_ms=facts.commit_ms or now_ms,
         step=facts.step,
         experiment=f"modelbudget/{slug_of(facts.repository)}",
-        job=_job(results, sizes, facts, key, exit_failed, tables, archived=archive.models),
+        job=_job_run(results, sizes, facts, key, exit_failed, tables, archived=archive.models),
         history=tuple(models),
     )
     return entry, files
@@ -84,43 +84,45 @@ def identity(result: Result) -> str:
 def _slugs(results: Sequence[Result]) -> list[str]:
     """A slug for each result, told apart by what they are when ids are not enough (also where case does not count)."""
     slugs = [slug_of(result.id) for result in results]
-    times = Counter(slug.casefold() for slug in slugs)
+    counts = Counter(slug.casefold() for slug in slugs)
     return [
-        slug if times[slug.casefold()] == 1 else f"{slug}-{hashed(f'{identity(result)} {number}')[:8]}"
+        slug if counts[slug.casefold()] == 1 else f"{slug}-{sha256_hex(f'{identity(result)} {number}')[:8]}"
         for number, (result, slug) in enumerate(zip(results, slugs, strict=True))
     ]
 
 
-def _detailed(result: Result, models: int) -> bool:
+def _is_detailed(result: Result, models: int) -> bool:
     return models <= MOST_MODELS or result.state.failed or bool(result.changes)
 
 
-def _job(
+def _job_run(
     results: Sequence[Result],
     sizes: Sequence[tuple[int, int]],
-    facts: Facts,
+    facts: RepositoryFacts,
     key: str,
     exit_failed: bool,
     tables: Sequence[str],
     *,
     archived: int,
-) -> Run:
+) -> RunRecord:
     tags = {
         **_git_tags(facts),
         "mlflow.note.content": _job_note(results, facts, exit_failed, archived),
         "modelbudget.kind": "job",
         "modelbudget.dirty": str(facts.dirty).lower(),
-        "modelbudget.frameworks": ", ".join(sorted({one.summary.framework for one in results if one.summary})),
+        "modelbudget.frameworks": ", ".join(
+            sorted({model_result.summary.framework for model_result in results if model_result.summary})
+        ),
         "modelbudget.ci": facts.ci.service,
         "modelbudget.ci_url": facts.ci.job_url,
         "modelbudget.pull_request": facts.ci.pull_request.removeprefix("?"),
     }
     pull = f" #{facts.ci.pull_request}".removesuffix(" #?") if facts.ci.is_pull_request else ""
-    return Run(
+    return RunRecord(
         key=key,
         name=f"{facts.branch or facts.repository}{pull} {facts.commit[:8]}".strip()[:250],
         status="FAILED" if exit_failed else "FINISHED",
-        tags=_fitting(tags),
+        tags=_fitting_tags(tags),
         metrics=dict(_job_metrics(results, sizes)),
         folder="job",
         tables=tuple(tables),
@@ -128,7 +130,7 @@ def _job(
     )
 
 
-def _git_tags(facts: Facts) -> dict[str, str]:
+def _git_tags(facts: RepositoryFacts) -> dict[str, str]:
     return {
         "mlflow.source.name": "pytest --model-budget",
         "mlflow.source.type": "JOB",
@@ -139,12 +141,12 @@ def _git_tags(facts: Facts) -> dict[str, str]:
     }
 
 
-def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
+def _fitting_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags that say something, cut to what servers store."""
-    return {name: _cut(value) for name, value in tags.items() if value}
+    return {name: _cut_tag(value) for name, value in tags.items() if value}
 
 
-def _cut(value: str) -> str:
+def _cut_tag(value: str) -> str:
     return value if len(value) <= _LONGEST_TAG else f"{value[: _LONGEST_TAG - 3]}..."
 
 
@@ -161,41 +163,43 @@ def _job_metrics(results: Sequence[Result], sizes: Sequence[tuple[int, int]]) ->
     yield "session/skipped", states.count(State.SKIPPED)
     yield "session/analysis_s", round(sum(result.seconds for result in results), 3)
     params, size = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 0)
-    if len(sizes) == len(results) and names.fits(params) and names.fits(size):  # the sum of some looks like that of all
+    if (
+        len(sizes) == len(results) and names.fits_float(params) and names.fits_float(size)
+    ):  # the sum of some looks like that of all
         yield "session/params_sum", params
         yield "session/weights_mib_sum", round(size / 2**20, 3)
 
 
-def _job_note(results: Sequence[Result], facts: Facts, exit_failed: bool, archived: int) -> str:
+def _job_note(results: Sequence[Result], facts: RepositoryFacts, exit_failed: bool, archived: int) -> str:
     """The description: the page shows about three lines of it, so the verdict comes first."""
     lines = [f"{'FAILED' if exit_failed else 'OK'}: {text.verdict(results)}"]
     if facts.ci.job_url:
         lines.append(f"CI: {facts.ci.job_url}")
     for result in text.sorted_results(results):
         if result.state.failed or result.changes or result.warnings:
-            lines.append(f"- {_code(result.id)} {result.state.value}{''.join(_why(result))}")
+            lines.append(f"- {_as_code(result.id)} {result.state.value}{''.join(_reason_lines(result))}")
     if archived:
         lines.insert(1, f"{archived} models that neither failed nor changed: {artifacts.ARCHIVE}, models.json")
     return "\n\n".join([lines[0], *filter(None, ["\n".join(lines[1:])])])
 
 
-def _why(result: Result) -> Iterator[str]:
+def _reason_lines(result: Result) -> Iterator[str]:
     for violation in result.violations:
-        yield f"\n  - {_code(str(violation))}"
+        yield f"\n  - {_as_code(str(violation))}"
     for change in result.changes:
         if change.kind == "total":
-            yield f"\n  - {_code(str(change))}"
+            yield f"\n  - {_as_code(str(change))}"
 
 
-def _code(value: str) -> str:
+def _as_code(value: str) -> str:
     """As code in Markdown, where nothing that came from a model means anything."""
     return f"`{harmless(value).replace('`', chr(39))}`"
 
 
-def _model(model: Measured, facts: Facts) -> Model:
+def _model_history(model: MeasuredModel, facts: RepositoryFacts) -> ModelRecord:
     result, metrics = model.result, dict(model.numbers)
     assert result.summary is not None
-    where = "/".join(filter(None, (facts.repository, facts.folder, identity(result))))
+    identity_path = "/".join(filter(None, (facts.repository, facts.folder, identity(result))))
     unit = ":minutes" if facts.shallow else ""  # steps of another kind would tear the line apart
     tags = {
         **_git_tags(facts),
@@ -205,20 +209,20 @@ def _model(model: Measured, facts: Facts) -> Model:
         "modelbudget.framework": result.summary.framework,
         OUTCOME: result.state.value,
         "modelbudget.dirty": str(facts.dirty).lower(),
-        "modelbudget.unknown": ", ".join(names.unknown(metrics)) or "none",
+        "modelbudget.unknown": ", ".join(names.unknown_names(metrics)) or "none",
     }
-    return Model(
-        key=hashed(f"history:{where}{unit}")[:32],
+    return ModelRecord(
+        key=sha256_hex(f"history:{identity_path}{unit}")[:32],
         name=f"{result.id[:220]}{' (by commit time)' if facts.shallow else ''}",
         status="FAILED" if result.state.failed else "FINISHED",
-        tags=_fitting(tags),
+        tags=_fitting_tags(tags),
         metrics=metrics,
-        digest=hashed(f"{model.text}{json.dumps(metrics, sort_keys=True)}")[:16],
+        digest=sha256_hex(f"{model.text}{json.dumps(metrics, sort_keys=True)}")[:16],
         slug=model.slug,
     )
 
 
-def _history_note(model: Measured, facts: Facts) -> str:
+def _history_note(model: MeasuredModel, facts: RepositoryFacts) -> str:
     result, summary = model.result, model.result.summary
     assert summary is not None
     flops = "FLOPs unknown" if summary.flops.value is None else cells.flops(summary)
@@ -226,6 +230,6 @@ def _history_note(model: Measured, facts: Facts) -> str:
     if facts.commit:
         changes = " and changes that were not committed" if facts.dirty else ""
         lines.append(f"at commit {facts.commit[:12]}{changes}")
-    if unknown := [name for name in names.unknown(model.numbers) if name not in names.OPTIONAL]:
-        lines.append(f"unknown there, so their last points are of an earlier commit if any: {', '.join(unknown)}")
+    if unknown_names := [name for name in names.unknown_names(model.numbers) if name not in names.OPTIONAL]:
+        lines.append(f"unknown there, so their last points are of an earlier commit if any: {', '.join(unknown_names)}")
     return "\n\n".join(lines)

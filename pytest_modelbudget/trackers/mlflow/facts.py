@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_modelbudget.trackers.mlflow.ci import Build, read
+from pytest_modelbudget.trackers.mlflow.ci import Build, read_build
 
-_USUAL = ("main", "master", "trunk")
+_DEFAULT_BRANCHES = ("main", "master", "trunk")
 """Names of default branches, where neither CI nor a clone says which one it is."""
 
-_NOWHERE = Build()
+_NO_BUILD = Build()
 _TIMEOUT = 5.0
 """Seconds for one git command; a repository too slow for that is described without what it would have said."""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RepositoryFacts:
     """What is known of the place; empty where it is not known.
 
     `step` is the number of commits up to this one, 0 outside git. In a shallow clone that number is not
@@ -34,7 +34,7 @@ class Facts:
     branch: str = ""
     url: str = ""
     user: str = ""
-    ci: Build = _NOWHERE
+    ci: Build = _NO_BUILD
     default_branch: str = ""
     commit_ms: int | None = None
     step: int = 0
@@ -54,21 +54,21 @@ class Facts:
             return "" if not shared else "there is no commit"
         if not self.branch:
             return "no branch is checked out"
-        if self.branch not in ([self.default_branch] if self.default_branch else _USUAL):
+        if self.branch not in ([self.default_branch] if self.default_branch else _DEFAULT_BRANCHES):
             default = f", which is {self.default_branch}" if self.default_branch else ""
             return f"{self.branch} is not the default branch{default}"
         return "there are changes that are not committed" if self.dirty and shared and not self.ci.service else ""
 
 
-def gather(root: Path, environ: Mapping[str, str]) -> Facts:
+def gather(root: Path, environ: Mapping[str, str]) -> RepositoryFacts:
     """The facts of `root`; never raises for what git does not know."""
     url = without_userinfo(_git(root, "remote", "get-url", "origin") or "")
-    where = (_git(root, "rev-parse", "--is-shallow-repository", "--show-prefix", "--show-toplevel") or "").split("\n")
-    shallow, folder, top = where if len(where) == 3 else ("", "", "")
+    lines = (_git(root, "rev-parse", "--is-shallow-repository", "--show-prefix", "--show-toplevel") or "").split("\n")
+    shallow, folder, top = lines if len(lines) == 3 else ("", "", "")
     commit, seconds = [*(_git(root, "log", "-1", "--no-show-signature", "--format=%H %ct") or "").split(), "", ""][:2]
-    build = read(environ)
+    build = read_build(environ)
     count = None if shallow == "true" or not commit else _git(root, "rev-list", "--count", "HEAD")
-    return Facts(
+    return RepositoryFacts(
         repository=_repository(url) or Path(top or root.resolve()).name or "repository",
         folder=folder.rstrip("/"),
         commit=commit,
@@ -87,7 +87,7 @@ def gather(root: Path, environ: Mapping[str, str]) -> Facts:
 def _git(root: Path, *arguments: str) -> str | None:
     """What a git command prints; None when it fails, takes too long or there is no git."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments],
             cwd=root,
             stdin=subprocess.DEVNULL,
@@ -97,7 +97,7 @@ def _git(root: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.decode(errors="replace").removesuffix("\n")
+    return completed.stdout.decode(errors="replace").removesuffix("\n")
 
 
 def without_userinfo(url: str) -> str:

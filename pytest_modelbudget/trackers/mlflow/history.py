@@ -15,16 +15,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import isclose
 
-from pytest_modelbudget.trackers.mlflow.outbox import Entry, Model
+from pytest_modelbudget.trackers.mlflow.outbox import ModelRecord, OutboxEntry
 
 STATE = "modelbudget.point"
-"""The tag of a run that holds a `State`."""
+"""The tag of a run that holds a `HistoryState`."""
 
 _MARK = "modelbudget.mark"
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class HistoryState:
     """The newest point of a history: its step, when it was measured, what the model was, and its values."""
 
     step: int
@@ -42,7 +42,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Points:
+class MetricPoints:
     """Values at one step; `time_ms` is in milliseconds of Unix time."""
 
     step: int
@@ -50,35 +50,37 @@ class Points:
     metrics: Mapping[str, float]
 
 
-def read(tags: Mapping[str, str]) -> State | None:
+def read(tags: Mapping[str, str]) -> HistoryState | None:
     """The state that a run's tags hold; None when it has no point yet, or when the tag cannot be read."""
     try:
-        return State(**json.loads(tags.get(STATE, "")))
+        return HistoryState(**json.loads(tags.get(STATE, "")))
     except (ValueError, TypeError):
         return None
 
 
-def plan(state: State | None, entry: Entry, model: Model, seen: Mark) -> tuple[tuple[Points, ...], State | None]:
+def plan_points(
+    state: HistoryState | None, entry: OutboxEntry, model: ModelRecord, last_mark: Mark
+) -> tuple[tuple[MetricPoints, ...], HistoryState | None]:
     """The points to write for `model`, and the state afterwards; None leaves the state as it is.
 
-    `seen` says where the model was last measured. Nothing at all is to be done for a model that is as it was.
+    `last_mark` says where the model was last measured. Nothing at all is to be done for a model that is as it was.
     """
-    point = Points(entry.step, entry.point_ms, model.metrics)
-    after = State(entry.step, entry.created_ms, model.digest, model.metrics)
+    point = MetricPoints(entry.step, entry.point_ms, model.metrics)
+    new_state = HistoryState(entry.step, entry.created_ms, model.digest, model.metrics)
     if state is None:
-        return (point,), after
+        return (point,), new_state
     if entry.step < state.step:  # it comes late; the newest point and what is beside it stay
         return (point,), None
     if model.digest == state.digest:
         return (), None
     if entry.step > state.step:
-        hold = Points(seen.step, seen.point_ms, state.metrics)
-        return ((hold,) if state.step < hold.step < entry.step else ()) + (point,), after
+        hold = MetricPoints(last_mark.step, last_mark.point_ms, state.metrics)
+        return ((hold,) if state.step < hold.step < entry.step else ()) + (point,), new_state
     if entry.created_ms < state.created_ms:  # the same commit was measured again since
         return (), None
     # A page shows the highest of the values with one step and time, so another value needs a later time.
-    moved = {name: value for name, value in model.metrics.items() if state.metrics.get(name) != value}
-    return (Points(entry.step, entry.created_ms, moved),), after
+    changed_metrics = {name: value for name, value in model.metrics.items() if state.metrics.get(name) != value}
+    return (MetricPoints(entry.step, entry.created_ms, changed_metrics),), new_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +103,21 @@ class Mark:
         """As the text of a tag."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
-    def is_before(self, entry: Entry) -> bool:
+    def is_before(self, entry: OutboxEntry) -> bool:
         """Whether `entry` is newer, or the same."""
         return (self.step, self.created_ms) <= (entry.step, entry.created_ms)
 
-    def while_writing(self, entry: Entry) -> Mark:
+    def while_writing(self, entry: OutboxEntry) -> Mark:
         """This mark while `entry` is written; one that comes late leaves nothing to rely on."""
-        kept = self if self.is_before(entry) else Mark()
-        return Mark(kept.step, kept.point_ms, kept.created_ms, writer=entry.job.key)
+        mark = self if self.is_before(entry) else Mark()
+        return Mark(mark.step, mark.point_ms, mark.created_ms, writer=entry.job.key)
 
-    def doubted(self, entry: Entry) -> Mark:
+    def doubted(self, entry: OutboxEntry) -> Mark:
         """This mark of another set of models, of which `entry` may have some and change them."""
         return replace(self, fingerprint="") if self.step < entry.step else Mark()
 
 
-def written(entry: Entry) -> Mark:
+def mark_of(entry: OutboxEntry) -> Mark:
     """The mark of an entry of which all models have been written."""
     return Mark(entry.step, entry.point_ms, entry.created_ms, entry.fingerprint)
 
@@ -128,12 +130,12 @@ def mark_in(text: str) -> Mark:
         return Mark()
 
 
-def marks(tags: Mapping[str, str]) -> dict[str, Mark]:
+def marks_in(tags: Mapping[str, str]) -> dict[str, Mark]:
     """All marks among the tags of an experiment."""
     return {name: mark_in(text) for name, text in tags.items() if name.startswith(f"{_MARK}.")}
 
 
-def mark_tag(models: Iterable[Model]) -> str:
+def mark_tag(models: Iterable[ModelRecord]) -> str:
     """The tag of an experiment that holds the `Mark` of a set of models."""
     keys = " ".join(sorted(model.key for model in models))
     return f"{_MARK}.{hashlib.sha256(keys.encode()).hexdigest()[:16]}"

@@ -31,36 +31,36 @@ def used_name(metric: str) -> str:
 
 def metrics(summary: Summary, limits: Sequence[Budget] = ()) -> dict[str, float]:
     """A model's numbers under their MLflow names; what is unknown, or too large for a float, is left out."""
-    return {name: _rounded(value) for name, value in _metrics(summary, limits) if fits(value)}
+    return {name: _rounded(value) for name, value in _metrics(summary, limits) if fits_float(value)}
 
 
-def fits(value: Number) -> bool:
+def fits_float(value: Number) -> bool:
     """Whether MLflow, whose metrics are floats, can hold a number."""
     return abs(Fraction(value)) < Fraction(sys.float_info.max)
 
 
-def unknown(found: Mapping[str, float]) -> tuple[str, ...]:
+def unknown_names(known_metrics: Mapping[str, float]) -> tuple[str, ...]:
     """MLflow names of the metrics that `metrics` left out, a lower bound counted as unknown."""
-    return tuple(name for name in NAMES.values() if name not in found)
+    return tuple(name for name in NAMES.values() if name not in known_metrics)
 
 
-def _known(metric: str, summary: Summary) -> Number | None:
+def _known_value(metric: str, summary: Summary) -> Number | None:
     if metric == "flops" and summary.flops.is_lower_bound:
         return None
     return METRICS[metric].get(summary)
 
 
 def _metrics(summary: Summary, limits: Sequence[Budget]) -> Iterator[tuple[str, Number]]:
-    known = {metric: _known(metric, summary) for metric in METRICS}
+    values = {metric: _known_value(metric, summary) for metric in METRICS}
     for name, metric in METRICS.items():
-        if (value := known[name]) is not None:
+        if (value := values[name]) is not None:
             yield metric.mlflow, value * _SCALES.get(metric.kind, 1)
     if summary.flops.is_lower_bound and summary.flops.value is not None:
         yield AT_LEAST, summary.flops.value * _SCALES["flops"]
     for budget in limits:
         if budget.layer is not None or budget.bound != "max" or not budget.limit:
             continue
-        if (value := known.get(budget.metric)) is not None:
+        if (value := values.get(budget.metric)) is not None:
             yield used_name(budget.metric), Fraction(value) / Fraction(budget.limit) * 100
 
 

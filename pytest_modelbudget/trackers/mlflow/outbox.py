@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import NotReadable as NotJson
-from pytest_modelbudget.loading import Unreadable, read_json, read_text
+from pytest_modelbudget.loading import InvalidText as NotJson
+from pytest_modelbudget.loading import UnreadableFile, read_json, read_text
 from pytest_modelbudget.system import writing
 from pytest_modelbudget.trackers.mlflow import entry_shape
 
@@ -44,7 +44,7 @@ MOST_BYTES = 200 * 10**6
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunRecord:
     """One MLflow run to write: `key` says which one it is, whenever and however often it is sent.
 
     `folder`, inside the entry, holds its artifacts, `tables` names those that are tables. `took_ms` are milliseconds
@@ -62,7 +62,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelRecord:
     """A model as it was in one run of pytest: what its history, the long-lived run of this `key`, may get.
 
     `digest` tells whether anything that the history shows is another; `slug` is the model's name in the artifacts.
@@ -78,7 +78,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class OutboxEntry:
     """What one run of pytest sends: a run of its own, and what the history of each model may get.
 
     `target` names the place it is meant for, without credentials. Times are in milliseconds of Unix time:
@@ -90,8 +90,8 @@ class Entry:
     point_ms: int
     step: int
     experiment: str
-    job: Run
-    history: tuple[Model, ...] = field(default=())
+    job: RunRecord
+    history: tuple[ModelRecord, ...] = field(default=())
 
     @property
     def fingerprint(self) -> str:
@@ -105,11 +105,11 @@ class Entry:
         return f"{self.experiment}/history"
 
 
-class NotReadable(Exception):
+class UnreadableEntry(Exception):
     """An entry of another version, or one that was damaged."""
 
 
-def home(root: Path) -> Path:
+def project_folder(root: Path) -> Path:
     """The project's own folder, made when it is not there.
 
     Raises:
@@ -132,11 +132,11 @@ def refuse_links(folder: Path) -> None:
     """
     for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
         if path.is_symlink():
-            shown = "/".join(path.parts[-1 - (path != folder) :])
-            raise ModelBudgetError(f"{shown} is a link, which leads to files that are not this project's: remove it")
+            relative = "/".join(path.parts[-1 - (path != folder) :])
+            raise ModelBudgetError(f"{relative} is a link, which leads to files that are not this project's: remove it")
 
 
-def write(outbox: Path, entry: Entry, files: Mapping[str, str | bytes]) -> Path:
+def write(outbox: Path, entry: OutboxEntry, files: Mapping[str, str | bytes]) -> Path:
     """Write an entry with its artifacts (path in the entry -> content); it appears only when it is whole.
 
     Raises:
@@ -158,13 +158,13 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def waiting(outbox: Path, target: str) -> tuple[int, int]:
+def count_waiting(outbox: Path, target: str) -> tuple[int, int]:
     """How many entries wait for `target`, and how many for other places."""
-    found = []
+    targets = []
     for path in entries(outbox):
-        with suppress(NotReadable):
-            found.append(read(path).target)
-    return found.count(target), len(found) - found.count(target)
+        with suppress(UnreadableEntry):
+            targets.append(read(path).target)
+    return targets.count(target), len(targets) - targets.count(target)
 
 
 def damaged(outbox: Path) -> Iterator[str]:
@@ -172,11 +172,11 @@ def damaged(outbox: Path) -> Iterator[str]:
     for path in entries(outbox):
         try:
             read(path)
-        except NotReadable as reason:
+        except UnreadableEntry as reason:
             yield str(reason)
 
 
-def read(path: Path) -> Entry:
+def read(path: Path) -> OutboxEntry:
     """An entry as it was written.
 
     Raises:
@@ -184,19 +184,19 @@ def read(path: Path) -> Entry:
     """
     try:
         if (path / _ENTRY).is_symlink():
-            raise NotReadable(f"{path.name} is damaged (its {_ENTRY} is a link)")
+            raise UnreadableEntry(f"{path.name} is damaged (its {_ENTRY} is a link)")
         data = read_json(read_text(path / _ENTRY, MOST_BYTES))
         if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
-            raise NotReadable(f"{path.name} was written by another version of pytest-modelbudget")
-    except (OSError, Unreadable, NotJson) as error:
-        raise NotReadable(f"{path.name} is damaged ({_ENTRY}: {error})") from error
+            raise UnreadableEntry(f"{path.name} was written by another version of pytest-modelbudget")
+    except (OSError, UnreadableFile, NotJson) as error:
+        raise UnreadableEntry(f"{path.name} is damaged ({_ENTRY}: {error})") from error
     if problem := entry_shape.mistake(data):
-        raise NotReadable(f"{path.name} is damaged ({_ENTRY}: {problem})")
-    history = tuple(Model(**model) for model in data["history"])
-    return Entry(**{**data, "job": _run(data["job"]), "history": history})
+        raise UnreadableEntry(f"{path.name} is damaged ({_ENTRY}: {problem})")
+    history = tuple(ModelRecord(**model) for model in data["history"])
+    return OutboxEntry(**{**data, "job": _run(data["job"]), "history": history})
 
 
-def hold(path: Path) -> None:
+def check_files(path: Path) -> None:
     """Nothing, for an entry that has plain files of its own alone, no more than an outbox may hold.
 
     Raises:
@@ -205,22 +205,24 @@ def hold(path: Path) -> None:
     files = total = 0
     for folder, folders, names in os.walk(path):
         for name in (*folders, *names):
-            found = os.lstat(Path(folder, name))
-            is_folder = stat.S_ISDIR(found.st_mode)
-            if not is_folder and (not stat.S_ISREG(found.st_mode) or found.st_nlink > 1):
-                raise NotReadable(f"{path.name} is damaged ({name} is a link or no file)")
-            files, total = files + 1, total + found.st_size
+            status = os.lstat(Path(folder, name))
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if not is_folder and (not stat.S_ISREG(status.st_mode) or status.st_nlink > 1):
+                raise UnreadableEntry(f"{path.name} is damaged ({name} is a link or no file)")
+            files, total = files + 1, total + status.st_size
             if files > _MOST_FILES or total > MOST_BYTES:
-                raise NotReadable(f"{path.name} is too large: more than {_MOST_FILES:,} files or {MOST_BYTES:,} bytes")
+                raise UnreadableEntry(
+                    f"{path.name} is too large: more than {_MOST_FILES:,} files or {MOST_BYTES:,} bytes"
+                )
 
 
-def _run(data: dict[str, Any]) -> Run:
-    return Run(**{**data, "tables": tuple(data["tables"])})
+def _run(data: dict[str, Any]) -> RunRecord:
+    return RunRecord(**{**data, "tables": tuple(data["tables"])})
 
 
-def done(path: Path) -> frozenset[str]:
+def done_keys(path: Path) -> frozenset[str]:
     """The keys that were noted with `note_done`."""
-    with suppress(OSError, Unreadable):
+    with suppress(OSError, UnreadableFile):
         return frozenset(read_text(path / _DONE).split())
     return frozenset()
 
@@ -243,15 +245,15 @@ def remove(path: Path) -> None:
 
 def trim(outbox: Path, *, most_entries: int = MOST_ENTRIES, most_bytes: int = MOST_BYTES) -> list[str]:
     """Remove the oldest entries over the bounds, never the newest, and what killed runs left; say which entries."""
-    writing.sweep(outbox)
-    for half in outbox.glob(".[0-9]*"):  # `remove` was killed
-        if _is_folder(half):
-            shutil.rmtree(half, ignore_errors=True)
+    writing.remove_drafts(outbox)
+    for leftover in outbox.glob(".[0-9]*"):  # `remove` was killed
+        if _is_folder(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
     dropped, total = [], 0
     for number, path in enumerate(entries(outbox)):
         total += _size(path)
         if number and (number >= most_entries or total > most_bytes):
-            dropped.append(_described(path))
+            dropped.append(_describe(path))
             remove(path)
     return dropped
 
@@ -266,11 +268,11 @@ def _size(path: Path) -> int:
     return total
 
 
-def _described(path: Path) -> str:
+def _describe(path: Path) -> str:
     """An entry for people: the name of its run and when that was."""
     try:
         entry = read(path)
-    except NotReadable:
+    except UnreadableEntry:
         return path.name
-    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.created_ms / 1000))
-    return f"{entry.job.name} of {when} UTC"
+    created = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.created_ms / 1000))
+    return f"{entry.job.name} of {created} UTC"

@@ -42,10 +42,10 @@ class Sender:
         self._deadline = deadline
         self._report = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [*processes.start_of(_SENDER), str(root.resolve()), str(folder.resolve()), str(deadline)]
+        command = [*processes.module_command(_SENDER), str(root.resolve()), str(folder.resolve()), str(deadline)]
         self._process = subprocess.Popen(
             command,
-            cwd=outbox.home(root),
+            cwd=outbox.project_folder(root),
             env=_environment(target),
             stdin=subprocess.PIPE,
             stdout=self._report,
@@ -70,7 +70,7 @@ class Sender:
         """End it and whatever it started; the second time nothing happens."""
         if self._report.closed:
             return
-        processes.kill(self._process)
+        processes.kill_tree(self._process)
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._report.close()
@@ -86,12 +86,12 @@ class Sender:
         if status is None:
             return f"no answer within {self._deadline:g} s"
         self._noise.seek(0)
-        last = self._noise.read()[-2000:].decode("utf-8", "replace").strip().splitlines()[-1:]
-        return ": ".join([f"the sender ended with status {status}", *last])
+        last_line = self._noise.read()[-2000:].decode("utf-8", "replace").strip().splitlines()[-1:]
+        return ": ".join([f"the sender ended with status {status}", *last_line])
 
 
 def _environment(target: Target) -> dict[str, str]:
-    environment = {**_SETTINGS, **processes.environment(), **_FIXED}
+    environment = {**_SETTINGS, **processes.child_environment(), **_FIXED}
     if not target.local:
         environment["MLFLOW_TRACKING_URI"] = target.uri
     return environment

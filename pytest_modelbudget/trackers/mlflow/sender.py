@@ -27,11 +27,11 @@ from filelock import FileLock
 
 from pytest_modelbudget.trackers.mlflow import outbox
 from pytest_modelbudget.trackers.mlflow.appending import Appender, Progress
-from pytest_modelbudget.trackers.mlflow.history import Points
-from pytest_modelbudget.trackers.mlflow.outbox import Entry
+from pytest_modelbudget.trackers.mlflow.history import MetricPoints
+from pytest_modelbudget.trackers.mlflow.outbox import OutboxEntry
 from pytest_modelbudget.trackers.mlflow.store import TABLES, Store, table_tag
-from pytest_modelbudget.trackers.mlflow.target import Target, resolve, unreachable
-from pytest_modelbudget.trackers.mlflow.trouble import Trouble, explained, is_transient
+from pytest_modelbudget.trackers.mlflow.target import Target, target_from, unreachable
+from pytest_modelbudget.trackers.mlflow.trouble import SendError, explain_error, is_transient
 
 _T = TypeVar("_T")
 _STATE = "modelbudget.state"
@@ -50,22 +50,26 @@ def main(arguments: list[str]) -> int:
     """Send what is in the outbox; 0 when all was sent."""
     root, folder = Path(arguments[0]).resolve(), Path(arguments[1]).resolve()
     seconds = float(arguments[2]) if len(arguments) > 2 else 60.0
-    target = resolve(Path.cwd(), os.environ)
-    report = Report(_own_stdout(), target)
+    target = target_from(Path.cwd(), os.environ)
+    report = EventReport(_own_stdout(), target)
     try:
         _prepare(target)
         sys.stdin.read()
         until = time.monotonic() + _SHARE_TO_BEGIN * seconds
         _end_after(seconds + _GRACE)
-        os.chdir(outbox.home(root) if target.local else root)  # where mlflow opens a store, it makes a folder for runs
-        with FileLock(outbox.home(root) / "sender.lock"):  # two processes that open a new store at once destroy it
-            return _Delivery(Store(target), target, report).of(folder, until)
+        os.chdir(
+            outbox.project_folder(root) if target.local else root
+        )  # where mlflow opens a store, it makes a folder for runs
+        with FileLock(
+            outbox.project_folder(root) / "sender.lock"
+        ):  # two processes that open a new store at once destroy it
+            return _OutboxDelivery(Store(target), target, report).of(folder, until)
     except Exception as error:
         report.trouble("stopped", error)
         return 1
 
 
-class Report:
+class EventReport:
     """Says what happened, without credentials, to whoever started this process."""
 
     def __init__(self, sink: IO[str], target: Target) -> None:
@@ -79,8 +83,8 @@ class Report:
 
     def trouble(self, event: str, error: Exception, **facts: str) -> None:
         """One event that has a reason and a cure."""
-        found = explained(error, self._target)
-        self.tell(event, reason=found.reason, cure=found.cure, **facts)
+        trouble = explain_error(error, self._target)
+        self.tell(event, reason=trouble.reason, cure=trouble.cure, **facts)
 
 
 def _own_stdout() -> IO[str]:
@@ -100,32 +104,32 @@ def _end_after(seconds: float) -> None:
 def _prepare(target: Target) -> None:
     """The quick checks: somebody answers, and mlflow can be imported."""
     if reason := unreachable(target):
-        raise Trouble(reason, "start the server, or correct MLFLOW_TRACKING_URI")
+        raise SendError(reason, "start the server, or correct MLFLOW_TRACKING_URI")
     try:
         import mlflow  # noqa: F401  # seconds, so not while somebody waits, nor while holding the lock
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "mlflow"
         reason = "mlflow is not installed" if missing else f"mlflow cannot be imported ({error})"
-        raise Trouble(reason, "pip install 'pytest-modelbudget[mlflow]'") from None
+        raise SendError(reason, "pip install 'pytest-modelbudget[mlflow]'") from None
     if target.is_database:
         with suppress(ImportError):  # mlflow-skinny, which says so when it is asked to open it
             importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
+class _SentRun:
     """An entry whose run is complete, in an experiment; what is left are the histories of its models."""
 
     path: Path
-    entry: Entry
+    entry: OutboxEntry
     experiment: str
     run: str
 
 
-class _Delivery:
+class _OutboxDelivery:
     """Sends all entries; failures are counted over all of them."""
 
-    def __init__(self, store: Store, target: Target, report: Report) -> None:
+    def __init__(self, store: Store, target: Target, report: EventReport) -> None:
         self._store, self._target, self._report, self._failures = store, target, report, 0
         self._begun: set[str] = set()
 
@@ -134,9 +138,9 @@ class _Delivery:
 
         Those that have begun come first; no new one begins after `until`. Returns an exit status, 0 when all was sent.
         """
-        sent = [one for path in outbox.entries(folder) if (one := self._job(path)) is not None]
-        begun = [(one, made) for one in reversed(sent) if (made := self._existing(one, until)) is not None]
-        finished = [self._rest(one, *made, until) for one, made in begun]
+        sent = [job for path in outbox.entries(folder) if (job := self._job(path)) is not None]
+        begun = [(job, work) for job in reversed(sent) if (work := self._existing(job, until)) is not None]
+        finished = [self._rest(job, *work, until) for job, work in begun]
         return int(len(begun) < len(sent) or not all(finished) or self._failures > 0)
 
     def _tried(self, act: Callable[[], _T], path: Path) -> _T | None:
@@ -144,8 +148,8 @@ class _Delivery:
         if self._failures >= _FAILURES:
             return None
         try:
-            return _retried(act)
-        except outbox.NotReadable as error:
+            return _with_retries(act)
+        except outbox.UnreadableEntry as error:
             outbox.remove(path)
             self._report.tell("damaged", entry=path.name, reason=str(error))
         except Exception as error:
@@ -153,23 +157,23 @@ class _Delivery:
             self._failures += 1
         return None
 
-    def _job(self, path: Path) -> _Sent | None:
+    def _job(self, path: Path) -> _SentRun | None:
         """Send the run of one entry; None when it is for another target, or when it failed."""
 
-        def send() -> _Sent | None:
+        def send() -> _SentRun | None:
             entry = outbox.read(path)
             if entry.target != self._target.shown:
                 return None
-            outbox.hold(path)
+            outbox.check_files(path)
             experiment = self._store.experiment(entry.experiment)
-            return _Sent(path, entry, experiment, _send_job(self._store, experiment, path, entry))
+            return _SentRun(path, entry, experiment, _send_job(self._store, experiment, path, entry))
 
         sent = self._tried(send, path)
         if sent is not None:
             self._report.tell("job", entry=path.name, experiment=sent.experiment, run=sent.run)
         return sent
 
-    def _existing(self, sent: _Sent, until: float) -> tuple[Appender, Progress] | None:
+    def _existing(self, sent: _SentRun, until: float) -> tuple[Appender, Progress] | None:
         """Append to the histories that there are; None when that failed or the time did not suffice."""
         appender = Appender(self._store, sent.experiment, sent.path, sent.entry, self._begun)
         progress = self._tried(lambda: appender.existing(until), sent.path)
@@ -178,11 +182,11 @@ class _Delivery:
         self._tell("begun" if progress.begun else "short", sent, progress)
         return (appender, progress) if progress.begun else None
 
-    def _tell(self, event: str, sent: _Sent, progress: Progress) -> None:
-        where = {"experiment": sent.experiment, "run": sent.run, "history": progress.experiment}
-        self._report.tell(event, entry=sent.path.name, **where)
+    def _tell(self, event: str, sent: _SentRun, progress: Progress) -> None:
+        context = {"experiment": sent.experiment, "run": sent.run, "history": progress.experiment}
+        self._report.tell(event, entry=sent.path.name, **context)
 
-    def _rest(self, sent: _Sent, appender: Appender, progress: Progress, until: float) -> bool:
+    def _rest(self, sent: _SentRun, appender: Appender, progress: Progress, until: float) -> bool:
         """Whether nothing of an entry is left."""
 
         def finish() -> bool:
@@ -199,7 +203,7 @@ class _Delivery:
         return bool(finished)
 
 
-def _retried(act: Callable[[], _T]) -> _T:
+def _with_retries(act: Callable[[], _T]) -> _T:
     """What `act` returns; a fault that may pass is tried again, which is safe."""
     for attempt in range(1, _TRIES):
         try:
@@ -211,19 +215,19 @@ def _retried(act: Callable[[], _T]) -> _T:
     return act()
 
 
-def _send_job(store: Store, experiment: str, path: Path, entry: Entry) -> str:
+def _send_job(store: Store, experiment: str, path: Path, entry: OutboxEntry) -> str:
     """Write the run of one run of pytest; returns its id."""
     run = entry.job
-    stored = store.one(experiment, run.key)
+    stored = store.run_of_key(experiment, run.key)
     if stored is None:
         store.create(experiment, run.key, run.name, entry.created_ms - run.took_ms, run.tags)
-        stored = store.one(experiment, run.key)
+        stored = store.run_of_key(experiment, run.key)
         if stored is None:
-            raise Trouble("MLflow does not find a run that it has just made")
+            raise SendError("MLflow does not find a run that it has just made")
     run_id = str(stored.info.run_id)
     if stored.data.tags.get(_STATE) != "complete":
         tags = {**run.tags, _STATE: "sending", TABLES: table_tag(run.tables)}
-        store.log(run_id, [Points(entry.step, entry.created_ms, run.metrics)], tags)
+        store.log(run_id, [MetricPoints(entry.step, entry.created_ms, run.metrics)], tags)
         store.upload(stored, path / run.folder)
         store.log(run_id, tags={_STATE: "complete"})
     store.end(run_id, run.status, entry.created_ms)

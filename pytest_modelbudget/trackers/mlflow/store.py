@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pytest_modelbudget.trackers.mlflow import views
-from pytest_modelbudget.trackers.mlflow.history import Points
+from pytest_modelbudget.trackers.mlflow.history import MetricPoints
 from pytest_modelbudget.trackers.mlflow.outbox import FOLDER
 from pytest_modelbudget.trackers.mlflow.target import Target
-from pytest_modelbudget.trackers.mlflow.trouble import Trouble
+from pytest_modelbudget.trackers.mlflow.trouble import SendError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,18 +48,18 @@ class Store:
         Raises:
             Trouble: it was deleted, and its name is still taken.
         """
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        stored = self._client.get_experiment_by_name(name)
+        if stored is None:
             try:
                 return str(self._client.create_experiment(name, self._artifacts(name), views.experiment_tags(name)))
             except Exception:  # another machine may have made it in between, or the answer was lost
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
+                stored = self._client.get_experiment_by_name(name)
+                if stored is None:
                     raise
-        if found.lifecycle_stage != "active":
-            cure = f"mlflow experiments restore --experiment-id {found.experiment_id}"
-            raise Trouble(f"the experiment {name} was deleted in MLflow", cure)
-        return str(found.experiment_id)
+        if stored.lifecycle_stage != "active":
+            cure = f"mlflow experiments restore --experiment-id {stored.experiment_id}"
+            raise SendError(f"the experiment {name} was deleted in MLflow", cure)
+        return str(stored.experiment_id)
 
     def _artifacts(self, name: str) -> str | None:
         """Where artifacts go: beside the embedded store; a server knows by itself."""
@@ -89,25 +89,27 @@ class Store:
             runs += page
             if not (token := page.token):
                 break
-        kept: dict[str, StoredRun] = {}
+        runs_by_key: dict[str, StoredRun] = {}
         for run in sorted(runs, key=lambda run: (not run.data.metrics, run.info.start_time, run.info.run_id)):
             key = run.data.tags.get(KEY, "")
-            if key in kept:
+            if key in runs_by_key:
                 self._client.delete_run(run.info.run_id)
             elif key:
-                kept[key] = run
-        return kept
+                runs_by_key[key] = run
+        return runs_by_key
 
     def newest(self, run: StoredRun) -> tuple[int, dict[str, float]]:
         """The last step at which a run has points, and its values there."""
-        last = {
-            name: max(self._client.get_metric_history(run.info.run_id, name), key=lambda one: (one.step, one.timestamp))
+        last_points = {
+            name: max(
+                self._client.get_metric_history(run.info.run_id, name), key=lambda value: (value.step, value.timestamp)
+            )
             for name in run.data.metrics
         }
-        step = max(point.step for point in last.values())
-        return step, {name: point.value for name, point in last.items() if point.step == step}
+        step = max(point.step for point in last_points.values())
+        return step, {name: point.value for name, point in last_points.items() if point.step == step}
 
-    def one(self, experiment: str, key: str) -> StoredRun | None:
+    def run_of_key(self, experiment: str, key: str) -> StoredRun | None:
         """The run of a key."""
         return self.by_key(experiment, f"tags.`{KEY}` = '{key}'").get(key)
 
@@ -115,11 +117,13 @@ class Store:
         """Make a run. Look for it afterwards: another machine, or a lost answer, may have made it twice."""
         self._client.create_run(experiment, start_ms, {KEY: key, **tags}, name)
 
-    def log(self, run_id: str, points: Iterable[Points] = (), tags: Mapping[str, str] | None = None) -> None:
+    def log(self, run_id: str, points: Iterable[MetricPoints] = (), tags: Mapping[str, str] | None = None) -> None:
         """Write points and tags."""
         from mlflow.entities import Metric, RunTag
 
-        metrics = [Metric(name, value, at.time_ms, at.step) for at in points for name, value in at.metrics.items()]
+        metrics = [
+            Metric(name, value, point.time_ms, point.step) for point in points for name, value in point.metrics.items()
+        ]
         pairs = [RunTag(name, text) for name, text in (tags or {}).items()][:_MOST_TAGS]
         if metrics or pairs:
             self._client.log_batch(run_id, metrics, (), pairs)
@@ -132,7 +136,7 @@ class Store:
         """
         if self._target.local and not _beside_store(run.info.artifact_uri):
             cure = f"remove {FOLDER}/mlflow.db: the next run makes a new one"
-            raise Trouble("the local store has an experiment whose artifacts lie outside of it", cure)
+            raise SendError("the local store has an experiment whose artifacts lie outside of it", cure)
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         if self._target.is_server:  # the client would ask for the run once more, for each of a thousand models
@@ -156,11 +160,11 @@ def _beside_store(uri: str) -> bool:
 
 def table_tag(tables: Iterable[str]) -> str:
     """The list of tables that MLflow's comparison page offers; as many as a tag can hold."""
-    listed, length = [], 2
+    rows, length = [], 2
     for path in tables:
-        one = {"path": path, "type": "table"}
-        length += len(json.dumps(one)) + 2
+        table = {"path": path, "type": "table"}
+        length += len(json.dumps(table)) + 2
         if length > _LONGEST_TAG:
             break
-        listed.append(one)
-    return json.dumps(listed)
+        rows.append(table)
+    return json.dumps(rows)

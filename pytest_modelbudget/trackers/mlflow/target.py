@@ -50,12 +50,12 @@ class Target:
         return re.sub(r"://[^\s/@]+@", "://", text)
 
 
-def resolve(cwd: Path, environ: Mapping[str, str]) -> Target:
+def target_from(cwd: Path, environ: Mapping[str, str]) -> Target:
     """The target that the environment asks for: `MLFLOW_TRACKING_URI`, else the embedded store."""
-    written = environ.get("MLFLOW_TRACKING_URI", "").strip()
-    if not written:
+    variable = environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not variable:
         return Target(LOCAL_URI, f"{FOLDER}/{LOCAL_FILE}", local=True)
-    uri = _absolute(written, cwd)
+    uri = _absolute(variable, cwd)
     userinfo, query = _userinfo(uri), "".join(re.split(r"([?#])", uri, maxsplit=1)[2:])
     password = userinfo.partition(":")[2]
     secrets = (
@@ -77,8 +77,8 @@ def missing_secret(environ: Mapping[str, str]) -> str:
 
 def _userinfo(uri: str) -> str:
     """What stands before the `@` of the host; also when a password holds a `/` that was not encoded."""
-    scheme, found, rest = uri.partition("://")
-    if not found or scheme in ("file", "sqlite"):  # a file's path may hold an @
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme in ("file", "sqlite"):  # a file's path may hold an @
         return ""
     host = re.split("[/?#]", rest)[0]
     odd_port = re.search(r":[^\]]*[^\]0-9][^\]]*$", host) is not None

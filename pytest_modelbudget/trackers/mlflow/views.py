@@ -36,17 +36,17 @@ def is_history(experiment: str) -> bool:
 
 def experiment_tags(name: str) -> dict[str, str]:
     """The tags of a new experiment."""
-    what = "One run for each model, a point wherever the model changed."
+    note = "One run for each model, a point wherever the model changed."
     if not is_history(name):
-        what = "One run for each run of pytest --model-budget."
+        note = "One run for each run of pytest --model-budget."
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": what,
-        _VIEW_TAG: _saved(_MODEL_COLUMNS if is_history(name) else _JOB_COLUMNS),
+        "mlflow.note.content": note,
+        _VIEW_TAG: _saved_view(_MODEL_COLUMNS if is_history(name) else _JOB_COLUMNS),
     }
 
 
-def _saved(metrics: Sequence[str]) -> str:
+def _saved_view(metrics: Sequence[str]) -> str:
     columns = ["attributes.`Source`", *(f"metrics.`{name}`" for name in metrics)]
     return json.dumps({"selectedColumns": columns, "runsHiddenMode": "FIRST_20_RUNS"})
 
@@ -81,12 +81,12 @@ def side_by_side(base: str, experiment: str) -> str:
     return f"{base}/experiments/{experiment}/runs?{_MODE}&compareRunsMode=ARTIFACT"
 
 
-def described(experiment: str, other: str, *, history: bool) -> str:
+def experiment_note(experiment: str, other_experiment: str, *, history: bool) -> str:
     """The description of an experiment, its links in the first line: a page shows no more than that.
 
     They lead to the page they are on, so that they hold behind any proxy.
     """
-    jobs, models = (other, experiment) if history else (experiment, other)
+    jobs, models = (other_experiment, experiment) if history else (experiment, other_experiment)
     return (
         f"[All models over time]({charts('#', models)}) · [each run of pytest]({table('#', jobs)}) · "
         f"[tables side by side]({side_by_side('#', jobs)})"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.backends.costs import Count, total
+from pytest_modelbudget.backends.costs import FlopsCount, total
 from pytest_modelbudget.backends.costs.jaxpr import operators
 
 jax: Any = pytest.importorskip("jax")
@@ -32,7 +32,7 @@ def unused(x: Any) -> Any:
     return x + 1
 
 
-def count(function: Callable[..., Any], *shapes: tuple[int, ...], dtype: str = "float32") -> Count:
+def count(function: Callable[..., Any], *shapes: tuple[int, ...], dtype: str = "float32") -> FlopsCount:
     given = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     return total(operators(jax.make_jaxpr(function)(*given)))
 
@@ -98,7 +98,7 @@ def count(function: Callable[..., Any], *shapes: tuple[int, ...], dtype: str = "
 )  # fmt: skip
 def test_flops_of_a_jaxpr(function: Callable[..., Any], shape: tuple[int, ...], expected: int) -> None:
     """Products, convolutions and transforms are counted as often as they run."""
-    assert count(function, shape) == Count(expected)
+    assert count(function, shape) == FlopsCount(expected)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_flops_of_a_jaxpr(function: Callable[..., Any], shape: tuple[int, ...], 
 )  # fmt: skip
 def test_a_complex_multiply_add_is_eight(function: Callable[..., Any], shape: tuple[int, ...], products: int) -> None:
     """Four products and four sums of real numbers."""
-    assert count(function, shape, dtype="complex64") == Count(8 * products)
+    assert count(function, shape, dtype="complex64") == FlopsCount(8 * products)
 
 
 @pytest.mark.parametrize(
@@ -122,27 +122,27 @@ def test_a_complex_multiply_add_is_eight(function: Callable[..., Any], shape: tu
     [
         pytest.param(
             lambda x: lax.while_loop(lambda y: y.sum() < 5, lambda y: y @ square(), x),
-            Count(0, (("while", 1),)),
+            FlopsCount(0, (("while", 1),)),
             id="a loop that values end",
         ),
         pytest.param(
             lambda x: lax.while_loop(lambda y: y.sum() < 5, lambda y: y + 1, x),
-            Count(0),
+            FlopsCount(0),
             id="one that costs nothing",
         ),
         pytest.param(
             lambda x: lax.cond(x.sum() > 0, lambda: x @ square(), lambda: (x @ square()) @ square()),
-            Count(PRODUCT, (("cond", 1),)),
+            FlopsCount(PRODUCT, (("cond", 1),)),
             id="branches that do not cost the same",
         ),
         pytest.param(
             lambda x: lax.cond(x.sum() > 0, lambda: x @ square(), lambda: x @ (square() + 1)),
-            Count(PRODUCT),
+            FlopsCount(PRODUCT),
             id="branches that do",
         ),
     ],
 )
-def test_what_a_jaxpr_does_not_say(function: Callable[..., Any], expected: Count) -> None:
+def test_what_a_jaxpr_does_not_say(function: Callable[..., Any], expected: FlopsCount) -> None:
     """What depends on values makes a lower bound and is named."""
     assert count(function, ROWS) == expected
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.backends.costs import Count, tf_names, total
-from pytest_modelbudget.backends.costs.tf_functions import Body, specialised
+from pytest_modelbudget.backends.costs import FlopsCount, tf_names, total
+from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, with_input_shapes
 from pytest_modelbudget.backends.costs.tf_graph import FORMULAS, TRANSFORMS, operators
 
 tf: Any = pytest.importorskip("tensorflow")
@@ -47,7 +47,7 @@ def unused(x: Any) -> Any:
     return x + 1
 
 
-def count(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Count:
+def count(function: Callable[..., Any], *shapes: tuple[int, ...]) -> FlopsCount:
     concrete = tf.function(function).get_concrete_function(*[tf.TensorSpec(shape) for shape in shapes])
     return total(operators(concrete.graph))
 
@@ -131,7 +131,7 @@ def count(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Count:
 )  # fmt: skip
 def test_flops_of_a_graph(function: Callable[..., Any], shape: tuple[int, ...], expected: int) -> None:
     """Products, convolutions and transforms are counted as often as they run."""
-    assert count(function, shape) == Count(expected)
+    assert count(function, shape) == FlopsCount(expected)
 
 
 @pytest.mark.parametrize(
@@ -139,23 +139,25 @@ def test_flops_of_a_graph(function: Callable[..., Any], shape: tuple[int, ...], 
     [
         pytest.param(
             lambda x: tf.while_loop(lambda y: tf.reduce_sum(y) < 5.0, lambda y: (y @ square(),), (x,))[0],
-            Count(0, (("StatelessWhile", 1),)),
+            FlopsCount(0, (("StatelessWhile", 1),)),
             id="a loop that values end",
         ),
         pytest.param(
             lambda x: tf.cond(tf.reduce_sum(x) > 0, lambda: x @ square(), lambda: (x @ square()) @ square()),
-            Count(PRODUCT, (("StatelessIf", 1),)),
+            FlopsCount(PRODUCT, (("StatelessIf", 1),)),
             id="branches that do not cost the same",
         ),
         pytest.param(
             lambda x: tf.cond(tf.reduce_sum(x) > 0, lambda: x @ square(), lambda: square()[:2] @ square()),
-            Count(PRODUCT),
+            FlopsCount(PRODUCT),
             id="branches that do",
         ),
-        pytest.param(lambda x: tf.linalg.inv(square()) + x[0, 0], Count(0, (("MatrixInverse", 1),)), id="a solver"),
+        pytest.param(
+            lambda x: tf.linalg.inv(square()) + x[0, 0], FlopsCount(0, (("MatrixInverse", 1),)), id="a solver"
+        ),
     ],
 )
-def test_what_a_graph_does_not_say(function: Callable[..., Any], expected: Count) -> None:
+def test_what_a_graph_does_not_say(function: Callable[..., Any], expected: FlopsCount) -> None:
     """What depends on values, or has no formula, makes a lower bound and is named."""
     assert count(function, ROWS) == expected
 
@@ -176,11 +178,11 @@ def test_an_open_batch_is_counted_at_the_size_it_is_given(tmp_path: Path) -> Non
     """Traced functions, and those read from a file, are counted once more with the sizes of their inputs."""
     from tensorflow.core.protobuf import saved_model_pb2
 
-    module, expected = Saved(), Count(2 * (2 * 3 * 20 + 2 * 3 * 25))
+    module, expected = Saved(), FlopsCount(2 * (2 * 3 * 20 + 2 * 3 * 25))
     graph = module.run.get_concrete_function().graph
     with tf.Graph().as_default():
         given = tf.compat.v1.placeholder(tf.float32, (2, 3, 4))
-    body = specialised(Body(graph, graph.inputs, graph.outputs), [given, *graph.inputs[1:]])
+    body = with_input_shapes(FunctionGraph(graph, graph.inputs, graph.outputs), [given, *graph.inputs[1:]])
     assert total(operators(body.graph, body.outputs)) == expected
     assert total(operators(graph)).uncounted != ()
 

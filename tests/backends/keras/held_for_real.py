@@ -184,15 +184,15 @@ def said(build: Callable[[], Any]) -> Any:
 
 def main() -> None:
     real = {"torch": on_torch, "jax": on_jax}[keras.backend.backend()]
-    by_calls = activations._by_calls
+    by_calls = activations._call_by_call
     found = {}
     for name, build in CASES.items():
         if len(sys.argv) > 1 and name not in sys.argv[1:]:
             continue
         summary = said(build)
-        activations._by_calls = lambda *args: None
+        activations._call_by_call = lambda *args: None
         whole = said(build).activation_bytes
-        activations._by_calls = by_calls
+        activations._call_by_call = by_calls
         keras.utils.set_random_seed(1)
         model = build()
         if build is Own:

@@ -215,8 +215,8 @@ def test_the_policy_of_the_session_holds_inside(summarize: Any) -> None:
 
 def test_private_names_of_keras() -> None:
     """Each private name this backend leans on is still there; a Keras release that renames one fails here first."""
-    assert pins.missing(pins.BUILDING) == (), f"Keras {keras.__version__}: {pins.real_build()}"
-    assert pins.missing(pins.reading()) == (), f"Keras {keras.__version__}: {pins.unreadable()}"
+    assert pins.missing(pins.BUILDING_CHECKS) == (), f"Keras {keras.__version__}: {pins.real_build()}"
+    assert pins.missing(pins.reading_checks()) == (), f"Keras {keras.__version__}: {pins.unreadable()}"
     layer = L.Dense(2)
     output = layer(keras.Input((3,)))
     model = keras.Model(output._keras_history.operation._inbound_nodes[0].input_tensors, output)
@@ -235,12 +235,12 @@ def _gone() -> None:
     raise AttributeError
 
 
-@pytest.mark.parametrize("name", pins.BUILDING)
+@pytest.mark.parametrize("name", pins.BUILDING_CHECKS)
 @pytest.mark.filterwarnings("error")
 def test_a_keras_that_lacks_a_name_builds_for_real(monkeypatch: pytest.MonkeyPatch, summarize: Any, name: str) -> None:
     """With a warning that names it and the version; the count is as right as ever, for a class too."""
     expected = summarize(small)
-    monkeypatch.setattr(pins, "BUILDING", {**pins.BUILDING, name: _gone})
+    monkeypatch.setattr(pins, "BUILDING_CHECKS", {**pins.BUILDING_CHECKS, name: _gone})
     said = re.escape(f"Keras {keras.__version__} has no {name}: models are built with all")
     with pytest.warns(UserWarning, match=said):
         summary = summarize(small)
@@ -253,9 +253,11 @@ def test_a_keras_that_lacks_a_name_builds_for_real(monkeypatch: pytest.MonkeyPat
 def test_names_that_moved_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module or class laid out otherwise is seen, not only met on the way."""
     monkeypatch.setattr(private, "global_state", None)
-    assert [name for name in pins.missing(pins.BUILDING) if name.startswith("global_state")] == list(pins.BUILDING)[:3]
+    assert [name for name in pins.missing(pins.BUILDING_CHECKS) if name.startswith("global_state")] == list(
+        pins.BUILDING_CHECKS
+    )[:3]
     monkeypatch.setattr(private, "variable_class", lambda: next(iter(())))
-    assert "Variable._deferred_initialize" in pins.missing(pins.BUILDING)
+    assert "Variable._deferred_initialize" in pins.missing(pins.BUILDING_CHECKS)
 
 
 @pytest.mark.parametrize(

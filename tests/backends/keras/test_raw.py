@@ -239,7 +239,7 @@ def test_weights_are_symbols_while_a_model_is_traced() -> None:
         for product in (first @ second, keras.ops.matmul(first, second), first[:, :1] * 2):
             assert isinstance(product, keras.KerasTensor)
             assert product.shape == (1, 1)
-        with pytest.raises(variables.ValueWanted):
+        with pytest.raises(variables.WeightValueWanted):
             first.value  # noqa: B018
         first.assign(first + 1)
     assert {name: getattr(keras.Variable, name) for name in before} == before

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from pytest_modelbudget import ModelBudgetError, Summary, backends, summarize
 from pytest_modelbudget.backends import tensorflow as backend
-from pytest_modelbudget.backends.tensorflow.build import Valueless
+from pytest_modelbudget.backends.tensorflow.build import VariableWithoutValue
 
 
 class Affine(tf.Module):
@@ -176,7 +176,7 @@ def test_variables_have_no_memory_and_builders_may_run_what_they_built() -> None
 
     def build() -> Any:
         module = Affine(512, 512)
-        assert isinstance(module.w, Valueless)
+        assert isinstance(module.w, VariableWithoutValue)
         module(tf.zeros([1, 512]))
         module.w.assign(tf.ones([512, 512]))
         return module

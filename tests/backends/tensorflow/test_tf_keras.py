@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry, Summary, summarize
-from pytest_modelbudget.backends.tensorflow.build import Valueless
+from pytest_modelbudget.backends.tensorflow.build import VariableWithoutValue
 from pytest_modelbudget.engine.run import summarize_entry
 from tests.backends.keras import hostile_files as hostile
 
@@ -165,7 +165,7 @@ def test_builders_may_train_a_little() -> None:
         model(np.zeros((1, 8), "float32"))
         model.compile("adam", "mse", metrics=["mae"])
         model.optimizer.build(model.trainable_variables)
-        assert all(isinstance(one, Valueless) for one in model.hidden.weights)
+        assert all(isinstance(one, VariableWithoutValue) for one in model.hidden.weights)
         return model
 
     assert summarize(build, "float32[B, 8]").params == 50

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from pytest_modelbudget.backends.torch.model.unknown_values import mark
+from pytest_modelbudget.backends.torch.model.unknown_values import mark_unknown
 from pytest_modelbudget.summary import Flops, Layer, Summary
 
 Count = Callable[..., Summary]
@@ -229,7 +229,7 @@ def test_lazy_modules_get_their_shapes_from_the_forward_pass(count: Count, count
 def test_lazy_modules_beside_values_that_are_not_known(count_live: Count) -> None:
     """A tensor of an earlier builder is still held: whether it is asked for has nothing to do with a lazy parameter."""
     held = torch.zeros(1)
-    mark(held)
+    mark_unknown(held)
     assert count_live(nn.Sequential(nn.LazyBatchNorm1d(), nn.LazyLinear(3)), "float32[B, 5]", B=2).params == 10 + 18
 
 

@@ -169,8 +169,8 @@ def test_it_is_stored_and_shown(tmp_path: Path) -> None:
     assert Summary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
     assert all(render(kind, [result]) for kind in REPORTS)
     assert "FLOPs, forward: ?" in str(summary)
-    assert json.loads(artifacts.layers(summary))["data"][-1] == ["head", 0, "Linear", "?", 0, "?"]
-    assert "compute/forward_gflops" in names.unknown(names.metrics(summary))
+    assert json.loads(artifacts.layers_table(summary))["data"][-1] == ["head", 0, "Linear", "?", 0, "?"]
+    assert "compute/forward_gflops" in names.unknown_names(names.metrics(summary))
     assert not any("never called" in sentence for sentence in reading(summary))
 
 

@@ -77,7 +77,7 @@ def test_the_table_of_a_model_has_them() -> None:
 
 def test_the_curve() -> None:
     """Five points in a drawing of 720 x 200: the peak is the third, 40 of 48 MiB high; 12 MiB are held all the time."""
-    curve = plans.curve(training())
+    curve = plans.memory_curve(training())
     assert curve is not None
     assert curve.peak == (360.0, round(200 - 200 / 1.2, 1))
     assert curve.line.split()[0] == f"72.0,{round(200 - 200 * 13 / 48, 1)}"
@@ -99,7 +99,7 @@ def test_the_curve() -> None:
 def test_any_timeline_can_be_drawn(sizes: list[int]) -> None:
     """Within the drawing, in a few hundred points, with its highest."""
     plan = replace(training(max(sizes)), timeline=tuple(Point("forward", "a", size) for size in sizes), parts=())
-    curve = plans.curve(plan)
+    curve = plans.memory_curve(plan)
     assert curve is not None
     points = [tuple(map(float, point.split(","))) for point in curve.line.split()]
     assert len(points) <= 300
@@ -110,14 +110,14 @@ def test_any_timeline_can_be_drawn(sizes: list[int]) -> None:
 
 def test_there_is_no_curve_without_a_timeline() -> None:
     """A sum has none."""
-    assert plans.curve(replace(training(), timeline=())) is None
+    assert plans.memory_curve(replace(training(), timeline=())) is None
 
 
 def test_many_parts_are_folded() -> None:
     """Twelve rows and one for the rest, which add up."""
     part = training().parts[0]
     rows = list(
-        plans.places(
+        plans.peak_parts(
             replace(training(), parts=tuple(replace(part, path=f"layers.{i}", bytes=i + 1) for i in range(40)))
         )
     )

@@ -26,21 +26,21 @@ class ComplexConvolutions:
 
     def stands_for_two(self, data: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether a convolution is the third of a complex one, of the sums `a + b` and `c + d`."""
-        before, made = self._place, self._parts
+        place_before, parts_before = self._place, self._parts
         self._place, self._parts = None, 0
         if _is_part(data) and _is_part(weight):
             self._place = _instruction()
-            self._parts = made % 2 + 1 if self._place == before else 1
+            self._parts = parts_before % 2 + 1 if self._place == place_before else 1
             return False
-        return made == 2 and _instruction() == before
+        return parts_before == 2 and _instruction() == place_before
 
 
 def _is_part(tensor: torch.Tensor) -> bool:
     """Whether it is the real or imaginary part of a tensor; in inference mode views do not know of what they are."""
     if torch.is_inference_mode_enabled():
         return all(stride % 2 == 0 for stride in tensor.stride())
-    whole: Any = tensor._base
-    return whole is not None and whole.is_complex() and not tensor.is_complex()
+    base: Any = tensor._base
+    return base is not None and base.is_complex() and not tensor.is_complex()
 
 
 def _instruction() -> Instruction | None:

@@ -44,13 +44,13 @@ _ZERO_ELSEWHERE = frozenset(
 )
 
 
-def _mv(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+def _mv_flops(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
     """`(m, n) x (n)`: m * n multiply-adds."""
     return 2 * terms(matrix)
 
 
 def _addmv(bias: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
-    return _mv(matrix, vector)
+    return _mv_flops(matrix, vector)
 
 
 def _dot(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
@@ -115,7 +115,7 @@ def _packed_conv(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: Any
 
 def _out_dtype(operator: Any, dtype: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     """An operator whose result is of another dtype costs what it costs."""
-    formula = cost(operator).formula
+    formula = cost_of(operator).formula
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=out_val))
 
 
@@ -127,7 +127,7 @@ FORMULAS: dict[str, Formula] = {
     "aten.bmm": mm,
     "aten.convolution": _conv,
     "aten.convolution_overrideable": _conv,
-    "aten.mv": _mv,
+    "aten.mv": _mv_flops,
     "aten.addmv": _addmv,
     "aten.dot": _dot,
     "aten.vdot": _dot,
@@ -182,7 +182,9 @@ class Cost:
     known: bool
     products: bool = True
 
-    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, convolutions: ComplexConvolutions) -> int:
+    def flops_of(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, convolutions: ComplexConvolutions
+    ) -> int:
         """FLOPs of one call; 0 for an operator without a formula. `convolutions` follows those of a pass."""
         if self.formula is None:
             return 0
@@ -198,7 +200,7 @@ def _is_complex(out: Any) -> bool:
     return isinstance(first, torch.Tensor) and first.is_complex()
 
 
-def cost(func: Any) -> Cost:
+def cost_of(func: Any) -> Cost:
     """How `func`, an operator as the dispatcher knows it, is counted."""
     packet = getattr(func, "_overloadpacket", func)
     name = _name(func)
@@ -212,7 +214,7 @@ def cost(func: Any) -> Cost:
     registered = getattr(torch.ops.aten, functional.removeprefix("aten."), None) if functional != name else None
     if registered is not None and registered in flop_registry:  # `addmm_` costs what `addmm` does
         return Cost(name, flop_registry[registered], True)
-    return Cost(name, None, _zero(func, functional))
+    return Cost(name, None, _is_free(func, functional))
 
 
 def _name(func: Any) -> str:
@@ -221,7 +223,7 @@ def _name(func: Any) -> str:
     return str(getattr(func, "name", lambda: func)())
 
 
-def _zero(func: Any, functional: str) -> bool:
+def _is_free(func: Any, functional: str) -> bool:
     space, _, base = functional.partition(".")
     if space in ("prim", "profiler") or functional in _ZERO_ELSEWHERE:
         return True
@@ -229,8 +231,8 @@ def _zero(func: Any, functional: str) -> bool:
         return False
     return (
         (space == "prims" and base in PRIMS)
-        or _tagged(func)
-        or any(name in ZERO or any(map(_tagged, _overloads(name))) for name in _variants(base))
+        or _is_tagged_free(func)
+        or any(name in ZERO or any(map(_is_tagged_free, _overloads(name))) for name in _variants(base))
     )
 
 
@@ -240,8 +242,8 @@ _VARIANT = re.compile(r"^_foreach_|_backward(_data|_elemt|_reduce|_jvp|_impl)?$|
 
 def _variants(base: str) -> Iterator[str]:
     """`base`, and what it is a variant of: `nll_loss` and `nll_loss_forward` for `nll_loss_backward`."""
-    plain = _VARIANT.sub("", base).rstrip("_")
-    yield from (base, plain, f"{plain}_forward")
+    functional = _VARIANT.sub("", base).rstrip("_")
+    yield from (base, functional, f"{functional}_forward")
 
 
 def _overloads(base: str) -> list[Any]:
@@ -250,7 +252,7 @@ def _overloads(base: str) -> list[Any]:
     return [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
 
 
-def _tagged(func: Any) -> bool:
+def _is_tagged_free(func: Any) -> bool:
     if not isinstance(func, OpOverload):
         return False
     free = {torch.Tag.pointwise, *([torch.Tag.reduction] if hasattr(torch.Tag, "reduction") else [])}

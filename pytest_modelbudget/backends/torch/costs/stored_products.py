@@ -13,7 +13,7 @@ from pytest_modelbudget.backends.torch.model import stored_tensors
 
 def terms(matrix: Any) -> int:
     """Elements of an operand that take part in a product: of a sparse one those that it stores."""
-    return int(prod((matrix if matrix.layout == torch.strided else stored_tensors.values(matrix)).shape))
+    return int(prod((matrix if matrix.layout == torch.strided else stored_tensors.stored_values(matrix)).shape))
 
 
 def matrix_product(left: Any, right: Any) -> int:
@@ -25,9 +25,9 @@ def matrix_product(left: Any, right: Any) -> int:
 
 def _sparse_product(left: Any, right: Any) -> int:
     """Two sparse matrices: each stored element of a column of `left` meets those of the same row of `right`."""
-    columns, rows = (stored_tensors.places(matrix)[axis] for matrix, axis in ((left, 1), (right, 0)))
-    met = torch.bincount(columns, minlength=left.shape[1]) * torch.bincount(rows, minlength=left.shape[1])
-    return 2 * int(met.sum())
+    columns, rows = (stored_tensors.sparse_positions(matrix)[axis] for matrix, axis in ((left, 1), (right, 0)))
+    matches = torch.bincount(columns, minlength=left.shape[1]) * torch.bincount(rows, minlength=left.shape[1])
+    return 2 * int(matches.sum())
 
 
 def _product(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pytest_modelbudget.backends.patching import Undoing, exchanged, patched
+from pytest_modelbudget.backends.patching import UndoOnExit, exchanged, patched
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
@@ -28,7 +28,7 @@ RANKS_A_HOST = 8
 """Devices of one host, by which torch prices one way to redistribute a tensor against another."""
 
 
-class World:
+class FakeWorld:
     """The ranks; there are none before `mesh` is called."""
 
     def __init__(self) -> None:
@@ -48,20 +48,20 @@ class World:
         if self.size not in (0, size):
             raise ModelBudgetError(f"sharding: a mesh of {size} ranks in a world of {self.size}: make them alike")
         if not self.size:
-            _begin(size)
+            _init_process_group(size)
             self.size = size
         with no_modes():
             return init_device_mesh("meta", tuple(dims.values()), mesh_dim_names=tuple(dims))
 
 
-def _begin(size: int) -> None:
+def _init_process_group(size: int) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
 
 
 @contextmanager
-def world() -> Iterator[World]:
+def fake_world() -> Iterator[FakeWorld]:
     """A world without ranks yet; on leaving, `torch.distributed` is as it was.
 
     Raises:
@@ -72,28 +72,28 @@ def world() -> Iterator[World]:
     try:
         from torch.distributed.fsdp import fully_shard  # noqa: F401
         from torch.distributed.tensor import DTensor  # noqa: F401
-    except ImportError as mistake:
-        raise ModelBudgetError(f"sharding: torch {torch.__version__} has no FSDP2: update to 2.6 or later") from mistake
+    except ImportError as error:
+        raise ModelBudgetError(f"sharding: torch {torch.__version__} has no FSDP2: update to 2.6 or later") from error
     if torch.distributed.is_initialized():
         raise ModelBudgetError(
             "sharding: this process has a process group already, which planning would disturb: "
             "plan in a process that has called neither init_process_group nor torchrun"
         )
-    found, hook = World(), sys.excepthook
+    fake, hook = FakeWorld(), sys.excepthook
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*random operators.*")  # values are of no interest here
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
-        stack.enter_context(Undoing(partial(setattr, sys, "excepthook", hook)))
-        stack.enter_context(Undoing(_end))
+        stack.enter_context(UndoOnExit(partial(setattr, sys, "excepthook", hook)))
+        stack.enter_context(UndoOnExit(_destroy_process_group))
         stack.enter_context(compat.collectives_on_meta())
-        stack.enter_context(_devices())
+        stack.enter_context(_fake_device())
         stack.enter_context(_parameters_on_meta())
-        stack.enter_context(_propagation_apart())
-        stack.enter_context(_replicas())
-        yield found
+        stack.enter_context(_propagation_unobserved())
+        stack.enter_context(_replicas_unchecked())
+        yield fake
 
 
-def _end() -> None:
+def _destroy_process_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     _forget_meshes()
@@ -103,14 +103,14 @@ def _forget_meshes() -> None:
     """DTensor remembers how it shards an operator together with the mesh, whose groups are gone."""
     from torch.distributed.tensor import DTensor, _collective_utils, _redistribute, debug
 
-    for place, name in (
+    for owner, name in (
         (debug, "_clear_sharding_prop_cache"),
         (getattr(DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding, "cache", None), "cache_clear"),
         (_redistribute, "clear_redistribute_planner_cache"),
         (getattr(_redistribute, "_gen_transform_infos", None), "cache_clear"),
         (getattr(_collective_utils.MeshTopoInfo, "build_from_mesh", None), "cache_clear"),
     ):
-        if (clear := getattr(place, name, None)) is not None:
+        if (clear := getattr(owner, name, None)) is not None:
             clear()
 
 
@@ -189,18 +189,18 @@ class _Device:
 
 
 @contextmanager
-def _devices() -> Iterator[None]:
+def _fake_device() -> Iterator[None]:
     """Inside, whoever asks for the devices of a mesh gets the one without memory."""
     from torch.distributed import device_mesh
     from torch.distributed.fsdp._fully_shard import _fsdp_init
 
-    ours: dict[str, Callable[..., Any]] = {
+    replacements: dict[str, Callable[..., Any]] = {
         "_get_device_handle": lambda *args: _Device,
         "_get_device_from_mesh": lambda mesh: META,
         "_move_states_to_device": lambda *args: None,  # constants keep their values on the CPU
     }
-    theirs = {name: getattr(device_mesh, name, getattr(_fsdp_init, name, None)) for name in ours}
-    with exchanged("torch.distributed", theirs, ours):
+    originals = {name: getattr(device_mesh, name, getattr(_fsdp_init, name, None)) for name in replacements}
+    with exchanged("torch.distributed", originals, replacements):
         yield
 
 
@@ -215,8 +215,8 @@ def _parameters_on_meta() -> Iterator[None]:
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
     def allocate(self: Any, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        plain = torch.float8_e4m3fn if dtype is torch.uint8 else dtype
-        return torch.empty(*size, dtype=plain, device=device).view(dtype)
+        storage_dtype = torch.float8_e4m3fn if dtype is torch.uint8 else dtype
+        return torch.empty(*size, dtype=storage_dtype, device=device).view(dtype)
 
     with (
         _patched_if_there(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
@@ -226,7 +226,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 @contextmanager
-def _propagation_apart() -> Iterator[None]:
+def _propagation_unobserved() -> Iterator[None]:
     """Inside, the runs by which DTensor learns the shape of a whole result are seen by nobody else."""
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
@@ -245,7 +245,7 @@ def _propagation_apart() -> Iterator[None]:
 
 
 @contextmanager
-def _replicas() -> Iterator[None]:
+def _replicas_unchecked() -> Iterator[None]:
     """Inside, DistributedDataParallel does not compare its parameters with those of other ranks, which need values."""
     from torch.nn.parallel import distributed
 

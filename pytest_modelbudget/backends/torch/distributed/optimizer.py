@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_modelbudget.backends.torch.model.dtensors import is_sharded, local
+from pytest_modelbudget.backends.torch.model.dtensors import is_sharded, local_part
 from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
 from pytest_modelbudget.planner import Training
 
@@ -24,10 +24,10 @@ def optimizer_on_shards(recipe: Training, params: list[nn.Parameter], tables: Co
     """The optimizer of `recipe` for `params`, some of which are sharded; see `optimizers.optimizer_of`."""
     if recipe.optimizer not in _ELEMENTWISE or not any(map(is_sharded, params)):
         return optimizer_of(recipe, params, tables)
-    return _OnShards(recipe, params)
+    return _ShardedOptimizer(recipe, params)
 
 
-class _OnShards:
+class _ShardedOptimizer:
     """Chooses in its first step, when gradients are there, whether it works on parts."""
 
     def __init__(self, recipe: Training, params: list[nn.Parameter]) -> None:
@@ -43,25 +43,25 @@ class _OnShards:
     def step(self) -> None:
         """One step."""
         if self._optimizer is None:
-            if all(map(_alike, self._params)):
-                self._parts = [_part(parameter) for parameter in self._params]
+            if all(map(_is_gradient_sharded_alike, self._params)):
+                self._parts = [_local_parameter(parameter) for parameter in self._params]
             self._optimizer = optimizer_of(self._recipe, self._parts or self._params)
         if self._parts:
             for part, parameter in zip(self._parts, self._params, strict=True):
-                part.grad = None if parameter.grad is None else local(parameter.grad)
+                part.grad = None if parameter.grad is None else local_part(parameter.grad)
         self._optimizer.step()
         for part in self._parts:
             part.grad = None
 
 
-def _alike(parameter: nn.Parameter) -> bool:
+def _is_gradient_sharded_alike(parameter: nn.Parameter) -> bool:
     gradient = parameter.grad
     if gradient is None or not is_sharded(parameter):
         return True
     return is_sharded(gradient) and gradient.placements == parameter.placements
 
 
-def _part(parameter: nn.Parameter) -> nn.Parameter:
-    part = nn.Parameter(local(parameter).detach(), parameter.requires_grad)
+def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    part = nn.Parameter(local_part(parameter).detach(), parameter.requires_grad)
     part.device_mesh = getattr(parameter, "device_mesh", None)  # those over the same ranks are updated together
     return part

@@ -1,6 +1,6 @@
 """A step of training on one of many ranks, recorded: FSDP2, HSDP, DistributedDataParallel, tensor parallelism.
 
-torch's own code shards a copy of the model (on meta, in a `world` of many ranks) and runs its hooks in the step, so all
+torch's own code shards a copy of the model (on meta, in a world of many ranks) and runs its hooks in the step, so all
 that it allocates is on the tape of rank 0: gathered parameters, what is packed to be sent and what arrives, buckets.
 
 Not on the tape: what NCCL allocates itself (its buffers are not of torch's allocator), and that memory used on a second
@@ -21,35 +21,35 @@ from torch import nn
 
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.distributed.fake_world import World, world
+from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
 from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
-from pytest_modelbudget.backends.torch.distributed.tensor_parallel import cut
+from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
-from pytest_modelbudget.backends.torch.meta.collectives import Sent, sent
-from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.meta.collectives import SentBytes, sent_bytes
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.trace.forward import Subject
-from pytest_modelbudget.backends.torch.training.optimizers import imported
-from pytest_modelbudget.backends.torch.training.recipe import blocks
-from pytest_modelbudget.backends.torch.training.step import MIXED, record
+from pytest_modelbudget.backends.torch.training.optimizers import import_callable
+from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
+from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import Event, Tape, Training
+from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Training
 
 
 @dataclass(frozen=True, slots=True)
-class Sharded:
+class ShardedStep:
     """The step of one rank of `ranks`; `communication` are the bytes it sends in the measured step, by collective.
 
     `wire` says what is counted: see there.
     """
 
-    tape: Tape
+    tape: MemoryTrace
     communication: Mapping[str, int]
     ranks: int
 
 
-def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training) -> Sharded:
+def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training) -> ShardedStep:
     """Run a copy of `subject`, a model on meta, by `recipe` as rank 0 of its `sharding`; batch and dims are a rank's.
 
     `{fsdp, tp, ddp}`: layers are cut over `tp` ranks by `tensor_parallel`; `fully_shard` is called for each repeated
@@ -66,105 +66,107 @@ def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training)
             the step does not run.
     """
     assert recipe.sharding is not None
-    with world() as found:
-        shard, rest = _shard(subject.name, recipe, found)
-        copy = Subject(subject.name, _apart(subject.model), subject.inputs)
-        recorders: list[_Recorder] = []
+    with fake_world() as fake:
+        shard, remaining = _sharding_of(subject.name, recipe, fake)
+        copy = Subject(subject.name, _copy_with_own_parameters(subject.model), subject.inputs)
+        recorders: list[_RankRecorder] = []
 
         def recorder(model: nn.Module) -> Recorder:
-            recorders.append(_Recorder(model))
+            recorders.append(_RankRecorder(model))
             return recorders[-1]
 
-        with _resizes_told(recorders), _hinted(recipe.sharding):
-            tape = record(copy, sizes, rest, shard=shard, recorder=recorder, optimizer=optimizer_on_shards)
-        return Sharded(tape, recorders[-1].communication(tape.measured), found.size)
+        with _resizes_recorded(recorders), _with_tp_hint(recipe.sharding):
+            tape = record_step(copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer_on_shards)
+        return ShardedStep(tape, recorders[-1].communication(tape.measured), fake.size)
 
 
 @contextmanager
-def _hinted(sharding: Any) -> Iterator[None]:
+def _with_tp_hint(sharding: Any) -> Iterator[None]:
     """Inside, a step that does not run is told what tensor parallelism by names asks of a model."""
     try:
         yield
-    except ModelBudgetError as mistake:
-        if mistake.__cause__ is None or not isinstance(sharding, Mapping) or sharding.get("tp", 1) < 2:
+    except ModelBudgetError as error:
+        if error.__cause__ is None or not isinstance(sharding, Mapping) or sharding.get("tp", 1) < 2:
             raise
         raise ModelBudgetError(
-            f"{mistake}\n  with tp: {sharding['tp']} each rank has a part of the heads: it must divide them (those of "
+            f"{error}\n  with tp: {sharding['tp']} each rank has a part of the heads: it must divide them (those of "
             "keys, too), and the model must find\n  their number from the width it gets; else cut it yourself with "
             "sharding: module:callable"
-        ) from mistake
+        ) from error
 
 
-def _shard(name: str, recipe: Training, found: World) -> tuple[Callable[[nn.Module], nn.Module], Training]:
+def _sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable[[nn.Module], nn.Module], Training]:
     """What shards the model, and the recipe without what that takes care of."""
-    rest = replace(recipe, sharding=None)
+    remaining = replace(recipe, sharding=None)
     if not isinstance(recipe.sharding, Mapping):
         function = recipe.sharding
         assert function is not None
-        return lambda model: _theirs(name, function, model, found), rest
+        return lambda model: _shard_by_callable(name, function, model, fake), remaining
     dims = {dim: recipe.sharding[dim] for dim in ("ddp", "fsdp", "tp") if recipe.sharding.get(dim, 1) > 1}
     if not dims:
         raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
     if ("fsdp" in dims or len(dims) > 1) and recipe.precision in MIXED:
-        rest = replace(rest, precision="fp32")
-    return lambda model: _planned(name, model, dims, found, MIXED.get(recipe.precision)), rest
+        remaining = replace(remaining, precision="fp32")
+    return lambda model: _shard_by_plan(name, model, dims, fake, MIXED.get(recipe.precision)), remaining
 
 
-def _theirs(name: str, function: Any, model: nn.Module, found: World) -> nn.Module:
+def _shard_by_callable(name: str, function: Any, model: nn.Module, fake: FakeWorld) -> nn.Module:
     try:
-        made = imported(function, "sharding")(model, found.mesh)
+        sharded = import_callable(function, "sharding")(model, fake.mesh)
     except ModelBudgetError:
         raise
-    except Exception as mistake:
+    except Exception as error:
         raise ModelBudgetError(
-            f"{name}: training.sharding: {function} failed: {type(mistake).__name__}: {mistake}\n"
+            f"{name}: training.sharding: {function} failed: {type(error).__name__}: {error}\n"
             "  it is called with the model and a function that makes the mesh, as make_mesh(dp=8, tp=2)"
-        ) from mistake
-    if not found.size:
+        ) from error
+    if not fake.size:
         raise ModelBudgetError(f"{name}: training.sharding: {function} made no mesh: call make_mesh(dp=8, tp=2) in it")
-    return _ready(model if made is None else made)
+    return _with_comm_hooks(model if sharded is None else sharded)
 
 
-def _planned(name: str, model: nn.Module, dims: Mapping[str, int], found: World, half: torch.dtype | None) -> nn.Module:
+def _shard_by_plan(
+    name: str, model: nn.Module, dims: Mapping[str, int], fake: FakeWorld, half: torch.dtype | None
+) -> nn.Module:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = found.mesh(**dims)
+    mesh = fake.mesh(**dims)
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
     if "tp" in dims:
-        cut(model, mesh["tp"], name)
+        parallelize(model, mesh["tp"], name)
     if "fsdp" in dims:
-        over = mesh["ddp", "fsdp"] if "ddp" in dims else mesh["fsdp"]
-        for block in blocks(model):
-            fully_shard(block, mesh=over, mp_policy=policy)
-        fully_shard(model, mesh=over, mp_policy=policy)
+        shard_mesh = mesh["ddp", "fsdp"] if "ddp" in dims else mesh["fsdp"]
+        for block in repeated_blocks(model):
+            fully_shard(block, mesh=shard_mesh, mp_policy=policy)
+        fully_shard(model, mesh=shard_mesh, mp_policy=policy)
     elif "tp" in dims and "ddp" in dims:
         _replicate(model, mesh["ddp"], policy)
     elif "ddp" in dims:
-        return _ready(nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group()))
+        return _with_comm_hooks(nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group()))
     return model
 
 
 def _replicate(model: nn.Module, mesh: Any, policy: Any) -> None:
     try:
         from torch.distributed._composable.replicate_with_fsdp import replicate
-    except ImportError as mistake:
+    except ImportError as error:
         raise ModelBudgetError(
             f"training.sharding: torch {torch.__version__} cannot replicate what is cut by tensor parallelism: "
             "use fsdp and tp, or a later version"
-        ) from mistake
-    for block in blocks(model):
+        ) from error
+    for block in repeated_blocks(model):
         replicate(block, mesh=mesh, mp_policy=policy)
     replicate(model, mesh=mesh, mp_policy=policy)
 
 
-def _ready(model: nn.Module) -> nn.Module:
+def _with_comm_hooks(model: nn.Module) -> nn.Module:
     """Replicas reduce their buckets by a hook that does what they do without one, and gives back what they expect."""
 
     def reduce(state: Any, bucket: Any) -> Any:
         torch.distributed.all_reduce(bucket.buffer(), group=state)
-        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-        done.set_result(bucket.buffer())
-        return done
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
 
     reduce.__annotations__.clear()  # torch reads them, and takes none for words
     for module in all_modules(model):
@@ -188,75 +190,77 @@ class _Untimed:
         """There is no time to note."""
 
 
-def _apart(model: nn.Module) -> nn.Module:
+def _copy_with_own_parameters(model: nn.Module) -> nn.Module:
     """A copy with parameters of its own, tied as they were: sharding changes the ones it is given."""
-    copy, made = ghost_of(model), dict[int, nn.Parameter]()
+    copy, parameters = meta_copy(model), dict[int, nn.Parameter]()
     for module in all_modules(copy):
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            if id(parameter) not in made:
+            if id(parameter) not in parameters:
                 data = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=META)
-                made[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
-            module._parameters[name] = made[id(parameter)]
+                parameters[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
+            module._parameters[name] = parameters[id(parameter)]
     return copy
 
 
-class _Recorder(Recorder):
+class _RankRecorder(Recorder):
     """Knows collectives, and storages that shrink to nothing and grow again."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._sent: list[tuple[int, Sent]] = []
+        self._sent: list[tuple[int, SentBytes]] = []
         self._buckets = isinstance(model, nn.parallel.DistributedDataParallel)
 
-    def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+    def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """Note one operator, and what it sends."""
-        if price.name.startswith("profiler."):
+        if cost.name.startswith("profiler."):
             return
-        super().operator(price, view, read, args, kwargs, out)
-        if (found := sent(price.name, args, out)) is not None:
-            self._sent.append((len(self._events) - 1, found))
-            if price.name == "c10d._allgather_base_":
-                self.lasting(args[0], "gathered")
-            elif price.name == "c10d._reduce_scatter_base_":
-                self.lasting(args[1], "gathered")
-            elif price.name == "c10d.allreduce_" and self._buckets:
+        super().operator(cost, view, operands, args, kwargs, out)
+        if (communication := sent_bytes(cost.name, args, out)) is not None:
+            self._sent.append((len(self._events) - 1, communication))
+            if cost.name == "c10d._allgather_base_":
+                self.set_role(args[0], "gathered")
+            elif cost.name == "c10d._reduce_scatter_base_":
+                self.set_role(args[1], "gathered")
+            elif cost.name == "c10d.allreduce_" and self._buckets:
                 for bucket in args[0]:
-                    self.lasting(bucket, "gathered")
+                    self.set_role(bucket, "gathered")
 
     def resized(self, storage: torch.UntypedStorage, size: int) -> None:
         """The memory of `storage` is let go of, or is made anew."""
         key = int(storage._cdata)
-        before = self._sizes.get(key)
-        if before is None or before == size:
+        size_before = self._sizes.get(key)
+        if size_before is None or size_before == size:
             return
-        if before:
+        if size_before:
             self._freed.append(self._numbers[key])
         self._sizes[key] = size
-        self._numbers[key] = number = self._counted
-        self._counted += 1
+        self._numbers[key] = number = self._next_number
+        self._next_number += 1
         if size:
             self._roles[number] = "gathered"
-            self._events.append(Event("storage.resize_", self._path(), self.phase, ((number, size),), self._let_go()))
+            self._events.append(
+                MemoryEvent("storage.resize_", self._path(), self.phase, ((number, size),), self._take_freed())
+            )
 
     def communication(self, first: int) -> dict[str, int]:
         """Bytes sent from the event `first` on, by kind."""
         sums: dict[str, int] = {}
-        for index, one in self._sent:
+        for index, collective in self._sent:
             if index >= first:
-                sums[one.kind] = sums.get(one.kind, 0) + one.bytes
+                sums[collective.kind] = sums.get(collective.kind, 0) + collective.bytes
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
-    def _gone(self, key: int) -> None:
+    def _forget_storage(self, key: int) -> None:
         if self._sizes[key]:
-            super()._gone(key)
+            super()._forget_storage(key)
         else:
-            del self._numbers[key], self._sizes[key], self._watched[key]
+            del self._numbers[key], self._sizes[key], self._alive[key]
 
 
 @contextmanager
-def _resizes_told(recorders: list[_Recorder]) -> Iterator[None]:
+def _resizes_recorded(recorders: list[_RankRecorder]) -> Iterator[None]:
     """Inside, the recorders hear of storages that are resized, which is no operator."""
     original = torch.UntypedStorage.resize_
 

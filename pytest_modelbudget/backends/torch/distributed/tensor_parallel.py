@@ -35,10 +35,10 @@ _HUGGING_FACE: Mapping[str, Style] = {
     "colwise_gather_output": "head",
     "colwise_rep": "head",
 }
-_WIDE: frozenset[Style] = frozenset({"colwise", "rowwise"})
+_PLAIN_STYLES: frozenset[Style] = frozenset({"colwise", "rowwise"})
 
 
-def cut(model: nn.Module, mesh: Any, name: str) -> None:
+def parallelize(model: nn.Module, mesh: Any, name: str) -> None:
     """Cut the layers of `model` over `mesh`, which has one dimension; tied parameters stay tied.
 
     Raises:
@@ -46,8 +46,8 @@ def cut(model: nn.Module, mesh: Any, name: str) -> None:
     """
     from torch.distributed.tensor.parallel import parallelize_module
 
-    plan = _plan(model, name)
-    if not any(style in _WIDE for style in plan.values()):
+    plan = _style_by_path(model, name)
+    if not any(style in _PLAIN_STYLES for style in plan.values()):
         raise ModelBudgetError(
             f"{name}: training.sharding: no layer has a rule for tensor parallelism (q_proj, up_proj, ... are looked "
             "for, and the plan of a Hugging Face model): cut it yourself with sharding: module:callable"
@@ -58,13 +58,13 @@ def cut(model: nn.Module, mesh: Any, name: str) -> None:
             f"{name}: training.sharding: {adapted} has layers inside it (LoRA?), which tensor parallelism cannot cut: "
             "use fsdp, or cut it yourself with sharding: module:callable"
         )
-    tied = _tied(model)
-    parallelize_module(model, mesh, {path: _style(style) for path, style in plan.items()})
-    for places in tied:
-        _tie(places)
+    tied_groups = _tied_parameters(model)
+    parallelize_module(model, mesh, {path: _parallel_style(style) for path, style in plan.items()})
+    for tied_places in tied_groups:
+        _tie_again(tied_places)
 
 
-def _style(style: Style) -> Any:
+def _parallel_style(style: Style) -> Any:
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
@@ -75,17 +75,17 @@ def _style(style: Style) -> Any:
     return ColwiseParallel() if style == "colwise" else RowwiseParallel()
 
 
-def _plan(model: nn.Module, name: str) -> dict[str, Style]:
-    own = getattr(model, "tp_plan", None) or getattr(model, "_tp_plan", None)
+def _style_by_path(model: nn.Module, name: str) -> dict[str, Style]:
+    declared = getattr(model, "tp_plan", None) or getattr(model, "_tp_plan", None)
     layers = {path: module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
-    if isinstance(own, Mapping) and own:
-        return _of_hugging_face(own, layers, name)
-    return {path: style for path, layer in layers.items() if (style := _by_name(path, layer)) is not None}
+    if isinstance(declared, Mapping) and declared:
+        return _of_hugging_face(declared, layers, name)
+    return {path: style for path, layer in layers.items() if (style := _style_by_name(path, layer)) is not None}
 
 
-def _of_hugging_face(own: Mapping[str, str], layers: Mapping[str, nn.Module], name: str) -> dict[str, Style]:
+def _of_hugging_face(declared: Mapping[str, str], layers: Mapping[str, nn.Module], name: str) -> dict[str, Style]:
     plan: dict[str, Style] = {}
-    for pattern, style in own.items():
+    for pattern, style in declared.items():
         paths = [path for path in layers if fnmatchcase(path, pattern)]
         if paths and style not in _HUGGING_FACE:
             raise ModelBudgetError(
@@ -96,24 +96,24 @@ def _of_hugging_face(own: Mapping[str, str], layers: Mapping[str, nn.Module], na
     return plan
 
 
-def _by_name(path: str, layer: nn.Module) -> Style | None:
+def _style_by_name(path: str, layer: nn.Module) -> Style | None:
     style = next((style for end, style in _BY_NAME.items() if path == end or path.endswith(f".{end}")), None)
     return style if isinstance(layer, nn.Embedding) == (style == "table") else None
 
 
-def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+def _tied_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in all_modules(model):
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 places.setdefault(id(parameter), []).append((module, name))
-    return [found for found in places.values() if len(found) > 1]
+    return [group for group in places.values() if len(group) > 1]
 
 
-def _tie(places: list[tuple[nn.Module, str]]) -> None:
+def _tie_again(places: list[tuple[nn.Module, str]]) -> None:
     """Cut alike, they are one again; torch makes each anew."""
     (module, name), *others = places
-    first: Any = module._parameters[name]
+    shared: Any = module._parameters[name]
     for other, other_name in others:
-        if getattr(other._parameters[other_name], "placements", None) == getattr(first, "placements", None):
-            other._parameters[other_name] = first
+        if getattr(other._parameters[other_name], "placements", None) == getattr(shared, "placements", None):
+            other._parameters[other_name] = shared

@@ -17,31 +17,36 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.compat import no_modes
 
-_ALL = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+_ALL_BACKENDS = [
+    SDPBackend.MATH,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+]
 
 
 @dataclass(slots=True)
-class Seen:
+class AttentionUsage:
     """What attention was asked for: `dropout` alone kept a call from the fused kernel, which GPUs have for it, too."""
 
     dropout: bool = False
 
 
 @contextmanager
-def fused() -> Iterator[Seen]:
+def cpu_attention() -> Iterator[AttentionUsage]:
     """Inside, `torch.nn.functional.scaled_dot_product_attention` of tensors on meta runs as on the CPU.
 
     Kernels that the caller switched off are on; what the model's own code says still holds. Code that imported the
     function by its name before keeps the unfused one.
     """
     original = functional.scaled_dot_product_attention
-    seen = Seen()
-    choosing = _choosing(original, seen)
-    with patched(functional, "scaled_dot_product_attention", choosing), sdpa_kernel(_ALL):
-        yield seen
+    usage = AttentionUsage()
+    choosing = _with_kernel_choice(original, usage)
+    with patched(functional, "scaled_dot_product_attention", choosing), sdpa_kernel(_ALL_BACKENDS):
+        yield usage
 
 
-def _choosing(original: Callable[..., torch.Tensor], seen: Seen) -> Callable[..., torch.Tensor]:
+def _with_kernel_choice(original: Callable[..., torch.Tensor], usage: AttentionUsage) -> Callable[..., torch.Tensor]:
     def attention(
         query: torch.Tensor,
         key: torch.Tensor,
@@ -53,9 +58,9 @@ def _choosing(original: Callable[..., torch.Tensor], seen: Seen) -> Callable[...
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         if query.is_meta and _is_fused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
-            return _flash(query, key, value, attn_mask, is_causal, scale)
-        if query.is_meta and dropout_p and not seen.dropout:
-            seen.dropout = _is_fused(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+            return _cpu_flash_attention(query, key, value, attn_mask, is_causal, scale)
+        if query.is_meta and dropout_p and not usage.dropout:
+            usage.dropout = _is_fused(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
         return original(
             query,
             key,
@@ -75,7 +80,7 @@ def _is_fused(query: Any, key: Any, value: Any, mask: Any, dropout: float, causa
     with no_modes():
         stand_ins = [_stand_in(tensor) for tensor in (query, key, value)]
         try:
-            choice = torch._fused_sdp_choice(
+            backend = torch._fused_sdp_choice(
                 *stand_ins,
                 attn_mask=None if mask is None else _stand_in(mask),
                 dropout_p=dropout,
@@ -85,7 +90,7 @@ def _is_fused(query: Any, key: Any, value: Any, mask: Any, dropout: float, causa
             )
         except RuntimeError:  # operands that do not fit: attention itself says so best
             return False
-    return int(choice) == int(SDPBackend.FLASH_ATTENTION)
+    return int(backend) == int(SDPBackend.FLASH_ATTENTION)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
@@ -94,7 +99,7 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     return row.expand(tensor.shape)
 
 
-def _flash(
+def _cpu_flash_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -102,7 +107,7 @@ def _flash(
     causal: bool,
     scale: float | None,
 ) -> torch.Tensor:
-    mask = None if mask is None else floats(mask, query.dtype)
+    mask = None if mask is None else additive_mask(mask, query.dtype)
     out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask, scale=scale
     )
@@ -110,7 +115,7 @@ def _flash(
     return result
 
 
-def floats(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask as kernels read it: what is added to the scores."""
     if mask.dtype != torch.bool:
         return mask

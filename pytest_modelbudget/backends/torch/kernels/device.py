@@ -24,59 +24,64 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.compat import tree_map_only
-from pytest_modelbudget.backends.torch.kernels.attention import floats
+from pytest_modelbudget.backends.torch.kernels.attention import additive_mask
 
-_LOWER = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
+_TO_HALF = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
 conv_transpose1d conv_transpose2d conv_transpose3d gru_cell linear lstm_cell matmul mm mv prelu rnn_tanh_cell
 rnn_relu_cell einsum scaled_dot_product_attention bilinear conv_tbc rnn_tanh rnn_relu lstm gru"""
-_FULL = """__pow__ __rdiv__ __rpow__ __rtruediv__ acos asin binary_cross_entropy_with_logits cosh cdist
+_TO_FLOAT32 = """__pow__ __rdiv__ __rpow__ __rtruediv__ acos asin binary_cross_entropy_with_logits cosh cdist
 cosine_embedding_loss cosine_similarity cross_entropy dist erfinv exp expm1 group_norm
 hinge_embedding_loss kl_div l1_loss layer_norm log log10 log1p log2 logsumexp margin_ranking_loss mse_loss
 multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow reciprocal rms_norm
 rsqrt sinh smooth_l1_loss soft_margin_loss softmin softplus renorm tan triplet_margin_loss"""
-_PLACES = (torch, torch.Tensor, functional, torch._C._nn, torch.linalg, torch.special, torch._VF)
-_TYPED = "cumprod cumsum prod sum softmax log_softmax"  # read half precision and write float32, without a copy
-_VALUES = {torch.Tensor.item: 1.0, torch.Tensor.__float__: 1.0, torch.Tensor.__int__: 1, torch.Tensor.__bool__: True}
+_NAMESPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.linalg, torch.special, torch._VF)
+_READING_HALF = "cumprod cumsum prod sum softmax log_softmax"  # read half precision and write float32, without a copy
+_GUESSED_VALUES = {
+    torch.Tensor.item: 1.0,
+    torch.Tensor.__float__: 1.0,
+    torch.Tensor.__int__: 1,
+    torch.Tensor.__bool__: True,
+}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _named(names: str) -> frozenset[Any]:
+def _functions_named(names: str) -> frozenset[Any]:
     """The functions of these names, wherever torch offers them."""
-    found = (getattr(place, name, None) for place in _PLACES for name in names.split())
-    return frozenset(function for function in found if function is not None)
+    candidates = (getattr(namespace, name, None) for namespace in _NAMESPACES for name in names.split())
+    return frozenset(function for function in candidates if function is not None)
 
 
-class Kernels(TorchFunctionMode):  # type: ignore[misc]
+class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
     """Inside, functions of torch run as on a device, and under autocast where it is on (for whatever device).
 
-    `caching` says whether casts of weights are kept, `guessing` whether a value that is asked for is made up, and
-    `casts` is told of every copy that is kept. torch leaves the mode while it runs a backward pass: blocks that are
+    `keeps_casts` says whether casts of weights are kept, `guessing` whether a value that is asked for is made up, and
+    `on_cast` is told of every copy that is kept. torch leaves the mode while it runs a backward pass: blocks that are
     recomputed there need it entered again.
     """
 
     def __init__(self, cuda: bool) -> None:
         super().__init__()
-        self._lower, self._full = _named(_LOWER), _named(_FULL)
-        self._typed = _named(_TYPED)
-        self._rules: dict[Any, Callable[..., Any]] = {functional.linear: linear, **(_CUDA if cuda else {})}
+        self._lower, self._full = _functions_named(_TO_HALF), _functions_named(_TO_FLOAT32)
+        self._typed = _functions_named(_READING_HALF)
+        self._rules: dict[Any, Callable[..., Any]] = {functional.linear: linear, **(_CUDA_RULES if cuda else {})}
         self._cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.casts: Callable[[torch.Tensor], None] = lambda tensor: None
-        self.caching = True
+        self.on_cast: Callable[[torch.Tensor], None] = lambda tensor: None
+        self.keeps_casts = True
         self.guessing = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.guessing and func in _VALUES and args[0].is_meta:
-            return _VALUES[func]  # what optimizers and losses do with a value changes no memory
+        if self.guessing and func in _GUESSED_VALUES and args[0].is_meta:
+            return _GUESSED_VALUES[func]  # what optimizers and losses do with a value changes no memory
         if func is functional.multi_head_attention_forward:
-            return self._inside(func, args, kwargs)
+            return self._run_python_body(func, args, kwargs)
         if (dtype := _autocast()) is not None:
             if func in self._lower:
-                args, kwargs = self._to(dtype, args), self._to(dtype, kwargs)
+                args, kwargs = self._cast_all(dtype, args), self._cast_all(dtype, kwargs)
             elif func in self._full:
-                args, kwargs = self._to(torch.float32, args), self._to(torch.float32, kwargs)
+                args, kwargs = self._cast_all(torch.float32, args), self._cast_all(torch.float32, kwargs)
             elif func in self._typed and args and _is_half(args[0]):
                 kwargs = {"dtype": torch.float32, **kwargs}
         if (rule := self._rules.get(func)) is not None and (out := rule(*args, **kwargs)) is not NotImplemented:
@@ -89,22 +94,22 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
 
         The CPU's flag stands for the device's: it is the one that recomputed blocks find again in the backward pass.
         """
-        before = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        saved = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
         try:
             if dtype is not None:
                 torch.set_autocast_dtype("cpu", dtype)
             torch.set_autocast_enabled("cpu", dtype is not None)
             yield
         finally:
-            torch.set_autocast_enabled("cpu", before[0])
-            torch.set_autocast_dtype("cpu", before[1])
+            torch.set_autocast_enabled("cpu", saved[0])
+            torch.set_autocast_dtype("cpu", saved[1])
             self._cast.clear()
 
-    def learn(self, rules: Mapping[Any, Callable[..., Any]]) -> None:
+    def add_rules(self, rules: Mapping[Any, Callable[..., Any]]) -> None:
         """Functions with what is to run in their place; it gives NotImplemented to leave it to the function."""
         self._rules.update(rules)
 
-    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run_python_body(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the body of a function of torch's that is written in Python, with what it calls seen as well."""
         module: Any = functional
         original = module.has_torch_function
@@ -112,24 +117,24 @@ class Kernels(TorchFunctionMode):  # type: ignore[misc]
 
         def only_inside(relevant: Any) -> bool:
             nonlocal first
-            asked, first = first, False
-            return False if asked else bool(original(relevant))
+            is_first, first = first, False
+            return False if is_first else bool(original(relevant))
 
         with patched(module, "has_torch_function", only_inside), self:
             return func(*args, **kwargs)
 
-    def _to(self, dtype: torch.dtype, values: Any) -> Any:
-        return tree_map_only(torch.Tensor, lambda tensor: self._converted(tensor, dtype), values)
+    def _cast_all(self, dtype: torch.dtype, values: Any) -> Any:
+        return tree_map_only(torch.Tensor, lambda tensor: self._convert(tensor, dtype), values)
 
-    def _converted(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _convert(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if tensor.dtype is dtype or tensor.dtype not in _FLOATS:
             return tensor
-        if not (self.caching and tensor.is_leaf and tensor.requires_grad and tensor.dtype is torch.float32):
+        if not (self.keeps_casts and tensor.is_leaf and tensor.requires_grad and tensor.dtype is torch.float32):
             return tensor.to(dtype)
-        if (known := self._cast.get(id(tensor))) is None:
-            known = self._cast[id(tensor)] = tensor, tensor.to(dtype)
-            self.casts(known[1])
-        return known[1]
+        if (entry := self._cast.get(id(tensor))) is None:
+            entry = self._cast[id(tensor)] = tensor, tensor.to(dtype)
+            self.on_cast(entry[1])
+        return entry[1]
 
 
 def _autocast() -> torch.dtype | None:
@@ -145,8 +150,8 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
     While it is watched torch adds it out of place.
     """
-    plain = type(input) is torch.Tensor and type(bias) in (torch.Tensor, torch.nn.Parameter)
-    if not plain or not input.is_meta or input.dim() < 3 or input.is_contiguous():
+    is_plain = type(input) is torch.Tensor and type(bias) in (torch.Tensor, torch.nn.Parameter)
+    if not is_plain or not input.is_meta or input.dim() < 3 or input.is_contiguous():
         return torch._C._nn.linear(input, weight, bias)
     out: torch.Tensor = torch.matmul(input, weight.t())
     return out.add_(bias)
@@ -158,7 +163,7 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
     return torch.native_dropout(input, p, True)[0]
 
 
-def _plain_dropout(input: torch.Tensor, p: float, train: bool) -> Any:
+def _dropout_function(input: torch.Tensor, p: float, train: bool) -> Any:
     return _dropout(input, p, train)
 
 
@@ -178,18 +183,20 @@ def _attention(
     grouped = enable_gqa and query.shape[1] != key.shape[1]
     allowed = torch.backends.cuda
     if half and attn_mask is None and size <= 256 and value.shape[-1] == size and allowed.flash_sdp_enabled():
-        return _flash(query, key, value, dropout_p, is_causal, scale)
+        return _flash_attention(query, key, value, dropout_p, is_causal, scale)
     step = 8 if half else 4
     if not (grouped or size % step or value.shape[-1] % step) and allowed.mem_efficient_sdp_enabled():
-        return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
+        return _efficient_attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if not dropout_p:
         return NotImplemented
     groups = query.shape[1] // key.shape[1] if grouped else 1
-    key, value = (one.repeat_interleave(groups, 1) if groups > 1 else one for one in (key, value))
-    return _unfused(query, key, value, attn_mask, dropout_p, is_causal)
+    key, value = (tensor.repeat_interleave(groups, 1) if groups > 1 else tensor for tensor in (key, value))
+    return _unfused_attention(query, key, value, attn_mask, dropout_p, is_causal)
 
 
-def _flash(query: Any, key: Any, value: Any, dropout: float, causal: bool, scale: float | None) -> torch.Tensor:
+def _flash_attention(
+    query: Any, key: Any, value: Any, dropout: float, causal: bool, scale: float | None
+) -> torch.Tensor:
     size = query.shape[-1]
     if missing := -size % 8:
         query, key, value = (functional.pad(tensor, (0, missing)) for tensor in (query, key, value))
@@ -199,20 +206,20 @@ def _flash(query: Any, key: Any, value: Any, dropout: float, causal: bool, scale
     return result
 
 
-def _efficient(
+def _efficient_attention(
     query: Any, key: Any, value: Any, mask: torch.Tensor | None, dropout: float, causal: bool, scale: float | None
 ) -> torch.Tensor:
-    needs = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     if mask is not None:
-        mask = _bias(mask.to(query.device), query, key)
+        mask = _padded_mask(mask.to(query.device), query, key)
     out = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, mask, needs, dropout, causal, scale=scale
+        query, key, value, mask, needs_gradient, dropout, causal, scale=scale
     )
     result: torch.Tensor = out[0]
     return result
 
 
-def _unfused(
+def _unfused_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float, causal: bool
 ) -> torch.Tensor:
     """As `_scaled_dot_product_attention_math`, in float32, but with CUDA's dropout."""
@@ -222,15 +229,15 @@ def _unfused(
         mask = torch.ones(rows, columns, dtype=torch.bool, device="meta").tril()
     scores = torch.matmul(query * 1.0, key.transpose(-2, -1) * 1.0)
     if mask is not None:
-        scores = scores.add_(floats(mask.to(query.device), query.dtype))
+        scores = scores.add_(additive_mask(mask.to(query.device), query.dtype))
     weights = torch.native_dropout(torch.ops.aten._safe_softmax(scores, -1), dropout, True)[0]
     out: torch.Tensor = torch.matmul(weights, value).to(dtype)
     return out
 
 
-def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def _padded_mask(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """A mask as the kernel reads it: floats, rows padded to a multiple of 16 elements."""
-    mask = floats(mask, query.dtype)
+    mask = additive_mask(mask, query.dtype)
     width = mask.shape[-1]
     if missing := -width % 16:
         mask = functional.pad(mask, (0, missing))[..., :width]
@@ -241,11 +248,11 @@ def _is_half(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
 
 
-def _widening(kernel: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+def _softmax_to_float32(kernel: Callable[..., torch.Tensor]) -> Callable[..., Any]:
     """Softmax of half precision in float32: CUDA's kernel reads one and writes the other."""
 
     def rule(input: torch.Tensor, dim: int | None = None, *args: Any, dtype: Any = None, **kwargs: Any) -> Any:
-        dtype = dtype or next((one for one in args if isinstance(one, torch.dtype)), None)
+        dtype = dtype or next((arg for arg in args if isinstance(arg, torch.dtype)), None)
         if dtype is not torch.float32 or not _is_half(input) or not input.is_meta or not isinstance(dim, int):
             return NotImplemented
         return kernel(input, dim, True)
@@ -253,12 +260,12 @@ def _widening(kernel: Callable[..., torch.Tensor]) -> Callable[..., Any]:
     return rule
 
 
-_CUDA: Mapping[Any, Callable[..., Any]] = {
+_CUDA_RULES: Mapping[Any, Callable[..., Any]] = {
     functional.dropout: _dropout,
-    torch.dropout: _plain_dropout,
+    torch.dropout: _dropout_function,
     functional.scaled_dot_product_attention: _attention,
-    **dict.fromkeys((functional.softmax, torch.softmax, torch.Tensor.softmax), _widening(torch._softmax)),
+    **dict.fromkeys((functional.softmax, torch.softmax, torch.Tensor.softmax), _softmax_to_float32(torch._softmax)),
     **dict.fromkeys(
-        (functional.log_softmax, torch.log_softmax, torch.Tensor.log_softmax), _widening(torch._log_softmax)
+        (functional.log_softmax, torch.log_softmax, torch.Tensor.log_softmax), _softmax_to_float32(torch._log_softmax)
     ),
 }

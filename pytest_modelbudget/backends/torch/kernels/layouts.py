@@ -15,28 +15,32 @@ from torch.nn import functional
 from pytest_modelbudget.backends.patching import patched
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-_NAMES = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
+_CONVOLUTIONS = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
 
 
 @contextmanager
-def laid_out() -> Iterator[None]:
+def channels_last_kept() -> Iterator[None]:
     """Inside, a convolution in `torch.nn.functional` of tensors with channels last gives one with channels last."""
     with ExitStack() as stack:
-        for name in _NAMES:
-            stack.enter_context(patched(functional, name, _keeping(getattr(functional, name))))
+        for name in _CONVOLUTIONS:
+            stack.enter_context(patched(functional, name, _keeping_channels_last(getattr(functional, name))))
         yield
 
 
-def _keeping(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _keeping_channels_last(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def convolution(input: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         result = original(input, weight, *args, **kwargs)
-        layout = _FORMATS.get(result.ndim)
-        if layout is None or not result.is_meta or not (_is(input, layout) or _is(weight, layout)):
+        memory_format = _FORMATS.get(result.ndim)
+        if (
+            memory_format is None
+            or not result.is_meta
+            or not (_has_layout(input, memory_format) or _has_layout(weight, memory_format))
+        ):
             return result
-        return result.contiguous(memory_format=layout)
+        return result.contiguous(memory_format=memory_format)
 
     return convolution
 
 
-def _is(tensor: torch.Tensor, layout: torch.memory_format) -> bool:
-    return tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous()
+def _has_layout(tensor: torch.Tensor, memory_format: torch.memory_format) -> bool:
+    return tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous()

@@ -32,60 +32,60 @@ CUDNN_NOTE = "what cuDNN's recurrent kernels keep and take is an estimate: cuDNN
 CUDNN = "aten._cudnn_rnn"
 
 _FLOAT, _PAGE = 4, 4096
-_MERGED = 128  # from this batch on the steps' products are not one
+_UNMERGED_FROM_BATCH = 128  # from this batch on the steps' products are not one
 _DROPOUT_STATE = 2 << 20  # "slightly over 2 MB", RNN.cpp
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 Rules = Mapping[Any, Callable[..., Any]]
 
 
-class Notes(Protocol):
+class KernelNotes(Protocol):
     """Who is told of kernels: a recorder."""
 
-    def inside(self, kernel: str) -> AbstractContextManager[None]:
+    def in_kernel(self, kernel: str) -> AbstractContextManager[None]:
         """Operators inside are parts of `kernel`."""
 
-    def lasting(self, tensor: torch.Tensor, role: Role) -> None:
+    def set_role(self, tensor: torch.Tensor, role: Role) -> None:
         """The memory of `tensor` is for `role`."""
 
 
-def rules(notes: Notes, cuda: bool) -> Rules:
+def rules(notes: KernelNotes, cuda: bool) -> Rules:
     """Functions of torch with what runs in their place; that gives NotImplemented where torch's own way is right."""
     kinds = {torch.lstm: "lstm", torch.gru: "gru", torch.rnn_tanh: "rnn_tanh", torch.rnn_relu: "rnn_relu"}
     if not cuda and not compat.KNOWN_RECURRENT:
-        return dict.fromkeys(kinds, _unknown)
+        return dict.fromkeys(kinds, _refuse_unknown)
     if not cuda:
-        steps = {function: partial(_of_steps, kind) for function, kind in kinds.items()}
+        steps = {function: partial(_run_stepwise, kind) for function, kind in kinds.items()}
         return {**steps, torch.lstm: partial(_cpu_lstm, notes)}
     cudnn = _Cudnn(notes)
     return {function: partial(cudnn.run, kind) for function, kind in kinds.items()}
 
 
-def _unknown(*_: Any) -> Any:
+def _refuse_unknown(*_: Any) -> Any:
     raise ModelBudgetError(
         f"what recurrent layers take on the CPU is known from torch 2.14 on, this is {torch.__version__}: "
         "upgrade torch, or plan with kernels: cuda"
     )
 
 
-def _of_steps(kind: str, *args: Any) -> Any:
+def _run_stepwise(kind: str, *args: Any) -> Any:
     return stepwise(kind, args)
 
 
-def _cpu_lstm(notes: Notes, *args: Any) -> Any:
-    out = _onednn(notes, *args)
+def _cpu_lstm(notes: KernelNotes, *args: Any) -> Any:
+    out = _onednn_lstm(notes, *args)
     return stepwise("lstm", args) if out is NotImplemented else out
 
 
-def _taken(notes: Notes, size: int) -> torch.Tensor:
+def _take_workspace(notes: KernelNotes, size: int) -> torch.Tensor:
     """Memory that a kernel takes inside itself, as long as the result is there."""
-    taken = torch.empty(size, dtype=torch.uint8, device="meta")
-    notes.lasting(taken, "workspace")
-    return taken
+    memory = torch.empty(size, dtype=torch.uint8, device="meta")
+    notes.set_role(memory, "workspace")
+    return memory
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
+class _LstmBytes:
     """Bytes that one layer of oneDNN's LSTM takes: `steps`, `batch`, features of the `input` and of the `state`."""
 
     steps: int
@@ -94,21 +94,23 @@ class _Sizes:
     state: int
 
     @property
-    def kept(self) -> int:
+    def reserve(self) -> int:
         """The workspace of a forward pass with gradients, which the backward pass reads."""
         cells = self.steps * self.batch
-        gates, hidden = cells * _leading(4 * self.state), cells * _leading(self.state)
-        return sum(map(_pages, (gates, hidden, self._states, self._cells, self._states, self._states, self._cells)))
+        gates, hidden = cells * _leading_dimension(4 * self.state), cells * _leading_dimension(self.state)
+        return sum(
+            map(_bytes_in_pages, (gates, hidden, self._states, self._cells, self._states, self._states, self._cells))
+        )
 
     @property
     def forward(self) -> int:
         """Reordered weights and scratch."""
-        return self._ordered + self._scratch(self.steps if self.batch < _MERGED else 1)
+        return self._ordered + self._scratch(self.steps if self.batch < _UNMERGED_FROM_BATCH else 1)
 
     @property
     def backward(self) -> int:
         """Reordered weights, gradients before they are in order, and scratch."""
-        padded = sum(_leading(size) for size in (self.input, self.state) if _leading(size) != size)
+        padded = sum(_leading_dimension(size) for size in (self.input, self.state) if _leading_dimension(size) != size)
         gradients = self._ordered + 4 * self.state * _FLOAT
         return padded * 4 * self.state * _FLOAT + gradients + self._scratch(self.steps)
 
@@ -116,12 +118,12 @@ class _Sizes:
     def inference(self) -> int:
         """Weights in blocks of 32 and scratch, of a pass without gradients."""
         weights = (self.input + self.state) * 4 * (-(-self.state // 32) * 32) * _FLOAT
-        gates, hidden = (self.batch * _leading(size) for size in (4 * self.state, self.state))
-        return weights + sum(map(_pages, (self._states, self._cells, gates, hidden))) + _PAGE + 1016
+        gates, hidden = (self.batch * _leading_dimension(size) for size in (4 * self.state, self.state))
+        return weights + sum(map(_bytes_in_pages, (self._states, self._cells, gates, hidden))) + _PAGE + 1016
 
     @property
     def _states(self) -> int:
-        return 2 * (self.steps + 1) * self.batch * _leading(max(self.input, self.state))
+        return 2 * (self.steps + 1) * self.batch * _leading_dimension(max(self.input, self.state))
 
     @property
     def _cells(self) -> int:
@@ -129,25 +131,28 @@ class _Sizes:
 
     @property
     def _ordered(self) -> int:
-        return (self.input + self.state) * _leading(4 * self.state) * _FLOAT
+        return (self.input + self.state) * _leading_dimension(4 * self.state) * _FLOAT
 
     def _scratch(self, merged: int) -> int:
-        gates, hidden = merged * self.batch * _leading(4 * self.state), self.batch * _leading(self.state)
-        return _pages(gates) + 2 * _pages(hidden) + _PAGE + 568
+        gates, hidden = (
+            merged * self.batch * _leading_dimension(4 * self.state),
+            self.batch * _leading_dimension(self.state),
+        )
+        return _bytes_in_pages(gates) + 2 * _bytes_in_pages(hidden) + _PAGE + 568
 
 
-def _leading(size: int) -> int:
+def _leading_dimension(size: int) -> int:
     """Elements from row to row: a multiple of 16, but not of 256."""
     rounded = -(-size // 16) * 16
     return rounded + 16 if rounded % 256 == 0 else rounded
 
 
-def _pages(elements: int) -> int:
+def _bytes_in_pages(elements: int) -> int:
     return -(-elements * _FLOAT // _PAGE) * _PAGE
 
 
-def _onednn(
-    notes: Notes,
+def _onednn_lstm(
+    notes: KernelNotes,
     input: Any,
     states: Any,
     weights: Any,
@@ -164,70 +169,79 @@ def _onednn(
     hidden, cells = (state.contiguous() for state in states)
     if hidden.shape[-1] != cells.shape[-1]:
         return NotImplemented
-    directions, each = (2 if bidirectional else 1), (4 if biased else 2)
-    first = out = (input.transpose(0, 1) if batch_first else input).contiguous()  # `first` lives to the end
-    last: list[tuple[torch.Tensor, torch.Tensor]] = []
-    made = [first] * directions  # each output lives until the next layer's takes its place
+    directions, per_direction = (2 if bidirectional else 1), (4 if biased else 2)
+    first_input = out = (input.transpose(0, 1) if batch_first else input).contiguous()  # `first` lives to the end
+    last_states: list[tuple[torch.Tensor, torch.Tensor]] = []
+    layer_outputs = [first_input] * directions  # each output lives until the next layer's takes its place
     for layer in range(layers):
         for index in range(layer * directions, (layer + 1) * directions):
-            own = list(weights[index * each : (index + 1) * each])
+            direction_weights = list(weights[index * per_direction : (index + 1) * per_direction])
             if not biased:  # of the shape of the weights, and kept: so torch does it
-                own += [torch.zeros_like(own[0], requires_grad=False), torch.zeros_like(own[1], requires_grad=False)]
+                direction_weights += [
+                    torch.zeros_like(direction_weights[0], requires_grad=False),
+                    torch.zeros_like(direction_weights[1], requires_grad=False),
+                ]
             with_gradients = torch.is_grad_enabled()
-            result = _Layer.apply(notes, with_gradients, biased, out, *own, hidden[index], cells[index])
-            made[index % directions] = result[0]
-            last.append(result[1:])
+            result = _OnednnLayer.apply(
+                notes, with_gradients, biased, out, *direction_weights, hidden[index], cells[index]
+            )
+            layer_outputs[index % directions] = result[0]
+            last_states.append(result[1:])
             del result
-        out = made[0] if len(made) == 1 else torch.cat(made, -1)
+        out = layer_outputs[0] if len(layer_outputs) == 1 else torch.cat(layer_outputs, -1)
         if dropout and training and layer < layers - 1:
             out = torch.dropout(out, dropout, True)
-    stacked = tuple(torch.stack(states, 0) for states in zip(*last, strict=True))
+    stacked = tuple(torch.stack(states, 0) for states in zip(*last_states, strict=True))
     return out.transpose(0, 1) if batch_first else out, *stacked
 
 
-class _Layer(Function):  # type: ignore[misc]
+class _OnednnLayer(Function):  # type: ignore[misc]
     """One layer in one direction: `mkldnn_rnn_layer` and its backward."""
 
     @staticmethod
-    def forward(ctx: Any, notes: Notes, kept: bool, biased: bool, input: Any, *given: torch.Tensor) -> Any:
-        hidden, cells = given[4:]
-        sizes = _Sizes(*map(int, (*input.shape, hidden.shape[-1])))
-        with notes.inside("aten.mkldnn_rnn_layer"):
+    def forward(
+        ctx: Any, notes: KernelNotes, with_gradients: bool, biased: bool, input: Any, *operands: torch.Tensor
+    ) -> Any:
+        hidden, cells = operands[4:]
+        sizes = _LstmBytes(*map(int, (*input.shape, hidden.shape[-1])))
+        with notes.in_kernel("aten.mkldnn_rnn_layer"):
             out = input.new_empty(sizes.steps, sizes.batch, sizes.state)
             states = torch.empty_like(hidden), torch.empty_like(cells)
             bias = input.new_empty(4 * sizes.state)
-            workspace = torch.empty(sizes.kept if kept else 0, dtype=torch.uint8, device="meta")
-            taken = _taken(notes, sizes.forward if kept else sizes.inference)
-        del bias, taken
+            workspace = torch.empty(sizes.reserve if with_gradients else 0, dtype=torch.uint8, device="meta")
+            workspace_used = _take_workspace(notes, sizes.forward if with_gradients else sizes.inference)
+        del bias, workspace_used
         ctx.notes, ctx.sizes = notes, sizes
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, *given, out, *states, workspace)
+        ctx.save_for_backward(input, *operands, out, *states, workspace)
         return out, *states
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         sizes = ctx.sizes
-        input, *given, out, _, _, _ = ctx.saved_tensors
-        like = out, given[4], given[5]
-        with ctx.notes.inside("aten.mkldnn_rnn_layer_backward"):
-            read = [
-                torch.zeros_like(one) if gradient is None else gradient.contiguous()
-                for gradient, one in zip(gradients, like, strict=True)
+        input, *operands, out, _, _, _ = ctx.saved_tensors
+        outputs_saved = out, operands[4], operands[5]
+        with ctx.notes.in_kernel("aten.mkldnn_rnn_layer_backward"):
+            gradients_in = [
+                torch.zeros_like(like_tensor) if gradient is None else gradient.contiguous()
+                for gradient, like_tensor in zip(gradients, outputs_saved, strict=True)
             ]
             bias = input.new_empty(4 * sizes.state)
-            to_input, to_hidden, to_cells = (torch.empty_like(one) for one in (input, given[4], given[5]))
-            to_weights = [torch.empty_like(weight) for weight in given[:2]]
+            to_input, to_hidden, to_cells = (
+                torch.empty_like(like_tensor) for like_tensor in (input, operands[4], operands[5])
+            )
+            to_weights = [torch.empty_like(weight) for weight in operands[:2]]
             to_bias = torch.empty_like(bias)
-            taken = _taken(ctx.notes, sizes.backward)
-            del taken
-            to_other = to_bias.clone()
-        del read, bias
-        biases = (to_bias, to_other) if given[2].dim() == 1 else (None, None)
+            workspace_used = _take_workspace(ctx.notes, sizes.backward)
+            del workspace_used
+            to_second_bias = to_bias.clone()
+        del gradients_in, bias
+        biases = (to_bias, to_second_bias) if operands[2].dim() == 1 else (None, None)
         return None, None, None, to_input, *to_weights, *biases, to_hidden, to_cells
 
 
 @dataclass(frozen=True, slots=True)
-class _Stack:
+class _CudnnSizes:
     """A whole recurrent layer of cuDNN's: `cells` is the number of steps times that of sequences."""
 
     kind: str
@@ -238,10 +252,10 @@ class _Stack:
     directions: int
 
     @property
-    def kept(self) -> int:
+    def reserve(self) -> int:
         """Elements of the reserve, which the backward pass reads."""
-        own = {"lstm": 5, "gru": 6}.get(self.kind, 1)
-        return self.cells * self.state * self.directions * (own * self.layers + self.layers - 1)
+        per_element = {"lstm": 5, "gru": 6}.get(self.kind, 1)
+        return self.cells * self.state * self.directions * (per_element * self.layers + self.layers - 1)
 
     @property
     def taken(self) -> int:
@@ -253,7 +267,7 @@ class _Stack:
 class _Cudnn:
     """Recurrent layers as `_cudnn_rnn` (aten/src/ATen/native/cudnn/RNN.cpp) runs them."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: KernelNotes) -> None:
         self._notes = notes
         self._dropout: torch.Tensor | None = None
 
@@ -271,68 +285,81 @@ class _Cudnn:
         cells = input.shape[0] if packed else input.shape[0] * input.shape[1]
         batch = int(sizes[0]) if packed else input.shape[0 if batch_first else 1]
         directions = 2 if bidirectional else 1
-        stack = _Stack(kind, int(cells), int(batch), int(states[-1].shape[-1]), layers, directions)
-        with self._notes.inside(CUDNN):
+        stack = _CudnnSizes(kind, int(cells), int(batch), int(states[-1].shape[-1]), layers, directions)
+        with self._notes.in_kernel(CUDNN):
             if dropout and training and self._dropout is None:
-                self._dropout = _taken(self._notes, _DROPOUT_STATE)
+                self._dropout = _take_workspace(self._notes, _DROPOUT_STATE)
             width = int(states[0].shape[-1]) * directions
-            made = _All.apply(self._notes, stack, training, batch_first, width, len(states), input, *states, *weights)
-        return made if kind == "lstm" else (made[0], made[1])
+            results = _CudnnLayers.apply(
+                self._notes, stack, training, batch_first, width, len(states), input, *states, *weights
+            )
+        return results if kind == "lstm" else (results[0], results[1])
 
 
-class _All(Function):  # type: ignore[misc]
+class _CudnnLayers(Function):  # type: ignore[misc]
     """All layers at once: the gradients of the weights are views of one buffer, as the weights are."""
 
     @staticmethod
     def forward(
-        ctx: Any, notes: Notes, stack: _Stack, training: bool, batch_first: bool, width: int, count: int, *given: Any
+        ctx: Any,
+        notes: KernelNotes,
+        stack: _CudnnSizes,
+        training: bool,
+        batch_first: bool,
+        width: int,
+        count: int,
+        *operands: Any,
     ) -> Any:
-        input, states, weights = given[0], given[1 : 1 + count], given[1 + count :]
-        ctx.taken = _elements(one for one in weights if one.dim() > 1) + stack.taken
+        input, states, weights = operands[0], operands[1 : 1 + count], operands[1 + count :]
+        ctx.taken = _total_elements(weight for weight in weights if weight.dim() > 1) + stack.taken
         x = (input.transpose(0, 1) if batch_first else input).contiguous()
         out = x.new_empty(*x.shape[:-1], width)
-        last = [torch.empty_like(state) for state in states]
-        taken = _taken(notes, ctx.taken * input.element_size())
-        reserve = input.new_empty(stack.kept if training else 0)
-        del taken, x
+        last_states = [torch.empty_like(state) for state in states]
+        workspace_used = _take_workspace(notes, ctx.taken * input.element_size())
+        reserve = input.new_empty(stack.reserve if training else 0)
+        del workspace_used, x
         ctx.notes, ctx.batch_first, ctx.count = notes, batch_first, count
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*given, out, reserve)
-        return out.transpose(0, 1) if batch_first else out, *last
+        ctx.save_for_backward(*operands, out, reserve)
+        return out.transpose(0, 1) if batch_first else out, *last_states
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        *given, out, _ = ctx.saved_tensors
-        input, states, weights = given[0], given[1 : 1 + ctx.count], given[1 + ctx.count :]
+        *operands, out, _ = ctx.saved_tensors
+        input, states, weights = operands[0], operands[1 : 1 + ctx.count], operands[1 + ctx.count :]
         size = input.element_size()
-        with ctx.notes.inside(f"{CUDNN}_backward"):
-            read = [
-                torch.zeros_like(one) if gradient is None else gradient
-                for gradient, one in zip(gradients, (out, *states), strict=True)
+        with ctx.notes.in_kernel(f"{CUDNN}_backward"):
+            gradients_in = [
+                torch.zeros_like(result) if gradient is None else gradient
+                for gradient, result in zip(gradients, (out, *states), strict=True)
             ]
-            x, first = (input.transpose(0, 1), read[0].transpose(0, 1)) if ctx.batch_first else (input, read[0])
-            parts = [x.contiguous(), first.contiguous()]
+            x, first_gradient = (
+                (input.transpose(0, 1), gradients_in[0].transpose(0, 1))
+                if ctx.batch_first
+                else (input, gradients_in[0])
+            )
+            parts = [x.contiguous(), first_gradient.contiguous()]
             to_input = torch.empty_like(parts[0])
             to_states = [torch.empty_like(state) for state in states]
-            taken = _taken(ctx.notes, ctx.taken * size)
-            del taken, parts, first
+            workspace_used = _take_workspace(ctx.notes, ctx.taken * size)
+            del workspace_used, parts, first_gradient
             to_weights: Sequence[torch.Tensor | None] = [None] * len(weights)
             if any(ctx.needs_input_grad[7 + ctx.count :]):
-                flat, again = weights[0].new_zeros(_elements(weights)), x.contiguous()
-                taken = _taken(ctx.notes, ctx.taken * size)
-                to_weights = list(_views(flat, weights))
-                del taken, again, flat
-        del read
+                flat, input_copy = weights[0].new_zeros(_total_elements(weights)), x.contiguous()
+                workspace_used = _take_workspace(ctx.notes, ctx.taken * size)
+                to_weights = list(_views_of_buffer(flat, weights))
+                del workspace_used, input_copy, flat
+        del gradients_in
         to_input = to_input.transpose(0, 1) if ctx.batch_first else to_input
         return *[None] * 6, to_input, *to_states, *to_weights
 
 
-def _elements(found: Any) -> int:
-    return sum(int(tensor.numel()) for tensor in found)
+def _total_elements(tensors: Any) -> int:
+    return sum(int(tensor.numel()) for tensor in tensors)
 
 
-def _views(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    at = 0
+def _views_of_buffer(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    offset = 0
     for tensor in like:
-        yield flat[at : at + tensor.numel()].view(tensor.shape)
-        at += tensor.numel()
+        yield flat[offset : offset + tensor.numel()].view(tensor.shape)
+        offset += tensor.numel()

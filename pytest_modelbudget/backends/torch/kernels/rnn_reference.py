@@ -23,13 +23,13 @@ def stepwise(kind: str, args: tuple[Any, ...]) -> Any:
     input, states, weights, biased, layers, dropout, training, bidirectional, batch_first = args
     states = tuple(states) if kind == "lstm" else (states,)
     starts = list(zip(*(state.unbind(0) for state in states), strict=True))
-    own = list(_grouped(weights, len(weights) // len(starts)))
+    layer_weights = list(_weights_by_layer(weights, len(weights) // len(starts)))
     directions = 2 if bidirectional else 1
     out = input.transpose(0, 1) if batch_first else input
     ends: list[tuple[torch.Tensor, ...]] = []
     for layer in range(layers):
-        here = slice(layer * directions, (layer + 1) * directions)
-        out, last = _layer(_STEPS[kind], out, starts[here], own[here], biased)
+        directions_of_layer = slice(layer * directions, (layer + 1) * directions)
+        out, last = _layer(_STEPS[kind], out, starts[directions_of_layer], layer_weights[directions_of_layer], biased)
         ends += last
         if dropout and training and layer < layers - 1:
             out = torch.dropout(out, dropout, True)
@@ -37,18 +37,18 @@ def stepwise(kind: str, args: tuple[Any, ...]) -> Any:
     return (out.transpose_(0, 1) if batch_first else out), *stacked
 
 
-def _grouped(weights: Sequence[torch.Tensor], size: int) -> Iterator[Sequence[torch.Tensor]]:
-    for at in range(0, len(weights), size):
-        yield weights[at : at + size]
+def _weights_by_layer(weights: Sequence[torch.Tensor], size: int) -> Iterator[Sequence[torch.Tensor]]:
+    for start in range(0, len(weights), size):
+        yield weights[start : start + size]
 
 
 def _layer(
     step: _Step, input: Any, starts: Sequence[tuple[torch.Tensor, ...]], weights: Sequence[Any], biased: bool
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
     """One layer in all its directions; what one direction made lives until the layer is done."""
-    made, stacks, ends = [], [], []
-    for reverse, (states, own) in enumerate(zip(starts, weights, strict=True)):
-        to_input, to_hidden, *others = own
+    outputs_alive, stacks, ends = [], [], []
+    for reverse, (states, direction_weights) in enumerate(zip(starts, weights, strict=True)):
+        to_input, to_hidden, *others = direction_weights
         biases = (others.pop(0), others.pop(0)) if biased else (None, None)
         gates = linear(input, to_input, biases[0]).unbind(0)
         product = partial(linear, weight=to_hidden, bias=biases[1])
@@ -56,7 +56,7 @@ def _layer(
         for gate in reversed(gates) if reverse else gates:
             states = step(gate, states, product, *others)
             outputs.append(states[0])
-        made.append(outputs)
+        outputs_alive.append(outputs)
         stacks.append(torch.stack(outputs[::-1] if reverse else outputs, 0))
         ends.append(states)
     return (torch.cat(stacks, -1) if len(stacks) > 1 else stacks[0]), ends
@@ -71,10 +71,10 @@ def _lstm(gate: Any, states: Any, product: Any, projection: torch.Tensor | None 
 
 
 def _gru(gate: Any, states: Any, product: Any) -> tuple[torch.Tensor, ...]:
-    given = gate.unsafe_chunk(3, 1)
-    own = product(states[0]).unsafe_chunk(3, 1)
-    resets, updates = own[0].add_(given[0]).sigmoid_(), own[1].add_(given[1]).sigmoid_()
-    new = given[2].add(own[2].mul_(resets)).tanh_()
+    from_input = gate.unsafe_chunk(3, 1)
+    from_state = product(states[0]).unsafe_chunk(3, 1)
+    resets, updates = from_state[0].add_(from_input[0]).sigmoid_(), from_state[1].add_(from_input[1]).sigmoid_()
+    new = from_input[2].add(from_state[2].mul_(resets)).tanh_()
     return ((states[0] - new).mul_(updates).add_(new),)
 
 

@@ -20,7 +20,7 @@ THREADS = 2
 
 _FLOAT = 4
 _PLAIN_CHANNELS = 3  # images are read as they are
-_WIDEST = 14  # wider kernels run as products of matrices
+_WIDEST_KERNEL = 14  # wider kernels run as products of matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class Cpu:
     lanes: int
     copies: int
 
-    def up(self, channels: int) -> int:
+    def round_up(self, channels: int) -> int:
         """Channels in whole blocks."""
         return -(-channels // self.lanes) * self.lanes
 
-    def blocked(self, tensor: torch.Tensor) -> int:
+    def blocked_bytes(self, tensor: torch.Tensor) -> int:
         """Bytes of a tensor of floats in blocks of channels."""
         batch, channels, *spatial = map(int, tensor.shape)
-        return _FLOAT * batch * self.up(channels) * prod(spatial)
+        return _FLOAT * batch * self.round_up(channels) * prod(spatial)
 
 
 CPUS = {"cpu": Cpu(16, 256), "cpu-avx2": Cpu(8, 64)}
@@ -57,12 +57,14 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
         batch, heads, rows, _ = args[1].shape
         return _FLOAT * int(batch * heads * rows)
     if cpu and op == "aten.convolution":
-        found = _Convolution.of(cpu, args[0], args[1], out, args[3], args[6], args[8])
-        return _convolution(found) + _copied(found, args[0])
+        convolution = _Convolution.of(cpu, args[0], args[1], out, args[3], args[6], args[8])
+        return _convolution_workspace(convolution) + _reordered_operands(convolution, args[0])
     if cpu and op == "aten.convolution_backward":
         gradient, input, weight = args[:3]
-        found = _Convolution.of(cpu, input, weight, gradient, args[4], args[7], args[9])
-        return _convolution_backward(found, *args[10][:2]) + _copied(found, gradient, input)
+        convolution = _Convolution.of(cpu, input, weight, gradient, args[4], args[7], args[9])
+        return _convolution_backward_workspace(convolution, *args[10][:2]) + _reordered_operands(
+            convolution, gradient, input
+        )
     return 0
 
 
@@ -72,7 +74,7 @@ class _Convolution:
 
     `scratch` is the buffer of the threads for a strided one of single points, `upstream` that for the gradient of a
     strided one's input, which a transposed one makes forward. `copies` are those of the weights that a depthwise one
-    sums up, with the sum. `last` says that channels are last in memory, where data needs no reordering.
+    sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering.
     """
 
     input: int
@@ -89,7 +91,7 @@ class _Convolution:
     depthwise: bool
     pointwise: bool
     transposed: bool
-    last: bool
+    channels_last: bool
 
     @classmethod
     def of(
@@ -105,95 +107,111 @@ class _Convolution:
         """The sizes; None for a kernel that is not oneDNN's in float32."""
         if input.dtype is not torch.float32 or weight.dtype is not torch.float32 or not input.numel():
             return None
-        dense, wide = (output, input) if transposed else (input, output)  # `wide` is made from windows of `dense`
-        channels, filters = int(dense.shape[1]), int(wide.shape[1])
-        kernel, strides = tuple(weight.shape[2:]), _each(stride, weight.dim() - 2)
+        dense, windowed = (output, input) if transposed else (input, output)  # `wide` is made from windows of `dense`
+        channels, filters = int(dense.shape[1]), int(windowed.shape[1])
+        kernel, strides = tuple(weight.shape[2:]), _per_dimension(stride, weight.dim() - 2)
         depthwise = groups > 1 and groups == channels
-        windows = prod(wide.shape[2:])
-        plain = channels <= _PLAIN_CHANNELS and groups == 1
-        whole = cpu.up(filters) * prod(kernel) * (cpu.up(channels) if groups == 1 else channels // groups)
-        blocked_dense = 0 if plain else cpu.blocked(dense)
+        windows = prod(windowed.shape[2:])
+        is_plain = channels <= _PLAIN_CHANNELS and groups == 1
+        weight_elements = (
+            cpu.round_up(filters) * prod(kernel) * (cpu.round_up(channels) if groups == 1 else channels // groups)
+        )
+        blocked_dense = 0 if is_plain else cpu.blocked_bytes(dense)
         strided = max(strides) > 1 and not depthwise
-        reach = prod(int(size) + (k - 1) // s for size, k, s in zip(wide.shape[2:], kernel, strides, strict=True))
+        reach = prod(int(size) + (k - 1) // s for size, k, s in zip(windowed.shape[2:], kernel, strides, strict=True))
         pointwise = prod(kernel) == 1
-        sizes = blocked_dense, cpu.blocked(wide)
+        sizes = blocked_dense, cpu.blocked_bytes(windowed)
         return cls(
             input=_bytes(input),
             weight=_bytes(weight),
             output=_bytes(output),
             blocked_input=sizes[transposed],
             blocked_output=sizes[not transposed],
-            blocked_weight=_FLOAT * (cpu.up(filters) * prod(kernel) * channels if plain else whole),
-            padded_weight=_FLOAT * whole,
+            blocked_weight=_FLOAT * (cpu.round_up(filters) * prod(kernel) * channels if is_plain else weight_elements),
+            padded_weight=_FLOAT * weight_elements,
             scratch=_FLOAT * THREADS * channels * windows if strided and pointwise else 0,
-            upstream=_FLOAT * THREADS * cpu.up(filters) * reach if strided else 0,
-            columns=_FLOAT * channels * prod(kernel) * windows if kernel[-1] > _WIDEST else 0,
-            copies=(cpu.copies + 1) * _FLOAT * whole if depthwise else 0,
+            upstream=_FLOAT * THREADS * cpu.round_up(filters) * reach if strided else 0,
+            columns=_FLOAT * channels * prod(kernel) * windows if kernel[-1] > _WIDEST_KERNEL else 0,
+            copies=(cpu.copies + 1) * _FLOAT * weight_elements if depthwise else 0,
             depthwise=depthwise,
             pointwise=pointwise,
             transposed=transposed,
-            last=_is_last(input) or _is_last(weight),
+            channels_last=_is_channels_last(input) or _is_channels_last(weight),
         )
 
 
-def _convolution(found: _Convolution | None) -> int:
+def _convolution_workspace(convolution: _Convolution | None) -> int:
     """Operands and result are copied into blocks, and the result back once the operands are let go of."""
-    if found is None:
+    if convolution is None:
         return 0
-    if found.last:
-        return found.blocked_weight + (0 if found.pointwise or found.depthwise else found.weight)
-    scratch = found.upstream if found.transposed else found.scratch
-    inside = found.blocked_input + found.blocked_weight + found.blocked_output + scratch
-    return max(inside - found.output, found.blocked_output * (2 if found.transposed else 1))
+    if convolution.channels_last:
+        return convolution.blocked_weight + (
+            0 if convolution.pointwise or convolution.depthwise else convolution.weight
+        )
+    scratch = convolution.upstream if convolution.transposed else convolution.scratch
+    blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output + scratch
+    return max(blocked_bytes - convolution.output, convolution.blocked_output * (2 if convolution.transposed else 1))
 
 
-def _convolution_backward(found: _Convolution | None, to_input: bool, to_weight: bool) -> int:
+def _convolution_backward_workspace(convolution: _Convolution | None, to_input: bool, to_weight: bool) -> int:
     """The gradient of the input comes first, then that of the weights; both are made in blocks and copied back."""
-    if found is None:
+    if convolution is None:
         return 0
-    results = (found.input if to_input else 0) + (found.weight if to_weight else 0)
-    if found.last:
-        return _backward_of_last(found, to_input, to_weight)
-    first = then = 0
+    results = (convolution.input if to_input else 0) + (convolution.weight if to_weight else 0)
+    if convolution.channels_last:
+        return _backward_of_channels_last(convolution, to_input, to_weight)
+    input_peak = weight_peak = 0
     if to_input:
-        data = found.blocked_input or found.input
-        scratch = 0 if found.transposed else found.upstream
-        first = max(found.blocked_output + found.padded_weight + data + scratch, data + found.input)
+        data = convolution.blocked_input or convolution.input
+        scratch = 0 if convolution.transposed else convolution.upstream
+        input_peak = max(
+            convolution.blocked_output + convolution.padded_weight + data + scratch, data + convolution.input
+        )
     if to_weight:
-        if found.columns:
-            read = THREADS * (4 * found.weight + found.columns)
+        if convolution.columns:
+            operand_bytes = THREADS * (4 * convolution.weight + convolution.columns)
         else:
-            read = found.blocked_output + found.blocked_input + found.scratch
-        then = found.blocked_weight + max(read, found.weight) + (found.input if to_input else 0)
-    return max(first, then, results) - results
+            operand_bytes = convolution.blocked_output + convolution.blocked_input + convolution.scratch
+        weight_peak = (
+            convolution.blocked_weight + max(operand_bytes, convolution.weight) + (convolution.input if to_input else 0)
+        )
+    return max(input_peak, weight_peak, results) - results
 
 
-def _backward_of_last(found: _Convolution, to_input: bool, to_weight: bool) -> int:
+def _backward_of_channels_last(convolution: _Convolution, to_input: bool, to_weight: bool) -> int:
     """Only weights are reordered: their copies are what is taken."""
-    if found.depthwise:
-        return found.copies if to_weight else found.blocked_weight
-    ordered = 0 if found.pointwise else found.weight
-    first = ordered + found.padded_weight + found.upstream - (found.weight if to_weight else 0) if to_input else 0
-    return max(first, ordered + 2 * found.weight if to_weight else 0)
+    if convolution.depthwise:
+        return convolution.copies if to_weight else convolution.blocked_weight
+    ordered = 0 if convolution.pointwise else convolution.weight
+    first = (
+        ordered + convolution.padded_weight + convolution.upstream - (convolution.weight if to_weight else 0)
+        if to_input
+        else 0
+    )
+    return max(first, ordered + 2 * convolution.weight if to_weight else 0)
 
 
-def _copied(found: _Convolution | None, *read: torch.Tensor) -> int:
+def _reordered_operands(convolution: _Convolution | None, *operands: torch.Tensor) -> int:
     """Operands that are not in the order of the kernel are copied first, for as long as it runs."""
-    if found is None:
+    if convolution is None:
         return 0
-    return sum(_bytes(one) for one in read if not (_is_last(one) if found.last else one.is_contiguous()))
+    return sum(
+        _bytes(operand)
+        for operand in operands
+        if not (_is_channels_last(operand) if convolution.channels_last else operand.is_contiguous())
+    )
 
 
-def _each(value: Any, dims: int) -> Sequence[int]:
-    found = [int(one) for one in value]
-    return found if len(found) == dims else found * dims
+def _per_dimension(value: Any, dims: int) -> Sequence[int]:
+    numbers = [int(item) for item in value]
+    return numbers if len(numbers) == dims else numbers * dims
 
 
 def _bytes(tensor: torch.Tensor) -> int:
     return int(tensor.numel()) * _FLOAT
 
 
-def _is_last(tensor: torch.Tensor) -> bool:
+def _is_channels_last(tensor: torch.Tensor) -> bool:
     """Whether channels are last in memory, as torch decides it for its choice of a kernel."""
     kinds = {4: torch.channels_last, 5: torch.channels_last_3d}
     kind = kinds.get(tensor.dim())

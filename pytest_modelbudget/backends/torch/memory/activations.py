@@ -23,48 +23,50 @@ from dataclasses import replace
 from torch.autograd.graph import saved_tensors_hooks
 
 from pytest_modelbudget.backends.torch.compat import no_modes
-from pytest_modelbudget.backends.torch.kernels.attention import fused
-from pytest_modelbudget.backends.torch.memory.replayed import AskedBack, SavedLog
-from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations, NoStorage, Saved
-from pytest_modelbudget.backends.torch.model.global_state import preserved_in_pass, seed
-from pytest_modelbudget.backends.torch.trace.forward import Subject, arguments, observed
+from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
+from pytest_modelbudget.backends.torch.memory.replayed import BackwardThroughReplay, SavedLog
+from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations, NoStorage, SavedTensors
+from pytest_modelbudget.backends.torch.model.global_state import preserved_in_pass, seed_everything
+from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, observed
 
 
-def measured(subject: Subject, sizes: Mapping[str, int]) -> Activations | str:
+def measure_activations(subject: Subject, sizes: Mapping[str, int]) -> Activations | str:
     """What `subject`, a model on meta, holds for its backward pass, or why that is not known.
 
     The pass starts from fixed random states, so that layers dropped by chance are the same in each run.
     """
     try:
-        return _measured(subject, sizes, again=subject.repeats is not None)
-    except AskedBack:
-        return _measured(subject, sizes, again=False)
+        return _measure(subject, sizes, with_replay=subject.block_cache is not None)
+    except BackwardThroughReplay:
+        return _measure(subject, sizes, with_replay=False)
 
 
-def _measured(subject: Subject, sizes: Mapping[str, int], again: bool) -> Activations | str:
-    call = arguments(subject, sizes)
-    saved = Saved(subject.model, subject.holdings)
-    if again and subject.repeats is not None:
-        saved.repeats = subject.repeats.start(SavedLog(saved))
+def _measure(subject: Subject, sizes: Mapping[str, int], with_replay: bool) -> Activations | str:
+    call = call_of(subject, sizes)
+    saved = SavedTensors(subject.model, subject.attributes)
+    if with_replay and subject.block_cache is not None:
+        saved.replay = subject.block_cache.start(SavedLog(saved))
     try:
         with (
             preserved_in_pass(),
             no_modes(),
-            fused() as attention,
+            cpu_attention() as attention,
             saved_tensors_hooks(saved.pack, saved.unpack),
         ):
-            seed()
+            seed_everything()
             with observed(subject, call, saved, training=True):
-                return replace(saved.held(), scores=attention.dropout)
-    except AskedBack:
+                return replace(saved.still_held(), scores=attention.dropout)
+    except BackwardThroughReplay:
         raise
     except NoStorage:
         return "a tensor without a storage of its own is held"
-    except Exception as mistake:  # whatever the model's code raises in training mode
-        return f"the pass in training mode failed{saved.where}: {type(mistake).__name__}: {_first_line(mistake)}"
+    except Exception as error:  # whatever the model's code raises in training mode
+        return (
+            f"the pass in training mode failed{saved.failed_layer_text}: {type(error).__name__}: {_first_line(error)}"
+        )
     finally:
-        saved.repeats = None  # it knows `saved`: each would keep the other
+        saved.replay = None  # it knows `saved`: each would keep the other
 
 
-def _first_line(mistake: Exception) -> str:
-    return next(iter(str(mistake).strip().splitlines()), "")
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

@@ -24,12 +24,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.kernels.workspaces import Cpu, workspace
-from pytest_modelbudget.backends.torch.model.dtensors import local
-from pytest_modelbudget.backends.torch.model.modules import nodes, rolled_up, unwrapped
-from pytest_modelbudget.backends.torch.model.packed_layers import stored_in
+from pytest_modelbudget.backends.torch.model.dtensors import local_part
+from pytest_modelbudget.backends.torch.model.modules import nodes, part_ids, unwrap
+from pytest_modelbudget.backends.torch.model.packed_layers import packed_tensors_in
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
-from pytest_modelbudget.backends.torch.model.stored_tensors import parts
-from pytest_modelbudget.planner import Event, Held, Tape
+from pytest_modelbudget.backends.torch.model.stored_tensors import plain_parts
+from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.summary import Phase, Role
 
 
@@ -47,22 +47,22 @@ class Recorder:
         self.cpu: Cpu | None = None
         self.kernel = ""
         self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._rolled_up = rolled_up(model)
+        self._rolled_up = part_ids(model)
         self._paths = {id(node.module): node.path for node in nodes(model)}
         self._stack: list[str] = []
-        self._held: list[Held] = []
-        self._events: list[Event] = []
+        self._initial: list[InitialStorage] = []
+        self._events: list[MemoryEvent] = []
         self._steps: list[int] = []
         self._roles: dict[int, Role] = {}
         self._sums: dict[int, tuple[int, int]] = {}
         self._freed: list[int] = []
-        self._counted = 0
+        self._next_number = 0
         self._numbers: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
-        self._watched: dict[int, tuple[weakref.ref[torch.UntypedStorage], StorageWeakRef]] = {}
-        self._maybe_gone: list[int] = []
+        self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], StorageWeakRef]] = {}
+        self._maybe_freed: list[int] = []
         self._made_by: dict[int, str] = {}
-        for parameter in (*model.parameters(), *stored_in(list(model.modules()))):
+        for parameter in (*model.parameters(), *packed_tensors_in(list(model.modules()))):
             self.hold(parameter, "param")
         for buffer in model.buffers():
             self.hold(buffer, "buffer")
@@ -76,20 +76,20 @@ class Recorder:
         self._flush()
         self._steps.append(len(self._events))
 
-    def lasting(self, tensor: torch.Tensor, role: Role) -> None:
+    def set_role(self, tensor: torch.Tensor, role: Role) -> None:
         """Say what the memory of `tensor`, made meanwhile, is for."""
-        number = self._numbers.get(storage_key(local(tensor)))
+        number = self._numbers.get(storage_key(local_part(tensor)))
         if number is not None:
             self._roles.setdefault(number, role)
 
     @contextmanager
-    def inside(self, kernel: str) -> Iterator[None]:
+    def in_kernel(self, kernel: str) -> Iterator[None]:
         """Inside, operators are the parts of one `kernel`, which gives the events its name."""
-        before, self.kernel = self.kernel, kernel
+        outer, self.kernel = self.kernel, kernel
         try:
             yield
         finally:
-            self.kernel = before
+            self.kernel = outer
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call `module`; operators meanwhile are its, unless a module inside calls them."""
@@ -101,27 +101,29 @@ class Recorder:
         return self._inside(original, module, args, kwargs)
 
     def _inside(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        self._stack.append(self._paths.get(id(unwrapped(module)), ""))
+        self._stack.append(self._paths.get(id(unwrap(module)), ""))
         try:
             return original(module, *args, **kwargs)
         finally:
             self._stack.pop()
 
-    def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+    def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """Note one operator."""
         path = self._path()
         if view:
             return
-        found = list(tensors(out))
-        own = {id(tensor) for tensor in found}
-        for tensor in read:
-            if id(tensor) not in own:
+        results = list(tensors(out))
+        result_ids = {id(tensor) for tensor in results}
+        for tensor in operands:
+            if id(tensor) not in result_ids:
                 self.hold(tensor, "other")
-        made = tuple(change for tensor in found for change in self._changes(tensor))
-        if self.phase == "backward" and price.name == "aten.add" and len(made) == 1 and len(read) == 2:
-            self._maybe_in_place(made[0], read)
-        inside = workspace(price.name, args, out, self.cpu)
-        self._events.append(Event(self.kernel or price.name, path, self.phase, made, self._let_go(), inside))
+        allocated = tuple(change for tensor in results for change in self._new_storages(tensor))
+        if self.phase == "backward" and cost.name == "aten.add" and len(allocated) == 1 and len(operands) == 2:
+            self._maybe_in_place(allocated[0], operands)
+        workspace_bytes = workspace(cost.name, args, out, self.cpu)
+        self._events.append(
+            MemoryEvent(self.kernel or cost.name, path, self.phase, allocated, self._take_freed(), workspace_bytes)
+        )
 
     def _path(self) -> str:
         """The module at work; in the backward pass the one that made the node of autograd that is running."""
@@ -134,21 +136,21 @@ class Recorder:
             self._made_by.setdefault(torch.autograd._get_sequence_nr() - 1, path)
         return path
 
-    def _maybe_in_place(self, made: tuple[int, int], read: list[torch.Tensor]) -> None:
+    def _maybe_in_place(self, allocation: tuple[int, int], operands: list[torch.Tensor]) -> None:
         """Autograd adds a gradient to the first one in place when nobody else holds that: `can_accumulate_inplace`.
 
         A view holds its base, so it is never added to.
         """
-        first = read[0]
-        if not first._is_view() and first.untyped_storage().nbytes() == made[1]:
-            self._sums[len(self._events)] = made[0], self._numbers.get(storage_key(first), -1)
+        first = operands[0]
+        if not first._is_view() and first.untyped_storage().nbytes() == allocation[1]:
+            self._sums[len(self._events)] = allocation[0], self._numbers.get(storage_key(first), -1)
 
-    def _changes(self, tensor: torch.Tensor) -> list[tuple[int, int]]:
+    def _new_storages(self, tensor: torch.Tensor) -> list[tuple[int, int]]:
         """The numbers and sizes of the storages of `tensor` that are new or resized."""
-        changes = [self._change(part) for part in parts(local(tensor))]
+        changes = [self._new_storage(part) for part in plain_parts(local_part(tensor))]
         return [change for change in changes if change is not None]
 
-    def _change(self, tensor: torch.Tensor) -> tuple[int, int] | None:
+    def _new_storage(self, tensor: torch.Tensor) -> tuple[int, int] | None:
         key = storage_key(tensor)
         if key < 0 or (self.on_device and not tensor.is_meta):
             return None
@@ -160,69 +162,69 @@ class Recorder:
     def _number(self, key: int, tensor: torch.Tensor, size: int) -> int:
         self._sizes[key] = size
         if key not in self._numbers:
-            self._numbers[key] = self._counted
-            self._counted += 1
+            self._numbers[key] = self._next_number
+            self._next_number += 1
             storage = tensor.untyped_storage()
-            handle = weakref.ref(storage, lambda _: self._maybe_gone.append(key))
-            self._watched[key] = handle, StorageWeakRef(storage)
+            weak_storage = weakref.ref(storage, lambda _: self._maybe_freed.append(key))
+            self._alive[key] = weak_storage, StorageWeakRef(storage)
         return self._numbers[key]
 
-    def _find_gone(self) -> None:
+    def _note_freed(self) -> None:
         """Note which storages are gone: torch 2.6 may drop the Python object of one that lives on."""
-        waiting = self._maybe_gone if compat.TELLS_OF_STORAGES else list(self._watched)
-        self._maybe_gone = []
-        for key in waiting:
-            if self._watched[key][1].expired():
-                self._gone(key)
+        candidates = self._maybe_freed if compat.TELLS_OF_STORAGES else list(self._alive)
+        self._maybe_freed = []
+        for key in candidates:
+            if self._alive[key][1].expired():
+                self._forget_storage(key)
             else:
-                self._maybe_gone.append(key)
+                self._maybe_freed.append(key)
 
-    def _gone(self, key: int) -> None:
+    def _forget_storage(self, key: int) -> None:
         self._freed.append(self._numbers.pop(key))
-        del self._sizes[key], self._watched[key]
+        del self._sizes[key], self._alive[key]
 
     def hold(self, tensor: torch.Tensor, role: Role) -> None:
         """`tensor` was there before, and is for `role`, unless it is known already."""
-        for part in parts(local(tensor)):
+        for part in plain_parts(local_part(tensor)):
             self._hold(part, role)
 
     def _hold(self, tensor: torch.Tensor, role: Role) -> None:
         key = storage_key(tensor)
         if key >= 0 and key not in self._numbers and not (self.on_device and not tensor.is_meta):
             size = tensor.untyped_storage().nbytes()
-            self._held.append(Held(self._number(key, tensor, size), size, role))
+            self._initial.append(InitialStorage(self._number(key, tensor, size), size, role))
 
-    def _let_go(self) -> tuple[int, ...]:
-        self._find_gone()
+    def _take_freed(self) -> tuple[int, ...]:
+        self._note_freed()
         freed, self._freed = tuple(self._freed), []
         return freed
 
     def _flush(self) -> None:
-        self._find_gone()
+        self._note_freed()
         if self._freed:
-            self._events.append(Event("", "", "", (), self._let_go()))
+            self._events.append(MemoryEvent("", "", "", (), self._take_freed()))
 
     def close(self) -> None:
         """The run is over, with its result still there: what goes from now on is not noted."""
         self._flush()
-        self._watched.clear()
+        self._alive.clear()
 
-    def tape(self) -> Tape:
+    def tape(self) -> MemoryTrace:
         """What was noted."""
-        events = _in_place(self._events, self._sums)
-        return Tape(tuple(self._held), tuple(events), dict(self._roles), tuple(self._steps) or (0,))
+        events = _with_sums_in_place(self._events, self._sums)
+        return MemoryTrace(tuple(self._initial), tuple(events), dict(self._roles), tuple(self._steps) or (0,))
 
 
-def _in_place(events: list[Event], sums: Mapping[int, tuple[int, int]]) -> Iterator[Event]:
+def _with_sums_in_place(events: list[MemoryEvent], sums: Mapping[int, tuple[int, int]]) -> Iterator[MemoryEvent]:
     """`events` with each sum of gradients on the memory of its first operand, where that goes right after it."""
-    known_as: dict[int, int] = {}
-    gone = -1
+    renumbered: dict[int, int] = {}
+    replaced = -1
     for index, event in enumerate(events):
-        freed = tuple(known_as.pop(number, number) for number in event.freed if number != gone)
-        made = tuple((known_as.get(number, number), size) for number, size in event.made)
-        gone = -1
+        freed = tuple(renumbered.pop(number, number) for number in event.freed if number != replaced)
+        allocated = tuple((renumbered.get(number, number), size) for number, size in event.made)
+        replaced = -1
         if index in sums and index + 1 < len(events) and sums[index][1] in events[index + 1].freed:
-            number, gone = sums[index]
-            known_as[number] = known_as.pop(gone, gone)
-            made = ()
-        yield replace(event, made=made, freed=freed)
+            number, replaced = sums[index]
+            renumbered[number] = renumbered.pop(replaced, replaced)
+            allocated = ()
+        yield replace(event, made=allocated, freed=freed)

@@ -14,12 +14,12 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_dispatch
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.model.attributes import Holdings
-from pytest_modelbudget.backends.torch.model.modules import all_tensors, nodes, unwrapped
-from pytest_modelbudget.backends.torch.model.packed_layers import stored_in
+from pytest_modelbudget.backends.torch.model.attributes import ModuleAttributes
+from pytest_modelbudget.backends.torch.model.modules import all_tensors, nodes, unwrap
+from pytest_modelbudget.backends.torch.model.packed_layers import packed_tensors_in
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
-from pytest_modelbudget.backends.torch.model.stored_tensors import are_plain, parts
-from pytest_modelbudget.backends.torch.replay.cache import Session
+from pytest_modelbudget.backends.torch.model.stored_tensors import are_plain, plain_parts
+from pytest_modelbudget.backends.torch.replay.cache import Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class NoStorage(Exception):
     """A saved tensor whose bytes cannot be told (sparse, or of a subclass that only wraps others)."""
 
 
-class Handle:
+class SavedHandle:
     """Stands for a saved tensor in autograd's graph, and goes when the graph lets go of it."""
 
     __slots__ = ("__weakref__", "tensor")
@@ -48,42 +48,42 @@ class Handle:
         self.tensor = tensor
 
 
-class Entry(NamedTuple):  # of which there are very many: these are made fastest
+class SavedEntry(NamedTuple):  # of which there are very many: these are made fastest
     """One saved tensor: its storage, and by `id` the module in whose call it was saved."""
 
-    handle: weakref.ref[Handle]
+    handle: weakref.ref[SavedHandle]
     storage: int
     bytes: int
     module: int
 
 
-class Saved:
+class SavedTensors:
     """Notes what autograd saves, and in which module's call."""
 
-    def __init__(self, model: nn.Module, holdings: Holdings) -> None:
+    def __init__(self, model: nn.Module, attributes: ModuleAttributes) -> None:
         self._model = model
-        self._parts = holdings.parts
-        weights = all_tensors(holdings.modules)
-        held = weights if are_plain(weights) else [part for weight in weights for part in parts(weight)]
-        self.excluded = set(map(storage_key, chain(held, stored_in(holdings.unusual))))
-        self.repeats: Session | None = None  # where a block that was seen before is not run again
-        self.entries: list[Entry] = []
-        self.made: dict[int, int] = {}  # the number of operators that had run, by the storages that each made
+        self._parts = attributes.parts
+        weights = all_tensors(attributes.modules)
+        stored = weights if are_plain(weights) else [part for weight in weights for part in plain_parts(weight)]
+        self.excluded = set(map(storage_key, chain(stored, packed_tensors_in(attributes.unusual))))
+        self.replay: Replay | None = None  # where a block that was seen before is not run again
+        self.entries: list[SavedEntry] = []
+        self.created_at: dict[int, int] = {}  # the number of operators that had run, by the storages that each made
         self.operators = 0
         self._stack: list[nn.Module] = []
         self._failed: nn.Module | None = None
 
     def label(self, tensor: torch.Tensor, source: str) -> None:
         """An input is not counted."""
-        self.excluded |= {storage_key(part) for part in parts(tensor)}
+        self.excluded |= {storage_key(part) for part in plain_parts(tensor)}
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call `module`; what is saved meanwhile is its, unless a module inside saves it."""
         if id(module) in self._parts:
             return original(module, *args, **kwargs)
-        if self.repeats is None or not module._modules:
+        if self.replay is None or not module._modules:
             return self._inside(original, module, args, kwargs)
-        return self.repeats.call(module, args, kwargs, lambda: self._inside(original, module, args, kwargs))
+        return self.replay.call(module, args, kwargs, lambda: self._inside(original, module, args, kwargs))
 
     def _inside(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._stack.append(module)
@@ -95,42 +95,42 @@ class Saved:
         finally:
             self._stack.pop()
 
-    def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+    def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """What operators save comes to `pack`; here it is noted which storages are new."""
         self.operators += 1
         if not view:
             for tensor in tensors(out):
-                self.made[storage_key(tensor)] = self.operators
+                self.created_at[storage_key(tensor)] = self.operators
 
-    def pack(self, tensor: torch.Tensor) -> torch.Tensor | Handle:
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor | SavedHandle:
         """Called by autograd for each tensor that it saves."""
         if tensor.layout != torch.strided or (key := storage_key(tensor)) < 0:
             raise NoStorage
         if key in self.excluded:
             return tensor
         with no_dispatch():
-            handle = Handle(tensor.detach())  # with its graph, a result would keep itself alive
-        owner = id(unwrapped(self._stack[-1])) if self._stack else 0
-        self.entries.append(Entry(weakref.ref(handle), key, tensor.untyped_storage().nbytes(), owner))
+            handle = SavedHandle(tensor.detach())  # with its graph, a result would keep itself alive
+        owner = id(unwrap(self._stack[-1])) if self._stack else 0
+        self.entries.append(SavedEntry(weakref.ref(handle), key, tensor.untyped_storage().nbytes(), owner))
         return handle
 
-    def unpack(self, kept: torch.Tensor | Handle) -> torch.Tensor:
+    def unpack(self, packed: torch.Tensor | SavedHandle) -> torch.Tensor:
         """Called by autograd when it needs a tensor again: a model may ask for gradients in its forward."""
-        return kept.tensor if isinstance(kept, Handle) else kept
+        return packed.tensor if isinstance(packed, SavedHandle) else packed
 
-    def held(self) -> Activations:
+    def still_held(self) -> Activations:
         """What is still held now, by the module that saved it first."""
-        first: dict[int, Entry] = {}
+        first_entries: dict[int, SavedEntry] = {}
         for entry in self.entries:
             if entry.handle() is not None:
-                first.setdefault(entry.storage, entry)
-        shares: Counter[int] = Counter()
-        for entry in first.values():
-            shares[entry.module] += entry.bytes
-        return Activations(sum(shares.values()), shares)
+                first_entries.setdefault(entry.storage, entry)
+        bytes_by_module: Counter[int] = Counter()
+        for entry in first_entries.values():
+            bytes_by_module[entry.module] += entry.bytes
+        return Activations(sum(bytes_by_module.values()), bytes_by_module)
 
     @property
-    def where(self) -> str:
+    def failed_layer_text(self) -> str:
         """The layer whose call failed, in words."""
         paths = {id(node.module): node.path for node in nodes(self._model)}
         path = paths.get(id(self._failed)) if self._failed is not None else None

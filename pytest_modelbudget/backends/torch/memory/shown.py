@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pytest_modelbudget.planner import Event, Tape
+from pytest_modelbudget.planner import MemoryEvent, MemoryTrace
 from pytest_modelbudget.system.debug import DebugLog
 
 MOST_EVENTS = 1_000
 """Events of one recording that are written; a step of a large model has tens of thousands."""
 
 
-def show_tape(tape: Tape, log: DebugLog | None) -> None:
+def show_tape(tape: MemoryTrace, log: DebugLog | None) -> None:
     """Write what was held before and the first events, each with what it made (storage: bytes) and let go of."""
     if log is None or not log.shows("memory"):
         return
@@ -21,7 +21,7 @@ def show_tape(tape: Tape, log: DebugLog | None) -> None:
         log.write("memory", f"{left_out:,} more events are not shown")
 
 
-def _text(event: Event) -> str:
+def _text(event: MemoryEvent) -> str:
     name = f"{event.phase}: {event.op}" if event.op else "nothing runs"
     made = [f"+{storage}: {size:,}" for storage, size in event.made]
     freed = [f"-{storage}" for storage in event.freed]

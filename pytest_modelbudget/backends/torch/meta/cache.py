@@ -14,15 +14,15 @@ import torch
 
 from pytest_modelbudget.backends.deep_imports import import_early
 from pytest_modelbudget.backends.torch.compat import refuse_misfit
-from pytest_modelbudget.backends.torch.meta.shape_rules import Answer, Made, answer
+from pytest_modelbudget.backends.torch.meta.shape_rules import InferredMetas, TensorMeta, infer
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.pytree import described, storage_key, tensors
 from pytest_modelbudget.system.debug import DebugLog
 
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # gives a view, though its schema does not say so
 
-_SEVERAL = "aten::_foreach_"
-_ALIKE = frozenset(
+_FOREACH = "aten::_foreach_"
+_FOREACH_LIKE_FIRST = frozenset(
     ("abs", "add", "addcdiv", "addcmul", "clamp_max", "clamp_min", "copy", "div", "exp", "lerp", "maximum", "minimum",
      "mul", "neg", "pow", "reciprocal", "rsqrt", "sign", "sqrt", "sub", "zero")
 )  # fmt: skip
@@ -32,74 +32,80 @@ _NUMBERS = frozenset({int, float, bool})
 
 
 @cache
-def _on_lists(func: Any) -> bool:
+def _is_foreach_like_first(func: Any) -> bool:
     name = str(func._schema.name)
-    return name.startswith(_SEVERAL) and name.removeprefix(_SEVERAL).rstrip("_") in _ALIKE
+    return name.startswith(_FOREACH) and name.removeprefix(_FOREACH).rstrip("_") in _FOREACH_LIKE_FIRST
 
 
 COMPILER = "torch._dynamo"
 """What torch imports when it first asks a kernel that is written in Python."""
 
 
-class Memo:
+class MetaCache:
     """Runs operators on meta tensors, each combination of operator and arguments once."""
 
     rules = True
     """Whether rules answer before torch is asked."""
 
     def __init__(self) -> None:
-        self._made: dict[Hashable, tuple[Made, ...] | None] = {}
+        self._results: dict[Hashable, tuple[TensorMeta, ...] | None] = {}
         self.operators: dict[Any, Any] = {}  # what the watcher of a pass knows of each operator
 
-    def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`, made anew from what is known, or asked of torch."""
         if func.is_view or func is _UNSAFE_VIEW:
             return func(*args, **kwargs)
-        if _on_lists(func) and self.rules:
+        if _is_foreach_like_first(func) and self.rules:
             return None if func._schema.is_mutable else [torch.empty_like(tensor) for tensor in args[0]]
         try:
-            key = (func, _key(args), _key(kwargs.items()) if kwargs else ())
-            known = self._made.get(key)
+            key = (func, _args_key(args), _args_key(kwargs.items()) if kwargs else ())
+            metas = self._results.get(key)
         except TypeError:  # an argument that is not plain
-            return self._ask(None, func, read, args, kwargs)
-        if known is None and key not in self._made:
-            if (known := self._by_rule(func, args, kwargs)) is None:
-                return self._ask(key, func, read, args, kwargs)
-            self._remember(key, known)
-        if known is None:
+            return self._run_and_remember(None, func, operands, args, kwargs)
+        if metas is None and key not in self._results:
+            if (metas := self._by_rule(func, args, kwargs)) is None:
+                return self._run_and_remember(key, func, operands, args, kwargs)
+            self._remember(key, metas)
+        if metas is None:
             return args[0]
-        out = tuple([torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in known])
+        out = tuple([torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in metas])
         return out if len(out) > 1 else out[0]
 
-    def _by_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
-        return answer(func, args, kwargs)
+    def _by_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InferredMetas:
+        return infer(func, args, kwargs)
 
-    def _remember(self, key: Hashable, made: tuple[Made, ...] | None) -> None:
+    def _remember(self, key: Hashable, made: tuple[TensorMeta, ...] | None) -> None:
         """Keep what an operator makes, None where it gives back its argument; without a key nothing is kept."""
         if key is not None:
-            self._made[key] = made
+            self._results[key] = made
 
-    def _ask(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+    def _run_and_remember(self, key: Hashable, func: Any, operands: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         import_early(COMPILER)
-        before = _made(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+        meta_before = _tensor_meta(args[0]) if args and isinstance(args[0], torch.Tensor) else None
         out = func(*args, **kwargs)
         refuse_misfit(func, args, out)
         if func._schema.is_mutable:
-            if out is args[0] and _made(out) == before:  # in place, as `relu_`: only its argument comes back
+            if (
+                out is args[0] and _tensor_meta(out) == meta_before
+            ):  # in place, as `relu_`: only its argument comes back
                 self._remember(key, None)
             return out
         parts = out if isinstance(out, tuple) else (out,)
-        if len(parts) == len(func._schema.returns) and all(map(_plain, parts)) and _apart(read, parts):
-            self._remember(key, tuple(map(_made, parts)))
+        if (
+            len(parts) == len(func._schema.returns)
+            and all(map(_is_plain_meta, parts))
+            and _share_no_memory(operands, parts)
+        ):
+            self._remember(key, tuple(map(_tensor_meta, parts)))
         return out
 
 
-def cache_for(log: DebugLog | None) -> Memo:
+def cache_for(log: DebugLog | None) -> MetaCache:
     """What remembers the results of operators of one model; with a `log` it says what it did."""
-    return Memo() if log is None else _Logged(log)
+    return MetaCache() if log is None else _Logged(log)
 
 
-class _Logged(Memo):
+class _Logged(MetaCache):
     """Writes who answered for each operator (`rules`), and whether that was remembered (`cache`).
 
     Rules and what is remembered are left out where they are switched off.
@@ -114,7 +120,7 @@ class _Logged(Memo):
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `Memo.run`."""
         call = f"{func}({', '.join(map(described, read))})"  # before an operator in place changes them
-        listed = self.rules and _on_lists(func)
+        listed = self.rules and _is_foreach_like_first(func)
         self._by = "torch (a view)" if func.is_view or func is _UNSAFE_VIEW else "rule" if listed else "cache"
         out = super().run(func, read, args, kwargs)
         result = ", ".join(map(described, tensors(out)))
@@ -124,20 +130,20 @@ class _Logged(Memo):
             self._log.write("cache", f"{call} -> {result}: {'hit' if self._by == 'cache' else 'miss'}")
         return out
 
-    def _by_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+    def _by_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InferredMetas:
         self._by = "rule"
         return super()._by_rule(func, args, kwargs) if self.rules else None
 
-    def _ask(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+    def _run_and_remember(self, key: Hashable, func: Any, read: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
         self._by = "torch"
-        return super()._ask(key, func, read, args, kwargs)
+        return super()._run_and_remember(key, func, read, args, kwargs)
 
-    def _remember(self, key: Hashable, made: tuple[Made, ...] | None) -> None:
+    def _remember(self, key: Hashable, made: tuple[TensorMeta, ...] | None) -> None:
         if self._log.uses("cache"):
             super()._remember(key, made)
 
 
-def _key(values: Iterable[Any]) -> Hashable:
+def _args_key(values: Iterable[Any]) -> Hashable:
     parts: list[Any] = []
     for value in values:
         kind = type(value)  # 1, 1.0 and True are equal, and not the same argument
@@ -148,19 +154,19 @@ def _key(values: Iterable[Any]) -> Hashable:
         elif _NUMBERS.issuperset(kinds := tuple(map(type, value))):
             parts += kind, kinds, tuple(value)
         else:
-            parts += kind, _key(value)
+            parts += kind, _args_key(value)
     return tuple(parts)
 
 
-def _made(tensor: torch.Tensor) -> Made:
+def _tensor_meta(tensor: torch.Tensor) -> TensorMeta:
     return tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-def _plain(value: Any) -> bool:
+def _is_plain_meta(value: Any) -> bool:
     return type(value) is torch.Tensor and value.is_meta and value.layout == torch.strided and not value.is_conj()
 
 
-def _apart(read: list[torch.Tensor], made: tuple[torch.Tensor, ...]) -> bool:
+def _share_no_memory(operands: list[torch.Tensor], results: tuple[torch.Tensor, ...]) -> bool:
     """Whether no result shares memory with an operand or with another result."""
-    keys = [storage_key(tensor) for tensor in made]
-    return len(set(keys)) == len(keys) and not set(keys) & {storage_key(tensor) for tensor in read}
+    keys = [storage_key(tensor) for tensor in results]
+    return len(set(keys)) == len(keys) and not set(keys) & {storage_key(tensor) for tensor in operands}

@@ -17,15 +17,15 @@ from pytest_modelbudget.backends.torch.model.pytree import tensors
 
 Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "broadcast", "other"]
 
-WIRES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "fsdp"})
+COLLECTIVE_NAMESPACES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "fsdp"})
 """Namespaces of operators that move tensors between ranks, or pack and unpack what is moved."""
 
-_PACKING = "fsdp"
-_SILENT = ("wait_tensor", "wait_tensors", "_wrap_tensor_autograd", "barrier", "monitored_barrier_")
+_PACKING_NAMESPACE = "fsdp"
+_SENDING_NOTHING = ("wait_tensor", "wait_tensors", "_wrap_tensor_autograd", "barrier", "monitored_barrier_")
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentBytes:
     """One collective; `bytes` are what this rank sends."""
 
     kind: Collective
@@ -33,7 +33,7 @@ class Sent:
     ranks: int
 
 
-def send(func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_on_meta(func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a collective gives on meta, where nothing is sent."""
     name = func._schema.name.partition("::")[2]
     if name == "_wrap_tensor_autograd":  # its kernel for meta makes a new tensor, that for devices wraps the one it has
@@ -43,34 +43,34 @@ def send(func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dic
     return args[0] if name == "wait_tensor" else func(*args, **kwargs)
 
 
-def sent(op: str, args: tuple[Any, ...], out: Any) -> Sent | None:
+def sent_bytes(op: str, args: tuple[Any, ...], out: Any) -> SentBytes | None:
     """What the collective called `op` (`c10d.allreduce_`) sends, None for an operator that sends nothing."""
     namespace, _, name = op.partition(".")
-    if namespace not in WIRES or namespace == _PACKING or name in _SILENT:
+    if namespace not in COLLECTIVE_NAMESPACES or namespace == _PACKING_NAMESPACE or name in _SENDING_NOTHING:
         return None
-    kind, ranks = _kind(name), _ranks(args)
+    kind, ranks = _kind(name), _group_size(args)
     if kind == "all_gather":
-        largest = _bytes(out if namespace != "c10d" else args[0])
-        return Sent(kind, largest * (ranks - 1) // ranks, ranks)
+        gathered_bytes = _tensor_bytes(out if namespace != "c10d" else args[0])
+        return SentBytes(kind, gathered_bytes * (ranks - 1) // ranks, ranks)
     result_first = namespace == "c10d" and kind in ("reduce_scatter", "all_to_all")
-    given = _bytes(args[1 if result_first else 0])
-    share = 2 if kind == "all_reduce" else 1
-    return Sent(kind, given if kind == "other" else share * given * (ranks - 1) // ranks, ranks)
+    input_bytes = _tensor_bytes(args[1 if result_first else 0])
+    passes = 2 if kind == "all_reduce" else 1
+    return SentBytes(kind, input_bytes if kind == "other" else passes * input_bytes * (ranks - 1) // ranks, ranks)
 
 
 def _kind(name: str) -> Collective:
-    plain = name.replace("_", "")
+    squeezed = name.replace("_", "")
     for kind in get_args(Collective):
-        if kind.replace("_", "") in plain:
+        if kind.replace("_", "") in squeezed:
             return kind  # type: ignore[no-any-return]
     return "other"
 
 
-def _bytes(value: Any) -> int:
+def _tensor_bytes(value: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors(value))
 
 
-def _ranks(args: tuple[Any, ...]) -> int:
+def _group_size(args: tuple[Any, ...]) -> int:
     """Of the group among the arguments: an object, or the last word that is the name of one."""
     from torch._C._distributed_c10d import ProcessGroup
 

@@ -20,7 +20,7 @@ from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.summary import Below, Input
 
-_ASKING = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+_READING_TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -32,7 +32,7 @@ class Readings:
 
     def __init__(self) -> None:
         self.assumed: dict[str, Input] = {}
-        self.read: dict[str, Input] = {}
+        self.read_inputs: dict[str, Input] = {}
         self.drew = self.refused = False
         self._labels: dict[int, frozenset[str]] = {}
         self._pinned: dict[int, StorageWeakRef] = {}  # holds addresses, not memory: no key is used twice
@@ -42,28 +42,28 @@ class Readings:
         self.assumed[port.name] = port
         self._label(tensor, frozenset({port.name}))
 
-    def ask(self, asked: Iterable[torch.Tensor]) -> None:
+    def note_read(self, tensors: Iterable[torch.Tensor]) -> None:
         """Values of these tensors are read."""
         if self._labels:
-            self.read |= {name: self.assumed[name] for name in self._names(asked)}
+            self.read_inputs |= {name: self.assumed[name] for name in self._names(tensors)}
 
-    def before(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...]) -> None:
+    def before_operator(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...]) -> None:
         """An operator is about to run on `read`."""
-        if self._labels and (asked := asked_by(func)) is not None:
-            self.ask(asked(read, args))
+        if self._labels and (read_of := read_operands(func)) is not None:
+            self.note_read(read_of(operands, args))
 
-    def after(self, func: Any, read: list[torch.Tensor], out: Any) -> None:
+    def after_operator(self, func: Any, operands: list[torch.Tensor], out: Any) -> None:
         """An operator made `out` of `read`: of assumed values come assumed values."""
-        if self._labels and not _of_shapes(func) and (names := self._names(read)):
+        if self._labels and not _reads_shape_only(func) and (names := self._names(operands)):
             for tensor in tensors(out):
                 self._label(tensor, names | self._labels.get(storage_key(tensor), frozenset()))
 
-    def holds(self, tensor: torch.Tensor) -> bool:
+    def is_assumed(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` was made of assumed values."""
         return storage_key(tensor) in self._labels
 
-    def _names(self, read: Iterable[torch.Tensor]) -> frozenset[str]:
-        return frozenset().union(*(self._labels.get(storage_key(tensor), ()) for tensor in read))
+    def _names(self, operands: Iterable[torch.Tensor]) -> frozenset[str]:
+        return frozenset().union(*(self._labels.get(storage_key(tensor), ()) for tensor in operands))
 
     def _label(self, tensor: torch.Tensor, names: frozenset[str]) -> None:
         if (key := storage_key(tensor)) > 0:
@@ -78,42 +78,42 @@ def cure(port: Input) -> str:
     return f'give its value, as in "{port.spec.without_values} = {value}"'
 
 
-def made_up(port: Input, *, real: bool = False) -> str:
+def assumed_value(port: Input, *, real: bool = False) -> str:
     """What the values of this input were that nobody gave, in words."""
     if isinstance(port.spec.values, Below):
         return f"numbers below {port.spec.values.bound} were drawn"
-    zero, one = ("false", "true") if port.spec.dtype == "bool" else ("0", "1")
-    return f"{zero} and {one} were drawn" if real else f"{zero} was assumed"
+    zero_text, one_text = ("false", "true") if port.spec.dtype == "bool" else ("0", "1")
+    return f"{zero_text} and {one_text} were drawn" if real else f"{zero_text} was assumed"
 
 
-_Asked = Callable[[list[torch.Tensor], tuple[Any, ...]], Iterable[torch.Tensor]]
+_ReadOperands = Callable[[list[torch.Tensor], tuple[Any, ...]], Iterable[torch.Tensor]]
 
 
 @cache
-def asked_by(func: Any) -> _Asked | None:
+def read_operands(func: Any) -> _ReadOperands | None:
     """Which operands' values decide what an operator gives back, beyond the values in it; None where none do."""
     name = func._schema.name
     if name == "aten::index":
         return lambda read, args: [index for index in tensors(args[1]) if index.dtype in _MASKS]
     if name in ("aten::masked_select", "aten::_pack_padded_sequence"):
         return lambda read, args: [args[1]]
-    return (lambda read, args: read) if _ASKING & set(func.tags) else None
+    return (lambda read, args: read) if _READING_TAGS & set(func.tags) else None
 
 
 @cache
-def makes_anew(operator: str) -> bool:
+def reads_shape_only(operator: str) -> bool:
     """Whether only the shape of what it reads matters, as for `zeros_like`."""
     base = operator.rpartition(".")[2]
     return base.endswith("_like") or base.startswith("new_")
 
 
 @cache
-def _of_shapes(func: Any) -> bool:
+def _reads_shape_only(func: Any) -> bool:
     """Whether only the shape of what it reads matters, as for `zeros_like`."""
-    return makes_anew(func._schema.name.removeprefix("aten::"))
+    return reads_shape_only(func._schema.name.removeprefix("aten::"))
 
 
-def _all(*args: Any, **kwargs: Any) -> Any:
+def _all_arguments(*args: Any, **kwargs: Any) -> Any:
     return args, kwargs
 
 
@@ -121,39 +121,39 @@ def _after_first(_: Any, *args: Any, **kwargs: Any) -> Any:
     return args, kwargs
 
 
-def _in_lists(data: Any, *_: Any, **__: Any) -> Any:
+def _listed_data(data: Any, *_: Any, **__: Any) -> Any:
     """A tensor is copied by an operator; those in a list are numbers of the new tensor."""
     return () if isinstance(data, torch.Tensor) else data
 
 
-def _in_words(tensor: Any, spec: str) -> Any:
+def _formatted(tensor: Any, format_spec: str) -> Any:
     """A number in a text, as in `f"{loss:.3f}"`; without a format the tensor is shown, as `print` does."""
-    return tensor if spec else ()
+    return tensor if format_spec else ()
 
 
 _UNDISPATCHED: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
-    (torch.Tensor, "tolist", _all),
-    (torch.Tensor, "numpy", _all),
-    (torch.Tensor, "__dlpack__", _all),
-    (torch.Tensor, "__format__", _in_words),
+    (torch.Tensor, "tolist", _all_arguments),
+    (torch.Tensor, "numpy", _all_arguments),
+    (torch.Tensor, "__dlpack__", _all_arguments),
+    (torch.Tensor, "__format__", _formatted),
     (torch.Tensor, "tensor_split", _after_first),
     (torch, "tensor_split", _after_first),
-    (torch, "tensor", _in_lists),
-    (torch, "as_tensor", _in_lists),
+    (torch, "tensor", _listed_data),
+    (torch, "as_tensor", _listed_data),
 )
 """Functions that read values without an operator, and which of their arguments."""
 
 
 @contextmanager
-def asking(ask: Callable[[list[torch.Tensor]], object]) -> Iterator[None]:
-    """Inside, `ask` is called with the tensors whose values leave torch without an operator, before they do."""
+def value_reads_observed(on_read: Callable[[list[torch.Tensor]], object]) -> Iterator[None]:
+    """Inside, `on_read` is called with the tensors whose values leave torch without an operator, before they do."""
     thread = threading.get_ident()
 
     def telling(original: Callable[..., Any], read_of: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def read(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == thread:
-                ask(tensors(read_of(*args, **kwargs)))
+                on_read(tensors(read_of(*args, **kwargs)))
             return original(*args, **kwargs)
 
         return read
@@ -161,10 +161,10 @@ def asking(ask: Callable[[list[torch.Tensor]], object]) -> Iterator[None]:
     def show(tensor: torch.Tensor, **kwargs: Any) -> str:
         if threading.get_ident() == thread:
             with suppress(RuntimeError):  # what has no values is shown all the same
-                ask([] if tensor.is_meta else [tensor])
-        return shown(tensor, **kwargs)
+                on_read([] if tensor.is_meta else [tensor])
+        return original_repr(tensor, **kwargs)
 
-    shown: Callable[..., str] = torch.Tensor.__repr__
+    original_repr: Callable[..., str] = torch.Tensor.__repr__
     with ExitStack() as stack:
         for owner, name, read_of in _UNDISPATCHED:
             stack.enter_context(patched(owner, name, telling(getattr(owner, name), read_of)))

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+TensorMeta = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """Shape, strides and dtype of a result."""
 
-Answer = tuple[Made, ...] | None
+InferredMetas = tuple[TensorMeta, ...] | None
 """Each result, or None: ask torch."""
 
 _ELEMENTWISE = """
@@ -25,10 +25,10 @@ _ELEMENTWISE = """
 """
 
 
-def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+def infer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InferredMetas:
     """The results of `func`, when a rule knows them; every tensor among `args` is on meta."""
     rule = _RULES.get(f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}")
-    if rule is None or not kwargs.keys() <= _KNOWN_WORDS or not _plain(args[: _NUMBERS_OF.get(rule)]):
+    if rule is None or not kwargs.keys() <= _KNOWN_KWARGS or not _are_plain(args[: _TYPED_OPERANDS.get(rule)]):
         return None
     memory = kwargs.get("memory_format")
     if memory is not None:
@@ -36,42 +36,44 @@ def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
     return rule(*args)
 
 
-_KNOWN_WORDS = {"approximate", "alpha", "memory_format"}
+_KNOWN_KWARGS = {"approximate", "alpha", "memory_format"}
 
 
-def _plain(args: tuple[Any, ...]) -> bool:
+def _are_plain(args: tuple[Any, ...]) -> bool:
     """Whether the operands are ordinary tensors of one floating dtype, without empty dimensions."""
-    found = [one for value in args for one in (value if type(value) is list else (value,))]
-    found = [one for one in found if isinstance(one, torch.Tensor)]
+    operands = [item for value in args for item in (value if type(value) is list else (value,))]
+    operands = [item for item in operands if isinstance(item, torch.Tensor)]
     return (
-        bool(found)
-        and found[0].dtype.is_floating_point
-        and all(type(one) in (torch.Tensor, torch.nn.Parameter) and one.dtype == found[0].dtype for one in found)
-        and all(one.numel() > 0 for one in found)
+        bool(operands)
+        and operands[0].dtype.is_floating_point
+        and all(
+            type(item) in (torch.Tensor, torch.nn.Parameter) and item.dtype == operands[0].dtype for item in operands
+        )
+        and all(item.numel() > 0 for item in operands)
     )
 
 
-def _new(shape: Sequence[int], dtype: torch.dtype) -> Made:
-    return _laid_out(shape, range(len(shape))[::-1], dtype)
+def _contiguous_meta(shape: Sequence[int], dtype: torch.dtype) -> TensorMeta:
+    return _dense_meta(shape, range(len(shape))[::-1], dtype)
 
 
-def _elementwise(*operands: Any) -> Answer:
+def _elementwise(*operands: Any) -> InferredMetas:
     """Operands broadcast; the result is laid out as they are, the first of them above all."""
-    given = [one for one in operands if isinstance(one, torch.Tensor)]
-    if not all(isinstance(one, torch.Tensor) or type(one) in (int, float) for one in operands):
+    tensors = [operand for operand in operands if isinstance(operand, torch.Tensor)]
+    if not all(isinstance(operand, torch.Tensor) or type(operand) in (int, float) for operand in operands):
         return None
-    first = given[0]
-    if all(one.shape == first.shape for one in given):
-        if all(one.is_contiguous() for one in given):
-            return (_new(first.shape, first.dtype),)
-        if all(one.stride() == first.stride() for one in given) and _is_dense(first):
+    first = tensors[0]
+    if all(operand.shape == first.shape for operand in tensors):
+        if all(operand.is_contiguous() for operand in tensors):
+            return (_contiguous_meta(first.shape, first.dtype),)
+        if all(operand.stride() == first.stride() for operand in tensors) and _is_dense(first):
             return ((tuple(first.shape), first.stride(), first.dtype),)
     try:
-        shape = torch.broadcast_shapes(*[one.shape for one in given])
+        shape = torch.broadcast_shapes(*[operand.shape for operand in tensors])
     except RuntimeError:
         return None
-    strides = [_expanded(one, shape) for one in given]
-    return (_laid_out(shape, _order(shape, strides), first.dtype),)
+    strides = [_broadcast_strides(operand, shape) for operand in tensors]
+    return (_dense_meta(shape, _axis_order(shape, strides), first.dtype),)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -85,43 +87,43 @@ def _is_dense(tensor: torch.Tensor) -> bool:
     return True
 
 
-def _expanded(tensor: torch.Tensor, shape: Sequence[int]) -> list[int]:
+def _broadcast_strides(tensor: torch.Tensor, shape: Sequence[int]) -> list[int]:
     """Strides of a tensor that is broadcast to `shape`, 0 where it is repeated."""
-    lacking = len(shape) - tensor.dim()
-    own = [
-        0 if size == 1 and shape[lacking + axis] != 1 else tensor.stride(axis) for axis, size in enumerate(tensor.shape)
+    missing = len(shape) - tensor.dim()
+    strides = [
+        0 if size == 1 and shape[missing + axis] != 1 else tensor.stride(axis) for axis, size in enumerate(tensor.shape)
     ]
-    return [0] * lacking + own
+    return [0] * missing + strides
 
 
-def _order(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+def _axis_order(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
     """The axes from the innermost outwards, sorted as torch sorts them: by insertion, and only where strides tell."""
     order = list(reversed(range(len(shape))))
     for start in range(1, len(order)):
-        at = start
+        position = start
         for before in reversed(range(start)):
-            verdict = _compared(order[before], order[at], shape, strides)
-            if verdict > 0:
-                order[before], order[at] = order[at], order[before]
-                at = before
-            elif verdict < 0:
+            comparison = _compare_axes(order[before], order[position], shape, strides)
+            if comparison > 0:
+                order[before], order[position] = order[position], order[before]
+                position = before
+            elif comparison < 0:
                 break
     return order
 
 
-def _compared(inner: int, outer: int, shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int:
+def _compare_axes(inner: int, outer: int, shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int:
     """1 when two axes are in the wrong order, -1 when in the right one, 0 when no operand says."""
-    for one in strides:
-        if one[inner] == 0 or one[outer] == 0:
+    for operand_strides in strides:
+        if operand_strides[inner] == 0 or operand_strides[outer] == 0:
             continue
-        if one[inner] != one[outer]:
-            return 1 if one[inner] > one[outer] else -1
+        if operand_strides[inner] != operand_strides[outer]:
+            return 1 if operand_strides[inner] > operand_strides[outer] else -1
         if shape[inner] > shape[outer]:
             return 1
     return 0
 
 
-def _laid_out(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype) -> Made:
+def _dense_meta(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype) -> TensorMeta:
     strides, filled = [0] * len(shape), 1
     for axis in order:
         strides[axis] = filled
@@ -129,64 +131,64 @@ def _laid_out(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype) ->
     return tuple(shape), tuple(strides), dtype
 
 
-def _contiguous(data: torch.Tensor, *others: Any) -> Answer:
-    return (_new(data.shape, data.dtype),)
+def _contiguous(data: torch.Tensor, *others: Any) -> InferredMetas:
+    return (_contiguous_meta(data.shape, data.dtype),)
 
 
-def _same(data: torch.Tensor, *others: Any) -> Answer:
+def _like_first(data: torch.Tensor, *others: Any) -> InferredMetas:
     """As its first operand, when that is contiguous."""
     return _contiguous(data) if data.is_contiguous() else None
 
 
-def _clone(data: torch.Tensor) -> Answer:
+def _clone(data: torch.Tensor) -> InferredMetas:
     return ((tuple(data.shape), data.stride(), data.dtype),) if _is_dense(data) else None
 
 
-def _softmax(data: torch.Tensor, dim: int, other: Any = None) -> Answer:
-    return _same(data) if not other and -data.dim() <= dim < data.dim() else None
+def _softmax(data: torch.Tensor, dim: int, other: Any = None) -> InferredMetas:
+    return _like_first(data) if not other and -data.dim() <= dim < data.dim() else None
 
 
-def _cat(parts: list[torch.Tensor], dim: int = 0) -> Answer:
+def _cat(parts: list[torch.Tensor], dim: int = 0) -> InferredMetas:
     first = parts[0]
-    if not -first.dim() <= dim < first.dim() or not all(one.is_contiguous() for one in parts):
+    if not -first.dim() <= dim < first.dim() or not all(part.is_contiguous() for part in parts):
         return None
     dim %= first.dim()
-    rest = {(*one.shape[:dim], *one.shape[dim + 1 :]) for one in parts}
-    if len(rest) > 1 or any(one.dim() != first.dim() for one in parts):
+    other_sizes = {(*part.shape[:dim], *part.shape[dim + 1 :]) for part in parts}
+    if len(other_sizes) > 1 or any(part.dim() != first.dim() for part in parts):
         return None
-    total = sum([one.shape[dim] for one in parts])
-    return (_new((*first.shape[:dim], total, *first.shape[dim + 1 :]), first.dtype),)
+    total = sum([part.shape[dim] for part in parts])
+    return (_contiguous_meta((*first.shape[:dim], total, *first.shape[dim + 1 :]), first.dtype),)
 
 
-def _mm(left: torch.Tensor, right: torch.Tensor) -> Answer:
+def _mm(left: torch.Tensor, right: torch.Tensor) -> InferredMetas:
     if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
         return None
-    return (_new((left.shape[0], right.shape[1]), left.dtype),)
+    return (_contiguous_meta((left.shape[0], right.shape[1]), left.dtype),)
 
 
-def _addmm(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> Answer:
+def _addmm(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> InferredMetas:
     return _mm(left, right) if right.dim() == 2 and bias.shape == right.shape[1:] else None
 
 
-def _bmm(left: torch.Tensor, right: torch.Tensor) -> Answer:
+def _bmm(left: torch.Tensor, right: torch.Tensor) -> InferredMetas:
     fits = left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0] and left.shape[2] == right.shape[1]
-    return (_new((*left.shape[:2], right.shape[2]), left.dtype),) if fits else None
+    return (_contiguous_meta((*left.shape[:2], right.shape[2]), left.dtype),) if fits else None
 
 
 def _grouped_mm(
     left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor | None = None, bias: Any = None, dtype: Any = None
-) -> Answer:
+) -> InferredMetas:
     """Products of groups of rows, columns or matrices; up to 2.14 torch refuses float32 here, which its kernels take.
 
     Rows of the result are padded to 16 bytes.
     """
-    alone = left.dim() == right.dim() == 3
-    if bias is not None or dtype is not None or (ends is None) != alone or not _in_16_bytes(left, right):
+    batched = left.dim() == right.dim() == 3
+    if bias is not None or dtype is not None or (ends is None) != batched or not _is_aligned_to_16_bytes(left, right):
         return None
     if left.dim() == right.dim() == 2:
         assert ends is not None
         shape = (*ends.shape, left.shape[0], right.shape[1])
-    elif alone:
+    elif batched:
         shape = (*left.shape[:2], right.shape[2]) if left.shape[0] == right.shape[0] else ()
     else:
         shape = left.shape[-2], right.shape[-1]
@@ -197,104 +199,107 @@ def _grouped_mm(
     return ((shape, (shape[-2] * padded, padded, 1)[-len(shape) :], left.dtype),)
 
 
-def _in_16_bytes(*matrices: torch.Tensor) -> bool:
+def _is_aligned_to_16_bytes(*matrices: torch.Tensor) -> bool:
     """Whether rows or columns begin at multiples of 16 bytes, as the kernels want them."""
-    steps = [sorted(one.stride()[-2:]) for one in matrices if one.dim() in (2, 3)]
+    strides = [sorted(matrix.stride()[-2:]) for matrix in matrices if matrix.dim() in (2, 3)]
     size = matrices[0].element_size()
-    return len(steps) == len(matrices) and all(inner == 1 and outer * size % 16 == 0 for inner, outer in steps)
+    return len(strides) == len(matrices) and all(inner == 1 and outer * size % 16 == 0 for inner, outer in strides)
 
 
 def _convolution(
     data: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: list[int], padding: list[int],
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
-) -> Answer:  # fmt: skip
+) -> InferredMetas:  # fmt: skip
     axes = data.dim() - 2
     if transposed or axes < 1 or weight.dim() != data.dim() or not weight.is_contiguous():
         return None
-    last = axes == 2 and data.is_contiguous(memory_format=torch.channels_last)
-    if not data.is_contiguous() and not last:
+    channels_last = axes == 2 and data.is_contiguous(memory_format=torch.channels_last)
+    if not data.is_contiguous() and not channels_last:
         return None
     if data.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
-    sizes = _windows(data.shape[2:], weight.shape[2:], stride, padding, dilation)
+    sizes = _window_counts(data.shape[2:], weight.shape[2:], stride, padding, dilation)
     if not sizes:
         return None
     shape = data.shape[0], weight.shape[0], *sizes
     # The kernels of CPUs and GPUs keep channels last; torch's own answer on meta does not.
-    return (_new(shape, data.dtype) if data.is_contiguous() else _laid_out(shape, (1, 3, 2, 0), data.dtype),)
+    return (
+        _contiguous_meta(shape, data.dtype) if data.is_contiguous() else _dense_meta(shape, (1, 3, 2, 0), data.dtype),
+    )
 
 
-def _windows(
+def _window_counts(
     sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
     """The places of a window along each axis; empty when it does not fit."""
-    if any(len(one) not in (1, len(sizes)) for one in (kernel, stride, padding, dilation)):
+    if any(len(argument) not in (1, len(sizes)) for argument in (kernel, stride, padding, dilation)):
         return []
     kernel, stride, padding, dilation = (
-        list(one) * len(sizes) if len(one) == 1 else list(one) for one in (kernel, stride, padding, dilation)
+        list(argument) * len(sizes) if len(argument) == 1 else list(argument)
+        for argument in (kernel, stride, padding, dilation)
     )
     if min(stride) < 1:
         return []
-    found = [
-        (size + 2 * pad - wide * (length - 1) - 1) // step + 1
-        for size, length, step, pad, wide in zip(sizes, kernel, stride, padding, dilation, strict=True)
+    counts = [
+        (size + 2 * pad - gap * (length - 1) - 1) // step + 1
+        for size, length, step, pad, gap in zip(sizes, kernel, stride, padding, dilation, strict=True)
     ]
-    return found if min(found) > 0 else []
+    return counts if min(counts) > 0 else []
 
 
 def _max_pool2d(
     data: torch.Tensor, kernel: list[int], stride: list[int] | None = None, padding: list[int] | None = None,
     dilation: list[int] | None = None, ceil_mode: bool = False,
-) -> Answer:  # fmt: skip
+) -> InferredMetas:  # fmt: skip
     if ceil_mode or data.dim() != 4 or not data.is_contiguous():
         return None
     padding, dilation = padding or [0], dilation or [1]
     if 2 * max(padding) > min(kernel):
         return None
-    sizes = _windows(data.shape[2:], kernel, stride or kernel, padding, dilation)
+    sizes = _window_counts(data.shape[2:], kernel, stride or kernel, padding, dilation)
     shape = (*data.shape[:2], *sizes)
-    return (_new(shape, data.dtype), _new(shape, torch.int64)) if sizes else None
+    return (_contiguous_meta(shape, data.dtype), _contiguous_meta(shape, torch.int64)) if sizes else None
 
 
 def _batch_norm(
     data: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
-) -> Answer:
+) -> InferredMetas:
     if data.dim() < 2 or not data.is_contiguous() or data.dtype not in (torch.float32, torch.float64):
         return None
     if mean is None or var is None:
         return None
-    if any(one is not None and one.shape != data.shape[1:2] for one in (weight, bias, mean, var)):
+    if any(statistic is not None and statistic.shape != data.shape[1:2] for statistic in (weight, bias, mean, var)):
         return None
-    statistics = _new(data.shape[1:2], data.dtype)
-    return _new(data.shape, data.dtype), statistics, statistics
+    statistics = _contiguous_meta(data.shape[1:2], data.dtype)
+    return _contiguous_meta(data.shape, data.dtype), statistics, statistics
 
 
-def _layer_norm(data: torch.Tensor, shape: list[int], weight: Any, bias: Any, eps: float) -> Answer:
-    kept = data.dim() - len(shape)
-    if kept < 0 or data.dtype not in (torch.float32, torch.float64):
+def _layer_norm(data: torch.Tensor, shape: list[int], weight: Any, bias: Any, eps: float) -> InferredMetas:
+    leading = data.dim() - len(shape)
+    if leading < 0 or data.dtype not in (torch.float32, torch.float64):
         return None
-    given = [list(one.shape) for one in (weight, bias) if one is not None]
-    if any(one != list(shape) for one in (list(data.shape[kept:]), *given)):
+    affine_shapes = [list(tensor.shape) for tensor in (weight, bias) if tensor is not None]
+    if any(tensor != list(shape) for tensor in (list(data.shape[leading:]), *affine_shapes)):
         return None
-    statistics = _new((*data.shape[:kept], *(1 for _ in shape)), data.dtype)
-    return _new(data.shape, data.dtype), statistics, statistics
+    statistics = _contiguous_meta((*data.shape[:leading], *(1 for _ in shape)), data.dtype)
+    return _contiguous_meta(data.shape, data.dtype), statistics, statistics
 
 
-def _mean(data: torch.Tensor, dim: list[int] | None, keepdim: bool = False) -> Answer:
+def _mean(data: torch.Tensor, dim: list[int] | None, keepdim: bool = False) -> InferredMetas:
     if not dim or not data.is_contiguous() or not all(-data.dim() <= axis < data.dim() for axis in dim):
         return None
-    gone = {axis % data.dim() for axis in dim}
-    if len(gone) != len(dim):
+    reduced = {axis % data.dim() for axis in dim}
+    if len(reduced) != len(dim):
         return None
-    shape = [1 if axis in gone else size for axis, size in enumerate(data.shape) if keepdim or axis not in gone]
-    return (_new(shape, data.dtype),)
+    shape = [1 if axis in reduced else size for axis, size in enumerate(data.shape) if keepdim or axis not in reduced]
+    return (_contiguous_meta(shape, data.dtype),)
 
 
 def _ctc_loss(
     scores: torch.Tensor, targets: torch.Tensor, lengths: Any, target_lengths: Any, blank: int = 0, infinity: Any = None
-) -> Answer:
+) -> InferredMetas:
     """A loss for each sequence, and for its gradient the table of (steps, states), two states a label and one.
 
     Scores are `(steps, batch, classes)`. Torch has no answer on meta.
@@ -303,17 +308,17 @@ def _ctc_loss(
     if scores.dim() != 3 or (targets.dim() != 2 and not isinstance(target_lengths, (list, tuple))):
         return None
     steps, batch, _ = scores.shape
-    return _new((batch,), scores.dtype), _new((batch, steps, 2 * longest + 1), scores.dtype)
+    return _contiguous_meta((batch,), scores.dtype), _contiguous_meta((batch, steps, 2 * longest + 1), scores.dtype)
 
 
-_NUMBERS_OF: dict[Callable[..., Answer], int] = {_grouped_mm: 2, _ctc_loss: 1}
+_TYPED_OPERANDS: dict[Callable[..., InferredMetas], int] = {_grouped_mm: 2, _ctc_loss: 1}
 """How many operands of a rule are of its one dtype, where not all are."""
 
-_RULES: dict[str, Callable[..., Answer]] = {
+_RULES: dict[str, Callable[..., InferredMetas]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
     "clone.default": _clone,
-    "tril.default": _same,
-    "triu.default": _same,
+    "tril.default": _like_first,
+    "triu.default": _like_first,
     "_softmax.default": _softmax,
     "_safe_softmax.default": _softmax,
     "cat.default": _cat,

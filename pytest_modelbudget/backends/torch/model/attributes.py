@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_dispatch
-from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors, parts_among
+from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors, part_ids_among
 from pytest_modelbudget.backends.torch.model.packed_layers import is_ordinary
 from pytest_modelbudget.backends.torch.model.stored_tensors import has_class_of_its_own, is_wrapper
 
 CONTAINERS = frozenset({dict, OrderedDict, list, set})
 
 
-class Held:
+class AttributeSnapshot:
     """The attributes of modules as they are now, with what is in their dicts, lists and sets (not what is in those).
 
     `sizes` says how many each of the modules has; `names` and `values` are all of them in a row, which is compared many
@@ -37,7 +37,7 @@ class Held:
         self._full: list[Any] = list(filter(None, containers))
         self._contents: list[Any] = [value.copy() for value in self._full]
 
-    def same(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether they still hold the same objects, in the same order; their training flags may be others."""
         sizes, names, values = _attributes(self.modules)
         try:
@@ -57,18 +57,18 @@ class Held:
             self._other[place] = values[place]
         return values == self._other
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Make them hold again what they held, but for their training flags; containers stay the same objects."""
-        if self.same():
+        if self.is_unchanged():
             return
         attributes = zip(self.names, self.values, strict=True)
         for module, size in zip(self.modules, self.sizes, strict=True):
-            own, before = vars(module), dict(islice(attributes, size))
-            if "training" in before:
-                before["training"] = module.training
-            if [*own] != [*before] or not all(map(is_, own.values(), before.values())):
-                own.clear()
-                own.update(before)
+            current, saved = vars(module), dict(islice(attributes, size))
+            if "training" in saved:
+                saved["training"] = module.training
+            if [*current] != [*saved] or not all(map(is_, current.values(), saved.values())):
+                current.clear()
+                current.update(saved)
         for value in self._empty:
             value.clear()
         for value, content in zip(self._full, self._contents, strict=True):
@@ -85,14 +85,14 @@ def _attributes(modules: Sequence[nn.Module]) -> tuple[list[int], list[str], lis
     names: list[str] = []
     values: list[Any] = []
     for module in modules:
-        own = module.__dict__
-        sizes.append(len(own))
-        names += own
-        values += own.values()
+        dicts = module.__dict__
+        sizes.append(len(dicts))
+        names += dicts
+        values += dicts.values()
     return sizes, names, values
 
 
-class Holdings:
+class ModuleAttributes:
     """What all modules of a model hold between two passes.
 
     `modules` are these modules, `unusual` those among them that may hold packed weights, and `parts` those that are a
@@ -102,31 +102,33 @@ class Holdings:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._look()
-        held = all_tensors(self.modules)
-        own = [tensor for tensor in held if has_class_of_its_own(tensor)]
-        self._weights = [(tensor, tensor.data, dict(vars(tensor))) for tensor in own]
-        self.has_kernels = bool(own) or any(map(is_wrapper, held))
+        self._read()
+        tensors = all_tensors(self.modules)
+        custom = [tensor for tensor in tensors if has_class_of_its_own(tensor)]
+        self._weights = [(tensor, tensor.data, dict(vars(tensor))) for tensor in custom]
+        self.has_kernels = bool(custom) or any(map(is_wrapper, tensors))
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         self.modules: Sequence[nn.Module] = all_modules(self._model)
         self.unusual = [module for module in self.modules if not is_ordinary(module)]
-        self.parts = parts_among(self.modules)
-        self._held = Held([module for module in self.modules if not isinstance(module, torch.jit.ScriptModule)])
+        self.parts = part_ids_among(self.modules)
+        self._snapshot = AttributeSnapshot(
+            [module for module in self.modules if not isinstance(module, torch.jit.ScriptModule)]
+        )
 
     def refresh(self) -> None:
         """From now on it is what they hold now; a weight that a layer packed while it ran is again as it was."""
-        self._put_back_weights()
-        if not self._held.same():
-            self._look()
+        self._restore_weights()
+        if not self._snapshot.is_unchanged():
+            self._read()
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Undo what was done to any module."""
-        self._put_back_weights()
+        self._restore_weights()
         with no_dispatch():
-            self._held.put_back()
+            self._snapshot.restore()
 
-    def _put_back_weights(self) -> None:
+    def _restore_weights(self) -> None:
         with no_dispatch():
             for tensor, data, attributes in self._weights:
                 tensor.data = data

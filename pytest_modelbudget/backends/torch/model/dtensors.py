@@ -14,37 +14,37 @@ from torch import nn
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 
-_TENSORS = ("torch.distributed.tensor", "torch.distributed._tensor")
-_ARRIVING = ("torch.distributed._functional_collectives",)
-_WRAPPERS = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
+_DTENSOR_MODULES = ("torch.distributed.tensor", "torch.distributed._tensor")
+_COLLECTIVE_MODULES = ("torch.distributed._functional_collectives",)
+_FSDP_MODULES = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
 _ORDINARY = (torch.Tensor, nn.Parameter)
-_HOOKS = (*_TENSORS, *_WRAPPERS)  # and none of activation checkpointing, which changes what is held
+_HOOKS = (*_DTENSOR_MODULES, *_FSDP_MODULES)  # and none of activation checkpointing, which changes what is held
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is a `DTensor`, of which this rank holds a part (or a copy)."""
-    return type(tensor) not in _ORDINARY and isinstance(tensor, _classes(_TENSORS, "DTensor"))
+    return type(tensor) not in _ORDINARY and isinstance(tensor, _classes(_DTENSOR_MODULES, "DTensor"))
 
 
-def local(tensor: Any) -> Any:
+def local_part(tensor: Any) -> Any:
     """The part of `tensor` that this rank holds; of a result that is still on its way, the place where it arrives."""
     while type(tensor) not in _ORDINARY:
         if is_sharded(tensor):
             tensor = tensor._local_tensor
-        elif _arrives(tensor):
+        elif _is_arriving(tensor):
             tensor = tensor.elem
         else:
             break
     return tensor
 
 
-def arrived(tensor: Any) -> Any:
+def wait_for(tensor: Any) -> Any:
     """`tensor`; one that is on its way from other ranks is waited for."""
-    return tensor.view_as(tensor) if _arrives(tensor) else tensor
+    return tensor.view_as(tensor) if _is_arriving(tensor) else tensor
 
 
-def _arrives(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, _classes(_ARRIVING, "AsyncCollectiveTensor"))
+def _is_arriving(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, _classes(_COLLECTIVE_MODULES, "AsyncCollectiveTensor"))
 
 
 def has_shards(model: nn.Module) -> bool:
@@ -54,26 +54,26 @@ def has_shards(model: nn.Module) -> bool:
 
 def any_sharded(modules: Sequence[nn.Module]) -> bool:
     """Whether any parameter that one of `modules` holds itself is sharded."""
-    if not (kinds := _classes(_TENSORS, "DTensor")):
+    if not (kinds := _classes(_DTENSOR_MODULES, "DTensor")):
         return False
     parameters = chain.from_iterable([module._parameters.values() for module in modules])
     return any(isinstance(tensor, kinds) for tensor in parameters if type(tensor) not in _ORDINARY)
 
 
-def whole(tensor: Any) -> torch.Tensor:
+def whole_on_meta(tensor: Any) -> torch.Tensor:
     """A tensor on the meta device with the shape and strides that a `DTensor` has on all ranks together."""
     data = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device="meta")
     return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
-def note(model: nn.Module) -> tuple[str, ...]:
+def sharding_notes(model: nn.Module) -> tuple[str, ...]:
     """What to say of a model whose parameters are sharded; nothing for others.
 
     Raises:
         ModelBudgetError: it is inside `FullyShardedDataParallel`, whose flat parameters hide the whole.
     """
-    flat, modules = _classes(_WRAPPERS, "FullyShardedDataParallel"), all_modules(model)
-    if flat and any(issubclass(kind, flat) for kind in set(map(type, modules))):
+    wrappers, modules = _classes(_FSDP_MODULES, "FullyShardedDataParallel"), all_modules(model)
+    if wrappers and any(issubclass(kind, wrappers) for kind in set(map(type, modules))):
         raise ModelBudgetError(
             "a model inside FullyShardedDataParallel shows this rank's part of its parameters only: "
             "count it before it is wrapped, or shard it with fully_shard"
@@ -84,11 +84,11 @@ def note(model: nn.Module) -> tuple[str, ...]:
     return (f"sharded over {ranks} ranks: all numbers are those of the whole model, not of one rank",)
 
 
-def merge(model: nn.Module) -> None:
+def remove_sharding(model: nn.Module) -> None:
     """Make a ghost of a sharded model run on one device: without hooks that gather, scatter or redistribute."""
-    wrapper = _classes(_WRAPPERS, "FSDPModule")
+    wrappers = _classes(_FSDP_MODULES, "FSDPModule")
     for module in model.modules():
-        if isinstance(module, wrapper):
+        if isinstance(module, wrappers):
             kind = type(module)
             module.__class__ = kind.__mro__[getattr(kind, "_orig_cls_mro_index", 2)]
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -109,5 +109,5 @@ def _classes(modules: tuple[str, ...], name: str) -> tuple[type, ...]:
 
 def _imported(modules: tuple[str, ...], name: str) -> Iterator[type]:
     for module in modules:
-        if isinstance(found := getattr(sys.modules.get(module), name, None), type):
-            yield found
+        if isinstance(cls := getattr(sys.modules.get(module), name, None), type):
+            yield cls

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pytest_modelbudget.backends.torch.model.meta_tensors import CONSTANT, LARGE
+from pytest_modelbudget.backends.torch.model.meta_tensors import MAX_CONSTANT_ELEMENTS, META_FROM_ELEMENTS
 
 _EMPTY_LARGE = 1_024  # what `empty` holds is never read, it is only written to: a lower limit than for values
 
@@ -48,16 +48,16 @@ def _square(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 FACTORIES: dict[Any, tuple[Callable[[tuple[Any, ...], Mapping[str, Any]], int], int]] = {
     torch.empty: (_size, _EMPTY_LARGE),
     torch.empty_strided: (_size_first, _EMPTY_LARGE),
-    torch.zeros: (_size, LARGE),
-    torch.ones: (_size, LARGE),
-    torch.rand: (_size, LARGE),
-    torch.randn: (_size, LARGE),
-    torch.full: (_size_first, LARGE),
-    torch.randint: (_last_size, CONSTANT),
-    torch.randperm: (_size_first, CONSTANT),
-    torch.arange: (_range, CONSTANT),
-    torch.linspace: (_steps, CONSTANT),
-    torch.logspace: (_steps, CONSTANT),
-    torch.eye: (_square, LARGE),
+    torch.zeros: (_size, META_FROM_ELEMENTS),
+    torch.ones: (_size, META_FROM_ELEMENTS),
+    torch.rand: (_size, META_FROM_ELEMENTS),
+    torch.randn: (_size, META_FROM_ELEMENTS),
+    torch.full: (_size_first, META_FROM_ELEMENTS),
+    torch.randint: (_last_size, MAX_CONSTANT_ELEMENTS),
+    torch.randperm: (_size_first, MAX_CONSTANT_ELEMENTS),
+    torch.arange: (_range, MAX_CONSTANT_ELEMENTS),
+    torch.linspace: (_steps, MAX_CONSTANT_ELEMENTS),
+    torch.logspace: (_steps, MAX_CONSTANT_ELEMENTS),
+    torch.eye: (_square, META_FROM_ELEMENTS),
 }
 """The elements that a call would make, and the limit."""

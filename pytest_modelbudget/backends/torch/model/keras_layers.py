@@ -18,11 +18,11 @@ from torch import nn
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
-Held = list[tuple[str, torch.Tensor, Any]]
+NamedTensors = list[tuple[str, torch.Tensor, Any]]
 """Weights with their names and roles."""
 
 
-def kinds() -> tuple[type, ...]:
+def layer_classes() -> tuple[type, ...]:
     """Keras' class of layers, when it is one of torch's modules in this process; for `isinstance`."""
     if "keras" not in sys.modules:
         return ()
@@ -37,7 +37,7 @@ def _keras() -> Any:
 
 def among(modules: Iterable[nn.Module]) -> list[Any]:
     """The Keras layers among modules."""
-    if not (kind := kinds()):
+    if not (kind := layer_classes()):
         return []
     return [module for module in modules if isinstance(module, kind)]
 
@@ -54,22 +54,22 @@ def wrapped(layer: nn.Module) -> nn.Module | None:
 
 def children(layer: nn.Module) -> list[tuple[str, nn.Module]]:
     """The layers below one that have a row of their own, with their names."""
-    return [(str(below.name), below) for below in _keras().rows_below(layer)]
+    return [(str(sublayer.name), sublayer) for sublayer in _keras().rows_below(layer)]
 
 
 def parts(layer: nn.Module) -> list[nn.Module]:
     """The layers below one that belong to its row."""
     if _keras().rows_below(layer) or wrapped(layer) is not None:
         return []
-    inside: dict[int, nn.Module] = {}
-    waiting = sublayers(layer)
-    while waiting:
-        below = waiting.pop()
-        if id(below) not in inside:
-            inside[id(below)] = below
-            inner = wrapped(below)
-            waiting += sublayers(below) if inner is None else list(inner.modules())
-    return list(inside.values())
+    by_id: dict[int, nn.Module] = {}
+    pending = sublayers(layer)
+    while pending:
+        sublayer = pending.pop()
+        if id(sublayer) not in by_id:
+            by_id[id(sublayer)] = sublayer
+            inner = wrapped(sublayer)
+            pending += sublayers(sublayer) if inner is None else list(inner.modules())
+    return list(by_id.values())
 
 
 def names(modules: Iterable[nn.Module]) -> Mapping[int, str]:
@@ -78,24 +78,24 @@ def names(modules: Iterable[nn.Module]) -> Mapping[int, str]:
     return _keras().names(layers) if layers else {}
 
 
-def weights(layer: nn.Module, path: str, model: str) -> Held:
+def weights(layer: nn.Module, path: str, model: str) -> NamedTensors:
     """What the row of a layer holds, under Keras' names; no seeds and no metrics.
 
     Raises:
         ModelBudgetError: the layer, or one in it, was never built.
     """
-    if (below := _keras().unbuilt(layer)) is not None:
-        where = f"{path}/{below}" if below else path
+    if (unbuilt := _keras().unbuilt(layer)) is not None:
+        location = f"{path}/{unbuilt}" if unbuilt else path
         raise ModelBudgetError(
-            f"{model}: the Keras layer {where!r} was never built; call it in forward, or remove it: "
+            f"{model}: the Keras layer {location!r} was never built; call it in forward, or remove it: "
             "its weights are not known"
         )
-    return [(name, tensor, "buffer" if beside else "param") for name, tensor, beside in _keras().held(layer)]
+    return [(name, tensor, "buffer" if is_buffer else "param") for name, tensor, is_buffer in _keras().held(layer)]
 
 
-def as_meant(module: nn.Module, stored: list[Weight]) -> list[Weight]:
+def as_meant(module: nn.Module, weights_stored: list[Weight]) -> list[Weight]:
     """Weights of a Keras layer as what they stand for, where it packs several into a byte; others as they are."""
-    return list(_keras().as_meant(module, stored)) if isinstance(module, kinds()) else stored
+    return list(_keras().as_meant(module, weights_stored)) if isinstance(module, layer_classes()) else weights_stored
 
 
 def settle(modules: Iterable[nn.Module], make: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -107,13 +107,13 @@ def settle(modules: Iterable[nn.Module], make: Callable[[torch.Tensor], torch.Te
 
 def values(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
     """The values of all variables of the Keras layers among modules."""
-    held = [variable._value for layer in among(modules) for variable in layer.variables]
-    return [value for value in held if isinstance(value, torch.Tensor)]
+    tensors = [variable._value for layer in among(modules) for variable in layer.variables]
+    return [value for value in tensors if isinstance(value, torch.Tensor)]
 
 
 def running(*, training: bool, on_meta: bool) -> AbstractContextManager[Any]:
     """Around a call of modules: in which mode Keras runs in it, and whether on the meta device."""
-    return _keras().running(training, on_meta) if kinds() else nullcontext()
+    return _keras().running(training, on_meta) if layer_classes() else nullcontext()
 
 
 def are_unbuilt(modules: Iterable[nn.Module]) -> bool:

@@ -15,15 +15,15 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from pytest_modelbudget.backends.torch.model import keras_layers
-from pytest_modelbudget.backends.torch.model.dtensors import has_shards, is_sharded, merge
-from pytest_modelbudget.backends.torch.model.meta_tensors import META, Ghosts, keeps_values
+from pytest_modelbudget.backends.torch.model.dtensors import has_shards, is_sharded, remove_sharding
+from pytest_modelbudget.backends.torch.model.meta_tensors import META, MetaTensors, keeps_values
 from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import is_wrapper
 
 _ORDINARY = (torch.Tensor, nn.Parameter)
 
 
-def ghost_of(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device; `model` is only read, and no memory for its weights is taken.
 
     The copy of a sharded model is whole.
@@ -31,50 +31,50 @@ def ghost_of(model: nn.Module) -> nn.Module:
     Raises:
         NotOnMeta: a weight is of a class that cannot be made there.
     """
-    ghosts = Ghosts()
+    meta_tensors = MetaTensors()
     memo: dict[int, Any] = {}
     modules = all_modules(model)
-    held = [*all_tensors(modules), *keras_layers.values(modules)]
-    for tensor in held:
+    tensors = [*all_tensors(modules), *keras_layers.values(modules)]
+    for tensor in tensors:
         if id(tensor) not in memo:
-            memo[id(tensor)] = _stand_in(tensor, ghosts)
-    with CopyTensors(partial(_stand_in, ghosts=ghosts)), torch.no_grad():
+            memo[id(tensor)] = _stand_in(tensor, meta_tensors)
+    with ReplaceTensorsInCopy(partial(_stand_in, meta_tensors=meta_tensors)), torch.no_grad():
         try:
-            ghost = _copied(model, dict(memo), held)
+            copied = _deep_copy(model, dict(memo), tensors)
         except Exception:  # a lock, a generator, a file: share what cannot be copied
-            ghost = _structure(model, memo)
+            copied = _copy_structure(model, memo)
     if has_shards(model):
-        merge(ghost)
-    return ghost
+        remove_sharding(copied)
+    return copied
 
 
-def valueless(module: nn.Module) -> nn.Module:
+def meta_copy_without_values(module: nn.Module) -> nn.Module:
     """A copy of `module` of which nothing holds values, for whoever runs it on the meta device alone."""
-    ghost = ghost_of(module)
-    for part in all_modules(ghost):
-        for name, buffer in part._buffers.items():
-            part._buffers[name] = None if buffer is None else buffer.to(META)
-    return ghost
+    copied = meta_copy(module)
+    for submodule in all_modules(copied):
+        for name, buffer in submodule._buffers.items():
+            submodule._buffers[name] = None if buffer is None else buffer.to(META)
+    return copied
 
 
-def _copied(model: nn.Module, memo: dict[int, Any], held: list[torch.Tensor]) -> nn.Module:
+def _deep_copy(model: nn.Module, memo: dict[int, Any], tensors: list[torch.Tensor]) -> nn.Module:
     """A deep copy; what parameters of classes of their own hold (statistics, their layer) is copied with it."""
-    same = copy.deepcopy(model, memo)
-    for tensor in held:
+    copied = copy.deepcopy(model, memo)
+    for tensor in tensors:
         if type(tensor) not in _ORDINARY and not is_wrapper(tensor):
             vars(memo[id(tensor)]).update({name: copy.deepcopy(value, memo) for name, value in vars(tensor).items()})
-    return same
+    return copied
 
 
-def _stand_in(tensor: torch.Tensor, ghosts: Ghosts) -> torch.Tensor:
+def _stand_in(tensor: torch.Tensor, meta_tensors: MetaTensors) -> torch.Tensor:
     if is_lazy(tensor) or isinstance(tensor, nn.Parameter) or tensor.is_meta or is_sharded(tensor):
-        return ghosts.of(tensor)
-    if keeps_values(tensor) and not ghosts.shares(tensor):
+        return meta_tensors.of(tensor)
+    if keeps_values(tensor) and not meta_tensors.shares(tensor):
         return tensor.detach().cpu().clone()
-    return ghosts.of(tensor)
+    return meta_tensors.of(tensor)
 
 
-class CopyTensors(TorchFunctionMode):  # type: ignore[misc]
+class ReplaceTensorsInCopy(TorchFunctionMode):  # type: ignore[misc]
     """Inside, a deep copy has `stand_in(tensor)` for each tensor, as those that modules hold in plain attributes."""
 
     def __init__(self, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -90,7 +90,7 @@ class CopyTensors(TorchFunctionMode):  # type: ignore[misc]
         return memo[id(tensor)]
 
 
-def _structure(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copy_structure(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copy the modules and the containers in them; everything else is shared with `model`."""
     modules = all_modules(model)
     for layer in keras_layers.among(modules):
@@ -100,17 +100,17 @@ def _structure(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:
         for name, value in vars(module).items():
-            object.__setattr__(memo[id(module)], name, _mapped(value, memo))
+            object.__setattr__(memo[id(module)], name, _copy_container(value, memo))
     return memo[id(model)]
 
 
-def _mapped(value: Any, memo: dict[int, Any]) -> Any:
+def _copy_container(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, MethodType) and id(value.__self__) in memo:
         return MethodType(value.__func__, memo[id(value.__self__)])
     if type(value) in (dict, OrderedDict):
-        return type(value)((key, _mapped(item, memo)) for key, item in value.items())
+        return type(value)((key, _copy_container(item, memo)) for key, item in value.items())
     if type(value) in (list, tuple, set, deque):
-        return type(value)(_mapped(item, memo) for item in value)
+        return type(value)(_copy_container(item, memo) for item in value)
     return value

@@ -45,51 +45,51 @@ def is_of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules.")
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
     """The module inside `torch.compile`, DataParallel, and their kind."""
-    while (inner := _inner(module)) is not None:
+    while (inner := _wrapped_module(module)) is not None:
         module = inner
     return module
 
 
-def _inner(module: nn.Module) -> nn.Module | None:
-    inside = module._modules
-    if not inside or isinstance(module, torch.jit.ScriptModule):
+def _wrapped_module(module: nn.Module) -> nn.Module | None:
+    submodules = module._modules
+    if not submodules or isinstance(module, torch.jit.ScriptModule):
         return None
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return module.module
     for name in _WRAPPED:
-        if (child := inside.get(name)) is not None:
+        if (child := submodules.get(name)) is not None:
             return child
-    return keras_layers.wrapped(module) if isinstance(module, keras_layers.kinds()) else None
+    return keras_layers.wrapped(module) if isinstance(module, keras_layers.layer_classes()) else None
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules inside `module` that have a row of their own."""
-    if isinstance(module, keras_layers.kinds()):
+    if isinstance(module, keras_layers.layer_classes()):
         return keras_layers.children(module)
-    if not (inside := module._modules):
+    if not (submodules := module._modules):
         return []
-    found = module.named_children() if isinstance(module, torch.jit.ScriptModule) else inside.items()
-    return [(name, child) for name, child in found if child is not None and name not in PARTS]
+    named = module.named_children() if isinstance(module, torch.jit.ScriptModule) else submodules.items()
+    return [(name, child) for name, child in named if child is not None and name not in PARTS]
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
     """As `model.modules()`, which takes ten times as long, with the layers that Keras keeps in its own way."""
-    found: dict[int, nn.Module] = {}
-    keras = keras_layers.kinds()
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if id(module) in found:
+    by_id: dict[int, nn.Module] = {}
+    keras_classes = keras_layers.layer_classes()
+    pending = [model]
+    while pending:
+        module = pending.pop()
+        if id(module) in by_id:
             continue
-        found[id(module)] = module
+        by_id[id(module)] = module
         if module._modules:
-            inside = module.children() if isinstance(module, torch.jit.ScriptModule) else module._modules.values()
-            waiting += [child for child in inside if child is not None][::-1]
-        if keras and isinstance(module, keras):
-            waiting += keras_layers.sublayers(module)
-    return list(found.values())
+            submodules = module.children() if isinstance(module, torch.jit.ScriptModule) else module._modules.values()
+            pending += [child for child in submodules if child is not None][::-1]
+        if keras_classes and isinstance(module, keras_classes):
+            pending += keras_layers.sublayers(module)
+    return list(by_id.values())
 
 
 def all_tensors(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
@@ -97,51 +97,51 @@ def all_tensors(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
     return [
         tensor
         for module in modules
-        for held in (module._parameters, module._buffers)
-        for tensor in held.values()
+        for tensors_by_name in (module._parameters, module._buffers)
+        for tensor in tensors_by_name.values()
         if tensor is not None
     ]
 
 
 def nodes(model: nn.Module) -> list[Node]:
     """All modules in the order of `named_modules()`, each object once under its first path."""
-    found: list[Node] = []
-    names = keras_layers.names(all_modules(model)) if keras_layers.kinds() else {}
-    _walk(model, "", set(), found, names)
-    return found
+    listed: list[Node] = []
+    names = keras_layers.names(all_modules(model)) if keras_layers.layer_classes() else {}
+    _walk(model, "", set(), listed, names)
+    return listed
 
 
-def _walk(module: nn.Module, path: str, seen: set[int], found: list[Node], names: Mapping[int, str]) -> None:
-    module = unwrapped(module)
-    if id(module) in seen:
+def _walk(module: nn.Module, path: str, visited: set[int], listed: list[Node], names: Mapping[int, str]) -> None:
+    module = unwrap(module)
+    if id(module) in visited:
         return
-    seen.add(id(module))
-    keras = isinstance(module, keras_layers.kinds())
-    if not (keras or module._modules):  # most of them
-        found.append(Node(path or ROOT, module, container=False))
+    visited.add(id(module))
+    is_keras = isinstance(module, keras_layers.layer_classes())
+    if not (is_keras or module._modules):  # most of them
+        listed.append(Node(path or ROOT, module, container=False))
         return
-    inside = children(module)
+    below = children(module)
     parts = _parts(module)
-    seen.update([id(part) for _, part in parts])
-    found.append(Node(path or ROOT, module, bool(inside), parts))
-    for name, child in inside:
-        name = names[id(child)] if keras else name
-        _walk(child, f"{path}.{name}" if path else name, seen, found, names)
+    visited.update([id(part) for _, part in parts])
+    listed.append(Node(path or ROOT, module, bool(below), parts))
+    for name, child in below:
+        name = names[id(child)] if is_keras else name
+        _walk(child, f"{path}.{name}" if path else name, visited, listed, names)
 
 
 def _parts(module: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
-    if isinstance(module, keras_layers.kinds()):
+    if isinstance(module, keras_layers.layer_classes()):
         return tuple([("", part) for part in keras_layers.parts(module)])
-    if not (inside := module._modules) or not any(map(inside.__contains__, PARTS)):
+    if not (submodules := module._modules) or not any(map(submodules.__contains__, PARTS)):
         return ()
     return tuple([part for name, child in module.named_children() if name in PARTS for part in child.named_modules()])
 
 
-def rolled_up(model: nn.Module) -> frozenset[int]:
+def part_ids(model: nn.Module) -> frozenset[int]:
     """The modules that are parts of another one, by id."""
-    return parts_among(all_modules(model))
+    return part_ids_among(all_modules(model))
 
 
-def parts_among(modules: Iterable[nn.Module]) -> frozenset[int]:
-    """As `rolled_up`, when all modules of a model are known."""
+def part_ids_among(modules: Iterable[nn.Module]) -> frozenset[int]:
+    """As `part_ids`, when all modules of a model are known."""
     return frozenset([id(part) for module in modules for _, part in _parts(module)])

@@ -20,28 +20,28 @@ from torch.nn.parameter import is_lazy
 from pytest_modelbudget.backends.torch.model.modules import is_of_torch
 from pytest_modelbudget.backends.torch.model.pytree import dtype_name, storage_key, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import (
-    dtype_of,
     has_plain_tensors,
+    held_tensors,
     is_plain,
     is_sparse,
-    parts,
-    region,
-    shape_of,
-    size,
-    tensors_in,
+    memory_region,
+    plain_bytes,
+    plain_parts,
+    represented_dtype,
+    represented_shape,
 )
 
 _FEATURES = (("out_features", "in_features"), ("outfeatures", "infeatures"))
 _TABLES = (("num_embeddings", "embedding_dim"),)
 _BITS = ("bits", "w_bit", "wbits", "nbits", "bit_width")
-_MOST = 8
-_PACKING = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32})
+_MAX_BITS = 8
+_PACKING_DTYPES = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32})
 
 Shape = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedWeight:
     """The weight called `name` stands for one of `shape` (out, in), of elements of `dtype`; `multiplied` in a product.
 
     `beside` are the tensors that belong to it and are no parameters or buffers: scales in a dict, or in an object.
@@ -57,15 +57,15 @@ class Packed:
     @property
     def bytes(self) -> int:
         """Bytes of the weight as stored, with what belongs to it."""
-        return sum({region(part): size(part) for part in self.stored}.values())
+        return sum({memory_region(part): plain_bytes(part) for part in self.stored}.values())
 
     @property
     def stored(self) -> list[torch.Tensor]:
         """The tensors of plain memory that it is stored in."""
-        return [part for tensor in (self.tensor, *self.beside) for part in parts(tensor)]
+        return [part for tensor in (self.tensor, *self.beside) for part in plain_parts(tensor)]
 
 
-def packed_weight(module: nn.Module) -> Packed | None:
+def packed_weight(module: nn.Module) -> PackedWeight | None:
     """The packed weight of `module`, None when it has none."""
     if is_ordinary(module):
         return None
@@ -73,15 +73,27 @@ def packed_weight(module: nn.Module) -> Packed | None:
     shape = features or _features(module, _TABLES)
     if shape is None:
         return None
-    held = own_tensors(module) | _attributes(module)
-    count, declared = prod(shape), _declared(module)
-    if any(not is_lazy(tensor) and tensor.is_floating_point() and tensor.numel() >= count for tensor in held.values()):
+    tensors_by_name = own_tensors(module) | _tensor_attributes(module)
+    count, declared_bits = prod(shape), _declared_bits(module)
+    if any(
+        not is_lazy(tensor) and tensor.is_floating_point() and tensor.numel() >= count
+        for tensor in tensors_by_name.values()
+    ):
         return None
-    main = max(held, key=lambda name: _weight(held[name], declared), default=None)
-    if main is None or not (bits := _bits(held[main], count, declared)):
+    packed_name = max(
+        tensors_by_name, key=lambda name: _packable_bytes(tensors_by_name[name], declared_bits), default=None
+    )
+    if packed_name is None or not (bits := _bits_per_element(tensors_by_name[packed_name], count, declared_bits)):
         return None
-    dtype = _dtype(held[main], bits, count)
-    return Packed(main, held[main], shape, dtype, features is not None, tuple(_beside(module, held, main)))
+    dtype = _packed_dtype(tensors_by_name[packed_name], bits, count)
+    return PackedWeight(
+        packed_name,
+        tensors_by_name[packed_name],
+        shape,
+        dtype,
+        features is not None,
+        tuple(_tensors_beside(module, tensors_by_name, packed_name)),
+    )
 
 
 def hides_features(module: nn.Module) -> bool:
@@ -91,30 +103,36 @@ def hides_features(module: nn.Module) -> bool:
     """
     if is_ordinary(module) or _features(module, (*_FEATURES, *_TABLES)) is not None:
         return False
-    held = {name: tensor for name, tensor in own_tensors(module).items() if is_plain(tensor) and not is_lazy(tensor)}
-    matrices = [tensor for tensor in held.values() if tensor.dtype in _PACKING and tensor.dim() > 1]
-    scales = [tensor.numel() for tensor in held.values() if tensor.is_floating_point()]
+    tensors_by_name = {
+        name: tensor for name, tensor in own_tensors(module).items() if is_plain(tensor) and not is_lazy(tensor)
+    }
+    matrices = [tensor for tensor in tensors_by_name.values() if tensor.dtype in _PACKING_DTYPES and tensor.dim() > 1]
+    scales = [tensor.numel() for tensor in tensors_by_name.values() if tensor.is_floating_point()]
     if not (matrices and scales) or max(scales) >= max(tensor.numel() for tensor in matrices):
         return False
-    declared = _declared(module)
-    if declared is not None:
-        return any(declared < 8 * tensor.element_size() for tensor in matrices)
-    return any(tensor.dtype != torch.int8 for tensor in matrices) and any("scale" in name for name in held)
+    declared_bits = _declared_bits(module)
+    if declared_bits is not None:
+        return any(declared_bits < 8 * tensor.element_size() for tensor in matrices)
+    return any(tensor.dtype != torch.int8 for tensor in matrices) and any("scale" in name for name in tensors_by_name)
 
 
-def _beside(module: nn.Module, held: dict[str, torch.Tensor], main: str) -> list[torch.Tensor]:
+def _tensors_beside(
+    module: nn.Module, tensors_by_name: dict[str, torch.Tensor], packed_name: str
+) -> list[torch.Tensor]:
     """What belongs to the weight and is neither in its own attributes nor a parameter or buffer."""
-    own = {region(part) for tensor in held.values() for part in parts(tensor)}
-    if not is_plain(held[main]) and len(parts(held[main])) > 1:  # the layer has the same objects, or copies of them
+    own_regions = {memory_region(part) for tensor in tensors_by_name.values() for part in plain_parts(tensor)}
+    if (
+        not is_plain(tensors_by_name[packed_name]) and len(plain_parts(tensors_by_name[packed_name])) > 1
+    ):  # the layer has the same objects, or copies of them
         return []
-    return [tensor for tensor in tensors_in(_plain_attributes(module)) if region(tensor) not in own]
+    return [tensor for tensor in held_tensors(_plain_attributes(module)) if memory_region(tensor) not in own_regions]
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters and buffers of a module, and its plain attributes of floats; integers there are constants."""
-    held = {**module._parameters, **module._buffers}
-    own = {name: tensor for name, tensor in held.items() if tensor is not None}
-    return own | {name: value for name, value in _attributes(module).items() if value.is_floating_point()}
+    registered = {**module._parameters, **module._buffers}
+    present = {name: tensor for name, tensor in registered.items() if tensor is not None}
+    return present | {name: value for name, value in _tensor_attributes(module).items() if value.is_floating_point()}
 
 
 def is_ordinary(module: nn.Module) -> bool:
@@ -127,63 +145,71 @@ def is_ordinary(module: nn.Module) -> bool:
     return has_plain_tensors(module)
 
 
-def _attributes(module: nn.Module) -> dict[str, torch.Tensor]:
+def _tensor_attributes(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
 
 
-def _dtype(tensor: torch.Tensor, bits: int, count: int) -> str:
+def _packed_dtype(tensor: torch.Tensor, bits: int, count: int) -> str:
     if tensor.numel() == count:
         return dtype_name(tensor.dtype)
-    return f"int{bits}" if is_plain(tensor) else dtype_of(tensor, count)
+    return f"int{bits}" if is_plain(tensor) else represented_dtype(tensor, count)
 
 
 def _plain_attributes(module: nn.Module) -> list[Any]:
     """What the layer keeps in dicts and objects of its own; names with `_` first are torch's, or of hooks around it."""
-    held = vars(module).items()
-    return [value for name, value in held if not name.startswith("_") and not isinstance(value, torch.Tensor)]
+    attributes = vars(module).items()
+    return [value for name, value in attributes if not name.startswith("_") and not isinstance(value, torch.Tensor)]
 
 
 def _features(module: nn.Module, names: Sequence[tuple[str, str]]) -> Shape | None:
-    for first, second in names:
-        sides = vars(module).get(first), vars(module).get(second)
+    for out_name, in_name in names:
+        sides = vars(module).get(out_name), vars(module).get(in_name)
         if all(type(side) is int and side > 0 for side in sides):
             return sides
     return None
 
 
-def _declared(module: nn.Module) -> int | None:
+def _declared_bits(module: nn.Module) -> int | None:
     """The bits of an element that the layer says itself, or in a dict that it holds."""
-    for held in (vars(module), *(value for value in vars(module).values() if type(value) is dict)):
+    for holder in (vars(module), *(value for value in vars(module).values() if type(value) is dict)):
         for name in _BITS:
-            if type(held.get(name)) is int:
-                return int(held[name])
+            if type(holder.get(name)) is int:
+                return int(holder[name])
     return None
 
 
-def _weight(tensor: torch.Tensor, declared: int | None) -> int:
+def _packable_bytes(tensor: torch.Tensor, declared_bits: int | None) -> int:
     """Bytes, of those that could be packed."""
     if is_lazy(tensor) or is_sparse(tensor) or tensor.is_nested or tensor.is_quantized:
         return 0
-    return size(tensor) if tensor.dtype in _PACKING or (declared is not None and tensor.is_floating_point()) else 0
+    return (
+        plain_bytes(tensor)
+        if tensor.dtype in _PACKING_DTYPES or (declared_bits is not None and tensor.is_floating_point())
+        else 0
+    )
 
 
-def _bits(tensor: torch.Tensor, count: int, declared: int | None) -> int:
+def _bits_per_element(tensor: torch.Tensor, count: int, declared_bits: int | None) -> int:
     """Bits of each of `count` elements that are packed in `tensor`; 0 when they are not, or do not fit."""
-    stored = 8 * _weight(tensor, declared)
-    if declared is not None:  # rows and groups may be padded
-        return declared if declared * count <= stored < 2 * declared * count and declared <= _MOST else 0
-    bits = stored // count
-    return bits if bits * count == stored and 1 <= bits <= _MOST else 0
+    stored_bits = 8 * _packable_bytes(tensor, declared_bits)
+    if declared_bits is not None:  # rows and groups may be padded
+        return (
+            declared_bits
+            if declared_bits * count <= stored_bits < 2 * declared_bits * count and declared_bits <= _MAX_BITS
+            else 0
+        )
+    bits = stored_bits // count
+    return bits if bits * count == stored_bits and 1 <= bits <= _MAX_BITS else 0
 
 
-def stored_in(modules: Sequence[nn.Module]) -> Iterator[torch.Tensor]:
+def packed_tensors_in(modules: Sequence[nn.Module]) -> Iterator[torch.Tensor]:
     """The tensors of plain memory that packed layers hold beside their parameters and buffers."""
     for module in modules:
         if (packed := packed_weight(module)) is not None:
             yield from packed.stored
 
 
-class Products:
+class PackedProducts:
     """What operators that torch does not know cost, where they work on weights that stand for others.
 
     An operator that reads such a weight `(out, in)` and data of `in` features, and gives as many rows of `out`, is
@@ -195,25 +221,29 @@ class Products:
         self._modules = modules  # those that are ordinary need not be among them
         self._read: tuple[dict[int, Shape], dict[int, tuple[int, Shape]]] | None = None
 
-    def of(self, read: Sequence[torch.Tensor], out: Any) -> int | None:
-        """FLOPs of an operator that read `read` and gave `out`; None when that is not known."""
+    def flops_of(self, operands: Sequence[torch.Tensor], out: Any) -> int | None:
+        """FLOPs of an operator that read `operands` and gave `out`; None when that is not known."""
         _, owners = self._weights()
-        found = {owner for tensor in read if (owner := owners.get(storage_key(tensor))) is not None}
-        if len(found) != 1:
+        layers = {owner for tensor in operands if (owner := owners.get(storage_key(tensor))) is not None}
+        if len(layers) != 1:
             return None
-        ((_, shape),) = found
-        rest = [tensor for tensor in read if storage_key(tensor) not in owners]
-        made = tensors(out) or rest[-1:]  # what it gives may be written into its last operand
-        if not rest:
-            return 0 if made and all(tensor.numel() == prod(shape) for tensor in made) else None
-        return next((flops for data in rest for result in made if (flops := _linear(shape, data, result))), None)
+        ((_, shape),) = layers
+        others = [tensor for tensor in operands if storage_key(tensor) not in owners]
+        results = tensors(out) or others[-1:]  # what it gives may be written into its last operand
+        if not others:
+            return 0 if results and all(tensor.numel() == prod(shape) for tensor in results) else None
+        return next(
+            (flops for data in others for result in results if (flops := _linear_flops(shape, data, result))), None
+        )
 
-    def unseen(self, module: nn.Module, read: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> int:
+    def unseen_flops(self, module: nn.Module, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> int:
         """FLOPs of a call of a packed layer in which no product was seen: kernels may be called past torch."""
         shape = self._weights()[0].get(id(module))
         if shape is None:
             return 0
-        return next((flops for data in read for result in made if (flops := _linear(shape, data, result))), 0)
+        return next(
+            (flops for data in inputs for result in outputs if (flops := _linear_flops(shape, data, result))), 0
+        )
 
     def _weights(self) -> tuple[dict[int, Shape], dict[int, tuple[int, Shape]]]:
         """The shapes of packed layers by module, and owner and shape by each storage that belongs to one."""
@@ -224,18 +254,18 @@ class Products:
                 packed = packed_weight(module)
                 if packed is not None and packed.multiplied:
                     layers[id(module)] = packed.shape
-                    held = [*own_tensors(module).values(), *packed.stored]
-                    owners |= {storage_key(tensor): (id(module), packed.shape) for tensor in held}
+                    layer_tensors = [*own_tensors(module).values(), *packed.stored]
+                    owners |= {storage_key(tensor): (id(module), packed.shape) for tensor in layer_tensors}
                 for tensor in () if packed is not None else own_tensors(module).values():
-                    if not is_lazy(tensor) and not is_plain(tensor) and len(shape := shape_of(tensor)) == 2:
+                    if not is_lazy(tensor) and not is_plain(tensor) and len(shape := represented_shape(tensor)) == 2:
                         owner = id(tensor), (shape[0], shape[1])
-                        owners |= {storage_key(part): owner for part in parts(tensor)}
+                        owners |= {storage_key(part): owner for part in plain_parts(tensor)}
         return self._read
 
 
-def _linear(shape: Shape, data: torch.Tensor, result: torch.Tensor) -> int:
+def _linear_flops(shape: Shape, data: torch.Tensor, result: torch.Tensor) -> int:
     """FLOPs of `(*, in) -> (*, out)`; 0 when these are not its shapes."""
-    outs, ins = shape
-    if not data.dim() or not result.dim() or data.shape[-1] != ins or result.shape[-1] != outs:
+    out_features, in_features = shape
+    if not data.dim() or not result.dim() or data.shape[-1] != in_features or result.shape[-1] != out_features:
         return 0
-    return 2 * result.numel() * ins if data.numel() * outs == result.numel() * ins else 0
+    return 2 * result.numel() * in_features if data.numel() * out_features == result.numel() * in_features else 0

@@ -38,31 +38,31 @@ def frozen_weights(module: Any) -> tuple[Weight, ...]:
     """
     if not isinstance(module, torch.jit.ScriptModule) or hasattr(module, "training") or not hasattr(module, "graph"):
         return ()
-    tensors = dict(_constants(module.graph))
+    tensors = dict(_weight_constants(module.graph))
     return tuple(
         Weight(name, tuple(tensor.shape), dtype_name(tensor.dtype), False, packed_bytes=_packed_or_none(tensor))
         for name, tensor in tensors.items()
     )
 
 
-def unpacked(packed: Sequence[torch.ScriptObject]) -> dict[str, torch.Tensor]:
+def unpack_weights(packed: Sequence[torch.ScriptObject]) -> dict[str, torch.Tensor]:
     """The weights and biases in what packed weights are saved as; integers there say how they are packed."""
-    found: dict[str, torch.Tensor] = {}
-    for tensor in {storage_key(tensor): tensor for tensor in _saved(list(packed))}.values():
+    by_name: dict[str, torch.Tensor] = {}
+    for tensor in {storage_key(tensor): tensor for tensor in _tensors_in_state(list(packed))}.values():
         kind = "weight" if tensor.ndim > 1 else "bias"
-        taken = sum(name.startswith(kind) for name in found)
-        found[f"{kind}_{taken}" if taken else kind] = tensor
-    return found
+        count = sum(name.startswith(kind) for name in by_name)
+        by_name[f"{kind}_{count}" if count else kind] = tensor
+    return by_name
 
 
-def _saved(value: Any) -> Iterator[torch.Tensor]:
+def _tensors_in_state(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_quantized):
         yield value
     elif isinstance(value, torch.ScriptObject):
-        yield from _saved(value.__getstate__())
+        yield from _tensors_in_state(value.__getstate__())
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _saved(item)
+            yield from _tensors_in_state(item)
 
 
 def packed_bytes(value: torch.Tensor) -> int:
@@ -78,17 +78,19 @@ def _packed_or_none(value: torch.Tensor) -> int | None:
     return packed_bytes(value) if value.is_quantized else None
 
 
-def _constants(block: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _weight_constants(block: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for node in block.nodes():
-        for inner in node.blocks():
-            yield from _constants(inner)
+        for name_inside in node.blocks():
+            yield from _weight_constants(name_inside)
         if node.kind() in _CONSTANTS:
             name, value = node.output().debugName(), node.output().toIValue()
             if name.startswith(_ATTRIBUTE) and isinstance(value, torch.Tensor):
                 yield name.removeprefix(_ATTRIBUTE).removesuffix("_mkldnn"), value
             if isinstance(value, list) and name.startswith(_ATTRIBUTE):  # those of a recurrent layer
-                listed = [(f"{name.removeprefix(_ATTRIBUTE)}.{index}", item) for index, item in enumerate(value)]
-                yield from ((path, item) for path, item in listed if isinstance(item, torch.Tensor))
+                named_items = [(f"{name.removeprefix(_ATTRIBUTE)}.{index}", item) for index, item in enumerate(value)]
+                yield from ((path, item) for path, item in named_items if isinstance(item, torch.Tensor))
             if isinstance(value, torch.ScriptObject):
                 layer = re.sub(r"(\._packed_params|\.param)+$", "", name).removeprefix(_ATTRIBUTE)
-                yield from ((f"{layer}.{inner}", tensor) for inner, tensor in unpacked([value]).items())
+                yield from (
+                    (f"{layer}.{name_inside}", tensor) for name_inside, tensor in unpack_weights([value]).items()
+                )

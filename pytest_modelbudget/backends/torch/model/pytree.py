@@ -22,30 +22,30 @@ lies_on_meta: Callable[[torch.Tensor], bool] = torch._C.TensorBase.is_meta.__get
 
 def tensors(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested sequences, mappings and dataclasses, in order; anything else holds none."""
-    found: list[torch.Tensor] = []
-    _collect(value, found, 0)
-    return found
+    collected: list[torch.Tensor] = []
+    _collect(value, collected, 0)
+    return collected
 
 
-def _collect(value: Any, found: list[torch.Tensor], depth: int) -> None:
+def _collect(value: Any, collected: list[torch.Tensor], depth: int) -> None:
     kind = type(value)
     if kind in _PLAIN or depth > 16:  # deeper is a structure that holds itself
         return
     if kind in _TENSORS or isinstance(value, torch.Tensor):
-        found.append(value)
+        collected.append(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
             kind = type(item)  # the common cases without a call: this is asked for every operator
             if kind in _TENSORS:
-                found.append(item)
+                collected.append(item)
             elif kind not in _PLAIN and not (kind is list and _PLAIN.issuperset(map(type, item))):
-                _collect(item, found, depth + 1)
+                _collect(item, collected, depth + 1)
     elif isinstance(value, (dict, Mapping)):  # to ask an abstract class alone is slow
         for item in value.values():
-            _collect(item, found, depth + 1)
+            _collect(item, collected, depth + 1)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
-            _collect(getattr(value, field.name, None), found, depth + 1)
+            _collect(getattr(value, field.name, None), collected, depth + 1)
 
 
 @cache

@@ -19,8 +19,8 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parameter import is_lazy
 
-from pytest_modelbudget.backends.patching import Undoing
-from pytest_modelbudget.backends.torch.model.global_state import seed as fix_random_states
+from pytest_modelbudget.backends.patching import UndoOnExit
+from pytest_modelbudget.backends.torch.model.global_state import seed_everything as fix_random_states
 from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors
 from pytest_modelbudget.backends.torch.model.programs import module_of
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
@@ -36,13 +36,13 @@ _TOO_LARGE = (
 )
 
 
-def fits(model: nn.Module) -> bool:
+def fits_in_memory(model: nn.Module) -> bool:
     """Whether `model` is small enough to be run for real unasked."""
     weights = {id(tensor): tensor for tensor in all_tensors(all_modules(model)) if not is_lazy(tensor)}
     return bool(sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= REAL_LIMIT)
 
 
-def too_large() -> TooLarge:
+def too_large_error() -> TooLarge:
     """The error of a model that would have to be run for real, and may not be; it goes on a sentence."""
     return TooLarge(_TOO_LARGE)
 
@@ -53,7 +53,7 @@ def with_memory(seed: int, *, limited: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(reproducible(seed))
         if limited:
-            stack.enter_context(_limited())
+            stack.enter_context(_limit_weights())
         yield
 
 
@@ -61,7 +61,7 @@ def with_memory(seed: int, *, limited: bool) -> Iterator[None]:
 def reproducible(seed: int) -> Iterator[None]:
     """Inside, what torch computes on the CPU is the same in every process, whatever it was asked for before."""
     deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), _warn_only()
-    filling, threads = torch.utils.deterministic.fill_uninitialized_memory, torch.get_num_threads()
+    fill_memory, threads = torch.utils.deterministic.fill_uninitialized_memory, torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
         # Not by `torch.use_deterministic_algorithms`, which imports the compiler to tell it, too.
@@ -73,7 +73,7 @@ def reproducible(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.utils.deterministic.fill_uninitialized_memory = filling
+            torch.utils.deterministic.fill_uninitialized_memory = fill_memory
             torch._C._set_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
@@ -82,7 +82,7 @@ def _warn_only() -> bool:
 
 
 @contextmanager
-def _limited() -> Iterator[None]:
+def _limit_weights() -> Iterator[None]:
     """Inside, a model whose weights grow past the limit is given up while it is built."""
     sizes: dict[int, int] = {}
     total = 0
@@ -94,11 +94,11 @@ def _limited() -> Iterator[None]:
         sizes[key] = tensor.numel() * tensor.element_size()
         total += sizes[key]
         if total > REAL_LIMIT:
-            raise too_large()
+            raise too_large_error()
 
     with (
-        Undoing(register_module_parameter_registration_hook(add).remove),
-        Undoing(register_module_buffer_registration_hook(add).remove),
+        UndoOnExit(register_module_parameter_registration_hook(add).remove),
+        UndoOnExit(register_module_buffer_registration_hook(add).remove),
     ):
         yield
 
@@ -113,25 +113,23 @@ def rebuilt(rebuild: Callable[[int], object], name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelBudgetError(f"{name}: the builder returned a model at first, and then a {type(model).__name__}")
     _refuse_meta(model, name, "let the builder make it on the CPU")
-    define(model)
+    draw_undefined_parameters(model)
     return on_cpu(model)
 
 
-def copy_of(model: nn.Module, name: str, *, limited: bool = True) -> nn.Module:
+def copy_on_cpu(model: nn.Module, name: str, *, limited: bool = True) -> nn.Module:
     """A copy of a user's model on the CPU, with its weights.
 
     Raises:
         ModelBudgetError: the model is larger than 1 GiB, has no values, or holds something that cannot be copied.
     """
-    if limited and not fits(model):
+    if limited and not fits_in_memory(model):
         raise ModelBudgetError(f"{name}: the model has to be run on the CPU, {_TOO_LARGE}")
     _refuse_meta(model, name, "give it its weights, or pass a function that builds it")
     try:
         return on_cpu(copy.deepcopy(model))
-    except Exception as mistake:
-        raise ModelBudgetError(
-            f"{name}: the model has to be run on a copy, and cannot be copied: {mistake}"
-        ) from mistake
+    except Exception as error:
+        raise ModelBudgetError(f"{name}: the model has to be run on a copy, and cannot be copied: {error}") from error
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
@@ -150,12 +148,12 @@ def _refuse_meta(model: nn.Module, name: str, cure: str) -> None:
                 )
 
 
-def define(model: nn.Module) -> None:
+def draw_undefined_parameters(model: nn.Module) -> None:
     """Draw the parameters that the model's own code left undefined; `reproducible` filled them with NaN."""
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if is_plain(parameter) and parameter.is_floating_point() and _has_nan(parameter.detach()):
-            _draw(name, parameter, dice)
+            _draw_parameter(name, parameter, generator)
 
 
 def _has_nan(tensor: torch.Tensor) -> bool:
@@ -163,24 +161,24 @@ def _has_nan(tensor: torch.Tensor) -> bool:
     return bool(tensor.sum().isnan()) and bool(tensor.isnan().any())
 
 
-def redraw(model: nn.Module, seed: int | None) -> None:
+def redraw_parameters(model: nn.Module, seed: int | None) -> None:
     """Other weights for a copy: zeros, or with a `seed` as new layers have them.
 
     Those have scales of 1, biases of 0, the rest random: it keeps the size of what goes through, while with small ones
     a decision deep in the model would be as with zeros.
     """
-    dice = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and type(parameter) is nn.Parameter and not is_lazy(parameter):
-            _draw(name, parameter, dice)
+            _draw_parameter(name, parameter, generator)
 
 
-def _draw(name: str, parameter: nn.Parameter, dice: torch.Generator | None) -> None:
+def _draw_parameter(name: str, parameter: nn.Parameter, generator: torch.Generator | None) -> None:
     with torch.no_grad():
-        if dice is None:
+        if generator is None:
             parameter.zero_()
         elif parameter.ndim < 2:
             parameter.fill_(0 if "bias" in name else 1)
         else:
             bound = (6 / max(1, parameter[0].numel())) ** 0.5
-            parameter.uniform_(-bound, bound, generator=dice)
+            parameter.uniform_(-bound, bound, generator=generator)

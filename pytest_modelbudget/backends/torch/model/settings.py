@@ -30,26 +30,26 @@ class Setting:
     compared: bool = True
 
 
-def values(settings: Iterable[Setting]) -> list[Any]:
+def read_all(settings: Iterable[Setting]) -> list[Any]:
     """What the settings are now."""
     return [setting.read() for setting in settings]
 
 
-def force(settings: Sequence[Setting], before: Sequence[Any]) -> None:
+def write_all(settings: Sequence[Setting], saved: Sequence[Any]) -> None:
     """Set all settings to what they were.
 
     Raises:
         Exception: the first error; the other settings are set nevertheless.
     """
-    first: Exception | None = None
-    for setting, value in zip(settings, before, strict=True):
+    first_error: Exception | None = None
+    for setting, value in zip(settings, saved, strict=True):
         try:
             if not setting.compared or setting.read() != value:
                 setting.write(value)
         except Exception as error:
-            first = first or error
-    if first is not None:
-        raise first
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
 
 
 def _attribute(owner: Any, name: str) -> Setting:
@@ -84,7 +84,7 @@ def _set_pre_dispatch_modes(modes: tuple[Any, ...]) -> None:
 
 
 def _function_modes() -> list[Any]:
-    return [torch._C._get_function_stack_at(place) for place in range(torch._C._len_torch_function_stack())]
+    return [torch._C._get_function_stack_at(index) for index in range(torch._C._len_torch_function_stack())]
 
 
 def _set_function_modes(modes: list[Any]) -> None:
@@ -103,7 +103,7 @@ def _set_device_context(context: Any) -> None:
 
 
 def _set_saving_hooks(top: Any) -> None:
-    while (now := compat.saving_hooks()) is not None and now != top:
+    while (current := compat.saving_hooks()) is not None and current != top:
         torch._C._autograd._pop_saved_tensors_default_hooks()
 
 
@@ -121,8 +121,8 @@ def _autocast_nesting() -> int:
 
 
 def _set_autocast_nesting(nesting: int) -> None:
-    while (now := _autocast_nesting()) != nesting:
-        (torch.autocast_increment_nesting if now < nesting else torch.autocast_decrement_nesting)()
+    while (current := _autocast_nesting()) != nesting:
+        (torch.autocast_increment_nesting if current < nesting else torch.autocast_decrement_nesting)()
     if not nesting:
         torch.clear_autocast_cache()
 
@@ -192,15 +192,20 @@ def _flags() -> Iterator[Setting]:
     for read, write in (*pairs, *((f"_get_{name}", f"_set_{name}") for name in _FLAGS.split())):
         if hasattr(torch._C, read) and hasattr(torch._C, write):
             getter = getattr(torch._C, read)
-            refuses = "tf32" in read or "precision" in read
-            yield Setting(partial(_known, getter) if refuses else getter, partial(_write, getattr(torch._C, write)))
+            may_refuse = "tf32" in read or "precision" in read
+            yield Setting(
+                partial(_read_or_none, getter) if may_refuse else getter,
+                partial(_write_if_known, getattr(torch._C, write)),
+            )
     if hasattr(torch._C, "_get_fp32_precision_getter"):
-        for place in _PRECISIONS:
-            precision = partial(torch._C._get_fp32_precision_getter, *place)
-            yield Setting(partial(_known, precision), partial(torch._C._set_fp32_precision_setter, *place))
+        for precision_key in _PRECISIONS:
+            precision = partial(torch._C._get_fp32_precision_getter, *precision_key)
+            yield Setting(
+                partial(_read_or_none, precision), partial(torch._C._set_fp32_precision_setter, *precision_key)
+            )
 
 
-def _known(read: Callable[[], Any]) -> Any:
+def _read_or_none(read: Callable[[], Any]) -> Any:
     """None for what torch refuses to tell, once the old and the new names of a setting were mixed."""
     try:
         return read()
@@ -208,22 +213,22 @@ def _known(read: Callable[[], Any]) -> Any:
         return None
 
 
-def _write(write: Callable[..., object], value: Any) -> None:
+def _write_if_known(write: Callable[..., object], value: Any) -> None:
     if isinstance(value, tuple):
         write(*value)
     elif value is not None:
         write(value)
 
 
-def _deterministic() -> tuple[bool, bool]:
+def _deterministic_mode() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def _set_deterministic(mode: tuple[bool, bool]) -> None:
+def _set_deterministic_mode(mode: tuple[bool, bool]) -> None:
     torch._C._set_deterministic_algorithms(mode[0], warn_only=mode[1])
 
 
-def _anomalies() -> tuple[bool, bool]:
+def _anomaly_mode() -> tuple[bool, bool]:
     return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
 
 
@@ -242,19 +247,19 @@ def _set_in_modes(flags: tuple[bool, ...]) -> None:
 _IN_MODES = [name for name in vars(dispatch_globals) if name.startswith("_is_in_")]
 
 
-def _content(owner: Any, name: str, then: Callable[[], object] = lambda: None) -> Setting:
+def _container(owner: Any, name: str, after_write: Callable[[], object] = lambda: None) -> Setting:
     """A dict or list that is changed in place; it becomes the same object with the same content."""
 
     def read() -> tuple[Any, Any]:
         content = getattr(owner, name)
         return content, content.copy()
 
-    def write(before: tuple[Any, Any]) -> None:
-        content, copy = before
+    def write(saved: tuple[Any, Any]) -> None:
+        content, copy = saved
         setattr(owner, name, content)
         content.clear()
         (content.extend if isinstance(content, list) else content.update)(copy)
-        then()
+        after_write()
 
     return Setting(read, write)
 
@@ -263,7 +268,7 @@ def _hooks() -> Iterator[Setting]:
     """What is registered for all modules."""
     for name, value in vars(module_globals).items():
         if name.startswith("_global_"):
-            yield _content(module_globals, name) if isinstance(value, dict) else _attribute(module_globals, name)
+            yield _container(module_globals, name) if isinstance(value, dict) else _attribute(module_globals, name)
 
 
 def _forget_warned() -> None:
@@ -274,7 +279,7 @@ def _forget_warned() -> None:
             return
 
 
-def _collecting(enabled: bool) -> None:
+def _set_gc_enabled(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
 
 
@@ -282,8 +287,8 @@ def _default_type() -> tuple[str, torch.dtype]:
     return torch._C._get_default_device(), torch.get_default_dtype()
 
 
-def _set_default_type(before: tuple[str, torch.dtype]) -> None:
-    kind, dtype = before
+def _set_default_type(saved: tuple[str, torch.dtype]) -> None:
+    kind, dtype = saved
     if torch._C._get_default_device() != kind:
         torch.set_default_tensor_type(f"torch.{'' if kind == 'cpu' else f'{kind}.'}FloatTensor")
     torch.set_default_dtype(dtype)
@@ -294,41 +299,41 @@ def _set_dual_level(level: int) -> None:
         forward_ad.exit_dual_level()
 
 
-def _stance() -> Any:
+def _compiler_stance() -> Any:
     """How `torch.compile` goes about it; None while nothing has imported the compiler."""
     return getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
 
 
-def _set_stance(before: Any) -> None:
+def _set_compiler_stance(saved: Any) -> None:
     compiler: Any = sys.modules["torch._dynamo.eval_frame"]
-    compiler._stance = compiler.DynamoStance() if before is None else before
+    compiler._stance = compiler.DynamoStance() if saved is None else saved
 
 
-def _gpus() -> list[torch.Tensor] | None:
+def _cuda_rng_states() -> list[torch.Tensor] | None:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
 
-def _set_gpus(before: list[torch.Tensor] | None) -> None:
-    if before is not None:  # else the GPU was started meanwhile: there is no earlier state to go back to
-        torch.cuda.set_rng_state_all(before)
+def _set_cuda_rng_states(saved: list[torch.Tensor] | None) -> None:
+    if saved is not None:  # else the GPU was started meanwhile: there is no earlier state to go back to
+        torch.cuda.set_rng_state_all(saved)
 
 
-def _numpy() -> Any:
+def _numpy_rng_state() -> Any:
     numpy = sys.modules.get("numpy")
     return None if numpy is None else numpy.random.get_state()
 
 
-def _set_numpy(before: Any) -> None:
-    if before is not None:
-        sys.modules["numpy"].random.set_state(before)
+def _set_numpy_rng_state(saved: Any) -> None:
+    if saved is not None:
+        sys.modules["numpy"].random.set_state(saved)
 
 
 OF_PASS: tuple[Setting, ...] = (
     Setting(_default_type, _set_default_type),
     Setting(random.getstate, random.setstate, compared=False),
     Setting(torch.default_generator.get_state, torch.default_generator.set_state, compared=False),
-    Setting(_gpus, _set_gpus, compared=False),
-    Setting(_numpy, _set_numpy, compared=False),
+    Setting(_cuda_rng_states, _set_cuda_rng_states, compared=False),
+    Setting(_numpy_rng_state, _set_numpy_rng_state, compared=False),
 )
 """Those among them that every pass needs as they were before it."""
 
@@ -336,21 +341,21 @@ OF_PROCESS: tuple[Setting, ...] = (
     Setting(_in_modes, _set_in_modes),
     *_hooks(),
     *_flags(),
-    Setting(_deterministic, _set_deterministic),
-    Setting(_anomalies, lambda before: torch.set_anomaly_enabled(*before)),
+    Setting(_deterministic_mode, _set_deterministic_mode),
+    Setting(_anomaly_mode, lambda before: torch.set_anomaly_enabled(*before)),
     Setting(torch.get_num_threads, torch.set_num_threads),
     Setting(lambda: forward_ad._current_level, _set_dual_level),
-    Setting(_stance, _set_stance),
+    Setting(_compiler_stance, _set_compiler_stance),
     _attribute(device_globals, "CURRENT_DEVICE"),
     _attribute(torch.backends.mha, "_is_fastpath_enabled"),
     _attribute(torch.distributions.Distribution, "_validate_args"),
     _attribute(torch.__future__, "_overwrite_module_params_on_conversion"),
     _attribute(torch.__future__, "_swap_module_params_on_conversion"),
     _attribute(parametrize, "_cache_enabled"),
-    _content(parametrize, "_cache"),
-    Setting(gc.isenabled, _collecting),
+    _container(parametrize, "_cache"),
+    Setting(gc.isenabled, _set_gc_enabled),
     Setting(sys.getrecursionlimit, sys.setrecursionlimit),
-    _content(warnings, "filters", _forget_warned),
+    _container(warnings, "filters", _forget_warned),
     _attribute(warnings, "showwarning"),
     *OF_PASS,
 )

@@ -18,101 +18,101 @@ from pathlib import Path
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pytest_modelbudget.backends.patching import Undoing
+from pytest_modelbudget.backends.patching import UndoOnExit
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
-from pytest_modelbudget.system.frames import innermost, place
+from pytest_modelbudget.system.frames import frame_location, innermost_user_frame
 
 TORCH = Path(torch.__file__).parent
 
-_VALUES = re.compile(
+_NEEDS_VALUES = re.compile(
     r"Cannot copy out of meta|item\(\) cannot be called on meta|data[- ]dependent|nonzero|unallocated storage"
 )
 
 
-def wants_values(mistake: BaseException) -> bool:
+def wants_values(error: BaseException) -> bool:
     """Whether torch refused to do what only values could tell."""
-    return _VALUES.search(str(mistake)) is not None
+    return _NEEDS_VALUES.search(str(error)) is not None
 
 
-def wants_more_than_meta(mistake: BaseException) -> bool:
+def wants_more_than_meta(error: BaseException) -> bool:
     """Whether torch refused to do what it cannot do on meta, or may not be able to."""
-    return wants_values(mistake) or isinstance(mistake, NotImplementedError) or "meta" in str(mistake).lower()
+    return wants_values(error) or isinstance(error, NotImplementedError) or "meta" in str(error).lower()
 
 
-_NOTED: dict[int, list[list[str]]] = {}
+_REFUSED_LINES: dict[int, list[list[str]]] = {}
 """In each thread, the lines of the builders that run there, the innermost last."""
 
 
 @contextmanager
-def noting() -> Iterator[Sequence[str]]:
+def refusals_noted() -> Iterator[Sequence[str]]:
     """Inside, the lines of builders of this thread that asked for values in vain are noted in what this yields."""
     lines: list[str] = []
-    me = threading.get_ident()
-    _NOTED.setdefault(me, []).append(lines)
-    with Undoing(lambda: _forget(me, lines)):
+    thread = threading.get_ident()
+    _REFUSED_LINES.setdefault(thread, []).append(lines)
+    with UndoOnExit(lambda: _forget_lines(thread, lines)):
         yield lines
 
 
-def _forget(thread: int, lines: list[str]) -> None:
-    _NOTED[thread] = [other for other in _NOTED.get(thread, ()) if other is not lines]
-    if not _NOTED[thread]:
-        del _NOTED[thread]
+def _forget_lines(thread: int, lines: list[str]) -> None:
+    _REFUSED_LINES[thread] = [other for other in _REFUSED_LINES.get(thread, ()) if other is not lines]
+    if not _REFUSED_LINES[thread]:
+        del _REFUSED_LINES[thread]
 
 
 def note_refusal() -> None:
     """A value was asked for in vain: note the line of the builder that did."""
-    if not (noted := _NOTED.get(threading.get_ident())):
+    if not (line_lists := _REFUSED_LINES.get(threading.get_ident())):
         return
     stack = traceback.StackSummary.extract(traceback.walk_stack(sys._getframe(1)), lookup_lines=False)
-    frame = innermost(reversed(stack), TORCH)
-    line = "" if frame is None else place(frame)
-    if line not in noted[-1]:
-        noted[-1].append(line)
+    frame = innermost_user_frame(reversed(stack), TORCH)
+    line = "" if frame is None else frame_location(frame)
+    if line not in line_lists[-1]:
+        line_lists[-1].append(line)
 
 
-_STORAGES: dict[int, StorageWeakRef] = {}
+_UNKNOWN_STORAGES: dict[int, StorageWeakRef] = {}
 """Storages of real tensors whose values are not known; a weak reference holds the address, not the memory."""
 
 
-def mark(tensor: torch.Tensor) -> None:
+def mark_unknown(tensor: torch.Tensor) -> None:
     """The values of `tensor`, which has memory, are not known from now on, nor are those of what shares it."""
-    for key in [key for key, storage in _STORAGES.items() if storage.expired()]:
-        del _STORAGES[key]
+    for key in [key for key, storage in _UNKNOWN_STORAGES.items() if storage.expired()]:
+        del _UNKNOWN_STORAGES[key]
     if (key := storage_key(tensor)) > 0:
-        _STORAGES[key] = StorageWeakRef(tensor.untyped_storage())
+        _UNKNOWN_STORAGES[key] = StorageWeakRef(tensor.untyped_storage())
 
 
-def marks() -> set[int]:
+def unknown_storages() -> set[int]:
     """The keys of the storages that are marked; see `storage_key`."""
-    return set(_STORAGES)
+    return set(_UNKNOWN_STORAGES)
 
 
-def any_marked() -> bool:
+def any_unknown() -> bool:
     """Whether there may be any."""
-    return bool(_STORAGES)
+    return bool(_UNKNOWN_STORAGES)
 
 
-def is_marked(tensor: torch.Tensor) -> bool:
+def is_unknown(tensor: torch.Tensor) -> bool:
     """Whether the values of `tensor` are not known, though it has memory."""
-    return bool(_STORAGES) and storage_key(tensor) in _STORAGES
+    return bool(_UNKNOWN_STORAGES) and storage_key(tensor) in _UNKNOWN_STORAGES
 
 
-_MARK = 1 << 62
+_OUT_OF_STEP = 1 << 62
 """A bit of the seed. Who sets a seed, or a state that was kept, is in step again: the bit goes with it."""
 
 
 def skip_draws() -> None:
     """Random numbers that a builder with memory would have drawn were not: what comes next is not what it gets."""
     seed = torch.default_generator.initial_seed()
-    if not seed & _MARK:
-        torch.default_generator.manual_seed(seed | _MARK)
+    if not seed & _OUT_OF_STEP:
+        torch.default_generator.manual_seed(seed | _OUT_OF_STEP)
 
 
-def in_step() -> bool:
+def rng_in_step() -> bool:
     """Whether torch's random numbers are those that a builder with memory would draw."""
-    return not torch.default_generator.initial_seed() & _MARK
+    return not torch.default_generator.initial_seed() & _OUT_OF_STEP
 
 
 def initial_seed() -> int:
     """The seed that was set, as `torch.initial_seed` gives it."""
-    return int(torch.default_generator.initial_seed()) & ~_MARK
+    return int(torch.default_generator.initial_seed()) & ~_OUT_OF_STEP

@@ -24,28 +24,28 @@ from torch.nn.modules import module as global_hooks
 from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch.compat import no_dispatch, tree_map_only
-from pytest_modelbudget.backends.torch.model.attributes import Holdings
-from pytest_modelbudget.backends.torch.model.global_state import random_states
+from pytest_modelbudget.backends.torch.model.attributes import ModuleAttributes
+from pytest_modelbudget.backends.torch.model.global_state import rng_states
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
-from pytest_modelbudget.backends.torch.model.modules import all_modules, children, unwrapped
+from pytest_modelbudget.backends.torch.model.modules import all_modules, children, unwrap
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
-from pytest_modelbudget.backends.torch.replay.fingerprint import Given, Prints, Unreadable
+from pytest_modelbudget.backends.torch.replay.fingerprint import CallSignature, Fingerprints, NotComparable
 from pytest_modelbudget.system.debug import DebugLog
 
-_LIKENESS = 2
-_PATIENCE = 6  # calls of one kind of block without a single repetition after which it is left alone
+_MIN_REPEATS = 2
+_GIVE_UP_AFTER = 6  # calls of one kind of block without a single repetition after which it is left alone
 
 
 Modules = Sequence[nn.Module]
 """A module and all modules below it, in order."""
 
-Make = Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]
+MakeResult = Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]
 
 
-class Log(Protocol):
+class ReplayLog(Protocol):
     """What a watcher of a pass notes, so that it can be noted again for a call that is alike."""
 
-    def surroundings(self, modules: Modules, given: Given) -> Hashable:
+    def context_key(self, modules: Modules, signature: CallSignature) -> Hashable:
         """What else must be equal for two calls to be alike.
 
         Raises:
@@ -53,11 +53,11 @@ class Log(Protocol):
         """
         ...
 
-    def mark(self, modules: Modules, given: Given) -> Any:
+    def checkpoint(self, modules: Modules, signature: CallSignature) -> Any:
         """Remember where the log stands before a call of the first of `modules`; the others are below it."""
         ...
 
-    def since(self, mark: Any, modules: Modules, given: Given, made: list[torch.Tensor]) -> Any:
+    def delta(self, checkpoint: Any, modules: Modules, signature: CallSignature, results: list[torch.Tensor]) -> Any:
         """What the call added to the log, in words of its modules and tensors: equal for calls that did the same.
 
         Raises:
@@ -65,8 +65,8 @@ class Log(Protocol):
         """
         ...
 
-    def again(self, added: Any, modules: Modules, given: Given, make: Make) -> Any:
-        """Note for another call what `since` gave, and return what the call returns.
+    def apply(self, delta: Any, modules: Modules, signature: CallSignature, make_result: MakeResult) -> Any:
+        """Note for another call what `delta` gave, and return what the call returns.
 
         It is made by `make`, which passes each tensor that needs a gradient through the function it is given.
         """
@@ -74,7 +74,7 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _New:
+class _NewTensor:
     """A tensor that a call made: the `storage`th new one, of so many bytes."""
 
     storage: int
@@ -87,61 +87,61 @@ class _New:
 
 
 @dataclass(frozen=True, slots=True)
-class _Same:
+class _ArgumentTensor:
     """A tensor that a call was given, and returns."""
 
-    place: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
-    """What a call returned, and what it added to the log; `held` keeps the tensors that its key names by `id`."""
+class RecordedCall:
+    """What a call returned, and what it added to the log; `pinned` keeps the tensors that its key names by `id`."""
 
     result: Any
-    added: Any
-    held: tuple[torch.Tensor, ...] = field(compare=False)
+    delta: Any
+    pinned: tuple[torch.Tensor, ...] = field(compare=False)
 
 
 @dataclass(slots=True)
-class _Luck:
+class _ReplayStats:
     """How well telling again went with the blocks of one kind."""
 
     recorded: int = 0
-    told: int = 0
+    replayed: int = 0
 
     @property
-    def hopeless(self) -> bool:
-        return self.recorded >= _PATIENCE + self.told
+    def give_up(self) -> bool:
+        return self.recorded >= _GIVE_UP_AFTER + self.replayed
 
 
-class Repeats:
+class BlockCache:
     """The blocks of one model that occur again and again: the same for all of its passes.
 
-    `below` are all modules of each block, by its `id`; `trusted` the fingerprints that were seen twice to do the same.
+    `trees` are all modules of each block, by its `id`; `verified` the fingerprints that were seen twice to do the same.
     What becomes of each call of a block is written to `log`.
     """
 
-    def __init__(self, model: nn.Module, holdings: Holdings, log: DebugLog | None = None) -> None:
+    def __init__(self, model: nn.Module, attributes: ModuleAttributes, log: DebugLog | None = None) -> None:
         self._log = log
         self._kinds: dict[int, int] = {}
-        self.below: dict[int, list[nn.Module]] = {}
-        self.prints = Prints()
-        self.trusted: set[Hashable] = set()
+        self.trees: dict[int, list[nn.Module]] = {}
+        self.fingerprints = Fingerprints()
+        self.verified: set[Hashable] = set()
         self._model = model  # keeps the addresses that are keys
-        if sum([bool(module._modules) for module in holdings.modules]) >= _LIKENESS:
-            for alike in _alike(model):
-                self.enter(alike)
+        if sum([bool(module._modules) for module in attributes.modules]) >= _MIN_REPEATS:
+            for similar in _similar_blocks(model):
+                self.register(similar)
 
-    def enter(self, alike: Sequence[nn.Module]) -> None:
+    def register(self, similar: Sequence[nn.Module]) -> None:
         """These modules are of one kind: they look alike from outside."""
         kind = len(self._kinds)
-        for module in alike:
-            below = all_modules(module)
-            if len(below) - 1 == sum([child is not None for one in below for child in one._modules.values()]):
+        for module in similar:
+            subtree = all_modules(module)
+            if len(subtree) - 1 == sum([child is not None for parent in subtree for child in parent._modules.values()]):
                 # It is a tree: no module comes twice.
                 self._kinds[id(module)] = kind
-                self.below[id(module)] = below
-                self.prints.enter(below)
+                self.trees[id(module)] = subtree
+                self.fingerprints.register(subtree)
 
     def kind(self, module: nn.Module) -> int | None:
         """The kind of a module, None when it is the only one."""
@@ -152,69 +152,69 @@ class Repeats:
         if self._log is not None:
             self._log.write("replay", f"{what}: {why}" if str(why) else what)
 
-    def start(self, log: Log) -> Session | None:
+    def start(self, log: ReplayLog) -> Replay | None:
         """Telling again in one pass; None when someone else wants to see every call."""
-        return None if _watched_by_others() else Session(self, log)
+        return None if _has_global_hooks() else Replay(self, log)
 
 
-class Session:
+class Replay:
     """One pass: `call` runs a module, or tells what it does."""
 
-    def __init__(self, repeats: Repeats, log: Log) -> None:
-        self._repeats = repeats
+    def __init__(self, block_cache: BlockCache, log: ReplayLog) -> None:
+        self._block_cache = block_cache
         self._log = log
-        self._effects: dict[Hashable, Effect] = {}
-        self._luck: defaultdict[int, _Luck] = defaultdict(_Luck)
+        self._recorded_calls: dict[Hashable, RecordedCall] = {}
+        self._stats: defaultdict[int, _ReplayStats] = defaultdict(_ReplayStats)
         self._calls: Counter[int] = Counter()
         self._recording = 0
-        self._chance: Hashable = None  # as last seen: what was drawn since then counts against the next block
-        self._born: list[weakref.ref[torch.Tensor]] = []
+        self._rng_state: Hashable = None  # as last seen: what was drawn since then counts against the next block
+        self._created: list[weakref.ref[torch.Tensor]] = []
 
-    def born(self, made: Any) -> None:
+    def note_created(self, created: Any) -> None:
         """To be called with what each operator made."""
         if self._recording:
-            self._born += [weakref.ref(tensor) for tensor in tensors(made)]
+            self._created += [weakref.ref(tensor) for tensor in tensors(created)]
 
     def call(self, module: nn.Module, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
         """What the module gives: by `run`, or from an earlier call that was alike."""
-        kind = self._repeats.kind(module)
+        kind = self._block_cache.kind(module)
         if kind is None and (kind := self._called_often(module)) is None:
             return run()
-        luck = self._luck[kind]
-        if luck.hopeless:
-            self._repeats.tell("ran", "blocks of its kind do not repeat")
+        stats = self._stats[kind]
+        if stats.give_up:
+            self._block_cache.tell("ran", "blocks of its kind do not repeat")
             return run()
-        modules = self._repeats.below[id(module)]
+        modules = self._block_cache.trees[id(module)]
         try:
-            given = Given(args, kwargs)
-            fingerprint, training = self._repeats.prints.of(modules)
-            key = fingerprint, training, given.key, _mood(), self._log.surroundings(modules, given)
-            effect = self._effects.get(key)
-        except (Unreadable, TypeError) as reason:  # TypeError: something that has no hash
-            self._repeats.tell("ran, and is not comparable", reason)
-            luck.recorded += 1
+            signature = CallSignature(args, kwargs)
+            fingerprint, training = self._block_cache.fingerprints.of(modules)
+            key = fingerprint, training, signature.key, _mode_flags(), self._log.context_key(modules, signature)
+            recorded = self._recorded_calls.get(key)
+        except (NotComparable, TypeError) as reason:  # TypeError: something that has no hash
+            self._block_cache.tell("ran, and is not comparable", reason)
+            stats.recorded += 1
             return run()
-        if effect is not None and fingerprint in self._repeats.trusted:
-            self._repeats.tell("replayed")
-            luck.told += 1
-            return self._tell(effect, modules, given)
-        luck.recorded += 1
-        return self._record(key, fingerprint, modules, given, effect, run)
+        if recorded is not None and fingerprint in self._block_cache.verified:
+            self._block_cache.tell("replayed")
+            stats.replayed += 1
+            return self._replay(recorded, modules, signature)
+        stats.recorded += 1
+        return self._record(key, fingerprint, modules, signature, recorded, run)
 
     def _called_often(self, module: nn.Module) -> int | None:
         """One block that is called again and again is as good as many that are alike."""
         if module._modules:
             self._calls[id(module)] += 1
-            if self._calls[id(module)] == _LIKENESS and _can_repeat(module):
-                self._repeats.enter([module])
-        return self._repeats.kind(module)
+            if self._calls[id(module)] == _MIN_REPEATS and _is_replayable(module):
+                self._block_cache.register([module])
+        return self._block_cache.kind(module)
 
-    def _tell(self, effect: Effect, modules: Modules, given: Given) -> Any:
+    def _replay(self, recorded: RecordedCall, modules: Modules, signature: CallSignature) -> Any:
         def make(train: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-            return _made_again(effect.result, given.tensors, train)
+            return _result_from_template(recorded.result, signature.tensors, train)
 
-        out = self._log.again(effect.added, modules, given, make)
-        self.born(out)
+        out = self._log.apply(recorded.delta, modules, signature, make)
+        self.note_created(out)
         return out
 
     def _record(
@@ -222,83 +222,100 @@ class Session:
         key: tuple[Hashable, ...],
         fingerprint: Hashable,
         modules: Modules,
-        given: Given,
-        before: Effect | None,
+        signature: CallSignature,
+        earlier: RecordedCall | None,
         run: Callable[[], Any],
     ) -> Any:
         """Run, and see what it does; twice the same is trusted."""
-        chance, first = self._chance if self._chance is not None else random_states(), len(self._born)
-        mark = self._log.mark(modules, given)
+        rng_before, first_created = self._rng_state if self._rng_state is not None else rng_states(), len(self._created)
+        checkpoint = self._log.checkpoint(modules, signature)
         self._recording += 1
         try:
             out = run()
         finally:
             self._recording -= 1
         try:
-            self._chance = random_states()
-            if not given.unwritten or self._repeats.prints.of(modules) != key[:2] or self._chance != chance:
-                raise Unreadable("it changed its arguments or itself, or drew random numbers")
-            made = tensors(out)
-            self._refuse_escaped(first, made)
-            result = _recipe(out, made, given)
-            named = tuple(tensor for tensor in given.tensors if not tensor.is_meta)
-            effect = Effect(result, self._log.since(mark, modules, given, made), named)
-        except (Unreadable, TypeError) as reason:
-            self._repeats.tell("ran, and is refused", reason)
-            self._effects.pop(key, None)
+            self._rng_state = rng_states()
+            if (
+                not signature.is_unmodified
+                or self._block_cache.fingerprints.of(modules) != key[:2]
+                or self._rng_state != rng_before
+            ):
+                raise NotComparable("it changed its arguments or itself, or drew random numbers")
+            results = tensors(out)
+            self._refuse_escaped(first_created, results)
+            result = _result_template(out, results, signature)
+            pinned = tuple(tensor for tensor in signature.tensors if not tensor.is_meta)
+            recorded = RecordedCall(result, self._log.delta(checkpoint, modules, signature, results), pinned)
+        except (NotComparable, TypeError) as reason:
+            self._block_cache.tell("ran, and is refused", reason)
+            self._recorded_calls.pop(key, None)
             return out
         finally:
             if not self._recording:
-                self._born.clear()
-        if before == effect and not torch.is_grad_enabled():
-            self._repeats.tell("ran, and is verified", "it did the same as one like it")
-            self._repeats.trusted.add(fingerprint)
+                self._created.clear()
+        if earlier == recorded and not torch.is_grad_enabled():
+            self._block_cache.tell("ran, and is verified", "it did the same as one like it")
+            self._block_cache.verified.add(fingerprint)
         else:
-            self._repeats.tell("ran, and is recorded")
-        self._effects[key] = effect
+            self._block_cache.tell("ran, and is recorded")
+        self._recorded_calls[key] = recorded
         return out
 
-    def _refuse_escaped(self, first: int, made: list[torch.Tensor]) -> None:
+    def _refuse_escaped(self, first_created: int, results: list[torch.Tensor]) -> None:
         """With gradients, autograd keeps tensors; what escapes was looked for in the pass without."""
         if torch.is_grad_enabled():
             return
-        ours = {id(tensor) for one in made for tensor in (one, one._base)}  # a view holds on to what it is a view of
-        if any(tensor is not None and id(tensor) not in ours for tensor in (ref() for ref in self._born[first:])):
-            raise Unreadable("a tensor that it made outlives it")
+        returned = {
+            id(tensor) for result_tensor in results for tensor in (result_tensor, result_tensor._base)
+        }  # a view holds on to what it is a view of
+        if any(
+            tensor is not None and id(tensor) not in returned
+            for tensor in (ref() for ref in self._created[first_created:])
+        ):
+            raise NotComparable("a tensor that it made outlives it")
 
 
-def _alike(model: nn.Module) -> Iterator[list[nn.Module]]:
+def _similar_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:
     """The modules that hold others, by what they look like from outside; only where there are several."""
     groups: dict[Hashable, list[nn.Module]] = defaultdict(list)
-    _look(model, {}, groups)
-    yield from (group for group in groups.values() if len(group) >= _LIKENESS)
+    _structure_hash(model, {}, groups)
+    yield from (group for group in groups.values() if len(group) >= _MIN_REPEATS)
 
 
-def _look(module: nn.Module, looks: dict[int, int], groups: dict[Hashable, list[nn.Module]]) -> int:
+def _structure_hash(module: nn.Module, structures: dict[int, int], groups: dict[Hashable, list[nn.Module]]) -> int:
     """A number for what a module looks like; those below it and itself are put into their groups."""
-    if (known := looks.get(id(module))) is not None:
-        return known
-    looks[id(module)] = 0  # for a module that holds itself
-    below = tuple([_look(child, looks, groups) for child in module._modules.values() if child is not None])
-    shapes = tuple([(None if is_lazy(one) else one.shape) for one in module._parameters.values() if one is not None])
-    found = looks[id(module)] = hash((type(module), shapes, below))
-    if below and _can_repeat(module):
-        groups[found].append(module)
-    return found
+    if (cached := structures.get(id(module))) is not None:
+        return cached
+    structures[id(module)] = 0  # for a module that holds itself
+    child_structures = tuple(
+        [_structure_hash(child, structures, groups) for child in module._modules.values() if child is not None]
+    )
+    shapes = tuple(
+        [
+            (None if is_lazy(parameter) else parameter.shape)
+            for parameter in module._parameters.values()
+            if parameter is not None
+        ]
+    )
+    structure = structures[id(module)] = hash((type(module), shapes, child_structures))
+    if child_structures and _is_replayable(module):
+        groups[structure].append(module)
+    return structure
 
 
-def _can_repeat(module: nn.Module) -> bool:
+def _is_replayable(module: nn.Module) -> bool:
     if isinstance(module, (torch.jit.ScriptModule, nn.MultiheadAttention, nn.ModuleList, nn.ModuleDict)):
         return False
-    return bool(children(module)) and unwrapped(module) is module
+    return bool(children(module)) and unwrap(module) is module
 
 
-def _watched_by_others() -> bool:
+def _has_global_hooks() -> bool:
     """Whether someone wants to be told of every call of every module."""
     return any(value for name, value in vars(global_hooks).items() if name.startswith("_global_") and "hooks" in name)
 
 
-def _mood() -> Hashable:
+def _mode_flags() -> Hashable:
     """The switches around a call that its forward may look at."""
     return (
         torch.is_grad_enabled(),
@@ -312,24 +329,24 @@ def _mood() -> Hashable:
     )
 
 
-def _recipe(out: Any, made: list[torch.Tensor], given: Given) -> Any:
+def _result_template(out: Any, results: list[torch.Tensor], signature: CallSignature) -> Any:
     """`out` with each tensor replaced by how to make it again."""
     storages: dict[int, int] = {}
-    if torch.is_grad_enabled() and sum(tensor.requires_grad for tensor in made) > 1:
+    if torch.is_grad_enabled() and sum(tensor.requires_grad for tensor in results) > 1:
         # Each would have to keep its own part of what is held.
-        raise Unreadable("several of its results need gradients")
-    if len({id(tensor) for tensor in made}) != len(made):
-        raise Unreadable("it returns a tensor twice")
-    known = {id(tensor): place for place, tensor in enumerate(given.tensors)}
+        raise NotComparable("several of its results need gradients")
+    if len({id(tensor) for tensor in results}) != len(results):
+        raise NotComparable("it returns a tensor twice")
+    argument_positions = {id(tensor): position for position, tensor in enumerate(signature.tensors)}
 
-    def one(tensor: torch.Tensor) -> _New | _Same:
-        if id(tensor) in known:
-            return _Same(known[id(tensor)])
+    def one(tensor: torch.Tensor) -> _NewTensor | _ArgumentTensor:
+        if id(tensor) in argument_positions:
+            return _ArgumentTensor(argument_positions[id(tensor)])
         key = storage_key(tensor)
-        plain = type(tensor) is torch.Tensor and tensor.is_meta and tensor.layout == torch.strided
-        if not plain or key in given.storages or tensor.is_complex() or tensor.is_neg():
-            raise Unreadable("it returns a view of an argument, or a tensor that is not plain")
-        return _New(
+        is_plain = type(tensor) is torch.Tensor and tensor.is_meta and tensor.layout == torch.strided
+        if not is_plain or key in signature.storages or tensor.is_complex() or tensor.is_neg():
+            raise NotComparable("it returns a view of an argument, or a tensor that is not plain")
+        return _NewTensor(
             storages.setdefault(key, len(storages)),
             tensor.untyped_storage().nbytes(),
             tuple(tensor.shape),
@@ -339,11 +356,11 @@ def _recipe(out: Any, made: list[torch.Tensor], given: Given) -> Any:
             tensor.requires_grad,
         )
 
-    found = tree_map_only(torch.Tensor, one, out)
-    if torch.is_grad_enabled() and len(storages) < sum(1 for tensor in made if id(tensor) not in known):
-        raise Unreadable("it returns views of one tensor")  # which autograd would have to know
-    _refuse_objects(found)
-    return found
+    template = tree_map_only(torch.Tensor, one, out)
+    if torch.is_grad_enabled() and len(storages) < sum(1 for tensor in results if id(tensor) not in argument_positions):
+        raise NotComparable("it returns views of one tensor")  # which autograd would have to know
+    _refuse_objects(template)
+    return template
 
 
 def _refuse_objects(value: Any) -> None:
@@ -353,28 +370,34 @@ def _refuse_objects(value: Any) -> None:
     elif type(value) is dict:
         for item in value.values():
             _refuse_objects(item)
-    elif not (value is None or type(value) in (_New, _Same, int, float, bool, str)):
-        raise Unreadable(f"it returns an object of {type(value).__name__}")
+    elif not (value is None or type(value) in (_NewTensor, _ArgumentTensor, int, float, bool, str)):
+        raise NotComparable(f"it returns an object of {type(value).__name__}")
 
 
-def _made_again(result: Any, given: list[torch.Tensor], train: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _result_from_template(
+    result_template: Any, arguments: list[torch.Tensor], train: Callable[[torch.Tensor], torch.Tensor]
+) -> Any:
     storages: dict[int, torch.Tensor] = {}
 
-    def one(recipe: _New | _Same) -> torch.Tensor:
-        if isinstance(recipe, _Same):
-            return given[recipe.place]
-        return train(new(recipe)) if recipe.trained else new(recipe)
+    def one(template: _NewTensor | _ArgumentTensor) -> torch.Tensor:
+        if isinstance(template, _ArgumentTensor):
+            return arguments[template.position]
+        return train(new(template)) if template.trained else new(template)
 
-    def new(recipe: _New) -> torch.Tensor:
-        base = storages.get(recipe.storage)
+    def new(template: _NewTensor) -> torch.Tensor:
+        base = storages.get(template.storage)
         if base is None:
-            whole = torch.empty_strided(recipe.shape, recipe.strides, dtype=recipe.dtype, device=META)
-            storages[recipe.storage] = whole
-            if recipe.offset == 0 and whole.untyped_storage().nbytes() == recipe.bytes:
-                return whole
-            base = storages[recipe.storage] = torch.empty(recipe.bytes, dtype=torch.uint8, device=META)
-        view = torch.empty(0, dtype=recipe.dtype, device=META)
-        return view.set_(base.untyped_storage(), recipe.offset, recipe.shape, recipe.strides)
+            tensor = torch.empty_strided(template.shape, template.strides, dtype=template.dtype, device=META)
+            storages[template.storage] = tensor
+            if template.offset == 0 and tensor.untyped_storage().nbytes() == template.bytes:
+                return tensor
+            base = storages[template.storage] = torch.empty(template.bytes, dtype=torch.uint8, device=META)
+        view = torch.empty(0, dtype=template.dtype, device=META)
+        return view.set_(base.untyped_storage(), template.offset, template.shape, template.strides)
 
     with no_dispatch():
-        return one(result) if isinstance(result, (_New, _Same)) else tree_map_only((_New, _Same), one, result)
+        return (
+            one(result_template)
+            if isinstance(result_template, (_NewTensor, _ArgumentTensor))
+            else tree_map_only((_NewTensor, _ArgumentTensor), one, result_template)
+        )

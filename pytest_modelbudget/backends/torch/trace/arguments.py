@@ -12,24 +12,24 @@ import torch
 
 from pytest_modelbudget.backends.torch.compat import make_subclass, no_functions
 from pytest_modelbudget.backends.torch.meta.readings import Readings
-from pytest_modelbudget.backends.torch.model.meta_copy import CopyTensors
-from pytest_modelbudget.backends.torch.model.meta_tensors import CONSTANT, META, Ghosts
+from pytest_modelbudget.backends.torch.model.meta_copy import ReplaceTensorsInCopy
+from pytest_modelbudget.backends.torch.model.meta_tensors import MAX_CONSTANT_ELEMENTS, META, MetaTensors
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.inputs import Inputs, concrete, tensors_in
+from pytest_modelbudget.inputs import Inputs, concrete_shape, tensors_in
 from pytest_modelbudget.summary import Below, Fill, Input, TensorSpec
 
-_NUMBERS = 1_024
+_MAX_FLOATS_WITH_VALUES = 1_024
 """Elements up to which floats in one dimension, or none, keep the values that were given: code may ask for those of a
 threshold, a time step, a schedule."""
 
 
-Assumed = Literal["zeros", "ones", "mixed"]
+AssumedValues = Literal["zeros", "ones", "mixed"]
 """Values of ids and masks that nobody gave; mixed are ones and zeros in turn. Ids below a bound are others for ones,
 and all the same for mixed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ModelCall:
     """What the model is called with; `ports` are the tensors in it, with their names, `drawn` those nobody gave."""
 
     args: tuple[Any, ...]
@@ -40,7 +40,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ValuePolicy:
     """How tensors are made where nobody gave values.
 
     With `real` all of them have memory: zeros, or random numbers when there is a `seed`. Else floats are on meta, and
@@ -49,7 +49,7 @@ class Choice:
 
     real: bool = False
     seed: int | None = None
-    assumed: Assumed = "zeros"
+    assumed: AssumedValues = "zeros"
     half: torch.dtype | None = None
 
     def cast(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -57,63 +57,63 @@ class Choice:
         return tensor if self.half is None or not tensor.is_floating_point() else tensor.to(self.half)
 
 
-def call_of(inputs: Inputs, sizes: Mapping[str, int], choice: Choice) -> Call:
+def make_call(inputs: Inputs, sizes: Mapping[str, int], policy: ValuePolicy) -> ModelCall:
     """What a model is called with, made anew for each call: a model may write to its inputs.
 
     Raises:
         ModelBudgetError: a dtype that torch does not have, or a value that does not fit it.
     """
     if inputs.example is not None:
-        args, kwargs = _copied(inputs.example, choice)
+        args, kwargs = _copy_example(inputs.example, policy)
         ports = [(name, tensor) for name, tensor in tensors_in((args, kwargs)) if isinstance(tensor, torch.Tensor)]
-        return Call(args, kwargs, ports)
+        return ModelCall(args, kwargs, ports)
     ports, drawn, readings = [], [], Readings()
 
     def make(name: str, spec: TensorSpec) -> torch.Tensor:
-        tensor = choice.cast(_made(name, spec, sizes, choice))
+        tensor = policy.cast(_make_input(name, spec, sizes, policy))
         if not isinstance(spec.values, Fill):
             drawn.append(tensor)
-            if _whole(tensor.dtype) and not tensor.is_meta:
+            if _is_integral(tensor.dtype) and not tensor.is_meta:
                 readings.assume(Input(name, spec), tensor)
         ports.append((name, tensor))
         return tensor
 
     args, kwargs = inputs.build(make)
-    return Call(args, kwargs, ports, drawn, readings)
+    return ModelCall(args, kwargs, ports, drawn, readings)
 
 
-def _made(name: str, spec: TensorSpec, sizes: Mapping[str, int], choice: Choice) -> torch.Tensor:
+def _make_input(name: str, spec: TensorSpec, sizes: Mapping[str, int], policy: ValuePolicy) -> torch.Tensor:
     dtype = getattr(torch, spec.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ModelBudgetError(f"inputs: {name}: torch has no tensors of dtype {spec.dtype!r}")
-    shape = concrete(spec, sizes)
+    shape = concrete_shape(spec, sizes)
     empty = torch.empty(shape, dtype=dtype, device=META)
-    if not (choice.real or _steers(empty, known=spec.values is not None)):
+    if not (policy.real or _may_need_values(empty, has_given_values=spec.values is not None)):
         return empty
     if isinstance(spec.values, Fill):
-        return _filled(name, spec, spec.values, sizes, empty)
+        return _fill(name, spec, spec.values, sizes, empty)
     if isinstance(spec.values, Below):
-        if choice.assumed == "mixed":  # how many differ is hardly seen by other draws
+        if policy.assumed == "mixed":  # how many differ is hardly seen by other draws
             return torch.zeros_like(empty, device="cpu")
-        other = (choice.seed or 0) + get_args(Assumed).index(choice.assumed)
-        return _drawn(empty, spec.values.bound, zlib.crc32(name.encode()) + other)
+        offset = (policy.seed or 0) + get_args(AssumedValues).index(policy.assumed)
+        return _random_ids(empty, spec.values.bound, zlib.crc32(name.encode()) + offset)
     zeros = torch.zeros_like(empty, device="cpu")
-    if choice.real:
-        return zeros if choice.seed is None else _random(zeros, choice.seed)
-    return zeros if choice.assumed == "zeros" else _alternating(zeros, 1 if choice.assumed == "ones" else 2)
+    if policy.real:
+        return zeros if policy.seed is None else _random_values(zeros, policy.seed)
+    return zeros if policy.assumed == "zeros" else _alternating(zeros, 1 if policy.assumed == "ones" else 2)
 
 
-def _steers(tensor: torch.Tensor, *, known: bool) -> bool:
+def _may_need_values(tensor: torch.Tensor, *, has_given_values: bool) -> bool:
     """Whether code may ask for values of such an input without a real run: whole numbers, and a few known floats.
 
     Floats of more dimensions meet those of layers where both have to be on one device, as states of recurrent layers.
     """
-    if _whole(tensor.dtype):
-        return bool(tensor.numel() <= CONSTANT)
-    return known and tensor.dim() < 2 and tensor.numel() <= _NUMBERS
+    if _is_integral(tensor.dtype):
+        return bool(tensor.numel() <= MAX_CONSTANT_ELEMENTS)
+    return has_given_values and tensor.dim() < 2 and tensor.numel() <= _MAX_FLOATS_WITH_VALUES
 
 
-def _filled(name: str, spec: TensorSpec, fill: Fill, sizes: Mapping[str, int], like: torch.Tensor) -> torch.Tensor:
+def _fill(name: str, spec: TensorSpec, fill: Fill, sizes: Mapping[str, int], like: torch.Tensor) -> torch.Tensor:
     value = sizes[fill.value] if isinstance(fill.value, str) else fill.value
     try:
         return torch.full_like(like, value, device="cpu")
@@ -121,23 +121,23 @@ def _filled(name: str, spec: TensorSpec, fill: Fill, sizes: Mapping[str, int], l
         raise ModelBudgetError(f"inputs: {name}: {spec}: {value} does not fit into {spec.dtype}") from None
 
 
-def _drawn(like: torch.Tensor, bound: int, seed: int) -> torch.Tensor:
+def _random_ids(like: torch.Tensor, bound: int, seed: int) -> torch.Tensor:
     """Whole numbers from 0 to below `bound`, the same in every process."""
-    dice = torch.Generator().manual_seed(seed)
-    return torch.randint(0, min(bound, 2**63 - 1), like.shape, generator=dice, device="cpu").to(like.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, min(bound, 2**63 - 1), like.shape, generator=generator, device="cpu").to(like.dtype)
 
 
-def _random(tensor: torch.Tensor, seed: int) -> torch.Tensor:
+def _random_values(tensor: torch.Tensor, seed: int) -> torch.Tensor:
     """Floats of both signs; ids and masks of 0 and 1, which hardly any table is too small for.
 
     The first of these is another one for the next seed, so that a single value does not stay what it is.
     """
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     if tensor.is_floating_point():
-        return tensor.uniform_(-1, 1, generator=dice)
+        return tensor.uniform_(-1, 1, generator=generator)
     if tensor.is_complex() or not tensor.numel():
         return tensor
-    tensor.random_(0, 2, generator=dice).view(-1)[0] = seed % 2
+    tensor.random_(0, 2, generator=generator).view(-1)[0] = seed % 2
     return tensor
 
 
@@ -147,67 +147,71 @@ def _alternating(tensor: torch.Tensor, step: int) -> torch.Tensor:
     return tensor
 
 
-def _whole(dtype: torch.dtype) -> bool:
+def _is_integral(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex)
 
 
-def _copied(example: tuple[tuple[Any, ...], dict[str, Any]], choice: Choice) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _copy_example(
+    example: tuple[tuple[Any, ...], dict[str, Any]], policy: ValuePolicy
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A copy of an example with its tensors replaced; nothing of the user's own is written to."""
-    ghosts = Ghosts()
+    meta_tensors = MetaTensors()
 
     def stand_in(tensor: torch.Tensor) -> torch.Tensor:
-        return choice.cast(_stand_in(tensor, choice.real, ghosts))
+        return policy.cast(_stand_in(tensor, policy.real, meta_tensors))
 
     memo: dict[int, Any] = {}
     for _, tensor in tensors_in(example):
         if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
             memo[id(tensor)] = stand_in(tensor)
-    with CopyTensors(stand_in), torch.no_grad():
+    with ReplaceTensorsInCopy(stand_in), torch.no_grad():
         args, kwargs = example
-        return tuple(_copy(value, memo) for value in args), {name: _copy(value, memo) for name, value in kwargs.items()}
+        return tuple(_copy_or_share(value, memo) for value in args), {
+            name: _copy_or_share(value, memo) for name, value in kwargs.items()
+        }
 
 
-def _copy(value: Any, memo: dict[int, Any]) -> Any:
+def _copy_or_share(value: Any, memo: dict[int, Any]) -> Any:
     """A deep copy; of what holds something that cannot be copied (a lock, a file), that is shared."""
-    attempt = dict(memo)
+    new_memo = dict(memo)
     try:
-        same = copy.deepcopy(value, attempt)
+        copied = copy.deepcopy(value, new_memo)
     except Exception:  # whatever the object's class says to being copied
-        return _shared(value, memo)
-    memo |= attempt
-    return same
+        return _share(value, memo)
+    memo |= new_memo
+    return copied
 
 
-def _shared(value: Any, memo: dict[int, Any]) -> Any:
+def _share(value: Any, memo: dict[int, Any]) -> Any:
     if type(value) in (list, tuple):
-        return type(value)(_copy(item, memo) for item in value)
+        return type(value)(_copy_or_share(item, memo) for item in value)
     if type(value) is dict:
-        return {key: _copy(item, memo) for key, item in value.items()}
+        return {key: _copy_or_share(item, memo) for key, item in value.items()}
     if not hasattr(value, "__dict__") or isinstance(value, type):
         return value
-    same = copy.copy(value)
-    vars(same).update({name: _copy(item, memo) for name, item in vars(value).items()})
-    return same
+    copied = copy.copy(value)
+    vars(copied).update({name: _copy_or_share(item, memo) for name, item in vars(value).items()})
+    return copied
 
 
-def _stand_in(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
+def _stand_in(tensor: torch.Tensor, real: bool, meta_tensors: MetaTensors) -> torch.Tensor:
     """What is handed over for a tensor of an example: its values where they may steer the model, else a ghost."""
     kind = type(tensor)
     with no_functions():
-        stored = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
-        if stored or hasattr(kind, "__tensor_flatten__"):  # no ghost can stand for what is stored otherwise
+        stored_otherwise = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
+        if stored_otherwise or hasattr(kind, "__tensor_flatten__"):  # no ghost can stand for what is stored otherwise
             return tensor.detach().clone().cpu()
         if kind in (torch.Tensor, torch.nn.Parameter):
-            return _plain(tensor, real, ghosts)
-        data = _plain(tensor.as_subclass(torch.Tensor), real, ghosts)
-        same = make_subclass(kind, data.detach(), tensor.requires_grad)
-        vars(same).update(vars(tensor))
-        return same
+            return _plain_stand_in(tensor, real, meta_tensors)
+        data = _plain_stand_in(tensor.as_subclass(torch.Tensor), real, meta_tensors)
+        stand_in = make_subclass(kind, data.detach(), tensor.requires_grad)
+        vars(stand_in).update(vars(tensor))
+        return stand_in
 
 
-def _plain(tensor: torch.Tensor, real: bool, ghosts: Ghosts) -> torch.Tensor:
+def _plain_stand_in(tensor: torch.Tensor, real: bool, meta_tensors: MetaTensors) -> torch.Tensor:
     if tensor.is_meta:
         return torch.zeros_like(tensor, device="cpu") if real else tensor.detach().clone()
-    if real or _whole(tensor.dtype) or _steers(tensor, known=True):
+    if real or _is_integral(tensor.dtype) or _may_need_values(tensor, has_given_values=True):
         return tensor.detach().cpu().clone().requires_grad_(tensor.requires_grad)
-    return ghosts.of(tensor)
+    return meta_tensors.of(tensor)

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from pytest_modelbudget.backends.patching import Change, Shared, patch_all
+from pytest_modelbudget.backends.patching import Change, SharedChange, patch_all
 
 
-class CallWatcher(Protocol):
+class CallObserver(Protocol):
     """What is called in place of a module."""
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -20,48 +20,48 @@ class CallWatcher(Protocol):
         ...
 
 
-_WATCHERS: dict[int, CallWatcher] = {}
+_OBSERVERS: dict[int, CallObserver] = {}
 """Who watches the calls of modules in each thread."""
 
 
-class CallsNoted(Change):
+class CallsObserved(Change):
     """Inside, calls of modules of this thread go through `watcher`, where they are shown."""
 
-    def __init__(self, watcher: CallWatcher) -> None:
-        self._watcher, self._before = watcher, _WATCHERS.get(threading.get_ident())
+    def __init__(self, observer: CallObserver) -> None:
+        self._watcher, self._before = observer, _OBSERVERS.get(threading.get_ident())
 
     def __enter__(self) -> None:
         super().__enter__()
-        _watch(self._watcher)
+        _set_observer(self._watcher)
 
     def undo(self) -> None:
         """Let them go through who watched before."""
-        _watch(self._before)
+        _set_observer(self._before)
 
 
-def _watch(watcher: CallWatcher | None) -> None:
-    if watcher is None:
-        _WATCHERS.pop(threading.get_ident(), None)
+def _set_observer(observer: CallObserver | None) -> None:
+    if observer is None:
+        _OBSERVERS.pop(threading.get_ident(), None)
     else:
-        _WATCHERS[threading.get_ident()] = watcher
+        _OBSERVERS[threading.get_ident()] = observer
 
 
-def calls_shown() -> AbstractContextManager[None]:
+def module_calls_patched() -> AbstractContextManager[None]:
     """Inside, calls of modules can be watched.
 
     To enter it around several passes saves time: python forgets what it knew of every class of modules each time.
     """
-    return _CALLS_SHOWN.inside()
+    return _MODULE_CALL_PATCH.inside()
 
 
-def _show_calls() -> Callable[[], object]:
+def _patch_module_call() -> Callable[[], object]:
     original = nn.Module.__call__
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        watcher = _WATCHERS.get(threading.get_ident())
-        return original(module, *args, **kwargs) if watcher is None else watcher.call(original, module, args, kwargs)
+        observer = _OBSERVERS.get(threading.get_ident())
+        return original(module, *args, **kwargs) if observer is None else observer.call(original, module, args, kwargs)
 
     return patch_all([(nn.Module, "__call__", call)])
 
 
-_CALLS_SHOWN = Shared(_show_calls)
+_MODULE_CALL_PATCH = SharedChange(_patch_module_call)

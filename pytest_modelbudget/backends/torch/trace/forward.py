@@ -12,28 +12,28 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.patching import Shared, patch_all
-from pytest_modelbudget.backends.torch.meta.cache import Memo, cache_for
-from pytest_modelbudget.backends.torch.meta.dispatch import Following, Placing
-from pytest_modelbudget.backends.torch.meta.readings import asking
+from pytest_modelbudget.backends.patching import SharedChange, patch_all
+from pytest_modelbudget.backends.torch.meta.cache import MetaCache, cache_for
+from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
+from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
 from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.appearance import as_on_cpu
-from pytest_modelbudget.backends.torch.model.attributes import Holdings
+from pytest_modelbudget.backends.torch.model.attributes import ModuleAttributes
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.model.global_state import drawn_since, preserved_in_pass
-from pytest_modelbudget.backends.torch.model.global_state import seed as fix_random_states
+from pytest_modelbudget.backends.torch.model.global_state import preserved_in_pass, rng_moved_since
+from pytest_modelbudget.backends.torch.model.global_state import seed_everything as fix_random_states
 from pytest_modelbudget.backends.torch.model.modules import nodes
-from pytest_modelbudget.backends.torch.model.packed_layers import Products
+from pytest_modelbudget.backends.torch.model.packed_layers import PackedProducts
 from pytest_modelbudget.backends.torch.model.pytree import dtype_name, shape_of, tensors
 from pytest_modelbudget.backends.torch.model.real_copy import reproducible
-from pytest_modelbudget.backends.torch.replay.cache import Repeats
-from pytest_modelbudget.backends.torch.trace.arguments import Assumed, Call, Choice, call_of
-from pytest_modelbudget.backends.torch.trace.hints import about, hints, line, may_run_on_values
-from pytest_modelbudget.backends.torch.trace.joins import Output, taken_whole
-from pytest_modelbudget.backends.torch.trace.perturb import Perturbed, Perturbing
+from pytest_modelbudget.backends.torch.replay.cache import BlockCache
+from pytest_modelbudget.backends.torch.trace.arguments import AssumedValues, ModelCall, ValuePolicy, make_call
+from pytest_modelbudget.backends.torch.trace.hints import hints, layer_text, may_run_on_values, source_line
+from pytest_modelbudget.backends.torch.trace.joins import ShapeDtype, as_one_operator
+from pytest_modelbudget.backends.torch.trace.perturb import Perturbation, PerturbingRunner
 from pytest_modelbudget.backends.torch.trace.replayed import TraceLog
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.trace.tracer import Trace, Watcher, watching
+from pytest_modelbudget.backends.torch.trace.tracer import Observer, Trace, observing
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Input, TensorSpec
@@ -41,17 +41,17 @@ from pytest_modelbudget.system.debug import DebugLog, log_of_model
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class ForwardPass:
     """What one forward pass showed: the trace, the names of the inputs, and the tensors the model returned.
 
-    `read` are the inputs whose values were assumed, and asked for; `drew` says that it drew random numbers,
+    `read_inputs` are the inputs whose values were assumed, and asked for; `drew` says that it drew random numbers,
     `refused` that it asked for values which it could not have, and went on.
     """
 
     trace: Trace
     ports: tuple[str, ...]
-    outputs: tuple[Output, ...]
-    read: tuple[Input, ...] = ()
+    outputs: tuple[ShapeDtype, ...]
+    read_inputs: tuple[Input, ...] = ()
     drew: bool = False
     refused: bool = False
 
@@ -69,26 +69,26 @@ class Subject:
     inputs: Inputs
     real: bool = False
     seed: int | None = None
-    perturbed: Perturbed | None = None
-    assumed: Assumed = "zeros"
-    memo: Memo = field(init=False, compare=False, repr=False)
-    holdings: Holdings = field(init=False, compare=False, repr=False)
-    repeats: Repeats | None = field(init=False, compare=False, repr=False)
-    products: Products = field(init=False, compare=False, repr=False)
+    perturbed: Perturbation | None = None
+    assumed: AssumedValues = "zeros"
+    meta_cache: MetaCache = field(init=False, compare=False, repr=False)
+    attributes: ModuleAttributes = field(init=False, compare=False, repr=False)
+    block_cache: BlockCache | None = field(init=False, compare=False, repr=False)
+    products: PackedProducts = field(init=False, compare=False, repr=False)
     log: DebugLog | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """What is remembered from one pass to the next."""
         log = log_of_model()
         object.__setattr__(self, "log", log)
-        object.__setattr__(self, "memo", cache_for(log))
-        object.__setattr__(self, "holdings", Holdings(self.model))
-        repeats = Repeats(self.model, self.holdings, log) if self._may_replay(log) else None
-        object.__setattr__(self, "repeats", repeats)
-        object.__setattr__(self, "products", Products(self.holdings.unusual))
+        object.__setattr__(self, "meta_cache", cache_for(log))
+        object.__setattr__(self, "attributes", ModuleAttributes(self.model))
+        repeats = BlockCache(self.model, self.attributes, log) if self._may_replay(log) else None
+        object.__setattr__(self, "block_cache", repeats)
+        object.__setattr__(self, "products", PackedProducts(self.attributes.unusual))
 
     def _may_replay(self, log: DebugLog | None) -> bool:
-        if self.real or keras_layers.among(self.holdings.modules):  # Keras' layers change more than themselves
+        if self.real or keras_layers.among(self.attributes.modules):  # Keras' layers change more than themselves
             return False
         return log is None or log.uses("replay")
 
@@ -101,7 +101,7 @@ class ForwardFailed(ModelBudgetError):
         self.needs_values = needs_values
 
 
-def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -> Pass:
+def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -> ForwardPass:
     """Run the model once without gradients, in eval mode, whatever its flags say.
 
     What the model stores in itself meanwhile (caches, lazy weights) is undone, unless `keep` and the pass succeeds.
@@ -109,30 +109,32 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
-    build(subject, sizes)
-    trace = Trace(subject.holdings.parts, subject.products)
-    if subject.repeats is not None:
-        trace.repeats = subject.repeats.start(TraceLog(trace))
-    call = arguments(subject, sizes)
+    build_keras_layers(subject, sizes)
+    trace = Trace(subject.attributes.parts, subject.products)
+    if subject.block_cache is not None:
+        trace.replay = subject.block_cache.start(TraceLog(trace))
+    call = call_of(subject, sizes)
     try:
-        with taken_whole(trace.whole), observed(subject, call, trace, keep=keep) as out:
+        with as_one_operator(trace.run_as_one), observed(subject, call, trace, keep=keep) as out:
             outputs = tuple((shape_of(tensor), dtype_name(tensor.dtype)) for tensor in tensors(out))
     except ModelBudgetError:
         raise
-    except Exception as mistake:
-        raise _failed(subject, trace, call, mistake) from mistake
+    except Exception as error:
+        raise _failure(subject, trace, call, error) from error
     finally:
         trace.forget_tensors()
-    names, seen = tuple(name for name, _ in call.ports), call.readings
-    return Pass(trace, names, outputs, tuple(seen.read.values()), seen.drew, seen.refused)
+    port_names, readings = tuple(name for name, _ in call.ports), call.readings
+    return ForwardPass(
+        trace, port_names, outputs, tuple(readings.read_inputs.values()), readings.drew, readings.refused
+    )
 
 
-def arguments(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> Call:
+def call_of(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> ModelCall:
     """The inputs of `subject` at `sizes`; floats in `half` where that is given."""
-    return call_of(subject.inputs, sizes, Choice(subject.real, subject.seed, subject.assumed, half))
+    return make_call(subject.inputs, sizes, ValuePolicy(subject.real, subject.seed, subject.assumed, half))
 
 
-def build(subject: Subject, sizes: Mapping[str, int]) -> None:
+def build_keras_layers(subject: Subject, sizes: Mapping[str, int]) -> None:
     """Let Keras layers that wait for their first call have it; nothing where none does.
 
     No pass is to see how Keras builds: it calls layers to ask what they would give.
@@ -140,87 +142,89 @@ def build(subject: Subject, sizes: Mapping[str, int]) -> None:
     Raises:
         ForwardFailed: as `forward`.
     """
-    if not keras_layers.are_unbuilt(subject.holdings.modules):
+    if not keras_layers.are_unbuilt(subject.attributes.modules):
         return
-    call, trace = arguments(subject, sizes), Trace(subject.holdings.parts)
+    call, trace = call_of(subject, sizes), Trace(subject.attributes.parts)
     try:
-        with keras_layers.building(), calm(subject), watching(trace, _runner(subject, call)):
+        with keras_layers.building(), quiet_modes(subject), observing(trace, _operator_runner(subject, call)):
             subject.model(*call.args, **call.kwargs)
-    except Exception as mistake:
-        raise _failed(subject, trace, call, mistake) from mistake
+    except Exception as error:
+        raise _failure(subject, trace, call, error) from error
     finally:
         trace.forget_tensors()
-        subject.holdings.refresh()  # what was built stays so, also when the call failed further on
+        subject.attributes.refresh()  # what was built stays so, also when the call failed further on
 
 
 @contextmanager
 def observed(
     subject: Subject,
-    call: Call,
-    watcher: Watcher,
+    call: ModelCall,
+    observer: Observer,
     *,
     training: bool = False,
     keep: bool = False,
     then: Callable[[Any], object] | None = None,
 ) -> Iterator[Any]:
-    """Call the model under `watcher` and yield what it returns; its errors come through as they are.
+    """Call the model under `observer` and yield what it returns; its errors come through as they are.
 
     Without `training` it runs in eval mode without gradients, else in training mode with them. What the model stored
     in itself is undone on leaving, unless `keep` and all went well. `then` is called with the result, still watched.
     """
     for name, tensor in call.ports:
-        watcher.label(tensor, name)
-    watcher = shown(watcher, subject.log, subject.model, call.ports)
+        observer.label(tensor, name)
+    observer = shown(observer, subject.log, subject.model, call.ports)
     try:
-        runner = _runner(subject, call)
-        with calm(subject, training):
-            with asking(runner.ask), watching(watcher, runner):
+        runner = _operator_runner(subject, call)
+        with quiet_modes(subject, training):
+            with value_reads_observed(runner.note_read), observing(observer, runner):
                 out = subject.model(*call.args, **call.kwargs)
                 if then is not None:
                     then(out)
-            call.readings.drew = drawn_since(_seed(subject))
+            call.readings.drew = rng_moved_since(_seed_of(subject))
         yield out
     except BaseException:
         keep = False
         raise
     finally:
         if keep:
-            subject.holdings.refresh()
+            subject.attributes.refresh()
         else:
-            subject.holdings.put_back()
+            subject.attributes.restore()
 
 
-def _runner(subject: Subject, call: Call) -> Placing | Perturbing:
+def _operator_runner(subject: Subject, call: ModelCall) -> MetaDispatcher | PerturbingRunner:
     """What runs the operators."""
     if subject.perturbed is not None:
-        return Perturbing(subject.perturbed, [*call.drawn, *subject.model.parameters()])
-    return (Following if subject.real else Placing)(subject.memo, call.readings)
+        return PerturbingRunner(subject.perturbed, [*call.drawn, *subject.model.parameters()])
+    return (RealDispatcher if subject.real else MetaDispatcher)(subject.meta_cache, call.readings)
 
 
 @contextmanager
-def calm(subject: Subject, training: bool = False, *, on_cpu: bool = True) -> Iterator[None]:
+def quiet_modes(subject: Subject, training: bool = False, *, on_cpu: bool = True) -> Iterator[None]:
     """Eval mode without gradients, or training mode with them, no fused kernels that would hide layers.
 
     The model sees its tensors `on_cpu`, else where they are. Everything is as before on leaving.
     """
-    modules = subject.holdings.modules
-    flags = [(module, module.training) for module in modules if "training" in module.__dict__ or _has_flag(module)]
+    modules = subject.attributes.modules
+    flags = [
+        (module, module.training) for module in modules if "training" in module.__dict__ or _has_training_flag(module)
+    ]
     with ExitStack() as stack:
         stack.enter_context(preserved_in_pass())
         stack.enter_context(keras_layers.running(training=training, on_meta=not subject.real))
         if not subject.real:
             stack.enter_context(_lazy_on_meta(modules))
-            stack.enter_context(_ON_META.inside())
+            stack.enter_context(_META_PATCH.inside())
             if on_cpu:
                 stack.enter_context(as_on_cpu(type(subject.model).__module__.partition(".")[0]))
         if _may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_SLOW_ATTENTION.inside())
+        stack.enter_context(_NO_FAST_ATTENTION.inside())
         if subject.real:
-            stack.enter_context(reproducible(_seed(subject)))
-            stack.enter_context(_PLAIN_KERNELS.inside())
+            stack.enter_context(reproducible(_seed_of(subject)))
+            stack.enter_context(_NO_ONEDNN.inside())
         else:
-            fix_random_states(_seed(subject))
+            fix_random_states(_seed_of(subject))
         for kind in ("cpu", "cuda"):  # what is around the model is the caller's affair; what forward enters counts
             stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
             torch.set_autocast_enabled(kind, False)
@@ -232,9 +236,9 @@ def calm(subject: Subject, training: bool = False, *, on_cpu: bool = True) -> It
         yield
 
 
-def _seed(subject: Subject) -> int:
+def _seed_of(subject: Subject) -> int:
     """What the random states follow from; other ones for each way in which values are made up."""
-    return (subject.seed or 0) + (0 if subject.real else get_args(Assumed).index(subject.assumed))
+    return (subject.seed or 0) + (0 if subject.real else get_args(AssumedValues).index(subject.assumed))
 
 
 @contextmanager
@@ -247,7 +251,7 @@ def _lazy_on_meta(modules: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _on_meta() -> Callable[[], object]:
+def _patch_for_meta() -> Callable[[], object]:
     """`torch.distributions` asks by default whether its parameters are in range, which only values could tell.
 
     `torch.autocast(x.device.type)` knows no device "meta": inside, it switches the CPU's flag there.
@@ -260,33 +264,33 @@ def _on_meta() -> Callable[[], object]:
     return patch_all([(torch.distributions.Distribution, "_validate_args", False), (torch.autocast, "__init__", init)])
 
 
-def _plain_kernels() -> Callable[[], object]:
+def _disable_onednn() -> Callable[[], object]:
     """oneDNN's fused recurrent kernels cannot be counted; without it they are matrix products."""
-    before = torch._C._get_mkldnn_enabled()
+    was_enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
-    return partial(torch._C._set_mkldnn_enabled, before)
+    return partial(torch._C._set_mkldnn_enabled, was_enabled)
 
 
-_ON_META = Shared(_on_meta)
-_SLOW_ATTENTION = Shared(lambda: patch_all([(torch.backends.mha, "_is_fastpath_enabled", False)]))
-_PLAIN_KERNELS = Shared(_plain_kernels)
+_META_PATCH = SharedChange(_patch_for_meta)
+_NO_FAST_ATTENTION = SharedChange(lambda: patch_all([(torch.backends.mha, "_is_fastpath_enabled", False)]))
+_NO_ONEDNN = SharedChange(_disable_onednn)
 
 
-def _has_flag(module: nn.Module) -> bool:
+def _has_training_flag(module: nn.Module) -> bool:
     """Frozen scripts have no training flag any more."""
     return hasattr(module, "training")
 
 
 def _set_training(flags: list[tuple[nn.Module, bool]]) -> None:
     """Set the flags; not by `train()`, which some models override to change their weights."""
-    stored: dict[type, bool] = {}
+    in_dict: dict[type, bool] = {}
     for module, training in flags:
         if module.training is training:
             continue
         kind = type(module)
-        if kind not in stored:
-            stored[kind] = kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, "training")
-        if stored[kind] and "training" in module.__dict__:  # past the slow `__setattr__` of modules
+        if kind not in in_dict:
+            in_dict[kind] = kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, "training")
+        if in_dict[kind] and "training" in module.__dict__:  # past the slow `__setattr__` of modules
             module.__dict__["training"] = training
         else:
             module.training = training
@@ -297,14 +301,18 @@ def _may_compile() -> bool:
     return not sys.modules.keys().isdisjoint({"torch._dynamo", "torch.nn.attention.flex_attention"})
 
 
-def _failed(subject: Subject, trace: Trace, call: Call, mistake: Exception) -> ForwardFailed:
+def _failure(subject: Subject, trace: Trace, call: ModelCall, error: Exception) -> ForwardFailed:
     paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
     layer = trace.failed.module if trace.failed is not None else subject.model
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
-    given = ", ".join(f"{name} {TensorSpec(shape_of(tensor), dtype_name(tensor.dtype))}" for name, tensor in call.ports)
-    text = f"{type(mistake).__name__}: {mistake}".strip() + about(layer, mistake)
-    head = f"{subject.name}: the forward pass failed in layer {where}{line(mistake)}\n  inputs: {given or '(none)'}"
+    inputs = ", ".join(
+        f"{name} {TensorSpec(shape_of(tensor), dtype_name(tensor.dtype))}" for name, tensor in call.ports
+    )
+    text = f"{type(error).__name__}: {error}".strip() + layer_text(layer, error)
+    head = (
+        f"{subject.name}: the forward pass failed in layer {where}{source_line(error)}\n  inputs: {inputs or '(none)'}"
+    )
     drawn = subject.real and subject.seed is not None
-    cures = hints(mistake, subject.inputs, call, real=subject.real, drawn=drawn)
-    values_may_help = may_run_on_values(mistake) or subject.holdings.has_kernels
+    cures = hints(error, subject.inputs, call, real=subject.real, drawn=drawn)
+    values_may_help = may_run_on_values(error) or subject.attributes.has_kernels
     return ForwardFailed("\n  ".join((head, text, *cures)), not subject.real and values_may_help)

@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 
 from pytest_modelbudget.backends.torch.meta.dispatch import NeedsValues
-from pytest_modelbudget.backends.torch.meta.readings import cure, made_up
+from pytest_modelbudget.backends.torch.meta.readings import assumed_value, cure
 from pytest_modelbudget.backends.torch.model.unknown_values import TORCH, wants_more_than_meta, wants_values
-from pytest_modelbudget.backends.torch.trace.arguments import Call
+from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import ITEM_BYTES
-from pytest_modelbudget.system.frames import place, users_line
+from pytest_modelbudget.system.frames import frame_location, user_frame
 
 _OUT_OF_RANGE = re.compile(r"index (-?\d+ is )?out of (range|bounds)")
-_MISFIT = re.compile(
+_MISFIT_PATTERN = re.compile(
     r"\b(shape|size|dim|dtype)|scalar type|channel|mat1|must match|expected|broadcast|(positional|keyword) argument",
     re.I,
 )
 
 
-_MISFITS = (
+_MISFIT_TEXTS = (
     "positional argument", "unexpected keyword argument", "required keyword-only", "shapes cannot be multiplied",
     "Given groups=", "size mismatch", "must match the size of tensor", "to have the same dtype", "is invalid for input",
     "Given normalized_shape", "Expected more than 1 value per channel", "was expected to be", "must match except",
@@ -35,60 +35,60 @@ _MISFITS = (
 """What torch says of inputs that do not fit a layer, on values as without."""
 
 
-def hints(mistake: Exception, inputs: Inputs, call: Call, *, real: bool, drawn: bool) -> Iterator[str]:
+def hints(error: Exception, inputs: Inputs, call: ModelCall, *, real: bool, drawn: bool) -> Iterator[str]:
     """Sentences, the likeliest cause first; values that nobody gave were `drawn`, or else zeros."""
-    if not real and needs_values(mistake):
+    if not real and needs_values(error):
         yield (
             "the model decides by the values of its activations, and weights without memory have none:\n"
             "  `run: real` runs it with memory, also above the limit of 1 GiB"
         )
         return
-    read = call.readings.read.values()
-    for port in read:
-        yield f"the values of input {port.name} are read; {made_up(port, real=drawn)}: {cure(port)}"
-    if _OUT_OF_RANGE.match(str(mistake)) and (ids := _ids(inputs)):
+    read_ports = call.readings.read_inputs.values()
+    for port in read_ports:
+        yield f"the values of input {port.name} are read; {assumed_value(port, real=drawn)}: {cure(port)}"
+    if _OUT_OF_RANGE.match(str(error)) and (ids := _ids_with_bound(inputs)):
         yield f"ids have to be below the size of the table they are looked up in: give a bound, as in {ids}"
-    elif _MISFIT.search(str(mistake)) or (not read and _raised_by_torch(mistake)):
+    elif _MISFIT_PATTERN.search(str(error)) or (not read_ports and _raised_by_torch(error)):
         yield "check that `inputs:` fits what the model expects"
-    elif not read:
+    elif not read_ports:
         yield "the model's own code raised it; if that is because of what it was called with, correct `inputs:`"
 
 
-def needs_values(mistake: Exception) -> bool:
+def needs_values(error: Exception) -> bool:
     """Whether a pass failed only because the meta device holds no values."""
-    return isinstance(mistake, NeedsValues) or wants_values(mistake)
+    return isinstance(error, NeedsValues) or wants_values(error)
 
 
-def may_run_on_values(mistake: Exception) -> bool:
+def may_run_on_values(error: Exception) -> bool:
     """Whether a run on values might go through where an abstract one failed: not when inputs do not fit a layer."""
-    return is_for_want_of_values(mistake) or not any(text in str(mistake) for text in _MISFITS)
+    return is_for_want_of_values(error) or not any(text in str(error) for text in _MISFIT_TEXTS)
 
 
-def is_for_want_of_values(mistake: BaseException | None) -> bool:
+def is_for_want_of_values(error: BaseException | None) -> bool:
     """Whether a pass failed on something that the meta device cannot do; of other failures nobody knows."""
-    return isinstance(mistake, Exception) and (isinstance(mistake, NeedsValues) or wants_more_than_meta(mistake))
+    return isinstance(error, Exception) and (isinstance(error, NeedsValues) or wants_more_than_meta(error))
 
 
-def about(layer: torch.nn.Module, mistake: Exception) -> str:
+def layer_text(layer: torch.nn.Module, error: Exception) -> str:
     """The layer that failed, where torch says that a size does not fit it and names none."""
-    return f" of {layer}" if str(mistake) == "Invalid channel dimensions" else ""
+    return f" of {layer}" if str(error) == "Invalid channel dimensions" else ""
 
 
-def line(mistake: Exception) -> str:
+def source_line(error: Exception) -> str:
     """`, at file:line` of the user, empty where none is known."""
-    frame = users_line(mistake, TORCH)
-    return "" if frame is None else f", at {place(frame)}"
+    frame = user_frame(error, TORCH)
+    return "" if frame is None else f", at {frame_location(frame)}"
 
 
-def _ids(inputs: Inputs) -> str | None:
+def _ids_with_bound(inputs: Inputs) -> str | None:
     """How the first input of whole numbers is written with a bound."""
-    specs = [port.spec for port in inputs.ports if port.spec.dtype in _WHOLE]
+    specs = [port.spec for port in inputs.ports if port.spec.dtype in _INTEGRAL]
     return f'"{specs[0].without_values} < 32000"' if specs else None
 
 
-_WHOLE = frozenset(name for name in ITEM_BYTES if name.startswith(("int", "uint")))
+_INTEGRAL = frozenset(name for name in ITEM_BYTES if name.startswith(("int", "uint")))
 
 
-def _raised_by_torch(mistake: Exception) -> bool:
-    *_, last = [None, *traceback.extract_tb(mistake.__traceback__)]
+def _raised_by_torch(error: Exception) -> bool:
+    *_, last = [None, *traceback.extract_tb(error.__traceback__)]
     return last is not None and Path(last.filename).is_relative_to(TORCH)

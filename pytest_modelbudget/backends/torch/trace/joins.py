@@ -29,13 +29,13 @@ from torch.nn import functional as F
 from pytest_modelbudget.backends.patching import patched
 
 Shape = tuple[int | None, ...]
-Output = tuple[Shape, str]
+ShapeDtype = tuple[Shape, str]
 """Shape and dtype of one tensor."""
 
 Source = int | str
 """What fed a tensor: the index of a module's or a join's record, or the name of an input."""
 
-MOST = 256
+MAX_JOINS = 256
 """Joins of one kind that get a row of their own in one call of a module; the last row stands for all that follow."""
 
 _OPERATORS = {
@@ -70,23 +70,23 @@ _OPERATORS = {
 KINDS = frozenset(_OPERATORS)
 """The operators that join; the name of a join's row is one of these."""
 
-WRITES = frozenset({"copy", "index_put", "index_add", "scatter", "scatter_add", "scatter_reduce"})
+WRITING_KINDS = frozenset({"copy", "index_put", "index_add", "scatter", "scatter_add", "scatter_reduce"})
 """Those that put something into a part of their first operand."""
 
-_KIND = {operator: kind for kind, others in _OPERATORS.items() for operator in (kind, *others.split())}
+_KIND_OF_OPERATOR = {operator: kind for kind, others in _OPERATORS.items() for operator in (kind, *others.split())}
 
 
 @cache
-def kind_of(operator: str) -> str | None:
+def join_kind(operator: str) -> str | None:
     """What a join by this operator is called: `aten.add_` is `add`, `aten.bmm` is `matmul`; None for no join."""
     space, _, base = operator.rpartition(".")
-    return _KIND.get(base.rstrip("_")) if space == "aten" else None
+    return _KIND_OF_OPERATOR.get(base.rstrip("_")) if space == "aten" else None
 
 
-def numbers(read: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+def combined_operands(operands: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """The operands that are combined: those of floating point where there are any, without ids and masks."""
-    found = [tensor for tensor in read if tensor.is_floating_point() or tensor.is_complex()]
-    return found or read
+    floats = [tensor for tensor in operands if tensor.is_floating_point() or tensor.is_complex()]
+    return floats or operands
 
 
 @dataclass(slots=True)
@@ -101,14 +101,16 @@ class Join:
     number: int
     index: int
     after: nn.Module | None
-    calls: list[tuple[Output, ...]] = field(default_factory=list)
-    given: list[tuple[Output, ...]] = field(default_factory=list)
+    calls: list[tuple[ShapeDtype, ...]] = field(default_factory=list)
+    inputs: list[tuple[ShapeDtype, ...]] = field(default_factory=list)
     fed_by: list[tuple[Source, ...]] = field(default_factory=list)
     flops: int = 0
 
     def extend(self, sources: tuple[Source, ...]) -> None:
         """More is written into what the last call made."""
-        self.fed_by[-1] = tuple(dict.fromkeys(one for one in (*self.fed_by[-1], *sources) if one != self.index))
+        self.fed_by[-1] = tuple(
+            dict.fromkeys(source for source in (*self.fed_by[-1], *sources) if source != self.index)
+        )
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -117,46 +119,46 @@ class Join:
 
 
 @dataclass(slots=True)
-class Frame:
+class CallFrame:
     """One call of a module that is going on: how many joins of each kind it made, and whom it called last.
 
     `buffers` are its joins that are written into piece by piece, by their index; `repeated` those it may make again.
     """
 
     module: nn.Module
-    made: Counter[str] = field(default_factory=Counter)
-    last: nn.Module | None = None
+    join_counts: Counter[str] = field(default_factory=Counter)
+    last_called: nn.Module | None = None
     buffers: dict[Source, Join] = field(default_factory=dict)
     repeated: dict[Hashable, Join] = field(default_factory=dict)
 
-    def next(self, kind: str) -> int:
+    def next_number(self, kind: str) -> int:
         """The number of the next join of this kind."""
-        number = self.made[kind]
-        self.made[kind] += 1
-        return min(number, MOST - 1)
+        number = self.join_counts[kind]
+        self.join_counts[kind] += 1
+        return min(number, MAX_JOINS - 1)
 
 
-def place(start: CodeType) -> tuple[tuple[CodeType, int], ...]:
+def code_position(start: CodeType) -> tuple[tuple[CodeType, int], ...]:
     """Where in the running code this is, from the function of `start` inwards."""
-    found: list[tuple[CodeType, int]] = []
+    positions: list[tuple[CodeType, int]] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not start:
-        found.append((frame.f_code, frame.f_lasti))
+        positions.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
-    return tuple(found)
+    return tuple(positions)
 
 
-_WHOLE: tuple[tuple[Any, str, str], ...] = (
+_ONE_OPERATOR_FUNCTIONS: tuple[tuple[Any, str, str], ...] = (
     (F, "scaled_dot_product_attention", "attention"),
     (torch, "einsum", "einsum"),
 )
 """Functions that are one operator to their caller, and several to the dispatcher on some devices."""
 
-Whole = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+RunAsOne = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 @contextmanager
-def taken_whole(run: Whole) -> Iterator[None]:
+def as_one_operator(run: RunAsOne) -> Iterator[None]:
     """Inside, calls of the functions that are one operator to their caller go through `run(kind, function, ...)`."""
 
     def through(kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,6 +172,6 @@ def taken_whole(run: Whole) -> Iterator[None]:
 
     thread = threading.get_ident()
     with ExitStack() as stack:
-        for holder, name, kind in _WHOLE:
-            stack.enter_context(patched(holder, name, through(kind, getattr(holder, name))))
+        for owner, name, kind in _ONE_OPERATOR_FUNCTIONS:
+            stack.enter_context(patched(owner, name, through(kind, getattr(owner, name))))
         yield

@@ -12,14 +12,14 @@ from torch import nn
 from pytest_modelbudget.backends.costs import Operator
 from pytest_modelbudget.backends.torch.costs.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.trace.tracer import watching
+from pytest_modelbudget.backends.torch.trace.tracer import observing
 
 
-class _Listing:
+class _OperatorLister:
     def __init__(self, scope: Callable[[], str]) -> None:
         self._scope = scope
         self._complex = ComplexConvolutions()
-        self.found: list[Operator] = []
+        self.operators: list[Operator] = []
 
     def label(self, tensor: torch.Tensor, source: str) -> None:
         """Inputs have no names here."""
@@ -28,16 +28,16 @@ class _Listing:
         """Modules are looked through."""
         return original(module, *args, **kwargs)
 
-    def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+    def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """An operator ran."""
-        known = price.known or price.formula is not None
-        flops = price.of(args, kwargs, out, self._complex) if known else None
-        self.found.append(Operator(self._scope(), price.name, 1, flops))
+        is_known = cost.known or cost.formula is not None
+        flops = cost.flops_of(args, kwargs, out, self._complex) if is_known else None
+        self.operators.append(Operator(self._scope(), cost.name, 1, flops))
 
 
 @contextmanager
-def listing(scope: Callable[[], str]) -> Iterator[list[Operator]]:
+def operators_listed(scope: Callable[[], str]) -> Iterator[list[Operator]]:
     """Give a list that grows by each operator that runs inside, with what `scope()` says at that time."""
-    seen = _Listing(scope)
-    with watching(seen, None):
-        yield seen.found
+    lister = _OperatorLister(scope)
+    with observing(lister, None):
+        yield lister.operators

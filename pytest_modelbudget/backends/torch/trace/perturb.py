@@ -21,107 +21,113 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 
-Perturbed = Literal["masks", "decisions"]
+Perturbation = Literal["masks", "decisions"]
 
-_TIMES = 8
+_MAX_PERTURBATIONS = 8
 """How often each operator is answered otherwise: a loop may go on until the answer is another."""
 
-_LISTS = {"torchvision::nms"}
+_INDEX_LIST_OPERATORS = {"torchvision::nms"}
 """Operators that give a list of indices chosen by values, though torch does not tag them."""
 
 _MASKS = (torch.bool, torch.uint8)
 
-_READS = torch.ops.aten._local_scalar_dense.default
-_PICKS = {"aten::any": True, "aten::all": False}
+_READ_SCALAR = torch.ops.aten._local_scalar_dense.default
+_FIXED_REDUCTIONS = {"aten::any": True, "aten::all": False}
 """Reductions that ask whether a mask picks anything, and the answer that is kept."""
 
 
-class Perturbing:
+class PerturbingRunner:
     """Runs operators on values, with masks or decisions that are not those of the plain run."""
 
-    def __init__(self, kind: Perturbed, roots: list[torch.Tensor]) -> None:
+    def __init__(self, kind: Perturbation, roots: list[torch.Tensor]) -> None:
         self.operators: dict[Any, Any] = {}
         self._kind = kind
         self._uncertain: dict[int, StorageWeakRef] = {}  # a weak reference holds the address, not the memory
-        self._turned: set[int] = set()
-        self._kept: dict[int, bool] = {}  # answers that are kept, by the storage that holds them
-        self._times: Counter[str] = Counter()
+        self._perturbed_masks: set[int] = set()
+        self._fixed_answers: dict[int, bool] = {}  # answers that are kept, by the storage that holds them
+        self._counts: Counter[str] = Counter()
         for tensor in roots:
-            self._note(tensor)
+            self._mark_uncertain(tensor)
 
-    def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`, perturbed."""
-        uncertain = [tensor for tensor in read if storage_key(tensor) in self._uncertain]
-        sized = bool(uncertain) and torch.Tag.dynamic_output_shape in getattr(func, "tags", ())
-        masks = [tensor for tensor in uncertain if tensor.dtype in _MASKS] if sized and self._kind == "masks" else []
+        uncertain = [tensor for tensor in operands if storage_key(tensor) in self._uncertain]
+        has_dynamic_shape = bool(uncertain) and torch.Tag.dynamic_output_shape in getattr(func, "tags", ())
+        masks = (
+            [tensor for tensor in uncertain if tensor.dtype in _MASKS]
+            if has_dynamic_shape and self._kind == "masks"
+            else []
+        )
         if masks:
-            args, kwargs = self._turn(func, masks, args, kwargs)
+            args, kwargs = self._perturb_masks(func, masks, args, kwargs)
         out = func(*args, **kwargs)
-        if sized and self._kind == "masks" and not masks and "index" not in str(func.name()):
-            out = _one_more(out)
-        if uncertain or (not read and "rand" in str(func)):
-            self._follow(func, out)
+        if has_dynamic_shape and self._kind == "masks" and not masks and "index" not in str(func.name()):
+            out = _with_last_twice(out)
+        if uncertain or (not operands and "rand" in str(func)):
+            self._propagate(func, out)
         if not uncertain:
             return out
         if self._kind == "decisions":
-            return self._answer(out, uncertain[0]) if func is _READS else out
-        return out[:1] if str(func.name()) in _LISTS else out
+            return self._perturb_read(out, uncertain[0]) if func is _READ_SCALAR else out
+        return out[:1] if str(func.name()) in _INDEX_LIST_OPERATORS else out
 
-    def ask(self, asked: list[torch.Tensor]) -> None:
+    def note_read(self, read_tensors: list[torch.Tensor]) -> None:
         """Values that leave torch without an operator are what they are."""
 
-    def _note(self, tensor: torch.Tensor) -> None:
+    def _mark_uncertain(self, tensor: torch.Tensor) -> None:
         key = storage_key(tensor)
         if key > 0 and key not in self._uncertain:
             self._uncertain[key] = StorageWeakRef(tensor.untyped_storage())
 
-    def _follow(self, func: Any, out: Any) -> None:
+    def _propagate(self, func: Any, out: Any) -> None:
         """What comes from uncertain values is uncertain."""
-        answer = _PICKS.get(str(getattr(func, "_schema", func)).partition("(")[0].partition(".")[0])
+        fixed_answer = _FIXED_REDUCTIONS.get(str(getattr(func, "_schema", func)).partition("(")[0].partition(".")[0])
         for tensor in tensors(out):
-            self._note(tensor)
-            if answer is not None:
-                self._kept[storage_key(tensor)] = answer
+            self._mark_uncertain(tensor)
+            if fixed_answer is not None:
+                self._fixed_answers[storage_key(tensor)] = fixed_answer
 
-    def _answer(self, value: Any, tensor: torch.Tensor) -> Any:
+    def _perturb_read(self, value: Any, tensor: torch.Tensor) -> Any:
         """Another value than the one that was read."""
-        if self._times["read"] >= _TIMES or (isinstance(value, bool) and self._kept.get(storage_key(tensor)) is value):
+        if self._counts["read"] >= _MAX_PERTURBATIONS or (
+            isinstance(value, bool) and self._fixed_answers.get(storage_key(tensor)) is value
+        ):
             return value
-        self._times["read"] += 1
+        self._counts["read"] += 1
         if isinstance(value, bool):
             return not value
         return (value - 1 if value > 0 else value + 1) if isinstance(value, int) else value
 
-    def _turn(self, func: Any, masks: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
-        turned: dict[int, torch.Tensor] = {}
+    def _perturb_masks(self, func: Any, masks: list[torch.Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        perturbed: dict[int, torch.Tensor] = {}
         for mask in masks:
-            if mask.numel() and storage_key(mask) not in self._turned:
-                turned[id(mask)] = self._other(str(func.name()), mask)
-                self._note(turned[id(mask)])
-                self._turned.add(storage_key(turned[id(mask)]))
+            if mask.numel() and storage_key(mask) not in self._perturbed_masks:
+                perturbed[id(mask)] = self._perturb_mask(str(func.name()), mask)
+                self._mark_uncertain(perturbed[id(mask)])
+                self._perturbed_masks.add(storage_key(perturbed[id(mask)]))
 
         def swap(tensor: torch.Tensor) -> torch.Tensor:
-            return turned.get(id(tensor), tensor)
+            return perturbed.get(id(tensor), tensor)
 
         return tree_map_only(torch.Tensor, swap, args), tree_map_only(torch.Tensor, swap, kwargs)
 
-    def _other(self, name: str, mask: torch.Tensor) -> torch.Tensor:
+    def _perturb_mask(self, name: str, mask: torch.Tensor) -> torch.Tensor:
         """`mask` changed in place, so that who uses it once more sees the same one."""
-        chosen = mask.nonzero()
-        if len(chosen) <= 1 and self._times[name] >= _TIMES:
+        picked = mask.nonzero()
+        if len(picked) <= 1 and self._counts[name] >= _MAX_PERTURBATIONS:
             return mask
-        self._times[name] += len(chosen) <= 1
-        other = mask if 0 not in mask.stride() else mask.clone()
-        if len(chosen) > 1:
-            other.zero_()[tuple(chosen[0].tolist())] = 1
-        elif (free := (~other.bool()).nonzero()).numel():
-            other[tuple(free[0].tolist())] = 1
-        return other
+        self._counts[name] += len(picked) <= 1
+        perturbed = mask if 0 not in mask.stride() else mask.clone()
+        if len(picked) > 1:
+            perturbed.zero_()[tuple(picked[0].tolist())] = 1
+        elif (unpicked := (~perturbed.bool()).nonzero()).numel():
+            perturbed[tuple(unpicked[0].tolist())] = 1
+        return perturbed
 
 
-def _one_more(out: Any) -> Any:
+def _with_last_twice(out: Any) -> Any:
     """The distinct values (and how often each occurs) with the last one twice; indices into them go on being right."""
     if isinstance(out, torch.Tensor):
         return torch.cat((out, out[-1:])) if out.dim() and len(out) else out
-    values, places, *counts = out
-    return _one_more(values), places, *map(_one_more, counts)
+    values, inverse, *counts = out
+    return _with_last_twice(values), inverse, *map(_with_last_twice, counts)

@@ -11,13 +11,13 @@ from torch import nn
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.model.modules import nodes
 from pytest_modelbudget.backends.torch.model.pytree import described, tensors
-from pytest_modelbudget.backends.torch.trace.tracer import Watcher
+from pytest_modelbudget.backends.torch.trace.tracer import Observer
 from pytest_modelbudget.system.debug import DebugLog
 
 
 def shown(
-    watcher: Watcher, log: DebugLog | None, model: nn.Module, ports: Sequence[tuple[str, torch.Tensor]]
-) -> Watcher:
+    watcher: Observer, log: DebugLog | None, model: nn.Module, ports: Sequence[tuple[str, torch.Tensor]]
+) -> Observer:
     """`watcher`, with its pass of `model` on the inputs `ports` written to `log`, where there is one."""
     if log is None:
         return watcher
@@ -32,7 +32,7 @@ class _CallsShown:
     The modules inside of a block that is replayed are not called.
     """
 
-    def __init__(self, watcher: Watcher, log: DebugLog, paths: Mapping[int, str]) -> None:
+    def __init__(self, watcher: Observer, log: DebugLog, paths: Mapping[int, str]) -> None:
         self._watcher, self._log, self._paths = watcher, log, paths
         self.label = watcher.label
 

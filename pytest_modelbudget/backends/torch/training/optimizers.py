@@ -14,7 +14,7 @@ from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 
-_TORCHS = {
+_TORCH_OPTIMIZERS = {
     "adamw": "AdamW",
     "adam": "Adam",
     "sgd": "SGD",
@@ -29,7 +29,7 @@ def optimizer_of(recipe: Training, params: list[nn.Parameter], tables: Collectio
     """The optimizer of `recipe` for `params`, None for `none`; torch's own run as they do on the recipe's device.
 
     Muon is for the matrices of hidden layers; all other parameters get AdamW, and so do the `tables` (by `id`, see
-    `tables_of`), as in Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
+    `embedding_tables`), as in Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
 
     Raises:
         ModelBudgetError: it cannot be imported or does not take these parameters and options.
@@ -41,22 +41,22 @@ def optimizer_of(recipe: Training, params: list[nn.Parameter], tables: Collectio
         if name == "adamw-8bit":
             return AdamW8bit(params, **options)
         if name == "muon":
-            matrices = [one for one in params if one.dim() == 2 and id(one) not in tables]
-            others = [one for one in params if one.dim() != 2 or id(one) in tables]
-            rest = [_torchs("adamw", others, {}, recipe)] if others else []
-            return Both([*([_torchs("muon", matrices, options, recipe)] if matrices else []), *rest])
-        if isinstance(name, str) and name in _TORCHS:
-            return _torchs(name, params, options, recipe)
-        return imported(name, "optimizer")(params, **options)
+            matrices = [parameter for parameter in params if parameter.dim() == 2 and id(parameter) not in tables]
+            others = [parameter for parameter in params if parameter.dim() != 2 or id(parameter) in tables]
+            optimizers = [_torch_optimizer("adamw", others, {}, recipe)] if others else []
+            return OptimizerGroup(
+                [*([_torch_optimizer("muon", matrices, options, recipe)] if matrices else []), *optimizers]
+            )
+        if isinstance(name, str) and name in _TORCH_OPTIMIZERS:
+            return _torch_optimizer(name, params, options, recipe)
+        return import_callable(name, "optimizer")(params, **options)
     except ModelBudgetError:
         raise
-    except (TypeError, ValueError, RuntimeError, AttributeError, ImportError) as mistake:
-        raise ModelBudgetError(
-            f"training.optimizer: {name} cannot be made: {type(mistake).__name__}: {mistake}"
-        ) from mistake
+    except (TypeError, ValueError, RuntimeError, AttributeError, ImportError) as error:
+        raise ModelBudgetError(f"training.optimizer: {name} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def tables_of(model: nn.Module) -> frozenset[int]:
+def embedding_tables(model: nn.Module) -> frozenset[int]:
     """The embedding tables of a model, and heads that are as large as one, by `id`."""
     modules = all_modules(model)
     tables = [module.weight for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
@@ -65,7 +65,7 @@ def tables_of(model: nn.Module) -> frozenset[int]:
     return frozenset(map(id, [*tables, *(head for head in heads if tuple(head.shape) in shapes)]))
 
 
-def imported(reference: str | Callable[..., Any], key: str) -> Callable[..., Any]:
+def import_callable(reference: str | Callable[..., Any], key: str) -> Callable[..., Any]:
     """What `module:callable` names; a callable is itself.
 
     Raises:
@@ -75,25 +75,25 @@ def imported(reference: str | Callable[..., Any], key: str) -> Callable[..., Any
         return reference
     module, _, path = reference.partition(":")
     try:
-        found: Any = import_module(module)
+        target: Any = import_module(module)
         for name in path.split("."):
-            found = getattr(found, name)
-    except Exception as mistake:  # whatever the user's module raises
-        text = f"{type(mistake).__name__}: {mistake}"
-        raise ModelBudgetError(f"training.{key}: {reference} cannot be imported: {text}") from mistake
-    if not callable(found):
-        raise ModelBudgetError(f"training.{key}: {reference} is a {type(found).__name__}, not something to call")
-    called: Callable[..., Any] = found
+            target = getattr(target, name)
+    except Exception as error:  # whatever the user's module raises
+        text = f"{type(error).__name__}: {error}"
+        raise ModelBudgetError(f"training.{key}: {reference} cannot be imported: {text}") from error
+    if not callable(target):
+        raise ModelBudgetError(f"training.{key}: {reference} is a {type(target).__name__}, not something to call")
+    called: Callable[..., Any] = target
     return called
 
 
-def _torchs(name: str, params: Iterable[Any], options: dict[str, Any], recipe: Training) -> Any:
+def _torch_optimizer(name: str, params: Iterable[Any], options: dict[str, Any], recipe: Training) -> Any:
     """One of torch's own: several tensors at a time on a GPU unless it is said otherwise, as torch decides there."""
-    kind = getattr(torch.optim, _TORCHS[name])
-    known = inspect.signature(kind).parameters
-    if "foreach" in known:
-        several = recipe.kernels == "cuda" and not recipe.fused and name != "adafactor"
-        options.setdefault("foreach", several if recipe.foreach is None else recipe.foreach)
+    kind = getattr(torch.optim, _TORCH_OPTIMIZERS[name])
+    accepted = inspect.signature(kind).parameters
+    if "foreach" in accepted:
+        foreach = recipe.kernels == "cuda" and not recipe.fused and name != "adafactor"
+        options.setdefault("foreach", foreach if recipe.foreach is None else recipe.foreach)
     if name == "sgd" or name == "muon":
         options.setdefault("lr", 1e-3)
     return kind(_by_mesh(list(params)), **options)
@@ -107,7 +107,7 @@ def _by_mesh(params: list[Any]) -> list[Any]:
     return params if len(groups) < 2 else [{"params": group} for group in groups.values()]
 
 
-class Both:
+class OptimizerGroup:
     """Several optimizers, each for some of the parameters."""
 
     def __init__(self, parts: list[Any]) -> None:

@@ -14,16 +14,16 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.backends.torch.model.modules import all_modules
-from pytest_modelbudget.backends.torch.training.optimizers import imported
+from pytest_modelbudget.backends.torch.training.optimizers import import_callable
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.recipe import LORA_TARGETS
 
-Around = Callable[[], AbstractContextManager[Any]]
+RecomputeContext = Callable[[], AbstractContextManager[Any]]
 
 
 @contextmanager
-def altered(model: nn.Module, recipe: Training, around: Around = nullcontext) -> Iterator[None]:
+def recipe_patches(model: nn.Module, recipe: Training, around: RecomputeContext = nullcontext) -> Iterator[None]:
     """Inside, `model` (on meta, and not the user's) is as `recipe` trains it; `around` is entered to recompute.
 
     Raises:
@@ -35,11 +35,11 @@ def altered(model: nn.Module, recipe: Training, around: Around = nullcontext) ->
         if recipe.trainable:
             _freeze(model, recipe.trainable)
         if recipe.lora:
-            stack.enter_context(_adapted(model, recipe.lora))
+            stack.enter_context(_lora_added(model, recipe.lora))
         if recipe.checkpointing == "blocks":
-            stack.enter_context(_recomputed(_blocks_of(model), around))
+            stack.enter_context(_blocks_recomputed(_blocks_to_recompute(model), around))
         elif recipe.checkpointing != "none":
-            imported(recipe.checkpointing, "checkpointing")(model)
+            import_callable(recipe.checkpointing, "checkpointing")(model)
         yield
 
 
@@ -58,22 +58,22 @@ def _freeze(model: nn.Module, globs: Sequence[str]) -> None:
 
 
 @contextmanager
-def _adapted(model: nn.Module, lora: Mapping[str, Any]) -> Iterator[None]:
+def _lora_added(model: nn.Module, lora: Mapping[str, Any]) -> Iterator[None]:
     """A pair of low-rank matrices beside each target, as in Hu et al. 2021 (arXiv 2106.09685); all else is frozen.
 
     The pairs are float32, as `peft` makes them unless told otherwise, when the weights are in half precision.
     """
     rank, targets = int(lora["rank"]), tuple(lora.get("targets", LORA_TARGETS))
-    found = [
+    targeted = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and any(_is_target(name, target) for target in targets)
     ]
-    if not found:
+    if not targeted:
         raise ModelBudgetError(f"training.lora.targets: no Linear layer is called {' or '.join(map(repr, targets))}")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for _, module in found:
+    for _, module in targeted:
         module.lora_A = nn.Linear(
             module.in_features, rank, bias=False, device=module.weight.device, dtype=torch.float32
         )
@@ -81,10 +81,10 @@ def _adapted(model: nn.Module, lora: Mapping[str, Any]) -> Iterator[None]:
             rank, module.out_features, bias=False, device=module.weight.device, dtype=torch.float32
         )
     try:
-        with all_patched([(module, "forward", _with_pair(module, module.forward)) for _, module in found]):
+        with all_patched([(module, "forward", _with_lora(module, module.forward)) for _, module in targeted]):
             yield
     finally:
-        for _, module in found:
+        for _, module in targeted:
             del module.lora_A, module.lora_B
 
 
@@ -92,50 +92,52 @@ def _is_target(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}") or fnmatchcase(name, target)
 
 
-def _with_pair(module: nn.Linear, original: Callable[..., Any]) -> Callable[..., Any]:
+def _with_lora(module: nn.Linear, original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(input: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = original(input)
-        side = module.lora_B(module.lora_A(input.to(module.lora_A.weight.dtype)))
-        return out + (side * 2.0).to(out.dtype)
+        low_rank = module.lora_B(module.lora_A(input.to(module.lora_A.weight.dtype)))
+        return out + (low_rank * 2.0).to(out.dtype)
 
     return forward
 
 
-def _blocks_of(model: nn.Module) -> list[nn.Module]:
-    found = blocks(model)
-    if not found:
+def _blocks_to_recompute(model: nn.Module) -> list[nn.Module]:
+    repeated = repeated_blocks(model)
+    if not repeated:
         raise ModelBudgetError(
             "training.checkpointing: the model has no repeated blocks (lists of two or more modules of one class): "
             "write module:callable, which is called with the model"
         )
-    return found
+    return repeated
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks: members of the outermost lists that hold two or more containers of one class.
 
     Where there are none, plain `nn.Sequential` of layers count as such.
     """
-    return _repeated(model, lambda block: not _is_list(block)) or _repeated(model, _is_plain)
+    return _repeated_in_lists(model, lambda block: not _is_list(block)) or _repeated_in_lists(
+        model, _is_plain_sequential
+    )
 
 
-def _repeated(model: nn.Module, is_block: Callable[[nn.Module], bool]) -> list[nn.Module]:
-    found: list[nn.Module] = []
+def _repeated_in_lists(model: nn.Module, is_block: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    repeated: list[nn.Module] = []
     inner: set[int] = set()
     for module in all_modules(model):
         if not _is_list(module) or id(module) in inner:
             continue
-        inside = [child for child in module.children() if next(child.children(), None) is not None]
-        kinds = Counter(map(type, inside))
-        alike = [child for child in inside if kinds[type(child)] > 1 and is_block(child)]
-        inner.update(id(one) for block in alike for one in all_modules(block))
-        found += alike
-    return found
+        containers = [child for child in module.children() if next(child.children(), None) is not None]
+        kinds = Counter(map(type, containers))
+        blocks_here = [child for child in containers if kinds[type(child)] > 1 and is_block(child)]
+        inner.update(id(module_inside) for block in blocks_here for module_inside in all_modules(block))
+        repeated += blocks_here
+    return repeated
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_plain_sequential(module: nn.Module) -> bool:
     """Whether it is a Sequential of nothing but layers."""
-    return type(module) is nn.Sequential and not any(next(one.children(), None) for one in module.children())
+    return type(module) is nn.Sequential and not any(next(child.children(), None) for child in module.children())
 
 
 def _is_list(module: nn.Module) -> bool:
@@ -143,12 +145,12 @@ def _is_list(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _recomputed(found: Sequence[nn.Module], around: Around) -> Iterator[None]:
-    with all_patched([(module, "forward", _again(module.forward, around)) for module in found]):
+def _blocks_recomputed(modules: Sequence[nn.Module], around: RecomputeContext) -> Iterator[None]:
+    with all_patched([(module, "forward", _checkpointed(module.forward, around)) for module in modules]):
         yield
 
 
-def _again(original: Callable[..., Any], around: Around) -> Callable[..., Any]:
+def _checkpointed(original: Callable[..., Any], around: RecomputeContext) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return original(*args, **kwargs)

@@ -19,28 +19,28 @@ from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
-from pytest_modelbudget.backends.torch.kernels.attention import fused
-from pytest_modelbudget.backends.torch.kernels.device import Kernels
+from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
+from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_tape
-from pytest_modelbudget.backends.torch.meta.dispatch import Following, Placing
-from pytest_modelbudget.backends.torch.meta.readings import asking
+from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
+from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
 from pytest_modelbudget.backends.torch.model import keras_layers
-from pytest_modelbudget.backends.torch.model.dtensors import arrived
-from pytest_modelbudget.backends.torch.model.global_state import preserved, seed
+from pytest_modelbudget.backends.torch.model.dtensors import wait_for
+from pytest_modelbudget.backends.torch.model.global_state import preserved, seed_everything
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace import steering
-from pytest_modelbudget.backends.torch.trace.arguments import Call
-from pytest_modelbudget.backends.torch.trace.forward import Subject, arguments, calm
+from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
+from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, quiet_modes
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.trace.tracer import watching
-from pytest_modelbudget.backends.torch.training.optimizers import imported, optimizer_of, tables_of
-from pytest_modelbudget.backends.torch.training.recipe import altered
+from pytest_modelbudget.backends.torch.trace.tracer import observing
+from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, import_callable, optimizer_of
+from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
+from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
@@ -50,7 +50,7 @@ STEPS = 2
 """Steps that are run; the last one is measured."""
 
 
-def record(
+def record_step(
     subject: Subject,
     sizes: Mapping[str, int],
     recipe: Recipe,
@@ -58,7 +58,7 @@ def record(
     shard: Callable[[nn.Module], nn.Module] | None = None,
     recorder: Callable[[nn.Module], Recorder] = Recorder,
     optimizer: Callable[[Training, list[nn.Parameter], Collection[int]], Any] = optimizer_of,
-) -> Tape:
+) -> MemoryTrace:
     """Run `subject`, a model on meta, by `recipe` and record it; the model is as before on leaving.
 
     `shard` makes what runs of the model that is there, which is not as before then; `recorder` and `optimizer` make
@@ -68,23 +68,23 @@ def record(
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
     """
     sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
-    run = _Run(subject, sizes, recipe, shard, recorder, optimizer)
+    run = _Recording(subject, sizes, recipe, shard, recorder, optimizer)
     try:
         return run.tape()
     except ModelBudgetError:
         raise
-    except Exception as mistake:  # whatever the model's code raises
-        raise ModelBudgetError(f"{subject.name}: the {run.doing} could not be recorded: {_why(mistake)}") from mistake
+    except Exception as error:  # whatever the model's code raises
+        raise ModelBudgetError(f"{subject.name}: the {run.doing} could not be recorded: {_reason(error)}") from error
 
 
-def _why(mistake: Exception) -> str:
+def _reason(error: Exception) -> str:
     """The first line of an error; of one that a run with memory would cure, what it is about."""
-    if needs_values(mistake):
+    if needs_values(error):
         return "the model decides by values, and plans are made without memory, on the meta device, which has none"
-    return f"{type(mistake).__name__}: {mistake}".strip().splitlines()[0]
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
-class _Run:
+class _Recording:
     """One recording."""
 
     def __init__(
@@ -96,25 +96,25 @@ class _Run:
         self.doing = "forward pass"
         self.training = isinstance(recipe, Training)
 
-    def tape(self) -> Tape:
+    def tape(self) -> MemoryTrace:
         """Run it all."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(preserved())
             stack.enter_context(no_modes())
             if self.shard is None:
-                stack.callback(self.subject.holdings.put_back)
+                stack.callback(self.subject.attributes.restore)
             stack.enter_context(_without_gradients(self.model))
             stack.enter_context(_cast(self.model, _HALF.get(self.recipe.precision)))
-            kernels = Kernels(self.recipe.kernels == "cuda")
+            kernels = DeviceKernels(self.recipe.kernels == "cuda")
             if isinstance(self.recipe, Training):
-                stack.enter_context(altered(self.model, self.recipe, around=lambda: kernels))
+                stack.enter_context(recipe_patches(self.model, self.recipe, around=lambda: kernels))
             if self.shard is not None:
                 self.doing = "sharding"
                 self.model = self.shard(self.model)
             if self.recipe.kernels != "cuda":
-                stack.enter_context(fused())
-            seed()
+                stack.enter_context(cpu_attention())
+            seed_everything()
             if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
             call = self._inputs()
@@ -122,55 +122,57 @@ class _Run:
             recorder.cpu = None if self.recipe.kernels == "cuda" else CPUS[self.recipe.kernels]
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
-            stack.enter_context(calm(self.subject, self.training, on_cpu=self.recipe.kernels != "cuda"))
+            stack.enter_context(quiet_modes(self.subject, self.training, on_cpu=self.recipe.kernels != "cuda"))
             stack.enter_context(kernels)
             recorder.recomputing = lambda: kernels
-            kernels.learn(rnn.rules(recorder, cuda=self.recipe.kernels == "cuda"))
-            kernels.casts = lambda tensor: recorder.lasting(tensor, "cast")
-            placing = (Following if self.subject.real else Placing)(self.subject.memo, call.readings)
-            stack.enter_context(asking(placing.ask))
+            kernels.add_rules(rnn.rules(recorder, cuda=self.recipe.kernels == "cuda"))
+            kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
+            dispatcher = (RealDispatcher if self.subject.real else MetaDispatcher)(
+                self.subject.meta_cache, call.readings
+            )
+            stack.enter_context(value_reads_observed(dispatcher.note_read))
             watcher = shown(recorder, self.subject.log, self.model, call.ports)
-            stack.enter_context(watching(watcher, placing))
+            stack.enter_context(observing(watcher, dispatcher))
             if isinstance(self.recipe, Training):
-                kept = self._train(self.recipe, call, recorder, kernels)
+                alive = self._train(self.recipe, call, recorder, kernels)
             else:
-                kept = self._infer(self.recipe, call, recorder, kernels)
+                alive = self._infer(self.recipe, call, recorder, kernels)
             recorder.close()
-            del kept
-        tape = replace(recorder.tape(), notes=steering.notes_alone(call.readings.read.values()))
+            del alive
+        tape = replace(recorder.tape(), notes=steering.notes_of_one_pass(call.readings.read_inputs.values()))
         show_tape(tape, self.subject.log)
         return (
             tape.without_temporaries("optimizer") if isinstance(self.recipe, Training) and self.recipe.fused else tape
         )
 
-    def _inputs(self) -> Call:
-        return arguments(self.subject, self.sizes, _HALF.get(self.recipe.precision))
+    def _inputs(self) -> ModelCall:
+        return call_of(self.subject, self.sizes, _HALF.get(self.recipe.precision))
 
-    def _train(self, recipe: Training, call: Call, recorder: Recorder, kernels: Kernels) -> Any:
+    def _train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not params:
             raise ModelBudgetError(f"{self.subject.name}: training: no parameter is trained")
-        optimizer = self.optimizer(recipe, params, tables_of(self.model))
-        loss_of = _loss(recipe)
+        optimizer = self.optimizer(recipe, params, embedding_tables(self.model))
+        loss_of = _loss_function(recipe)
         out = loss = None
         for _ in range(STEPS):
             recorder.begin_step()
             if recipe.zero_grad == "before":
-                _let_go(params)
+                _drop_gradients(params)
             for _ in range(recipe.gradient_accumulation):
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
-                kernels.caching, kernels.guessing = True, False
+                kernels.keeps_casts, kernels.guessing = True, False
                 with kernels.autocast(MIXED.get(recipe.precision)):
                     out = self.model(*call.args, **call.kwargs)
                     self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
                     loss = loss_of(out)
                 if isinstance(loss_of, _CrossEntropy) and loss_of.targets is not None:
-                    recorder.lasting(loss_of.targets, "input")
-                self.doing, recorder.phase, kernels.caching = "backward pass", "backward", False
+                    recorder.set_role(loss_of.targets, "input")
+                self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
                 _backward(loss)
                 for parameter in params:
                     if parameter.grad is not None:
-                        recorder.lasting(parameter.grad, "gradient")
+                        recorder.set_role(parameter.grad, "gradient")
             if optimizer is not None:
                 self.doing, recorder.phase = "step of the optimizer", "optimizer"
                 recorder.on_device = recorder.cpu is None
@@ -179,65 +181,65 @@ class _Run:
                 recorder.on_device = False
                 for state in optimizer.state.values():
                     for tensor in tensors(state):
-                        recorder.lasting(tensor, "optimizer")
+                        recorder.set_role(tensor, "optimizer")
             if recipe.zero_grad == "after":
-                _let_go(params)
+                _drop_gradients(params)
         return out, loss, optimizer
 
-    def _infer(self, recipe: Inference, call: Call, recorder: Recorder, kernels: Kernels) -> Any:
+    def _infer(self, recipe: Inference, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         with kernels.autocast(MIXED.get(recipe.precision)):
             if not recipe.kv_cache:
                 return self.model(*call.args, **call.kwargs)
             self.doing = "forward pass that fills the cache"
             cache = self.model(*call.args, **call.kwargs, use_cache=True).past_key_values
-            for tensor in inside(cache):
-                recorder.lasting(tensor, "cache")
+            for tensor in tensors_inside(cache):
+                recorder.set_role(tensor, "cache")
             self.doing, self.sizes = "forward pass of one more token", {**self.sizes, self._tokens(): 1}
-            last = self._inputs()
-            return self.model(*last.args, **last.kwargs, past_key_values=cache, use_cache=True)
+            next_call = self._inputs()
+            return self.model(*next_call.args, **next_call.kwargs, past_key_values=cache, use_cache=True)
 
     def _tokens(self) -> str:
         """The symbol of the dimension that holds tokens."""
-        others = [symbol for symbol in self.sizes if symbol != "B"]
-        known = inspect.signature(self.model.forward).parameters
-        if len(others) != 1 or not {"past_key_values", "use_cache"} <= set(known):
+        token_symbols = [symbol for symbol in self.sizes if symbol != "B"]
+        accepted = inspect.signature(self.model.forward).parameters
+        if len(token_symbols) != 1 or not {"past_key_values", "use_cache"} <= set(accepted):
             raise ModelBudgetError(
                 f"{self.subject.name}: inference.kv_cache needs a model whose forward takes past_key_values and "
                 'use_cache, and inputs with one dimension of tokens: inputs: "int64[B, T]"'
             )
-        return others[0]
+        return token_symbols[0]
 
 
-def inside(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+def tensors_inside(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
     """Every tensor in an object of whatever class (a cache of keys and values), found by its attributes."""
     if isinstance(value, torch.Tensor):
         yield value
     elif depth < 6:
         parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
         for part in parts or getattr(value, "__dict__", {}).values():
-            yield from inside(part, depth + 1)
+            yield from tensors_inside(part, depth + 1)
 
 
-def _let_go(params: list[nn.Parameter]) -> None:
+def _drop_gradients(params: list[nn.Parameter]) -> None:
     for parameter in params:
         parameter.grad = None
 
 
 def _backward(loss: Any) -> None:
     """From a number, or from one gradient for each tensor of floats that the model returned."""
-    found = [arrived(tensor) for tensor in tensors(loss) if tensor.requires_grad]
-    if not found:
+    trained = [wait_for(tensor) for tensor in tensors(loss) if tensor.requires_grad]
+    if not trained:
         raise ModelBudgetError("nothing that the model returned depends on a trained parameter: give training.loss")
-    torch.autograd.backward(found, [None if one.dim() == 0 else torch.empty_like(one) for one in found])
+    torch.autograd.backward(trained, [None if output.dim() == 0 else torch.empty_like(output) for output in trained])
 
 
-def _loss(recipe: Training) -> Callable[[Any], Any]:
+def _loss_function(recipe: Training) -> Callable[[Any], Any]:
     """What the backward pass begins with, from what the model returned."""
     if recipe.loss == "cross_entropy":
         return _CrossEntropy()
     if recipe.loss == "auto":
-        return lambda out: own if (own := _own_loss(out)) is not None else out
-    return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss, "loss")
+        return lambda out: own_loss if (own_loss := _own_loss(out)) is not None else out
+    return (lambda out: out) if recipe.loss == "none" else import_callable(recipe.loss, "loss")
 
 
 def _own_loss(out: Any) -> torch.Tensor | None:
@@ -267,13 +269,13 @@ class _CrossEntropy:
 @contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
     """Inside no parameter has a gradient yet; on leaving they are those from before."""
-    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    saved = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
-        for parameter, _ in before:
+        for parameter, _ in saved:
             parameter.grad = None
         yield
     finally:
-        for parameter, gradient in before:
+        for parameter, gradient in saved:
             parameter.grad = gradient
 
 
@@ -294,20 +296,22 @@ def _cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
         if not tensor.is_floating_point():
             return tensor
         if id(tensor) not in cast:
-            made = tensor.detach().to(dtype)
-            same = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
-            cast[id(tensor)] = same
+            converted = tensor.detach().to(dtype)
+            replacement = (
+                nn.Parameter(converted, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else converted
+            )
+            cast[id(tensor)] = replacement
         return cast[id(tensor)]
 
-    before = []
+    saved = []
     for module in model.modules():
-        for place in (module._parameters, module._buffers):
-            before.append((place, dict(place)))
-            for name, tensor in place.items():
+        for tensors_by_name in (module._parameters, module._buffers):
+            saved.append((tensors_by_name, dict(tensors_by_name)))
+            for name, tensor in tensors_by_name.items():
                 if tensor is not None:
-                    place[name] = half(tensor)
+                    tensors_by_name[name] = half(tensor)
     try:
         yield
     finally:
-        for place, content in before:
-            place.update(content)
+        for tensors_by_name, content in saved:
+            tensors_by_name.update(content)

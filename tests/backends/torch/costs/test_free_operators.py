@@ -13,7 +13,7 @@ from torch import nn
 from torch.ao import quantization
 
 from pytest_modelbudget.backends.torch.costs.free_operators import PRIMS, ZERO
-from pytest_modelbudget.backends.torch.costs.rules import cost
+from pytest_modelbudget.backends.torch.costs.rules import cost_of
 from pytest_modelbudget.summary import Flops, Summary
 from tests.versions import since
 
@@ -69,7 +69,7 @@ def test_every_operator_has_a_rule_or_is_listed(space: str) -> None:
     without = {
         base
         for base, overloads in operators.items()
-        if any((price := cost(func)).formula is None and not price.known for func in overloads)
+        if any((price := cost_of(func)).formula is None and not price.known for func in overloads)
     }
     assert without - UNCOUNTED == set()
 
@@ -81,7 +81,7 @@ def test_what_is_listed_has_no_rule() -> None:
     counted = {
         base
         for base in UNCOUNTED & set(operators)
-        if all((price := cost(func)).formula is not None or price.known for func in operators[base])
+        if all((price := cost_of(func)).formula is not None or price.known for func in operators[base])
     }
     assert counted == set()
 
@@ -104,7 +104,7 @@ def test_no_operator_that_multiplies_matrices_is_free() -> None:
 
 
 def _is_free(func: Any) -> bool:
-    price = cost(func)
+    price = cost_of(func)
     return price.known and price.formula is None
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_modelbudget.backends.torch.costs.complex_convolutions import ComplexConvolutions
-from pytest_modelbudget.backends.torch.costs.rules import cost
+from pytest_modelbudget.backends.torch.costs.rules import cost_of
 from pytest_modelbudget.summary import Flops, Summary
 from tests.versions import needs
 
@@ -144,4 +144,4 @@ HEADS, WEIGHTS = (2, 4, 9, 16), ((20, 10), (20, 5))
 )  # fmt: skip
 def test_kernels(func: Any, args: tuple[Any, ...], out: Any, expected: int) -> None:
     """Kernels that only some devices have cost what the layer does on any."""
-    assert cost(func).of(args, {}, out, ComplexConvolutions()) == expected
+    assert cost_of(func).flops_of(args, {}, out, ComplexConvolutions()) == expected

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pytest_modelbudget.backends.torch.costs.rules import ZERO, cost
+from pytest_modelbudget.backends.torch.costs.rules import ZERO, cost_of
 from pytest_modelbudget.summary import Flops, Summary
 
 Count = Callable[..., Summary]
@@ -215,4 +215,4 @@ def test_every_name_counted_as_zero_has_no_formula() -> None:
     for name in ZERO:
         packet = getattr(torch.ops.aten, name, None)
         if packet is not None:
-            assert cost(getattr(packet, packet.overloads()[0])).formula is None, name
+            assert cost_of(getattr(packet, packet.overloads()[0])).formula is None, name

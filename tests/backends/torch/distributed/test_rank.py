@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.distributed.fake_world import world
-from pytest_modelbudget.backends.torch.distributed.rank import Sharded, record_sharded
-from pytest_modelbudget.backends.torch.meta.collectives import sent
+from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
+from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep, record_sharded
+from pytest_modelbudget.backends.torch.meta.collectives import sent_bytes
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.planning import plans
+from pytest_modelbudget.backends.torch.planning import make_plans
 from pytest_modelbudget.backends.torch.trace.forward import Subject
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
-from pytest_modelbudget.planner import Tape, Training
+from pytest_modelbudget.planner import MemoryTrace, Training
 from tests.backends.torch.real_ranks import LAYERS, TOKENS, VOCABULARY, WIDTH, Transformer
 from tests.versions import since
 
@@ -37,7 +37,7 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
 
 
-def sharded(build: Callable[[], nn.Module], inputs: Any, sharding: Any, **recipe: Any) -> Sharded:
+def sharded(build: Callable[[], nn.Module], inputs: Any, sharding: Any, **recipe: Any) -> ShardedStep:
     """A step of training of a model on meta."""
     with abstract():
         model = build()
@@ -45,7 +45,7 @@ def sharded(build: Callable[[], nn.Module], inputs: Any, sharding: Any, **recipe
     return record_sharded(Subject("model", model, parse(inputs)), {}, Training(sharding=sharding, **recipe))
 
 
-def lasting(tape: Tape) -> dict[str, int]:
+def lasting(tape: MemoryTrace) -> dict[str, int]:
     """Bytes by role at the end of the last step, of what has a role."""
     roles = {item.storage: item.role for item in tape.held} | dict(tape.roles)
     sizes = {item.storage: item.bytes for item in tape.held}
@@ -105,7 +105,7 @@ def test_two_layers_over_two_ranks_event_by_event() -> None:
     assert found.ranks == 2
 
 
-def step(tape: Tape) -> list[tuple[str, int]]:
+def step(tape: MemoryTrace) -> list[tuple[str, int]]:
     """The measured step: operators with the bytes alive, in the words of all versions of torch.
 
     Without those that only read a number or mark a stream.
@@ -317,10 +317,10 @@ def test_the_models_own_plan_comes_first() -> None:
 )
 def test_bytes_of_a_collective(op: str, expected: int | None) -> None:
     """400 bytes over four ranks."""
-    with world() as found:
+    with fake_world() as found:
         group = found.mesh(x=4).get_group().group_name
         given = torch.empty(100, device="meta")
-        one = sent(f"_c10d_functional.{op}", (given, group), given)
+        one = sent_bytes(f"_c10d_functional.{op}", (given, group), given)
     assert (one.bytes if one else None) == expected
 
 
@@ -416,11 +416,13 @@ def test_a_plan_is_of_one_rank() -> None:
     with abstract():
         model = Transformer()
     recipes = [Training(sharding={"fsdp": 4}, loss="none"), Training(loss="none")]
-    over, alone = plans(model, name="m", inputs=parse(IDS), sizes={}, recipes=recipes, built_here=True)
+    over, alone = make_plans(model, name="m", inputs=parse(IDS), sizes={}, recipes=recipes, built_here=True)
     assert (over.ranks, alone.ranks, alone.communication_bytes) == (4, 1, None)
     assert over.communication_bytes == FLOAT * (2 * BLOCKS + ROOT + WHOLE) * 3 // 4
     assert over.peak_bytes is not None
     assert alone.peak_bytes is not None
     assert over.peak_bytes < alone.peak_bytes
     with pytest.raises(ModelBudgetError, match="one rank alone"):
-        plans(model, name="m", inputs=parse(IDS), sizes={}, recipes=[Training(sharding={"fsdp": 1})], built_here=True)
+        make_plans(
+            model, name="m", inputs=parse(IDS), sizes={}, recipes=[Training(sharding={"fsdp": 1})], built_here=True
+        )

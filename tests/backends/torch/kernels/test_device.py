@@ -15,11 +15,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.torch_version import TorchVersion
 
-from pytest_modelbudget.backends.torch.kernels.device import Kernels
+from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
-from pytest_modelbudget.backends.torch.meta.dispatch import Placing
+from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.trace.tracer import watching
+from pytest_modelbudget.backends.torch.trace.tracer import observing
 
 
 class Losses(nn.Module):
@@ -81,8 +81,8 @@ def saved_bytes() -> Iterator[dict[int, int]]:
 def ours(build: Callable[[], nn.Module], shape: list[int], dtype: torch.dtype) -> int:
     with abstract():
         model = build()
-    kernels = Kernels(cuda=True)
-    with watching(Recorder(model), Placing()), kernels, saved_bytes() as found, kernels.autocast(dtype):
+    kernels = DeviceKernels(cuda=True)
+    with observing(Recorder(model), MetaDispatcher()), kernels, saved_bytes() as found, kernels.autocast(dtype):
         model(torch.empty(shape, device="meta"))
     return sum(found.values())
 
@@ -116,7 +116,7 @@ def test_autocast_saves_what_torchs_own_saves(name: str, dtype: torch.dtype) -> 
 
 
 def saved_by(call: Callable[[], Any]) -> int:
-    with Kernels(cuda=True), saved_bytes() as found:
+    with DeviceKernels(cuda=True), saved_bytes() as found:
         call()
     return sum(found.values())
 

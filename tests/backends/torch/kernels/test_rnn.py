@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch import compat
-from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, _Stack
-from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, _CudnnSizes
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import Subject
-from pytest_modelbudget.backends.torch.training.step import record
+from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.inputs import parse
-from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
+from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from tests.real_steps import KERNELS, allocated, inferred, sgd
 from tests.versions import since
 
@@ -26,9 +26,9 @@ FLOAT = 4
 STEPS, BATCH, WIDTH, STATE = 12, 4, 40, 64
 
 
-def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> Tape:
+def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
     """The tape of a model on meta that stands for `model`."""
-    return record(Subject("model", ghost_of(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
+    return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
 class Reads(nn.Module):
@@ -114,8 +114,8 @@ def test_published_sizes_of_cudnn(kind: str, reserve: int, workspace: int, gates
     layers, state, features, batch, steps = 4, 320, 123, 50, 500
     matrices = gates * state * (features + state + (layers - 1) * 2 * state)
     assert matrices + layers * 2 * gates * state + 10 * (state + 1) == {"lstm": 3_038_090, "gru": 2_279_370}[kind]
-    stack = _Stack(kind, steps * batch, batch, state, layers, 1)
-    assert stack.kept * FLOAT == reserve
+    stack = _CudnnSizes(kind, steps * batch, batch, state, layers, 1)
+    assert stack.reserve * FLOAT == reserve
     assert (stack.taken + matrices) * FLOAT == workspace
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.kernels.workspaces import THREADS
-from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import Subject
-from pytest_modelbudget.backends.torch.training.step import record
+from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.inputs import parse
-from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
+from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from tests.real_steps import KERNELS, allocated, inferred, sgd
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="the rules are those of CPUs with AVX-512 and AVX2")
@@ -68,9 +68,9 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
 }
 
 
-def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> Tape:
+def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
     """The tape of a model on meta that stands for `model`."""
-    return record(Subject("model", ghost_of(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
+    return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", sorted(set(CONVOLUTIONS) - UNKNOWN))

@@ -16,34 +16,34 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pytest_modelbudget.backends.torch.kernels.attention import fused
+from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.memory import recorder as tape_module
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
-from pytest_modelbudget.backends.torch.model.global_state import preserved, seed
-from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.model.global_state import preserved, seed_everything
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.pytree import tensors
-from pytest_modelbudget.backends.torch.trace.forward import Subject, arguments, observed
+from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, observed
 from pytest_modelbudget.inputs import parse
-from pytest_modelbudget.planner import Event, Held, Tape
+from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 
 FLOAT = 4
 
 
-def record(subject: Subject, *, backward: bool) -> Tape:
+def record(subject: Subject, *, backward: bool) -> MemoryTrace:
     """The tape of one pass: in eval mode without gradients, or with `backward` in training mode, and back.
 
     The backward pass begins with one gradient for each tensor of floats that the model returns; there is no loss and
     no optimizer. Gradients of parameters stay alive to the end.
     """
-    call, recorder = arguments(subject, {}), Recorder(subject.model)
+    call, recorder = call_of(subject, {}), Recorder(subject.model)
 
     def then(out: Any) -> None:
         recorder.phase = "backward"
         results = [tensor for tensor in tensors(out) if tensor.requires_grad]
         torch.autograd.backward(results, [torch.empty_like(tensor) for tensor in results])
 
-    with torch.inference_mode(False), preserved(), fused():
-        seed()
+    with torch.inference_mode(False), preserved(), cpu_attention():
+        seed_everything()
         with observed(subject, call, recorder, training=backward, then=then if backward else None):
             recorder.close()
     for parameter in subject.model.parameters():
@@ -51,9 +51,9 @@ def record(subject: Subject, *, backward: bool) -> Tape:
     return recorder.tape()
 
 
-def taped(model: nn.Module, inputs: object, *, backward: bool = False) -> Tape:
+def taped(model: nn.Module, inputs: object, *, backward: bool = False) -> MemoryTrace:
     """The tape of a model on meta that stands for `model`."""
-    return record(Subject("model", ghost_of(model), parse(inputs)), backward=backward)  # type: ignore[arg-type]
+    return record(Subject("model", meta_copy(model), parse(inputs)), backward=backward)  # type: ignore[arg-type]
 
 
 def mlp() -> nn.Module:
@@ -69,12 +69,16 @@ def encoder() -> nn.Module:
 def test_two_layers_event_by_event() -> None:
     """Each layer makes its output; the first is let go of when the second has read it, the last is the result."""
     tape = taped(nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 4, bias=False), nn.Tanh()), "float32[2, 8]")
-    assert tape.held == (Held(0, 512, "param"), Held(1, 256, "param"), Held(2, 64, "input"))
+    assert tape.held == (
+        InitialStorage(0, 512, "param"),
+        InitialStorage(1, 256, "param"),
+        InitialStorage(2, 64, "input"),
+    )
     assert tape.events == (
-        Event("aten.mm", "0", made=((3, 128),)),
-        Event("aten.mm", "1", made=((4, 32),)),
-        Event("aten.tanh", "2", made=((5, 32),), freed=(3,)),
-        Event("", "", "", freed=(4,)),
+        MemoryEvent("aten.mm", "0", made=((3, 128),)),
+        MemoryEvent("aten.mm", "1", made=((4, 32),)),
+        MemoryEvent("aten.tanh", "2", made=((5, 32),), freed=(3,)),
+        MemoryEvent("", "", "", freed=(4,)),
     )
     assert list(tape.alive()) == [960, 992, 896, 864]
     assert tape.peak() == 992
@@ -98,15 +102,15 @@ def test_one_layer_forward_and_backward() -> None:
     ("events", "expected"),
     [
         pytest.param((), 10, id="no operator at all"),
-        pytest.param((Event("a", "", made=((1, 5),)), Event("b", "", made=((2, 7),))), 22, id="two together"),
-        pytest.param((Event("a", "", made=((1, 5),)), Event("b", "", made=((2, 7),), freed=(1,))), 17, id="one after the other"),
-        pytest.param((Event("a", "", made=((1, 5),)), Event("b", "", made=((1, 8),))), 18, id="resized"),
-        pytest.param((Event("a", "", freed=(0,)), Event("b", "", made=((1, 4),))), 10, id="what was held before may go"),
+        pytest.param((MemoryEvent("a", "", made=((1, 5),)), MemoryEvent("b", "", made=((2, 7),))), 22, id="two together"),
+        pytest.param((MemoryEvent("a", "", made=((1, 5),)), MemoryEvent("b", "", made=((2, 7),), freed=(1,))), 17, id="one after the other"),
+        pytest.param((MemoryEvent("a", "", made=((1, 5),)), MemoryEvent("b", "", made=((1, 8),))), 18, id="resized"),
+        pytest.param((MemoryEvent("a", "", freed=(0,)), MemoryEvent("b", "", made=((1, 4),))), 10, id="what was held before may go"),
     ],
 )  # fmt: skip
-def test_peaks_of_tapes_by_hand(events: tuple[Event, ...], expected: int) -> None:
+def test_peaks_of_tapes_by_hand(events: tuple[MemoryEvent, ...], expected: int) -> None:
     """What was there before the pass, and the most that was alive beside it."""
-    assert Tape((Held(0, 10, "param"),), events).peak() == expected
+    assert MemoryTrace((InitialStorage(0, 10, "param"),), events).peak() == expected
 
 
 class Alive(TorchDispatchMode):
@@ -166,7 +170,7 @@ def test_as_many_bytes_as_real_storages(name: str, backward: bool, monkeypatch: 
     But for one thing: batch norm in eval mode gives its statistics back on meta, and two empty tensors on the CPU.
     Sums of gradients are made anew here, as torch makes them while it is watched.
     """
-    monkeypatch.setattr(tape_module, "_in_place", lambda events, sums: events)
+    monkeypatch.setattr(tape_module, "_with_sums_in_place", lambda events, sums: events)
     build, shape, statistics = MODELS[name]
     model, data, alive = build(), torch.rand(shape), Alive()
     tape = taped(model, shape, backward=backward)

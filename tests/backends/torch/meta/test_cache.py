@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_modelbudget.backends.torch.meta.cache import Memo
+from pytest_modelbudget.backends.torch.meta.cache import MetaCache
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 
 aten = torch.ops.aten
@@ -18,7 +18,7 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _run(memo: Memo, func: Any, *args: Any, **kwargs: Any) -> Any:
+def _run(memo: MetaCache, func: Any, *args: Any, **kwargs: Any) -> Any:
     return memo.run(func, list(tensors((args, kwargs))), args, kwargs)
 
 
@@ -38,7 +38,7 @@ def _run(memo: Memo, func: Any, *args: Any, **kwargs: Any) -> Any:
 )
 def test_a_remembered_result_equals_a_new_one(func: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
     """Shapes, strides and dtypes are those of torch, at the first call and at the second."""
-    memo = Memo()
+    memo = MetaCache()
     for args in [*calls, *calls]:
         said, remembered = tensors(func(*args)), tensors(_run(memo, func, *args))
         assert [(one.shape, one.stride(), one.dtype) for one in remembered] == [
@@ -48,7 +48,7 @@ def test_a_remembered_result_equals_a_new_one(func: Callable[..., Any], calls: l
 
 def test_in_place_operators_give_back_their_argument() -> None:
     """Also when the result is remembered."""
-    memo = Memo()
+    memo = MetaCache()
     for _ in range(2):
         tensor = _meta(2, 3)
         assert _run(memo, aten.relu_.default, tensor) is tensor
@@ -56,7 +56,7 @@ def test_in_place_operators_give_back_their_argument() -> None:
 
 def test_views_share_memory_with_their_argument() -> None:
     """A view is made anew each time, so that edges and ties can follow it."""
-    memo = Memo()
+    memo = MetaCache()
     for _ in range(2):
         tensor = _meta(2, 3)
         assert _run(memo, aten.t.default, tensor).untyped_storage()._cdata == tensor.untyped_storage()._cdata
@@ -64,7 +64,7 @@ def test_views_share_memory_with_their_argument() -> None:
 
 def test_mistakes_are_not_remembered() -> None:
     """A call that fails, fails again."""
-    memo = Memo()
+    memo = MetaCache()
     for _ in range(2):
         with pytest.raises(RuntimeError):
             _run(memo, aten.mm.default, _meta(2, 3), _meta(2, 3))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
-from pytest_modelbudget.backends.torch.meta.cache import Memo
-from pytest_modelbudget.backends.torch.meta.shape_rules import answer
+from pytest_modelbudget.backends.torch.meta.cache import MetaCache
+from pytest_modelbudget.backends.torch.meta.shape_rules import infer
 
 aten = torch.ops.aten
 
@@ -88,7 +88,7 @@ def _seen(out: Any) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(("func", "args"), KNOWN.values(), ids=KNOWN)
 def test_a_rule_answers_like_torch(func: Any, args: tuple[Any, ...]) -> None:
     """Shape, strides and dtype of every result."""
-    made = answer(func, args, {})
+    made = infer(func, args, {})
     assert made is not None
     assert list(made) == _seen(func(*args))
 
@@ -96,7 +96,7 @@ def test_a_rule_answers_like_torch(func: Any, args: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize(("func", "args"), {**LEFT_TO_TORCH, **ERRORS}.values(), ids={**LEFT_TO_TORCH, **ERRORS})
 def test_what_is_not_plain_is_left_to_torch(func: Any, args: tuple[Any, ...]) -> None:
     """No rule for other layouts and dtypes, nor for what does not fit together."""
-    assert answer(func, args, {}) is None
+    assert infer(func, args, {}) is None
 
 
 @pytest.mark.parametrize(("func", "args"), ERRORS.values(), ids=ERRORS)
@@ -106,7 +106,7 @@ def test_errors_are_those_of_torch(func: Any, args: tuple[Any, ...]) -> None:
     with pytest.raises((RuntimeError, IndexError, ValueError)):
         func(*real)
     with pytest.raises((RuntimeError, IndexError, ValueError)):
-        Memo().run(func, [], args, {})
+        MetaCache().run(func, [], args, {})
 
 
 @pytest.mark.parametrize("groups", [1, 8])
@@ -115,7 +115,7 @@ def test_convolutions_keep_channels_last(batch: int, groups: int) -> None:
     """As the kernel of the CPU does."""
     data = torch.empty(batch, 8, 7, 5).to(memory_format=torch.channels_last)
     args = (data, torch.empty(16, 8 // groups, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], groups)
-    made = answer(aten.convolution.default, args, {})
+    made = infer(aten.convolution.default, args, {})
     assert made is not None
     assert list(made) == _seen(aten.convolution.default(*args))
 
@@ -146,7 +146,7 @@ def test_grouped_products_are_answered_like_real_ones(
         real = aten._grouped_mm.default(*args)
     except NotImplementedError:
         pytest.skip("torch has no kernel for the CPU yet")
-    made = answer(aten._grouped_mm.default, args, {})
+    made = infer(aten._grouped_mm.default, args, {})
     assert made is not None
     assert list(made) == _seen(real)
 
@@ -166,7 +166,7 @@ def test_grouped_products_that_do_not_fit_are_left_to_torch(
 ) -> None:
     """It says best what is wrong."""
     offsets = () if ends is None else (torch.tensor(ends, dtype=torch.int32),)
-    assert answer(aten._grouped_mm.default, (left, right, *offsets), {}) is None
+    assert infer(aten._grouped_mm.default, (left, right, *offsets), {}) is None
 
 
 def _random_operand(dice: random.Random, shape: list[int]) -> torch.Tensor:
@@ -184,6 +184,6 @@ def test_any_layout_of_operands_is_answered_like_a_real_sum(seed: int) -> None:
     dice = random.Random(seed)
     shape = [dice.choice([1, 2, 3, 5]) for _ in range(dice.randint(1, 4))]
     args = _random_operand(dice, shape), _random_operand(dice, shape)
-    made = answer(aten.add.Tensor, args, {})
+    made = infer(aten.add.Tensor, args, {})
     assert made is not None
     assert list(made) == _seen(torch.add(*args))

@@ -164,7 +164,7 @@ def test_weights_that_nobody_set_are_defined() -> None:
     for _ in range(2):
         with real_copy.with_memory(0, limited=True):
             models.append(Left())
-        real_copy.define(models[-1])
+        real_copy.draw_undefined_parameters(models[-1])
     assert torch.equal(models[0].weight, models[1].weight)
     assert models[0].weight.isfinite().all()
 
@@ -181,7 +181,7 @@ def test_weights_of_other_classes_stay_as_they_are() -> None:
 
     layer = nn.Linear(2, 2)
     layer.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Closed))
-    real_copy.define(layer)
+    real_copy.draw_undefined_parameters(layer)
     assert type(layer.weight) is Closed
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends import torch as backend
 from pytest_modelbudget.backends.torch import compat
-from pytest_modelbudget.backends.torch.replay.cache import Repeats, Session
+from pytest_modelbudget.backends.torch.replay.cache import BlockCache, Replay
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Summary
 
@@ -50,13 +50,13 @@ class Stack(nn.Module):
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The types of the blocks that were told again."""
     seen: list[str] = []
-    tell = Session._tell
+    tell = Replay._replay
 
-    def telling(self: Session, effect: Any, modules: Any, given: Any) -> Any:
+    def telling(self: Replay, effect: Any, modules: Any, given: Any) -> Any:
         seen.append(type(modules[0]).__name__)
         return tell(self, effect, modules, given)
 
-    monkeypatch.setattr(Session, "_tell", telling)
+    monkeypatch.setattr(Replay, "_replay", telling)
     return seen
 
 
@@ -64,7 +64,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def everything_runs() -> Iterator[None]:
     """Inside, nothing is told again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Repeats, "start", lambda self, log: None)
+        patch.setattr(BlockCache, "start", lambda self, log: None)
         yield
 
 

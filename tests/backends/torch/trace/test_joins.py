@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pytest_modelbudget.backends.torch.trace.joins import MOST
+from pytest_modelbudget.backends.torch.trace.joins import MAX_JOINS
 from pytest_modelbudget.snapshot import render
 from pytest_modelbudget.summary import Layer, Summary
 
@@ -273,15 +273,15 @@ def test_joins_beyond_the_most_share_the_last_row(count: Count) -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.a(x)
-            for _ in range(MOST + 10):
+            for _ in range(MAX_JOINS + 10):
                 y = y + x
             return y
 
     summary = count(Long, {"x": "float32[B, 4]"}, B=1)
     joins = summary.leaves[1:]
-    assert len(joins) == MOST
-    assert sum(join.calls or 0 for join in joins) == MOST + 10
-    assert joins[-1].connected_to == ((f"add_{MOST - 2}", "x"), (f"add_{MOST - 1}", "x"))
+    assert len(joins) == MAX_JOINS
+    assert sum(join.calls or 0 for join in joins) == MAX_JOINS + 10
+    assert joins[-1].connected_to == ((f"add_{MAX_JOINS - 2}", "x"), (f"add_{MAX_JOINS - 1}", "x"))
 
 
 def test_a_module_called_twice_has_one_row_for_its_join(count: Count) -> None:

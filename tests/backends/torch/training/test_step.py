@@ -12,20 +12,20 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from pytest_modelbudget.backends.torch.model.meta_copy import ghost_of
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import Subject
-from pytest_modelbudget.backends.torch.training.recipe import blocks
-from pytest_modelbudget.backends.torch.training.step import record
+from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
+from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
-from pytest_modelbudget.planner import Inference, Recipe, Tape, Training
+from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from tests.real_steps import Real, allocated, inferred, sgd
 from tests.versions import needs
 
 
-def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> Tape:
+def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
     """The tape of a model on meta that stands for `model`."""
-    return record(Subject("model", ghost_of(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
+    return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
 class Block(nn.Module):
@@ -225,12 +225,12 @@ class Experts(nn.Module):
 def test_blocks_are_those_of_the_outermost_lists() -> None:
     """What is inside of a block is a part of it, and lists in a list are no blocks."""
     model = nn.Sequential(nn.Linear(4, 4), Experts(), Experts(), nn.Linear(4, 4))
-    assert blocks(model) == [model[1], model[2]]
-    assert blocks(Experts()) != []
-    assert all(isinstance(one, nn.TransformerEncoderLayer) for one in blocks(Experts()))
+    assert repeated_blocks(model) == [model[1], model[2]]
+    assert repeated_blocks(Experts()) != []
+    assert all(isinstance(one, nn.TransformerEncoderLayer) for one in repeated_blocks(Experts()))
     plain = nn.Sequential(nn.Linear(2, 2), *(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(3)))
-    assert blocks(plain) == [plain[1], plain[2], plain[3]]
-    assert blocks(nn.Sequential(plain[1], nn.ReLU())) == []
+    assert repeated_blocks(plain) == [plain[1], plain[2], plain[3]]
+    assert repeated_blocks(nn.Sequential(plain[1], nn.ReLU())) == []
 
 
 def test_tied_weights_count_once() -> None:
@@ -252,7 +252,7 @@ def test_frozen_parameters() -> None:
     assert made(planned, "gradient") == sum(one.numel() for one in trained) * FLOAT
 
 
-def made(tape: Tape, role: str) -> int:
+def made(tape: MemoryTrace, role: str) -> int:
     """The most bytes that were alive at once of the storages of a role."""
     alive: dict[int, int] = {}
     most = 0
@@ -323,7 +323,7 @@ def test_the_second_step_has_the_states() -> None:
 
 def test_the_model_is_as_before() -> None:
     """Weights, gradients, flags, hooks, modes and torch's global state are those from before the recording."""
-    model = ghost_of(Blocks())
+    model = meta_copy(Blocks())
     model.head.weight.grad = gradient = torch.zeros_like(model.head.weight)
     model.first.weight.requires_grad_(False)
     model.blocks[0].eval()
@@ -343,7 +343,7 @@ def test_the_model_is_as_before() -> None:
         Training(trainable=("head.*",), precision="bf16-mixed", kernels="cpu"),
         Inference(precision="bf16-mixed"),
     ):
-        record(Subject("model", model, parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
+        record_step(Subject("model", model, parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
         assert state() == before
     assert model.head.weight.grad is gradient
 
@@ -363,9 +363,9 @@ def test_the_model_is_as_before() -> None:
 )  # fmt: skip
 def test_recipes_that_do_not_fit_say_so(recipe: Training, message: str) -> None:
     """The message names the key of the recipe, and the model is as before."""
-    model = ghost_of(Blocks())
+    model = meta_copy(Blocks())
     with pytest.raises(ModelBudgetError, match=message):
-        record(Subject("model", model, parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
+        record_step(Subject("model", model, parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
     assert all(one.requires_grad and one.grad is None for one in model.parameters())
 
 
