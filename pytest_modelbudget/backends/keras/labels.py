@@ -17,7 +17,7 @@ Labels = Mapping[int, str]
 def automatic_number(kind: str, name: str) -> int | None:
     """The number in a name that Keras gave an object of the class `kind`; None for a name of the user's.
 
-    >>> automatic("LSTMCell", "lstm_cell_3"), automatic("Dense", "dense"), automatic("Dense", "top")
+    >>> automatic_number("LSTMCell", "lstm_cell_3"), automatic_number("Dense", "dense"), automatic_number("Dense", "top")
     (3, 0, None)
     """
     match = re.fullmatch(rf"{re.escape(automatic_base(kind))}(?:_(\d+))?", name)
@@ -27,7 +27,7 @@ def automatic_number(kind: str, name: str) -> int | None:
 def automatic_base(kind: str) -> str:
     """What Keras calls the first object of a class.
 
-    >>> base("MultiHeadAttention"), base("LSTM"), base("Conv2DTranspose")
+    >>> automatic_base("MultiHeadAttention"), automatic_base("LSTM"), automatic_base("Conv2DTranspose")
     ('multi_head_attention', 'lstm', 'conv2d_transpose')
     """
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))

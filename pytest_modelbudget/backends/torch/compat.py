@@ -312,6 +312,7 @@ PRIVATE: tuple[Private, ...] = (
     ),
     Private("torch.nn.utils.parametrize", "_cache _cache_enabled", "model", "a cache that is left open is closed"),
     Private("torch._dynamo", "eval_frame", "model", "how `torch.compile` goes about it", _SKIPPED),
+    Private("torch._dynamo.eval_frame", "_stance", "model", "the same", _SKIPPED),
     # Autograd.
     Private("torch._C", "_current_autograd_node", "memory", "which layer a backward operator is of"),
     Private("torch.autograd", "_get_sequence_nr", "memory", "which layer made a node of autograd"),
