@@ -17,8 +17,8 @@ Labels = Mapping[int, str]
 def automatic_number(kind: str, name: str) -> int | None:
     """The number in a name that Keras gave an object of the class `kind`; None for a name of the user's.
 
-    >>> automatic_number("LSTMCell", "lstm_cell_3"), automatic_number("Dense", "dense"), automatic_number("Dense", "top")
-    (3, 0, None)
+    >>> [automatic_number(*named) for named in (("LSTMCell", "lstm_cell_3"), ("Dense", "dense"), ("Dense", "top"))]
+    [3, 0, None]
     """
     match = re.fullmatch(rf"{re.escape(automatic_base(kind))}(?:_(\d+))?", name)
     return None if match is None else int(match[1] or 0)
