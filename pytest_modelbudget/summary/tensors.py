@@ -140,7 +140,7 @@ def _parse_dim(dim: str, text: str) -> Dim:
                 f"{text[:_MOST_SHOWN]!r}: a size has at most {_DIGITS} digits, this one {len(dim):,}"
             )
         return int(dim)
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
+    if re.fullmatch(r"[A-Za-z0-9_(][A-Za-z0-9_+*/() -]*", dim) and re.search(r"[A-Za-z]", dim):
         return dim
     raise ModelBudgetError(f"{text!r}: {dim!r} is neither a size nor the name of a symbolic dimension")
 

@@ -24,9 +24,11 @@ SIZES = [{"B": 2, "T": 10}, {"B": 9, "T": 21}, {"B": 32, "T": 53}]
         pytest.param(lambda b, t: b + t, "B+T", id="a sum"),
         pytest.param(lambda b, t: b + t + 1, "B+T+1", id="a sum and one more"),
         pytest.param(lambda b, t: 64, 64, id="a constant"),
-        pytest.param(lambda b, t: t // 2, 5, id="half, not recognised"),
+        pytest.param(lambda b, t: t // 2, "T//2", id="half"),
+        pytest.param(lambda b, t: (t + 1) // 2, "(T+1)//2", id="a strided convolution"),
+        pytest.param(lambda b, t: 2 * ((t + 1) // 2), "2*((T+1)//2)", id="strided, and as long again"),
         pytest.param(lambda b, t: t * t, 100, id="a square, not recognised"),
-        pytest.param(lambda b, t: (t + 1) // 2, 5, id="a strided convolution, not recognised"),
+        pytest.param(lambda b, t: 3 * t // 2, 15, id="three halves, not recognised"),
     ],
 )
 def test_dimension_gets_the_name_of_its_formula(dim: Callable[[int, int], int], name: str | int) -> None:
@@ -37,6 +39,28 @@ def test_dimension_gets_the_name_of_its_formula(dim: Callable[[int, int], int], 
 def test_two_points_do_not_make_a_line() -> None:
     """`2*T+2` after only two runs may be anything: the number is kept, and one more run asked for."""
     assert name_dimension(SIZES[:2], [22, 44]) == (22, False)
+
+
+@pytest.mark.parametrize("divisor", [2, 3, 4, 5, 8])
+def test_a_division_is_named_only_by_its_own_formula(divisor: int) -> None:
+    """Whatever the declared size and the rest, the name is the formula, or there is none."""
+    names = set()
+    for size in range(8, 60):
+        for offset in range(-2, divisor):
+            runs = [{"T": size + step} for step in (0, 7, 30, 53)]
+            name, _ = name_dimension(runs, [(run["T"] + offset) // divisor for run in runs])
+            formula = f"(T{offset:+d})//{divisor}" if offset else f"T//{divisor}"
+            names.add("number" if isinstance(name, int) else "formula" if name == formula else name)
+    assert names <= {"number", "formula"}
+    assert divisor > 4 or "formula" in names
+
+
+def test_what_may_be_a_division_of_another_symbol_asks_for_another_run() -> None:
+    """`S//2` went from 4 to 11 as B+2 does; a run where they differ tells."""
+    sizes = [{"B": 2, "S": 9}, {"B": 9, "S": 22}, {"B": 55, "S": 112}]
+    assert name_dimension(sizes[:2], [4, 11]) == (4, False)
+    assert name_dimension(sizes, [4, 11, 57]) == ("B+2", True)
+    assert name_dimension(sizes, [4, 11, 56]) == ("S//2", True)
 
 
 def test_two_explanations_ask_for_another_run() -> None:

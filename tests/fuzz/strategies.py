@@ -67,7 +67,10 @@ words = st.one_of(
 paths = st.lists(words, min_size=1, max_size=4).map(".".join)
 
 dims = st.one_of(
-    st.integers(0, 4), st.integers(5, 10**15), st.none(), st.sampled_from(["B", "T", "2*B", "2*T+2", "S+T"])
+    st.integers(0, 4),
+    st.integers(5, 10**15),
+    st.none(),
+    st.sampled_from(["B", "T", "2*B", "2*T+2", "S+T", "2*((T+1)//2)", "(T+1)//2"]),
 )
 
 dtypes = st.sampled_from([*ITEM_BYTES, "string"])

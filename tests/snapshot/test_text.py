@@ -70,7 +70,7 @@ CALLED_TWICE = Summary(
         Layer("0", "LSTM", ((spec("B", "T", 8), spec(1, "B", 8, dtype="bfloat16")),), (("conv", "never"),), calls=None),
     ),
     (Input("0", spec("B", None, dtype="int64")), Input("a b", spec())),
-    (spec("B", "2*T"), spec()),
+    (spec("B", "2*T"), spec("(T+1)//2", "2*(T//2)")),
     Flops(None, (("aten.foo", 3),)),
 )
 

@@ -24,6 +24,11 @@ class Operator:
     times: int
     flops: int | None
 
+    @property
+    def cost(self) -> FlopsCount:
+        """What one run of it costs."""
+        return FlopsCount(0, ((self.kind, 1),)) if self.flops is None else FlopsCount(self.flops)
+
 
 @dataclass(frozen=True, slots=True)
 class FlopsCount:

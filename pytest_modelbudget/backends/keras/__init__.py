@@ -1,8 +1,8 @@
 """Keras 3 behind the `Backend` protocol, whatever backend Keras itself runs on.
 
-`build` makes models without memory for weights, `trace` runs one symbolic call, `walk` turns layers into rows,
-`shapes` names dimensions, `weights` names and ties variables, `labels` names layers, `ports` fits inputs, `rules` and
-`flops` count, `optimizer` counts what training keeps; `private` holds what Keras keeps to itself, and
+`build` makes models without memory for weights, `trace` runs one symbolic call, `walk` says what a model is made of,
+`shapes` names dimensions, `weights` names variables, `labels` names layers, `ports` fits inputs, `rules` count,
+`optimizer` counts what training keeps; `private` holds what Keras keeps to itself, and
 `pins` looks whether it is there.
 """
 
@@ -17,10 +17,11 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends import keras_config
+from pytest_modelbudget.backends import assemble, keras_config
+from pytest_modelbudget.backends.assemble import Costs, Row
+from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import (
     activations,
-    flops,
     labels,
     optimizer,
     ports,
@@ -35,8 +36,8 @@ from pytest_modelbudget.backends.keras.trace import CallTrace, build, keras_tens
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.residuals import ResidualsUnknown
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.summary import Flops, Layer, Summary, TensorSpec
+from pytest_modelbudget.inputs import BATCH, Inputs
+from pytest_modelbudget.summary import Layer, Summary, TensorSpec
 
 __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
 
@@ -88,7 +89,7 @@ class _SummaryBuilder:
         self.model = model
         self.name = name
         self.names = names
-        self.sizes = {"B": 1, **sizes}
+        self.sizes = {BATCH: 1, **sizes}
         self.notes: list[str] = []
         self.stand_ins = wrapped.ModuleCopies()
 
@@ -98,19 +99,18 @@ class _SummaryBuilder:
             return self._uncalled()
         arguments = self._arguments(inputs, built_here)
         trace_shapes, outputs = self._trace_shapes(arguments)
-        rows = walk.rows(self.model, trace_shapes, self.names)
-        total, by_path = Flops(), dict[str, int | None]()
-        saved = None
+        rows = walk.Structure(self.model, trace_shapes, self.names).rows(self.model)
+        costs, saved = Costs(), None
         if self._unsized(arguments) is None:
-            total, by_path = flops.count(trace_shapes.calls, rows)
+            costs = assemble.costs(rows, ((rules.cost(call), call.times, call.chain) for call in trace_shapes.calls))
             saved = self._activations(arguments)
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
-            layers=tuple(_with_costs(row, total, by_path, saved) for row in rows),
+            layers=tuple(_with_costs(row, costs, saved) for row in rows),
             inputs=arguments.ports,
             outputs=outputs,
-            flops=total,
+            flops=costs.total,
             activation_bytes=None if saved is None else saved.total,
             sizes=tuple((name, self.sizes[name]) for name in arguments.symbols),
             optimizer_bytes=self._optimizer_bytes(),
@@ -122,7 +122,8 @@ class _SummaryBuilder:
 
     def _uncalled(self) -> Summary:
         """Layers and weights of a model that is built; nothing that only a call would show."""
-        rows = walk.rows(self.model, walk.TraceShapes((), (), (), {}, from_graph=False), self.names)
+        trace_shapes = walk.TraceShapes((), (), (), {}, from_graph=False)
+        rows = walk.Structure(self.model, trace_shapes, self.names).rows(self.model)
         layers = tuple(replace(row.layer, outputs=(), inputs=(), connected_to=(), calls=None) for row in rows)
         optimizer_bytes = self._optimizer_bytes()
         notes = (_UNCALLED_NOTE, *self.notes, *keras_config.notes(keras, list(walk.all_layers(self.model))))
@@ -146,7 +147,7 @@ class _SummaryBuilder:
             self.notes.append(f"the state of the optimizer {kind} is not known: {_error_text(error)}")
             return None
 
-    def _trace_shapes(self, arguments: ports.CallArguments) -> tuple[walk.TraceShapes, walk.Specs]:
+    def _trace_shapes(self, arguments: ports.CallArguments) -> tuple[walk.TraceShapes, Specs]:
         """One trace of the model, at the declared sizes where it has them, and the specs of its outputs."""
         graph = private.graph_of(self.model)
         from_graph = graph is not None and arguments.own and all(map(_has_graph, walk.all_layers(self.model)))
@@ -161,15 +162,14 @@ class _SummaryBuilder:
                 map(walk.tensor_spec, last)
             )
         base = self._trace(arguments, self.sizes, costs_only=from_graph)
-        if from_graph and walk.called_beside_graphs(self.model, base.calls):
+        if from_graph and not walk.graphs_tell_shapes(self.model, base.calls, self.sizes[BATCH]):
             from_graph, base = False, self._trace(arguments, self.sizes)
         if from_graph:
             return walk.TraceShapes(base.calls, (), (), of_inputs, from_graph), tuple(
                 map(walk.tensor_spec, graph.outputs)
             )
         named = shapes.name_shapes(base, arguments.symbols, self.sizes, lambda sizes: self._trace(arguments, sizes))
-        for symbol in named.fixed:
-            self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
+        self.notes += named.notes
         return walk.TraceShapes(base.calls, named.inputs, named.calls, of_inputs, from_graph), named.outputs
 
     def _unsized(self, arguments: ports.CallArguments) -> str | None:
@@ -183,12 +183,7 @@ class _SummaryBuilder:
                 self._call(arguments)
             self._refuse_unbuilt()
             return arguments
-        if inputs is None:
-            raise ModelBudgetError(
-                f"{self.name}: a {type(self.model).__name__} {self._kind} does not know its inputs: "
-                f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
-            )
-        arguments = ports.declared_arguments(self.model, inputs, self.name)
+        arguments = ports.declared_arguments(self.model, inputs, self.name, self._kind)
         if built_here:
             self._call(arguments)
         self._refuse_unbuilt(live=not built_here)
@@ -268,12 +263,9 @@ def _input_layer_specs(graph: Any, arguments: ports.CallArguments) -> dict[int, 
     return {id(history[0]): spec for history, spec in zip(histories, specs, strict=True) if history is not None}
 
 
-def _with_costs(
-    row: walk.Row, total: Flops, by_path: Mapping[str, int | None], saved: activations.KerasActivations | None
-) -> Layer:
-    layer = row.layer
+def _with_costs(row: Row, costs: Costs, saved: activations.KerasActivations | None) -> Layer:
     return replace(
-        layer,
-        flops=None if total.value is None else by_path.get(layer.path, 0),
+        row.layer,
+        flops=costs.of(row.layer),
         activation_bytes=None if saved is None else saved.by_row.get((row.parent, row.operation)),
     )

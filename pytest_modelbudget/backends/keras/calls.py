@@ -34,6 +34,11 @@ class LayerCall:
         return tuple(keras_tensors_in((self.args, self.kwargs)))
 
     @property
+    def chain(self) -> tuple[int, ...]:
+        """The identities of the layers around it, outermost first, and of what was called."""
+        return (*map(id, self.inside), id(self.operation))
+
+    @property
     def is_layer(self) -> bool:
         """Whether a layer was called, not an operation."""
         return isinstance(self.operation, keras.layers.Layer)

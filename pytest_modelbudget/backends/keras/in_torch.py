@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends import keras_config
+from pytest_modelbudget.backends.assemble import unique
 from pytest_modelbudget.backends.keras import labels, private, private_torch, rules, walk, weights, wrapped
 from pytest_modelbudget.backends.keras.build import preserved, starting_after, unreadable
 from pytest_modelbudget.backends.patching import patched
@@ -42,7 +43,7 @@ def held(layer: Any) -> Iterator[tuple[str, Any, bool]]:
     used_names: set[str] = set()
     for name, variable, owner in _named(layer):
         value = value_on_meta(variable) if isinstance(variable, private.Variable) else variable
-        yield weights.unique_name(name, used_names), value, weights.is_beside(variable, owner)
+        yield unique(name, used_names), value, weights.is_beside(variable, owner)
 
 
 def _named(layer: Any) -> Iterator[weights.NamedVariable]:

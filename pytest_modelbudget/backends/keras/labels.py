@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -17,8 +17,8 @@ Labels = Mapping[int, str]
 def automatic_number(kind: str, name: str) -> int | None:
     """The number in a name that Keras gave an object of the class `kind`; None for a name of the user's.
 
-    >>> automatic_number("LSTMCell", "lstm_cell_3"), automatic_number("Dense", "dense"), automatic_number("Dense", "top")
-    (3, 0, None)
+    >>> [automatic_number(*named) for named in (("LSTMCell", "lstm_cell_3"), ("Dense", "dense"), ("Dense", "top"))]
+    [3, 0, None]
     """
     match = re.fullmatch(rf"{re.escape(automatic_base(kind))}(?:_(\d+))?", name)
     return None if match is None else int(match[1] or 0)
@@ -62,14 +62,19 @@ def live_labels(*models: Any) -> Labels:
     Keras numbers all layers of a session, so without this a snapshot would depend on the tests that ran before. A
     name that only looks like an automatic one (`dense_1`) is renumbered too: nothing tells the two apart.
     """
-    numbered: dict[str, dict[int, list[int]]] = {}
-    for operation in operations(*models):
-        kind = type(operation).__name__
-        if (number := automatic_number(kind, operation.name)) is not None:
-            numbered.setdefault(automatic_base(kind), {}).setdefault(number, []).append(id(operation))
+    return numbered(operations(*models))
+
+
+def numbered(parts: Iterable[Any]) -> Labels:
+    """The automatic names of these layers and operations, of whichever Keras, numbered from the first."""
+    by_base: dict[str, dict[int, list[int]]] = {}
+    for part in parts:
+        kind = type(part).__name__
+        if (number := automatic_number(kind, part.name)) is not None:
+            by_base.setdefault(automatic_base(kind), {}).setdefault(number, []).append(id(part))
     return {
         identity: f"{name}_{rank}" if rank else name
-        for name, by_number in numbered.items()
+        for name, by_number in by_base.items()
         for rank, number in enumerate(sorted(by_number))
         for identity in by_number[number]
     }

@@ -56,11 +56,19 @@ def _size(dim: Dim, sizes: Mapping[str, int] | None) -> int | None:
     return dim
 
 
-def declared_arguments(model: Any, inputs: Inputs, name: str) -> CallArguments:
-    """The arguments of a model that does not know its inputs, as `call` takes them.
+def declared_arguments(model: Any, inputs: Inputs | None, name: str, kind: str) -> CallArguments:
+    """The arguments of a model or layer (its `kind`) that does not know its inputs, as `call` takes them.
 
     Several tensors, or named ones, are handed over as one list or mapping to a `call` that takes one argument.
+
+    Raises:
+        ModelBudgetError: none are declared.
     """
+    if inputs is None:
+        raise ModelBudgetError(
+            f"{name}: a {type(model).__name__} {kind} does not know its inputs: "
+            f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
+        )
 
     def build(make: MakeInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = inputs.build(make)

@@ -215,6 +215,14 @@ def nodes_of(graph: Any, operation: Any) -> list[Any]:
     ]
 
 
+def shapes_in(graph: Any) -> Iterator[tuple[Any, tuple[int | None, ...]]]:
+    """Each operation of a graph with the shape of each tensor it made, there and elsewhere; None for open sizes."""
+    for operation in graph.operations:
+        for node in operation._inbound_nodes:
+            for tensor in node.output_tensors:
+                yield operation, tensor.shape
+
+
 def input_structure(graph: Any) -> Any:
     """The inputs as the model's author nested them."""
     return graph._inputs_struct

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends import assemble
+from pytest_modelbudget.backends.assemble import HeldWeight, Row, Shown, positions_of
+from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import private, weights
 from pytest_modelbudget.backends.keras.labels import Labels
 from pytest_modelbudget.backends.keras.trace import LayerCall
-from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH
-from pytest_modelbudget.summary import Layer, TensorSpec
-
-Specs = tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row, and the identities of the model it belongs to and of the layer or operation behind it."""
-
-    parent: int
-    operation: int
-    layer: Layer
+from pytest_modelbudget.summary import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,110 +31,66 @@ class TraceShapes:
     """Whether the shapes that a graph remembers are as good as those of the trace."""
 
 
-def rows(model: Any, trace_shapes: TraceShapes, labels: Labels) -> list[Row]:
-    """All rows of `model`, under `labels` where an operation has one, else under its own name.
+class Structure:
+    """What a Keras model is made of; operations have their `labels` where there are any, else their own names."""
 
-    A layer that is no model is one row.
-
-    Raises:
-        ModelBudgetError: a weight of the model would be in no row.
-    """
-    walk = _RowWalk(model, trace_shapes, labels)
-    listed = list(walk.rows_of_model(model) if isinstance(model, keras.Model) else walk.row_of_layer(model))
-    unowned = [variable.path for variable in model.weights if variable not in walk.ledger]
-    if unowned:
-        raise ModelBudgetError(f"{model.name}: the weight {unowned[0]!r} belongs to no layer of the model")
-    return listed
-
-
-class _RowWalk:
     def __init__(self, model: Any, trace_shapes: TraceShapes, labels: Labels) -> None:
-        self.seen = trace_shapes
-        self.labels = labels
-        self.ledger = weights.WeightOwners(model)
-        self.used_paths: set[str] = set()
-        self.called: dict[tuple[int, int], list[int]] = {}
-        for position, call in enumerate(trace_shapes.calls):
-            parent = id(call.inside[-1]) if call.inside else 0
-            for scope in {parent, 0}:
-                self.called.setdefault((scope, id(call.operation)), []).append(position)
+        self._trace_shapes = trace_shapes
+        self._labels = labels
+        self._trainable = {id(variable) for variable in model.trainable_weights}
+        self._graphs: dict[int, Any] = {}
 
-    def name(self, operation: Any) -> str:
+    def rows(self, model: Any) -> list[Row]:
+        """See `assemble.rows`."""
+        return assemble.rows(model, self, positions_of(call.chain for call in self._trace_shapes.calls))
+
+    def name(self, part: Any) -> str:
         """What an operation is called here."""
-        return self.labels.get(id(operation), operation.name)
+        return self._labels.get(id(part), part.name)
 
-    def rows_of_model(self, model: Any) -> Iterator[Row]:
-        """The rows of a model; it has one itself when it holds weights of its own."""
-        if own_weights := list(weights.own_variables(model)):
-            path = weights.unique_name(self.name(model), self.used_paths)
-            yield Row(0, id(model), Layer(path, type(model).__name__, weights=self.ledger.enter(path, own_weights)))
-        yield from self.rows_below(model, "")
+    def is_model(self, part: Any) -> bool:
+        """Whether it is opened."""
+        return isinstance(part, keras.Model)
 
-    def row_of_layer(self, layer: Any) -> Iterator[Row]:
-        """The row of a layer that stands in no model."""
-        positions = self.called.get((0, id(layer)), [])
-        yield from self._rows(layer, 0, self.name(layer), self._layer(layer, [], positions, []))
-
-    def rows_below(self, model: Any, prefix: str, called: bool = True) -> Iterator[Row]:
-        """The rows below one model; below one that was not `called`, the calls in its graph did not happen."""
-        graph = private.graph_of(model)
-        operations = layers(model) if graph is None else _operations(model, graph)
+    def parts(self, model: Any) -> list[Any]:
+        """The layers of a model, with the operations of its graph; layers outside the graph come last."""
+        graph = self._graphs[id(model)] = private.graph_of(model)
+        if graph is None:
+            return layers(model)
+        operations = _operations(model, graph)
         in_graph = {id(operation) for operation in operations}
-        if graph is not None:  # layers set as attributes, outside the graph
-            operations += [
-                operation
-                for operation in private.sublayers(model)
-                if id(operation) not in in_graph and not _is_input(operation)
-            ]
-        paths = {
-            id(operation): weights.unique_name(f"{prefix}{self.name(operation)}", self.used_paths)
-            for operation in operations
-        }
-        for operation in operations:
-            nodes = private.nodes_of(graph, operation) if graph is not None and id(operation) in in_graph else []
-            positions = self.called.get((id(model), id(operation))) or self.called.get((0, id(operation)), [])
-            sources = [_input_makers(node) for node in nodes] or [
-                self.seen.calls[position].sources for position in positions
-            ]
-            connected = [tuple(paths[id(source)] for source in call if id(source) in paths) for call in sources]
-            row = self._layer(operation, nodes, positions, connected)
-            if not called and not positions:
-                row = replace(row, calls=0)
-            yield from self._rows(operation, id(model), paths[id(operation)], row)
+        beside = [layer for layer in private.sublayers(model) if id(layer) not in in_graph and not _is_input(layer)]
+        return [*operations, *beside]
 
-    def _layer(self, operation: Any, nodes: list[Any], positions: list[int], connected: list[tuple[str, ...]]) -> Layer:
-        """The row of one layer or operation, without its path and weights."""
-        outputs: list[Specs]
-        input_specs: list[Specs] = []
-        if id(operation) in self.seen.inputs:
-            outputs = [(self.seen.inputs[id(operation)],)]
-        elif nodes and (self.seen.from_graph or not positions):
+    def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
+        """From the graph of its model, from the trace, or of an input of the outermost model as it is declared."""
+        trace_shapes, graph = self._trace_shapes, None if model is None else self._graphs[id(model)]
+        nodes = private.nodes_of(graph, part) if graph is not None else []
+        makers = [_input_makers(node) for node in nodes] or [
+            trace_shapes.calls[position].sources for position in positions
+        ]
+        inputs: Iterable[Specs] = ()
+        outputs: Iterable[Specs]
+        if id(part) in trace_shapes.inputs:
+            outputs = [(trace_shapes.inputs[id(part)],)]
+        elif nodes and (trace_shapes.from_graph or not positions):
             outputs = [tuple(map(tensor_spec, node.output_tensors)) for node in nodes]
-            input_specs = [tuple(map(tensor_spec, node.input_tensors)) for node in nodes]
+            inputs = [tuple(map(tensor_spec, node.input_tensors)) for node in nodes]
         else:
-            outputs = [self.seen.outputs[position] for position in positions]
-            input_specs = [self.seen.call_inputs[position] for position in positions]
-        return Layer(
-            path="",
-            type=type(operation).__name__,
-            outputs=tuple(dict.fromkeys(outputs)),
-            connected_to=tuple(dict.fromkeys(call for call in connected if call)),
-            inputs=tuple(dict.fromkeys(call for call in input_specs if call)),
-            calls=len(positions) or len(nodes),
-            container=isinstance(operation, keras.Model),
-        )
+            outputs = [trace_shapes.outputs[position] for position in positions]
+            inputs = [trace_shapes.call_inputs[position] for position in positions]
+        return Shown(inputs, outputs, makers, len(positions) or len(nodes))
 
-    def _rows(self, operation: Any, parent: int, path: str, row: Layer) -> Iterator[Row]:
-        named_variables = (
-            weights.own_variables(operation)
-            if row.container
-            else weights.all_variables(operation)
-            if _is_layer(operation)
-            else ()
-        )
-        yield Row(parent, id(operation), replace(row, path=path, weights=self.ledger.enter(path, named_variables)))
-        if row.container:
-            yield from self.rows_below(operation, f"{path}/", called=bool(row.calls))
+    def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
+        """None of an operation."""
+        if isinstance(part, keras.layers.Layer):
+            yield from weights.held(
+                weights.all_variables(part) if deep else weights.own_variables(part), self._trainable
+            )
+
+    def all_weights(self, model: Any) -> Iterator[tuple[int, str]]:
+        """Those that Keras counts."""
+        return ((id(variable), variable.path) for variable in model.weights)
 
 
 def tensor_spec(tensor: Any) -> TensorSpec:
@@ -180,14 +128,31 @@ def unbuilt(
     return paths
 
 
-def called_beside_graphs(model: Any, calls: Sequence[LayerCall]) -> bool:
-    """Whether a layer that a functional model merely holds was called by another, so that no graph knows its shapes."""
+def graphs_tell_shapes(model: Any, calls: Sequence[LayerCall], batch: int) -> bool:
+    """Whether the shapes in the graphs of functional models say all that these `calls` at this batch size show.
+
+    They do not where a layer that a model merely holds was called by another, where another axis than the first is
+    open, or where an open first axis is not the batch, as after a reshape.
+    """
+    graphs = [(outer, graph) for outer in all_layers(model) if (graph := private.graph_of(outer)) is not None]
+    if _called_beside(graphs, calls):
+        return False
+    of_batch: set[int] = set()
+    for operation, shape in chain.from_iterable(private.shapes_in(graph) for _, graph in graphs):
+        if None in shape[1:]:
+            return False
+        if None in shape:
+            of_batch.add(id(operation))
+    first_axes = (tensor.shape[:1] for call in calls if id(call.operation) in of_batch for tensor in call.outputs)
+    return all(axis == (batch,) for axis in first_axes)
+
+
+def _called_beside(graphs: Sequence[tuple[Any, Any]], calls: Sequence[LayerCall]) -> bool:
     called = {id(call.operation) for call in calls}
-    for outer in all_layers(model):
-        if (graph := private.graph_of(outer)) is not None:
-            in_graph = {id(operation) for operation in graph.operations}
-            if any(id(operation) in called and id(operation) not in in_graph for operation in private.sublayers(outer)):
-                return True
+    for outer, graph in graphs:
+        in_graph = {id(operation) for operation in graph.operations}
+        if any(id(layer) in called and id(layer) not in in_graph for layer in private.sublayers(outer)):
+            return True
     return False
 
 
@@ -215,7 +180,3 @@ def _input_makers(node: Any) -> tuple[Any, ...]:
 
 def _is_input(operation: Any) -> bool:
     return isinstance(operation, keras.layers.InputLayer)
-
-
-def _is_layer(operation: Any) -> bool:
-    return isinstance(operation, keras.layers.Layer)

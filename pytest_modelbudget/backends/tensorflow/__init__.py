@@ -12,8 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from pytest_modelbudget.backends import calls
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, with_input_shapes
 from pytest_modelbudget.backends.costs.tf_graph import operators
+from pytest_modelbudget.backends.dimensions import named_trace
 from pytest_modelbudget.backends.tensorflow import graphs, modules
 from pytest_modelbudget.backends.tensorflow.build import abstract, preserved
 from pytest_modelbudget.backends.tensorflow.private import Trackable
@@ -127,14 +129,14 @@ class _SummaryBuilder:
         """Outputs with named dimensions, and FLOPs at the sizes."""
         unsized = next((port for port in ports if None in port.spec.shape), None)
         graph, outputs = trace(self.sizes)
-        others: list[tuple[str, int, list[Any]]] = []
-        for symbol in graphs.symbols(ports):
-            size = graphs.other_size(self.sizes[symbol])
-            try:
-                others.append((symbol, size, trace({**self.sizes, symbol: size})[1]))
-            except Exception:  # the model takes no other size of it
-                self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
-        specs = graphs.name_specs(outputs, others, self.sizes)
+        sizes = {symbol: self.sizes[symbol] for symbol in graphs.symbols(ports) if symbol in self.sizes}
+
+        def run(other: Mapping[str, int]) -> calls.Trace:
+            return calls.Trace((), graphs.outputs(trace({**self.sizes, **other})[1]))
+
+        named = named_trace(calls.Trace((), graphs.outputs(outputs)), sizes, run)
+        self.notes += named.notes
+        specs = named.outputs
         if unsized is not None:
             self.notes.append(f"FLOPs are not known: input {unsized.name!r} has an open dimension; declare `inputs:`")
             return specs, Flops()

@@ -7,15 +7,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from pytest_modelbudget.backends.calls import ShapeDtype
 from pytest_modelbudget.backends.costs import Operator, total
-from pytest_modelbudget.backends.keras import shapes
 from pytest_modelbudget.backends.tensorflow.private import ConversionOptions, converted_call, func_graph_from_py_func
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Fill, Flops, Input, TensorSpec
 
 Sizes = Mapping[str, int]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-Shape = tuple[int | None, ...] | None
 
 
 def trace_graph(call: Callable[..., Any], arguments: Arguments, *, convert: bool = False) -> Any:
@@ -61,35 +60,9 @@ def symbols(ports: Sequence[Input]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(dim for port in ports for dim in port.spec.shape if isinstance(dim, str)))
 
 
-def other_size(size: int) -> int:
-    """Another size of a dimension, to see what follows it; even where the size is even, as many models need."""
-    return 2 * size
-
-
-def name_specs(
-    tensors: Sequence[Any], others: Sequence[tuple[str, int, Sequence[Any]]], sizes: Sizes
-) -> tuple[TensorSpec, ...]:
-    """Tensors of a graph at `sizes` as specs, dimensions named by what they are at another size of each symbol.
-
-    A tensor of unknown rank is left out.
-    """
-    specs: list[TensorSpec] = []
-    for index, tensor in enumerate(tensors):
-        if (shape := sizes_of(tensor)) is None:
-            continue
-        variants = [(symbol, size, sizes_of(other[index])) for symbol, size, other in others]
-        same_rank = [
-            (symbol, size, sizes_seen)
-            for symbol, size, sizes_seen in variants
-            if sizes_seen is not None and len(sizes_seen) == len(shape)
-        ]
-        specs.append(TensorSpec(shapes.name_dims(shape, same_rank, sizes), tensor.dtype.name))  # type: ignore[arg-type]
-    return tuple(specs)
-
-
-def sizes_of(tensor: Any) -> Shape:
-    """The sizes of a tensor, None for open ones; None when not even its rank is known."""
-    return None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+def outputs(tensors: Sequence[Any]) -> tuple[ShapeDtype, ...]:
+    """Tensors of a graph as plain data; one of unknown rank is left out."""
+    return tuple((tuple(one.shape.as_list()), one.dtype.name) for one in tensors if one.shape.rank is not None)
 
 
 def flops(operators: Sequence[Operator]) -> Flops:

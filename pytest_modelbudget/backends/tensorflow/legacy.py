@@ -11,15 +11,17 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from pytest_modelbudget.backends import keras_config
+from pytest_modelbudget.backends import assemble, calls, keras_config
+from pytest_modelbudget.backends.assemble import Costs, Row
+from pytest_modelbudget.backends.dimensions import Specs, named_trace
 from pytest_modelbudget.backends.keras import ports as keras_ports
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.tensorflow import build, graphs, legacy_rows
-from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyCall, LegacyTrace, trace
+from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace, trace
 from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Flops, Input, Layer, Summary, TensorSpec
+from pytest_modelbudget.summary import Input, Summary, TensorSpec
 
 __all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
 
@@ -94,17 +96,16 @@ class _SummaryBuilder:
         arguments = self._arguments(inputs, names)
         base = self._trace(arguments, self.sizes)
         self._refuse_unbuilt("call it in the model, or remove it: its weights are not known")
-        trace_shapes, outputs = self._seen(base, arguments, names)
-        walk = legacy_rows.LegacyRowWalk(self.model, trace_shapes)
-        rows = walk.rows()
-        total, by_path = self._flops(base, walk, arguments)
+        trace_shapes, outputs = self._seen(base, arguments)
+        rows = legacy_rows.Structure(self.model, trace_shapes, names).rows(self.model)
+        costs = self._costs(base, rows, arguments)
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
-            layers=tuple(_with_flops(row, total, by_path) for row in rows),
+            layers=tuple(replace(row.layer, flops=costs.of(row.layer)) for row in rows),
             inputs=arguments.ports,
             outputs=outputs,
-            flops=total,
+            flops=costs.total,
             sizes=tuple((symbol, self.sizes[symbol]) for symbol in arguments.symbols if symbol in self.sizes),
             notes=(*self.notes, *keras_config.notes(tf_keras, list(self.model._flatten_layers()))),
         )
@@ -112,12 +113,7 @@ class _SummaryBuilder:
     def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.CallArguments:
         """What the model is called with: its own inputs, or the declared ones where they fit."""
         if not legacy_rows.is_graph(self.model) or not self.model.inputs:
-            if inputs is None:
-                raise ModelBudgetError(
-                    f"{self.name}: a {type(self.model).__name__} {self._kind} does not know its inputs: "
-                    f'give `inputs:`, e.g. "float32[B, 28, 28, 3]"'
-                )
-            return keras_ports.declared_arguments(self.model, inputs, self.name)
+            return keras_ports.declared_arguments(self.model, inputs, self.name, self._kind)
         own_inputs = [Input(layer.name, _spec(layer.output)) for layer in self._input_layers()]
         shown_inputs = [Input(names.get(id(layer), layer.name), _spec(layer.output)) for layer in self._input_layers()]
         ports = tuple(
@@ -157,67 +153,36 @@ class _SummaryBuilder:
             raise ModelBudgetError(f"{self.name}: {subject} was never built; {cure}")
 
     def _seen(
-        self, base: LegacyTrace, arguments: keras_ports.CallArguments, names: Mapping[int, str]
-    ) -> tuple[legacy_rows.LegacyTraceShapes, legacy_rows.Specs]:
+        self, base: LegacyTrace, arguments: keras_ports.CallArguments
+    ) -> tuple[legacy_rows.LegacyTraceShapes, Specs]:
         """What each call got and gave, with dimensions named by traces at other sizes."""
-        others: list[tuple[str, int, LegacyTrace]] = []
-        for symbol in arguments.symbols:
-            size = graphs.other_size(self.sizes[symbol])
-            try:
-                other = self._trace(arguments, {**self.sizes, symbol: size})
-            except ModelBudgetError:
-                other = None
-            if other is None or [call.layer for call in other.calls] != [call.layer for call in base.calls]:
-                self.notes.append(f"{symbol} is shown as {self.sizes[symbol]}: the model takes no other size of it")
-                continue
-            others.append((symbol, size, other))
-
-        def named(position: int, part: str) -> legacy_rows.Specs:
-            variants = [(symbol, size, getattr(other.calls[position], part)) for symbol, size, other in others]
-            return graphs.name_specs(getattr(base.calls[position], part), variants, self.sizes)
-
-        input_specs = [named(position, "given") for position in range(len(base.calls))]
-        outputs = [named(position, "outputs") for position in range(len(base.calls))]
-        model_outputs = [(symbol, size, other.graph.outputs) for symbol, size, other in others]
+        sizes = {symbol: self.sizes[symbol] for symbol in arguments.symbols if symbol in self.sizes}
+        named = named_trace(_plain(base), sizes, lambda other: _plain(self._trace(arguments, {**self.sizes, **other})))
+        self.notes += named.notes
         inputs: dict[int, TensorSpec] = {}
         if legacy_rows.is_graph(self.model):
             pairs = zip(self._input_layers(), arguments.ports, strict=True)
             inputs = {id(layer): port.spec.without_values for layer, port in pairs}
-        trace_shapes = legacy_rows.LegacyTraceShapes(base, input_specs, outputs, inputs, names)
-        return trace_shapes, graphs.name_specs(base.graph.outputs, model_outputs, self.sizes)
+        return legacy_rows.LegacyTraceShapes(base, named.inputs, named.calls, inputs), named.outputs
 
-    def _flops(
-        self, base: LegacyTrace, walk: legacy_rows.LegacyRowWalk, arguments: keras_ports.CallArguments
-    ) -> tuple[Flops, dict[str, int]]:
-        """The FLOPs of the call, and those of each row, by its path."""
+    def _costs(self, base: LegacyTrace, rows: list[Row], arguments: keras_ports.CallArguments) -> Costs:
+        """The FLOPs of the call, and those of each row."""
         if (unsized := arguments.open_dimension(self.sizes)) is not None:
             self.notes.append(f"FLOPs are not known: {unsized} has no size; declare `inputs:`")
-            return Flops(), {}
-        owned = base.owned()
-        by_path: Counter[str] = Counter()
-        for operator, call in owned:
-            path = None if call is None else _path(call, walk.paths)
-            if path is not None and operator.flops:
-                by_path[path] += operator.flops * operator.times
-        return graphs.flops([operator for operator, _ in owned]), dict(by_path)
+            return Costs()
+        return assemble.costs(
+            rows,
+            ((operator.cost, operator.times, () if call is None else call.chain) for operator, call in base.owned()),
+        )
 
 
-def _path(call: LegacyCall, paths: Mapping[tuple[int, int], str]) -> str | None:
-    """The innermost row around a call."""
-    chain = (*call.inside, call.layer)
-    for position in range(len(chain) - 1, -1, -1):
-        parent = id(chain[position - 1]) if position else 0
-        layer = id(chain[position])
-        if (path := paths.get((parent, layer), paths.get((0, layer)))) is not None:
-            return path
-    return None
+def _plain(trace: LegacyTrace) -> calls.Trace:
+    outputs = graphs.outputs
+    plain_calls = [calls.Call(id(call.layer), outputs(call.given), outputs(call.outputs)) for call in trace.calls]
+    return calls.Trace(plain_calls, outputs(trace.graph.outputs))
 
 
 def _spec(tensor: Any) -> TensorSpec:
     sizes = tensor.shape.as_list()
     dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
     return TensorSpec(dims, tf.as_dtype(tensor.dtype).name)
-
-
-def _with_flops(layer: Layer, total: Flops, by_path: Mapping[str, int]) -> Layer:
-    return layer if total.value is None else replace(layer, flops=by_path.get(layer.path, 0))

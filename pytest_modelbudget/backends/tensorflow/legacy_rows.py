@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
+from pytest_modelbudget.backends import assemble
+from pytest_modelbudget.backends.assemble import HeldWeight, Row, Shown, positions_of, unique
+from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import labels
-from pytest_modelbudget.backends.keras.weights import unique_name
 from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace
-from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.summary import Layer, TensorSpec, Weight
-
-Specs = tuple[TensorSpec, ...]
+from pytest_modelbudget.summary import TensorSpec, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,121 +25,65 @@ class LegacyTraceShapes:
     given: Sequence[Specs]
     outputs: Sequence[Specs]
     inputs: Mapping[int, TensorSpec]
-    names: Mapping[int, str]
 
 
-@dataclass(slots=True)
-class LegacyRowWalk:
-    """Makes the rows of one model; `paths` then has the path of each layer that is a row."""
+class Structure:
+    """What a model of tf_keras is made of; layers have their `labels` where there are any, else their own names."""
 
-    model: Any
-    seen: LegacyTraceShapes
-    taken: set[str] = field(default_factory=set)
-    owners: dict[int, str] = field(default_factory=dict)
-    paths: dict[tuple[int, int], str] = field(default_factory=dict)
+    def __init__(self, model: Any, trace_shapes: LegacyTraceShapes, labels: Mapping[int, str]) -> None:
+        self._trace_shapes = trace_shapes
+        self._labels = labels
+        self._trainable = {id(variable) for variable in model.trainable_weights}
 
-    def rows(self) -> list[Layer]:
-        """All rows of the model; a layer that is no model is one row.
+    def rows(self, model: Any) -> list[Row]:
+        """See `assemble.rows`."""
+        return assemble.rows(model, self, positions_of(call.chain for call in self._trace_shapes.trace.calls))
 
-        Raises:
-            ModelBudgetError: a weight of the model would be in no row.
-        """
-        listed = list(self._whole() if isinstance(self.model, tf_keras.Model) else self._alone())
-        known_ids = {*self.owners, *_metric_variables(self.model)}
-        unowned = [weight.name for weight in self.model.weights if id(weight) not in known_ids]
-        if unowned:
-            raise ModelBudgetError(f"{self.model.name}: the weight {unowned[0]!r} belongs to no layer of the model")
-        return listed
+    def name(self, part: Any) -> str:
+        """What a layer is called here."""
+        return self._labels.get(id(part), part.name)
 
-    def _whole(self) -> Iterator[Layer]:
-        """The rows of a model; it has one itself when it holds weights of its own."""
-        if own_weights := list(_own_variables(self.model)):
-            path = self._root()
-            yield Layer(path, type(self.model).__name__, weights=self._weights(path, own_weights))
-        yield from self._inside(self.model, "")
+    def is_model(self, part: Any) -> bool:
+        """Whether it is opened."""
+        return isinstance(part, tf_keras.Model)
 
-    def _alone(self) -> Iterator[Layer]:
-        """The row of a layer that stands in no model."""
-        path = self._root()
-        row = self._bare(self.model, path, self._positions(None, self.model), ())
-        yield replace(row, weights=self._weights(path, _all_variables(self.model)))
+    def parts(self, model: Any) -> list[Any]:
+        """Its layers; metrics are layers here, and are left out."""
+        return [layer for layer in model.layers if not isinstance(layer, tf_keras.metrics.Metric)]
 
-    def _root(self) -> str:
-        path = unique_name(self.seen.names.get(id(self.model), self.model.name), self.taken)
-        self.paths[0, id(self.model)] = path
-        return path
+    def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
+        """From the trace; who made what a layer got from the graph of its model, where it has one."""
+        trace_shapes = self._trace_shapes
+        outputs = [trace_shapes.outputs[position] for position in positions]
+        if _is_input(part):
+            outputs = [(spec,)] if (spec := trace_shapes.inputs.get(id(part)) or _input_spec(part)) else []
+        makers = () if model is None else self._makers(model, part, positions)
+        calls = len(positions) or int(_is_input(part))
+        return Shown([trace_shapes.given[position] for position in positions], outputs, makers, calls)
 
-    def _inside(self, model: Any, prefix: str) -> Iterator[Layer]:
-        layers = [layer for layer in model.layers if not isinstance(layer, tf_keras.metrics.Metric)]
-        paths = {
-            id(layer): unique_name(f"{prefix}{self.seen.names.get(id(layer), layer.name)}", self.taken)
-            for layer in layers
-        }
-        for layer in layers:
-            path = self.paths[id(model), id(layer)] = paths[id(layer)]
-            self.paths.setdefault((0, id(layer)), path)
-            positions = self._positions(model, layer)
-            row = self._bare(layer, path, positions, self._sources(model, layer, positions, paths))
-            own_weights = _own_variables(layer) if row.container else _all_variables(layer)
-            yield replace(row, weights=self._weights(path, own_weights))
-            if row.container:
-                yield from self._inside(layer, f"{path}/")
-
-    def _bare(self, layer: Any, path: str, positions: list[int], sources: Iterable[tuple[str, ...]]) -> Layer:
-        """The row of a layer, without its weights."""
-        return Layer(
-            path=path,
-            type=type(layer).__name__,
-            outputs=tuple(dict.fromkeys(self._outputs(layer, positions))),
-            connected_to=tuple(dict.fromkeys(filter(None, sources))),
-            inputs=tuple(dict.fromkeys(filter(None, (self.seen.given[position] for position in positions)))),
-            calls=len(positions) or int(_is_input(layer)),
-            container=isinstance(layer, tf_keras.Model),
-        )
-
-    def _positions(self, model: Any, layer: Any) -> list[int]:
-        """The calls of a layer in this model; where a model is called by a layer of another kind, any calls."""
-        calls = self.seen.trace.calls
-        calls_of_layer = [position for position, call in enumerate(calls) if call.layer is layer]
-        calls_in_model = [
-            position for position in calls_of_layer if calls[position].inside and calls[position].inside[-1] is model
-        ]
-        return calls_in_model or calls_of_layer
-
-    def _outputs(self, layer: Any, positions: list[int]) -> list[Specs]:
-        if _is_input(layer):
-            return [(spec,)] if (spec := self.seen.inputs.get(id(layer)) or _input_spec(layer)) else []
-        return [self.seen.outputs[position] for position in positions]
-
-    def _sources(self, model: Any, layer: Any, positions: list[int], paths: Mapping[int, str]) -> list[tuple[str, ...]]:
-        if model._is_graph_network:
-            nodes = [
-                node
-                for index, node in enumerate(layer._inbound_nodes)
-                if f"{layer.name}_ib-{index}" in model._network_nodes and not node.is_input
+    def _makers(self, model: Any, layer: Any, positions: Sequence[int]) -> list[list[Any]]:
+        if not model._is_graph_network:
+            return [
+                self._trace_shapes.trace.sources(self._trace_shapes.trace.calls[position]) for position in positions
             ]
-            makers = [[maker for maker, *_ in node.iterate_inbound()] for node in nodes]
-        else:
-            makers = [self.seen.trace.sources(self.seen.trace.calls[position]) for position in positions]
-        return [tuple(paths[id(maker_layer)] for maker_layer in call if id(maker_layer) in paths) for call in makers]
+        nodes = [
+            node
+            for index, node in enumerate(layer._inbound_nodes)
+            if f"{layer.name}_ib-{index}" in model._network_nodes and not node.is_input
+        ]
+        return [[maker for maker, *_ in node.iterate_inbound()] for node in nodes]
 
-    def _weights(self, path: str, named: Iterator[tuple[str, Any]] | list[tuple[str, Any]]) -> tuple[Weight, ...]:
-        trainable = {id(weight) for weight in self.model.trainable_weights}
-        weights: list[Weight] = []
-        used_names: set[str] = set()
-        for wanted_name, variable in named:
-            name = unique_name(wanted_name, used_names)
-            owner = self.owners.setdefault(id(variable), full_name := f"{path}.{name}")
-            weights.append(
-                Weight(
-                    name=name,
-                    shape=tuple(variable.shape.as_list()),
-                    dtype=variable.dtype.name,
-                    trainable=id(variable) in trainable,
-                    tied_to=None if owner == full_name else owner,
-                )
-            )
-        return tuple(weights)
+    def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
+        """Its variables."""
+        for name, variable in _all_variables(part) if deep else _own_variables(part):
+            shape, dtype = tuple(variable.shape.as_list()), variable.dtype.name
+            weight = Weight(name, shape, dtype, trainable=id(variable) in self._trainable)
+            yield HeldWeight(id(variable), id(variable), weight)
+
+    def all_weights(self, model: Any) -> Iterator[tuple[int, str]]:
+        """All but those of metrics."""
+        of_metrics = _metric_variables(model)
+        return ((id(variable), variable.name) for variable in model.weights if id(variable) not in of_metrics)
 
 
 def is_graph(model: Any) -> bool:
@@ -157,20 +100,9 @@ def unbuilt(model: Any) -> str | None:
     return None
 
 
-def live_names(model: Any) -> dict[int, str]:
+def live_names(model: Any) -> labels.Labels:
     """Automatic names in a model of the user's, numbered from the first, as `labels.live_labels` does for Keras 3."""
-    numbered: dict[str, dict[int, list[int]]] = {}
-    for layer in (model, *_sublayers(model)):
-        if (number := labels.automatic_number(type(layer).__name__, layer.name)) is not None:
-            numbered.setdefault(labels.automatic_base(type(layer).__name__), {}).setdefault(number, []).append(
-                id(layer)
-            )
-    return {
-        identity: f"{name}_{rank}" if rank else name
-        for name, by_number in numbered.items()
-        for rank, number in enumerate(sorted(by_number))
-        for identity in by_number[number]
-    }
+    return labels.numbered((model, *_sublayers(model)))
 
 
 def _sublayers(layer: Any) -> Iterator[Any]:
@@ -199,7 +131,7 @@ def _all_variables(layer: Any, prefix: str = "", visited: set[int] | None = None
         if isinstance(sublayer, tf_keras.metrics.Metric):
             continue
         part = labels.sublayer_name(layer, sublayer, tf_keras.layers)
-        step = f"{unique_name(part, used_names)}/" if part else ""
+        step = f"{unique(part, used_names)}/" if part else ""
         yield from _all_variables(sublayer, f"{prefix}{step}", visited)
 
 

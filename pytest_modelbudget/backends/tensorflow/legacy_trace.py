@@ -28,6 +28,11 @@ class LegacyCall:
     first: int = 0
     last: int = 0
 
+    @property
+    def chain(self) -> tuple[int, ...]:
+        """The identities of the layers around it, outermost first, and of the layer."""
+        return (*map(id, self.inside), id(self.layer))
+
 
 @dataclass(slots=True)
 class LegacyTrace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget import units
-from pytest_modelbudget.backends.dimensions import Sizes, probe, probe_again
+from pytest_modelbudget.backends.dimensions import DimensionNaming, Sizes, fixed_symbols, resolve
 from pytest_modelbudget.backends.torch.memory.activations import measure_activations
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
 from pytest_modelbudget.backends.torch.model import dtensors, keras_layers, real_copy
@@ -19,7 +19,7 @@ from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
 from pytest_modelbudget.backends.torch.model.modules import all_modules, nodes, unwrap
 from pytest_modelbudget.backends.torch.model.weights import any_packed, weights_of
-from pytest_modelbudget.backends.torch.rows import DimensionNaming, rows
+from pytest_modelbudget.backends.torch.rows import rows
 from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.calls import module_calls_patched
 from pytest_modelbudget.backends.torch.trace.forward import ForwardFailed, ForwardPass, Subject, forward
@@ -178,22 +178,17 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
     activations, activation_notes = _activations(run, sizes)
     keras_notes = keras_layers.notes(subject.attributes.modules)
 
-    def named(passes_by_sizes: _PassesBySizes) -> tuple[DimensionNaming, tuple[Layer, ...]]:
+    def named(passes_by_sizes: Sequence[tuple[Sizes, ForwardPass]]) -> tuple[DimensionNaming, tuple[Layer, ...]]:
         naming, passes = (
             DimensionNaming([sizes for sizes, _ in passes_by_sizes]),
             [forward_pass for _, forward_pass in passes_by_sizes],
         )
         return naming, rows(model_nodes, weights, passes, naming, activations)
 
-    # Passes at other sizes give the dimensions their names.
-    others = probe(sizes, lambda other_sizes: _forward_if_it_runs(subject, other_sizes))
-    passes_by_sizes = [(sizes, run.base), *((sizes, twin) for twin in (*run.twins, *run.perturbed)), *others]
-    naming, layers = named(passes_by_sizes)
-    if len(others) == 1 and not naming.settled:
-        passes_by_sizes += probe_again(
-            sizes, others[0][0], lambda other_sizes: _forward_if_it_runs(subject, other_sizes)
-        )
-        naming, layers = named(passes_by_sizes)
+    passes_by_sizes = [(sizes, forward_pass) for forward_pass in (run.base, *run.twins, *run.perturbed)]
+    naming, layers, passes_by_sizes = resolve(
+        passes_by_sizes, lambda other_sizes: _forward_if_it_runs(subject, other_sizes), named
+    )
     return Summary(
         model=subject.name,
         framework=FRAMEWORK,
@@ -216,11 +211,10 @@ def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
     )
 
 
-def _fixed_symbol_notes(sizes: Sizes, passes_by_sizes: _PassesBySizes) -> Iterator[str]:
-    """The symbols that could not be moved."""
-    for symbol in sizes:
-        if all(other[symbol] == sizes[symbol] for other, _ in passes_by_sizes):
-            yield f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
+def _fixed_symbol_notes(sizes: Sizes, seen: _PassesBySizes) -> Iterator[str]:
+    """What is to be said of the symbols that could not be moved."""
+    for symbol in fixed_symbols(seen):
+        yield f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
 
 
 def _autocast_notes(run: _Run) -> Iterator[str]:

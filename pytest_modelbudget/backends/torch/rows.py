@@ -3,124 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.dimensions import name_dimension
+from pytest_modelbudget.backends.assemble import distinct
+from pytest_modelbudget.backends.dimensions import DimensionNaming
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
 from pytest_modelbudget.backends.torch.model.modules import ROOT, Node
 from pytest_modelbudget.backends.torch.trace.forward import ForwardPass
-from pytest_modelbudget.backends.torch.trace.joins import Join, ShapeDtype, Source
+from pytest_modelbudget.backends.torch.trace.joins import Join, Source
 from pytest_modelbudget.backends.torch.trace.tracer import ModuleRecord, Trace
-from pytest_modelbudget.summary import Dim, Layer, TensorSpec, Weight
-
-Sizes = Mapping[str, int]
-_Calls = Sequence[tuple[ShapeDtype, ...]]
-_NamedCalls = tuple[tuple[TensorSpec, ...], ...]
-
-
-@dataclass(slots=True)
-class DimensionNaming:
-    """Names the dimensions seen in several passes at different sizes; remembers what it could not settle."""
-
-    sizes: Sequence[Sizes]
-    settled: bool = True
-    twins: tuple[int, ...] = field(init=False)
-    _known_dims: dict[tuple[int | None, ...], Dim] = field(default_factory=dict)
-    _known_rows: dict[tuple[tuple[int, ...], ...], tuple[_NamedCalls, _NamedCalls]] = field(default_factory=dict)
-    _named_calls: dict[Hashable, _NamedCalls] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """`twins` are the places of the other passes at the first one's sizes."""
-        first, *others = self.sizes
-        self.twins = tuple(position for position, other in enumerate(others, 1) if other == first)
-
-    def specs(self, calls_by_pass: Sequence[tuple[ShapeDtype, ...]]) -> tuple[TensorSpec, ...]:
-        """The tensors of one call, given as each pass saw them, the declared one first."""
-        first, *others = calls_by_pass
-        same_ranks = all([len(shape) for shape, _ in other] == [len(shape) for shape, _ in first] for other in others)
-        if any(
-            [len(shape) for shape, _ in calls_by_pass[position]] != [len(shape) for shape, _ in first]
-            for position in self.twins
-        ):
-            return tuple(TensorSpec((None,) * len(shape), dtype) for shape, dtype in first)
-        if not same_ranks:
-            return tuple(TensorSpec(shape, dtype) for shape, dtype in first)
-        return tuple(
-            TensorSpec(
-                tuple(self._dim(dims) for dims in zip(*(call[index][0] for call in calls_by_pass), strict=True)), dtype
-            )
-            for index, (_, dtype) in enumerate(first)
-        )
-
-    def row(self, records: Sequence[ModuleRecord | Join | None]) -> tuple[_NamedCalls, _NamedCalls]:
-        """The outputs and the inputs of one module or join, given as each pass saw it; see `calls`."""
-        # Blocks that repeat share what they made: most rows are known by the ids of it.
-        ids = tuple(
-            [(*map(id, record.calls), 0, *map(id, record.inputs)) if record is not None else () for record in records]
-        )
-        if (named_calls := self._known_rows.get(ids)) is None:
-            outputs = self.calls([record.calls if record is not None else () for record in records])
-            inputs = self.calls([record.inputs if record is not None else () for record in records])
-            named_calls = self._known_rows[ids] = outputs, inputs
-        return named_calls
-
-    def calls(self, calls_by_pass: Sequence[Sequence[tuple[ShapeDtype, ...]]]) -> _NamedCalls:
-        """Every call of a module that has tensors, equal ones once; concrete when the passes differ in their number."""
-        calls_key = tuple(map(tuple, calls_by_pass))
-        if (named_calls := self._named_calls.get(calls_key)) is None:
-            named_calls = self._named_calls[calls_key] = tuple([call for call in self._named(calls_by_pass) if call])
-        return named_calls
-
-    def _named(self, calls_by_pass: Sequence[Sequence[tuple[ShapeDtype, ...]]]) -> _NamedCalls:
-        first = calls_by_pass[0]
-        if any(
-            len(calls_by_pass[position]) != len(first) for position in self.twins
-        ):  # how often it is called depends on values
-            return tuple(self._summed(calls_by_pass))
-        if any(len(other) != len(first) for other in calls_by_pass):
-            return tuple(dict.fromkeys(tuple(TensorSpec(*tensor) for tensor in call) for call in first))
-        return tuple(dict.fromkeys(self.specs(call) for call in zip(*calls_by_pass, strict=True)))
-
-    def _summed(self, calls_by_pass: Sequence[Sequence[tuple[ShapeDtype, ...]]]) -> Iterator[tuple[TensorSpec, ...]]:
-        """One call for all of a kind (so many tensors, of such dtypes and ranks); what varies among them is open."""
-        kinds: dict[tuple[tuple[int, str], ...], None] = dict.fromkeys(
-            map(_call_kind, chain.from_iterable(calls_by_pass))
-        )
-        for kind in kinds:
-            calls = [[call for call in calls if _call_kind(call) == kind] for calls in calls_by_pass]
-            same_sizes = [calls[position] for position in (0, *self.twins)]
-            yield tuple(
-                TensorSpec(tuple(self._common(calls, same_sizes, index, axis) for axis in range(rank)), dtype)
-                for index, (rank, dtype) in enumerate(kind)
-            )
-
-    def _common(self, calls: Sequence[_Calls], same_sizes: Sequence[_Calls], index: int, axis: int) -> Dim:
-        """A dimension that all calls have, or None."""
-        sizes_here = {call[index][0][axis] for pass_calls in same_sizes for call in pass_calls}
-        if len(sizes_here) != 1:
-            return None
-        [size] = sizes_here
-        sets = [{call[index][0][axis] for call in pass_calls} or {size} for pass_calls in calls]
-        return self._dim(tuple(chain(*sets))) if all(len(sizes) == 1 for sizes in sets) else size
-
-    def _dim(self, dims: tuple[int | None, ...]) -> Dim:
-        if dims not in self._known_dims:
-            known_dims = [dim for dim in dims if dim is not None]
-            self._known_dims[dims], settled = (
-                name_dimension(self.sizes, known_dims) if len(known_dims) == len(dims) else (None, True)
-            )
-            self.settled = self.settled and settled
-        return self._known_dims[dims]
-
-
-def _call_kind(call: tuple[ShapeDtype, ...]) -> tuple[tuple[int, str], ...]:
-    """The rank and dtype of each tensor of a call."""
-    return tuple((len(shape), dtype) for shape, dtype in call)
+from pytest_modelbudget.summary import Layer, Weight
 
 
 def rows(
@@ -319,4 +214,4 @@ def _connected_to(record: ModuleRecord | Join, names: Mapping[Source, str]) -> t
     if not record.fed_by:
         return ()
     calls = [tuple([names[source] for source in call if source in names]) for call in record.fed_by]
-    return tuple(dict.fromkeys(filter(None, calls)))
+    return distinct(calls)

@@ -263,7 +263,9 @@ def test_names_that_moved_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("owner", "name", "value", "error"),
     [
-        pytest.param(pins, "reading_checks", lambda: {"Function._nodes": _gone}, "has no Function._nodes, which", id="moved"),
+        pytest.param(
+            pins, "reading_checks", lambda: {"Function._nodes": _gone}, "has no Function._nodes, which", id="moved"
+        ),
         pytest.param(keras, "__version__", "3.11.3", "is not supported: install 3.12 or later", id="too old"),
     ],
 )

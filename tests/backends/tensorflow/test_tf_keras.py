@@ -113,6 +113,18 @@ def test_by_hand() -> None:
     assert summary.flops.value == 5 * 2 * 4 * 3 * (8 + 3)
 
 
+def test_what_has_no_formula_is_unknown_in_its_row() -> None:
+    """Singular values are counted by no rule: their row is not known, and the total is a lower bound."""
+
+    class Singular(tf_keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return tf.linalg.svd(x, compute_uv=False)
+
+    summary = summarize(lambda: tf_keras.Sequential([tf_keras.Input((5, 4)), tf_keras.layers.Dense(3), Singular()]))
+    assert [row.flops for row in summary.layers] == [5 * 2 * 4 * 3, None]
+    assert summary.flops.uncounted
+
+
 @pytest.mark.slow
 def test_published() -> None:
     """ResNet50 has 25,636,712 params and 3,857,973,248 multiply-adds."""
