@@ -166,7 +166,9 @@ limits = st.dictionaries(
 @fuzzed(limits, strategies.summaries, st.dates(date(2029, 1, 1), date(2031, 1, 1)))
 def test_any_section_of_limits_is_read_or_refused(section: dict[str, Any], summary: Summary, day: date) -> None:
     """What is read can be judged against any model, and says itself in one line; a refusal names the place."""
-    read, mistake = attempted(lambda: tuple(budget.parse(section, lambda below: Place("modelbudget.yaml", len(below)))))
+    read, mistake = attempted(
+        lambda: budget.merge(budget.parse(section, lambda below: Place("modelbudget.yaml", len(below))))
+    )
     if mistake:
         assert mistake.startswith("budgets"), mistake
         return
