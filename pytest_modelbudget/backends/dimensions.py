@@ -13,7 +13,7 @@ from itertools import chain, combinations, islice
 from math import gcd, prod
 from typing import Protocol, TypeVar
 
-from pytest_modelbudget.backends.calls import ShapeDtype, Trace, ranks
+from pytest_modelbudget.backends.calls import CallTrace, ShapeDtype, ranks
 from pytest_modelbudget.summary import Dim, TensorSpec
 
 T = TypeVar("T")
@@ -343,7 +343,7 @@ class NamedTrace:
     notes: Sequence[str]
 
 
-def named_trace(base: Trace, sizes: Sizes, run: Callable[[Sizes], Trace]) -> NamedTrace:
+def named_trace(base: CallTrace, sizes: Sizes, run: Callable[[Sizes], CallTrace]) -> NamedTrace:
     """Name the dimensions of `base`, a trace at `sizes`; one that moves as no formula says is open.
 
     `run` traces the same call at other sizes, and raises whatever it likes when the model does not take them. A trace
@@ -351,14 +351,16 @@ def named_trace(base: Trace, sizes: Sizes, run: Callable[[Sizes], Trace]) -> Nam
     """
     form = base.form
 
-    def alike(other: Sizes) -> Trace | None:
+    def alike(other: Sizes) -> CallTrace | None:
         try:
             trace = run(other)
         except Exception:  # this size does not suit the model: a table ends, a division leaves a rest
             return None
         return trace if trace.form == form else None
 
-    def name(passes: Sequence[tuple[Sizes, Trace]]) -> tuple[DimensionNaming, tuple[list[Specs], list[Specs], Specs]]:
+    def name(
+        passes: Sequence[tuple[Sizes, CallTrace]],
+    ) -> tuple[DimensionNaming, tuple[list[Specs], list[Specs], Specs]]:
         naming = DimensionNaming([at for at, _ in passes], unexplained_open=True)
         same_calls = list(zip(*(trace.calls for _, trace in passes), strict=True))
         inputs = [naming.specs([call.inputs for call in same]) for same in same_calls]

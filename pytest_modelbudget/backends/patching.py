@@ -26,13 +26,13 @@ class _Changes(threading.local):
     """What this thread has changed and not undone yet."""
 
     def __init__(self) -> None:
-        self.pending: list[Change] = []
+        self.pending: list[ProcessChange] = []
 
 
 _CHANGES = _Changes()
 
 
-class Change:
+class ProcessChange:
     """A context that undoes something on leaving, or when a guard around it finds that it was not left."""
 
     def undo(self) -> None:
@@ -51,7 +51,7 @@ class Change:
                 return
 
 
-class UndoOnExit(Change):
+class UndoOnExit(ProcessChange):
     """A change that the caller makes himself, with the function that undoes it."""
 
     def __init__(self, undo: Callable[[], object]) -> None:
@@ -62,7 +62,7 @@ class UndoOnExit(Change):
         self._callback()
 
 
-def patched(owner: Any, name: str, value: Any) -> Change:
+def patched(owner: Any, name: str, value: Any) -> ProcessChange:
     """Inside, `owner.name` is `value`; whoever patches the same name, in whichever thread, may leave in any order.
 
     A name that `owner` inherits, or lacks, is its own inside, and gone again on leaving.
@@ -79,7 +79,7 @@ def all_patched(patches: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
         yield
 
 
-class _Patch(Change):
+class _Patch(ProcessChange):
     """See `patched`."""
 
     def __init__(self, owner: Any, name: str, value: Any) -> None:
@@ -124,20 +124,20 @@ class SharedChange:
     def __init__(self, change: Callable[[], Callable[[], object]]) -> None:
         self._change = change
         self._undo: Callable[[], object] = change
-        self._users: list[Change] = []
+        self._users: list[ProcessChange] = []
 
-    def inside(self) -> Change:
+    def inside(self) -> ProcessChange:
         """A context in which the change holds."""
         return _User(self)
 
-    def enter(self, user: Change) -> None:
+    def enter(self, user: ProcessChange) -> None:
         """Change it, for one more user."""
         with _LOCK:
             if not self._users:
                 self._undo = self._change()
             self._users.append(user)
 
-    def leave(self, user: Change) -> None:
+    def leave(self, user: ProcessChange) -> None:
         """Undo it, when nobody else uses it."""
         with _LOCK:
             if self._users == [user]:
@@ -146,7 +146,7 @@ class SharedChange:
                 self._users.remove(user)
 
 
-class _User(Change):
+class _User(ProcessChange):
     def __init__(self, shared: SharedChange) -> None:
         self._shared = shared
 
@@ -217,7 +217,7 @@ def undo_since(position: int) -> None:
         raise first_error
 
 
-def gc_paused() -> Change:
+def gc_paused() -> ProcessChange:
     """Inside, cyclic garbage waits: models are many small objects that stay, and looking through them takes long."""
     return _GC_PAUSED.inside()
 

@@ -19,7 +19,7 @@ from pytest_modelbudget.cli.capture import captured_output
 from pytest_modelbudget.cli.project import Project, find_project
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.engine.naming import import_named
-from pytest_modelbudget.engine.planning import Subject
+from pytest_modelbudget.engine.planning import CountedModel
 from pytest_modelbudget.engine.run import from_builder, from_live, run, summary_with_plans
 from pytest_modelbudget.entry import ModelEntry, RunMode
 from pytest_modelbudget.errors import ModelBudgetError
@@ -107,7 +107,7 @@ class Targets:
         self,
         options: Namespace,
         *,
-        finish: Callable[[Subject], Summary] = summary_with_plans,
+        finish: Callable[[CountedModel], Summary] = summary_with_plans,
         alter: Callable[[ModelEntry], ModelEntry] = lambda entry: entry,
     ) -> None:
         self.options, self.finish, self.alter = options, finish, alter

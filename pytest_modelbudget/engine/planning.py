@@ -26,7 +26,7 @@ _MOST_SIZES = 6
 
 
 @dataclass(slots=True)
-class Subject:
+class CountedModel:
     """A model that was counted, and how it was; see `Backend.summarize`. `notes` say how it was built."""
 
     owner: Backend
@@ -125,7 +125,7 @@ def kind_of(recipe: Recipe) -> Kind:
     return "training" if isinstance(recipe, Training) else "inference"
 
 
-def with_plans(subject: Subject, summary: Summary) -> Summary:
+def with_plans(subject: CountedModel, summary: Summary) -> Summary:
     """`summary` with the plans that its entry asks for and the growth that its limits ask for.
 
     What cannot be planned is a plan without a peak, with the reason; nothing but KeyboardInterrupt escapes.
@@ -134,13 +134,13 @@ def with_plans(subject: Subject, summary: Summary) -> Summary:
     return replace(summary, plans=plans_of(subject), growth=laws)
 
 
-def plans_only(subject: Subject) -> Summary:
+def plans_only(subject: CountedModel) -> Summary:
     """A summary without rows that has what is planned, with all advice; nothing is counted that no plan needs."""
     laws = tuple(_growth_laws(subject, None, subject.entry.parsed_budgets))
     return Summary(subject.entry.id, subject.owner.FRAMEWORK, (), plans=plans_of(subject, advice=True), growth=laws)
 
 
-def plans_of(subject: Subject, *, advice: bool = False) -> tuple[Plan, ...]:
+def plans_of(subject: CountedModel, *, advice: bool = False) -> tuple[Plan, ...]:
     """The plans that its entry asks for, with what would help where a limit of memory is broken.
 
     With `advice` that is told in any case, and the largest sizes that fit the devices are looked for too.
@@ -148,7 +148,7 @@ def plans_of(subject: Subject, *, advice: bool = False) -> tuple[Plan, ...]:
     return tuple(_plan_with_advice(subject, recipe, advice=advice) for recipe in subject.entry.recipes)
 
 
-def _plan_with_advice(subject: Subject, recipe: Recipe, *, advice: bool) -> Plan:
+def _plan_with_advice(subject: CountedModel, recipe: Recipe, *, advice: bool) -> Plan:
     limits, devices = subject.entry.parsed_budgets, subject.devices
     plan = with_fits(_plan_or_reason(subject, recipe), devices)
     if plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
@@ -168,7 +168,7 @@ def _breaks_memory_limit(plan: Plan, limits: Iterable[Budget]) -> bool:
 
 
 def _largest_sizes(
-    subject: Subject, recipe: Recipe, sizes: Mapping[str, int], devices: Iterable[str]
+    subject: CountedModel, recipe: Recipe, sizes: Mapping[str, int], devices: Iterable[str]
 ) -> Iterator[LargestSize]:
     """The largest size of each dimension on each device, where it can be told."""
     for device in devices:
@@ -182,7 +182,7 @@ def _largest_sizes(
                 yield LargestSize(dim, largest_size, device)
 
 
-def _plan_or_reason(subject: Subject, recipe: Recipe) -> Plan:
+def _plan_or_reason(subject: CountedModel, recipe: Recipe) -> Plan:
     recipe_text = describe(recipe)
     try:
         return replace(subject.plan(recipe), recipe=recipe_text)
@@ -199,7 +199,7 @@ def _reason_text(error: BaseException) -> str:
     return message if line is None else f"{message} ({frame_location(line)}: in {line.name})"
 
 
-def _growth_laws(subject: Subject, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:
+def _growth_laws(subject: CountedModel, summary: Summary | None, limits: tuple[Budget, ...]) -> Iterator[Growth]:
     requested = dict.fromkeys((budget.dim, budget.metric) for budget in limits if budget.dim)
     for dim, metric in requested:
         try:
@@ -208,7 +208,7 @@ def _growth_laws(subject: Subject, summary: Summary | None, limits: tuple[Budget
             yield Growth(dim, metric, subject.sizes.get(dim, 1), reason=_reason_text(error))
 
 
-def _growth_law(subject: Subject, dim: str, metric: str, *, small: bool) -> Growth:
+def _growth_law(subject: CountedModel, dim: str, metric: str, *, small: bool) -> Growth:
     """The law of one number, looked at in larger sizes, and where these do not go, in smaller ones.
 
     With `small` only in smaller ones, since every look at the model takes its memory.
@@ -244,7 +244,7 @@ def _fit_law(dim: str, metric: str, declared: int, number: Callable[[int], int],
     return law
 
 
-def _metric_at_size(subject: Subject, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
+def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
     """The declared size of a dimension, and what gives the metric at a size of it."""
     if metric in PEAK_METRICS:
         recipe = next(

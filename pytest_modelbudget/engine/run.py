@@ -18,7 +18,7 @@ from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.engine.naming import import_callable, import_framework, import_named, missing_framework
-from pytest_modelbudget.engine.planning import Subject, with_plans
+from pytest_modelbudget.engine.planning import CountedModel, with_plans
 from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
@@ -162,7 +162,7 @@ def summarize_entry(entry: ModelEntry) -> Summary:
     return replace(from_builder(entry, summary_with_plans), samples=entry.samples)
 
 
-def from_builder(entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
+def from_builder(entry: ModelEntry, finish: Callable[[CountedModel], T]) -> T:
     """What `finish` gives for the model that the entry's builder makes, without memory where that can be."""
     if entry.framework is not None:
         import_framework(entry.framework)
@@ -186,7 +186,7 @@ def _build_model(
     build: Callable[..., object],
     entry: ModelEntry,
     active: tuple[backends.Backend, ...],
-    finish: Callable[[Subject], T],
+    finish: Callable[[CountedModel], T],
 ) -> T:
     _check_arguments(build, entry)
     rebuild = partial(_build_with_memory, build, entry)
@@ -287,18 +287,18 @@ def _import_reference(entry: ModelEntry, reference: arguments.Reference) -> Any:
     return (import_callable if reference.called else import_named)(reference.name, reference.where, holder)
 
 
-def summary_with_plans(subject: Subject) -> Summary:
+def summary_with_plans(subject: CountedModel) -> Summary:
     """A model's summary, with what is planned of it."""
     return with_plans(subject, subject.summary(subject.sizes))
 
 
-def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, **origin: Any) -> Subject:
-    """The model with its inputs, and the sizes of their dimensions; `origin` says where it is from (see `Subject`)."""
+def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, **origin: Any) -> CountedModel:
+    """The model with its inputs, and the sizes of their dimensions; `origin` says whence (see `CountedModel`)."""
     declared = _declared_inputs(entry)
     sizes = {} if declared is None else inputs.sizes_for(declared, batch=entry.batch or 1, dims=entry.dims)
     if declared is None:
         sizes = {inputs.BATCH: entry.batch or 1, **entry.dims}
-    return Subject(owner, model, entry, declared, sizes, **origin)
+    return CountedModel(owner, model, entry, declared, sizes, **origin)
 
 
 def _declared_inputs(entry: ModelEntry) -> Inputs | None:
@@ -372,7 +372,7 @@ def summarize_live(model_or_builder: object, entry: ModelEntry) -> Summary:
     return replace(from_live(model_or_builder, entry, summary_with_plans), samples=entry.samples)
 
 
-def from_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Subject], T]) -> T:
+def from_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[CountedModel], T]) -> T:
     """What `finish` gives for a live model, or for what a builder gives."""
     owner = backends.owner(model_or_builder)
     if owner is not None:

@@ -53,15 +53,15 @@ class OutOfMemory(Exception):
     """A request does not fit the device, not even after all cached segments were given back."""
 
 
-class _Block:
+class _MemoryBlock:
     """A part of a segment, in use or free; `before` and `after` are its neighbours in the segment."""
 
     __slots__ = ("address", "after", "before", "free", "pool", "size")
 
     def __init__(self, pool: _Pool, address: int, size: int) -> None:
         self.pool, self.address, self.size, self.free = pool, address, size, False
-        self.before: _Block | None = None
-        self.after: _Block | None = None
+        self.before: _MemoryBlock | None = None
+        self.after: _MemoryBlock | None = None
 
 
 class _Pool:
@@ -75,22 +75,22 @@ class _Pool:
     def __init__(self, small: bool) -> None:
         self.small = small
         self.free: list[tuple[int, int]] = []
-        self.blocks: dict[int, _Block] = {}
-        self.grows: _Block | None = None
+        self.blocks: dict[int, _MemoryBlock] = {}
+        self.grows: _MemoryBlock | None = None
         self.base = 0
 
-    def add(self, block: _Block) -> None:
+    def add(self, block: _MemoryBlock) -> None:
         block.free = True
         insort(self.free, (block.size, block.address))
         self.blocks[block.address] = block
 
-    def take(self, block: _Block) -> _Block:
+    def take(self, block: _MemoryBlock) -> _MemoryBlock:
         block.free = False
         del self.free[bisect_left(self.free, (block.size, block.address))]
         del self.blocks[block.address]
         return block
 
-    def fitting(self, size: int) -> _Block | None:
+    def fitting(self, size: int) -> _MemoryBlock | None:
         """The smallest free block of at least `size` bytes; the end of an expandable segment comes last."""
         position = bisect_left(self.free, (size, -1))
         for _, address in self.free[position : position + 2]:
@@ -107,7 +107,7 @@ class CachingAllocator:
         self.settings, self.capacity = settings, capacity
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.releases = 0
         self._small, self._large = _Pool(small=True), _Pool(small=False)
-        self._used: dict[int, _Block] = {}
+        self._used: dict[int, _MemoryBlock] = {}
         self._end = 0
 
     def allocate(self, size: int) -> int:
@@ -138,7 +138,7 @@ class CachingAllocator:
             block = self._join(block, pool.take(after))
         pool.add(block)
 
-    def _cached(self, pool: _Pool, size: int) -> _Block | None:
+    def _cached(self, pool: _Pool, size: int) -> _MemoryBlock | None:
         """`get_free_block`: the best fit among free blocks."""
         block, limit = pool.fitting(size), self.settings.max_split_size
         if block is None:
@@ -150,7 +150,7 @@ class CachingAllocator:
                 return None
         return pool.take(block)
 
-    def _new(self, pool: _Pool, size: int) -> _Block:
+    def _new(self, pool: _Pool, size: int) -> _MemoryBlock:
         """`alloc_block`: a new segment, on a full device after all that is cached was given back."""
         if self.settings.expandable_segments:
             return self._grown(pool, size)
@@ -161,12 +161,12 @@ class CachingAllocator:
         else:
             segment_size = -(-size // ROUND_LARGE) * ROUND_LARGE
         self._reserve(segment_size)
-        block = _Block(pool, self._end, segment_size)
+        block = _MemoryBlock(pool, self._end, segment_size)
         # Segments never touch: blocks of two of them are never joined.
         self._end += segment_size + ROUND_LARGE
         return block
 
-    def _grown(self, pool: _Pool, size: int) -> _Block:
+    def _grown(self, pool: _Pool, size: int) -> _MemoryBlock:
         """`try_allocate_expandable_block`: the pool's one segment, mapped further by whole pages."""
         page = self._page(pool)
         growth = self._missing(pool, size)
@@ -177,11 +177,11 @@ class CachingAllocator:
         end = pool.grows
         if end is None:
             # The pools are far apart, so that their segments never meet.
-            pool.grows = end = _Block(pool, pool.base or (0 if pool.small else page << 40), growth)
+            pool.grows = end = _MemoryBlock(pool, pool.base or (0 if pool.small else page << 40), growth)
         elif end.free:
             pool.take(end).size += growth
         else:
-            block = _Block(pool, end.address + end.size, growth)
+            block = _MemoryBlock(pool, end.address + end.size, growth)
             block.before, end.after = end, block
             pool.grows = end = block
         return end
@@ -216,7 +216,7 @@ class CachingAllocator:
                 elif block.before is None and block.after is None:
                     self.reserved -= pool.take(block).size
 
-    def _unmap(self, pool: _Pool, block: _Block) -> None:
+    def _unmap(self, pool: _Pool, block: _MemoryBlock) -> None:
         """Cut the whole pages out of a free block; the hole is not used again, the segment grows at its end."""
         page = self._page(pool)
         first, last = -(-block.address // page) * page, (block.address + block.size) // page * page
@@ -224,7 +224,7 @@ class CachingAllocator:
             return
         pool.take(block)
         head, tail = first - block.address, block.address + block.size - last
-        rest = _Block(pool, last, tail)
+        rest = _MemoryBlock(pool, last, tail)
         rest.after = block.after
         if rest.after is not None:
             rest.after.before = rest if tail else None
@@ -240,15 +240,15 @@ class CachingAllocator:
             pool.base = last + page
         self.reserved -= last - first
 
-    def _splits(self, block: _Block, size: int) -> bool:
+    def _splits(self, block: _MemoryBlock, size: int) -> bool:
         """`should_split`: whether what a block has too much becomes a block of its own."""
         remainder, limit = block.size - size, self.settings.max_split_size
         if block.pool.small or self.settings.expandable_segments:
             return remainder >= BLOCK
         return (limit is None or size < limit) and remainder > SMALL
 
-    def _split(self, block: _Block, size: int) -> None:
-        rest = _Block(block.pool, block.address + size, block.size - size)
+    def _split(self, block: _MemoryBlock, size: int) -> None:
+        rest = _MemoryBlock(block.pool, block.address + size, block.size - size)
         block.size = size
         rest.before, rest.after = block, block.after
         if rest.after is not None:
@@ -259,7 +259,7 @@ class CachingAllocator:
         block.pool.add(rest)
 
     @staticmethod
-    def _join(first: _Block, second: _Block) -> _Block:
+    def _join(first: _MemoryBlock, second: _MemoryBlock) -> _MemoryBlock:
         first.size += second.size
         first.after = second.after
         if first.after is not None:

@@ -59,7 +59,7 @@ Item = Row | Repeat
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class _RowBlock:
     """Consecutive rows below one path token; `number` is None for a token that does not end in one."""
 
     stem: str
@@ -91,7 +91,7 @@ def _fold(rows: tuple[Row, ...], depth: int) -> tuple[Item, ...]:
     return tuple(folded)
 
 
-def _fold_inside(block: _Block, depth: int) -> tuple[Item, ...]:
+def _fold_inside(block: _RowBlock, depth: int) -> tuple[Item, ...]:
     own_rows = tuple(row for row in block.rows if len(_tokens(row["path"])) <= depth + 1)
     if len(own_rows) == len(block.rows):
         return block.rows
@@ -105,16 +105,16 @@ def _tokens(path: str) -> list[str]:
     return [parts[0], *(sep + name for sep, name in zip(parts[1::2], parts[2::2], strict=True))]
 
 
-def _blocks(rows: tuple[Row, ...], depth: int) -> Iterator[_Block]:
+def _blocks(rows: tuple[Row, ...], depth: int) -> Iterator[_RowBlock]:
     def head(row: Row) -> str:
         return "".join(_tokens(row["path"])[: depth + 1])
 
     for path, group in groupby(rows, key=head):
         match = _NUMBERED.fullmatch(path)
-        yield _Block(match["stem"] if match else path, int(match["number"]) if match else None, tuple(group))
+        yield _RowBlock(match["stem"] if match else path, int(match["number"]) if match else None, tuple(group))
 
 
-def _run(blocks: tuple[_Block, ...], start: int) -> int:
+def _run(blocks: tuple[_RowBlock, ...], start: int) -> int:
     """How many blocks from `start` on are the same but for their number."""
     first = blocks[start]
     if first.number is None:
@@ -131,7 +131,7 @@ def _run(blocks: tuple[_Block, ...], start: int) -> int:
     return run
 
 
-def _template(block: _Block, items: tuple[Item, ...]) -> tuple[Item, ...]:
+def _template(block: _RowBlock, items: tuple[Item, ...]) -> tuple[Item, ...]:
     """`items` with the block's number written as `*` wherever a path or reference holds it."""
     if block.number is None:
         return items

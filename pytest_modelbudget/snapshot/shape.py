@@ -12,11 +12,11 @@ from pytest_modelbudget.summary import Kind
 Count = Annotated[int, Field(ge=0, lt=10**30)]
 
 
-class _Strict(BaseModel):
+class _SnapshotPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class FlopsShape(_Strict):
+class FlopsShape(_SnapshotPart):
     """Of one forward pass."""
 
     rules: Count
@@ -24,7 +24,7 @@ class FlopsShape(_Strict):
     uncounted: list[str] = []
 
 
-class EstimateShape(_Strict):
+class EstimateShape(_SnapshotPart):
     """What a planned run takes."""
 
     recipe: str
@@ -32,7 +32,7 @@ class EstimateShape(_Strict):
     reserved_bytes: Count | None = None
 
 
-class RowShape(_Strict):
+class RowShape(_SnapshotPart):
     """One layer."""
 
     path: str
@@ -45,14 +45,14 @@ class RowShape(_Strict):
     weights: str | None = None
 
 
-class RepeatShape(_Strict):
+class RepeatShape(_SnapshotPart):
     """Layers that stand once for each number of a range."""
 
     repeat: str
     layers: list[dict[str, Any]]
 
 
-class SnapshotShape(_Strict):
+class SnapshotShape(_SnapshotPart):
     """A whole file; what is in `layers` is checked row by row."""
 
     format: Count

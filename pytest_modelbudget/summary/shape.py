@@ -14,24 +14,24 @@ _Shape = Annotated[list[_Size], Field(max_length=64)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
+class _SummaryPart(BaseModel):
     """Keys that are not known here are left alone: a later version may have written them."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class _Port(_Strict):
+class _Port(_SummaryPart):
     name: str
     spec: str
 
 
-class _Flops(_Strict):
+class _FlopsData(_SummaryPart):
     rules: _Count
     value: _Count | None
     uncounted: dict[str, _Count]
 
 
-class _Weight(_Strict):
+class _WeightData(_SummaryPart):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
@@ -43,7 +43,7 @@ class _Weight(_Strict):
     packed_bytes: _Count | None = None
 
 
-class _Layer(_Strict):
+class _LayerData(_SummaryPart):
     path: str
     type: str
     container: bool
@@ -53,40 +53,40 @@ class _Layer(_Strict):
     connected_to: list[list[str]]
     flops: _Count | None
     activation_bytes: _Count | None = None
-    weights: list[_Weight]
+    weights: list[_WeightData]
 
 
-class _Part(_Strict):
+class _PartData(_SummaryPart):
     role: Role
     path: str
     bytes: _Count
 
 
-class _Point(_Strict):
+class _PointData(_SummaryPart):
     phase: Phase
     path: str
     bytes: _Count
 
 
-class _Lever(_Strict):
+class _LeverData(_SummaryPart):
     name: str
     peak_bytes: _Count
     note: str = ""
 
 
-class _Fit(_Strict):
+class _FitData(_SummaryPart):
     device: str
     capacity: _Count
     needs: _Count | None
 
 
-class _Largest(_Strict):
+class _Largest(_SummaryPart):
     dim: str
     size: _Count
     device: str
 
 
-class _Plan(_Strict):
+class _PlanData(_SummaryPart):
     kind: Kind
     recipe: str
     peak_bytes: _Count | None
@@ -96,17 +96,17 @@ class _Plan(_Strict):
     phase: Phase = ""
     path: str = ""
     op: str = ""
-    parts: list[_Part] = []
-    timeline: list[_Point] = []
-    levers: list[_Lever] = []
-    fits: list[_Fit] = []
+    parts: list[_PartData] = []
+    timeline: list[_PointData] = []
+    levers: list[_LeverData] = []
+    fits: list[_FitData] = []
     largest: list[_Largest] = []
     ranks: _Count = 1
     communication_bytes: _Count | None = None
     notes: list[str] = []
 
 
-class _Growth(_Strict):
+class _GrowthData(_SummaryPart):
     dim: str
     metric: str
     size: _Count
@@ -118,27 +118,27 @@ class _Growth(_Strict):
     reason: str = ""
 
 
-class _Summary(_Strict):
+class _SummaryData(_SummaryPart):
     model: str
     framework: str
     inputs: list[_Port]
     outputs: list[str]
     sizes: dict[str, _Count]
-    flops: _Flops
+    flops: _FlopsData
     activation_bytes: _Count | None = None
     optimizer_bytes: _Count | None = None
     samples: _Count | None
     real_run: bool = False
     notes: list[str]
-    plans: list[_Plan] = []
-    growth: list[_Growth] = []
-    layers: list[_Layer]
+    plans: list[_PlanData] = []
+    growth: list[_GrowthData] = []
+    layers: list[_LayerData]
 
 
 def mistake(data: Any) -> str:
     """What is wrong with the data of a summary, with its place (`layers.3.calls: ...`); empty when nothing is."""
     try:
-        _Summary.model_validate(data)
+        _SummaryData.model_validate(data)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         message = "is missing" if problem["type"] == "missing" else problem["msg"].lower()

@@ -79,12 +79,12 @@ def summarize(
         if problem := unreadable():
             raise ModelBudgetError(f"{name}: {problem}")
         fresh = built_here and not is_from_file(model)
-        return _SummaryBuilder(model, name, sizes, {} if fresh else labels.live_labels(model)).summary(
+        return _KerasSummaryBuilder(model, name, sizes, {} if fresh else labels.live_labels(model)).summary(
             inputs, built_here
         )
 
 
-class _SummaryBuilder:
+class _KerasSummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], names: labels.Labels) -> None:
         self.model = model
         self.name = name
@@ -99,7 +99,7 @@ class _SummaryBuilder:
             return self._uncalled()
         arguments = self._arguments(inputs, built_here)
         trace_shapes, outputs = self._trace_shapes(arguments)
-        rows = walk.Structure(self.model, trace_shapes, self.names).rows(self.model)
+        rows = walk.KerasStructure(self.model, trace_shapes, self.names).rows(self.model)
         costs, saved = Costs(), None
         if self._unsized(arguments) is None:
             costs = assemble.costs(rows, ((rules.cost(call), call.times, call.chain) for call in trace_shapes.calls))
@@ -123,7 +123,7 @@ class _SummaryBuilder:
     def _uncalled(self) -> Summary:
         """Layers and weights of a model that is built; nothing that only a call would show."""
         trace_shapes = walk.TraceShapes((), (), (), {}, from_graph=False)
-        rows = walk.Structure(self.model, trace_shapes, self.names).rows(self.model)
+        rows = walk.KerasStructure(self.model, trace_shapes, self.names).rows(self.model)
         layers = tuple(replace(row.layer, outputs=(), inputs=(), connected_to=(), calls=None) for row in rows)
         optimizer_bytes = self._optimizer_bytes()
         notes = (_UNCALLED_NOTE, *self.notes, *keras_config.notes(keras, list(walk.all_layers(self.model))))

@@ -31,7 +31,7 @@ class TraceShapes:
     """Whether the shapes that a graph remembers are as good as those of the trace."""
 
 
-class Structure:
+class KerasStructure:
     """What a Keras model is made of; operations have their `labels` where there are any, else their own names."""
 
     def __init__(self, model: Any, trace_shapes: TraceShapes, labels: Labels) -> None:

@@ -62,10 +62,10 @@ def summarize(
     Raises:
         ModelBudgetError: the declared inputs do not fit, or a variable has no fixed shape.
     """
-    return _SummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
+    return _ModuleSummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 
-class _SummaryBuilder:
+class _ModuleSummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
         self.model = model
         self.name = name
@@ -131,10 +131,10 @@ class _SummaryBuilder:
         graph, outputs = trace(self.sizes)
         sizes = {symbol: self.sizes[symbol] for symbol in graphs.symbols(ports) if symbol in self.sizes}
 
-        def run(other: Mapping[str, int]) -> calls.Trace:
-            return calls.Trace((), graphs.outputs(trace({**self.sizes, **other})[1]))
+        def run(other: Mapping[str, int]) -> calls.CallTrace:
+            return calls.CallTrace((), graphs.outputs(trace({**self.sizes, **other})[1]))
 
-        named = named_trace(calls.Trace((), graphs.outputs(outputs)), sizes, run)
+        named = named_trace(calls.CallTrace((), graphs.outputs(outputs)), sizes, run)
         self.notes += named.notes
         specs = named.outputs
         if unsized is not None:

@@ -77,10 +77,10 @@ def summarize(
         ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
     """
     with preserved(), abstract():
-        return _SummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
+        return _LegacySummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 
-class _SummaryBuilder:
+class _LegacySummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
         self.model = model
         self.name = name
@@ -97,7 +97,7 @@ class _SummaryBuilder:
         base = self._trace(arguments, self.sizes)
         self._refuse_unbuilt("call it in the model, or remove it: its weights are not known")
         trace_shapes, outputs = self._seen(base, arguments)
-        rows = legacy_rows.Structure(self.model, trace_shapes, names).rows(self.model)
+        rows = legacy_rows.LegacyStructure(self.model, trace_shapes, names).rows(self.model)
         costs = self._costs(base, rows, arguments)
         return Summary(
             model=self.name,
@@ -176,10 +176,10 @@ class _SummaryBuilder:
         )
 
 
-def _plain(trace: LegacyTrace) -> calls.Trace:
+def _plain(trace: LegacyTrace) -> calls.CallTrace:
     outputs = graphs.outputs
     plain_calls = [calls.Call(id(call.layer), outputs(call.given), outputs(call.outputs)) for call in trace.calls]
-    return calls.Trace(plain_calls, outputs(trace.graph.outputs))
+    return calls.CallTrace(plain_calls, outputs(trace.graph.outputs))
 
 
 def _spec(tensor: Any) -> TensorSpec:

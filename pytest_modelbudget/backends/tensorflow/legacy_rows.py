@@ -27,7 +27,7 @@ class LegacyTraceShapes:
     inputs: Mapping[int, TensorSpec]
 
 
-class Structure:
+class LegacyStructure:
     """What a model of tf_keras is made of; layers have their `labels` where there are any, else their own names."""
 
     def __init__(self, model: Any, trace_shapes: LegacyTraceShapes, labels: Mapping[int, str]) -> None:

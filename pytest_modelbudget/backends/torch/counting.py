@@ -47,7 +47,7 @@ class ModelOrigin:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _PassesOfModel:
     """What is run, its pass at the declared sizes, and other passes at the same sizes, which only real runs have.
 
     `twins` ran on other values, or took other decisions, so what differs there is not known. Of `perturbed`, where
@@ -78,7 +78,9 @@ def summarize(model: nn.Module, *, name: str, inputs: Inputs, sizes: Mapping[str
         return _summary(run, sizes, shards)
 
 
-def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Sizes, origin: ModelOrigin, in_shards: bool) -> _Run:
+def _run(
+    model: nn.Module, name: str, inputs: Inputs, sizes: Sizes, origin: ModelOrigin, in_shards: bool
+) -> _PassesOfModel:
     on_values = partial(_run_on_values, model, name, inputs, sizes, origin)
     if origin.run == "real":
         return on_values(_ASKED_NOTE)
@@ -97,7 +99,7 @@ def _run(model: nn.Module, name: str, inputs: Inputs, sizes: Sizes, origin: Mode
         base = forward(subject, sizes, keep=True)
         if not (base.refused and may_run_on_values and fits()):
             twins = steering.passes_on_other_values(subject, sizes, base)
-            return _Run(subject, base, twins, notes=steering.notes(base, twins))
+            return _PassesOfModel(subject, base, twins, notes=steering.notes(base, twins))
     except ForwardFailed as error:
         if not (error.needs_values and may_run_on_values and (fits() or is_for_want_of_values(error.__cause__))):
             raise
@@ -115,21 +117,27 @@ _SEEDS = (1, None)
 
 def _run_on_values(
     model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: ModelOrigin, reason: str
-) -> _Run:
+) -> _PassesOfModel:
     """Run a copy with memory several times, on other inputs and with other weights."""
     subject, base = _first_pass(Subject(name, _with_values(model, name, origin), inputs, real=True, seed=0), sizes)
     perturbed = _passes_of(replace(subject, perturbed="masks"), sizes)
     if not origin.built_here and inputs.example is not None:  # the user's own weights and inputs: nothing is drawn
-        return _Run(subject, base, (), perturbed, (f"{reason}; its FLOPs are those of the inputs that were given",))
+        return _PassesOfModel(
+            subject, base, (), perturbed, (f"{reason}; its FLOPs are those of the inputs that were given",)
+        )
     twins = tuple(_passes_on_other_values(subject, sizes))
     value_notes = steering.notes(base, twins, real=True)
     if not twins:
-        return _Run(subject, base, (), perturbed, (f"{reason}; it ran on one set of values only", *value_notes))
+        return _PassesOfModel(
+            subject, base, (), perturbed, (f"{reason}; it ran on one set of values only", *value_notes)
+        )
     lowest, *_, highest = sorted(run.trace.flops for run in (base, *twins))
     if lowest == highest:
-        return _Run(subject, base, twins, perturbed, (reason, *value_notes))
+        return _PassesOfModel(subject, base, twins, perturbed, (reason, *value_notes))
     spread = f"{units.flops(lowest)} to {units.flops(highest)} in {1 + len(twins)} runs"
-    return _Run(subject, base, twins, perturbed, (f"{reason}, and its FLOPs depend on them: {spread}", *value_notes))
+    return _PassesOfModel(
+        subject, base, twins, perturbed, (f"{reason}, and its FLOPs depend on them: {spread}", *value_notes)
+    )
 
 
 def _first_pass(subject: Subject, sizes: Sizes) -> tuple[Subject, ForwardPass]:
@@ -171,7 +179,7 @@ def _forward_if_it_runs(subject: Subject, sizes: Sizes) -> ForwardPass | None:
         return None
 
 
-def _summary(run: _Run, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
+def _summary(run: _PassesOfModel, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
     subject, model_nodes = run.subject, nodes(run.subject.model)
     weights, unread_notes = weights_of(model_nodes, subject.name)
 
@@ -217,13 +225,13 @@ def _fixed_symbol_notes(sizes: Sizes, seen: _PassesBySizes) -> Iterator[str]:
         yield f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
 
 
-def _autocast_notes(run: _Run) -> Iterator[str]:
+def _autocast_notes(run: _PassesOfModel) -> Iterator[str]:
     """What was seen in the pass that its result does not show."""
     if run.base.trace.autocast and not run.subject.real:
         yield "autocast was on in the forward pass and is not followed: dtypes of outputs are those without it"
 
 
-def _activations(run: _Run, sizes: Sizes) -> tuple[Activations | None, tuple[str, ...]]:
+def _activations(run: _PassesOfModel, sizes: Sizes) -> tuple[Activations | None, tuple[str, ...]]:
     """What is held for the backward pass, and what has to be said of it."""
     if run.subject.real:
         return None, ("activation_bytes is not known: it is measured on the meta device, and the model ran on values",)

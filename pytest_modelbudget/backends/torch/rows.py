@@ -14,7 +14,7 @@ from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
 from pytest_modelbudget.backends.torch.model.modules import ROOT, Node
 from pytest_modelbudget.backends.torch.trace.forward import ForwardPass
 from pytest_modelbudget.backends.torch.trace.joins import Join, Source
-from pytest_modelbudget.backends.torch.trace.tracer import ModuleRecord, Trace
+from pytest_modelbudget.backends.torch.trace.tracer import ModuleRecord, ModuleTrace
 from pytest_modelbudget.summary import Layer, Weight
 
 
@@ -43,7 +43,7 @@ def rows(
     return tuple(layers)
 
 
-def _joins_by_position(nodes: Sequence[Node], trace: Trace) -> dict[int, list[Join]]:
+def _joins_by_position(nodes: Sequence[Node], trace: ModuleTrace) -> dict[int, list[Join]]:
     """The joins by the position of the row that they come after; there, those of inner modules first."""
     path_of = {id(node.module): node.path for node in nodes}
     position_of = {node.path: position for position, node in enumerate(nodes)}
@@ -120,7 +120,7 @@ def _source_names(
     return names | {port: f"input {port}" if port in used_names else port for port in first.ports}
 
 
-def _has_row(node: Node, own_weights: tuple[Weight, ...], trace: Trace) -> bool:
+def _has_row(node: Node, own_weights: tuple[Weight, ...], trace: ModuleTrace) -> bool:
     if own_weights:
         return True
     if node.path == ROOT:

@@ -16,11 +16,11 @@ _Status = Literal["FINISHED", "FAILED"]
 _Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 
 
-class _Strict(BaseModel):
+class _EntryPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Run(_Strict):
+class _RunData(_EntryPart):
     key: _Key
     name: _Name
     status: _Status
@@ -31,7 +31,7 @@ class _Run(_Strict):
     took_ms: _Time
 
 
-class _Model(_Strict):
+class _ModelData(_EntryPart):
     key: _Key
     name: _Name
     status: _Status
@@ -41,14 +41,14 @@ class _Model(_Strict):
     slug: _Slug
 
 
-class _Entry(_Strict):
+class _Entry(_EntryPart):
     target: str
     created_ms: _Time
     point_ms: _CommitTime
     step: _CommitTime
     experiment: Annotated[str, Field(pattern=r"^modelbudget/[A-Za-z0-9._-]{1,200}$")]
-    job: _Run
-    history: list[_Model]
+    job: _RunData
+    history: list[_ModelData]
 
 
 def mistake(data: object) -> str:

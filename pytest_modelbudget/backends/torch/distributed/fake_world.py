@@ -148,7 +148,7 @@ class _Stream:
         return _Event()
 
 
-class _Device:
+class _CudaWithoutMemory:
     """What `torch.cuda` is for "cuda", for a device without memory."""
 
     Stream, Event = _Stream, _Event
@@ -195,7 +195,7 @@ def _fake_device() -> Iterator[None]:
     from torch.distributed.fsdp._fully_shard import _fsdp_init
 
     replacements: dict[str, Callable[..., Any]] = {
-        "_get_device_handle": lambda *args: _Device,
+        "_get_device_handle": lambda *args: _CudaWithoutMemory,
         "_get_device_from_mesh": lambda mesh: META,
         "_move_states_to_device": lambda *args: None,  # constants keep their values on the CPU
     }
@@ -220,7 +220,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
     with (
         _patched_if_there(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
-        _patched_if_there(getattr(_fsdp_collectives, "DefaultAllocMixin", _Device), "allocate", allocate),
+        _patched_if_there(getattr(_fsdp_collectives, "DefaultAllocMixin", _CudaWithoutMemory), "allocate", allocate),
     ):
         yield
 

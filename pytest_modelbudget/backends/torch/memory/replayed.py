@@ -137,7 +137,7 @@ class SavedLog:
 
 
 class BackwardThroughReplay(RuntimeError):
-    """A model asked for gradients through a block that was only told again."""
+    """A model asked for gradients through a block that was only replayed."""
 
 
 class _ReplayedBlock(torch.autograd.Function):  # type: ignore[misc]

@@ -1,1 +1,1 @@
-"""Blocks that repeat are not run again: `fingerprint` tells which are alike, `cache` replays what one of them did."""
+"""Blocks that repeat are not run again: `fingerprint` tells which are alike, `cache` replays one with its `results`."""

@@ -1,7 +1,7 @@
-"""Repeated blocks: a block that was seen twice to do the same is not run a third time; what it did is told again.
+"""Repeated blocks: a block that was seen twice to do the same is not run a third time; what it did is replayed.
 
-Two calls are alike when their modules have one fingerprint (`prints`), their arguments have, nothing around them is
-switched differently, and what feeds them is arranged alike. A call is told again only when its like
+Two calls are alike when their modules have one fingerprint, their arguments have, nothing around them is
+switched differently, and what feeds them is arranged alike. A call is replayed only when its like
 
 - wrote to none of its arguments, changed nothing that its modules hold, drew no random numbers,
 - left no tensor behind but those it returned, and called no module that is not a part of it,
@@ -23,13 +23,12 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 from torch.nn.parameter import is_lazy
 
-from pytest_modelbudget.backends.torch.compat import no_dispatch, tree_map_only
 from pytest_modelbudget.backends.torch.model.attributes import ModuleAttributes
 from pytest_modelbudget.backends.torch.model.global_state import rng_states
-from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules, children, unwrap
-from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
+from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.replay.fingerprint import CallSignature, Fingerprints, NotComparable
+from pytest_modelbudget.backends.torch.replay.results import result_from_template, result_template
 from pytest_modelbudget.system.debug import DebugLog
 
 _MIN_REPEATS = 2
@@ -43,13 +42,13 @@ MakeResult = Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]
 
 
 class ReplayLog(Protocol):
-    """What a watcher of a pass notes, so that it can be noted again for a call that is alike."""
+    """What a watcher of a pass notes, so that it can be noted once more for a call that is alike."""
 
     def context_key(self, modules: Modules, signature: CallSignature) -> Hashable:
         """What else must be equal for two calls to be alike.
 
         Raises:
-            Unreadable: nothing may be told again here.
+            NotComparable: nothing may be replayed here.
         """
         ...
 
@@ -74,26 +73,6 @@ class ReplayLog(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _NewTensor:
-    """A tensor that a call made: the `storage`th new one, of so many bytes."""
-
-    storage: int
-    bytes: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
-    dtype: torch.dtype
-    trained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _ArgumentTensor:
-    """A tensor that a call was given, and returns."""
-
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
 class RecordedCall:
     """What a call returned, and what it added to the log; `pinned` keeps the tensors that its key names by `id`."""
 
@@ -104,7 +83,7 @@ class RecordedCall:
 
 @dataclass(slots=True)
 class _ReplayStats:
-    """How well telling again went with the blocks of one kind."""
+    """How well replays went with the blocks of one kind."""
 
     recorded: int = 0
     replayed: int = 0
@@ -211,7 +190,7 @@ class Replay:
 
     def _replay(self, recorded: RecordedCall, modules: Modules, signature: CallSignature) -> Any:
         def make(train: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-            return _result_from_template(recorded.result, signature.tensors, train)
+            return result_from_template(recorded.result, signature.tensors, train)
 
         out = self._log.apply(recorded.delta, modules, signature, make)
         self.note_created(out)
@@ -244,7 +223,7 @@ class Replay:
                 raise NotComparable("it changed its arguments or itself, or drew random numbers")
             results = tensors(out)
             self._refuse_escaped(first_created, results)
-            result = _result_template(out, results, signature)
+            result = result_template(out, results, signature)
             pinned = tuple(tensor for tensor in signature.tensors if not tensor.is_meta)
             recorded = RecordedCall(result, self._log.delta(checkpoint, modules, signature, results), pinned)
         except (NotComparable, TypeError) as reason:
@@ -327,77 +306,3 @@ def _mode_flags() -> Hashable:
         torch._C._get_math_sdp_enabled(),
         torch._C._get_flash_sdp_enabled(),
     )
-
-
-def _result_template(out: Any, results: list[torch.Tensor], signature: CallSignature) -> Any:
-    """`out` with each tensor replaced by how to make it again."""
-    storages: dict[int, int] = {}
-    if torch.is_grad_enabled() and sum(tensor.requires_grad for tensor in results) > 1:
-        # Each would have to keep its own part of what is held.
-        raise NotComparable("several of its results need gradients")
-    if len({id(tensor) for tensor in results}) != len(results):
-        raise NotComparable("it returns a tensor twice")
-    argument_positions = {id(tensor): position for position, tensor in enumerate(signature.tensors)}
-
-    def one(tensor: torch.Tensor) -> _NewTensor | _ArgumentTensor:
-        if id(tensor) in argument_positions:
-            return _ArgumentTensor(argument_positions[id(tensor)])
-        key = storage_key(tensor)
-        is_plain = type(tensor) is torch.Tensor and tensor.is_meta and tensor.layout == torch.strided
-        if not is_plain or key in signature.storages or tensor.is_complex() or tensor.is_neg():
-            raise NotComparable("it returns a view of an argument, or a tensor that is not plain")
-        return _NewTensor(
-            storages.setdefault(key, len(storages)),
-            tensor.untyped_storage().nbytes(),
-            tuple(tensor.shape),
-            tensor.stride(),
-            tensor.storage_offset(),
-            tensor.dtype,
-            tensor.requires_grad,
-        )
-
-    template = tree_map_only(torch.Tensor, one, out)
-    if torch.is_grad_enabled() and len(storages) < sum(1 for tensor in results if id(tensor) not in argument_positions):
-        raise NotComparable("it returns views of one tensor")  # which autograd would have to know
-    _refuse_objects(template)
-    return template
-
-
-def _refuse_objects(value: Any) -> None:
-    if type(value) in (tuple, list, torch.Size):
-        for item in value:
-            _refuse_objects(item)
-    elif type(value) is dict:
-        for item in value.values():
-            _refuse_objects(item)
-    elif not (value is None or type(value) in (_NewTensor, _ArgumentTensor, int, float, bool, str)):
-        raise NotComparable(f"it returns an object of {type(value).__name__}")
-
-
-def _result_from_template(
-    result_template: Any, arguments: list[torch.Tensor], train: Callable[[torch.Tensor], torch.Tensor]
-) -> Any:
-    storages: dict[int, torch.Tensor] = {}
-
-    def one(template: _NewTensor | _ArgumentTensor) -> torch.Tensor:
-        if isinstance(template, _ArgumentTensor):
-            return arguments[template.position]
-        return train(new(template)) if template.trained else new(template)
-
-    def new(template: _NewTensor) -> torch.Tensor:
-        base = storages.get(template.storage)
-        if base is None:
-            tensor = torch.empty_strided(template.shape, template.strides, dtype=template.dtype, device=META)
-            storages[template.storage] = tensor
-            if template.offset == 0 and tensor.untyped_storage().nbytes() == template.bytes:
-                return tensor
-            base = storages[template.storage] = torch.empty(template.bytes, dtype=torch.uint8, device=META)
-        view = torch.empty(0, dtype=template.dtype, device=META)
-        return view.set_(base.untyped_storage(), template.offset, template.shape, template.strides)
-
-    with no_dispatch():
-        return (
-            one(result_template)
-            if isinstance(result_template, (_NewTensor, _ArgumentTensor))
-            else tree_map_only((_NewTensor, _ArgumentTensor), one, result_template)
-        )

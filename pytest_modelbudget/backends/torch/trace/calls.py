@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from pytest_modelbudget.backends.patching import Change, SharedChange, patch_all
+from pytest_modelbudget.backends.patching import ProcessChange, SharedChange, patch_all
 
 
 class CallObserver(Protocol):
@@ -24,7 +24,7 @@ _OBSERVERS: dict[int, CallObserver] = {}
 """Who watches the calls of modules in each thread."""
 
 
-class CallsObserved(Change):
+class CallsObserved(ProcessChange):
     """Inside, calls of modules of this thread go through `watcher`, where they are shown."""
 
     def __init__(self, observer: CallObserver) -> None:

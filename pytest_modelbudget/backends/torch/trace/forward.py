@@ -33,7 +33,7 @@ from pytest_modelbudget.backends.torch.trace.joins import ShapeDtype, as_one_ope
 from pytest_modelbudget.backends.torch.trace.perturb import Perturbation, PerturbingRunner
 from pytest_modelbudget.backends.torch.trace.replayed import TraceLog
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.trace.tracer import Observer, Trace, observing
+from pytest_modelbudget.backends.torch.trace.tracer import ModuleTrace, Observer, observing
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Input, TensorSpec
@@ -48,7 +48,7 @@ class ForwardPass:
     `refused` that it asked for values which it could not have, and went on.
     """
 
-    trace: Trace
+    trace: ModuleTrace
     ports: tuple[str, ...]
     outputs: tuple[ShapeDtype, ...]
     read_inputs: tuple[Input, ...] = ()
@@ -110,7 +110,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
     build_keras_layers(subject, sizes)
-    trace = Trace(subject.attributes.parts, subject.products)
+    trace = ModuleTrace(subject.attributes.parts, subject.products)
     if subject.block_cache is not None:
         trace.replay = subject.block_cache.start(TraceLog(trace))
     call = call_of(subject, sizes)
@@ -144,7 +144,7 @@ def build_keras_layers(subject: Subject, sizes: Mapping[str, int]) -> None:
     """
     if not keras_layers.are_unbuilt(subject.attributes.modules):
         return
-    call, trace = call_of(subject, sizes), Trace(subject.attributes.parts)
+    call, trace = call_of(subject, sizes), ModuleTrace(subject.attributes.parts)
     try:
         with keras_layers.building(), quiet_modes(subject), observing(trace, _operator_runner(subject, call)):
             subject.model(*call.args, **call.kwargs)
@@ -301,7 +301,7 @@ def _may_compile() -> bool:
     return not sys.modules.keys().isdisjoint({"torch._dynamo", "torch.nn.attention.flex_attention"})
 
 
-def _failure(subject: Subject, trace: Trace, call: ModelCall, error: Exception) -> ForwardFailed:
+def _failure(subject: Subject, trace: ModuleTrace, call: ModelCall, error: Exception) -> ForwardFailed:
     paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
     layer = trace.failed.module if trace.failed is not None else subject.model
     where = paths.get(id(layer), f"of type {type(layer).__name__}")

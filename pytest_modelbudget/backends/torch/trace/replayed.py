@@ -13,7 +13,7 @@ from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.replay.cache import MakeResult, Modules
 from pytest_modelbudget.backends.torch.replay.fingerprint import CallSignature, NotComparable
 from pytest_modelbudget.backends.torch.trace.joins import Join, ShapeDtype, Source
-from pytest_modelbudget.backends.torch.trace.tracer import ModuleRecord, Trace
+from pytest_modelbudget.backends.torch.trace.tracer import ModuleRecord, ModuleTrace
 
 
 class RelativeRef(NamedTuple):
@@ -70,9 +70,9 @@ class _TraceCheckpoint:
 
 
 class TraceLog:
-    """The `Log` of a `Trace`."""
+    """The `Log` of a `ModuleTrace`."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: ModuleTrace) -> None:
         self._trace = trace
 
     def context_key(self, modules: Modules, signature: CallSignature) -> Hashable:

@@ -66,7 +66,7 @@ class Observer(Protocol):
         ...
 
 
-class Trace:
+class ModuleTrace:
     """The records of one forward pass, by module, the joins between them, and the operators that could not be counted.
 
     Every tensor has at most one source: a layer, a join, or an input. What two names of one storage share is one tensor
@@ -288,7 +288,7 @@ class Trace:
         self._pinned.clear()
 
 
-_CODE_OF_MODULE_CALL = Trace._inside.__code__
+_CODE_OF_MODULE_CALL = ModuleTrace._inside.__code__
 """The function in which the code of a module begins to run."""
 
 
