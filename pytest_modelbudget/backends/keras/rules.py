@@ -25,7 +25,7 @@ from pytest_modelbudget.backends.costs.formulas import (
     triangular_systems,
 )
 from pytest_modelbudget.backends.keras.calls import LayerCall
-from pytest_modelbudget.backends.keras.names import WITH_WEIGHTS, ZERO, ZERO_LAYERS
+from pytest_modelbudget.backends.keras.free_operations import WITH_WEIGHTS, ZERO, ZERO_LAYERS
 
 Rule = Callable[[Any, Sequence[Shape], Sequence[Shape]], int]
 """From an operation (or layer), the shapes of its tensor operands and those of its results, to FLOPs."""

@@ -10,7 +10,7 @@ import pytest
 from keras import layers as L
 from keras import ops
 
-from pytest_modelbudget.backends.keras import names, rules
+from pytest_modelbudget.backends.keras import free_operations, rules
 from tests.versions import needs, since
 
 
@@ -470,7 +470,7 @@ def test_an_activation_costs_nothing(summarize: Any, name: str, layer: Any, prod
     assert (flops.value, flops.uncounted) == (2 * products, ())
 
 
-UNCOUNTED = names._names(
+UNCOUNTED = free_operations._names(
     """
     AssociativeScan Cholesky CholeskyInverse Cond Corrcoef Det Eig Eigh ForiLoop GaussianBlur Inv JVP Logdet
     Lstsq LuFactor Map MatrixRank Pinv Qr Scan Slogdet SobelEdges Solve SSIM SVD VectorizedMap WhileLoop
@@ -481,15 +481,21 @@ UNCOUNTED = names._names(
 
 def test_every_operation_of_keras_has_a_rule() -> None:
     """An operation that a Keras release adds is not taken for free: it has to be entered in a table first."""
-    known = set(rules.OPERATION_RULES) | names.ZERO | UNCOUNTED | {"Function"}  # a graph: its operations are counted
+    known = (
+        set(rules.OPERATION_RULES) | free_operations.ZERO | UNCOUNTED | {"Function"}
+    )  # a graph: its operations are counted
     operations = {cls.__name__ for cls in _subclasses(keras.Operation) if cls.__module__.startswith("keras.src.")}
     assert len(operations) > 240
     assert not operations - known
-    assert not set(rules.OPERATION_RULES) & names.ZERO | names.ZERO & UNCOUNTED | UNCOUNTED & set(rules.OPERATION_RULES)
+    assert (
+        not set(rules.OPERATION_RULES) & free_operations.ZERO
+        | free_operations.ZERO & UNCOUNTED
+        | UNCOUNTED & set(rules.OPERATION_RULES)
+    )
 
 
 @since("keras", "3.13", "the table is that of the newest")
 def test_every_layer_that_costs_nothing_exists() -> None:
     """The table of layers has no name that Keras does not have (or an older one did)."""
-    assert {name for name in names.ZERO_LAYERS if not hasattr(L, name)} == set()
-    assert names.WITH_WEIGHTS < names.ZERO_LAYERS
+    assert {name for name in free_operations.ZERO_LAYERS if not hasattr(L, name)} == set()
+    assert free_operations.WITH_WEIGHTS < free_operations.ZERO_LAYERS

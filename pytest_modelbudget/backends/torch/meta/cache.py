@@ -49,7 +49,7 @@ class MetaCache:
 
     def __init__(self) -> None:
         self._results: dict[Hashable, tuple[TensorMeta, ...] | None] = {}
-        self.operators: dict[Any, Any] = {}  # what the watcher of a pass knows of each operator
+        self.operators: dict[Any, Any] = {}  # what the observer of a pass knows of each operator
 
     def run(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func`, made anew from what is known, or asked of torch."""
@@ -118,7 +118,7 @@ class _Logged(MetaCache):
         self._by = ""
 
     def run(self, func: Any, read: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `Memo.run`."""
+        """See `MetaCache.run`."""
         call = f"{func}({', '.join(map(described, read))})"  # before an operator in place changes them
         listed = self.rules and _is_foreach_like_first(func)
         self._by = "torch (a view)" if func.is_view or func is _UNSAFE_VIEW else "rule" if listed else "cache"

@@ -48,12 +48,12 @@ class Readings:
             self.read_inputs |= {name: self.assumed[name] for name in self._names(tensors)}
 
     def before_operator(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...]) -> None:
-        """An operator is about to run on `read`."""
+        """An operator is about to run on `operands`."""
         if self._labels and (read_of := read_operands(func)) is not None:
             self.note_read(read_of(operands, args))
 
     def after_operator(self, func: Any, operands: list[torch.Tensor], out: Any) -> None:
-        """An operator made `out` of `read`: of assumed values come assumed values."""
+        """An operator made `out` of `operands`: of assumed values come assumed values."""
         if self._labels and not _reads_shape_only(func) and (names := self._names(operands)):
             for tensor in tensors(out):
                 self._label(tensor, names | self._labels.get(storage_key(tensor), frozenset()))

@@ -85,7 +85,7 @@ def sharding_notes(model: nn.Module) -> tuple[str, ...]:
 
 
 def remove_sharding(model: nn.Module) -> None:
-    """Make a ghost of a sharded model run on one device: without hooks that gather, scatter or redistribute."""
+    """Make a meta copy of a sharded model run on one device: without hooks that gather, scatter or redistribute."""
     wrappers = _classes(_FSDP_MODULES, "FSDPModule")
     for module in model.modules():
         if isinstance(module, wrappers):

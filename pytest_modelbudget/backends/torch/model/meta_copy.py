@@ -1,4 +1,4 @@
-"""A copy of a user's model to run instead of it: the structure is copied, the weights become ghosts."""
+"""A copy of a user's model to run instead of it: the structure is copied, the weights become meta tensors."""
 
 from __future__ import annotations
 

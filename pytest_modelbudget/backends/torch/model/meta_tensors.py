@@ -1,4 +1,4 @@
-"""Ghosts: tensors on the meta device that stand for real ones, one for each, so that what was tied stays tied."""
+"""Tensors on the meta device that stand for real ones, one for each, so that what was tied stays tied."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def keeps_values(tensor: torch.Tensor) -> bool:
 
 
 class MetaTensors:
-    """Makes and remembers the ghost of each tensor it is asked for; it keeps none of them alive."""
+    """Makes and remembers the meta tensor of each tensor it is asked for; it keeps none of them alive."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
         self._storages: dict[int, tuple[StorageWeakRef, torch.UntypedStorage]] = {}
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The ghost of `tensor`: same class, shape, strides, dtype and `requires_grad`; itself when on meta."""
+        """The meta tensor of `tensor`: same class, shape, strides, dtype and `requires_grad`; itself when on meta."""
         if tensor.is_meta and not is_sharded(tensor):
             return tensor
         key = id(tensor)
@@ -65,14 +65,14 @@ class MetaTensors:
         return entry[1]
 
     def if_possible(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The ghost of `tensor`; itself when there can be none: it is put on meta where it meets what is there."""
+        """The meta tensor of `tensor`; itself when there can be none: it goes to meta where it meets what is there."""
         try:
             return self.of(tensor)
         except NotOnMeta:
             return tensor
 
     def shares(self, tensor: torch.Tensor) -> bool:
-        """Whether `tensor` has the memory of one that has a ghost."""
+        """Whether `tensor` has the memory of one that has a meta tensor."""
         return storage_key(tensor) in self._storages
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def _buffer_keeps_values(buffer: torch.Tensor) -> bool:
 
 
 def model_to_meta(model: nn.Module, meta_tensors: MetaTensors) -> None:
-    """Replace every real parameter of `model`, and every buffer whose values no forward pass needs, by its ghost.
+    """Replace every real parameter of `model`, and every buffer whose values no forward pass needs, by its meta tensor.
 
     A sharded model becomes whole.
     """

@@ -42,7 +42,7 @@ MakeResult = Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]
 
 
 class ReplayLog(Protocol):
-    """What a watcher of a pass notes, so that it can be noted once more for a call that is alike."""
+    """What an observer of a pass notes, so that it can be noted once more for a call that is alike."""
 
     def context_key(self, modules: Modules, signature: CallSignature) -> Hashable:
         """What else must be equal for two calls to be alike.

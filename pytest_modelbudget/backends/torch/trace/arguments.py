@@ -195,11 +195,11 @@ def _share(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _stand_in(tensor: torch.Tensor, real: bool, meta_tensors: MetaTensors) -> torch.Tensor:
-    """What is handed over for a tensor of an example: its values where they may steer the model, else a ghost."""
+    """What is handed over for a tensor of an example: its values where they may steer the model, else a meta tensor."""
     kind = type(tensor)
     with no_functions():
         stored_otherwise = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
-        if stored_otherwise or hasattr(kind, "__tensor_flatten__"):  # no ghost can stand for what is stored otherwise
+        if stored_otherwise or hasattr(kind, "__tensor_flatten__"):  # meta tensors cannot stand for these
             return tensor.detach().clone().cpu()
         if kind in (torch.Tensor, torch.nn.Parameter):
             return _plain_stand_in(tensor, real, meta_tensors)

@@ -25,14 +25,14 @@ _OBSERVERS: dict[int, CallObserver] = {}
 
 
 class CallsObserved(ProcessChange):
-    """Inside, calls of modules of this thread go through `watcher`, where they are shown."""
+    """Inside, calls of modules of this thread go through `observer`, where they are shown."""
 
     def __init__(self, observer: CallObserver) -> None:
-        self._watcher, self._before = observer, _OBSERVERS.get(threading.get_ident())
+        self._observer, self._before = observer, _OBSERVERS.get(threading.get_ident())
 
     def __enter__(self) -> None:
         super().__enter__()
-        _set_observer(self._watcher)
+        _set_observer(self._observer)
 
     def undo(self) -> None:
         """Let them go through who watched before."""

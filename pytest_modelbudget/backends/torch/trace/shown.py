@@ -16,36 +16,36 @@ from pytest_modelbudget.system.debug import DebugLog
 
 
 def shown(
-    watcher: Observer, log: DebugLog | None, model: nn.Module, ports: Sequence[tuple[str, torch.Tensor]]
+    observer: Observer, log: DebugLog | None, model: nn.Module, ports: Sequence[tuple[str, torch.Tensor]]
 ) -> Observer:
-    """`watcher`, with its pass of `model` on the inputs `ports` written to `log`, where there is one."""
+    """`observer`, with its pass of `model` on the inputs `ports` written to `log`, where there is one."""
     if log is None:
-        return watcher
+        return observer
     inputs = ", ".join(f"{name}: {described(tensor)}" for name, tensor in ports)
     log.write("trace", f"a pass on {inputs or 'no tensors'}")
-    return _CallsShown(watcher, log, {id(node.module): node.path for node in nodes(model)})
+    return _CallsShown(observer, log, {id(node.module): node.path for node in nodes(model)})
 
 
 class _CallsShown:
-    """A watcher that writes each call of a module to the log, when it is over, and hands all on to another watcher.
+    """An observer that writes each call of a module to the log, when it is over, and hands all on to another observer.
 
     The modules inside of a block that is replayed are not called.
     """
 
-    def __init__(self, watcher: Observer, log: DebugLog, paths: Mapping[int, str]) -> None:
-        self._watcher, self._log, self._paths = watcher, log, paths
-        self.label = watcher.label
+    def __init__(self, observer: Observer, log: DebugLog, paths: Mapping[int, str]) -> None:
+        self._observer, self._log, self._paths = observer, log, paths
+        self.label = observer.label
 
     def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
-        """See `Watcher.operator`."""
-        self._watcher.operator(price, view, read, args, kwargs, out)
+        """See `Observer.operator`."""
+        self._observer.operator(price, view, read, args, kwargs, out)
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """See `Watcher.call`."""
+        """See `Observer.call`."""
         kind, given = type(module).__name__, _listed((*args, *kwargs.values()))
         with self._log.inside(self._paths.get(id(module), f"({kind}, no layer of the model)")):
             try:
-                out = self._watcher.call(original, module, args, kwargs)
+                out = self._observer.call(original, module, args, kwargs)
             except BaseException as error:
                 self._log.write("trace", f"{kind}: {given} -> raised {type(error).__name__}")
                 raise

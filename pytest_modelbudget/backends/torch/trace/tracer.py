@@ -62,7 +62,7 @@ class Observer(Protocol):
         ...
 
     def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
-        """An operator read `read` and made `out`."""
+        """An operator read `operands` and made `out`."""
         ...
 
 
@@ -316,10 +316,10 @@ class OperatorRunner(Protocol):
     """What runs the operators of a pass instead of torch alone."""
 
     operators: dict[Any, Any]
-    """What the watcher of a pass knows of each operator; the runner keeps it from one pass to the next."""
+    """What the observer of a pass knows of each operator; the runner keeps it from one pass to the next."""
 
     def run(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of `func`, which reads the tensors `read`."""
+        """The result of `func`, which reads the tensors `operands`."""
         ...
 
 

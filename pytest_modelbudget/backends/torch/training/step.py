@@ -131,8 +131,8 @@ class _Recording:
                 self.subject.meta_cache, call.readings
             )
             stack.enter_context(value_reads_observed(dispatcher.note_read))
-            watcher = shown(recorder, self.subject.log, self.model, call.ports)
-            stack.enter_context(observing(watcher, dispatcher))
+            observer = shown(recorder, self.subject.log, self.model, call.ports)
+            stack.enter_context(observing(observer, dispatcher))
             if isinstance(self.recipe, Training):
                 alive = self._train(self.recipe, call, recorder, kernels)
             else:
