@@ -22,7 +22,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class CallTrace:
+class RecordedPass:
     """All calls of one pass in the order they began, and the tensors that the model gave back."""
 
     calls: Sequence[Call]

@@ -13,7 +13,7 @@ from itertools import chain, combinations, islice
 from math import gcd, prod
 from typing import Protocol, TypeVar
 
-from pytest_modelbudget.backends.calls import CallTrace, ShapeDtype, ranks
+from pytest_modelbudget.backends.calls import RecordedPass, ShapeDtype, ranks
 from pytest_modelbudget.summary import Dim, TensorSpec
 
 T = TypeVar("T")
@@ -343,7 +343,7 @@ class NamedTrace:
     notes: Sequence[str]
 
 
-def named_trace(base: CallTrace, sizes: Sizes, run: Callable[[Sizes], CallTrace]) -> NamedTrace:
+def named_trace(base: RecordedPass, sizes: Sizes, run: Callable[[Sizes], RecordedPass]) -> NamedTrace:
     """Name the dimensions of `base`, a trace at `sizes`; one that moves as no formula says is open.
 
     `run` traces the same call at other sizes, and raises whatever it likes when the model does not take them. A trace
@@ -351,7 +351,7 @@ def named_trace(base: CallTrace, sizes: Sizes, run: Callable[[Sizes], CallTrace]
     """
     form = base.form
 
-    def alike(other: Sizes) -> CallTrace | None:
+    def alike(other: Sizes) -> RecordedPass | None:
         try:
             trace = run(other)
         except Exception:  # this size does not suit the model: a table ends, a division leaves a rest
@@ -359,7 +359,7 @@ def named_trace(base: CallTrace, sizes: Sizes, run: Callable[[Sizes], CallTrace]
         return trace if trace.form == form else None
 
     def name(
-        passes: Sequence[tuple[Sizes, CallTrace]],
+        passes: Sequence[tuple[Sizes, RecordedPass]],
     ) -> tuple[DimensionNaming, tuple[list[Specs], list[Specs], Specs]]:
         naming = DimensionNaming([at for at, _ in passes], unexplained_open=True)
         same_calls = list(zip(*(trace.calls for _, trace in passes), strict=True))

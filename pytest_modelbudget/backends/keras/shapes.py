@@ -17,17 +17,17 @@ def name_shapes(
 ) -> NamedTrace:
     """Name the dimensions of `base`, a trace at `sizes`; `retrace` makes the same call at other sizes."""
 
-    def run(other: Sizes) -> calls.CallTrace:
+    def run(other: Sizes) -> calls.RecordedPass:
         return _plain(retrace({**sizes, **other}))
 
     return named_trace(_plain(base), {symbol: sizes[symbol] for symbol in symbols}, run)
 
 
-def _plain(trace: CallTrace) -> calls.CallTrace:
+def _plain(trace: CallTrace) -> calls.RecordedPass:
     plain_calls = [
         calls.Call(type(call.operation), _outputs(call.input_tensors), _outputs(call.outputs)) for call in trace.calls
     ]
-    return calls.CallTrace(plain_calls, _outputs(keras_tensors_in(trace.outputs)))
+    return calls.RecordedPass(plain_calls, _outputs(keras_tensors_in(trace.outputs)))
 
 
 def _outputs(tensors: Sequence[Any]) -> tuple[calls.ShapeDtype, ...]:

@@ -131,10 +131,10 @@ class _ModuleSummaryBuilder:
         graph, outputs = trace(self.sizes)
         sizes = {symbol: self.sizes[symbol] for symbol in graphs.symbols(ports) if symbol in self.sizes}
 
-        def run(other: Mapping[str, int]) -> calls.CallTrace:
-            return calls.CallTrace((), graphs.outputs(trace({**self.sizes, **other})[1]))
+        def run(other: Mapping[str, int]) -> calls.RecordedPass:
+            return calls.RecordedPass((), graphs.outputs(trace({**self.sizes, **other})[1]))
 
-        named = named_trace(calls.CallTrace((), graphs.outputs(outputs)), sizes, run)
+        named = named_trace(calls.RecordedPass((), graphs.outputs(outputs)), sizes, run)
         self.notes += named.notes
         specs = named.outputs
         if unsized is not None:

@@ -176,10 +176,10 @@ class _LegacySummaryBuilder:
         )
 
 
-def _plain(trace: LegacyTrace) -> calls.CallTrace:
+def _plain(trace: LegacyTrace) -> calls.RecordedPass:
     outputs = graphs.outputs
     plain_calls = [calls.Call(id(call.layer), outputs(call.given), outputs(call.outputs)) for call in trace.calls]
-    return calls.CallTrace(plain_calls, outputs(trace.graph.outputs))
+    return calls.RecordedPass(plain_calls, outputs(trace.graph.outputs))
 
 
 def _spec(tensor: Any) -> TensorSpec:
