@@ -98,7 +98,7 @@ layers = st.builds(
     type=words,
     outputs=calls,
     connected_to=sources.map(lambda fed: fed if any(fed) else ()),
-    weights=st.lists(weights, max_size=2).map(tuple),
+    weights=st.lists(weights, max_size=2, unique_by=lambda weight: weight.name).map(tuple),
     calls=st.none() | st.integers(0, 9),
     flops=st.none() | st.integers(0, 10**18),
     container=st.booleans(),
