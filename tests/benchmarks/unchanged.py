@@ -1,7 +1,7 @@
 """Whether a change of the code changed what is counted: `python tests/benchmarks/unchanged.py FOLDER`.
 
 Writes the snapshots of 60 models (torchvision, timm, transformers, keras.applications) into a new folder; where the folder
-is there already, compares with it and prints what differs. Written with one commit and compared with another, it shows that
+is there already, compares with what is in it and prints what differs. Written with one commit and compared with another, it shows that
 a change of the house is none for users.
 """
 
@@ -84,7 +84,7 @@ def main(folder: Path) -> int:
         path = folder / f"{name}.yaml"
         if not before:
             path.write_text(text, encoding="utf-8")
-        elif (old := path.read_text(encoding="utf-8")) != text:
+        elif path.exists() and (old := path.read_text(encoding="utf-8")) != text:
             different += 1
             print(*difflib.unified_diff(old.splitlines(), text.splitlines(), name, name, n=0, lineterm=""), sep="\n")
     print(f"{len(list(folder.iterdir()))} snapshots, {different} differ" if before else f"written: {folder}")
