@@ -18,7 +18,7 @@ from pytest_modelbudget.summary import Flops, Layer, Weight
 
 T = TypeVar("T")
 
-Place = tuple[int, int]
+PartKey = tuple[int, int]
 """The identities of a model and of a layer or operation in it; 0 for the model where that does not matter."""
 
 
@@ -44,7 +44,7 @@ class HeldWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PartCalls:
     """What the calls of one layer or operation got and gave, how often it was called, and who made what it got."""
 
     inputs: Iterable[Specs]
@@ -68,7 +68,7 @@ class Structure(Protocol):
         """The layers and operations of a model, in the order of the rows."""
         ...
 
-    def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
+    def calls_of(self, model: Any, part: Any, positions: Sequence[int]) -> PartCalls:
         """What is known of a part of `model` (None: of no model) that was called at these positions of the trace."""
         ...
 
@@ -81,7 +81,7 @@ class Structure(Protocol):
         ...
 
 
-def rows(model: Any, structure: Structure, called: Mapping[Place, Sequence[int]]) -> list[Row]:
+def rows(model: Any, structure: Structure, called: Mapping[PartKey, Sequence[int]]) -> list[Row]:
     """All rows of `model`; a layer that is no model is one row. `called` are the positions in the trace of each part.
 
     Raises:
@@ -95,9 +95,9 @@ def rows(model: Any, structure: Structure, called: Mapping[Place, Sequence[int]]
     return all_rows
 
 
-def positions_of(chains: Iterable[Sequence[int]]) -> dict[Place, list[int]]:
+def call_positions(chains: Iterable[Sequence[int]]) -> dict[PartKey, list[int]]:
     """Where each part was called, by itself and in each model: `chains` are the parts around each call, and its own."""
-    called: dict[Place, list[int]] = {}
+    called: dict[PartKey, list[int]] = {}
     for position, (*around, part) in enumerate(chains):
         for parent in {around[-1] if around else 0, 0}:
             called.setdefault((parent, part), []).append(position)
@@ -105,7 +105,7 @@ def positions_of(chains: Iterable[Sequence[int]]) -> dict[Place, list[int]]:
 
 
 class _Assembly:
-    def __init__(self, structure: Structure, called: Mapping[Place, Sequence[int]]) -> None:
+    def __init__(self, structure: Structure, called: Mapping[PartKey, Sequence[int]]) -> None:
         self.structure = structure
         self.called = called
         self.entered: set[int] = set()
@@ -122,8 +122,8 @@ class _Assembly:
     def alone(self, layer: Any) -> Iterator[Row]:
         """The row of a layer that stands in no model."""
         path = unique(self.structure.name(layer), self._used_paths)
-        shown = self.structure.shown(None, layer, self.called.get((0, id(layer)), ()))
-        yield from self._rows(layer, 0, path, shown, {}, True)
+        part_calls = self.structure.calls_of(None, layer, self.called.get((0, id(layer)), ()))
+        yield from self._rows(layer, 0, path, part_calls, {}, True)
 
     def _inside(self, model: Any, prefix: str, is_called: bool) -> Iterator[Row]:
         """The rows below one model; below one that was not called, the calls in its graph did not happen."""
@@ -131,23 +131,23 @@ class _Assembly:
         paths = {id(part): unique(f"{prefix}{self.structure.name(part)}", self._used_paths) for part in parts}
         for part in parts:
             positions = self.called.get((id(model), id(part))) or self.called.get((0, id(part)), ())
-            shown = self.structure.shown(model, part, positions)
-            yield from self._rows(part, id(model), paths[id(part)], shown, paths, is_called or bool(positions))
+            part_calls = self.structure.calls_of(model, part, positions)
+            yield from self._rows(part, id(model), paths[id(part)], part_calls, paths, is_called or bool(positions))
 
     def _rows(
-        self, part: Any, parent: int, path: str, shown: Shown, paths: Mapping[int, str], is_called: bool
+        self, part: Any, parent: int, path: str, part_calls: PartCalls, paths: Mapping[int, str], is_called: bool
     ) -> Iterator[Row]:
         is_model = self.structure.is_model(part)
         layer = Layer(
             path=path,
             type=type(part).__name__,
-            outputs=tuple(dict.fromkeys(shown.outputs)),
+            outputs=tuple(dict.fromkeys(part_calls.outputs)),
             connected_to=distinct(
-                tuple(paths[id(maker)] for maker in call if id(maker) in paths) for call in shown.makers
+                tuple(paths[id(maker)] for maker in call if id(maker) in paths) for call in part_calls.makers
             ),
             weights=self._enter(path, self.structure.weights(part, deep=not is_model)),
-            inputs=distinct(shown.inputs),
-            calls=shown.calls if is_called else 0,
+            inputs=distinct(part_calls.inputs),
+            calls=part_calls.calls if is_called else 0,
             container=is_model,
         )
         yield Row(parent, id(part), layer)
@@ -203,7 +203,7 @@ def costs(rows: Iterable[Row], runs: Iterable[tuple[FlopsCount, int, Sequence[in
 
     It is in the row of the innermost of these parts that is one.
     """
-    paths: dict[Place, str] = {}
+    paths: dict[PartKey, str] = {}
     for row in rows:
         paths[row.parent, row.operation] = row.layer.path
         paths.setdefault((0, row.operation), row.layer.path)
@@ -220,7 +220,7 @@ def costs(rows: Iterable[Row], runs: Iterable[tuple[FlopsCount, int, Sequence[in
     return Costs(Flops(total, tuple(sorted(uncounted.items()))), known)
 
 
-def _innermost(chain: Sequence[int], paths: Mapping[Place, str]) -> str | None:
+def _innermost(chain: Sequence[int], paths: Mapping[PartKey, str]) -> str | None:
     """The path of the innermost row of a chain of parts."""
     for parent, part in zip(reversed((0, *chain)[:-1]), reversed(chain), strict=True):
         if (path := paths.get((parent, part), paths.get((0, part)))) is not None:

@@ -11,7 +11,7 @@ import pytest
 from pytest_modelbudget.trackers.mlflow import ci, content, history
 from pytest_modelbudget.trackers.mlflow.ci import Build
 from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
-from pytest_modelbudget.trackers.mlflow.history import HistoryState, Mark
+from pytest_modelbudget.trackers.mlflow.history import HistoryState, LastWritten
 from pytest_modelbudget.trackers.mlflow.outbox import ModelRecord, OutboxEntry, RunRecord
 
 JOB = RunRecord("k", "n", "FINISHED", {}, {}, "job")
@@ -58,7 +58,7 @@ def test_points(
     moves: bool,
 ) -> None:
     """Step, time and value of each point to write, and whether it becomes the newest."""
-    measured = Mark(seen, seen * 1000, seen)
+    measured = LastWritten(seen, seen * 1000, seen)
     found, after = history.plan_points(before, now, model(params), measured)
     assert [(one.step, one.time_ms, one.metrics["params/total"]) for one in found] == points
     assert (after is not None) == moves
@@ -95,8 +95,8 @@ def test_a_mark_spares_only_what_is_newer_and_equal() -> None:
     """An older entry, or one with another model or outcome, is written as usual."""
     now = entry(5, 50, model(10))
     mark = history.mark_of(now)
-    assert history.mark_in(mark.text()) == mark == Mark(5, 5000, 50, now.fingerprint)
-    assert history.mark_in("odd") == history.mark_in("") == history.mark_in("[]") == Mark()
+    assert history.mark_in(mark.text()) == mark == LastWritten(5, 5000, 50, now.fingerprint)
+    assert history.mark_in("odd") == history.mark_in("") == history.mark_in("[]") == LastWritten()
     assert mark.is_before(entry(6, 60))
     assert not mark.is_before(entry(5, 40))
     assert not mark.is_before(entry(4, 90))
@@ -107,16 +107,16 @@ def test_a_mark_spares_only_what_is_newer_and_equal() -> None:
 def test_nobody_relies_on_what_is_being_written() -> None:
     """A newer entry keeps where all models were last measured; a late one may change what that was."""
     mark = history.mark_of(entry(5, 50, model(10)))
-    assert mark.while_writing(entry(6, 60)) == Mark(5, 5000, 50, writer="k")
-    assert mark.while_writing(entry(4, 60)) == Mark(writer="k")
+    assert mark.while_writing(entry(6, 60)) == LastWritten(5, 5000, 50, writer="k")
+    assert mark.while_writing(entry(4, 60)) == LastWritten(writer="k")
 
 
 def test_a_mark_of_other_models_is_doubted() -> None:
     """Some may be the same: nobody may spare them, nor hold their values where a late entry may have written."""
     mark = history.mark_of(entry(5, 50, model(10)))
     assert mark.doubted(entry(6, 60)) == replace(mark, fingerprint="")
-    assert mark.doubted(entry(5, 60)) == mark.doubted(entry(4, 60)) == Mark()
-    assert history.marks_in({"modelbudget.mark.a": mark.text(), "mlflow.note.content": "x"}) == {
+    assert mark.doubted(entry(5, 60)) == mark.doubted(entry(4, 60)) == LastWritten()
+    assert history.last_written_in({"modelbudget.mark.a": mark.text(), "mlflow.note.content": "x"}) == {
         "modelbudget.mark.a": mark
     }
 

@@ -92,7 +92,7 @@ def _value_fingerprint(name: str, value: Any, owner: Any) -> Hashable:
         return kind, tuple([_value_fingerprint("", item, owner) for item in value])
     if isinstance(value, dict):
         return kind, tuple([(key, _value_fingerprint("", item, owner)) for key, item in value.items()])
-    if isinstance(value, private.Variable):
+    if isinstance(value, keras.Variable):
         return kind, tuple(value.shape), str(value.dtype), value.trainable
     if isinstance(value, keras.layers.Layer):
         return fingerprint(value)

@@ -42,7 +42,7 @@ def held(layer: Any) -> Iterator[tuple[str, Any, bool]]:
     """What is in a layer's row: names, values, and whether each is no param."""
     used_names: set[str] = set()
     for name, variable, owner in _named(layer):
-        value = value_on_meta(variable) if isinstance(variable, private.Variable) else variable
+        value = value_on_meta(variable) if isinstance(variable, keras.Variable) else variable
         yield unique(name, used_names), value, weights.is_beside(variable, owner)
 
 

@@ -32,10 +32,6 @@ try:
 except ImportError:  # moved by a release to come; `pins` says so
     global_state = None
 
-Variable: Any = getattr(import_module("keras.src.backend"), "Variable", keras.Variable)
-"""The class of all variables of the backend; in releases up to 3.7 the public name is one of its own, which layers do
-not use."""
-
 _TRACKERS = ("GLOBAL_STATE_TRACKER", "GLOBAL_SETTINGS_TRACKER")
 _NAMES = "object_name_uids"
 _UNINITIALIZED = "uninitialized_variables"
@@ -132,7 +128,8 @@ def _tensorflow_random() -> Iterator[Callable[[], object]]:
 
 def variable_class() -> type:
     """The class that defines how every Keras variable is made, whatever the backend."""
-    owner: type = next(cls for cls in Variable.__mro__ if "_deferred_initialize" in vars(cls) and "assign" in vars(cls))
+    defining = ("_deferred_initialize", "assign")
+    owner: type = next(cls for cls in keras.Variable.__mro__ if all(name in vars(cls) for name in defining))
     return owner
 
 
@@ -234,19 +231,6 @@ def history(tensor: Any) -> tuple[Any, Any] | None:
     if record is None or record.operation is None:
         return None
     return record.operation, record.operation._inbound_nodes[record.node_index]
-
-
-LINKED_AFTER_CALL = "symbolic_call" in vars(keras.layers.Layer)
-"""Whether `Layer.__call__` itself notes where its outputs come from; up to Keras 3.6 `symbolic_call` does."""
-
-
-def link_outputs(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-    """Note that a call of `operation` made `outputs`, those that have no past yet."""
-    from keras.src.ops.node import Node
-
-    tensors = [tensor for tensor in keras.tree.flatten(outputs) if isinstance(tensor, keras.KerasTensor)]
-    if any(history(tensor) is None for tensor in tensors):
-        Node(operation=operation, call_args=args, call_kwargs=kwargs, outputs=outputs)
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def plain_rule(layer: Any) -> Rule | None:
     if rule is None or getattr(layer, "quantization_mode", None) is not None or layer.compute_dtype == "complex64":
         return None
     activation = layer.activation
-    keeps_shape = activation is not getattr(keras.activations, "glu", layer)  # not in Keras 3.6
+    keeps_shape = activation is not keras.activations.glu
     return rule if keeps_shape and getattr(activation, "__module__", "").startswith("keras.src.") else None
 
 

@@ -42,7 +42,7 @@ def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, costs_on
     with private.calls_forgotten() as remember:
         tracer = _CallTracer(remember)
         tracer.costs_only = costs_only
-        with variables.zeros(), variables.converted(), variables.symbolic(), tracer.watching():
+        with variables.zeros(), variables.symbolic(), tracer.watching():
             outputs = model(*args, **kwargs)
     return CallTrace(tracer.calls, outputs)
 
@@ -50,7 +50,7 @@ def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, costs_on
 def build(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Call `model` on symbolic tensors, which builds every layer that the call reaches."""
     tracer = _CallTracer(lambda operation: None)
-    with private.built_by_calling(), variables.zeros(), variables.converted(), tracer.watching():
+    with private.built_by_calling(), variables.zeros(), tracer.watching():
         model(*args, **kwargs)
 
 
@@ -129,8 +129,6 @@ class _CallTracer:
             self.inside.pop()
             self.times = times
         call.outputs = tuple(keras_tensors_in(outputs))
-        if not private.LINKED_AFTER_CALL:
-            private.link_outputs(target, args, kwargs, outputs)
         return outputs
 
     def called(self, call: Callable[..., Any], target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -35,7 +35,7 @@ class WeightValueWanted(Exception):
 @contextmanager
 def symbolic() -> Iterator[None]:
     """Inside, operations on variables are symbolic, and assigning one has no effect."""
-    owner, tensor = private.Variable, keras.KerasTensor
+    owner, tensor = keras.Variable, keras.KerasTensor
     patches: list[tuple[Any, str, Any]] = [
         (module, _FUNCTIONS, _asking_variables(getattr(module, _FUNCTIONS)))
         for name, module in list(sys.modules.items())
@@ -58,37 +58,13 @@ def symbolic() -> Iterator[None]:
 @contextmanager
 def zeros() -> Iterator[None]:
     """Inside, a variable without value reads as zeros, which no backend has to draw or to decompose."""
-    with patched(private.Variable, "value", property(_reading_zeros(private.Variable.value))):
+    with patched(keras.Variable, "value", property(_reading_zeros(keras.Variable.value))):
         yield
-
-
-@contextmanager
-def converted() -> Iterator[None]:
-    """Inside, making a tensor of a symbolic one gives a symbolic one, as it does by itself from Keras 3.7 on.
-
-    A functional model does so with what it is called on.
-    """
-    operations, backend = (sys.modules[f"keras.src.{name}"] for name in ("ops.core", "backend"))
-    if hasattr(operations, "ConvertToTensor"):
-        yield
-        return
-    with patched(backend, "convert_to_tensor", _keeping_symbolic(backend.convert_to_tensor)):
-        yield
-
-
-def _keeping_symbolic(original: Callable[..., Any]) -> Callable[..., Any]:
-    def convert_to_tensor(x: Any, dtype: Any = None, sparse: Any = None, **kwargs: Any) -> Any:
-        if not isinstance(x, keras.KerasTensor):
-            return original(x, dtype=dtype, sparse=sparse, **kwargs)
-        same_dtype = dtype is None or keras.backend.standardize_dtype(dtype) == x.dtype
-        return x if same_dtype else keras.ops.cast(x, dtype)
-
-    return convert_to_tensor
 
 
 def is_variable(value: Any) -> bool:
     """Whether `value` is a variable of Keras."""
-    return isinstance(value, private.Variable)
+    return isinstance(value, keras.Variable)
 
 
 def _asking_variables(original: Callable[..., bool]) -> Callable[..., bool]:

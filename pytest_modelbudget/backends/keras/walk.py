@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends import assemble
-from pytest_modelbudget.backends.assemble import HeldWeight, Row, Shown, positions_of
+from pytest_modelbudget.backends.assemble import HeldWeight, PartCalls, Row, call_positions
 from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import private, weights
 from pytest_modelbudget.backends.keras.labels import Labels
@@ -42,7 +42,7 @@ class KerasStructure:
 
     def rows(self, model: Any) -> list[Row]:
         """See `assemble.rows`."""
-        return assemble.rows(model, self, positions_of(call.chain for call in self._trace_shapes.calls))
+        return assemble.rows(model, self, call_positions(call.chain for call in self._trace_shapes.calls))
 
     def name(self, part: Any) -> str:
         """What an operation is called here."""
@@ -62,7 +62,7 @@ class KerasStructure:
         beside = [layer for layer in private.sublayers(model) if id(layer) not in in_graph and not _is_input(layer)]
         return [*operations, *beside]
 
-    def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
+    def calls_of(self, model: Any, part: Any, positions: Sequence[int]) -> PartCalls:
         """From the graph of its model, from the trace, or of an input of the outermost model as it is declared."""
         trace_shapes, graph = self._trace_shapes, None if model is None else self._graphs[id(model)]
         nodes = private.nodes_of(graph, part) if graph is not None else []
@@ -79,7 +79,7 @@ class KerasStructure:
         else:
             outputs = [trace_shapes.outputs[position] for position in positions]
             inputs = [trace_shapes.call_inputs[position] for position in positions]
-        return Shown(inputs, outputs, makers, len(positions) or len(nodes))
+        return PartCalls(inputs, outputs, makers, len(positions) or len(nodes))
 
     def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
         """None of an operation."""

@@ -44,7 +44,7 @@ def is_beside(variable: Any, layer: Any) -> bool:
     That is a scale, a zero point, a history of maxima: a quantised layer has as many params as before, and needs other
     bytes.
     """
-    if not isinstance(variable, private.Variable):
+    if not isinstance(variable, keras.Variable):
         return True
     return variable.name in _QUANTIZATION_NAMES and getattr(layer, "quantization_mode", None) is not None
 

@@ -44,7 +44,7 @@ def _by_parameter(layer: Any) -> Iterator[tuple[str, Any]]:
 
 def parameter_identity(variable: Any, layer: Any) -> int:
     """The same for two variables that are one parameter of a module, which two wrappers may hold."""
-    return id(private.value_of(variable) if is_wrapper(layer) and isinstance(variable, private.Variable) else variable)
+    return id(private.value_of(variable) if is_wrapper(layer) and isinstance(variable, keras.Variable) else variable)
 
 
 def as_stored(weight: Weight, variable: Any) -> Weight:
@@ -55,7 +55,7 @@ def as_stored(weight: Weight, variable: Any) -> Weight:
         stored_bytes,
     )
 
-    tensor = private.value_of(variable) if isinstance(variable, private.Variable) else variable
+    tensor = private.value_of(variable) if isinstance(variable, keras.Variable) else variable
     if tensor is None or (nbytes := stored_bytes(tensor)) is None:
         return weight
     shape = represented_shape(tensor)

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from pytest_modelbudget.backends import assemble
-from pytest_modelbudget.backends.assemble import HeldWeight, Row, Shown, positions_of, unique
+from pytest_modelbudget.backends.assemble import HeldWeight, PartCalls, Row, call_positions, unique
 from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import labels
 from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace
@@ -37,7 +37,7 @@ class LegacyStructure:
 
     def rows(self, model: Any) -> list[Row]:
         """See `assemble.rows`."""
-        return assemble.rows(model, self, positions_of(call.chain for call in self._trace_shapes.trace.calls))
+        return assemble.rows(model, self, call_positions(call.chain for call in self._trace_shapes.trace.calls))
 
     def name(self, part: Any) -> str:
         """What a layer is called here."""
@@ -51,7 +51,7 @@ class LegacyStructure:
         """Its layers; metrics are layers here, and are left out."""
         return [layer for layer in model.layers if not isinstance(layer, tf_keras.metrics.Metric)]
 
-    def shown(self, model: Any, part: Any, positions: Sequence[int]) -> Shown:
+    def calls_of(self, model: Any, part: Any, positions: Sequence[int]) -> PartCalls:
         """From the trace; who made what a layer got from the graph of its model, where it has one."""
         trace_shapes = self._trace_shapes
         outputs = [trace_shapes.outputs[position] for position in positions]
@@ -59,7 +59,7 @@ class LegacyStructure:
             outputs = [(spec,)] if (spec := trace_shapes.inputs.get(id(part)) or _input_spec(part)) else []
         makers = () if model is None else self._makers(model, part, positions)
         calls = len(positions) or int(_is_input(part))
-        return Shown([trace_shapes.given[position] for position in positions], outputs, makers, calls)
+        return PartCalls([trace_shapes.given[position] for position in positions], outputs, makers, calls)
 
     def _makers(self, model: Any, layer: Any, positions: Sequence[int]) -> list[list[Any]]:
         if not model._is_graph_network:

@@ -20,7 +20,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import UnreadableFile, decode_text, read_text
 from pytest_modelbudget.system import writing
 from pytest_modelbudget.trackers.mlflow import artifacts, history, outbox, views
-from pytest_modelbudget.trackers.mlflow.history import HistoryState, Mark
+from pytest_modelbudget.trackers.mlflow.history import HistoryState, LastWritten
 from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, ModelRecord, OutboxEntry
 from pytest_modelbudget.trackers.mlflow.store import NOTE, TABLES, Store, table_tag
 from pytest_modelbudget.trackers.mlflow.trouble import SendError
@@ -45,7 +45,7 @@ class Progress:
     """
 
     experiment: str
-    mark: Mark | None = None
+    mark: LastWritten | None = None
     late: bool = False
     new: tuple[ModelRecord, ...] = ()
     begun: bool = True
@@ -66,8 +66,8 @@ class Appender:
         if not self._entry.history:
             return Progress("")
         experiment = self._store.experiment(self._entry.history_experiment)
-        marks = history.marks_in(self._store.experiment_tags(experiment))
-        mark = marks.pop(self._tag, Mark())
+        marks = history.last_written_in(self._store.experiment_tags(experiment))
+        mark = marks.pop(self._tag, LastWritten())
         newest = mark.is_before(self._entry)
         if newest and mark.fingerprint == self._entry.fingerprint:
             if mark.step < self._entry.step:
@@ -97,7 +97,7 @@ class Appender:
 
     def new(self, progress: Progress, until: float) -> bool:
         """Begin the histories of new models, none after `until` (`time.monotonic`); True when all have begun."""
-        mark, done_keys = progress.mark or Mark(), outbox.done_keys(self._path)
+        mark, done_keys = progress.mark or LastWritten(), outbox.done_keys(self._path)
 
         def begin(model: ModelRecord) -> bool:
             if model.key in done_keys:
@@ -116,16 +116,16 @@ class Appender:
         """Let later entries rely on this one, which is written; unless somebody else wrote meanwhile."""
         if progress.mark is None:
             return
-        current = history.marks_in(self._store.experiment_tags(progress.experiment)).get(self._tag)
+        current = history.last_written_in(self._store.experiment_tags(progress.experiment)).get(self._tag)
         is_alone = current == progress.mark
-        new_mark = history.mark_of(self._entry) if is_alone and not progress.late else Mark()
+        new_mark = history.mark_of(self._entry) if is_alone and not progress.late else LastWritten()
         self._set_mark(progress.experiment, self._tag, new_mark)
 
     def _each(self, models: Iterable[ModelRecord], act: Callable[[ModelRecord], _T]) -> list[_T]:
         with ThreadPoolExecutor(self._store.parallel) as pool:
             return list(pool.map(act, models))
 
-    def _set_mark(self, experiment: str, tag: str, mark: Mark) -> None:
+    def _set_mark(self, experiment: str, tag: str, mark: LastWritten) -> None:
         self._store.set_experiment_tag(experiment, tag, mark.text())
 
     def _describe(self, experiment: str) -> None:
@@ -144,7 +144,7 @@ class Appender:
             raise SendError("MLflow does not find a run that it has just made")
         return run
 
-    def _append(self, model: ModelRecord, run: StoredRun, last_mark: Mark) -> bool:
+    def _append(self, model: ModelRecord, run: StoredRun, last_mark: LastWritten) -> bool:
         """Append to one history; its latest tables and its tags follow when the point is the newest.
 
         Returns whether the history has a newer point.

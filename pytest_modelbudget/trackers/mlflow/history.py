@@ -59,7 +59,7 @@ def read(tags: Mapping[str, str]) -> HistoryState | None:
 
 
 def plan_points(
-    state: HistoryState | None, entry: OutboxEntry, model: ModelRecord, last_mark: Mark
+    state: HistoryState | None, entry: OutboxEntry, model: ModelRecord, last_mark: LastWritten
 ) -> tuple[tuple[MetricPoints, ...], HistoryState | None]:
     """The points to write for `model`, and the state afterwards; None leaves the state as it is.
 
@@ -84,7 +84,7 @@ def plan_points(
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class LastWritten:
     """The newest entry of which all models have been written: an equal one after it changes nothing.
 
     It is kept beside all histories, since reading those of a thousand models takes longer than a run of pytest may;
@@ -107,35 +107,35 @@ class Mark:
         """Whether `entry` is newer, or the same."""
         return (self.step, self.created_ms) <= (entry.step, entry.created_ms)
 
-    def while_writing(self, entry: OutboxEntry) -> Mark:
+    def while_writing(self, entry: OutboxEntry) -> LastWritten:
         """This mark while `entry` is written; one that comes late leaves nothing to rely on."""
-        mark = self if self.is_before(entry) else Mark()
-        return Mark(mark.step, mark.point_ms, mark.created_ms, writer=entry.job.key)
+        mark = self if self.is_before(entry) else LastWritten()
+        return LastWritten(mark.step, mark.point_ms, mark.created_ms, writer=entry.job.key)
 
-    def doubted(self, entry: OutboxEntry) -> Mark:
+    def doubted(self, entry: OutboxEntry) -> LastWritten:
         """This mark of another set of models, of which `entry` may have some and change them."""
-        return replace(self, fingerprint="") if self.step < entry.step else Mark()
+        return replace(self, fingerprint="") if self.step < entry.step else LastWritten()
 
 
-def mark_of(entry: OutboxEntry) -> Mark:
+def mark_of(entry: OutboxEntry) -> LastWritten:
     """The mark of an entry of which all models have been written."""
-    return Mark(entry.step, entry.point_ms, entry.created_ms, entry.fingerprint)
+    return LastWritten(entry.step, entry.point_ms, entry.created_ms, entry.fingerprint)
 
 
-def mark_in(text: str) -> Mark:
+def mark_in(text: str) -> LastWritten:
     """The mark that a tag holds; one of nothing where it cannot be read."""
     try:
-        return Mark(**json.loads(text))
+        return LastWritten(**json.loads(text))
     except (ValueError, TypeError):
-        return Mark()
+        return LastWritten()
 
 
-def marks_in(tags: Mapping[str, str]) -> dict[str, Mark]:
+def last_written_in(tags: Mapping[str, str]) -> dict[str, LastWritten]:
     """All marks among the tags of an experiment."""
     return {name: mark_in(text) for name, text in tags.items() if name.startswith(f"{_MARK}.")}
 
 
 def mark_tag(models: Iterable[ModelRecord]) -> str:
-    """The tag of an experiment that holds the `Mark` of a set of models."""
+    """The tag of an experiment that holds the `LastWritten` of a set of models."""
     keys = " ".join(sorted(model.key for model in models))
     return f"{_MARK}.{hashlib.sha256(keys.encode()).hexdigest()[:16]}"

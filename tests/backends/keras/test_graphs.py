@@ -12,7 +12,6 @@ from keras import layers as L
 from pytest_modelbudget.backends import keras as backend
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
-from tests.versions import since
 
 
 def shared() -> keras.Model:
@@ -179,7 +178,6 @@ def test_layers_of_layers_are_one_row(summarize: Any) -> None:
     assert not both.container
 
 
-@since("keras", "3.11", "quantises to 4 bits")
 def test_packed_weights_count_what_they_stand_for(summarize: Any) -> None:
     """A 4-bit kernel has the shape of the kernel it replaces, and the bytes it really takes."""
 

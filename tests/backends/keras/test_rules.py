@@ -311,8 +311,8 @@ def _quantized(layer: L.Layer, mode: str) -> L.Layer:
         pytest.param(IMAGE, lambda: _lora(L.Conv2D(6, 3)), 2 * 49 * 6 * 36 + 2 * 36 * 2 * 6, id="lora, conv2d"),
         pytest.param(SEQUENCE, lambda: _lora(L.Embedding(9, 4)), 2 * 9 * 2 * 4, id="lora, embedding"),
         *(
-            pytest.param(ROWS, lambda mode=mode: _quantized(L.Dense(6), mode), 2 * 4 * 6, id=mode, marks=marks)  # type: ignore[misc]
-            for mode, marks in (("int8", ()), ("int4", since("keras", "3.11", "quantises to 4 bits")), ("float8", ()))
+            pytest.param(ROWS, lambda mode=mode: _quantized(L.Dense(6), mode), 2 * 4 * 6, id=mode)  # type: ignore[misc]
+            for mode in ("int8", "int4", "float8")
         ),
     ],
 )
@@ -327,7 +327,6 @@ def test_products_of_weights(summarize: Any, shape: tuple[int, ...], layer: Call
     assert (flops.value, flops.uncounted) == (expected, ())
 
 
-@since("keras", "3.7", "has the argument `flash_attention`")
 @pytest.mark.parametrize("flash", [None, False, True], ids=["as it comes", "unfused", "fused"])
 def test_flops_of_attention_are_those_of_any_kernel(summarize: Any, flash: bool | None) -> None:
     """Fused or not, attention counts the full square."""

@@ -83,11 +83,11 @@ class Subject:
         object.__setattr__(self, "log", log)
         object.__setattr__(self, "meta_cache", cache_for(log))
         object.__setattr__(self, "attributes", ModuleAttributes(self.model))
-        repeats = BlockCache(self.model, self.attributes, log) if self._may_replay(log) else None
+        repeats = BlockCache(self.model, self.attributes, log) if self._may_replay_blocks(log) else None
         object.__setattr__(self, "block_cache", repeats)
         object.__setattr__(self, "products", PackedProducts(self.attributes.unusual))
 
-    def _may_replay(self, log: DebugLog | None) -> bool:
+    def _may_replay_blocks(self, log: DebugLog | None) -> bool:
         if self.real or keras_layers.among(self.attributes.modules):  # Keras' layers change more than themselves
             return False
         return log is None or log.uses("replay")
