@@ -160,7 +160,7 @@ _TABLE = (
         "count",
         embeddings.params_outside,
         "params but for those of look-up tables (embedding layers) and of heads tied to one",
-        "non-embedding",
+        "non-emb.",
         "params/non_embedding",
         line="Non-embedding params",
         listed=lambda summary: embeddings.params_outside(summary) != summary.params,
