@@ -24,9 +24,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
-from pytest_modelbudget.backends.torch.memory.replayed import BackwardThroughReplay, SavedLog
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations, NoStorage, SavedTensors
 from pytest_modelbudget.backends.torch.model.global_state import preserved_in_pass, seed_everything
+from pytest_modelbudget.backends.torch.replay.graph import BackwardThroughReplay
 from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, observed
 
 
@@ -45,7 +45,7 @@ def _measure(subject: Subject, sizes: Mapping[str, int], with_replay: bool) -> A
     call = call_of(subject, sizes)
     saved = SavedTensors(subject.model, subject.attributes)
     if with_replay and subject.block_cache is not None:
-        saved.replay = subject.block_cache.start(SavedLog(saved))
+        saved.replay = subject.block_cache.start(saved)
     try:
         with (
             preserved_in_pass(),

@@ -29,11 +29,12 @@ from pytest_modelbudget.backends.torch.model.modules import nodes, part_ids, unw
 from pytest_modelbudget.backends.torch.model.packed_layers import packed_tensors_in
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import plain_parts
+from pytest_modelbudget.backends.torch.trace.observer import Observer
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.summary import Phase, Role
 
 
-class Recorder:
+class Recorder(Observer):
     """Notes the operators of a run with the storages they make, and when storages go.
 
     `phase` is the part of the step that is running; whoever runs the step says so. With `on_device` only what is on the
@@ -42,14 +43,13 @@ class Recorder:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__(part_ids(model))
         self.phase: Phase = "forward"
         self.on_device = False
         self.cpu: Cpu | None = None
         self.kernel = ""
         self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._rolled_up = part_ids(model)
         self._paths = {id(node.module): node.path for node in nodes(model)}
-        self._stack: list[str] = []
         self._initial: list[InitialStorage] = []
         self._events: list[MemoryEvent] = []
         self._steps: list[int] = []
@@ -91,21 +91,10 @@ class Recorder:
         finally:
             self.kernel = outer
 
-    def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call `module`; operators meanwhile are its, unless a module inside calls them."""
-        if id(module) in self._rolled_up:
-            return original(module, *args, **kwargs)
-        if self.phase == "backward" and not self._stack:  # a block that is recomputed
-            with self.recomputing():
-                return self._inside(original, module, args, kwargs)
-        return self._inside(original, module, args, kwargs)
-
-    def _inside(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        self._stack.append(self._paths.get(id(unwrap(module)), ""))
-        try:
-            return original(module, *args, **kwargs)
-        finally:
-            self._stack.pop()
+    def run(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run `module`; operators meanwhile are its, unless a module inside calls them."""
+        with self.recomputing() if self.phase == "backward" and not self.stack else nullcontext():
+            return super().run(original, module, args, kwargs)
 
     def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """Note one operator."""
@@ -127,10 +116,10 @@ class Recorder:
 
     def _path(self) -> str:
         """The module at work; in the backward pass the one that made the node of autograd that is running."""
-        if self.phase == "backward" and not self._stack:
+        if self.phase == "backward" and not self.stack:
             node = torch._C._current_autograd_node()
             return self._made_by.get(node._sequence_nr(), "") if node is not None else ""
-        path = self._stack[-1] if self._stack else ""
+        path = self._paths.get(id(unwrap(self.stack[-1])), "") if self.stack else ""
         # A node takes its number before its operator runs; the first operator to see the number is the node's own.
         if self.phase != "backward":
             self._made_by.setdefault(torch.autograd._get_sequence_nr() - 1, path)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.compat import no_dispatch
-from pytest_modelbudget.backends.torch.costs.rules import Cost
+from pytest_modelbudget.backends.torch.compat import no_dispatch, saving_hooks
 from pytest_modelbudget.backends.torch.model.attributes import ModuleAttributes
 from pytest_modelbudget.backends.torch.model.modules import all_tensors, nodes, unwrap
 from pytest_modelbudget.backends.torch.model.packed_layers import packed_tensors_in
-from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
+from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.backends.torch.model.stored_tensors import are_plain, plain_parts
-from pytest_modelbudget.backends.torch.replay.cache import Replay
+from pytest_modelbudget.backends.torch.replay.fingerprint import NotComparable
+from pytest_modelbudget.backends.torch.replay.relative import BlockCall, Event
+from pytest_modelbudget.backends.torch.trace.observer import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,70 +48,52 @@ class SavedHandle:
         self.tensor = tensor
 
 
-class SavedEntry(NamedTuple):  # of which there are very many: these are made fastest
-    """One saved tensor: its storage, and by `id` the module in whose call it was saved."""
+class SavedTensors(Observer):
+    """Notes what autograd saves, and in which module's call.
 
-    handle: weakref.ref[SavedHandle]
-    storage: int
-    bytes: int
-    module: int
-
-
-class SavedTensors:
-    """Notes what autograd saves, and in which module's call."""
+    There is one kind of event, "saved": it is about the handle of a tensor and its storage, and has its bytes. Its owner
+    is 0 outside of all modules.
+    """
 
     def __init__(self, model: nn.Module, attributes: ModuleAttributes) -> None:
+        super().__init__(attributes.parts)
         self._model = model
-        self._parts = attributes.parts
         weights = all_tensors(attributes.modules)
         stored = weights if are_plain(weights) else [part for weight in weights for part in plain_parts(weight)]
-        self.excluded = set(map(storage_key, chain(stored, packed_tensors_in(attributes.unusual))))
-        self.replay: Replay | None = None  # where a block that was seen before is not run again
-        self.entries: list[SavedEntry] = []
-        self.created_at: dict[int, int] = {}  # the number of operators that had run, by the storages that each made
-        self.operators = 0
-        self._stack: list[nn.Module] = []
-        self._failed: nn.Module | None = None
+        self._excluded = set(map(storage_key, chain(stored, packed_tensors_in(attributes.unusual))))
 
     def label(self, tensor: torch.Tensor, source: str) -> None:
         """An input is not counted."""
-        self.excluded |= {storage_key(part) for part in plain_parts(tensor)}
+        self._excluded |= {storage_key(part) for part in plain_parts(tensor)}
 
-    def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call `module`; what is saved meanwhile is its, unless a module inside saves it."""
-        if id(module) in self._parts:
-            return original(module, *args, **kwargs)
-        if self.replay is None or not module._modules:
-            return self._inside(original, module, args, kwargs)
-        return self.replay.call(module, args, kwargs, lambda: self._inside(original, module, args, kwargs))
+    def context_key(self, call: BlockCall) -> Hashable:
+        """Which arguments are counted at all."""
+        if not torch.is_grad_enabled():
+            raise NotComparable("gradients are off")
+        hooks = saving_hooks()
+        if hooks is None or hooks[0] != self.pack:
+            raise NotComparable("others look at what autograd saves, as checkpointing does")
+        return tuple([storage_key(tensor) in self._excluded for tensor in call.arguments])
 
-    def _inside(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        self._stack.append(module)
-        try:
-            return original(module, *args, **kwargs)
-        except BaseException:
-            self._failed = self._failed or module
-            raise
-        finally:
-            self._stack.pop()
-
-    def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
-        """What operators save comes to `pack`; here it is noted which storages are new."""
-        self.operators += 1
-        if not view:
-            for tensor in tensors(out):
-                self.created_at[storage_key(tensor)] = self.operators
+    def lasting(self, events: Sequence[Event]) -> Sequence[Event]:
+        """What is still held, each storage once."""
+        first_events: dict[int, Event] = {}
+        for event in events:
+            handle, storage = event.refs
+            if handle() is not None:
+                first_events.setdefault(storage, event)
+        return list(first_events.values())
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | SavedHandle:
         """Called by autograd for each tensor that it saves."""
         if tensor.layout != torch.strided or (key := storage_key(tensor)) < 0:
             raise NoStorage
-        if key in self.excluded:
+        if key in self._excluded:
             return tensor
         with no_dispatch():
             handle = SavedHandle(tensor.detach())  # with its graph, a result would keep itself alive
-        owner = id(unwrap(self._stack[-1])) if self._stack else 0
-        self.entries.append(SavedEntry(weakref.ref(handle), key, tensor.untyped_storage().nbytes(), owner))
+        owner = id(unwrap(self.stack[-1])) if self.stack else 0
+        self.note(Event("saved", owner, (weakref.ref(handle), key), (tensor.untyped_storage().nbytes(),)))
         return handle
 
     def unpack(self, packed: torch.Tensor | SavedHandle) -> torch.Tensor:
@@ -120,20 +102,16 @@ class SavedTensors:
 
     def still_held(self) -> Activations:
         """What is still held now, by the module that saved it first."""
-        first_entries: dict[int, SavedEntry] = {}
-        for entry in self.entries:
-            if entry.handle() is not None:
-                first_entries.setdefault(entry.storage, entry)
         bytes_by_module: Counter[int] = Counter()
-        for entry in first_entries.values():
-            bytes_by_module[entry.module] += entry.bytes
+        for event in self.lasting(self.events):
+            bytes_by_module[event.owner] += event.values[0]
         return Activations(sum(bytes_by_module.values()), bytes_by_module)
 
     @property
     def failed_layer_text(self) -> str:
         """The layer whose call failed, in words."""
         paths = {id(node.module): node.path for node in nodes(self._model)}
-        path = paths.get(id(self._failed)) if self._failed is not None else None
+        path = paths.get(id(self.failed)) if self.failed is not None else None
         return f" in layer {path!r}" if path else ""
 
 

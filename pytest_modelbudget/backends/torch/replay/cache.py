@@ -16,7 +16,8 @@ import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +26,18 @@ from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.torch.model.attributes import ModuleAttributes
 from pytest_modelbudget.backends.torch.model.global_state import rng_states
+from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules, children, unwrap
-from pytest_modelbudget.backends.torch.model.pytree import tensors
+from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.backends.torch.replay.fingerprint import CallSignature, Fingerprints, NotComparable
+from pytest_modelbudget.backends.torch.replay.graph import as_result_of, reached_arguments
+from pytest_modelbudget.backends.torch.replay.relative import (
+    BlockCall,
+    EventLog,
+    RelativeEvents,
+    note_again,
+    relative_events,
+)
 from pytest_modelbudget.backends.torch.replay.results import result_from_template, result_template
 from pytest_modelbudget.system.debug import DebugLog
 
@@ -35,49 +45,16 @@ _MIN_REPEATS = 2
 _GIVE_UP_AFTER = 6  # calls of one kind of block without a single repetition after which it is left alone
 
 
-Modules = Sequence[nn.Module]
-"""A module and all modules below it, in order."""
-
-MakeResult = Callable[[Callable[[torch.Tensor], torch.Tensor]], Any]
-
-
-class ReplayLog(Protocol):
-    """What an observer of a pass notes, so that it can be noted once more for a call that is alike."""
-
-    def context_key(self, modules: Modules, signature: CallSignature) -> Hashable:
-        """What else must be equal for two calls to be alike.
-
-        Raises:
-            NotComparable: nothing may be replayed here.
-        """
-        ...
-
-    def checkpoint(self, modules: Modules, signature: CallSignature) -> Any:
-        """Remember where the log stands before a call of the first of `modules`; the others are below it."""
-        ...
-
-    def delta(self, checkpoint: Any, modules: Modules, signature: CallSignature, results: list[torch.Tensor]) -> Any:
-        """What the call added to the log, in words of its modules and tensors: equal for calls that did the same.
-
-        Raises:
-            Unreadable: something that is not of the call.
-        """
-        ...
-
-    def apply(self, delta: Any, modules: Modules, signature: CallSignature, make_result: MakeResult) -> Any:
-        """Note for another call what `delta` gave, and return what the call returns.
-
-        It is made by `make`, which passes each tensor that needs a gradient through the function it is given.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class RecordedCall:
-    """What a call returned, and what it added to the log; `pinned` keeps the tensors that its key names by `id`."""
+class _RecordedCall:
+    """What a call returned and did; the graph of its result leads back to the arguments at the places `reached`.
+
+    `pinned` keeps the tensors that its key names by `id`.
+    """
 
     result: Any
-    delta: Any
+    reached: tuple[int, ...]
+    events: RelativeEvents
     pinned: tuple[torch.Tensor, ...] = field(compare=False)
 
 
@@ -131,28 +108,33 @@ class BlockCache:
         if self._log is not None:
             self._log.write("replay", f"{what}: {why}" if str(why) else what)
 
-    def start(self, log: ReplayLog) -> Replay | None:
-        """Telling again in one pass; None when someone else wants to see every call."""
-        return None if _has_global_hooks() else Replay(self, log)
+    def start(self, observer: EventLog) -> Replay | None:
+        """Replay in one pass; None when someone else wants to see every call."""
+        return None if _has_global_hooks() else Replay(self, observer)
 
 
 class Replay:
-    """One pass: `call` runs a module, or tells what it does."""
+    """One pass, that `observer` watches: `call` runs a module, or replays what it did."""
 
-    def __init__(self, block_cache: BlockCache, log: ReplayLog) -> None:
+    def __init__(self, block_cache: BlockCache, observer: EventLog) -> None:
         self._block_cache = block_cache
-        self._log = log
-        self._recorded_calls: dict[Hashable, RecordedCall] = {}
+        self._observer = observer
+        self._recorded_calls: dict[Hashable, _RecordedCall] = {}
         self._stats: defaultdict[int, _ReplayStats] = defaultdict(_ReplayStats)
         self._calls: Counter[int] = Counter()
         self._recording = 0
         self._rng_state: Hashable = None  # as last seen: what was drawn since then counts against the next block
         self._created: list[weakref.ref[torch.Tensor]] = []
+        self._created_storages: list[int] = []
+        self._leaf = torch.empty((), device=META, requires_grad=True)
 
-    def note_created(self, created: Any) -> None:
+    def note_created(self, created: Any, view: bool) -> None:
         """To be called with what each operator made."""
         if self._recording:
-            self._created += [weakref.ref(tensor) for tensor in tensors(created)]
+            for tensor in tensors(created):
+                self._created.append(weakref.ref(tensor))
+                if not view:
+                    self._created_storages.append(storage_key(tensor))
 
     def call(self, module: nn.Module, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
         """What the module gives: by `run`, or from an earlier call that was alike."""
@@ -166,8 +148,9 @@ class Replay:
         modules = self._block_cache.trees[id(module)]
         try:
             signature = CallSignature(args, kwargs)
+            call = BlockCall(modules, signature.tensors)
             fingerprint, training = self._block_cache.fingerprints.of(modules)
-            key = fingerprint, training, signature.key, _mode_flags(), self._log.context_key(modules, signature)
+            key = fingerprint, training, signature.key, _mode_flags(), self._observer.context_key(call)
             recorded = self._recorded_calls.get(key)
         except (NotComparable, TypeError) as reason:  # TypeError: something that has no hash
             self._block_cache.tell("ran, and is not comparable", reason)
@@ -176,9 +159,9 @@ class Replay:
         if recorded is not None and fingerprint in self._block_cache.verified:
             self._block_cache.tell("replayed")
             stats.replayed += 1
-            return self._replay(recorded, modules, signature)
+            return self._replay(recorded, call)
         stats.recorded += 1
-        return self._record(key, fingerprint, modules, signature, recorded, run)
+        return self._record(key, call, signature, recorded, run)
 
     def _called_often(self, module: nn.Module) -> int | None:
         """One block that is called again and again is as good as many that are alike."""
@@ -188,26 +171,29 @@ class Replay:
                 self._block_cache.register([module])
         return self._block_cache.kind(module)
 
-    def _replay(self, recorded: RecordedCall, modules: Modules, signature: CallSignature) -> Any:
-        def make(train: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-            return result_from_template(recorded.result, signature.tensors, train)
-
-        out = self._log.apply(recorded.delta, modules, signature, make)
-        self.note_created(out)
+    def _replay(self, recorded: _RecordedCall, call: BlockCall) -> Any:
+        reached = [call.arguments[place] for place in recorded.reached]
+        train = partial(as_result_of, self._leaf, reached, call.hold) if torch.is_grad_enabled() else _unchanged
+        out = result_from_template(recorded.result, call.arguments, train)
+        call.results = tensors(out)
+        note_again(self._observer, call, recorded.events)
+        if self._recording:
+            self.note_created(out, view=False)
+            self._created_storages += call.created
         return out
 
     def _record(
         self,
         key: tuple[Hashable, ...],
-        fingerprint: Hashable,
-        modules: Modules,
+        call: BlockCall,
         signature: CallSignature,
-        earlier: RecordedCall | None,
+        earlier: _RecordedCall | None,
         run: Callable[[], Any],
     ) -> Any:
         """Run, and see what it does; twice the same is trusted."""
-        rng_before, first_created = self._rng_state if self._rng_state is not None else rng_states(), len(self._created)
-        checkpoint = self._log.checkpoint(modules, signature)
+        rng_before = self._rng_state if self._rng_state is not None else rng_states()
+        call.sources = list(map(self._observer.source_of, call.arguments))
+        before = len(self._observer.events), len(self._created), len(self._created_storages)
         self._recording += 1
         try:
             out = run()
@@ -217,15 +203,11 @@ class Replay:
             self._rng_state = rng_states()
             if (
                 not signature.is_unmodified
-                or self._block_cache.fingerprints.of(modules) != key[:2]
+                or self._block_cache.fingerprints.of(call.modules) != key[:2]
                 or self._rng_state != rng_before
             ):
                 raise NotComparable("it changed its arguments or itself, or drew random numbers")
-            results = tensors(out)
-            self._refuse_escaped(first_created, results)
-            result = result_template(out, results, signature)
-            pinned = tuple(tensor for tensor in signature.tensors if not tensor.is_meta)
-            recorded = RecordedCall(result, self._log.delta(checkpoint, modules, signature, results), pinned)
+            recorded = self._recorded(call, signature, out, before)
         except (NotComparable, TypeError) as reason:
             self._block_cache.tell("ran, and is refused", reason)
             self._recorded_calls.pop(key, None)
@@ -233,13 +215,28 @@ class Replay:
         finally:
             if not self._recording:
                 self._created.clear()
+                self._created_storages.clear()
         if earlier == recorded and not torch.is_grad_enabled():
             self._block_cache.tell("ran, and is verified", "it did the same as one like it")
-            self._block_cache.verified.add(fingerprint)
+            self._block_cache.verified.add(key[0])
         else:
             self._block_cache.tell("ran, and is recorded")
         self._recorded_calls[key] = recorded
         return out
+
+    def _recorded(
+        self, call: BlockCall, signature: CallSignature, out: Any, before: tuple[int, int, int]
+    ) -> _RecordedCall:
+        """What a call did that returned `out`, since there were so many events, tensors and storages."""
+        first_event, first_created, first_storage = before
+        call.results = tensors(out)
+        call.created.update(self._created_storages[first_storage:])
+        self._refuse_escaped(first_created, call.results)
+        result = result_template(out, call.results, signature)
+        reached = reached_arguments(call.results, call.arguments) if torch.is_grad_enabled() else ()
+        events = relative_events(self._observer, call, self._observer.events[first_event:])
+        pinned = tuple(tensor for tensor in call.arguments if not tensor.is_meta)
+        return _RecordedCall(result, reached, events, pinned)
 
     def _refuse_escaped(self, first_created: int, results: list[torch.Tensor]) -> None:
         """With gradients, autograd keeps tensors; what escapes was looked for in the pass without."""
@@ -253,6 +250,10 @@ class Replay:
             for tensor in (ref() for ref in self._created[first_created:])
         ):
             raise NotComparable("a tensor that it made outlives it")
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _similar_blocks(model: nn.Module) -> Iterator[list[nn.Module]]:

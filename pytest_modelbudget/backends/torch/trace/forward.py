@@ -30,10 +30,10 @@ from pytest_modelbudget.backends.torch.replay.cache import BlockCache
 from pytest_modelbudget.backends.torch.trace.arguments import AssumedValues, ModelCall, ValuePolicy, make_call
 from pytest_modelbudget.backends.torch.trace.hints import hints, layer_text, may_run_on_values, source_line
 from pytest_modelbudget.backends.torch.trace.joins import ShapeDtype, as_one_operator
+from pytest_modelbudget.backends.torch.trace.observer import Observer, observing
 from pytest_modelbudget.backends.torch.trace.perturb import Perturbation, PerturbingRunner
-from pytest_modelbudget.backends.torch.trace.replayed import TraceLog
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.trace.tracer import ModuleTrace, Observer, observing
+from pytest_modelbudget.backends.torch.trace.tracer import ModuleTrace
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Input, TensorSpec
@@ -112,7 +112,7 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     build_keras_layers(subject, sizes)
     trace = ModuleTrace(subject.attributes.parts, subject.products)
     if subject.block_cache is not None:
-        trace.replay = subject.block_cache.start(TraceLog(trace))
+        trace.replay = subject.block_cache.start(trace)
     call = call_of(subject, sizes)
     try:
         with as_one_operator(trace.run_as_one), observed(subject, call, trace, keep=keep) as out:
@@ -163,12 +163,11 @@ def observed(
     *,
     training: bool = False,
     keep: bool = False,
-    then: Callable[[Any], object] | None = None,
 ) -> Iterator[Any]:
     """Call the model under `observer` and yield what it returns; its errors come through as they are.
 
     Without `training` it runs in eval mode without gradients, else in training mode with them. What the model stored
-    in itself is undone on leaving, unless `keep` and all went well. `then` is called with the result, still watched.
+    in itself is undone on leaving, unless `keep` and all went well.
     """
     for name, tensor in call.ports:
         observer.label(tensor, name)
@@ -178,8 +177,6 @@ def observed(
         with quiet_modes(subject, training):
             with value_reads_observed(runner.note_read), observing(observer, runner):
                 out = subject.model(*call.args, **call.kwargs)
-                if then is not None:
-                    then(out)
             call.readings.drew = rng_moved_since(_seed_of(subject))
         yield out
     except BaseException:
@@ -303,7 +300,7 @@ def _may_compile() -> bool:
 
 def _failure(subject: Subject, trace: ModuleTrace, call: ModelCall, error: Exception) -> ForwardFailed:
     paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
-    layer = trace.failed.module if trace.failed is not None else subject.model
+    layer = subject.model if trace.failed is None else trace.failed
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
     inputs = ", ".join(
         f"{name} {TensorSpec(shape_of(tensor), dtype_name(tensor.dtype))}" for name, tensor in call.ports

@@ -7,26 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from pytest_modelbudget.backends.costs import Operator
 from pytest_modelbudget.backends.torch.costs.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.trace.tracer import observing
+from pytest_modelbudget.backends.torch.trace.observer import Observer, observing
 
 
-class _OperatorLister:
+class _OperatorLister(Observer):
     def __init__(self, scope: Callable[[], str]) -> None:
+        super().__init__()
         self._scope = scope
         self._complex = ComplexConvolutions()
         self.operators: list[Operator] = []
-
-    def label(self, tensor: torch.Tensor, source: str) -> None:
-        """Inputs have no names here."""
-
-    def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Modules are looked through."""
-        return original(module, *args, **kwargs)
 
     def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """An operator ran."""

@@ -11,7 +11,7 @@ from torch import nn
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.model.modules import nodes
 from pytest_modelbudget.backends.torch.model.pytree import described, tensors
-from pytest_modelbudget.backends.torch.trace.tracer import Observer
+from pytest_modelbudget.backends.torch.trace.observer import Observer
 from pytest_modelbudget.system.debug import DebugLog
 
 
@@ -26,19 +26,19 @@ def shown(
     return _CallsShown(observer, log, {id(node.module): node.path for node in nodes(model)})
 
 
-class _CallsShown:
+class _CallsShown(Observer):
     """An observer that writes each call of a module to the log, when it is over, and hands all on to another observer.
 
     The modules inside of a block that is replayed are not called.
     """
 
     def __init__(self, observer: Observer, log: DebugLog, paths: Mapping[int, str]) -> None:
+        super().__init__()
         self._observer, self._log, self._paths = observer, log, paths
-        self.label = observer.label
 
-    def operator(self, price: Cost, view: bool, read: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+    def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """See `Observer.operator`."""
-        self._observer.operator(price, view, read, args, kwargs, out)
+        self._observer.operator(cost, view, operands, args, kwargs, out)
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """See `Observer.call`."""

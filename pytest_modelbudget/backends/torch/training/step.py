@@ -35,8 +35,8 @@ from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, quiet_modes
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
+from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.trace.tracer import observing
 from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, import_callable, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError

@@ -19,7 +19,7 @@ from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.trace.tracer import observing
+from pytest_modelbudget.backends.torch.trace.observer import observing
 
 
 class Losses(nn.Module):

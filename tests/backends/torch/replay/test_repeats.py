@@ -52,9 +52,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     tell = Replay._replay
 
-    def telling(self: Replay, effect: Any, modules: Any, given: Any) -> Any:
-        seen.append(type(modules[0]).__name__)
-        return tell(self, effect, modules, given)
+    def telling(self: Replay, recorded: Any, call: Any) -> Any:
+        seen.append(type(call.modules[0]).__name__)
+        return tell(self, recorded, call)
 
     monkeypatch.setattr(Replay, "_replay", telling)
     return seen
