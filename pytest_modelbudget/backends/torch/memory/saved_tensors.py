@@ -51,8 +51,8 @@ class SavedHandle:
 class SavedTensors(Observer):
     """Notes what autograd saves, and in which module's call.
 
-    There is one kind of event, "saved": it is about the handle of a tensor and its storage, and has its bytes. Its owner
-    is 0 outside of all modules.
+    There is one kind of event, "saved": it is about the handle of a tensor and its storage, and has its bytes. What no
+    module saved has the owner 0.
     """
 
     def __init__(self, model: nn.Module, attributes: ModuleAttributes) -> None:
@@ -79,7 +79,7 @@ class SavedTensors(Observer):
         """What is still held, each storage once."""
         first_events: dict[int, Event] = {}
         for event in events:
-            handle, storage = event.refs
+            handle, storage = event[2]
             if handle() is not None:
                 first_events.setdefault(storage, event)
         return list(first_events.values())
@@ -93,7 +93,7 @@ class SavedTensors(Observer):
         with no_dispatch():
             handle = SavedHandle(tensor.detach())  # with its graph, a result would keep itself alive
         owner = id(unwrap(self.stack[-1])) if self.stack else 0
-        self.note(Event("saved", owner, (weakref.ref(handle), key), (tensor.untyped_storage().nbytes(),)))
+        self.note(("saved", owner, (weakref.ref(handle), key), (tensor.untyped_storage().nbytes(),)))
         return handle
 
     def unpack(self, packed: torch.Tensor | SavedHandle) -> torch.Tensor:
@@ -103,8 +103,8 @@ class SavedTensors(Observer):
     def still_held(self) -> Activations:
         """What is still held now, by the module that saved it first."""
         bytes_by_module: Counter[int] = Counter()
-        for event in self.lasting(self.events):
-            bytes_by_module[event.owner] += event.values[0]
+        for _, module, _, (nbytes,) in self.lasting(self.events):
+            bytes_by_module[module] += nbytes
         return Activations(sum(bytes_by_module.values()), bytes_by_module)
 
     @property

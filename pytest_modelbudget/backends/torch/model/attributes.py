@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import filterfalse, islice
+from itertools import compress, filterfalse, islice
 from operator import is_
 from typing import Any
 
@@ -32,7 +32,7 @@ class AttributeSnapshot:
         self.modules = modules
         self.sizes, self.names, self.values = _attributes(modules)
         self._other: list[Any] = []  # the same with other training flags, once these were seen
-        containers = [value for value in self.values if type(value) in CONTAINERS]
+        containers = list(compress(self.values, map(CONTAINERS.__contains__, map(type, self.values))))
         self._empty: list[Any] = list(filterfalse(None, containers))
         self._full: list[Any] = list(filter(None, containers))
         self._contents: list[Any] = [value.copy() for value in self._full]

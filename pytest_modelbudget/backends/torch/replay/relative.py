@@ -1,9 +1,8 @@
 """What one call of a block did: the events that an observer noted, in words that fit any block like it.
 
-An observer notes plain `Event`s, about its own modules, storages and sources. Of a block that was run, `relative_events`
-keeps them with a `RelativeRef` in place of each; for a block like it, `note_again` puts what is there instead, and notes
-them once more. An observer that knows more than modules and storages says what that is in a block: `EventLog.owner_ref`,
-`relative_ref` and `absolute`.
+Of a block that was run, `relative_events` keeps the events with a `RelativeRef` in place of each module and storage
+that they name; for a block like it, `note_again` puts what is there instead, and notes them once more. An observer
+whose events name other things says what these are in a block: `EventLog.owner_ref`, `relative_ref` and `absolute`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class RelativeRef(NamedTuple):
 
     `place` is that of a module in the block, of a tensor in what the block got (`ARGUMENT`) or returned (`RESULT`), or
     the number of a storage that nobody outside sees (`INNER`). `HELD` is what autograd's graph holds. Other kinds are
-    what an observer has in a module: there, the `number`th of its kind, first met after the module at the place `after`.
+    what an observer has in a module: the `number`th of its kind there, first met after the module at the place `after`.
     """
 
     kind: str
@@ -44,16 +43,12 @@ class RelativeRef(NamedTuple):
     after: int | None = None
 
 
-class Event(NamedTuple):  # of which there are very many: these are made fastest
-    """Something that an observer noted of its `owner`, a module or what it has in one.
+Event = tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]
+"""Something that an observer noted: what happened, the owner, references, and values.
 
-    `refs` are what else it is about; `values` are the same for each block that is alike.
-    """
-
-    what: str
-    owner: Any
-    refs: tuple[Any, ...] = ()
-    values: tuple[Any, ...] = ()
+The owner is a module or what the observer has in one, the references are what else the event is about; values are the
+same for each block that is alike. There are very many events: plain tuples are made fastest.
+"""
 
 
 class BlockCall:
@@ -77,7 +72,7 @@ class BlockCall:
         return {id(module): place for place, module in enumerate(self.modules)}
 
     @cached_property
-    def _storages(self) -> dict[int, RelativeRef]:
+    def _outer_storages(self) -> dict[int, RelativeRef]:
         """The storages that others see."""
         refs: dict[int, RelativeRef] = {}
         for kind, tensors in ((ARGUMENT, self.arguments), (RESULT, self.results)):
@@ -87,7 +82,7 @@ class BlockCall:
 
     def storage_ref(self, storage: int) -> RelativeRef:
         """What a storage is in this call."""
-        if (ref := self._storages.get(storage)) is not None:
+        if (ref := self._outer_storages.get(storage)) is not None:
             return ref
         if storage not in self.created:
             raise NotComparable("it saves a tensor that it neither got nor made")
@@ -105,9 +100,9 @@ class EventLog:
         self.events: list[Event] = []
         self._inner_storages = itertools.count(-1, -1)  # no key of a storage is negative
 
-    def note(self, event: Event) -> None:
-        """An event happened."""
-        self.events.append(event)
+    def note(self, *events: Event) -> None:
+        """Something happened."""
+        self.events += events
 
     def source_of(self, tensor: torch.Tensor) -> Any:
         """Where `tensor` comes from, None when that is not known."""
@@ -185,21 +180,16 @@ def relative_events(log: EventLog, call: BlockCall, events: Sequence[Event]) -> 
     def number(key: Any) -> int:
         return numbers.setdefault(log.relative_ref(key, call), len(numbers))
 
-    def owner_number(event: Event) -> int:
-        return numbers.setdefault(log.owner_ref(event.owner, call), len(numbers))
+    def owner_number(owner: Any) -> int:
+        return numbers.setdefault(log.owner_ref(owner, call), len(numbers))
 
-    for event in events:
-        if event.what == MET:
-            owner_number(event)  # first of all, so that they are met in the same order
+    for what, owner, *_ in events:
+        if what == MET:
+            owner_number(owner)  # first of all, so that they are met in the same order
     relative = tuple(
         [
-            Event(
-                event.what,
-                owner_number(event),
-                tuple(map(number, event.refs)),
-                event.values,
-            )
-            for event in log.lasting([event for event in events if event.what != MET])
+            (what, owner_number(owner), tuple(map(number, refs)), values)
+            for what, owner, refs, values in log.lasting([event for event in events if event[0] != MET])
         ]
     )
     results = tuple([None if (source := log.source_of(tensor)) is None else number(source) for tensor in call.results])
@@ -213,8 +203,12 @@ def relative_events(log: EventLog, call: BlockCall, events: Sequence[Event]) -> 
 def note_again(log: EventLog, call: BlockCall, relative: RelativeEvents) -> None:
     """Note for `call`, whose results are there, what a call like it did."""
     absolute = [log.absolute(ref, call) for ref in relative.refs]
-    for what, owner, refs, values in relative.events:
-        log.note(Event(what, absolute[owner], tuple([absolute[number] for number in refs]), values))
+    log.note(
+        *[
+            (what, absolute[owner], tuple(map(absolute.__getitem__, refs)), values)
+            for what, owner, refs, values in relative.events
+        ]
+    )
     for place, number in relative.new_sources:
         log.label(call.arguments[place], absolute[number])
     for tensor, source in zip(call.results, relative.result_sources, strict=True):

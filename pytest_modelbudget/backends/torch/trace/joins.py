@@ -1,6 +1,6 @@
 """Rows for joins: what a module's own code makes of the work of several layers, as the sum of a residual block.
 
-A join is an operator of `KINDS` that runs directly in the forward of a module that holds others, and reads tensors of
+A join is one of `_OPERATORS` that runs directly in the forward of a module that holds others, and reads tensors of
 at least two different sources (layers, inputs, earlier joins). Weights and constants are no sources, nor are ids and
 masks beside numbers: `x * 2`, `relu(x)`, `x + bias` and `x[ids]` are no joins, nor is the attention of q, k and v that
 one layer made. In-place operators join, views never do. Writes of several layers into one buffer are one join, and so
@@ -67,8 +67,7 @@ _OPERATORS = {
     "scatter_add": "",
     "scatter_reduce": "",
 }
-KINDS = frozenset(_OPERATORS)
-"""The operators that join; the name of a join's row is one of these."""
+"""The kinds of joins, which name their rows, each with the other operators that are of this kind."""
 
 WRITING_KINDS = frozenset({"copy", "index_put", "index_add", "scatter", "scatter_add", "scatter_reduce"})
 """Those that put something into a part of their first operand."""

@@ -71,10 +71,11 @@ class ModuleTrace(Observer):
         self._labels: dict[int, Source] = {}
         self._pinned: dict[int, StorageWeakRef] = {}  # holds addresses, not memory: no key is used twice
 
-    def note(self, event: Event) -> None:
-        """An event happened: the records change."""
-        self.events.append(event)
-        _EFFECTS[event.what](self, event.owner, event.refs, *event.values)
+    def note(self, *events: Event) -> None:
+        """Something happened: the records change."""
+        self.events += events
+        for what, owner, refs, values in events:
+            _EFFECTS[what](self, owner, refs, *values)
 
     def record(self, module: nn.Module) -> ModuleRecord:
         """The record of `module`, made when it is first met."""
@@ -85,7 +86,7 @@ class ModuleTrace(Observer):
             record = ModuleRecord(module, len(self.by_index), endpoint, wrapper, [], [], [])
             self._records[id(module)] = record
             self.by_index.append(record)
-            self.events.append(Event(MET, record.index))
+            self.events.append((MET, record.index, (), ()))
         return record
 
     def record_of(self, module: nn.Module) -> ModuleRecord | None:
@@ -123,7 +124,7 @@ class ModuleTrace(Observer):
             if self._frames and not record.wrapper:
                 self._frames[-1].last_called = module
         outputs = tensors(out)
-        self.note(Event("called", record.index, fed_by, (_shapes_and_dtypes(outputs), input_shapes)))
+        self.note(("called", record.index, fed_by, (_shapes_and_dtypes(outputs), input_shapes, 0)))
         if record.endpoint:
             for tensor in outputs:
                 self.label(tensor, record.index)
@@ -152,13 +153,13 @@ class ModuleTrace(Observer):
             self._add_flops(cost.flops_of(args, kwargs, out, self._complex), owner)
         elif not cost.known:
             if (flops := self._products.flops_of(operands, out)) is None:
-                self.note(Event("uncounted", _index(owner), (), (cost.name,)))
+                self.note(("uncounted", _index(owner), (), (cost.name,)))
             else:
                 self._add_flops(flops, owner)
 
     def _add_flops(self, flops: int, owner: ModuleRecord | Join | None) -> None:
         if flops:
-            self.note(Event("cost", _index(owner), (), (flops,)))
+            self.note(("cost", _index(owner), (), (flops,)))
 
     def _propagate(self, name: str, owner: ModuleRecord | None, operands: list[torch.Tensor], out: Any) -> Join | None:
         """Label what an operator made; the join, when it is one or a part of one."""
@@ -191,7 +192,7 @@ class ModuleTrace(Observer):
         frame = self._frames[-1]
         buffer = frame.buffers.get(sources[0]) if kind in WRITING_KINDS else None
         if buffer is not None:
-            self.note(Event("written", buffer.index, sources))
+            self.note(("written", buffer.index, sources, ()))
             return buffer
         self._newest_join = join = self._find_join(kind, frame, sources, results)
         self._note_call(join, operands, sources, results)
@@ -202,7 +203,7 @@ class ModuleTrace(Observer):
     def _reshape(self, name: str, source: Source, out: Any) -> None:
         """A product of many dimensions runs as one of three; what it gives is known at its last step."""
         if self._newest_join is not None and name == "aten._unsafe_view" and source == self._newest_join.index:
-            self.note(Event("reshaped", source, (), (_shapes_and_dtypes(tensors(out)),)))
+            self.note(("reshaped", source, (), (_shapes_and_dtypes(tensors(out)),)))
         self._newest_join = None
 
     def run_as_one(self, kind: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -234,13 +235,13 @@ class ModuleTrace(Observer):
         """The record of a join that is seen for the first time."""
         join = self.joins[key] = Join(owner, key[1], key[2], len(self.by_index), after)
         self.by_index.append(join)
-        self.events.append(Event(MET, join.index))
+        self.events.append((MET, join.index, (), ()))
         return join
 
     def _note_call(
         self, join: Join, operands: list[torch.Tensor], sources: tuple[Source, ...], results: list[torch.Tensor]
     ) -> None:
-        self.note(Event("called", join.index, sources, (_shapes_and_dtypes(results), _shapes_and_dtypes(operands))))
+        self.note(("called", join.index, sources, (_shapes_and_dtypes(results), _shapes_and_dtypes(operands), 0)))
         for tensor in results:
             self.label(tensor, join.index)
 
@@ -257,13 +258,19 @@ class ModuleTrace(Observer):
         )
 
     def lasting(self, events: Sequence[Event]) -> Sequence[Event]:
-        """One event has all FLOPs of one owner."""
+        """The FLOPs of an owner are in its first call, where it has one: there are fewer events to replay."""
         flops: Counter[int | None] = Counter()
+        for what, owner, _, values in events:
+            if what == "cost":
+                flops[owner] += values[0]
+        fewer: list[Event] = []
         for event in events:
-            if event.what == "cost":
-                flops[event.owner] += event.values[0]
-        others = [event for event in events if event.what != "cost"]
-        return [*others, *[Event("cost", owner, (), (number,)) for owner, number in flops.items()]]
+            what, owner, refs, values = event
+            if what == "called":
+                fewer.append((what, owner, refs, (*values[:2], values[2] + flops.pop(owner, 0))))
+            elif what != "cost":
+                fewer.append(event)
+        return [*fewer, *[("cost", owner, (), (number,)) for owner, number in flops.items()]]
 
     def owner_ref(self, owner: int | None, call: BlockCall) -> RelativeRef:
         """The owner of an event is a module or join, by the index of its record."""
@@ -295,14 +302,15 @@ class ModuleTrace(Observer):
 
     def absolute(self, ref: RelativeRef, call: BlockCall) -> Source | None:
         """The index of a record, which is made where there is none, or the source of an argument."""
-        if ref.kind == ARGUMENT:
-            return self.source_of(call.arguments[ref.place])
-        module = call.modules[ref.place]
-        if ref.kind == MODULE:
-            return self.record(module).index
-        key = id(module), ref.kind, ref.number  # a module may be in many blocks
-        after = None if ref.after is None else call.modules[ref.after]
-        return (self.joins.get(key) or self._new_join(key, module, after)).index
+        kind, place, number, after = ref
+        if kind == MODULE:
+            return self.record(call.modules[place]).index
+        if kind == ARGUMENT:
+            return self.source_of(call.arguments[place])
+        module = call.modules[place]
+        key = id(module), kind, number  # a module may be in many blocks
+        join = self.joins.get(key)
+        return (join or self._new_join(key, module, None if after is None else call.modules[after])).index
 
     def forget_tensors(self) -> None:
         """Let go of what was only needed while the pass ran; the replay knows this trace, and would keep it."""
@@ -316,12 +324,14 @@ class ModuleTrace(Observer):
         if owner is not None:
             self.by_index[owner].flops += flops
 
-    def _on_call(self, owner: int, sources: tuple[Source, ...], outputs: _Shapes, inputs: _Shapes) -> None:
+    def _on_call(self, owner: int, sources: tuple[Source, ...], outputs: _Shapes, inputs: _Shapes, flops: int) -> None:
         node = self.by_index[owner]
         node.calls.append(outputs)
         node.inputs.append(inputs)
         if isinstance(node, Join) or node.endpoint:
             node.fed_by.append(sources)
+        self.flops += flops
+        node.flops += flops
 
     def _on_write(self, owner: int, sources: tuple[Source, ...]) -> None:
         join = self.by_index[owner]

@@ -19,10 +19,12 @@ from torch.utils._pytree import tree_leaves
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.memory import recorder as tape_module
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
 from pytest_modelbudget.backends.torch.model.global_state import preserved, seed_everything
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.pytree import tensors
-from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, observed
+from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, quiet_modes
+from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 
@@ -36,16 +38,19 @@ def record(subject: Subject, *, backward: bool) -> MemoryTrace:
     no optimizer. Gradients of parameters stay alive to the end.
     """
     call, recorder = call_of(subject, {}), Recorder(subject.model)
-
-    def then(out: Any) -> None:
-        recorder.phase = "backward"
-        results = [tensor for tensor in tensors(out) if tensor.requires_grad]
-        torch.autograd.backward(results, [torch.empty_like(tensor) for tensor in results])
-
+    for name, tensor in call.ports:
+        recorder.label(tensor, name)
+    runner = (RealDispatcher if subject.real else MetaDispatcher)(subject.meta_cache, call.readings)
     with torch.inference_mode(False), preserved(), cpu_attention():
         seed_everything()
-        with observed(subject, call, recorder, training=backward, then=then if backward else None):
-            recorder.close()
+        with quiet_modes(subject, training=backward), observing(recorder, runner):
+            out = subject.model(*call.args, **call.kwargs)
+            if backward:
+                recorder.phase = "backward"
+                results = [tensor for tensor in tensors(out) if tensor.requires_grad]
+                torch.autograd.backward(results, [torch.empty_like(tensor) for tensor in results])
+        recorder.close()
+    subject.attributes.restore()
     for parameter in subject.model.parameters():
         parameter.grad = None
     return recorder.tape()
