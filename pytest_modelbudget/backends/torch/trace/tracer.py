@@ -258,16 +258,16 @@ class ModuleTrace(Observer):
         )
 
     def lasting(self, events: Sequence[Event]) -> Sequence[Event]:
-        """The FLOPs of an owner are in its first call, where it has one: there are fewer events to replay."""
+        """All FLOPs of an owner are in its first call, where it has one: there are fewer events to replay."""
         flops: Counter[int | None] = Counter()
         for what, owner, _, values in events:
-            if what == "cost":
-                flops[owner] += values[0]
+            if what in ("cost", "called"):
+                flops[owner] += values[-1]
         fewer: list[Event] = []
         for event in events:
             what, owner, refs, values = event
             if what == "called":
-                fewer.append((what, owner, refs, (*values[:2], values[2] + flops.pop(owner, 0))))
+                fewer.append((what, owner, refs, (*values[:-1], flops.pop(owner, 0))))
             elif what != "cost":
                 fewer.append(event)
         return [*fewer, *[("cost", owner, (), (number,)) for owner, number in flops.items()]]

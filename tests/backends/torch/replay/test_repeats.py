@@ -14,7 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends import torch as backend
 from pytest_modelbudget.backends.torch import compat
+from pytest_modelbudget.backends.torch.costs.rules import Cost
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.replay.cache import BlockCache, Replay
+from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, observed
+from pytest_modelbudget.backends.torch.trace.observer import Observer
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Summary
 
@@ -394,6 +398,30 @@ def test_a_model_that_asks_for_gradients_gets_them() -> None:
         run = counted(Scored(Plain))
     assert counted(Scored(Plain)) == run
     assert run.activation_bytes is not None
+
+
+class OperatorsByModule(Observer):
+    """A new observer: which operators each module runs, and nothing about replay."""
+
+    def operator(self, cost: Cost, view: bool, operands: Any, args: Any, kwargs: Any, out: Any) -> None:
+        super().operator(cost, view, operands, args, kwargs, out)
+        if self.stack:
+            self.note((cost.name, id(self.stack[-1]), (), (len(operands),)))
+
+
+def test_a_new_observer_need_not_know_of_replay(told: list[str]) -> None:
+    """What it noted of each module is the same, whether blocks ran or were replayed."""
+    subject = Subject("model", meta_copy(Stack(Nested, 4)), parse("float32[2, 5, 16]"))
+    assert subject.block_cache is not None
+    ran, replayed = OperatorsByModule(), OperatorsByModule()
+    for observer in (ran, replayed):
+        if observer is replayed:
+            observer.replay = subject.block_cache.start(observer)
+        with observed(subject, call_of(subject, {}), observer):
+            pass
+    assert told
+    assert [event for event in ran.events if event[0] == "aten.addmm"]
+    assert replayed.events == ran.events
 
 
 @pytest.mark.slow
