@@ -1,12 +1,12 @@
-"""What a run reserves of a device: the events on its tape, replayed through torch's caching allocator."""
+"""What a run reserves of a device: the events on its memory trace, replayed through torch's caching allocator."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from pytest_modelbudget.planner.memory_trace import MemoryEvent, MemoryTrace
 from pytest_modelbudget.planner.segments import DEFAULT, CachingAllocator, OutOfMemory, Settings
-from pytest_modelbudget.planner.tape import MemoryEvent, MemoryTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def _repeated_events(trace: MemoryTrace, repeats: int) -> tuple[MemoryEvent, ...
 
 
 def next_storage_number(trace: MemoryTrace) -> int:
-    """The first number above those of all storages on a tape."""
+    """The first number above those of all storages on a memory trace."""
     allocated = (storage for event in trace.events for storage, _ in event.made)
     return 1 + max(chain((item.storage for item in trace.held), allocated), default=-1)
 

@@ -17,8 +17,8 @@ import yaml
 from pytest_modelbudget import units
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.allocator import replay
+from pytest_modelbudget.planner.memory_trace import MemoryTrace
 from pytest_modelbudget.planner.segments import DEFAULT, Settings
-from pytest_modelbudget.planner.tape import MemoryTrace
 from pytest_modelbudget.summary.plan import Fit
 
 _MIB = 2**20

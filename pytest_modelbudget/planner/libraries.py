@@ -1,6 +1,6 @@
 """What libraries take of torch's allocator beside tensors: workspaces of matrix products and of convolutions.
 
-They count as allocated and are reserved, but no operator returns them: a tape lacks them; `with_blas` and
+They count as allocated and are reserved, but no operator returns them: a memory trace lacks them; `with_blas` and
 `with_convolutions` add them.
 Sizes by version are in `devices.yaml`, with their sources.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pytest_modelbudget.planner.allocator import next_storage_number
 from pytest_modelbudget.planner.devices import Device, device_data, version_tuple
-from pytest_modelbudget.planner.tape import MemoryEvent, MemoryTrace
+from pytest_modelbudget.planner.memory_trace import MemoryEvent, MemoryTrace
 
 _MATRIX_PRODUCTS = frozenset(
     {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "addbmm", "linear", "matmul"}
@@ -89,7 +89,7 @@ def conv_bounds(platform: str = "cuda") -> tuple[float, float] | None:
 def with_convolutions(trace: MemoryTrace, multiple: float) -> MemoryTrace:
     """`trace` with a workspace for each convolution while it runs: `multiple` of the bytes that it makes.
 
-    Which algorithm runs, and so how much it takes, is not known beforehand: replay the tape at both ends of
+    Which algorithm runs, and so how much it takes, is not known beforehand: replay the memory trace at both ends of
     `conv_bounds` for a range. What a run needs does not contain it: where a workspace finds no room torch takes the
     next algorithm, and fails only when none is left (`try_plans` in `aten/src/ATen/native/cudnn/Conv_v8.cpp`).
     """

@@ -1,4 +1,4 @@
-"""From a tape to a whole plan: with the workspaces of libraries, what the allocator reserves, and what fits."""
+"""From a memory trace to a whole plan: with the workspaces of libraries, what the allocator reserves, and what fits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 from pytest_modelbudget.planner.allocator import replay
 from pytest_modelbudget.planner.devices import Device, device_by_name, fit_trace, need_text
 from pytest_modelbudget.planner.libraries import blas_workspaces, conv_bounds, with_blas, with_convolutions
+from pytest_modelbudget.planner.memory_trace import MemoryTrace
 from pytest_modelbudget.planner.segments import DEFAULT
-from pytest_modelbudget.planner.tape import MemoryTrace
 from pytest_modelbudget.planner.timeline import plan_of
 from pytest_modelbudget.summary import Kind, Plan
 

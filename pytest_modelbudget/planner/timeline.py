@@ -1,11 +1,11 @@
-"""From a tape to a plan: the peak of the measured step, what is alive there, and the curve that leads to it."""
+"""From a memory trace to a plan: the peak of the measured step, what is alive there, and the curve that leads to it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pytest_modelbudget.planner.tape import MemoryEvent, MemoryTrace
+from pytest_modelbudget.planner.memory_trace import MemoryEvent, MemoryTrace
 from pytest_modelbudget.summary import Kind, Part, Phase, Plan, Point, Role
 
 POINTS = 240
@@ -24,7 +24,7 @@ class _LiveStorage:
 def plan_of(trace: MemoryTrace, kind: Kind, recipe: str) -> Plan:
     """The plan of what is on `trace`; `recipe` says in words what was run.
 
-    At the peak, what the tape gives no role is an `activation` when the forward pass made it and it lives on in the
+    At the peak, what the trace gives no role is an `activation` when the forward pass made it and it lives on in the
     backward pass (or, for a peak in the forward pass, to its end), else a `temporary`. The input of a training is
     held.
     """
@@ -51,7 +51,7 @@ def _phase_before(events: Sequence[MemoryEvent], index: int) -> Phase:
 
 
 def _alive_at(trace: MemoryTrace, index: int) -> dict[int, _LiveStorage]:
-    """What was made on the tape and is alive during its event `index`, by number."""
+    """What was made on the memory trace and is alive during its event `index`, by number."""
     alive: dict[int, _LiveStorage] = {}
     for position, event in enumerate(trace.events[: index + 1]):
         for number in event.freed:

@@ -75,8 +75,12 @@ def trained(model: nn.Module, inputs: object, sizes: dict[str, int], recipe: Tra
     found = parse(inputs)
     assert isinstance(found, Inputs)
     subject = Subject(type(model).__name__, model, found)
-    tape = record_sharded(subject, sizes, recipe).tape if recipe.sharding else record_step(subject, sizes, recipe)
-    return replay(with_blas(tape, blas_workspaces("2.4.0", device_by_name(on))) if on else tape, repeats=3)
+    memory_trace = (
+        record_sharded(subject, sizes, recipe).memory_trace if recipe.sharding else record_step(subject, sizes, recipe)
+    )
+    return replay(
+        with_blas(memory_trace, blas_workspaces("2.4.0", device_by_name(on))) if on else memory_trace, repeats=3
+    )
 
 
 def loaded(model: nn.Module) -> Reserve:

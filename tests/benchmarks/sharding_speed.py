@@ -117,22 +117,22 @@ def measure(case: str) -> str:
     recipe = Training(precision="bf16", loss="cross_entropy", **options)
     found = record_sharded(Subject(case, model, parse(f"int64[1, {tokens}]")), {}, recipe)
     ended = time.process_time()
-    peak, shards = found.tape.peak(), found.ranks // options["sharding"].get("ddp", 1)
+    peak, shards = found.memory_trace.peak(), found.ranks // options["sharding"].get("ddp", 1)
     sent = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in found.communication.items())
     return (
         f"{case}: {params:,} params, build {built - began:.1f} + plan {ended - built:.1f} CPU s "
         f"({time.perf_counter() - wall:.1f} s), +{_memory() - imported:.0f} MB, {found.ranks} ranks, "
-        f"peak {peak / GIB:.2f} GiB a rank, steady {_steady(found.tape) / GIB:.3f} GiB "
+        f"peak {peak / GIB:.2f} GiB a rank, steady {_steady(found.memory_trace) / GIB:.3f} GiB "
         f"(4 x 2 B x params / shards = {8 * params / shards / GIB:.3f}), sends GiB: {sent}"
     )
 
 
-def _steady(tape: Any) -> int:
+def _steady(memory_trace: Any) -> int:
     """Parameters, gradients and states of the optimizer between two steps."""
-    sizes = {item.storage: item.bytes for item in tape.held if item.role == "param"}
-    for event in tape.events:
+    sizes = {item.storage: item.bytes for item in memory_trace.held if item.role == "param"}
+    for event in memory_trace.events:
         sizes.update(
-            (number, size) for number, size in event.made if tape.roles.get(number) in ("gradient", "optimizer")
+            (number, size) for number, size in event.made if memory_trace.roles.get(number) in ("gradient", "optimizer")
         )
         for number in event.freed:
             sizes.pop(number, None)

@@ -244,8 +244,8 @@ _CAPABILITY = {"3060": "8.6", "4060": "8.9", "A100": "8.0"}
 def predict(row: Row) -> Result:
     """The reserve of a row's run, from its model alone."""
     start = time.process_time()
-    tape = recorded(row)
-    reserve = reserved(row, tape)
+    memory_trace = recorded(row)
+    reserve = reserved(row, memory_trace)
     seconds = time.process_time() - start
     device = _device(row)
     return Result(row, reserve.peak_reserved, device.capacity - device.free, reserve.failed_at is not None, seconds)
@@ -263,13 +263,13 @@ def recorded(row: Row) -> MemoryTrace:
         foreach=None if row.optimizer == "Adafactor" else True,
         zero_grad="before" if images else "after",
     )
-    tape = record_step(Subject(row.model, model, inputs), sizes, recipe)
-    return with_blas(loading(tape), blas_workspaces(TORCH, _device(row)))
+    memory_trace = record_step(Subject(row.model, model, inputs), sizes, recipe)
+    return with_blas(loading(memory_trace), blas_workspaces(TORCH, _device(row)))
 
 
-def reserved(row: Row, tape: MemoryTrace) -> Reserve:
-    """The tape's run on the row's device, four iterations long."""
-    return replay(tape, capacity=_device(row).free, repeats=ITERATIONS - len(tape.steps))
+def reserved(row: Row, memory_trace: MemoryTrace) -> Reserve:
+    """The memory trace's run on the row's device, four iterations long."""
+    return replay(memory_trace, capacity=_device(row).free, repeats=ITERATIONS - len(memory_trace.steps))
 
 
 def _device(row: Row) -> Device:
@@ -277,20 +277,25 @@ def _device(row: Row) -> Device:
     return Device(row.gpu, row.total, capability=capability, context=context("cuda", "12.4"))
 
 
-def loading(tape: MemoryTrace) -> MemoryTrace:
-    """The tape of a loop that moves a batch to the device in each step: the one before goes when the new is there."""
-    batch = [item for item in tape.held if item.role == "input"]
-    number, events, steps, before = next_storage_number(tape), list[MemoryEvent](), list[int](), tuple[int, ...]()
-    for index, event in enumerate(tape.events):
-        if index in tape.steps:
+def loading(memory_trace: MemoryTrace) -> MemoryTrace:
+    """The memory trace of a loop that moves a batch to the device in each step: the one before goes when the new is there."""
+    batch = [item for item in memory_trace.held if item.role == "input"]
+    number, events, steps, before = (
+        next_storage_number(memory_trace),
+        list[MemoryEvent](),
+        list[int](),
+        tuple[int, ...](),
+    )
+    for index, event in enumerate(memory_trace.events):
+        if index in memory_trace.steps:
             steps.append(len(events))
             made = tuple((number + place, item.bytes) for place, item in enumerate(batch))
             events.append(MemoryEvent("to", "", "", made, event.freed))
             event = replace(event, freed=before)
             before, number = tuple(storage for storage, _ in made), number + len(made)
         events.append(event)
-    held = tuple(item for item in tape.held if item.role != "input")
-    return replace(tape, held=held, events=tuple(events), steps=tuple(steps))
+    held = tuple(item for item in memory_trace.held if item.role != "input")
+    return replace(memory_trace, held=held, events=tuple(events), steps=tuple(steps))
 
 
 @dataclass(frozen=True, slots=True)

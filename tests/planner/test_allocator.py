@@ -15,12 +15,12 @@ from pytest_modelbudget.planner.segments import CachingAllocator, OutOfMemory, S
 KIB, MIB = 2**10, 2**20
 
 
-def tape(
+def memory_trace(
     *steps: tuple[list[tuple[int, int]], list[int]],
     held: tuple[InitialStorage, ...] = (),
     begins: tuple[int, ...] = (0,),
 ) -> MemoryTrace:
-    """A tape of events: what each makes, and what goes before it."""
+    """A memory trace of events: what each makes, and what goes before it."""
     return MemoryTrace(
         held, tuple(MemoryEvent("x", "", made=tuple(made), freed=tuple(freed)) for made, freed in steps), steps=begins
     )
@@ -47,14 +47,14 @@ def tape(
 )
 def test_sizes(sizes: list[int], allocated: int, reserved: int) -> None:
     """Requests are rounded and served from segments as torch does."""
-    found = replay(tape((list(enumerate(sizes)), [])))
+    found = replay(memory_trace((list(enumerate(sizes)), [])))
     assert (found.peak_allocated, found.peak_reserved) == (allocated, reserved)
 
 
 def test_what_is_freed_is_used_again_and_stays_reserved() -> None:
     """The smallest free block that fits serves a request, and nothing goes back to the device."""
     steps = [([(0, 40 * MIB), (1, 30 * MIB)], []), ([], [0, 1]), ([(2, 25 * MIB)], []), ([(3, 36 * MIB)], [])]
-    found = replay(tape(*steps))
+    found = replay(memory_trace(*steps))
     # 25 MiB are cut from the 30 MiB segment, 36 MiB from that of 40 MiB.
     assert found == Reserve(70 * MIB, 70 * MIB)
 
@@ -62,13 +62,13 @@ def test_what_is_freed_is_used_again_and_stays_reserved() -> None:
 def test_free_neighbours_become_one_block() -> None:
     """Two freed halves of a segment serve one request of both, in any order of freeing."""
     for order in ([0, 1], [1, 0]):
-        found = replay(tape(([(0, 9 * MIB), (1, 9 * MIB)], []), ([(2, 18 * MIB)], order)))
+        found = replay(memory_trace(([(0, 9 * MIB), (1, 9 * MIB)], []), ([(2, 18 * MIB)], order)))
         assert found.peak_reserved == 20 * MIB
 
 
 def test_resizing_makes_the_new_block_before_the_old_one_goes() -> None:
     """A storage that is made again while it lives is copied."""
-    found = replay(tape(([(0, 10 * MIB)], []), ([(0, 30 * MIB)], []), ([(0, 0)], [])))
+    found = replay(memory_trace(([(0, 10 * MIB)], []), ([(0, 30 * MIB)], []), ([(0, 0)], [])))
     assert found.peak_allocated == 40 * MIB
 
 
@@ -84,44 +84,44 @@ def test_a_workspace_lives_while_its_operator_runs() -> None:
 def test_a_full_device_gives_back_cached_segments_first() -> None:
     """Where the reserve would pass the capacity, segments without a used block go; then the request fits."""
     steps = [([(0, 40 * MIB)], []), ([(1, 50 * MIB)], [0])]
-    assert replay(tape(*steps)).peak_reserved == 90 * MIB
-    found = replay(tape(*steps), capacity=60 * MIB)
+    assert replay(memory_trace(*steps)).peak_reserved == 90 * MIB
+    found = replay(memory_trace(*steps), capacity=60 * MIB)
     assert (found.peak_reserved, found.releases, found.failed_at) == (50 * MIB, 1, None)
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(expandable_segments=True)], ids=["segments", "expandable"])
 def test_out_of_memory_says_where(settings: Settings) -> None:
     """The event that does not fit is named, with the peaks reached before it."""
-    found = replay(tape(([(0, 40 * MIB)], []), ([(1, 30 * MIB)], []), ([], [0])), settings, capacity=60 * MIB)
+    found = replay(memory_trace(([(0, 40 * MIB)], []), ([(1, 30 * MIB)], []), ([], [0])), settings, capacity=60 * MIB)
     assert found.failed_at == 1
     assert found.peak_allocated == 40 * MIB
 
 
 def test_what_is_held_may_not_fit_either() -> None:
     """Parameters larger than the device fail at the start."""
-    assert replay(tape(held=(InitialStorage(0, 70 * MIB, "param"),)), capacity=60 * MIB).failed_at == 0
+    assert replay(memory_trace(held=(InitialStorage(0, 70 * MIB, "param"),)), capacity=60 * MIB).failed_at == 0
 
 
 def test_expandable_segments_do_not_fragment() -> None:
     """A block grows at the end of the one segment, where separate segments cannot be joined."""
     steps = [([(0, 40 * MIB)], []), ([(1, 60 * MIB)], [0]), ([(2, 100 * MIB)], [1])]
-    assert replay(tape(*steps)).peak_reserved == 200 * MIB
-    assert replay(tape(*steps), Settings(expandable_segments=True)).peak_reserved == 100 * MIB
+    assert replay(memory_trace(*steps)).peak_reserved == 200 * MIB
+    assert replay(memory_trace(*steps), Settings(expandable_segments=True)).peak_reserved == 100 * MIB
 
 
 def test_expandable_segments_give_pages_back() -> None:
     """On a full device whole free pages are unmapped, also beside blocks in use."""
     steps = [([(0, 60 * MIB), (1, 10 * MIB)], []), ([(2, 70 * MIB)], [0])]
-    assert replay(tape(*steps), Settings(expandable_segments=True)).peak_reserved == 140 * MIB
-    found = replay(tape(*steps), Settings(expandable_segments=True), capacity=100 * MIB)
+    assert replay(memory_trace(*steps), Settings(expandable_segments=True)).peak_reserved == 140 * MIB
+    found = replay(memory_trace(*steps), Settings(expandable_segments=True), capacity=100 * MIB)
     assert (found.peak_allocated, found.peak_reserved, found.failed_at) == (80 * MIB, 80 * MIB, None)
 
 
 def test_large_blocks_are_not_split_from_a_limit_on() -> None:
     """With max_split_size a block above it serves only requests that nearly fill it."""
     steps = [([(0, 200 * MIB)], []), ([(1, 30 * MIB)], [0]), ([(2, 190 * MIB)], [])]
-    assert replay(tape(*steps)).peak_reserved == 200 * MIB + 190 * MIB
-    found = replay(tape(*steps), Settings(max_split_size=100 * MIB))
+    assert replay(memory_trace(*steps)).peak_reserved == 200 * MIB + 190 * MIB
+    found = replay(memory_trace(*steps), Settings(max_split_size=100 * MIB))
     assert (found.peak_reserved, found.peak_allocated) == (230 * MIB, 230 * MIB)
 
 
@@ -144,15 +144,15 @@ def test_a_repeated_step_lets_go_of_what_the_step_before_left() -> None:
     """Gradients that live from one step into the next are replaced, not added up."""
     steps = [([(0, 30 * MIB), (1, 12 * MIB)], []), ([], [0])]
     again = [([(2, 30 * MIB)], []), ([(3, 12 * MIB)], [1]), ([], [2])]
-    whole = tape(*steps, *again, begins=(0, 2))
+    whole = memory_trace(*steps, *again, begins=(0, 2))
     found = replay(whole, repeats=5)
     assert (found.peak_allocated, found.peak_reserved) == (42 * MIB, 42 * MIB)
     assert found == replay(whole)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_repeating_is_as_if_the_tape_were_longer(seed: int) -> None:
-    """The reserve after two repetitions is that of a tape with two more steps, fragmentation and all."""
+def test_repeating_is_as_if_the_memory_trace_were_longer(seed: int) -> None:
+    """The reserve after two repetitions is that of a memory trace with two more steps, fragmentation and all."""
     source = random.Random(seed)
     sizes = [int(2 ** source.uniform(10, 26)) for _ in range(40)]
     order = source.sample(range(40), 40)
@@ -168,7 +168,7 @@ def test_repeating_is_as_if_the_tape_were_longer(seed: int) -> None:
                     gone.append(40 * (step - 1) + place)
                 events.append(([(40 * step + place, size)], gone))
             events.append(([], [40 * step + item for item in range(40) if item not in kept]))
-        return tape(*events, begins=tuple(begins))
+        return memory_trace(*events, begins=tuple(begins))
 
     once, longer = replay(steps(2)), replay(steps(4))
     assert replay(steps(2), repeats=2).peak_reserved == longer.peak_reserved >= once.peak_reserved
@@ -188,7 +188,7 @@ def test_resnet18_on_a_device() -> None:
         for tensor in group.values()
         if tensor is not None
     ]
-    found = replay(tape(held=tuple(InitialStorage(i, t.nbytes, "param") for i, t in enumerate(tensors))))
+    found = replay(memory_trace(held=tuple(InitialStorage(i, t.nbytes, "param") for i, t in enumerate(tensors))))
     assert found.peak_allocated == 44.6904296875 * MIB
 
 

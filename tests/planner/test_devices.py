@@ -123,9 +123,9 @@ def test_a_reserve_that_can_be_given_back_fits() -> None:
 
 def test_what_is_alive_at_once_does_not_fit() -> None:
     """Without anything to give back the need is the whole reserve."""
-    tape = MemoryTrace((InitialStorage(0, 4 * GIB, "param"), InitialStorage(1, 5 * GIB, "param")), ())
-    assert fit_trace(tape, device_by_name("8 GiB")).needs == 9 * GIB + 500 * MIB
-    assert fit_trace(tape, device_by_name("8 GiB"), Settings(expandable_segments=True)).fits is False
+    memory_trace = MemoryTrace((InitialStorage(0, 4 * GIB, "param"), InitialStorage(1, 5 * GIB, "param")), ())
+    assert fit_trace(memory_trace, device_by_name("8 GiB")).needs == 9 * GIB + 500 * MIB
+    assert fit_trace(memory_trace, device_by_name("8 GiB"), Settings(expandable_segments=True)).fits is False
 
 
 def test_an_unknown_reserve_stays_unknown() -> None:

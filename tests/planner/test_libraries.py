@@ -1,4 +1,4 @@
-"""Workspaces of matrix products on a tape."""
+"""Workspaces of matrix products on a memory trace."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_workspaces_by_version_and_device(torch: str, on: str, workspace: int, k
     assert found.source
 
 
-TAPE = MemoryTrace(
+MEMORY_TRACE = MemoryTrace(
     (InitialStorage(7, 100, "param"),),
     (
         MemoryEvent("aten.relu", "", made=((8, 512),)),
@@ -49,7 +49,7 @@ TAPE = MemoryTrace(
 
 def test_a_kept_workspace_is_made_once_by_each_thread() -> None:
     """The first product of the forward and of the backward pass make one each, which stay."""
-    found = with_blas(TAPE, blas_workspaces("2.6.0", device_by_name("T4")))
+    found = with_blas(MEMORY_TRACE, blas_workspaces("2.6.0", device_by_name("T4")))
     assert [event.made for event in found.events] == [
         ((8, 512),),
         ((9, 512), (13, 8_519_680)),
@@ -65,16 +65,16 @@ def test_a_kept_workspace_is_made_once_by_each_thread() -> None:
 
 def test_a_workspace_for_a_call_lives_as_long() -> None:
     """Since 2.15 each product takes it from the allocator and gives it back."""
-    found = with_blas(TAPE, blas_workspaces("2.15.0", device_by_name("T4")))
+    found = with_blas(MEMORY_TRACE, blas_workspaces("2.15.0", device_by_name("T4")))
     assert [event.workspace for event in found.events] == [0, *[8_519_680] * 4]
-    assert found.roles == TAPE.roles
+    assert found.roles == MEMORY_TRACE.roles
     assert replay(found).peak_allocated == 8_519_680 + 512 * 5
 
 
 def test_a_run_without_products_takes_none() -> None:
-    """Nothing is added to a tape that does not multiply matrices."""
-    tape = MemoryTrace((), TAPE.events[:1])
-    assert with_blas(tape, blas_workspaces("2.6.0", device_by_name("T4"))) == tape
+    """Nothing is added to a memory trace that does not multiply matrices."""
+    memory_trace = MemoryTrace((), MEMORY_TRACE.events[:1])
+    assert with_blas(memory_trace, blas_workspaces("2.6.0", device_by_name("T4"))) == memory_trace
 
 
 def test_convolutions_take_a_multiple_of_what_they_make() -> None:

@@ -125,8 +125,8 @@ def test_loading_moves_a_batch_to_the_device_in_each_step() -> None:
     events = tuple(
         MemoryEvent("x", "", made=((number, 100),), freed=(number - 1,) if number > 1 else ()) for number in (1, 2)
     )
-    tape = MemoryTrace((InitialStorage(0, 7, "input"), InitialStorage(9, 50, "param")), events, steps=(0, 1))
-    found = xmem.loading(tape)
+    memory_trace = MemoryTrace((InitialStorage(0, 7, "input"), InitialStorage(9, 50, "param")), events, steps=(0, 1))
+    found = xmem.loading(memory_trace)
     assert found.held == (InitialStorage(9, 50, "param"),)
     assert found.steps == (0, 2)
     # Parameters, the first batch, its result; the second batch beside both, then without the first batch.

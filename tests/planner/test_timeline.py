@@ -1,4 +1,4 @@
-"""Peaks, what is alive there, and the curve: tapes worked out by hand."""
+"""Peaks, what is alive there, and the curve: memory traces worked out by hand."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_a_long_timeline_is_thinned_and_keeps_its_peak() -> None:
     """Each stretch is shown by its highest point."""
     events = tuple(MemoryEvent("x", "", "forward", ((index + 2, 1),)) for index in range(5000))
     spike = MemoryEvent("y", "spike", "backward", ((9000, 10**6),))
-    tape = MemoryTrace(HELD, (*events[:2500], spike, MemoryEvent("", "", "", (), (9000,)), *events[2500:]))
-    plan = plan_of(tape, "training", "")
+    memory_trace = MemoryTrace(HELD, (*events[:2500], spike, MemoryEvent("", "", "", (), (9000,)), *events[2500:]))
+    plan = plan_of(memory_trace, "training", "")
     assert len(plan.timeline) <= POINTS
     assert max(point.bytes for point in plan.timeline) == plan.peak_bytes == 110 + 2500 + 10**6
     assert Point("backward", "spike", 110 + 2500 + 10**6) in plan.timeline

@@ -1,4 +1,4 @@
-"""Plans of a model's runs: a copy on the meta device is run by each recipe, and its tape becomes a plan."""
+"""Plans of a model's runs: a copy on the meta device is run by each recipe, and its memory trace becomes a plan."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: S
     sharded: ShardedStep | None = None
     if isinstance(recipe, Training) and recipe.sharding is not None:
         sharded = record_sharded(subject, sizes, recipe)
-    tape = record_step(subject, sizes, recipe) if sharded is None else sharded.tape
+    memory_trace = record_step(subject, sizes, recipe) if sharded is None else sharded.memory_trace
     if recipe.kernels != "cuda":
-        plan = plan_of(tape, kind, describe(recipe))
+        plan = plan_of(memory_trace, kind, describe(recipe))
     else:
-        plan = memory_plan(tape, kind, describe(recipe), torch=torch.__version__, devices=devices)
-    plan = replace(plan, notes=(*plan.notes, *tape.notes))
-    if any(event.op.startswith(CUDNN) for event in tape.events):
+        plan = memory_plan(memory_trace, kind, describe(recipe), torch=torch.__version__, devices=devices)
+    plan = replace(plan, notes=(*plan.notes, *memory_trace.notes))
+    if any(event.op.startswith(CUDNN) for event in memory_trace.events):
         plan = replace(plan, notes=(*plan.notes, CUDNN_NOTE))
     if sharded is None:
         return plan

@@ -3,7 +3,7 @@
 DTensor asks for every operator on a list how each of its tensors is sharded, which takes two thirds of the time of a
 step of a large model. Optimizers that work element by element do the same on the parts themselves, as long as each
 gradient is sharded as its parameter is; where one is not, the optimizer runs on the whole, and what torch redistributes
-is on the tape.
+is on the memory trace.
 """
 
 from __future__ import annotations

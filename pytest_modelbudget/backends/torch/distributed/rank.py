@@ -1,9 +1,9 @@
 """A step of training on one of many ranks, recorded: FSDP2, HSDP, DistributedDataParallel, tensor parallelism.
 
 torch's own code shards a copy of the model (on meta, in a world of many ranks) and runs its hooks in the step, so all
-that it allocates is on the tape of rank 0: gathered parameters, what is packed to be sent and what arrives, buckets.
+that it allocates is on the trace of rank 0: gathered parameters, what is packed to be sent and what arrives, buckets.
 
-Not on the tape: what NCCL allocates itself (its buffers are not of torch's allocator), and that memory used on a second
+Not on the trace: what NCCL allocates itself (its buffers are not of torch's allocator), and that memory of a second
 stream can be reused late. A collective whose result is waited for later lets go of its input at once; NCCL holds it
 until it is waited for. Gradients that are reduced in another dtype are cast while they are packed, as on a GPU. Every
 pass of `gradient_accumulation` communicates.
@@ -44,7 +44,7 @@ class ShardedStep:
     `collectives` says what is counted: see there.
     """
 
-    tape: MemoryTrace
+    memory_trace: MemoryTrace
     communication: Mapping[str, int]
     ranks: int
 
@@ -76,8 +76,10 @@ def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training)
             return recorders[-1]
 
         with _resizes_recorded(recorders), _with_tp_hint(recipe.sharding):
-            tape = record_step(copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer_on_shards)
-        return ShardedStep(tape, recorders[-1].communication(tape.measured), fake.size)
+            memory_trace = record_step(
+                copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer_on_shards
+            )
+        return ShardedStep(memory_trace, recorders[-1].communication(memory_trace.measured), fake.size)
 
 
 @contextmanager

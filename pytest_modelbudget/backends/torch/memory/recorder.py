@@ -1,12 +1,12 @@
 """A pass as a list of events: which operator of which module allocated which memory, and when it was let go of.
 
 The pass runs on the meta device, so that it takes no memory; what is alive is known from the life of storages. Not on
-the tape: what a kernel allocates inside itself (workspaces, reordered weights), and how an allocator rounds sizes.
+the trace: what a kernel allocates inside itself (workspaces, reordered weights), and how an allocator rounds sizes.
 Where gradients of one tensor come from several places, torch adds them in place when nobody else looks at the first
 one; while it is watched it makes each sum anew, so such a sum is put back on the memory of its operand. Batch norm in
 eval mode makes its two rows of statistics, which on the CPU are empty. Which kernels run is told in `activations`.
 
-A tape is plain data (`planner.tape`): what needs a peak or a curve of memory derives it from the events.
+A trace is plain data (`planner.memory_trace`): what needs a peak or a curve of memory derives it from the events.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Recorder(Observer):
         self._flush()
         self._alive.clear()
 
-    def tape(self) -> MemoryTrace:
+    def memory_trace(self) -> MemoryTrace:
         """What was noted."""
         events = _with_sums_in_place(self._events, self._sums)
         return MemoryTrace(tuple(self._initial), tuple(events), dict(self._roles), tuple(self._steps) or (0,))

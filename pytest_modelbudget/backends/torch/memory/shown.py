@@ -9,15 +9,17 @@ MOST_EVENTS = 1_000
 """Events of one recording that are written; a step of a large model has tens of thousands."""
 
 
-def show_tape(tape: MemoryTrace, log: DebugLog | None) -> None:
+def show_memory_trace(memory_trace: MemoryTrace, log: DebugLog | None) -> None:
     """Write what was held before and the first events, each with what it made (storage: bytes) and let go of."""
     if log is None or not log.shows("memory"):
         return
-    log.write("memory", f"{len(tape.held)} storages of {tape.held_bytes():,} bytes are held before the run")
-    for event, alive in zip(tape.events[:MOST_EVENTS], tape.alive(), strict=False):
+    log.write(
+        "memory", f"{len(memory_trace.held)} storages of {memory_trace.held_bytes():,} bytes are held before the run"
+    )
+    for event, alive in zip(memory_trace.events[:MOST_EVENTS], memory_trace.alive(), strict=False):
         with log.inside(event.path):
             log.write("memory", f"{_text(event)}; {alive:,} bytes alive")
-    if (left_out := len(tape.events) - MOST_EVENTS) > 0:
+    if (left_out := len(memory_trace.events) - MOST_EVENTS) > 0:
         log.write("memory", f"{left_out:,} more events are not shown")
 
 

@@ -1,4 +1,4 @@
-"""A whole step of training, or a forward pass without gradients, recorded as a tape on the meta device.
+"""A whole step of training, or a forward pass without gradients, recorded as a memory trace on the meta device.
 
 The loop is the common one: `out = model(inputs)`, `loss = ...`, `loss.backward()`, `optimizer.step()`; `out` and
 `loss` live until the next pass gives new ones, inputs are on the device all the time. Two steps run; in the first one
@@ -23,7 +23,7 @@ from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
-from pytest_modelbudget.backends.torch.memory.shown import show_tape
+from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
 from pytest_modelbudget.backends.torch.model import keras_layers
@@ -70,7 +70,7 @@ def record_step(
     sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
     run = _Recording(subject, sizes, recipe, shard, recorder, optimizer)
     try:
-        return run.tape()
+        return run.memory_trace()
     except ModelBudgetError:
         raise
     except Exception as error:  # whatever the model's code raises
@@ -96,7 +96,7 @@ class _Recording:
         self.doing = "forward pass"
         self.training = isinstance(recipe, Training)
 
-    def tape(self) -> MemoryTrace:
+    def memory_trace(self) -> MemoryTrace:
         """Run it all."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -139,10 +139,14 @@ class _Recording:
                 alive = self._infer(self.recipe, call, recorder, kernels)
             recorder.close()
             del alive
-        tape = replace(recorder.tape(), notes=steering.notes_of_one_pass(call.readings.read_inputs.values()))
-        show_tape(tape, self.subject.log)
+        memory_trace = replace(
+            recorder.memory_trace(), notes=steering.notes_of_one_pass(call.readings.read_inputs.values())
+        )
+        show_memory_trace(memory_trace, self.subject.log)
         return (
-            tape.without_temporaries("optimizer") if isinstance(self.recipe, Training) and self.recipe.fused else tape
+            memory_trace.without_temporaries("optimizer")
+            if isinstance(self.recipe, Training) and self.recipe.fused
+            else memory_trace
         )
 
     def _inputs(self) -> ModelCall:

@@ -45,11 +45,11 @@ def sharded(build: Callable[[], nn.Module], inputs: Any, sharding: Any, **recipe
     return record_sharded(Subject("model", model, parse(inputs)), {}, Training(sharding=sharding, **recipe))
 
 
-def lasting(tape: MemoryTrace) -> dict[str, int]:
+def lasting(memory_trace: MemoryTrace) -> dict[str, int]:
     """Bytes by role at the end of the last step, of what has a role."""
-    roles = {item.storage: item.role for item in tape.held} | dict(tape.roles)
-    sizes = {item.storage: item.bytes for item in tape.held}
-    for event in tape.events:
+    roles = {item.storage: item.role for item in memory_trace.held} | dict(memory_trace.roles)
+    sizes = {item.storage: item.bytes for item in memory_trace.held}
+    for event in memory_trace.events:
         for number in event.freed:
             sizes.pop(number, None)
         sizes.update(event.made)
@@ -97,20 +97,20 @@ def test_two_layers_over_two_ranks_event_by_event() -> None:
         ]
 
     # torch 2.6 and 2.13 hold the gradient that is packed last until it has been reduced; up to 2.8 the buffer is made inside
-    first_op, *rest = step(found.tape)
+    first_op, *rest = step(found.memory_trace)
     events = rest if first_op == ("aten.empty", begin + whole) else [first_op, *rest]
     assert events in (by_hand(0), by_hand(second))
-    assert found.tape.peak() == forward + 2 * hidden == 3040
+    assert found.memory_trace.peak() == forward + 2 * hidden == 3040
     assert found.communication == {"all_gather": whole // 2, "reduce_scatter": whole // 2}
     assert found.ranks == 2
 
 
-def step(tape: MemoryTrace) -> list[tuple[str, int]]:
+def step(memory_trace: MemoryTrace) -> list[tuple[str, int]]:
     """The measured step: operators with the bytes alive, in the words of all versions of torch.
 
     Without those that only read a number or mark a stream.
     """
-    found = list(zip(tape.events, tape.alive(), strict=True))[tape.measured :]
+    found = list(zip(memory_trace.events, memory_trace.alive(), strict=True))[memory_trace.measured :]
     names = [(event.op.removesuffix("_mixed_dtype").replace("new_empty", "empty"), alive) for event, alive in found]
     return [(name, alive) for name, alive in names if name and "_local_scalar" not in name and "_stream" not in name]
 
@@ -128,7 +128,7 @@ def step(tape: MemoryTrace) -> list[tuple[str, int]]:
 def test_a_rank_holds_its_part(sharding: dict[str, int], shards: int, precision: str, size: int) -> None:
     """Parameters, gradients and two states of Adam: four times the bytes of the parameters, divided by the shards."""
     part = size * WHOLE // shards
-    held = lasting(sharded(Transformer, IDS, sharding, precision=precision).tape)
+    held = lasting(sharded(Transformer, IDS, sharding, precision=precision).memory_trace)
     expected = {"param": part, "gradient": part, "optimizer": 2 * part}
     assert {role: held[role] for role in expected} == expected
 
@@ -137,7 +137,7 @@ def test_tensor_parallelism_keeps_the_gradient_of_the_table_whole() -> None:
     """Layers are cut, norms are not; torch gives the gradient of a table of tokens to every rank (real ranks agree)."""
     norms = (4 * LAYERS + 2) * WIDTH
     part = FLOAT * ((WHOLE - norms) // 2 + norms)
-    held = lasting(sharded(Transformer, IDS, {"tp": 2}).tape)
+    held = lasting(sharded(Transformer, IDS, {"tp": 2}).memory_trace)
     assert held["param"] == part
     assert held["optimizer"] == 2 * part
     assert held["gradient"] == part + FLOAT * TABLE // 2
@@ -147,7 +147,7 @@ def test_fsdp_over_tensor_parallelism_divides_by_both() -> None:
     """Of what is cut a rank holds a quarter, of the norms a half; gradients alike."""
     norms = (4 * LAYERS + 2) * WIDTH
     part = FLOAT * ((WHOLE - norms) // 4 + norms // 2)
-    held = lasting(sharded(Transformer, IDS, {"fsdp": 2, "tp": 2}).tape)
+    held = lasting(sharded(Transformer, IDS, {"fsdp": 2, "tp": 2}).memory_trace)
     assert (held["param"], held["gradient"], held["optimizer"]) == (part, part, 2 * part)
 
 
@@ -206,14 +206,14 @@ def test_bytes_sent(sharding: dict[str, int], recipe: dict[str, Any], expected: 
 
 def test_replicas_hold_buckets() -> None:
     """DistributedDataParallel keeps a second set of gradients, in buckets, for as long as it lives."""
-    assert lasting(sharded(Transformer, IDS, {"ddp": 2}).tape)["gathered"] == FLOAT * WHOLE
+    assert lasting(sharded(Transformer, IDS, {"ddp": 2}).memory_trace)["gathered"] == FLOAT * WHOLE
 
 
 def test_recomputed_blocks_lower_the_peak() -> None:
     """Checkpointing runs inside of FSDP2's hooks: nothing is gathered for it."""
     wide = f"int64[64, {TOKENS}]"
     kept, again = (sharded(Transformer, wide, {"fsdp": 2}, checkpointing=how) for how in ("none", "blocks"))
-    assert again.tape.peak() < kept.tape.peak()
+    assert again.memory_trace.peak() < kept.memory_trace.peak()
     assert again.communication == kept.communication
 
 
@@ -238,10 +238,14 @@ def for_cuda(model: nn.Module, make_mesh: Callable[..., Any]) -> nn.Module:
 
 @pytest.mark.parametrize("function", [by_hand, for_cuda])
 def test_own_function(function: Any) -> None:
-    """A callable that shards as the plan does gives the same tape; it may change the model or return it."""
+    """A callable that shards as the plan does gives the same memory trace; it may change the model or return it."""
     planned = sharded(Transformer, IDS, {"fsdp": 4})
     own = sharded(Transformer, IDS, function)
-    assert (own.tape.peak(), own.communication, own.ranks) == (planned.tape.peak(), planned.communication, 4)
+    assert (own.memory_trace.peak(), own.communication, own.ranks) == (
+        planned.memory_trace.peak(),
+        planned.communication,
+        4,
+    )
 
 
 def test_one_more_block_is_gathered_at_a_time_when_none_is_let_go_of() -> None:
@@ -265,8 +269,8 @@ def test_adapters_of_another_dtype() -> None:
     recipe = {"precision": "bf16", "lora": {"rank": 4, "targets": ["q_proj"]}}
     found = sharded(Transformer, IDS, {"fsdp": 2}, **recipe)
     pairs = LAYERS * 2 * 4 * WIDTH * FLOAT
-    assert lasting(found.tape)["param"] == (2 * WHOLE + pairs) // 2
-    assert lasting(found.tape)["gradient"] == pairs // 2
+    assert lasting(found.memory_trace)["param"] == (2 * WHOLE + pairs) // 2
+    assert lasting(found.memory_trace)["gradient"] == pairs // 2
 
 
 def test_batch_norm_counts_on_the_host() -> None:
@@ -276,7 +280,7 @@ def test_batch_norm_counts_on_the_host() -> None:
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 4))
 
     for sharding in ({"fsdp": 2}, {"ddp": 2}):
-        assert sharded(build, "float32[2, 3, 8, 8]", sharding).tape.peak() > 0
+        assert sharded(build, "float32[2, 3, 8, 8]", sharding).memory_trace.peak() > 0
 
 
 def test_tied_weights_stay_tied() -> None:
@@ -290,7 +294,7 @@ def test_tied_weights_stay_tied() -> None:
     for sharding, ranks in (({"fsdp": 2}, 2), ({"tp": 2}, 2)):
         norms = (4 * LAYERS + 2) * WIDTH if "tp" in sharding else 0
         expected = FLOAT * ((WHOLE - TABLE - norms) // ranks + norms)
-        assert lasting(sharded(build, IDS, sharding).tape)["param"] == expected
+        assert lasting(sharded(build, IDS, sharding).memory_trace)["param"] == expected
 
 
 def test_the_models_own_plan_comes_first() -> None:
@@ -302,7 +306,7 @@ def test_the_models_own_plan_comes_first() -> None:
         return model
 
     cut = LAYERS * 8 * WIDTH * WIDTH
-    assert lasting(sharded(build, IDS, {"tp": 2}).tape)["param"] == FLOAT * (WHOLE - cut // 2)
+    assert lasting(sharded(build, IDS, {"tp": 2}).memory_trace)["param"] == FLOAT * (WHOLE - cut // 2)
 
 
 @pytest.mark.parametrize(

@@ -53,13 +53,13 @@ def test_against_real_ranks(ranks: int, cases: list[str]) -> None:
     """
     real = measured(ranks, cases)
     for case in cases:
-        tape = planned(case, ranks)
-        assert list(tape.alive())[-1] == real[case]["after"], case
-        assert tape.peak() == pytest.approx(real[case]["peak"], rel=0.001), case
+        memory_trace = planned(case, ranks)
+        assert list(memory_trace.alive())[-1] == real[case]["after"], case
+        assert memory_trace.peak() == pytest.approx(real[case]["peak"], rel=0.001), case
 
 
 def planned(case: str, ranks: int) -> Any:
-    """The tape of a case."""
+    """The memory trace of a case."""
     build, _ = real_ranks.CASES[case]
     dims, recipe = RECIPES[case]
     left = ranks
@@ -71,7 +71,7 @@ def planned(case: str, ranks: int) -> Any:
     training = Training(
         sharding={dim: size or left for dim, size in dims.items()}, kernels="cpu", foreach=True, loss="none", **recipe
     )
-    return record_sharded(Subject(case, model, parse(inputs)), {}, training).tape
+    return record_sharded(Subject(case, model, parse(inputs)), {}, training).memory_trace
 
 
 def measured(ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:

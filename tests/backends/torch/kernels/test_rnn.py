@@ -26,8 +26,8 @@ FLOAT = 4
 STEPS, BATCH, WIDTH, STATE = 12, 4, 40, 64
 
 
-def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
-    """The tape of a model on meta that stands for `model`."""
+def traced(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
+    """The memory trace of a model on meta that stands for `model`."""
     return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
@@ -90,7 +90,7 @@ def cases() -> list[Any]:
 def test_training_takes_what_a_real_step_takes(name: str) -> None:
     """The peak is that of torch's allocator: to the byte, but for a few hundred bytes of oneDNN's own."""
     model = LAYERS[name]()
-    planned = taped(model, [STEPS, BATCH, WIDTH], Training(kernels=KERNELS or "cpu", optimizer="sgd")).peak()
+    planned = traced(model, [STEPS, BATCH, WIDTH], Training(kernels=KERNELS or "cpu", optimizer="sgd")).peak()
     real = allocated(model, torch.rand(STEPS, BATCH, WIDTH), sgd)
     assert planned == pytest.approx(real, abs=256 if name in FUSED else 0)
 
@@ -100,7 +100,7 @@ def test_training_takes_what_a_real_step_takes(name: str) -> None:
 def test_inference_takes_what_a_real_pass_takes(name: str) -> None:
     """Without gradients nothing is kept, and oneDNN orders the weights in blocks."""
     model = LAYERS[name]()
-    planned = taped(model, [STEPS, BATCH, WIDTH], Inference(kernels=KERNELS or "cpu")).peak()
+    planned = traced(model, [STEPS, BATCH, WIDTH], Inference(kernels=KERNELS or "cpu")).peak()
     real = inferred(model, torch.rand(STEPS, BATCH, WIDTH))
     assert planned == pytest.approx(real, abs=256 if name in FUSED else 0)
 
@@ -123,22 +123,33 @@ def test_published_sizes_of_cudnn(kind: str, reserve: int, workspace: int, gates
 def test_on_cuda_all_layers_are_one_kernel(kind: str) -> None:
     """The reserve lives from the forward to the backward pass, the gradients of all weights are one storage."""
     layer = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[kind](WIDTH, STATE, 2, batch_first=True)
-    tape = taped(Reads(layer), [BATCH, STEPS, WIDTH], Training(optimizer="none"))
+    memory_trace = traced(Reads(layer), [BATCH, STEPS, WIDTH], Training(optimizer="none"))
     weights = sum(one.numel() for one in layer.parameters()) * FLOAT
     own = {"lstm": 5, "gru": 6, "rnn": 1}[kind]
     reserve = STEPS * BATCH * STATE * (2 * own + 1) * FLOAT
-    sizes = [size for event in tape.events if event.op == CUDNN for _, size in event.made]
+    sizes = [size for event in memory_trace.events if event.op == CUDNN for _, size in event.made]
     assert sizes.count(reserve) == 2  # one in each step
-    gradients = [size for event in tape.events for number, size in event.made if tape.roles.get(number) == "gradient"]
+    gradients = [
+        size
+        for event in memory_trace.events
+        for number, size in event.made
+        if memory_trace.roles.get(number) == "gradient"
+    ]
     assert gradients == [weights, weights]
-    assert any(tape.roles.get(number) == "workspace" for event in tape.events for number, _ in event.made)
+    assert any(
+        memory_trace.roles.get(number) == "workspace" for event in memory_trace.events for number, _ in event.made
+    )
 
 
 def test_on_cuda_inference_keeps_nothing() -> None:
     """Without training there is no reserve; output, states and workspace are all."""
-    tape = taped(Reads(nn.GRU(WIDTH, STATE)), [STEPS, BATCH, WIDTH], Inference())
+    memory_trace = traced(Reads(nn.GRU(WIDTH, STATE)), [STEPS, BATCH, WIDTH], Inference())
     made = [
-        size for event in tape.events if event.op == CUDNN for number, size in event.made if number not in tape.roles
+        size
+        for event in memory_trace.events
+        if event.op == CUDNN
+        for number, size in event.made
+        if number not in memory_trace.roles
     ]
     assert made == [STEPS * BATCH * STATE * FLOAT, BATCH * STATE * FLOAT, 0]
 
@@ -146,9 +157,9 @@ def test_on_cuda_inference_keeps_nothing() -> None:
 def test_shared_gradients_of_frozen_layers_are_not_made() -> None:
     """With all weights frozen and the input trained, cuDNN's gradient of the weights is left out."""
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Reads(nn.LSTM(WIDTH, STATE)))
-    tape = taped(model, [STEPS, BATCH, WIDTH], Training(optimizer="none", trainable=("0.*",)))
+    memory_trace = traced(model, [STEPS, BATCH, WIDTH], Training(optimizer="none", trainable=("0.*",)))
     weights = sum(one.numel() for one in model[1].parameters()) * FLOAT
-    backward = [event for event in tape.events if event.op == f"{CUDNN}_backward"]
+    backward = [event for event in memory_trace.events if event.op == f"{CUDNN}_backward"]
     assert backward
     assert weights not in [size for event in backward for _, size in event.made]
 

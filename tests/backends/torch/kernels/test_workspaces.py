@@ -68,8 +68,8 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
 }
 
 
-def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
-    """The tape of a model on meta that stands for `model`."""
+def traced(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
+    """The memory trace of a model on meta that stands for `model`."""
     return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
@@ -78,7 +78,7 @@ def test_training(name: str) -> None:
     """The peak with the rule is close to that of torch's allocator, also where the convolution is all there is."""
     build, shape = CONVOLUTIONS[name]
     model = build()
-    planned = taped(model, shape, Training(kernels=KERNELS, optimizer="sgd")).peak()
+    planned = traced(model, shape, Training(kernels=KERNELS, optimizer="sgd")).peak()
     assert planned == pytest.approx(allocated(model, torch.rand(shape), sgd), rel=CLOSE)
 
 
@@ -87,13 +87,13 @@ def test_inference(name: str) -> None:
     """So is that of a pass without gradients."""
     build, shape = CONVOLUTIONS[name]
     model = build()
-    planned = taped(model, shape, Inference(kernels=KERNELS)).peak()
+    planned = traced(model, shape, Inference(kernels=KERNELS)).peak()
     assert planned == pytest.approx(inferred(model, torch.rand(shape)), rel=CLOSE)
 
 
 def test_only_the_cpu_has_these_rules() -> None:
     """A recipe for CUDA gives convolutions no workspace: none is known."""
     build, shape = CONVOLUTIONS["3x3"]
-    cpu, cuda = (taped(build(), shape, Training(kernels=kernels, optimizer="sgd")) for kernels in ("cpu", "cuda"))  # type: ignore[arg-type]
+    cpu, cuda = (traced(build(), shape, Training(kernels=kernels, optimizer="sgd")) for kernels in ("cpu", "cuda"))  # type: ignore[arg-type]
     assert sum(event.workspace for event in cpu.events) > 0
     assert sum(event.workspace for event in cuda.events) == 0

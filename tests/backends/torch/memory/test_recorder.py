@@ -1,4 +1,4 @@
-"""The tape of a pass: counted by hand, against real storages one by one, and against torch's own memory profiler."""
+"""The memory trace of a pass: counted by hand, against real storages one by one, and against torch's own memory profiler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
-from pytest_modelbudget.backends.torch.memory import recorder as tape_module
+from pytest_modelbudget.backends.torch.memory import recorder as recorder_module
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
 from pytest_modelbudget.backends.torch.model.global_state import preserved, seed_everything
@@ -32,7 +32,7 @@ FLOAT = 4
 
 
 def record(subject: Subject, *, backward: bool) -> MemoryTrace:
-    """The tape of one pass: in eval mode without gradients, or with `backward` in training mode, and back.
+    """The memory trace of one pass: in eval mode without gradients, or with `backward` in training mode, and back.
 
     The backward pass begins with one gradient for each tensor of floats that the model returns; there is no loss and
     no optimizer. Gradients of parameters stay alive to the end.
@@ -53,11 +53,11 @@ def record(subject: Subject, *, backward: bool) -> MemoryTrace:
     subject.attributes.restore()
     for parameter in subject.model.parameters():
         parameter.grad = None
-    return recorder.tape()
+    return recorder.memory_trace()
 
 
-def taped(model: nn.Module, inputs: object, *, backward: bool = False) -> MemoryTrace:
-    """The tape of a model on meta that stands for `model`."""
+def traced(model: nn.Module, inputs: object, *, backward: bool = False) -> MemoryTrace:
+    """The memory trace of a model on meta that stands for `model`."""
     return record(Subject("model", meta_copy(model), parse(inputs)), backward=backward)  # type: ignore[arg-type]
 
 
@@ -73,34 +73,40 @@ def encoder() -> nn.Module:
 
 def test_two_layers_event_by_event() -> None:
     """Each layer makes its output; the first is let go of when the second has read it, the last is the result."""
-    tape = taped(nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 4, bias=False), nn.Tanh()), "float32[2, 8]")
-    assert tape.held == (
+    memory_trace = traced(
+        nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 4, bias=False), nn.Tanh()), "float32[2, 8]"
+    )
+    assert memory_trace.held == (
         InitialStorage(0, 512, "param"),
         InitialStorage(1, 256, "param"),
         InitialStorage(2, 64, "input"),
     )
-    assert tape.events == (
+    assert memory_trace.events == (
         MemoryEvent("aten.mm", "0", made=((3, 128),)),
         MemoryEvent("aten.mm", "1", made=((4, 32),)),
         MemoryEvent("aten.tanh", "2", made=((5, 32),), freed=(3,)),
         MemoryEvent("", "", "", freed=(4,)),
     )
-    assert list(tape.alive()) == [960, 992, 896, 864]
-    assert tape.peak() == 992
-    assert (tape.held_bytes(), tape.held_bytes("param"), tape.held_bytes("input", "buffer")) == (832, 768, 64)
+    assert list(memory_trace.alive()) == [960, 992, 896, 864]
+    assert memory_trace.peak() == 992
+    assert (
+        memory_trace.held_bytes(),
+        memory_trace.held_bytes("param"),
+        memory_trace.held_bytes("input", "buffer"),
+    ) == (832, 768, 64)
 
 
 def test_one_layer_forward_and_backward() -> None:
     """A gradient for the result and one for each weight, those of weights alive to the end."""
-    tape = taped(nn.Sequential(nn.Linear(8, 4, bias=False)), "float32[2, 8]", backward=True)
-    made = [(event.op, event.path, event.phase, sum(size for _, size in event.made)) for event in tape.events]
+    memory_trace = traced(nn.Sequential(nn.Linear(8, 4, bias=False)), "float32[2, 8]", backward=True)
+    made = [(event.op, event.path, event.phase, sum(size for _, size in event.made)) for event in memory_trace.events]
     assert made == [
         ("aten.mm", "0", "forward", 2 * 4 * FLOAT),
         ("aten.empty_like", "", "backward", 2 * 4 * FLOAT),
         ("aten.mm", "0", "backward", 8 * 4 * FLOAT),
         ("", "", "", 0),  # the gradient of the result goes
     ]
-    assert tape.peak() == tape.held_bytes() + 2 * 32 + 128
+    assert memory_trace.peak() == memory_trace.held_bytes() + 2 * 32 + 128
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,7 @@ def test_one_layer_forward_and_backward() -> None:
         pytest.param((MemoryEvent("a", "", freed=(0,)), MemoryEvent("b", "", made=((1, 4),))), 10, id="what was held before may go"),
     ],
 )  # fmt: skip
-def test_peaks_of_tapes_by_hand(events: tuple[MemoryEvent, ...], expected: int) -> None:
+def test_peaks_of_memory_traces_by_hand(events: tuple[MemoryEvent, ...], expected: int) -> None:
     """What was there before the pass, and the most that was alive beside it."""
     assert MemoryTrace((InitialStorage(0, 10, "param"),), events).peak() == expected
 
@@ -149,7 +155,7 @@ class Alive(TorchDispatchMode):
 
 
 def step(model: nn.Module, *args: torch.Tensor, backward: bool) -> Any:
-    """A pass as the tape is said to record it."""
+    """A pass as the memory trace is said to record it."""
     model.train(backward)
     with torch.set_grad_enabled(backward):
         out = model(*args)
@@ -175,10 +181,10 @@ def test_as_many_bytes_as_real_storages(name: str, backward: bool, monkeypatch: 
     But for one thing: batch norm in eval mode gives its statistics back on meta, and two empty tensors on the CPU.
     Sums of gradients are made anew here, as torch makes them while it is watched.
     """
-    monkeypatch.setattr(tape_module, "_with_sums_in_place", lambda events, sums: events)
+    monkeypatch.setattr(recorder_module, "_with_sums_in_place", lambda events, sums: events)
     build, shape, statistics = MODELS[name]
     model, data, alive = build(), torch.rand(shape), Alive()
-    tape = taped(model, shape, backward=backward)
+    memory_trace = traced(model, shape, backward=backward)
     for tensor in (*model.parameters(), *model.buffers(), data):
         alive.know(tensor)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -188,7 +194,7 @@ def test_as_many_bytes_as_real_storages(name: str, backward: bool, monkeypatch: 
             out = step(model, data, backward=backward)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    assert tape.peak() - tape.held_bytes() == alive.peak + (0 if backward else statistics)
+    assert memory_trace.peak() - memory_trace.held_bytes() == alive.peak + (0 if backward else statistics)
     assert out is not None
 
 
@@ -208,25 +214,27 @@ class Fork(nn.Module):
 def test_sums_of_gradients_are_in_place_where_torch_makes_them_so(plain: bool) -> None:
     """The peak is torch's own, whose second sum leaves a gradient alone that another holds."""
     model, data = Fork(plain), torch.rand(256, 8)
-    tape = taped(model, [256, 8], backward=True)
-    assert tape.peak() - tape.held_bytes() == _allocated(model, data, backward=True)
+    memory_trace = traced(model, [256, 8], backward=True)
+    assert memory_trace.peak() - memory_trace.held_bytes() == _allocated(model, data, backward=True)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])
 def test_as_many_bytes_as_torch_itself_allocates(backward: bool) -> None:
     """Products of matrices take no workspace, so the peak of an MLP is that of torch's allocator."""
     model, data = mlp(), torch.rand(32, 64)
-    tape = taped(model, [32, 64], backward=backward)
-    assert tape.peak() - tape.held_bytes() == _allocated(model, data, backward=backward)
+    memory_trace = traced(model, [32, 64], backward=backward)
+    assert memory_trace.peak() - memory_trace.held_bytes() == _allocated(model, data, backward=backward)
 
 
 def test_convolutions_take_a_workspace_beside() -> None:
-    """What oneDNN allocates in its kernels is not on the tape: the tape is a lower bound of the allocator's peak."""
+    """What oneDNN allocates in its kernels is not on the memory trace: the memory trace is a lower bound of the allocator's peak."""
     model, data = torchvision.models.resnet18(), torch.rand(4, 3, 224, 224)
-    tape = taped(model, [4, 3, 224, 224])
+    memory_trace = traced(model, [4, 3, 224, 224])
     maps, statistics = 4 * 64 * 112 * 112 * FLOAT, 2 * 64 * FLOAT
-    assert tape.peak() - tape.held_bytes() == 2 * maps + statistics  # the first maps before and after their norm
-    assert tape.peak() - tape.held_bytes() <= _allocated(model, data, backward=False)
+    assert (
+        memory_trace.peak() - memory_trace.held_bytes() == 2 * maps + statistics
+    )  # the first maps before and after their norm
+    assert memory_trace.peak() - memory_trace.held_bytes() <= _allocated(model, data, backward=False)
 
 
 def _allocated(model: nn.Module, *args: torch.Tensor, backward: bool) -> int:
@@ -246,25 +254,31 @@ def _allocated(model: nn.Module, *args: torch.Tensor, backward: bool) -> int:
 
 def test_gradients_belong_to_the_layer_whose_operator_they_undo() -> None:
     """Every event of the backward pass of a ResNet has the path of a layer, but for the gradient it starts from."""
-    tape = taped(torchvision.models.resnet18(), [2, 3, 64, 64], backward=True)
+    memory_trace = traced(torchvision.models.resnet18(), [2, 3, 64, 64], backward=True)
     paths = {
-        event.path for event in tape.events if event.phase == "backward" and event.op == "aten.convolution_backward"
+        event.path
+        for event in memory_trace.events
+        if event.phase == "backward" and event.op == "aten.convolution_backward"
     }
-    assert paths == {event.path for event in tape.events if event.phase == "forward" and event.op == "aten.convolution"}
-    assert {event.op for event in tape.events if event.phase == "backward" and not event.path} == {"aten.empty_like"}
+    assert paths == {
+        event.path for event in memory_trace.events if event.phase == "forward" and event.op == "aten.convolution"
+    }
+    assert {event.op for event in memory_trace.events if event.phase == "backward" and not event.path} == {
+        "aten.empty_like"
+    }
 
 
-def test_a_tape_is_plain_data_and_the_same_again() -> None:
-    """It survives pickling, two runs give one tape, and dropout does not change it."""
-    first, again = (taped(encoder(), [2, 12, 32], backward=True) for _ in range(2))
+def test_a_memory_trace_is_plain_data_and_the_same_again() -> None:
+    """It survives pickling, two runs give one memory trace, and dropout does not change it."""
+    first, again = (traced(encoder(), [2, 12, 32], backward=True) for _ in range(2))
     assert first == again == pickle.loads(pickle.dumps(first))
 
 
-def test_a_real_run_gives_the_same_tape() -> None:
+def test_a_real_run_gives_the_same_memory_trace() -> None:
     """The recorder only follows storages, so a model with memory can be recorded, too."""
     model = encoder()
     real = record(Subject("model", model, parse([2, 12, 32]), real=True), backward=True)  # type: ignore[arg-type]
-    assert real == taped(encoder(), [2, 12, 32], backward=True)
+    assert real == traced(encoder(), [2, 12, 32], backward=True)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -279,6 +293,6 @@ def test_what_a_model_holds_as_a_plain_attribute_was_there_before() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * self.scale
 
-    tape = taped(Holds(), [2, 8])
-    assert tape.held_bytes("other") == 8 * FLOAT
-    assert [event.made[0][1] for event in tape.events] == [2 * 8 * FLOAT]
+    memory_trace = traced(Holds(), [2, 8])
+    assert memory_trace.held_bytes("other") == 8 * FLOAT
+    assert [event.made[0][1] for event in memory_trace.events] == [2 * 8 * FLOAT]

@@ -23,8 +23,8 @@ from tests.real_steps import Real, allocated, inferred, sgd
 from tests.versions import needs
 
 
-def taped(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
-    """The tape of a model on meta that stands for `model`."""
+def traced(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
+    """The memory trace of a model on meta that stands for `model`."""
     return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
@@ -121,7 +121,7 @@ def test_optimizers(name: str) -> None:
     """The peak of a step is that of torch's allocator, but for a number or two: states, temporaries, counters."""
     given, real = OPTIMIZERS[name]
     model = Blocks()
-    planned = taped(model, SHAPE, Training(kernels="cpu", **given)).peak()
+    planned = traced(model, SHAPE, Training(kernels="cpu", **given)).peak()
     assert planned == pytest.approx(allocated(model, torch.rand(SHAPE), real), abs=NUMBERS)
 
 
@@ -143,18 +143,18 @@ class Words(nn.Module):
 @pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)], ids=["tied", "apart"])
 def test_muon_leaves_tables_to_adamw(tied: bool, tables: int) -> None:
     """One state for each element of hidden matrices, two for tables, heads and biases, and a count for each of these."""
-    tape = taped(Words(tied), [2, 8], Training(kernels="cpu", optimizer="muon"))
-    made = [(number, size) for event in tape.events for number, size in event.made]
-    states = sum(size for number, size in made if tape.roles.get(number) == "optimizer")
+    memory_trace = traced(Words(tied), [2, 8], Training(kernels="cpu", optimizer="muon"))
+    made = [(number, size) for event in memory_trace.events for number, size in event.made]
+    states = sum(size for number, size in made if memory_trace.roles.get(number) == "optimizer")
     assert states == FLOAT * (8 * 8 + 2 * (tables * 50 * 8 + 8) + (tables + 1))
 
 
 def test_no_optimizer() -> None:
     """Forward and backward alone; the gradients are there."""
     model = Blocks()
-    tape = taped(model, SHAPE, Training(kernels="cpu", optimizer="none"))
-    assert tape.peak() == allocated(model, torch.rand(SHAPE), None)
-    assert {event.phase for event in tape.events} - {""} == {"forward", "backward"}
+    memory_trace = traced(model, SHAPE, Training(kernels="cpu", optimizer="none"))
+    assert memory_trace.peak() == allocated(model, torch.rand(SHAPE), None)
+    assert {event.phase for event in memory_trace.events} - {""} == {"forward", "backward"}
 
 
 def squared(out: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,7 @@ def test_loops(name: str) -> None:
     """Accumulation, where gradients are let go of, and losses, against the same real loop."""
     given, real = LOOPS[name]
     model = Blocks()
-    planned = taped(model, SHAPE, Training(kernels="cpu", optimizer="sgd", **given)).peak()
+    planned = traced(model, SHAPE, Training(kernels="cpu", optimizer="sgd", **given)).peak()
     assert planned == pytest.approx(allocated(model, torch.rand(SHAPE), sgd, **real), abs=NUMBERS)
 
 
@@ -191,11 +191,11 @@ def test_cross_entropy_and_the_models_own_loss() -> None:
             out = super().forward(x)
             return {"logits": out, "loss": squared(out)}
 
-    given = taped(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd", loss="cross_entropy"))
+    given = traced(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd", loss="cross_entropy"))
     assert sum(event.op == "aten.nll_loss_forward" for event in given.events) == 2
     assert made(given, "input") == 16 * 24 * 8  # an index for each sample and place
-    own = taped(Own(), SHAPE, Training(kernels="cpu", optimizer="sgd"))
-    assert own.peak() == taped(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd", loss=squared)).peak()
+    own = traced(Own(), SHAPE, Training(kernels="cpu", optimizer="sgd"))
+    assert own.peak() == traced(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd", loss=squared)).peak()
 
 
 def test_a_loss_may_ask_for_its_value() -> None:
@@ -208,8 +208,8 @@ def test_a_loss_may_ask_for_its_value() -> None:
         return loss if loss > 0 else loss * 2
 
     recipe = Training(kernels="cpu", optimizer="sgd")
-    assert taped(Blocks(), SHAPE, replace(recipe, loss=careful)).peak() == pytest.approx(
-        taped(Blocks(), SHAPE, replace(recipe, loss=squared)).peak(), abs=NUMBERS
+    assert traced(Blocks(), SHAPE, replace(recipe, loss=careful)).peak() == pytest.approx(
+        traced(Blocks(), SHAPE, replace(recipe, loss=squared)).peak(), abs=NUMBERS
     )
 
 
@@ -236,15 +236,15 @@ def test_blocks_are_those_of_the_outermost_lists() -> None:
 def test_tied_weights_count_once() -> None:
     """One weight has one gradient and one pair of states."""
     model = Blocks(tied=True)
-    tape = taped(model, SHAPE, Training(kernels="cpu"))
-    assert tape.peak() == allocated(model, torch.rand(SHAPE), lambda p: torch.optim.AdamW(p, foreach=False))
-    assert tape.held_bytes("param") == sum(one.numel() for one in model.parameters()) * FLOAT
+    memory_trace = traced(model, SHAPE, Training(kernels="cpu"))
+    assert memory_trace.peak() == allocated(model, torch.rand(SHAPE), lambda p: torch.optim.AdamW(p, foreach=False))
+    assert memory_trace.held_bytes("param") == sum(one.numel() for one in model.parameters()) * FLOAT
 
 
 def test_frozen_parameters() -> None:
     """What is frozen has no gradient and no states, and autograd keeps nothing for it."""
     model = Blocks()
-    planned = taped(model, SHAPE, Training(kernels="cpu", trainable=("head.*", "blocks.2.*")))
+    planned = traced(model, SHAPE, Training(kernels="cpu", trainable=("head.*", "blocks.2.*")))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("head.", "blocks.2.")))
     trained = [one for one in model.parameters() if one.requires_grad]
@@ -252,26 +252,26 @@ def test_frozen_parameters() -> None:
     assert made(planned, "gradient") == sum(one.numel() for one in trained) * FLOAT
 
 
-def made(tape: MemoryTrace, role: str) -> int:
+def made(memory_trace: MemoryTrace, role: str) -> int:
     """The most bytes that were alive at once of the storages of a role."""
     alive: dict[int, int] = {}
     most = 0
-    for event in tape.events:
+    for event in memory_trace.events:
         for number in event.freed:
             alive.pop(number, None)
-        alive.update((number, size) for number, size in event.made if tape.roles.get(number) == role)
+        alive.update((number, size) for number, size in event.made if memory_trace.roles.get(number) == role)
         most = max(most, sum(alive.values()))
     return most
 
 
 def test_lora_by_hand() -> None:
     """Pairs of rank 4 beside three layers of 32 to 128: 3 * 4 * (32 + 128) numbers are trained, all else is frozen."""
-    tape = taped(Blocks(), SHAPE, Training(kernels="cpu", lora={"rank": 4, "targets": ["up"]}))
+    memory_trace = traced(Blocks(), SHAPE, Training(kernels="cpu", lora={"rank": 4, "targets": ["up"]}))
     pairs = 3 * 4 * (32 + 128) * FLOAT
-    assert made(tape, "gradient") == pairs
-    assert made(tape, "optimizer") == 2 * pairs + 6 * FLOAT  # and a counter for each matrix
+    assert made(memory_trace, "gradient") == pairs
+    assert made(memory_trace, "optimizer") == 2 * pairs + 6 * FLOAT  # and a counter for each matrix
     weights = sum(one.numel() for one in Blocks().parameters()) * FLOAT
-    assert tape.held_bytes("param") == weights + pairs
+    assert memory_trace.held_bytes("param") == weights + pairs
 
 
 def test_recomputed_blocks() -> None:
@@ -280,9 +280,9 @@ def test_recomputed_blocks() -> None:
     Real blocks keep the random state of the CPU, too, which is no tensor of the model's device in training.
     """
     random = 3 * torch.get_rng_state().nbytes
-    plain = taped(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd")).peak()
-    planned = taped(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd", checkpointing="blocks")).peak()
-    itself = taped(Blocks(recomputed=True), SHAPE, Training(kernels="cpu", optimizer="sgd")).peak()
+    plain = traced(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd")).peak()
+    planned = traced(Blocks(), SHAPE, Training(kernels="cpu", optimizer="sgd", checkpointing="blocks")).peak()
+    itself = traced(Blocks(recomputed=True), SHAPE, Training(kernels="cpu", optimizer="sgd")).peak()
     assert planned == itself == allocated(Blocks(recomputed=True), torch.rand(SHAPE), sgd) - random
     assert planned < plain
 
@@ -291,7 +291,7 @@ def test_weights_in_half_precision() -> None:
     """Weights, inputs, gradients and what is between have two bytes an element."""
     model = nn.Sequential(nn.Linear(64, 32, bias=False), nn.Tanh())
     full, half = (
-        taped(model, [8, 64], Training(kernels="cpu", optimizer="sgd", precision=precision)).peak()  # type: ignore[arg-type]
+        traced(model, [8, 64], Training(kernels="cpu", optimizer="sgd", precision=precision)).peak()  # type: ignore[arg-type]
         for precision in ("fp32", "bf16")
     )
     assert half * 2 == full
@@ -305,20 +305,20 @@ def test_biases_are_added_in_place() -> None:
             return super().forward(x.transpose(0, 1))
 
     model = nn.Sequential(Turned(20, 512), nn.Tanh())
-    planned = taped(model, SHAPE, Inference(kernels="cpu")).peak()
+    planned = traced(model, SHAPE, Inference(kernels="cpu")).peak()
     assert planned == inferred(model, torch.rand(SHAPE))
 
 
 def test_the_second_step_has_the_states() -> None:
     """The first step makes the states, the second is measured with them there."""
     model = nn.Linear(64, 64, bias=False)
-    tape = taped(model, [2, 64], Training(kernels="cpu", optimizer="adam"))
-    alive = list(tape.alive())
+    memory_trace = traced(model, [2, 64], Training(kernels="cpu", optimizer="adam"))
+    alive = list(memory_trace.alive())
     weight = 64 * 64 * FLOAT
-    first, second = tape.steps
-    assert (first, tape.measured) == (0, second)
-    assert made(tape, "optimizer") == 2 * weight + FLOAT  # and its counter
-    assert max(alive[second:]) == tape.peak() > alive[0] + 2 * weight
+    first, second = memory_trace.steps
+    assert (first, memory_trace.measured) == (0, second)
+    assert made(memory_trace, "optimizer") == 2 * weight + FLOAT  # and its counter
+    assert max(alive[second:]) == memory_trace.peak() > alive[0] + 2 * weight
 
 
 def test_the_model_is_as_before() -> None:
@@ -372,6 +372,6 @@ def test_recipes_that_do_not_fit_say_so(recipe: Training, message: str) -> None:
 def test_a_model_without_trained_parameters() -> None:
     """There is nothing to train: the model is named."""
     with pytest.raises(ModelBudgetError, match="model: training: no parameter is trained"):
-        taped(nn.ReLU(), [2, 4], Training())
+        traced(nn.ReLU(), [2, 4], Training())
     with pytest.raises(ModelBudgetError, match=r"training\.checkpointing: the model has no repeated blocks"):
-        taped(nn.Linear(4, 4), [2, 4], Training(checkpointing="blocks"))
+        traced(nn.Linear(4, 4), [2, 4], Training(checkpointing="blocks"))

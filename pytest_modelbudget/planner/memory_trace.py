@@ -1,6 +1,6 @@
 """A run as a list of events: which operator of which module allocated which memory, and when it was let go of.
 
-A tape is plain data, recorded by a backend; what needs a peak or a curve of memory derives it from the events.
+A memory trace is plain data, recorded by a backend; what needs a peak or a curve of memory derives it from the events.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pytest_modelbudget.summary.plan import Phase, Role
 
 @dataclass(frozen=True, slots=True)
 class InitialStorage:
-    """Memory that was there before the run; `storage` is its number on the tape."""
+    """Memory that was there before the run; `storage` is its number on the memory trace."""
 
     storage: int
     bytes: int
@@ -44,7 +44,7 @@ class MemoryEvent:
 class MemoryTrace:
     """What a run held before it began, and its events in order.
 
-    `roles` tell of storages made on the tape that are known to be something lasting (`gradient`, `optimizer`, `cast`);
+    `roles` tell of storages made meanwhile that are known to be something lasting (`gradient`, `optimizer`, `cast`);
     what has none is an activation or a temporary, by how long it lives. `steps` are the indices of the events with
     which the steps of a training begin; the last one is measured, the others warm up. `notes` are for the reader.
     """
@@ -77,7 +77,7 @@ class MemoryTrace:
         return max(chain(initial, islice(self.alive(), self.measured, None)), default=0)
 
     def without_temporaries(self, phase: Phase) -> MemoryTrace:
-        """The tape of a run whose `phase` is one kernel: what is made and let go of inside of it is not there."""
+        """The trace of a run whose `phase` is one kernel: what is made and let go of inside of it is not there."""
         made_in: dict[int, int] = {}
         temporaries: set[int] = set()
         for index, event in enumerate(self.events):
