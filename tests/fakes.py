@@ -44,7 +44,7 @@ def is_class(model: object) -> bool:
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
+def global_state_restored() -> Iterator[None]:
     """There is no global state."""
     yield
 

@@ -42,7 +42,7 @@ class Backend(Protocol):
         """Whether `model` is this framework's model class itself, or one derived from it."""
         ...
 
-    def preserved(self) -> AbstractContextManager[None]:
+    def global_state_restored(self) -> AbstractContextManager[None]:
         """On leaving, the global state that a builder or a model may move is as before, also when the body raises.
 
         The random state, naming counters, policies, default dtype and device: what a builder sets holds while its
@@ -147,11 +147,11 @@ def owner(model: object) -> Backend | None:
 
 
 @contextmanager
-def preserved(backends: tuple[Backend, ...]) -> Iterator[None]:
+def global_state_restored(backends: tuple[Backend, ...]) -> Iterator[None]:
     """Keep the global state of all of `backends` at once."""
     with ExitStack() as stack:
         for backend in backends:
-            stack.enter_context(backend.preserved())
+            stack.enter_context(backend.global_state_restored())
         yield
 
 
@@ -162,7 +162,7 @@ def has_memory(backends: tuple[Backend, ...]) -> bool:
 
 @contextmanager
 def with_memory(backends: tuple[Backend, ...], seed: int, *, limited: bool) -> Iterator[None]:
-    """Build with memory in all of `backends` that can; see `Memory`. Enter it inside of `preserved`."""
+    """Build with memory in all of `backends` that can; see `Memory`. Enter it inside of `global_state_restored`."""
     with ExitStack() as stack:
         for backend in backends:
             if hasattr(backend, "with_memory"):
@@ -172,7 +172,7 @@ def with_memory(backends: tuple[Backend, ...], seed: int, *, limited: bool) -> I
 
 @contextmanager
 def abstract(backends: tuple[Backend, ...]) -> Iterator[list[Sequence[str]]]:
-    """Build without memory for weights in all of `backends` at once; enter it inside of `preserved`.
+    """Build without memory for weights in all of `backends` at once; enter it inside of `global_state_restored`.
 
     Yields what each of them does.
     """

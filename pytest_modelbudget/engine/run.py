@@ -191,7 +191,7 @@ def _build_model(
     _check_arguments(build, entry)
     rebuild = partial(_build_with_memory, build, entry)
     with ExitStack() as state:
-        state.enter_context(backends.preserved(active))
+        state.enter_context(backends.global_state_restored(active))
         notes: tuple[str, ...] = ()
         try:
             model, refused = (rebuild(0), ()) if entry.run == "real" else _build_abstractly(build, entry, active)
@@ -199,12 +199,12 @@ def _build_model(
             if entry.run is not None or not _may_need_values(mistake, active):
                 raise
             state.close()  # what the first try set must not be there for the second
-            state.enter_context(backends.preserved(active))
+            state.enter_context(backends.global_state_restored(active))
             model, notes = _build_after_failure(mistake, rebuild, entry), (_BUILT_WITH_MEMORY,)
         else:
             if refused:
                 state.close()
-                state.enter_context(backends.preserved(active))
+                state.enter_context(backends.global_state_restored(active))
                 model, notes = _rebuild(build, entry, active, ", ".join(filter(None, refused)))
         owner = backends.owner(model)
         if owner is not None and owner in active:
@@ -249,7 +249,7 @@ def _build_with_memory(build: Callable[..., object], entry: ModelEntry, seed: in
         TooLarge: its weights take more than may be taken unasked.
     """
     active = backends.loaded()
-    with backends.preserved(active), backends.with_memory(active, seed, limited=entry.run != "real"):
+    with backends.global_state_restored(active), backends.with_memory(active, seed, limited=entry.run != "real"):
         return build(*entry.args, **entry.kwargs)
 
 
@@ -376,7 +376,7 @@ def from_live(model_or_builder: object, entry: ModelEntry, finish: Callable[[Cou
     """What `finish` gives for a live model, or for what a builder gives."""
     owner = backends.owner(model_or_builder)
     if owner is not None:
-        with backends.preserved(backends.loaded() if isinstance(entry.inputs, Example) else ()):
+        with backends.global_state_restored(backends.loaded() if isinstance(entry.inputs, Example) else ()):
             subject = subject_of(owner, model_or_builder, entry, built_here=False)
         return finish(subject)
     if not callable(model_or_builder) and not _names_builder(entry.build):

@@ -16,7 +16,7 @@ def _torch(make: Callable[[Any], Any], inputs: object) -> list[Layer]:
     nn = pytest.importorskip("torch").nn
     from pytest_modelbudget.backends import torch as backend
 
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = make(nn)
     given = parse(inputs)
     return list(backend.summarize(model, name="m", inputs=given, sizes={"B": 2}, built_here=True).layers)
@@ -48,7 +48,7 @@ def _keras(make: Callable[[Any], Any], shape: tuple[int, ...]) -> list[Layer]:
     keras = pytest.importorskip("keras", minversion="3.0")
     from pytest_modelbudget.backends import keras as backend
 
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = keras.Sequential([keras.Input(shape), make(keras.layers)])
     return list(backend.summarize(model, name="m", inputs=None, sizes={}, built_here=True).layers)
 
@@ -120,7 +120,7 @@ def test_attentions_of_keras(make: Callable[[Any, Any, Any], Any], text: str) ->
     keras = pytest.importorskip("keras", minversion="3.0")
     from pytest_modelbudget.backends import keras as backend
 
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         x, y = keras.Input((5, 16)), keras.Input((6, 24))
         model = keras.Model([x, y], [make(keras.layers, x, y), keras.layers.ReLU()(y)])
     rows = backend.summarize(model, name="m", inputs=None, sizes={}, built_here=True).layers

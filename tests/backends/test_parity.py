@@ -81,7 +81,7 @@ class TorchLstm(nn.Module):
 
 
 def counted(backend: Any, build: Callable[[], Any], inputs: str) -> Summary:
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = build()
     summary: Summary = backend.summarize(model, name="model", inputs=parse(inputs), sizes={"B": 3}, built_here=True)
     return summary

@@ -42,7 +42,7 @@ def measure(name: str, rounds: int) -> tuple[float, float, int]:
 
     from pytest_modelbudget.backends import keras as backend
 
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         tiny = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.LayerNormalization()])
         model = getattr(keras.applications, name)(weights=None)
     for _ in range(2):

@@ -30,7 +30,7 @@ from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy  # noqa: E402
-from pytest_modelbudget.backends.torch.trace.forward import Subject  # noqa: E402
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel  # noqa: E402
 from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
 from pytest_modelbudget.inputs import parse  # noqa: E402
 from pytest_modelbudget.planner import Inference, Training  # noqa: E402
@@ -190,10 +190,10 @@ def truth(model: nn.Module, text: str, case: str) -> int:
 
 def ours(model: nn.Module, text: str, case: str) -> tuple[int, float]:
     """The planned peak and its CPU seconds."""
-    subject = Subject("model", meta_copy(model), parse(text))
+    runnable = RunnableModel("model", meta_copy(model), parse(text))
     start = time.process_time()
     recipe = Inference(kernels=KERNELS) if case == "infer" else Training(optimizer=case, kernels=KERNELS)
-    return record_step(subject, {}, recipe).peak(), time.process_time() - start
+    return record_step(runnable, {}, recipe).peak(), time.process_time() - start
 
 
 def tracked(model: nn.Module, text: str, case: str) -> tuple[int | None, float]:

@@ -27,7 +27,7 @@ from torch.nn import functional  # noqa: E402
 
 from pytest_modelbudget.backends.torch.distributed.rank import record_sharded  # noqa: E402
 from pytest_modelbudget.backends.torch.model.build import abstract  # noqa: E402
-from pytest_modelbudget.backends.torch.trace.forward import Subject  # noqa: E402
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel  # noqa: E402
 from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
 from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
 from pytest_modelbudget.planner import InitialStorage, MemoryTrace, Training  # noqa: E402
@@ -74,9 +74,11 @@ def trained(model: nn.Module, inputs: object, sizes: dict[str, int], recipe: Tra
     """The reserve of a training; with `on` a device whose BLAS takes workspaces from the allocator."""
     found = parse(inputs)
     assert isinstance(found, Inputs)
-    subject = Subject(type(model).__name__, model, found)
+    runnable = RunnableModel(type(model).__name__, model, found)
     memory_trace = (
-        record_sharded(subject, sizes, recipe).memory_trace if recipe.sharding else record_step(subject, sizes, recipe)
+        record_sharded(runnable, sizes, recipe).memory_trace
+        if recipe.sharding
+        else record_step(runnable, sizes, recipe)
     )
     return replay(
         with_blas(memory_trace, blas_workspaces("2.4.0", device_by_name(on))) if on else memory_trace, repeats=3

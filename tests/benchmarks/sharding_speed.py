@@ -104,7 +104,7 @@ def measure(case: str) -> str:
 
     from pytest_modelbudget.backends.torch.distributed.rank import record_sharded
     from pytest_modelbudget.backends.torch.model.build import abstract
-    from pytest_modelbudget.backends.torch.trace.forward import Subject
+    from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
     from pytest_modelbudget.inputs import parse
     from pytest_modelbudget.planner import Training
 
@@ -115,7 +115,7 @@ def measure(case: str) -> str:
     built = time.process_time()
     params = sum(parameter.numel() for parameter in model.parameters())
     recipe = Training(precision="bf16", loss="cross_entropy", **options)
-    found = record_sharded(Subject(case, model, parse(f"int64[1, {tokens}]")), {}, recipe)
+    found = record_sharded(RunnableModel(case, model, parse(f"int64[1, {tokens}]")), {}, recipe)
     ended = time.process_time()
     peak, shards = found.memory_trace.peak(), found.ranks // options["sharding"].get("ddp", 1)
     sent = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in found.communication.items())

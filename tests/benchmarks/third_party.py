@@ -65,9 +65,9 @@ class Numbers:
     flops: int | None
 
 
-def ours(subject: object, inputs: Any, name: str) -> tuple[Numbers, Summary]:
+def ours(runnable: object, inputs: Any, name: str) -> tuple[Numbers, Summary]:
     """The numbers of the project."""
-    summary = summarize(subject, example(inputs) if callable(inputs) else inputs, name=name)
+    summary = summarize(runnable, example(inputs) if callable(inputs) else inputs, name=name)
     sizes = [dict.fromkeys(dict(summary.sizes), size) for size in sizes_of(inputs)]
     outputs = tuple(
         (spec.dtype, tuple(_size(dim, known) for dim in spec.shape)) for known in sizes for spec in summary.outputs

@@ -71,7 +71,7 @@ def build_on_meta(build: Any) -> Any:
         return None
     from pytest_modelbudget.backends import torch as backend
 
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         return build()
 
 

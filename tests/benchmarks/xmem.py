@@ -42,7 +42,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pytest_modelbudget.backends.torch.model.build import abstract  # noqa: E402
-from pytest_modelbudget.backends.torch.trace.forward import Subject  # noqa: E402
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel  # noqa: E402
 from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
 from pytest_modelbudget.errors import ModelBudgetError  # noqa: E402
 from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
@@ -263,7 +263,7 @@ def recorded(row: Row) -> MemoryTrace:
         foreach=None if row.optimizer == "Adafactor" else True,
         zero_grad="before" if images else "after",
     )
-    memory_trace = record_step(Subject(row.model, model, inputs), sizes, recipe)
+    memory_trace = record_step(RunnableModel(row.model, model, inputs), sizes, recipe)
     return with_blas(loading(memory_trace), blas_workspaces(TORCH, _device(row)))
 
 
@@ -393,9 +393,9 @@ def _warm() -> None:
     """Let imports, and what torch loads at its first operators, not count for the first row."""
     for name, config in (("AutoModelForSeq2SeqLM", "T5Config"), ("AutoModelForCausalLM", "GPT2Config")):
         model, inputs, sizes = _text(name, config, decoder_start_token_id=0, attention="eager")(2)
-        record_step(Subject("", model, inputs), sizes, Training(optimizer="adam", foreach=True))
+        record_step(RunnableModel("", model, inputs), sizes, Training(optimizer="adam", foreach=True))
     model, inputs, sizes = _image("resnet18")(2)
-    record_step(Subject("", model, inputs), sizes, Training(loss="cross_entropy"))
+    record_step(RunnableModel("", model, inputs), sizes, Training(loss="cross_entropy"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

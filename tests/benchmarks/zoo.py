@@ -163,7 +163,7 @@ def count(sample: Sample) -> dict[str, Any]:
     begin = time.process_time()
     try:
         with _patience():
-            with backend.preserved(), backend.abstract():
+            with backend.global_state_restored(), backend.abstract():
                 model = sample.build()
             built = time.process_time()
             inputs = parse(sample.inputs(model))

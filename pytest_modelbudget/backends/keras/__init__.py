@@ -31,7 +31,7 @@ from pytest_modelbudget.backends.keras import (
     walk,
     wrapped,
 )
-from pytest_modelbudget.backends.keras.build import abstract, counting, preserved, unreadable
+from pytest_modelbudget.backends.keras.build import abstract, counting, global_state_restored, unreadable
 from pytest_modelbudget.backends.keras.trace import CallTrace, build, keras_tensors_in, trace
 from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.residuals import ResidualsUnknown
@@ -39,7 +39,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Layer, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "summarize"]
 
 FRAMEWORK = "keras"
 

@@ -19,7 +19,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 
 @contextmanager
 def abstract() -> Iterator[None]:
-    """Inside, variables have shape and dtype and no value; enter it inside of `preserved`.
+    """Inside, variables have shape and dtype and no value; enter it inside of `global_state_restored`.
 
     Builders may compile, make optimizers and variables from arrays, set seeds and policies and clear the session.
     A Keras that lacks what this takes builds for real, with a warning.
@@ -44,7 +44,7 @@ def abstract() -> Iterator[None]:
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
+def global_state_restored() -> Iterator[None]:
     """On leaving, names, policies, settings, random state and the list of variables without value are as before.
 
     Inside, automatic names start afresh.
@@ -60,19 +60,19 @@ def preserved() -> Iterator[None]:
 @contextmanager
 def counting(names: Iterable[str]) -> Iterator[None]:
     """`abstract()` for a model that is there already: new automatic names go on after `names`."""
-    with preserved(), abstract():
+    with global_state_restored(), abstract():
         starting_after(names)
         yield
 
 
 def unreadable() -> str:
     """What to say when models of this Keras cannot be read, looked up without using up any name."""
-    with preserved(), abstract():
+    with global_state_restored(), abstract():
         return pins.unreadable()
 
 
 def starting_after(names: Iterable[str]) -> None:
-    """Let new automatic names go on after `names`; call it inside of `preserved`."""
+    """Let new automatic names go on after `names`; call it inside of `global_state_restored`."""
     if not pins.real_build():
         private.set_names(_name_counters(names))
 

@@ -16,7 +16,7 @@ import keras
 from pytest_modelbudget.backends import keras_config
 from pytest_modelbudget.backends.assemble import unique
 from pytest_modelbudget.backends.keras import labels, private, private_torch, rules, walk, weights, wrapped
-from pytest_modelbudget.backends.keras.build import preserved, starting_after, unreadable
+from pytest_modelbudget.backends.keras.build import global_state_restored, starting_after, unreadable
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
@@ -82,7 +82,7 @@ def give_values(layer: Any, make: Callable[[Any], Any]) -> None:
 def at_hand(layers: Iterable[Any]) -> Iterator[None]:
     """Inside, layers can be called and copied; names, policies and other global state are as before on leaving."""
     with ExitStack() as stack:
-        stack.enter_context(preserved())
+        stack.enter_context(global_state_restored())
         if problem := unreadable():
             raise ModelBudgetError(problem)
         starting_after(layer.name for layer in layers)

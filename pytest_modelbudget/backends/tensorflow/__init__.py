@@ -17,14 +17,14 @@ from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, with_i
 from pytest_modelbudget.backends.costs.tf_graph import operators
 from pytest_modelbudget.backends.dimensions import named_trace
 from pytest_modelbudget.backends.tensorflow import graphs, modules
-from pytest_modelbudget.backends.tensorflow.build import abstract, preserved
+from pytest_modelbudget.backends.tensorflow.build import abstract, global_state_restored
 from pytest_modelbudget.backends.tensorflow.private import Trackable
 from pytest_modelbudget.backends.tensorflow.saved import SavedModel
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Flops, Input, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "summarize"]
 
 FRAMEWORK = "tensorflow"
 

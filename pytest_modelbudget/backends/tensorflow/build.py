@@ -23,7 +23,7 @@ def abstract() -> Iterator[None]:
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
+def global_state_restored() -> Iterator[None]:
     """Nothing: Keras' backend, which every process with TensorFlow has, restores TensorFlow's global random state."""
     yield
 

@@ -23,7 +23,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.summary import Input, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "preserved", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "summarize"]
 
 FRAMEWORK = "tf_keras"
 private = tf_keras_backend()
@@ -43,7 +43,7 @@ abstract = build.abstract
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
+def global_state_restored() -> Iterator[None]:
     """Inside, automatic names start afresh; names and settings are as before on leaving."""
     uids = {graph: dict(names) for graph, names in private.PER_GRAPH_OBJECT_NAME_UIDS.items()}
     observed_names = set(private.OBSERVED_NAMES)
@@ -76,7 +76,7 @@ def summarize(
     Raises:
         ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
     """
-    with preserved(), abstract():
+    with global_state_restored(), abstract():
         return _LegacySummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 

@@ -27,7 +27,7 @@ from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.backends.torch import counting, structure
 from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.model.global_state import preserved
+from pytest_modelbudget.backends.torch.model.global_state import global_state_restored
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.model.real_copy import with_memory
@@ -38,7 +38,7 @@ from pytest_modelbudget.summary import Plan, Summary
 
 FRAMEWORK = counting.FRAMEWORK
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "preserved", "summarize", "with_memory"]
+__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "summarize", "with_memory"]
 
 
 def owns(model: object) -> bool:
@@ -82,8 +82,8 @@ def summarize(
 
 
 def _guarded(built_here: bool) -> AbstractContextManager[None]:
-    """Who built the model has entered `preserved` before, and counts in it."""
-    return nullcontext() if built_here else preserved()
+    """Who built the model has entered `global_state_restored` before, and counts in it."""
+    return nullcontext() if built_here else global_state_restored()
 
 
 def plan(

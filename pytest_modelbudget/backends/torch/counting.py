@@ -22,7 +22,7 @@ from pytest_modelbudget.backends.torch.model.weights import any_packed, weights_
 from pytest_modelbudget.backends.torch.rows import rows
 from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.calls import module_calls_patched
-from pytest_modelbudget.backends.torch.trace.forward import ForwardFailed, ForwardPass, Subject, forward
+from pytest_modelbudget.backends.torch.trace.forward import ForwardFailed, ForwardPass, RunnableModel, forward
 from pytest_modelbudget.backends.torch.trace.hints import is_for_want_of_values
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -54,7 +54,7 @@ class _PassesOfModel:
     masks pick otherwise, this holds for shapes alone: the sum of FLOPs may well be the same for all real choices.
     """
 
-    subject: Subject
+    runnable: RunnableModel
     base: ForwardPass
     twins: tuple[ForwardPass, ...] = ()
     perturbed: tuple[ForwardPass, ...] = ()
@@ -95,11 +95,11 @@ def _run(
     in_shards = in_shards and dtensors.has_shards(model)  # those of a builder's model are whole now
     may_run_on_values = not (origin.run == "abstract" or in_shards or (origin.built_here and not origin.rebuild))
     try:
-        subject = Subject(name, model if origin.built_here else meta_copy(model), inputs)
-        base = forward(subject, sizes, keep=True)
+        runnable = RunnableModel(name, model if origin.built_here else meta_copy(model), inputs)
+        base = forward(runnable, sizes, keep=True)
         if not (base.refused and may_run_on_values and fits()):
-            twins = steering.passes_on_other_values(subject, sizes, base)
-            return _PassesOfModel(subject, base, twins, notes=steering.notes(base, twins))
+            twins = steering.passes_on_other_values(runnable, sizes, base)
+            return _PassesOfModel(runnable, base, twins, notes=steering.notes(base, twins))
     except ForwardFailed as error:
         if not (error.needs_values and may_run_on_values and (fits() or is_for_want_of_values(error.__cause__))):
             raise
@@ -119,33 +119,35 @@ def _run_on_values(
     model: nn.Module, name: str, inputs: Inputs, sizes: Mapping[str, int], origin: ModelOrigin, reason: str
 ) -> _PassesOfModel:
     """Run a copy with memory several times, on other inputs and with other weights."""
-    subject, base = _first_pass(Subject(name, _with_values(model, name, origin), inputs, real=True, seed=0), sizes)
-    perturbed = _passes_of(replace(subject, perturbed="masks"), sizes)
+    runnable, base = _first_pass(
+        RunnableModel(name, _with_values(model, name, origin), inputs, real=True, seed=0), sizes
+    )
+    perturbed = _passes_of(replace(runnable, perturbed="masks"), sizes)
     if not origin.built_here and inputs.example is not None:  # the user's own weights and inputs: nothing is drawn
         return _PassesOfModel(
-            subject, base, (), perturbed, (f"{reason}; its FLOPs are those of the inputs that were given",)
+            runnable, base, (), perturbed, (f"{reason}; its FLOPs are those of the inputs that were given",)
         )
-    twins = tuple(_passes_on_other_values(subject, sizes))
+    twins = tuple(_passes_on_other_values(runnable, sizes))
     value_notes = steering.notes(base, twins, real=True)
     if not twins:
         return _PassesOfModel(
-            subject, base, (), perturbed, (f"{reason}; it ran on one set of values only", *value_notes)
+            runnable, base, (), perturbed, (f"{reason}; it ran on one set of values only", *value_notes)
         )
     lowest, *_, highest = sorted(run.trace.flops for run in (base, *twins))
     if lowest == highest:
-        return _PassesOfModel(subject, base, twins, perturbed, (reason, *value_notes))
+        return _PassesOfModel(runnable, base, twins, perturbed, (reason, *value_notes))
     spread = f"{units.flops(lowest)} to {units.flops(highest)} in {1 + len(twins)} runs"
     return _PassesOfModel(
-        subject, base, twins, perturbed, (f"{reason}, and its FLOPs depend on them: {spread}", *value_notes)
+        runnable, base, twins, perturbed, (f"{reason}, and its FLOPs depend on them: {spread}", *value_notes)
     )
 
 
-def _first_pass(subject: Subject, sizes: Sizes) -> tuple[Subject, ForwardPass]:
+def _first_pass(runnable: RunnableModel, sizes: Sizes) -> tuple[RunnableModel, ForwardPass]:
     """The first pass: on random values, or on zeros where those do not fit a table of ids."""
     try:
-        return subject, forward(subject, sizes, keep=True)
+        return runnable, forward(runnable, sizes, keep=True)
     except ForwardFailed:
-        zeros = replace(subject, seed=None)
+        zeros = replace(runnable, seed=None)
         return zeros, forward(zeros, sizes, keep=True)
 
 
@@ -156,35 +158,35 @@ def _with_values(model: nn.Module, name: str, origin: ModelOrigin) -> nn.Module:
     return real_copy.copy_on_cpu(model, name, limited=origin.run != "real")
 
 
-def _passes_on_other_values(subject: Subject, sizes: Sizes) -> Iterator[ForwardPass]:
-    yield from _passes_of(replace(subject, perturbed="decisions"), sizes)
+def _passes_on_other_values(runnable: RunnableModel, sizes: Sizes) -> Iterator[ForwardPass]:
+    yield from _passes_of(replace(runnable, perturbed="decisions"), sizes)
     for seed in _SEEDS:
-        real_copy.redraw_parameters(subject.model, seed)
-        yield from _passes_of(replace(subject, seed=seed, assumed="zeros" if seed else "mixed"), sizes)
+        real_copy.redraw_parameters(runnable.model, seed)
+        yield from _passes_of(replace(runnable, seed=seed, assumed="zeros" if seed else "mixed"), sizes)
 
 
-def _passes_of(subject: Subject, sizes: Sizes) -> tuple[ForwardPass, ...]:
-    """The pass of `subject`, where it runs."""
-    forward_pass = _forward_if_it_runs(subject, sizes)
+def _passes_of(runnable: RunnableModel, sizes: Sizes) -> tuple[ForwardPass, ...]:
+    """The pass of `runnable`, where it runs."""
+    forward_pass = _forward_if_it_runs(runnable, sizes)
     return () if forward_pass is None else (forward_pass,)
 
 
 _PassesBySizes = list[tuple[Sizes, ForwardPass]]
 
 
-def _forward_if_it_runs(subject: Subject, sizes: Sizes) -> ForwardPass | None:
+def _forward_if_it_runs(runnable: RunnableModel, sizes: Sizes) -> ForwardPass | None:
     try:
-        return forward(subject, sizes)
+        return forward(runnable, sizes)
     except ModelBudgetError:
         return None
 
 
 def _summary(run: _PassesOfModel, sizes: Sizes, shards: tuple[str, ...]) -> Summary:
-    subject, model_nodes = run.subject, nodes(run.subject.model)
-    weights, unread_notes = weights_of(model_nodes, subject.name)
+    runnable, model_nodes = run.runnable, nodes(run.runnable.model)
+    weights, unread_notes = weights_of(model_nodes, runnable.name)
 
     activations, activation_notes = _activations(run, sizes)
-    keras_notes = keras_layers.notes(subject.attributes.modules)
+    keras_notes = keras_layers.notes(runnable.attributes.modules)
 
     def named(passes_by_sizes: Sequence[tuple[Sizes, ForwardPass]]) -> tuple[DimensionNaming, tuple[Layer, ...]]:
         naming, passes = (
@@ -195,13 +197,13 @@ def _summary(run: _PassesOfModel, sizes: Sizes, shards: tuple[str, ...]) -> Summ
 
     passes_by_sizes = [(sizes, forward_pass) for forward_pass in (run.base, *run.twins, *run.perturbed)]
     naming, layers, passes_by_sizes = resolve(
-        passes_by_sizes, lambda other_sizes: _forward_if_it_runs(subject, other_sizes), named
+        passes_by_sizes, lambda other_sizes: _forward_if_it_runs(runnable, other_sizes), named
     )
     return Summary(
-        model=subject.name,
+        model=runnable.name,
         framework=FRAMEWORK,
         layers=layers,
-        inputs=subject.inputs.ports,
+        inputs=runnable.inputs.ports,
         outputs=naming.specs([forward_pass.outputs for _, forward_pass in passes_by_sizes]),
         flops=run.flops,
         activation_bytes=None if activations is None else activations.total,
@@ -215,7 +217,7 @@ def _summary(run: _PassesOfModel, sizes: Sizes, shards: tuple[str, ...]) -> Summ
             *activation_notes,
             *keras_notes,
         ),
-        real_run=subject.real,
+        real_run=runnable.real,
     )
 
 
@@ -227,21 +229,21 @@ def _fixed_symbol_notes(sizes: Sizes, seen: _PassesBySizes) -> Iterator[str]:
 
 def _autocast_notes(run: _PassesOfModel) -> Iterator[str]:
     """What was seen in the pass that its result does not show."""
-    if run.base.trace.autocast and not run.subject.real:
+    if run.base.trace.autocast and not run.runnable.real:
         yield "autocast was on in the forward pass and is not followed: dtypes of outputs are those without it"
 
 
 def _activations(run: _PassesOfModel, sizes: Sizes) -> tuple[Activations | None, tuple[str, ...]]:
     """What is held for the backward pass, and what has to be said of it."""
-    if run.subject.real:
+    if run.runnable.real:
         return None, ("activation_bytes is not known: it is measured on the meta device, and the model ran on values",)
     if not all(steering.same_calls(run.base, twin) for twin in run.twins):
         return None, ("activation_bytes is not known: it depends on the values of inputs",)
     if run.base.trace.autocast:
         return None, ("activation_bytes is not known: autocast in the forward pass is not followed",)
-    if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in run.subject.attributes.modules):
+    if any(isinstance(module, nn.LSTM) and module.proj_size == 0 for module in run.runnable.attributes.modules):
         return None, ("activation_bytes is not known: an LSTM runs as one kernel with a workspace of its own",)
-    activations = measure_activations(run.subject, sizes)
+    activations = measure_activations(run.runnable, sizes)
     if isinstance(activations, str):
         return None, (f"activation_bytes is not known: {activations}",)
     return activations, (_SCORES_NOTE,) if activations.scores else ()

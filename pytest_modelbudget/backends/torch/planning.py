@@ -14,7 +14,7 @@ from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, CUDNN_NOTE
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
 from pytest_modelbudget.backends.torch.model.modules import unwrap
-from pytest_modelbudget.backends.torch.trace.forward import Subject, build_keras_layers
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, build_keras_layers
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe, Training
@@ -39,24 +39,24 @@ def make_plans(
     Raises:
         ModelBudgetError: a recipe that cannot be run.
     """
-    subject = subject_of(unwrap(model), name, inputs, built_here=built_here)
-    build_keras_layers(subject, sizes)
-    return tuple(_plan(subject, sizes, recipe, devices) for recipe in recipes)
+    runnable = subject_of(unwrap(model), name, inputs, built_here=built_here)
+    build_keras_layers(runnable, sizes)
+    return tuple(_plan(runnable, sizes, recipe, devices) for recipe in recipes)
 
 
-def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> Subject:
+def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> RunnableModel:
     """`model` without memory, ready to be run; a user's own is copied."""
     if built_here:
         model_to_meta(model, MetaTensors())
-    return Subject(name, model if built_here else meta_copy(model), inputs)
+    return RunnableModel(name, model if built_here else meta_copy(model), inputs)
 
 
-def _plan(subject: Subject, sizes: Mapping[str, int], recipe: Recipe, devices: Sequence[str]) -> Plan:
+def _plan(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Recipe, devices: Sequence[str]) -> Plan:
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
     sharded: ShardedStep | None = None
     if isinstance(recipe, Training) and recipe.sharding is not None:
-        sharded = record_sharded(subject, sizes, recipe)
-    memory_trace = record_step(subject, sizes, recipe) if sharded is None else sharded.memory_trace
+        sharded = record_sharded(runnable, sizes, recipe)
+    memory_trace = record_step(runnable, sizes, recipe) if sharded is None else sharded.memory_trace
     if recipe.kernels != "cuda":
         plan = plan_of(memory_trace, kind, describe(recipe))
     else:

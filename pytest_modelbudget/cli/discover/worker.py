@@ -93,7 +93,7 @@ def _guess_inputs(reference: str) -> tuple[tuple[Guess, ...], str]:
     build = getattr(import_module(module), name)
     try:
         active = backends.loaded()
-        with coexisting(), backends.preserved(active), backends.abstract(active):
+        with coexisting(), backends.global_state_restored(active), backends.abstract(active):
             return guesses(build())
     except Exception as error:
         return (), f"cannot be built: {_reason(error)}"

@@ -18,7 +18,7 @@ def summarize() -> Summarize:
     """Build without memory for weights, then count: `summarize(builder, inputs, T=32)`."""
 
     def run(build: Callable[[], object], inputs: object = None, **sizes: int) -> Summary:
-        with backend.preserved(), backend.abstract():
+        with backend.global_state_restored(), backend.abstract():
             model = build()
         return backend.summarize(model, name="model", inputs=parse(inputs), sizes=sizes, built_here=True)
 

@@ -176,7 +176,7 @@ CASES: dict[str, Callable[[], Any]] = {
 
 
 def said(build: Callable[[], Any]) -> Any:
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = build()
     inputs = parse("float32[B, 16]") if build is Own else None
     return backend.summarize(model, name="model", inputs=inputs, sizes={"B": ROWS}, built_here=True)

@@ -80,7 +80,7 @@ BUILDERS = [
 @pytest.mark.parametrize(("build", "params"), BUILDERS)
 def test_no_variable_has_a_value(build: Callable[[], Any], params: int) -> None:
     """Whatever a builder does, no weight, optimizer slot or metric is allocated."""
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = build()
         variables = [*model.variables, *(model.optimizer.variables if model.compiled else [])]
     assert all(variable._value is None for variable in variables)
@@ -95,7 +95,7 @@ def test_everything_is_as_before(build: Callable[[], Any], params: int) -> None:
     keras.config.set_dtype_policy("bfloat16")
     try:
         before = _state()
-        with backend.preserved(), backend.abstract():
+        with backend.global_state_restored(), backend.abstract():
             model = build()
         assert _state() == before
         backend.summarize(model, name="model", inputs=None, sizes={}, built_here=True)
@@ -132,9 +132,9 @@ def test_everything_is_as_before_when_the_builder_raises(build: Callable[[], Any
     before = _state()
     with (
         pytest.raises((ZeroDivisionError, AttributeError)),
-        backend.preserved(),
+        backend.global_state_restored(),
         backend.abstract(),
-        backend.preserved(),
+        backend.global_state_restored(),
         backend.abstract(),
     ):
         build()
@@ -194,7 +194,7 @@ def test_names_do_not_depend_on_what_was_built_before(summarize: Any) -> None:
 
 def test_the_users_next_symbolic_call_allocates_nothing() -> None:
     """Variables built without value are not filled in later, when any other model is called."""
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = small()
     L.Dense(3)(keras.Input((4,)))
     with keras.StatelessScope():
@@ -284,7 +284,7 @@ def test_a_keras_that_cannot_be_read_is_an_error(
 
 def test_a_model_without_values_does_not_run() -> None:
     """What was built for counting and kept by its builder says so, where Keras would draw new weights at each call."""
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = keras.Sequential([keras.Input((4,)), L.Dense(2)])
     with pytest.raises(ModelBudgetError, match=r"the weight '.*dense/kernel' has no values: its model was built for"):
         model(np.ones((1, 4), "float32"))
@@ -347,7 +347,7 @@ def rss():
 builders = {"functional": functional, "subclassed": Gpt, "stack": stack, "compiled": compiled}
 backend.summarize(keras.Sequential([keras.Input((2,)), L.Dense(2)]), name="m", inputs=None, sizes={}, built_here=False)
 before = rss()
-with backend.preserved(), backend.abstract():
+with backend.global_state_restored(), backend.abstract():
     model = builders[sys.argv[1]]()
 inputs = parse("int32[B, 2048]") if sys.argv[1] == "subclassed" else None
 summary = backend.summarize(model, name="huge", inputs=inputs, sizes={"B": 1}, built_here=True)

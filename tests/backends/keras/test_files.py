@@ -183,7 +183,7 @@ def test_no_weight_is_loaded(saved: Callable[..., Path], monkeypatch: pytest.Mon
     monkeypatch.setattr(h5py.Dataset, "__getitem__", refuse)
     monkeypatch.setattr(h5py.Dataset, "__array__", refuse)
     for path in paths:
-        with backend.preserved(), backend.abstract():
+        with backend.global_state_restored(), backend.abstract():
             model = files.read(path)
         assert all(variable._value is None for variable in model.variables)
 
@@ -339,7 +339,7 @@ def test_weights_of_another_shape_than_the_config_says(saved: Callable[..., Path
 
 def huge(path: Path) -> Path:
     """A file of 6.7 B params that takes no space on the disk: its datasets are declared and never written."""
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = keras.Sequential([keras.Input((8192,)), *(L.Dense(8192) for _ in range(100))])
         config = model.to_json()
         shapes = [tuple(weight.shape) for weight in model.weights]

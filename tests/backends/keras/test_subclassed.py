@@ -202,7 +202,7 @@ def test_builders_may_build(summarize: Any, finish: Any) -> None:
 
 def test_a_call_on_numbers_gives_zeros_of_the_right_shape() -> None:
     """What a model without values would give is not computed; a model without weights computes as always."""
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         output = Inner(name="inner")(np.ones((3, 4), "float32"))
         doubled = keras.Sequential([keras.Input((2,)), L.Rescaling(2.0)])(np.ones((1, 2), "float32"))
     assert np.array_equal(keras.ops.convert_to_numpy(output), np.zeros((3, 2)))

@@ -126,7 +126,7 @@ class Attention(tf.Module):
 
 def test_named_dimensions_and_plain_arguments() -> None:
     """Outputs are named after the inputs they follow; products over two tensors are counted."""
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         module = Attention()
     inputs = {"args": ["float32[B, 6, 16]"], "kwargs": {"causal": True}}
     summary = summarize(module, inputs)

@@ -185,7 +185,7 @@ def test_a_live_model_is_left_as_it_is() -> None:
 def test_names_and_settings_are_as_before() -> None:
     """Inside, names start afresh and settings may be changed; outside, neither shows."""
     first = tf_keras.layers.Dense(1).name
-    with legacy.preserved(), legacy.abstract():
+    with legacy.global_state_restored(), legacy.abstract():
         tf_keras.mixed_precision.set_global_policy("mixed_float16")
         tf_keras.backend.set_epsilon(1e-3)
         assert tf_keras.layers.Dense(1).name == "dense"

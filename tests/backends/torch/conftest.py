@@ -13,7 +13,7 @@ from pytest_modelbudget.summary import Summary
 
 
 def _built(build: Callable[[], Any], inputs: object, **sizes: int) -> Summary:
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = build()
     return backend.summarize(
         model, name="model", inputs=parse(inputs), sizes=sizes, built_here=True, rebuild=_rebuild(build)
@@ -22,7 +22,7 @@ def _built(build: Callable[[], Any], inputs: object, **sizes: int) -> Summary:
 
 def _rebuild(build: Callable[[], Any]) -> Callable[[int], Any]:
     def rebuild(seed: int) -> Any:
-        with backend.preserved(), backend.with_memory(seed, limited=True):
+        with backend.global_state_restored(), backend.with_memory(seed, limited=True):
             return build()
 
     return rebuild

@@ -29,7 +29,7 @@ from pytest_modelbudget.backends.torch.meta.collectives import SentBytes, sent_b
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules
-from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.optimizers import import_callable
 from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
@@ -49,8 +49,8 @@ class ShardedStep:
     ranks: int
 
 
-def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training) -> ShardedStep:
-    """Run a copy of `subject`, a model on meta, by `recipe` as rank 0 of its `sharding`; batch and dims are a rank's.
+def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Training) -> ShardedStep:
+    """Run a copy of `runnable`, a model on meta, by `recipe` as rank 0 of its `sharding`; batch and dims are a rank's.
 
     `{fsdp, tp, ddp}`: layers are cut over `tp` ranks by `tensor_parallel`; `fully_shard` is called for each repeated
     block and for the whole over `fsdp` ranks, with `ddp` replicas of them (HSDP); `ddp` alone is
@@ -67,8 +67,8 @@ def record_sharded(subject: Subject, sizes: Mapping[str, int], recipe: Training)
     """
     assert recipe.sharding is not None
     with fake_world() as fake:
-        shard, remaining = _sharding_of(subject.name, recipe, fake)
-        copy = Subject(subject.name, _copy_with_own_parameters(subject.model), subject.inputs)
+        shard, remaining = _sharding_of(runnable.name, recipe, fake)
+        copy = RunnableModel(runnable.name, _copy_with_own_parameters(runnable.model), runnable.inputs)
         recorders: list[_RankRecorder] = []
 
         def recorder(model: nn.Module) -> Recorder:

@@ -25,36 +25,36 @@ from torch.autograd.graph import saved_tensors_hooks
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations, NoStorage, SavedTensors
-from pytest_modelbudget.backends.torch.model.global_state import preserved_in_pass, seed_everything
+from pytest_modelbudget.backends.torch.model.global_state import global_state_restored_in_pass, seed_everything
 from pytest_modelbudget.backends.torch.replay.graph import BackwardThroughReplay
-from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, observed
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_of, observed
 
 
-def measure_activations(subject: Subject, sizes: Mapping[str, int]) -> Activations | str:
-    """What `subject`, a model on meta, holds for its backward pass, or why that is not known.
+def measure_activations(runnable: RunnableModel, sizes: Mapping[str, int]) -> Activations | str:
+    """What `runnable`, a model on meta, holds for its backward pass, or why that is not known.
 
     The pass starts from fixed random states, so that layers dropped by chance are the same in each run.
     """
     try:
-        return _measure(subject, sizes, with_replay=subject.block_cache is not None)
+        return _measure(runnable, sizes, with_replay=runnable.block_cache is not None)
     except BackwardThroughReplay:
-        return _measure(subject, sizes, with_replay=False)
+        return _measure(runnable, sizes, with_replay=False)
 
 
-def _measure(subject: Subject, sizes: Mapping[str, int], with_replay: bool) -> Activations | str:
-    call = call_of(subject, sizes)
-    saved = SavedTensors(subject.model, subject.attributes)
-    if with_replay and subject.block_cache is not None:
-        saved.replay = subject.block_cache.start(saved)
+def _measure(runnable: RunnableModel, sizes: Mapping[str, int], with_replay: bool) -> Activations | str:
+    call = call_of(runnable, sizes)
+    saved = SavedTensors(runnable.model, runnable.attributes)
+    if with_replay and runnable.block_cache is not None:
+        saved.replay = runnable.block_cache.start(saved)
     try:
         with (
-            preserved_in_pass(),
+            global_state_restored_in_pass(),
             no_modes(),
             cpu_attention() as attention,
             saved_tensors_hooks(saved.pack, saved.unpack),
         ):
             seed_everything()
-            with observed(subject, call, saved, training=True):
+            with observed(runnable, call, saved, training=True):
                 return replace(saved.still_held(), scores=attention.dropout)
     except BackwardThroughReplay:
         raise

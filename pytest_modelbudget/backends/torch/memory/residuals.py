@@ -24,7 +24,7 @@ from pytest_modelbudget.backends.torch.compat import no_dispatch, no_modes
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
 from pytest_modelbudget.backends.torch.memory.saved_tensors import SavedHandle, has_storage
-from pytest_modelbudget.backends.torch.model.global_state import preserved, seed_everything
+from pytest_modelbudget.backends.torch.model.global_state import global_state_restored, seed_everything
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.pytree import dtype_name, storage_key
 
@@ -32,7 +32,7 @@ from pytest_modelbudget.backends.torch.model.pytree import dtype_name, storage_k
 @contextmanager
 def residuals_finder() -> Iterator[FindResiduals]:
     """Give a function that says what a call keeps, with the kernels of `activations`; global state stays as it was."""
-    with preserved(), no_modes(), cpu_attention(), channels_last_kept(), torch.enable_grad():
+    with global_state_restored(), no_modes(), cpu_attention(), channels_last_kept(), torch.enable_grad():
         seed_everything()
         yield _find_residuals
 

@@ -50,7 +50,7 @@ from pytest_modelbudget.backends.torch.model.unknown_values import (
 
 @contextmanager
 def abstract() -> Iterator[Sequence[str]]:
-    """Inside, modules are built with their parameters on the meta device; `preserved` restores what builders set.
+    """Inside, modules are built with their parameters on the meta device; enter it inside of `global_state_restored`.
 
     Yields the lines of the builder that asked for values in vain; see `unknown`.
     """

@@ -33,7 +33,7 @@ MAX_WAIT = 60.0
 """Seconds that a thread waits for its turn."""
 
 
-def preserved() -> AbstractContextManager[None]:
+def global_state_restored() -> AbstractContextManager[None]:
     """On leaving, in whatever way, the process is as before, as far as torch and what it stands on can be set.
 
     These are the `settings` of this thread and those that all threads share (modes, hooks, defaults, random states,
@@ -47,8 +47,8 @@ def preserved() -> AbstractContextManager[None]:
     return _StateRestored(OF_PROCESS)
 
 
-def preserved_in_pass() -> AbstractContextManager[None]:
-    """`preserved` for one of several passes inside of it, quicker: most of what threads share waits for that."""
+def global_state_restored_in_pass() -> AbstractContextManager[None]:
+    """The same for one of several passes inside of it, quicker: most of what threads share waits for that."""
     return _StateRestored(OF_PASS)
 
 
@@ -181,7 +181,7 @@ _INFERENCE_TRACKED = patching.SharedChange(_track_inference_mode)
 
 
 def seed_everything(number: int = 0) -> None:
-    """Fix the random states of torch, Python and numpy; call it inside `preserved`."""
+    """Fix the random states of torch, Python and numpy; call it inside `global_state_restored`."""
     random.seed(number)
     torch.default_generator.manual_seed(number)  # `torch.manual_seed` looks for GPUs, too, which takes a while
     if (numpy := sys.modules.get("numpy")) is not None:

@@ -20,7 +20,7 @@ from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.appearance import as_on_cpu
 from pytest_modelbudget.backends.torch.model.attributes import ModuleAttributes
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.model.global_state import preserved_in_pass, rng_moved_since
+from pytest_modelbudget.backends.torch.model.global_state import global_state_restored_in_pass, rng_moved_since
 from pytest_modelbudget.backends.torch.model.global_state import seed_everything as fix_random_states
 from pytest_modelbudget.backends.torch.model.modules import nodes
 from pytest_modelbudget.backends.torch.model.packed_layers import PackedProducts
@@ -57,7 +57,7 @@ class ForwardPass:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class RunnableModel:
     """What is run: a model on meta (or, with `real`, one with its weights on the CPU), and its call.
 
     Inputs without values are zeros in a real run, or random numbers when there is a `seed`; where that is `perturbed`,
@@ -101,7 +101,7 @@ class ForwardFailed(ModelBudgetError):
         self.needs_values = needs_values
 
 
-def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -> ForwardPass:
+def forward(runnable: RunnableModel, sizes: Mapping[str, int], *, keep: bool = False) -> ForwardPass:
     """Run the model once without gradients, in eval mode, whatever its flags say.
 
     What the model stores in itself meanwhile (caches, lazy weights) is undone, unless `keep` and the pass succeeds.
@@ -109,18 +109,18 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     Raises:
         ForwardFailed: with the layer, the inputs and the original message; the original is its `__cause__`.
     """
-    build_keras_layers(subject, sizes)
-    trace = ModuleTrace(subject.attributes.parts, subject.products)
-    if subject.block_cache is not None:
-        trace.replay = subject.block_cache.start(trace)
-    call = call_of(subject, sizes)
+    build_keras_layers(runnable, sizes)
+    trace = ModuleTrace(runnable.attributes.parts, runnable.products)
+    if runnable.block_cache is not None:
+        trace.replay = runnable.block_cache.start(trace)
+    call = call_of(runnable, sizes)
     try:
-        with as_one_operator(trace.run_as_one), observed(subject, call, trace, keep=keep) as out:
+        with as_one_operator(trace.run_as_one), observed(runnable, call, trace, keep=keep) as out:
             outputs = tuple((shape_of(tensor), dtype_name(tensor.dtype)) for tensor in tensors(out))
     except ModelBudgetError:
         raise
     except Exception as error:
-        raise _failure(subject, trace, call, error) from error
+        raise _failure(runnable, trace, call, error) from error
     finally:
         trace.forget_tensors()
     port_names, readings = tuple(name for name, _ in call.ports), call.readings
@@ -129,12 +129,12 @@ def forward(subject: Subject, sizes: Mapping[str, int], *, keep: bool = False) -
     )
 
 
-def call_of(subject: Subject, sizes: Mapping[str, int], half: torch.dtype | None = None) -> ModelCall:
-    """The inputs of `subject` at `sizes`; floats in `half` where that is given."""
-    return make_call(subject.inputs, sizes, ValuePolicy(subject.real, subject.seed, subject.assumed, half))
+def call_of(runnable: RunnableModel, sizes: Mapping[str, int], half: torch.dtype | None = None) -> ModelCall:
+    """The inputs of `runnable` at `sizes`; floats in `half` where that is given."""
+    return make_call(runnable.inputs, sizes, ValuePolicy(runnable.real, runnable.seed, runnable.assumed, half))
 
 
-def build_keras_layers(subject: Subject, sizes: Mapping[str, int]) -> None:
+def build_keras_layers(runnable: RunnableModel, sizes: Mapping[str, int]) -> None:
     """Let Keras layers that wait for their first call have it; nothing where none does.
 
     No pass is to see how Keras builds: it calls layers to ask what they would give.
@@ -142,22 +142,22 @@ def build_keras_layers(subject: Subject, sizes: Mapping[str, int]) -> None:
     Raises:
         ForwardFailed: as `forward`.
     """
-    if not keras_layers.are_unbuilt(subject.attributes.modules):
+    if not keras_layers.are_unbuilt(runnable.attributes.modules):
         return
-    call, trace = call_of(subject, sizes), ModuleTrace(subject.attributes.parts)
+    call, trace = call_of(runnable, sizes), ModuleTrace(runnable.attributes.parts)
     try:
-        with keras_layers.building(), quiet_modes(subject), observing(trace, _operator_runner(subject, call)):
-            subject.model(*call.args, **call.kwargs)
+        with keras_layers.building(), quiet_modes(runnable), observing(trace, _operator_runner(runnable, call)):
+            runnable.model(*call.args, **call.kwargs)
     except Exception as error:
-        raise _failure(subject, trace, call, error) from error
+        raise _failure(runnable, trace, call, error) from error
     finally:
         trace.forget_tensors()
-        subject.attributes.refresh()  # what was built stays so, also when the call failed further on
+        runnable.attributes.refresh()  # what was built stays so, also when the call failed further on
 
 
 @contextmanager
 def observed(
-    subject: Subject,
+    runnable: RunnableModel,
     call: ModelCall,
     observer: Observer,
     *,
@@ -171,57 +171,57 @@ def observed(
     """
     for name, tensor in call.ports:
         observer.label(tensor, name)
-    observer = shown(observer, subject.log, subject.model, call.ports)
+    observer = shown(observer, runnable.log, runnable.model, call.ports)
     try:
-        runner = _operator_runner(subject, call)
-        with quiet_modes(subject, training):
+        runner = _operator_runner(runnable, call)
+        with quiet_modes(runnable, training):
             with value_reads_observed(runner.note_read), observing(observer, runner):
-                out = subject.model(*call.args, **call.kwargs)
-            call.readings.drew = rng_moved_since(_seed_of(subject))
+                out = runnable.model(*call.args, **call.kwargs)
+            call.readings.drew = rng_moved_since(_seed_of(runnable))
         yield out
     except BaseException:
         keep = False
         raise
     finally:
         if keep:
-            subject.attributes.refresh()
+            runnable.attributes.refresh()
         else:
-            subject.attributes.restore()
+            runnable.attributes.restore()
 
 
-def _operator_runner(subject: Subject, call: ModelCall) -> MetaDispatcher | PerturbingRunner:
+def _operator_runner(runnable: RunnableModel, call: ModelCall) -> MetaDispatcher | PerturbingRunner:
     """What runs the operators."""
-    if subject.perturbed is not None:
-        return PerturbingRunner(subject.perturbed, [*call.drawn, *subject.model.parameters()])
-    return (RealDispatcher if subject.real else MetaDispatcher)(subject.meta_cache, call.readings)
+    if runnable.perturbed is not None:
+        return PerturbingRunner(runnable.perturbed, [*call.drawn, *runnable.model.parameters()])
+    return (RealDispatcher if runnable.real else MetaDispatcher)(runnable.meta_cache, call.readings)
 
 
 @contextmanager
-def quiet_modes(subject: Subject, training: bool = False, *, on_cpu: bool = True) -> Iterator[None]:
+def quiet_modes(runnable: RunnableModel, training: bool = False, *, on_cpu: bool = True) -> Iterator[None]:
     """Eval mode without gradients, or training mode with them, no fused kernels that would hide layers.
 
     The model sees its tensors `on_cpu`, else where they are. Everything is as before on leaving.
     """
-    modules = subject.attributes.modules
+    modules = runnable.attributes.modules
     flags = [
         (module, module.training) for module in modules if "training" in module.__dict__ or _has_training_flag(module)
     ]
     with ExitStack() as stack:
-        stack.enter_context(preserved_in_pass())
-        stack.enter_context(keras_layers.running(training=training, on_meta=not subject.real))
-        if not subject.real:
+        stack.enter_context(global_state_restored_in_pass())
+        stack.enter_context(keras_layers.running(training=training, on_meta=not runnable.real))
+        if not runnable.real:
             stack.enter_context(_lazy_on_meta(modules))
             stack.enter_context(_META_PATCH.inside())
             if on_cpu:
-                stack.enter_context(as_on_cpu(type(subject.model).__module__.partition(".")[0]))
+                stack.enter_context(as_on_cpu(type(runnable.model).__module__.partition(".")[0]))
         if _may_compile():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_NO_FAST_ATTENTION.inside())
-        if subject.real:
-            stack.enter_context(reproducible(_seed_of(subject)))
+        if runnable.real:
+            stack.enter_context(reproducible(_seed_of(runnable)))
             stack.enter_context(_NO_ONEDNN.inside())
         else:
-            fix_random_states(_seed_of(subject))
+            fix_random_states(_seed_of(runnable))
         for kind in ("cpu", "cuda"):  # what is around the model is the caller's affair; what forward enters counts
             stack.callback(torch.set_autocast_enabled, kind, torch.is_autocast_enabled(kind))
             torch.set_autocast_enabled(kind, False)
@@ -229,13 +229,13 @@ def quiet_modes(subject: Subject, training: bool = False, *, on_cpu: bool = True
         stack.callback(_set_training, flags)
         _set_training([(module, training) for module, _ in flags])
         if training and any(type(module).train is not nn.Module.train for module in modules):
-            subject.model.train()  # its own: some keep frozen parts in eval mode
+            runnable.model.train()  # its own: some keep frozen parts in eval mode
         yield
 
 
-def _seed_of(subject: Subject) -> int:
+def _seed_of(runnable: RunnableModel) -> int:
     """What the random states follow from; other ones for each way in which values are made up."""
-    return (subject.seed or 0) + (0 if subject.real else get_args(AssumedValues).index(subject.assumed))
+    return (runnable.seed or 0) + (0 if runnable.real else get_args(AssumedValues).index(runnable.assumed))
 
 
 @contextmanager
@@ -298,18 +298,18 @@ def _may_compile() -> bool:
     return not sys.modules.keys().isdisjoint({"torch._dynamo", "torch.nn.attention.flex_attention"})
 
 
-def _failure(subject: Subject, trace: ModuleTrace, call: ModelCall, error: Exception) -> ForwardFailed:
-    paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(subject.model)}
-    layer = subject.model if trace.failed is None else trace.failed
+def _failure(runnable: RunnableModel, trace: ModuleTrace, call: ModelCall, error: Exception) -> ForwardFailed:
+    paths = {id(node.module): f"{node.path!r} ({node.type})" for node in nodes(runnable.model)}
+    layer = runnable.model if trace.failed is None else trace.failed
     where = paths.get(id(layer), f"of type {type(layer).__name__}")
     inputs = ", ".join(
         f"{name} {TensorSpec(shape_of(tensor), dtype_name(tensor.dtype))}" for name, tensor in call.ports
     )
     text = f"{type(error).__name__}: {error}".strip() + layer_text(layer, error)
     head = (
-        f"{subject.name}: the forward pass failed in layer {where}{source_line(error)}\n  inputs: {inputs or '(none)'}"
+        f"{runnable.name}: the forward pass failed in layer {where}{source_line(error)}\n  inputs: {inputs or '(none)'}"
     )
-    drawn = subject.real and subject.seed is not None
-    cures = hints(error, subject.inputs, call, real=subject.real, drawn=drawn)
-    values_may_help = may_run_on_values(error) or subject.attributes.has_kernels
-    return ForwardFailed("\n  ".join((head, text, *cures)), not subject.real and values_may_help)
+    drawn = runnable.real and runnable.seed is not None
+    cures = hints(error, runnable.inputs, call, real=runnable.real, drawn=drawn)
+    values_may_help = may_run_on_values(error) or runnable.attributes.has_kernels
+    return ForwardFailed("\n  ".join((head, text, *cures)), not runnable.real and values_may_help)

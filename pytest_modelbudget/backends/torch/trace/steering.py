@@ -8,7 +8,7 @@ from dataclasses import replace
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.meta.readings import assumed_value, cure
 from pytest_modelbudget.backends.torch.trace.arguments import AssumedValues
-from pytest_modelbudget.backends.torch.trace.forward import ForwardPass, Subject, forward
+from pytest_modelbudget.backends.torch.trace.forward import ForwardPass, RunnableModel, forward
 from pytest_modelbudget.backends.torch.trace.tracer import ModuleRecord
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Below, Input
@@ -18,15 +18,17 @@ _OTHER_SEEDS = (3, 4, 5, 6)
 """Seeds of further passes, where the model decides by chance."""
 
 
-def passes_on_other_values(subject: Subject, sizes: Mapping[str, int], base: ForwardPass) -> tuple[ForwardPass, ...]:
+def passes_on_other_values(
+    runnable: RunnableModel, sizes: Mapping[str, int], base: ForwardPass
+) -> tuple[ForwardPass, ...]:
     """Passes like `base`, an abstract one, with ones (and ones and zeros) for values that were assumed to be zeros.
 
     A pass that draws random numbers is run with other draws, too. None where it neither read nor drew; those that do
     not run are left out.
     """
-    variants = [replace(subject, assumed=assumed) for assumed in _OTHER_VALUES] if base.read_inputs else []
+    variants = [replace(runnable, assumed=assumed) for assumed in _OTHER_VALUES] if base.read_inputs else []
     if base.drew:
-        variants += [replace(subject, seed=seed) for seed in _OTHER_SEEDS]
+        variants += [replace(runnable, seed=seed) for seed in _OTHER_SEEDS]
     passes = []
     for variant in variants:
         try:

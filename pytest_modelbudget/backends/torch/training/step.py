@@ -28,12 +28,12 @@ from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, Real
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
 from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.dtensors import wait_for
-from pytest_modelbudget.backends.torch.model.global_state import preserved, seed_everything
+from pytest_modelbudget.backends.torch.model.global_state import global_state_restored, seed_everything
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
-from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, quiet_modes
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_of, quiet_modes
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
@@ -51,7 +51,7 @@ STEPS = 2
 
 
 def record_step(
-    subject: Subject,
+    runnable: RunnableModel,
     sizes: Mapping[str, int],
     recipe: Recipe,
     *,
@@ -59,7 +59,7 @@ def record_step(
     recorder: Callable[[nn.Module], Recorder] = Recorder,
     optimizer: Callable[[Training, list[nn.Parameter], Collection[int]], Any] = optimizer_of,
 ) -> MemoryTrace:
-    """Run `subject`, a model on meta, by `recipe` and record it; the model is as before on leaving.
+    """Run `runnable`, a model on meta, by `recipe` and record it; the model is as before on leaving.
 
     `shard` makes what runs of the model that is there, which is not as before then; `recorder` and `optimizer` make
     what watches it and what trains it.
@@ -68,13 +68,13 @@ def record_step(
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
     """
     sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
-    run = _Recording(subject, sizes, recipe, shard, recorder, optimizer)
+    run = _Recording(runnable, sizes, recipe, shard, recorder, optimizer)
     try:
         return run.memory_trace()
     except ModelBudgetError:
         raise
     except Exception as error:  # whatever the model's code raises
-        raise ModelBudgetError(f"{subject.name}: the {run.doing} could not be recorded: {_reason(error)}") from error
+        raise ModelBudgetError(f"{runnable.name}: the {run.doing} could not be recorded: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -88,10 +88,16 @@ class _Recording:
     """One recording."""
 
     def __init__(
-        self, subject: Subject, sizes: Mapping[str, int], recipe: Recipe, shard: Any, recorder: Any, optimizer: Any
+        self,
+        runnable: RunnableModel,
+        sizes: Mapping[str, int],
+        recipe: Recipe,
+        shard: Any,
+        recorder: Any,
+        optimizer: Any,
     ) -> None:
         self.shard, self.recorder, self.optimizer = shard, recorder, optimizer
-        self.subject, self.recipe, self.model = subject, recipe, subject.model
+        self.runnable, self.recipe, self.model = runnable, recipe, runnable.model
         self.sizes = sizes
         self.doing = "forward pass"
         self.training = isinstance(recipe, Training)
@@ -100,10 +106,10 @@ class _Recording:
         """Run it all."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(preserved())
+            stack.enter_context(global_state_restored())
             stack.enter_context(no_modes())
             if self.shard is None:
-                stack.callback(self.subject.attributes.restore)
+                stack.callback(self.runnable.attributes.restore)
             stack.enter_context(_without_gradients(self.model))
             stack.enter_context(_cast(self.model, _HALF.get(self.recipe.precision)))
             kernels = DeviceKernels(self.recipe.kernels == "cuda")
@@ -122,16 +128,16 @@ class _Recording:
             recorder.cpu = None if self.recipe.kernels == "cuda" else CPUS[self.recipe.kernels]
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
-            stack.enter_context(quiet_modes(self.subject, self.training, on_cpu=self.recipe.kernels != "cuda"))
+            stack.enter_context(quiet_modes(self.runnable, self.training, on_cpu=self.recipe.kernels != "cuda"))
             stack.enter_context(kernels)
             recorder.recomputing = lambda: kernels
             kernels.add_rules(rnn.rules(recorder, cuda=self.recipe.kernels == "cuda"))
             kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
-            dispatcher = (RealDispatcher if self.subject.real else MetaDispatcher)(
-                self.subject.meta_cache, call.readings
+            dispatcher = (RealDispatcher if self.runnable.real else MetaDispatcher)(
+                self.runnable.meta_cache, call.readings
             )
             stack.enter_context(value_reads_observed(dispatcher.note_read))
-            observer = shown(recorder, self.subject.log, self.model, call.ports)
+            observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(self.recipe, Training):
                 alive = self._train(self.recipe, call, recorder, kernels)
@@ -142,7 +148,7 @@ class _Recording:
         memory_trace = replace(
             recorder.memory_trace(), notes=steering.notes_of_one_pass(call.readings.read_inputs.values())
         )
-        show_memory_trace(memory_trace, self.subject.log)
+        show_memory_trace(memory_trace, self.runnable.log)
         return (
             memory_trace.without_temporaries("optimizer")
             if isinstance(self.recipe, Training) and self.recipe.fused
@@ -150,12 +156,12 @@ class _Recording:
         )
 
     def _inputs(self) -> ModelCall:
-        return call_of(self.subject, self.sizes, _HALF.get(self.recipe.precision))
+        return call_of(self.runnable, self.sizes, _HALF.get(self.recipe.precision))
 
     def _train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not params:
-            raise ModelBudgetError(f"{self.subject.name}: training: no parameter is trained")
+            raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
         optimizer = self.optimizer(recipe, params, embedding_tables(self.model))
         loss_of = _loss_function(recipe)
         out = loss = None
@@ -208,7 +214,7 @@ class _Recording:
         accepted = inspect.signature(self.model.forward).parameters
         if len(token_symbols) != 1 or not {"past_key_values", "use_cache"} <= set(accepted):
             raise ModelBudgetError(
-                f"{self.subject.name}: inference.kv_cache needs a model whose forward takes past_key_values and "
+                f"{self.runnable.name}: inference.kv_cache needs a model whose forward takes past_key_values and "
                 'use_cache, and inputs with one dimension of tokens: inputs: "int64[B, T]"'
             )
         return token_symbols[0]

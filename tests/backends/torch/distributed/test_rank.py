@@ -16,7 +16,7 @@ from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep, reco
 from pytest_modelbudget.backends.torch.meta.collectives import sent_bytes
 from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.planning import make_plans
-from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import MemoryTrace, Training
@@ -42,7 +42,7 @@ def sharded(build: Callable[[], nn.Module], inputs: Any, sharding: Any, **recipe
     with abstract():
         model = build()
     recipe = {"loss": "none", **recipe}
-    return record_sharded(Subject("model", model, parse(inputs)), {}, Training(sharding=sharding, **recipe))
+    return record_sharded(RunnableModel("model", model, parse(inputs)), {}, Training(sharding=sharding, **recipe))
 
 
 def lasting(memory_trace: MemoryTrace) -> dict[str, int]:
@@ -344,7 +344,7 @@ def test_nothing_is_left_behind() -> None:
         model = Transformer()
     before, parameters = state(), dict(model.named_parameters())
     for sharding in ({"fsdp": 4}, {"fsdp": 2, "tp": 2}, {"ddp": 2}):
-        record_sharded(Subject("model", model, parse(IDS)), {}, Training(sharding=sharding, loss="none"))
+        record_sharded(RunnableModel("model", model, parse(IDS)), {}, Training(sharding=sharding, loss="none"))
         with pytest.raises(ModelBudgetError):
             sharded(mlp, "float32[2, 7]", sharding)
     assert state() == before

@@ -15,7 +15,7 @@ import torch
 
 from pytest_modelbudget.backends.torch.distributed.rank import record_sharded
 from pytest_modelbudget.backends.torch.model.build import abstract
-from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Training
 from tests.backends.torch import real_ranks
@@ -71,7 +71,7 @@ def planned(case: str, ranks: int) -> Any:
     training = Training(
         sharding={dim: size or left for dim, size in dims.items()}, kernels="cpu", foreach=True, loss="none", **recipe
     )
-    return record_sharded(Subject(case, model, parse(inputs)), {}, training).memory_trace
+    return record_sharded(RunnableModel(case, model, parse(inputs)), {}, training).memory_trace
 
 
 def measured(ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:

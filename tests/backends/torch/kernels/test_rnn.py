@@ -13,7 +13,7 @@ from torch import nn
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, _CudnnSizes
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
-from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.entry import ModelEntry
@@ -28,7 +28,7 @@ STEPS, BATCH, WIDTH, STATE = 12, 4, 40, 64
 
 def traced(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
     """The memory trace of a model on meta that stands for `model`."""
-    return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
+    return record_step(RunnableModel("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
 class Reads(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.kernels.workspaces import THREADS
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
-from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
@@ -70,7 +70,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
 
 def traced(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
     """The memory trace of a model on meta that stands for `model`."""
-    return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
+    return record_step(RunnableModel("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", sorted(set(CONVOLUTIONS) - UNKNOWN))

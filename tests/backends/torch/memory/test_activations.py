@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends.torch.memory.activations import measure_activations
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
-from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Summary
 
@@ -303,7 +303,9 @@ def test_an_unknown_limit_says_why(count: Count) -> None:
 
 def test_no_memory_is_taken() -> None:
     """A pass that would hold 4 TiB runs on tensors without storage."""
-    subject = Subject("model", meta_copy(nn.Sequential(nn.Linear(2**10, 2**10), nn.ReLU())), parse("float32[B, 1024]"))  # type: ignore[arg-type]
-    held = measure_activations(subject, {"B": 2**30})
+    runnable = RunnableModel(
+        "model", meta_copy(nn.Sequential(nn.Linear(2**10, 2**10), nn.ReLU())), parse("float32[B, 1024]")
+    )  # type: ignore[arg-type]
+    held = measure_activations(runnable, {"B": 2**30})
     assert not isinstance(held, str)
     assert held.total == 2**42

@@ -20,10 +20,10 @@ from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.memory import recorder as recorder_module
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
-from pytest_modelbudget.backends.torch.model.global_state import preserved, seed_everything
+from pytest_modelbudget.backends.torch.model.global_state import global_state_restored, seed_everything
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.pytree import tensors
-from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, quiet_modes
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_of, quiet_modes
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
@@ -31,34 +31,34 @@ from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 FLOAT = 4
 
 
-def record(subject: Subject, *, backward: bool) -> MemoryTrace:
+def record(runnable: RunnableModel, *, backward: bool) -> MemoryTrace:
     """The memory trace of one pass: in eval mode without gradients, or with `backward` in training mode, and back.
 
     The backward pass begins with one gradient for each tensor of floats that the model returns; there is no loss and
     no optimizer. Gradients of parameters stay alive to the end.
     """
-    call, recorder = call_of(subject, {}), Recorder(subject.model)
+    call, recorder = call_of(runnable, {}), Recorder(runnable.model)
     for name, tensor in call.ports:
         recorder.label(tensor, name)
-    runner = (RealDispatcher if subject.real else MetaDispatcher)(subject.meta_cache, call.readings)
-    with torch.inference_mode(False), preserved(), cpu_attention():
+    runner = (RealDispatcher if runnable.real else MetaDispatcher)(runnable.meta_cache, call.readings)
+    with torch.inference_mode(False), global_state_restored(), cpu_attention():
         seed_everything()
-        with quiet_modes(subject, training=backward), observing(recorder, runner):
-            out = subject.model(*call.args, **call.kwargs)
+        with quiet_modes(runnable, training=backward), observing(recorder, runner):
+            out = runnable.model(*call.args, **call.kwargs)
             if backward:
                 recorder.phase = "backward"
                 results = [tensor for tensor in tensors(out) if tensor.requires_grad]
                 torch.autograd.backward(results, [torch.empty_like(tensor) for tensor in results])
         recorder.close()
-    subject.attributes.restore()
-    for parameter in subject.model.parameters():
+    runnable.attributes.restore()
+    for parameter in runnable.model.parameters():
         parameter.grad = None
     return recorder.memory_trace()
 
 
 def traced(model: nn.Module, inputs: object, *, backward: bool = False) -> MemoryTrace:
     """The memory trace of a model on meta that stands for `model`."""
-    return record(Subject("model", meta_copy(model), parse(inputs)), backward=backward)  # type: ignore[arg-type]
+    return record(RunnableModel("model", meta_copy(model), parse(inputs)), backward=backward)  # type: ignore[arg-type]
 
 
 def mlp() -> nn.Module:
@@ -277,7 +277,7 @@ def test_a_memory_trace_is_plain_data_and_the_same_again() -> None:
 def test_a_real_run_gives_the_same_memory_trace() -> None:
     """The recorder only follows storages, so a model with memory can be recorded, too."""
     model = encoder()
-    real = record(Subject("model", model, parse([2, 12, 32]), real=True), backward=True)  # type: ignore[arg-type]
+    real = record(RunnableModel("model", model, parse([2, 12, 32]), real=True), backward=True)  # type: ignore[arg-type]
     assert real == traced(encoder(), [2, 12, 32], backward=True)
     assert all(parameter.grad is None for parameter in model.parameters())
 

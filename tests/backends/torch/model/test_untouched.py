@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as globals_of_modules
 
-from pytest_modelbudget.backends.torch import abstract, preserved
+from pytest_modelbudget.backends.torch import abstract, global_state_restored
 from pytest_modelbudget.summary import Summary
 
 
@@ -123,7 +123,7 @@ def test_building_restores_the_process(fails: bool) -> None:
     """Random states, default dtype and device, grad mode, hooks and patches are as before, also after an error."""
     before = _process()
     try:
-        with preserved(), abstract(), preserved(), abstract():
+        with global_state_restored(), abstract(), global_state_restored(), abstract():
             nn.Linear(2000, 2000)
             torch.rand(3), random.random(), numpy.random.rand()
             torch.manual_seed(1)
@@ -139,7 +139,7 @@ def test_building_restores_the_process(fails: bool) -> None:
 
 def test_small_values_can_be_read_while_building() -> None:
     """Constructors read schedules and widths; parameters are on meta whatever their size."""
-    with preserved(), abstract():
+    with global_state_restored(), abstract():
         assert [round(rate.item(), 1) for rate in torch.linspace(0, 0.4, 5)] == [0.0, 0.1, 0.2, 0.3, 0.4]
         assert torch.arange(4).tolist() == [0, 1, 2, 3]
         layer = nn.Linear(2, 2)
@@ -148,7 +148,7 @@ def test_small_values_can_be_read_while_building() -> None:
 
 def test_real_and_meta_tensors_may_meet_while_building() -> None:
     """A large table is on meta and a small one is real: joining them gives a table on meta."""
-    with preserved(), abstract():
+    with global_state_restored(), abstract():
         joined = torch.cat([torch.zeros(1000, 100), torch.ones(1, 100)])
     assert joined.is_meta
     assert joined.shape == (1001, 100)
@@ -164,7 +164,7 @@ def test_real_and_meta_tensors_may_meet_while_building() -> None:
 )
 def test_init_functions_imported_by_name_are_idle(fill: Callable[..., Any]) -> None:
     """A name bound before building began bypasses the patch, and still neither allocates nor fails."""
-    with preserved(), abstract():
+    with global_state_restored(), abstract():
         layer = nn.Linear(64, 64)
         fill(layer.weight, **({"sparsity": 0.5} if fill.__name__ == "sparse_" else {}))
     assert layer.weight.is_meta
@@ -172,7 +172,7 @@ def test_init_functions_imported_by_name_are_idle(fill: Callable[..., Any]) -> N
 
 def test_what_layers_make_for_themselves_is_on_meta() -> None:
     """Small weights and statistics of torch's layers have no values; counts have, and tensors that a user makes."""
-    with preserved(), abstract():
+    with global_state_restored(), abstract():
         layer, made = nn.BatchNorm1d(3), torch.ones(3)
     assert {name for name, tensor in layer.state_dict().items() if not tensor.is_meta} == {"num_batches_tracked"}
     assert [tuple(tensor.shape) for tensor in layer.state_dict().values()] == [(3,), (3,), (3,), (3,), ()]
@@ -189,7 +189,7 @@ def test_a_layers_own_way_to_fill_its_weights_runs() -> None:
             self.seen = tuple(self.weight.shape)
 
     real = nn.Linear(2, 2)
-    with preserved(), abstract():
+    with global_state_restored(), abstract():
         assert Own(3, 4).seen == (4, 3)
         nn.init.constant_(real.weight, 7.0)
         real.reset_parameters()
@@ -283,7 +283,7 @@ def build():
                          nn.RMSNorm(16384), nn.Linear(16384, 128256, bias=False))
 
 def count(build, tokens):
-    with backend.preserved(), backend.abstract():
+    with backend.global_state_restored(), backend.abstract():
         model = build()
     return backend.summarize(model, name="m", inputs=parse("int64[B, T]"), sizes={"B": 1, "T": tokens}, built_here=True)
 

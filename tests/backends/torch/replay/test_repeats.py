@@ -17,7 +17,7 @@ from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.replay.cache import BlockCache, Replay
-from pytest_modelbudget.backends.torch.trace.forward import Subject, call_of, observed
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_of, observed
 from pytest_modelbudget.backends.torch.trace.observer import Observer
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.summary import Summary
@@ -411,13 +411,13 @@ class OperatorsByModule(Observer):
 
 def test_a_new_observer_need_not_know_of_replay(told: list[str]) -> None:
     """What it noted of each module is the same, whether blocks ran or were replayed."""
-    subject = Subject("model", meta_copy(Stack(Nested, 4)), parse("float32[2, 5, 16]"))
-    assert subject.block_cache is not None
+    runnable = RunnableModel("model", meta_copy(Stack(Nested, 4)), parse("float32[2, 5, 16]"))
+    assert runnable.block_cache is not None
     ran, replayed = OperatorsByModule(), OperatorsByModule()
     for observer in (ran, replayed):
         if observer is replayed:
-            observer.replay = subject.block_cache.start(observer)
-        with observed(subject, call_of(subject, {}), observer):
+            observer.replay = runnable.block_cache.start(observer)
+        with observed(runnable, call_of(runnable, {}), observer):
             pass
     assert told
     assert [event for event in ran.events if event[0] == "aten.addmm"]
@@ -433,7 +433,7 @@ def test_published_models_read_as_if_every_block_had_run(part: int, told: list[s
     names += [("timm", name) for name in timm.list_models()[::40]]
     repeated = 0
     for library, name in names[part::8]:
-        with backend.preserved(), backend.abstract():
+        with backend.global_state_restored(), backend.abstract():
             model = timm.create_model(name) if library == "timm" else torchvision.models.get_model(name, weights=None)
         config = model.pretrained_cfg if library == "timm" else {}
         side = config.get("input_size", (3, 518 if "518" in name else 299 if name == "inception_v3" else 224))[-1]

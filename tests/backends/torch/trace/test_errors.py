@@ -119,7 +119,7 @@ def test_a_large_model_that_decides_by_values_is_an_error_with_its_line(count: C
 
 def test_the_builders_own_error_passes_through() -> None:
     """Nothing is wrapped while building: the traceback is the user's."""
-    with pytest.raises(ZeroDivisionError), backend.preserved(), backend.abstract():
+    with pytest.raises(ZeroDivisionError), backend.global_state_restored(), backend.abstract():
         nn.Linear(1 // 0, 1)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
-from pytest_modelbudget.backends.torch.trace.forward import Subject
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.errors import ModelBudgetError
@@ -25,7 +25,7 @@ from tests.versions import needs
 
 def traced(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
     """The memory trace of a model on meta that stands for `model`."""
-    return record_step(Subject("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
+    return record_step(RunnableModel("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
 
 class Block(nn.Module):
@@ -343,7 +343,7 @@ def test_the_model_is_as_before() -> None:
         Training(trainable=("head.*",), precision="bf16-mixed", kernels="cpu"),
         Inference(precision="bf16-mixed"),
     ):
-        record_step(Subject("model", model, parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
+        record_step(RunnableModel("model", model, parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
         assert state() == before
     assert model.head.weight.grad is gradient
 
@@ -365,7 +365,7 @@ def test_recipes_that_do_not_fit_say_so(recipe: Training, message: str) -> None:
     """The message names the key of the recipe, and the model is as before."""
     model = meta_copy(Blocks())
     with pytest.raises(ModelBudgetError, match=message):
-        record_step(Subject("model", model, parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
+        record_step(RunnableModel("model", model, parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
     assert all(one.requires_grad and one.grad is None for one in model.parameters())
 
 
