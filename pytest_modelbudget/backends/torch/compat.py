@@ -185,11 +185,11 @@ PRIVATE: tuple[Private, ...] = (
     Private(
         "torch.Tensor", "_indices _values", "meta model", "sparse tensors that are not coalesced have no public ones",
     ),
-    Private("torch.UntypedStorage", "_cdata", "distributed memory model", "which tensors share memory"),
+    Private("torch.UntypedStorage", "_cdata", "distributed model", "which tensors share memory"),
     Private("torch._C", "TensorBase StorageBase", "model", "what tensors say of their device before it is patched"),
     Private(
         "torch.nn.Module", "_modules _parameters _buffers _forward_hooks _forward_pre_hooks",
-        "distributed memory model replay trace training",
+        "distributed model replay trace training",
         "what a module holds itself, None and ties included, at no cost",
     ),
     Private(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.backends.torch.replay.fingerprint import NotComparable
 
 
@@ -27,9 +28,8 @@ class GraphHold:
 
         It is kept without the graph of its tensor: a result that its own graph holds would never go.
         """
-        storage = tensor.untyped_storage()
-        self._storages.append(storage)
-        return int(storage._cdata)
+        self._storages.append(tensor.untyped_storage())
+        return storage_key(tensor)
 
 
 class _ReplayedBlock(torch.autograd.Function):  # type: ignore[misc]
