@@ -86,7 +86,7 @@ class Fingerprints:
         """The fingerprint of a module, given with all modules below it (a tree), and their training flags apart.
 
         Raises:
-            Unreadable: it has hooks, or holds something whose state cannot be told.
+            NotComparable: it has hooks, or holds something whose state cannot be told.
         """
         with no_dispatch():
             return self._number(modules), tuple([module.training for module in modules])
@@ -195,7 +195,7 @@ class CallSignature:
     """What a module is called with: `tensors` in order, and a key that is equal for calls that are alike.
 
     Raises:
-        Unreadable: an argument is neither plain nor an ordinary tensor.
+        NotComparable: an argument is neither plain nor an ordinary tensor.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ Modules = Sequence[nn.Module]
 ARGUMENT, RESULT, INNER, MODULE, HELD = "argument", "result", "inner", "module", "held"
 
 MET = "met"
-"""The event that something is the owner of events for the first time: it is not noted again, but happens again."""
+"""What happens first to each owner of events. It is not noted again for a block that is alike, where it happens."""
 
 
 class RelativeRef(NamedTuple):
