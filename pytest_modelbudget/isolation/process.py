@@ -35,7 +35,7 @@ _TREE_EVERY = 4
 """At so many looks the memory of what a worker started is read too, which is dearer than reading its own."""
 
 _SECONDS_TO_START = 120.0
-_SECONDS_TO_END = 5.0
+_SECONDS_TO_END = 10.0
 _SECONDS_TO_TELL = 0.5
 _MOST_OUTPUT = 256 << 20
 _MOST_SHOWN = 1 << 20
