@@ -98,6 +98,12 @@ def latest_files(summary: Summary) -> dict[str, str]:
     return {"summary.html": html.page([Result(summary.model, State.OK, summary)]), "layers.json": layers_table(summary)}
 
 
+def summary_files(summary: Summary) -> dict[str, str]:
+    """The files of one model in a run of training; `modelbudget show` and `diff` read the last one."""
+    text_table = table.summary_text(summary, width=_TEXT_WIDTH) + "\n"
+    return {"summary.txt": text_table, **latest_files(summary), "summary.json": json.dumps(summary.to_dict())}
+
+
 class Archive:
     """A zip of models by slug: each one's outcome as data and its layers as a table for spreadsheets."""
 
