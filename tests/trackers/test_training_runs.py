@@ -15,7 +15,7 @@ from tests.builders import towers
 from tests.trackers.mlflow_helpers import free_port, needs_mlflow
 from tests.trackers.mlflow_server import Store
 
-pytestmark = needs_mlflow
+pytestmark = [pytest.mark.slow, needs_mlflow]
 
 INPUTS = "float32[B, 3]"
 PARAMS = 3 * 4 + 4
@@ -84,7 +84,7 @@ def test_each_model_is_logged_once_in_a_run(store: Store, active: Any) -> None:
 
 
 def test_only_the_first_of_many_processes_logs(active: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launcher says which one this is, and torch where its processes have found each other."""
+    """Torch says which one this is where its processes have found each other, else the launcher."""
     monkeypatch.setenv("RANK", "1")
     assert log_summary(towers()) is None
     distributed = pytest.importorskip("torch").distributed
@@ -136,7 +136,6 @@ def test_keras_logs_by_a_callback(active: Any) -> None:
     assert active().data.metrics["params/total"] == PARAMS
 
 
-@pytest.mark.slow
 def test_the_trainer_of_hugging_face_logs_by_a_callback(active: Any) -> None:
     """Its own handler calls it, as at the beginning of a training."""
     trainer = pytest.importorskip("transformers.trainer_callback")
@@ -150,7 +149,6 @@ def test_the_trainer_of_hugging_face_logs_by_a_callback(active: Any) -> None:
     assert active().data.metrics["params/total"] == PARAMS
 
 
-@pytest.mark.slow
 def test_lightning_logs_by_a_callback(store: Store, tmp_path: Path) -> None:
     """To the run of its own logger, which is never the active one."""
     lightning = pytest.importorskip("lightning.pytorch")
