@@ -45,7 +45,7 @@ def _section(summary: Summary) -> Iterator[tuple[str, str]]:
     yield f"FLOPs of one forward pass{f' at {code(sizes)}' if sizes else ''}", flops(summary)
     for plan in summary.plans:
         yield f"Memory of {plan.kind}", code(plans.peak_text(plan))
-    yield "Computation used for training", "to be said by the provider: the forward pass times what was run of it"
+    yield "Computation used for training", "to be said by the provider"
 
 
 def architecture(summary: Summary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from pytest_modelbudget.errors import ModelBudgetError
@@ -57,5 +58,12 @@ def data_frame(summary: Summary) -> Any:
         import pandas
     except ImportError as error:
         raise ModelBudgetError(f"a data frame needs pandas ({error}): pip install pandas") from None
-    frame = pandas.DataFrame(records(summary), columns=COLUMNS, dtype=object)  # as objects no number loses a digit
-    return frame.convert_dtypes()
+    rows = records(summary)
+    columns = {name: [row[name] for row in rows] for name in COLUMNS}
+    exact = {name: pandas.array(columns[name], dtype=_dtype(columns[name])) for name in _NUMBERS}
+    return pandas.DataFrame({**columns, **exact})
+
+
+def _dtype(numbers: Sequence[int | None]) -> str:
+    """Integers with missing values, as objects where a number is larger than those hold."""
+    return "Int64" if all(number is None or number < 2**63 for number in numbers) else "object"
