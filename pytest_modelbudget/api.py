@@ -136,9 +136,9 @@ def log_summary(
 
     The run is the active one, or that of `run_id`, by an `MlflowClient` as `client` where it is not the default one. It
     gets params, FLOPs, bytes and, with a `training` or `inference` recipe, the planned peak as metrics under the names
-    of `--model-budget-mlflow`, and the table as text, HTML, MLflow table and JSON. `model_or_summary` may be a `Summary`
-    that is there; the other arguments are those of `summarize` and `plan`. A model is logged once for each run, by its
-    `name`; a second model of a run has its name before those of its metrics.
+    of `--model-budget-mlflow`, and the table as text, HTML, MLflow table and JSON. `model_or_summary` may be a
+    `Summary` that is there; the other arguments are those of `summarize` and `plan`. A model is logged once for each
+    run, by its `name`; a second model of a run has its name before those of its metrics.
 
     It never stops a training: a failure is a warning of the logger `pytest_modelbudget`, and None. None without a word
     is for processes of another rank than 0, and for what this run has already.

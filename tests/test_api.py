@@ -247,4 +247,6 @@ def test_a_training_goes_on_without_mlflow(
     monkeypatch.setitem(sys.modules, "mlflow", None)
     monkeypatch.setenv("RANK", rank)
     assert log_summary(Mixer(), "float32[B, 6, 4]") is None
-    assert [word in record.getMessage() for word, record in zip(words, caplog.records, strict=True)] == [True] * len(words)
+    assert [word in record.getMessage() for word, record in zip(words, caplog.records, strict=True)] == [True] * len(
+        words
+    )

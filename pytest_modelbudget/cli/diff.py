@@ -71,8 +71,7 @@ def _work_tree_hint(options: Namespace) -> Iterator[str]:
     if options.after is None:
         ref = harmless(options.before)
         yield (
-            "Snapshot files were compared, and nothing was built. To see an edit of a model: "
-            f"modelbudget diff {ref} ID"
+            f"Snapshot files were compared, and nothing was built. To see an edit of a model: modelbudget diff {ref} ID"
         )
 
 

@@ -162,7 +162,9 @@ def json_schema() -> dict[str, Any]:
             kind["properties"][name] = {"anyOf": [{"$ref": f"#/definitions/{name}"}, {"type": ["boolean", "null"]}]}
         for name in ("budgets", "sum"):
             if name in kind.get("properties", {}):
-                kind["properties"][name] = {"$ref": "#/definitions/Budgets" if name == "budgets" else "#/definitions/Sum"}
+                kind["properties"][name] = {
+                    "$ref": "#/definitions/Budgets" if name == "budgets" else "#/definitions/Sum"
+                }
     kinds["Model"]["properties"]["build"].update(
         pattern=_BUILD, description="module:callable, returns the model; or a file: nets/model.keras, ./saved_model"
     )

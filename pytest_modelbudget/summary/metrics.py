@@ -30,8 +30,8 @@ class Metric:
     snapshots record, so that a base has it and growth can be limited. `additive`: its sum over models means something.
     `of_layers`: rows have an attribute of this name, and layers can be limited. `law`: its growth in a dimension can be
     limited. `plan` is the planned run that it is of. `on_request`: it is known only of models whose registration asks
-    for it, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of budgets; all others are
-    in its tables.
+    for it, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of budgets; the others
+    are in its tables.
     """
 
     name: str

@@ -94,7 +94,9 @@ def test_a_run_of_pytest_is_a_run_there(sent: Sent, tmp_path: Path) -> None:
     }  # fmt: skip
     page = f"#/experiments/{job.info.experiment_id}/runs/{job.info.run_id}/artifacts"
     assert f"[report]({page}/report.html?" in tags["mlflow.note.content"].splitlines()[2]
-    assert "| `two-towers` | ok | 6,201 | = | 12.20 kFLOPs | 24.22 KiB | - | params 98.4% |" in tags["mlflow.note.content"]
+    assert (
+        "| `two-towers` | ok | 6,201 | = | 12.20 kFLOPs | 24.22 KiB | - | params 98.4% |" in tags["mlflow.note.content"]
+    )
     slug = artifacts.slug_of("zoo/net:a")
     per_model = {
         f"models/{name}/{file}"

@@ -138,7 +138,10 @@ def test_of_many_models_only_the_interesting_get_artifacts_of_their_own() -> Non
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         assert {name.split("/")[0] for name in archive.namelist()} == {f"net-{number}" for number in range(60)}
         assert artifacts.summary_in(archive.read("net-7/result.json").decode()).params == 6201
-        assert archive.read("net-7/layers.csv").decode().splitlines()[3] == 'dense,Dense,"[B, 50]",5050,5050,0,0,20200,10000,,1,user'
+        assert (
+            archive.read("net-7/layers.csv").decode().splitlines()[3]
+            == 'dense,Dense,"[B, 50]",5050,5050,0,0,20200,10000,,1,user'
+        )
     assert len(entry.job.metrics) < 20
     assert entry.job.tables == ("models.json", "models/greedy/layers.json")
 

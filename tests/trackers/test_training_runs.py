@@ -12,7 +12,7 @@ import pytest
 
 from pytest_modelbudget import Summary, log_summary
 from tests.builders import towers
-from tests.trackers.mlflow_helpers import free_port, needs_mlflow
+from tests.trackers.mlflow_helpers import needs_mlflow
 from tests.trackers.mlflow_server import Store
 
 pytestmark = [pytest.mark.slow, needs_mlflow]
@@ -63,7 +63,9 @@ def test_a_run_can_be_sorted_by_what_its_model_takes(store: Store, active: Any, 
         "compute/forward_gflops": 2 * 12 * 5 / 1e9,
     }  # fmt: skip
     folder = "modelbudget/Linear"
-    assert store.files(run) == {f"{folder}/{name}" for name in ("summary.txt", "summary.html", "layers.json", "summary.json")}
+    assert store.files(run) == {
+        f"{folder}/{name}" for name in ("summary.txt", "summary.html", "layers.json", "summary.json")
+    }
     assert "Total params: 16" in store.text(run, f"{folder}/summary.txt", tmp_path)
     assert Summary.from_dict(json.loads(store.text(run, f"{folder}/summary.json", tmp_path))) == logged
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": f"{folder}/layers.json", "type": "table"}]
@@ -98,7 +100,9 @@ def test_only_the_first_of_many_processes_logs(active: Any, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        pytest.param(lambda: log_summary(linear(), "float32[B, 9]"), "check that `inputs:` fits", id="inputs of another size"),
+        pytest.param(
+            lambda: log_summary(linear(), "float32[B, 9]"), "check that `inputs:` fits", id="inputs of another size"
+        ),
         pytest.param(lambda: log_summary(3), "no model of a known framework", id="no model"),
         pytest.param(lambda: log_summary(linear(), INPUTS, training={"speed": 1}), "speed", id="no recipe"),
         pytest.param(lambda: log_summary(towers(), run_id="0" * 32), "not found", id="a run that is not there"),

@@ -12,7 +12,8 @@ from pytest_modelbudget.summary.model import Layer, Summary
 from pytest_modelbudget.system.escape import harmless
 
 _NUMBERS = (
-    "params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes", "flops", "activation_bytes", "calls",
+    "params", "trainable_params", "non_trainable_params", "buffers", "weight_bytes", "flops",
+    "activation_bytes", "calls",
 )  # fmt: skip
 _TEXTS = ("path", "type", "output", "connected_to")
 COLUMNS = (*_TEXTS[:3], *_NUMBERS, _TEXTS[3])

@@ -1,4 +1,4 @@
-"""A model's table and numbers in a run that a training script has open. Imports mlflow, which the script uses anyway."""
+"""A model's table and numbers in a run that a training script has open. It imports mlflow, as the script does."""
 
 from __future__ import annotations
 

@@ -212,7 +212,9 @@ def _note_row(result: Result) -> str:
         flops = cells.flops(summary).partition(" (")[0]
         moved = text.delta_text(result, "params")
         numbers = [f"{summary.params:,}", moved, flops, units.size(summary.weight_bytes), peak]
-    return markdown.row((_as_code(result.id).replace("|", "\\|"), markdown.state(result), *numbers, text.used_text(result)))
+    return markdown.row(
+        (_as_code(result.id).replace("|", "\\|"), markdown.state(result), *numbers, text.used_text(result))
+    )
 
 
 def _reason_lines(result: Result) -> Iterator[str]:
