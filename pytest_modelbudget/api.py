@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexistence import coexisting
@@ -21,6 +21,9 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.summary import Plan, Summary
+
+if TYPE_CHECKING:
+    from pytest_modelbudget.trackers.mlflow.active_run import OpenRun
 
 _LOGGER = logging.getLogger("pytest_modelbudget")
 
@@ -145,28 +148,26 @@ def log_summary(
     """
     from pytest_modelbudget.trackers.mlflow import active_run
 
-    options = {"batch": batch, "dims": dims or {}, "run": run, "training": training, "inference": inference}
+    counting: dict[str, Any] = {"inputs": inputs, "batch": batch, "dims": dims or {}, "run": run}
     try:
-        if active_run.rank() > 0:
-            return None
-        open_run = active_run.find(run_id, client)
-        with coexisting():
-            label = name or _logged_name(model_or_summary)
-            if label in open_run.models:
-                return None
-            if isinstance(model_or_summary, Summary):
-                summary = replace(model_or_summary, model=label)
-            else:
-                summary = _count(model_or_summary, label, inputs, **options)
-        active_run.log(open_run, summary, int(time.time() * 1000))
+        if active_run.rank() == 0:
+            open_run = active_run.find(run_id, client)
+            return _log_once(open_run, model_or_summary, name, training=training, inference=inference, **counting)
     except Exception as error:
         _LOGGER.warning("log_summary: the model was not logged: %s", one_line(error))
-        return None
+    return None
+
+
+def _log_once(open_run: OpenRun, model_or_summary: object, name: str | None, **counting: Any) -> Summary | None:
+    """What was logged of a model; None when the run has it."""
+    with coexisting():
+        counted = model_or_summary if isinstance(model_or_summary, Summary) else None
+        label = name or (counted.model if counted else _name(model_or_summary, None))
+        if label in open_run.models:
+            return None
+        summary = replace(counted or _count(model_or_summary, label, **counting), model=label)
+    open_run.log(summary, int(time.time() * 1000))
     return summary
-
-
-def _logged_name(model_or_summary: object) -> str:
-    return model_or_summary.model if isinstance(model_or_summary, Summary) else _name(model_or_summary, None)
 
 
 def _name(model_or_builder: object, name: str | None) -> str:

@@ -14,7 +14,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.trackers.mlflow import artifacts, names
 from pytest_modelbudget.trackers.mlflow.history import MetricPoints
-from pytest_modelbudget.trackers.mlflow.store import TABLES, log_points, table_tag, tables_in
+from pytest_modelbudget.trackers.mlflow.store import LONGEST_TAG, TABLES, log_points
 
 FOLDER = "modelbudget"
 """The folder among a run's artifacts."""
@@ -34,12 +34,31 @@ def rank() -> int:
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """A run that can be written to, by its client, and the models that were logged to it."""
+    """A run that can be written to by its client, the models that were logged to it, and its list of tables."""
 
     client: Any
     run_id: str
     models: tuple[str, ...]
-    tables: tuple[str, ...]
+    tables: tuple[Any, ...]
+
+    def log(self, summary: Summary, now_ms: int) -> None:
+        """Write the metrics that have charts, the table as text, HTML and MLflow table, and all of it as JSON.
+
+        The first model of a run has its metrics under the plain names, every other one below its own name.
+        """
+        slug = artifacts.slug_of(summary.model)
+        prefix = f"{slug}/" if self.models else ""
+        numbers = {f"{prefix}{name}": value for name, value in names.charted(names.metrics(summary)).items()}
+        folder = f"{FOLDER}/{slug}"
+        with TemporaryDirectory() as scratch:
+            for name, content in artifacts.summary_files(summary).items():
+                Path(scratch, name).write_text(content, encoding="utf-8")
+            self.client.log_artifacts(self.run_id, scratch, folder)
+        tags = {_LOGGED: json.dumps([*self.models, summary.model])}
+        tables = json.dumps([*self.tables, {"path": f"{folder}/layers.json", "type": "table"}])
+        if len(tables) <= LONGEST_TAG:  # else the file is there and the list stays that of the script
+            tags[TABLES] = tables
+        log_points(self.client, self.run_id, [MetricPoints(0, now_ms, numbers)], tags)
 
 
 def find(run_id: str | None, client: Any) -> OpenRun:
@@ -60,22 +79,5 @@ def find(run_id: str | None, client: Any) -> OpenRun:
         run_id = active.info.run_id
     client = client or mlflow.MlflowClient()
     tags = client.get_run(run_id).data.tags
-    return OpenRun(client, run_id, tuple(json.loads(tags.get(_LOGGED, "[]"))), tables_in(tags))
-
-
-def log(run: OpenRun, summary: Summary, now_ms: int) -> None:
-    """Write the metrics that have charts, the table as text, HTML and MLflow table, and all of it as JSON.
-
-    The first model of a run has its metrics under the plain names, every other one below its own name.
-    """
-    slug = artifacts.slug_of(summary.model)
-    prefix = f"{slug}/" if run.models else ""
-    numbers = {f"{prefix}{name}": value for name, value in names.charted(names.metrics(summary)).items()}
-    folder = f"{FOLDER}/{slug}"
-    with TemporaryDirectory() as scratch:
-        for name, content in artifacts.summary_files(summary).items():
-            Path(scratch, name).write_text(content, encoding="utf-8")
-        run.client.log_artifacts(run.run_id, scratch, folder)
-    tables = table_tag([*run.tables, f"{folder}/layers.json"])
-    tags = {TABLES: tables, _LOGGED: json.dumps([*run.models, summary.model])}
-    log_points(run.client, run.run_id, [MetricPoints(0, now_ms, numbers)], tags)
+    models, tables = (tuple(json.loads(tags.get(name, "[]"))) for name in (_LOGGED, TABLES))
+    return OpenRun(client, run_id, models, tables)

@@ -207,7 +207,7 @@ def _note_row(result: Result) -> str:
     summary = result.summary
     numbers = [cells.UNKNOWN] * 5
     if summary is not None:
-        peaks = [plan.peak_bytes for plan in map(summary.plan, ("training", "inference")) if plan is not None]
+        peaks = [plan.peak_bytes for plan in (summary.plan("training"), summary.plan("inference")) if plan]
         peak = next((units.size(peak) for peak in peaks if peak is not None), cells.UNKNOWN if peaks else "-")
         flops = cells.flops(summary).partition(" (")[0]
         moved = text.delta_text(result, "params")

@@ -27,7 +27,7 @@ NOTE = "mlflow.note.content"
 TABLES = "mlflow.loggedArtifacts"
 """The tag that lists the tables of a run."""
 
-_LONGEST_TAG = 5000
+LONGEST_TAG = 5000
 
 _MOST_TAGS = 100
 """Tags that servers take in one request."""
@@ -169,12 +169,7 @@ def table_tag(tables: Iterable[str]) -> str:
     for path in tables:
         table = {"path": path, "type": "table"}
         length += len(json.dumps(table)) + 2
-        if length > _LONGEST_TAG:
+        if length > LONGEST_TAG:
             break
         rows.append(table)
     return json.dumps(rows)
-
-
-def tables_in(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """The paths of the tables that a run's tags list."""
-    return tuple(row["path"] for row in json.loads(tags.get(TABLES, "[]")))
