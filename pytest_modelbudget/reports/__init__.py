@@ -31,8 +31,8 @@ REPORT_MARKS = {
     "codequality": '"check_name": "modelbudget/',
     "comment": "<!-- modelbudget:",
     "badge": '{"schemaVersion": 1, "label": "model budget"',
-    "card": "# Models: ",
-    "cyclonedx": '"bomFormat": "CycloneDX"',
+    "card": "<!-- model cards by pytest-modelbudget -->",
+    "cyclonedx": '"name": "pytest-modelbudget"',
 }
 """By which an earlier report of a kind is known from its first lines."""
 

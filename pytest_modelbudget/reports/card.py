@@ -23,7 +23,7 @@ def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_S
     """A section for each model that was counted, by its id, and the names of the others."""
     counted = sorted((result for result in results if result.summary), key=lambda result: (result.id, result.nodeid))
     missing = sorted(result.id for result in results if result.is_model and not result.summary)
-    lines = [f"# Models: {len(counted)}", ""]
+    lines = ["<!-- model cards by pytest-modelbudget -->", ""]
     for name, result in zip(text.unique_names(counted), counted, strict=True):
         assert result.summary is not None
         lines += [f"## {code(name)}", "", row(("", "")), row(("---", "---"))]
@@ -53,7 +53,8 @@ def architecture(summary: Summary) -> str:
     kinds = Counter(layer.type for layer in summary.leaves).most_common()
     listed = [f"{count} {kind}" for kind, count in kinds[:_MOST_KINDS]]
     more = [f"{len(kinds) - _MOST_KINDS} more kinds"] if len(kinds) > _MOST_KINDS else []
-    return f"{summary.framework}, {len(summary.leaves)} layers: {', '.join([*listed, *more]) or 'none'}"
+    number = len(summary.leaves)
+    return f"{summary.framework}, {number} layer{'' if number == 1 else 's'}: {', '.join([*listed, *more]) or 'none'}"
 
 
 def flops(summary: Summary) -> str:
