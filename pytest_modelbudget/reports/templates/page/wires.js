@@ -85,7 +85,7 @@ class Wires {
     flat.forEach((item, place) => {
       if (place && !wired.has(item.id)) this.order.push([flat[place - 1].id, item.id]);
     });
-    this.unknown = this.model.unknown.filter((unknown, index) => unknown && this.owner.has(index)).length;
+    this.unknown = this.model.unknown.filter((unknown, index) => unknown && this.owner.has(index) && !this.model.children.get(index).length).length;
   }
 }
 
