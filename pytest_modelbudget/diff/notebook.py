@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import cache
 from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pytest_modelbudget import units
 from pytest_modelbudget.diff.change import Change
 from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless
+from pytest_modelbudget.system.intact import any_digits
 
 LOADER = PackageLoader("pytest_modelbudget.diff", "templates")
 
@@ -32,6 +35,7 @@ def _environment() -> Environment:
     return Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
+@any_digits()
 def changes_fragment(changes: Sequence[Change]) -> str:
     """The changes of one model for a notebook: bars of the totals and of what moved them, and each change in a line."""
     lines = [harmless(str(change), longest=800) for change in changes]
@@ -39,6 +43,7 @@ def changes_fragment(changes: Sequence[Change]) -> str:
     return template.render(bars=bars(changes), style=Markup(bars_style()), lines=lines)
 
 
+@any_digits()
 def bars(changes: Sequence[Change]) -> dict[str, object]:
     """The totals before and after, and what moved them by cause, as texts and widths of bars in hundredths."""
     totals = [change for change in changes if change.kind == "total"]
@@ -57,7 +62,7 @@ def _total_bars(total: Change) -> dict[str, object]:
         "after": harmless(total.after),
         "moved": _moved_text(total.delta, before),
         "look": _look(total.delta or 0),
-        "widths": [0 if not number else round(max(_LEAST, _WIDTH * number / scale), 2) for number in (before, after)],
+        "widths": [0 if not number else _width(number, scale) for number in (before, after)],
     }
 
 
@@ -65,25 +70,34 @@ def _cause_bars(total: Change) -> dict[str, object]:
     parts = list(total.parts[:_MOST_CAUSES])
     if smaller := total.parts[_MOST_CAUSES:]:
         parts.append((f"{len(smaller)} more", sum(moved for _, moved in smaller)))
-    least, most = min(0, *(moved for _, moved in parts), 0), max(0, *(moved for _, moved in parts), 0)
-    scale = _WIDTH / max(most - least, 1)
-    zero = -least * scale
+    least = min(0, *(moved for _, moved in parts), 0)
+    span = max(0, *(moved for _, moved in parts), 0) - least or 1
+    zero = _share(-least, span)
     return {
         "name": _title(total.path),
         "moved": _moved_text(total.delta, _number(total.before)),
-        "zero": round(zero, 2),
+        "zero": zero,
         "parts": [
             {
                 "label": harmless(label),
                 "moved": f"{moved:+,}",
                 "look": _look(moved),
-                "left": round(zero - width if moved < 0 else zero, 2),
-                "width": round(width, 2),
+                "left": max(0, round(zero - width, 2)) if moved < 0 else zero,
+                "width": width,
             }
             for label, moved in parts
-            for width in [max(_LEAST, abs(moved) * scale)]
+            for width in [_width(abs(moved), span)]
         ],
     }
+
+
+def _share(part: int, whole: int) -> float:
+    """Of `_WIDTH`; numbers may be larger than any float."""
+    return round(float(_WIDTH * Fraction(part, whole)), 2)
+
+
+def _width(part: int, whole: int) -> float:
+    return max(_LEAST, _share(part, whole))
 
 
 def _title(metric: str) -> str:
@@ -101,7 +115,7 @@ def _moved_text(delta: int | None, before: int | None) -> str:
         return "?"
     if not before:
         return f"{delta:+,}"
-    share = f"{100 * delta / before:+,.1f}%"
+    share = units.rounded(Fraction(delta, before), "+.1%")
     return f"{delta:+,} ({f'{share[0]}<0.1%' if share[1:] == '0.0%' and delta else share})"
 
 

@@ -52,6 +52,9 @@ _PARTS = (
 
 _SOURCE_MAP = re.compile(r"^//# sourceMappingURL=.*$", re.MULTILINE)
 
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
+"""Characters that a page should not have; in libraries they stand in strings, where an escape means the same."""
+
 _MOST_OPEN = 3
 
 _MOST_FAILURE = 20_000
@@ -87,10 +90,15 @@ class Inlined:
 
 @cache
 def scripts() -> tuple[Inlined, ...]:
-    """The libraries, as they were published but for the address of a map that is not here, and the page's own."""
-    libraries = (_SOURCE_MAP.sub("", _file(f"vendor/{name}")) for name in VENDORED)
+    """The libraries, and the page's own."""
+    libraries = (_library(_file(f"vendor/{name}")) for name in VENDORED)
     own = "\n".join(_file(f"page/{name}.js") for name in _PARTS)
     return (*map(Inlined.of, libraries), Inlined.of(f'"use strict";\n(() => {{\n{own}}})();\n'))
+
+
+def _library(content: str) -> str:
+    """As it was published, but for the address of a map that is not here and for control characters."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", _SOURCE_MAP.sub("", content))
 
 
 @cache
