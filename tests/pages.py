@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+
+import pytest
 
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
 from pytest_modelbudget.summary import Input, Layer, Summary, Weight
 from tests.builders import gpt, spec, towers
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+
+
+@contextmanager
+def launched(driver: Any) -> Iterator[Any]:
+    """The browser of this machine, without a window; without one the test is skipped."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("no Chromium or Chrome here")
+    root = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+    started = driver.chromium.launch(executable_path=path, args=root)
+    yield started
+    started.close()
 
 
 @dataclass(frozen=True, slots=True)

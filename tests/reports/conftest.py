@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +11,7 @@ import pytest
 from pytest_modelbudget import reports
 from pytest_modelbudget.reports.text import ReportSetting
 from pytest_modelbudget.results import Result
-from tests.pages import Opened
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
-
-
-@contextmanager
-def launched(driver: Any) -> Iterator[Any]:
-    """The browser of this machine, without a window; without one the test is skipped."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip("no Chromium or Chrome here")
-    root = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-    started = driver.chromium.launch(executable_path=path, args=root)
-    yield started
-    started.close()
+from tests.pages import Opened, launched
 
 
 @pytest.fixture(scope="module")
