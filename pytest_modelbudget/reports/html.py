@@ -131,14 +131,15 @@ def _opens(result: Result, models: int, changed: int) -> bool:
 def _result_data(result: Result) -> dict[str, object]:
     warned = result.state is State.OK and bool(result.warnings)
     used = text.most_used_limit(result)
+    bars = [] if result.summary is None else list(_bars(result))
     return {
         "id": harmless(result.id),
         "word": text.with_real_run_mark("warn" if warned else result.state.value, result),
         "look": "failed" if result.state.failed else "warned" if warned else "passed",
         "failed": result.state.failed,
         "why": _failure_text(result) if result.state.failed else "",
-        "bars": [] if result.summary is None else list(_bars(result)),
-        "violations": [harmless(str(violation)) for violation in result.failures] if any(_bars(result)) else [],
+        "bars": bars,
+        "violations": [harmless(str(violation)) for violation in result.failures] if bars else [],
         "warnings": [harmless(str(violation)) for violation in result.warnings],
         "cells": list(_cells(result)),
         "findings": [harmless(str(finding)) for finding in text.model_findings(result)],
