@@ -178,5 +178,5 @@ def _cells(result: Result) -> Iterator[tuple[str, object]]:
     yield f"{summary.params:,}", summary.params
     yield text.delta_text(result, "params"), "" if delta is None else delta
     yield f"{summary.trainable_params:,}", summary.trainable_params
-    yield cells.flops(summary), "" if summary.flops.value is None else summary.flops.value
+    yield cells.flops(summary).partition(" (")[0], "" if summary.flops.value is None else summary.flops.value
     yield units.size(summary.weight_bytes), summary.weight_bytes
