@@ -9,7 +9,7 @@ class Model {
     this.state = this.rows.map((_, index) => (index < rows.length ? "" : "removed"));
     this.earlier = new Map();
     this.sentences = new Map();
-    const far = (index) => (source) => (typeof source === "number" ? index - source : source);
+    const far = (index) => (source) => (isRow(source) ? index - source : source);
     this.unknown = sources.map((list) => list === null);
     this.sources = sources.map((list, index) => (list ?? []).map(far(index)));
     this.lost = this.rows.map(() => []);
@@ -60,7 +60,7 @@ class Model {
     if (this.marks.has(index)) return this.marks.get(index);
     const row = this.rows[index];
     const content = this.inside(index);
-    const wires = content.map((at) => this.sources[at].map((source) => (this.holds(index, source) && typeof source === "number" ? at - source : "outside")));
+    const wires = content.map((at) => this.sources[at].map((source) => (isRow(source) && this.holds(index, source) ? at - source : "outside")));
     const text = JSON.stringify([
       row[TYPE], row[OUTPUT], row[PARAMS], row[FLOPS], this.state[index], this.earlier.get(index)?.[PARAMS] ?? "", wires,
       this.children.get(index).map((child) => [this.rows[child][NAME], this.mark(child)]),
@@ -70,6 +70,9 @@ class Model {
     return this.marks.get(index);
   }
 }
+
+// What feeds a row is another row, by its place, or an input, by its name (which may be a number too).
+const isRow = (source) => typeof source === "number";
 
 // States of rows that are told apart in the drawing; what only follows, or has another name, is drawn quietly.
 const TOUCHED = new Set(["added", "removed", "changed"]);

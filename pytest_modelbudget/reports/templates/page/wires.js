@@ -37,7 +37,7 @@ class Wires {
     const { model } = this;
     model.rows.forEach((_, index) => {
       const fresh = model.state[index] === "added";
-      for (const source of model.sources[index]) this.edge(source, index, fresh || model.state[source] === "added" ? "added" : "");
+      for (const source of model.sources[index]) this.edge(source, index, fresh || (isRow(source) && model.state[source] === "added") ? "added" : "");
       for (const source of model.lost[index]) this.edge(source, index, "removed");
     });
   }
@@ -61,14 +61,14 @@ class Wires {
   }
 
   shape(source) {
-    if (typeof source !== "number") return this.model.inputs.get(source) ?? "";
+    if (!isRow(source)) return this.model.inputs.get(source) ?? "";
     const [first, ...others] = this.model.rows[source][OUTPUT].split("; "); // of a row that is called several times
     return others.length ? `${first} \u2026` : first;
   }
 
   // An item, or what stands outside of the part that is drawn: an input, or the outermost part that is not around it.
   end(row, side) {
-    if (typeof row !== "number") return { id: `input ${row}`, outside: "input", name: `input ${row}` };
+    if (!isRow(row)) return { id: `input ${row}`, outside: "input", name: `input ${row}` };
     const item = this.owner.get(row) ?? this.frames.get(row)?.[side];
     if (item) return item;
     let part = row;
