@@ -17,7 +17,8 @@ from pytest_modelbudget.system.escape import harmless
 def model_data(result: Result) -> dict[str, object]:
     """Everything of a model that the page draws by script, as plain JSON data.
 
-    `rows` as `tree.tree_rows` describes them, `sources` of each row as in `graph.sources`, `inputs` as [name, shape],
+    `rows` as `tree.tree_rows` describes them, `sources` of each row as in `graph.sources`, `shapes` as in
+    `graph.shapes`, `inputs` as [name, shape],
     `changes` as [title, [[kind, path, before, after, params moved as text, and as number, why], ...]] for each
     comparison, and `comparison` as in `graph.comparison`, None where nothing changed or the earlier rows are not known;
     `compared` says with what.
@@ -27,6 +28,7 @@ def model_data(result: Result) -> dict[str, object]:
     return {
         "rows": [] if summary is None else list(tree_rows(summary)),
         "sources": [] if summary is None else graph.sources(summary),
+        "shapes": [] if summary is None else graph.shapes(summary),
         "inputs": []
         if summary is None
         else [[harmless(port.name), harmless(str(port.spec))] for port in summary.inputs],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pytest_modelbudget.diff import RowChange, compare_rows
 from pytest_modelbudget.reports.tree import tree_rows
-from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary import Layer, Summary, TensorSpec
 from pytest_modelbudget.summary.show.nesting import parent_rows
 from pytest_modelbudget.system.escape import harmless
 
@@ -30,6 +30,25 @@ def sources(summary: Summary) -> list[list[Source] | None]:
 def _distances(layer: Layer, place: int, places: Mapping[str, int]) -> list[Source]:
     names = dict.fromkeys(name for call in layer.connected_to for name in call)
     return [place - places[name] if name in places else harmless(name) for name in names]
+
+
+def shapes(summary: Summary) -> list[list[object]]:
+    """Of sources that are called several times: [place, distance of the source, the shape that went along this line].
+
+    It is told where just one of the shapes of the source is among those that the row was given; else it is not known.
+    """
+    places = {layer.path: index for index, layer in enumerate(summary.layers)}
+    several = {layer.path: layer for layer in summary.layers if len(layer.outputs) > 1}
+    return [
+        [place, place - places[name], harmless(shape.pop())]
+        for place, layer in enumerate(summary.layers)
+        for name in dict.fromkeys(name for call in layer.connected_to for name in call if name in several)
+        if len(shape := _tensors(several[name].outputs) & _tensors(layer.inputs)) == 1
+    ]
+
+
+def _tensors(calls: Sequence[Sequence[TensorSpec]]) -> set[str]:
+    return {spec.brief for call in calls for spec in call}
 
 
 def comparison(before: Summary, after: Summary) -> dict[str, object]:

@@ -9,6 +9,8 @@ from importlib import resources
 
 from pytest_modelbudget.reports import html
 from pytest_modelbudget.reports.data import model_data
+from pytest_modelbudget.summary import Layer, Summary
+from tests.builders import spec
 from tests.pages import DECODER_NOW, checked, decoder
 
 
@@ -54,3 +56,21 @@ def test_the_libraries_are_those_that_were_published() -> None:
     for script in html.scripts():
         assert "</script" not in script.content.lower()
         assert "sourceMappingURL" not in script.content
+
+
+def test_a_line_has_the_shape_that_went_along_it() -> None:
+    """An activation that is called at two widths: each of the two layers behind it was given one of them."""
+
+    def row(path: str, source: str, given: int, *out: int) -> Layer:
+        return Layer(
+            path, "Any", tuple((spec("B", width),) for width in out), ((source,),), inputs=((spec("B", given),),)
+        )
+
+    rows = (
+        row("relu", "x", 8, 8, 16),
+        row("narrow", "relu", 8, 4),
+        row("wide", "relu", 16, 4),
+        row("odd", "relu", 32, 4),
+    )
+    data = model_data(checked("net", Summary("net", "torch", rows), {}))
+    assert data["shapes"] == [[1, 1, "[B, 8]"], [2, 2, "[B, 16]"]]

@@ -76,6 +76,6 @@ function short(number) {
 }
 
 function edgeText(edge) {
-  const shapes = [...edge.shapes].filter(Boolean);
+  const shapes = [...(edge.shapes.size ? edge.shapes : edge.gone)].filter(Boolean);
   return cut(shapes.length > 2 ? `${shapes.length} shapes` : shapes.join("; "), 34);
 }

@@ -1,6 +1,6 @@
 // A model as a graph: rows as in the tables, then rows that are gone; which holds which, what feeds which, what changed.
 class Model {
-  constructor({ rows, sources, inputs, comparison, compared }) {
+  constructor({ rows, sources, shapes, inputs, comparison, compared }) {
     const { changed = [], removed = [] } = comparison ?? {};
     this.compared = comparison ? compared : "";
     this.kept = rows.length;
@@ -12,6 +12,7 @@ class Model {
     const far = (index) => (source) => (isRow(source) ? index - source : source);
     this.unknown = sources.map((list) => list === null);
     this.sources = sources.map((list, index) => (list ?? []).map(far(index)));
+    this.shapes = new Map(shapes.map(([index, distance, shape]) => [`${index - distance}>${index}`, shape]));
     this.lost = this.rows.map(() => []);
     for (const [index, state, earlier, sentences, lost] of changed) {
       this.state[index] = state;
@@ -71,7 +72,7 @@ class Model {
   }
 }
 
-// What feeds a row is another row, by its place, or an input, by its name (which may be a number too).
+// What feeds a row is another row, by its place, or an input, by its name, which may look like a number.
 const isRow = (source) => typeof source === "number";
 
 // States of rows that are told apart in the drawing; what only follows, or has another name, is drawn quietly.

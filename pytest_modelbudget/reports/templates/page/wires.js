@@ -52,18 +52,22 @@ class Wires {
     if (to.outside) this.ends.set(to.id, to);
     if (this.frames.has(source) && this.model.holds(source, target)) return;
     const key = `${from.id}>${to.id}`;
-    const edge = this.edges.get(key) ?? { from: from.id, to: to.id, states: new Set(), shapes: new Set(), moved: false };
+    const edge = this.edges.get(key) ?? { from: from.id, to: to.id, states: new Set(), shapes: new Set(), gone: new Set(), moved: false };
     edge.states.add(state);
-    edge.shapes.add(this.shape(source));
+    const shape = this.shape(source, target);
+    (state === "removed" ? edge.gone : edge.shapes).add(shape);
     const earlier = this.model.earlier.get(source);
-    if (earlier && earlier[OUTPUT] !== this.model.rows[source][OUTPUT]) edge.moved = true;
+    if (earlier && !earlier[OUTPUT].split("; ").includes(shape)) edge.moved = true;
     this.edges.set(key, edge);
   }
 
-  shape(source) {
+  // Of a row that is called several times, the shape that this line carries is not always known.
+  shape(source, target) {
     if (!isRow(source)) return this.model.inputs.get(source) ?? "";
-    const [first, ...others] = this.model.rows[source][OUTPUT].split("; "); // of a row that is called several times
-    return others.length ? `${first} \u2026` : first;
+    const known = this.model.shapes.get(`${source}>${target}`);
+    if (known) return known;
+    const calls = this.model.rows[source][OUTPUT].split("; ");
+    return calls.length > 1 ? `one of ${calls.length} shapes` : calls[0];
   }
 
   // An item, or what stands outside of the part that is drawn: an input, or the outermost part that is not around it.
