@@ -34,7 +34,7 @@ OUTPUT = ("text", "json")
 SOURCES = ("python", "yaml", "toml", "ini")
 _BLOCK = re.compile(r"(?:^<!-- not run: (.+?) -->\n+)?^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"\A# ([\w./-]+\.\w+)\n")
-_CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_", "CI_", "PYTEST_", "MLFLOW_", "MODELBUDGET_")
+_CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_", "CI_", "PYTEST_", "MLFLOW_", "MODELBUDGET_", "GIT_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,22 @@ class Block:
         return commands
 
 
+_READER = {
+    **{f"GIT_{role}_NAME": "A Reader" for role in ("AUTHOR", "COMMITTER")},
+    **{f"GIT_{role}_EMAIL": "reader@example.org" for role in ("AUTHOR", "COMMITTER")},
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "init.defaultBranch",
+    "GIT_CONFIG_VALUE_0": "main",
+    "COLUMNS": "80",
+    "NO_COLOR": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTEST_ADDOPTS": "-p no:cacheprovider",
+}
+"""The reader's own machine: no CI, a terminal of 80 columns, git as it comes."""
+
+
 def text_of(page: str) -> str:
     """The Markdown of a page."""
     return (REPOSITORY / page).read_text(encoding="utf-8")
@@ -109,7 +125,8 @@ class Step:
 
 
 def _without_times(line: str) -> str:
-    return re.sub(r"\b\d+(\.\d+)? ?s\b", "N s", line.rstrip())
+    """A line as it is in every run: times and commits are others each time."""
+    return re.sub(r"\b[0-9a-f]{7}\b", "COMMIT", re.sub(r"\b\d+(\.\d+)? ?s\b", "N s", line.rstrip()))
 
 
 def follow(page: str, root: Path) -> Iterator[Step]:
@@ -130,16 +147,11 @@ def run(root: Path, words: list[str], line: int, command: str, shown: Sequence[s
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_CI_VARIABLES)}
     tools = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     paths = os.pathsep.join([str(REPOSITORY), str(root)] if command == "a script" else [str(REPOSITORY)])
-    quiet = {"COLUMNS": "80", "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "PYTEST_ADDOPTS": "-p no:cacheprovider"}
-    who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in _NOBODY.items()}
     done = subprocess.run(
-        words, cwd=root, env={**kept, **quiet, **who, "PATH": tools, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL,
+        words, cwd=root, env={**kept, **_READER, "PATH": tools, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", timeout=300,
     )  # fmt: skip
     return Step(line, command, shown, done.stdout.splitlines(), done.returncode)
-
-
-_NOBODY = {"NAME": "A Reader", "EMAIL": "reader@example.org"}
 
 
 if __name__ == "__main__":

@@ -152,8 +152,9 @@ def report_schema() -> str:
 
 def _schema_table(title: str, part: Mapping[str, Any]) -> str:
     required = set(part.get("required", ()))
+    there = {key: "always" if key in required else "if known" for key in part["properties"]}
     rows = [
-        f"| `{key}` | {_type(value)} | {'always' if key in required else 'where there is one'} | {_cell(value.get('description', ''))} |"
+        f"| `{key}` | {_type(value)} | {there[key]} | {_cell(value.get('description', ''))} |"
         for key, value in part["properties"].items()
     ]
     text = f"{part['description']}.\n\n" if "description" in part and title != "The report" else ""
