@@ -32,7 +32,7 @@ PAGES = sorted(path.relative_to(REPOSITORY).as_posix() for path in [REPOSITORY /
 
 OUTPUT = ("text", "json")
 SOURCES = ("python", "yaml", "toml", "ini")
-_BLOCK = re.compile(r"(?:^<!-- not run: (.+?) -->\n+)?^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+?) -->\n+)?^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"\A# ([\w./-]+\.\w+)\n")
 _CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_", "CI_", "PYTEST_", "MLFLOW_", "MODELBUDGET_", "GIT_")
 
