@@ -32,7 +32,7 @@ from pytest_modelbudget.reports import REPORTS
 from pytest_modelbudget.results import State
 from pytest_modelbudget.summary import FLOP_RULES
 from pytest_modelbudget.summary.metrics import GROWING, LAYER_METRICS, METRICS
-from tests.pages import PAGES, REPOSITORY, blocks, text_of
+from tests.documents import PAGES, REPOSITORY, blocks, text_of
 
 ACTION = REPOSITORY / ".github/actions/model-budget/action.yml"
 WORKFLOWS = [REPOSITORY / ".github/workflows/ci.yml", REPOSITORY / "examples/github-workflow.yml"]
@@ -289,7 +289,10 @@ def test_ci_runs_the_oldest_versions_that_are_allowed() -> None:
     """Each lower bound of `pip install ".[test]"` is a constraint of the job on the oldest Python."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    allowed = [*project["dependencies"], *(line for extra in extras if extra not in ("dev", "docs") for line in extras[extra])]
+    allowed = [
+        *project["dependencies"],
+        *(line for extra in extras if extra not in ("dev", "docs") for line in extras[extra]),
+    ]
     bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(allowed), re.MULTILINE))
     oldest = (REPOSITORY / ".github/oldest.txt").read_text(encoding="utf-8").partition("# Without")[0]
     constraints = dict(re.findall(r"^([\w-]+)==([\d.]+)$", oldest, re.MULTILINE))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget.summary import FLOP_RULES
-from tests.pages import REPOSITORY, text_of
+from tests.documents import REPOSITORY, text_of
 
 pytest.importorskip("torch")
 pytest.importorskip("keras", minversion="3.0")

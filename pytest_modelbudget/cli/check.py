@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from pytest_modelbudget.cli.project import NO_MANIFEST, find_project, terminal_width
@@ -45,8 +44,9 @@ def run(options: Namespace) -> int:
             print(f"modelbudget: {names} registers no model", file=sys.stderr)
             return NO_MODEL
         failed = any(result.state.failed for result in check_run.results)
-        wanted = Wanted(options.accept, reports, sent_to, progress=partial(print, file=sys.stderr, flush=True))
-        finished = finish(check_run.results, wanted, base, check_run.collected, failed=failed)
+        finished = finish(
+            check_run.results, Wanted(options.accept, reports, sent_to), base, check_run.collected, failed=failed
+        )
     print("\n".join((*finished.closing(terminal_width()), *finished.annotations(project.root))))
     for problem in finished.problems:
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)

@@ -89,14 +89,7 @@ class Controller:
         update, log, required = (
             bool(self.config.getoption(f"model_budget_{word}")) for word in ("update", "mlflow", "mlflow_required")
         )
-        sent_to = tracker("mlflow") if log or required else None
-        return Wanted(update, self.reports, sent_to, must_arrive=required, progress=self._show_now)
-
-    def _show_now(self, line: str) -> None:
-        """A line on the terminal while the end of the run goes on, below the dots of the tests."""
-        if reporter := self.config.pluginmanager.get_plugin("terminalreporter"):
-            reporter.write_line(f"\n{line}" if reporter._tw.width_of_current_line else line)
-            reporter.flush()
+        return Wanted(update, self.reports, tracker("mlflow") if log or required else None, must_arrive=required)
 
     def _note_left_out(self) -> None:
         """What this run does not say anything of."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -50,15 +50,13 @@ class Collected:
 class Wanted:
     """What the user wants of the end of a run: accepted snapshots written, reports, results sent to a tracker.
 
-    `must_arrive` says that the run fails when not all of them arrive there. `progress` shows a line at once: what
-    takes seconds begins.
+    `must_arrive` says that the run fails when not all of them arrive there.
     """
 
     update: bool = False
     reports: Sequence[ReportFile] = ()
     tracker: Tracker | None = None
     must_arrive: bool = False
-    progress: Callable[[str], None] = lambda _: None
 
 
 @dataclass(slots=True)
@@ -177,8 +175,6 @@ def _prune(results: Iterable[Result], root: Path, done: Finished) -> None:
 
 def _track(tracker: Tracker, wanted: Wanted, root: Path, done: Finished) -> None:
     """Send all results away; links to them go into the reports, which were written before."""
-    count = len(done.results)
-    wanted.progress(f"logging {count:,} {'result' if count == 1 else 'results'} to MLflow ...")
     delivery = tracker.log(done.results, root, exit_failed=done.failed or bool(done.problems))
     done.lines += delivery.lines
     if wanted.must_arrive and not delivery.ok:

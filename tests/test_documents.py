@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.config import load
-from tests.pages import PAGES, REPOSITORY, blocks, follow, text_of
+from tests.documents import PAGES, REPOSITORY, blocks, follow, text_of
 
 DOCUMENTS = [*PAGES, "CHANGELOG.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"]
 FOLLOWED = [page for page in PAGES if any(block.kind in ("console", "script") for block in blocks(page))]

@@ -1,6 +1,6 @@
 """The documents as programs: their code blocks, and what these print when a reader follows a page from top to bottom.
 
-    python -m tests.pages docs/how-to/zoo.md
+    python -m tests.documents docs/how-to/zoo.md
 
 follows one page in a new folder and prints what each of its commands prints now, to be compared or pasted.
 
