@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,24 @@ def test_the_site_is_whole_and_loads_nothing_from_elsewhere(tmp_path: Path) -> N
     loads = r"""<(?:script|img|iframe|source)[^>]*?\ssrc=["']?(?:https?:)?//|<link[^>]*?\shref=["']?(?:https?:)?//(?![^>]*canonical)"""
     assert {path: hits for path, text in pages.items() if (hits := re.findall(loads, text))} == {}
     assert not any("<!-- generated:" in text for text in pages.values())
+    dead = {
+        f"{path}: {link}"
+        for path, text in pages.items()
+        for link in links(text)
+        if not leads(tmp_path, path, link, pages)
+    }
+    assert dead == set()
+
+
+def links(page: str) -> list[str]:
+    """The relative links of a page of the site."""
+    return [link for link in re.findall(r"""<a [^>]*?href=["']?([^"'\s>]+)""", page) if not re.match(r"\w+:|/", link)]
+
+
+def leads(site: Path, page: Path, link: str, pages: Mapping[Path, str]) -> bool:
+    """Whether a relative link of a page names a file of the site, and a part of it that is there."""
+    file, _, anchor = link.partition("#")
+    target = Path(os.path.normpath(page.parent / file)) if file else page
+    target = target / "index.html" if (site / target).is_dir() else target
+    ids = re.findall(r"""id=["']?([^"'\s>]+)""", pages.get(target, ""))
+    return (site / target).is_file() and (not anchor or anchor in ids)

@@ -30,6 +30,7 @@ from pytest_modelbudget.plugin.fixture import ModelBudget
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = REPOSITORY / "docs"
+README: Final = REPOSITORY / "README.md"
 OUTSIDE: Final = "project"
 """The folder of the site for files that are not in docs/."""
 
@@ -42,26 +43,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files outside of docs/ that pages link to."""
     pages = [Path(file.abs_src_path) for file in files if file.src_uri.endswith(".md") and file.abs_src_path]
     wanted = {REPOSITORY / name for name in ALWAYS}
-    wanted |= {target for page in pages + sorted(wanted) for target in _targets(page)}
-    for path in sorted(wanted):
-        name = f"{OUTSIDE}/{path.relative_to(REPOSITORY).as_posix()}"
-        if path.name == "README.md":  # the site begins with index.md, which says the same
-            continue
-        file = File.generated(config, name, abs_src_path=str(path))
-        files.append(file)
+    wanted |= {target for page in [*pages, *sorted(wanted)] for target in _targets(page)}
+    for path in sorted(wanted - {README}):
+        files.append(File.generated(config, _home(path), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill the generated parts in, and lead links out of docs/ to the copies."""
-    source = _source(page.file.src_uri)
     filled = _MARK.sub(lambda match: PARTS[match[1]](), markdown)
-    return _LINK.sub(lambda match: f"{match[1]}{_moved(match[2], source, page.file.src_uri)}{match[3] or ''})", filled)
-
-
-def _source(uri: str) -> Path:
-    """Where a page of the site stands in the repository."""
-    return REPOSITORY / uri.removeprefix(f"{OUTSIDE}/") if uri.startswith(f"{OUTSIDE}/") else DOCS / uri
+    source, uri = Path(str(page.file.abs_src_path)), page.file.src_uri
+    return _LINK.sub(lambda match: f"{match[1]}{_moved(match[2], source, uri)}{match[3] or ''})", filled)
 
 
 def _targets(page: Path) -> Iterator[Path]:
@@ -72,18 +64,19 @@ def _targets(page: Path) -> Iterator[Path]:
             yield target
 
 
+def _home(path: Path) -> str:
+    """Where the site has a file of the repository; a site has no hidden folders."""
+    if path == README:  # the site begins with a page that says the same
+        return "index.md"
+    if path.is_relative_to(DOCS):
+        return path.relative_to(DOCS).as_posix()
+    return "/".join([OUTSIDE, *(part.lstrip(".") for part in path.relative_to(REPOSITORY).parts)])
+
+
 def _moved(link: str, source: Path, uri: str) -> str:
-    """A link of `source` as the page `uri` of the site has to write it."""
+    """A link of the file `source` as the page `uri` of the site has to write it."""
     target = Path(os.path.normpath(source.parent / link))
-    if target == REPOSITORY / "README.md":
-        home = "index.md"
-    elif target.is_relative_to(DOCS):
-        home = target.relative_to(DOCS).as_posix()
-    elif target.is_file():
-        home = f"{OUTSIDE}/{target.relative_to(REPOSITORY).as_posix()}"
-    else:
-        return link
-    return os.path.relpath(home, os.path.dirname(uri) or ".")
+    return os.path.relpath(_home(target), os.path.dirname(uri) or ".") if target.is_file() else link
 
 
 class _Options:
@@ -146,20 +139,26 @@ def _capacity(row: Mapping[str, Any]) -> str:
 def report_schema() -> str:
     """The keys of each object of the JSON report."""
     schema = json.loads((REPOSITORY / "pytest_modelbudget/reports/report.schema.json").read_text(encoding="utf-8"))
-    parts = [("The report", schema), *((f"A {name}", part) for name, part in schema["$defs"].items())]
-    return "\n\n".join(_schema_table(title, part) for title, part in parts if part.get("properties"))
+    parts = [("The report", schema), *((f"A {name}", _object(part)) for name, part in schema["$defs"].items())]
+    return "\n\n".join(_schema_table(title, part) for title, part in parts)
+
+
+def _object(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object among what may stand in a place."""
+    return next((choice for choice in part.get("anyOf", ()) if "properties" in choice), part)
 
 
 def _schema_table(title: str, part: Mapping[str, Any]) -> str:
-    required = set(part.get("required", ()))
-    there = {key: "always" if key in required else "if known" for key in part["properties"]}
-    rows = [
-        f"| `{key}` | {_type(value)} | {there[key]} | {_cell(value.get('description', ''))} |"
-        for key, value in part["properties"].items()
-    ]
     text = f"{part['description']}.\n\n" if "description" in part and title != "The report" else ""
     head = ["| key | type | there | meaning |", "| --- | --- | --- | --- |"]
-    return f"## {title}\n\n{text}" + "\n".join([*head, *rows])
+    return f"## {title}\n\n{text}" + "\n".join([*head, *_schema_rows(part)])
+
+
+def _schema_rows(part: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    for key, value in part.get("properties", {}).items():
+        there = "always" if key in part.get("required", ()) else "if known"
+        yield f"| `{before}{key}` | {_type(value)} | {there} | {_cell(value.get('description', ''))} |"
+        yield from _schema_rows(value, f"{before}{key}.")
 
 
 def _type(value: Mapping[str, Any]) -> str:
@@ -193,10 +192,20 @@ def api() -> str:
 
 
 def _documented(name: str, function: Callable[..., object]) -> str:
-    parameters = ", ".join(str(value) for key, value in inspect.signature(function).parameters.items() if key != "self")
-    result = inspect.signature(function).return_annotation
-    call = f"{name}({parameters}) -> {result}".replace("'", "")
-    return f"### {name}\n\n{_text(_folded(call), 'python')}\n\n{_prose(inspect.getdoc(function) or '')}"
+    return f"### {name}\n\n{_text(_signature(name, function), 'python')}\n\n{_prose(inspect.getdoc(function) or '')}"
+
+
+def _signature(name: str, function: Callable[..., object]) -> str:
+    """A call with its types, with a line for each parameter where it is long."""
+    signature = inspect.signature(function)
+    parameters = [str(value) for key, value in signature.parameters.items() if key != "self"]
+    kinds = [value.kind for key, value in signature.parameters.items() if key != "self"]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        parameters.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    result = str(signature.return_annotation).strip("'")
+    short = f"{name}({', '.join(parameters)}) -> {result}"
+    lines = "".join(f"    {parameter},\n" for parameter in parameters)
+    return (short if len(short) <= 80 else f"{name}(\n{lines}) -> {result}").replace("'", "")
 
 
 def _documented_class(name: str, shape: type) -> str:
@@ -216,16 +225,6 @@ def _documented_class(name: str, shape: type) -> str:
 
 def _first_sentence(member: Any) -> str:
     return (inspect.getdoc(member) or "").partition("\n\n")[0]
-
-
-def _folded(call: str) -> str:
-    """A signature with a line for each parameter, where it is long."""
-    if len(call) <= 100:
-        return call
-    head, _, rest = call.partition("(")
-    inside, _, result = rest.rpartition(") -> ")
-    parameters = re.split(r", (?=\*|\w+(?::|=|$))", inside)
-    return "\n".join([f"{head}(", *(f"    {parameter}," for parameter in parameters), f") -> {result}"])
 
 
 def _prose(text: str) -> str:
