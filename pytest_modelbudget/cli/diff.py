@@ -59,11 +59,20 @@ def run(options: Namespace) -> int:
         print(json.dumps([_to_json(pair) for pair in pairs], indent=1))
     else:
         blocks = ["\n".join(_pair_lines(pair, options.top or None)) for pair in pairs]
-        print("\n\n".join(blocks) if blocks else "nothing differs")
+        print("\n\n".join([*(blocks or ["nothing differs"]), *_work_tree_hint(options)]))
     problems = [pair.problem for pair in pairs if pair.problem]
     if problems:
         raise ModelBudgetError("\n".join(problems))
     return int(any(pair.status != "equal" for pair in pairs))
+
+
+def _work_tree_hint(options: Namespace) -> Iterator[str]:
+    """What was compared when the second side is the work tree, in which an edit may have no snapshot yet."""
+    if options.after is None:
+        ref = harmless(options.before)
+        yield (
+            f"Snapshot files were compared, and nothing was built. To see an edit of a model: modelbudget diff {ref} ID"
+        )
 
 
 def _to_json(pair: ModelPair) -> dict[str, object]:
