@@ -53,7 +53,7 @@ def test_manifests_have_no_mistakes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", FOLLOWED)
 def test_a_reader_who_follows_a_page_sees_what_it_shows(page: str, tmp_path: Path) -> None:
     """Its files, scripts and commands, from top to bottom, print every line that is shown, in that order."""
-    for module in ("torch", "keras", "tensorflow"):
+    for module in ("torch", "keras", "tensorflow", "mlflow", "pandas"):
         pytest.importorskip(module)
     for step in follow(page, tmp_path):
         printed = "\n".join(step.printed)
