@@ -2,7 +2,8 @@
 
     python -m tests.documents docs/how-to/zoo.md
 
-follows one page in a new folder and prints what each of its commands prints now, to be compared or pasted.
+follows one page in a new folder and prints what each of its commands prints now, and which shown lines are missing
+there. With `--write` these are replaced by what is printed; look at the difference before it is committed.
 
 What a block is follows from its language and first line:
 
@@ -23,6 +24,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import groupby
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -154,9 +157,52 @@ def run(root: Path, words: list[str], line: int, command: str, shown: Sequence[s
     return Step(line, command, shown, done.stdout.splitlines(), done.returncode)
 
 
+def refreshed(step: Step) -> list[str]:
+    """The shown lines as they are printed now: each part between `...` that is not, is the part most like it."""
+    lines: list[str] = []
+    rest = list(step.printed)
+    for dots, part in groupby(step.shown, key=lambda line: line == "..."):
+        shown = list(part)
+        if not dots:
+            shown, rest = _most_like(shown, rest)
+        lines += shown
+    return lines
+
+
+def _most_like(shown: list[str], printed: list[str]) -> tuple[list[str], list[str]]:
+    """The printed lines from the one like the first shown to the one like the last, and those behind them."""
+    if not printed:
+        return [], []
+    first = max(range(len(printed)), key=lambda at: _likeness(shown[0], printed[at]))
+    last = max(range(first, len(printed)), key=lambda at: _likeness(shown[-1], printed[at]))
+    return [line.rstrip() for line in printed[first : last + 1]], printed[last + 1 :]
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, _without_times(one), _without_times(other)).ratio()
+
+
+def rewrite(page: str, steps: Sequence[Step]) -> None:
+    """Put into a page what its commands print now, where that differs from what is shown."""
+    text = text_of(page)
+    for step in steps:
+        if step.missing:
+            old, new = ("\n".join([f"$ {step.command}", *lines, ""]) for lines in (step.shown, refreshed(step)))
+            text = text.replace(old, new, 1)
+    (REPOSITORY / page).write_text(text, encoding="utf-8")
+
+
+def main(words: Sequence[str]) -> None:
+    """Follow the pages that are named; with `--write` their outputs are brought up to date."""
+    for page in [word for word in words if word != "--write"]:
+        with tempfile.TemporaryDirectory() as folder:
+            steps = list(follow(page, Path(folder)))
+        for step in steps:
+            print(f"{page}:{step.line}$ {step.command}   [status {step.status}]", *step.printed, sep="\n")
+            print(*(f"MISSING: {line}" for line in step.missing), sep="\n")
+        if "--write" in words:
+            rewrite(page, steps)
+
+
 if __name__ == "__main__":
-    for _page in sys.argv[1:]:
-        with tempfile.TemporaryDirectory() as _folder:
-            for _step in follow(_page, Path(_folder)):
-                print(f"{_page}:{_step.line}$ {_step.command}   [status {_step.status}]", *_step.printed, sep="\n")
-                print(*(f"MISSING: {_line}" for _line in _step.missing), sep="\n")
+    main(sys.argv[1:])
