@@ -91,7 +91,7 @@ _READER = {
     "COLUMNS": "80",
     "NO_COLOR": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTEST_ADDOPTS": "-p no:cacheprovider",
+    "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:hypothesispytest",
 }
 """The reader's own machine: no CI, a terminal of 80 columns, git as it comes."""
 
