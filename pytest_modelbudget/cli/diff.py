@@ -22,6 +22,7 @@ from pytest_modelbudget.system.escape import harmless
 _LONGEST = 1_000
 _FEW_ROWS = 10_000
 """Rows that are compared with any other number of them."""
+_ABOUT_FILES = "Snapshot files were compared, and nothing was built. To see an edit of a model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +60,13 @@ def run(options: Namespace) -> int:
         print(json.dumps([_to_json(pair) for pair in pairs], indent=1))
     else:
         blocks = ["\n".join(_pair_lines(pair, options.top or None)) for pair in pairs]
-        print("\n\n".join([*(blocks or ["nothing differs"]), *_work_tree_hint(options)]))
+        print("\n\n".join(blocks) if blocks else "nothing differs")
     problems = [pair.problem for pair in pairs if pair.problem]
     if problems:
         raise ModelBudgetError("\n".join(problems))
+    if options.after is None and not options.json:
+        print(f"\n{_ABOUT_FILES}: modelbudget diff {harmless(options.before)} ID")
     return int(any(pair.status != "equal" for pair in pairs))
-
-
-def _work_tree_hint(options: Namespace) -> Iterator[str]:
-    """What was compared when the second side is the work tree, in which an edit may have no snapshot yet."""
-    if options.after is None:
-        ref = harmless(options.before)
-        yield (
-            f"Snapshot files were compared, and nothing was built. To see an edit of a model: modelbudget diff {ref} ID"
-        )
 
 
 def _to_json(pair: ModelPair) -> dict[str, object]:
