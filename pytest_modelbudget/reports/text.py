@@ -21,6 +21,9 @@ from pytest_modelbudget.system.escape import harmless
 
 _ORDER = tuple(State)
 
+_COUNTED = (State.BUILD_ERROR, State.BAD_CONFIG, State.CONFLICT)
+"""States whose words are things, of which there may be several."""
+
 
 def cut_lines(lines: Sequence[str], most: int) -> Iterator[str]:
     """The lines that fit into `most` characters, then a count of the others."""
@@ -187,7 +190,10 @@ def verdict(results: Sequence[Result]) -> str:
     for result in sorted(results, key=lambda result: _ORDER.index(result.state), reverse=True):
         counts[result.state.value] = counts.get(result.state.value, 0) + 1
     ok = counts.pop("ok", 0)
-    texts = [f"{number} {word.lower()}" for word, number in counts.items()]
+    texts = [
+        f"{number} {word.lower()}{'s' if number > 1 and State(word) in _COUNTED else ''}"
+        for word, number in counts.items()
+    ]
     return ", ".join([*texts, *([f"{ok} ok"] if ok or not texts else [])])
 
 

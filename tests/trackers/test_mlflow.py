@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget.summary import Flops, Summary
+from pytest_modelbudget.trackers import mlflow
 from pytest_modelbudget.trackers.mlflow import artifacts, content, outbox
 from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
 from tests.builders import towers
@@ -76,6 +77,26 @@ def test_a_run_over_its_deadline_is_sent_by_the_next_one(sent: Sent) -> None:
     assert not sent.logged["imported"]
 
 
+@pytest.mark.parametrize(
+    ("script", "path", "command"),
+    [
+        pytest.param(".venv/bin/mlflow", "bin", ".venv/bin/mlflow", id="not activated"),
+        pytest.param(".venv/bin/mlflow", ".venv/bin", "mlflow", id="activated"),
+        pytest.param("bin/mlflow", "bin", "{root}/.venv/bin/python -m mlflow", id="no script beside Python"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="scripts are found by their endings there")
+def test_the_command_for_the_pages_works_as_it_is_printed(
+    script: str, path: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts the mlflow of the environment that pytest ran in, from the root, whatever PATH has."""
+    (tmp_path / script).parent.mkdir(parents=True)
+    (tmp_path / script).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+    monkeypatch.setenv("PATH", str(tmp_path / path))
+    assert mlflow._mlflow_command(tmp_path) == command.format(root=tmp_path)
+
+
 @needs_mlflow
 def test_a_run_of_pytest_is_a_run_there(sent: Sent, tmp_path: Path) -> None:
     """With its commit, its verdict, and the summary of each model as text, JSON and table."""
@@ -89,8 +110,14 @@ def test_a_run_of_pytest_is_a_run_there(sent: Sent, tmp_path: Path) -> None:
     assert tags["mlflow.note.content"].splitlines()[0] == "OK: 2 ok"
     assert (tags["modelbudget.state"], tags["modelbudget.dirty"]) == ("complete", "false")
     assert job.info.end_time - job.info.start_time == 2 * 500
-    assert job.data.metrics["session/models"] == 2
-    assert job.data.metrics["session/params_sum"] == 12_402
+    assert job.data.metrics == {
+        "session/failed": 0, "session/params_sum": 12_402, "session/budget_used_pct": pytest.approx(620100 / 6300, abs=1e-3),
+    }  # fmt: skip
+    page = f"#/experiments/{job.info.experiment_id}/runs/{job.info.run_id}/artifacts"
+    assert f"[report]({page}/report.html?" in tags["mlflow.note.content"].splitlines()[2]
+    assert (
+        "| `two-towers` | ok | 6,201 | = | 12.20 kFLOPs | 24.22 KiB | - | params 98.4% |" in tags["mlflow.note.content"]
+    )
     slug = artifacts.slug_of("zoo/net:a")
     per_model = {
         f"models/{name}/{file}"
