@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pytest_modelbudget import snapshot
 from pytest_modelbudget.base import Base, find_base
 from pytest_modelbudget.cli.capture import captured_output
 from pytest_modelbudget.cli.project import Project
@@ -29,8 +30,8 @@ from pytest_modelbudget.session.registry import (
 )
 from pytest_modelbudget.summary import Summary
 
-Listener = Callable[[Result, str], None]
-"""Told each result when it is there, with what the model's code printed."""
+Listener = Callable[[Result, str, int], None]
+"""Told each result when it is there, what the model's code printed, and how many models have no snapshot yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,12 @@ def check_models(
         selection = _Selection(ids, registries)
         base_manifests = {item.path: item.base_manifest(base) for item in registries}
         count = None if isolation is None else isolation.count
+        new = snapshot.count_missing(project.root, [entry for _, entry in _selected_models(registries, selection)])
         try:
             for result, output in _check_each(project, registries, selection, accept, base, base_manifests, count):
                 results.append(result)
                 if tell is not None:
-                    tell(result, output)
+                    tell(result, output, new)
         except KeyboardInterrupt:
             interrupted = True
             results += _not_checked_results(registries, selection, {result.nodeid for result in results})

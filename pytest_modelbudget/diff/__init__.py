@@ -4,8 +4,9 @@ The way through: `match` finds which row is which (tree, align), `facts` tells w
 it (flow), `fold` makes few sentences of many, `totals` splits the sums by cause, and `compare` ties these together.
 """
 
-from pytest_modelbudget.diff.change import Change, ChangeKind
+from pytest_modelbudget.diff.change import Change, ChangeKind, Changes, rows_changed
 from pytest_modelbudget.diff.compare import changes
+from pytest_modelbudget.diff.fold import LayerRun, largest_runs
 from pytest_modelbudget.diff.totals import flops_text
 
-__all__ = ["Change", "ChangeKind", "changes", "flops_text"]
+__all__ = ["Change", "ChangeKind", "Changes", "LayerRun", "changes", "flops_text", "largest_runs", "rows_changed"]

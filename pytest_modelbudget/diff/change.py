@@ -111,3 +111,25 @@ class Change:
 
 def _ending(number: int) -> str:
     return "s" if number == 1 else ""
+
+
+class Changes(tuple[Change, ...]):
+    """What changed between two summaries: a tuple that says in one line how much, and prints as a line for each."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        if not self:
+            return "<Changes: none>"
+        totals = [change for change in self if change.kind == "total"]
+        rows = sum(change.rows for change in self if not change.of_the_model)
+        texts = [repr(change).removeprefix("<Change ").removesuffix(">") for change in (totals or self)[:1]]
+        return f"<Changes: {', '.join([*texts, *rows_changed(rows)])}>"
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "nothing changed"
+
+
+def rows_changed(rows: int) -> list[str]:
+    """`1 row changed`; nothing for none."""
+    return [f"{rows:,} row{'' if rows == 1 else 's'} changed"] if rows else []

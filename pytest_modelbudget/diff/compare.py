@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pytest_modelbudget.diff import fold
-from pytest_modelbudget.diff.change import Change, ChangeKind
+from pytest_modelbudget.diff.change import Change, ChangeKind, Changes
 from pytest_modelbudget.diff.facts import compared_fields, row_findings, subtree_finding
 from pytest_modelbudget.diff.finding import RowFinding
 from pytest_modelbudget.diff.flow import Flow
@@ -17,7 +17,7 @@ from pytest_modelbudget.diff.words import shown
 from pytest_modelbudget.summary import Layer, Summary
 
 
-def changes(before: Summary, after: Summary) -> tuple[Change, ...]:
+def changes(before: Summary, after: Summary) -> Changes:
     """Return what changed from `before` to `after`, empty when they are the same model.
 
     Totals first, then inputs and outputs, then rows: causes before what they caused, largest difference of params
@@ -27,11 +27,11 @@ def changes(before: Summary, after: Summary) -> tuple[Change, ...]:
     if [(row.path, *compared_fields(row)) for row in before.layers] == [
         (row.path, *compared_fields(row)) for row in after.layers
     ]:
-        return (*total_changes(before, after, ()), *port_changes(before, after))
+        return Changes((*total_changes(before, after, ()), *port_changes(before, after)))
     matched = match(before, after)
     folded = fold.runs(fold.sweeps(list(_findings(before, after, matched)), matched.new))
     rows = map(_to_change, fold.ranked(fold.blocks(folded)))
-    return (*total_changes(before, after, folded), *port_changes(before, after), *rows)
+    return Changes((*total_changes(before, after, folded), *port_changes(before, after), *rows))
 
 
 def _findings(before: Summary, after: Summary, matched: Match) -> Iterator[RowFinding]:

@@ -58,18 +58,6 @@ def hanging(line: str, width: int) -> Iterator[str]:
         yield from (f"{' ' * indent}{part}" for part in folded(rest, width - indent))
 
 
-def tail(path: str, width: int) -> str:
-    """`path`, without its first parts where it is longer than `width`: `...block.dense`.
-
-    >>> tail("backbone.stage.block.dense", 16)
-    '...block.dense'
-    """
-    if cell_len(path) <= width:
-        return path
-    parts = [path[place.start() :] for place in re.finditer(r"(?<=[./])(?=[^./])", path)] or [path]
-    return f"...{next((part for part in parts if cell_len(part) <= width - 3), parts[-1])}"
-
-
 def column_widths(
     columns: Sequence[Sequence[str]], room: int, *, numbers: Sequence[int] = (), whole: Sequence[int] = ()
 ) -> list[int]:
