@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import NO_MANIFEST, find_project, terminal_width
 from pytest_modelbudget.cli.session import based, check_models
 from pytest_modelbudget.config import MANIFEST_NAMES
@@ -45,9 +46,9 @@ def run(options: Namespace) -> int:
             print(f"modelbudget: {names} registers no model", file=sys.stderr)
             return NO_MODEL
         failed = any(result.state.failed for result in check_run.results)
-        finished = finish(
-            check_run.results, Wanted(options.accept, reports, sent_to), base, check_run.collected, failed=failed
-        )
+        wanted = Wanted(options.accept, reports, sent_to)
+        with progress("logging to MLflow" if sent_to else "writing reports"):
+            finished = finish(check_run.results, wanted, base, check_run.collected, failed=failed)
     print("\n".join((*finished.closing(terminal_width()), *finished.annotations(project.root))))
     for problem in finished.problems:
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)

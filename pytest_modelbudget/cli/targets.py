@@ -17,6 +17,7 @@ from pytest_modelbudget.backends import model_files
 from pytest_modelbudget.base import Base, BaseCommit
 from pytest_modelbudget.base.git import Git, NoGit
 from pytest_modelbudget.cli.capture import captured_output
+from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import Project, find_project
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.engine.naming import import_named
@@ -243,7 +244,7 @@ def count_model(entry: ModelEntry, root: Path, counter: Callable[[ModelEntry], S
     Raises:
         ModelBudgetError: it cannot be; with the user's own traceback, and what the builder printed last.
     """
-    with captured_output() as output:
+    with progress(f"counting {entry.id}", alone=False), captured_output() as output:
         result = run(entry, root, snapshots=False, count=counter)
         output_text = output()
     if result.summary is None:
