@@ -190,10 +190,9 @@ def _new_models(results: Sequence[Result]) -> Iterator[str]:
     """What to do about many models without a snapshot, which got a line each."""
     new = [result for result in results if is_new(result) and not result.accepted]
     if len(new) > MOST_NEW:
-        yield harmless(
-            f"{len(new)} models have no snapshot yet: pytest --model-budget-update writes them, "
-            f"{_show_command(new[0])} shows one"
-        )
+        yield f"{len(new)} models have no snapshot yet:"
+        yield "create:  pytest --model-budget-update"
+        yield harmless(f"look:    {_show_command(new[0])}")
 
 
 def _show_command(result: Result) -> str:

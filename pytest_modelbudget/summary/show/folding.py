@@ -14,6 +14,10 @@ _PLACES = (_BETWEEN_WORDS, _BETWEEN_NAMES, _IN_NAMES)
 """Where a line may end, the best first: after a blank, between the parts of a path, between the words of one part."""
 
 
+_NARROWEST = 4
+"""Columns of text that are kept before numbers are parted."""
+
+
 def folded(text: str, width: int) -> list[str]:
     """`text` in lines of at most `width` columns; a word is parted only when it is longer than a line.
 
@@ -71,7 +75,9 @@ def column_widths(
         return widest
     words = [max(_longest_word(cell) for cell in cells) for cells in columns]
     kept = [widest[index] if index in whole else word for index, word in enumerate(words)]
-    parted = [kept[index] if index in (*numbers, *whole) else 1 for index in range(len(kept))]
+    parted = [
+        kept[index] if index in (*numbers, *whole) else min(kept[index], _NARROWEST) for index in range(len(kept))
+    ]
     least = next((widths for widths in (kept, parted) if sum(widths) <= room), [1] * len(widest))
     return _shared(least, widest, room)
 

@@ -42,7 +42,7 @@ def summary_text(
     if len(shown_rows) < len(rows):
         lines.append(f"... {len(rows) - len(shown_rows):,} more rows; {elsewhere}")
     lines.append("-" * width)
-    lines += filter(None, [cells.legend(summary)])
+    lines += folded(cells.legend(summary), width) if cells.legend(summary) else []
     lines += [f"{name}: {value}" for name, value in cells.totals(summary)]
     lines += plans.summary_lines(summary)
     lines += [f"Note: {harmless(note)}" for note in summary.notes]
