@@ -22,13 +22,12 @@ from pytest_modelbudget.isolation import YieldedBuilder
 from pytest_modelbudget.plugin import MARKER, RESULTS
 from pytest_modelbudget.plugin.base import BASE, ISOLATION, MODEL_ITEMS
 from pytest_modelbudget.plugin.importing import user_module
-from pytest_modelbudget.plugin.progress import while_waiting
+from pytest_modelbudget.plugin.progress import terminal_width, while_waiting
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.reports import terminal
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.session.registry import bad_config_result, obsolete_files_result
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.summary.show.table import WIDTH
 from pytest_modelbudget.system.escape import harmless_output, without_commands
 from pytest_modelbudget.system.intact import originals_restored
 
@@ -171,7 +170,7 @@ def failure_text(item: pytest.Item, result: Result) -> str:
     Of many models that have no snapshot yet each gets one line, unless the run is verbose.
     """
     reporter = item.config.pluginmanager.get_plugin("terminalreporter")
-    width = max(40, reporter._tw.fullwidth) if reporter is not None else WIDTH
+    width = terminal_width(item.config)
     verbosity = item.config.get_verbosity()
     rows = None if verbosity > 1 else 40 if verbosity >= 0 else 0
     if verbosity <= 0 and terminal.is_new(result) and _new_models(item.session) > terminal.MOST_NEW:

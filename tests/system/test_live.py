@@ -41,9 +41,14 @@ def test_what_is_quick_shows_nothing() -> None:
 def test_what_takes_long_is_shown_and_taken_away() -> None:
     """Also when it fails."""
     screen = Screen()
-    with pytest.raises(RuntimeError), live_line(screen, "net", patience=0):
-        assert screen.shown.wait(60)
-        raise RuntimeError
+
+    def fail() -> None:
+        with live_line(screen, "net", patience=0):
+            screen.shown.wait(60)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert screen.texts == ["net", ""]
 
 
@@ -72,17 +77,16 @@ def test_where_a_line_can_be_taken_back(
 
 
 class Reporter:
-    """pytest's, which has written 18 characters into a line of 20."""
+    """pytest's, which has written 18 characters into a line."""
 
     class _tw:
         width_of_current_line = 18
-        fullwidth = 20
 
 
 def test_the_line_stands_below_that_of_pytest(tmp_path: Path) -> None:
     """Cut to the width and without what acts; the cursor is back where pytest goes on."""
     with (tmp_path / "terminal").open("wb") as file:
-        line = LineBelow(Reporter(), os.dup(file.fileno()))  # type: ignore[arg-type]
+        line = LineBelow(Reporter(), os.dup(file.fileno()), 20)  # type: ignore[arg-type]
         line.show("a-model\x1b[2J-with-a-long-name")
         line.clear()
         line.close()

@@ -14,6 +14,12 @@ _PLACES = (_BETWEEN_WORDS, _BETWEEN_NAMES, _IN_NAMES)
 """Where a line may end, the best first: after a blank, between the parts of a path, between the words of one part."""
 
 
+_LEAST_FILLED = 0.3
+"""The part of a line that is filled at least, before a worse place to end it is better."""
+
+_FURTHER_IN = 4
+"""Blanks before what goes on, beside those before the line."""
+
 _NARROWEST = 4
 """Columns of text that are kept before numbers are parted."""
 
@@ -36,11 +42,13 @@ def _line_end(text: str, width: int) -> int:
     """The index after the last character that fits, or back at the best place before it."""
     fitting = _fitting(text, width)
     last = fitting + (text[fitting] == " ")
-    for places in _PLACES:
-        ends = [place.start() for place in places.finditer(text) if 0 < place.start() <= last]
-        if ends:
-            return ends[-1]
-    return max(1, fitting)
+    ends = [_last_place(places, text, last) for places in _PLACES]
+    return next((end for end in ends if end >= _LEAST_FILLED * width), max(ends)) or max(1, fitting)
+
+
+def _last_place(places: re.Pattern[str], text: str, last: int) -> int:
+    """The last of these places up to `last`, 0 where there is none."""
+    return max((place.start() for place in places.finditer(text) if place.start() <= last), default=0)
 
 
 def _fitting(text: str, width: int) -> int:
@@ -55,11 +63,15 @@ def _fitting(text: str, width: int) -> int:
 
 def hanging(line: str, width: int) -> Iterator[str]:
     """The lines of one that is too long, those after the first further in than it."""
-    indent = len(line) - len(line.lstrip()) + 4
-    first, *_ = folded(line, width) if indent < width // 2 else [line]
-    yield first
-    if rest := line[len(first) :].lstrip():
-        yield from (f"{' ' * indent}{part}" for part in folded(rest, width - indent))
+    content = line.lstrip()
+    indent = len(line) - len(content)
+    if cell_len(line) <= width or indent + _FURTHER_IN >= width // 2:
+        yield line
+        return
+    first = folded(content, width - indent)[0]
+    rest = content[len(first) :].lstrip()
+    yield f"{' ' * indent}{first}"
+    yield from (f"{' ' * (indent + _FURTHER_IN)}{part}" for part in folded(rest, width - indent - _FURTHER_IN))
 
 
 def column_widths(

@@ -36,7 +36,7 @@ def test_folded(text: str, width: int, lines: list[str]) -> None:
 def test_what_goes_on_is_further_in() -> None:
     """A long line of a list, below which the next one begins where it did."""
     assert list(hanging("  18.6%  layers.0.feedforward.gate_proj", 26)) == [
-        "  18.6%", "      layers.0.", "      feedforward.", "      gate_proj",
+        "  18.6%  layers.0.", "      feedforward.", "      gate_proj",
     ]  # fmt: skip
 
 
