@@ -62,13 +62,16 @@ def _run_text(run: LayerRun) -> str:
 
 
 def _matching_layer_lines(summary: Summary, pattern: str) -> Iterator[str]:
-    """Everything about each layer whose path is `pattern`, or matches it as a glob.
+    """Everything about each layer whose path is `pattern`, or matches it as a glob, or the first of a run of that name.
 
     Raises:
         ModelBudgetError: there is none.
     """
     matches = [layer for layer in summary.layers if layer.path == pattern]
     matches = matches or [layer for layer in summary.layers if fnmatchcase(layer.path, pattern)]
+    if not matches and (run := next((run for run in largest_runs(summary.layers) if run.path == pattern), None)):
+        yield harmless(f"{run.path}: {run.count:,} layers alike, {run.params:,} params together; the first of them:")
+        matches = [run.layer]
     if not matches:
         paths = [layer.path for layer in summary.layers]
         nearest = get_close_matches(pattern, paths, n=3, cutoff=0.4) or paths[:3]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from pytest_modelbudget.isolation import YieldedBuilder
 from pytest_modelbudget.plugin import MARKER, RESULTS
 from pytest_modelbudget.plugin.base import BASE, ISOLATION, MODEL_ITEMS
 from pytest_modelbudget.plugin.importing import user_module
-from pytest_modelbudget.plugin.progress import terminal_width, while_waiting
+from pytest_modelbudget.plugin.progress import terminal_width
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.reports import terminal
 from pytest_modelbudget.results import Result, State, codec
@@ -110,17 +109,14 @@ class ModelItem(BudgetItem):
         """Build, count, compare and decide."""
         if self.clash:
             return Result(id=self.entry.id, state=State.BAD_CONFIG, error=self.clash, place=self.place)
-        count = self._count()
-        alone = count is not None and self.entry.isolate is not False
-        with while_waiting(self.config, f"{self.entry.id}: building and counting") if alone else nullcontext():
-            return run(
-                self.entry,
-                self.config.rootpath,
-                accept=bool(self.config.getoption("model_budget_update")),
-                count=count,
-                base=self.config.stash[BASE],
-                limits_before=self.limits_before,
-            )
+        return run(
+            self.entry,
+            self.config.rootpath,
+            accept=bool(self.config.getoption("model_budget_update")),
+            count=self._count(),
+            base=self.config.stash[BASE],
+            limits_before=self.limits_before,
+        )
 
     def _count(self) -> Callable[[ModelEntry], Summary] | None:
         """How its model is counted: in a process of its own, which finds a decorated builder in its module."""

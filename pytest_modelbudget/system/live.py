@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,4 +78,5 @@ class OneLine:
 def moves_cursor(stream: object) -> bool:
     """Whether what is written there can be taken back: a terminal, and none that only knows lines."""
     isatty = getattr(stream, "isatty", False)
-    return bool(isatty() if callable(isatty) else isatty) and os.environ.get("TERM", "") != "dumb"
+    plain = os.environ.get("TERM") == "dumb" or (sys.platform == "win32" and "WT_SESSION" not in os.environ)
+    return bool(isatty() if callable(isatty) else isatty) and not plain

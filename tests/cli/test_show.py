@@ -216,6 +216,8 @@ def test_why_tells_repeated_blocks_as_one(modelbudget: Command) -> None:
         "   38.1%            1,024  h.0-31.down (Dense), 32 x 32: in*out: 8*4 = 32",
         "   23.8%              640  in 33 other layers",
     ]
+    lines = modelbudget("why", "more:blocks", "h.0-31.up", "--inputs", "float32[B, 32]").out.splitlines()
+    assert lines[:2] == ["h.0-31.up: 32 layers alike, 1,024 params together; the first of them:", "h.0.up (Dense)"]
 
 
 def test_why_counts_what_it_does_not_name(modelbudget: Command) -> None:

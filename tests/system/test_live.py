@@ -73,6 +73,7 @@ def test_where_a_line_can_be_taken_back(
 ) -> None:
     """Nowhere else is one shown."""
     monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("WT_SESSION", "1")
     assert moves_cursor(stream) is expected
 
 
