@@ -13,7 +13,6 @@ _IN_NAMES = re.compile(r"(?<=[^\w\s,.]|_)(?=[^\W_])|(?<=[,.])(?=[^\W\d_])|(?<=[a
 _PLACES = (_BETWEEN_WORDS, _BETWEEN_NAMES, _IN_NAMES)
 """Where a line may end, the best first: after a blank, between the parts of a path, between the words of one part."""
 
-
 _LEAST_FILLED = 0.3
 """The part of a line that is filled at least, before a worse place to end it is better."""
 
