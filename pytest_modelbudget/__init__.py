@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_modelbudget.api import plan, summarize
+    from pytest_modelbudget.api import log_summary, plan, summarize
     from pytest_modelbudget.budget import Budget, Violation
     from pytest_modelbudget.config.decorator import model
     from pytest_modelbudget.diff import Change
@@ -35,6 +35,7 @@ _HOMES = {
     "Violation": "budget",
     "Weight": "summary",
     "compare": "diff:changes",
+    "log_summary": "api",
     "model": "config.decorator",
     "plan": "api",
     "summarize": "api",
@@ -52,6 +53,7 @@ __all__ = [
     "Violation",
     "Weight",
     "compare",
+    "log_summary",
     "model",
     "plan",
     "summarize",

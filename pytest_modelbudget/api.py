@@ -1,23 +1,31 @@
-"""The faces of the library, outside of pytest: count a model, plan its memory."""
+"""The faces of the library, outside of pytest: count a model, plan its memory, log both to a run of training."""
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexistence import coexisting
 from pytest_modelbudget.engine.planning import plans_of
 from pytest_modelbudget.engine.run import from_live, live_entry, summarize_live
+from pytest_modelbudget.engine.tracebacks import one_line
 from pytest_modelbudget.entry import ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.summary import Plan, Summary
+
+if TYPE_CHECKING:
+    from pytest_modelbudget.trackers.mlflow.active_run import OpenRun
+
+_LOGGER = logging.getLogger("pytest_modelbudget")
 
 
 def summarize(
@@ -43,10 +51,21 @@ def summarize(
             or a layer that was never built.
     """
     with coexisting():
-        label = _name(model_or_builder, name)
-        entry = live_entry(label, model_or_builder, inputs, batch=batch, dims=dims or {}, run=run)
-        _refuse_unknown_sizes(entry, {**({BATCH: batch} if batch is not None else {}), **(dims or {})})
-        return summarize_live(model_or_builder, entry)
+        return _count(model_or_builder, _name(model_or_builder, name), inputs, batch=batch, dims=dims or {}, run=run)
+
+
+def _count(
+    model_or_builder: object,
+    name: str,
+    inputs: Any,
+    *,
+    batch: int | None,
+    dims: Mapping[str, int],
+    **options: Any,
+) -> Summary:
+    entry = live_entry(name, model_or_builder, inputs, batch=batch, dims=dims, **options)
+    _refuse_unknown_sizes(entry, {**({BATCH: batch} if batch is not None else {}), **dims})
+    return summarize_live(model_or_builder, entry)
 
 
 def _refuse_unknown_sizes(entry: ModelEntry, sizes: Mapping[str, int]) -> None:
@@ -101,6 +120,54 @@ def plan(
     with coexisting():
         [planned] = from_live(model_or_builder, entry, partial(plans_of, advice=advice))
     return planned
+
+
+def log_summary(
+    model_or_summary: object,
+    inputs: Any = None,
+    *,
+    training: Mapping[str, Any] | Training | bool | None = None,
+    inference: Mapping[str, Any] | Inference | bool | None = None,
+    name: str | None = None,
+    batch: int | None = None,
+    dims: Mapping[str, int] | None = None,
+    run: RunMode | None = None,
+    run_id: str | None = None,
+    client: Any = None,
+) -> Summary | None:
+    """Put a model's table and numbers into the MLflow run that a training script has open; returns what was logged.
+
+    The run is the active one, or that of `run_id`, by an `MlflowClient` as `client` where it is not the default one. It
+    gets params, FLOPs, bytes and, with a `training` or `inference` recipe, the planned peak as metrics under the names
+    of `--model-budget-mlflow`, and the table as text, HTML, MLflow table and JSON. `model_or_summary` may be a
+    `Summary` that is there; the other arguments are those of `summarize` and `plan`. A model is logged once for each
+    run, by its `name`; a second model of a run has its name before those of its metrics.
+
+    It never stops a training: a failure is a warning of the logger `pytest_modelbudget`, and None. None without a word
+    is for processes of another rank than 0, and for what this run has already.
+    """
+    from pytest_modelbudget.trackers.mlflow import active_run
+
+    counting: dict[str, Any] = {"inputs": inputs, "batch": batch, "dims": dims or {}, "run": run}
+    try:
+        if active_run.rank() == 0:
+            open_run = active_run.find(run_id, client)
+            return _log_once(open_run, model_or_summary, name, training=training, inference=inference, **counting)
+    except Exception as error:
+        _LOGGER.warning("log_summary: the model was not logged: %s", one_line(error))
+    return None
+
+
+def _log_once(open_run: OpenRun, model_or_summary: object, name: str | None, **counting: Any) -> Summary | None:
+    """What was logged of a model; None when the run has it."""
+    with coexisting():
+        counted = model_or_summary if isinstance(model_or_summary, Summary) else None
+        label = name or (counted.model if counted else _name(model_or_summary, None))
+        if label in open_run.models:
+            return None
+        summary = replace(counted or _count(model_or_summary, label, **counting), model=label)
+    open_run.log(summary, int(time.time() * 1000))
+    return summary
 
 
 def _name(model_or_builder: object, name: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_modelbudget import ModelBudgetError, ModelEntry, compare, plan, summarize
+from pytest_modelbudget import ModelBudgetError, ModelEntry, compare, log_summary, plan, summarize
 from pytest_modelbudget.config import load
 from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.results import State
@@ -233,3 +234,19 @@ def test_transformers_take_their_config(tmp_path: Path) -> None:
     result = run(entry, tmp_path, snapshots=False)
     assert result.summary is not None, result.error
     assert result.summary.params == 2 * (12 * 64 * 64 + 13 * 64) + (100 + 32) * 64 + 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [pytest.param("0", ["pip install 'pytest-modelbudget[mlflow]'"], id="first"), pytest.param("3", [], id="another")],
+)
+def test_a_training_goes_on_without_mlflow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rank: str, words: list[str]
+) -> None:
+    """The first of its processes is told how to get it, the others are not."""
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setenv("RANK", rank)
+    assert log_summary(Mixer(), "float32[B, 6, 4]") is None
+    assert [word in record.getMessage() for word, record in zip(words, caplog.records, strict=True)] == [True] * len(
+        words
+    )

@@ -37,7 +37,8 @@ REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"]
 ACTION = REPOSITORY / ".github/actions/model-budget/action.yml"
-WORKFLOWS = [REPOSITORY / ".github/workflows/ci.yml", REPOSITORY / "examples/github-workflow.yml"]
+RELEASE = REPOSITORY / ".github/workflows/release.yml"
+WORKFLOWS = [REPOSITORY / ".github/workflows/ci.yml", REPOSITORY / "examples/github-workflow.yml", RELEASE]
 
 
 def section(title: str) -> str:
@@ -315,6 +316,36 @@ def test_workflows_may_only_read(file: Path) -> None:
     checkouts = [step for step in steps(file) if "checkout" in step.get("uses", "")]
     assert checkouts
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+def test_only_what_publishes_may_identify_itself() -> None:
+    """It runs no code of the project or of its dependencies, and waits for those that do."""
+    jobs = yaml.safe_load(RELEASE.read_text(encoding="utf-8"))["jobs"]
+    assert {name: job["permissions"] for name, job in jobs.items() if "permissions" in job} == {
+        "publish": {"id-token": "write"}
+    }
+    publish = jobs["publish"]
+    assert (publish["environment"]["name"], publish["needs"]) == ("pypi", ["build", "smoke"])
+    assert [step["uses"].partition("@")[0] for step in publish["steps"]] == [
+        "actions/download-artifact", "pypa/gh-action-pypi-publish",
+    ]  # fmt: skip
+    assert jobs["smoke"]["strategy"]["matrix"]["python"] == ["3.10", "3.14"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("installed", [True, False])
+def test_action_installs_the_plugin_where_it_is_missing(tmp_path: Path, installed: bool) -> None:
+    """With the pip of the job's Python; a name that looks like an option is none."""
+    [script] = [step["run"] for step in steps(ACTION) if "pip install" in step.get("run", "")]
+    python = tmp_path / "python"
+    answer = "exit 0" if installed else "exit 1"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && {answer}\nprintf "%s\\n" "$@" > calls\n', encoding="utf-8")
+    python.chmod(0o755)
+    environment = {**os.environ, "MODEL_BUDGET_PYTHON": str(python), "MODEL_BUDGET_PLUGIN": "--pre x"}
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True)
+    calls = tmp_path / "calls"
+    words = calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+    assert words == ([] if installed else ["-m", "pip", "install", "--", "--pre x"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

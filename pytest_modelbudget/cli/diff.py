@@ -24,6 +24,7 @@ from pytest_modelbudget.system.escape import harmless
 _LONGEST = 1_000
 _FEW_ROWS = 10_000
 """Rows that are compared with any other number of them."""
+_ABOUT_FILES = "Snapshot files were compared, and nothing was built. To see an edit of a model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def run(options: Namespace) -> int:
     problems = [pair.problem for pair in pairs if pair.problem]
     if problems:
         raise ModelBudgetError("\n".join(problems))
+    if options.after is None and not options.json:
+        print(f"\n{_ABOUT_FILES}: modelbudget diff {harmless(options.before)} ID")
     return int(any(pair.status != "equal" for pair in pairs))
 
 

@@ -19,6 +19,7 @@ _USE = (
     "Save as modelbudget.schema.json (modelbudget schema > modelbudget.schema.json) and write as the first line of "
     "modelbudget.yaml: # yaml-language-server: $schema=modelbudget.schema.json"
 )
+_ADDRESS = "https://json.schemastore.org/modelbudget.json"
 _ID = "^[A-Za-z0-9._/:+=-]+$"
 _BUILD = rf"{REFERENCE['pattern']}|^[^:]*[/\\][^:]*$|\.(keras|h5|hdf5)$"
 _WRITTEN: dict[units.Kind, str] = {
@@ -69,7 +70,7 @@ _LAW = {
         },
     ]
 }
-_ARGUMENT = {"$ref": "#/$defs/Argument"}
+_ARGUMENT = {"$ref": "#/definitions/Argument"}
 _CALL = {
     "type": "object",
     "description": "what a call returns",
@@ -112,6 +113,33 @@ _RECIPES = {"training": "one training step", "inference": "one forward pass with
 _INHERITED = {"enum": ["warn", "fail", None]}
 
 
+_KEYS = {
+    "version": "version of this format",
+    "models": "id: model, or id: build in short",
+    "sources": "each names a function that yields ModelEntry values, for large registries",
+    "defaults": "what holds for models that do not say otherwise",
+    "tags": "tag: budgets, recipes and sums of its models",
+    "groups": "group: its models, their budgets, recipes and sums",
+    "args": "positional arguments of build",
+    "kwargs": "named arguments of build",
+    "Model.tags": "tags of this model",
+    "samples": "size of the training set, for params_per_sample",
+    "batch": "size of the dimension B, 1 without it",
+    "dims": "sizes of other named dimensions: {T: 128}",
+    "framework": "imported before build runs, for builders that import it inside",
+    "optional": "true: skip the model when its framework is missing, in CI too",
+    "run": "real: run the model with memory for weights and activations; abstract: never",
+    "isolate": "false: build the model in the process of the run, not in a worker",
+    "training": "what memory is planned for: one training step; true for a recipe without keys",
+    "inference": "what memory is planned for: one forward pass; true for a recipe without keys",
+    "budgets": "limits by metric, and under layers by glob over layer paths",
+    "sum": "limits on the sum over all models: max and warn, by metric",
+    "Group.models": "globs over the ids of models",
+    "Group.tags": "tags whose models belong to the group",
+}
+"""What each key is for, where its own shape does not say so."""
+
+
 def run(options: Namespace) -> int:
     """Print the schema."""
     print(json.dumps(json_schema(), indent=2))
@@ -119,9 +147,9 @@ def run(options: Namespace) -> int:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a manifest, with what its open parts mean."""
-    schema = Manifest.model_json_schema(ref_template="#/$defs/{model}")
-    kinds: dict[str, Any] = schema["$defs"]
+    """The JSON schema of a manifest, with what its open parts mean: draft 7, as SchemaStore and editors take it."""
+    schema = Manifest.model_json_schema(ref_template="#/definitions/{model}")
+    kinds: dict[str, Any] = schema.pop("$defs")
     kinds["Model"] = Model.model_json_schema()
     kinds["Argument"] = _ARGUMENTS
     kinds["Model"]["properties"]["args"]["items"] = _ARGUMENT
@@ -131,10 +159,12 @@ def json_schema() -> dict[str, Any]:
     kinds |= {kind: _recipe(kind) for kind in written.RECIPE_TYPES}
     for kind in kinds.values():
         for name in set(written.RECIPE_TYPES) & set(kind.get("properties", {})):
-            kind["properties"][name] = {"anyOf": [{"$ref": f"#/$defs/{name}"}, {"type": ["boolean", "null"]}]}
+            kind["properties"][name] = {"anyOf": [{"$ref": f"#/definitions/{name}"}, {"type": ["boolean", "null"]}]}
         for name in ("budgets", "sum"):
             if name in kind.get("properties", {}):
-                kind["properties"][name] = {"$ref": "#/$defs/Budgets" if name == "budgets" else "#/$defs/Sum"}
+                kind["properties"][name] = {
+                    "$ref": "#/definitions/Budgets" if name == "budgets" else "#/definitions/Sum"
+                }
     kinds["Model"]["properties"]["build"].update(
         pattern=_BUILD, description="module:callable, returns the model; or a file: nets/model.keras, ./saved_model"
     )
@@ -149,10 +179,21 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["models"] = {
         "type": "object",
         "propertyNames": {"pattern": _ID},
-        "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Model"}, {"type": "string", "pattern": _BUILD}]},
+        "additionalProperties": {"anyOf": [{"$ref": "#/definitions/Model"}, {"type": "string", "pattern": _BUILD}]},
     }
     schema["properties"]["sources"]["items"] = REFERENCE
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": _USE, **schema}
+    for name, kind in {"Manifest": schema, **kinds}.items():
+        for key, shape in kind.get("properties", {}).items():
+            shape.pop("title", None)  # its name once more
+            if name not in written.RECIPE_TYPES and (meaning := _KEYS.get(f"{name}.{key}", _KEYS.get(key))):
+                kind["properties"][key] = _described(shape, meaning)
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "$id": _ADDRESS, "$comment": _USE}
+    return {**head, **schema, "title": "pytest-modelbudget manifest", "definitions": kinds}
+
+
+def _described(shape: dict[str, Any], meaning: str) -> dict[str, Any]:
+    """A key with its meaning, beside which draft 7 would not see a reference."""
+    return {"description": meaning, **({"allOf": [shape]} if "$ref" in shape else shape)}
 
 
 def _budgets() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterator
 from typing import Any
 
 _MODEL = """\
@@ -48,6 +49,10 @@ def build_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    top.add_argument(
+        "--print-completion", action=_Completion, choices=("bash", "zsh", "tcsh"), metavar="SHELL",
+        help="print what completes words in bash, zsh or tcsh, and leave",
+    )  # fmt: skip
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _add_show,
@@ -73,6 +78,29 @@ class _Version(argparse.Action):
 
         print(f"modelbudget {version('pytest-modelbudget')}")
         parser.exit()
+
+
+class _Completion(argparse.Action):
+    """Prints a script that completes the words of this command line; made by shtab, which is an extra."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error("completion needs shtab: pip install 'pytest-modelbudget[completion]'")
+        for action in _all_actions(parser):
+            if action.metavar in ("PATH", "MODEL"):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+def _all_actions(parser: ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _all_actions(command)
 
 
 def _add_command(commands: Any, name: str, title: str, text: str, *, module: str = "") -> ArgumentParser:
@@ -112,7 +140,9 @@ def _add_show(commands: Any) -> None:
     )  # fmt: skip
     command.add_argument("model", metavar="MODEL")
     command.add_argument("--why", action="store_true", help="a column: where the params of each layer are from")
-    command.add_argument("--json", action="store_true", help="as JSON, which show, why and diff read again")
+    output = command.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="as JSON, which show, why and diff read again")
+    output.add_argument("--csv", action="store_true", help="the rows as CSV, unknown numbers empty")
     _add_manifest_option(command)
     _add_call_options(command)
 
@@ -160,7 +190,8 @@ def _add_diff(commands: Any) -> None:
     command = _add_command(
         commands, "diff", "say what changed between two models or two commits, and why",
         f"{_MODEL}\nA and B may also be git refs: then every snapshot that differs between the two is told. A ref\n"
-        "beside a model stands for that model's snapshot at the ref. Without B it is the work tree. A name that\n"
+        "beside a model stands for that model's snapshot at the ref. Without B it is the work tree, whose snapshot\n"
+        "files are compared: nothing is built, so an edit shows after update, or with diff A ID. A name that\n"
         "is a model and a ref is the model; refs/heads/NAME is the ref. Exit codes are those of diff(1): 0 when\n"
         "nothing differs, 1 when something does, 2 on trouble.\n\n"
         "examples:\n"

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_modelbudget.engine.run import NotCounted, entries_from, failure_result, summarize_entry
-from pytest_modelbudget.entry import ModelEntry, resources
+from pytest_modelbudget.entry import ModelEntry, names_file, resources
 from pytest_modelbudget.entry.resources import DEFAULT_SECONDS, ResourceLimits
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import ending
@@ -72,11 +72,17 @@ class Isolation:
         self._traces: dict[str, int] = {}
         self._yielded: dict[str, dict[str, ModelEntry]] = {}
 
-    def start(self) -> None:
-        """Have a worker come up, while something else is done."""
-        if self._worker is None or not self._worker.alive:
-            self._drop()
-            self._worker = Worker()
+    def start(self, first: ModelEntry | None = None) -> None:
+        """Have a worker come up, and import the module of the `first` model's builder, while something else is done.
+
+        When that model is never asked for, or does not let the worker live, the others come to no harm.
+        """
+        if self._worker is not None and self._worker.alive:
+            return
+        self._drop()
+        self._worker = Worker()
+        if module := _module_of_builder(first):
+            self._worker.import_ahead(Job("import", argument=module, conftests=self._conftests()))
 
     def close(self) -> None:
         """End the worker."""
@@ -169,7 +175,7 @@ class Isolation:
                 answer = worker.ask(job, seconds=limits.get("seconds", DEFAULT_SECONDS), memory=limits.get("memory"))
         except WorkerEnded as end:
             self._drop()
-            if once_more and used and end.limit is None:
+            if (worker.imported_ahead and not used) or (once_more and used and end.limit is None):
                 return self._ask(job, limits, once_more=False)
             text = ending.describe_end(end, "the model was counted" if job.entry else "it answered")
             return Answer("ended", text, short=ending.short_text(end))
@@ -196,6 +202,13 @@ def _work(job: Job) -> str:
     if job.entry is not None:
         return f"{job.entry.id}: building and counting"
     return f"{job.function or (job.source.reference if job.source else '')}: running"
+
+
+def _module_of_builder(entry: ModelEntry | None) -> str:
+    """The module that `module:callable` names; empty for another kind of builder, and where no worker builds it."""
+    if entry is None or entry.isolate is False or not isinstance(entry.build, str) or names_file(entry.build):
+        return ""
+    return entry.build.partition(":")[0]
 
 
 def _count_job(entry: ModelEntry, module: UserModule | None) -> Job:

@@ -48,7 +48,8 @@ class UserModule:
 class Job:
     """Something to do for the worker: `count` an entry, call a source for its `entries`, or `call` a function.
 
-    That function is named `module:function`, takes its `argument` and returns data, both as JSON.
+    That function is named `module:function`, takes its `argument` and returns data, both as JSON. To `import` the
+    module of an entry's builder ahead of time has no answer of its own.
 
     An entry of a `source` or of a `module` has its builder there, by its id. `conftests` are imported before, once.
     `path`, `folder` and `environment` are the module search path, working directory and variables to do it with.

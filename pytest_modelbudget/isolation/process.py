@@ -35,7 +35,7 @@ _TREE_EVERY = 4
 """At so many looks the memory of what a worker started is read too, which is dearer than reading its own."""
 
 _SECONDS_TO_START = 120.0
-_SECONDS_TO_END = 5.0
+_SECONDS_TO_END = 10.0
 _SECONDS_TO_TELL = 0.5
 _MOST_OUTPUT = 256 << 20
 _MOST_SHOWN = 1 << 20
@@ -100,7 +100,9 @@ class Worker:
         self._answers: queue.SimpleQueue[tuple[int, Answer] | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="modelbudget-listener", daemon=True).start()
         self._number = 0
+        self._ready = False
         self.used = False
+        self.imported_ahead = False
 
     @property
     def alive(self) -> bool:
@@ -113,13 +115,10 @@ class Worker:
         Raises:
             Ended: it ended, or was ended for a limit.
         """
-        if not self._number:
+        if not self._ready:
             self._wait(0, _SECONDS_TO_START, None)  # it says so when it is there
-        self._number += 1
-        with suppress(OSError):  # that it is gone is found out below
-            assert self._process.stdin is not None
-            job = replace(job, path=tuple(sys.path), folder=_working_directory(), environment=dict(os.environ))
-            write_job(self._process.stdin, self._number, job)
+            self._ready = True
+        self._send(job)
         try:
             answer = self._wait(self._number, seconds, memory)
         finally:
@@ -127,6 +126,18 @@ class Worker:
         self.used = True
         _repeat_warnings(answer)
         return answer
+
+    def import_ahead(self, job: Job) -> None:
+        """Give it an import to do while nobody asks; a worker that this ended, or spoiled, is found to have ended."""
+        self.imported_ahead = True
+        self._send(job)
+
+    def _send(self, job: Job) -> None:
+        self._number += 1
+        with suppress(OSError):  # whoever waits for its answer finds out that it is gone
+            assert self._process.stdin is not None
+            job = replace(job, path=tuple(sys.path), folder=_working_directory(), environment=dict(os.environ))
+            write_job(self._process.stdin, self._number, job)
 
     def end(self) -> None:
         """Let it end by itself; a worker that does not is killed."""

@@ -54,7 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="KIND:PATH",
-        help="write a report (repeatable); KIND is json, md, html, openmetrics, codequality or comment",
+        help="write a report (repeatable); KIND is json, md, html, openmetrics, codequality, comment, badge, card or "
+        "cyclonedx",
     )
     add(
         "--model-budget-mlflow",

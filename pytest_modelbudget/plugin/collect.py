@@ -124,6 +124,12 @@ def wants_models(config: pytest.Config) -> bool:
     return was_requested(config) or config.args_source is not config.ArgsSource.ARGS
 
 
+def runs_all(config: pytest.Config) -> bool:
+    """Whether this process runs all that it collects, as far as its own options say."""
+    selects = config.getoption("keyword") or config.getoption("markexpr") or any("::" in arg for arg in config.args)
+    return not (selects or hasattr(config, "workerinput"))
+
+
 def _chosen_manifest(config: pytest.Config) -> Path | None:
     flag, ini = config.getoption("model_budget_file"), config.getini("model_budget_file")
     if not flag and not ini:
@@ -209,12 +215,12 @@ class ManifestFile(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
         """Read the manifest; a mistake is an item that fails, so that the other models are still checked."""
         isolation = self.config.stash[ISOLATION]
-        if isolation is not None and not self.config.getoption("collectonly"):
-            isolation.start()  # it comes up while other files are collected
         sources = entries_from if isolation is None else isolation.entries
         if hasattr(self.config, "workerinput"):
             sources = partial(_without_interrupt, sources)
         registry = register_manifest(self.path, self.config.rootpath, sources)
+        if isolation is not None and not self.config.getoption("collectonly"):
+            isolation.start(next(iter(registry.entries), None) if runs_all(self.config) else None)
         for name, mistakes in registry.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
         base_manifest = registry.base_manifest(self.config.stash[BASE])

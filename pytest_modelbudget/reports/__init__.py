@@ -17,6 +17,9 @@ REPORTS = {
     "openmetrics": "pytest_modelbudget.reports.openmetrics",
     "codequality": "pytest_modelbudget.reports.codequality",
     "comment": "pytest_modelbudget.reports.comment",
+    "badge": "pytest_modelbudget.reports.badge",
+    "card": "pytest_modelbudget.reports.card",
+    "cyclonedx": "pytest_modelbudget.reports.cyclonedx",
 }
 """The kinds of `--model-budget-report`; each module has `page(results, setting) -> str`."""
 
@@ -27,6 +30,9 @@ REPORT_MARKS = {
     "openmetrics": "# TYPE model_",
     "codequality": '"check_name": "modelbudget/',
     "comment": "<!-- modelbudget:",
+    "badge": '{"schemaVersion": 1, "label": "model budget"',
+    "card": "<!-- model cards by pytest-modelbudget -->",
+    "cyclonedx": '"name": "pytest-modelbudget"',
 }
 """By which an earlier report of a kind is known from its first lines."""
 

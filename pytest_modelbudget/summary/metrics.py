@@ -30,7 +30,8 @@ class Metric:
     snapshots record, so that a base has it and growth can be limited. `additive`: its sum over models means something.
     `of_layers`: rows have an attribute of this name, and layers can be limited. `law`: its growth in a dimension can be
     limited. `plan` is the planned run that it is of. `on_request`: it is known only of models whose registration asks
-    for it, so that its absence is no news.
+    for it, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of budgets; the others
+    are in its tables.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Metric:
     law: bool = False
     plan: Kind | None = None
     on_request: bool = False
+    charted: bool = False
     why_unknown: Callable[[Summary], str] = lambda _: ""
 
     def show(self, number: Number) -> str:
@@ -128,6 +130,7 @@ _TABLE = (
         grows=True,
         additive=True,
         of_layers=True,
+        charted=True,
     ),
     Metric(
         "trainable_params",
@@ -141,6 +144,7 @@ _TABLE = (
         grows=True,
         additive=True,
         of_layers=True,
+        charted=True,
     ),
     Metric(
         "non_trainable_params",
@@ -193,6 +197,7 @@ _TABLE = (
         grows=True,
         additive=True,
         of_layers=True,
+        charted=True,
     ),
     Metric(
         "flops",
@@ -205,6 +210,7 @@ _TABLE = (
         additive=True,
         of_layers=True,
         law=True,
+        charted=True,
         why_unknown=_uncounted,
     ),
     Metric(
@@ -230,6 +236,7 @@ _TABLE = (
         law=True,
         plan="inference",
         on_request=True,
+        charted=True,
         why_unknown=_unplanned("inference", "{batch: 32, precision: bf16}"),
     ),
     Metric(
@@ -243,6 +250,7 @@ _TABLE = (
         law=True,
         plan="training",
         on_request=True,
+        charted=True,
         why_unknown=_unplanned("training", "{batch: 32, optimizer: adamw}"),
     ),
     Metric(

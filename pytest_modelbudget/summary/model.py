@@ -270,6 +270,16 @@ class Summary:
             "layers": [_layer_dict(layer) for layer in self.layers],
         }
 
+    def to_dataframe(self) -> Any:
+        """Its rows as a pandas DataFrame, with the columns of `modelbudget show --csv`; unknown numbers are missing.
+
+        Raises:
+            ModelBudgetError: pandas is not installed.
+        """
+        from pytest_modelbudget.summary.show import records
+
+        return records.data_frame(self)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Summary:
         """Read back what `to_dict` gave."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cli.conftest import Command
 from tests.project import SMALL
@@ -263,3 +266,21 @@ print(main(["update"]), main(["check"]), main(["diff", "small", "small"]), main(
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 0 0 0"
+
+
+def test_the_hook_of_pre_commit_is_the_check(modelbudget: Command) -> None:
+    """Its entry is run when a source, manifest or snapshot is among what is committed, and fails as the check does."""
+    [hook] = yaml.safe_load((Path(__file__).parents[2] / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    command, *words = shlex.split(hook["entry"])
+    assert (command, hook["language"], hook["pass_filenames"]) == ("modelbudget", "system", False)
+    for name, starts in {
+        "zoo.py": True,
+        "modelbudget.yaml": True,
+        "__model_budget__/a.yaml": True,
+        "README.md": False,
+    }.items():
+        assert bool(re.search(hook["files"], name)) == starts
+    modelbudget.project.manifest(SMALL)
+    assert modelbudget(*words).code == 1
+    modelbudget("update")
+    assert modelbudget(*words).code == 0

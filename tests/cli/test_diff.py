@@ -72,7 +72,8 @@ def test_json_has_every_change(modelbudget: Command) -> None:
 
 def test_since_a_commit(committed: Command) -> None:
     """Nothing at first; after an update the snapshot that changed, one that is new, and one that went."""
-    assert committed("diff", "HEAD").out == "nothing differs\n"
+    hint = "Snapshot files were compared, and nothing was built. To see an edit of a model: modelbudget diff HEAD ID"
+    assert committed("diff", "HEAD").out == f"nothing differs\n\n{hint}\n"
     widen(committed)
     committed("update")
     done = committed("diff", "HEAD")
@@ -84,6 +85,8 @@ def test_since_a_commit(committed: Command) -> None:
         "small (__model_budget__/new.yaml): added (2,080 params in 1 layer)",
         "",
         f"small ({PATH}): removed (2,048 params in 1 layer)",
+        "",
+        hint,
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_it_has_every_key(printed: dict[str, Any]) -> None:
     """Of the manifest, of its parts, of budgets and of limits."""
-    kinds = printed["$defs"]
+    kinds = printed["definitions"]
     assert set(printed["properties"]) == set(schema.Manifest.model_fields)
     for shape in (schema.Defaults, schema.Model, schema.Tag, schema.Group):
         assert set(kinds[shape.__name__]["properties"]) == set(shape.model_fields)
@@ -131,10 +132,21 @@ def test_it_says_how_to_use_it(printed: dict[str, Any]) -> None:
     assert line in printed["$comment"]
 
 
+def test_it_has_the_form_of_schemastore(printed: dict[str, Any]) -> None:
+    """Draft 7 with its address and a title, no keyword of a later draft, and a meaning for each key that people write."""
+    assert printed["$schema"] == "http://json-schema.org/draft-07/schema#"
+    assert printed["$id"] == "https://json.schemastore.org/modelbudget.json"
+    assert not re.search(r'"(\$defs|prefixItems|unevaluated\w+|dependent\w+|\$anchor)":', json.dumps(printed))
+    assert printed["title"]
+    for name in ("Defaults", "Model", "Tag", "Group"):
+        assert all(shape.get("description") for shape in printed["definitions"][name]["properties"].values()), name
+    assert all(shape.get("description") for shape in printed["properties"].values())
+
+
 def test_what_the_manifest_takes_is_valid(printed: dict[str, Any]) -> None:
     """The example and every key at once; the manifest itself has no mistakes in them either."""
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.Draft202012Validator.check_schema(printed)
+    jsonschema.Draft7Validator.check_schema(printed)
     for text in (EXAMPLE.read_text(encoding="utf-8"), FULL):
         assert read(text, file="modelbudget.yaml").mistakes == ()
         jsonschema.validate(yaml.safe_load(text), printed)
@@ -145,4 +157,4 @@ def test_what_the_manifest_refuses_is_not_valid(printed: dict[str, Any], text: s
     """An editor underlines what the run would complain of."""
     jsonschema = pytest.importorskip("jsonschema")
     assert read(text, file="modelbudget.yaml").mistakes
-    assert not jsonschema.Draft202012Validator(printed).is_valid(yaml.safe_load(text))
+    assert not jsonschema.Draft7Validator(printed).is_valid(yaml.safe_load(text))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
 
-from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary import Layer, Summary, Weight
+from pytest_modelbudget.summary.show import records
 from tests.cli.conftest import Command
 from tests.hostile import INVISIBLE, NAMES
 from tests.project import SMALL
@@ -269,3 +271,28 @@ def test_hostile_names_are_harmless(modelbudget: Command, name: str) -> None:
         done = modelbudget(*words)
         assert not re.search(INVISIBLE, done.out + done.err), words
         assert not re.search(r"^\s*(::|##\[)\w.*owned", done.out + done.err, re.MULTILINE), words
+
+
+def test_the_rows_as_csv(modelbudget: Command) -> None:
+    """A line for each, which any reader of CSV takes; what is not known is empty, and a sum over a column is a total."""
+    modelbudget.project.manifest(SMALL)
+    rows = list(csv.DictReader(modelbudget("show", "small", "--csv").out.splitlines()))
+    assert [(row["path"], row["type"], row["params"], row["activation_bytes"]) for row in rows] == [
+        ("dense", "Dense", "2048", ""),
+    ]  # fmt: skip
+
+
+def test_no_cell_is_taken_for_a_formula() -> None:
+    """A layer's name is the model's, and a spreadsheet would run it."""
+    layer = Layer("=cmd|' /C calc'!A0", "Dense", weights=(Weight("w", (2,)),))
+    assert records.csv_text(Summary("net", "torch", (layer,))).splitlines()[1].startswith("'=cmd")
+
+
+def test_the_rows_as_a_data_frame() -> None:
+    """With the columns of the CSV; numbers keep every digit, and those that are not known are missing."""
+    pandas = pytest.importorskip("pandas")
+    layers = (Layer("a", "Dense", flops=2**60 + 1), Layer("b", "Add"))
+    frame = Summary("net", "torch", layers).to_dataframe()
+    assert list(frame.columns) == list(records.COLUMNS)
+    assert frame["flops"].tolist() == [2**60 + 1, pandas.NA]
+    assert frame["params"].sum() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,8 +53,41 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_commands_are_those_of_the_parser() -> None:
     """The list above has them all."""
-    [commands] = [action for action in build_parser()._actions if action.choices]
+    [commands] = [action for action in build_parser()._actions if isinstance(action.choices, dict)]
     assert tuple(commands.choices or ()) == COMMANDS
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(["sh"], {"show"}, id="a command"),
+        pytest.param(["show", "--kw"], {"--kwargs"}, id="an option"),
+        pytest.param(["show", "--framework", "k"], {"keras"}, id="a choice"),
+        pytest.param(["check", "--file", "modelb"], {"modelbudget.yaml"}, id="a file"),
+    ],
+)
+def test_bash_completes_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: set[str]
+) -> None:
+    """What it offers when the printed script is loaded and the tab key is pressed."""
+    pytest.importorskip("shtab")
+    assert main(["--print-completion", "bash"]) == 0
+    (tmp_path / "complete.sh").write_text(capsys.readouterr().out, encoding="utf-8")
+    (tmp_path / "modelbudget.yaml").touch()
+    press = (
+        f"source complete.sh; COMP_WORDS=(modelbudget {' '.join(words)}); COMP_CWORD={len(words)}; "
+        'function=$(complete -p modelbudget | sed "s/.*-F \\([^ ]*\\) .*/\\1/"); $function; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", press], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+
+
+def test_completion_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is an extra."""
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--print-completion", "zsh"]) == 2
+    assert "pip install 'pytest-modelbudget[completion]'" in capsys.readouterr().err
 
 
 def test_the_readme_has_every_command() -> None:

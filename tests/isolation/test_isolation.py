@@ -132,6 +132,32 @@ def test_its_warnings_are_warned_of_here(isolation: Isolation) -> None:
     ]
 
 
+AHEAD = {
+    "fine": "import sys\nprint('ahead')",
+    "warns": "import warnings\nwarnings.warn('old', DeprecationWarning)",
+    "raises": "import isolated_rooms\nisolated_rooms.small = None\n1 / 0",
+    "ends": "import os\nos._exit(0)",
+    "interrupts": "raise KeyboardInterrupt",
+    "spoils": "import builtins\nbuiltins.len = lambda items: 7",
+}
+
+
+@pytest.mark.parametrize("module", AHEAD)
+def test_what_is_imported_ahead_costs_no_other_model(
+    module: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The module of a model that is never asked for is imported meanwhile: others have their numbers, and its output."""
+    (home / f"ahead_{module}.py").write_text(AHEAD[module], encoding="utf-8")
+    with closing(Isolation()) as isolation, warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("always")
+        isolation.start(ModelEntry(id="ahead", build=f"ahead_{module}:net"))
+        assert isolation.count(entry("small")).params == 2048
+    assert (capsys.readouterr().out, [str(warning.message) for warning in recorded]) == (
+        "ahead\n" if module == "fine" else "",
+        ["old"] if module == "warns" else [],
+    )
+
+
 def test_a_variable_set_since_is_set_there(isolation: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker came up before a conftest, or a test module, changed the environment."""
     isolation.start()

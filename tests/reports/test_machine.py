@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import budget, reports
+from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports.text import ReportSetting
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
+from pytest_modelbudget.results.groups import RunSummary
 from pytest_modelbudget.summary import Flops, Summary
 from pytest_modelbudget.summary.metrics import METRICS
 from tests import hostile
@@ -198,3 +200,50 @@ def test_every_metric_is_there_for_machines() -> None:
         assert (f"# TYPE model_{name} gauge" in gauges) == (metric.get(summary) is not None)
     assert model["metrics"]["non_embedding_params"] == summary.params - 100 * 8
     assert model["metrics"]["training_peak_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("results", "overall", "message", "color"),
+    [
+        pytest.param([], RunSummary(), "no models", "lightgrey", id="no model"),
+        pytest.param([result("a")], RunSummary(), "1 ok", "brightgreen", id="ok"),
+        pytest.param([result("a", {"params": {"max": 6_300, "warn": "90%"}})], RunSummary(), "1 ok", "yellow", id="warned"),
+        pytest.param([result("a"), result("b", {"params": 1})], RunSummary(), "1 over budget, 1 ok", "red", id="failed"),
+        pytest.param([result("a")], RunSummary(findings=(Finding("deselected", "", "1 model was left out"),)), "1 ok", "red", id="not all were checked"),
+    ],
+)  # fmt: skip
+def test_the_badge_is_what_shields_reads(results: list[Result], overall: RunSummary, message: str, color: str) -> None:
+    """The fields of its endpoint, version 1; green speaks for all models or does not stand there."""
+    badge = json.loads(reports.render("badge", results, ReportSetting(overall=overall)))
+    expected = {"schemaVersion": 1, "label": "model budget", "message": message, "color": color}
+    assert badge == {**expected, "isError": color == "red"}
+
+
+def test_the_bill_of_materials_is_valid() -> None:
+    """By the published schema, strictly; with the numbers of the two towers, and without those that are not known."""
+    validation = pytest.importorskip("cyclonedx.validation.json")
+    schema = pytest.importorskip("cyclonedx.schema")
+    unknown = result("b", summary=replace(towers(), flops=Flops()))
+    for results in ([], [result("a"), unknown, BROKEN], *map(hostile.results, hostile.NAMES.values())):
+        bill = reports.render("cyclonedx", results)
+        assert validation.JsonStrictValidator(schema.SchemaVersion.V1_6).validate_str(bill) is None
+    first, second = json.loads(reports.render("cyclonedx", [result("a"), unknown, BROKEN]))["components"]
+    card = first["modelCard"]
+    numbers = {one["name"]: one["value"] for one in card["properties"]}
+    assert (numbers["modelbudget:params"], numbers["modelbudget:flops"]) == ("6201", "12200")
+    assert card["modelParameters"]["inputs"] == [{"format": "user float32[B, 100]"}, {"format": "item float32[B, 20]"}]
+    assert not [one for one in second["modelCard"]["properties"] if "flops" in one["name"]]
+
+
+def test_the_card_says_what_a_model_is() -> None:
+    """Architecture, number of params, inputs, outputs and FLOPs; `?` and names of those that were not counted."""
+    page = reports.render("card", [result("a"), result("b", summary=replace(towers(), flops=Flops())), BROKEN])
+    first, second = page.partition("## <code>b</code>")[::2]
+    for line in (
+        "| Architecture | <code>keras, 6 layers: 3 Dense, 2 InputLayer, 1 Concatenate</code> |",
+        "| Number of parameters | 6,201, of which 6,201 are trained |",
+        "| FLOPs of one forward pass at <code>B=1</code> | 12,200 |",
+    ):
+        assert line in first.splitlines()
+    assert "| FLOPs of one forward pass at <code>B=1</code> | ? |" in second
+    assert page.endswith("Not counted: <code>broken</code>\n")

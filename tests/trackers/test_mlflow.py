@@ -89,8 +89,14 @@ def test_a_run_of_pytest_is_a_run_there(sent: Sent, tmp_path: Path) -> None:
     assert tags["mlflow.note.content"].splitlines()[0] == "OK: 2 ok"
     assert (tags["modelbudget.state"], tags["modelbudget.dirty"]) == ("complete", "false")
     assert job.info.end_time - job.info.start_time == 2 * 500
-    assert job.data.metrics["session/models"] == 2
-    assert job.data.metrics["session/params_sum"] == 12_402
+    assert job.data.metrics == {
+        "session/failed": 0, "session/params_sum": 12_402, "session/budget_used_pct": pytest.approx(620100 / 6300, abs=1e-3),
+    }  # fmt: skip
+    page = f"#/experiments/{job.info.experiment_id}/runs/{job.info.run_id}/artifacts"
+    assert f"[report]({page}/report.html?" in tags["mlflow.note.content"].splitlines()[2]
+    assert (
+        "| `two-towers` | ok | 6,201 | = | 12.20 kFLOPs | 24.22 KiB | - | params 98.4% |" in tags["mlflow.note.content"]
+    )
     slug = artifacts.slug_of("zoo/net:a")
     per_model = {
         f"models/{name}/{file}"

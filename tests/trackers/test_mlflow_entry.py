@@ -120,7 +120,7 @@ def test_a_model_that_was_not_built_is_reported_and_has_no_point() -> None:
     rows = json.loads(files["job/models.json"])["data"]
     assert ["broken", *["?"] * 8, "-", "BUILD ERROR"] in rows
     assert [model.name for model in entry.history] == ["two-towers"]
-    assert entry.job.metrics["session/errors"] == 1
+    assert (entry.job.metrics["session/failed"], entry.job.tags["modelbudget.verdict"]) == (1, "1 build error, 1 ok")
     assert "session/params_sum" not in entry.job.metrics
     assert entry.job.tags["mlflow.note.content"].splitlines()[0] == "FAILED: 1 build error, 1 ok"
     assert files["job/models/broken/error.txt"] == "Traceback\nboom\\x1b[2J\n"
@@ -138,7 +138,10 @@ def test_of_many_models_only_the_interesting_get_artifacts_of_their_own() -> Non
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         assert {name.split("/")[0] for name in archive.namelist()} == {f"net-{number}" for number in range(60)}
         assert artifacts.summary_in(archive.read("net-7/result.json").decode()).params == 6201
-        assert archive.read("net-7/layers.csv").decode().splitlines()[3] == 'dense,5050,Dense,"[B, 50]",5050,user'
+        assert (
+            archive.read("net-7/layers.csv").decode().splitlines()[3]
+            == 'dense,Dense,"[B, 50]",5050,5050,0,0,20200,10000,,1,user'
+        )
     assert len(entry.job.metrics) < 20
     assert entry.job.tables == ("models.json", "models/greedy/layers.json")
 

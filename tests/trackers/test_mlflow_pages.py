@@ -77,6 +77,9 @@ def test_the_run_says_how_it_came_out(shown: Shown) -> None:
     """The verdict is in the first line of the description, and the commit beside the source."""
     page = shown.open(mlflow_demo.link(shown.lines, "this run"))
     page.get_by_text("OK: 3 ok").first.wait_for()
+    page.get_by_role("link", name="table of models").wait_for()
+    page.get_by_text("Show more").first.click()
+    page.get_by_role("cell", name="classifier").wait_for()
     shown.picture("run")
 
 

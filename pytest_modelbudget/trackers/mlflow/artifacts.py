@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -18,7 +17,7 @@ from pytest_modelbudget.loading import InvalidText, read_json
 from pytest_modelbudget.reports import html, table, text
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.summary import Layer, Summary
-from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.summary.show import cells, records
 from pytest_modelbudget.system.escape import harmless, harmless_lines
 from pytest_modelbudget.trackers.mlflow import names
 
@@ -98,6 +97,12 @@ def latest_files(summary: Summary) -> dict[str, str]:
     return {"summary.html": html.page([Result(summary.model, State.OK, summary)]), "layers.json": layers_table(summary)}
 
 
+def summary_files(summary: Summary) -> dict[str, str]:
+    """The files of one model in a run of training; `modelbudget show` and `diff` read the last one."""
+    text_table = table.summary_text(summary, width=_TEXT_WIDTH) + "\n"
+    return {"summary.txt": text_table, **latest_files(summary), "summary.json": json.dumps(summary.to_dict())}
+
+
 class Archive:
     """A zip of models by slug: each one's outcome as data and its layers as a table for spreadsheets."""
 
@@ -121,13 +126,7 @@ class Archive:
 def _archive_files(model: MeasuredModel) -> Mapping[str, str]:
     if model.result.summary is None:
         return model_files(model)
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(_LAYER_COLUMNS)
-    for row, layer in zip(model.data["layers"], model.result.summary.layers, strict=True):
-        sources = "; ".join(map(", ".join, layer.connected_to))
-        writer.writerow((layer.path, row["params"], layer.type, layer.output_text, row["trainable_params"], sources))
-    return {RESULT: _result_json(model), "layers.csv": sink.getvalue()}
+    return {RESULT: _result_json(model), "layers.csv": records.csv_text(model.result.summary)}
 
 
 def summary_in(data: str) -> Summary:

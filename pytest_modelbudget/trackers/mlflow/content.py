@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 
-from pytest_modelbudget.reports import html, text
+from pytest_modelbudget import units
+from pytest_modelbudget.reports import html, markdown, text
 from pytest_modelbudget.reports import json as json_report
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
 from pytest_modelbudget.summary.show import cells
 from pytest_modelbudget.system.escape import harmless
 from pytest_modelbudget.trackers.mlflow import artifacts, names
@@ -24,6 +27,12 @@ MOST_DETAILED = 200
 
 _LONGEST_TAG = 5000
 """Characters; longer tags are refused or cut by servers."""
+
+_LONGEST_NOTE = 4300
+"""Characters of a description, which leave room for the links."""
+
+_MOST_ROWS = 25
+"""Rows of the table in a description."""
 
 
 def make_entry(
@@ -43,13 +52,13 @@ def make_entry(
     """
     files: dict[str, str | bytes] = {}
     detailed: list[Result] = []
-    tables, rows, models, sizes = ["models.json"], [], [], []
+    tables, rows, models, params = ["models.json"], [], [], []
     archive = artifacts.Archive()
     for result, slug in zip(results, _slugs(results), strict=True):  # in one pass, so that memory holds one at a time
         model = artifacts.measure(result, slug)
         rows.append(artifacts.model_row(model))
         if result.summary is not None:
-            sizes.append((model.data["params"], model.data["weight_bytes"]))
+            params.append(model.data["params"])
             models += [_model_history(model, facts)] if history else []
         if _is_detailed(result, len(results)) and len(detailed) < MOST_DETAILED:
             detailed.append(result)
@@ -70,7 +79,7 @@ def make_entry(
         point_ms=facts.commit_ms or now_ms,
         step=facts.step,
         experiment=f"modelbudget/{slug_of(facts.repository)}",
-        job=_job_run(results, sizes, facts, key, exit_failed, tables, archived=archive.models),
+        job=_job_run(results, params, facts, key, exit_failed, tables, archived=archive.models),
         history=tuple(models),
     )
     return entry, files
@@ -97,7 +106,7 @@ def _is_detailed(result: Result, models: int) -> bool:
 
 def _job_run(
     results: Sequence[Result],
-    sizes: Sequence[tuple[int, int]],
+    params: Sequence[int],
     facts: RepositoryFacts,
     key: str,
     exit_failed: bool,
@@ -109,6 +118,7 @@ def _job_run(
         **_git_tags(facts),
         "mlflow.note.content": _job_note(results, facts, exit_failed, archived),
         "modelbudget.kind": "job",
+        "modelbudget.verdict": text.verdict(results),
         "modelbudget.dirty": str(facts.dirty).lower(),
         "modelbudget.frameworks": ", ".join(
             sorted({model_result.summary.framework for model_result in results if model_result.summary})
@@ -123,7 +133,7 @@ def _job_run(
         name=f"{facts.branch or facts.repository}{pull} {facts.commit[:8]}".strip()[:250],
         status="FAILED" if exit_failed else "FINISHED",
         tags=_fitting_tags(tags),
-        metrics=dict(_job_metrics(results, sizes)),
+        metrics=dict(_job_metrics(results, params)),
         folder="job",
         tables=tuple(tables),
         took_ms=round(1000 * sum(result.seconds for result in results)),
@@ -150,37 +160,61 @@ def _cut_tag(value: str) -> str:
     return value if len(value) <= _LONGEST_TAG else f"{value[: _LONGEST_TAG - 3]}..."
 
 
-def _job_metrics(results: Sequence[Result], sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[str, float]]:
-    """The totals of a run; `sizes` are params and bytes of the models that were counted."""
-    states = [result.state for result in results]
-    yield "session/models", len(results)
-    yield "session/failed", sum(state.failed for state in states)
-    yield "session/over_budget", sum(bool(result.failures) for result in results)
-    yield "session/snapshot_changed", sum(bool(result.changes) for result in results)
-    yield "session/no_snapshot", states.count(State.NO_SNAPSHOT)
-    yield "session/errors", states.count(State.BUILD_ERROR)
-    yield "session/not_checked", states.count(State.NOT_CHECKED)
-    yield "session/skipped", states.count(State.SKIPPED)
-    yield "session/analysis_s", round(sum(result.seconds for result in results), 3)
-    params, size = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 0)
-    if (
-        len(sizes) == len(results) and names.fits_float(params) and names.fits_float(size)
-    ):  # the sum of some looks like that of all
-        yield "session/params_sum", params
-        yield "session/weights_mib_sum", round(size / 2**20, 3)
+def _job_metrics(results: Sequence[Result], params: Sequence[int]) -> Iterator[tuple[str, float]]:
+    """What has a chart of a run, few enough to be looked at; `params` are those of the models that were counted."""
+    yield "session/failed", sum(result.state.failed for result in results)
+    if len(params) == len(results) and names.fits_float(sum(params)):  # the sum of some looks like that of all
+        yield "session/params_sum", sum(params)
+    if shares := [share for result in results for share in text.used_shares(result).values()]:
+        yield from _known("session/budget_used_pct", max(shares) * 100)
+    for metric in PEAK_METRICS:
+        peaks = [METRICS[metric].get(result.summary) for result in results if result.summary]
+        if known_peaks := [peak for peak in peaks if peak is not None]:
+            yield from _known(f"session/{metric.removesuffix('_bytes')}_mib_max", Fraction(max(known_peaks), 2**20))
+
+
+def _known(name: str, value: Fraction) -> Iterator[tuple[str, float]]:
+    if names.fits_float(value):
+        yield name, round(float(value), 3)
 
 
 def _job_note(results: Sequence[Result], facts: RepositoryFacts, exit_failed: bool, archived: int) -> str:
-    """The description: the page shows about three lines of it, so the verdict comes first."""
-    lines = [f"{'FAILED' if exit_failed else 'OK'}: {text.verdict(results)}"]
+    """The description: the page shows about three lines of it at first, so the verdict comes first.
+
+    Links to what the run has are put below it when it is sent. Then all models in a table, and why some need a look.
+    """
+    ordered = text.sorted_results(results)
+    rows = [_note_row(result) for result in ordered]
+    lines = [f"{'FAILED' if exit_failed else 'OK'}: {text.verdict(results)}", "", markdown.row(_NOTE_COLUMNS)]
+    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |", *rows[:_MOST_ROWS], ""]
+    if len(rows) > _MOST_ROWS:
+        lines += [f"{len(rows) - _MOST_ROWS:,} more models are in models.json", ""]
+    if archived:
+        lines += [f"{archived} models that neither failed nor changed: {artifacts.ARCHIVE}, models.json", ""]
     if facts.ci.job_url:
-        lines.append(f"CI: {facts.ci.job_url}")
-    for result in text.sorted_results(results):
+        lines += [f"CI: {facts.ci.job_url}", ""]
+    for result in ordered:
         if result.state.failed or result.changes or result.warnings:
             lines.append(f"- {_as_code(result.id)} {result.state.value}{''.join(_reason_lines(result))}")
-    if archived:
-        lines.insert(1, f"{archived} models that neither failed nor changed: {artifacts.ARCHIVE}, models.json")
-    return "\n\n".join([lines[0], *filter(None, ["\n".join(lines[1:])])])
+    return "\n".join(text.cut_lines("\n".join(lines).rstrip("\n").split("\n"), _LONGEST_NOTE))
+
+
+_NOTE_COLUMNS = ("model", "state", "params", "moved", "FLOPs", "weights", "peak", "budget used")
+
+
+def _note_row(result: Result) -> str:
+    """A model's row in the table of a description; the peak is that of its training, else of its inference."""
+    summary = result.summary
+    numbers = [cells.UNKNOWN] * 5
+    if summary is not None:
+        peaks = [plan.peak_bytes for plan in (summary.plan("training"), summary.plan("inference")) if plan]
+        peak = next((units.size(peak) for peak in peaks if peak is not None), cells.UNKNOWN if peaks else "-")
+        flops = cells.flops(summary).partition(" (")[0]
+        moved = text.delta_text(result, "params")
+        numbers = [f"{summary.params:,}", moved, flops, units.size(summary.weight_bytes), peak]
+    return markdown.row(
+        (_as_code(result.id).replace("|", "\\|"), markdown.state(result), *numbers, text.used_text(result))
+    )
 
 
 def _reason_lines(result: Result) -> Iterator[str]:
@@ -197,7 +231,7 @@ def _as_code(value: str) -> str:
 
 
 def _model_history(model: MeasuredModel, facts: RepositoryFacts) -> ModelRecord:
-    result, metrics = model.result, dict(model.numbers)
+    result, metrics = model.result, names.charted(model.numbers)
     assert result.summary is not None
     identity_path = "/".join(filter(None, (facts.repository, facts.folder, identity(result))))
     unit = ":minutes" if facts.shallow else ""  # steps of another kind would tear the line apart
@@ -209,7 +243,7 @@ def _model_history(model: MeasuredModel, facts: RepositoryFacts) -> ModelRecord:
         "modelbudget.framework": result.summary.framework,
         OUTCOME: result.state.value,
         "modelbudget.dirty": str(facts.dirty).lower(),
-        "modelbudget.unknown": ", ".join(names.unknown_names(metrics)) or "none",
+        "modelbudget.unknown": ", ".join(_unknown_charts(metrics)) or "none",
     }
     return ModelRecord(
         key=sha256_hex(f"history:{identity_path}{unit}")[:32],
@@ -222,6 +256,11 @@ def _model_history(model: MeasuredModel, facts: RepositoryFacts) -> ModelRecord:
     )
 
 
+def _unknown_charts(numbers: Mapping[str, float]) -> list[str]:
+    """Names of the charts that get no point."""
+    return [name for name in names.unknown_names(numbers) if name in names.CHARTED]
+
+
 def _history_note(model: MeasuredModel, facts: RepositoryFacts) -> str:
     result, summary = model.result, model.result.summary
     assert summary is not None
@@ -230,6 +269,6 @@ def _history_note(model: MeasuredModel, facts: RepositoryFacts) -> str:
     if facts.commit:
         changes = " and changes that were not committed" if facts.dirty else ""
         lines.append(f"at commit {facts.commit[:12]}{changes}")
-    if unknown_names := [name for name in names.unknown_names(model.numbers) if name not in names.OPTIONAL]:
+    if unknown_names := [name for name in _unknown_charts(model.numbers) if name not in names.OPTIONAL]:
         lines.append(f"unknown there, so their last points are of an earlier commit if any: {', '.join(unknown_names)}")
     return "\n\n".join(lines)

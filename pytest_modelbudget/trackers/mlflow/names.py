@@ -24,6 +24,15 @@ AT_LEAST = "compute/forward_gflops_at_least"
 """FLOPs that are only a lower bound; they get a line of their own, since they cannot be compared with exact ones."""
 
 
+CHARTED = frozenset((*(metric.mlflow for metric in METRICS.values() if metric.charted), AT_LEAST))
+"""Names of what gets a chart; everything else is in tables and files."""
+
+
+def charted(numbers: Mapping[str, float]) -> dict[str, float]:
+    """What gets a chart of a model's `metrics`: the chosen ones, and the shares of budgets that are used."""
+    return {name: value for name, value in numbers.items() if name in CHARTED or name.startswith("budget/")}
+
+
 def used_name(metric: str) -> str:
     """The name of the share of a model-wide max that is used, in percent."""
     return f"budget/{metric}_used_pct"

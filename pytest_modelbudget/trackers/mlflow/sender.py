@@ -25,11 +25,11 @@ from typing import IO, TypeVar
 
 from filelock import FileLock
 
-from pytest_modelbudget.trackers.mlflow import outbox
+from pytest_modelbudget.trackers.mlflow import outbox, views
 from pytest_modelbudget.trackers.mlflow.appending import Appender, Progress
 from pytest_modelbudget.trackers.mlflow.history import MetricPoints
 from pytest_modelbudget.trackers.mlflow.outbox import OutboxEntry
-from pytest_modelbudget.trackers.mlflow.store import TABLES, Store, table_tag
+from pytest_modelbudget.trackers.mlflow.store import NOTE, TABLES, Store, table_tag
 from pytest_modelbudget.trackers.mlflow.target import Target, target_from, unreachable
 from pytest_modelbudget.trackers.mlflow.trouble import SendError, explain_error, is_transient
 
@@ -226,7 +226,8 @@ def _send_job(store: Store, experiment: str, path: Path, entry: OutboxEntry) -> 
             raise SendError("MLflow does not find a run that it has just made")
     run_id = str(stored.info.run_id)
     if stored.data.tags.get(_STATE) != "complete":
-        tags = {**run.tags, _STATE: "sending", TABLES: table_tag(run.tables)}
+        note = views.run_note(run.tags.get(NOTE, ""), experiment, run_id)
+        tags = {**run.tags, NOTE: note, _STATE: "sending", TABLES: table_tag(run.tables)}
         store.log(run_id, [MetricPoints(entry.step, entry.created_ms, run.metrics)], tags)
         store.upload(stored, path / run.folder)
         store.log(run_id, tags={_STATE: "complete"})

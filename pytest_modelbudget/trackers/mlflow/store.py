@@ -27,7 +27,7 @@ NOTE = "mlflow.note.content"
 TABLES = "mlflow.loggedArtifacts"
 """The tag that lists the tables of a run."""
 
-_LONGEST_TAG = 5000
+LONGEST_TAG = 5000
 
 _MOST_TAGS = 100
 """Tags that servers take in one request."""
@@ -119,14 +119,7 @@ class Store:
 
     def log(self, run_id: str, points: Iterable[MetricPoints] = (), tags: Mapping[str, str] | None = None) -> None:
         """Write points and tags."""
-        from mlflow.entities import Metric, RunTag
-
-        metrics = [
-            Metric(name, value, point.time_ms, point.step) for point in points for name, value in point.metrics.items()
-        ]
-        pairs = [RunTag(name, text) for name, text in (tags or {}).items()][:_MOST_TAGS]
-        if metrics or pairs:
-            self._client.log_batch(run_id, metrics, (), pairs)
+        log_points(self._client, run_id, points, tags or {})
 
     def upload(self, run: StoredRun, folder: Path, into: str | None = None) -> None:
         """Write a folder's files as artifacts.
@@ -149,6 +142,18 @@ class Store:
         self._client.set_terminated(run_id, status, end_ms)
 
 
+def log_points(client: MlflowClient, run_id: str, points: Iterable[MetricPoints], tags: Mapping[str, str]) -> None:
+    """Write points and tags to a run in one request."""
+    from mlflow.entities import Metric, RunTag
+
+    metrics = [
+        Metric(name, value, point.time_ms, point.step) for point in points for name, value in point.metrics.items()
+    ]
+    pairs = [RunTag(name, text) for name, text in tags.items()][:_MOST_TAGS]
+    if metrics or pairs:
+        client.log_batch(run_id, metrics, (), pairs)
+
+
 def _beside_store(uri: str) -> bool:
     """Whether artifacts are written where the embedded store of a project, now or before it was moved, has them."""
     parts = urlsplit(uri)
@@ -164,7 +169,7 @@ def table_tag(tables: Iterable[str]) -> str:
     for path in tables:
         table = {"path": path, "type": "table"}
         length += len(json.dumps(table)) + 2
-        if length > _LONGEST_TAG:
+        if length > LONGEST_TAG:
             break
         rows.append(table)
     return json.dumps(rows)

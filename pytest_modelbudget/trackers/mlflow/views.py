@@ -18,15 +18,12 @@ _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _MODE = "workflowType=machine_learning"
 """Without it a page shows an empty list of traces of chats."""
 
-_JOB_COLUMNS = ("session/models", "session/failed", "session/over_budget", "session/snapshot_changed",
-    "session/errors", "session/params_sum")  # fmt: skip
-_MODEL_COLUMNS = (
-    NAMES["params"],
-    NAMES["weight_bytes"],
-    NAMES["flops"],
-    used_name("params"),
-    NAMES["layers"],
-)
+_JOB_COLUMNS = ("tags.`modelbudget.verdict`", *(f"metrics.`session/{name}`" for name in (
+    "failed", "params_sum", "budget_used_pct", "training_peak_mib_max",
+)))  # fmt: skip
+_MODEL_COLUMNS = tuple(f"metrics.`{name}`" for name in (
+    NAMES["params"], NAMES["weight_bytes"], NAMES["flops"], used_name("params"), NAMES["training_peak_bytes"],
+))  # fmt: skip
 
 
 def is_history(experiment: str) -> bool:
@@ -46,9 +43,8 @@ def experiment_tags(name: str) -> dict[str, str]:
     }
 
 
-def _saved_view(metrics: Sequence[str]) -> str:
-    columns = ["attributes.`Source`", *(f"metrics.`{name}`" for name in metrics)]
-    return json.dumps({"selectedColumns": columns, "runsHiddenMode": "FIRST_20_RUNS"})
+def _saved_view(columns: Sequence[str]) -> str:
+    return json.dumps({"selectedColumns": ["attributes.`Source`", *columns], "runsHiddenMode": "FIRST_20_RUNS"})
 
 
 def base(page: str) -> str:
@@ -66,6 +62,11 @@ def report(base: str, experiment: str, run_id: str) -> str:
     return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/report.html?{_MODE}"
 
 
+def models(base: str, experiment: str, run_id: str) -> str:
+    """The table of all models among a run's artifacts."""
+    return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/models.json?{_MODE}"
+
+
 def table(base: str, experiment: str) -> str:
     """All runs of an experiment in a table with this project's columns."""
     return f"{base}/experiments/{experiment}/runs?{_MODE}&viewStateShareKey={VIEW}"
@@ -79,6 +80,16 @@ def charts(base: str, experiment: str) -> str:
 def side_by_side(base: str, experiment: str) -> str:
     """The tables of several runs beside each other."""
     return f"{base}/experiments/{experiment}/runs?{_MODE}&compareRunsMode=ARTIFACT"
+
+
+def run_note(note: str, experiment: str, run_id: str) -> str:
+    """The description of a run with links to what it has below its first line; they lead to the page they are on."""
+    first, _, rest = note.partition("\n")
+    links = (
+        f"[report]({report('#', experiment, run_id)}) · [table of models]({models('#', experiment, run_id)}) · "
+        f"[all runs]({table('#', experiment)}) · [tables side by side]({side_by_side('#', experiment)})"
+    )
+    return f"{first}\n\n{links}\n{rest}"
 
 
 def experiment_note(experiment: str, other_experiment: str, *, history: bool) -> str:

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget import plan, summarize
+from pytest_modelbudget.backends.torch import compat
 from tests.project import WITHOUT_HYPOTHESIS
 
 SPEC = "float32[B, 8]"
@@ -321,6 +322,10 @@ WAYS: dict[str, Callable[[], None]] = {
     "random set": everything_moves,
 }
 
+if not compat.KNOWS_SAVING_HOOKS:  # torch before 2.14 does not tell which hooks are set, so they are not put back
+    for untold in ("endless saving hooks", "saving hooks entered"):
+        del WAYS[untold]
+
 
 class Model(nn.Module):
     """A small model that calls `fail` at one place of its life."""
@@ -574,7 +579,9 @@ def test_what_was_on_before_stays_on() -> None:
     with contextlib.ExitStack() as stack:
         for context in (*theirs, torch.autograd.graph.save_on_cpu()):
             stack.enter_context(context)
-        for way in ("value error", "endless modes", "mode entered", "autocast set", "saving hooks entered"):
+        for way in sorted(
+            WAYS.keys() & {"value error", "endless modes", "mode entered", "autocast set", "saving hooks entered"}
+        ):
             with little_room():
                 assert differences(lambda way=way: summarize(lambda: in_forward(WAYS[way]), SPEC)) == []  # type: ignore[misc]
     with torch.inference_mode():

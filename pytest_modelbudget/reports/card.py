@@ -1,0 +1,64 @@
+"""Model cards: of each model the section on architecture, size, inputs, outputs and computation, in Markdown.
+
+It says what the EU AI Act (Annex XI, section 1, points 1 d, 1 e and 2 d) asks for as far as a model's own shape tells
+it; what only people know, such as the modality that a tensor stands for, is left to them by name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from pytest_modelbudget.reports import text
+from pytest_modelbudget.reports.markdown import code, escape, row
+from pytest_modelbudget.results import Result
+from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import METRICS
+from pytest_modelbudget.summary.show import cells, plans
+
+_MOST_KINDS = 12
+
+
+def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
+    """A section for each model that was counted, by its id, and the names of the others."""
+    counted = sorted((result for result in results if result.summary), key=lambda result: (result.id, result.nodeid))
+    missing = sorted(result.id for result in results if result.is_model and not result.summary)
+    lines = ["<!-- model cards by pytest-modelbudget -->", ""]
+    for name, result in zip(text.unique_names(counted), counted, strict=True):
+        assert result.summary is not None
+        lines += [f"## {code(name)}", "", row(("", "")), row(("---", "---"))]
+        lines += [row(pair) for pair in _section(result.summary)]
+        lines.append("")
+    lines += [f"Not counted: {code(name)}" for name in missing]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _section(summary: Summary) -> Iterator[tuple[str, str]]:
+    """What is said of one model, as Markdown: (what, how it is)."""
+    yield "Architecture", code(architecture(summary))
+    yield "Number of parameters", f"{summary.params:,}, of which {summary.trainable_params:,} are trained"
+    yield "Weights", escape(METRICS["weight_bytes"].show(summary.weight_bytes))
+    yield "Format of inputs", "<br>".join(code(str(port)) for port in summary.inputs) or cells.UNKNOWN
+    yield "Format of outputs", "<br>".join(code(str(spec)) for spec in summary.outputs) or cells.UNKNOWN
+    yield "Modality of inputs and outputs", "to be said by the provider: text, images, sound, ..."
+    sizes = ", ".join(f"{name}={size}" for name, size in summary.sizes)
+    yield f"FLOPs of one forward pass{f' at {code(sizes)}' if sizes else ''}", flops(summary)
+    for plan in summary.plans:
+        yield f"Memory of {plan.kind}", code(plans.peak_text(plan))
+    yield "Computation used for training", "to be said by the provider"
+
+
+def architecture(summary: Summary) -> str:
+    """The framework and the layers that do the work: `torch, 60 layers: 24 Linear, 12 LayerNorm, ...`."""
+    kinds = Counter(layer.type for layer in summary.leaves).most_common()
+    listed = [f"{count} {kind}" for kind, count in kinds[:_MOST_KINDS]]
+    more = [f"{len(kinds) - _MOST_KINDS} more kinds"] if len(kinds) > _MOST_KINDS else []
+    number = len(summary.leaves)
+    return f"{summary.framework}, {number} layer{'' if number == 1 else 's'}: {', '.join([*listed, *more]) or 'none'}"
+
+
+def flops(summary: Summary) -> str:
+    """FLOPs in full, as a lower bound where some have no formula, `?` where they are not known."""
+    if summary.flops.value is None:
+        return cells.UNKNOWN
+    return f"{'at least ' if summary.flops.is_lower_bound else ''}{summary.flops.value:,}"
