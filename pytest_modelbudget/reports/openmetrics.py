@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.reports import text
-from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results import Result
 from pytest_modelbudget.summary.metrics import METRICS, Number
 from pytest_modelbudget.system.escape import harmless
 
@@ -23,8 +23,9 @@ Sample = tuple[Labels, Number]
 
 def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """One gauge for each metric, the share of each limit that is used, and whether a model failed its check."""
-    shown = [result for result in results if result.is_model or result.state is State.BAD_CONFIG]
-    models = sorted(shown, key=lambda result: (result.id, result.nodeid))
+    models = sorted(
+        (result for result in results if result.holds_models), key=lambda result: (result.id, result.nodeid)
+    )
     named_models = list(zip(text.unique_names(models), models, strict=True))
     lines: list[str] = []
     for metric in METRICS.values():

@@ -118,6 +118,11 @@ class Result:
         return self.summary is not None or self.state in _WITHOUT_SUMMARY
 
     @property
+    def holds_models(self) -> bool:
+        """Whether it stands for a model, or for models of a manifest that has mistakes."""
+        return self.is_model or self.state is State.BAD_CONFIG
+
+    @property
     def failures(self) -> tuple[Violation, ...]:
         """The violations that fail the run."""
         return tuple(violation for violation in self.violations if violation.severity == "fail")
