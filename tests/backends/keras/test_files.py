@@ -166,19 +166,11 @@ def test_a_subclassed_model_is_built_by_what_the_file_remembers(saved: Callable[
     assert (declared.flops.value, bare.flops.value) == (2 * (8 * 6 + 6 * 1), None)
 
 
-def test_a_folder_of_the_parts_is_read_too(saved: Callable[..., Path], tmp_path: Path) -> None:
-    """A `.keras` file that was unzipped is the same model."""
-    folder = tmp_path / "parts"
-    with zipfile.ZipFile(saved(small())) as archive:
-        archive.extractall(folder)
-    assert summarize(folder).params == SMALL_PARAMS
-
-
-@pytest.mark.parametrize("name", ["net.keras", "net.h5", "net.zip", "without-suffix", "folder"])
+@pytest.mark.parametrize("name", ["net.h5", "net.zip", "without-suffix", "folder"])
 def test_the_command_takes_what_a_manifest_takes(
     saved: Callable[..., Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever a file is called, and a folder of the parts."""
+    """Whatever a file is called, and a `.keras` file that was unzipped."""
     path = tmp_path / name
     if name == "folder":
         with zipfile.ZipFile(saved(small())) as file:
