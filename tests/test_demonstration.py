@@ -141,7 +141,7 @@ def test_json(request_: tuple[Demonstration, str]) -> None:
 def test_html(request_: tuple[Demonstration, str], tmp_path: Path) -> None:
     """The page opens in both themes, says what moved since the base, and nothing in it acts."""
     playwright = pytest.importorskip("playwright.sync_api")
-    from tests.reports.test_page import launched
+    from tests.pages import launched
 
     with playwright.sync_playwright() as driver, launched(driver) as browser:
         for theme in ("light", "dark"):
@@ -151,8 +151,8 @@ def test_html(request_: tuple[Demonstration, str], tmp_path: Path) -> None:
             page.on("dialog", lambda dialog, problems=problems: problems.append(dialog.message))
             page.goto((request_[0].reports / "report.html").as_uri())
             page.locator("#models a", has_text="classifier").click()
-            page.locator("table.layers").wait_for()
-            assert page.locator(".changes caption").inner_text().startswith("since HEAD^1 ")
+            page.locator("table.layers").last.wait_for()
+            assert page.locator(".changes caption").first.inner_text().startswith("since HEAD^1 ")
             assert page.locator("img").count() == 0
             assert len(page.screenshot(path=tmp_path / f"{theme}.png", full_page=True)) > 20_000
             assert problems == []

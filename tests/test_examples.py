@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget.summary import FLOP_RULES
+from tests.documents import REPOSITORY, text_of
 
 pytest.importorskip("torch")
 pytest.importorskip("keras", minversion="3.0")
 
-REPOSITORY = Path(__file__).parents[1]
 MODELS = ["autoencoder", "digits-cnn", "residual-net", "sine-lstm", "test_encoder", "tiny-gpt", "two-towers"]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 Row = tuple[str, str, str, int, str]
 """Path, type, output shape, params, connected to, as a printed table has them."""
@@ -256,44 +255,13 @@ def test_a_widened_layer_is_shown_with_its_rows(edited: tuple[Run, int]) -> None
 def test_the_excerpt_of_the_readme_is_what_is_printed(edited: tuple[Run, int]) -> None:
     """Every line of the README's first block is printed, in that order, when its change is made."""
     done, _ = edited
-    excerpt = README.partition("```text\n$ pytest --model-budget examples\n")[2].partition("```")[0].splitlines()
+    excerpt = (
+        text_of("README.md")
+        .partition("```text\n$ pytest --model-budget examples\n")[2]
+        .partition("```")[0]
+        .splitlines()
+    )
     printed = iter(done.text.splitlines())
     missing = [line for line in excerpt if line != "..." and line not in printed]  # `in` goes on from the last hit
     assert excerpt
     assert not missing, done.text
-
-
-def written_files(text: str) -> dict[str, str]:
-    """The README's code blocks that begin with a comment naming their file."""
-    blocks = re.findall(r"^```\w+\n(# (\S+\.(?:py|yaml))\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return {name: block for block, name in blocks}
-
-
-@pytest.mark.slow
-def test_the_project_of_the_readme_works_as_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its files, put where they say, give four models within budget; its hook and its library example run."""
-    files = written_files(README)
-    assert set(files) == {"modelbudget.yaml", "nets.py", "keras_nets.py", "tests/test_models.py", "conftest.py"}
-    for name, text in {**files, "pytest.ini": "[pytest]\n"}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    done = run(tmp_path, "--model-budget-update")
-    assert done.status == 0, done.text
-    assert {id: model["summary"]["params"] for id, model in done.models.items()} == {
-        "autoencoder": 16 * 4 + 4 + 4 * 16 + 16,
-        "mlp": 20 * 32 + 32 + 32 + 1,
-        "test_encoder": 16 * 8 + 8,
-        "tiny-cnn": 16 * 27 + 16 + 16 * 10 + 10,
-    }
-    assert "snapshots: wrote 4, 0 unchanged" in done.text
-    assert (tmp_path / "params.csv").read_text(encoding="utf-8").splitlines()[0] == "autoencoder,148"
-
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
-    [example] = re.findall(r"^```python\n(from nets import .*?)^```$", README, re.MULTILINE | re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert "Total params: 618 " in printed
-    assert "params 618 -> 922  (+304, " in printed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -45,7 +45,8 @@ class Change:
     change all over these. `rows` is the number of rows it stands for. `before` and `after` are the two values as text,
     `delta` the difference of params (for a total, of that total), of all its rows together, or None where there is
     none; over all changes but the totals these sum to the difference of the model's params. `why` is the arithmetic
-    and the cause, or "".
+    and the cause, or "". `parts` are what moved a total, each cause in words with its difference, largest first; they
+    sum to `delta`, and are empty where the split would say the same as that of the params, or is not known (FLOPs).
     """
 
     kind: ChangeKind
@@ -57,6 +58,7 @@ class Change:
     count: int = 1
     why: str = ""
     rows: int = 1
+    parts: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
     @property
     def of_the_model(self) -> bool:
@@ -114,7 +116,10 @@ def _ending(number: int) -> str:
 
 
 class Changes(tuple[Change, ...]):
-    """What changed between two summaries: a tuple that says in one line how much, and prints as a line for each."""
+    """What changed between two summaries: a tuple with a short `repr`, a line for each in print, and a notebook view.
+
+    A notebook shows bars of what moved, and a table.
+    """
 
     __slots__ = ()
 
@@ -128,6 +133,11 @@ class Changes(tuple[Change, ...]):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self)) or "nothing changed"
+
+    def _repr_html_(self) -> str:
+        from pytest_modelbudget.diff import notebook  # jinja2 is imported by those who look alone
+
+        return notebook.changes_fragment(self)
 
 
 def rows_changed(rows: int) -> list[str]:

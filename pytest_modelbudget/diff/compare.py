@@ -29,12 +29,13 @@ def changes(before: Summary, after: Summary) -> Changes:
     ]:
         return Changes((*total_changes(before, after, ()), *port_changes(before, after)))
     matched = match(before, after)
-    folded = fold.runs(fold.sweeps(list(_findings(before, after, matched)), matched.new))
-    rows = map(_to_change, fold.ranked(fold.blocks(folded)))
+    folded = fold.runs(fold.sweeps(list(findings(before, after, matched)), matched.new))
+    rows = map(to_change, fold.ranked(fold.blocks(folded)))
     return Changes((*total_changes(before, after, folded), *port_changes(before, after), *rows))
 
 
-def _findings(before: Summary, after: Summary, matched: Match) -> Iterator[RowFinding]:
+def findings(before: Summary, after: Summary, matched: Match) -> Iterator[RowFinding]:
+    """Each difference of each row, before any are folded."""
     flow = Flow(before, after, matched)
     for _, old, _, new in matched.rows:
         if old.path != new.path or compared_fields(old) != compared_fields(new):
@@ -73,7 +74,7 @@ def _whole_subtrees(root: PathNode, nodes: Iterator[PathNode]) -> Iterator[list[
         yield [layer for layer in layers if layer is not None]
 
 
-def _to_change(finding: RowFinding) -> Change:
+def to_change(finding: RowFinding) -> Change:
     has_params = finding.kind in _KINDS_WITH_PARAMS and (finding.moved.params or finding.kind in ("added", "removed"))
     return Change(
         kind=finding.kind,

@@ -26,8 +26,9 @@ def total_changes(before: Summary, after: Summary, findings: Sequence[RowFinding
     for name in STORED:
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
+            parts = causes(name, findings)
             yield Change(
-                "total", name, units.count(old), units.count(new), new - old, why=split_by_cause(name, findings)
+                "total", name, units.count(old), units.count(new), new - old, why=split_text(parts), parts=parts
             )
     if before.flops.rules == after.flops.rules and before.flops != after.flops:
         old, new = before.flops.value, after.flops.value
@@ -38,11 +39,11 @@ def total_changes(before: Summary, after: Summary, findings: Sequence[RowFinding
         )
 
 
-def split_by_cause(metric: str, findings: Sequence[RowFinding]) -> str:
-    """What moved a total, largest first: `768 -> 1,024 in 98 rows +38,123,520, tie lost at head +38,597,376`."""
+def causes(metric: str, findings: Sequence[RowFinding]) -> tuple[tuple[str, int], ...]:
+    """What moved a total, largest first: `("768 -> 1,024 in 98 rows", 38_123_520)`."""
     kinds = _SPLIT_KINDS.get(metric)
     if kinds is not None and not any(finding.kind in kinds for finding in findings):
-        return ""
+        return ()
     parts: dict[str, list[int]] = {}
     first_paths: dict[str, str] = {}
     for finding in findings:
@@ -55,15 +56,17 @@ def split_by_cause(metric: str, findings: Sequence[RowFinding]) -> str:
             first_paths.setdefault(label, shown(finding.path))
             entry = parts.setdefault(label, [0, 0])
             entry[0], entry[1] = entry[0] + moved, entry[1] + (finding.rows if label == finding.cause else 0)
+    ordered = sorted(parts.items(), key=lambda entry: -abs(entry[1][0]))
+    return tuple((_label_with_rows(label, rows, first_paths[label]), moved) for label, (moved, rows) in ordered)
+
+
+def split_text(parts: Sequence[tuple[str, int]]) -> str:
+    """Two causes or more: `768 -> 1,024 in 98 rows +38,123,520, tie lost at head +38,597,376`."""
     if len(parts) < 2:
         return ""
-    ordered = sorted(parts.items(), key=lambda entry: -abs(entry[1][0]))
-    texts = [
-        f"{_label_with_rows(label, rows, first_paths[label])} {moved:+,}"
-        for label, (moved, rows) in ordered[:_MOST_PARTS]
-    ]
-    if smaller := ordered[_MOST_PARTS:]:
-        texts.append(f"{len(smaller)} more {sum(entry[0] for _, entry in smaller):+,}")
+    texts = [f"{label} {moved:+,}" for label, moved in parts[:_MOST_PARTS]]
+    if smaller := parts[_MOST_PARTS:]:
+        texts.append(f"{len(smaller)} more {sum(moved for _, moved in smaller):+,}")
     return ", ".join(texts)
 
 

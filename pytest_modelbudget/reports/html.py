@@ -1,15 +1,20 @@
 """HTML: all results as one self-contained page. Everything is escaped.
 
-The page loads nothing, and its own security policy would not let it. The table of models and what failed need no
-script; layer trees, treemaps and tables of changes are made when a model is opened, so that a page of a thousand
-models opens at once.
+The page loads nothing, and its own security policy would not let it. The table of models, what failed and the bars of
+what moved need no script; graphs, treemaps, layer trees and tables of changes are made when a model is opened, so that
+a page of a thousand models opens at once. What they are made of is `data.model_data`.
+
+The scripts in `templates/page` are inlined in the order of `_PARTS`, in one scope; `LICENSES.md` in `templates/vendor`
+names the libraries.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from importlib import resources
@@ -18,7 +23,8 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 from markupsafe import Markup
 
 from pytest_modelbudget import units
-from pytest_modelbudget.reports import overall, terminal, text, tree
+from pytest_modelbudget.diff import notebook as changes_notebook
+from pytest_modelbudget.reports import data, overall, terminal, text
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary.show import cells, notebook
 from pytest_modelbudget.system.escape import harmless
@@ -26,13 +32,40 @@ from pytest_modelbudget.system.escape import harmless
 _MOST_USED = 10**300
 """The share of a limit up to which the page sorts by it."""
 
+VENDORED = ("dagre.min.js", "d3-hierarchy.min.js", "preact.min.umd.js", "preact-hooks.umd.js")
+"""The libraries, in the order in which they need one another."""
+
+_PARTS = (
+    "dom",
+    "overview",
+    "changes",
+    "layers",
+    "model",
+    "fold",
+    "wires",
+    "layout",
+    "row",
+    "graph",
+    "treemap",
+    "start",
+)
+
+_SOURCE_MAP = re.compile(r"^//# sourceMappingURL=.*$", re.MULTILINE)
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
+"""Characters that a page should not have; in libraries they stand in strings, where an escape means the same."""
+
+_MOST_OPEN = 3
+
 _MOST_FAILURE = 20_000
 """Characters about one failure; the tables below it have the rest."""
 
 
 @cache
 def _template() -> Template:
-    loader = ChoiceLoader([PackageLoader("pytest_modelbudget.reports", "templates"), notebook.LOADER])
+    loader = ChoiceLoader(
+        [PackageLoader("pytest_modelbudget.reports", "templates"), notebook.LOADER, changes_notebook.LOADER]
+    )
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html")
@@ -43,35 +76,70 @@ def _file(name: str) -> str:
     return (resources.files("pytest_modelbudget.reports") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _inlined(content: str) -> tuple[Markup, str]:
+@dataclass(frozen=True, slots=True)
+class Inlined:
     """What is put into the page as it is, and the hash by which the page's policy knows it."""
-    return Markup(content), base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+    content: Markup
+    hash: str
+
+    @classmethod
+    def of(cls, content: str) -> Inlined:
+        return cls(Markup(content), base64.b64encode(hashlib.sha256(content.encode()).digest()).decode())
+
+
+@cache
+def scripts() -> tuple[Inlined, ...]:
+    """The libraries, and the page's own."""
+    libraries = (_library(_file(f"vendor/{name}")) for name in VENDORED)
+    own = "\n".join(_file(f"page/{name}.js") for name in _PARTS)
+    return (*map(Inlined.of, libraries), Inlined.of(f'"use strict";\n(() => {{\n{own}}})();\n'))
+
+
+def _library(content: str) -> str:
+    """As it was published, but for the address of a map that is not here and for control characters."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", _SOURCE_MAP.sub("", content))
+
+
+@cache
+def _style() -> Inlined:
+    return Inlined.of(
+        "\n".join((_file("page.css"), _file("graph.css"), changes_notebook.bars_style(), notebook.plan_style()))
+    )
 
 
 def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
-    """All models, failures first, each with its changes, treemap and layer tree; light and dark."""
-    style, style_hash = _inlined(_file("page.css") + notebook.plan_style())
-    script, script_hash = _inlined(_file("page.js"))
+    """All models, failures first: what moved as bars, the graph with what changed, treemap, layers; light and dark."""
+    changed = sum(bool(result.summary and any(text.comparisons(result))) for result in results)
     return _template().render(
         verdict=text.verdict(results),
         overall=list(overall.lines(setting.overall, ())),
-        style=style,
-        style_hash=style_hash,
-        script=script,
-        script_hash=script_hash,
-        results=[_result_data(result) for result in text.sorted_results(results)],
+        style=_style(),
+        scripts=scripts(),
+        results=[
+            {**_result_data(result), "open": _opens(result, len(results), changed)}
+            for result in text.sorted_results(results)
+        ],
     )
+
+
+def _opens(result: Result, models: int, changed: int) -> bool:
+    """Whether the drawing is there at once: for a single model, and where few changed for these."""
+    return models == 1 or (changed <= _MOST_OPEN and any(text.comparisons(result)))
 
 
 def _result_data(result: Result) -> dict[str, object]:
     warned = result.state is State.OK and bool(result.warnings)
     used = text.most_used_limit(result)
+    bars = [] if result.summary is None else list(_bars(result))
     return {
         "id": harmless(result.id),
         "word": text.with_real_run_mark("warn" if warned else result.state.value, result),
         "look": "failed" if result.state.failed else "warned" if warned else "passed",
         "failed": result.state.failed,
         "why": _failure_text(result) if result.state.failed else "",
+        "bars": bars,
+        "violations": [harmless(str(violation)) for violation in result.failures] if bars else [],
         "warnings": [harmless(str(violation)) for violation in result.warnings],
         "cells": list(_cells(result)),
         "findings": [harmless(str(finding)) for finding in text.model_findings(result)],
@@ -83,9 +151,16 @@ def _result_data(result: Result) -> dict[str, object]:
             **notebook.summary_parts(result.summary),
             "remarks": text.remarks(result.summary),
             "layers": len(result.summary.layers),
-            "packed": tree.packed_data(result),
+            "packed": data.packed(result),
         },
     }
+
+
+def _bars(result: Result) -> Iterator[tuple[str, object]]:
+    """For each comparison in which a total moved: with what, and the bars."""
+    for title, changes in text.comparisons(result):
+        if (bars := changes_notebook.bars(changes))["totals"]:
+            yield title, bars
 
 
 def _failure_text(result: Result) -> str:
@@ -103,5 +178,5 @@ def _cells(result: Result) -> Iterator[tuple[str, object]]:
     yield f"{summary.params:,}", summary.params
     yield text.delta_text(result, "params"), "" if delta is None else delta
     yield f"{summary.trainable_params:,}", summary.trainable_params
-    yield cells.flops(summary), "" if summary.flops.value is None else summary.flops.value
+    yield cells.flops(summary).partition(" (")[0], "" if summary.flops.value is None else summary.flops.value
     yield units.size(summary.weight_bytes), summary.weight_bytes

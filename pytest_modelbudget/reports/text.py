@@ -21,6 +21,9 @@ from pytest_modelbudget.system.escape import harmless
 
 _ORDER = tuple(State)
 
+_COUNTED = ("build error", "bad config", "bad manifest", "conflict")
+"""Words of states that are things, of which there may be several."""
+
 
 def cut_lines(lines: Sequence[str], most: int) -> Iterator[str]:
     """The lines that fit into `most` characters, then a count of the others."""
@@ -221,7 +224,7 @@ def verdict(results: Sequence[Result]) -> str:
         )
         counts[word] = counts.get(word, 0) + 1
     ok = counts.pop("ok", 0)
-    texts = [f"{number} {word}" for word, number in counts.items()]
+    texts = [f"{number} {word}{'s' if number > 1 and word in _COUNTED else ''}" for word, number in counts.items()]
     return ", ".join([*texts, *([f"{ok} ok"] if ok or not texts else [])])
 
 

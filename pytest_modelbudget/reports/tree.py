@@ -1,32 +1,15 @@
-"""A model for the HTML page: its rows as a tree with what each part holds, and what changed, as compact data."""
+"""The rows of a model for the HTML page: a tree with what each part holds."""
 
 from __future__ import annotations
 
-import base64
-import json
-import zlib
 from collections.abc import Iterator
 
 from pytest_modelbudget import units
-from pytest_modelbudget.diff import Change
-from pytest_modelbudget.reports import text
-from pytest_modelbudget.results import Result
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.formulas import why
 from pytest_modelbudget.summary.show import cells
 from pytest_modelbudget.summary.show.nesting import parent_rows, subtotals
 from pytest_modelbudget.system.escape import harmless
-
-
-def packed_data(result: Result) -> str:
-    """Rows and changes as compressed text, some twenty times smaller than plain; the page unpacks it."""
-    data = {
-        "rows": [] if result.summary is None else list(tree_rows(result.summary)),
-        "changes": [
-            [title, [_change_cells(change) for change in changes]] for title, changes in text.comparisons(result)
-        ],
-    }
-    return base64.b64encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 9)).decode("ascii")
 
 
 def tree_rows(summary: Summary) -> Iterator[list[object]]:
@@ -55,17 +38,3 @@ def tree_rows(summary: Summary) -> Iterator[list[object]]:
             harmless(why(layer)),
             parent,
         ]
-
-
-def _change_cells(change: Change) -> list[object]:
-    """Kind, path, before, after, the difference of params as text and number, why."""
-    earlier = change.was if change.kind in ("renamed", "moved") else change.before
-    return [
-        harmless(change.kind),
-        harmless(change.path),
-        harmless(earlier),
-        harmless(change.after),
-        "" if change.delta is None else f"{change.delta:+,}",
-        change.delta,
-        harmless(change.why, longest=800),
-    ]

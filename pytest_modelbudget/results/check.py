@@ -49,8 +49,8 @@ def _since(base: Baseline, summary: Summary) -> BaseComparison:
     if base.summary is None:
         return BaseComparison(base.name, base.reason)
     totals = {name: METRICS[name].get(base.summary) for name in METRICS if name in GROWTH_METRICS}
-    unchanged = base.summary is summary
-    return BaseComparison(base.name, totals=totals, changes=() if unchanged else changes(base.summary, summary))
+    moved = () if base.summary is summary else changes(base.summary, summary)
+    return BaseComparison(base.name, totals=totals, changes=moved, before=base.summary if moved else None)
 
 
 def _state(over: bool, stored: SnapshotState, accept: bool) -> State:

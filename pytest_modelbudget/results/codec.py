@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from datetime import date
 from fractions import Fraction
 from typing import Any
 
 from pytest_modelbudget.budget import Budget, Finding, Violation
-from pytest_modelbudget.diff import Change
+from pytest_modelbudget.diff import Change, Changes
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.results import BaseComparison, Result, Snapshot, SnapshotState, State
 from pytest_modelbudget.results.groups import GroupSum, ModelGroup
@@ -26,13 +26,24 @@ SCHEMA = 1
 @originals_restored()
 def pack(result: Result) -> bytes:
     """One compressed value; layer tables are so repetitive that this is 20 to 50 times smaller than the JSON."""
-    return zlib.compress(json.dumps(result_dict(result)).encode())
+    earlier = {name: summary.to_dict() for name, summary in _earlier_summaries(result) if summary is not None}
+    return zlib.compress(json.dumps({**result_dict(result), "earlier": earlier}).encode())
+
+
+def _earlier_summaries(result: Result) -> Iterator[tuple[str, Summary | None]]:
+    """What the model was where it changed, for reports that draw it; the JSON report does without."""
+    yield "snapshot", result.snapshot.before
+    yield "since", None if result.since is None else result.since.before
 
 
 @originals_restored()
 def unpack(data: bytes) -> Result:
     """Read back what `pack` gave."""
-    return result_from(json.loads(zlib.decompress(data)))
+    content = json.loads(zlib.decompress(data))
+    result = result_from(content)
+    earlier = {name: Summary.from_dict(summary) for name, summary in content["earlier"].items()}
+    since = None if result.since is None else replace(result.since, before=earlier.get("since"))
+    return replace(result, since=since, snapshot=replace(result.snapshot, before=earlier.get("snapshot")))
 
 
 def result_dict(result: Result) -> dict[str, Any]:
@@ -59,7 +70,7 @@ def result_dict(result: Result) -> dict[str, Any]:
             }
             for item in result.violations
         ],
-        "changes": [asdict(item) for item in result.changes],
+        "changes": list(map(_change_dict, result.changes)),
         "snapshot": {
             "stored": result.snapshot.stored.value,
             "path": result.snapshot.path,
@@ -76,7 +87,7 @@ def result_dict(result: Result) -> dict[str, Any]:
 
 
 def result_from(data: Mapping[str, Any]) -> Result:
-    """Read back what `result_dict` gave; the committed summary (`snapshot.before`) stays behind, its changes travel."""
+    """Read back what `result_dict` gave; earlier summaries stay behind, the changes since them travel."""
     return Result(
         id=data["id"],
         nodeid=data["nodeid"],
@@ -98,7 +109,7 @@ def result_from(data: Mapping[str, Any]) -> Result:
             )
             for item in data["violations"]
         ),
-        changes=tuple(Change(**item) for item in data["changes"]),
+        changes=_changes_from(data["changes"]),
         snapshot=Snapshot(**{**data["snapshot"], "stored": SnapshotState(data["snapshot"]["stored"])}),
         files=tuple(data["files"]),
         findings=tuple(map(finding_from, data["findings"])),
@@ -203,13 +214,21 @@ def _comparison_dict(since: BaseComparison) -> dict[str, Any]:
         "name": since.name,
         "reason": since.reason,
         "totals": {name: number_text(value) for name, value in since.totals.items()},
-        "changes": [asdict(change) for change in since.changes],
+        "changes": list(map(_change_dict, since.changes)),
     }
 
 
 def _comparison_from(data: Mapping[str, Any]) -> BaseComparison:
     totals = {name: _number_from(value) for name, value in data["totals"].items()}
-    return BaseComparison(data["name"], data["reason"], totals, tuple(Change(**item) for item in data["changes"]))
+    return BaseComparison(data["name"], data["reason"], totals, _changes_from(data["changes"]))
+
+
+def _change_dict(change: Change) -> dict[str, Any]:
+    return {**asdict(change), "parts": list(map(list, change.parts))}
+
+
+def _changes_from(data: Iterable[Mapping[str, Any]]) -> Changes:
+    return Changes(Change(**{**item, "parts": tuple(map(tuple, item.get("parts", ())))}) for item in data)
 
 
 def _place_dict(place: Place | None) -> dict[str, Any] | None:

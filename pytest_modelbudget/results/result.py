@@ -75,13 +75,15 @@ class BaseComparison:
     """What moved since the base, which `name` names (`HEAD^1 4f1c2d9`).
 
     `totals` are the base's numbers by metric, None for one that is not known there, and `changes` lead from there to
-    here. Where the base says nothing of the model both are empty, and `reason` says why.
+    here. Where the base says nothing of the model both are empty, and `reason` says why. `before` is the base's summary
+    where there are changes.
     """
 
     name: str
     reason: str = ""
     totals: Mapping[str, Number | None] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
+    before: Summary | None = None
 
 
 @dataclass(frozen=True, slots=True)

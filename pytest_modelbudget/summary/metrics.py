@@ -1,6 +1,7 @@
 """The one table of metrics: the numbers of a model that limits, reports and trackers know, each in one row.
 
-A new metric is a row of `METRICS`, with the function that reads it from a summary, and a row of the README's table.
+A new metric is a row of `METRICS`, with the function that reads it from a summary, and a row of the table in
+docs/reference/metrics.md.
 """
 
 from __future__ import annotations

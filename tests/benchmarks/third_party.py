@@ -10,7 +10,7 @@ with 1 when any number differs. Needs the libraries, which the project itself ne
         lightning tensordict torchdiffeq
 
 The FLOPs of the real run are those of `torch.utils.flop_counter`, with formulas for what it lacks, each by the rule that
-README states. Recurrent layers run without oneDNN, and attention without its fused fast path, so that it sees them.
+docs/reference/flops.md states. Recurrent layers run without oneDNN, and attention without its fused fast path, so that it sees them.
 """
 
 from __future__ import annotations

@@ -90,9 +90,9 @@ def test_completion_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "pip install 'pytest-modelbudget[completion]'" in capsys.readouterr().err
 
 
-def test_the_readme_has_every_command() -> None:
+def test_the_reference_has_every_command() -> None:
     """In the order of the help."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/reference/command.md").read_text(encoding="utf-8")
     assert tuple(re.findall(r"^\| `modelbudget (\w+)", text, re.MULTILINE)) == COMMANDS
 
 

@@ -227,6 +227,12 @@ def test_a_total_is_split_by_cause() -> None:
     assert total.path == "params"
     assert total.delta == 800 + 4 * (8 + 192) + 1600
     assert total.why == "8 -> 16 in 9 rows +1,600, tie lost at head +1,600"
+    assert total.parts == (("8 -> 16 in 9 rows", 800 + 4 * (8 + 192)), ("tie lost at head", 1600))
+    page = compare(before, after)._repr_html_()
+    assert (
+        page.count('<rect class="after more"') == 4 + 2 + 1
+    )  # params, trainable, buffers, bytes; two causes, one of the buffers
+    assert "<script" not in page
 
 
 def kernel(side: int, dtype: str = "float32", packed_bytes: int | None = None, *, trainable: bool = True) -> Summary:

@@ -140,6 +140,7 @@ def test_changes_account_for_every_param(seed: int) -> None:
         assert totals == {name: delta for name, delta in expected.items() if delta}
         for change in changes:
             assert str(change).isprintable()
+            assert not change.parts or sum(moved for _, moved in change.parts) == change.delta
             if change.kind == "total" and change.why:  # a split by cause, and nothing is left out
                 parts = re.findall(r" ([+-][0-9,]*[0-9])(?=, |$)", change.why)
                 assert sum(int(part.replace(",", "")) for part in parts) == change.delta

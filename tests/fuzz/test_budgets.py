@@ -31,7 +31,7 @@ MEANINGS: dict[str, dict[str, Fraction]] = {
     "share": {"%": Fraction(1, 100)},
     "ratio": {"": Fraction(1)},
 }  # fmt: skip
-"""What each unit means, from README's table."""
+"""What each unit means, from the table of units in docs/reference/metrics.md."""
 
 _DIGITS = st.one_of(
     st.integers(0, 10**24).map(str),

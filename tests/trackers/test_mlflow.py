@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget.summary import Flops, Summary
+from pytest_modelbudget.trackers import mlflow
 from pytest_modelbudget.trackers.mlflow import artifacts, content, outbox
 from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
 from tests.builders import towers
@@ -74,6 +75,26 @@ def test_a_run_over_its_deadline_is_sent_by_the_next_one(sent: Sent) -> None:
     assert waiting(sent.repo.path) == []
     assert not sent.killed["imported"]
     assert not sent.logged["imported"]
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "command"),
+    [
+        pytest.param(".venv/bin/mlflow", "bin", ".venv/bin/mlflow", id="not activated"),
+        pytest.param(".venv/bin/mlflow", ".venv/bin", "mlflow", id="activated"),
+        pytest.param("bin/mlflow", "bin", "{root}/.venv/bin/python -m mlflow", id="no script beside Python"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="scripts are found by their endings there")
+def test_the_command_for_the_pages_works_as_it_is_printed(
+    script: str, path: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts the mlflow of the environment that pytest ran in, from the root, whatever PATH has."""
+    (tmp_path / script).parent.mkdir(parents=True)
+    (tmp_path / script).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+    monkeypatch.setenv("PATH", str(tmp_path / path))
+    assert mlflow._mlflow_command(tmp_path) == command.format(root=tmp_path)
 
 
 @needs_mlflow

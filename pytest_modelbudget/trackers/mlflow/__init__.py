@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import time
 import uuid
@@ -218,9 +219,21 @@ def _link_lines(links: Sequence[tuple[str, str]], root: Path, target: Target) ->
 
 def _ui_command(root: Path, target: Target) -> str:
     if not target.local:
-        return 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
-    go = "" if Path.cwd() == root.resolve() else f"cd {shlex.quote(str(root.resolve()))} && "
-    return f"{go}mlflow ui --backend-store-uri sqlite:///{target.shown}"
+        return f'{_mlflow_command(Path.cwd())} ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+    folder = root.resolve()
+    go = "" if Path.cwd() == folder else f"cd {shlex.quote(str(folder))} && "
+    return f"{go}{_mlflow_command(folder)} ui --backend-store-uri sqlite:///{target.shown}"
+
+
+def _mlflow_command(folder: Path) -> str:
+    """How a shell in `folder` starts the mlflow of this environment, whether that is activated or not."""
+    script = shutil.which("mlflow", path=str(Path(sys.executable).parent))
+    if script is None:
+        return f"{shlex.quote(sys.executable)} -m mlflow"
+    if shutil.which("mlflow") == script:
+        return "mlflow"
+    path = Path(script)
+    return shlex.quote(str(path.relative_to(folder) if path.is_relative_to(folder) else path))
 
 
 def _waiting_lines(count: int, elsewhere: int) -> Iterator[str]:

@@ -1,0 +1,68 @@
+"""The data that the HTML page embeds for each model: rows, what feeds them, what changed; one pure function."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+
+from pytest_modelbudget.diff import Change
+from pytest_modelbudget.reports import graph, text
+from pytest_modelbudget.reports.tree import tree_rows
+from pytest_modelbudget.results import Result
+from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.escape import harmless
+
+
+def model_data(result: Result) -> dict[str, object]:
+    """Everything of a model that the page draws by script, as plain JSON data.
+
+    `rows` as `tree.tree_rows` describes them, `sources` of each row as in `graph.sources`, `shapes` as in
+    `graph.shapes`, `inputs` as [name, shape],
+    `changes` as [title, [[kind, path, before, after, params moved as text, and as number, why], ...]] for each
+    comparison, and `comparison` as in `graph.comparison`, None where nothing changed or the earlier rows are not known;
+    `compared` says with what.
+    """
+    summary = result.summary
+    compared, before = _earlier(result)
+    return {
+        "rows": [] if summary is None else list(tree_rows(summary)),
+        "sources": [] if summary is None else graph.sources(summary),
+        "shapes": [] if summary is None else graph.shapes(summary),
+        "inputs": []
+        if summary is None
+        else [[harmless(port.name), harmless(str(port.spec))] for port in summary.inputs],
+        "changes": [
+            [title, [_change_cells(change) for change in changes]] for title, changes in text.comparisons(result)
+        ],
+        "compared": compared,
+        "comparison": None if summary is None or before is None else graph.comparison(before, summary),
+    }
+
+
+def packed(result: Result) -> str:
+    """`model_data` as compressed text, some twenty times smaller than plain; the page unpacks it."""
+    content = json.dumps(model_data(result), separators=(",", ":"))
+    return base64.b64encode(zlib.compress(content.encode(), 9)).decode("ascii")
+
+
+def _earlier(result: Result) -> tuple[str, Summary | None]:
+    """The first comparison that is told, and the model as it was then."""
+    title = next((title for title, _ in text.comparisons(result)), "")
+    if result.since is not None and result.since.changes:
+        return title, result.since.before
+    return title, result.snapshot.before
+
+
+def _change_cells(change: Change) -> list[object]:
+    """Kind, path, before, after, the difference of params as text and number, why."""
+    earlier = change.was if change.kind in ("renamed", "moved") else change.before
+    return [
+        harmless(change.kind),
+        harmless(change.path),
+        harmless(earlier),
+        harmless(change.after),
+        "" if change.delta is None else f"{change.delta:+,}",
+        change.delta,
+        harmless(change.why, longest=800),
+    ]
