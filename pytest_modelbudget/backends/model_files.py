@@ -53,6 +53,14 @@ def builder(path: Path, framework: str | None) -> Callable[[], object]:
     return lambda: reader.read(path)
 
 
+def is_model(path: Path) -> bool:
+    """Whether a model that `builder` reads is at `path`, whatever its name."""
+    try:
+        return bool(_framework_of(path))
+    except (OSError, ModelBudgetError):
+        return False
+
+
 def shown(path: Path) -> str:
     """`path` as messages name it: from the current folder where it lies below it."""
     relative = os.path.relpath(path)

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import NO_MANIFEST, find_project, terminal_width
 from pytest_modelbudget.cli.session import based, check_models
 from pytest_modelbudget.config import MANIFEST_NAMES
@@ -34,8 +35,9 @@ def run(options: Namespace) -> int:
         print(f"modelbudget: {NO_MANIFEST}", file=sys.stderr)
         return NO_MODEL
 
-    def tell(result: Result, output: str) -> None:
-        print("".join(f"{line}\n" for line in _result_lines(result, output, options.verbose)), end="", flush=True)
+    def tell(result: Result, output: str, new: int) -> None:
+        lines = _result_lines(result, output, options.verbose, many_new=new > terminal.MOST_NEW)
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
 
     with based(project, options.base) as base:
         check_run = check_models(project, base, options.ids, accept=options.accept, tell=tell)
@@ -44,20 +46,27 @@ def run(options: Namespace) -> int:
             print(f"modelbudget: {names} registers no model", file=sys.stderr)
             return NO_MODEL
         failed = any(result.state.failed for result in check_run.results)
-        finished = finish(
-            check_run.results, Wanted(options.accept, reports, sent_to), base, check_run.collected, failed=failed
-        )
+        wanted = Wanted(options.accept, reports, sent_to)
+        with progress("logging to MLflow" if sent_to else "writing reports"):
+            finished = finish(check_run.results, wanted, base, check_run.collected, failed=failed)
     print("\n".join((*finished.closing(terminal_width()), *finished.annotations(project.root))))
     for problem in finished.problems:
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
     return INTERRUPTED if check_run.interrupted else int(finished.failed or bool(finished.problems))
 
 
-def _result_lines(result: Result, output: str, verbose: int) -> Iterator[str]:
-    """Why a model failed, or with `-v` its table; a skipped one says why."""
+def _result_lines(result: Result, output: str, verbose: int, *, many_new: bool) -> Iterator[str]:
+    """Why a model failed, or with `-v` its table; a skipped one says why.
+
+    Of many models that have no snapshot yet each gets one line, unless `verbose`.
+    """
     rows, columns = None if verbose > 1 else _MOST_ROWS, terminal_width()
-    if result.state.failed:
-        yield terminal.failure(result, width=columns, rows=rows, explain=verbose > 1)
+    short = many_new and not verbose and terminal.is_new(result)
+    if short and result.state is State.NO_SNAPSHOT:
+        yield terminal.new_model(result)
+    elif result.state.failed:
+        fold = sys.stdout.isatty()
+        yield terminal.failure(result, width=columns, rows=0 if short else rows, explain=verbose > 1, fold=fold)
         if output.strip():
             yield "it printed:"
             yield harmless_output(output.strip())

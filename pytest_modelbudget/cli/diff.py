@@ -6,10 +6,12 @@ import json
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.base import Base
+from pytest_modelbudget.cli.project import print_lines
 from pytest_modelbudget.cli.targets import Targets, committed_summary
 from pytest_modelbudget.cli.walk import project_files
 from pytest_modelbudget.diff import Change, changes
@@ -59,8 +61,8 @@ def run(options: Namespace) -> int:
     if options.json:
         print(json.dumps([_to_json(pair) for pair in pairs], indent=1))
     else:
-        blocks = ["\n".join(_pair_lines(pair, options.top or None)) for pair in pairs]
-        print("\n\n".join(blocks) if blocks else "nothing differs")
+        blocks = [["", *_pair_lines(pair, options.top or None)] for pair in pairs]
+        print_lines(list(chain.from_iterable(blocks))[1:] or ["nothing differs"])
     problems = [pair.problem for pair in pairs if pair.problem]
     if problems:
         raise ModelBudgetError("\n".join(problems))

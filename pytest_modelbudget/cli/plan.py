@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_modelbudget import budget
+from pytest_modelbudget.cli.project import print_lines
 from pytest_modelbudget.cli.targets import Targets
 from pytest_modelbudget.engine import planning
 from pytest_modelbudget.engine.planning import kind_of
@@ -38,7 +39,7 @@ def run(options: Namespace) -> int:
         data = summary.to_dict()
         print(json.dumps({name: data[name] for name in ("model", "plans", "growth")}, indent=1))
     else:
-        print("\n".join(plans.summary_lines(summary)))
+        print_lines(plans.summary_lines(summary))
     return 0 if all(map(_is_good, summary.plans)) else 1
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import UnreadableFile, is_file, non_file_kind, read_bytes
 from pytest_modelbudget.session.registry import make_importable
+from pytest_modelbudget.summary.show.folding import hanging
 
 NO_MANIFEST = (
     "there is no manifest (modelbudget.yaml, or [tool.modelbudget] in pyproject.toml) here or in a folder above: "
@@ -109,3 +111,10 @@ def _has_pattern(path: Path, pattern: str) -> bool:
 def terminal_width() -> int:
     """Columns of the terminal, 80 when there is none."""
     return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines, folded between words for a terminal; whole for files and other programs, which search them."""
+    if sys.stdout.isatty():
+        lines = (part for line in lines for part in hanging(line, terminal_width()))
+    print("\n".join(lines))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pytest_modelbudget import snapshot
 from pytest_modelbudget.base import Base, find_base
 from pytest_modelbudget.cli.capture import captured_output
+from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import Project
 from pytest_modelbudget.engine.run import entries_from, in_ci, run
 from pytest_modelbudget.entry import ModelEntry
@@ -29,8 +30,8 @@ from pytest_modelbudget.session.registry import (
 )
 from pytest_modelbudget.summary import Summary
 
-Listener = Callable[[Result, str], None]
-"""Told each result when it is there, with what the model's code printed."""
+Listener = Callable[[Result, str, int], None]
+"""Told each result when it is there, what the model's code printed, and how many models have no snapshot yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,12 @@ def check_models(
         selection = _Selection(ids, registries)
         base_manifests = {item.path: item.base_manifest(base) for item in registries}
         count = None if isolation is None else isolation.count
+        new = snapshot.count_missing(project.root, [entry for _, entry in _selected_models(registries, selection)])
         try:
             for result, output in _check_each(project, registries, selection, accept, base, base_manifests, count):
                 results.append(result)
                 if tell is not None:
-                    tell(result, output)
+                    tell(result, output, new)
         except KeyboardInterrupt:
             interrupted = True
             results += _not_checked_results(registries, selection, {result.nodeid for result in results})
@@ -150,7 +152,8 @@ def _check_each(
         if clash := clashing.get(id(entry)):
             yield Result(id=entry.id, state=State.BAD_CONFIG, error=clash, place=entry.place, nodeid=nodeid), ""
             continue
-        with _progress(f"[{number}/{len(selected)}] {entry.id}"), captured_output() as output:
+        text = f"[{number}/{len(selected)}] {entry.id}"
+        with progress(text, alone=entry.isolate is not False and count is not None), captured_output() as output:
             base_limits = registry.base_limits(entry, base_manifests[registry.path])
             result = run(entry, project.root, accept=accept, count=count, base=base, limits_before=base_limits)
             printed = output()
@@ -164,18 +167,3 @@ def _manifest_results(registry: Registry, project: Project, selection: _Selectio
             yield replace(bad_config_result(name, mistakes), nodeid=f"{file}::{name}")
     if not selection.globs and not registry.unsure() and (files := registry.obsolete(project.root)):
         yield replace(obsolete_files_result("snapshot-files", files, file), nodeid=f"{file}::snapshot-files")
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[None]:
-    """Shows what is being done, where a person looks on; gone when it is done."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    sys.stderr.write(f"\r\x1b[K{text}")
-    sys.stderr.flush()
-    try:
-        yield
-    finally:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from pytest_modelbudget import backends, snapshot
+from pytest_modelbudget.backends import model_files
 from pytest_modelbudget.base import Base, BaseCommit
 from pytest_modelbudget.base.git import Git, NoGit
 from pytest_modelbudget.cli.capture import captured_output
+from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import Project, find_project
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.engine.naming import import_named
 from pytest_modelbudget.engine.planning import CountedModel
 from pytest_modelbudget.engine.run import from_builder, from_live, run, summary_with_plans
-from pytest_modelbudget.entry import ModelEntry, RunMode
+from pytest_modelbudget.entry import ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import (
     InvalidText,
@@ -144,7 +146,7 @@ class Targets:
     def find(self, word: str) -> Callable[[], Summary] | None:
         """What gives the summary that `word` stands for; None when it stands for no model."""
         path = Path(word)
-        if is_file(path) or is_file(path / "saved_model.pb"):
+        if is_file(path) or model_files.is_model(path):
             return lambda: self._file(path)
         if path.suffix.lower() in (*_SUMMARY_SUFFIXES, *_MODEL_SUFFIXES) and (kind := non_file_kind(path)):
             raise ModelBudgetError(f"{word} is {kind}, where a file should be")
@@ -154,6 +156,8 @@ class Targets:
             return lambda: self._count(entry)
         if _REFERENCE.fullmatch(word):
             return lambda: self._reference(word)
+        if path.is_dir() and names_file(word):
+            return lambda: self._count(self.call.entry(_name_of(path), os.path.abspath(path)))
         return None
 
     def describe_unknown(self, word: str, *others: str) -> str:
@@ -189,9 +193,8 @@ class Targets:
     def _file(self, path: Path) -> Summary:
         if path.name in MANIFEST_NAMES:
             raise ModelBudgetError(f"{path} is a manifest: name one of its models, modelbudget show --file {path} ID")
-        if path.suffix.lower() in _MODEL_SUFFIXES or path.is_dir():
-            name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", path.stem).strip(".-") or "model"
-            return self._count(self.call.entry(name, os.path.abspath(path)))
+        if path.suffix.lower() in _MODEL_SUFFIXES or model_files.is_model(path):
+            return self._count(self.call.entry(_name_of(path), os.path.abspath(path)))
         if path.suffix not in _SUMMARY_SUFFIXES:
             raise ModelBudgetError(
                 f"{path} is no model: write a snapshot (.yaml), what show --json printed, or the model's file (.keras, "
@@ -230,13 +233,18 @@ class Targets:
         return replace(entry, id=word, dims={**entry.dims, **self.call.dims}, **overrides)
 
 
+def _name_of(path: Path) -> str:
+    """The id of a model that is a file."""
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", path.stem).strip(".-") or "model"
+
+
 def count_model(entry: ModelEntry, root: Path, counter: Callable[[ModelEntry], Summary]) -> Summary:
     """Build and count one model, without its snapshot and limits.
 
     Raises:
         ModelBudgetError: it cannot be; with the user's own traceback, and what the builder printed last.
     """
-    with captured_output() as output:
+    with progress(f"counting {entry.id}", alone=False), captured_output() as output:
         result = run(entry, root, snapshots=False, count=counter)
         output_text = output()
     if result.summary is None:

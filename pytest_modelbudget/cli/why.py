@@ -10,7 +10,9 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import layer_value
+from pytest_modelbudget.cli.project import print_lines
 from pytest_modelbudget.cli.targets import Targets
+from pytest_modelbudget.diff import LayerRun, largest_runs
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.explain import reading
 from pytest_modelbudget.summary import Layer, Summary
@@ -25,7 +27,7 @@ def run(options: Namespace) -> int:
     lines = (
         _model_lines(summary, options.top) if options.layer is None else _matching_layer_lines(summary, options.layer)
     )
-    print("\n".join(lines))
+    print_lines(lines)
     return 0
 
 
@@ -37,27 +39,39 @@ def _model_lines(summary: Summary, most: int) -> Iterator[str]:
         yield ""
         yield "What stands out:"
         yield from (f"  {harmless(sentence)}" for sentence in sentences)
-    ranked = sorted((layer for layer in summary.layers if layer.params), key=lambda layer: -layer.params)
-    if ranked:
+    layer_runs = largest_runs(summary.layers)
+    if layer_runs:
         yield ""
         yield f"Where the {summary.params:,} params are:"
-    for layer in ranked[:most]:
-        share = units.percent(Fraction(layer.params, summary.params))
-        yield f"  {share:>6}  {layer.params:>15,}  {harmless(f'{layer.path} ({layer.type})')}: {harmless(why(layer))}"
-    if remaining := ranked[most:]:
-        params = sum(layer.params for layer in remaining)
-        share = units.percent(Fraction(params, summary.params))
-        yield f"  {share:>6}  {params:>15,}  in {len(remaining):,} other layer{'' if len(remaining) == 1 else 's'}"
+    for run in layer_runs[:most]:
+        yield _ranked_line(run.params, summary.params, _run_text(run))
+    if remaining := layer_runs[most:]:
+        layers = sum(run.count for run in remaining)
+        text = f"in {layers:,} other layer{'' if layers == 1 else 's'}"
+        yield _ranked_line(sum(run.params for run in remaining), summary.params, text)
+
+
+def _ranked_line(params: int, total: int, text: str) -> str:
+    return f"  {_share(Fraction(params, total)):>6}  {params:>15,}  {text}"
+
+
+def _run_text(run: LayerRun) -> str:
+    """`layers.0-31.up (Linear), 32 x 704,512: in*out: 512*1376 = 704,512`."""
+    times = f", {run.count:,} x {run.layer.params:,}" if run.count > 1 else ""
+    return f"{harmless(f'{run.path} ({run.layer.type})')}{times}: {harmless(why(run.layer))}"
 
 
 def _matching_layer_lines(summary: Summary, pattern: str) -> Iterator[str]:
-    """Everything about each layer whose path is `pattern`, or matches it as a glob.
+    """Everything about each layer whose path is `pattern`, or matches it as a glob, or the first of a run of that name.
 
     Raises:
         ModelBudgetError: there is none.
     """
     matches = [layer for layer in summary.layers if layer.path == pattern]
     matches = matches or [layer for layer in summary.layers if fnmatchcase(layer.path, pattern)]
+    if not matches and (run := next((run for run in largest_runs(summary.layers) if run.path == pattern), None)):
+        yield harmless(f"{run.path}: {run.count:,} layers alike, {run.params:,} params together; the first of them:")
+        matches = [run.layer]
     if not matches:
         paths = [layer.path for layer in summary.layers]
         nearest = get_close_matches(pattern, paths, n=3, cutoff=0.4) or paths[:3]
@@ -116,5 +130,9 @@ def _share_text(count: int | Fraction | None, total: int | None) -> str:
     """` (12.5%)`, where both are known."""
     if count is None or not total or not count:
         return ""
-    share = units.percent(Fraction(count) / total)
-    return f" ({'<0.1%' if share == '0.0%' else share})"
+    return f" ({_share(Fraction(count) / total)})"
+
+
+def _share(share: Fraction) -> str:
+    """A share that is never rounded to nothing."""
+    return "<0.1%" if (text := units.percent(share)) == "0.0%" else text

@@ -2,7 +2,6 @@
 
 from pytest_modelbudget.config.decorator import model
 from pytest_modelbudget.config.manifest import (
-    ITEM_NAMES,
     MANIFEST_NAMES,
     LoadedManifest,
     Mistake,
@@ -12,6 +11,7 @@ from pytest_modelbudget.config.manifest import (
     read,
 )
 from pytest_modelbudget.config.tighten import LoweredLimit, Tightening, tighten
+from pytest_modelbudget.results import ITEM_NAMES
 
 __all__ = [
     "ITEM_NAMES",

@@ -24,12 +24,10 @@ from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading import UnreadableFile, read_bytes, read_text
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.written import RecipeSection
+from pytest_modelbudget.results import ITEM_NAMES
 
 MANIFEST_NAMES = ("modelbudget.yaml", "modelbudget.yml")
 """File names that are manifests; `pyproject.toml` is one when it has the table `[tool.modelbudget]`."""
-
-ITEM_NAMES = ("manifest", "sources", "snapshot-files")
-"""Names of items that stand for parts of a manifest, which no model of it can have."""
 
 MOST_BYTES = 4 * 10**6
 """Bytes of a manifest; what registers more models than fit into it is a source."""

@@ -116,9 +116,20 @@ def _ending(number: int) -> str:
 
 
 class Changes(tuple[Change, ...]):
-    """What changed between two summaries: a tuple that a notebook shows as bars of what moved, and a table."""
+    """What changed between two summaries: a tuple with a short `repr`, a line for each in print, and a notebook view.
+
+    A notebook shows bars of what moved, and a table.
+    """
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        if not self:
+            return "<Changes: none>"
+        totals = [change for change in self if change.kind == "total"]
+        rows = sum(change.rows for change in self if not change.of_the_model)
+        texts = [repr(change).removeprefix("<Change ").removesuffix(">") for change in (totals or self)[:1]]
+        return f"<Changes: {', '.join([*texts, *rows_changed(rows)])}>"
 
     def __str__(self) -> str:
         return "\n".join(map(str, self)) or "nothing changed"
@@ -127,3 +138,8 @@ class Changes(tuple[Change, ...]):
         from pytest_modelbudget.diff import notebook  # jinja2 is imported by those who look alone
 
         return notebook.changes_fragment(self)
+
+
+def rows_changed(rows: int) -> list[str]:
+    """`1 row changed`; nothing for none."""
+    return [f"{rows:,} row{'' if rows == 1 else 's'} changed"] if rows else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 from pytest_modelbudget.diff.change import ChangeKind
@@ -90,8 +91,8 @@ def _without_names(weight: Weight) -> object:
 def _weight_findings(old: Layer, new: Layer, pairs: Sequence[WeightPair], flow: Flow) -> Iterator[RowFinding]:
     groups: dict[str, list[WeightPair]] = {}
     for pair in pairs:
-        if kind := _weight_kind(*pair, flow):
-            groups.setdefault(kind, []).append(pair)
+        for kind, step in _weight_steps(*pair, flow):
+            groups.setdefault(kind, []).append(step)
     if "shape" in groups:  # running statistics grow with what they are statistics of
         groups["shape"] += groups.pop("buffer", [])
     if not groups and tuple(map(_without_tie, old.weights)) != tuple(map(_without_tie, new.weights)):
@@ -103,11 +104,30 @@ def _weight_findings(old: Layer, new: Layer, pairs: Sequence[WeightPair], flow: 
             if name == "shape"
             else _state_finding(name, old, new, group, delta)
         )
-    others = [pair for pair in pairs if None not in pair and _weight_kind(*pair, flow) not in ("frozen", "unfrozen")]
-    for kind in ("frozen", "unfrozen"):  # a weight that was resized or cast as well is frozen all the same
-        extra = [pair for pair in others if _freeze_kind(*pair) == kind]
-        if extra and kind not in groups:
-            yield _state_finding(kind, old, new, extra, MetricDelta())
+
+
+def _weight_steps(old: Weight | None, new: Weight | None, flow: Flow) -> Iterator[tuple[str, WeightPair]]:
+    """What happened to a weight, one thing at a time, so that each has its own part of the difference.
+
+    A weight is resized as it was stored, then cast, then frozen.
+    """
+    kind = _weight_kind(old, new, flow)
+    if old is None or new is None or kind in (None, "tied", "untied") or old.role != new.role:
+        yield from [] if kind is None else [(kind, (old, new))]
+        return
+    for before, after in pairwise((old, _resized(old, new), replace(new, trainable=old.trainable), new)):
+        if step := _weight_kind(before, after, flow):
+            yield step, (before, after)
+
+
+def _resized(old: Weight, new: Weight) -> Weight:
+    """`old` with the name and shape of `new`; a packed weight takes as many bytes for each element as before."""
+    packed_bytes = old.packed_bytes
+    if packed_bytes is not None and new.packed_bytes is not None and old.dtype == new.dtype:
+        packed_bytes = new.packed_bytes
+    elif packed_bytes is not None and old.elements:
+        packed_bytes = packed_bytes * new.elements // old.elements
+    return replace(old, name=new.name, shape=new.shape, packed_bytes=packed_bytes)
 
 
 def _without_tie(weight: Weight) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pytest_modelbudget.diff.facts import NOT_KNOWN, dim_text
 from pytest_modelbudget.diff.finding import MetricDelta, RowFinding
@@ -13,6 +13,7 @@ from pytest_modelbudget.diff.flow import spec_shifts
 from pytest_modelbudget.diff.tree import PathNode, tokens
 from pytest_modelbudget.diff.words import list_text, ranges, split_number
 from pytest_modelbudget.summary import Layer
+from pytest_modelbudget.summary.formulas import why
 
 _LEAST_EQUAL = 2
 """Equal changes that are told as one."""
@@ -37,6 +38,34 @@ def runs(findings: Sequence[RowFinding]) -> list[RowFinding]:
             break
         current = folded
     return current
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """`count` layers that are alike but for a number in their paths, as one: `layers.0-31.norm`; `layer` is the first.
+
+    `params` are those of all of them.
+    """
+
+    path: str
+    layer: Layer
+    count: int
+
+    @property
+    def params(self) -> int:
+        """Elements of their own parameters."""
+        return self.count * self.layer.params
+
+
+def largest_runs(layers: Iterable[Layer]) -> list[LayerRun]:
+    """The layers that have params, alike ones of repeated blocks as one, most params first."""
+    findings = [
+        RowFinding("weights", layer.path, layer.type, "", MetricDelta(layer.params), why=why(layer), new=layer)
+        for layer in layers
+        if layer.params
+    ]
+    layer_runs = [LayerRun(run.path, run.new, run.count) for run in runs(findings) if run.new is not None]
+    return sorted(layer_runs, key=lambda run: -run.params)
 
 
 def _split_numbers(path: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

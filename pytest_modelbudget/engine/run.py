@@ -19,7 +19,7 @@ from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.engine.naming import import_callable, import_framework, import_named, missing_framework
 from pytest_modelbudget.engine.planning import CountedModel, with_plans
-from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback
+from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback, with_cause
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
 from pytest_modelbudget.inputs import Example, Inputs
@@ -95,7 +95,7 @@ def failure_result(entry: ModelEntry, error: BaseException) -> Result:
         case FrameworkMissing():
             return _missing_framework_result(entry, error)
         case ModelBudgetError():
-            return _build_error(entry, _with_cause(error))
+            return _build_error(entry, with_cause(error))
         case ModuleNotFoundError() if absent := missing_framework(error):  # a builder may import its framework itself
             return _missing_framework_result(entry, absent)
         case SystemExit():
@@ -130,11 +130,6 @@ def _baseline(
         return replace(baseline, limits=limits)
     except ModelBudgetError as problem:
         return Baseline(name, reason=str(problem))
-
-
-def _with_cause(mistake: ModelBudgetError) -> str:
-    cause = mistake.__cause__
-    return str(mistake) if cause is None else f"{mistake}\n{user_traceback(cause)}"
 
 
 def _build_error(entry: ModelEntry, error: str) -> Result:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 
+from pytest_modelbudget.engine.naming import FRAMEWORK_MODULES
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.system.frames import is_own_frame, is_python_frame
+from pytest_modelbudget.system.frames import (
+    frame_location,
+    is_installed_frame,
+    is_own_frame,
+    is_python_frame,
+    package_of,
+)
 from pytest_modelbudget.system.intact import originals_restored
 
 _MAX_FRAMES = 12
@@ -19,8 +27,8 @@ _MAX_LINE = 500
 def user_traceback(error: BaseException) -> str:
     """`file:line: in function`, the line of code, and the error, without frames of this package and of Python's own.
 
-    Frames above the user's code are cut, and so is the inside of a deep library call. Of an error that came twice, as a
-    model is built or run once more where that failed, the last one is shown.
+    Of a call into an installed package its last frame is shown, of a framework none, and how many others there are. Of
+    an error that came twice, as a model is built or run once more where that failed, the last one is shown.
     """
     blocks = [
         "\n".join(_error_lines(raised))
@@ -28,6 +36,16 @@ def user_traceback(error: BaseException) -> str:
         if raised is error or not _repeats_cause(raised)
     ]
     return "\n\nThe error above led to this one:\n\n".join(reversed(dict.fromkeys(reversed(blocks))))
+
+
+def with_cause(mistake: ModelBudgetError) -> str:
+    """A mistake of this project with the user's part of what led to it, each sentence once."""
+    if mistake.__cause__ is None:
+        return str(mistake)
+    trace = user_traceback(mistake.__cause__)
+    told = {line.removeprefix("E").strip() for line in trace.splitlines() if line.startswith("E ")}
+    own = [line for line in str(mistake).splitlines() if line.strip()[:_MAX_LINE] not in told]
+    return "\n".join([*own, trace])
 
 
 def _error_chain(error: BaseException) -> list[BaseException]:
@@ -49,20 +67,39 @@ def _error_lines(error: BaseException) -> list[str]:
     """The frames, the notes and the message of one error."""
     all_frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in all_frames if not (is_own_frame(frame) or is_python_frame(frame))]
-    shown_frames = [*map(_frame, frames)]
-    if len(frames) > _MAX_FRAMES:
+    calls = [_call_text(package, list(group)) for package, group in groupby(frames, _package)]
+    shown_frames = [text for texts in calls for text in texts]
+    if len(shown_frames) > _MAX_FRAMES:
         half = _MAX_FRAMES // 2
-        shown_frames[half:-half] = [f"    ... {len(frames) - 2 * half} more frames"]
+        shown_frames[half:-half] = [f"    ... {len(shown_frames) - 2 * half} more frames"]
     # Above the message, whose last line is the one that stands for the error in short.
     notes = (line for note in _notes(error) for line in safe_text(note).splitlines())
     message = (f"E   {line[:_MAX_LINE]}" for line in _message(error).splitlines())
     return [*shown_frames, *(f"note: {line[:_MAX_LINE]}" for line in notes), *message]
 
 
+def _package(frame: traceback.FrameSummary) -> str | None:
+    return package_of(frame.filename)
+
+
+def _call_text(package: str | None, frames: list[traceback.FrameSummary]) -> list[str]:
+    """Frames of the user's own one by one; those of one call into a package as few."""
+    if package is None:
+        return [*map(_frame, frames)]
+    shown = [] if package in FRAMEWORK_MODULES else frames[-1:]
+    left_out = len(frames) - len(shown)
+    count = [f"    ... {left_out} frame{'' if left_out == 1 else 's'} of {package}"] if left_out else []
+    return [*count, *map(_frame, shown)]
+
+
 def _frame(frame: traceback.FrameSummary) -> str:
-    path = relative_to_cwd(Path(frame.filename))
     code = f"\n    {frame.line}" if frame.line else ""
-    return f"{path}:{frame.lineno}: in {frame.name}{code}"
+    place = (
+        frame_location(frame)
+        if is_installed_frame(frame)
+        else f"{relative_to_cwd(Path(frame.filename))}:{frame.lineno}"
+    )
+    return f"{place}: in {frame.name}{code}"
 
 
 def relative_to_cwd(path: Path) -> Path:

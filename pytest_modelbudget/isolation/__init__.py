@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -58,10 +59,15 @@ class Isolation:
     """Workers for the models of one run, one at a time: a new one comes when the last ended, or was spoiled.
 
     `conftests` gives the files that were imported before a model was asked for, so that the worker does that too.
+    `waiting` is entered while this process does nothing but wait for a worker, with what that does.
     """
 
-    def __init__(self, conftests: Callable[[], tuple[UserModule, ...]] = tuple) -> None:
-        self._conftests = conftests
+    def __init__(
+        self,
+        conftests: Callable[[], tuple[UserModule, ...]] = tuple,
+        waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
+        self._conftests, self._waiting = conftests, waiting
         self._worker: Worker | None = None
         self._traces: dict[str, int] = {}
         self._yielded: dict[str, dict[str, ModelEntry]] = {}
@@ -165,7 +171,8 @@ class Isolation:
         worker, used = self._worker, self._worker.used
         try:
             job = replace(job, conftests=self._conftests())
-            answer = worker.ask(job, seconds=limits.get("seconds", DEFAULT_SECONDS), memory=limits.get("memory"))
+            with self._waiting(_work(job)):
+                answer = worker.ask(job, seconds=limits.get("seconds", DEFAULT_SECONDS), memory=limits.get("memory"))
         except WorkerEnded as end:
             self._drop()
             if (worker.imported_ahead and not used) or (once_more and used and end.limit is None):
@@ -188,6 +195,13 @@ class Isolation:
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
+
+
+def _work(job: Job) -> str:
+    """What a worker does, in words."""
+    if job.entry is not None:
+        return f"{job.entry.id}: building and counting"
+    return f"{job.function or (job.source.reference if job.source else '')}: running"
 
 
 def _module_of_builder(entry: ModelEntry | None) -> str:

@@ -140,13 +140,14 @@ def pytest_configure(config: pytest.Config) -> None:
         if any(config.getoption(flag) for flag in dependent_flags):
             raise pytest.UsageError("model-budget: this flag needs --model-budget beside it")
         return
-    from pytest_modelbudget.plugin import base, collect, controller, steady
+    from pytest_modelbudget.plugin import base, collect, controller, progress, steady
 
     _refuse_unknown_topics()
     base.prepare(config)
     collector = collect.Collector(config)
     config.pluginmanager.register(collector, "modelbudget-collector")
     config.pluginmanager.register(steady.SteadyRun(), "modelbudget-steady")
+    config.pluginmanager.register(progress.ProgressLine(), "modelbudget-progress")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(controller.Controller(config, collector.checklist), "modelbudget-controller")
 

@@ -15,6 +15,7 @@ from pytest_modelbudget.engine.run import in_ci
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import Isolation, isolation_enabled
 from pytest_modelbudget.plugin.importing import conftests
+from pytest_modelbudget.plugin.progress import while_waiting
 from pytest_modelbudget.results import codec
 from pytest_modelbudget.session.finish import Collected
 
@@ -47,7 +48,9 @@ def prepare(config: pytest.Config) -> None:
     config.stash[BASE] = base = Base(config.rootpath, base_commit)
     config.stash[COLLECTED] = Collected()
     config.add_cleanup(base.close)
-    config.stash[ISOLATION] = isolation = Isolation(partial(conftests, config)) if _isolated(config) else None
+    config.stash[ISOLATION] = isolation = (
+        Isolation(partial(conftests, config), partial(while_waiting, config)) if _isolated(config) else None
+    )
     if isolation is not None:
         config.add_cleanup(isolation.close)
 

@@ -11,6 +11,7 @@ from pytest_modelbudget.engine.tracebacks import user_traceback
 from pytest_modelbudget.plugin.base import BASE, COLLECTED, add_from_worker, tell_worker
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.plugin.expected import Checklist, ChecklistFolder
+from pytest_modelbudget.plugin.progress import while_waiting
 from pytest_modelbudget.plugin.reports import requested_reports
 from pytest_modelbudget.reports import table
 from pytest_modelbudget.results import Result, State, codec
@@ -80,7 +81,9 @@ class Controller:
         results = (*self.latest.values(), *missing)
         self._note_left_out()
         base, collected = self.config.stash[BASE], self.config.stash[COLLECTED]
-        self.finished = finish(results, self._wanted(), base, collected, failed=_has_failed(session))
+        wanted = self._wanted()
+        with while_waiting(self.config, "logging to MLflow" if wanted.tracker else "writing reports"):
+            self.finished = finish(results, wanted, base, collected, failed=_has_failed(session))
         self._call_hook()
         if self.finished.failed or self.finished.problems:
             _fail(session)

@@ -68,7 +68,7 @@ class ModelBudget:
         if result.state is State.SKIPPED:
             pytest.skip(result.error)
         if result.state.failed:
-            raise ModelCheckFailed(result, failure_text(self._node.config, result))
+            raise ModelCheckFailed(result, failure_text(self._node, result))
         assert result.summary is not None
         return result.summary
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
 
+from pytest_modelbudget import snapshot
 from pytest_modelbudget.backends.quiet_start import without_noise
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.engine.run import in_ci, run
@@ -20,12 +21,12 @@ from pytest_modelbudget.isolation import YieldedBuilder
 from pytest_modelbudget.plugin import MARKER, RESULTS
 from pytest_modelbudget.plugin.base import BASE, ISOLATION, MODEL_ITEMS
 from pytest_modelbudget.plugin.importing import user_module
+from pytest_modelbudget.plugin.progress import terminal_width
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.reports import terminal
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.session.registry import bad_config_result, obsolete_files_result
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.summary.show.table import WIDTH
 from pytest_modelbudget.system.escape import harmless_output, without_commands
 from pytest_modelbudget.system.intact import originals_restored
 
@@ -74,7 +75,7 @@ class BudgetItem(pytest.Item):
         if result.state is State.SKIPPED:
             pytest.skip(result.error)
         if result.state.failed:
-            raise ModelCheckFailed(result, failure_text(self.config, result))
+            raise ModelCheckFailed(result, failure_text(self, result))
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
         """Where the model is registered, so that annotations point there."""
@@ -159,12 +160,30 @@ class SnapshotFilesItem(BudgetItem):
 
 
 @originals_restored()
-def failure_text(config: pytest.Config, result: Result) -> str:
-    """Why a result failed, as wide as the terminal, with more rows the more verbose the run is."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    width = reporter._tw.fullwidth if reporter is not None else WIDTH
-    rows = None if config.get_verbosity() > 1 else 40 if config.get_verbosity() >= 0 else 0
-    return terminal.failure(result, width=max(40, width), rows=rows, explain=config.get_verbosity() > 1)
+def failure_text(item: pytest.Item, result: Result) -> str:
+    """Why a result failed, as wide as the terminal, with more rows the more verbose the run is.
+
+    Of many models that have no snapshot yet each gets one line, unless the run is verbose.
+    """
+    reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+    width = terminal_width(item.config)
+    verbosity = item.config.get_verbosity()
+    rows = None if verbosity > 1 else 40 if verbosity >= 0 else 0
+    if verbosity <= 0 and terminal.is_new(result) and _new_models(item.session) > terminal.MOST_NEW:
+        if result.state is State.NO_SNAPSHOT:
+            return terminal.new_model(result)
+        rows = 0
+    fold = reporter is not None and reporter.isatty
+    return terminal.failure(result, width=width, rows=rows, explain=verbosity > 1, fold=fold)
+
+
+def _new_models(session: pytest.Session) -> int:
+    """How many models of the run have no snapshot yet; of those in ordinary tests, how many had none so far."""
+    registered = [item.entry for item in session.items if isinstance(item, ModelItem)]
+    in_tests = (
+        result for item in session.items if not isinstance(item, BudgetItem) for result in item.stash.get(RESULTS, ())
+    )
+    return snapshot.count_missing(session.config.rootpath, registered) + sum(map(terminal.is_new, in_tests))
 
 
 def record(item: pytest.Item, result: Result) -> Result:

@@ -22,7 +22,7 @@ _MOST_KINDS = 12
 def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """A section for each model that was counted, by its id, and the names of the others."""
     counted = sorted((result for result in results if result.summary), key=lambda result: (result.id, result.nodeid))
-    missing = sorted(result.id for result in results if result.is_model and not result.summary)
+    missing = sorted(result.id for result in results if result.holds_models and not result.summary)
     lines = ["<!-- model cards by pytest-modelbudget -->", ""]
     for name, result in zip(text.unique_names(counted), counted, strict=True):
         assert result.summary is not None

@@ -23,7 +23,9 @@ Sample = tuple[Labels, Number]
 
 def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """One gauge for each metric, the share of each limit that is used, and whether a model failed its check."""
-    models = sorted((result for result in results if result.is_model), key=lambda result: (result.id, result.nodeid))
+    models = sorted(
+        (result for result in results if result.holds_models), key=lambda result: (result.id, result.nodeid)
+    )
     named_models = list(zip(text.unique_names(models), models, strict=True))
     lines: list[str] = []
     for metric in METRICS.values():

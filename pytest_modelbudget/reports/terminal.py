@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
+from rich.cells import cell_len
+
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import FITS, Violation
-from pytest_modelbudget.diff import Change
+from pytest_modelbudget.diff import Change, LayerRun, largest_runs, rows_changed
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, text
 from pytest_modelbudget.results import Result, SnapshotState, State
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import PEAK_METRICS
 from pytest_modelbudget.summary.show import plans
+from pytest_modelbudget.summary.show.folding import hanging
 from pytest_modelbudget.summary.show.table import WIDTH
 from pytest_modelbudget.system.escape import harmless, harmless_lines
 from pytest_modelbudget.system.intact import any_digits
@@ -21,6 +24,8 @@ from pytest_modelbudget.system.intact import any_digits
 _LONGEST_CHANGE = 800
 _MOST_CHANGES = 20
 _MOST_ROWS = 40
+MOST_NEW = 3
+"""Models without a snapshot that are shown with their layers; of more, each gets one line."""
 
 
 @any_digits()
@@ -31,16 +36,26 @@ def failure(
     rows: int | None = _MOST_ROWS,
     explain: bool = False,
     runs: bool = True,
+    fold: bool = False,
 ) -> str:
     """Why a model failed, with every number, place and cure; at most `rows` rows of its layer table.
 
     With `explain` each of these rows says where its params come from. Without a table, a limit on runs that is broken
-    has the runs told, unless `runs` says that they stand elsewhere.
+    has the runs told, unless `runs` says that they stand elsewhere. With `fold` sentences end at `width` too, between
+    words; without it they stay whole, so that a log can be searched.
     """
-    return "\n".join(_failure(result, width, rows, explain, runs))
+    lines = [*_reasons(result, width), *_table(result, width, rows, explain, runs)]
+    if fold:
+        lines = [part for line in lines for part in ((line,) if _is_copied(line) else hanging(line, width))]
+    return "\n".join(lines)
 
 
-def _failure(result: Result, width: int, rows: int | None, explain: bool, runs: bool) -> Iterator[str]:
+def _is_copied(line: str) -> bool:
+    """Whether it is to be copied, as a command or from a traceback, or laid out already."""
+    return not line.startswith("  ") or "\n" in line
+
+
+def _reasons(result: Result, width: int) -> Iterator[str]:
     yield harmless(f"{result.id}: {result.state.value}")
     if result.error:
         yield harmless_lines(result.error)
@@ -49,9 +64,14 @@ def _failure(result: Result, width: int, rows: int | None, explain: bool, runs: 
         yield harmless(note if result.place else "not counted")
     if result.summary is None:
         return
-    yield from _violations(result)
+    yield from _violations(result, width)
     yield from _snapshot(result)
     yield from _changes_since_base(result)
+
+
+def _table(result: Result, width: int, rows: int | None, explain: bool, runs: bool) -> Iterator[str]:
+    if result.summary is None:
+        return
     if rows == 0:
         if runs and any(map(_about_runs, result.failures)):
             yield from (f"  {line}" for line in plans.summary_lines(result.summary))
@@ -60,7 +80,7 @@ def _failure(result: Result, width: int, rows: int | None, explain: bool, runs: 
         yield table.summary_text(result.summary, width=width, most=rows, explain=explain)
 
 
-def _violations(result: Result) -> Iterator[str]:
+def _violations(result: Result, width: int) -> Iterator[str]:
     for violation in (*result.failures, *result.warnings):
         sign = "  " if violation.severity == "fail" else "  warn: "
         place = f"  [{violation.budget.place}]" if violation.budget.place else ""
@@ -68,24 +88,28 @@ def _violations(result: Result) -> Iterator[str]:
     if result.summary is None or not result.failures:
         return
     if result.summary.params and not all(map(_about_runs, result.failures)):
-        yield f"  largest layers: {_largest_layers(result)}"
+        yield from _largest_layers(result.summary, width)
 
 
 def _about_runs(violation: Violation) -> bool:
     return violation.budget.metric in (FITS, *PEAK_METRICS) or bool(violation.budget.dim)
 
 
-def _largest_layers(result: Result) -> str:
-    assert result.summary is not None
-    top = sorted(result.summary.layers, key=lambda layer: -layer.params)[:3]
-    total = result.summary.params
-    return harmless(
-        ", ".join(
-            f"{layer.path} {layer.params:,} ({units.percent(Fraction(layer.params, total))})"
-            for layer in top
-            if layer.params
-        )
-    )
+def _largest_layers(summary: Summary, width: int) -> Iterator[str]:
+    """The layers with most params, alike ones of repeated blocks as one, on one line where that has room for them."""
+    top = [harmless(f"{run.path} {_params_text(run, summary.params)}") for run in largest_runs(summary.layers)[:3]]
+    line = f"  largest layers: {', '.join(top)}"
+    if cell_len(line) <= width:
+        yield line
+        return
+    yield "  largest layers:"
+    yield from (part for layer in top for part in hanging(f"    {layer}", width))
+
+
+def _params_text(run: LayerRun, total: int) -> str:
+    """`32 x 704,512 = 22,544,384 (18.6%)`."""
+    times = f"{run.count:,} x {run.layer.params:,} = " if run.count > 1 else ""
+    return f"{times}{run.params:,} ({units.percent(Fraction(run.params, total))})"
 
 
 def _snapshot(result: Result) -> Iterator[str]:
@@ -151,6 +175,33 @@ def change_lines(changes: Sequence[Change], summary: Summary | None) -> Iterator
         yield f"= {max(0, len(summary.layers) - touched)} other rows unchanged"
 
 
+def new_model(result: Result) -> str:
+    """One line for a model that has no snapshot yet, in a run with many of these."""
+    assert result.summary is not None
+    return harmless(f"{result.id}: {result.state.value}: no {result.snapshot.path} yet; {result.summary.brief}")
+
+
+def is_new(result: Result) -> bool:
+    """Whether it failed and has no snapshot yet."""
+    return result.state.failed and result.snapshot.stored is SnapshotState.MISSING
+
+
+def _new_models(results: Sequence[Result]) -> Iterator[str]:
+    """What to do about many models without a snapshot, which got a line each."""
+    new = [result for result in results if is_new(result) and not result.accepted]
+    if len(new) > MOST_NEW:
+        yield f"{len(new)} models have no snapshot yet:"
+        yield "create:  pytest --model-budget-update"
+        yield harmless(f"look:    {_show_command(new[0])}")
+
+
+def _show_command(result: Result) -> str:
+    file = result.nodeid.partition("::")[0]
+    if file.endswith(".py"):
+        return f'pytest --model-budget -v "{result.nodeid}"'
+    return f"modelbudget show {result.id}"
+
+
 def short_reason(result: Result) -> str:
     """The one line of pytest's short test summary."""
     if result.failures:
@@ -167,7 +218,7 @@ def short_reason(result: Result) -> str:
         return harmless(result.snapshot.problem, longest=160)
     first_total = next((change for change in result.changes if change.of_the_model), None)
     rows = sum(change.rows for change in result.changes if not change.of_the_model)
-    return harmless(f"{f'{first_total}, ' if first_total else ''}{rows} row{'' if rows == 1 else 's'}", longest=160)
+    return harmless(", ".join([*([str(first_total)] if first_total else []), *rows_changed(rows)]), longest=160)
 
 
 def closing_lines(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[str]:
@@ -179,5 +230,6 @@ def closing_lines(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[
             yield harmless(f"warn: {result.id}: {violation}{place}")
         if result.snapshot.note:
             yield harmless(f"note: {result.id}: {result.snapshot.note}; the next update rewrites it")
+    yield from _new_models(results)
     seconds, models = sum(result.seconds for result in results), sum(result.is_model for result in results)
     yield f"{models} model{'' if models == 1 else 's'} in {seconds:.1f} s: {text.verdict(results)}"

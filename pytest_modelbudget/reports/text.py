@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pytest_modelbudget import units
-from pytest_modelbudget.budget import FITS, Finding
+from pytest_modelbudget.budget import FITS, Finding, Violation
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.explain import reading
@@ -21,8 +21,8 @@ from pytest_modelbudget.system.escape import harmless
 
 _ORDER = tuple(State)
 
-_COUNTED = (State.BUILD_ERROR, State.BAD_CONFIG, State.CONFLICT)
-"""States whose words are things, of which there may be several."""
+_COUNTED = ("build error", "bad config", "bad manifest", "conflict")
+"""Words of states that are things, of which there may be several."""
 
 
 def cut_lines(lines: Sequence[str], most: int) -> Iterator[str]:
@@ -115,12 +115,43 @@ def most_used_limit(result: Result) -> tuple[str, Fraction] | None:
 
 
 def used_text(result: Result) -> str:
-    """`params 98.4%`; just over a limit never looks like just within it."""
-    if (share := most_used_limit(result)) is None:
-        return "-"
-    metric, used_share = share
+    """`params 98.4%`; of a limit that fails the run, where there is one: `params growth 1560.0%` of what it may grow.
+
+    Just over a limit never looks like just within it.
+    """
+    name, used_share = _broken_limit(result) or most_used_limit(result) or ("", None)
+    if used_share is None:
+        return f"{name} over" if name else "-"
     percent_text = units.percent(used_share)
-    return f"{metric} {'>' if used_share > 1 and percent_text == '100.0%' else ''}{percent_text}"
+    return f"{name} {'>' if used_share > 1 and percent_text == '100.0%' else ''}{percent_text}"
+
+
+def _broken_limit(result: Result) -> tuple[str, Fraction | None] | None:
+    """A limit that fails the run, as (name, share used): the max that is used most, else the first that is told."""
+    uses = [(violation.budget, _limit_name(violation), _share_used(violation)) for violation in result.failures]
+    maxima = [(name, share) for budget, name, share in uses if share and budget.bound == "max" and budget.layer is None]
+    if maxima:
+        return max(maxima, key=lambda use: use[1])
+    if any(budget.bound == "fits" for budget, _, _ in uses) and (share := used_shares(result).get(FITS)):
+        return "device", share
+    return next(((name, share) for _, name, share in uses), None)
+
+
+def _limit_name(violation: Violation) -> str:
+    budget = violation.budget
+    metric = METRICS[budget.metric].short if budget.metric in METRICS else budget.metric
+    words = {"min": " min", "growth": " growth", "law": f" in {budget.dim}", "exponent": f" in {budget.dim}"}
+    return f"{'layer ' if budget.layer else ''}{metric}{words.get(budget.bound, '')}"
+
+
+def _share_used(violation: Violation) -> Fraction | None:
+    """The share of what is allowed, of a growth that of what may be added; None where that says nothing."""
+    budget, actual = violation.budget, violation.actual
+    if actual is None or budget.bound not in ("max", "waive", "min", "growth"):
+        return None
+    base = violation.base if budget.bound == "growth" and violation.base is not None else 0
+    allowed = (budget.allowed(base) if budget.bound == "growth" else budget.limit) - base
+    return Fraction(actual - base) / Fraction(allowed) if allowed > 0 else None
 
 
 def total_delta(result: Result, metric: str) -> Number | None:
@@ -188,12 +219,12 @@ def verdict(results: Sequence[Result]) -> str:
     counts: dict[str, int] = {}
     results = [result for result in results if result.is_model or result.state.failed]
     for result in sorted(results, key=lambda result: _ORDER.index(result.state), reverse=True):
-        counts[result.state.value] = counts.get(result.state.value, 0) + 1
+        word = (
+            "bad manifest" if result.state is State.BAD_CONFIG and not result.is_model else result.state.value.lower()
+        )
+        counts[word] = counts.get(word, 0) + 1
     ok = counts.pop("ok", 0)
-    texts = [
-        f"{number} {word.lower()}{'s' if number > 1 and State(word) in _COUNTED else ''}"
-        for word, number in counts.items()
-    ]
+    texts = [f"{number} {word}{'s' if number > 1 and word in _COUNTED else ''}" for word, number in counts.items()]
     return ", ".join([*texts, *([f"{ok} ok"] if ok or not texts else [])])
 
 

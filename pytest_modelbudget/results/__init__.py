@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from pytest_modelbudget.results.check import check
-from pytest_modelbudget.results.result import BaseComparison, Result, Snapshot, SnapshotState, State
+from pytest_modelbudget.results.result import ITEM_NAMES, BaseComparison, Result, Snapshot, SnapshotState, State
 
-__all__ = ["BaseComparison", "Result", "Snapshot", "SnapshotState", "State", "check"]
+__all__ = ["ITEM_NAMES", "BaseComparison", "Result", "Snapshot", "SnapshotState", "State", "check"]

@@ -33,6 +33,9 @@ class State(str, Enum):
         return self not in (State.OK, State.SKIPPED)
 
 
+ITEM_NAMES = ("manifest", "sources", "snapshot-files")
+"""Names of items that stand for parts of a manifest, which no model of it can have."""
+
 _WITHOUT_SUMMARY = (State.BUILD_ERROR, State.NOT_CHECKED, State.SKIPPED, State.BAD_CONFIG)
 """How a model may come out of which nothing was counted."""
 
@@ -111,8 +114,15 @@ class Result:
 
     @property
     def is_model(self) -> bool:
-        """Whether it stands for a model, and not for the snapshot files of a manifest."""
+        """Whether it stands for a model, and not for a manifest, its sources or its snapshot files."""
+        if self.state is State.BAD_CONFIG and self.id in ITEM_NAMES:
+            return False
         return self.summary is not None or self.state in _WITHOUT_SUMMARY
+
+    @property
+    def holds_models(self) -> bool:
+        """Whether it stands for a model, or for models of a manifest that has mistakes."""
+        return self.is_model or self.state is State.BAD_CONFIG
 
     @property
     def failures(self) -> tuple[Violation, ...]:

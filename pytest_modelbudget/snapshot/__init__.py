@@ -3,7 +3,16 @@
 `render` and `read` are pure and inverse for all that takes part in the comparison; `files` touches the disk.
 """
 
-from pytest_modelbudget.snapshot.files import FOLDER, baseline, compare, declared_in, earlier_path, obsolete, path_for
+from pytest_modelbudget.snapshot.files import (
+    FOLDER,
+    baseline,
+    compare,
+    count_missing,
+    declared_in,
+    earlier_path,
+    obsolete,
+    path_for,
+)
 from pytest_modelbudget.snapshot.files import write as write
 from pytest_modelbudget.snapshot.text import FORMAT, read, render
 
@@ -12,6 +21,7 @@ __all__ = [
     "FORMAT",
     "baseline",
     "compare",
+    "count_missing",
     "declared_in",
     "earlier_path",
     "obsolete",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from pytest_modelbudget.budget import Baseline
@@ -26,6 +27,11 @@ def path_for(entry: ModelEntry) -> str:
     """The snapshot file of a model, relative to the root, with forward slashes; `:` is not for file names."""
     home = "" if entry.home in ("", ".") else f"{entry.home}/"
     return f"{home}{FOLDER}/{entry.id.replace(':', '_')}.yaml"
+
+
+def count_missing(root: Path, entries: Iterable[ModelEntry]) -> int:
+    """How many models have no snapshot file yet."""
+    return sum(not os.path.lexists(root / path_for(entry)) for entry in entries)
 
 
 def earlier_path(paths: Collection[str], entry: ModelEntry, *, root: Path) -> str:

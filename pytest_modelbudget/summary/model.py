@@ -49,6 +49,10 @@ class Layer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_elements", _elements(self.weights))  # asked for a dozen times in a run
 
+    def __repr__(self) -> str:
+        output = f" {self.output_text}" if self.outputs else ""
+        return f"<Layer {self.path!r:.80} ({self.type:.40}){output:.80}: {self.params:,} params>"
+
     @property
     def own(self) -> tuple[Weight, ...]:
         """The weights that count here: all that are not tied to an earlier one."""
@@ -214,6 +218,24 @@ class Summary:
         """Params for each sample of the training set; None when `samples` was not given."""
         return Fraction(self.params, self.samples) if self.samples else None
 
+    @property
+    def non_embedding_params(self) -> int | None:
+        """Params but for those of look-up tables and of heads tied to one; None where it cannot be told what is one."""
+        from pytest_modelbudget.summary import embeddings  # it looks at summaries
+
+        return embeddings.params_outside(self)
+
+    @property
+    def brief(self) -> str:
+        """Its main numbers in one line: `38,720 params, 79.04 MFLOPs, 2 layers, training peak 2.607 MiB`."""
+        layers = f"{len(self.leaves):,} layer{'' if len(self.leaves) == 1 else 's'}"
+        flops = "? FLOPs" if self.flops.value is None else units.flops(self.flops.value)
+        peaks = (
+            f"{plan.kind} peak {'?' if plan.peak_bytes is None else units.size(plan.peak_bytes)}" for plan in self.plans
+        )
+        bound = ">= " if self.flops.is_lower_bound else ""
+        return ", ".join((f"{self.params:,} params", f"{bound}{flops}", layers, *peaks))
+
     def plan(self, kind: Kind) -> Plan | None:
         """The plan of its training or its inference; None when none was asked for."""
         return next((plan for plan in self.plans if plan.kind == kind), None)
@@ -299,10 +321,7 @@ class Summary:
         return summary
 
     def __repr__(self) -> str:
-        flops = "?" if self.flops.value is None else units.flops(self.flops.value)
-        layers = f"{len(self.leaves):,} layer{'' if len(self.leaves) == 1 else 's'}"
-        numbers = f"{self.params:,} params, {'>= ' if self.flops.is_lower_bound else ''}{flops}, {layers}"
-        return f"<Summary {self.model!r:.40} ({self.framework}): {numbers}>"
+        return f"<Summary {self.model!r:.40} ({self.framework}): {self.brief}>"
 
     def __str__(self) -> str:
         from pytest_modelbudget.summary.show import table  # what lays it out is imported by those who look alone

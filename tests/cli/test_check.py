@@ -223,6 +223,17 @@ def test_tables_on_demand(modelbudget: Command) -> None:
     assert "32*64 = 2,048" in modelbudget("check", "-vv").out
 
 
+def test_many_new_models_get_a_line_each(modelbudget: Command) -> None:
+    """As in pytest; of few, each gets its table."""
+    model = '{build: zoo:small, inputs: "float32[B, 32]"}'
+    modelbudget.project.manifest("models:\n" + "".join(f"  net{number}: {model}\n" for number in range(4)))
+    lines = modelbudget("check").out.splitlines()
+    numbers = "2,048 params, 4.096 kFLOPs, 1 layer"
+    assert lines[:4] == [f"net{n}: NO SNAPSHOT: no __model_budget__/net{n}.yaml yet; {numbers}" for n in range(4)]
+    assert "look:    modelbudget show net0" in lines
+    assert modelbudget("check", "net[012]").out.count("Layer (type)") == 3
+
+
 def test_a_report_that_cannot_be_written_fails(modelbudget: Command) -> None:
     """The others are written."""
     modelbudget.project.manifest(SMALL)

@@ -157,6 +157,8 @@ def test_a_builder_that_fails_shows_the_users_own_lines(modelbudget: Command) ->
         pytest.param("zo:small", "there is no module 'zo'", id="no such module"),
         pytest.param("modelbudget.yaml", "is a manifest: name one of its models", id="a manifest"),
         pytest.param("zoo.py", "zoo.py is no model", id="a Python file"),
+        pytest.param("./saved", "saved is a folder without saved_model.pb: the path of a model is", id="a folder"),
+        pytest.param("saved", "'saved' is no file, no id of the manifest", id="a folder without a slash"),
         pytest.param("list.json", "is not a model as modelbudget show --json prints it", id="other JSON"),
         pytest.param("damaged.json", "not JSON", id="damaged JSON"),
         pytest.param("other.yaml", "other.yaml:", id="other YAML"),
@@ -168,6 +170,7 @@ def test_what_cannot_be_shown(modelbudget: Command, word: str, said: str) -> Non
     """Code 2 and one clear message."""
     modelbudget.project.manifest(f"{SMALL}\n      wrong: {{bild: x}}\n")
     modelbudget.write("list.json", "[1, 2]")
+    modelbudget.write("saved/notes.txt", "no model")
     modelbudget.write("damaged.json", "{")
     modelbudget.write("other.yaml", "a: 1")
     done = modelbudget("show", word)
@@ -193,6 +196,30 @@ def test_why_ranks_layers_with_their_arithmetic(modelbudget: Command) -> None:
         ["76.2%", "2,048", "body", "(Dense):", "in*out:", "32*64", "=", "2,048"],
         ["23.8%", "640", "head", "(Dense):", "in*out:", "64*10", "=", "640"],
     ]
+
+
+def test_why_tells_repeated_blocks_as_one(modelbudget: Command) -> None:
+    """32 blocks of 4 * 8, 8 * 4 and 4 * 4 params beside a stem of 32 * 4: 1,024, 1,024, 512 and 128 of 2,688."""
+    modelbudget.write(
+        "more.py",
+        """
+        from fakenet import Model
+
+        def blocks():
+            block = {"up": (4, 8), "down": (8, 4), "mix": (4, 4)}
+            layers = {f"h.{n}.{name}": sizes for n in range(32) for name, sizes in block.items()}
+            return Model({"stem": (32, 4), **layers})
+        """,
+    )
+    done = modelbudget("why", "more:blocks", "--inputs", "float32[B, 32]", "--top", "2")
+    assert done.code == 0, done.err
+    assert done.out.partition("Where the 2,688 params are:\n")[2].splitlines() == [
+        "   38.1%            1,024  h.0-31.up (Dense), 32 x 32: in*out: 4*8 = 32",
+        "   38.1%            1,024  h.0-31.down (Dense), 32 x 32: in*out: 8*4 = 32",
+        "   23.8%              640  in 33 other layers",
+    ]
+    lines = modelbudget("why", "more:blocks", "h.0-31.up", "--inputs", "float32[B, 32]").out.splitlines()
+    assert lines[:2] == ["h.0-31.up: 32 layers alike, 1,024 params together; the first of them:", "h.0.up (Dense)"]
 
 
 def test_why_counts_what_it_does_not_name(modelbudget: Command) -> None:

@@ -235,6 +235,45 @@ def test_a_total_is_split_by_cause() -> None:
     assert "<script" not in page
 
 
+def kernel(side: int, dtype: str = "float32", packed_bytes: int | None = None, *, trainable: bool = True) -> Summary:
+    """A convolution of 64 * 64 windows of that side: 36,864 elements for 3, 102,400 for 5."""
+    weight = Weight("weight", (64, 64, side, side), dtype, trainable, packed_bytes=packed_bytes)
+    return net(Layer("conv", "Conv2d", ((spec("B", 64),),), (("x",),), (weight,)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "metric", "delta", "why"),
+    [
+        pytest.param(
+            kernel(3), kernel(5, "float16"), "weight_bytes", 57_344,
+            "conv 3 -> 5 +262,144, conv float32 -> float16 -204,800", id="smaller elements",
+        ),
+        pytest.param(
+            kernel(5), kernel(3, "float64"), "weight_bytes", -114_688,
+            "conv 5 -> 3 -262,144, conv float32 -> float64 +147,456", id="larger elements",
+        ),
+        pytest.param(
+            kernel(3, "int4", 18_432), kernel(5), "weight_bytes", 391_168,
+            "conv int4 in 51,200 bytes -> float32 +358,400, conv 3 -> 5 +32,768", id="unpacked",
+        ),
+        pytest.param(
+            kernel(3), kernel(5, "int4", 51_200), "weight_bytes", -96_256,
+            "conv float32 -> int4 in 51,200 bytes -358,400, conv 3 -> 5 +262,144", id="packed",
+        ),
+        pytest.param(
+            kernel(3), kernel(5, trainable=False), "trainable_params", -36_864,
+            "conv frozen -102,400, conv 3 -> 5 +65,536", id="frozen",
+        ),
+    ],
+)  # fmt: skip
+def test_what_changed_together_has_its_own_part(
+    before: Summary, after: Summary, metric: str, delta: int, why: str
+) -> None:
+    """By hand: resized as it was stored, 65,536 elements of 4 (packed: 1/2) bytes, then cast in its new size."""
+    [total] = [change for change in compare(before, after) if change.path == metric]
+    assert (total.delta, total.why) == (delta, why)
+
+
 def test_blocks_are_told_as_blocks() -> None:
     """32 blocks that grew alike are one line with the sum of one and of all: (16*16 + 16) - (8*8 + 8) = 200."""
     changes = rows(compare(gpt(32), gpt(32, width=16)))

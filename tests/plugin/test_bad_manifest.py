@@ -150,7 +150,7 @@ def test_a_manifest_that_cannot_be_read_is_one_failing_item(project: Project, te
     result = project.update()
     assert result.ret == 1
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines([words, "BAD CONFIG modelbudget.yaml::manifest - *"])
+    result.stdout.fnmatch_lines([words, "0 models in * s: 1 bad manifest", "BAD CONFIG modelbudget.yaml::manifest - *"])
     assert project.snapshots() == {}
 
 

@@ -99,6 +99,62 @@ def test_the_table_follows_the_width(small: Project, monkeypatch: pytest.MonkeyP
     assert "2,048" in "".join(table)
 
 
+def test_a_failing_assert_about_a_model_stays_short(project: Project) -> None:
+    """A summary, a plan and what changed are a short line each where pytest explains an assert."""
+    project.write(
+        "test_nets.py",
+        """
+        from pytest_modelbudget import compare, summarize
+        from zoo import small, two_layers
+
+        def test_small():
+            assert summarize(small, "float32[B, 32]").params < 1_000
+
+        def test_equal():
+            before, after = (summarize(build, "float32[B, 32]") for build in (small, two_layers))
+            assert not compare(before, after)
+        """,
+    )
+    result = project.plain()
+    result.assert_outcomes(failed=2)
+    lines = [line for line in result.outlines if line.startswith("E ")]
+    assert "E        +  where 2048 = <Summary 'small' (fakenet): 2,048 params, 4.096 kFLOPs, 1 layer>.params" in lines
+    assert "E       AssertionError: assert not <Changes: params 2,048 -> 2,688 (+640), 2 rows changed>" in lines
+    assert max(map(len, lines)) < 240
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "tables"),
+    [
+        pytest.param(3, (), 3, id="few"),
+        pytest.param(4, (), 0, id="many"),
+        pytest.param(4, ("-k", "net0"), 1, id="one of many"),
+        pytest.param(4, ("-v",), 4, id="many, and verbose"),
+    ],
+)
+def test_many_new_models_get_a_line_each(project: Project, models: int, options: tuple[str, ...], tables: int) -> None:
+    """The first check of a project says how to see one and how to write all; `over` breaks a limit too."""
+    entry = '{build: zoo:small, inputs: "float32[B, 32]"'
+    names = [*(f"net{number}" for number in range(models - 1)), "over"]
+    lines = [f"  {name}: {entry}{', budgets: {params: 1}' if name == 'over' else ''}}}\n" for name in names]
+    project.manifest(f"models:\n{''.join(lines)}")
+    result = project.run(*options)
+    assert result.stdout.str().count("Layer (type)") == tables
+    result.stdout.fnmatch_lines(["OVER BUDGET modelbudget.yaml::over - params: 2,048 > 1 *"] if not options else [])
+    if not tables:
+        result.stdout.fnmatch_lines(
+            [
+                "net0: NO SNAPSHOT: no __model_budget__/net0.yaml yet; 2,048 params, 4.096 kFLOPs, 1 layer",
+                "over: OVER BUDGET",
+                "  params: 2,048 > 1 *",
+                "4 models have no snapshot yet:",
+                "create:  pytest --model-budget-update",
+                "look:    modelbudget show net0",
+            ]
+        )
+        assert project.update().stdout.str().count("Layer (type)") == 0
+
+
 def test_nothing_is_said_without_the_option(small: Project) -> None:
     """An ordinary run neither collects nor mentions models."""
     small.write("test_plain.py", "def test_plain(): pass\n")

@@ -13,7 +13,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
-from pytest_modelbudget.summary import Summary, Weight
+from pytest_modelbudget.summary import Layer, Summary, Weight
 from tests.builders import gpt, towers
 
 
@@ -77,7 +77,7 @@ def test_many_changes_are_cut_with_a_count() -> None:
     ("outcome", "line"),
     [
         pytest.param(result({"params": 1, "layers": 1}), "params: 6,201 > 1 (+6,200, +620000.0%) (+1 more)", id="over"),
-        pytest.param(result(before=replace(towers(), layers=towers().layers[:-1])), "params 6,100 -> 6,201  (+101, +1.66%), 1 row", id="changed"),
+        pytest.param(result(before=replace(towers(), layers=towers().layers[:-1])), "params 6,100 -> 6,201  (+101, +1.66%), 1 row changed", id="changed"),
         pytest.param(Result("net", State.BUILD_ERROR, error="a.py:1: in f\n    x\nE   KeyError: 'y'"), "KeyError: 'y'", id="build error"),
     ],
 )  # fmt: skip
@@ -122,6 +122,29 @@ def test_a_real_run_is_marked_in_every_report_and_in_no_snapshot() -> None:
 def test_budget_used(limit: int | None, shown: str) -> None:
     """One param over a limit of thousands does not read as the limit."""
     assert text.used_text(result({} if limit is None else {"params": limit})) == shown
+
+
+@pytest.mark.parametrize(
+    ("written", "base", "shown"),
+    [
+        pytest.param({"params": {"max": 7_000, "growth": "+2%"}}, 6_000, "params growth 167.5%", id="growth"),
+        pytest.param({"params": {"max": 7_000, "growth": "+0%"}}, 6_000, "params growth over", id="no growth at all"),
+        pytest.param({"params": {"max": 7_000, "growth": "+5%"}}, 6_000, "params 88.6%", id="growth that is allowed"),
+        pytest.param({"params": {"max": 6_200, "growth": "+2%"}}, 6_000, "params >100.0%", id="a max before growth"),
+        pytest.param({"params": 7_000, "layers": {"min": 12}}, None, "layers min 50.0%", id="min"),
+        pytest.param(
+            {"params": 7_000, "layers": {"dense": {"params": 2_525}}}, None, "layer params 200.0%", id="a layer"
+        ),
+    ],
+)
+def test_budget_used_is_that_of_the_limit_that_fails(written: dict[str, object], base: int | None, shown: str) -> None:
+    """6,201 params: 201 more than the base, of the 120 that 2% of it are; beside a failure nothing looks like a pass."""
+    limits = tuple(budget.parse(written, lambda below: None))
+    width = None if base is None else Weight("kernel", (base,))
+    earlier = None if width is None else replace(towers(), layers=(Layer("dense", "Dense", weights=(width,)),))
+    entry = ModelEntry("towers", build="a:b", budgets=limits)
+    baseline = None if earlier is None else budget.Baseline("HEAD^1", earlier)
+    assert text.used_text(check(entry, towers(), Snapshot(SnapshotState.OFF), base=baseline)) == shown
 
 
 def test_a_markdown_page_stays_below_the_limit_of_step_summaries() -> None:

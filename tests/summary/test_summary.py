@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 
+from pytest_modelbudget import compare
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Flops, Layer, Plan, Summary, TensorSpec, Weight, parse_weight, weight_text
 from tests.builders import HOSTILE, gpt, towers, training
@@ -121,7 +122,26 @@ def test_faces() -> None:
             "<Summary 'net' (torch): 0 params, >= 10 FLOPs, 1 layer>",
             id="a lower bound",
         ),
-        pytest.param(Summary("a\nb", "torch", ()), "<Summary 'a\\nb' (torch): 0 params, ?, 0 layers>", id="unknown"),
+        pytest.param(
+            Summary("a\nb", "torch", ()), "<Summary 'a\\nb' (torch): 0 params, ? FLOPs, 0 layers>", id="unknown"
+        ),
+        pytest.param(
+            replace(towers(), plans=(training(), Plan("inference", "fp32", None))),
+            "<Summary 'two-towers' (keras): 6,201 params, 12.20 kFLOPs, 6 layers, "
+            "training peak 40.00 MiB, inference peak ?>",
+            id="a summary with plans",
+        ),
+        pytest.param(
+            towers().layers[2],
+            "<Layer 'dense' (Dense) [B, 50]: 5,050 params>",
+            id="a layer",
+        ),
+        pytest.param(
+            compare(towers(), replace(towers(), layers=towers().layers[:-1])),
+            "<Changes: params 6,201 -> 6,100 (-101), 1 row changed>",
+            id="what compare gives",
+        ),
+        pytest.param(compare(towers(), towers()), "<Changes: none>", id="nothing changed"),
         pytest.param(
             training(), "<Plan training (batch 32, adamw, bf16-mixed): peak 40.00 MiB in backward>", id="a plan"
         ),

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import ModelBudgetError
-from pytest_modelbudget.engine.tracebacks import user_traceback
+from pytest_modelbudget.engine.tracebacks import user_traceback, with_cause
 from pytest_modelbudget.system import frames
 
 PACKAGES = Path("/opt/env/lib/python3.12/site-packages")
 FRAMEWORK = PACKAGES / "framework"
 USERS, LIBRARY = "/home/me/nets.py", str(PACKAGES / "zoo" / "models" / "net.py")
+TORCH = str(PACKAGES / "torch" / "nn" / "linear.py")
 INSIDE, OURS, STANDARD = str(FRAMEWORK / "nn.py"), frames.__file__, contextlib.__file__
 
 
@@ -64,6 +65,39 @@ def test_a_traceback_has_no_plumbing() -> None:
         "nets.py:2: in call",
         "net.py:2: in call",
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        pytest.param((USERS, TORCH, TORCH), ["/home/me/nets.py:2: in call", "... 2 frames of torch"], id="a framework"),
+        pytest.param((TORCH, USERS), ["... 1 frame of torch", "/home/me/nets.py:2: in call"], id="called back by it"),
+        pytest.param(
+            (USERS, LIBRARY, LIBRARY, TORCH),
+            [
+                "/home/me/nets.py:2: in call",
+                "... 1 frame of zoo",
+                "zoo/models/net.py:2: in call",
+                "... 1 frame of torch",
+            ],
+            id="the last frame of a package",
+        ),
+    ],
+)
+def test_a_traceback_counts_what_is_not_the_users(files: tuple[str, ...], shown: list[str]) -> None:
+    """Frames of frameworks say nothing of a model, and of another package only where it was left."""
+    *frames_shown, message = user_traceback(error_through(*files)).splitlines()
+    assert [line.strip() for line in frames_shown] == shown
+    assert message == "E   ZeroDivisionError: division by zero"
+
+
+def test_a_mistake_with_its_cause_says_each_thing_once() -> None:
+    """The cause's own words stand below its frames, and what was added to them above."""
+    mistake = ModelBudgetError("the forward pass failed\n  ZeroDivisionError: division by zero\n  check `inputs:`")
+    mistake.__cause__ = error_through(USERS)
+    assert with_cause(mistake).splitlines() == [
+        "the forward pass failed", "  check `inputs:`", "/home/me/nets.py:2: in call", "E   ZeroDivisionError: division by zero",
+    ]  # fmt: skip
 
 
 def test_a_traceback_shows_each_error_once() -> None:

@@ -53,7 +53,7 @@ def rows(summary: Summary) -> Iterator[TableRow]:
 def legend(summary: Summary) -> str:
     """What the numbers in parentheses are, under a table that has some; empty for others."""
     nested = any(parent >= 0 for parent in parent_rows(summary.layers))
-    return "(n): params with those of all rows inside, which are counted there" if nested else ""
+    return "(n): the row and all rows inside it together; the totals count each row once" if nested else ""
 
 
 def connections(layer: Layer) -> str:

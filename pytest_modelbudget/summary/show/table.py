@@ -1,25 +1,20 @@
-"""Tables as plain text for terminals, files and `print(summary)`; laid out by rich, without colour."""
+"""Tables as plain text for terminals, files and `print(summary)`, without colour."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 
-from rich.box import Box
-from rich.console import Console, JustifyMethod
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len
 
 from pytest_modelbudget.summary.model import Summary
 from pytest_modelbudget.summary.show import cells, plans
+from pytest_modelbudget.summary.show.folding import column_widths, folded
 from pytest_modelbudget.system.escape import harmless, without_commands
 from pytest_modelbudget.system.intact import any_digits
 
 WIDTH = 80
 """Columns when the terminal does not say; nothing is ever cut, long cells go on in the next line."""
-
-_RULED = Box("    \n    \n == \n    \n    \n    \n    \n    \n", ascii=True)
-"""A line below the headings, and blanks between columns."""
 
 
 @any_digits()
@@ -47,7 +42,7 @@ def summary_text(
     if len(shown_rows) < len(rows):
         lines.append(f"... {len(rows) - len(shown_rows):,} more rows; {elsewhere}")
     lines.append("-" * width)
-    lines += filter(None, [cells.legend(summary)])
+    lines += folded(cells.legend(summary), width) if cells.legend(summary) else []
     lines += [f"{name}: {value}" for name, value in cells.totals(summary)]
     lines += plans.summary_lines(summary)
     lines += [f"Note: {harmless(note)}" for note in summary.notes]
@@ -67,16 +62,19 @@ def grid(
 
     Folded parts of harmless cells that come to stand beside each other are made harmless too.
     """
-    table = Table(box=_RULED, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for index, title in enumerate(header):
-        justify: JustifyMethod = "right" if index in right else "left"
-        table.add_column(Text(title), justify=justify, overflow="fold", no_wrap=index in whole)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    sink = io.StringIO()
-    Console(file=sink, width=width, color_system=None, force_terminal=False, legacy_windows=False, _environ={}).print(
-        table
-    )
-    lines = [without_commands(line.rstrip()) for line in sink.getvalue().rstrip("\n").split("\n")]
-    rule = next(index for index, line in enumerate(lines) if not line.strip("="))  # a heading may take two lines
-    return "\n".join([*lines[:rule], "=" * width, *lines[rule + 1 :]])
+    cells = [list(header), *map(list, rows)]
+    columns = list(zip(*cells, strict=True))
+    widths = column_widths(columns, width - 2 * (len(columns) - 1), numbers=right, whole=whole)
+    heading, *lines = ["\n".join(_row_lines(row, widths, right)) for row in cells]
+    return without_commands("\n".join([heading, "=" * width, *lines]))
+
+
+def _row_lines(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> Iterator[str]:
+    """The cells of a row beside each other, as many lines as the longest takes."""
+    for parts in zip_longest(*map(folded, row, widths), fillvalue=""):
+        padded = (
+            f"{blanks}{part}" if index in right else f"{part}{blanks}"
+            for index, part in enumerate(parts)
+            for blanks in [" " * (widths[index] - cell_len(part))]
+        )
+        yield "  ".join(padded).rstrip()

@@ -22,6 +22,7 @@ from keras import layers as L
 from pytest_modelbudget import ModelBudgetError, Summary, summarize
 from pytest_modelbudget.backends import keras as backend
 from pytest_modelbudget.backends.keras import files
+from pytest_modelbudget.cli import main
 
 SMALL_PARAMS = (8 + 1) * 4 + 4 * 4 + (4 + 1) * 2
 SMALL_FLOPS = 2 * (8 * 4 + 4 * 2)
@@ -165,12 +166,19 @@ def test_a_subclassed_model_is_built_by_what_the_file_remembers(saved: Callable[
     assert (declared.flops.value, bare.flops.value) == (2 * (8 * 6 + 6 * 1), None)
 
 
-def test_a_folder_of_the_parts_is_read_too(saved: Callable[..., Path], tmp_path: Path) -> None:
-    """A `.keras` file that was unzipped is the same model."""
-    folder = tmp_path / "parts"
-    with zipfile.ZipFile(saved(small())) as archive:
-        archive.extractall(folder)
-    assert summarize(folder).params == SMALL_PARAMS
+@pytest.mark.parametrize("name", ["net.h5", "net.zip", "without-suffix", "folder"])
+def test_the_command_takes_what_a_manifest_takes(
+    saved: Callable[..., Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a file is called, and a `.keras` file that was unzipped."""
+    path = tmp_path / name
+    if name == "folder":
+        with zipfile.ZipFile(saved(small())) as file:
+            file.extractall(path)
+    else:
+        saved(small(), "saved.h5" if name in ("net.h5", "without-suffix") else "saved.keras").rename(path)
+    assert main(["show", str(path)]) == 0
+    assert f"Total params: {SMALL_PARAMS} " in capsys.readouterr().out
 
 
 def test_no_weight_is_loaded(saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

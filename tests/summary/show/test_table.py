@@ -60,7 +60,7 @@ def test_a_layer_that_holds_others_has_their_sum_in_parentheses() -> None:
     )
     summary = Summary(model="net", framework="torch", layers=layers)
     assert [row.params for row in cells.rows(summary)] == ["3", "(1,006)", "3 (1,003)", "1,000", "3", "-"]
-    words = "(n): params with those of all rows inside, which are counted there"
+    words = "(n): the row and all rows inside it together; the totals count each row once"
     assert words in table.summary_text(summary)
     assert words in notebook.summary_fragment(summary)
     assert "(n)" not in table.summary_text(towers())
