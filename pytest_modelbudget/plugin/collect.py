@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget import snapshot
+from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest
 from pytest_modelbudget.engine.run import entries_from
 from pytest_modelbudget.entry import ModelEntry
@@ -160,10 +161,23 @@ def _is_manifest(path: Path, chosen: Path | None) -> bool:
 
 
 def _placed_in_module(entry: ModelEntry, module: Path, root: Path) -> ModelEntry:
-    place = entry.place
-    if place is not None and Path(place.file).is_absolute():
-        place = Place(relative_posix(Path(place.file), root), place.line)
-    return replace(entry, home=relative_posix(module.parent, root), declared=module.name, place=place)
+    budgets = tuple(
+        replace(rule, place=_below_root(rule.place, root)) if isinstance(rule, Budget) else rule for rule in entry.rules
+    )
+    return replace(
+        entry,
+        home=relative_posix(module.parent, root),
+        declared=module.name,
+        place=_below_root(entry.place, root),
+        budgets=budgets,
+    )
+
+
+def _below_root(place: Place | None, root: Path) -> Place | None:
+    """A place with its file as a run names files: relative to the root."""
+    if place is None or not Path(place.file).is_absolute():
+        return place
+    return Place(relative_posix(Path(place.file), root), place.line)
 
 
 def _mark_clashes(items: Iterable[pytest.Item]) -> None:

@@ -80,7 +80,8 @@ def test_a_decorated_builder_is_a_model_only_with_the_option(project: Project) -
         "tests/__model_budget__/encoder.yaml",
         "tests/__model_budget__/test_like_a_test.yaml",
     ]
-    project.run().assert_outcomes(passed=3)
+    project.write("tests/test_models.py", DECORATED.replace("2_048", "2_000"))
+    project.run().stdout.fnmatch_lines(["  params: 2,048 > 2,000 (*)  [[]tests/test_models.py:4[]]"])
 
 
 def test_a_decorator_that_does_not_parse_names_its_line(project: Project) -> None:
