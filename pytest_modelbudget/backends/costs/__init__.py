@@ -1,7 +1,7 @@
-"""What the operators of a framework's own trace cost: `tf_graph` for TensorFlow's graphs, `jaxpr` for jax.
+"""What operators and layers cost: `flop_rules` for every framework, what is `free`, and readers of finished traces.
 
-Both read a finished trace and run nothing. They import no framework: whoever has a trace has its framework.
-`formulas` holds what they share, `trips` finds how often a loop runs.
+`tf_graph` reads TensorFlow's graphs, `jaxpr` those of jax; both run nothing. Nothing here imports a framework: whoever
+has a call has its framework. `formulas` holds the arithmetic of einsum and Fourier transforms.
 """
 
 from __future__ import annotations
