@@ -61,17 +61,16 @@ class LegacyStructure:
         calls = len(positions) or int(_is_input(part))
         return PartCalls([trace_shapes.given[position] for position in positions], outputs, makers, calls)
 
-    def _makers(self, model: Any, layer: Any, positions: Sequence[int]) -> list[list[Any]]:
+    def _makers(self, model: Any, layer: Any, positions: Sequence[int]) -> list[list[int]]:
         if not model._is_graph_network:
-            return [
-                self._trace_shapes.trace.sources(self._trace_shapes.trace.calls[position]) for position in positions
-            ]
+            trace = self._trace_shapes.trace
+            return [[*map(id, trace.sources(trace.calls[position]))] for position in positions]
         nodes = [
             node
             for index, node in enumerate(layer._inbound_nodes)
             if f"{layer.name}_ib-{index}" in model._network_nodes and not node.is_input
         ]
-        return [[maker for maker, *_ in node.iterate_inbound()] for node in nodes]
+        return [[id(maker) for maker, *_ in node.iterate_inbound()] for node in nodes]
 
     def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
         """Its variables."""

@@ -85,7 +85,7 @@ def convolution_back_to_filter(call: OperatorCall, *, one_filter: slice) -> int:
 )
 def packed_convolution(call: OperatorCall) -> int:
     """As a convolution of floats: what holds the packed filters gives them back."""
-    packed: Any = call.argument("packed_weight") or call.argument("weight")
+    packed: Any = call.argument("weight" if call.argument("packed_weight") is None else "packed_weight")
     filters: Shape = packed.unpack()[0].shape
     return 2 * prod(call.inputs[0] if packed.transpose() else call.outputs[0]) * prod(filters[_FILTERS_FIRST])
 
