@@ -204,10 +204,14 @@ def resolve(
     return naming, result, passes
 
 
-def fixed_symbols(passes: Sequence[tuple[Sizes, T]]) -> list[str]:
-    """The symbols that no pass could move: what follows them shows numbers."""
+def fixed_symbol_notes(passes: Sequence[tuple[Sizes, T]]) -> list[str]:
+    """What is to be said of the symbols that no pass could move."""
     sizes = passes[0][0]
-    return [symbol for symbol in sizes if all(other[symbol] == sizes[symbol] for other, _ in passes)]
+    fixed = [symbol for symbol in sizes if all(other[symbol] == sizes[symbol] for other, _ in passes)]
+    return [
+        f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
+        for symbol in fixed
+    ]
 
 
 def _stepped_sizes(sizes: Sizes, steps: Sequence[int]) -> dict[str, int]:
@@ -368,8 +372,7 @@ def named_trace(base: RecordedPass, sizes: Sizes, run: Callable[[Sizes], Recorde
         return naming, (inputs, outputs, naming.specs([trace.outputs for _, trace in passes]))
 
     _, specs, passes = resolve([(sizes, base)], alike, name)
-    notes = [f"{name} is shown as {sizes[name]}: the model takes no other size of it" for name in fixed_symbols(passes)]
-    return NamedTrace(*specs, notes)
+    return NamedTrace(*specs, fixed_symbol_notes(passes))
 
 
 def _call_kind(call: tuple[ShapeDtype, ...]) -> tuple[tuple[int, str], ...]:

@@ -13,13 +13,10 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pytest_modelbudget.backends.costs import Operator, cheapest_branch
+from pytest_modelbudget.backends.costs import Operator, cheapest_branch, loop, trips
 from pytest_modelbudget.backends.costs.flop_rule import OperatorCall
 from pytest_modelbudget.backends.costs.flop_rules import rules_of
 from pytest_modelbudget.backends.costs.free.jax import ZERO
-
-MOST_TRIPS = 100_000
-"""A loop that runs longer than this is not followed to its end."""
 
 _CALLS = """
     call checkpoint closed_call composite core_call custom_jvp_call custom_linear_solve custom_vjp_call
@@ -96,27 +93,20 @@ def _needed_equations(jaxpr: Any) -> list[Any]:
 def _while(eqn: Any, scope: str, times: int) -> Iterator[Operator]:
     """A loop: its body as many times as it runs, its condition once more."""
     cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
-    count = _trips(eqn, cond, body)
-    inside = [*operators(cond, scope, times * ((count or 0) + 1)), *operators(body, scope, times * (count or 0))]
-    hidden = count is None and any(operator_inside.flops != 0 for operator_inside in inside)
-    yield Operator(scope, "while", times, None if hidden else 0)
-    yield from (operator_inside for operator_inside in inside if count is not None or operator_inside.flops is not None)
+    ran = (count := _trips(eqn, cond, body)) or 0
+    inside = [*operators(cond, scope, times * (ran + 1)), *operators(body, scope, times * ran)]
+    yield from loop(scope, "while", times, count, inside)
 
 
 def _trips(eqn: Any, cond: Any, body: Any) -> int | None:
-    """How often a loop runs, None when that depends on values that only a run would know."""
-    ofcond, ofbody = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     initial = [_literal(variable) for variable in eqn.invars]
-    consts, inner, current = initial[:ofcond], initial[ofcond : ofcond + ofbody], initial[ofcond + ofbody :]
-    for count in range(MOST_TRIPS + 1):
-        condition = _known_outputs(cond, [*consts, *current])[0]
-        if not condition:
-            return None if condition is None else count
-        next_values = _known_outputs(body, [*inner, *current])
-        if next_values == current:
-            return None
-        current = next_values
-    return None
+    consts, inner, carried = initial[:of_cond], initial[of_cond : of_cond + of_body], initial[of_cond + of_body :]
+    return trips(
+        carried,
+        lambda current: _known_outputs(cond, [*consts, *current])[0],
+        lambda current: _known_outputs(body, [*inner, *current]),
+    )
 
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {

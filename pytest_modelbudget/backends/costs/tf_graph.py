@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from pytest_modelbudget.backends.costs import Operator, cheapest_branch
+from pytest_modelbudget.backends.costs import Operator, cheapest_branch, loop
 from pytest_modelbudget.backends.costs.flop_rule import OperatorCall
 from pytest_modelbudget.backends.costs.flop_rules import rules_of
 from pytest_modelbudget.backends.costs.free.tensorflow import costs_nothing
@@ -91,9 +91,7 @@ class _GraphReader:
         count = loop_trips(cond, body, [values.value_of(tensor) for tensor in op.inputs])
         ran = count or 0
         inside = [*self.body(cond, scope, times * (ran + 1)), *self.body(body, scope, times * ran)]
-        hidden = count is None and any(tensor.flops != 0 for tensor in inside)
-        yield Operator(scope, op.type, times, None if hidden else 0)
-        yield from (tensor for tensor in inside if count is not None or tensor.flops is not None)
+        yield from loop(scope, op.type, times, count, inside)
 
     def branch(self, graph: Any, op: Any, scope: str, times: int, values: KnownValues) -> Iterator[Operator]:
         """A choice: the branch that is taken where that is known."""

@@ -7,13 +7,12 @@ views, copies); an operation in neither table has no formula, and makes the tota
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.costs import FlopsCount
+from pytest_modelbudget.backends.costs import FlopsCount, summed
 from pytest_modelbudget.backends.costs.flop_rule import FlopRule, OperatorCall
 from pytest_modelbudget.backends.costs.flop_rules import rules_of
 from pytest_modelbudget.backends.costs.formulas import Shape
@@ -27,12 +26,7 @@ _NEVER_SYMBOLIC = frozenset({"Conv1D", "Conv2D", "Conv3D", "MelSpectrogram"})
 
 def total(calls: Iterable[LayerCall]) -> FlopsCount:
     """The FLOPs of several calls, each as often as it runs."""
-    flops, uncounted = 0, Counter[str]()
-    for call in calls:
-        count = cost(call)
-        flops += count.flops * call.times
-        uncounted.update({name: times * call.times for name, times in count.uncounted if call.times})
-    return FlopsCount(flops, tuple(sorted(uncounted.items())))
+    return summed((cost(call), call.times) for call in calls)
 
 
 def cost(call: LayerCall) -> FlopsCount:

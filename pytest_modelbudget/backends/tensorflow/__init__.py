@@ -208,15 +208,9 @@ class _ModuleSummaryBuilder:
 def _ports(function: Any) -> tuple[Input, ...]:
     """The inputs of a signature; an open first axis is the batch."""
     tensors = function.graph.inputs[: len(function.graph.inputs) - len(function.graph.captures)]
-    return tuple(Input(_name(tensor), _spec(tensor)) for tensor in tensors)
+    return tuple(Input(_name(tensor), graphs.spec_of(tensor)) for tensor in tensors)
 
 
 def _name(tensor: Any) -> str:
     user: bytes | None = tensor.op.node_def.attr["_user_specified_name"].s
     return user.decode() if user else str(tensor.op.name)
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    sizes = tensor.shape.as_list() if tensor.shape.rank is not None else []
-    dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
-    return TensorSpec(dims, tensor.dtype.name)

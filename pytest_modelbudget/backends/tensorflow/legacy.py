@@ -114,8 +114,9 @@ class _LegacySummaryBuilder:
         """What the model is called with: its own inputs, or the declared ones where they fit."""
         if not legacy_rows.is_graph(self.model) or not self.model.inputs:
             return keras_ports.declared_arguments(self.model, inputs, self.name, self._kind)
-        own_inputs = [Input(layer.name, _spec(layer.output)) for layer in self._input_layers()]
-        shown_inputs = [Input(names.get(id(layer), layer.name), _spec(layer.output)) for layer in self._input_layers()]
+        specs = [(layer, graphs.spec_of(layer.output)) for layer in self._input_layers()]
+        own_inputs = [Input(layer.name, spec) for layer, spec in specs]
+        shown_inputs = [Input(names.get(id(layer), layer.name), spec) for layer, spec in specs]
         ports = tuple(
             shown_inputs if inputs is None else keras_ports.match_inputs(own_inputs, shown_inputs, inputs, self.name)
         )
@@ -180,9 +181,3 @@ def _plain(trace: LegacyTrace) -> calls.RecordedPass:
     outputs = graphs.outputs
     plain_calls = [calls.Call(id(call.layer), outputs(call.given), outputs(call.outputs)) for call in trace.calls]
     return calls.RecordedPass(plain_calls, outputs(trace.graph.outputs))
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    sizes = tensor.shape.as_list()
-    dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
-    return TensorSpec(dims, tf.as_dtype(tensor.dtype).name)

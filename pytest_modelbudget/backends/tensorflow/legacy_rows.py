@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
 import tf_keras
 
 from pytest_modelbudget.backends import assemble
 from pytest_modelbudget.backends.assemble import HeldWeight, PartCalls, Row, call_positions, unique
 from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import labels
+from pytest_modelbudget.backends.tensorflow import graphs
 from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace
 from pytest_modelbudget.summary import TensorSpec, Weight
 
@@ -140,11 +140,7 @@ def _is_input(layer: Any) -> bool:
 
 def _input_spec(layer: Any) -> TensorSpec | None:
     """What an input layer of a nested model was made with."""
-    shape = layer.output.shape
-    if shape.rank is None:
-        return None
-    dims = tuple("B" if axis == 0 and size is None else size for axis, size in enumerate(shape.as_list()))
-    return TensorSpec(dims, tf.as_dtype(layer.output.dtype).name)
+    return None if layer.output.shape.rank is None else graphs.spec_of(layer.output)
 
 
 def _metric_variables(model: Any) -> set[int]:
