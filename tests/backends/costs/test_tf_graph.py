@@ -157,6 +157,11 @@ def test_flops_of_a_graph(function: Callable[..., Any], shape: tuple[int, ...], 
         pytest.param(
             lambda x: tf.linalg.inv(square()) + x[0, 0], FlopsCount(0, (("MatrixInverse", 1),)), id="a solver"
         ),
+        pytest.param(
+            lambda x: tf.while_loop(lambda i, y: i < 0, lambda i, y: (i + 1, y @ tf.linalg.inv(square())), (0, x))[1],
+            FlopsCount(),
+            id="a solver in a loop that never runs",
+        ),
     ],
 )
 def test_what_a_graph_does_not_say(function: Callable[..., Any], expected: FlopsCount) -> None:
