@@ -7,14 +7,14 @@ at which sizes, and `DimensionNaming` makes specs of what they saw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations, islice
 from math import gcd, prod
 from typing import Protocol, TypeVar
 
 from pytest_modelbudget.backends.calls import RecordedPass, ShapeDtype, ranks
-from pytest_modelbudget.summary import Dim, TensorSpec
+from pytest_modelbudget.summary import Dim, Input, TensorSpec
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +27,11 @@ _LAST_STEPS = (53, 77, 103, 127, 139, 151, 163, 179)
 _LARGEST_FACTOR = 64
 _FEW = 8
 """So many explanations of one dimension are worth one more run."""
+
+
+def symbols(ports: Iterable[Input]) -> tuple[str, ...]:
+    """The names of the symbolic dimensions, in the order first met."""
+    return tuple(dict.fromkeys(dim for port in ports for dim in port.spec.shape if isinstance(dim, str)))
 
 
 def name_dimension(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bool]:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from pytest_modelbudget.backends import calls
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, with_input_shapes
 from pytest_modelbudget.backends.costs.tf_graph import operators
-from pytest_modelbudget.backends.dimensions import named_trace
+from pytest_modelbudget.backends.dimensions import named_trace, symbols
 from pytest_modelbudget.backends.tensorflow import graphs, modules
 from pytest_modelbudget.backends.tensorflow.build import abstract, preserved
 from pytest_modelbudget.backends.tensorflow.private import Trackable
@@ -88,7 +88,7 @@ class _ModuleSummaryBuilder:
             inputs=ports,
             outputs=outputs,
             flops=flops,
-            sizes=tuple((symbol, self.sizes[symbol]) for symbol in graphs.symbols(ports) if symbol in self.sizes),
+            sizes=tuple((symbol, self.sizes[symbol]) for symbol in symbols(ports) if symbol in self.sizes),
             notes=tuple(self.notes),
         )
 
@@ -129,7 +129,7 @@ class _ModuleSummaryBuilder:
         """Outputs with named dimensions, and FLOPs at the sizes."""
         unsized = next((port for port in ports if None in port.spec.shape), None)
         graph, outputs = trace(self.sizes)
-        sizes = {symbol: self.sizes[symbol] for symbol in graphs.symbols(ports) if symbol in self.sizes}
+        sizes = {symbol: self.sizes[symbol] for symbol in symbols(ports) if symbol in self.sizes}
 
         def run(other: Mapping[str, int]) -> calls.RecordedPass:
             return calls.RecordedPass((), graphs.outputs(trace({**self.sizes, **other})[1]))

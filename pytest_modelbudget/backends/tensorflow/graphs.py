@@ -11,7 +11,7 @@ from pytest_modelbudget.backends.calls import ShapeDtype
 from pytest_modelbudget.backends.costs import Operator, total
 from pytest_modelbudget.backends.tensorflow.private import ConversionOptions, converted_call, func_graph_from_py_func
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Fill, Flops, Input, TensorSpec
+from pytest_modelbudget.summary import Fill, Flops, TensorSpec
 
 Sizes = Mapping[str, int]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -60,11 +60,6 @@ def spec_of(tensor: Any) -> TensorSpec:
     sizes = tensor.shape.as_list() if tensor.shape.rank is not None else []
     dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
     return TensorSpec(dims, tf.as_dtype(tensor.dtype).name)
-
-
-def symbols(ports: Sequence[Input]) -> tuple[str, ...]:
-    """The names of the symbolic dimensions, in the order first met."""
-    return tuple(dict.fromkeys(dim for port in ports for dim in port.spec.shape if isinstance(dim, str)))
 
 
 def outputs(tensors: Sequence[Any]) -> tuple[ShapeDtype, ...]:
