@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -18,6 +19,14 @@ class Place:
 
 class ModelBudgetError(Exception):
     """A mistake the user can mend; the message says what is wrong, where, and how to cure it."""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """`, did you mean 'params'` for an error about a name that is not known; empty where none is near it."""
+    from difflib import get_close_matches  # most runs need none
+
+    nearest = get_close_matches(str(name), list(known), n=1)
+    return f", did you mean {nearest[0]!r}" if nearest else ""
 
 
 class TooLarge(ModelBudgetError):

@@ -17,7 +17,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import ReferenceType
 
-from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.summary import ITEM_BYTES, Below, Fill, Input, TensorSpec
 
 BATCH = "B"
@@ -208,10 +208,7 @@ def _parse_spec(text: str, where: str) -> TensorSpec:
 
 def _checked_spec(spec: TensorSpec, where: str) -> TensorSpec:
     if spec.dtype not in ITEM_BYTES and spec.dtype != "string":
-        from difflib import get_close_matches
-
-        close_matches = get_close_matches(spec.dtype, ITEM_BYTES, n=1)
-        hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+        hint = did_you_mean(spec.dtype, ITEM_BYTES)
         raise ModelBudgetError(f"inputs: {where}: {spec}: there is no dtype {spec.dtype!r}{hint}")
     for dim in spec.shape:
         if isinstance(dim, str) and not dim.isidentifier():

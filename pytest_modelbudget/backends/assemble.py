@@ -1,7 +1,8 @@
-"""From what a framework tells of a model to its rows: paths, edges, weights and costs, for every kind of Keras alike.
+"""From what a framework tells of a model to its rows.
 
-A framework says what a model is made of (`Structure`) and where its parts were called; here each part gets a path, its
-weights an owner, and what ran its row.
+`layer_of` makes the row of every part, of whatever framework, from what its calls got and gave (`PartCalls`). For every
+kind of Keras a framework says what a model is made of (`Structure`) and where its parts were called; here each part
+gets a path, its weights an owner, and what ran its row.
 """
 
 from __future__ import annotations
@@ -45,12 +46,43 @@ class HeldWeight:
 
 @dataclass(frozen=True, slots=True)
 class PartCalls:
-    """What the calls of one layer or operation got and gave, how often it was called, and who made what it got."""
+    """What the calls of one part of a model got and gave, and the identities of the parts that made what each got.
 
-    inputs: Iterable[Specs]
-    outputs: Iterable[Specs]
-    makers: Iterable[Iterable[Any]]
-    calls: int
+    `calls` says how often it was called and `flops` what that cost in all; None where that is not known.
+    """
+
+    inputs: Iterable[Specs] = ()
+    outputs: Iterable[Specs] = ()
+    makers: Iterable[Iterable[Hashable]] = ()
+    calls: int | None = None
+    flops: int | None = None
+
+
+def layer_of(
+    path: str,
+    kind: str,
+    part_calls: PartCalls,
+    names: Mapping[Any, str],
+    weights: tuple[Weight, ...] = (),
+    *,
+    container: bool = False,
+    activation_bytes: int | None = None,
+) -> Layer:
+    """The row of a part, equal calls once; `names` are the paths of the parts that may have fed it, by identity."""
+    return Layer(
+        path=path,
+        type=kind,
+        outputs=distinct(part_calls.outputs),
+        connected_to=distinct(
+            [tuple([names[maker] for maker in call if maker in names]) for call in part_calls.makers]
+        ),
+        weights=weights,
+        calls=part_calls.calls,
+        flops=part_calls.flops,
+        container=container,
+        inputs=distinct(part_calls.inputs),
+        activation_bytes=activation_bytes,
+    )
 
 
 class Structure(Protocol):
@@ -138,18 +170,10 @@ class _Assembly:
         self, part: Any, parent: int, path: str, part_calls: PartCalls, paths: Mapping[int, str], is_called: bool
     ) -> Iterator[Row]:
         is_model = self.structure.is_model(part)
-        layer = Layer(
-            path=path,
-            type=type(part).__name__,
-            outputs=tuple(dict.fromkeys(part_calls.outputs)),
-            connected_to=distinct(
-                tuple(paths[id(maker)] for maker in call if id(maker) in paths) for call in part_calls.makers
-            ),
-            weights=self._enter(path, self.structure.weights(part, deep=not is_model)),
-            inputs=distinct(part_calls.inputs),
-            calls=part_calls.calls if is_called else 0,
-            container=is_model,
-        )
+        weights = self._enter(path, self.structure.weights(part, deep=not is_model))
+        if not is_called and part_calls.calls:
+            part_calls = replace(part_calls, calls=0)
+        layer = layer_of(path, type(part).__name__, part_calls, paths, weights, container=is_model)
         yield Row(parent, id(part), layer)
         if is_model:
             yield from self._inside(part, f"{path}/", bool(layer.calls))

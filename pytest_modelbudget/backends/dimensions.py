@@ -7,14 +7,14 @@ at which sizes, and `DimensionNaming` makes specs of what they saw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations, islice
 from math import gcd, prod
 from typing import Protocol, TypeVar
 
 from pytest_modelbudget.backends.calls import RecordedPass, ShapeDtype, ranks
-from pytest_modelbudget.summary import Dim, TensorSpec
+from pytest_modelbudget.summary import Dim, Input, TensorSpec
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +27,11 @@ _LAST_STEPS = (53, 77, 103, 127, 139, 151, 163, 179)
 _LARGEST_FACTOR = 64
 _FEW = 8
 """So many explanations of one dimension are worth one more run."""
+
+
+def symbols(ports: Iterable[Input]) -> tuple[str, ...]:
+    """The names of the symbolic dimensions, in the order first met."""
+    return tuple(dict.fromkeys(dim for port in ports for dim in port.spec.shape if isinstance(dim, str)))
 
 
 def name_dimension(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bool]:
@@ -204,10 +209,14 @@ def resolve(
     return naming, result, passes
 
 
-def fixed_symbols(passes: Sequence[tuple[Sizes, T]]) -> list[str]:
-    """The symbols that no pass could move: what follows them shows numbers."""
+def fixed_symbol_notes(passes: Sequence[tuple[Sizes, T]]) -> list[str]:
+    """What is to be said of the symbols that no pass could move."""
     sizes = passes[0][0]
-    return [symbol for symbol in sizes if all(other[symbol] == sizes[symbol] for other, _ in passes)]
+    fixed = [symbol for symbol in sizes if all(other[symbol] == sizes[symbol] for other, _ in passes)]
+    return [
+        f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
+        for symbol in fixed
+    ]
 
 
 def _stepped_sizes(sizes: Sizes, steps: Sequence[int]) -> dict[str, int]:
@@ -368,8 +377,7 @@ def named_trace(base: RecordedPass, sizes: Sizes, run: Callable[[Sizes], Recorde
         return naming, (inputs, outputs, naming.specs([trace.outputs for _, trace in passes]))
 
     _, specs, passes = resolve([(sizes, base)], alike, name)
-    notes = [f"{name} is shown as {sizes[name]}: the model takes no other size of it" for name in fixed_symbols(passes)]
-    return NamedTrace(*specs, notes)
+    return NamedTrace(*specs, fixed_symbol_notes(passes))
 
 
 def _call_kind(call: tuple[ShapeDtype, ...]) -> tuple[tuple[int, str], ...]:

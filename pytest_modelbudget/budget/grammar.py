@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
-from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import ALL_METRICS, BOUNDS, Budget, Lifted, Rule, contradictions, merge
 from pytest_modelbudget.budget.planned import RUN_SECTIONS, PlaceOf, parse_fits, parse_laws
-from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.errors import ModelBudgetError, Place, did_you_mean
 from pytest_modelbudget.summary.metrics import (
     ADDITIVE_METRICS,
     GROWTH_METRICS,
@@ -84,8 +83,7 @@ def _parse_layers(glob: str, limits: object, place_of: PlaceOf) -> Iterator[Rule
 def _known_name(name: object, names: Iterable[str], section: str = "budgets") -> str:
     if isinstance(name, str) and name in names:
         return name
-    close_matches = get_close_matches(str(name), names, n=1)
-    hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+    hint = did_you_mean(name, names)
     raise ModelBudgetError(f"{section}: there is no metric {name!r}{hint}; known are {', '.join(names)}")
 
 
@@ -110,8 +108,7 @@ def _parse_metric(
 
 
 def _unknown_bound(bound: str) -> str:
-    close_matches = get_close_matches(bound, BOUNDS, n=1)
-    hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+    hint = did_you_mean(bound, BOUNDS)
     return f"there is no limit of the kind {bound!r}{hint}; this version enforces {', '.join(BOUNDS)}"
 
 

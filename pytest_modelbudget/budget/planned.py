@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import FITS, Bound, Budget, Lifted, Rule
 from pytest_modelbudget.budget.values import why_unplanned
-from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.errors import ModelBudgetError, Place, did_you_mean
 from pytest_modelbudget.planner.fitting import device_capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
@@ -66,8 +65,7 @@ def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Rule]:
             raise ModelBudgetError(f"{title}: {laws!r}: {example}")
         for metric, law in laws.items():
             if metric not in GROWING:
-                close_matches = get_close_matches(str(metric), GROWING, n=1)
-                hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+                hint = did_you_mean(metric, GROWING)
                 raise ModelBudgetError(
                     f"{title}: growth of {metric!r} cannot be limited{hint}; known are {', '.join(GROWING)}"
                 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel
 
 from pytest_modelbudget.config import schema
+from pytest_modelbudget.errors import did_you_mean
 from pytest_modelbudget.loading import Keys
 
 _EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
@@ -50,6 +50,4 @@ def _known_keys(shape: type[BaseModel], keys: Keys) -> tuple[str, ...]:
 
 
 def _unknown_key_text(name: str, known_keys: tuple[str, ...]) -> str:
-    close_matches = get_close_matches(name, known_keys, n=1)
-    hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
-    return f"unknown key {name!r}{hint}; known are {', '.join(known_keys)}"
+    return f"unknown key {name!r}{did_you_mean(name, known_keys)}; known are {', '.join(known_keys)}"

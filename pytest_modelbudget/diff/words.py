@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from pytest_modelbudget.system.escape import printable
+
 LONGEST_NAME = 100
 _MOST_NAMES = 4
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>0|[1-9][0-9]{0,8})", re.DOTALL)
@@ -19,7 +21,7 @@ def shown(text: str, longest: int = LONGEST_NAME) -> str:
     half = (longest - 3) // 2
     if len(text) > longest:
         text = f"{text[:half]}...{text[-half:]}"
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return printable(text)
 
 
 def split_number(token: str) -> tuple[str, int] | None:

@@ -11,11 +11,10 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
-from pytest_modelbudget.errors import ModelBudgetError, Place
+from pytest_modelbudget.errors import ModelBudgetError, Place, did_you_mean
 
 Keys = tuple[str | int, ...]
 
@@ -75,8 +74,7 @@ def _mistakes_of_call(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
     yield from _mistakes_of_name(value, "call", keys)
     for name in value:
         if name not in _CALL_KEYS:
-            close_matches = get_close_matches(str(name), _CALL_KEYS, n=1)
-            hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+            hint = did_you_mean(name, _CALL_KEYS)
             message = f"{_dotted(keys)}: unknown key {name!r}{hint}; a call has {', '.join(_CALL_KEYS)}{_LITERAL_HINT}"
             yield (*keys, name), message
     for name, kind, example in (("args", list, "a list"), ("kwargs", dict, "a mapping of names to values")):

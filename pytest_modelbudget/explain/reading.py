@@ -12,6 +12,7 @@ from math import prod
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.system.escape import printable
 
 _BOTTLENECK_SHARE = Fraction(1, 4)
 """Share of a total from which on one layer is a bottleneck."""
@@ -169,5 +170,5 @@ def _input_length(summary: Summary) -> list[int]:
 
 
 def _name(layer: Layer) -> str:
-    path = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in layer.path)
+    path = printable(layer.path)
     return path if len(path) <= _LONGEST_NAME else f"{path[: _LONGEST_NAME - 3]}..."

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 ZeroGrad = Literal["before", "after", "never"]
@@ -92,8 +91,7 @@ def parse(section: Any, kind: type[Training] | type[Inference]) -> Recipe:
     keys = {f.name for f in fields(kind)}
     for name in section:
         if name not in keys:
-            close_matches = get_close_matches(str(name), keys, n=1)
-            hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+            hint = did_you_mean(name, keys)
             raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(keys))}")
     return kind(**{name: _checked_value(title, name, value) for name, value in section.items()})
 

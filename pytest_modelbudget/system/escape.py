@@ -18,11 +18,12 @@ def harmless(text: str, *, longest: int = _LONGEST) -> str:
     >>> harmless("a\\x1b[2Jb\\nc")
     'a\\\\x1b[2Jb\\\\nc'
     """
-    escaped = _COMMAND.sub(_defuse_command, _printable(text))
+    escaped = _COMMAND.sub(_defuse_command, printable(text))
     return escaped if len(escaped) <= longest else f"{escaped[: longest - 3]}..."
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` with what does not print escaped."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -40,7 +41,7 @@ def harmless_lines(text: str) -> str:
 def harmless_output(output: str) -> str:
     """What a model's code printed, as it may stand in a log: no colours, no progress bar's past, nothing that acts."""
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in _COLOUR.sub("", output).split("\n"))
-    return without_commands("\n".join(_printable(line.expandtabs()) for line in lines))
+    return without_commands("\n".join(printable(line.expandtabs()) for line in lines))
 
 
 def without_commands(output: str) -> str:

@@ -18,14 +18,6 @@ A real operand beside a complex one is made complex first, by all frameworks tha
 """
 
 
-def triangular_systems(unknowns: int, elements: int) -> int:
-    """n^2 for each column of n unknowns, `elements` unknowns in all.
-
-    n (n + 1) / 2 products and divisions and n (n - 1) / 2 sums: Golub and Van Loan, Matrix Computations, 3.1.
-    """
-    return int(elements * unknowns)
-
-
 def fft(points: int, transforms: int, share: float) -> int:
     """`share * N log2 N` for each transform of N points: 5 for complex ones, half of it for real ones."""
     return ceil(share * transforms * points * log2(points)) if points > 1 else 0

@@ -2,96 +2,30 @@
 
     counted = total(operators(jax.make_jaxpr(function)(*arguments)))
 
-A multiply-add counts 2, one of complex numbers 8. Counted: `dot_general`, convolutions (also transposed ones, by their
-dilated input), fused attention (the full square), triangular systems and Fourier transforms; zero by rule are the
-names of `jax_names`; any other primitive has no formula. A `scan` counts its length; a `while` as many times as its
-counter says, and where that depends on values, the loop itself has no formula.
+A rule in `flop_rules` says what a primitive costs; zero by rule are the names of `free/jax.py`; any other primitive
+has no formula. A `scan` counts its length; a `while` as many times as its counter says, and where that depends on
+values, the loop itself has no formula.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
-from pytest_modelbudget.backends.costs import Operator, cheapest_branch
-from pytest_modelbudget.backends.costs.formulas import (
-    COMPLEX_FFT,
-    COMPLEX_PRODUCT,
-    REAL_FFT,
-    Shape,
-    fft,
-    triangular_systems,
-)
-from pytest_modelbudget.backends.costs.jax_names import CALLS, ZERO
+from pytest_modelbudget.backends.costs import Operator, cheapest_branch, loop, trips
+from pytest_modelbudget.backends.costs.flop_rule import OperatorCall
+from pytest_modelbudget.backends.costs.flop_rules import rules_of
+from pytest_modelbudget.backends.costs.free.jax import ZERO
 
-MOST_TRIPS = 100_000
-"""A loop that runs longer than this is not followed to its end."""
+_CALLS = """
+    call checkpoint closed_call composite core_call custom_jvp_call custom_linear_solve custom_vjp_call
+    custom_vjp_call_jaxpr custom_vmap_call eval_jaxpr jit pjit remat remat2 remat_opt xla_call custom_jvp_call_jaxpr
+"""
+CALLS = frozenset(_CALLS.split())
+"""Primitives that are the jaxpr they hold, once."""
 
-Formula = Callable[[Mapping[str, Any], Sequence[Shape], Sequence[Shape]], int]
-"""From the parameters of a primitive, the shapes of its inputs and those of its outputs, to FLOPs."""
-
-
-def _dot(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    """`2 * outputs * (contracted elements)`; without a contracted axis it is elementwise."""
-    contracted: tuple[int, ...]
-    (contracted, _), _batch = params["dimension_numbers"]
-    return 2 * prod(outputs[0]) * prod([inputs[0][axis] for axis in contracted]) if contracted else 0
-
-
-def _ragged_dot(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    """Each row meets one of several matrices."""
-    contracted: tuple[int, ...]
-    (contracted, _), _batch = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
-    return 2 * prod(outputs[0]) * prod([inputs[0][axis] for axis in contracted])
-
-
-def _scaled_matmul(_: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    """`(batch, rows, K)` times `(batch, columns, K)`."""
-    return 2 * prod(outputs[0]) * inputs[0][-1]
-
-
-def _conv(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    """Each output element is a sum over one filter; with a dilated input, each input element is spread over one."""
-    layout: tuple[int, ...] = params["dimension_numbers"].rhs_spec
-    filters, channels, *taps = (inputs[1][axis] for axis in layout)
-    if any(size > 1 for size in params["lhs_dilation"]):
-        return 2 * prod(inputs[0]) * prod(taps) * filters // int(params["feature_group_count"])
-    return 2 * prod(outputs[0]) * prod(taps) * channels
-
-
-def _attention(_: Mapping[str, Any], inputs: Sequence[Shape], __: Sequence[Shape]) -> int:
-    """Scores and their product with the values, the full square; shapes are `(batch, positions, heads, width)`."""
-    batch, queries, heads, width = inputs[0]
-    return 2 * batch * heads * queries * inputs[1][1] * (width + inputs[2][3])
-
-
-def _triangular_solve(_: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    return triangular_systems(inputs[0][-1], prod(outputs[0]))
-
-
-def _fft(params: Mapping[str, Any], inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    lengths = params["fft_lengths"]
-    points, kind = prod(lengths), str(getattr(params["fft_type"], "name", params["fft_type"]))
-    transformed = outputs[0] if "IRFFT" in kind else inputs[0]
-    return fft(points, prod(transformed[: -len(lengths)]), REAL_FFT if "RFFT" in kind else COMPLEX_FFT)
-
-
-FORMULAS: dict[str, Formula] = {
-    "dot_general": _dot,
-    "ragged_dot_general": _ragged_dot,
-    "scaled_matmul": _scaled_matmul,
-    "scaled_matmul_wrapper": _scaled_matmul,
-    "conv_general_dilated": _conv,
-    "dot_product_attention_fwd": _attention,
-    "dot_product_attention_fwd_wrapper": _attention,
-    "triangular_solve": _triangular_solve,
-}
-"""Primitives that cost multiply-adds, of real numbers."""
-
-TRANSFORMS: dict[str, Formula] = {"fft": _fft}
-"""Primitives whose formulas count real FLOPs of complex numbers already."""
+_RULES = rules_of("jax")
 
 
 def operators(closed: Any, scope: str = "", times: int = 1) -> Iterator[Operator]:
@@ -135,15 +69,14 @@ def _called_jaxpr(params: Mapping[str, Any]) -> Any:
 
 
 def _flops(name: str, eqn: Any) -> int | None:
-    formula = FORMULAS.get(name) or TRANSFORMS.get(name)
-    if formula is None:
+    rule = _RULES.get(name)
+    if rule is None:
         return 0 if name in ZERO else None
     inputs, outputs = (
         [tuple(variable.aval.shape) for variable in variables] for variables in (eqn.invars, eqn.outvars)
     )
-    flops = formula(eqn.params, inputs, outputs)
-    products = name in FORMULAS and any(variable.aval.dtype.kind == "c" for variable in eqn.invars)
-    return flops * COMPLEX_PRODUCT if products else flops
+    of_complex = any(variable.aval.dtype.kind == "c" for variable in eqn.invars)
+    return rule.flops(OperatorCall(inputs, outputs, eqn.params.get), of_complex=of_complex)
 
 
 def _needed_equations(jaxpr: Any) -> list[Any]:
@@ -160,27 +93,20 @@ def _needed_equations(jaxpr: Any) -> list[Any]:
 def _while(eqn: Any, scope: str, times: int) -> Iterator[Operator]:
     """A loop: its body as many times as it runs, its condition once more."""
     cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
-    count = _trips(eqn, cond, body)
-    inside = [*operators(cond, scope, times * ((count or 0) + 1)), *operators(body, scope, times * (count or 0))]
-    hidden = count is None and any(operator_inside.flops != 0 for operator_inside in inside)
-    yield Operator(scope, "while", times, None if hidden else 0)
-    yield from (operator_inside for operator_inside in inside if count is not None or operator_inside.flops is not None)
+    ran = (count := _trips(eqn, cond, body)) or 0
+    inside = [*operators(cond, scope, times * (ran + 1)), *operators(body, scope, times * ran)]
+    yield from loop(scope, "while", times, count, inside)
 
 
 def _trips(eqn: Any, cond: Any, body: Any) -> int | None:
-    """How often a loop runs, None when that depends on values that only a run would know."""
-    ofcond, ofbody = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     initial = [_literal(variable) for variable in eqn.invars]
-    consts, inner, current = initial[:ofcond], initial[ofcond : ofcond + ofbody], initial[ofcond + ofbody :]
-    for count in range(MOST_TRIPS + 1):
-        condition = _known_outputs(cond, [*consts, *current])[0]
-        if not condition:
-            return None if condition is None else count
-        next_values = _known_outputs(body, [*inner, *current])
-        if next_values == current:
-            return None
-        current = next_values
-    return None
+    consts, inner, carried = initial[:of_cond], initial[of_cond : of_cond + of_body], initial[of_cond + of_body :]
+    return trips(
+        carried,
+        lambda current: _known_outputs(cond, [*consts, *current])[0],
+        lambda current: _known_outputs(body, [*inner, *current]),
+    )
 
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-MOST_TRIPS = 100_000
-"""A loop that runs longer than this is not followed to its end."""
+from pytest_modelbudget.backends.costs import trips
 
 Value = Any
 """A number, a truth value or a list of numbers; None when it is not known."""
@@ -120,23 +119,18 @@ def _constant(op: Any) -> Value:
 
 
 def loop_trips(cond: Any, body: Any, initial: Sequence[Value]) -> int | None:
-    """How often a loop runs whose two graphs are `cond` and `body`, and whose variables begin as `initial`.
-
-    None when that depends on values that only a run would know, or when it runs very long.
-    """
+    """How often a loop of two graphs runs, `cond` and `body`, whose variables begin as `initial`; see `trips`."""
     needed = _deciding_variables(cond, body)
-    current = {position: initial[position] for position in needed}
-    for count in range(MOST_TRIPS + 1):
-        inside = KnownValues({cond.inputs[position].op.name: value for position, value in current.items()})
-        condition = inside.value_of(cond.outputs[0])
-        if not condition:
-            return None if condition is None else count
-        values = KnownValues({body.inputs[position].op.name: value for position, value in current.items()})
-        next_values = {position: values.value_of(body.outputs[position]) for position in needed}
-        if next_values == current:
-            return None
-        current = next_values
-    return None
+
+    def values_in(graph: Any, current: Mapping[int, Value]) -> KnownValues:
+        return KnownValues({graph.inputs[position].op.name: value for position, value in current.items()})
+
+    def following(current: dict[int, Value]) -> dict[int, Value]:
+        values = values_in(body, current)
+        return {position: values.value_of(body.outputs[position]) for position in needed}
+
+    start = {position: initial[position] for position in needed}
+    return trips(start, lambda current: values_in(cond, current).value_of(cond.outputs[0]), following)
 
 
 def _deciding_variables(cond: Any, body: Any) -> list[int]:

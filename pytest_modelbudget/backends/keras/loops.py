@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from pytest_modelbudget.backends.costs import FlopsCount
+from pytest_modelbudget.backends.costs import FlopsCount, cheapest
 from pytest_modelbudget.backends.keras import rules
 from pytest_modelbudget.backends.keras.calls import LayerCall
 
@@ -126,11 +126,9 @@ def _cheapest_branch(tracer: Tracer, operation: Any, branches: Sequence[Any], op
         branch(*operands)
         branch_calls.append(tracer.calls[mark:])
         del tracer.calls[mark:]
-    costs = [rules.total(calls) for calls in branch_calls]
-    cheapest = min(range(len(branch_calls)), key=lambda index: (costs[index].flops, len(costs[index].uncounted)))
-    tracer.calls.extend(branch_calls[cheapest])
-    all_equal = all(cost == costs[cheapest] for cost in costs)
-    return FlopsCount() if all_equal else FlopsCount(0, ((type(operation).__name__, 1),))
+    index, same = cheapest([rules.total(calls) for calls in branch_calls])
+    tracer.calls.extend(branch_calls[index])
+    return FlopsCount() if same else FlopsCount(0, ((type(operation).__name__, 1),))
 
 
 def _associative_scan(tracer: Tracer, _: Any, function: Callable[..., Any], values: Any) -> FlopsCount | None:

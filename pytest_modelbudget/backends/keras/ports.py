@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from pytest_modelbudget.backends.dimensions import symbols
 from pytest_modelbudget.backends.keras import private, walk
 from pytest_modelbudget.backends.keras.labels import Labels
 from pytest_modelbudget.errors import ModelBudgetError
@@ -30,8 +31,7 @@ class CallArguments:
     @property
     def symbols(self) -> tuple[str, ...]:
         """The names of the symbolic dimensions, in the order first met."""
-        dims = (dim for port in self.ports for dim in port.spec.shape)
-        return tuple(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
+        return symbols(self.ports)
 
     def symbolic(self, sizes: Mapping[str, int] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Keras tensors with open symbolic dimensions, or with these sizes."""
@@ -101,19 +101,28 @@ def graph_arguments(model: Any, inputs: Inputs | None, name: str, labels: Labels
         ModelBudgetError: a declared input has no place in the model, or its shape is another.
     """
     graph = private.function_of(model)
-    makers = [(private.history(tensor) or (tensor, None))[0] for tensor in graph.inputs]
-    own_inputs = [
-        Input(str(maker.name), walk.tensor_spec(tensor)) for maker, tensor in zip(makers, graph.inputs, strict=True)
-    ]
-    shown_inputs = [
-        Input(labels.get(id(maker), port.name), port.spec) for maker, port in zip(makers, own_inputs, strict=True)
-    ]
+    makers = [((private.history(tensor) or (tensor, None))[0], walk.tensor_spec(tensor)) for tensor in graph.inputs]
+    structure = private.input_structure(graph)
+    return own_arguments(makers, inputs, name, labels, lambda tensors: keras.tree.pack_sequence_as(structure, tensors))
+
+
+def own_arguments(
+    makers: Sequence[tuple[Any, TensorSpec]],
+    inputs: Inputs | None,
+    name: str,
+    labels: Labels,
+    pack: Callable[[list[Any]], Any],
+) -> CallArguments:
+    """The arguments of a model that knows its own inputs, by the layers that make them; see `graph_arguments`.
+
+    `pack` makes of tensors the one argument that the model is called with.
+    """
+    own_inputs = [Input(str(maker.name), spec) for maker, spec in makers]
+    shown_inputs = [Input(labels.get(id(maker), str(maker.name)), spec) for maker, spec in makers]
     ports = tuple(shown_inputs if inputs is None else match_inputs(own_inputs, shown_inputs, inputs, name))
 
     def build(make: MakeInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tensors = [make(port.name, port.spec) for port in ports]
-        structure = private.input_structure(graph)
-        return (keras.tree.pack_sequence_as(structure, tensors),), {}
+        return (pack([make(port.name, port.spec) for port in ports]),), {}
 
     return CallArguments(ports, build, own=list(ports) == shown_inputs)
 

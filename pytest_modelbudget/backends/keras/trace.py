@@ -155,7 +155,7 @@ class _CallTracer:
             shapes = [tuple(tensor.shape) for tensor in tensors]
             shape = tuple(target.compute_output_shape(shapes if first is tensors else shapes[0]))
             output = keras.KerasTensor(shape, target.compute_dtype)
-            own = FlopsCount(rule(target, (), [shape]))
+            own = FlopsCount(rule.formula(rules.as_call(target, shapes, [shape])))
         except Exception:  # it says its sizes otherwise, or has open ones
             return None
         self.calls.append(LayerCall(target, tuple(self.inside), self.times, args, {}, outputs=(output,), own=own))

@@ -67,7 +67,7 @@ class KerasStructure:
         trace_shapes, graph = self._trace_shapes, None if model is None else self._graphs[id(model)]
         nodes = private.nodes_of(graph, part) if graph is not None else []
         makers = [_input_makers(node) for node in nodes] or [
-            trace_shapes.calls[position].sources for position in positions
+            [*map(id, trace_shapes.calls[position].sources)] for position in positions
         ]
         inputs: Iterable[Specs] = ()
         outputs: Iterable[Specs]
@@ -172,10 +172,10 @@ def _operations(model: Any, graph: Any) -> list[Any]:
     return operations
 
 
-def _input_makers(node: Any) -> tuple[Any, ...]:
-    """The operations that made the inputs of one call in a graph."""
+def _input_makers(node: Any) -> list[int]:
+    """The identities of the operations that made the inputs of one call in a graph."""
     histories = [private.history(tensor) for tensor in node.input_tensors]
-    return tuple(history[0] for history in histories if history is not None)
+    return [id(history[0]) for history in histories if history is not None]
 
 
 def _is_input(operation: Any) -> bool:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from pytest_modelbudget.backends import calls
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, with_input_shapes
 from pytest_modelbudget.backends.costs.tf_graph import operators
-from pytest_modelbudget.backends.dimensions import named_trace
+from pytest_modelbudget.backends.dimensions import named_trace, symbols
 from pytest_modelbudget.backends.tensorflow import graphs, modules
 from pytest_modelbudget.backends.tensorflow.build import abstract, global_state_restored
 from pytest_modelbudget.backends.tensorflow.private import Trackable
@@ -88,7 +88,7 @@ class _ModuleSummaryBuilder:
             inputs=ports,
             outputs=outputs,
             flops=flops,
-            sizes=tuple((symbol, self.sizes[symbol]) for symbol in graphs.symbols(ports) if symbol in self.sizes),
+            sizes=tuple((symbol, self.sizes[symbol]) for symbol in symbols(ports) if symbol in self.sizes),
             notes=tuple(self.notes),
         )
 
@@ -129,7 +129,7 @@ class _ModuleSummaryBuilder:
         """Outputs with named dimensions, and FLOPs at the sizes."""
         unsized = next((port for port in ports if None in port.spec.shape), None)
         graph, outputs = trace(self.sizes)
-        sizes = {symbol: self.sizes[symbol] for symbol in graphs.symbols(ports) if symbol in self.sizes}
+        sizes = {symbol: self.sizes[symbol] for symbol in symbols(ports) if symbol in self.sizes}
 
         def run(other: Mapping[str, int]) -> calls.RecordedPass:
             return calls.RecordedPass((), graphs.outputs(trace({**self.sizes, **other})[1]))
@@ -208,15 +208,9 @@ class _ModuleSummaryBuilder:
 def _ports(function: Any) -> tuple[Input, ...]:
     """The inputs of a signature; an open first axis is the batch."""
     tensors = function.graph.inputs[: len(function.graph.inputs) - len(function.graph.captures)]
-    return tuple(Input(_name(tensor), _spec(tensor)) for tensor in tensors)
+    return tuple(Input(_name(tensor), graphs.spec_of(tensor)) for tensor in tensors)
 
 
 def _name(tensor: Any) -> str:
     user: bytes | None = tensor.op.node_def.attr["_user_specified_name"].s
     return user.decode() if user else str(tensor.op.name)
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    sizes = tensor.shape.as_list() if tensor.shape.rank is not None else []
-    dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
-    return TensorSpec(dims, tensor.dtype.name)

@@ -10,8 +10,8 @@ import tensorflow as tf
 from pytest_modelbudget.backends.calls import ShapeDtype
 from pytest_modelbudget.backends.costs import Operator, total
 from pytest_modelbudget.backends.tensorflow.private import ConversionOptions, converted_call, func_graph_from_py_func
-from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.summary import Fill, Flops, Input, TensorSpec
+from pytest_modelbudget.inputs import BATCH, Inputs
+from pytest_modelbudget.summary import Fill, Flops, TensorSpec
 
 Sizes = Mapping[str, int]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -55,9 +55,11 @@ def tensor_spec(spec: TensorSpec, sizes: Sizes) -> Any:
     return tf.TensorSpec([sizes.get(dim) if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
 
 
-def symbols(ports: Sequence[Input]) -> tuple[str, ...]:
-    """The names of the symbolic dimensions, in the order first met."""
-    return tuple(dict.fromkeys(dim for port in ports for dim in port.spec.shape if isinstance(dim, str)))
+def spec_of(tensor: Any) -> TensorSpec:
+    """A tensor of a graph as plain data: an open first axis is the batch, and one of unknown rank has no axes."""
+    sizes = tensor.shape.as_list() if tensor.shape.rank is not None else []
+    dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
+    return TensorSpec(dims, tf.as_dtype(tensor.dtype).name)
 
 
 def outputs(tensors: Sequence[Any]) -> tuple[ShapeDtype, ...]:

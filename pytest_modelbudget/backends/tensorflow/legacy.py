@@ -21,7 +21,7 @@ from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace, tra
 from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Input, Summary, TensorSpec
+from pytest_modelbudget.summary import Summary, TensorSpec
 
 __all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "summarize"]
 
@@ -114,18 +114,11 @@ class _LegacySummaryBuilder:
         """What the model is called with: its own inputs, or the declared ones where they fit."""
         if not legacy_rows.is_graph(self.model) or not self.model.inputs:
             return keras_ports.declared_arguments(self.model, inputs, self.name, self._kind)
-        own_inputs = [Input(layer.name, _spec(layer.output)) for layer in self._input_layers()]
-        shown_inputs = [Input(names.get(id(layer), layer.name), _spec(layer.output)) for layer in self._input_layers()]
-        ports = tuple(
-            shown_inputs if inputs is None else keras_ports.match_inputs(own_inputs, shown_inputs, inputs, self.name)
-        )
+        makers = [(layer, graphs.spec_of(layer.output)) for layer in self._input_layers()]
         nested = self.model._nested_inputs
-
-        def build_arguments(make: keras_ports.MakeInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            tensors = [make(port.name, port.spec) for port in ports]
-            return (tf.nest.pack_sequence_as(nested, tensors),), {}
-
-        return keras_ports.CallArguments(ports, build_arguments)
+        return keras_ports.own_arguments(
+            makers, inputs, self.name, names, lambda tensors: tf.nest.pack_sequence_as(nested, tensors)
+        )
 
     def _input_layers(self) -> list[Any]:
         return [tensor._keras_history.layer for tensor in tf.nest.flatten(self.model.inputs)]
@@ -180,9 +173,3 @@ def _plain(trace: LegacyTrace) -> calls.RecordedPass:
     outputs = graphs.outputs
     plain_calls = [calls.Call(id(call.layer), outputs(call.given), outputs(call.outputs)) for call in trace.calls]
     return calls.RecordedPass(plain_calls, outputs(trace.graph.outputs))
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    sizes = tensor.shape.as_list()
-    dims = tuple(BATCH if axis == 0 and size is None else size for axis, size in enumerate(sizes))
-    return TensorSpec(dims, tf.as_dtype(tensor.dtype).name)

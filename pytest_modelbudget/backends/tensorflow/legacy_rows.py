@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
 import tf_keras
 
 from pytest_modelbudget.backends import assemble
 from pytest_modelbudget.backends.assemble import HeldWeight, PartCalls, Row, call_positions, unique
 from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import labels
+from pytest_modelbudget.backends.tensorflow import graphs
 from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace
 from pytest_modelbudget.summary import TensorSpec, Weight
 
@@ -61,17 +61,16 @@ class LegacyStructure:
         calls = len(positions) or int(_is_input(part))
         return PartCalls([trace_shapes.given[position] for position in positions], outputs, makers, calls)
 
-    def _makers(self, model: Any, layer: Any, positions: Sequence[int]) -> list[list[Any]]:
+    def _makers(self, model: Any, layer: Any, positions: Sequence[int]) -> list[list[int]]:
         if not model._is_graph_network:
-            return [
-                self._trace_shapes.trace.sources(self._trace_shapes.trace.calls[position]) for position in positions
-            ]
+            trace = self._trace_shapes.trace
+            return [[*map(id, trace.sources(trace.calls[position]))] for position in positions]
         nodes = [
             node
             for index, node in enumerate(layer._inbound_nodes)
             if f"{layer.name}_ib-{index}" in model._network_nodes and not node.is_input
         ]
-        return [[maker for maker, *_ in node.iterate_inbound()] for node in nodes]
+        return [[id(maker) for maker, *_ in node.iterate_inbound()] for node in nodes]
 
     def weights(self, part: Any, *, deep: bool) -> Iterator[HeldWeight]:
         """Its variables."""
@@ -141,11 +140,7 @@ def _is_input(layer: Any) -> bool:
 
 def _input_spec(layer: Any) -> TensorSpec | None:
     """What an input layer of a nested model was made with."""
-    shape = layer.output.shape
-    if shape.rank is None:
-        return None
-    dims = tuple("B" if axis == 0 and size is None else size for axis, size in enumerate(shape.as_list()))
-    return TensorSpec(dims, tf.as_dtype(layer.output.dtype).name)
+    return None if layer.output.shape.rank is None else graphs.spec_of(layer.output)
 
 
 def _metric_variables(model: Any) -> set[int]:

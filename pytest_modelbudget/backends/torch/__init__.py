@@ -31,6 +31,7 @@ from pytest_modelbudget.backends.torch.model.global_state import global_state_re
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.model.real_copy import with_memory
+from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe
@@ -59,7 +60,7 @@ def summarize(
     sizes: Mapping[str, int],
     built_here: bool,
     rebuild: counting.Rebuild | None = None,
-    run: counting.RunMode | None = None,
+    run: RunMode | None = None,
 ) -> Summary:
     """Count a `torch.nn.Module` at `inputs`: one forward pass on the meta device and a few at other sizes.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import nn
 
 from pytest_modelbudget import units
-from pytest_modelbudget.backends.dimensions import DimensionNaming, Sizes, fixed_symbols, resolve
+from pytest_modelbudget.backends.dimensions import DimensionNaming, Sizes, fixed_symbol_notes, resolve
 from pytest_modelbudget.backends.torch.memory.activations import measure_activations
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
 from pytest_modelbudget.backends.torch.model import dtensors, keras_layers, real_copy
@@ -24,15 +23,13 @@ from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.calls import module_calls_patched
 from pytest_modelbudget.backends.torch.trace.forward import ForwardFailed, ForwardPass, RunnableModel, forward
 from pytest_modelbudget.backends.torch.trace.hints import is_for_want_of_values
+from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary
 
 FRAMEWORK = "torch"
 
-
-RunMode = Literal["real", "abstract"]
-"""How a model is run: on values, or without. By itself (None) on values only where it has to be."""
 
 Rebuild = Callable[[int], object]
 
@@ -211,7 +208,7 @@ def _summary(run: _PassesOfModel, sizes: Sizes, shards: tuple[str, ...]) -> Summ
         notes=(
             *run.notes,
             *shards,
-            *_fixed_symbol_notes(sizes, passes_by_sizes),
+            *fixed_symbol_notes(passes_by_sizes),
             *unread_notes,
             *_autocast_notes(run),
             *activation_notes,
@@ -219,12 +216,6 @@ def _summary(run: _PassesOfModel, sizes: Sizes, shards: tuple[str, ...]) -> Summ
         ),
         real_run=runnable.real,
     )
-
-
-def _fixed_symbol_notes(sizes: Sizes, seen: _PassesBySizes) -> Iterator[str]:
-    """What is to be said of the symbols that could not be moved."""
-    for symbol in fixed_symbols(seen):
-        yield f"the model runs only at {symbol}={sizes[symbol]}: dimensions that depend on {symbol} show numbers"
 
 
 def _autocast_notes(run: _PassesOfModel) -> Iterator[str]:

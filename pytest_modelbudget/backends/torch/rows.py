@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.assemble import distinct
+from pytest_modelbudget.backends.assemble import PartCalls, layer_of
 from pytest_modelbudget.backends.dimensions import DimensionNaming
 from pytest_modelbudget.backends.torch.memory.saved_tensors import Activations
 from pytest_modelbudget.backends.torch.model.modules import ROOT, Node
@@ -30,16 +30,24 @@ def rows(
     The joins of a module stand in the order they first ran, each below what the module had called last. `saved` says
     what each module saved for the backward pass; what a join saved is at the module it stands in.
     """
-    trace = passes[0].trace
-    joins = _joins_by_position(nodes, trace)
+    joins = _joins_by_position(nodes, passes[0].trace)
     paths = _join_paths(nodes, joins)
     names = _source_names(nodes, paths, passes[0])
     layers = []
     for position, (node, own_weights) in enumerate(zip(nodes, weights, strict=True)):
-        if _has_row(node, own_weights, trace):
-            layers.append(_row(node, own_weights, passes, naming, names, saved))
+        records = [forward_pass.trace.record_of(node.module) for forward_pass in passes]
+        if has_row(node, own_weights, called=records[0] is not None):
+            calls = _calls_of_module(node.module, records, naming)
+            held = None if saved is None else saved.by_module.get(id(node.module), 0)
+            layers.append(
+                layer_of(
+                    node.path, node.type, calls, names, own_weights, container=node.container, activation_bytes=held
+                )
+            )
         for join in joins.get(position, ()):
-            layers.append(_join_row(join, paths[join.key], passes, naming, names, saved))
+            calls = _part_calls(join, [forward_pass.trace.joins.get(join.key) for forward_pass in passes], naming)
+            held = None if saved is None else 0
+            layers.append(layer_of(paths[join.key], join.kind, calls, names, activation_bytes=held))
     return tuple(layers)
 
 
@@ -120,98 +128,31 @@ def _source_names(
     return names | {port: f"input {port}" if port in used_names else port for port in first.ports}
 
 
-def _has_row(node: Node, own_weights: tuple[Weight, ...], trace: ModuleTrace) -> bool:
+def has_row(node: Node, own_weights: tuple[Weight, ...], *, called: bool) -> bool:
+    """Whether a module has a row; the root and lists or dicts that nothing calls have one for own weights alone."""
     if own_weights:
         return True
     if node.path == ROOT:
         return not node.container
-    called = trace.record_of(node.module) is not None
     return called or not isinstance(node.module, (nn.ModuleList, nn.ModuleDict))
 
 
-def _row(
-    node: Node,
-    own_weights: tuple[Weight, ...],
-    passes: Sequence[ForwardPass],
-    naming: DimensionNaming,
-    names: Mapping[Source, str],
-    saved: Activations | None,
-) -> Layer:
-    activation_bytes = None if saved is None else saved.by_module.get(id(node.module), 0)
-    records = [forward_pass.trace.record_of(node.module) for forward_pass in passes]
-    record = records[0]
-    if record is None:
-        # Whether there was a call, and what it cost, is not known inside scripted code or where other values make one.
-        called_in_variant = any(records[position] is not None for position in naming.twins)
-        no_calls = None if called_in_variant or isinstance(node.module, torch.jit.ScriptModule) else 0
-        return Layer(
-            node.path,
-            node.type,
-            weights=own_weights,
-            calls=no_calls,
-            flops=no_calls,
-            container=node.container,
-            activation_bytes=activation_bytes,
-        )
+def _calls_of_module(module: nn.Module, records: Sequence[ModuleRecord | None], naming: DimensionNaming) -> PartCalls:
+    if (first := records[0]) is not None:
+        return _part_calls(first, records, naming)
+    # Whether there was a call, and what it cost, is not known inside scripted code or where other values make one.
+    called_in_variant = any(records[position] is not None for position in naming.twins)
+    no_calls = None if called_in_variant or isinstance(module, torch.jit.ScriptModule) else 0
+    return PartCalls(calls=no_calls, flops=no_calls)
+
+
+def _part_calls(
+    first: ModuleRecord | Join, records: Sequence[ModuleRecord | Join | None], naming: DimensionNaming
+) -> PartCalls:
+    """What a module or join got and gave; calls and FLOPs are not known where a pass at the same sizes differs."""
     outputs, inputs = naming.row(records)
-    return Layer(
-        path=node.path,
-        type=node.type,
-        outputs=outputs,
-        connected_to=_connected_to(record, names),
-        weights=own_weights,
-        calls=_call_count(record, records, naming.twins),
-        flops=_agreed_flops(record, records, naming.twins),
-        container=node.container,
-        inputs=inputs,
-        activation_bytes=activation_bytes,
-    )
-
-
-def _join_row(
-    join: Join,
-    path: str,
-    passes: Sequence[ForwardPass],
-    naming: DimensionNaming,
-    names: Mapping[Source, str],
-    saved: Activations | None,
-) -> Layer:
-    records = [forward_pass.trace.joins.get(join.key) for forward_pass in passes]
-    outputs, inputs = naming.row(records)
-    return Layer(
-        path=path,
-        type=join.kind,
-        outputs=outputs,
-        connected_to=_connected_to(join, names),
-        calls=_call_count(join, records, naming.twins),
-        flops=_agreed_flops(join, records, naming.twins),
-        inputs=inputs,
-        activation_bytes=None if saved is None else 0,
-    )
-
-
-def _call_count(
-    first: ModuleRecord | Join, records: Sequence[ModuleRecord | Join | None], twins: Sequence[int]
-) -> int | None:
-    """How often it was called, None when that depends on values."""
-    if not twins:
-        return len(first.calls)
-    counts = [len(record.calls) if (record := records[position]) is not None else 0 for position in twins]
-    return len(first.calls) if all(times == len(first.calls) for times in counts) else None
-
-
-def _agreed_flops(
-    first: ModuleRecord | Join, records: Sequence[ModuleRecord | Join | None], twins: Sequence[int]
-) -> int | None:
-    """Its FLOPs, None when another pass at the same sizes counted differently."""
-    if not twins:
-        return first.flops
-    others = [records[position] for position in twins]
-    return first.flops if all(other is not None and other.flops == first.flops for other in others) else None
-
-
-def _connected_to(record: ModuleRecord | Join, names: Mapping[Source, str]) -> tuple[tuple[str, ...], ...]:
-    if not record.fed_by:
-        return ()
-    calls = [tuple([names[source] for source in call if source in names]) for call in record.fed_by]
-    return distinct(calls)
+    twins = [records[position] for position in naming.twins]
+    calls, flops = len(first.calls), first.flops
+    same_calls = all((0 if twin is None else len(twin.calls)) == calls for twin in twins)
+    same_flops = all(twin is not None and twin.flops == flops for twin in twins)
+    return PartCalls(inputs, outputs, first.fed_by, calls if same_calls else None, flops if same_flops else None)

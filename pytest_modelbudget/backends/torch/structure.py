@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pytest_modelbudget.backends.assemble import PartCalls, layer_of
 from pytest_modelbudget.backends.torch.model import dtensors
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
-from pytest_modelbudget.backends.torch.model.modules import ROOT, Node, all_modules, all_tensors, nodes, unwrap
+from pytest_modelbudget.backends.torch.model.modules import Node, all_modules, all_tensors, nodes, unwrap
 from pytest_modelbudget.backends.torch.model.weights import weights_of
+from pytest_modelbudget.backends.torch.rows import has_row
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.summary import Layer, Summary, Weight
+from pytest_modelbudget.summary import Summary
 
 EXAMPLE = 'inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
 
@@ -38,9 +40,9 @@ def summarize(model: nn.Module, *, name: str, framework: str) -> Summary:
     _refuse_lazy(model_nodes, name)
     weights, unread_notes = weights_of(model_nodes, name)
     rows = [
-        _row(node, own_weights)
+        layer_of(node.path, node.type, PartCalls(), {}, own_weights, container=node.container)
         for node, own_weights in zip(model_nodes, weights, strict=True)
-        if _has_row(node, own_weights)
+        if has_row(node, own_weights, called=False)
     ]
     return Summary(name, framework, tuple(rows), notes=(_NOTE, *shards, *unread_notes))
 
@@ -52,14 +54,3 @@ def _refuse_lazy(nodes: Sequence[Node], name: str) -> None:
                 f"{name}: the lazy layer {node.path!r} ({node.type}) has no weights before its first input, "
                 f"so the params are not known: write e.g. {EXAMPLE}"
             )
-
-
-def _has_row(node: Node, own_weights: tuple[Weight, ...]) -> bool:
-    """As in a summary with inputs, where lists and dicts of modules are not called either."""
-    if own_weights:
-        return True
-    return not node.container if node.path == ROOT else not isinstance(node.module, (nn.ModuleList, nn.ModuleDict))
-
-
-def _row(node: Node, own_weights: tuple[Weight, ...]) -> Layer:
-    return Layer(node.path, node.type, weights=own_weights, calls=None, container=node.container)

@@ -1,1 +1,1 @@
-"""What an operator of torch costs: a rule (`rules`), free (`free_operators`), or not known."""
+"""What an operator of torch costs: its calls as the FLOP rules take them (`rules`), and products of sparse operands."""

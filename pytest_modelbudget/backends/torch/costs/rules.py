@@ -1,173 +1,77 @@
 """What an operator costs: a formula, zero by rule, or not known.
 
-A multiply-add counts 2, one of complex numbers 8. Attention (the full square, also with a causal mask) and what a user
-registered with torch use the formulas of `torch.utils.flop_counter`; matrix products, convolutions and what it lacks
-are below. Zero by rule: everything elementwise, and the operators of `ZERO`, with their variants and what
-differentiates them. An operator that is in neither is reported by name and makes the sum a lower bound.
+A multiply-add counts 2, one of complex numbers 8. The rules of `flop_rules` come first (for the commonest operators,
+they are faster), then the formulas of `torch.utils.flop_counter`: attention on GPUs (the full square, also with a
+causal mask) and what a user registered with torch. Zero by rule: everything elementwise, and the operators of
+`free/torch.py`, with their variants and what differentiates them. An operator that is in neither is reported by name
+and makes the sum a lower bound.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from pytest_modelbudget.backends.costs.formulas import COMPLEX_FFT, COMPLEX_PRODUCT, REAL_FFT, fft
+from pytest_modelbudget.backends.costs.flop_rule import FlopRule, OperatorCall
+from pytest_modelbudget.backends.costs.flop_rules import rules_of
+from pytest_modelbudget.backends.costs.formulas import COMPLEX_PRODUCT, Shape
+from pytest_modelbudget.backends.costs.free.torch import FULL_NAMES, PRIMS, ZERO
 from pytest_modelbudget.backends.torch.compat import OpOverload
 from pytest_modelbudget.backends.torch.costs.complex_convolutions import ComplexConvolutions
-from pytest_modelbudget.backends.torch.costs.free_operators import PRIMS, ZERO
-from pytest_modelbudget.backends.torch.costs.products import PRODUCTS, Formula, matmul_to_output, mm, size
-from pytest_modelbudget.backends.torch.costs.stored_products import (
-    CHANGES_OF_FORM,
-    SPARSE_FORMS,
-    STORED_PRODUCTS,
-    terms,
-)
+from pytest_modelbudget.backends.torch.costs.sparse_products import SPARSE_PRODUCTS
 
-_QUANTIZED = """
-    add add_relu add_scalar add_scalar_relu mul mul_relu mul_scalar mul_scalar_relu cat cat_relu relu6 leaky_relu
-    hardswish sigmoid tanh elu celu clamp threshold prelu softmax dropout batch_norm batch_norm_relu batch_norm1d
-    batch_norm1d_relu batch_norm2d batch_norm2d_relu batch_norm3d batch_norm3d_relu layer_norm group_norm instance_norm
-    max_pool1d max_pool2d embedding_byte embedding_4bit embedding_bag_byte embedding_bag_4bit
-"""
-_DETECTION = "nms qnms box_iou_rotated roi_align qroi_align roi_pool ps_roi_align ps_roi_pool"
-_ZERO_ELSEWHERE = frozenset(
-    {f"torchvision.{name}" for name in _DETECTION.split()}  # of boxes
-    | {f"quantized.{name}" for name in _QUANTIZED.split()}
-    | CHANGES_OF_FORM
-    | {f"aten.{name}" for name in SPARSE_FORMS}
-)
+Formula = Callable[..., int]
+"""From the arguments of an operator and `out_val`, what it gave, to FLOPs; as in `torch.utils.flop_counter`."""
+
+_RULES = rules_of("torch")
+_CONVOLUTIONS = ("aten.convolution", "aten.convolution_overrideable")
 
 
-def _mv_flops(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
-    """`(m, n) x (n)`: m * n multiply-adds."""
-    return 2 * terms(matrix)
+def _formula_of(func: Any, name: str) -> Formula | None:
+    """The rule of an operator, told shapes; of sparse operands the elements that they store decide."""
+    if name == "out_dtype":
+        return _out_dtype
+    rule, of_sparse = _RULES.get(name), SPARSE_PRODUCTS.get(name)
+    if rule is None:
+        return of_sparse and (lambda *args, **_: of_sparse(*args))
+    of_shapes = _of_shapes(func, rule)
+    if of_sparse is None:
+        return of_shapes
+    return lambda *args, **kwargs: of_sparse(*args) if any(map(_is_sparse, args)) else of_shapes(*args, **kwargs)
 
 
-def _addmv(bias: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
-    return _mv_flops(matrix, vector)
+def _of_shapes(func: Any, rule: FlopRule) -> Formula:
+    """A rule as a formula of torch: it gets the shapes of tensors, and other arguments by their names in the schema."""
+    names = tuple(argument.name for argument in func._schema.arguments) if isinstance(func, OpOverload) else ()
+
+    def formula(*args: Any, out_val: Any, **kwargs: Any) -> int:
+        arguments = dict(zip(names, args, strict=False), **kwargs)
+        return rule.formula(OperatorCall([*_shapes(args)], [*_shapes((out_val,))], arguments.get))
+
+    return formula
 
 
-def _dot(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * size(left)
+def _shapes(values: Iterable[Any]) -> Iterator[Shape]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield tuple(value.shape)
+        elif isinstance(value, (list, tuple)):
+            yield from _shapes(value)
 
 
-def _addmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    return mm(left, right)
-
-
-def _addbmm(bias: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    return mm(left, right)
-
-
-def _trilinear(left: Any, weight: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    """`nn.Bilinear`, `x1 W x2` for each of `o` outputs: x1 W costs in1 * in2, the product with x2 in2 multiply-adds.
-
-    Shapes: left `(batch, 1, in1, 1)`, weight `(1, o, in1, in2)`, right `(batch, 1, 1, in2)`.
-    """
-    batch, (outputs, first, second) = left.shape[0], weight.shape[-3:]
-    return int(2 * batch * outputs * second * (first + 1))
-
-
-def _cdist(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    """Distances of each pair of rows: one multiply-add for each coordinate."""
-    return int(2 * size(left) * right.shape[-2])
-
-
-def _fft_complex(data: Any, dim: list[int], *args: Any, **kwargs: Any) -> int:
-    """A complex transform of N points: 5 N log2 N."""
-    points = prod(data.shape[axis] for axis in dim)
-    return fft(points, size(data) // max(points, 1), COMPLEX_FFT)
-
-
-def _fft_from_real(data: Any, dim: list[int], *args: Any, **kwargs: Any) -> int:
-    """A transform of N real points: half of a complex one."""
-    points = prod(data.shape[axis] for axis in dim)
-    return fft(points, size(data) // max(points, 1), REAL_FFT)
-
-
-def _fft_to_real(data: Any, dim: list[int], *args: Any, out_val: Any, **kwargs: Any) -> int:
-    return _fft_from_real(out_val, dim)
-
-
-def _conv(
-    data: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *args: Any,
-    out_val: Any, **kwargs: Any,
-) -> int:  # fmt: skip
-    """Each output element is a sum over one filter; transposed, each input element is spread over one."""
-    return int(2 * size(data if transposed else out_val) * prod(weight.shape[1:]))
-
-
-def _packed_linear(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
-    return int(2 * size(out_val) * data.shape[-1])
-
-
-def _packed_conv(data: Any, packed: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
-    """As a convolution of floats: `packed` gives its int8 filters back."""
-    filters, _ = packed.unpack()
-    return int(2 * size(data if packed.transpose() else out_val) * prod(filters.shape[1:]))
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout != torch.strided
 
 
 def _out_dtype(operator: Any, dtype: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
     """An operator whose result is of another dtype costs what it costs."""
     formula = cost_of(operator).formula
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=out_val))
-
-
-FORMULAS: dict[str, Formula] = {
-    "out_dtype": _out_dtype,
-    **STORED_PRODUCTS,
-    "aten.mm": mm,
-    "aten.addmm": _addmm,
-    "aten.bmm": mm,
-    "aten.convolution": _conv,
-    "aten.convolution_overrideable": _conv,
-    "aten.mv": _mv_flops,
-    "aten.addmv": _addmv,
-    "aten.dot": _dot,
-    "aten.vdot": _dot,
-    "aten._int_mm": mm,
-    "aten.addbmm": _addbmm,
-    "aten._addmm_activation": _addmm,
-    "aten.baddbmm": _addmm,
-    "aten._scaled_mm": mm,
-    "aten._scaled_addmm": _addmm,
-    "aten._weight_int8pack_mm": matmul_to_output,
-    "aten._weight_int4pack_mm": matmul_to_output,
-    "aten._weight_int4pack_mm_for_cpu": matmul_to_output,
-    "aten._grouped_mm": matmul_to_output,
-    "aten._scaled_grouped_mm": matmul_to_output,
-    "aten._trilinear": _trilinear,
-    "aten._cdist_forward": _cdist,
-    "aten._euclidean_dist": _cdist,
-    **PRODUCTS,
-    "quantized.linear_dynamic": _packed_linear,
-    "quantized.linear_relu_dynamic": _packed_linear,
-    "quantized.linear_dynamic_fp16": _packed_linear,
-    "quantized.linear": _packed_linear,
-    "quantized.linear_relu": _packed_linear,
-    **{
-        f"quantized.conv{transposed}{dims}d{then}": _packed_conv
-        for dims in (1, 2, 3)
-        for transposed, then in (("", ""), ("", "_relu"), ("", "_add"), ("", "_add_relu"), ("_transpose", ""))
-    },
-}
-"""Formulas that `torch.utils.flop_counter` lacks, and those of the commonest operators, which here are faster.
-
-Each is called with the operator's arguments and `out_val`, and counts multiply-adds of real numbers.
-"""
-
-TRANSFORMS: dict[str, Formula] = {
-    **dict.fromkeys(("aten._fft_c2c", "prims.fft_c2c"), _fft_complex),
-    **dict.fromkeys(("aten._fft_r2c", "prims.fft_r2c"), _fft_from_real),
-    **dict.fromkeys(("aten._fft_c2r", "prims.fft_c2r"), _fft_to_real),
-}
-"""Formulas that count real FLOPs of complex numbers already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +95,7 @@ class Cost:
         flops = int(self.formula(*args, **kwargs, out_val=out))
         if self.products and _is_complex(out):
             return flops * COMPLEX_PRODUCT
-        return flops * 2 if self.formula is _conv and convolutions.stands_for_two(*args[:2]) else flops
+        return flops * 2 if self.name in _CONVOLUTIONS and convolutions.stands_for_two(*args[:2]) else flops
 
 
 def _is_complex(out: Any) -> bool:
@@ -205,10 +109,8 @@ def cost_of(func: Any) -> Cost:
     packet = getattr(func, "_overloadpacket", func)
     name = _name(func)
     functional = name.rstrip("_") if not name.endswith("__") else name
-    if (formula := FORMULAS.get(functional)) is not None:
-        return Cost(name, formula, True)
-    if (formula := TRANSFORMS.get(functional)) is not None:
-        return Cost(name, formula, True, products=False)
+    if (formula := _formula_of(func, functional)) is not None:
+        return Cost(name, formula, True, products=functional not in _RULES or not _RULES[functional].counts_complex)
     if packet in flop_registry:  # a formula of the user's own says itself what complex numbers cost
         return Cost(name, flop_registry[packet], True, products=name.startswith("aten."))
     registered = getattr(torch.ops.aten, functional.removeprefix("aten."), None) if functional != name else None
@@ -225,7 +127,7 @@ def _name(func: Any) -> str:
 
 def _is_free(func: Any, functional: str) -> bool:
     space, _, base = functional.partition(".")
-    if space in ("prim", "profiler") or functional in _ZERO_ELSEWHERE:
+    if space in ("prim", "profiler") or functional in FULL_NAMES:
         return True
     if space not in ("aten", "prims"):
         return False

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.ao import quantization
 
-from pytest_modelbudget.backends.torch.costs.free_operators import PRIMS, ZERO
+from pytest_modelbudget.backends.costs.free.torch import PRIMS, ZERO
 from pytest_modelbudget.backends.torch.costs.rules import cost_of
 from pytest_modelbudget.summary import Flops, Summary
 from tests.versions import since

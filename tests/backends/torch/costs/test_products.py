@@ -127,7 +127,10 @@ HEADS, WEIGHTS = (2, 4, 9, 16), ((20, 10), (20, 5))
         ),
         pytest.param(
             aten._transformer_encoder_layer_fwd.default,
-            (_meta(2, 9, 32), 32, 4, *(_meta(1),) * 11, _meta(64, 32), _meta(64), _meta(32, 64), _meta(32)),
+            (
+                _meta(2, 9, 32), 32, 4, *(_meta(1),) * 4, False, False, 1e-5, *(_meta(1),) * 4, _meta(64, 32), _meta(64),
+                _meta(32, 64), _meta(32),
+            ),
             _meta(2, 9, 32), 2 * (4 * 2 * 9 * 32 * 32 + 2 * 2 * 9 * 9 * 32 + 2 * 2 * 9 * 32 * 64),
             id="an encoder layer in one",
         ),

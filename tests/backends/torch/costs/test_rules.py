@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pytest_modelbudget.backends.torch.costs.rules import ZERO, cost_of
+from pytest_modelbudget.backends.costs.free.torch import ZERO
+from pytest_modelbudget.backends.torch.costs.rules import cost_of
 from pytest_modelbudget.summary import Flops, Summary
 
 Count = Callable[..., Summary]

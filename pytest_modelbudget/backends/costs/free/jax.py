@@ -1,4 +1,4 @@
-"""The names of jax's primitives that cost nothing by rule, and of those that just call a jaxpr."""
+"""The names of jax's primitives that cost nothing by rule."""
 
 from __future__ import annotations
 
@@ -22,13 +22,5 @@ _ZERO = """
     freeze get igamma_grad_a new_ref pbroadcast pmax pmin ppermute psum psum_invariant ragged_all_to_all reciprocal
     reduce_scatter roll stochastic_round swap xla_metadata_value
 """
-_CALLS = """
-    call checkpoint closed_call composite core_call custom_jvp_call custom_linear_solve custom_vjp_call
-    custom_vjp_call_jaxpr custom_vmap_call eval_jaxpr jit pjit remat remat2 remat_opt xla_call custom_jvp_call_jaxpr
-"""
-
 ZERO = frozenset(_ZERO.split())
 """Primitives that cost nothing by rule: elementwise work, reductions, views, look-ups, order, randomness."""
-
-CALLS = frozenset(_CALLS.split())
-"""Primitives that are the jaxpr they hold, once."""

@@ -109,3 +109,40 @@ _PRIMS = """
 """
 PRIMS = frozenset(_PRIMS.split())
 """Names of the `prims` operators that count zero, beside those of their names in `aten`."""
+
+_CHANGES = """
+    bitsandbytes.int8_vectorwise_quant bitsandbytes.int8_vectorwise_dequant bitsandbytes.int8_double_quant
+    bitsandbytes.int8_mm_dequant bitsandbytes.quantize_4bit bitsandbytes.dequantize_4bit
+    bitsandbytes.quantize_blockwise bitsandbytes.dequantize_blockwise torchao.choose_qparams_affine
+    torchao.choose_scale_float8 torchao.quantize_affine torchao.dequantize_affine
+    torchao.quantize_affine_float8_non_decomposed torchao.dequantize_affine_float8_non_decomposed
+    quantized_decomposed.choose_qparams quantized_decomposed.choose_qparams_symmetric
+    quantized_decomposed.choose_qparams_per_token quantized_decomposed.choose_qparams_per_token_asymmetric
+    quantized_decomposed.convert_element_type
+"""
+_FORMS = ("per_tensor", "per_channel", "per_token", "per_channel_group", "per_block")
+_SPARSE = """
+    _to_dense to_dense _to_sparse to_sparse _to_sparse_csr _to_sparse_csc _to_sparse_bsr _to_sparse_bsc _coalesce
+    _coalesced sparse_mask sparse_resize sparse_resize_and_clear _sparse_mask_projection _indices _values indices values
+    crow_indices col_indices ccol_indices row_indices sparse_coo_tensor _sparse_coo_tensor_unsafe
+    _sparse_coo_tensor_with_dims _sparse_coo_tensor_with_dims_and_tensors sparse_compressed_tensor
+    _sparse_compressed_tensor_unsafe _sparse_compressed_tensor_with_dims sparse_csr_tensor sparse_csc_tensor
+    sparse_bsr_tensor sparse_bsc_tensor _validate_sparse_coo_tensor_args _validate_sparse_compressed_tensor_args
+    _sparse_sum _sparse_softmax _sparse_log_softmax _sparse_broadcast_to
+"""
+_QUANTIZED = """
+    add add_relu add_scalar add_scalar_relu mul mul_relu mul_scalar mul_scalar_relu cat cat_relu relu6 leaky_relu
+    hardswish sigmoid tanh elu celu clamp threshold prelu softmax dropout batch_norm batch_norm_relu batch_norm1d
+    batch_norm1d_relu batch_norm2d batch_norm2d_relu batch_norm3d batch_norm3d_relu layer_norm group_norm instance_norm
+    max_pool1d max_pool2d embedding_byte embedding_4bit embedding_bag_byte embedding_bag_4bit
+"""
+_DETECTION = "nms qnms box_iou_rotated roi_align qroi_align roi_pool ps_roi_align ps_roi_pool"
+FULL_NAMES = frozenset(
+    {*_CHANGES.split()}
+    | {f"quantized_decomposed.{kind}quantize_{form}" for kind in ("", "de", "fake_") for form in _FORMS}
+    | {f"aten.{name}" for name in _SPARSE.split()}
+    | {f"quantized.{name}" for name in _QUANTIZED.split()}
+    | {f"torchvision.{name}" for name in _DETECTION.split()}
+)
+"""Operators that count zero under just these names: what only quantises or undoes it; what makes sparse tensors, brings
+them into other forms or asks for their parts; what works on quantised numbers or on boxes."""
