@@ -31,6 +31,7 @@ from pytest_modelbudget.backends.torch.model.global_state import preserved
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.model.real_copy import with_memory
+from pytest_modelbudget.backends.torch.model.trial import refusal
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe
@@ -38,7 +39,7 @@ from pytest_modelbudget.summary import Plan, Summary
 
 FRAMEWORK = counting.FRAMEWORK
 
-__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "preserved", "summarize", "with_memory"]
+__all__ = ["FRAMEWORK", "abstract", "is_class", "owns", "plan", "preserved", "refusal", "summarize", "with_memory"]
 
 
 def owns(model: object) -> bool:

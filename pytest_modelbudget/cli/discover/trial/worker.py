@@ -1,0 +1,223 @@
+"""What `survey` asks of its worker: which names of a module build a model, and what one of them builds."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pytest_modelbudget import backends, inputs
+from pytest_modelbudget.backends.coexistence import coexisting
+from pytest_modelbudget.cli.discover.proposals.builders import candidates
+from pytest_modelbudget.cli.discover.proposals.proposal import Proposal, proposals
+from pytest_modelbudget.cli.discover.trial.inputs import Guess, guesses
+from pytest_modelbudget.cli.discover.trial.offline import NetworkRefused, no_network
+from pytest_modelbudget.engine.planning import CountedModel
+from pytest_modelbudget.engine.run import from_builder, run
+from pytest_modelbudget.entry import ModelEntry
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.session.registry import make_importable
+from pytest_modelbudget.summary import Summary
+
+Data = dict[str, Any]
+
+_MOST_GUESSES = 3
+_MOST_SLOW_GUESSES = 14
+_NO_WEIGHTS = "has no weights"
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A model that ran, and on what."""
+
+    summary: Summary
+    guess: Guess | None
+    inputs_seen: bool = False
+
+
+class _NotRun(Exception):
+    """A proposal does not give a model that runs; the message says why."""
+
+
+def listed(task: Mapping[str, Any]) -> Data:
+    """The `candidates` of the module at `module` below `root`, or `why` it cannot be imported."""
+    with _in_project(task["root"]):
+        try:
+            with coexisting():
+                module = import_module(task["module"])
+                candidate_data = [asdict(candidate) for candidate in candidates(module, frozenset(task["parts"]))]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return {"candidates": [], "why": f"cannot be imported: {_reason(error)}"}
+    return {"candidates": candidate_data, "why": ""}
+
+
+def measured(task: Mapping[str, Any]) -> Data:
+    """The numbers of what `name` of `module` builds, by the first proposal that runs; else `why` none does."""
+    reference = f"{task['module']}:{task['name']}"
+    with _in_project(task["root"]):
+        why, skeleton = "", Proposal()
+        for proposal in _proposals(task):
+            try:
+                return _numbers(_tried(reference, proposal), proposal)
+            except _NotRun as failure:
+                if str(failure) == _NO_WEIGHTS:
+                    return {"why": _NO_WEIGHTS, "has_weights": False}
+                if not why or proposal.unknown < skeleton.unknown:
+                    why, skeleton = str(failure), proposal
+        needs = ", ".join(task["needs"])
+        return {"why": why or (f"needs arguments: {needs}" if needs else "nothing is known of it"), **asdict(skeleton)}
+
+
+@contextmanager
+def _in_project(root: str) -> Iterator[None]:
+    os.chdir(root)
+    make_importable(Path(root))
+    with no_network():
+        yield
+
+
+def _proposals(task: Mapping[str, Any]) -> Iterator[Proposal]:
+    build: Any = import_module(task["module"])
+    for part in task["name"].split("."):
+        build = getattr(build, part)
+    with coexisting():
+        yield from proposals(build, task["evidence"], task["fixed"])
+
+
+def _reason(error: BaseException) -> str:
+    refused: BaseException | None = error
+    while refused is not None:  # libraries put errors of their own around it
+        if isinstance(refused, NetworkRefused):
+            return str(refused)
+        refused = refused.__cause__ or refused.__context__ or getattr(refused, "reason", None)  # type: ignore[assignment]
+        refused = refused if isinstance(refused, BaseException) else None
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _tried(reference: str, proposal: Proposal) -> _Counted:
+    """The model of a proposal, counted on what it knows, was seen to take, or runs on.
+
+    Raises:
+        _NotRun: it is not built, has no weights, or runs on nothing that was tried.
+    """
+    if proposal.unknown:
+        raise _NotRun(f"needs arguments: {', '.join(proposal.unknown)}")
+    entry = ModelEntry(reference, reference, tuple(proposal.args), proposal.kwargs)
+    try:
+        summary, fitting, why = from_builder(entry, lambda subject: _look_at(subject, proposal))
+    except (KeyboardInterrupt, _NotRun):
+        raise
+    except BaseException as error:
+        raise _NotRun(f"cannot be built: {_reason(error)}") from None
+    if summary is not None:
+        return _Counted(summary, None)
+    for guess in fitting:
+        options = {"args": entry.args, "kwargs": entry.kwargs, "inputs": guess.inputs, "dims": guess.dims}
+        result = run(ModelEntry(reference, reference, **options), Path(), snapshots=False)
+        if result.summary is not None and _ran(result.summary):
+            return _Counted(result.summary, guess, guess.inputs == proposal.inputs)
+        lines = [line.removeprefix("E").strip() for line in result.error.splitlines() if line.startswith("E ")]
+        why = why or (lines[-1] if lines else result.error.partition("\n")[0])
+    raise _NotRun(why or "runs on none of the inputs that its layers suggest")
+
+
+def _ran(summary: Summary) -> bool:
+    return summary.flops.value is not None or bool(summary.outputs)
+
+
+def _look_at(subject: CountedModel, proposal: Proposal) -> tuple[Summary | None, list[Guess], str]:
+    """The summary of a model that knows its inputs; else the inputs it runs on, or why there are none.
+
+    Raises:
+        _NotRun: it has no weights.
+    """
+    try:
+        summary = subject.summary(subject.sizes)
+    except ModelBudgetError:  # its weights depend on its inputs
+        summary = None
+    if summary is not None and _ran(summary):
+        return summary, [], ""
+    if summary is not None and not summary.params:
+        raise _NotRun(_NO_WEIGHTS)
+    candidates, why = guesses(subject.model, _hints(subject.entry, proposal))
+    seen = [Guess(proposal.inputs)] if proposal.inputs else []
+    refuse = getattr(subject.owner, "refusal", None)
+    if refuse is None:
+        return None, [*seen, *candidates[:_MOST_SLOW_GUESSES]], "" if seen or candidates else why
+    with backends.abstract(backends.loaded()):
+        return None, *_fitting([*seen, *candidates], subject.model, refuse, why)
+
+
+def _fitting(
+    candidates: list[Guess], model: object, refuse: Callable[..., Exception | None], why: str
+) -> tuple[list[Guess], str]:
+    """The first inputs that a model runs on, or what it raised for the first ones."""
+    fitting: list[Guess] = []
+    for guess in candidates:
+        parsed = inputs.parse(guess.inputs)
+        assert isinstance(parsed, inputs.Inputs)
+        error = refuse(model, inputs=parsed, sizes=inputs.sizes_for(parsed, batch=1, dims=guess.dims))
+        if error is None:
+            fitting.append(guess)
+            if len(fitting) == _MOST_GUESSES:
+                break
+        elif not why:
+            why = f"runs on none of {len(candidates)} guessed inputs; on {_text(guess.inputs)}: {_reason(error)}"
+    return fitting, "" if fitting else why
+
+
+def _text(written: Any) -> str:
+    return written if isinstance(written, str) else str(written).replace("'", "")
+
+
+def _hints(entry: ModelEntry, proposal: Proposal) -> dict[str, Any]:
+    """The arguments of a builder by name, those in configurations and defaults among them."""
+    hints: dict[str, Any] = {}
+    module, _, name = str(entry.build).partition(":")
+    build: Any = import_module(module)
+    for part in name.split("."):
+        build = getattr(build, part)
+    try:
+        parameters = inspect.signature(build).parameters.values()
+        hints = {item.name: item.default for item in parameters if item.default is not item.empty}
+    except (TypeError, ValueError):
+        pass
+    for name, value in proposal.kwargs.items():
+        hints[name] = value
+        if isinstance(value, dict):
+            hints.update(value.get("kwargs", {}))
+    return hints
+
+
+def _numbers(counted: _Counted, proposal: Proposal) -> Data:
+    summary, guess = counted.summary, counted.guess
+    return {
+        "why": "",
+        "inputs": None if guess is None else guess.inputs,
+        "dims": {} if guess is None else guess.dims,
+        "inputs_seen": counted.inputs_seen,
+        "args": proposal.args,
+        "kwargs": proposal.kwargs,
+        "origin": proposal.origin,
+        "guessed": proposal.guessed,
+        "framework": summary.framework,
+        "params": summary.params,
+        "weight_bytes": summary.weight_bytes,
+        "flops": None if summary.flops.is_lower_bound else summary.flops.value,
+        "sameness": _structure_hash(summary),
+    }
+
+
+def _structure_hash(summary: Summary) -> str:
+    """Equal for models with equal rows."""
+    rows = [(layer.path, layer.type, layer.weights_text, layer.connected_to) for layer in summary.layers]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
