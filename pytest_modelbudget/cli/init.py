@@ -33,9 +33,8 @@ def run(options: Namespace) -> int:
     sources, left_out = scan(root, [_path_inside(root, path) for path in options.paths or ["."]])
     print(f"looking into {len(sources)} file{'' if len(sources) == 1 else 's'} that may define models", file=sys.stderr)
     outcomes = survey(root, sources, gather(root), seconds=options.timeout)
-    models, doubtful = _without_guesses([item for item in outcomes if isinstance(item, BuildableModel)])
-    unique, duplicates = _without_duplicates(models)
-    skeletons = [*(item for item in outcomes if isinstance(item, Skeleton)), *doubtful]
+    unique, duplicates = _without_duplicates([item for item in outcomes if isinstance(item, BuildableModel)])
+    skeletons = [item for item in outcomes if isinstance(item, Skeleton)]
     left_out += [*(item for item in outcomes if isinstance(item, LeftOut)), *duplicates]
     if not unique and not skeletons:
         reasons = _folded(left_out)
@@ -45,7 +44,9 @@ def run(options: Namespace) -> int:
     if mistakes := read(text, file=target.name).mistakes:
         raise ModelBudgetError(f"the manifest would not be right, nothing is written: {mistakes[0]}")
     _write(target, text)
-    print("\n".join(_closing_lines(models_by_id, skeletons, left_out, relative_posix(target.resolve(), root.resolve()))))
+    print(
+        "\n".join(_closing_lines(models_by_id, skeletons, left_out, relative_posix(target.resolve(), root.resolve())))
+    )
     return 0
 
 
@@ -81,19 +82,6 @@ def _path_inside(root: Path, text: str) -> Path:
     return root / path.relative_to(root.resolve())
 
 
-def _without_guesses(models: Sequence[BuildableModel]) -> tuple[list[BuildableModel], list[Skeleton]]:
-    """The models whose sizes somebody wrote, the others as skeletons; all of them where nobody wrote any."""
-    certain = [model for model in models if not model.guessed]
-    if not certain:
-        return list(models), []
-    why = "runs, with sizes that are guesses"
-    doubtful = [model for model in models if model.guessed]
-    return certain, [
-        Skeleton(model.reference, why, model.args, model.kwargs, variant=model.variant, inputs=model.inputs)
-        for model in doubtful
-    ]
-
-
 def _without_duplicates(models: Sequence[BuildableModel]) -> tuple[list[BuildableModel], list[LeftOut]]:
     """Each model once; one of a table of names comes last, a function before the class whose instance it returns."""
     unique: dict[tuple[str, str, int | None], BuildableModel] = {}
@@ -110,11 +98,14 @@ def _without_duplicates(models: Sequence[BuildableModel]) -> tuple[list[Buildabl
 def _closing_lines(
     models_by_id: dict[str, BuildableModel], skeletons: Sequence[Skeleton], left_out: Sequence[LeftOut], target: str
 ) -> Iterator[str]:
-    yield f"wrote {target} with {len(models_by_id)} model{'' if len(models_by_id) == 1 else 's'}{':' if models_by_id else ''}"
+    count = f"{len(models_by_id)} model{'' if len(models_by_id) == 1 else 's'}"
+    yield f"wrote {target} with {count}{':' if models_by_id else ''}"
     id_width = max(map(len, models_by_id), default=0)
     reference_width = max((len(model.reference) for model in models_by_id.values()), default=0)
     for name, model in models_by_id.items():
-        line = f"  {name:<{id_width}}  {model.params:>13,} params  {model.reference:<{reference_width}}  {_doubts(model)}"
+        line = (
+            f"  {name:<{id_width}}  {model.params:>13,} params  {model.reference:<{reference_width}}  {_doubts(model)}"
+        )
         yield harmless(line.rstrip())
     if skeletons:
         yield "as comments, to be filled in:"
@@ -130,8 +121,9 @@ def _closing_lines(
 def _doubts(model: BuildableModel) -> str:
     """What of a model is a guess."""
     inputs = model.inputs if isinstance(model.inputs, str) else flow(model.inputs) if model.inputs else ""
-    guesses = (f"guessed: {', '.join(model.guessed)}" if model.guessed else "", f"inputs guessed: {inputs}" if inputs and not model.inputs_seen else "")  # fmt: skip
-    return "; ".join(filter(None, guesses))
+    guesses = [f"guessed: {', '.join(model.guessed)}"] if model.guessed else []
+    guesses += [f"inputs guessed: {inputs}"] if inputs and not model.inputs_seen else []
+    return "; ".join(guesses)
 
 
 def _folded(left_out: Sequence[LeftOut]) -> Iterator[str]:

@@ -53,7 +53,11 @@ def _short_id(reference: str, variant: str) -> str:
 
 
 def _kebab_case(name: str) -> str:
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).replace("_", "-").lower()
+    words = (
+        re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z0-9]|[A-Z]{2,}(?![a-z]))|(?<=[A-Z])(?=[A-Z][a-z])", "-", name)
+        .replace("_", "-")
+        .lower()
+    )
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "model"
 
 
@@ -74,7 +78,7 @@ def _manifest_lines(
         yield from _model_lines(name, model, headroom)
     if skeletons:
         yield ""
-        yield "# These build models too, and could not be run: give them what they need, and take away the # before them."
+        yield "# These build models too, and were not run: give them what they need, and take away the # before them."
         yield from _skeleton_lines(skeletons)
 
 

@@ -16,7 +16,8 @@ class Progress:
     def __init__(self, stream: TextIO) -> None:
         self._is_terminal = stream.isatty()
         try:
-            self._file: TextIO | None = open(os.dup(stream.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+            number = os.dup(stream.fileno())
+            self._file: TextIO | None = os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace")
         except (OSError, ValueError, AttributeError):  # no file behind it
             self._file = None
 

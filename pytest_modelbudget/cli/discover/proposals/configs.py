@@ -1,4 +1,4 @@
-"""An argument that is a configuration: an object with the defaults of a class, of a command line or of a settings file."""
+"""An argument that is a configuration: an object with the defaults of a class, a command line or a settings file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from pytest_modelbudget.cli.discover.proposals.sizes import UnknownSize, usual_s
 from pytest_modelbudget.cli.discover.source.values import as_call
 
 _ARGUMENT = re.compile(r"(\w+_)?(config|configs|cfg|conf|args|opts?|options|hparams|hps?|params|dims|settings|spec)")
-_CLASS = re.compile(r"\w*(Config|Configs|Configuration|Cfg|Conf|Args|Arguments|Options|Opts|HParams|Params|Dims|Dimensions|Settings)")
+_CLASS = re.compile(
+    r"\w*(Config|Configs|Configuration|Cfg|Conf|Args|Arguments|Options|Opts|HParams|Params|Dims|Dimensions|Settings)"
+)
 _MOST_CLASSES = 4
 
 
@@ -62,13 +64,17 @@ def _is_tensor(kind: type) -> bool:
 def _instances(config: type) -> Iterator[ArgumentValue]:
     """A configuration by one of the names that its class knows, or with its defaults and guesses for the rest."""
     reference = f"{config.__module__}:{config.__qualname__}"
+    if getattr(sys.modules.get(config.__module__), config.__qualname__, None) is not config:
+        return
     required = required_parameters(config)
     if required:
         for name, method in inspect.getmembers(config, inspect.ismethod):
             first = next(iter(required_parameters(method)), "")
             if name.startswith("from_") and first and (names := known_names(method, first)):
                 yield ArgumentValue(as_call(f"{reference}.{name}", [names[0]], {}), f"{config.__name__}.{name}")
-    annotations = {field.name: field.type for field in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else {}
+    annotations = (
+        {field.name: field.type for field in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else {}
+    )
     try:
         kwargs = {name: usual_size(name, annotations.get(name, inspect.Parameter.empty)) for name in required}
     except UnknownSize:
@@ -113,7 +119,8 @@ def _is_named(node: ast.expr, name: str) -> bool:
 def _classes_near(build: Callable[..., Any], attributes: frozenset[str]) -> list[type]:
     """Classes of configurations that the builder's module knows, or the project: those that have what is read first."""
     module = sys.modules.get(build.__module__)
-    modules = [module, *(other for other in _project_modules() if other is not module)] if module else []
+    others = [other for other in _project_modules() if other is not module] if attributes else []
+    modules = [module, *others] if module else []
     classes = [
         value
         for near in modules

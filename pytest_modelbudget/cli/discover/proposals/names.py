@@ -55,7 +55,9 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return tuple({"ref": f"{annotation.__module__}:{annotation.__qualname__}.{member.name}"} for member in annotation)
+        return tuple(
+            {"ref": f"{annotation.__module__}:{annotation.__qualname__}.{member.name}"} for member in annotation
+        )
     return ()
 
 

@@ -15,28 +15,26 @@ from pytest_modelbudget.cli.discover.proposals.offline import without_fetching
 from pytest_modelbudget.cli.discover.proposals.sizes import UnknownSize, usual_size
 
 _MOST_WRITTEN = 4
-_MOST_COMPOSED = 6
+_MOST_COMPOSED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """Arguments as a manifest has them, and where they are from.
 
-    `inputs` is what such a model was seen to be called with, `guessed` names the arguments that are guesses, `unknown`
-    those for which nothing is known: with any of these it cannot be run.
+    `inputs` are what such a model was seen to be called with, in the ways to read that. `guessed` names the arguments
+    that are guesses, `unknown` those for which nothing is known: with any of these it cannot be run.
     """
 
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
-    inputs: Any = None
+    inputs: tuple[Any, ...] = ()
     guessed: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
 
-def proposals(
-    build: Callable[..., Any], evidence: Mapping[str, Any], fixed: Mapping[str, Any]
-) -> Iterator[Proposal]:
+def proposals(build: Callable[..., Any], evidence: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iterator[Proposal]:
     """What a builder may be called with; `fixed` are arguments that it is to be called with."""
     parameters = _parameters(build)
     needed = [name for name in required_parameters(build) if name not in fixed]
@@ -72,7 +70,7 @@ def _written(
         changed = without_fetching(parameters, {name: bound[name] for name in parameters if name in bound})
         kwargs = {**call["kwargs"], **{name: value for name, value in changed.items() if bound.get(name, ...) != value}}
         args, extra = _positional(call["args"], parameters, kwargs)
-        yield Proposal(args, {**extra, **kwargs}, f"as in {call['where']}", call["inputs"])
+        yield Proposal(args, {**extra, **kwargs}, f"as in {call['where']}", tuple(call["inputs"]))
 
 
 def _positional(
@@ -115,7 +113,7 @@ def _composed(
         guessed = tuple(part for name, value in named.items() for part in (value.guessed and (name,)))
         origins = dict.fromkeys(value.origin for value in named.values())
         kwargs = without_fetching(parameters, {**kwargs, **fixed})
-        yield Proposal([], kwargs, ", ".join(origins), None, guessed, unknown)
+        yield Proposal([], kwargs, ", ".join(origins), (), guessed, unknown)
 
 
 def _partly_written(

@@ -15,7 +15,8 @@ _BY_NAME: tuple[tuple[str, Any], ...] = (
     (r"\w*(mlp_dim|ff_dim|ffn_dim|dim_feedforward|d_ff|d_inner|intermediate_size|hidden_features|mlp_hidden\w*)", 128),
     (r"\w*n?_?mels?(_bins|_channels)?|\w*mel_bins|n_?mfcc|freq_bins", 80),
     (r"\w*(vocab|vocabulary)(_size)?|n_?vocab|num_(tokens|embeddings)|n_?tokens?|src_vocab\w*|tgt_vocab\w*", 1000),
-    (r"\w*(num|n|nb)?_?(class|classes|labels|categories)|out_features|(out|output)_(dim|size)|n_?actions|act(ion)?_dim", 10),
+    (r"\w*(num|n|nb)?_?(class|classes|labels|categories)|out_features|(out|output)_(dim|size)", 10),
+    (r"n_?actions|act(ion)?_dim", 10),
     (r"\w*(image|img|input|im|crop)_?(size|res|resolution)|resolution|image_(height|width)|img_[hw]", 224),
     (r"\w*patch_?size", 16),
     (r"\w*kernel(_size)?s?|ksize|kernel", 3),
@@ -23,15 +24,18 @@ _BY_NAME: tuple[tuple[str, Any], ...] = (
     (r"\w*(max|seq|context|ctx|block|text|audio)_?(len|length|size|ctx|tokens)\w*|\w*(seq_?len|sequence_length|n_?ctx|"
      r"n_positions|max_position\w*|block_size|num_frames|frames|maxlen|length|window_size|time_steps|timesteps)", 128),
     (r"(in|input|img|image|n)_?(channels?|chans|ch|planes|nc)|channels|n_?channels|colors", 3),
-    (r"\w*(out|mid|hidden|base|stem|dec|enc|skip|bottleneck)_?(channels?|chans|ch|planes|filters)|ngf|ndf|filters|planes", 32),
-    (r"(in|input|obs|observation|state|feature|features)_?(features|dim|size|dims)|n_?features|input_dims?|obs_dim", 16),
+    (r"\w*(out|mid|hidden|base|stem|dec|enc|skip|bottleneck)_?(channels?|chans|ch|planes|filters)", 32),
+    (r"ngf|ndf|filters|planes", 32),
+    (r"(in|input|obs|observation|state|features?)_?(features|dim|size|dims)|n_?features|input_dims?", 16),
     (r"\w*(dim|dims|size|width|features|units|hidden|state|embd|embed|model|latent|channels|neurons)", 64),
     (r"\w*(eps|epsilon)", 1e-5),
     (r"\w*(scale|scale_factor|upscale)", 2),
     (r"(n|num)_\w+", 2),
 )  # fmt: skip
 _PATTERNS = tuple((re.compile(pattern), value) for pattern, value in _BY_NAME)
-_SWITCHES = re.compile(r"(use|is|with|has|return|enable|do|bias|qkv_bias|causal|batch_first|pre_norm|bidirectional)(_\w+)?")
+_SWITCHES = re.compile(
+    r"(use|is|with|has|return|enable|do|bias|qkv_bias|causal|batch_first|pre_norm|bidirectional)(_\w+)?"
+)
 _SIZED = ("int", "float", "bool", "Optional[int]", "int | None", "Optional[float]", "float | None")
 
 

@@ -1,4 +1,4 @@
-"""Calls of builders as the project's own code, tests and documentation write them, and what the model is called with."""
+"""Calls of builders as a project's code, tests and documentation write them, and what the model is called with."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _KEEPS = frozenset(("to", "cuda", "cpu", "requires_grad_", "clone", "detach", "a
 class WrittenCall:
     """A call of `target` (`module:name`, or a bare name where the file does not say whose it is).
 
-    `complete` says whether all of its arguments are there; `inputs` is what its result is called with, in the ways that it can
-    be read: with the first size as the batch, and as it stands; `is_example` that it stands in documentation, a test or an example.
+    `complete` says whether all of its arguments are there; `inputs` is what its result is called with, in the ways that
+    it can be read: with the first size as the batch, and as it stands; nothing where that is not seen. `is_example`
+    says that it stands in documentation, a test or an example.
     """
 
     target: str

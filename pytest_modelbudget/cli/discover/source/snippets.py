@@ -64,12 +64,13 @@ def _examples(path: str, text: str, line: int, outer: Scope) -> Iterator[Snippet
 
 
 def _marked(text: str) -> Iterator[tuple[int, str]]:
+    """Examples between fences and in blocks of code, with the number of lines before each."""
     blocks = [(text.count("\n", 0, match.start(2)), match[2]) for match in _BLOCK.finditer(text)]
     yield from ((line, code) for line, code in (*_fenced(text), *blocks) if ">>>" not in code)
 
 
 def _fenced(text: str) -> Iterator[tuple[int, str]]:
-    """What stands between two fences, the first of which names Python or nothing, with the number of lines before it."""
+    """What stands between two fences, of which the first names Python or nothing, and the number of lines before it."""
     start, language, code = 0, "", list[str]()
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         fence = _FENCE.match(line)
@@ -137,8 +138,9 @@ def _imports(body: ast.AST, module: str) -> Iterator[tuple[str, str]]:
     for node in ast.walk(body):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.asname or alias.name.partition(".")[0], (
-                    alias.name if alias.asname else alias.name.partition(".")[0]
+                yield (
+                    alias.asname or alias.name.partition(".")[0],
+                    (alias.name if alias.asname else alias.name.partition(".")[0]),
                 )
         elif isinstance(node, ast.ImportFrom):
             parents = module.split(".")[: -node.level] if node.level else []

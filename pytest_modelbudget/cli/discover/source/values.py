@@ -95,7 +95,7 @@ def value_of(node: ast.expr, scope: Scope, steps: int = 0) -> Any:
 
 
 def call_arguments(call: ast.Call, scope: Scope, steps: int = 0) -> tuple[list[Any], dict[str, Any], bool]:
-    """The arguments of a call that are values, and whether those are all of them; positional ones up to the first gap."""
+    """The arguments of a call that are values, positional ones up to the first gap, and whether these are all."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     complete = True

@@ -54,6 +54,7 @@ class _Facts:
     layers: Sequence[Any]
     hints: Mapping[str, Any]
     positions: tuple[int, ...] = ()
+    matrices: tuple[int, ...] = ()
     channels_last: bool = False
 
     def first(self, kind: str, attribute: str) -> Any:
@@ -73,8 +74,10 @@ def guesses(model: Any, hints: Mapping[str, Any]) -> tuple[tuple[Guess, ...], st
     """
     function = _called_function(model)
     names = _needed_inputs(function)
-    facts = _Facts(list(_leaves(model)), hints, tuple(_positions(model)), not hasattr(model, "forward"))
-    if not facts.layers and not facts.positions:
+    facts = _Facts(
+        list(_leaves(model)), hints, tuple(_positions(model)), tuple(_matrices(model)), not hasattr(model, "forward")
+    )
+    if not (facts.layers or facts.positions or facts.matrices):
         return (), "its inputs cannot be guessed from its layers: register it with inputs"
     families = [_candidates(name, facts, function) for name in names]
     if not families or not all(families):
@@ -139,7 +142,7 @@ def _keys_read(function: Any, name: str) -> list[str]:
 def _by_layers(facts: _Facts) -> list[Guess]:
     """From the first layer that says something; behind it what models may be called with that rearrange first."""
     kinds = [kind for kind in (_LAYER_KINDS.get(type(layer).__name__) for layer in facts.layers) if kind]
-    likely = ["images"] if facts.hinted(_SIDE_NAMES) else []
+    likely = ["images"] if facts.hinted(_SIDE_NAMES) else ["features"] if facts.matrices else []
     likely = ["videos", *likely] if facts.hinted(_FRAME_NAMES) else likely
     if "images" in kinds and any(size in _USUAL_CHANNELS for size in _channels(facts, "Conv2d")[:1]):
         likely = [*likely, "images"]
@@ -205,7 +208,7 @@ def _features(facts: _Facts) -> Iterator[Guess]:
     linear = [layer.in_features for layer in facts.layers if type(layer).__name__ == "Linear"]
     norms = [getattr(layer, "normalized_shape", ()) for layer in facts.layers if type(layer).__name__ == "LayerNorm"]
     widths = dict.fromkeys((*linear[:1], *(shape[0] for shape in norms[:1] if len(shape) == 1), *linear[1:]))
-    for width in list(widths)[:4] or [16, 64, 784]:
+    for width in list(widths)[:4] or list(facts.matrices[:2]) or [16, 64, 784]:
         yield Guess(f"float32[B, {width}]")
         yield Guess(f"float32[B, T, {width}]", {"T": 128})
         for length in _lengths(facts)[:3] if facts.positions else ():
@@ -296,6 +299,13 @@ def _positions(model: Any) -> Iterator[int]:
         for name, tensor in getattr(model, listing, tuple)():
             if "pos" in name.lower():
                 yield from (int(size) for size in tuple(tensor.shape)[:-1] if size > 4)
+
+
+def _matrices(model: Any) -> Iterator[int]:
+    """What the matrices of a model without layers take: the rows of its variables."""
+    if not hasattr(model, "modules") and not hasattr(model, "_flatten_layers"):
+        shapes = (tuple(variable.shape) for variable in getattr(model, "variables", ()))
+        yield from (int(shape[0]) for shape in shapes if len(shape) == 2)
 
 
 def _ints(value: Any) -> Iterator[int]:

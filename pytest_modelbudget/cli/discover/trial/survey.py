@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +71,32 @@ class _Surveyor:
     parts: list[str]
     progress: Progress
     current: str = ""
+    open: set[str] = field(default_factory=set)
+    """The builders of which not everything was tried."""
 
     def run(self, sources: Sequence[SourceFile]) -> Iterator[Outcome]:
-        """What became of each builder: main models first tried, and parts of models where there is no other."""
+        """What became of each builder.
+
+        Sizes are guessed only where no model runs without, and parts of models tried only where none runs at all.
+        """
         builders: list[_Builder] = []
         for number, source in enumerate(sources, 1):
             self._show(source.path, f"importing, file {number} of {len(sources)}")
             yield from self._list(source, builders)
         main = [builder for builder in builders if builder.data["lacks"] != _PART]
-        any_model = False
-        for outcome in self._try(main):
-            any_model = any_model or isinstance(outcome, BuildableModel)
-            yield outcome
         inner = [builder for builder in builders if builder.data["lacks"] == _PART]
-        if any_model:
-            yield from (LeftOut(builder.reference, _PART) for builder in inner)
-        else:
-            yield from self._try(inner)
+        last: dict[str, Outcome] = {}
+        for tried, guesses in ((main, False), (main, True), (inner, True)):
+            chosen = [builder for builder in tried if builder.reference not in last or builder.reference in self.open]
+            for builder, outcome in self._try(chosen, guesses=guesses):
+                last[f"{builder.reference} {builder.variant}"] = last[builder.reference] = outcome
+                if isinstance(outcome, BuildableModel):
+                    yield outcome
+            if any(isinstance(outcome, BuildableModel) for outcome in last.values()):
+                break
+        others = {id(outcome): outcome for outcome in last.values() if not isinstance(outcome, BuildableModel)}
+        yield from others.values()
+        yield from (LeftOut(builder.reference, _PART) for builder in inner if builder.reference not in last)
 
     def _show(self, name: str, what: str) -> None:
         self.current = name
@@ -108,21 +117,21 @@ class _Surveyor:
         for data in listing["candidates"]:
             builders.extend(_Builder(source, data, fixed) for fixed in data["variants"] or [{}])
 
-    def _try(self, builders: Sequence[_Builder]) -> Iterator[Outcome]:
+    def _try(self, builders: Sequence[_Builder], *, guesses: bool) -> Iterator[tuple[_Builder, Outcome]]:
         failed: set[str] = set()
         for number, builder in enumerate(builders, 1):
             if builder.reference in failed:  # another name of its table has failed
                 continue
             if builder.data["lacks"] and builder.data["lacks"] != _PART:
-                yield LeftOut(builder.reference, builder.data["lacks"])
+                yield builder, LeftOut(builder.reference, builder.data["lacks"])
                 continue
             self._show(builder.reference, f"building, {number} of {len(builders)}")
-            outcome = self._measure(builder)
+            outcome = self._measure(builder, guesses=guesses)
             if not isinstance(outcome, BuildableModel):
                 failed.add(builder.reference)
-            yield outcome
+            yield builder, outcome
 
-    def _measure(self, builder: _Builder) -> Outcome:
+    def _measure(self, builder: _Builder, *, guesses: bool) -> Outcome:
         name = builder.data["name"]
         task = {
             "root": str(self.root),
@@ -130,18 +139,21 @@ class _Surveyor:
             "name": name,
             "needs": builder.data["needs"],
             "fixed": builder.fixed,
+            "guesses": guesses,
             "evidence": self.evidence.of(name.partition(".")[0], builder.data["needs"]),
         }
         try:
             numbers = self.isolation.call(f"{_WORKER}:measured", task, seconds=self.seconds)
         except NoAnswer as error:
             return Skeleton(builder.reference, str(error), kwargs=builder.fixed, variant=builder.variant)
+        if numbers.get("skipped"):
+            self.open.add(builder.reference)
         return _outcome(numbers, builder)
 
 
 def _outcome(numbers: dict[str, Any], builder: _Builder) -> Outcome:
     if not numbers["why"]:
-        names = {field.name for field in fields(BuildableModel)} & numbers.keys()
+        names = {item.name for item in fields(BuildableModel)} & numbers.keys()
         values = {name: numbers[name] for name in names} | {"guessed": tuple(numbers["guessed"])}
         is_class = builder.data["is_class"]
         return BuildableModel(builder.reference, is_class, variant=builder.variant, **values)

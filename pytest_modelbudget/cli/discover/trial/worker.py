@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pytest_modelbudget.cli.discover.proposals.proposal import Proposal, proposa
 from pytest_modelbudget.cli.discover.trial.inputs import Guess, guesses
 from pytest_modelbudget.cli.discover.trial.offline import NetworkRefused, no_network
 from pytest_modelbudget.engine.planning import CountedModel
-from pytest_modelbudget.engine.run import from_builder, run
+from pytest_modelbudget.engine.run import from_builder, run, subject_of
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.session.registry import make_importable
@@ -27,7 +27,6 @@ from pytest_modelbudget.summary import Summary
 
 Data = dict[str, Any]
 
-_MOST_GUESSES = 3
 _MOST_SLOW_GUESSES = 14
 _NO_WEIGHTS = "has no weights"
 
@@ -60,20 +59,29 @@ def listed(task: Mapping[str, Any]) -> Data:
 
 
 def measured(task: Mapping[str, Any]) -> Data:
-    """The numbers of what `name` of `module` builds, by the first proposal that runs; else `why` none does."""
+    """The numbers of what `name` of `module` builds, by the first proposal that runs; else `why` none does.
+
+    Proposals with sizes that are guesses are tried only when the task says so.
+    """
     reference = f"{task['module']}:{task['name']}"
+    failures: list[tuple[str, Proposal]] = []
+    skipped = False
     with _in_project(task["root"]):
-        why, skeleton = "", Proposal()
         for proposal in _proposals(task):
+            if proposal.guessed and not task["guesses"]:
+                skipped = True
+                failures.append((f"needs arguments: {', '.join(proposal.guessed)}", proposal))
+                continue
             try:
                 return _numbers(_tried(reference, proposal), proposal)
             except _NotRun as failure:
                 if str(failure) == _NO_WEIGHTS:
                     return {"why": _NO_WEIGHTS, "has_weights": False}
-                if not why or proposal.unknown < skeleton.unknown:
-                    why, skeleton = str(failure), proposal
-        needs = ", ".join(task["needs"])
-        return {"why": why or (f"needs arguments: {needs}" if needs else "nothing is known of it"), **asdict(skeleton)}
+                failures.append((str(failure), proposal))
+    why, proposal = min(failures, key=lambda failure: len(failure[1].unknown), default=("", Proposal()))
+    needs = ", ".join(task["needs"])
+    why = why or (f"needs arguments: {needs}" if needs else "nothing is known of it")
+    return {"why": why, "skipped": skipped, **asdict(proposal)}
 
 
 @contextmanager
@@ -113,66 +121,73 @@ def _tried(reference: str, proposal: Proposal) -> _Counted:
         raise _NotRun(f"needs arguments: {', '.join(proposal.unknown)}")
     entry = ModelEntry(reference, reference, tuple(proposal.args), proposal.kwargs)
     try:
-        summary, fitting, why = from_builder(entry, lambda subject: _look_at(subject, proposal))
+        counted, untried = from_builder(entry, lambda subject: _look_at(subject, proposal))
     except (KeyboardInterrupt, _NotRun):
         raise
     except BaseException as error:
         raise _NotRun(f"cannot be built: {_reason(error)}") from None
-    if summary is not None:
-        return _Counted(summary, None)
-    for guess in fitting:
-        options = {"args": entry.args, "kwargs": entry.kwargs, "inputs": guess.inputs, "dims": guess.dims}
-        result = run(ModelEntry(reference, reference, **options), Path(), snapshots=False)
+    if counted is not None:
+        return counted
+    why = ""
+    for guess in untried:
+        result = run(replace(entry, inputs=guess.inputs, dims=guess.dims), Path(), snapshots=False)
         if result.summary is not None and _ran(result.summary):
-            return _Counted(result.summary, guess, guess.inputs == proposal.inputs)
+            return _Counted(result.summary, guess, guess.inputs in proposal.inputs)
         lines = [line.removeprefix("E").strip() for line in result.error.splitlines() if line.startswith("E ")]
         why = why or (lines[-1] if lines else result.error.partition("\n")[0])
-    raise _NotRun(why or "runs on none of the inputs that its layers suggest")
+    raise _NotRun(f"runs on none of {len(untried)} guessed inputs; on {_text(untried[0].inputs)}: {why}")
 
 
 def _ran(summary: Summary) -> bool:
     return summary.flops.value is not None or bool(summary.outputs)
 
 
-def _look_at(subject: CountedModel, proposal: Proposal) -> tuple[Summary | None, list[Guess], str]:
-    """The summary of a model that knows its inputs; else the inputs it runs on, or why there are none.
+def _look_at(subject: CountedModel, proposal: Proposal) -> tuple[_Counted | None, list[Guess]]:
+    """The model counted, on the inputs it knows or the first that it runs on; or what is to be tried on new ones.
 
     Raises:
-        _NotRun: it has no weights.
+        _NotRun: it has no weights, or runs on nothing.
     """
     try:
         summary = subject.summary(subject.sizes)
     except ModelBudgetError:  # its weights depend on its inputs
         summary = None
     if summary is not None and _ran(summary):
-        return summary, [], ""
+        return _Counted(summary, None), []
     if summary is not None and not summary.params:
         raise _NotRun(_NO_WEIGHTS)
-    candidates, why = guesses(subject.model, _hints(subject.entry, proposal))
-    seen = [Guess(proposal.inputs)] if proposal.inputs else []
+    suggested, why = guesses(subject.model, _hints(subject.entry, proposal))
+    tries = [*map(Guess, proposal.inputs), *suggested]
+    if not tries:
+        raise _NotRun(why)
     refuse = getattr(subject.owner, "refusal", None)
     if refuse is None:
-        return None, [*seen, *candidates[:_MOST_SLOW_GUESSES]], "" if seen or candidates else why
+        return None, tries[:_MOST_SLOW_GUESSES]
+    guess = _fitting(tries, subject.model, refuse)
+    entry = replace(subject.entry, inputs=guess.inputs, dims=guess.dims)
+    again = subject_of(
+        subject.owner, subject.model, entry, built_here=True, rebuild=subject.rebuild, notes=subject.notes
+    )  # fmt: skip
+    return _Counted(again.summary(again.sizes), guess, guess.inputs in proposal.inputs), []
+
+
+def _fitting(tries: list[Guess], model: object, refuse: Callable[..., Exception | None]) -> Guess:
+    """The first inputs that a model runs on.
+
+    Raises:
+        _NotRun: there are none, with what it raised for the first ones.
+    """
+    first: Exception | None = None
     with backends.abstract(backends.loaded()):
-        return None, *_fitting([*seen, *candidates], subject.model, refuse, why)
-
-
-def _fitting(
-    candidates: list[Guess], model: object, refuse: Callable[..., Exception | None], why: str
-) -> tuple[list[Guess], str]:
-    """The first inputs that a model runs on, or what it raised for the first ones."""
-    fitting: list[Guess] = []
-    for guess in candidates:
-        parsed = inputs.parse(guess.inputs)
-        assert isinstance(parsed, inputs.Inputs)
-        error = refuse(model, inputs=parsed, sizes=inputs.sizes_for(parsed, batch=1, dims=guess.dims))
-        if error is None:
-            fitting.append(guess)
-            if len(fitting) == _MOST_GUESSES:
-                break
-        elif not why:
-            why = f"runs on none of {len(candidates)} guessed inputs; on {_text(guess.inputs)}: {_reason(error)}"
-    return fitting, "" if fitting else why
+        for guess in tries:
+            parsed = inputs.parse(guess.inputs)
+            assert isinstance(parsed, inputs.Inputs)
+            error = refuse(model, inputs=parsed, sizes=inputs.sizes_for(parsed, batch=1, dims=guess.dims))
+            if error is None:
+                return guess
+            first = first or error
+    assert first is not None
+    raise _NotRun(f"runs on none of {len(tries)} guessed inputs; on {_text(tries[0].inputs)}: {_reason(first)}")
 
 
 def _text(written: Any) -> str:
