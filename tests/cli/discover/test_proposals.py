@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -112,6 +113,22 @@ def test_a_written_call_comes_before_guesses(target: str, taken: bool) -> None:
     assert (proposal.origin == "as in README.md:9") is taken
     assert proposal.kwargs["dim"] == (32 if taken else 64)
     assert proposal.inputs == (("float32[B, 32]",) if taken else ())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param({"call": "shutil:rmtree", "args": ["data"]}, id="a function"),
+        pytest.param({"call": "subprocess:Popen", "args": ["true"]}, id="a class of another library"),
+        pytest.param([{"inner": {"ref": "antigravity:fly_to"}}], id="a module that would be imported"),
+    ],
+)
+def test_what_a_text_names_is_not_run(value: object) -> None:
+    """A README and a settings file are read; what they call may delete, train or fetch."""
+    call = {"target": f"{HERE}:open_ended", "args": [value, 3], "kwargs": {}, "complete": True, "where": "README.md:9", "inputs": ()}  # fmt: skip
+    assert first(open_ended, calls=[call]).unknown == ("loss",)
+    assert first(open_ended, settings=[{"where": "a.yaml", "values": {"loss": value, "dim": 3}}]).unknown == ("loss",)
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def known_names(build: Callable[..., Any], parameter: str) -> tuple[Any, ...]:
 def function_of(build: Callable[..., Any]) -> Any:
     """The function whose code is run when something is called: of a class its `__init__`."""
     if isinstance(build, type):
-        return inspect.unwrap(build.__init__) if "__init__" in dir(build) else None
+        return inspect.unwrap(getattr(build, "__init__"))  # noqa: B009  # of the class itself
     return inspect.unwrap(getattr(build, "__func__", build))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -12,6 +13,7 @@ from typing import Any
 from pytest_modelbudget.cli.discover.proposals.configs import ArgumentValue, config_values, required_parameters
 from pytest_modelbudget.cli.discover.proposals.names import function_of, hints_of, known_names
 from pytest_modelbudget.cli.discover.proposals.offline import without_fetching
+from pytest_modelbudget.cli.discover.proposals.permitted import is_permitted
 from pytest_modelbudget.cli.discover.proposals.sizes import UnknownSize, usual_size
 
 _MOST_WRITTEN = 4
@@ -44,7 +46,10 @@ def proposals(build: Callable[..., Any], evidence: Mapping[str, Any], fixed: Map
         yield from islice(_written(build, parameters, evidence), _MOST_WRITTEN)
     if needed:
         for source in evidence["settings"]:
-            kwargs = {name: source["values"][name] for name in parameters if name in source["values"]}
+            values = source["values"]
+            kwargs = {name: values[name] for name in parameters if name in values and is_permitted(values[name])}
+            if not set(needed) <= kwargs.keys():
+                continue
             yield Proposal([], without_fetching(parameters, {**kwargs, **fixed}), f"as in {source['where']}")
         yield from islice(_composed(build, parameters, needed, evidence, fixed), _MOST_COMPOSED)
 
@@ -62,6 +67,8 @@ def _written(
     """Calls of this very builder that somebody wrote, whole ones."""
     for call in evidence["calls"]:
         if not call["complete"] or not _is_call_of(build, call["target"]):
+            continue
+        if not is_permitted([call["args"], call["kwargs"]]):
             continue
         try:
             bound = inspect.signature(build).bind(*call["args"], **call["kwargs"]).arguments
@@ -87,6 +94,8 @@ def _is_call_of(build: Callable[..., Any], target: str) -> bool:
     module, _, name = target.partition(":")
     if not name:  # the file does not say whose it is
         return module == getattr(build, "__name__", "")
+    if module.partition(".")[0] != build.__module__.partition(".")[0] and module not in sys.modules:
+        return False  # nothing is imported because a README names it
     try:
         value: Any = import_module(module)
         for part in name.split("."):
@@ -124,7 +133,7 @@ def _partly_written(
     for call in evidence["calls"]:
         if not call["complete"] and _is_call_of(build, call["target"]):
             for name, value in call["kwargs"].items():
-                if name in needed:
+                if name in needed and is_permitted(value):
                     known.setdefault(name, [ArgumentValue(value, f"as in {call['where']}")])
     return known
 

@@ -206,8 +206,8 @@ def _tokens(facts: _Facts) -> Iterator[Guess]:
 
 def _features(facts: _Facts) -> Iterator[Guess]:
     linear = [layer.in_features for layer in facts.layers if type(layer).__name__ == "Linear"]
-    norms = [getattr(layer, "normalized_shape", ()) for layer in facts.layers if type(layer).__name__ == "LayerNorm"]
-    widths = dict.fromkeys((*linear[:1], *(shape[0] for shape in norms[:1] if len(shape) == 1), *linear[1:]))
+    norms = [tuple(layer.normalized_shape) for layer in facts.layers if type(layer).__name__ == "LayerNorm"]
+    widths = dict.fromkeys((*linear[:1], *(shape[-1] for shape in norms[:1] if len(shape) == 1), *linear[1:]))
     for width in list(widths)[:4] or list(facts.matrices[:2]) or [16, 64, 784]:
         yield Guess(f"float32[B, {width}]")
         yield Guess(f"float32[B, T, {width}]", {"T": 128})

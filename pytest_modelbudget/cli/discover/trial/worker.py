@@ -164,7 +164,7 @@ def _look_at(subject: CountedModel, proposal: Proposal) -> tuple[_Counted | None
     if refuse is None:
         return None, tries[:_MOST_SLOW_GUESSES]
     guess = _fitting(tries, subject.model, refuse)
-    entry = replace(subject.entry, inputs=guess.inputs, dims=guess.dims)
+    entry = replace(subject.entry, inputs=_at_its_sizes(guess))
     again = subject_of(
         subject.owner, subject.model, entry, built_here=True, rebuild=subject.rebuild, notes=subject.notes
     )  # fmt: skip
@@ -180,14 +180,21 @@ def _fitting(tries: list[Guess], model: object, refuse: Callable[..., Exception 
     first: Exception | None = None
     with backends.abstract(backends.loaded()):
         for guess in tries:
-            parsed = inputs.parse(guess.inputs)
-            assert isinstance(parsed, inputs.Inputs)
-            error = refuse(model, inputs=parsed, sizes=inputs.sizes_for(parsed, batch=1, dims=guess.dims))
+            error = refuse(model, inputs=_at_its_sizes(guess), sizes={})
             if error is None:
                 return guess
             first = first or error
     assert first is not None
     raise _NotRun(f"runs on none of {len(tries)} guessed inputs; on {_text(tries[0].inputs)}: {_reason(first)}")
+
+
+def _at_its_sizes(guess: Guess) -> inputs.Inputs:
+    """The inputs without symbolic dimensions: one pass tells what limits are made of, and no names of dimensions."""
+    parsed = inputs.parse(guess.inputs)
+    assert isinstance(parsed, inputs.Inputs)
+    sizes = inputs.sizes_for(parsed, batch=1, dims=guess.dims)
+    args, kwargs = parsed.build(lambda _, spec: replace(spec, shape=inputs.concrete_shape(spec, sizes)))
+    return inputs.Inputs(args, kwargs)
 
 
 def _text(written: Any) -> str:
