@@ -20,6 +20,9 @@ from pytest_modelbudget.session.registry import make_importable, relative_posix
 from pytest_modelbudget.system import writing
 from pytest_modelbudget.system.escape import harmless
 
+_MOST_ALIKE = 3
+"""Functions of a file that differ by nothing but literals, and are tried where no file is named."""
+
 _MOST_NAMED = 3
 """Things that are left out for one reason, and named."""
 
@@ -32,7 +35,9 @@ def run(options: Namespace) -> int:
     make_importable(root)
     sources, left_out = scan(root, [_path_inside(root, path) for path in options.paths or ["."]])
     print(f"looking into {len(sources)} file{'' if len(sources) == 1 else 's'} that may define models", file=sys.stderr)
-    outcomes = survey(root, sources, gather(root), seconds=options.timeout)
+    outcomes = survey(
+        root, sources, gather(root), seconds=options.timeout, alike=None if options.paths else _MOST_ALIKE
+    )
     unique, duplicates = _without_duplicates([item for item in outcomes if isinstance(item, BuildableModel)])
     skeletons = [item for item in outcomes if isinstance(item, Skeleton)]
     left_out += [*(item for item in outcomes if isinstance(item, LeftOut)), *duplicates]
@@ -141,4 +146,6 @@ def _reason_of_kind(item: LeftOut) -> str:
     """The reason without what differs between things that are left out for the same one."""
     if item.why.startswith("the same model as "):
         return "the same model as another one"
+    if item.why.startswith("like "):
+        return "like others of its file, which is to be named to have all"
     return re.sub(r"^needs arguments: .*", "needs arguments that nothing is known of", item.why)

@@ -33,7 +33,7 @@ def run(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
             {"lm": 33_344},
             ['config: {call: "model:LMConfig"}', 'inputs: "int64[B, 8]"  # as in train.py:5'],
             ("model.py", "4 * config.width", "5 * config.width"),
-            r"blocks\.0\.widen .*widened.*4,224 params -> 5,280 params",  # 32*128 + 128, 32*160 + 160
+r"~ blocks\.0-1  widened .* 32\*128 \+ 128 = 4,224 -> 32\*160 \+ 160 = 5,280",
             id="a class that takes a configuration",
         ),
         pytest.param(

@@ -13,7 +13,7 @@ from pytest_modelbudget.cli.discover.proposals.builders import candidates
 from pytest_modelbudget.cli.discover.source.scan import scan
 from tests.cli.conftest import Command
 
-BUILDERS = """
+BUILDERS = '''
     import os
     from typing import TYPE_CHECKING
 
@@ -61,6 +61,10 @@ BUILDERS = """
         with open(os.devnull):
             return Net()
     def needs(width): return Net()
+    def width_1(): return fakenet.Model(dense=(1, 8))
+    def width_2():
+        """Another."""
+        return fakenet.Model(dense=(2, 8))
     WIDTHS = {"narrow": 4, "wide": 64}
     def named(name): return Net() if name in WIDTHS else Block()
     def only_named(*, width): return Net()
@@ -80,10 +84,10 @@ BUILDERS = """
     def _private(): return Net()
 
     there = Net()
-"""
+'''
 FOUND = {
     "Net", "Block", "Nested", "Sized", "annotated", "unknown", "direct", "by_module", "chained", "through", "one_of",
-    "variable", "typed", "in_branch", "in_with", "named", "needs", "only_named", "there",
+    "variable", "typed", "width_1", "width_2", "in_branch", "in_with", "named", "needs", "only_named", "there",
 }  # fmt: skip
 LACKS = {
     "Block": "a part of other models",
@@ -177,3 +181,12 @@ def test_what_only_a_script_does_may_stand_under_its_guard(modelbudget: Command)
     )
     found, left = scan(Path.cwd(), [Path.cwd() / "zoo.py"])
     assert ([one.module for one in found], left) == (["zoo"], [])
+
+
+def test_of_functions_that_are_alike_a_few_are_tried(nets: object) -> None:
+    """The same code but for literals; all of them when their file is named."""
+    names = {"one_of": "", "only_named": "", "by_module": ""}
+    lacking = {one.name: one.lacks for one in candidates(nets, frozenset(), alike=1)}  # type: ignore[arg-type]
+    assert {name: lacking[name] for name in names} == names
+    assert lacking["width_2"] == "like nets:by_module; name its file to have all of them"
+    assert not any(one.lacks for one in candidates(nets, frozenset(), alike=None) if one.name == "width_2")  # type: ignore[arg-type]

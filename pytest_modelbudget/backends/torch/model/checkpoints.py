@@ -39,7 +39,7 @@ class Checkpoint(dict[Any, Any]):
         note_refusal()
         raise UnknownCheckpoint("the builder reads weights that are to be downloaded")
 
-    __iter__ = __len__ = __contains__ = __bool__ = keys = values = items = copy = update = _refuse  # type: ignore[assignment]
+    __iter__ = __len__ = __contains__ = __bool__ = keys = values = items = copy = update = _refuse
 
 
 class _Downloads:

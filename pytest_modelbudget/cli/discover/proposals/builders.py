@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,8 +47,12 @@ class Candidate:
     has_weights: bool = True
 
 
-def candidates(module: ModuleType, parts: frozenset[str]) -> Iterator[Candidate]:
-    """The classes and functions of a module's own that build models, in the order they are written."""
+def candidates(module: ModuleType, parts: frozenset[str], *, alike: int | None = None) -> Iterator[Candidate]:
+    """The classes and functions of a module's own that build models, in the order they are written.
+
+    Of functions that are `alike`, the same but for literals, only so many are to be called.
+    """
+    shapes: dict[str, list[str]] = {}
     for name, value in list(vars(module).items()):
         if name.startswith("_"):
             continue
@@ -56,9 +61,25 @@ def candidates(module: ModuleType, parts: frozenset[str]) -> Iterator[Candidate]
         elif getattr(value, "__module__", None) == module.__name__ and _builds_model(value):
             is_class = isinstance(value, type)
             lacks = PART if is_class and name in parts else ""
+            if not is_class:
+                namesakes = shapes.setdefault(_shape(value) or name, [])
+                namesakes.append(name)
+                if alike is not None and len(namesakes) > alike:
+                    lacks = f"like {module.__name__}:{namesakes[0]}; name its file to have all of them"
             yield _candidate(name, value, lacks, _makes_weights(value) if is_class else True)
             if is_class and not lacks:
                 yield from _factories(name, value)
+
+
+def _shape(function: Callable[..., Any]) -> str:
+    """The code of a function without its name, docstring and literals."""
+    tree = function_tree(inspect.unwrap(function))
+    body = tree.body[0] if isinstance(tree, ast.Module) and tree.body else None
+    if not isinstance(body, ast.FunctionDef):
+        return ""
+    statements = body.body[1:] if ast.get_docstring(body) else body.body
+    dumped = "".join(map(ast.dump, (body.args, *statements)))
+    return re.sub(r"Constant\(value=(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^()]*?)\)", "Constant", dumped)
 
 
 def _candidate(name: str, build: Callable[..., Any], lacks: str, has_weights: bool = True) -> Candidate:

@@ -40,7 +40,7 @@ def config_values(
     """Configurations that an argument may be, the likeliest first; none where it does not look like one."""
     function = function_of(build)
     annotation = hints_of(function).get(parameter.name)
-    if _is_config_class(annotation):
+    if isinstance(annotation, type) and _is_config_class(annotation):
         yield from _instances(annotation)
         return
     if not _ARGUMENT.fullmatch(parameter.name.lower()):

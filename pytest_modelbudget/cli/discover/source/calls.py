@@ -110,11 +110,11 @@ def _tensor(node: ast.Call, function: ast.Attribute, scope: Scope) -> dict[str, 
     if name in _KEEPS:
         return dict(_input(function.value, scope))
     if name == "randint":
-        sizes = next((item for item in reversed(node.args) if isinstance(item, (ast.Tuple, ast.List))), None)
-        sizes = next((keyword.value for keyword in node.keywords if keyword.arg == "size"), sizes)
-        if sizes is None:
+        named = [keyword.value for keyword in node.keywords if keyword.arg == "size"]
+        sizes = [*named, *(item for item in reversed(node.args) if isinstance(item, (ast.Tuple, ast.List)))]
+        if not sizes:
             raise Unreadable
-        return {"shape": _shape([sizes], scope), "dtype": _dtype(node, scope) or "int64"}
+        return {"shape": _shape(sizes[:1], scope), "dtype": _dtype(node, scope) or "int64"}
     if name in _FILLED:
         shape = [keyword.value for keyword in node.keywords if keyword.arg in ("size", "shape")]
         return {"shape": _shape(shape or node.args, scope), "dtype": _dtype(node, scope) or "float32"}

@@ -69,7 +69,7 @@ def _target(item: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         name = item.get(key)
         module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
         arguments = (item.get(holder) or {}) if holder else {k: v for k, v in item.items() if not k.startswith("_")}
-        if module and all(part.isidentifier() for part in name.split(".")) and isinstance(arguments, Mapping):
+        if module and f"{module}.{attribute}".replace(".", "").isidentifier() and isinstance(arguments, Mapping):
             return f"{module}:{attribute}", arguments
     return "", {}
 

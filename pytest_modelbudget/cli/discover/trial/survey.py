@@ -40,14 +40,17 @@ class _Builder:
         return "-".join(map(str, self.fixed.values()))
 
 
-def survey(root: Path, sources: Sequence[SourceFile], evidence: Evidence, *, seconds: float) -> list[Outcome]:
-    """Import each module and build its models; `seconds` is for each import and each builder.
+def survey(
+    root: Path, sources: Sequence[SourceFile], evidence: Evidence, *, seconds: float, alike: int | None
+) -> list[Outcome]:
+    """Import each module and build its models; `seconds` is for each import and each builder, of which so many that
+    are `alike` are tried.
 
     An interrupt from the keyboard ends it early, with what is known by then.
     """
     outcomes: list[Outcome] = []
     with Progress(sys.stderr) as progress, worker_environment(), closing(Isolation()) as isolation, captured_output():
-        surveyor = _Surveyor(isolation, root, evidence, seconds, _parts(sources, evidence), progress)
+        surveyor = _Surveyor(isolation, root, evidence, seconds, _parts(sources, evidence), progress, alike)
         try:
             for outcome in surveyor.run(sources):
                 outcomes.append(outcome)
@@ -70,6 +73,7 @@ class _Surveyor:
     seconds: float
     parts: list[str]
     progress: Progress
+    alike: int | None
     current: str = ""
     open: set[str] = field(default_factory=set)
     """The builders of which not everything was tried."""
@@ -104,7 +108,7 @@ class _Surveyor:
 
     def _list(self, source: SourceFile, builders: list[_Builder]) -> Iterator[Outcome]:
         """Add the builders of a module; the outcome of one that cannot be imported."""
-        task = {"root": str(self.root), "module": source.module, "parts": self.parts}
+        task = {"root": str(self.root), "module": source.module, "parts": self.parts, "alike": self.alike}
         try:
             listing = self.isolation.call(f"{_WORKER}:listed", task, seconds=self.seconds)
         except NoAnswer as error:

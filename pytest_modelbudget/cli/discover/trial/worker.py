@@ -23,7 +23,7 @@ from pytest_modelbudget.engine.run import from_builder, run, subject_of
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.session.registry import make_importable
-from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary import Summary, TensorSpec
 
 Data = dict[str, Any]
 
@@ -50,7 +50,9 @@ def listed(task: Mapping[str, Any]) -> Data:
         try:
             with coexisting():
                 module = import_module(task["module"])
-                candidate_data = [asdict(candidate) for candidate in candidates(module, frozenset(task["parts"]))]
+                candidate_data = [
+                    asdict(item) for item in candidates(module, frozenset(task["parts"]), alike=task["alike"])
+                ]
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -101,12 +103,12 @@ def _proposals(task: Mapping[str, Any]) -> Iterator[Proposal]:
 
 
 def _reason(error: BaseException) -> str:
-    refused: BaseException | None = error
-    while refused is not None:  # libraries put errors of their own around it
-        if isinstance(refused, NetworkRefused):
-            return str(refused)
-        refused = refused.__cause__ or refused.__context__ or getattr(refused, "reason", None)  # type: ignore[assignment]
-        refused = refused if isinstance(refused, BaseException) else None
+    """An error in one line; what the network was refused for, whatever libraries put around that."""
+    inner: object = error
+    while isinstance(inner, BaseException):
+        if isinstance(inner, NetworkRefused):
+            return str(inner)
+        inner = inner.__cause__ or inner.__context__ or getattr(inner, "reason", None)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -193,8 +195,18 @@ def _at_its_sizes(guess: Guess) -> inputs.Inputs:
     parsed = inputs.parse(guess.inputs)
     assert isinstance(parsed, inputs.Inputs)
     sizes = inputs.sizes_for(parsed, batch=1, dims=guess.dims)
-    args, kwargs = parsed.build(lambda _, spec: replace(spec, shape=inputs.concrete_shape(spec, sizes)))
-    return inputs.Inputs(args, kwargs)
+
+    def sized(written: Any) -> Any:
+        if isinstance(written, dict):
+            return {name: sized(item) for name, item in written.items()}
+        if isinstance(written, str):
+            spec = TensorSpec.parse(written)
+            return replace(spec, shape=inputs.concrete_shape(spec, sizes))
+        return [sized(item) for item in written] if isinstance(written, (list, tuple)) else written
+
+    at_sizes = inputs.parse(sized(guess.inputs))
+    assert isinstance(at_sizes, inputs.Inputs)
+    return at_sizes
 
 
 def _text(written: Any) -> str:
