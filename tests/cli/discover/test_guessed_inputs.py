@@ -34,6 +34,9 @@ class LSTM(Layer): ...
 class Conv1d(Layer): ...
 
 
+class LayerNorm(Layer): ...
+
+
 class Dropout(Layer): ...
 
 
@@ -73,6 +76,7 @@ class Batched(Holder):
     [
         pytest.param(Holder(Conv2d(in_channels=3)), "float32[B, 3, 224, 224]", id="images"),
         pytest.param(Holder(Dropout(), Linear(in_features=16)), "float32[B, 16]", id="features"),
+        pytest.param(Holder(LayerNorm(), Linear(in_features=7)), "float32[B, 7]", id="a layer of the user's own name"),
         pytest.param(Holder(Embedding()), "int64[B, T]", id="token ids"),
         pytest.param(Holder(LSTM(input_size=8, batch_first=True)), "float32[B, T, 8]", id="steps"),
         pytest.param(Holder(LSTM(input_size=8, batch_first=False)), "float32[T, B, 8]", id="steps first"),

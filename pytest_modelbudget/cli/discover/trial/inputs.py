@@ -205,10 +205,11 @@ def _tokens(facts: _Facts) -> Iterator[Guess]:
 
 
 def _features(facts: _Facts) -> Iterator[Guess]:
-    linear = [layer.in_features for layer in facts.layers if type(layer).__name__ == "Linear"]
-    norms = [tuple(layer.normalized_shape) for layer in facts.layers if type(layer).__name__ == "LayerNorm"]
-    widths = dict.fromkeys((*linear[:1], *(shape[-1] for shape in norms[:1] if len(shape) == 1), *linear[1:]))
-    for width in list(widths)[:4] or list(facts.matrices[:2]) or [16, 64, 784]:
+    linear = [getattr(layer, "in_features", 0) for layer in facts.layers if type(layer).__name__ == "Linear"]
+    shapes = [getattr(layer, "normalized_shape", ()) for layer in facts.layers if type(layer).__name__ == "LayerNorm"]
+    norms = [shape[-1] for shape in map(tuple, shapes[:1]) if len(shape) == 1]
+    widths = [width for width in dict.fromkeys((*linear[:1], *norms, *linear[1:])) if width]
+    for width in widths[:4] or list(facts.matrices[:2]) or [16, 64, 784]:
         yield Guess(f"float32[B, {width}]")
         yield Guess(f"float32[B, T, {width}]", {"T": 128})
         for length in _lengths(facts)[:3] if facts.positions else ():
