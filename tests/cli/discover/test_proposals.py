@@ -42,6 +42,16 @@ class Net:
         self.size = config.dim * config.depth
 
 
+class Nested:
+    """A model of a configuration that no class has the attributes of; the class knows defaults of its own."""
+
+    def __init__(self, config: Any) -> None:
+        config.update(config.n_layer, config.n_head, config.kind)
+
+    @staticmethod
+    def get_default_config() -> object: ...
+
+
 def annotated(dims: NetDims) -> None: ...
 def plain(
     pretrained: bool = True, weights: str | None = "imagenet", class_weights: tuple[float, ...] = (1.0,)
@@ -84,6 +94,15 @@ def test_what_can_be_seen_is_proposed(
     """What is nothing but a guess is marked."""
     proposal = first(build)
     assert (proposal.kwargs, proposal.guessed, proposal.unknown) == (kwargs, guessed, ())
+
+
+def test_a_class_may_have_defaults_of_its_own() -> None:
+    """Else an object of guesses for what is read of it, with None for what is no size."""
+    own, guessed = proposals(Nested, NOTHING, {})
+    assert own.kwargs == {"config": {"call": f"{HERE}:Nested.get_default_config"}}
+    assert guessed.guessed == ("config",)
+    assert {"n_layer": 2, "n_head": 4, "kind": None}.items() <= guessed.kwargs["config"]["kwargs"].items()
+    assert "update" not in guessed.kwargs["config"]["kwargs"]
 
 
 def test_what_is_not_known_is_left_open() -> None:

@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,9 @@ _ARGUMENT = re.compile(r"(\w+_)?(config|configs|cfg|conf|args|opts?|options|hpar
 _CLASS = re.compile(
     r"\w*(Config|Configs|Configuration|Cfg|Conf|Args|Arguments|Options|Opts|HParams|Params|Dims|Dimensions|Settings)"
 )
+_DEFAULTS = re.compile(r"(get_)?default_?(config|cfg|args|params|options)|get_(config|cfg)")
 _MOST_CLASSES = 4
+_NAMESPACE = "argparse:Namespace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,13 @@ def config_values(
         return
     if not _ARGUMENT.fullmatch(parameter.name.lower()):
         return
-    attributes, keys = _read_names(build, parameter.name)
+    attributes, keys = _read_names(function_tree(build), parameter.name)
+    yield from _own_defaults(build)
     for config in _classes_near(build, attributes)[:_MOST_CLASSES]:
         yield from _instances(config)
     yield from _collected(attributes, keys, evidence, parameter.name)
+    everywhere = _read_names(function_tree(sys.modules[build.__module__]), parameter.name)  # its parts are given it too
+    yield from _guessed(everywhere[0] if attributes else everywhere[1], as_attributes=bool(attributes))
 
 
 def _is_config_class(annotation: Any) -> bool:
@@ -97,16 +103,27 @@ def required_parameters(build: Callable[..., Any]) -> tuple[str, ...]:
     )
 
 
-def _read_names(build: Callable[..., Any], parameter: str) -> tuple[frozenset[str], frozenset[str]]:
-    """What the code of a builder reads of an argument, as attributes and as keys."""
-    attributes, keys = set(), set()
-    for node in ast.walk(function_tree(build)):
+def _own_defaults(build: Callable[..., Any]) -> Iterator[ArgumentValue]:
+    """What a method of the builder's class gives that is called like its defaults: `Net.get_default_config()`."""
+    for name, value in list(vars(build).items()) if isinstance(build, type) else ():
+        is_default = _DEFAULTS.fullmatch(name) and isinstance(value, (staticmethod, classmethod))
+        if is_default and not required_parameters(getattr(build, name)):
+            reference = f"{build.__module__}:{build.__qualname__}.{name}"
+            yield ArgumentValue(as_call(reference, [], {}), f"{build.__name__}.{name}")
+
+
+def _read_names(tree: ast.AST, parameter: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What code reads of an argument, as attributes and as keys."""
+    attributes, keys, called = set(), set(), set()
+    for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=owner, attr=name, ctx=ast.Load()) if _is_named(owner, parameter):
                 attributes.add(name)
             case ast.Subscript(value=owner, slice=ast.Constant(value=str(name))) if _is_named(owner, parameter):
                 keys.add(name)
-    return frozenset(attributes), frozenset(keys)
+            case ast.Call(func=ast.Attribute(attr=name)):
+                called.add(name)
+    return frozenset(attributes - called), frozenset(keys)
 
 
 def _is_named(node: ast.expr, name: str) -> bool:
@@ -160,20 +177,26 @@ def _collected(
     attributes: frozenset[str], keys: frozenset[str], evidence: Mapping[str, Any], parameter: str
 ) -> Iterator[ArgumentValue]:
     """An object, or a mapping, of the values that a command line or a settings file has for what is read."""
-    target = "argparse:Namespace"
     wanted = attributes or keys
     sources: Sequence[Mapping[str, Any]] = (*evidence["parsers"], *evidence["settings"])
     for source in sources:
         if wanted and len(wanted & source["values"].keys()) > len(wanted) / 2:
             values = {name: source["values"][name] for name in _read_anywhere(parameter, source)}
-            yield ArgumentValue(as_call(target, [], values) if attributes else values, f"defaults of {source['where']}")
-    try:
-        guesses = {name: usual_size(name) for name in sorted(wanted)}
-    except UnknownSize:
-        return
-    if guesses:
-        value = as_call(target, [], guesses) if attributes else guesses
-        yield ArgumentValue(value, "sizes guessed from their names", tuple(guesses))
+            yield ArgumentValue(
+                as_call(_NAMESPACE, [], values) if attributes else values, f"defaults of {source['where']}"
+            )
+
+
+def _guessed(names: frozenset[str], *, as_attributes: bool) -> Iterator[ArgumentValue]:
+    """The usual size of each, and None for the others; nothing where less than half are told by their names."""
+    guesses: dict[str, Any] = dict.fromkeys(sorted(names))
+    for name in guesses:
+        with suppress(UnknownSize):
+            guesses[name] = usual_size(name)
+    known = [name for name, size in guesses.items() if size is not None]
+    if len(known) * 2 > len(guesses):
+        value = as_call(_NAMESPACE, [], guesses) if as_attributes else guesses
+        yield ArgumentValue(value, "sizes guessed from their names", tuple(known))
 
 
 def _read_anywhere(parameter: str, source: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 _BY_NAME: tuple[tuple[str, Any], ...] = (
-    (r"\w*(dropout|drop_rate|drop_path|droprate|p_drop)\w*", 0.0),
+    (r"\w*(dropout|drop_rate|drop_path|droprate|p_?drop)\w*", 0.0),
     (r"\w*(head_dim|dim_head|d_head|head_size|dim_per_head|d_k|d_v)s?", 16),
     (r"\w*(mlp|ratio|expansion|mult|multiplier)(_ratio|_factor|_mult)?", 4),
     (r"(\w+_)?n?(um)?_?heads?|nheads?", 4),
