@@ -120,7 +120,11 @@ def _closing_lines(
         yield from _folded(left_out)
     option = "" if target in MANIFEST_NAMES else f" --file {target}"
     check = "look at what was guessed, then: " if any(map(_doubts, models_by_id.values())) else ""
-    yield f"next: {check}modelbudget update{option}" if models_by_id else f"next: fill in a model in {target}"
+    yield (
+        f"next: {check}modelbudget update{option}"
+        if models_by_id
+        else f"next: install what is missing, or fill in {target}"
+    )
 
 
 def _doubts(model: BuildableModel) -> str:

@@ -150,19 +150,16 @@ def _look_at(subject: CountedModel, proposal: Proposal) -> tuple[_Counted | None
     Raises:
         _NotRun: it has no weights, or runs on nothing.
     """
-    try:
-        summary = subject.summary(subject.sizes)
-    except ModelBudgetError:  # its weights depend on its inputs
-        summary = None
-    if summary is not None and _ran(summary):
+    has_modules = hasattr(subject.model, "named_modules")
+    refuse = getattr(subject.owner, "refusal", None) if has_modules else None
+    if refuse is None and (summary := _without_inputs(subject)) is not None:
         return _Counted(summary, None), []
-    if summary is not None and not summary.params:
+    if refuse is not None and not any(True for _ in subject.model.parameters()):  # type: ignore[attr-defined]
         raise _NotRun(_NO_WEIGHTS)
     suggested, why = guesses(subject.model, _hints(subject.entry, proposal))
     tries = [*map(Guess, proposal.inputs), *suggested]
     if not tries:
         raise _NotRun(why)
-    refuse = getattr(subject.owner, "refusal", None)
     if refuse is None:
         return None, tries[:_MOST_SLOW_GUESSES]
     guess = _fitting(tries, subject.model, refuse)
@@ -171,6 +168,23 @@ def _look_at(subject: CountedModel, proposal: Proposal) -> tuple[_Counted | None
         subject.owner, subject.model, entry, built_here=True, rebuild=subject.rebuild, notes=subject.notes
     )  # fmt: skip
     return _Counted(again.summary(again.sizes), guess, guess.inputs in proposal.inputs), []
+
+
+def _without_inputs(subject: CountedModel) -> Summary | None:
+    """The summary of a model that knows its own inputs; None for one that does not.
+
+    Raises:
+        _NotRun: it has no weights, whatever it is called with.
+    """
+    try:
+        summary = subject.summary(subject.sizes)
+    except ModelBudgetError:  # its weights depend on its inputs
+        return None
+    if _ran(summary):
+        return summary
+    if not summary.params:
+        raise _NotRun(_NO_WEIGHTS)
+    return None
 
 
 def _fitting(tries: list[Guess], model: object, refuse: Callable[..., Exception | None]) -> Guess:
