@@ -56,6 +56,13 @@ def test_ids_are_short(references: list[str], ids: list[str]) -> None:
     assert list(by_id(found)) == ids
 
 
+def test_no_model_is_lost_for_its_id() -> None:
+    """Names of a table may read alike."""
+    names = ("x_y", "x-y", "x.y")
+    found = [BuildableModel("a:get", False, "torch", 1, 4, 2, name, variant=name) for name in names]
+    assert [model.variant for model in by_id(found).values()] == list(names)
+
+
 @pytest.mark.parametrize("kind", ["count", "bytes", "flops"])
 def test_limits_leave_the_room_and_hardly_more(kind: units.Kind) -> None:
     """Read back, each is at least what was asked for, and at most a tenth (or one) more, over many sizes."""

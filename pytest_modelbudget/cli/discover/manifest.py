@@ -38,7 +38,8 @@ def by_id(models: Sequence[BuildableModel]) -> dict[str, BuildableModel]:
     for name, model in zip(short_ids, models, strict=True):
         module = model.reference.partition(":")[0]
         unique = name if short_ids.count(name) == 1 and name not in ITEM_NAMES else f"{module}.{name}"
-        models_by_id[unique if unique not in models_by_id else model.reference] = model
+        names = (unique, model.reference, *(f"{model.reference}-{number}" for number in range(2, len(models) + 2)))
+        models_by_id[next(name for name in names if name not in models_by_id)] = model
     return models_by_id
 
 
