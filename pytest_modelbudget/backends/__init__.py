@@ -121,6 +121,14 @@ class Planner(Protocol):
         ...
 
 
+class Trial(Protocol):
+    """What a framework's module has to offer when it can tell soon whether inputs fit; optional, beside `Backend`."""
+
+    def refusal(self, model: object, *, inputs: Inputs, sizes: Mapping[str, int]) -> Exception | None:
+        """What the model raises for these inputs, None when it runs on them; called inside of `abstract`."""
+        ...
+
+
 def loaded() -> tuple[Backend, ...]:
     """The backends whose framework this process has imported."""
     return tuple(_usable())

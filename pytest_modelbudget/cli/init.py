@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
-from math import ceil
 from pathlib import Path
 
 from pytest_modelbudget import units
-from pytest_modelbudget.cli.discover.scan import LeftOut, scan
-from pytest_modelbudget.cli.discover.survey import BuildableModel, survey
-from pytest_modelbudget.config import ITEM_NAMES, MANIFEST_NAMES, holds_manifest, read
+from pytest_modelbudget.cli.discover.manifest import by_id, flow, manifest_text
+from pytest_modelbudget.cli.discover.source.evidence import gather
+from pytest_modelbudget.cli.discover.source.scan import scan
+from pytest_modelbudget.cli.discover.trial.outcomes import BuildableModel, LeftOut, Skeleton
+from pytest_modelbudget.cli.discover.trial.survey import survey
+from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest, read
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.session.registry import make_importable, relative_posix
 from pytest_modelbudget.system import writing
 from pytest_modelbudget.system.escape import harmless
 
-_SCALES: dict[units.Kind, tuple[tuple[int, str], ...]] = {
-    "count": ((10**9, "B"), (10**6, "M"), (10**3, "k"), (1, "")),
-    "bytes": ((10**9, " GB"), (10**6, " MB"), (10**3, " kB"), (1, " B")),
-    "flops": ((10**12, " TFLOPs"), (10**9, " GFLOPs"), (10**6, " MFLOPs"), (10**3, " kFLOPs"), (1, " FLOPs")),
-}
+_MOST_ALIKE = 3
+"""Functions of a file that differ by nothing but literals, and are tried where no file is named."""
 
-_GENERIC_NAMES = frozenset(
-    f"{verb}{noun}" for verb in ("build", "create", "make", "get", "model", "net") for noun in ("", "-model", "-net")
-)
+_MOST_NAMED = 3
+"""Things that are left out for one reason, and named."""
 
 
 def run(options: Namespace) -> int:
@@ -39,19 +35,23 @@ def run(options: Namespace) -> int:
     make_importable(root)
     sources, left_out = scan(root, [_path_inside(root, path) for path in options.paths or ["."]])
     print(f"looking into {len(sources)} file{'' if len(sources) == 1 else 's'} that may define models", file=sys.stderr)
-    models, unbuildable = survey(root, sources, seconds=options.timeout)
-    unique, duplicates = _without_duplicates(models)
-    left_out += [*unbuildable, *duplicates]
-    if not unique:
-        raise ModelBudgetError(
-            "\n".join(["no model was found that can be registered; nothing is written", *map(_left_out_line, left_out)])
-        )
-    models_by_id = _by_id(unique)
-    text = manifest_text(models_by_id, headroom)
+    outcomes = survey(
+        root, sources, gather(root), seconds=options.timeout, alike=None if options.paths else _MOST_ALIKE
+    )
+    unique, duplicates = _without_duplicates([item for item in outcomes if isinstance(item, BuildableModel)])
+    skeletons = [item for item in outcomes if isinstance(item, Skeleton)]
+    left_out += [*(item for item in outcomes if isinstance(item, LeftOut)), *duplicates]
+    if not unique and not skeletons:
+        reasons = _folded(left_out)
+        raise ModelBudgetError("\n".join(["no model was found that can be registered; nothing is written", *reasons]))
+    models_by_id = by_id(unique)
+    text = manifest_text(models_by_id, skeletons, headroom)
     if mistakes := read(text, file=target.name).mistakes:
         raise ModelBudgetError(f"the manifest would not be right, nothing is written: {mistakes[0]}")
     _write(target, text)
-    print("\n".join(_closing_lines(models_by_id, left_out, relative_posix(target.resolve(), root.resolve()))))
+    print(
+        "\n".join(_closing_lines(models_by_id, skeletons, left_out, relative_posix(target.resolve(), root.resolve())))
+    )
     return 0
 
 
@@ -88,95 +88,68 @@ def _path_inside(root: Path, text: str) -> Path:
 
 
 def _without_duplicates(models: Sequence[BuildableModel]) -> tuple[list[BuildableModel], list[LeftOut]]:
-    """Each model once; a function comes before the class whose instance it returns."""
-    unique: dict[tuple[str, str], BuildableModel] = {}
+    """Each model once; one of a table of names comes last, a function before the class whose instance it returns."""
+    unique: dict[tuple[str, str, int | None], BuildableModel] = {}
     duplicates = []
-    for model in sorted(models, key=lambda model: (model.is_class, model.reference)):
-        key = (model.sameness, model.inputs)
+    for model in sorted(models, key=lambda model: (bool(model.variant), model.is_class, model.reference)):
+        key = (model.sameness, str(model.inputs), model.flops)
         if key in unique:
             duplicates.append(LeftOut(model.reference, f"the same model as {unique[key].reference}"))
         else:
             unique[key] = model
-    return sorted(unique.values(), key=lambda model: model.reference), duplicates
+    return sorted(unique.values(), key=lambda model: (model.reference, model.variant)), duplicates
 
 
-def _by_id(models: Sequence[BuildableModel]) -> dict[str, BuildableModel]:
-    """A short id for each: `tiny-cnn` for `nets:tiny_cnn` and `nets:TinyCNN`; with its module where two are alike."""
-    short_ids = [_short_id(model.reference) for model in models]
-    models_by_id: dict[str, BuildableModel] = {}
-    for name, model in zip(short_ids, models, strict=True):
-        module = model.reference.partition(":")[0]
-        unique = name if short_ids.count(name) == 1 and name not in ITEM_NAMES else f"{module}.{name}"
-        models_by_id[unique if unique not in models_by_id else model.reference] = model
-    return models_by_id
-
-
-def _short_id(reference: str) -> str:
-    """The name in words; that of its module where the name says nothing, as in `gpt:build`."""
-    module, _, name = reference.partition(":")
-    id_words = _kebab_case(name)
-    return _kebab_case(module.rpartition(".")[2]) if id_words in _GENERIC_NAMES else id_words
-
-
-def _kebab_case(name: str) -> str:
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).replace("_", "-").lower()
-    return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "model"
-
-
-def manifest_text(models_by_id: dict[str, BuildableModel], headroom: Fraction | int) -> str:
-    """The text of a manifest with these models, their limits `headroom` (a share) above what they have."""
-    return "".join(f"{line}\n" for line in _manifest_lines(models_by_id, headroom))
-
-
-def _manifest_lines(models_by_id: dict[str, BuildableModel], headroom: Fraction | int) -> Iterator[str]:
-    yield f"# Written by modelbudget init. Limits are {units.percent(headroom)} above what was there, rounded up."
-    yield "version: 1"
-    yield "models:"
+def _closing_lines(
+    models_by_id: dict[str, BuildableModel], skeletons: Sequence[Skeleton], left_out: Sequence[LeftOut], target: str
+) -> Iterator[str]:
+    count = f"{len(models_by_id)} model{'' if len(models_by_id) == 1 else 's'}"
+    yield f"wrote {target} with {count}{':' if models_by_id else ''}"
+    id_width = max(map(len, models_by_id), default=0)
+    reference_width = max((len(model.reference) for model in models_by_id.values()), default=0)
     for name, model in models_by_id.items():
-        yield f"  {name}:"
-        yield f"    build: {model.reference}"
-        if model.inputs:
-            yield f"    inputs: {json.dumps(model.inputs)}  # a guess from its first layer: put the real one here"
-        if model.dims:
-            yield f"    dims: {{{', '.join(f'{dim}: {size}' for dim, size in model.dims.items())}}}"
-        yield f"    budgets: {{{', '.join(_limit_texts(model, headroom))}}}"
-
-
-def _limit_texts(model: BuildableModel, headroom: Fraction | int) -> Iterator[str]:
-    kinds: tuple[tuple[str, units.Kind, int | None], ...] = (
-        ("params", "count", model.params),
-        ("weight_bytes", "bytes", model.weight_bytes),
-        ("flops", "flops", model.flops),
-    )
-    for metric, kind, value in kinds:
-        if value:
-            yield f"{metric}: {rounded_above(value, kind, headroom)}"
-
-
-def rounded_above(value: int, kind: units.Kind, headroom: Fraction | int) -> str:
-    """`value` and `headroom` (a share) more, rounded up to two digits, as a manifest has it: `250k`, `1.1 MB`."""
-    most = ceil(value * (1 + headroom))
-    step = 10 ** max(0, len(str(most)) - 2)
-    most = ceil(Fraction(most, step)) * step
-    scale, unit = next((scale, unit) for scale, unit in _SCALES[kind] if most >= scale)
-    whole, rest = divmod(most, scale)
-    return f"{whole}{f'.{rest * 10 // scale}' if rest else ''}{unit}"
-
-
-def _closing_lines(models_by_id: dict[str, BuildableModel], left_out: Sequence[LeftOut], target: str) -> Iterator[str]:
-    yield f"wrote {target} with {len(models_by_id)} model{'' if len(models_by_id) == 1 else 's'}:"
-    id_width = max(map(len, models_by_id))
-    reference_width = max(len(model.reference) for model in models_by_id.values())
-    for name, model in models_by_id.items():
-        guessed = f"  inputs guessed: {model.inputs}" if model.inputs else ""
-        line = f"  {name:<{id_width}}  {model.params:>13,} params  {model.reference:<{reference_width}}{guessed}"
+        line = (
+            f"  {name:<{id_width}}  {model.params:>13,} params  {model.reference:<{reference_width}}  {_doubts(model)}"
+        )
         yield harmless(line.rstrip())
+    if skeletons:
+        yield "as comments, to be filled in:"
+        yield from _folded([LeftOut(skeleton.reference, skeleton.why) for skeleton in skeletons])
     if left_out:
         yield "left out:"
-        yield from map(_left_out_line, left_out)
-    check = "look at the guessed inputs, then: " if any(model.inputs for model in models_by_id.values()) else ""
-    yield f"next: {check}modelbudget update{'' if target in MANIFEST_NAMES else f' --file {target}'}"
+        yield from _folded(left_out)
+    option = "" if target in MANIFEST_NAMES else f" --file {target}"
+    check = "look at what was guessed, then: " if any(map(_doubts, models_by_id.values())) else ""
+    yield (
+        f"next: {check}modelbudget update{option}"
+        if models_by_id
+        else f"next: install what is missing, or fill in {target}"
+    )
 
 
-def _left_out_line(item: LeftOut) -> str:
-    return harmless(f"  {item.what}: {item.why}")
+def _doubts(model: BuildableModel) -> str:
+    """What of a model is a guess."""
+    inputs = model.inputs if isinstance(model.inputs, str) else flow(model.inputs) if model.inputs else ""
+    guesses = [f"guessed: {', '.join(model.guessed)}"] if model.guessed else []
+    guesses += [f"inputs guessed: {inputs}"] if inputs and not model.inputs_seen else []
+    return "; ".join(guesses)
+
+
+def _folded(left_out: Sequence[LeftOut]) -> Iterator[str]:
+    """A line for each reason, with the first names and how many more there are."""
+    names_by_reason: dict[str, list[str]] = {}
+    for item in left_out:
+        names_by_reason.setdefault(_reason_of_kind(item), []).append(item.what)
+    for reason, names in names_by_reason.items():
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        count = f"{len(names)} x " if len(names) > 1 else ""
+        yield harmless(f"  {count}{reason}: {', '.join(names[:_MOST_NAMED])}{more}")
+
+
+def _reason_of_kind(item: LeftOut) -> str:
+    """The reason without what differs between things that are left out for the same one."""
+    if item.why.startswith("the same model as "):
+        return "the same model as another one"
+    if item.why.startswith("like "):
+        return "like others of its file, which is to be named to have all"
+    return re.sub(r"^needs arguments: .*", "needs arguments that nothing is known of", item.why)

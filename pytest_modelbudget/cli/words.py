@@ -250,11 +250,13 @@ def _add_update(commands: Any) -> None:
 def _add_init(commands: Any) -> None:
     command = _add_command(
         commands, "init", "write a manifest of the models that this project can build",
-        "Reads the project's Python files (no tests, no hidden folders, no environments), and imports those that\n"
-        "seem to define models, in a process apart. Taken are classes and functions without required\n"
-        "arguments that plainly return a torch or Keras model; a function that does not show it is never\n"
-        "called. Inputs of torch models are guessed from the first layer and kept when the model runs on them.\n"
-        "Each model gets limits above what it has now; what was left out, and why, is told.",
+        "Reads the project's files, imports those that seem to define models in a process apart, without network, and\n"
+        "builds what plainly returns a torch, Keras or TensorFlow model; a function that does not show it is never\n"
+        "called. Arguments are taken from calls in the code, its tests and its README, from defaults of\n"
+        "configurations, command lines and settings files, and from tables of names; sizes are guessed by their\n"
+        "names only where no model runs without. Inputs are those seen in a call, or guesses that run. Each model\n"
+        "gets limits above what it has now; the manifest marks what is a guess, and has what did not run as comments\n"
+        "with the error. Ctrl-C ends it early and keeps what was found.",
     )  # fmt: skip
     command.add_argument("paths", metavar="PATH", nargs="*", help="files and folders to look in; this folder when none")
     command.add_argument(
@@ -264,7 +266,9 @@ def _add_init(commands: Any) -> None:
         "--file", metavar="PATH", default="modelbudget.yaml", help="the manifest to write (modelbudget.yaml)"
     )
     command.add_argument("--force", action="store_true", help="write over a manifest that is there")
-    command.add_argument("--timeout", metavar="SECONDS", type=float, default=120, help="for each Python file (120)")
+    command.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=60, help="for each file, and each builder (60)"
+    )
 
 
 def _add_tighten(commands: Any) -> None:

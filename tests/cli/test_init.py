@@ -11,9 +11,9 @@ from textwrap import dedent
 
 import pytest
 
-from pytest_modelbudget import backends, units
-from pytest_modelbudget.cli.discover.survey import BuildableModel
-from pytest_modelbudget.cli.init import _by_id, rounded_above
+from pytest_modelbudget import units
+from pytest_modelbudget.cli.discover.manifest import by_id, rounded_above
+from pytest_modelbudget.cli.discover.trial.outcomes import BuildableModel
 from pytest_modelbudget.config import load
 from tests.cli.conftest import Command, Done
 from tests.project import Project
@@ -43,17 +43,24 @@ def test_limits_are_readable(value: int, kind: units.Kind, room: str, written: s
     ("references", "ids"),
     [
         pytest.param(["nets:tiny_cnn", "nets:LeNet5"], ["tiny-cnn", "le-net5"], id="words"),
-        pytest.param(["nets:HTTPNet"], ["http-net"], id="capitals"),
+        pytest.param(["nets:HTTPNet", "nets:SimpleViT"], ["http-net", "simple-vit"], id="capitals"),
         pytest.param(["pkg.gpt:build", "pkg.bert:create_model"], ["gpt", "bert"], id="names that say nothing"),
         pytest.param(["a:net1", "b:net1"], ["a.net1", "b.net1"], id="two of one name"),
-        pytest.param(["a:NetA", "a:net_a"], ["a.net-a", "a:net_a"], id="two of one name in one module"),
+        pytest.param(["a:NetTwo", "a:net_two"], ["a.net-two", "a:net_two"], id="two of one name in one module"),
         pytest.param(["a:sources"], ["a.sources"], id="a name that the plugin has taken"),
     ],
 )
 def test_ids_are_short(references: list[str], ids: list[str]) -> None:
     """And each is another."""
     found = [BuildableModel(reference, False, "torch", 1, 4, 2, reference) for reference in references]
-    assert list(_by_id(found)) == ids
+    assert list(by_id(found)) == ids
+
+
+def test_no_model_is_lost_for_its_id() -> None:
+    """Names of a table may read alike."""
+    names = ("x_y", "x-y", "x.y")
+    found = [BuildableModel("a:get", False, "torch", 1, 4, 2, name, variant=name) for name in names]
+    assert [model.variant for model in by_id(found).values()] == list(names)
 
 
 @pytest.mark.parametrize("kind", ["count", "bytes", "flops"])
@@ -98,6 +105,12 @@ def test_from_a_project_to_a_manifest(project: Project) -> None:
     project.write("a_dies.py", "import fakenet, os\ndef f(): pass\nos._exit(3)\n")
     project.write("b_leaves.py", "import fakenet, sys\ndef f(): pass\nsys.exit('bye')\n")
     project.write("c_breaks.py", "import fakenet\ndef f(): pass\nimport nothing_like_it\n")
+    project.write("c_breaks_too.py", "import fakenet\ndef f(): pass\nimport nothing_like_it\n")
+    project.write(
+        "fetches.py",
+        "from fakenet import Model\nfrom urllib.request import urlopen\n"
+        "def fetched() -> Model: return urlopen('http://192.0.2.1/weights')\n",
+    )
     project.write(
         "d_builder_dies.py",
         "from fakenet import Model\nimport os\ndef dies() -> Model: os._exit(0)\ndef lives(): return Model(dense=(32, 7))\n",
@@ -115,6 +128,7 @@ def test_from_a_project_to_a_manifest(project: Project) -> None:
     assert done.code == 0, done.err
     assert not (project.path / "deleted").exists()
     head, _, left = done.out.partition("left out:\n")
+    head, _, comments = head.partition("as comments, to be filled in:\n")
     assert [line.split() for line in head.splitlines()] == [
         ["wrote", "modelbudget.yaml", "with", "5", "models:"],
         ["lives", "224", "params", "d_builder_dies:lives"],
@@ -124,16 +138,22 @@ def test_from_a_project_to_a_manifest(project: Project) -> None:
         ["two-layers", "2,688", "params", "zoo:two_layers"],
     ]
     assert left.splitlines() == [
-        "  a_dies.py: ended the process (exit code 3)",
-        "  b_leaves.py: cannot be imported: SystemExit: bye",
-        "  c_breaks.py: cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'",
-        "  d_builder_dies:dies: ended the process (exit code 0)",
-        "  e_hangs:hangs: took longer than 3 s",
-        "  f_raises:raises: cannot be built: ValueError: no\\x1b[2J",
-        "  zoo:of_width: needs arguments: width",
-        "  zoo:small: the same model as h_same:same",
+        "  ended the process (exit code 3): a_dies.py",
+        "  cannot be imported: SystemExit: bye: b_leaves.py",
+        "  2 x cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it': c_breaks.py, c_breaks_too.py",
+        "  the same model as another one: zoo:small",
         "next: modelbudget update",
     ]
+    assert comments.splitlines() == [
+        "  ended the process (exit code 0): d_builder_dies:dies",
+        "  took longer than 3 s: e_hangs:hangs",
+        "  cannot be built: ValueError: no\\x1b[2J: f_raises:raises",
+        "  cannot be built: wants to fetch something, and init uses no network: fetches:fetched",
+        "  needs arguments that nothing is known of: zoo:of_width",
+    ]
+    assert "fetches:fetched: building" in done.err
+    written = (project.path / "modelbudget.yaml").read_text(encoding="utf-8")
+    assert "# took longer than 3 s\n#  hangs:\n#    build: e_hangs:hangs\n" in written
     loaded = load(project.path / "modelbudget.yaml", file="modelbudget.yaml")
     assert loaded.mistakes == ()
     limits = {entry.id: {one.metric: one.limit for one in entry.parsed_budgets} for entry in loaded.entries}
@@ -154,12 +174,36 @@ def test_a_manifest_that_is_there_is_kept(project: Project) -> None:
 
 def test_nothing_found_writes_nothing(project: Project) -> None:
     """Code 2, and what was left out."""
-    project.write("zoo.py", "from fakenet import Model\ndef of_width(width): return Model(dense=(1, width))\n")
+    project.write("zoo.py", "from fakenet import Model\nthere = Model(dense=(1, 2))\ndef f(): pass\n")
     done = init(project)
     assert (done.code, done.out) == (2, "")
     assert "no model was found that can be registered; nothing is written" in done.err
-    assert "zoo:of_width: needs arguments: width" in done.err
+    assert "a model that is there already: write a function that returns it: zoo:there" in done.err
     assert not (project.path / "modelbudget.yaml").exists()
+
+
+def test_a_class_of_a_file_that_is_not_imported_is_a_comment(project: Project) -> None:
+    """With the error; the manifest is right, and empty."""
+    project.write("zoo.py", "import nothing_like_it\nfrom torch import nn\nclass Net(nn.Module): ...\n")
+    done = init(project)
+    assert done.code == 0, done.err
+    text = (project.path / "modelbudget.yaml").read_text(encoding="utf-8")
+    assert "models: {}\n" in text
+    assert (
+        "# cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'\n#  zoo:\n#    build: zoo:Net"
+        in text
+    )
+    assert load(project.path / "modelbudget.yaml", file="modelbudget.yaml").mistakes == ()
+
+
+def test_an_interrupt_keeps_what_was_found(project: Project) -> None:
+    """And says where it came."""
+    project.write("zoo.py", "from fakenet import Model\ndef small(): return Model(dense=(32, 8))\n")
+    project.write("zzz.py", "from fakenet import Model\ndef stops() -> Model: raise KeyboardInterrupt\n")
+    done = init(project)
+    assert done.code == 0, done.err
+    assert "zoo:small" in done.out
+    assert "interrupted, and nothing after it was tried: zzz:stops" in done.out
 
 
 @pytest.mark.parametrize(
@@ -193,14 +237,9 @@ def test_torch_and_keras(tmp_path: Path) -> None:
     """Real models: guessed inputs run, Keras models know theirs, and the manifest is green after an update.
 
     Counted by hand: Conv2d 3*3*3*16 + 16 = 448 with Linear 16*10 + 10 = 170; LeNet 156 + 2,416 + 4,010 = 6,582 (its
-    Linear fits images of 28); Dense 20*32 + 32 + 33 = 705; resnet18 as published, 11,689,512.
+    Linear fits images of 28); Dense 20*32 + 32 + 33 = 705; resnet18 as published, 11,689,512; Linear 4*4 + 4 = 20; Conv2D
+    3*3*3*4 + 4 = 112 with Dense 4*3 + 3 = 15; a matrix of 4*3 = 12.
     """
-    assert not backends.BACKENDS.keys() - {
-        "torch",
-        "keras",
-        "tf_keras",
-        "tensorflow",
-    }  # the last two are not looked for
     (tmp_path / "torch_nets.py").write_text(
         dedent(
             """
@@ -221,6 +260,14 @@ def test_torch_and_keras(tmp_path: Path) -> None:
 
                 def forward(self, x):
                     return self.last(self.pool(self.second(self.pool(self.first(x)))).flatten(1))
+
+            class Twice(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.layer = nn.Linear(4, 4)
+
+                def forward(self, left, right):
+                    return self.layer(left) - self.layer(right)
 
             class Distance(nn.Module):
                 def forward(self, left, right):
@@ -243,7 +290,32 @@ def test_torch_and_keras(tmp_path: Path) -> None:
                 return model
 
             def unbuilt():
-                return keras.Sequential([keras.layers.Dense(3)])
+                return keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.Dense(3)])
+            """
+        )
+    )
+
+    (tmp_path / "tf_nets.py").write_text(
+        dedent(
+            """
+            import tensorflow as tf
+            import tf_keras
+
+            class Legacy(tf_keras.Model):
+                def __init__(self):
+                    super().__init__()
+                    self.widen = tf_keras.layers.Conv2D(4, 3)
+
+                def call(self, x):
+                    return self.widen(x)
+
+            class Matrix(tf.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.kernel = tf.Variable(tf.zeros((4, 3)))
+
+                def __call__(self, x):
+                    return x @ self.kernel
             """
         )
     )
@@ -264,9 +336,12 @@ def test_torch_and_keras(tmp_path: Path) -> None:
         "le-net": ("6,582", "float32[B, 1, 28, 28]"),
         "resnet": ("11,689,512", "float32[B, 3, 224, 224]"),
         "tiny": ("618", "float32[B, 3, 224, 224]"),
+        "twice": ("20", '{left: "float32[B, 4]", right: "float32[B, 4]"}'),
+        "unbuilt": ("127", "float32[B, 224, 224, 3]"),
+        "legacy": ("112", "float32[B, 224, 224, 3]"),
+        "matrix": ("12", "float32[B, 4]"),
     }
-    assert "torch_nets:Distance: takes 2 inputs (left, right): register it with inputs" in done.stdout
-    assert "keras_nets:unbuilt: its inputs cannot be guessed" in done.stdout
+    assert "has no weights: torch_nets:Distance" in done.stdout
     assert command("check").returncode == 1
     updated = command("update")
     assert updated.returncode == 0, updated.stdout + updated.stderr

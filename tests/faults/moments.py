@@ -108,10 +108,10 @@ def plain(*words: str) -> Action:
 def init() -> int:
     """`modelbudget init --force`, with what it would find in the project said at once."""
     from pytest_modelbudget.cli import init as module
-    from pytest_modelbudget.cli.discover.survey import BuildableModel
+    from pytest_modelbudget.cli.discover.trial.outcomes import BuildableModel
 
     found = BuildableModel("zoo:small", False, "torch", 1, 4, 2, "a")
-    vars(module)["survey"] = lambda *_, **__: ([found], [])
+    vars(module)["survey"] = lambda *_, **__: [found]
     return command("init", "--force")()
 
 

@@ -31,6 +31,7 @@ from pytest_modelbudget.backends.torch.model.global_state import global_state_re
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.programs import is_program, module_of
 from pytest_modelbudget.backends.torch.model.real_copy import with_memory
+from pytest_modelbudget.backends.torch.model.trial import refusal
 from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
@@ -39,7 +40,9 @@ from pytest_modelbudget.summary import Plan, Summary
 
 FRAMEWORK = counting.FRAMEWORK
 
-__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "summarize", "with_memory"]
+__all__ = [
+    "FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "refusal", "summarize", "with_memory",
+]  # fmt: skip
 
 
 def owns(model: object) -> bool:

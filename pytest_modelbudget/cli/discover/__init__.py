@@ -1,5 +1,5 @@
-"""What a project can build: scan.py reads its files, worker.py imports and builds in a process of its own.
+"""What a project can build, in three rooms: what is seen in its files, what is proposed, and what ran.
 
-evidence.py tells which functions plainly return a model, guess.py what a model may be called with, survey.py runs the
-worker and goes on where it died.
+`source` reads files and runs nothing; `proposals` and `trial` work in a process of their own, where modules are
+imported and models built. `progress` says what is tried meanwhile, and `manifest` writes down what came of it.
 """

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from pytest_modelbudget.backends.patching import SharedChange, UndoOnExit, patch_all
 from pytest_modelbudget.backends.torch.compat import no_functions, tree_map_only
 from pytest_modelbudget.backends.torch.model.appearance import CPU, as_on_cpu
+from pytest_modelbudget.backends.torch.model.checkpoints import NO_DOWNLOADS
 from pytest_modelbudget.backends.torch.model.factories import FACTORIES
 from pytest_modelbudget.backends.torch.model.global_state import seed_everything as fix_random_states
 from pytest_modelbudget.backends.torch.model.meta_tensors import (
@@ -62,6 +63,7 @@ def abstract() -> Iterator[Sequence[str]]:
         _set_meta_tensors(MetaTensors())
         stack.enter_context(_IDLE_INIT.inside())
         stack.enter_context(_NO_COMPILERS.inside())
+        stack.enter_context(NO_DOWNLOADS.inside())
         stack.enter_context(as_on_cpu())
         refused_lines = stack.enter_context(refusals_noted())
         stack.enter_context(_RedirectMode())

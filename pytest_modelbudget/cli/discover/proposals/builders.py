@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,17 @@ from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 from pytest_modelbudget import backends
-from pytest_modelbudget.cli.discover.scan import libraries
+from pytest_modelbudget.cli.discover.proposals.configs import required_parameters
+from pytest_modelbudget.cli.discover.proposals.names import function_tree, known_names
+from pytest_modelbudget.cli.discover.source.scan import libraries
+
+PART = "a part of other models"
+"""Why a class is not tried as long as there are others."""
 
 _MAX_DEPTH = 4
+_MOST_VARIANTS = 3
+_FACTORY_PREFIX = "from_"
+_WEIGHT_MAKERS = frozenset(("Parameter", "add_weight", "Variable", "add_parameter", "register_parameter"))
 _RETURN_THE_MODEL = frozenset(
     ("eval", "train", "to", "float", "half", "double", "bfloat16", "cpu", "requires_grad_", "apply")
 )
@@ -23,26 +32,70 @@ _RETURN_THE_MODEL = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A name of a module that builds a model; `lacks` says why it cannot be called as it is."""
+    """A name of a module that builds a model.
+
+    `lacks` says why it is not to be called, `needs` names the arguments that it cannot be called without. `variants`
+    are arguments that give a model each: the first names of a table. `has_weights` is False for a class that makes
+    none: a loss, or what has no layers.
+    """
 
     name: str
     is_class: bool
     lacks: str = ""
+    needs: tuple[str, ...] = ()
+    variants: tuple[dict[str, Any], ...] = ()
+    has_weights: bool = True
 
 
-def candidates(module: ModuleType, parts: frozenset[str]) -> Iterator[Candidate]:
-    """The classes and functions of a module's own that build models, in the order they are written."""
-    for name, value in vars(module).items():
+def candidates(module: ModuleType, parts: frozenset[str], *, alike: int | None = None) -> Iterator[Candidate]:
+    """The classes and functions of a module's own that build models, in the order they are written.
+
+    Of functions that are `alike`, the same but for literals, only so many are to be called.
+    """
+    shapes: dict[str, list[str]] = {}
+    for name, value in list(vars(module).items()):
         if name.startswith("_"):
             continue
         if backends.owner(value) is not None:
             yield Candidate(name, False, "a model that is there already: write a function that returns it")
         elif getattr(value, "__module__", None) == module.__name__ and _builds_model(value):
             is_class = isinstance(value, type)
-            lacks = _required_arguments(value)
-            if is_class and name in parts and not lacks:
-                lacks = "a part of other models"
-            yield Candidate(name, is_class, lacks)
+            lacks = PART if is_class and name in parts else ""
+            if not is_class:
+                namesakes = shapes.setdefault(_shape(value) or name, [])
+                namesakes.append(name)
+                if alike is not None and len(namesakes) > alike:
+                    lacks = f"like {module.__name__}:{namesakes[0]}; name its file to have all of them"
+            yield _candidate(name, value, lacks, _makes_weights(value) if is_class else True)
+            if is_class and not lacks:
+                yield from _factories(name, value)
+
+
+def _shape(function: Callable[..., Any]) -> str:
+    """The code of a function without its name, docstring and literals."""
+    tree = function_tree(inspect.unwrap(function))
+    body = tree.body[0] if isinstance(tree, ast.Module) and tree.body else None
+    if not isinstance(body, ast.FunctionDef):
+        return ""
+    statements = body.body[1:] if ast.get_docstring(body) else body.body
+    dumped = "".join(map(ast.dump, (body.args, *statements)))
+    return re.sub(r"Constant\(value=(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^()]*?)\)", "Constant", dumped)
+
+
+def _candidate(name: str, build: Callable[..., Any], lacks: str, has_weights: bool = True) -> Candidate:
+    needs = required_parameters(build)
+    names = known_names(build, needs[0]) if len(needs) == 1 else ()
+    variants = tuple({needs[0]: choice} for choice in names[:_MOST_VARIANTS])
+    return Candidate(name, isinstance(build, type), lacks, needs, variants, has_weights)
+
+
+def _factories(name: str, kind: type) -> Iterator[Candidate]:
+    """Class methods that make a model by a name: `GPT.from_name`, where their code has a table of names."""
+    for method_name, method in inspect.getmembers(kind, inspect.ismethod):
+        if method_name.startswith(_FACTORY_PREFIX) and method_name in vars(kind):
+            candidate = _candidate(f"{name}.{method_name}", method, "")
+            if candidate.variants:
+                yield candidate
 
 
 def _builds_model(value: object) -> bool:
@@ -55,19 +108,34 @@ def _is_model_class(value: object) -> bool:
     return isinstance(value, type) and any(backend.is_class(value) for backend in backends.loaded())
 
 
-def _required_arguments(build: Callable[..., object]) -> str:
-    """The arguments that it cannot be called without, as a reason."""
-    try:
-        parameters = inspect.signature(build).parameters.values()
-    except (TypeError, ValueError):
-        return ""
-    needed = [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    return f"needs arguments: {', '.join(needed)}" if needed else ""
+def _makes_weights(kind: type) -> bool:
+    """Whether the code of a class, or of what it is derived from, makes layers or weights."""
+    for base in kind.__mro__:
+        names = vars(inspect.getmodule(base) or object)
+        if not _is_model_class(base) or _is_bare(base):
+            continue
+        if base.__module__.partition(".")[0] in libraries():
+            return True  # a layer, or a whole model, of a framework's
+        for node in ast.walk(function_tree(base)):
+            if isinstance(node, ast.Call) and (
+                _called_name(node.func) in _WEIGHT_MAKERS or _may_be_model(node.func, names)
+            ):
+                return True
+    return False
+
+
+def _is_bare(kind: type) -> bool:
+    """Whether a class is the framework's root of all models, which has no weights by itself."""
+    return not any(_is_model_class(base) for base in kind.__bases__)
+
+
+def _called_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _may_be_model(node: ast.expr, names: Mapping[str, Any]) -> bool:
+    resolved = _BodyReader(names, 0).resolve(node)
+    return _is_model_class(resolved) or (isinstance(resolved, FunctionType) and returns_model(resolved))
 
 
 def returns_model(function: Callable[..., object], depth: int = 0) -> bool:
@@ -146,7 +214,7 @@ class _BodyReader:
             ):
                 return True
             case ast.Call(func=called):
-                resolved = self._resolve(called)
+                resolved = self.resolve(called)
                 return _is_model_class(resolved) or (callable(resolved) and returns_model(resolved, self.depth + 1))
             case ast.Name(id=name) if name in self.assigned and name not in self.visited:
                 self.visited.add(name)
@@ -155,7 +223,7 @@ class _BodyReader:
                 return self.is_model(one) or self.is_model(other)
         return False
 
-    def _resolve(self, node: ast.expr) -> Any:
+    def resolve(self, node: ast.expr) -> Any:
         """What a name stands for; None when that cannot be told."""
         match node:
             case ast.Name(id=name) if name in self.assigned:
@@ -163,7 +231,7 @@ class _BodyReader:
             case ast.Name(id=name):
                 return self.imported[name]() if name in self.imported else self.names.get(name)
             case ast.Attribute(value=inner, attr=name):
-                owner = self._resolve(inner)
+                owner = self.resolve(inner)
                 return getattr(owner, name, None) if isinstance(owner, (ModuleType, type)) else None
         return None
 

@@ -9,11 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pytest_modelbudget import backends
+from pytest_modelbudget.cli.discover.source.snippets import parsed
+from pytest_modelbudget.cli.discover.trial.outcomes import LeftOut
 from pytest_modelbudget.cli.walk import project_files
 from pytest_modelbudget.loading import UnreadableFile, read_bytes
 
 _LIBRARIES = ("tensorflow", "tf_keras", "torchvision", "timm", "transformers", "lightning", "pytorch_lightning")
 
+_MODEL_CLASSES = ("Module", "Model", "Sequential", "LightningModule", "PreTrainedModel")
 _TEST_FOLDERS = frozenset(("tests", "test", "testing"))
 _NOT_MODEL_FILES = frozenset(("conftest.py", "setup.py", "noxfile.py", "__main__.py"))
 _SCRIPT_METHODS = frozenset(("fit", "fit_generator", "train", "main", "run", "backward"))
@@ -22,19 +25,15 @@ _SCRIPT_METHODS = frozenset(("fit", "fit_generator", "train", "main", "run", "ba
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One Python file: `module` is the name it is imported by, `parts` the names that its classes build inside."""
+    """One Python file: `module` is the name it is imported by, `parts` the names that its classes build inside.
+
+    `model_classes` are its classes that look like models, for a file that cannot be imported.
+    """
 
     path: str
     module: str
     parts: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Something that is not registered, and why."""
-
-    what: str
-    why: str
+    model_classes: tuple[str, ...] = ()
 
 
 def scan(root: Path, paths: Iterable[Path]) -> tuple[list[SourceFile], list[LeftOut]]:
@@ -44,15 +43,16 @@ def scan(root: Path, paths: Iterable[Path]) -> tuple[list[SourceFile], list[Left
     for path in sorted(set(_python_files(root, paths))):
         relative_path = path.relative_to(root).as_posix()
         try:
-            tree = ast.parse(read_bytes(path))
+            tree = parsed(read_bytes(path))
         except (OSError, UnreadableFile) as error:
             left_out.append(LeftOut(relative_path, str(error)))
             continue
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             left_out.append(LeftOut(relative_path, f"not Python ({error})"))
             continue
-        module = _module_name(root, path)
-        trees[module] = SourceFile(relative_path, module, frozenset(_called_in_classes(tree))), tree
+        module = module_name(root, path)
+        parts = frozenset(_called_in_classes(tree))
+        trees[module] = SourceFile(relative_path, module, parts, tuple(_model_classes(tree))), tree
     module_names = _modules_about_models(
         {name: set(_imported_modules(name, tree)) for name, (_, tree) in trees.items()}
     )
@@ -76,18 +76,18 @@ def libraries() -> frozenset[str]:
 def _python_files(root: Path, paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         for file in project_files(path) if path.is_dir() else (path,):
-            if file.suffix == ".py" and not _is_test(file.relative_to(root)):
+            if file.suffix == ".py" and not is_test(file.relative_to(root)):
                 yield file
 
 
-def _is_test(path: Path) -> bool:
+def is_test(path: Path) -> bool:
     name = path.name
     if name in _NOT_MODEL_FILES or name.startswith("test_") or name.endswith("_test.py"):
         return True
     return any(part in _TEST_FOLDERS for part in path.parts[:-1])
 
 
-def _module_name(root: Path, path: Path) -> str:
+def module_name(root: Path, path: Path) -> str:
     """`pkg.nets` for `pkg/nets.py`, and for `src/pkg/nets.py` where `pkg` is installed."""
     parts = path.relative_to(root).with_suffix("").parts
     parts = parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts
@@ -109,8 +109,21 @@ def _called_in_classes(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.ClassDef):
             for inner in ast.walk(node):
                 match inner:
-                    case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+                    case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name != node.name:
                         yield name
+
+
+def _model_classes(tree: ast.Module) -> Iterator[str]:
+    """Classes that are derived from what is called like a class of models, or from one of these."""
+    names = set(_MODEL_CLASSES)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any(_last_name(base) in names for base in node.bases):
+            names.add(node.name)
+            yield node.name
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def _imported_modules(module: str, tree: ast.Module) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What `modelbudget init` finds in a project, what it leaves out and why, and the inputs that it guesses."""
+"""Which files and names of a project `modelbudget init` takes for builders of models, and which it leaves out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_modelbudget.cli.discover.evidence import candidates
-from pytest_modelbudget.cli.discover.guess import guesses
-from pytest_modelbudget.cli.discover.scan import scan
+from pytest_modelbudget.cli.discover.proposals.builders import candidates
+from pytest_modelbudget.cli.discover.source.scan import scan
 from tests.cli.conftest import Command
 
-BUILDERS = """
+BUILDERS = '''
     import os
     from typing import TYPE_CHECKING
 
@@ -62,6 +61,12 @@ BUILDERS = """
         with open(os.devnull):
             return Net()
     def needs(width): return Net()
+    def width_1(): return fakenet.Model(dense=(1, 8))
+    def width_2():
+        """Another."""
+        return fakenet.Model(dense=(2, 8))
+    WIDTHS = {"narrow": 4, "wide": 64}
+    def named(name): return Net() if name in WIDTHS else Block()
     def only_named(*, width): return Net()
 
     def make(kind): return {"a": Net}[kind]()
@@ -79,18 +84,16 @@ BUILDERS = """
     def _private(): return Net()
 
     there = Net()
-"""
+'''
 FOUND = {
     "Net", "Block", "Nested", "Sized", "annotated", "unknown", "direct", "by_module", "chained", "through", "one_of",
-    "variable", "typed", "in_branch", "in_with", "needs", "only_named", "there",
+    "variable", "typed", "width_1", "width_2", "in_branch", "in_with", "named", "needs", "only_named", "there",
 }  # fmt: skip
 LACKS = {
     "Block": "a part of other models",
-    "Sized": "needs arguments: width",
-    "needs": "needs arguments: width",
-    "only_named": "needs arguments: width",
     "there": "a model that is there already: write a function that returns it",
 }
+VARIANTS = [{"name": "narrow"}, {"name": "wide"}]
 
 
 @pytest.fixture
@@ -110,9 +113,13 @@ def nets(modelbudget: Command) -> Iterator[object]:
 def test_what_plainly_builds_a_model_is_found_without_a_call(nets: object) -> None:
     """By annotation, by what is returned, by what that returns; nothing else is."""
     (source,), _ = scan(Path.cwd(), [Path.cwd() / "nets.py"])
-    found = {one.name: one.lacks for one in candidates(nets, source.parts)}  # type: ignore[arg-type]
+    found = {one.name: one for one in candidates(nets, source.parts)}  # type: ignore[arg-type]
     assert set(found) == FOUND
-    assert {name: lacks for name, lacks in found.items() if lacks} == LACKS
+    assert {name: one.lacks for name, one in found.items() if one.lacks} == LACKS
+    assert {name: one.needs for name, one in found.items() if one.needs} == {
+        "Sized": ("width",), "needs": ("width",), "only_named": ("width",), "named": ("name",)
+    }  # fmt: skip
+    assert list(found["named"].variants) == VARIANTS
 
 
 def test_only_files_about_models_are_read(modelbudget: Command) -> None:
@@ -176,75 +183,10 @@ def test_what_only_a_script_does_may_stand_under_its_guard(modelbudget: Command)
     assert ([one.module for one in found], left) == (["zoo"], [])
 
 
-class Layer:
-    """A layer as a framework has it: attributes, no children."""
-
-    def __init__(self, **attributes: object) -> None:
-        vars(self).update(attributes)
-
-    def children(self) -> Iterator[object]:
-        return iter(())
-
-
-class Conv2d(Layer): ...
-
-
-class Linear(Layer): ...
-
-
-class Embedding(Layer): ...
-
-
-class LSTM(Layer): ...
-
-
-class Dropout(Layer): ...
-
-
-class Holder:
-    """A model of such layers."""
-
-    def __init__(self, *layers: Layer) -> None:
-        self.layers = layers
-
-    def modules(self) -> Iterator[Layer]:
-        return iter(self.layers)
-
-    def forward(self, x: object, mask: object = None) -> None: ...
-
-
-class Pair(Holder):
-    """One that takes two."""
-
-    def forward(self, left: object, right: object) -> None: ...  # type: ignore[override]
-
-
-@pytest.mark.parametrize(
-    ("model", "first"),
-    [
-        pytest.param(Holder(Conv2d(in_channels=3)), "float32[B, 3, 224, 224]", id="images"),
-        pytest.param(Holder(Dropout(), Linear(in_features=16)), "float32[B, 16]", id="features"),
-        pytest.param(Holder(Embedding()), "int64[B, T]", id="token ids"),
-        pytest.param(Holder(LSTM(input_size=8, batch_first=True)), "float32[B, T, 8]", id="steps"),
-        pytest.param(Holder(LSTM(input_size=8)), "float32[T, B, 8]", id="steps first"),
-    ],
-)
-def test_inputs_are_guessed_from_the_first_layer(model: Holder, first: str) -> None:
-    """That says something of them."""
-    tries, why = guesses(model)
-    assert (tries[0].inputs, why) == (first, "")
-
-
-@pytest.mark.parametrize(
-    ("model", "why"),
-    [
-        pytest.param(Holder(Dropout()), "cannot be guessed from its layers", id="no telling layer"),
-        pytest.param(Pair(Linear(in_features=3)), "takes 2 inputs (left, right)", id="two inputs"),
-        pytest.param(object(), "cannot be guessed", id="no layers at all"),
-    ],
-)
-def test_inputs_that_cannot_be_guessed(model: object, why: str) -> None:
-    """Say what to do."""
-    tries, reason = guesses(model)
-    assert tries == ()
-    assert why in reason
+def test_of_functions_that_are_alike_a_few_are_tried(nets: object) -> None:
+    """The same code but for literals; all of them when their file is named."""
+    names = {"one_of": "", "only_named": "", "by_module": ""}
+    lacking = {one.name: one.lacks for one in candidates(nets, frozenset(), alike=1)}  # type: ignore[arg-type]
+    assert {name: lacking[name] for name in names} == names
+    assert lacking["width_2"] == "like nets:by_module; name its file to have all of them"
+    assert not any(one.lacks for one in candidates(nets, frozenset(), alike=None) if one.name == "width_2")  # type: ignore[arg-type]
