@@ -13,7 +13,7 @@ from pytest_modelbudget.cli.discover.manifest import by_id, flow, manifest_text
 from pytest_modelbudget.cli.discover.source.evidence import gather
 from pytest_modelbudget.cli.discover.source.scan import scan
 from pytest_modelbudget.cli.discover.trial.outcomes import BuildableModel, LeftOut, Skeleton
-from pytest_modelbudget.cli.discover.trial.survey import survey
+from pytest_modelbudget.cli.discover.trial.survey import SurveyLimits, survey
 from pytest_modelbudget.config import MANIFEST_NAMES, holds_manifest, read
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.session.registry import make_importable, relative_posix
@@ -35,10 +35,10 @@ def run(options: Namespace) -> int:
     make_importable(root)
     sources, left_out = scan(root, [_path_inside(root, path) for path in options.paths or ["."]])
     print(f"looking into {len(sources)} file{'' if len(sources) == 1 else 's'} that may define models", file=sys.stderr)
-    outcomes = survey(
-        root, sources, gather(root), seconds=options.timeout, alike=None if options.paths else _MOST_ALIKE
-    )
-    unique, duplicates = _without_duplicates([item for item in outcomes if isinstance(item, BuildableModel)])
+    limits = SurveyLimits(options.timeout, options.total, alike=None if options.paths else _MOST_ALIKE)
+    outcomes = survey(root, sources, gather(root), limits=limits)
+    models = [item for item in outcomes if isinstance(item, BuildableModel)]
+    unique, duplicates = _without_duplicates(sorted(models, key=lambda model: (model.reference, model.variant)))
     skeletons = [item for item in outcomes if isinstance(item, Skeleton)]
     left_out += [*(item for item in outcomes if isinstance(item, LeftOut)), *duplicates]
     if not unique and not skeletons:

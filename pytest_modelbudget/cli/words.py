@@ -267,7 +267,14 @@ def _add_init(commands: Any) -> None:
     )
     command.add_argument("--force", action="store_true", help="write over a manifest that is there")
     command.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=60, help="for each file, and each builder (60)"
+        "--timeout", metavar="SECONDS", type=float, default=30, help="for each file, and each builder (30)"
+    )
+    command.add_argument(
+        "--total",
+        metavar="SECONDS",
+        type=float,
+        default=45,
+        help="after which nothing more is tried once a model ran (45)",
     )
 
 

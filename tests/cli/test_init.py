@@ -161,15 +161,17 @@ def test_from_a_project_to_a_manifest(project: Project) -> None:
 
 
 def test_a_manifest_that_is_there_is_kept(project: Project) -> None:
-    """Also one of another name; `--force` writes over it."""
+    """Also one of another name; `--force` writes over it. With no time left one model that runs is enough."""
     project.manifest("models: {}\n")
     for words in ((), ("--file", "modelbudget.yml")):
         done = init(project, *words)
         assert (done.code, done.out) == (2, "")
         assert "modelbudget.yaml is there already" in done.err
     assert (project.path / "modelbudget.yaml").read_text(encoding="utf-8") == "models: {}\n"
-    assert init(project, "--force", "--headroom", "0%").code == 0
+    done = init(project, "--force", "--headroom", "0%", "--total", "0")
+    assert done.code == 0
     assert "params: 2.1k" in (project.path / "modelbudget.yaml").read_text(encoding="utf-8")
+    assert "  2 x not tried: 0 s were over (--total SECONDS gives it more): zoo:of_width, zoo:two_layers\n" in done.out
 
 
 def test_nothing_found_writes_nothing(project: Project) -> None:

@@ -42,6 +42,9 @@ def _line_end(text: str, width: int) -> int:
     fitting = _fitting(text, width)
     last = fitting + (text[fitting] == " ")
     ends = [_last_place(places, text, last) for places in _PLACES]
+    next_word = text[ends[0] :].partition(" ")[0]
+    if ends[0] and cell_len(next_word) <= width:
+        return ends[0]
     return next((end for end in ends if end >= _LEAST_FILLED * width), max(ends)) or max(1, fitting)
 
 

@@ -18,6 +18,9 @@ from tests.builders import spec
         pytest.param("dense (Dense)", 13, ["dense (Dense)"], id="just fits"),
         pytest.param("dense (Dense)", 12, ["dense", "(Dense)"], id="the type moves below"),
         pytest.param("h.0.norm (RMSNorm)", 10, ["h.0.norm", "(RMSNorm)"], id="before the type, not in the path"),
+        pytest.param(
+            "2 (AdaptiveAvgPool2d)", 20, ["2", "(AdaptiveAvgPool2d)"], id="the type is not parted for a short path"
+        ),
         pytest.param("tower/block/dense", 12, ["tower/block/", "dense"], id="between parts of a path"),
         pytest.param("layers.10.attention", 12, ["layers.10.", "attention"], id="a number stays with its name"),
         pytest.param("depthwise_separable", 12, ["depthwise_", "separable"], id="between the words of a name"),

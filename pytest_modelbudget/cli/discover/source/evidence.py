@@ -46,6 +46,10 @@ class Evidence:
             "yaml_files": self.yaml_files[:_MOST_DEFAULTS],
         }
 
+    def mentions(self, name: str) -> int:
+        """How often a builder of this name is called."""
+        return len(self.calls.get(name.partition(".")[0], ()))
+
     def documented(self) -> frozenset[str]:
         """Names that documentation calls: whoever uses the project builds them, whatever else does."""
         return frozenset(

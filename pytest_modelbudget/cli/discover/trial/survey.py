@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
@@ -40,17 +41,24 @@ class _Builder:
         return "-".join(map(str, self.fixed.values()))
 
 
-def survey(
-    root: Path, sources: Sequence[SourceFile], evidence: Evidence, *, seconds: float, alike: int | None
-) -> list[Outcome]:
-    """Import each module and build its models; `seconds` is for each import and each builder, of which so many that
-    are `alike` are tried.
+@dataclass(frozen=True, slots=True)
+class SurveyLimits:
+    """`seconds` for each import and each builder; `total` seconds after which no builder is begun once a model ran;
+    of builders that are alike so many as `alike`. None is no limit."""
+
+    seconds: float
+    total: float | None = None
+    alike: int | None = None
+
+
+def survey(root: Path, sources: Sequence[SourceFile], evidence: Evidence, *, limits: SurveyLimits) -> list[Outcome]:
+    """Import each module and build its models, those first that the project's files speak of most.
 
     An interrupt from the keyboard ends it early, with what is known by then.
     """
     outcomes: list[Outcome] = []
     with Progress(sys.stderr) as progress, worker_environment(), closing(Isolation()) as isolation, captured_output():
-        surveyor = _Surveyor(isolation, root, evidence, seconds, _parts(sources, evidence), progress, alike)
+        surveyor = _Surveyor(isolation, root, evidence, limits, _parts(sources, evidence), progress)
         try:
             for outcome in surveyor.run(sources):
                 outcomes.append(outcome)
@@ -70,11 +78,12 @@ class _Surveyor:
     isolation: Isolation
     root: Path
     evidence: Evidence
-    seconds: float
+    limits: SurveyLimits
     parts: list[str]
     progress: Progress
-    alike: int | None
     current: str = ""
+    began: float = field(default_factory=time.monotonic)
+    has_model: bool = False
     open: set[str] = field(default_factory=set)
     """The builders of which not everything was tried."""
 
@@ -87,6 +96,7 @@ class _Surveyor:
         for number, source in enumerate(sources, 1):
             self._show(source.path, f"importing, file {number} of {len(sources)}")
             yield from self._list(source, builders)
+        builders.sort(key=lambda builder: -self.evidence.mentions(builder.data["name"]))
         main = [builder for builder in builders if builder.data["lacks"] != _PART]
         inner = [builder for builder in builders if builder.data["lacks"] == _PART]
         last: dict[str, Outcome] = {}
@@ -108,9 +118,9 @@ class _Surveyor:
 
     def _list(self, source: SourceFile, builders: list[_Builder]) -> Iterator[Outcome]:
         """Add the builders of a module; the outcome of one that cannot be imported."""
-        task = {"root": str(self.root), "module": source.module, "parts": self.parts, "alike": self.alike}
+        task = {"root": str(self.root), "module": source.module, "parts": self.parts, "alike": self.limits.alike}
         try:
-            listing = self.isolation.call(f"{_WORKER}:listed", task, seconds=self.seconds)
+            listing = self.isolation.call(f"{_WORKER}:listed", task, seconds=self.limits.seconds)
         except NoAnswer as error:
             listing = {"candidates": [], "why": str(error)}
         if listing["why"]:
@@ -129,11 +139,21 @@ class _Surveyor:
             if builder.data["lacks"] and builder.data["lacks"] != _PART:
                 yield builder, LeftOut(builder.reference, builder.data["lacks"])
                 continue
+            if self._is_over():
+                why = f"not tried: {self.limits.total:g} s were over (--total SECONDS gives it more)"
+                yield builder, Skeleton(builder.reference, why, kwargs=builder.fixed, variant=builder.variant)
+                continue
             self._show(builder.reference, f"building, {number} of {len(builders)}")
             outcome = self._measure(builder, guesses=guesses)
-            if not isinstance(outcome, BuildableModel):
+            if isinstance(outcome, BuildableModel):
+                self.has_model = True
+            else:
                 failed.add(builder.reference)
             yield builder, outcome
+
+    def _is_over(self) -> bool:
+        total = self.limits.total
+        return total is not None and self.has_model and time.monotonic() - self.began > total
 
     def _measure(self, builder: _Builder, *, guesses: bool) -> Outcome:
         name = builder.data["name"]
@@ -147,7 +167,7 @@ class _Surveyor:
             "evidence": self.evidence.of(name.partition(".")[0], builder.data["needs"]),
         }
         try:
-            numbers = self.isolation.call(f"{_WORKER}:measured", task, seconds=self.seconds)
+            numbers = self.isolation.call(f"{_WORKER}:measured", task, seconds=self.limits.seconds)
         except NoAnswer as error:
             return Skeleton(builder.reference, str(error), kwargs=builder.fixed, variant=builder.variant)
         if numbers.get("skipped"):
