@@ -51,7 +51,7 @@ def name_dimension(sizes: Sequence[Sizes], dims: Sequence[int]) -> tuple[Dim, bo
     for family in (_symbol_itself, _multiple_or_offset, _product_or_sum):
         fits = [text for text, value in family(varied, sizes, dims) if _fits(value, sizes, dims)]
         if fits:
-            is_clear = len(fits) == 1 and not (_has_offset(fits[0]) and any(_halves(varied, sizes, dims)))
+            is_clear = len(fits) == 1 and not (_has_offset(fits[0]) and any(_floor_divisions(varied, sizes, dims)))
             return (fits[0], True) if is_clear else (dims[0], False)
     linear = [text for text, value in _linear(varied, sizes, dims) if _fits(value, sizes, dims)]
     fits = [*linear, *islice(_floors(varied, sizes, dims), _FEW + 1)]
@@ -119,11 +119,11 @@ def _floors(varied: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) 
     """`(T+1)//2` and multiples of such: all that fit."""
     common = gcd(*dims)
     for factor in (factor for factor in range(1, min(common, _LARGEST_FACTOR) + 1) if common % factor == 0):
-        for text in _halves(varied, sizes, [dim // factor for dim in dims]):
+        for text in _floor_divisions(varied, sizes, [dim // factor for dim in dims]):
             yield text if factor == 1 else f"{factor}*({text})"
 
 
-def _halves(varied: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[str]:
+def _floor_divisions(varied: Sequence[str], sizes: Sequence[Sizes], dims: Sequence[int]) -> Iterator[str]:
     """`(T+offset)//divisor` for every offset and divisor that fit.
 
     From `dim <= (size + offset) / divisor < dim + 1` at each size follow the smallest and the largest offset.

@@ -165,5 +165,5 @@ def _manifest_results(registry: Registry, project: Project, selection: _Selectio
     for name, mistakes in registry.mistakes().items():
         if selection(registry, name):
             yield replace(bad_config_result(name, mistakes), nodeid=f"{file}::{name}")
-    if not selection.globs and not registry.unsure() and (files := registry.obsolete(project.root)):
+    if not selection.globs and not registry.why_obsolete_unknown() and (files := registry.obsolete(project.root)):
         yield replace(obsolete_files_result("snapshot-files", files, file), nodeid=f"{file}::snapshot-files")

@@ -169,10 +169,10 @@ class CachingAllocator:
     def _grown(self, pool: _Pool, size: int) -> _MemoryBlock:
         """`try_allocate_expandable_block`: the pool's one segment, mapped further by whole pages."""
         page = self._page(pool)
-        growth = self._missing(pool, size)
+        growth = self._segment_growth(pool, size)
         if self._full(growth):
             self._release()
-            growth = self._missing(pool, size)
+            growth = self._segment_growth(pool, size)
         self._reserve(growth)
         end = pool.grows
         if end is None:
@@ -189,7 +189,7 @@ class CachingAllocator:
     def _page(self, pool: _Pool) -> int:
         return SMALL_SEGMENT if pool.small else self.settings.large_segment
 
-    def _missing(self, pool: _Pool, size: int) -> int:
+    def _segment_growth(self, pool: _Pool, size: int) -> int:
         """What an expandable segment must grow by for `size` more bytes at its end."""
         page, end = self._page(pool), pool.grows
         free_end = end.size if end is not None and end.free else 0

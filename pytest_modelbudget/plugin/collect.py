@@ -245,10 +245,10 @@ class ManifestFile(pytest.File):
         yield from self._snapshot_files(registry)
 
     def _snapshot_files(self, registry: Registry) -> Iterator[pytest.Item]:
-        if unsure := registry.unsure():
+        if reason := registry.why_obsolete_unknown():
             if self.config.getoption("model_budget_prune"):
                 yield SnapshotFilesItem.from_parent(
-                    self, name="snapshot-files", files=(), refused=unsure, declared=registry.loaded.file
+                    self, name="snapshot-files", files=(), refused=reason, declared=registry.loaded.file
                 )
             return
         if files := registry.obsolete(self.config.rootpath):

@@ -74,7 +74,7 @@ class Registry:
             by_model["sources"] = list(self.broken)
         return by_model
 
-    def unsure(self) -> str:
+    def why_obsolete_unknown(self) -> str:
         """Why it cannot be told which snapshots are obsolete; empty when it can."""
         lacking = (f"the source {entry.build} lacks its framework" for entry in self.absent)
         general = (str(mistake) for mistake in self.loaded.mistakes if mistake.model is None)

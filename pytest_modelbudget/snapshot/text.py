@@ -229,9 +229,9 @@ def _verify(text: str, data: Mapping[str, Any]) -> None:
 
 
 def _hold_shape(tree: Tree) -> None:
-    from pytest_modelbudget.snapshot import shape  # pydantic is for files that differ alone
+    from pytest_modelbudget.snapshot import schema  # pydantic is for files that differ alone
 
-    problem, line = shape.mistake(tree)
+    problem, line = schema.mistake(tree)
     if problem:
         raise ModelBudgetError(f"{f'line {line}: ' if line else ''}it is damaged: {problem}")
 

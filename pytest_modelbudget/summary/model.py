@@ -308,9 +308,9 @@ class Summary:
         Raises:
             ModelBudgetError: it is no summary, with the place.
         """
-        from pytest_modelbudget.summary import shape
+        from pytest_modelbudget.summary import schema
 
-        if problem := shape.mistake(data):
+        if problem := schema.mistake(data):
             raise ModelBudgetError(problem)
         try:
             summary = cls.from_dict(data)

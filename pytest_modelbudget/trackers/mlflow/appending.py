@@ -104,7 +104,7 @@ class Appender:
                 return True
             if time.monotonic() > until:
                 return False
-            run = self._made(progress.experiment, model)
+            run = self._find_or_create_run(progress.experiment, model)
             if self._append(model, run, mark):
                 progress.late = True
             outbox.note_done(self._path, model.key)
@@ -133,7 +133,7 @@ class Appender:
         self._store.set_experiment_tag(experiment, NOTE, views.experiment_note(experiment, self._jobs, history=True))
         self._store.set_experiment_tag(self._jobs, NOTE, views.experiment_note(self._jobs, experiment, history=False))
 
-    def _made(self, experiment: str, model: ModelRecord) -> StoredRun:
+    def _find_or_create_run(self, experiment: str, model: ModelRecord) -> StoredRun:
         """The run of a new history; looked for afterwards, since another machine may have made one, too."""
         if model.key in self._begun and (earlier := self._store.run_of_key(experiment, model.key)) is not None:
             return earlier

@@ -85,7 +85,7 @@ def make_entry(
     return entry, files
 
 
-def identity(result: Result) -> str:
+def model_key(result: Result) -> str:
     """What a model is called across runs; two files may each declare a model of the same id."""
     return result.snapshot.path or result.nodeid or result.id
 
@@ -95,7 +95,7 @@ def _slugs(results: Sequence[Result]) -> list[str]:
     slugs = [slug_of(result.id) for result in results]
     counts = Counter(slug.casefold() for slug in slugs)
     return [
-        slug if counts[slug.casefold()] == 1 else f"{slug}-{sha256_hex(f'{identity(result)} {number}')[:8]}"
+        slug if counts[slug.casefold()] == 1 else f"{slug}-{sha256_hex(f'{model_key(result)} {number}')[:8]}"
         for number, (result, slug) in enumerate(zip(results, slugs, strict=True))
     ]
 
@@ -233,7 +233,7 @@ def _as_code(value: str) -> str:
 def _model_history(model: MeasuredModel, facts: RepositoryFacts) -> ModelRecord:
     result, metrics = model.result, names.charted(model.numbers)
     assert result.summary is not None
-    identity_path = "/".join(filter(None, (facts.repository, facts.folder, identity(result))))
+    identity_path = "/".join(filter(None, (facts.repository, facts.folder, model_key(result))))
     unit = ":minutes" if facts.shallow else ""  # steps of another kind would tear the line apart
     tags = {
         **_git_tags(facts),

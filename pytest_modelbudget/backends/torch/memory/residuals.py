@@ -41,7 +41,7 @@ def _find_residuals(
     call: Differentiable, parameters: Sequence[Parameter], arguments_given: Sequence[Tensor]
 ) -> Residuals:
     values = [_parameter_leaf(parameter) for parameter in parameters]
-    arguments = _argument_leaves(arguments_given)
+    arguments = _leaf_tensors_for(arguments_given)
     not_counted = {storage_key(value) for value in values}
     saved: list[tuple[weakref.ref[SavedHandle], int, int]] = []
 
@@ -115,7 +115,7 @@ def _parameter_leaf(parameter: Parameter) -> torch.Tensor:
     )
 
 
-def _argument_leaves(arguments: Sequence[Tensor]) -> list[torch.Tensor]:
+def _leaf_tensors_for(arguments: Sequence[Tensor]) -> list[torch.Tensor]:
     """Leaves that lie in their storages as the tensors they stand for."""
     storages: dict[int, torch.Tensor] = {}
     leaves = []

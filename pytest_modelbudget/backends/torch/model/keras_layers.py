@@ -116,7 +116,7 @@ def running(*, training: bool, on_meta: bool) -> AbstractContextManager[Any]:
     return _keras().running(training, on_meta) if layer_classes() else nullcontext()
 
 
-def are_unbuilt(modules: Iterable[nn.Module]) -> bool:
+def any_unbuilt(modules: Iterable[nn.Module]) -> bool:
     """Whether a Keras layer among modules waits for its first call."""
     return not all(layer.built for layer in among(modules))
 

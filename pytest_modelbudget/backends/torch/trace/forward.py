@@ -142,7 +142,7 @@ def build_keras_layers(runnable: RunnableModel, sizes: Mapping[str, int]) -> Non
     Raises:
         ForwardFailed: as `forward`.
     """
-    if not keras_layers.are_unbuilt(runnable.attributes.modules):
+    if not keras_layers.any_unbuilt(runnable.attributes.modules):
         return
     call, trace = call_of(runnable, sizes), ModuleTrace(runnable.attributes.parts)
     try:

@@ -12,11 +12,11 @@ from pytest_modelbudget.summary import Kind
 Count = Annotated[int, Field(ge=0, lt=10**30)]
 
 
-class _SnapshotPart(BaseModel):
+class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class FlopsShape(_SnapshotPart):
+class FlopsSchema(_Schema):
     """Of one forward pass."""
 
     rules: Count
@@ -24,7 +24,7 @@ class FlopsShape(_SnapshotPart):
     uncounted: list[str] = []
 
 
-class EstimateShape(_SnapshotPart):
+class EstimateSchema(_Schema):
     """What a planned run takes."""
 
     recipe: str
@@ -32,7 +32,7 @@ class EstimateShape(_SnapshotPart):
     reserved_bytes: Count | None = None
 
 
-class RowShape(_SnapshotPart):
+class RowSchema(_Schema):
     """One layer."""
 
     path: str
@@ -45,14 +45,14 @@ class RowShape(_SnapshotPart):
     weights: str | None = None
 
 
-class RepeatShape(_SnapshotPart):
+class RepeatSchema(_Schema):
     """Layers that stand once for each number of a range."""
 
     repeat: str
     layers: list[dict[str, Any]]
 
 
-class SnapshotShape(_SnapshotPart):
+class SnapshotSchema(_Schema):
     """A whole file; what is in `layers` is checked row by row."""
 
     format: Count
@@ -66,16 +66,16 @@ class SnapshotShape(_SnapshotPart):
     non_trainable_params: Count
     buffers: Count
     weight_bytes: Count
-    flops: FlopsShape
+    flops: FlopsSchema
     digest: str | int
     layers: list[dict[str, Any]]
-    estimates: dict[Kind, EstimateShape] = {}
+    estimates: dict[Kind, EstimateSchema] = {}
 
 
 def mistake(tree: Tree) -> tuple[str, int | None]:
     """What is wrong with the shape of a snapshot, with the line; empty when nothing is."""
     return (
-        _shape_mistake(tree, SnapshotShape, tree.data, ())
+        _shape_mistake(tree, SnapshotSchema, tree.data, ())
         or _row_mistake(tree, tree.data["layers"], ("layers",))
         or ("", None)
     )
@@ -84,7 +84,7 @@ def mistake(tree: Tree) -> tuple[str, int | None]:
 def _row_mistake(tree: Tree, rows: list[dict[str, Any]], keys: tuple[str | int, ...]) -> tuple[str, int | None] | None:
     for index, row in enumerate(rows):
         row_keys = (*keys, index)
-        if problem := _shape_mistake(tree, RepeatShape if "repeat" in row else RowShape, row, row_keys):
+        if problem := _shape_mistake(tree, RepeatSchema if "repeat" in row else RowSchema, row, row_keys):
             return problem
         if "repeat" in row and (problem := _row_mistake(tree, row["layers"], (*row_keys, "layers"))):
             return problem

@@ -14,24 +14,24 @@ _Shape = Annotated[list[_Size], Field(max_length=64)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _SummaryPart(BaseModel):
+class _Schema(BaseModel):
     """Keys that are not known here are left alone: a later version may have written them."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class _Port(_SummaryPart):
+class _PortSchema(_Schema):
     name: str
     spec: str
 
 
-class _FlopsData(_SummaryPart):
+class _FlopsSchema(_Schema):
     rules: _Count
     value: _Count | None
     uncounted: dict[str, _Count]
 
 
-class _WeightData(_SummaryPart):
+class _WeightSchema(_Schema):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
@@ -43,7 +43,7 @@ class _WeightData(_SummaryPart):
     packed_bytes: _Count | None = None
 
 
-class _LayerData(_SummaryPart):
+class _LayerSchema(_Schema):
     path: str
     type: str
     container: bool
@@ -53,40 +53,40 @@ class _LayerData(_SummaryPart):
     connected_to: list[list[str]]
     flops: _Count | None
     activation_bytes: _Count | None = None
-    weights: list[_WeightData]
+    weights: list[_WeightSchema]
 
 
-class _PartData(_SummaryPart):
+class _PartSchema(_Schema):
     role: Role
     path: str
     bytes: _Count
 
 
-class _PointData(_SummaryPart):
+class _PointSchema(_Schema):
     phase: Phase
     path: str
     bytes: _Count
 
 
-class _LeverData(_SummaryPart):
+class _LeverSchema(_Schema):
     name: str
     peak_bytes: _Count
     note: str = ""
 
 
-class _FitData(_SummaryPart):
+class _FitSchema(_Schema):
     device: str
     capacity: _Count
     needs: _Count | None
 
 
-class _Largest(_SummaryPart):
+class _LargestFitSchema(_Schema):
     dim: str
     size: _Count
     device: str
 
 
-class _PlanData(_SummaryPart):
+class _PlanSchema(_Schema):
     kind: Kind
     recipe: str
     peak_bytes: _Count | None
@@ -96,17 +96,17 @@ class _PlanData(_SummaryPart):
     phase: Phase = ""
     path: str = ""
     op: str = ""
-    parts: list[_PartData] = []
-    timeline: list[_PointData] = []
-    levers: list[_LeverData] = []
-    fits: list[_FitData] = []
-    largest: list[_Largest] = []
+    parts: list[_PartSchema] = []
+    timeline: list[_PointSchema] = []
+    levers: list[_LeverSchema] = []
+    fits: list[_FitSchema] = []
+    largest: list[_LargestFitSchema] = []
     ranks: _Count = 1
     communication_bytes: _Count | None = None
     notes: list[str] = []
 
 
-class _GrowthData(_SummaryPart):
+class _GrowthSchema(_Schema):
     dim: str
     metric: str
     size: _Count
@@ -118,27 +118,27 @@ class _GrowthData(_SummaryPart):
     reason: str = ""
 
 
-class _SummaryData(_SummaryPart):
+class _SummarySchema(_Schema):
     model: str
     framework: str
-    inputs: list[_Port]
+    inputs: list[_PortSchema]
     outputs: list[str]
     sizes: dict[str, _Count]
-    flops: _FlopsData
+    flops: _FlopsSchema
     activation_bytes: _Count | None = None
     optimizer_bytes: _Count | None = None
     samples: _Count | None
     real_run: bool = False
     notes: list[str]
-    plans: list[_PlanData] = []
-    growth: list[_GrowthData] = []
-    layers: list[_LayerData]
+    plans: list[_PlanSchema] = []
+    growth: list[_GrowthSchema] = []
+    layers: list[_LayerSchema]
 
 
 def mistake(data: Any) -> str:
     """What is wrong with the data of a summary, with its place (`layers.3.calls: ...`); empty when nothing is."""
     try:
-        _SummaryData.model_validate(data)
+        _SummarySchema.model_validate(data)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         message = "is missing" if problem["type"] == "missing" else problem["msg"].lower()
