@@ -9,7 +9,8 @@ renaming, deleting, making a folder, changing a mode. Faults:
 - `full`: the call fails as on a full disk, and `short` fails in the middle of writing
 - `read-only`: all these calls fail from one on, as on a file system that was made read-only
 
-Each run is a fork of this process, so that everything is imported once.
+Each run is a fork of this process, so that everything is imported once, and builds its models itself: workers write nothing
+below the project, and would import all of it again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -344,10 +346,16 @@ def together(template: Path, names: list[str], rounds: int) -> list[dict[str, An
     return found
 
 
+def import_all() -> None:
+    """Import pytest and what all operations stand on, none of which needs a framework."""
+    for name in ("cli.tighten", "cli.check", "cli.init", "config.rewriting", "plugin.controller", "reports.html"):
+        import_module(f"pytest_modelbudget.{name}")
+
+
 def main(operation: str, folder: Path) -> dict[str, Any]:
     """All faults at all moments of an operation, or, of several with `+` between, these at once."""
-    import pytest  # noqa: F401
-
+    import_all()
+    os.environ["MODELBUDGET_ISOLATE"] = "0"
     names = operation.split("+")
     template = folder / "project"
     prepare(template, steady=names[0] in _STEADY)
