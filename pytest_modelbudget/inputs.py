@@ -127,7 +127,7 @@ def sizes_for(inputs: Inputs, *, batch: int, dims: Mapping[str, int]) -> dict[st
         example = ", ".join(f"{name}: 128" for name in missing)
         raise ModelBudgetError(
             f"the symbolic dimension {missing[0]!r} has no size: give one with dims: {{{example}}} "
-            f"(batch sizes only {BATCH})"
+            f"in the manifest, or with --dims to the command (batch sizes only {BATCH})"
         )
     return {name: sizes[name] for name in inputs.symbols}
 

@@ -16,7 +16,7 @@ from pytest_modelbudget.backends.torch.rows import has_row
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Summary
 
-EXAMPLE = 'inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, T]" for token ids'
+EXAMPLE = 'inputs: "float32[B, 3, 224, 224]" for one image, or "int64[B, 128]" for token ids'
 
 _NOTE = (
     "without inputs the model was not run: shapes, connections, calls, FLOPs and activation_bytes are not known, sums "

@@ -165,6 +165,8 @@ def _skeleton_entry(skeleton: Skeleton) -> Iterator[str]:
         yield f"   kwargs: {{{harmless(', '.join(written), longest=_LONGEST)}}}"
     if skeleton.inputs:
         yield f"   inputs: {flow(skeleton.inputs)}"
+    elif skeleton.why.startswith("runs on none"):
+        yield f"   inputs: {_OPEN}"
 
 
 def _limit_texts(model: BuildableModel, headroom: Fraction | int) -> Iterator[str]:

@@ -194,7 +194,7 @@ def _lengths(facts: _Facts) -> list[int]:
 
 
 def _tokens(facts: _Facts) -> Iterator[Guess]:
-    if facts.layers and not any(type(layer).__name__ == "Embedding" for layer in facts.layers):
+    if facts.layers and not any(type(layer).__name__ in ("Embedding", "EmbeddingBag") for layer in facts.layers):
         yield from _features(facts)  # somebody else embeds them
         return
     for length in (128, 16):
@@ -272,6 +272,7 @@ _LAYER_KINDS = {
     "Linear": "features",
     "LayerNorm": "features",
     "Embedding": "tokens",
+    "EmbeddingBag": "tokens",
     "LSTM": "steps",
     "GRU": "steps",
     "RNN": "steps",
