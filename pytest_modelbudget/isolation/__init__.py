@@ -175,7 +175,9 @@ class Isolation:
                 answer = worker.ask(job, seconds=limits.get("seconds", DEFAULT_SECONDS), memory=limits.get("memory"))
         except WorkerEnded as end:
             self._drop()
-            if (worker.imported_ahead and not used) or (once_more and used and end.limit is None):
+            other_module = worker.imported_ahead not in ("", _module_of_builder(job.entry))
+            ahead = worker.imported_ahead and not used and (other_module or end.limit is None)
+            if ahead or (once_more and used and end.limit is None):
                 return self._ask(job, limits, once_more=False)
             text = ending.describe_end(end, "the model was counted" if job.entry else "it answered")
             return Answer("ended", text, short=ending.short_text(end))

@@ -102,7 +102,7 @@ class Worker:
         self._number = 0
         self._ready = False
         self.used = False
-        self.imported_ahead = False
+        self.imported_ahead = ""
 
     @property
     def alive(self) -> bool:
@@ -129,7 +129,7 @@ class Worker:
 
     def import_ahead(self, job: Job) -> None:
         """Give it an import to do while nobody asks; a worker that this ended, or spoiled, is found to have ended."""
-        self.imported_ahead = True
+        self.imported_ahead = job.argument
         self._send(job)
 
     def _send(self, job: Job) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -67,6 +68,12 @@ def options(args: Any) -> object:
 
 
 def open_ended(loss: Any, dim: int) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project is none of these tests: other ones that were imported have configurations too."""
+    monkeypatch.chdir(tmp_path)
 
 
 def first(build: Callable[..., Any], **evidence: Any) -> Proposal:

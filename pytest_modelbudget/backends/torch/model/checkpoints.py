@@ -1,12 +1,14 @@
-"""Weights that a builder would have fetched, although nobody reads their values: it goes without them.
+"""Weights that a builder would have downloaded only to load them into its model: it goes without them.
 
-`torch.hub` downloads a file and `torch.load` reads it. Inside, nothing is downloaded, the file that is not there is a
-`Checkpoint` whatever is asked of it, and `load_state_dict` of one does nothing. A file that is there is read as ever.
+Inside, `torch.hub.load_state_dict_from_url` downloads nothing, and gives a `Checkpoint` that `load_state_dict` takes
+and that refuses all else: who wants to know anything of it is built again with the real file. So is a model with hooks
+that see what is loaded. A file that is there is read as ever. Not noticed: weights that do not fit the model.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -21,59 +23,83 @@ class UnknownCheckpoint(RuntimeError):
     """A builder did more with weights than to load them into a module."""
 
 
-class Checkpoint(dict[Any, Any]):
-    """Stands for a checkpoint that was not fetched, and for each part of one."""
-
-    def __getitem__(self, key: Any) -> Checkpoint:
-        return self
-
-    def get(self, key: Any, default: Any = None) -> Checkpoint:
-        """A part of it."""
-        return self
-
-    def pop(self, key: Any, *default: Any) -> Checkpoint:
-        """A part of it."""
-        return self
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        note_refusal()
-        raise UnknownCheckpoint("the builder reads weights that are to be downloaded")
-
-    __iter__ = __len__ = __contains__ = __bool__ = keys = values = items = copy = update = _refuse
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    note_refusal()
+    raise UnknownCheckpoint("the builder reads weights that are to be downloaded")
 
 
-class _Downloads:
-    """The files that would have been downloaded."""
+class Checkpoint:
+    """Stands for a checkpoint that was not downloaded, and for what loading it says; all that is asked is refused."""
 
-    def __init__(self) -> None:
-        self.paths: set[str] = set()
+    __slots__ = ()
+    __getattribute__ = __setattr__ = __delattr__ = _refuse
+    __iter__ = __len__ = __contains__ = __bool__ = __getitem__ = __setitem__ = __delitem__ = __reversed__ = _refuse
+    __eq__ = __ne__ = __lt__ = __gt__ = __hash__ = __str__ = __repr__ = __format__ = _refuse
+    __or__ = __ror__ = __call__ = __int__ = __float__ = __index__ = __copy__ = __deepcopy__ = __reduce_ex__ = _refuse
 
-    def patches(self) -> Iterator[tuple[Any, str, Any]]:
-        load, load_into = torch.load, nn.Module.load_state_dict
 
-        def download(url: str, dst: str, *args: Any, **kwargs: Any) -> None:
-            self.paths.add(os.path.abspath(dst))
+class _Entries:
+    """What a module's own `_load_from_state_dict` gets: it has each key, whose value is refused."""
 
-        def load_or_stand_in(f: Any, *args: Any, **kwargs: Any) -> Any:
-            return Checkpoint() if self._is_missing(f) else load(f, *args, **kwargs)
+    def __contains__(self, key: object) -> bool:
+        return True
 
-        def load_state_dict(module: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-            if not isinstance(state_dict, Checkpoint):
-                return load_into(module, state_dict, *args, **kwargs)
-            if kwargs.get("assign") or len(args) > 1:
-                state_dict._refuse()
-            return type(load_into(nn.Module(), {}))([], [])
+    def __delitem__(self, key: object) -> None:
+        """As if it were taken out."""
 
-        yield torch.hub, "download_url_to_file", download
-        yield torch, "load", load_or_stand_in
-        yield nn.Module, "load_state_dict", load_state_dict
+    def __getattr__(self, name: str) -> Any:
+        _refuse()
 
-    def _is_missing(self, file: Any) -> bool:
-        return isinstance(file, (str, os.PathLike)) and os.path.abspath(file) in self.paths and not os.path.exists(file)
+    __iter__ = __len__ = __bool__ = __getitem__ = _refuse
+
+
+def _patches() -> Iterator[tuple[Any, str, Any]]:
+    paths: set[str] = set()
+    download, load = torch.hub.download_url_to_file, torch.load
+    load_into, load_from = nn.Module.load_state_dict, nn.Module._load_from_state_dict
+    caller = torch.hub.load_state_dict_from_url.__code__
+
+    def download_url_to_file(url: str, dst: str, *args: Any, **kwargs: Any) -> None:
+        if sys._getframe(1).f_code is caller:
+            paths.add(os.path.abspath(dst))
+        else:
+            download(url, dst, *args, **kwargs)
+
+    def load_or_stand_in(f: Any, *args: Any, **kwargs: Any) -> Any:
+        is_ours = sys._getframe(1).f_code is caller and os.path.abspath(f) in paths
+        return Checkpoint() if is_ours and not os.path.exists(f) else load(f, *args, **kwargs)
+
+    def load_state_dict(module: nn.Module, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        if type(state_dict) is not Checkpoint:
+            return load_into(module, state_dict, strict, assign)
+        if assign or any(map(_has_hooks, module.modules())):
+            _refuse()
+        for submodule in filter(_loads_itself, module.modules()):
+            submodule._load_from_state_dict(_Entries(), "", {}, strict, [], [], [])
+        return Checkpoint()
+
+    def load_from_state_dict(module: nn.Module, state_dict: Any, *args: Any) -> None:
+        if type(state_dict) is not _Entries:
+            load_from(module, state_dict, *args)
+
+    yield torch.hub, "download_url_to_file", download_url_to_file
+    yield torch, "load", load_or_stand_in
+    yield nn.Module, "load_state_dict", load_state_dict
+    yield nn.Module, "_load_from_state_dict", load_from_state_dict
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks)
+
+
+def _loads_itself(module: nn.Module) -> bool:
+    """Whether its class has a way of its own to load, which torch's own modules take only for values."""
+    owner = next(kind for kind in type(module).__mro__ if "_load_from_state_dict" in vars(kind))
+    return owner is not nn.Module and not owner.__module__.startswith("torch.")
 
 
 def _change() -> Callable[[], object]:
-    return patch_all(_Downloads().patches())
+    return patch_all(_patches())
 
 
 NO_DOWNLOADS = SharedChange(_change)
