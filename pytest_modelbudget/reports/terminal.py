@@ -83,8 +83,7 @@ def _table(result: Result, width: int, rows: int | None, explain: bool, runs: bo
 def _violations(result: Result, width: int) -> Iterator[str]:
     for violation in (*result.failures, *result.warnings):
         sign = "  " if violation.severity == "fail" else "  warn: "
-        place = f"  [{violation.budget.place}]" if violation.budget.place else ""
-        yield harmless(f"{sign}{violation}{place}")
+        yield f"{sign}{text.violation_text(violation)}"
     if result.summary is None or not result.failures:
         return
     if result.summary.params and not all(map(_about_runs, result.failures)):

@@ -137,6 +137,12 @@ def _broken_limit(result: Result) -> tuple[str, Fraction | None] | None:
     return next(((name, share) for _, name, share in uses), None)
 
 
+def violation_text(violation: Violation) -> str:
+    """A broken limit, and where it is written."""
+    place = f"  [{violation.budget.place}]" if violation.budget.place else ""
+    return harmless(f"{violation}{place}")
+
+
 def _limit_name(violation: Violation) -> str:
     budget = violation.budget
     metric = METRICS[budget.metric].short if budget.metric in METRICS else budget.metric
