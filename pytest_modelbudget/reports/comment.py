@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from textwrap import dedent
 
 from pytest_modelbudget import units
 from pytest_modelbudget.reports import github, markdown, terminal, text
@@ -97,8 +98,10 @@ def _details(result: Result) -> str:
     _, *lines = terminal.failure(result, rows=0).splitlines()
     if result.error:
         return markdown.fenced_block("\n".join(lines), _MOST_DETAILS)
-    lines = [line.strip() for line in lines]
     if result.since is not None and result.since.reason:
         lines.append(harmless(result.since.reason))
     lines += [harmless(str(finding)) for finding in text.model_findings(result)]
-    return markdown.fenced_block("\n".join(lines), _MOST_DETAILS, "diff")
+    stripped = [line.strip() for line in lines]
+    if any(line.startswith(("+ ", "- ")) for line in stripped):
+        return markdown.fenced_block("\n".join(stripped), _MOST_DETAILS, "diff")
+    return markdown.fenced_block(dedent("\n".join(lines)), _MOST_DETAILS)

@@ -59,7 +59,7 @@ def test_an_accepted_change_is_shown_against_the_base() -> None:
     [row] = [line for line in lines if line.startswith("| <code>")]
     assert row.startswith("| <code>item-tower</code> | ok | 6,421 | +220 (+3.5%) |")
     assert "since HEAD^1 4f1c2d9:" in lines
-    assert any(line.startswith("params 6,201 -> 6,421  (+220, +3.55%)") for line in lines)
+    assert any(line.startswith("  params 6,201 -> 6,421  (+220, +3.55%)") for line in lines)
     assert "left-alone" not in page
 
 
