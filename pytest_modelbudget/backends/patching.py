@@ -22,14 +22,14 @@ _PATCHES_BY_NAME: dict[tuple[int, str], list[Any]] = {}
 """What a patched name was, and the patches on it, each on top of the one before; by the `id` of its owner."""
 
 
-class _Changes(threading.local):
+class _ThreadChanges(threading.local):
     """What this thread has changed and not undone yet."""
 
     def __init__(self) -> None:
         self.pending: list[ProcessChange] = []
 
 
-_CHANGES = _Changes()
+_CHANGES = _ThreadChanges()
 
 
 class ProcessChange:

@@ -12,11 +12,11 @@ from pytest_modelbudget.summary import Kind
 Count = Annotated[int, Field(ge=0, lt=10**30)]
 
 
-class _Schema(BaseModel):
+class _SnapshotPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class FlopsSchema(_Schema):
+class StoredFlopsSchema(_SnapshotPart):
     """Of one forward pass."""
 
     rules: Count
@@ -24,7 +24,7 @@ class FlopsSchema(_Schema):
     uncounted: list[str] = []
 
 
-class EstimateSchema(_Schema):
+class EstimateSchema(_SnapshotPart):
     """What a planned run takes."""
 
     recipe: str
@@ -32,7 +32,7 @@ class EstimateSchema(_Schema):
     reserved_bytes: Count | None = None
 
 
-class RowSchema(_Schema):
+class RowSchema(_SnapshotPart):
     """One layer."""
 
     path: str
@@ -45,14 +45,14 @@ class RowSchema(_Schema):
     weights: str | None = None
 
 
-class RepeatSchema(_Schema):
+class RepeatSchema(_SnapshotPart):
     """Layers that stand once for each number of a range."""
 
     repeat: str
     layers: list[dict[str, Any]]
 
 
-class SnapshotSchema(_Schema):
+class SnapshotSchema(_SnapshotPart):
     """A whole file; what is in `layers` is checked row by row."""
 
     format: Count
@@ -66,7 +66,7 @@ class SnapshotSchema(_Schema):
     non_trainable_params: Count
     buffers: Count
     weight_bytes: Count
-    flops: FlopsSchema
+    flops: StoredFlopsSchema
     digest: str | int
     layers: list[dict[str, Any]]
     estimates: dict[Kind, EstimateSchema] = {}

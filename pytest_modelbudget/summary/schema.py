@@ -14,24 +14,24 @@ _Shape = Annotated[list[_Size], Field(max_length=64)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Schema(BaseModel):
+class _SummaryPart(BaseModel):
     """Keys that are not known here are left alone: a later version may have written them."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class _PortSchema(_Schema):
+class _PortSchema(_SummaryPart):
     name: str
     spec: str
 
 
-class _FlopsSchema(_Schema):
+class _FlopsSchema(_SummaryPart):
     rules: _Count
     value: _Count | None
     uncounted: dict[str, _Count]
 
 
-class _WeightSchema(_Schema):
+class _WeightSchema(_SummaryPart):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
@@ -43,7 +43,7 @@ class _WeightSchema(_Schema):
     packed_bytes: _Count | None = None
 
 
-class _LayerSchema(_Schema):
+class _LayerSchema(_SummaryPart):
     path: str
     type: str
     container: bool
@@ -56,37 +56,37 @@ class _LayerSchema(_Schema):
     weights: list[_WeightSchema]
 
 
-class _PartSchema(_Schema):
+class _PartSchema(_SummaryPart):
     role: Role
     path: str
     bytes: _Count
 
 
-class _PointSchema(_Schema):
+class _PointSchema(_SummaryPart):
     phase: Phase
     path: str
     bytes: _Count
 
 
-class _LeverSchema(_Schema):
+class _LeverSchema(_SummaryPart):
     name: str
     peak_bytes: _Count
     note: str = ""
 
 
-class _FitSchema(_Schema):
+class _FitSchema(_SummaryPart):
     device: str
     capacity: _Count
     needs: _Count | None
 
 
-class _LargestFitSchema(_Schema):
+class _LargestFitSchema(_SummaryPart):
     dim: str
     size: _Count
     device: str
 
 
-class _PlanSchema(_Schema):
+class _PlanSchema(_SummaryPart):
     kind: Kind
     recipe: str
     peak_bytes: _Count | None
@@ -106,7 +106,7 @@ class _PlanSchema(_Schema):
     notes: list[str] = []
 
 
-class _GrowthSchema(_Schema):
+class _GrowthSchema(_SummaryPart):
     dim: str
     metric: str
     size: _Count
@@ -118,7 +118,7 @@ class _GrowthSchema(_Schema):
     reason: str = ""
 
 
-class _SummarySchema(_Schema):
+class _SummarySchema(_SummaryPart):
     model: str
     framework: str
     inputs: list[_PortSchema]

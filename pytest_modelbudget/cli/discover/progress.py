@@ -10,7 +10,7 @@ from typing import TextIO
 from pytest_modelbudget.system.escape import harmless
 
 
-class Progress:
+class SurveyProgress:
     """Writes to a stream as it is now, whatever is put in its place while code of others runs."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -21,7 +21,7 @@ class Progress:
         except (OSError, ValueError, AttributeError):  # no file behind it
             self._file = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> SurveyProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_modelbudget.cli.discover.source.calls import WrittenCall, written_calls
-from pytest_modelbudget.cli.discover.source.parsers import Defaults, parser_defaults
+from pytest_modelbudget.cli.discover.source.parsers import WrittenDefaults, parser_defaults
 from pytest_modelbudget.cli.discover.source.scan import is_test, module_name
 from pytest_modelbudget.cli.discover.source.settings import read_settings, settings_calls, settings_defaults
 from pytest_modelbudget.cli.discover.source.snippets import Snippet, document_snippets, module_snippets, parsed
@@ -30,8 +30,8 @@ class Evidence:
     """Calls by the last part of the name they call, defaults of command lines and settings, and paths of YAML files."""
 
     calls: dict[str, list[WrittenCall]] = field(default_factory=dict)
-    parsers: list[Defaults] = field(default_factory=list)
-    settings: list[Defaults] = field(default_factory=list)
+    parsers: list[WrittenDefaults] = field(default_factory=list)
+    settings: list[WrittenDefaults] = field(default_factory=list)
     yaml_files: list[str] = field(default_factory=list)
 
     def of(self, name: str, required: Iterable[str]) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from pytest_modelbudget.cli.discover.source.values import Unreadable, value_of
 
 
 @dataclass(frozen=True, slots=True)
-class Defaults:
+class WrittenDefaults:
     """Names and values that belong together: of one command line, or of one mapping of a settings file."""
 
     where: str
     values: dict[str, Any]
 
 
-def parser_defaults(snippet: Snippet) -> Iterator[Defaults]:
+def parser_defaults(snippet: Snippet) -> Iterator[WrittenDefaults]:
     """What the options of a file's command line are when none is given."""
     values: dict[str, Any] = {}
     first = 0
@@ -30,7 +30,7 @@ def parser_defaults(snippet: Snippet) -> Iterator[Defaults]:
                 for name, value in _option(node, snippet):
                     values.setdefault(name, value)
     if values:
-        yield Defaults(f"{snippet.path}:{first}", values)
+        yield WrittenDefaults(f"{snippet.path}:{first}", values)
 
 
 def _option(call: ast.Call, snippet: Snippet) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_modelbudget.cli.discover.source.calls import WrittenCall
-from pytest_modelbudget.cli.discover.source.parsers import Defaults
+from pytest_modelbudget.cli.discover.source.parsers import WrittenDefaults
 from pytest_modelbudget.cli.discover.source.values import Unreadable, as_call, as_mapping
 from pytest_modelbudget.loading import InvalidText, read_yaml
 
@@ -41,7 +41,7 @@ def settings_calls(path: str, data: Any) -> Iterator[WrittenCall]:
         yield WrittenCall(target, [], kwargs, complete, path, is_example=False)
 
 
-def settings_defaults(path: str, data: Any) -> Iterator[Defaults]:
+def settings_defaults(path: str, data: Any) -> Iterator[WrittenDefaults]:
     """Each mapping of a file with at least two plain values."""
     for item in _mappings(data):
         values: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def settings_defaults(path: str, data: Any) -> Iterator[Defaults]:
             except Unreadable:
                 continue
         if len(values) >= _LEAST_NAMES and not _target(item)[0]:
-            yield Defaults(path, values)
+            yield WrittenDefaults(path, values)
 
 
 def _mappings(data: Any) -> Iterator[Mapping[str, Any]]:

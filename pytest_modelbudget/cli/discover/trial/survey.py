@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_modelbudget.cli.capture import captured_output
-from pytest_modelbudget.cli.discover.progress import Progress
+from pytest_modelbudget.cli.discover.progress import SurveyProgress
 from pytest_modelbudget.cli.discover.source.evidence import Evidence
 from pytest_modelbudget.cli.discover.source.scan import SourceFile
 from pytest_modelbudget.cli.discover.trial.offline import worker_environment
@@ -57,7 +57,12 @@ def survey(root: Path, sources: Sequence[SourceFile], evidence: Evidence, *, lim
     An interrupt from the keyboard ends it early, with what is known by then.
     """
     outcomes: list[Outcome] = []
-    with Progress(sys.stderr) as progress, worker_environment(), closing(Isolation()) as isolation, captured_output():
+    with (
+        SurveyProgress(sys.stderr) as progress,
+        worker_environment(),
+        closing(Isolation()) as isolation,
+        captured_output(),
+    ):
         surveyor = _Surveyor(isolation, root, evidence, limits, _parts(sources, evidence), progress)
         try:
             for outcome in surveyor.run(sources):
@@ -80,7 +85,7 @@ class _Surveyor:
     evidence: Evidence
     limits: SurveyLimits
     parts: list[str]
-    progress: Progress
+    progress: SurveyProgress
     current: str = ""
     began: float = field(default_factory=time.monotonic)
     has_model: bool = False
