@@ -205,6 +205,10 @@ PRIVATE: tuple[Private, ...] = (
     ),
     Private("torch.nn.utils.parametrizations", "_is_orthogonal", "model", "weights on meta are in no position to tell"),
     Private(
+        "torch.nn.Module", "_load_from_state_dict _load_state_dict_pre_hooks _load_state_dict_post_hooks", "model",
+        "whether a model's own code sees the weights that are loaded into it",
+    ),
+    Private(
         "torch.nn.init", "_no_grad_fill_ _no_grad_zero_", "model", "what fills weights with constants",
         "their public callers are known, too",
     ),
