@@ -40,7 +40,7 @@ def results_text(results: Sequence[Result], *, width: int = WIDTH) -> str:
     rows = [_result_cells(result) for result in text.sorted_results(results)]
     header = ("model", "params", "trainable", "FLOPs", "weights", "budget used", "")
     unbroken = width >= WIDTH and all(len(name) <= _LONGEST_NAME for name, *_ in rows)
-    return table.grid(header, rows, right=(1, 2, 3, 4), width=width, whole=(0, 5) if unbroken else ())
+    return table.grid(header, rows, right=(1, 2, 3, 4), width=width, whole=(0,) if unbroken else ())
 
 
 def _result_cells(result: Result) -> tuple[str, ...]:
