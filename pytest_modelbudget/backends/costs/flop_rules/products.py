@@ -10,7 +10,7 @@ from pytest_modelbudget.backends.costs.formulas import einsum
 
 
 @flop_rule(torch="aten.mm aten.bmm aten._int_mm aten._scaled_mm", left=0)
-@flop_rule(torch="aten.addmm aten.addbmm aten.baddbmm aten._addmm_activation", left=1)
+@flop_rule(torch="aten.addmm aten.addbmm aten.baddbmm aten._addmm_activation aten._scaled_addmm", left=1)
 def matrix_product(call: OperatorCall, *, left: int) -> int:
     """`(.., m, k) x (.., k, n)`: m * k * n multiply-adds."""
     return 2 * prod(call.inputs[left]) * call.inputs[left + 1][-1]

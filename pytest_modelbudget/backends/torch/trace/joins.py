@@ -52,7 +52,7 @@ _OPERATORS = {
     "cat": "",
     "stack": "",
     "matmul": """mm bmm addmm baddbmm addbmm mv addmv dot vdot _int_mm _scaled_mm _grouped_mm _scaled_grouped_mm
-        _addmm_activation""",
+        _scaled_addmm _addmm_activation""",
     "attention": """_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
         _scaled_dot_product_fused_attention_overrideable""",
