@@ -7,7 +7,6 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from pytest_modelbudget.engine.naming import import_named
 from pytest_modelbudget.engine.planning import CountedModel
 from pytest_modelbudget.engine.run import from_builder, from_live, run, summary_with_plans
 from pytest_modelbudget.entry import ModelEntry, RunMode, names_file
-from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.loading import (
     InvalidText,
     UnreadableFile,
@@ -166,8 +165,7 @@ class Targets:
         if mistakes := [str(mistake) for mistake in wrong if mistake.model == word]:
             return "\n".join(mistakes)
         ids = sorted(self.entries)
-        close_matches = get_close_matches(word, ids, n=1)
-        hint = f", did you mean {close_matches[0]!r}" if close_matches else ""
+        hint = did_you_mean(word, ids)
         descriptions = ", ".join(("no file", "no id of the manifest", *others))
         listed = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
         return (

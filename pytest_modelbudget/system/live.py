@@ -55,11 +55,20 @@ def _watch(screen: Screen, text: str, patience: float, wait: Callable[[float], b
         screen.clear()
 
 
+def copy_of(stream: TextIO) -> TextIO:
+    """What leads where `stream` leads now, whatever is put in its place.
+
+    Raises:
+        OSError, ValueError, AttributeError: there is no file behind it.
+    """
+    return open(os.dup(stream.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+
+
 class OneLine:
     """The line that the cursor is in, on a terminal that nothing else is written to; it stays what it was at first."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._file = open(os.dup(stream.fileno()), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        self._file = copy_of(stream)
 
     def show(self, text: str) -> None:
         """Write over the line."""

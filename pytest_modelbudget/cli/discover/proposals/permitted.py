@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from types import FunctionType
 from typing import Any
 
@@ -36,16 +36,14 @@ def _named(value: Any) -> Iterator[tuple[str, bool]]:
 
 
 def _may_be_used(reference: str, *, called: bool) -> bool:
-    module_name, _, path = reference.partition(":")
+    module_name = reference.partition(":")[0]
     if reference in _PLAIN:
         return True
     is_known = module_name.partition(".")[0] in libraries() or _is_of_project(module_name)
     if not is_known and module_name not in sys.modules:
         return False
     try:
-        target: Any = import_module(module_name)
-        for part in path.split("."):
-            target = getattr(target, part)
+        target = resolve_name(reference)
     except Exception:
         return False
     if not called:

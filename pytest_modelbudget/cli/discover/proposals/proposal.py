@@ -6,8 +6,8 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import islice, product
+from pkgutil import resolve_name
 from typing import Any
 
 from pytest_modelbudget.cli.discover.proposals.configs import ArgumentValue, config_values, required_parameters
@@ -97,12 +97,9 @@ def _is_call_of(build: Callable[..., Any], target: str) -> bool:
     if module.partition(".")[0] != build.__module__.partition(".")[0] and module not in sys.modules:
         return False  # nothing is imported because a README names it
     try:
-        value: Any = import_module(module)
-        for part in name.split("."):
-            value = getattr(value, part)
+        return resolve_name(target) is build
     except Exception:
         return False
-    return value is build
 
 
 def _composed(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from pytest_modelbudget import backends, inputs
@@ -95,9 +96,7 @@ def _in_project(root: str) -> Iterator[None]:
 
 
 def _proposals(task: Mapping[str, Any]) -> Iterator[Proposal]:
-    build: Any = import_module(task["module"])
-    for part in task["name"].split("."):
-        build = getattr(build, part)
+    build = resolve_name(f"{task['module']}:{task['name']}")
     with coexisting():
         yield from proposals(build, task["evidence"], task["fixed"])
 
@@ -230,12 +229,8 @@ def _text(written: Any) -> str:
 def _hints(entry: ModelEntry, proposal: Proposal) -> dict[str, Any]:
     """The arguments of a builder by name, those in configurations and defaults among them."""
     hints: dict[str, Any] = {}
-    module, _, name = str(entry.build).partition(":")
-    build: Any = import_module(module)
-    for part in name.split("."):
-        build = getattr(build, part)
     try:
-        parameters = inspect.signature(build).parameters.values()
+        parameters = inspect.signature(resolve_name(str(entry.build))).parameters.values()
         hints = {item.name: item.default for item in parameters if item.default is not item.empty}
     except (TypeError, ValueError):
         pass
