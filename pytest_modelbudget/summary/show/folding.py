@@ -81,18 +81,24 @@ def column_widths(
 ) -> list[int]:
     """Widths of columns that take at most `room` together, as wide as their cells where that fits.
 
-    Where it does not, the widest give way first, down to their longest word; then names are parted, and at last
-    `numbers` and those that are to stay `whole`.
+    Where it does not, the widest give way first, down to their longest word; then the longest of these is parted, then
+    all words, and at last `numbers` and those that are to stay `whole`.
     """
     widest = [max(map(cell_len, cells)) for cells in columns]
     if sum(widest) <= room:
         return widest
     words = [max(_longest_word(cell) for cell in cells) for cells in columns]
     kept = [widest[index] if index in whole else word for index, word in enumerate(words)]
-    parted = [
-        kept[index] if index in (*numbers, *whole) else min(kept[index], _NARROWEST) for index in range(len(kept))
-    ]
-    least = next((widths for widths in (kept, parted) if sum(widths) <= room), [1] * len(widest))
+    texts = [width for index, width in enumerate(kept) if index not in (*numbers, *whole)]
+
+    def parted(longer_than: int) -> list[int]:
+        return [
+            width if index in (*numbers, *whole) or width <= longer_than else min(width, _NARROWEST)
+            for index, width in enumerate(kept)
+        ]
+
+    stages = (kept, parted(max(texts, default=1) - 1), parted(0))
+    least = next((widths for widths in stages if sum(widths) <= room), [1] * len(widest))
     return _shared(least, widest, room)
 
 

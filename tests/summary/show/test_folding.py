@@ -60,6 +60,11 @@ def test_columns_share_the_room(room: int, widths: list[int]) -> None:
     assert sum(widths) <= room
 
 
+def test_the_longest_name_gives_way_before_other_words() -> None:
+    """22 columns for words of 14, 5 and 8: what a state is called stays whole."""
+    assert column_widths([["snapshot-files", "b"], ["1,234"], ["OBSOLETE"]], 22, numbers=(1,)) == [9, 5, 8]
+
+
 NAMES = (
     "feature_extraction_backbone_of_image_tower",
     "inverted_residual_block_with_bottlenecks",
