@@ -24,6 +24,7 @@ from pytest_modelbudget.system.intact import any_digits
 _LONGEST_CHANGE = 800
 _MOST_CHANGES = 20
 _MOST_ROWS = 40
+_MOST_NAMED = 5
 MOST_NEW = 3
 """Models without a snapshot that are shown with their layers; of more, each gets one line."""
 
@@ -185,6 +186,20 @@ def is_new(result: Result) -> bool:
     return result.state.failed and result.snapshot.stored is SnapshotState.MISSING
 
 
+def _not_run(results: Sequence[Result]) -> Iterator[str]:
+    """That a passing model was only half looked at."""
+    ids = sorted(result.id for result in results if result.summary is not None and not _was_run(result.summary))
+    if ids:
+        more = f" and {len(ids) - _MOST_NAMED} more" if len(ids) > _MOST_NAMED else ""
+        have = "has" if len(ids) == 1 else "have"
+        named = ", ".join(map(harmless, ids[:_MOST_NAMED]))
+        yield f"note: {named}{more} {have} no inputs: not run, so that shapes, connections and FLOPs are not checked"
+
+
+def _was_run(summary: Summary) -> bool:
+    return bool(summary.inputs or summary.outputs) or summary.flops.value is not None
+
+
 def _new_models(results: Sequence[Result]) -> Iterator[str]:
     """What to do about many models without a snapshot, which got a line each."""
     new = [result for result in results if is_new(result) and not result.accepted]
@@ -225,10 +240,10 @@ def closing_lines(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[
     yield table.results_text([result for result in results if result.is_model or result.state.failed], width=width)
     for result in sorted(results, key=lambda result: result.id):
         for violation in result.warnings:
-            place = f"  [{violation.budget.place}]" if violation.budget.place else ""
-            yield harmless(f"warn: {result.id}: {violation}{place}")
+            yield f"warn: {harmless(result.id)}: {text.violation_text(violation)}"
         if result.snapshot.note:
             yield harmless(f"note: {result.id}: {result.snapshot.note}; the next update rewrites it")
+    yield from _not_run(results)
     yield from _new_models(results)
     seconds, models = sum(result.seconds for result in results), sum(result.is_model for result in results)
     yield f"{models} model{'' if models == 1 else 's'} in {seconds:.1f} s: {text.verdict(results)}"

@@ -13,7 +13,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
-from pytest_modelbudget.summary import Layer, Summary, Weight
+from pytest_modelbudget.summary import Flops, Layer, Summary, Weight
 from tests.builders import gpt, towers
 
 
@@ -112,6 +112,14 @@ def test_a_real_run_is_marked_in_every_report_and_in_no_snapshot() -> None:
     assert "real run" not in "\n".join(terminal.closing_lines([result()]))
     assert json.loads(reports.render("json", [ran]))["models"][0]["summary"]["real_run"] is True
     assert codec.unpack(codec.pack(ran)).summary == ran.summary
+
+
+def test_a_model_that_was_not_run_is_named() -> None:
+    """Its params are checked, and a green line does not stand for the rest; a model with inputs is none of these."""
+    weights_alone = replace(result(), id="bare", summary=replace(towers(), inputs=(), outputs=(), flops=Flops(None)))
+    lines = list(terminal.closing_lines([result(), weights_alone]))
+    assert lines[-2] == "note: bare has no inputs: not run, so that shapes, connections and FLOPs are not checked"
+    assert not any(line.startswith("note: ") for line in terminal.closing_lines([result()]))
     same = snapshot.render(replace(towers(), real_run=True), declared="a.py")
     assert same == snapshot.render(towers(), declared="a.py")
 

@@ -15,7 +15,7 @@ from pytest_modelbudget import plan
 from pytest_modelbudget.summary import Flops, Summary
 from tests.versions import since
 
-quantization = pytest.importorskip("torchao.quantization")
+quantization = pytest.importorskip("torchao", minversion="0.16").quantization
 bnb: Any = pytest.importorskip("bitsandbytes").nn
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at each call that inputs are cast
 
