@@ -6,6 +6,7 @@ answers: standard output is another file by the time it runs.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import os
@@ -50,6 +51,9 @@ _IMPORTING_MODULE = "pytest_modelbudget.plugin.importing"
 """What imports test modules; only a run of pytest asks for that."""
 
 
+_IMPORTED = Answer("imported")
+"""How an import ahead came out that nobody waits for."""
+
 _IMPORTED_CONFTESTS: set[UserModule] = set()
 
 
@@ -74,7 +78,10 @@ class _Jobs:
         while (job := self._queue.get()) is not None:
             self._busy = True
             yield job
-            self._busy = False
+
+    def done(self) -> None:
+        """The job is done, but for its answer: whoever has that may end the jobs at once."""
+        self._busy = False
 
     def _read(self) -> None:
         job: tuple[int, Job] | None
@@ -109,8 +116,7 @@ class _Sources:
 
 def main(stdout: str) -> None:
     """Take over the standard streams, and do the jobs that come."""
-    jobs, answers = _channel(stdout)
-    pid, sources, forks = os.getpid(), _Sources(), Forks(f"{stdout}.forked")
+    stream, answers = _channel(stdout)
     faulthandler.enable()
     if hasattr(signal, "SIGUSR2"):
         faulthandler.register(signal.SIGUSR2, all_threads=True)
@@ -118,23 +124,42 @@ def main(stdout: str) -> None:
     lines = open(Path(stdout).with_suffix(DEBUG), "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115  # as long as the process
     no_debuggers = all_patched([(sys, "breakpointhook", _no_debugger), (pdb, "set_trace", _no_debugger)])
     with no_debuggers, measuring_coverage(), quiet_start.imports(), debug.lines_to(lines):
-        ahead = Answer("imported")
-        for number, job in _Jobs(jobs):
-            forks.begin()
-            answer = _do_job(job, sources)
-            if job.kind == "import" and os.getpid() == pid:
-                if answer.spoiled or answer.kind != "imported":
-                    os._exit(0)  # the models get another worker, and the one whose module it is gets the blame
-                ahead = answer
-                continue
-            if os.getpid() != pid:
-                forks.came_back()
-            if forks.returned():
-                answer = _blame(job, "it forked it, and the copy came back from its code as well", None)
-            answer = replace(answer, trace=answer.trace or ahead.trace, warnings=ahead.warnings + answer.warnings)
-            ahead = Answer("imported")
-            with originals_restored():
-                write_answer(answers, number, answer)
+        _serve(_Jobs(stream), answers, Forks(f"{stdout}.forked"))
+    _leave()
+
+
+def _serve(jobs: _Jobs, answers: BinaryIO, forks: Forks) -> None:
+    """Do the jobs that come, and answer each; what was warned of in an import ahead goes with the next answer."""
+    pid, sources, ahead = os.getpid(), _Sources(), _IMPORTED
+    for number, job in jobs:
+        forks.begin()
+        answer = _do_job(job, sources)
+        if os.getpid() != pid:
+            forks.came_back()
+        returned = forks.returned()
+        if job.kind == "import":
+            if returned or answer.spoiled or answer.kind != _IMPORTED.kind:
+                os._exit(0)  # the models get another worker, and the one whose module it is gets the blame
+            ahead = answer
+            jobs.done()
+            continue
+        if returned:
+            answer = _blame(job, "it forked it, and the copy came back from its code as well", None)
+        answer = replace(answer, trace=answer.trace or ahead.trace, warnings=ahead.warnings + answer.warnings)
+        ahead = _IMPORTED
+        jobs.done()
+        with originals_restored():
+            write_answer(answers, number, answer)
+
+
+def _leave() -> NoReturn:
+    """End with all exit functions, as Python does, but without taking modules apart: a second for frameworks."""
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(0)
 
 
 def _channel(stdout: str) -> tuple[BinaryIO, BinaryIO]:
@@ -195,7 +220,7 @@ def _run_job(job: Job, sources: _Sources) -> Answer:
                 _importing_module().load(conftest)
     if job.kind == "import":
         import_module(job.argument)
-        return Answer("imported")
+        return _IMPORTED
     if job.kind == "entries":
         return _entries_answer(job, sources)
     if job.kind == "call":

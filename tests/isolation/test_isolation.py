@@ -21,6 +21,8 @@ from pytest_modelbudget.engine.run import entries_from, run
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.isolation import Isolation, UserModule, YieldedBuilder, isolation_enabled, process_state
+from pytest_modelbudget.isolation.channel import Job, write_job
+from pytest_modelbudget.isolation.worker import _Jobs
 from pytest_modelbudget.results import State
 from pytest_modelbudget.session.registry import register_manifest
 
@@ -301,6 +303,24 @@ def test_a_worker_ends_with_whoever_started_it(home: Path, tmp_path: Path) -> No
     while psutil.pid_exists(worker) and psutil.Process(worker).status() != "zombie" and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == "zombie"
+
+
+@pytest.mark.parametrize(("done", "exits"), [(True, []), (False, [1])])
+def test_jobs_that_end_stop_a_job_only(monkeypatch: pytest.MonkeyPatch, done: bool, exits: list[int]) -> None:
+    """The end of the jobs ends a worker at once in the middle of a job; with the job done, it ends in its own time."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as stream:
+        with open(write_end, "wb") as jobs_stream:
+            write_job(jobs_stream, 1, Job("call"))
+            jobs = _Jobs(stream)
+            queue = iter(jobs)
+            assert next(queue) == (1, Job("call"))
+            if done:
+                jobs.done()
+        assert next(queue, None) is None
+    assert codes == exits
 
 
 @pytest.mark.parametrize(("value", "isolated"), [("0", False), ("off", False), ("1", True), ("", True)])
