@@ -19,6 +19,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import Isolation, isolation_enabled
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results.store import ResultStore
 from pytest_modelbudget.session.baseline import BaseManifest
 from pytest_modelbudget.session.finish import Collected
 from pytest_modelbudget.session.registry import (
@@ -63,7 +64,7 @@ def check_models(
     Raises:
         ModelBudgetError: an id that selects nothing.
     """
-    results: list[Result] = []
+    results = ResultStore()
     interrupted = False
     with ExitStack() as stack:
         isolation = stack.enter_context(closing(Isolation())) if isolation_enabled() else None
@@ -76,12 +77,13 @@ def check_models(
         new = snapshot.count_missing(project.root, [entry for _, entry in _selected_models(registries, selection)])
         try:
             for result, output in _check_each(project, registries, selection, accept, base, base_manifests, count):
-                results.append(result)
+                results.add(result)
                 if tell is not None:
                     tell(result, output, new)
         except KeyboardInterrupt:
             interrupted = True
-            results += _not_checked_results(registries, selection, {result.nodeid for result in results})
+            for result in _not_checked_results(registries, selection, {result.nodeid for result in results}):
+                results.add(result)
     collected = Collected()
     for registry in registries:
         collected.add(registry.groups, base_manifests[registry.path].findings)

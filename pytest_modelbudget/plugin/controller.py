@@ -14,7 +14,8 @@ from pytest_modelbudget.plugin.expected import Checklist, ChecklistFolder
 from pytest_modelbudget.plugin.progress import while_waiting
 from pytest_modelbudget.plugin.reports import requested_reports
 from pytest_modelbudget.reports import table
-from pytest_modelbudget.results import Result, State, codec
+from pytest_modelbudget.results import State
+from pytest_modelbudget.results.store import ResultStore
 from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, Wanted, finish
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.trackers import tracker
@@ -29,7 +30,7 @@ class Controller:
         self.checklists = ChecklistFolder()
         config.add_cleanup(self.checklists.close)
         self.not_collected: list[Finding] = []
-        self.latest: dict[tuple[str, str], Result] = {}
+        self.results = ResultStore()
         self.finished = Finished()
         self.worker_models: list[int] = []
         self.reports = requested_reports(config)
@@ -43,8 +44,8 @@ class Controller:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the results off a report; of a test that was run again, the last one counts."""
         packed = vars(report).pop("modelbudget", None)
-        for result in map(codec.unpack, packed or ()):
-            self.latest[result.nodeid, result.id] = result
+        for data in packed or ():
+            self.results.add_packed(data)
         if not packed:
             self.checklist.note(report)
 
@@ -77,8 +78,8 @@ class Controller:
         if self.config.getoption("collectonly"):
             return
         self.checklists.read(self.checklist)
-        missing = self.checklist.missing((nodeid for nodeid, _ in self.latest), _why_not_checked(session))
-        results = (*self.latest.values(), *missing)
+        missing = self.checklist.missing((result.nodeid for result in self.results), _why_not_checked(session))
+        results = (*self.results, *missing)
         self._note_left_out()
         base, collected = self.config.stash[BASE], self.config.stash[COLLECTED]
         wanted = self._wanted()
@@ -97,7 +98,7 @@ class Controller:
     def _note_left_out(self) -> None:
         """What this run does not say anything of."""
         collected = self.config.stash[COLLECTED]
-        if not (self.checklist.complete or self.latest or self.not_collected):
+        if not (self.checklist.complete or self.results or self.not_collected):
             text = "the run ended before all models were collected: none was checked"
             self.not_collected.append(Finding(NOT_COLLECTED, "", text))
         deselected = len(self.checklist.deselected - self.checklist.expected.keys())

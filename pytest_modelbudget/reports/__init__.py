@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import cast
 
@@ -21,7 +21,8 @@ REPORTS = {
     "card": "pytest_modelbudget.reports.card",
     "cyclonedx": "pytest_modelbudget.reports.cyclonedx",
 }
-"""The kinds of `--model-budget-report`; each module has `page(results, setting) -> str`."""
+"""The kinds of `--model-budget-report`; each module has `page(results, setting)`, which gives the text as a whole or, where
+it grows with each model, piece by piece."""
 
 REPORT_MARKS = {
     "json": '{"schema": ',
@@ -37,11 +38,19 @@ REPORT_MARKS = {
 """By which an earlier report of a kind is known from its first lines."""
 
 
-@any_digits()
 def render(kind: str, results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """The report of one kind as text."""
-    page = cast(Callable[[Sequence[Result], text.ReportSetting], str], import_module(REPORTS[kind]).page)
-    return page(results, setting)
+    return "".join(pieces(kind, results, setting))
+
+
+def pieces(
+    kind: str, results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING
+) -> Iterator[str]:
+    """The same piece by piece, so that it is never in memory as a whole."""
+    page = cast(Callable[[Sequence[Result], text.ReportSetting], Iterable[str]], import_module(REPORTS[kind]).page)
+    with any_digits():
+        content = page(results, setting)
+        yield from (content,) if isinstance(content, str) else content
 
 
 def unfinished(kind: str, setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
