@@ -245,6 +245,6 @@ def verdict(results: Sequence[Result]) -> str:
     return ", ".join([*texts, *([f"{ok} ok"] if ok or not texts else [])])
 
 
-def sorted_results(results: Sequence[Result]) -> list[Result]:
+def sorted_results(results: Iterable[Result]) -> list[Result]:
     """Failures first, then by id."""
     return sorted(results, key=lambda result: (not result.state.failed, result.id))
