@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import cast
 
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result
@@ -21,8 +20,8 @@ REPORTS = {
     "card": "pytest_modelbudget.reports.card",
     "cyclonedx": "pytest_modelbudget.reports.cyclonedx",
 }
-"""The kinds of `--model-budget-report`; each module has `page(results, setting)`, which gives the text as a whole or, where
-it grows with each model, piece by piece."""
+"""The kinds of `--model-budget-report`; each module has `page(results, setting) -> str` or, where the text grows with
+each model, `pieces(results, setting) -> Iterator[str]`."""
 
 REPORT_MARKS = {
     "json": '{"schema": ',
@@ -43,14 +42,14 @@ def render(kind: str, results: Sequence[Result], setting: text.ReportSetting = t
     return "".join(pieces(kind, results, setting))
 
 
-def pieces(
-    kind: str, results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING
-) -> Iterator[str]:
+def pieces(kind: str, results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """The same piece by piece, so that it is never in memory as a whole."""
-    page = cast(Callable[[Sequence[Result], text.ReportSetting], Iterable[str]], import_module(REPORTS[kind]).page)
+    module = import_module(REPORTS[kind])
     with any_digits():
-        content = page(results, setting)
-        yield from (content,) if isinstance(content, str) else content
+        if hasattr(module, "pieces"):
+            yield from module.pieces(results, setting)
+        else:
+            yield module.page(results, setting)
 
 
 def unfinished(kind: str, setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:

@@ -19,7 +19,7 @@ from pytest_modelbudget.summary.show import cells, plans
 _MOST_KINDS = 12
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """A section for each model that was counted, by its id, and the names of the others."""
     counted = sorted((result for result in results if result.summary), key=lambda result: (result.id, result.nodeid))
     missing = sorted(result.id for result in results if result.holds_models and not result.summary)

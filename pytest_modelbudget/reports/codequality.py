@@ -33,7 +33,7 @@ class _QualityIssue:
     place: Place | None = None
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """All findings, by model; the same finding has the same fingerprint in every run, whatever its numbers."""
     yield from text.json_list(_entries(results, setting))
     yield "\n"

@@ -21,7 +21,7 @@ from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """A component for each model that was counted, by its id."""
     counted = sorted((result for result in results if result.summary), key=lambda result: (result.id, result.nodeid))
     names = text.unique_names(counted)

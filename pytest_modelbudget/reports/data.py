@@ -57,7 +57,9 @@ def packed_totals(results: Iterable[Result]) -> str:
     `words` are the states there are, `states` the place of each model's among them, `failed` those that fail; numbers
     are None when they are not known, and texts where JavaScript has no exact number.
     """
-    models = sorted((result for result in results if result.holds_models), key=lambda result: (result.id, result.nodeid))
+    models = sorted(
+        (result for result in results if result.holds_models), key=lambda result: (result.id, result.nodeid)
+    )
     words = list(dict.fromkeys(_word(result) for result in models))
     places = {word: place for place, word in enumerate(words)}
     columns = {

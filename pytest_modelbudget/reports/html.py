@@ -4,8 +4,8 @@ The page loads nothing, and its own security policy would not let it. The table 
 what moved need no script; graphs, treemaps, layer trees and tables of changes are made when a model is opened, so that
 a page of a thousand models opens at once. What they are made of is `data.model_data`.
 
-Of very many models, and where the page would be too large for a browser, what failed or moved has a part of its own, and
-all have their totals in a table that is drawn a page at a time (`data.packed_totals`).
+Of very many models, and where the page would be too large for a browser, what failed or moved has a part of its own,
+and all have their totals in a table that is drawn a page at a time (`data.packed_totals`).
 
 The scripts in `templates/page` are inlined in the order of `_PARTS`, in one scope; `LICENSES.md` in `templates/vendor`
 names the libraries.

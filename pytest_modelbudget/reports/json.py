@@ -10,7 +10,12 @@ from pytest_modelbudget.results import Result, codec
 from pytest_modelbudget.summary.metrics import METRICS
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
+def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
+    """The report as text."""
+    return "".join(pieces(results, setting))
+
+
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """All results, sorted by id, each on a line of its own."""
     overall = setting.overall
     head = {

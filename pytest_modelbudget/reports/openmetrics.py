@@ -21,7 +21,7 @@ Labels = dict[str, str]
 Sample = tuple[Labels, str]
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """One gauge for each metric, the share of each limit that is used, and whether a model failed its check."""
     models = sorted(
         (result for result in results if result.holds_models), key=lambda result: (result.id, result.nodeid)

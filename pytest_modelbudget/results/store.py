@@ -12,7 +12,6 @@ import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import IO, Any, TypeVar, overload
 
 from pytest_modelbudget.results import codec
@@ -33,6 +32,7 @@ _MOST_HELD = 4
 _LENGTH = struct.Struct(">I")
 
 T = TypeVar("T")
+V = TypeVar("V", Result, Summary, Snapshot, BaseComparison)
 
 Reference = int | bytes
 """Where something was put: its place in the file, or itself."""
@@ -84,6 +84,12 @@ class ResultStore(Sequence[Result]):
         self._keep_loaded(number, result, len(data))
         return result
 
+    def snapshot_text(self, number: int) -> str:
+        """The text of its snapshot, which an update run wants of each model and with nothing else."""
+        if number in self._loaded:
+            return self._loaded[number][0].snapshot.text
+        return codec.snapshot_text(self._spill.read(self._references[number]))
+
     def shared(self, value: T) -> T:
         """One and the same object for all values that are written alike."""
         shared: T = self._shared.setdefault((type(value), repr(value)), value)
@@ -127,7 +133,7 @@ class _Spill:
 
     def _write(self, data: bytes) -> int:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="modelbudget-", buffering=0)
+            self._file = tempfile.TemporaryFile(prefix="modelbudget-", buffering=0)  # noqa: SIM115  # as long as the results
             weakref.finalize(self, self._file.close)
         place, record = self._end, _LENGTH.pack(len(data)) + data
         self._file.seek(place)
@@ -161,8 +167,8 @@ class _Stored:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole(), name)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self).__bases__[1]
 
     def __reduce__(self) -> str | tuple[Any, ...]:
@@ -207,6 +213,9 @@ class _StoredSnapshot(_Stored, Snapshot):
 
     def _whole(self) -> Snapshot:
         return self._store.whole(self._number).snapshot
+
+    def __getattr__(self, name: str) -> Any:
+        return self._store.snapshot_text(self._number) if name == "text" else super().__getattr__(name)
 
 
 class _StoredComparison(_Stored, BaseComparison):
@@ -256,16 +265,18 @@ def _stored_snapshot(snapshot: Snapshot, store: ResultStore, number: int) -> Sna
 def _stored_comparison(since: BaseComparison, store: ResultStore, number: int) -> BaseComparison:
     if not (since.totals or since.changes or since.before):
         return store.shared(since)
-    return _filled(_StoredComparison, since, store, number, left_out=("changes", "before"), name=store.shared(since.name))
+    return _filled(
+        _StoredComparison, since, store, number, left_out=("changes", "before"), name=store.shared(since.name)
+    )
 
 
-def _filled(
-    kind: Any, value: Any, store: ResultStore, number: int, *, left_out: Sequence[str], **held: Any
-) -> Any:
+def _filled(kind: type[V], value: V, store: ResultStore, number: int, *, left_out: Sequence[str], **held: Any) -> V:
     """A `kind` that holds the fields of `value`, but for those that are `left_out` and not empty; `held` are others."""
     stored = object.__new__(kind)
-    left_out_fields = {name for name in left_out if getattr(value, name)}
-    values = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in left_out_fields}
-    for name, held_value in {**values, **held, "_store": store, "_number": number}.items():
+    held |= {"_store": store, "_number": number}
+    for name in kind.__match_args__:
+        if name in held or not (name in left_out and getattr(value, name)):
+            held.setdefault(name, getattr(value, name))
+    for name, held_value in held.items():
         object.__setattr__(stored, name, held_value)
     return stored
