@@ -30,6 +30,7 @@ from pytest_modelbudget.session.registry import (
     snapshot_clashes,
 )
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.pace import Pace
 
 Listener = Callable[[Result, str, int], None]
 """Told each result when it is there, what the model's code printed, and how many models have no snapshot yet."""
@@ -149,13 +150,14 @@ def _check_each(
     selected = _selected_models(registries, selection)
     for registry in registries:
         yield from ((item, "") for item in _manifest_results(registry, project, selection))
+    pace = Pace(len(selected))
     for number, (registry, entry) in enumerate(selected, 1):
         nodeid = f"{registry.loaded.file}::{entry.id}"
         if clash := clashing.get(id(entry)):
             yield Result(id=entry.id, state=State.BAD_CONFIG, error=clash, place=entry.place, nodeid=nodeid), ""
             continue
-        text = f"[{number}/{len(selected)}] {entry.id}"
-        with progress(text, alone=entry.isolate is not False and count is not None), captured_output() as output:
+        text, alone = f"{pace.text(number)} {entry.id}", entry.isolate is not False and count is not None
+        with progress(text, alone=alone, logged=pace.is_due()), captured_output() as output:
             base_limits = registry.base_limits(entry, base_manifests[registry.path])
             result = run(entry, project.root, accept=accept, count=count, base=base, limits_before=base_limits)
             printed = output()

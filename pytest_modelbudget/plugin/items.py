@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, cast
 
 import pytest
 from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
@@ -54,6 +54,12 @@ class ModelCheckFailed(AssertionError):
         self.result = result
 
 
+@cache
+def _marker() -> pytest.MarkDecorator:
+    """Made once: pytest asks whether a name is that of a marker each time it is made of one."""
+    return cast(pytest.MarkDecorator, getattr(pytest.mark, MARKER))
+
+
 class BudgetItem(pytest.Item):
     """An item that gives a `Result`; `outcome()` says which."""
 
@@ -61,7 +67,7 @@ class BudgetItem(pytest.Item):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.add_marker(MARKER)
+        self.add_marker(_marker())
 
     def outcome(self) -> Result:
         """Do the work."""

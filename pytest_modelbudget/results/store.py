@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import IO, Any, TypeVar, overload
 
 from pytest_modelbudget.results import codec
@@ -274,7 +275,7 @@ def _filled(kind: type[V], value: V, store: ResultStore, number: int, *, left_ou
     """A `kind` that holds the fields of `value`, but for those that are `left_out` and not empty; `held` are others."""
     stored = object.__new__(kind)
     held |= {"_store": store, "_number": number}
-    for name in kind.__match_args__:
+    for name in (field.name for field in fields(kind)):
         if name in held or not (name in left_out and getattr(value, name)):
             held.setdefault(name, getattr(value, name))
     for name, held_value in held.items():
