@@ -49,6 +49,9 @@ PYPROJECT_TABLE = ("tool", "modelbudget")
 _Shape = TypeVar("_Shape", bound=BaseModel)
 _Rule = TypeVar("_Rule", bound=Rule)
 
+_MergedLimits = dict[tuple[int, ...], tuple[Budget, ...]]
+"""The limits of models without any of their own, by the levels that hold for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
@@ -74,9 +77,7 @@ class LoadedManifest:
     defaults: schema.Defaults = field(default_factory=schema.Defaults)
     home: str = "."
     limits: ResourceLimits = field(default_factory=ResourceLimits)
-    _merged: dict[tuple[int, ...], tuple[Budget, ...]] = field(
-        default_factory=dict, init=False, compare=False, repr=False
-    )
+    _merged: _MergedLimits = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def apply(self, entry: ModelEntry) -> ModelEntry:
         """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.

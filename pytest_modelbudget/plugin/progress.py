@@ -34,6 +34,10 @@ class RunPace:
         """An item is done."""
         self._done += 1
 
+    def is_long(self) -> bool:
+        """Whether it goes on for long, and is not at its end."""
+        return self._done < self.pace.total and self.pace.is_long()
+
     def text(self) -> str:
         """That of the item which is next; see `Pace.text`."""
         return self.pace.text(min(self._done + 1, self.pace.total))
@@ -93,7 +97,7 @@ def while_waiting(config: pytest.Config, text: str) -> AbstractContextManager[No
     line, run = config.stash.get(_LINE, None), config.stash.get(_PACE, None)
     if line is None:
         return nullcontext()
-    if run is None or not run.pace.is_long():
+    if run is None or not run.is_long():
         return live_line(line, text)
     return live_line(line, f"{run.text()} {text}", patience=0)
 
