@@ -57,7 +57,9 @@ def listed(results: Iterable[Result], *, most: int = MOST_IN_FULL, of_a_kind: in
     for result in ordered:
         by_kind.setdefault(kind_of(result), []).append(result)
     unchanged = by_kind.pop(UNCHANGED, [])
-    left_out = [(kind, len(alike) - of_a_kind) for kind, alike in by_kind.items() if len(alike) > of_a_kind]
+    states = [state.value for state in reversed(State)]
+    kinds = sorted(by_kind, key=lambda kind: states.index(kind) if kind in states else len(states))
+    left_out = [(kind, len(by_kind[kind]) - of_a_kind) for kind in kinds if len(by_kind[kind]) > of_a_kind]
     shown = [result for alike in by_kind.values() for result in alike[:of_a_kind]]
     return Listing(text.sorted_results(shown), (*left_out, *([(UNCHANGED, len(unchanged))] if unchanged else [])))
 

@@ -49,7 +49,7 @@ def _blocks(results: Sequence[Result], setting: text.ReportSetting) -> Iterator[
         yield row(_cells(result))
     yield ""
     if listing.line:
-        yield f"{escape(listing.line)}\n"
+        yield f"{listing.line}\n"
     yield from _plans(listing.results)
     for line in overall.lines(setting.overall, results):
         yield f"- {code(line)}"
