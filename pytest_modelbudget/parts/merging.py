@@ -22,6 +22,7 @@ PRODUCT = "pytest-modelbudget"
 """Its key among the versions of a head."""
 
 _LONGEST_NAME = 200
+_AS_COMMITTED = "as committed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +135,7 @@ def _differing_heads(parts: Sequence[Part]) -> Iterator[str]:
     usual, odd = _odd_ones(parts, lambda head: frozenset(head.checkout.changes.items()))
     for part in odd:
         own, other = part.head.checkout.changes, usual.head.checkout.changes
-        differing = {
-            path for path in {*own, *other} if own.get(path, "as committed") != other.get(path, "as committed")
-        }
+        differing = {path for path in {*own, *other} if own.get(path, _AS_COMMITTED) != other.get(path, _AS_COMMITTED)}
         yield (
             f"{part.name} is of another work tree than {usual.name}: in these files that git tracks, which have been "
             f"changed since the commit, they differ: {_names(sorted(differing))}: leave them as they are committed"

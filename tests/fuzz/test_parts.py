@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hypothesis import strategies as st
 
@@ -29,10 +30,11 @@ heads = st.builds(
 @fuzzed(heads, st.lists(results(), max_size=2), share=0.1)
 def test_every_part_is_read_as_it_was_written(head: PartHead, given: list[Result]) -> None:
     """Heads and results, with all that a reader of reports sees; written again, the bytes are the same."""
-    path = Path(os.environ["PYTEST_PART_FOLDER"]) / "fuzz.part"
-    file.write(path, head, map(codec.pack, given))
-    data = path.read_bytes()
-    part = file.read(path)
-    assert (part.head, part.results) == (head, tuple(given))
-    file.write(path, part.head, map(codec.pack, part.results))
-    assert path.read_bytes() == data
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a.part")
+        file.write(path, head, map(codec.pack, given))
+        data = path.read_bytes()
+        part = file.read(path)
+        assert (part.head, part.results) == (head, tuple(given))
+        file.write(path, part.head, map(codec.pack, part.results))
+        assert path.read_bytes() == data
