@@ -50,7 +50,7 @@ def check_part(request: PartRequest, options: Namespace, project: Project, base:
 
     check_run = check_models(project, base, options.ids, accept=options.accept, tell=tell, deal=deal)
     head = _head(request, check_run, project, base, checkout, update=options.accept, dealing=dealing)
-    finished = finish_part(check_run.results, request.path, head)
+    finished = finish_part(check_run.results, request, head)
     print("\n".join(finished.closing(terminal_width())))
     for problem in finished.problems:
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
