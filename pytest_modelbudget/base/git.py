@@ -128,11 +128,15 @@ class Git:
                 blobs_by_path[path] = blob
         return blobs_by_path
 
-    def changed_files(self) -> tuple[Path, list[str]]:
-        """The top of the repository, and the paths below it of tracked files that are not as in HEAD."""
-        top = self._ask("rev-parse", "--show-toplevel") or ""
+    def position(self) -> tuple[Path, str]:
+        """The top of the repository, and the path of the folder from there, with a slash at its end unless empty."""
+        top, prefix = (self._ask("rev-parse", f"--show-{what}") or "" for what in ("toplevel", "prefix"))
+        return Path(top.removesuffix("\n")), prefix.removesuffix("\n")
+
+    def changed_files(self) -> list[str]:
+        """The paths from the top of the repository of all tracked files that are not as in HEAD."""
         listing = self._ask("diff", "--no-ext-diff", "--no-renames", "--name-only", "-z", "HEAD") or ""
-        return Path(top.removesuffix("\n")), [path for path in listing.split("\0") if path]
+        return [path for path in listing.split("\0") if path]
 
     def tracks(self, name: str) -> bool:
         """Whether the file of that name in the folder is in the index."""

@@ -289,6 +289,10 @@ def check_here(run: MergedRun, checkout: Checkout, manifests: dict[str, str]) ->
         there, here = run.checkout.commit[:12] or "(no repository)", checkout.commit[:12] or "(no repository)"
         yield f"the parts are of commit {there}, and this checkout is of {here}: merge them in a checkout of theirs"
         return
+    if run.checkout.folder != checkout.folder:
+        there, here = run.checkout.folder or "the top", checkout.folder or "the top"
+        yield f"the parts are of {there} of the repository, and this is {here}: merge where they were run"
+        return
     for path, digest in run.registry.manifests.items():
         if digest and not manifests.get(path):
             yield f"{path}, the manifest of the parts, is not here: merge in the root of the project, or name --file"

@@ -156,7 +156,7 @@ def wants_models(config: pytest.Config) -> bool:
 def runs_all(config: pytest.Config) -> bool:
     """Whether this process runs all that it collects, as far as its own options say."""
     selects = config.getoption("keyword") or config.getoption("markexpr") or any("::" in arg for arg in config.args)
-    return not (selects or hasattr(config, "workerinput"))
+    return not (selects or config.getoption("model_budget_part") or hasattr(config, "workerinput"))
 
 
 def _chosen_manifest(config: pytest.Config) -> Path | None:

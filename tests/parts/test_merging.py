@@ -131,7 +131,7 @@ LIMITED = ModelGroup("tag edge", "m.yaml", (Budget("params", "max", 1),), ("m.ya
     ("change", "words"),
     [
         pytest.param(others(checkout=Checkout("b" * 40)), "p2.part is of commit bbbbbbbbbbbb, and p1.part is of commit aaaaaaaaaaaa: check out the same commit in all jobs", id="another commit"),
-        pytest.param(others(checkout=Checkout("a" * 40, {"zoo.py": "b" * 64})), "p2.part is of another work tree than p1.part: in these files that git tracks, which have been changed since the commit, they differ: zoo.py: ", id="another work tree"),
+        pytest.param(others(checkout=Checkout("a" * 40, "", {"zoo.py": "b" * 64})), "p2.part is of another work tree than p1.part: in these files that git tracks, which have been changed since the commit, they differ: zoo.py: ", id="another work tree"),
         pytest.param(others(base=BaseCommit("d" * 40, "main ddddddd")), "p2.part has the base main ddddddd, and p1.part has the base main ccccccc: ", id="another base"),
         pytest.param(others(base=BaseCommit(reason="not a git repository")), "p2.part has the base none: not a git repository, and ", id="no base"),
         pytest.param(others(update=True), "p2.part is of an update run, and p1.part is of a run that checks: start all parts with the same options", id="other options"),
@@ -164,6 +164,7 @@ def test_parts_that_do_not_belong_together(change: Any, words: str) -> None:
     ("checkout", "manifests", "words"),
     [
         pytest.param(Checkout("b" * 40), {"m.yaml": "d" * 64}, "the parts are of commit aaaaaaaaaaaa, and this checkout is of bbbbbbbbbbbb: ", id="another commit"),
+        pytest.param(Checkout("a" * 40, "nets/"), {"m.yaml": "d" * 64}, "the parts are of the top of the repository, and this is nets/: merge where", id="another place"),
         pytest.param(Checkout(), {"m.yaml": "d" * 64}, "and this checkout is of (no repository): ", id="no repository"),
         pytest.param(Checkout("a" * 40), {"m.yaml": ""}, "m.yaml, the manifest of the parts, is not here: ", id="another folder"),
         pytest.param(Checkout("a" * 40), {"m.yaml": "e" * 64}, "m.yaml is not the manifest that the parts were checked by: ", id="another manifest"),
