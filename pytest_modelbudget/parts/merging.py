@@ -6,8 +6,9 @@ most others, since these are the ones to look at.
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from pytest_modelbudget.parts.dealing import missing_shards, parse_shard
 from pytest_modelbudget.parts.part import ObsoleteFiles, Part, PartHead, Registered, RunRegistry
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.results.groups import names_text
+from pytest_modelbudget.snapshot import FOLDER
 
 PRODUCT = "pytest-modelbudget"
 """Its key among the versions of a head."""
@@ -232,6 +234,12 @@ def _own_contradictions(part: Part) -> Iterator[str]:
     lacking = [nodeid for nodeid in selected - with_result if part.nodes.get(nodeid, _TEST).kind != "test"]
     if lacking:
         yield f"it has no result for {_names(sorted(lacking))}, which it selected"
+    if any(result.files for result in part.results):
+        yield "it has a result that names files to delete, which no part has"
+    homes = {posixpath.dirname(manifest) for manifest in part.head.registry.manifests}
+    paths = ((result.snapshot.path, result.nodeid) for result in part.results)
+    if outside := [path for path, nodeid in paths if not _is_snapshot_of(path, nodeid, homes)]:
+        yield f"it has snapshots elsewhere than beside what declares their models: {_names(outside)}"
     renamed = [
         result.nodeid
         for result in part.results
@@ -239,6 +247,18 @@ def _own_contradictions(part: Part) -> Iterator[str]:
     ]
     if renamed:
         yield f"the result of {_names(renamed)} is that of another id"
+
+
+def _is_snapshot_of(path: str, nodeid: str, homes: Collection[str]) -> bool:
+    """Whether a merge of updates may write there: in the snapshot folder of a manifest or of the model's test file."""
+    if not path:
+        return True
+    home, _, name = f"/{path}".rpartition(f"/{FOLDER}/")
+    test_home = posixpath.dirname(nodeid.partition("::")[0])
+    inside = ".." not in test_home.split("/") and not posixpath.isabs(test_home)
+    if home.removeprefix("/") not in {*homes, *([test_home] if inside else [])}:
+        return False
+    return "\\" not in name and all(step not in ("", ".", "..") for step in name.split("/"))
 
 
 _TEST = Registered("", "", "test")

@@ -102,6 +102,8 @@ def test_models_are_dealt_by_snapshots_or_times(tmp_path: Path) -> None:
     snapshots = {f"n::{name}": name for name in "abc"}
     by_size, digest = requested("p.part", "1/2", None, tmp_path).deal(snapshots, tmp_path)
     by_time, other_digest = requested("p.part", "1/2", tmp_path / "times.json", tmp_path).deal(snapshots, tmp_path)
+    shared = {"n::d": "b", "n::e": "b", "n::c": "c"}
+    assert requested("p.part", "1/2", None, tmp_path).deal(shared, tmp_path)[0] == {"n::c"}
     assert (by_size, by_time) == ({"n::b"}, {"n::a"})
     assert digest != other_digest
     first = requested("p.part", "1/2", tmp_path / "none.json", tmp_path)

@@ -11,7 +11,7 @@ from pytest_modelbudget.base import BaseCommit, Checkout
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.parts import ObsoleteFiles, Part, PartHead, Registered, RunRegistry
 from pytest_modelbudget.parts.merging import check_here, contradictions, merged, problems_of, seconds_by_node
-from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State
 from pytest_modelbudget.results.groups import ModelGroup
 
 NODES = tuple(Registered(f"m.yaml::{name}", name) for name in "abcdef")
@@ -124,6 +124,11 @@ def results(*given: Result) -> Any:
     return change
 
 
+def stored(path: str) -> Snapshot:
+    """A snapshot that an update run would write to a path."""
+    return Snapshot(SnapshotState.MISSING, path, "text")
+
+
 LIMITED = ModelGroup("tag edge", "m.yaml", (Budget("params", "max", 1),), ("m.yaml::a",))
 
 
@@ -147,6 +152,10 @@ LIMITED = ModelGroup("tag edge", "m.yaml", (Budget("params", "max", 1),), ("m.ya
         pytest.param(results(result("c"), result("d"), result("d")), "p2.part: it has two results for m.yaml::d: ", id="a result twice"),
         pytest.param(results(result("c"), result("d"), result("e")), "p2.part: it has a result for m.yaml::e, which it did not select: ", id="a result of another part"),
         pytest.param(results(result("c"), result("d", id="x")), "p2.part: the result of m.yaml::d is that of another id: ", id="another id"),
+        pytest.param(results(result("c"), result("d", files=("m.yaml",))), "p2.part: it has a result that names files to delete", id="files to delete"),
+        pytest.param(results(result("c"), result("d", snapshot=stored("../__model_budget__/d.yaml"))), "p2.part: it has snapshots elsewhere than beside what declares their models: ../__model_budget__/d.yaml: ", id="a snapshot elsewhere"),
+        pytest.param(results(result("c"), result("d", snapshot=stored("__model_budget__/../m.yaml"))), "p2.part: it has snapshots elsewhere", id="a snapshot that leads out"),
+        pytest.param(results(result("c"), result("d", snapshot=stored("m.yaml"))), "p2.part: it has snapshots elsewhere", id="no snapshot"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_belong_together(change: Any, words: str) -> None:
