@@ -305,11 +305,12 @@ def _names(names: Iterable[str]) -> str:
 
 def check_here(run: MergedRun, checkout: Checkout, manifests: dict[str, str]) -> Iterator[str]:
     """Why the parts are not of the project that they are merged in: its checkout, and the manifests that it has."""
-    if run.checkout.commit != checkout.commit:
-        there, here = run.checkout.commit[:12] or "(no repository)", checkout.commit[:12] or "(no repository)"
+    known = bool(run.checkout.commit)  # parts of containers without git, or of Bazel's sandbox, know of none
+    if known and run.checkout.commit != checkout.commit:
+        there, here = run.checkout.commit[:12], checkout.commit[:12] or "(no repository)"
         yield f"the parts are of commit {there}, and this checkout is of {here}: merge them in a checkout of theirs"
         return
-    if run.checkout.folder != checkout.folder:
+    if known and run.checkout.folder != checkout.folder:
         there, here = run.checkout.folder or "the top", checkout.folder or "the top"
         yield f"the parts are of {there} of the repository, and this is {here}: merge where they were run"
         return

@@ -184,3 +184,10 @@ def test_where_parts_are_merged(checkout: Checkout, manifests: dict[str, str], w
     """Only in a checkout that they are of: the base and the snapshots are read there."""
     problems = list(check_here(merged(three()), checkout, manifests))
     assert problems == [] if not words else words in problems[0]
+
+
+def test_parts_of_machines_without_git() -> None:
+    """They know of no commit, and are held against the manifests alone."""
+    parts = [replace(item, head=replace(item.head, checkout=Checkout())) for item in three()]
+    assert list(check_here(merged(parts), Checkout("a" * 40), {"m.yaml": "d" * 64})) == []
+    assert len(list(check_here(merged(parts), Checkout("a" * 40), {"m.yaml": "e" * 64}))) == 1
