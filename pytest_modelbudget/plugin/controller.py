@@ -17,7 +17,7 @@ from pytest_modelbudget.plugin.progress import while_waiting
 from pytest_modelbudget.plugin.reports import requested_reports
 from pytest_modelbudget.reports import table
 from pytest_modelbudget.results import Result, State, codec
-from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, Wanted, finish
+from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, Wanted, finish, in_order
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.trackers import tracker
 
@@ -92,7 +92,6 @@ class Controller:
             self._finish(session, results)
         else:
             self._finish_part(session, results)
-        self._call_hook()
         if self.finished.failed or self.finished.problems:
             _fail(session)
 
@@ -102,9 +101,13 @@ class Controller:
         wanted = self._wanted()
         with while_waiting(self.config, "logging to MLflow" if wanted.tracker else "writing reports"):
             self.finished = finish(results, wanted, base, collected, failed=_has_failed(session))
+        self._call_hook()
 
     def _finish_part(self, session: pytest.Session, results: Sequence[Result]) -> None:
-        """Write the part; that it has no model at all is no failure."""
+        """Write the part, which tells the merge that the hook failed too; that it has no model at all is no failure."""
+        self.finished = Finished(tuple(in_order(results)))
+        self._call_hook()
+        hook_problems = self.finished.problems
         if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
             session.exitstatus = pytest.ExitCode.OK
         with while_waiting(self.config, "writing the part"):
@@ -112,9 +115,10 @@ class Controller:
                 self.config,
                 results,
                 self.not_collected,
-                exit_status=int(session.exitstatus),
+                exit_status=int(session.exitstatus) or int(bool(hook_problems)),
                 failed_nodes=self.failed_nodes,
             )
+        self.finished.problems[:0] = hook_problems
 
     def _wanted(self) -> Wanted:
         update, log, required = (

@@ -9,7 +9,7 @@ import pytest
 from pytest_modelbudget.parts import Part, file
 from pytest_modelbudget.parts.merging import merged, problems_of
 from pytest_modelbudget.plugin.collect import NO_MODEL
-from tests.project import Project
+from tests.project import USE_FAKENET, Project
 
 MANIFEST = """
     models:
@@ -142,6 +142,12 @@ def test_failures_beside_models_are_told(small: Project) -> None:
     [part] = read(small, 1)
     assert merged([part]).failed
     assert merged([part]).notes == ("a test failed in the run of " + part.name + ": test_plain.py::test_plain",)
+    small.write("test_plain.py", "")
+    small.write("conftest.py", USE_FAKENET + "\n    def pytest_modelbudget_finish(): raise ValueError('broken')\n")
+    assert small.plain("--model-budget-part=1.part").ret == 1
+    [part] = read(small, 1)
+    assert merged([part]).notes == (f"the run of {part.name} ended with exit code 1",)
+    small.write("conftest.py", USE_FAKENET)
     small.write("test_plain.py", "import nowhere\n")
     assert small.plain("--model-budget-part=1.part", "--continue-on-collection-errors").ret == 1
     [part] = read(small, 1)
