@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pytest_modelbudget.cli.part import check_part, part_request
@@ -40,9 +41,10 @@ def run(options: Namespace) -> int:
         print("".join(f"{line}\n" for line in lines), end="", flush=True)
 
     with based(project, options.base) as base:
+        check = partial(check_models, project, base, options.ids, accept=options.accept, tell=tell)
         if part is not None:
-            return check_part(part, options, project, base, tell)
-        check_run = check_models(project, base, options.ids, accept=options.accept, tell=tell)
+            return check_part(part, project, base, check, update=options.accept)
+        check_run = check()
         if not check_run.results:
             names = ", ".join(path.name for path in project.manifests)
             print(f"modelbudget: {names} registers no model", file=sys.stderr)
