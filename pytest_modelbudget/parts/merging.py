@@ -177,8 +177,8 @@ def _registry_difference(head: PartHead, usual: PartHead) -> str:
     for path in sorted({*own.manifests, *other.manifests}):
         if own.manifests.get(path) != other.manifests.get(path):
             return f"the text of {path} is not the same"
-    nodes = [nodeid for nodeid, node in own.by_node.items() if node != other.by_node[nodeid]]
-    return f"the place or tags of {_names(nodes)} are not the same" if nodes else "groups have other limits"
+    nodes = [nodeid for nodeid, node in own.by_node.items() if node.facts != other.by_node[nodeid].facts]
+    return f"the tags of {_names(nodes)} are not the same" if nodes else "groups have other limits"
 
 
 def _incomplete(parts: Sequence[Part]) -> Iterator[str]:

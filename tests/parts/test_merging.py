@@ -146,7 +146,7 @@ LIMITED = ModelGroup("tag edge", "m.yaml", (Budget("params", "max", 1),), ("m.ya
         pytest.param(registry(nodes=(*REGISTRY.nodes, Registered("m.yaml::g", "g"))), "it has", id="more models"),
         pytest.param(registry(manifests={"m.yaml": "e" * 64}), "p2.part has another registry than p1.part: the text of m.yaml is not the same: ", id="another manifest"),
         pytest.param(registry(groups=(LIMITED,)), "groups have other limits", id="another group"),
-        pytest.param(registry(nodes=(*NODES[:-1], Registered("m.yaml::f", "f", tags=("edge",)), TEST)), "the place or tags of m.yaml::f are not the same", id="other tags"),
+        pytest.param(registry(nodes=(*NODES[:-1], Registered("m.yaml::f", "f", tags=("edge",)), TEST)), "the tags of m.yaml::f are not the same", id="other tags"),
         pytest.param(others(selected=("m.yaml::b", "m.yaml::c", "m.yaml::d")), "p2.part and p1.part both selected m.yaml::b: ", id="selected twice"),
         pytest.param(results(result("c")), "p2.part: it has no result for m.yaml::d, which it selected: write it again", id="a result is missing"),
         pytest.param(results(result("c"), result("d"), result("d")), "p2.part: it has two results for m.yaml::d: ", id="a result twice"),
