@@ -43,7 +43,7 @@ MANIFEST = """
       first: {build: "faults:good", inputs: "float32[B, 32]", tags: [some]}
       crashes: {build: "faults:segfault", inputs: "float32[B, 32]"}
       second: {build: "speakers:of_width", inputs: "float32[B, 32]", args: [100], tags: [some]}
-      slow: {build: "faults:loops", inputs: "float32[B, 32]", limits: {seconds: 1}}
+      slow: {build: "faults:sleeps", inputs: "float32[B, 32]", limits: {seconds: 1}}
       quits: {build: "faults:leave_with_code", inputs: "float32[B, 32]"}
       broken-1: {build: "speakers:fails", inputs: "float32[B, 32]", args: [broken-1]}
       broken-2: {build: "speakers:fails", inputs: "float32[B, 32]", args: [broken-2]}
