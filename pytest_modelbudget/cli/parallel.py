@@ -19,8 +19,8 @@ from pytest_modelbudget.results import Result
 from pytest_modelbudget.session.registry import Registry
 from pytest_modelbudget.summary import Summary
 
-Engine = Callable[[Path, Isolation, int], AbstractContextManager[Pool]]
-"""Opens a pool for a project's root and so many models; the isolated worker that is there already may be one of it."""
+Engine = Callable[[Path, Isolation, Sequence[ModelEntry]], AbstractContextManager[Pool]]
+"""Opens a pool for models of a project's root; the isolated worker that is there already may be one of it."""
 
 Count = Callable[[ModelEntry], Summary]
 Selected = tuple[Registry, ModelEntry]
@@ -84,12 +84,22 @@ def chosen_engine(jobs: str, on: str) -> Engine | None:
     """What `--jobs` and `--on` ask for; None for one worker here.
 
     Raises:
-        ModelBudgetError: what they say is no number of jobs, and no place.
+        ModelBudgetError: what they say is no number of jobs, or Dask is not installed.
     """
     number = _job_count(jobs)
+    if on:
+        return _dask_engine(on, number)
     if number is None or number == 1:
         return None
-    return lambda root, isolation, models: local_pool(min(number, models), root, isolation)
+    return lambda root, isolation, entries: local_pool(min(number, len(entries)), root, isolation)
+
+
+def _dask_engine(on: str, number: int | None) -> Engine:
+    try:
+        from pytest_modelbudget.executors.dask import dask_pool
+    except ImportError as error:
+        raise ModelBudgetError(f"--on needs Dask ({error}): pip install 'pytest-modelbudget[dask]'") from None
+    return lambda root, _, entries: dask_pool(on, number, root, entries, core_count())
 
 
 def _job_count(text: str) -> int | None:

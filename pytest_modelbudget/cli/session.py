@@ -187,7 +187,7 @@ def _check_each(
     if engine is None or isolation is None or not models:
         yield from _check_in_turn(models, decision, isolation)
     else:
-        with engine(project.root, isolation, len(models)) as pool:
+        with engine(project.root, isolation, [entry for _, entry in models]) as pool:
             yield from check_in_pool(pool, isolation, models, decision)
 
 

@@ -75,7 +75,7 @@ def count_task(task: Task) -> bytes:
 
 
 def _located(task: Task, folder: Path) -> Task:
-    """The task with its paths below `folder`, and with this process's own path and variables behind those of the run."""
+    """The task with its paths below `folder`; this process's own path and variables stand behind those of the run."""
     here, there = Surroundings.current(), task.surroundings
     path = (*(str(folder / part) for part in there.path), *here.path)
     surroundings = Surroundings(path, str(folder / there.folder), {**here.environment, **there.environment})
