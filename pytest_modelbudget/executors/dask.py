@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,8 @@ _SECONDS_TO_ANSWER = 60
 _SECONDS_TO_END = 15
 _SECONDS_BETWEEN_LOOKS = 0.5
 
+_LOGGERS = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio")
+
 _OWN_CLUSTER = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.nanny.pre-spawn-environ": {},
@@ -71,8 +74,13 @@ def dask_pool(where: str, most: int | None, root: Path, entries: Sequence[ModelE
         try:
             yield Pool(_DaskExecutor(client), _Slots(client, most), task)
         finally:
-            with suppress(Exception):  # a cluster that is gone has nothing of the run any more
-                _within(_SECONDS_TO_END, partial(client.unregister_worker_plugin, plugin.name), "forget the run")
+            with suppress(Exception):  # what matters is there already
+                _end_run(client, plugin)
+
+
+def _end_run(client: Client, plugin: RunPlugin) -> None:
+    if client.status == "running":  # a cluster that is gone has nothing of the run any more
+        _within(_SECONDS_TO_END, partial(client.unregister_worker_plugin, plugin.name), "end the run")
 
 
 def _own_task(run: str, root: Path, entry: ModelEntry) -> Task:
@@ -94,11 +102,19 @@ class RunPlugin(WorkerPlugin):  # type: ignore[misc]
         """Unpack them in the worker's own folder."""
         if self._packed:
             await asyncio.to_thread(shipping.unpack, self._run, self._packed, Path(worker.local_directory))
+        else:
+            _leave_interrupts()
 
     async def teardown(self, worker: Any) -> None:
         """End what counts models of the run, and remove its files."""
         await asyncio.to_thread(WORKERS.end, self._run)
         await asyncio.to_thread(shipping.remove, self._run)
+
+
+def _leave_interrupts() -> None:
+    """Have Ctrl-C reach only the process that asked: a terminal sends it to all that it started."""
+    with suppress(ValueError):  # where the worker is no process of its own
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 class _DaskExecutor(Executor):
@@ -264,7 +280,7 @@ def _within(seconds: float, call: Callable[[], T], what: str) -> T:
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
     """Without Dask's own log: what matters of it is said."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
