@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.executors import Attempt, Landed, Pool, count_all
 from pytest_modelbudget.executors.local import core_count, local_pool
-from pytest_modelbudget.isolation import Isolation, print_here
+from pytest_modelbudget.isolation import VARIABLE, Isolation, isolation_enabled, print_here
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.session.registry import Registry
 from pytest_modelbudget.summary import Summary
@@ -87,6 +88,10 @@ def chosen_engine(jobs: str, on: str) -> Engine | None:
         ModelBudgetError: what they say is no number of jobs, or Dask is not installed.
     """
     number = _job_count(jobs)
+    if (on or (number or 1) > 1) and not isolation_enabled():
+        reason = f"{VARIABLE} is off, or a debugger is there"
+        print(f"modelbudget: models are counted in this process, one after the other: {reason}", file=sys.stderr)
+        return None
     if on:
         return _dask_engine(on, number)
     if number is None or number == 1:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Command, modelbudget  # noqa: F401  # a fixture
+
+import_module("pytest_modelbudget.cli.check")  # a test drops what it imported, and here they patch it
 
 FAULTS = (Path(__file__).parents[1] / "isolation" / "faults.py").read_text(encoding="utf-8")
 SPEAKERS = """

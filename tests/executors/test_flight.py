@@ -31,7 +31,7 @@ def task_of(root: Path) -> Callable[[ModelEntry], Task]:
     return lambda entry: Task(str(root), entry, str(root), Surroundings.current())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_an_engine_needs_no_more_than_submit(isolated: Command, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     """Threads and processes of the standard library bring 32 * width params of each model, and what it printed."""
     entries = [ModelEntry(f"w{n}", "speakers:of_width", (n,), inputs="float32[B, 32]") for n in range(1, 4)]
