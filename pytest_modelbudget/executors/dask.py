@@ -221,14 +221,16 @@ def _own_cluster(workers: int) -> Iterator[dict[str, Any]]:
         security = Security.temporary()
     except ImportError:
         raise ModelBudgetError("--on dask needs cryptography: pip install 'pytest-modelbudget[dask]'") from None
-    with (
-        dask.config.set(_OWN_CLUSTER),
-        LocalCluster(
+    with dask.config.set(_OWN_CLUSTER):
+        cluster = LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://",
             dashboard_address=None, memory_limit=None, silence_logs=logging.CRITICAL, security=security,
-        ) as cluster,
-    ):  # fmt: skip
-        yield {"address": cluster}
+        )  # fmt: skip
+        try:
+            yield {"address": cluster}
+        finally:
+            with suppress(Exception):  # all results are there
+                cluster.close(timeout=_SECONDS_TO_END)
 
 
 def _wait_for_worker(client: Client, where: str) -> None:
@@ -243,13 +245,20 @@ def _wait_for_worker(client: Client, where: str) -> None:
 
 def _check_workers(client: Client, entries: Sequence[ModelEntry]) -> None:
     names = probe.asked_for(entries)
-    cloudpickle.register_pickle_by_value(probe)
-    try:
+    with probed_by_value():
         ask = partial(client.run, probe.installed, names, on_error="return")
         answers = _within(_SECONDS_TO_ANSWER, ask, "say what is installed")
+    probe.check_alike(probe.installed(names), answers, names)
+
+
+@contextmanager
+def probed_by_value() -> Iterator[None]:
+    """Inside, the probe travels as its code, to where this package may be missing."""
+    cloudpickle.register_pickle_by_value(probe)
+    try:
+        yield
     finally:
         cloudpickle.unregister_pickle_by_value(probe)
-    probe.check_alike(probe.installed(names), answers, names)
 
 
 def _within(seconds: float, call: Callable[[], T], what: str) -> T:

@@ -50,8 +50,8 @@ def packed_project(root: Path) -> bytes:
         for name in sizes:
             try:
                 archive.writestr(name, (root / name).read_bytes())
-            except OSError as error:
-                raise ModelBudgetError(f"--on: {name} cannot be sent to the cluster ({error.strerror})") from None
+            except (OSError, ValueError) as error:  # not to be read, or a name that is no text
+                raise ModelBudgetError(f"--on: {name!r} cannot be sent to the cluster ({error})") from None
     return packed.getvalue()
 
 

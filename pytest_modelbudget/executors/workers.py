@@ -9,15 +9,20 @@ from contextlib import contextmanager
 
 from pytest_modelbudget.isolation import Abandoned, Isolation
 
+_IDLE_SECONDS = 600.0
+
 
 class IsolatedWorkers:
     """Workers by the run that they are of: as many as tasks of it at a time, the one that was last used first.
 
-    The modules of a run stay imported in its workers, so no other run gets them.
+    The modules of a run stay imported in its workers, so no other run gets them. Workers of a run of which nothing is
+    heard for so many seconds come to their end: whoever asked for it may be gone without a word.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, idle_seconds: float = _IDLE_SECONDS) -> None:
         self._lock = threading.Lock()
+        self._idle_seconds = idle_seconds
+        self._timers: dict[str, threading.Timer] = {}
         self._idle: dict[str, list[Isolation]] = defaultdict(list)
         self._busy: dict[str, set[Isolation]] = defaultdict(set)
         self._ended: set[str] = set()
@@ -37,6 +42,7 @@ class IsolatedWorkers:
         with self._lock:
             if run in self._ended:
                 raise Abandoned
+            self._stop_timer(run)
             isolation = self._idle[run].pop() if self._idle[run] else Isolation()
             self._busy[run].add(isolation)
         try:
@@ -47,6 +53,7 @@ class IsolatedWorkers:
                 ended = run in self._ended
                 if not ended:
                     self._idle[run].append(isolation)
+                    self._start_timer(run)
             if ended:
                 isolation.close()
 
@@ -54,9 +61,27 @@ class IsolatedWorkers:
         """End the workers of a run: those that count are killed, the others come to their end."""
         with self._lock:
             self._ended.add(run)
+            self._stop_timer(run)
             idle, busy = self._idle.pop(run, []), tuple(self._busy.pop(run, ()))
         for isolation in busy:
             isolation.abandon()
+        for isolation in idle:
+            isolation.close()
+
+    def _start_timer(self, run: str) -> None:
+        self._stop_timer(run)
+        if not self._busy[run]:
+            timer = self._timers[run] = threading.Timer(self._idle_seconds, self._end_idle, [run])
+            timer.daemon = True
+            timer.start()
+
+    def _stop_timer(self, run: str) -> None:
+        if timer := self._timers.pop(run, None):
+            timer.cancel()
+
+    def _end_idle(self, run: str) -> None:
+        with self._lock:
+            idle = [] if self._busy[run] else self._idle.pop(run, [])
         for isolation in idle:
             isolation.close()
 

@@ -47,13 +47,11 @@ MANIFEST = """
       crashes: {build: "faults:segfault", inputs: "float32[B, 32]"}
       second: {build: "speakers:of_width", inputs: "float32[B, 32]", args: [100], tags: [some]}
       slow: {build: "faults:sleeps", inputs: "float32[B, 32]", limits: {seconds: 1}}
-      quits: {build: "faults:leave_with_code", inputs: "float32[B, 32]"}
       broken-1: {build: "speakers:fails", inputs: "float32[B, 32]", args: [broken-1]}
       broken-2: {build: "speakers:fails", inputs: "float32[B, 32]", args: [broken-2]}
       broken-3: {build: "speakers:fails", inputs: "float32[B, 32]", args: [broken-3]}
       here: {build: "speakers:of_width", inputs: "float32[B, 32]", args: [3], isolate: false}
       missing: {build: "nowhere:net", inputs: "float32[B, 32]"}
-      spoils: {build: "faults:replaces_len", inputs: "float32[B, 32]"}
       over: {build: "speakers:of_width", inputs: "float32[B, 32]", args: [9], budgets: {params: 10}}
       twice: {build: "faults:good", inputs: "float32[B, 32]"}
       Twice: {build: "faults:good", inputs: "float32[B, 32]"}

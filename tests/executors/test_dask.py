@@ -102,6 +102,23 @@ def test_a_scheduler_that_dies_ends_the_run(isolated: Command, tmp_path: Path) -
     assert done.err.startswith("ERROR the connection to the Dask scheduler was lost")
 
 
+def test_the_probe_runs_where_this_package_is_missing() -> None:
+    """It travels as its code, and says so."""
+    from distributed.protocol import pickle
+
+    from pytest_modelbudget.executors import probe
+    from pytest_modelbudget.executors.dask import probed_by_value
+
+    with probed_by_value():
+        packed = pickle.dumps(probe.installed)
+    code = (
+        "import pickle, sys; sys.modules['pytest_modelbudget'] = None\n"
+        "print(pickle.load(sys.stdin.buffer)(['pytest', 'nothing_of_the_kind']))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], input=packed, capture_output=True, check=True).stdout.decode()
+    assert answer.strip() == str(probe.installed(["pytest"]))
+
+
 def test_a_cluster_that_is_not_there_is_said(isolated: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what may be written."""
     monkeypatch.setattr("pytest_modelbudget.executors.dask._SECONDS_TO_CONNECT", 1)

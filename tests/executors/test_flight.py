@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +15,8 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.executors import Attempt, Lost, Pool, Task, count_all
 from pytest_modelbudget.executors.flight import import_group
-from pytest_modelbudget.executors.workers import WORKERS
-from pytest_modelbudget.isolation import Answer, Printed, Surroundings, YieldedBuilder
+from pytest_modelbudget.executors.workers import WORKERS, IsolatedWorkers
+from pytest_modelbudget.isolation import Abandoned, Answer, Printed, Surroundings, YieldedBuilder
 from pytest_modelbudget.isolation.channel import EntrySource
 from pytest_modelbudget.results import codec
 from tests.cli.conftest import Command
@@ -119,6 +120,19 @@ def test_an_executor_that_breaks_says_so() -> None:
     """Its models have no result."""
     with pytest.raises(Lost, match="gone"):
         list(count_all(Pool(Breaks(), lambda: 1, task_of(Path())), [ModelEntry("net", "nets:net")]))
+
+
+def test_workers_of_a_run_that_is_heard_of_no_more_end() -> None:
+    """After a while without a task; a task that comes then has another one."""
+    workers = IsolatedWorkers(idle_seconds=0.01)
+    with workers.taken("run") as isolation:
+        isolation.close = (ended := threading.Event()).set  # type: ignore[method-assign]
+    assert ended.wait(10)
+    with workers.taken("run") as other:
+        assert other is not isolation
+    workers.end("run")
+    with pytest.raises(Abandoned), workers.taken("run"):
+        pass
 
 
 def test_an_attempt_travels_as_data() -> None:

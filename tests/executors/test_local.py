@@ -34,7 +34,7 @@ def told(out: str) -> list[str]:
 def test_results_are_those_of_one_worker(isolated: Command) -> None:
     """Of crashes, limits, mistakes, sources and models that stay here: the same report, and with each what it printed."""
     serial = isolated("check", "--report", "json:serial.json", "--report", "md:serial.md")
-    parallel = isolated("check", "--report", "json:jobs.json", "--report", "md:jobs.md", "--jobs", "3")
+    parallel = isolated("check", "--report", "json:jobs.json", "--report", "md:jobs.md", "--jobs", "2")
     assert (serial.code, parallel.code) == (1, 1)
     path = isolated.project.path
     assert report(path / "jobs.json") == report(path / "serial.json")
