@@ -104,7 +104,7 @@ def _dask_engine(on: str, number: int | None) -> Engine:
         from pytest_modelbudget.executors.dask import dask_pool
     except ImportError as error:
         raise ModelBudgetError(f"--on needs Dask ({error}): pip install 'pytest-modelbudget[dask]'") from None
-    return lambda root, _, entries: dask_pool(on, number, root, entries, core_count())
+    return lambda root, _, entries: dask_pool(on, number, root, entries)
 
 
 def _job_count(text: str) -> int | None:

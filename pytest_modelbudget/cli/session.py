@@ -187,7 +187,9 @@ def _check_each(
     if engine is None or isolation is None or not models:
         yield from _check_in_turn(models, decision, isolation)
     else:
-        with engine(project.root, isolation, [entry for _, entry in models]) as pool:
+        with ExitStack() as stack:
+            with progress("starting workers"):
+                pool = stack.enter_context(engine(project.root, isolation, [entry for _, entry in models]))
             yield from check_in_pool(pool, isolation, models, decision)
 
 

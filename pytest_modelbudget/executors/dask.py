@@ -31,6 +31,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.executors import probe, shipping
 from pytest_modelbudget.executors.flight import Lost, Pool
+from pytest_modelbudget.executors.local import core_count
 from pytest_modelbudget.executors.task import Task
 from pytest_modelbudget.executors.workers import WORKERS
 from pytest_modelbudget.isolation import Surroundings
@@ -56,14 +57,14 @@ _OWN_CLUSTER = {
 
 
 @contextmanager
-def dask_pool(where: str, most: int | None, root: Path, entries: Sequence[ModelEntry], cores: int) -> Iterator[Pool]:
-    """The workers of the cluster at `where`, at most so many models at a time; `cores` of its own make a cluster.
+def dask_pool(where: str, most: int | None, root: Path, entries: Sequence[ModelEntry]) -> Iterator[Pool]:
+    """The workers of the cluster at `where`, at most so many models at a time; one's own has a worker for each core.
 
     Raises:
         ModelBudgetError: there is no cluster, or its workers cannot count these models.
     """
     own = where == OWN
-    with _quiet_logs(), _client(where, most or cores) as client:
+    with _quiet_logs(), _client(where, min(most or core_count(), len(entries))) as client:
         run = uuid.uuid4().hex
         _wait_for_worker(client, where)
         if not own:
@@ -224,7 +225,8 @@ def _own_cluster(workers: int) -> Iterator[dict[str, Any]]:
     with dask.config.set(_OWN_CLUSTER):
         cluster = LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://",
-            dashboard_address=None, memory_limit=None, silence_logs=logging.CRITICAL, security=security,
+            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}, memory_limit=None,
+            silence_logs=logging.CRITICAL, security=security,
         )  # fmt: skip
         try:
             yield {"address": cluster}

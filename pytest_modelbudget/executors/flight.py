@@ -54,49 +54,76 @@ def count_all(
     Raises:
         Lost: the engine is gone; what did not come has no result.
     """
-    queue, in_flight = _Queue(entries), dict[Future[bytes], int]()
+    flight = _Flight(pool, entries)
+    lost: BrokenExecutor | None = None
     try:
-        while queue or in_flight:
-            _fill(pool, entries, queue, in_flight)
-            with waiting([entries[index] for index in in_flight.values()]):
-                done = _wait_for_some(pool, entries, queue, in_flight)
-            landed = [Landed(in_flight.pop(future), future) for future in done]
-            for item in landed:
-                queue.done(item.index)
-            _fill(pool, entries, queue, in_flight)  # its workers are busy while each result is looked at
-            for item in landed:
-                _check_not_lost(item.future)
-                yield item
+        flight.fill()
+        while lost is None and flight.goes_on:
+            with waiting(flight.entries):
+                landed = flight.wait()
+            try:
+                flight.fill()  # its workers are busy while each result is looked at
+            except Lost as gone:
+                lost = gone
+            yield from (item for item in landed if _loss(item.future) is None)
+            lost = next(filter(None, (_loss(item.future) for item in landed)), lost)
+        if lost is not None:
+            raise lost
     finally:
-        for future in in_flight:
+        flight.cancel()
+
+
+class _Flight:
+    """The models that the executor has, and those that wait for it."""
+
+    def __init__(self, pool: Pool, entries: Sequence[ModelEntry]) -> None:
+        self._pool, self._all = pool, entries
+        self._queue = _Queue(entries)
+        self._in_flight: dict[Future[bytes], int] = {}
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a model is to come."""
+        return bool(self._queue or self._in_flight)
+
+    @property
+    def entries(self) -> list[ModelEntry]:
+        """Those that the executor has."""
+        return [self._all[index] for index in self._in_flight.values()]
+
+    def fill(self) -> None:
+        """Give the executor as many as it takes."""
+        for _ in range(self._pool.slots() - len(self._in_flight)):
+            if self._queue:
+                index = self._queue.next()
+                self._in_flight[self._pool.executor.submit(count_task, self._pool.task(self._all[index]))] = index
+
+    def wait(self) -> list[Landed]:
+        """Those that are done, once there is one."""
+        while not (done := self._done()):
+            self.fill()  # it may take more by now
+        landed = [Landed(self._in_flight.pop(future), future) for future in done]
+        for item in landed:
+            self._queue.done(item.index)
+        return landed
+
+    def _done(self) -> set[Future[bytes]]:
+        if not self._in_flight:
+            time.sleep(_LOOK_SECONDS)
+        return wait(self._in_flight, _LOOK_SECONDS, FIRST_COMPLETED).done
+
+    def cancel(self) -> None:
+        """Have no more of them."""
+        for future in self._in_flight:
             future.cancel()
 
 
-def _fill(pool: Pool, entries: Sequence[ModelEntry], queue: _Queue, in_flight: dict[Future[bytes], int]) -> None:
-    for _ in range(pool.slots() - len(in_flight)):
-        if queue:
-            index = queue.next()
-            in_flight[pool.executor.submit(count_task, pool.task(entries[index]))] = index
-
-
-def _wait_for_some(
-    pool: Pool, entries: Sequence[ModelEntry], queue: _Queue, in_flight: dict[Future[bytes], int]
-) -> set[Future[bytes]]:
-    while True:
-        if in_flight:
-            done, _ = wait(in_flight, _LOOK_SECONDS, FIRST_COMPLETED)
-            if done:
-                return done
-        else:
-            time.sleep(_LOOK_SECONDS)
-        _fill(pool, entries, queue, in_flight)
-
-
-def _check_not_lost(future: Future[bytes]) -> None:
+def _loss(future: Future[bytes]) -> BrokenExecutor | None:
+    """That the executor is gone, where that is what became of a model."""
     if future.cancelled():
-        raise Lost("the executor dropped a model that it had taken")
-    if isinstance(error := future.exception(), BrokenExecutor):
-        raise error
+        return Lost("the executor dropped a model that it had taken")
+    error = future.exception()
+    return error if isinstance(error, BrokenExecutor) else None
 
 
 class _Queue:

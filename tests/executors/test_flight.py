@@ -107,19 +107,29 @@ def test_what_models_import_alike(build: str, framework: str | None, group: str)
 
 
 class Breaks(Executor):
-    """Takes one model, and is gone."""
+    """Is done with every other model, and gone with the next."""
+
+    def __init__(self) -> None:
+        self._taken = 0
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Break with the first."""
+        """Take it."""
         future: Future[Any] = Future()
-        future.set_exception(BrokenExecutor("gone"))
+        self._taken += 1
+        if self._taken % 2:
+            future.set_result(b"")
+        else:
+            future.set_exception(BrokenExecutor("gone"))
         return future
 
 
-def test_an_executor_that_breaks_says_so() -> None:
-    """Its models have no result."""
+def test_what_was_done_before_an_executor_broke_is_kept() -> None:
+    """Also what came together with that; the others have no result."""
+    entries = [ModelEntry(f"n{n}", "nets:net") for n in range(4)]
+    landings = count_all(Pool(Breaks(), lambda: 2, task_of(Path())), entries)
+    assert next(landings).index == 0
     with pytest.raises(Lost, match="gone"):
-        list(count_all(Pool(Breaks(), lambda: 1, task_of(Path())), [ModelEntry("net", "nets:net")]))
+        next(landings)
 
 
 def test_workers_of_a_run_that_is_heard_of_no_more_end() -> None:
