@@ -128,7 +128,7 @@ class _DaskExecutor(Executor):
         try:
             inner: Future[T] = self._executor.submit(fn, *args, **kwargs)
         except Exception as error:
-            raise Lost(_lost(error)) from None
+            raise Lost(_lost(f"{type(error).__name__}: {error}")) from None
         outer: Future[T] = Future()
         outer.set_running_or_notify_cancel()
         inner.add_done_callback(partial(_settle, outer))
@@ -137,7 +137,7 @@ class _DaskExecutor(Executor):
 
 def _settle(outer: Future[T], inner: Future[T]) -> None:
     if inner.cancelled():
-        outer.set_exception(Lost(_lost(None)))
+        outer.set_exception(Lost(_lost()))
     elif (error := inner.exception()) is None:
         outer.set_result(inner.result())
     else:
@@ -155,9 +155,8 @@ def _translated(error: BaseException) -> BaseException:
     )
 
 
-def _lost(error: Exception | None) -> str:
-    reason = f" ({type(error).__name__}: {error})" if error else ""
-    return f"the connection to the Dask scheduler was lost before it was checked{reason}"
+def _lost(reason: str = "") -> str:
+    return f"the connection to the Dask scheduler was lost before it was checked{f' ({reason})' if reason else ''}"
 
 
 @dataclass(slots=True)
@@ -176,8 +175,8 @@ class _Slots:
             return self.count
         try:
             threads = sum(_within(_SECONDS_TO_ANSWER, self.client.nthreads, "answer").values())
-        except Exception as error:
-            raise Lost(_lost(error)) from None
+        except ModelBudgetError as error:
+            raise Lost(_lost(str(error))) from None
         self.looked, self.count = time.monotonic(), threads if self.most is None else min(threads, self.most)
         self.empty_since = None if threads else self.empty_since or now
         if self.empty_since is not None and now - self.empty_since > _SECONDS_FOR_WORKERS:
@@ -267,24 +266,23 @@ def _within(seconds: float, call: Callable[[], T], what: str) -> T:
     """What a call to the cluster gives, which may never come.
 
     Raises:
-        ModelBudgetError: it takes longer.
+        ModelBudgetError: it takes longer, or fails.
     """
     results: list[T] = []
-    errors: list[BaseException] = []
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
             results.append(call())
-        except BaseException as error:
+        except Exception as error:
             errors.append(error)
 
     thread = Thread(target=run, name="modelbudget-dask", daemon=True)
     thread.start()
     thread.join(seconds)
-    if errors:
-        raise errors[0]
     if not results:
-        raise ModelBudgetError(f"--on: the cluster did not {what} within {seconds:g} s")
+        reason = f" ({type(errors[0]).__name__}: {errors[0]})" if errors else f" within {seconds:g} s"
+        raise ModelBudgetError(f"--on: the cluster did not {what}{reason}")
     return results[0]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from pytest_modelbudget import units
+from pytest_modelbudget.base.git import Git, NoGit
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import Surroundings
 
@@ -29,8 +29,8 @@ _FOLDERS: dict[str, Path] = {}
 def packed_project(root: Path) -> bytes:
     """The files that models may need, in a zip file.
 
-    These are the files that git tracks or would (`.gitignore` holds), else all that are not hidden, installed or a
-    cache; never snapshots, nor what a link outside of `root` leads to.
+    These are the files that git tracks or would (`.gitignore` holds), else all that are not installed or a cache; never
+    hidden ones, snapshots, or what a link outside of `root` leads to.
 
     Raises:
         ModelBudgetError: they are more than `MODELBUDGET_PROJECT_LIMIT` allows, or cannot be read.
@@ -65,25 +65,21 @@ def _limit() -> int:
 
 def _belongs(root: Path, name: str) -> bool:
     """Whether it is a file, and lies in the project by its links too."""
-    parts = Path(name).parts
     with suppress(OSError, RuntimeError):
         path = root / name
-        skipped = any(part in _SKIPPED_FOLDERS or part == ".modelbudget" for part in parts)
-        return not skipped and path.is_file() and path.resolve().is_relative_to(root.resolve())
+        left_out = any(part.startswith(".") or part in _SKIPPED_FOLDERS for part in Path(name).parts)
+        return not left_out and path.is_file() and path.resolve().is_relative_to(root.resolve())
     return False
 
 
 def _files(root: Path) -> Iterator[str]:
     """Their paths below `root`."""
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    with suppress(OSError):
-        listing = subprocess.run(command, capture_output=True, check=False)
-        if listing.returncode == 0:
-            yield from filter(None, os.fsdecode(listing.stdout).split("\0"))
-            return
+    with suppress(NoGit):
+        yield from Git(root).work_tree()
+        return
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not _is_left_out(Path(folder) / name)]
-        yield from (os.path.relpath(os.path.join(folder, name), root) for name in files if not name.startswith("."))
+        yield from (os.path.relpath(os.path.join(folder, name), root) for name in files)
 
 
 def _is_left_out(folder: Path) -> bool:

@@ -16,12 +16,12 @@ from pytest_modelbudget.isolation import Surroundings
 from tests.project import Project
 
 FILES = ("nets.py", "lib/more.py", "m.keras", "__model_budget__/net.yaml", ".venv/pyvenv.cfg", ".venv/lib/x.py",
-         "env/pyvenv.cfg", "env/x.py", "lib/__pycache__/more.pyc", ".modelbudget/cache", "ignored.bin")  # fmt: skip
+         "env/pyvenv.cfg", "env/x.py", "lib/__pycache__/more.pyc", ".modelbudget/cache", "ignored.bin", ".env")  # fmt: skip
 
 
 @pytest.mark.parametrize("repository", [True, False], ids=["git", "a folder"])
 def test_what_models_may_need_travels(project: Project, repository: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither what git ignores, environments, caches, snapshots, nor what lies elsewhere; it is unpacked as it was."""
+    """Neither what git ignores or is hidden, environments, caches, snapshots, nor what lies elsewhere; it is unpacked as it was."""
     root = project.path / "root"
     for name in FILES:
         project.write(f"root/{name}", name)
@@ -31,7 +31,7 @@ def test_what_models_may_need_travels(project: Project, repository: bool, monkey
     if repository:
         project.write("root/.gitignore", "ignored.bin\n.venv/\nenv/\n__pycache__/\n")
         project.pytester.run("git", "init", "-q", str(root))
-        expected = {"nets.py", "lib/more.py", "m.keras", ".gitignore"}
+        expected = {"nets.py", "lib/more.py", "m.keras"}
     packed = shipping.packed_project(root)
     assert {*zipfile.ZipFile(io.BytesIO(packed)).namelist()} == expected
     shipping.unpack("run", packed, project.path / "there")
