@@ -146,6 +146,11 @@ class Git:
         """Whether files below a folder are known to git: committed, or to be."""
         return bool(self._ask("ls-files", "-z", "--", folder))
 
+    def work_tree(self) -> list[str]:
+        """The files below the folder that are tracked, or would be: not those that are ignored."""
+        listing = self._ask("ls-files", "-z", "--cached", "--others", "--exclude-standard") or ""
+        return [name for name in listing.split("\0") if name]
+
     def blobs(self) -> Blobs:
         """A process that gives any number of blobs."""
         return Blobs([*self._command, "cat-file", "--batch"], self.folder, self._environment)

@@ -50,7 +50,7 @@ def run(
     """
     start = time.perf_counter()
     try:
-        summary = attempt(_with_file_path(entry, root), count or summarize_entry)
+        summary = attempt(with_file_path(entry, root), count or summarize_entry)
         with originals_restored():
             text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
             stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(SnapshotState.OFF)
@@ -105,7 +105,7 @@ def failure_result(entry: ModelEntry, error: BaseException) -> Result:
             return _build_error(entry, user_traceback(error))
 
 
-def _with_file_path(entry: ModelEntry, root: Path) -> ModelEntry:
+def with_file_path(entry: ModelEntry, root: Path) -> ModelEntry:
     """A model's file is looked for from the folder of what registers it."""
     if not isinstance(entry.build, str) or not names_file(entry.build):
         return entry
