@@ -19,6 +19,7 @@ from pytest_modelbudget.isolation import VARIABLE, Isolation, isolation_enabled,
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.session.registry import Registry
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.pace import Pace
 
 Engine = Callable[[Path, Isolation, Sequence[ModelEntry]], AbstractContextManager[Pool]]
 """Opens a pool for models of a project's root; the isolated worker that is there already may be one of it."""
@@ -46,10 +47,12 @@ def check_in_pool(
     isolated = [model for model in models if model[1].isolate is not False]
     done = 0
 
+    pace = Pace(len(models))
+
     def waiting(entries: Sequence[ModelEntry]) -> AbstractContextManager[None]:
         names = [entry.id for entry in entries[:_MOST_NAMED]]
         more = f" and {len(entries) - _MOST_NAMED} more" if len(entries) > _MOST_NAMED else ""
-        return progress(f"[{done}/{len(models)}] {', '.join(names)}{more}")
+        return progress(f"{pace.text(done + 1)} {', '.join(names)}{more}", logged=pace.is_due())
 
     for landed in count_all(pool, [entry for _, entry in isolated], waiting):
         yield _decided(isolated[landed.index], landed, isolation, decide)
@@ -57,7 +60,7 @@ def check_in_pool(
     for registry, entry in models:
         if entry.isolate is False:
             done += 1
-            with progress(f"[{done}/{len(models)}] {entry.id}", alone=False), captured_output() as output:
+            with progress(f"{pace.text(done)} {entry.id}", alone=False), captured_output() as output:
                 result = decide(registry, entry, isolation.count)
                 printed = output()
             yield result, printed

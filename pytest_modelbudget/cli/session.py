@@ -21,6 +21,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.executors import Lost
 from pytest_modelbudget.isolation import Isolation, isolation_enabled
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results.store import ResultStore
 from pytest_modelbudget.session.baseline import BaseManifest
 from pytest_modelbudget.session.finish import Collected
 from pytest_modelbudget.session.registry import (
@@ -30,6 +31,7 @@ from pytest_modelbudget.session.registry import (
     register_manifest,
     snapshot_clashes,
 )
+from pytest_modelbudget.system.pace import Pace
 
 INTERRUPTED = 2
 """What a run that was interrupted exits with, as of pytest."""
@@ -86,7 +88,7 @@ def check_models(
     Raises:
         ModelBudgetError: an id that selects nothing, or an engine that cannot be had.
     """
-    results: list[Result] = []
+    results = ResultStore()
     interrupted, lost = False, ""
     with ExitStack() as stack:
         isolation = stack.enter_context(closing(Isolation())) if isolation_enabled() else None
@@ -100,7 +102,7 @@ def check_models(
         try:
             with closing(checked):
                 for result, output in checked:
-                    results.append(result)
+                    results.add(result)
                     if tell is not None:
                         tell(result, output, new)
         except KeyboardInterrupt:
@@ -109,8 +111,8 @@ def check_models(
             lost = str(end)
         if interrupted or lost:
             reason = lost or "the run was interrupted before it was checked"
-            checked_nodeids = {result.nodeid for result in results}
-            results += _not_checked_results(registries, selection, checked_nodeids, reason)
+            for result in _not_checked_results(registries, selection, {result.nodeid for result in results}, reason):
+                results.add(result)
     collected = Collected()
     for registry in registries:
         collected.add(registry.groups, decision.base_manifests[registry.path].findings)
@@ -216,10 +218,10 @@ def _check_each(
 def _check_in_turn(
     models: Sequence[Selected], decision: _Decision, isolation: Isolation | None
 ) -> Iterator[tuple[Result, str]]:
+    pace = Pace(len(models))
     for number, (registry, entry) in enumerate(models, 1):
-        text = f"[{number}/{len(models)}] {entry.id}"
-        alone = entry.isolate is not False and isolation is not None
-        with progress(text, alone=alone), captured_output() as output:
+        text, alone = f"{pace.text(number)} {entry.id}", entry.isolate is not False and isolation is not None
+        with progress(text, alone=alone, logged=pace.is_due()), captured_output() as output:
             result = decision(registry, entry, None if isolation is None else isolation.count)
             printed = output()
         yield result, printed

@@ -72,7 +72,8 @@ class ModelEntry:
         for name, size in {**({} if self.batch is None else {"batch": self.batch}), **self.dims}.items():
             _check_size(name, size)
         for name, values in (("args", tuple(self.args)), ("kwargs", dict(self.kwargs))):
-            object.__setattr__(self, name, arguments.read(values, (name,), lambda _: self.place))
+            read = arguments.read(values, (name,), lambda _: self.place) if values else values
+            object.__setattr__(self, name, read)
         object.__setattr__(self, "limits", resources.parse(self.limits))
         object.__setattr__(self, "tags", (self.tags,) if isinstance(self.tags, str) else tuple(self.tags))
         object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))

@@ -165,7 +165,8 @@ class Isolation:
         answer = self._ask(Job("entries", source=source), resources.parse(holder.limits))
         match answer.kind:
             case "entries":
-                return tuple(_stand_in(entry, source) for entry in answer.entries())
+                builder = YieldedBuilder.by(source)
+                return tuple(replace(entry, build=builder) for entry in answer.entries())
             case "interrupted":
                 raise KeyboardInterrupt
             case "ended":
@@ -282,10 +283,6 @@ def _count_job(entry: ModelEntry, module: UserModule | None) -> Job:
     if isinstance(entry.build, YieldedBuilder):
         return Job("count", entry=without_builder(entry), source=entry.build.source)
     return Job("count", entry=entry)
-
-
-def _stand_in(entry: ModelEntry, source: EntrySource) -> ModelEntry:
-    return replace(entry, build=YieldedBuilder.by(source))
 
 
 __all__ = [

@@ -12,6 +12,7 @@ from pytest_modelbudget.budget import FITS, Violation
 from pytest_modelbudget.diff import Change, LayerRun, largest_runs, rows_changed
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, text
+from pytest_modelbudget.reports.listing import listed
 from pytest_modelbudget.results import Result, SnapshotState, State
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import PEAK_METRICS
@@ -197,7 +198,7 @@ def _not_run(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _was_run(summary: Summary) -> bool:
-    return bool(summary.inputs or summary.outputs) or summary.flops.value is not None
+    return summary.flops.value is not None or bool(summary.inputs or summary.outputs)
 
 
 def _new_models(results: Sequence[Result]) -> Iterator[str]:
@@ -237,8 +238,11 @@ def short_reason(result: Result) -> str:
 
 def closing_lines(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[str]:
     """The lines of the section at the end of a run: the table, warnings, notes, and the verdict."""
-    yield table.results_text([result for result in results if result.is_model or result.state.failed], width=width)
-    for result in sorted(results, key=lambda result: result.id):
+    listing = listed(result for result in results if result.is_model or result.state.failed)
+    yield table.results_text(listing.results, width=width)
+    if listing.line:
+        yield harmless(listing.line)
+    for result in sorted(listing.results if listing.line else results, key=lambda result: result.id):
         for violation in result.warnings:
             yield f"warn: {harmless(result.id)}: {text.violation_text(violation)}"
         if result.snapshot.note:

@@ -60,6 +60,11 @@ def whole_result(content: Mapping[str, Any]) -> Result:
     return replace(result, since=since, snapshot=replace(result.snapshot, before=earlier.get("snapshot")))
 
 
+def snapshot_text(data: bytes) -> str:
+    """The text of the snapshot of what `pack` gave, without all the rest."""
+    return str(json.loads(zlib.decompress(data))["snapshot"]["text"])
+
+
 def result_dict(result: Result) -> dict[str, Any]:
     """One model's outcome as plain JSON data."""
     return {

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -114,8 +114,8 @@ def remove_drafts(home: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def write(path: Path, content: str | bytes, *, made_in: Path | None = None) -> None:
-    """Write `content`, in UTF-8, to what `path` stands for, following links.
+def write(path: Path, content: str | bytes | Iterator[str], *, made_in: Path | None = None) -> None:
+    """Write `content`, in UTF-8, to what `path` stands for, following links; an iterator gives it in pieces.
 
     A file is replaced as a whole and keeps its mode; folders that are missing are made. A pipe or a device is written
     into, and so is a file that is mounted, which cannot be replaced. `/dev/stdout`, `/dev/fd/3` and the like are what
@@ -124,13 +124,13 @@ def write(path: Path, content: str | bytes, *, made_in: Path | None = None) -> N
     Raises:
         OSError: it cannot be written; a file that was there is as it was.
     """
-    data = _encoded(content)
-    if _written_in_place(path, data):
+    pieces = map(_encoded, (content,) if isinstance(content, (str, bytes)) else content)
+    if _written_in_place(path, pieces):
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     with nullcontext(made_in) if made_in else draft_folder(target.parent) as folder:
-        _replace(target, data, folder)
+        _replace(target, pieces, folder)
 
 
 def write_folder(path: Path, files: Mapping[str, str | bytes]) -> None:
@@ -155,7 +155,7 @@ def append(path: Path, content: str, *, follow: bool = True) -> None:
         OSError: it cannot be written.
     """
     data = _encoded(content)
-    if not follow or not _written_in_place(path, data):
+    if not follow or not _written_in_place(path, (data,)):
         with open(path, "ab", opener=None if follow else _no_link) as file:
             file.write(data)
 
@@ -197,7 +197,7 @@ def _descriptor_number(text: str) -> int | None:
     return _STREAMS[match["stream"]] if match["stream"] else int(match["number"])
 
 
-def _written_in_place(path: Path, data: bytes) -> bool:
+def _written_in_place(path: Path, pieces: Iterable[bytes]) -> bool:
     """Whether `path` stands for something that is written into as it is, which was done then."""
     if (number := descriptor_of(path)) is not None:
         for stream in (sys.stdout, sys.stderr):
@@ -213,7 +213,8 @@ def _written_in_place(path: Path, data: bytes) -> bool:
             return False
         handle = _open_for_writing(path, waits=stat.S_ISFIFO(mode))
     try:
-        _write_all(handle, data)
+        for data in pieces:
+            _write_all(handle, data)
     finally:
         os.close(handle)
     return True
@@ -251,9 +252,10 @@ def _is_writable(handle: int) -> bool:
     return bool(poll.poll(SECONDS_TO_READ * 1000))
 
 
-def _replace(target: Path, data: bytes, folder: Path) -> None:
+def _replace(target: Path, pieces: Iterable[bytes], folder: Path) -> None:
     new_file = folder / "new"
-    new_file.write_bytes(data)
+    with new_file.open("wb") as file:
+        file.writelines(pieces)
     with suppress(FileNotFoundError):
         os.chmod(new_file, stat.S_IMODE(target.stat().st_mode))
     try:
@@ -261,4 +263,4 @@ def _replace(target: Path, data: bytes, folder: Path) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        target.write_bytes(data)
+        shutil.copyfile(new_file, target)
