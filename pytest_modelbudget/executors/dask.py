@@ -203,6 +203,8 @@ def _client(where: str, workers: int) -> Iterator[Client]:
 
 @contextmanager
 def _address(where: str) -> Iterator[dict[str, Any]]:
+    if where.startswith("tls:") and Security().get_connection_args("client").get("ssl_context") is None:
+        raise ModelBudgetError(f"--on {where}: Dask's configuration has no certificates (distributed.comm.tls)")
     if "://" in where:
         yield {"address": where}
     elif os.path.isfile(where):

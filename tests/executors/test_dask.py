@@ -124,3 +124,4 @@ def test_a_cluster_that_is_not_there_is_said(isolated: Command, monkeypatch: pyt
     monkeypatch.setattr("pytest_modelbudget.executors.dask._SECONDS_TO_CONNECT", 1)
     assert "no Dask scheduler answers there" in isolated("check", "--on", "tcp://127.0.0.1:9").err
     assert "write tcp://scheduler:8786" in isolated("check", "--on", "nowhere").err
+    assert "has no certificates" in isolated("check", "--on", "tls://127.0.0.1:9").err
