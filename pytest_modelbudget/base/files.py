@@ -47,8 +47,8 @@ class Base:
         """The paths of all files with this name, in whichever folder; see `files`."""
         return self._by_name.get(name, [])
 
-    def text(self, path: str) -> str | None:
-        """The text of a file with line ends LF; None when the base has no such file.
+    def text(self, path: str, most: int = MOST_BYTES) -> str | None:
+        """The text of a file of at most `most` bytes, with line ends LF; None when the base has no such file.
 
         Raises:
             ModelBudgetError: it is there, but cannot be read here, is no text, or larger than what is read.
@@ -59,7 +59,7 @@ class Base:
         if self._blobs is None:
             self._blobs = Git(self.root).blobs()
         try:
-            content = self._blobs.read(blob, MOST_BYTES)
+            content = self._blobs.read(blob, most)
         except UnreadableFile as problem:
             self.close()  # git has begun to give it
             raise ModelBudgetError(f"{path} of {self.where.name} {problem}") from None

@@ -75,8 +75,10 @@ class LoadedManifest:
     home: str = "."
     limits: ResourceLimits = field(default_factory=ResourceLimits)
 
-    def apply(self, entry: ModelEntry) -> ModelEntry:
+    def apply(self, entry: ModelEntry, source: str = "") -> ModelEntry:
         """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.
+
+        `source` is what yielded it, where a source did.
 
         Raises:
             ModelBudgetError: a min of one level is above a max of another.
@@ -99,6 +101,8 @@ class LoadedManifest:
             declared=Path(self.file).name,
             training=written.merge(*(level.recipes.get("training") for level in levels), entry.training),
             inference=written.merge(*(level.recipes.get("inference") for level in levels), entry.inference),
+            snapshot=entry.snapshot or next((level.snapshot for level in reversed(levels) if level.snapshot), None),
+            source=source,
         )
 
 
@@ -223,7 +227,13 @@ class _Loader:
         defaults: Keys = ("defaults",)
         recipes = self._recipes(manifest.defaults, defaults)
         yield ManifestLevel(
-            self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults, (), recipes
+            self._budgets(manifest.defaults.budgets, defaults),
+            lambda _: True,
+            0,
+            defaults,
+            (),
+            recipes,
+            manifest.defaults.snapshot,
         )
         layers = [self._layer(tag, ("tags", name), has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
@@ -236,7 +246,7 @@ class _Loader:
     def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> ManifestLevel:
         sums = self._limits_in(level.sum, keys, "sum", budgets.parse_sum)
         limits, line = self._budgets(level.budgets, keys), self.tree.line(keys) or 0
-        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys))
+        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys), level.snapshot)
 
     def _recipes(self, level: schema.Defaults | schema.Tag | schema.Model, keys: Keys) -> dict[str, RecipeSection]:
         """What a level says of recipes, by kind; `null` says that there is none. Each bad key is a mistake."""
@@ -353,6 +363,7 @@ class _Loader:
             run=model.run,
             limits=self._limits(model.limits, keys),
             isolate=model.isolate,
+            snapshot=model.snapshot,
             place=Place(self.file, self.tree.line(keys)),
             training=recipes.get("training"),
             inference=recipes.get("inference"),

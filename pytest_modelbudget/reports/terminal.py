@@ -119,7 +119,7 @@ def _snapshot(result: Result) -> Iterator[str]:
     match snapshot.stored:
         case SnapshotState.MISSING if result.state is not State.OK and not result.accepted:
             assert result.summary is not None
-            yield f"  no {path} yet (counted {result.summary.params:,} params); a check never writes it"
+            yield f"  {_lacking(result)} (counted {result.summary.params:,} params); a check never writes it"
             yield from _commands("create:  ", update, result)
         case SnapshotState.DIFFERENT:
             yield f"  differs from {path}:"
@@ -178,7 +178,13 @@ def change_lines(changes: Sequence[Change], summary: Summary | None) -> Iterator
 def new_model(result: Result) -> str:
     """One line for a model that has no snapshot yet, in a run with many of these."""
     assert result.summary is not None
-    return harmless(f"{result.id}: {result.state.value}: no {result.snapshot.path} yet; {result.summary.brief}")
+    return harmless(f"{result.id}: {result.state.value}: {_lacking(result)}; {result.summary.brief}")
+
+
+def _lacking(result: Result) -> str:
+    """That a model has no snapshot yet: no file, or no line in one that it shares with others."""
+    path = result.snapshot.path
+    return harmless(f"no line in {path} yet" if result.snapshot.is_line else f"no {path} yet")
 
 
 def is_new(result: Result) -> bool:

@@ -24,6 +24,7 @@ from pytest_modelbudget.results.groups import (
     unenforced_growth,
 )
 from pytest_modelbudget.session import report_files
+from pytest_modelbudget.session.addresses import folded_addresses
 from pytest_modelbudget.session.baseline import deleted_snapshots
 from pytest_modelbudget.session.report_files import ReportFile
 from pytest_modelbudget.system import writing
@@ -131,21 +132,34 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
     written_count = unchanged = 0
     problems: list[str] = []
     owners: dict[str, str] = {}
+    totals: dict[str, dict[str, str]] = {}
     with writing.DraftFolders() as drafts:
         for result in results:
             if not result.to_write:
                 unchanged += result.snapshot.stored is SnapshotState.EQUAL
                 continue
             path = result.snapshot.path
+            if snapshot.is_totals(path):
+                totals.setdefault(path, {})[result.id] = result.snapshot.text
+                continue
             if (owner := owners.setdefault(path.casefold(), result.nodeid)) != result.nodeid:
                 problems.append(f"{path}: {owner} and {result.nodeid} both want to be here: rename one")
                 continue
             try:
-                home = path.partition(f"{snapshot.FOLDER}/")[0] or "."
-                written_count += snapshot.write(root, home, path, result.snapshot.text, drafts)
+                written_count += snapshot.write(root, _home_of(path), path, result.snapshot.text, drafts)
+            except ModelBudgetError as error:
+                problems.append(str(error))
+        for path, lines in totals.items():
+            try:
+                written_count += snapshot.write_lines(root, _home_of(path), path, lines, drafts)
             except ModelBudgetError as error:
                 problems.append(str(error))
     return f"snapshots: wrote {written_count}, {unchanged} unchanged", problems
+
+
+def _home_of(path: str) -> str:
+    """The folder whose snapshot folder a file lies in."""
+    return path.partition(f"{snapshot.FOLDER}/")[0] or "."
 
 
 def _lacks_models(results: Iterable[Result], collected: Collected) -> bool:
@@ -164,13 +178,24 @@ def _sweep(results: Iterable[Result], root: Path) -> None:
 
 def _prune(results: Iterable[Result], root: Path, done: Finished) -> None:
     """Delete the obsolete snapshots that a run accepts to lose."""
-    for result in results:
-        for path in result.files if result.accepted else ():
-            try:
-                (root / path).unlink(missing_ok=True)  # another run may have pruned it
-                done.lines.append(f"pruned {path}")
-            except OSError as error:
-                done.problems.append(f"{path}: cannot be deleted ({error.strerror})")
+    addresses = [address for result in results if result.accepted for address in result.files]
+    totals: dict[str, list[str]] = {}
+    for address in addresses:
+        path, is_line, model = address.partition("::")
+        if is_line:
+            totals.setdefault(path, []).append(model)
+            continue
+        try:
+            (root / path).unlink(missing_ok=True)  # another run may have pruned it
+            done.lines.append(f"pruned {path}")
+        except OSError as error:
+            done.problems.append(f"{path}: cannot be deleted ({error.strerror})")
+    for path, models in totals.items():
+        try:
+            snapshot.remove_lines(root, _home_of(path), path, models)
+            done.lines += [f"pruned {line}" for line in folded_addresses(f"{path}::{model}" for model in models)]
+        except ModelBudgetError as error:
+            done.problems.append(str(error))
 
 
 def _track(tracker: Tracker, wanted: Wanted, root: Path, done: Finished) -> None:
