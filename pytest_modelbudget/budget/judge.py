@@ -224,7 +224,7 @@ class _Evaluator:
         if (kind := PEAK_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
             return None, f"{reason} ({self.base.name})"
         if layer is not None and isinstance(base_summary, Totals):
-            return None, f"{layer.path}: the base has only totals (snapshot: totals), and no layers ({self.base.name})"
+            return None, f"of layers: the base has only totals (snapshot: totals) ({self.base.name})"
         if layer is not None and layer.path not in self.old_layers:
             return None, f"{layer.path} is not in the base ({self.base.name})"
         if layer is None or isinstance(base_summary, Totals):

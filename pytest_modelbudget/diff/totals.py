@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from pytest_modelbudget import units
 from pytest_modelbudget.diff.change import Change
@@ -31,26 +31,28 @@ def changes_of_totals(before: Totals, after: Totals) -> Iterator[Change]:
 
     Numbers that follow from the rows alone are told where the rows changed: elsewhere another release counts them.
     """
-    yield from total_changes(before, after, ())
+    stored = list(total_changes(before, after, ()))
+    yield from stored
     if before.rows != after.rows:
-        yield from _followers(before, after)
+        yield from _followers(before, after, {(change.before, change.after) for change in stored})
     yield from port_changes(before, after)
     if before.rows != after.rows:
         yield Change("port", "rows", before.rows, after.rows, why=NO_ROWS)
 
 
-NO_ROWS = (
-    "rows differ, and totals say no more of them; modelbudget show prints those of now, and snapshot: layers keeps all"
-)
+NO_ROWS = "which rows changed is not kept (snapshot: totals); modelbudget show ID prints those of now"
 """Why the rows that changed are not told."""
 
 
-def _followers(before: Totals, after: Totals) -> Iterator[Change]:
+def _followers(before: Totals, after: Totals, said: Container[tuple[str, str]]) -> Iterator[Change]:
+    """Other numbers that changed, but those that moved as a total that is told."""
     for name, old in before.numbers.items():
         new = after.numbers.get(name, old)
         if name not in STORED and old != new:
             delta = new - old if isinstance(old, int) and isinstance(new, int) else None
-            yield Change("total", name, _number_text(name, old), _number_text(name, new), delta)
+            texts = _number_text(name, old), _number_text(name, new)
+            if texts not in said:
+                yield Change("total", name, *texts, delta)
 
 
 def _number_text(name: str, number: Number | None) -> str:
