@@ -203,7 +203,7 @@ def _work_tree_texts(root: Path) -> _SnapshotTexts:
         if file.suffix == ".yaml" and snapshot.FOLDER in file.parts:
             path = file.relative_to(root).as_posix()
             if snapshot.is_totals(path):
-                _add_lines(path, snapshot.read_file(file, root), texts, unread)
+                _add_lines(path, snapshot.read_file(root, ".", path), texts, unread)
                 continue
             try:
                 texts[path] = read_text(file)

@@ -60,7 +60,7 @@ class _Search:
         except ModelBudgetError as problem:
             yield Finding("snapshot deleted", "", f"lines that are gone cannot be told: {problem}")
             return
-        now = snapshot.read_file(self.root / path, self.root / _home(path))
+        now = snapshot.read_file(self.root, _home(path), path)
         if before is None or before is now:
             return
         kept = {*now.ids} if isinstance(now, snapshot.TotalsFile) else set()
@@ -79,7 +79,7 @@ class _Search:
         """Whether the model that has this file, or would have it, has a line in a file of totals beside it now."""
         home = _home(own_path)
         for path in snapshot.totals_files(self.root, home):
-            file = snapshot.read_file(self.root / path, self.root / home)
+            file = snapshot.read_file(self.root, home, path)
             if isinstance(file, snapshot.TotalsFile) and own_path in _own_paths(path, file.text):
                 return True
         return False

@@ -42,7 +42,7 @@ class Commit(Protocol):
     def named(self, name: str) -> list[str]:
         """The paths of all files with this name, in whichever folder; see `files`."""
 
-    def text(self, path: str, most: int = ...) -> str | None:
+    def text(self, path: str, most: int | None = None) -> str | None:
         """The text of a file of at most so many bytes; None when there is none.
 
         Raises:

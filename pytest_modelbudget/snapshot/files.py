@@ -48,7 +48,7 @@ def _stored_addresses(root: Path, entry: ModelEntry) -> Iterator[str]:
     if entry.snapshot == "totals" and lines.has(root, entry.home, path_for(entry), entry.id):
         yield address(entry)
     file = own_path(entry.home, entry.id)
-    if os.path.lexists(root / file):
+    if os.path.lexists(f"{root}/{file}"):
         yield file
     yield from (f"{path}::{entry.id}" for path in lines.holding(root, entry.home, entry.id))
 
@@ -78,11 +78,13 @@ def compare(root: Path, entry: ModelEntry, summary: Summary, text: str = "") -> 
 def _compare_elsewhere(root: Path, entry: ModelEntry, summary: Summary) -> Snapshot | None:
     """The same with what is committed of the model in another place; None where nothing is."""
     if entry.snapshot == "totals":
-        file = _compare_file(root, entry, own_path(entry.home, entry.id), summary)
-        if file.stored is not SnapshotState.MISSING:
-            return file
-    path = next(lines.holding(root, entry.home, entry.id), None)
-    return None if path is None else lines.compare(root, entry, path, summary)
+        path = own_path(entry.home, entry.id)
+        if os.path.lexists(f"{root}/{path}"):
+            file = _compare_file(root, entry, path, summary)
+            if file.stored is not SnapshotState.MISSING:
+                return file
+    other = next(lines.holding(root, entry.home, entry.id), None)
+    return None if other is None else lines.compare(root, entry, other, summary)
 
 
 def _compare_file(root: Path, entry: ModelEntry, path: str, summary: Summary, text: str = "") -> Snapshot:

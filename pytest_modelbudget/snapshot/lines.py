@@ -13,7 +13,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.results import Snapshot, SnapshotState
 from pytest_modelbudget.snapshot.line import read_line, render_line
-from pytest_modelbudget.snapshot.places import FOLDER, folder_of, is_totals
+from pytest_modelbudget.snapshot.places import folder_of, is_totals
 from pytest_modelbudget.snapshot.totals_file import (
     Refusal,
     TotalsFile,
@@ -34,7 +34,7 @@ LINE = "line "
 
 def compare(root: Path, entry: ModelEntry, path: str, summary: Summary, text: str = "") -> Snapshot:
     """Hold the fresh summary against the model's line in the file at `path`; see `files.compare`."""
-    file = read_file(root / path, root / entry.home)
+    file = read_file(root, entry.home, path)
     if isinstance(file, Refusal):
         return Snapshot(SnapshotState.REFUSED, path, text, problem=f"{path}: {file.reason}")
     if file is None:
@@ -80,7 +80,7 @@ def restated_note(before: Summary | Totals, after: Summary) -> str:
 
 def has(root: Path, home: str, path: str, model: str) -> bool:
     """Whether the file at `path` has a line of a model."""
-    file = read_file(root / path, root / home)
+    file = read_file(root, home, path)
     return isinstance(file, TotalsFile) and (model in file.starts or model in file.conflicts)
 
 
@@ -93,21 +93,21 @@ def files_in(root: Path, home: str) -> tuple[str, ...]:
     """The files of totals in the snapshot folder of `home`."""
     folder = folder_of(home)
     try:
-        state = os.stat(root / folder)
+        state = os.stat(f"{root}/{folder}")
+        return _files_in(f"{root}/", folder, state.st_mtime_ns)
     except OSError:
         return ()
-    return tuple(f"{folder}{name}" for name in _names_in(root / folder, state.st_mtime_ns))
 
 
 @lru_cache(256)
-def _names_in(folder: Path, _: int) -> tuple[str, ...]:
+def _files_in(root: str, folder: str, _: int) -> tuple[str, ...]:
     """Listed once while nothing comes or goes: a new model asks, and there may be a hundred thousand of them."""
-    return tuple(sorted(name for name in os.listdir(folder) if is_totals(f"{FOLDER}/{name}")))
+    return tuple(f"{folder}{name}" for name in sorted(os.listdir(root + folder)) if is_totals(f"{folder}{name}"))
 
 
 def all_lines(root: Path, home: str, path: str) -> Iterator[tuple[str, str]]:
     """The address of each line of a file and where it says that its model was declared; `?` of what is no model."""
-    file = read_file(root / path, root / home)
+    file = read_file(root, home, path)
     if not isinstance(file, TotalsFile) or file.problem:
         return
     for model in file.ids:

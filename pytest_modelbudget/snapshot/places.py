@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 from pytest_modelbudget.entry import ModelEntry
 
@@ -45,6 +46,7 @@ def address(entry: ModelEntry) -> str:
     return f"{path}::{entry.id}" if is_totals(path) else path
 
 
+@lru_cache(1024)
 def totals_name(source: str) -> str:
     """The name of the file of totals of one source, or of all models of a folder that no source yields.
 

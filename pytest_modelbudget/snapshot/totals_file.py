@@ -161,20 +161,21 @@ class Refusal:
     reason: str
 
 
-def read_file(path: Path, home: Path) -> TotalsFile | Refusal | None:
+def read_file(root: Path, home: str, path: str) -> TotalsFile | Refusal | None:
     """The file at `path`, below `home`; None where there is none. It is read once while it stays the same."""
+    file = f"{root}/{path}"  # each of a hundred thousand models asks, and a `Path` takes longer than the answer
     try:
-        state = os.stat(path)
+        state = os.stat(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         return Refusal(f"cannot be read ({error.strerror or error})")
-    return _read_once(path, home, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+    return _read_once(file, f"{root}/{home}", (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
 
 
 @lru_cache(_KEPT_CACHED)
-def _read_once(path: Path, home: Path, state: tuple[int, ...]) -> TotalsFile | Refusal | None:
-    return read_now(path, home)
+def _read_once(file: str, home: str, _: tuple[int, ...]) -> TotalsFile | Refusal | None:
+    return read_now(Path(file), Path(home))
 
 
 def read_now(path: Path, home: Path) -> TotalsFile | Refusal | None:
