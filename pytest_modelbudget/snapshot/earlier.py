@@ -128,9 +128,11 @@ def at_commit(commit: Commit, entry: ModelEntry) -> Stored | None:
         return file
     for path in _totals_paths(commit, entry):
         totals = totals_at(commit, path)
-        if totals is not None and (reason := problem_of(totals, entry.id)) and entry.id in {*totals.ids}:
-            raise ModelBudgetError(f"{path}{reason}")
-        if totals is not None and (line := totals.get(entry.id)) is not None:
+        if totals is None:
+            continue
+        if reason := problem_of(totals, entry.id):
+            raise ModelBudgetError(f"{path} in the commit{reason}")
+        if (line := totals.get(entry.id)) is not None:
             return Stored(path, line, is_line=True)
     return _in_file(commit, entry) if entry.snapshot == "totals" else None
 

@@ -81,7 +81,7 @@ def restated_note(before: Summary | Totals, after: Summary) -> str:
 def has(root: Path, home: str, path: str, model: str) -> bool:
     """Whether the file at `path` has a line of a model."""
     file = read_file(root, home, path)
-    return isinstance(file, TotalsFile) and (model in file.starts or model in file.conflicts)
+    return isinstance(file, TotalsFile) and model in file
 
 
 def holding(root: Path, home: str, model: str) -> Iterator[str]:

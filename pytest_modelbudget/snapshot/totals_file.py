@@ -60,6 +60,9 @@ class TotalsFile:
         start = self.starts.get(model)
         return None if start is None else _line_at(self.text, start)
 
+    def __contains__(self, model: str) -> bool:
+        return model in self.starts or model in self.conflicts
+
     def number(self, model: str) -> int:
         """The number of a model's line."""
         return self.text.count("\n", 0, self.starts[model]) + 1

@@ -22,6 +22,7 @@ from pytest_modelbudget.snapshot.places import totals_name
 from pytest_modelbudget.summary import Flops, Summary
 from pytest_modelbudget.summary.totals import Totals
 from tests.builders import HOSTILE, dense, gpt, towers, training
+from tests.gitrepo import repository
 
 PATH = "models/__model_budget__/zoo@nets.totals.yaml"
 OWN = "models/__model_budget__/two-towers.yaml"
@@ -274,3 +275,26 @@ def test_writers_at_once_lose_nothing(root: Path) -> None:
         list(pool.map(write_own, range(8)))
     names = {item["model"] for item in yaml.safe_load((root / PATH).read_text())["totals"]}
     assert names == {*TEXTS, *(f"net-{number}-{turn}" for number in range(8) for turn in range(5))}
+
+
+def test_two_branches(root: Path) -> None:
+    """Each adds a model, and git merges them; where both changed one model, it alone is in conflict."""
+    repo = repository(root)
+    repo.commit("first")
+    for branch, added, width in (("left", "0", 2), ("right", "y", 3)):
+        repo.git("checkout", "--quiet", "-b", branch, "main")
+        snapshot.write_lines(root, "models", PATH, {added: line(towers(), added)})
+        repo.commit("adds one")
+        repo.git("checkout", "--quiet", "-b", f"{branch}-too")
+        snapshot.write_lines(root, "models", PATH, {"b": line(gpt(width), "b")})
+        repo.commit("changes one")
+    repo.git("merge", "--quiet", "--no-edit", "left")
+    assert [item["model"] for item in yaml.safe_load((root / PATH).read_text())["totals"]] == ["0", "a", "b", "two-towers", "y", "z"]  # fmt: skip
+    assert states(root) == "edee"
+    with pytest.raises(AssertionError):
+        repo.git("merge", "--quiet", "--no-edit", "left-too")
+    assert states(root) == "ebee"
+    repo.git("merge", "--abort")
+    (root / ".git/info/attributes").write_text("*.totals.yaml merge=union\n")
+    repo.git("merge", "--quiet", "--no-edit", "left-too")
+    assert (states(root), stored(root, "b").problem.partition(": ")[2]) == ("ebee", "is a second line of this model: both sides of a merge changed it")  # fmt: skip

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from pytest_modelbudget import snapshot, units
+from pytest_modelbudget import units
 from pytest_modelbudget.reports import html, markdown, text
 from pytest_modelbudget.reports import json as json_report
 from pytest_modelbudget.results import Result, State
@@ -87,7 +87,7 @@ def make_entry(
 
 def model_key(result: Result) -> str:
     """What a model is called across runs; two files may each declare a model of the same id."""
-    return snapshot.own_path_beside(result.snapshot.path, result.id) or result.nodeid or result.id
+    return result.snapshot.path or result.nodeid or result.id
 
 
 def _slugs(results: Sequence[Result]) -> list[str]:
