@@ -122,7 +122,7 @@ def _snapshot(result: Result) -> Iterator[str]:
             yield f"  {_lacking(result)} (counted {result.summary.params:,} params); a check never writes it"
             yield from _commands("create:  ", update, result)
         case SnapshotState.DIFFERENT:
-            yield f"  differs from {path}:"
+            yield f"  differs from {f'what is {harmless(snapshot.note)}' if snapshot.note else path}:"
             yield from (f"    {line}" for line in change_lines(result.changes, result.summary))
             if not result.accepted:
                 yield from _commands("accept:  ", update, result)
@@ -192,6 +192,18 @@ def is_new(result: Result) -> bool:
     return result.state.failed and result.snapshot.stored is SnapshotState.MISSING
 
 
+def _notes(results: Iterable[Result]) -> Iterator[str]:
+    """Why snapshots are to be rewritten, each reason once."""
+    ids_by_note: dict[str, list[str]] = {}
+    for result in sorted(results, key=lambda result: result.id):
+        if result.snapshot.note:
+            ids_by_note.setdefault(result.snapshot.note, []).append(result.id)
+    for note, ids in ids_by_note.items():
+        more = f" and {len(ids) - _MOST_NAMED:,} more" if len(ids) > _MOST_NAMED else ""
+        them = "it" if len(ids) == 1 else "them"
+        yield harmless(f"note: {', '.join(ids[:_MOST_NAMED])}{more}: {note}; the next update rewrites {them}")
+
+
 def _not_run(results: Sequence[Result]) -> Iterator[str]:
     """That a passing model was only half looked at."""
     ids = sorted(result.id for result in results if result.summary is not None and not _was_run(result.summary))
@@ -247,8 +259,7 @@ def closing_lines(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[
     for result in sorted(results, key=lambda result: result.id):
         for violation in result.warnings:
             yield f"warn: {harmless(result.id)}: {text.violation_text(violation)}"
-        if result.snapshot.note:
-            yield harmless(f"note: {result.id}: {result.snapshot.note}; the next update rewrites it")
+    yield from _notes(results)
     yield from _not_run(results)
     yield from _new_models(results)
     seconds, models = sum(result.seconds for result in results), sum(result.is_model for result in results)

@@ -70,7 +70,8 @@ def compare(root: Path, entry: ModelEntry, summary: Summary, text: str = "") -> 
     elsewhere = _compare_elsewhere(root, entry, summary)
     if elsewhere is None:
         return stored
-    note = "; ".join(filter(None, (elsewhere.note, f"it is stored in {elsewhere.path} so far")))
+    place = elsewhere.path if is_totals(elsewhere.path) else "a file of its own"
+    note = "; ".join(filter(None, (elsewhere.note, f"stored in {place} so far")))
     state = SnapshotState.RESTATED if elsewhere.stored is SnapshotState.EQUAL else elsewhere.stored
     return replace(elsewhere, stored=state, path=path, text=text, note=note)
 

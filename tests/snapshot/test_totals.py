@@ -223,7 +223,7 @@ def test_a_model_that_is_stored_in_the_other_way_is_held_against_that(tmp_path: 
     write(tmp_path, "models", before.path, {old.id: before.text} if before.is_line else before.text)  # type: ignore[operator]
     same = snapshot.compare(tmp_path, new, towers())
     other = snapshot.compare(tmp_path, new, replace(gpt(), model="two-towers"))
-    assert (same.stored, same.path, same.note) == (SnapshotState.RESTATED, snapshot.path_for(new), f"it is stored in {before.path} so far")  # fmt: skip
+    assert (same.stored, same.path, same.note) == (SnapshotState.RESTATED, snapshot.path_for(new), f"stored in {before.path if before.is_line else 'a file of its own'} so far")  # fmt: skip
     assert (other.stored, isinstance(other.before, Totals)) == (SnapshotState.DIFFERENT, kinds[0] == "totals")
     assert [*snapshot.addresses(tmp_path, new)] == [snapshot.address(new), snapshot.address(old)]
     assert snapshot.count_missing(tmp_path, [new]) == 0
