@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -139,22 +139,32 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
                 unchanged += result.snapshot.stored is SnapshotState.EQUAL
                 continue
             path = result.snapshot.path
+            own_path = snapshot.own_path_beside(path, result.id)
+            if (owner := owners.setdefault(own_path.casefold(), result.nodeid)) != result.nodeid:
+                problems.append(f"{path}: {owner} and {result.nodeid} both want to be here: rename one")
+                continue
             if snapshot.is_totals(path):
                 totals.setdefault(path, {})[result.id] = result.snapshot.text
-                continue
-            if (owner := owners.setdefault(path.casefold(), result.nodeid)) != result.nodeid:
-                problems.append(f"{path}: {owner} and {result.nodeid} both want to be here: rename one")
                 continue
             try:
                 written_count += snapshot.write(root, _home_of(path), path, result.snapshot.text, drafts)
             except ModelBudgetError as error:
                 problems.append(str(error))
-        for path, lines in totals.items():
-            try:
-                written_count += snapshot.write_lines(root, _home_of(path), path, lines, drafts)
-            except ModelBudgetError as error:
-                problems.append(str(error))
+        written_count += _write_totals(totals, root, drafts, problems)
     return f"snapshots: wrote {written_count}, {unchanged} unchanged", problems
+
+
+def _write_totals(
+    totals: Mapping[str, Mapping[str, str]], root: Path, drafts: writing.DraftFolders, problems: list[str]
+) -> int:
+    """Write each file of totals once, with all lines that are accepted; how many models that were."""
+    written_count = 0
+    for path, lines in totals.items():
+        try:
+            written_count += snapshot.write_lines(root, _home_of(path), path, lines, drafts)
+        except ModelBudgetError as error:
+            problems.append(str(error))
+    return written_count
 
 
 def _home_of(path: str) -> str:
@@ -177,19 +187,26 @@ def _sweep(results: Iterable[Result], root: Path) -> None:
 
 
 def _prune(results: Iterable[Result], root: Path, done: Finished) -> None:
-    """Delete the obsolete snapshots that a run accepts to lose."""
-    addresses = [address for result in results if result.accepted for address in result.files]
+    """Delete the obsolete snapshots that a run accepts to lose: files, and lines of files of totals."""
     totals: dict[str, list[str]] = {}
-    for address in addresses:
+    for address in (address for result in results if result.accepted for address in result.files):
         path, is_line, model = address.partition("::")
         if is_line:
             totals.setdefault(path, []).append(model)
-            continue
-        try:
-            (root / path).unlink(missing_ok=True)  # another run may have pruned it
-            done.lines.append(f"pruned {path}")
-        except OSError as error:
-            done.problems.append(f"{path}: cannot be deleted ({error.strerror})")
+        else:
+            _delete(root, path, done)
+    _prune_totals(totals, root, done)
+
+
+def _delete(root: Path, path: str, done: Finished) -> None:
+    try:
+        (root / path).unlink(missing_ok=True)  # another run may have pruned it
+        done.lines.append(f"pruned {path}")
+    except OSError as error:
+        done.problems.append(f"{path}: cannot be deleted ({error.strerror})")
+
+
+def _prune_totals(totals: Mapping[str, Sequence[str]], root: Path, done: Finished) -> None:
     for path, models in totals.items():
         try:
             snapshot.remove_lines(root, _home_of(path), path, models)

@@ -108,7 +108,7 @@ def _files_in(root: str, folder: str, _: int) -> tuple[str, ...]:
 def all_lines(root: Path, home: str, path: str) -> Iterator[tuple[str, str]]:
     """The address of each line of a file and where it says that its model was declared; `?` of what is no model."""
     file = read_file(root, home, path)
-    if not isinstance(file, TotalsFile) or file.problem:
+    if not isinstance(file, TotalsFile):
         return
     for model in file.ids:
         yield f"{path}::{model}", declared_by(file.get(model) or "")

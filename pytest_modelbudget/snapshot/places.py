@@ -50,11 +50,11 @@ def address(entry: ModelEntry) -> str:
 def totals_name(source: str) -> str:
     """The name of the file of totals of one source, or of all models of a folder that no source yields.
 
-    `@` stands for the colon of a source (`zoo:nets` -> `zoo@nets.totals.yaml`), and alone for no source. No id of a
-    model has it, so that no model's own file is ever of this name. What a file system could take for another name,
-    as capital letters, is told apart by a digest.
+    `@` stands for the colon of a source (`zoo:nets` -> `zoo@nets.totals.yaml`), and at the end for no source
+    (`models@.totals.yaml`). No id of a model has it, so that no model's own file is ever of this name. What a file
+    system could take for another name, as capital letters, is told apart by a digest.
     """
-    name = source.replace(":", "@") or "@models"
+    name = source.replace(":", "@") or "models@"
     if not _SAFE.fullmatch(name) or len(name) > _LONGEST:
         name = f"{re.sub('[^A-Za-z0-9_.@]', '_', name)[:_LONGEST]}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     return f"{name}{_TOTALS}"

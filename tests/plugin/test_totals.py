@@ -46,7 +46,7 @@ def ids(project: Project, file: str = FILE) -> list[str]:
 
 def test_a_file_for_each_origin(zoo: Project) -> None:
     """The models of a source share one, those of the manifest another, and a group keeps its rows; then all is green."""
-    assert sorted(zoo.snapshots()) == ["__model_budget__/@models.totals.yaml", FILE, "__model_budget__/whole.yaml"]
+    assert sorted(zoo.snapshots()) == ["__model_budget__/models@.totals.yaml", FILE, "__model_budget__/whole.yaml"]
     assert ids(zoo) == ["net4", "net5", "net6"]
     before = zoo.snapshots()
     zoo.run().assert_outcomes(passed=5)
@@ -114,7 +114,7 @@ def test_a_conflict_of_one_line(zoo: Project) -> None:
 
 def test_from_layers_to_totals_and_back(small: Project) -> None:
     """The other way is the stored state until an update; what it leaves is obsolete then, and pruned as usual."""
-    total = "__model_budget__/@models.totals.yaml"
+    total = "__model_budget__/models@.totals.yaml"
     own = "__model_budget__/small.yaml"
     for kind, old, place in (("totals", own, "a file of its own"), ("layers", total, total)):
         for width, outcome in ((64, {"passed": 1}), (65, {"failed": 1})):
@@ -154,8 +154,17 @@ def test_decorator_and_fixture(project: Project) -> None:
     project.write("test_one.py", module)
     project.write("test_two.py", module.replace("coder", "other"))
     project.update().assert_outcomes(passed=4)
-    file = "__model_budget__/@models.totals.yaml"
+    file = "__model_budget__/models@.totals.yaml"
     assert (list(project.snapshots()), ids(project, file)) == ([file], ["decoder", "deother", "encoder", "enother"])
+    project.write(
+        "test_three.py",
+        module[module.index("    def test") :].replace("def test_d", "from fakenet import Model\n\n    def test_d"),
+    )
+    (project.path / file).unlink()
+    project.update().stdout.fnmatch_lines(
+        [f"ERROR {file}: test_one.py::test_decoder and test_three.py::test_decoder both*"]
+    )
+    (project.path / "test_three.py").unlink()
     project.write("test_one.py", "def test_nothing(): pass\n")
     project.run().stdout.fnmatch_lines(["2 lines of totals have no model in test_one.py:", f"  {file}: *coder, *coder"])
 

@@ -103,7 +103,7 @@ def test_names_meet_no_other_file() -> None:
         "züge:n",
     ]
     names = [totals_name(source) for source in sources]
-    assert names[:2] == ["@models.totals.yaml", "zoo@nets.totals.yaml"]
+    assert names[:2] == ["models@.totals.yaml", "zoo@nets.totals.yaml"]
     assert len({name.casefold() for name in names}) == len(names)
     assert all("@" in name and len(name) < 130 for name in names)  # no id of a model has one
     with pytest.raises(ModelBudgetError, match="bad model id"):
@@ -244,6 +244,12 @@ def test_obsolete_lines_are_named_and_removed(root: Path) -> None:
     assert seen == [f"{PATH}::{name}" for name in ("b", "two-towers", "z", "line 7")]
     assert snapshot.remove_lines(root, "models", PATH, ["b", "z", "line 7"]) == 2
     assert states(root) == "emem"
+    text = (root / PATH).read_text(encoding="utf-8")
+    edit(root, lambda text: text.replace("format: 1\n", ""))
+    assert len(list(snapshot.obsolete(root, "models", lambda *_: False))) == 2  # a damaged file is nobody's as well
+    with pytest.raises(ModelBudgetError, match="no 'format' line"):
+        snapshot.remove_lines(root, "models", PATH, ["a"])
+    edit(root, lambda _: text)
     snapshot.remove_lines(root, "models", PATH, ["a", "two-towers"])
     assert not (root / PATH).exists()
 
