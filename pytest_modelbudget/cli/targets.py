@@ -266,11 +266,11 @@ def committed_summary(base: Base, path: str) -> Summary:
 
 
 def _read_snapshot(location: str, text: str) -> Summary:
-    file = snapshot.parse(text) if "\ntotals:" in text[:500] else None
-    if file is not None:
+    if "\ntotals:" in text[:500]:
+        models = text.count("\n- {model: ")
         raise ModelBudgetError(
-            f"{location} has the totals of {len(file.starts):,} models, and no rows: modelbudget show ID counts one of "
-            "them, modelbudget diff REF ID compares it with what is committed"
+            f"{location} has the totals of {models:,} models, and no rows: modelbudget show ID counts one of them, "
+            "modelbudget diff REF ID compares it with what is committed"
         )
     try:
         return snapshot.read(text)

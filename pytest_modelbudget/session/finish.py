@@ -169,7 +169,7 @@ def _write_totals(
 
 def _home_of(path: str) -> str:
     """The folder whose snapshot folder a file lies in."""
-    return path.partition(f"{snapshot.FOLDER}/")[0] or "."
+    return path.partition(f"{snapshot.FOLDER}/")[0].rstrip("/") or "."
 
 
 def _lacks_models(results: Iterable[Result], collected: Collected) -> bool:

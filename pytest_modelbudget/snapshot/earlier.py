@@ -16,7 +16,7 @@ from pytest_modelbudget.snapshot.line import read_line
 from pytest_modelbudget.snapshot.lines import is_same, problem_of
 from pytest_modelbudget.snapshot.places import FOLDER, folder_of, is_totals, own_path, path_for
 from pytest_modelbudget.snapshot.text import read
-from pytest_modelbudget.snapshot.totals_file import MOST_BYTES, Refusal, TotalsFile, parse
+from pytest_modelbudget.snapshot.totals_file import MOST_BYTES, Refusal, TotalsFile, parse_bounded
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.totals import Totals
 
@@ -185,4 +185,5 @@ def _totals_at(commit: Commit, path: str) -> TotalsFile | Refusal | None:
         text = commit.text(path, MOST_BYTES)
     except ModelBudgetError as problem:
         return Refusal(str(problem))
-    return None if text is None else parse(text)
+    found = None if text is None else parse_bounded(text)
+    return Refusal(f"{path} in the commit {found.reason}") if isinstance(found, Refusal) else found

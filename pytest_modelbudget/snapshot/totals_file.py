@@ -17,6 +17,9 @@ FORMAT = 1
 MOST_BYTES = 100 * 10**6
 """Bytes of such a file that are read: hosts of repositories refuse larger ones. A model's line has some 400."""
 
+_MOST_LINES = 10**6
+"""Lines of such a file: those that are read have a hundred bytes and more."""
+
 _HEAD = (
     "# totals by pytest-modelbudget, a line for each model; accept a change with: pytest --model-budget-update\n"
     f"format: {FORMAT}\n"
@@ -191,7 +194,13 @@ def read_now(path: Path, home: Path) -> TotalsFile | Refusal | None:
         return None
     except UnreadableFile as error:
         return Refusal(str(error))
-    return parse(_decode(data))
+    return parse_bounded(_decode(data))
+
+
+def parse_bounded(text: str) -> TotalsFile | Refusal:
+    """The same as `parse` of a text that anybody may have written."""
+    lines = text.count("\n")
+    return Refusal(f"has {lines:,} lines: at most {_MOST_LINES:,} are read") if lines > _MOST_LINES else parse(text)
 
 
 def _decode(data: bytes) -> str:

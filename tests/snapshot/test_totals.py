@@ -254,7 +254,7 @@ def test_obsolete_lines_are_named_and_removed(root: Path) -> None:
     assert not (root / PATH).exists()
 
 
-def test_a_link_or_a_folder_is_refused(root: Path) -> None:
+def test_a_link_a_folder_or_an_endless_file_is_refused(root: Path) -> None:
     """Nothing outside of the tree is read or written, and no folder is taken for a file."""
     file = root / PATH
     outside = root / "outside.yaml"
@@ -264,6 +264,9 @@ def test_a_link_or_a_folder_is_refused(root: Path) -> None:
     assert "link that leads out" in stored(root).problem
     with pytest.raises(ModelBudgetError, match="link that leads out"):
         snapshot.write_lines(root, "models", PATH, {"a": line(gpt(), "a")})
+    file.unlink()
+    file.write_text("\n" * 1_000_001)
+    assert (stored(root).stored, "has 1,000,001 lines" in stored(root).problem) == (SnapshotState.REFUSED, True)
     file.unlink()
     file.mkdir()
     assert (stored(root).stored, "is a folder" in stored(root).problem) == (SnapshotState.REFUSED, True)
