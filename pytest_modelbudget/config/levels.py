@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -49,3 +49,8 @@ def has_id(globs: Iterable[str]) -> Callable[[ModelEntry], bool]:
     """Whether its id is like one of the globs."""
     patterns = tuple(globs)
     return lambda entry: any(fnmatchcase(entry.id, pattern) for pattern in patterns)
+
+
+def snapshot_of(entry: ModelEntry, levels: Sequence[ManifestLevel]) -> SnapshotKind | None:
+    """What is committed of an entry: what it says itself, else the last of its levels that says something."""
+    return entry.snapshot or next((level.snapshot for level in reversed(levels) if level.snapshot), None)

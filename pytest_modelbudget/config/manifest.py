@@ -16,7 +16,7 @@ from pytest_modelbudget import budget as budgets
 from pytest_modelbudget import inputs
 from pytest_modelbudget.budget import Rule
 from pytest_modelbudget.config import messages, schema
-from pytest_modelbudget.config.levels import ManifestLevel, any_of, has_id, has_tag
+from pytest_modelbudget.config.levels import ManifestLevel, any_of, has_id, has_tag, snapshot_of
 from pytest_modelbudget.config.tree import InvalidText, Keys, Tree, read_toml, read_yaml
 from pytest_modelbudget.entry import ModelEntry, arguments, check_id, names_file, resources
 from pytest_modelbudget.entry.resources import ResourceLimits
@@ -101,7 +101,7 @@ class LoadedManifest:
             declared=Path(self.file).name,
             training=written.merge(*(level.recipes.get("training") for level in levels), entry.training),
             inference=written.merge(*(level.recipes.get("inference") for level in levels), entry.inference),
-            snapshot=entry.snapshot or next((level.snapshot for level in reversed(levels) if level.snapshot), None),
+            snapshot=snapshot_of(entry, levels),
             source=source,
         )
 
@@ -226,15 +226,8 @@ class _Loader:
     def _layers(self, manifest: schema.Manifest) -> Iterator[ManifestLevel]:
         defaults: Keys = ("defaults",)
         recipes = self._recipes(manifest.defaults, defaults)
-        yield ManifestLevel(
-            self._budgets(manifest.defaults.budgets, defaults),
-            lambda _: True,
-            0,
-            defaults,
-            (),
-            recipes,
-            manifest.defaults.snapshot,
-        )
+        limits = self._budgets(manifest.defaults.budgets, defaults)
+        yield ManifestLevel(limits, lambda _: True, 0, defaults, (), recipes, manifest.defaults.snapshot)
         layers = [self._layer(tag, ("tags", name), has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
             globs = [group.models] if isinstance(group.models, str) else group.models

@@ -42,16 +42,20 @@ def compare(root: Path, entry: ModelEntry, path: str, summary: Summary, text: st
     if reason := problem_of(file, entry.id):
         stored = SnapshotState.REFUSED if file.newer else SnapshotState.BROKEN
         return Snapshot(stored, path, text, problem=f"{path}{reason}")
-    committed = file.get(entry.id)
-    if committed is None:
+    if (committed := file.get(entry.id)) is None:
         return Snapshot(SnapshotState.MISSING, path, text)
     text = text or render_line(summary, model=entry.id, declared=entry.declared)
     if committed == text:
         return Snapshot(SnapshotState.EQUAL, path)
     try:
-        before, declared = read_line(committed)
+        return _explain_difference(entry, path, summary, text, *read_line(committed))
     except ModelBudgetError as error:
         return Snapshot(SnapshotState.BROKEN, path, text, problem=f"{path}:{file.number(entry.id)}: {error}")
+
+
+def _explain_difference(
+    entry: ModelEntry, path: str, summary: Summary, text: str, before: Totals, declared: str
+) -> Snapshot:
     if changes(before, summary):
         return Snapshot(SnapshotState.DIFFERENT, path, text, before)
     only_estimates = is_same(before, summary) and declared == entry.declared
