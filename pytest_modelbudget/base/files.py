@@ -47,8 +47,10 @@ class Base:
         """The paths of all files with this name, in whichever folder; see `files`."""
         return self._by_name.get(name, [])
 
-    def text(self, path: str) -> str | None:
+    def text(self, path: str, most: int | None = None) -> str | None:
         """The text of a file with line ends LF; None when the base has no such file.
+
+        At most `most` bytes are read, without it as many as of any file of ours.
 
         Raises:
             ModelBudgetError: it is there, but cannot be read here, is no text, or larger than what is read.
@@ -59,7 +61,7 @@ class Base:
         if self._blobs is None:
             self._blobs = Git(self.root).blobs()
         try:
-            content = self._blobs.read(blob, MOST_BYTES)
+            content = self._blobs.read(blob, most or MOST_BYTES)
         except UnreadableFile as problem:
             self.close()  # git has begun to give it
             raise ModelBudgetError(f"{path} of {self.where.name} {problem}") from None
