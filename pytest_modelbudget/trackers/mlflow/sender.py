@@ -25,11 +25,11 @@ from typing import IO, TypeVar
 
 from filelock import FileLock
 
-from pytest_modelbudget.trackers.mlflow import outbox, views
+from pytest_modelbudget.trackers.mlflow import outbox, tables, views
 from pytest_modelbudget.trackers.mlflow.appending import Appender, Progress
 from pytest_modelbudget.trackers.mlflow.history import MetricPoints
-from pytest_modelbudget.trackers.mlflow.outbox import OutboxEntry
-from pytest_modelbudget.trackers.mlflow.store import NOTE, TABLES, Store, table_tag
+from pytest_modelbudget.trackers.mlflow.outbox import NOTE, OutboxEntry
+from pytest_modelbudget.trackers.mlflow.store import TABLES, Store, table_tag
 from pytest_modelbudget.trackers.mlflow.target import Target, target_from, unreachable
 from pytest_modelbudget.trackers.mlflow.trouble import SendError, explain_error, is_transient
 
@@ -175,7 +175,7 @@ class _OutboxDelivery:
 
     def _existing(self, sent: _SentRun, until: float) -> tuple[Appender, Progress] | None:
         """Append to the histories that there are; None when that failed or the time did not suffice."""
-        appender = Appender(self._store, sent.experiment, sent.path, sent.entry, self._begun)
+        appender = Appender(self._store, sent.experiment, sent.run, sent.path, sent.entry, self._begun)
         progress = self._tried(lambda: appender.existing(until), sent.path)
         if progress is None:
             return None
@@ -184,6 +184,8 @@ class _OutboxDelivery:
 
     def _tell(self, event: str, sent: _SentRun, progress: Progress) -> None:
         context = {"experiment": sent.experiment, "run": sent.run, "history": progress.experiment}
+        if progress.moved is not None:
+            context["moved"] = str(progress.moved)
         self._report.tell(event, entry=sent.path.name, **context)
 
     def _rest(self, sent: _SentRun, appender: Appender, progress: Progress, until: float) -> bool:
@@ -230,7 +232,11 @@ def _send_job(store: Store, experiment: str, path: Path, entry: OutboxEntry) -> 
         tags = {**run.tags, NOTE: note, _STATE: "sending", TABLES: table_tag(run.tables)}
         store.log(run_id, [MetricPoints(entry.step, entry.created_ms, run.metrics)], tags)
         store.upload(stored, path / run.folder)
-        store.log(run_id, tags={_STATE: "complete"})
+        table_tags = {}
+        if entry.totals is not None:
+            published = tables.publish(store, stored, path, entry, entry.totals)
+            table_tags = {**published.tags, NOTE: f"{note}\n\n{published.note}"}
+        store.log(run_id, tags={**table_tags, _STATE: "complete"})
     store.end(run_id, run.status, entry.created_ms)
     return run_id
 

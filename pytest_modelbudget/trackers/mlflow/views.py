@@ -57,14 +57,19 @@ def run(base: str, experiment: str, run_id: str) -> str:
     return f"{base}/experiments/{experiment}/runs/{run_id}?{_MODE}"
 
 
+def artifact(base: str, experiment: str, run_id: str, name: str) -> str:
+    """A file among a run's artifacts."""
+    return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/{name}?{_MODE}"
+
+
 def report(base: str, experiment: str, run_id: str) -> str:
     """The HTML report among a run's artifacts."""
-    return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/report.html?{_MODE}"
+    return artifact(base, experiment, run_id, "report.html")
 
 
 def models(base: str, experiment: str, run_id: str) -> str:
-    """The table of all models among a run's artifacts."""
-    return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/models.json?{_MODE}"
+    """The table of models among a run's artifacts."""
+    return artifact(base, experiment, run_id, "models.json")
 
 
 def table(base: str, experiment: str) -> str:
