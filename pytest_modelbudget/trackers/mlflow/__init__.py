@@ -195,8 +195,11 @@ def _moved_lines(event: Event | None, table: outbox.TotalsRecord | None) -> Iter
     elif moved > 0:
         noun = "model" if moved == 1 else "models"
         yield f"  {moved:,} {noun} that moved, totals of {table.models - moved:,} others in one file"
+    elif moved == 0:
+        yield f"  no model moved, totals of {table.models:,} models in one file"
     else:
-        yield f"  {'no model moved, ' if moved == 0 else ''}totals of {table.models:,} models in one file"
+        begins = "; the history of a model begins when it moves" if table.history else ""
+        yield f"  totals of {table.models:,} models in one file{begins}"
 
 
 def _history_progress(path: Path) -> str:

@@ -139,9 +139,17 @@ class _OutboxDelivery:
         Those that have begun come first; no new one begins after `until`. Returns an exit status, 0 when all was sent.
         """
         sent = [job for path in outbox.entries(folder) if (job := self._job(path)) is not None]
-        begun = [(job, work) for job in reversed(sent) if (work := self._existing(job, until)) is not None]
-        finished = [self._rest(job, *work, until) for job, work in begun]
-        return int(len(begun) < len(sent) or not all(finished) or self._failures > 0)
+        waiting: list[tuple[_SentRun, Appender, Progress]] = []
+        finished = []
+        for job in reversed(sent):
+            if (work := self._existing(job, until)) is None:
+                finished.append(False)
+            elif job.entry.totals is not None:  # the next one is held against what this one leaves
+                finished.append(self._rest(job, *work, until))
+            else:
+                waiting.append((job, *work))
+        finished += [self._rest(*work, until) for work in waiting]
+        return int(not all(finished) or self._failures > 0)
 
     def _tried(self, act: Callable[[], _T], path: Path) -> _T | None:
         """What `act` returns; None when it failed, or when others failed so often that it is not tried."""

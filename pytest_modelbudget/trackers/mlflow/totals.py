@@ -144,7 +144,10 @@ def rows(content: bytes) -> Iterator[ModelTotals]:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
             text = io.TextIOWrapper(packed, encoding="utf-8", newline="")
-            for cells in csv.DictReader(_bounded(text), strict=True):
+            table = csv.DictReader(_bounded(text), strict=True)
+            if tuple(table.fieldnames or ())[: len(_WORDS)] != _WORDS:
+                raise UnreadableTable("other columns")
+            for cells in table:
                 row = _row(cells)
                 if row.key <= before:
                     raise UnreadableTable(f"{row.key!r} is not in its order")
