@@ -15,6 +15,7 @@ from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.trackers import mlflow
 from pytest_modelbudget.trackers.mlflow import choosing, content, outbox, tables, totals
 from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
+from pytest_modelbudget.trackers.mlflow.model_records import model_key
 from pytest_modelbudget.trackers.mlflow.totals import GONE, ModelTotals, TableBuilder, UnreadableTable
 from tests.builders import HOSTILE, towers
 from tests.trackers.memory_store import MemoryStore
@@ -51,6 +52,20 @@ def test_a_table_gives_back_what_was_put_into_it() -> None:
 def test_two_models_of_one_key_have_two_lines() -> None:
     """As when a file is collected twice."""
     assert [line.key for line in totals.rows(TableBuilder([row("a"), row("a", 2)]).content())] == ["a", "a#2"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        pytest.param("a/__model_budget__/zoo/net_b.yaml", "a/__model_budget__/zoo/net_b.yaml", id="a file of its own"),
+        pytest.param("a/__model_budget__/nets.yaml::zoo/net:b", "a/__model_budget__/zoo/net_b.yaml", id="a line of a shared file"),
+        pytest.param("", "a.py::net", id="no snapshot"),
+    ],
+)  # fmt: skip
+def test_the_key_of_a_model_is_its_own(path: str, expected: str) -> None:
+    """Also where models share a file, so that its line of history goes on when it moves into one."""
+    checked = replace(zoo()[0], id="zoo/net:b", nodeid="a.py::net")
+    assert model_key(replace(checked, snapshot=replace(checked.snapshot, path=path))) == expected
 
 
 HEAD = "key,model,state,framework,digest,params/total\n"
@@ -208,6 +223,21 @@ def test_models_that_moved_have_their_layers_where_the_run_knows_that(tmp_path: 
     ]
 
 
+def test_very_many_failures_are_listed_in_part_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of all has each of them."""
+    monkeypatch.setattr(content, "MOST_LISTED", 2)
+    failed = [replace(result(towers(), f"m{number}"), state=State.CHANGED) for number in range(5)]
+    entry, files = made(1, zoo(failed))
+    assert [line[0] for line in json.loads(files["job/models.json"])["data"]] == ["m0", "m1"]
+    note = entry.job.tags[outbox.NOTE]
+    assert "3 more models failed or changed: see the table of all" in note
+    assert "| `m1` | CHANGED |" in note
+    assert CALM[0] not in note
+    packed = files[totals.FILE]
+    assert isinstance(packed, bytes)
+    assert sum(line.failed for line in totals.rows(packed)) == 5
+
+
 def test_very_many_moves_begin_no_history_and_lose_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that have one go on; the others begin with their next move, from what they were."""
     monkeypatch.setattr(choosing, "MOST_BEGUN", 1)
@@ -279,7 +309,9 @@ def test_a_table_that_is_gone_from_the_store_is_sent_anew(tmp_path: Path, loss: 
     assert store.lines() == {"mover": [(2, 6302), (3, 6403)]}
 
 
-@pytest.mark.parametrize("work_is_done", [False, True], ids=["refused", "answer lost"])
+@pytest.mark.parametrize(
+    "work_is_done", [pytest.param(False, id="refused"), pytest.param(True, id="answer lost", marks=pytest.mark.slow)]
+)
 def test_a_delivery_that_breaks_off_anywhere_comes_to_the_same(tmp_path: Path, work_is_done: bool) -> None:
     """At each of its requests; the next run finishes it, each run and each point once."""
     first, third = zoo([result(towers(), "mover")]), zoo([result(wider(51), "mover"), result(towers(), "newcomer")])

@@ -32,7 +32,7 @@ MOST_LISTED = 1000
 MOST_DETAILED = 200
 """Of failed and changed models, too, only so many get artifacts of their own; the archive has the others."""
 
-_LONGEST_NOTE = 4300
+_LONGEST_NOTE = 3900
 """Characters of a description, which leave room for the links."""
 
 _MOST_ROWS = 25
@@ -73,7 +73,11 @@ def make_entry(
 
 
 class _RunContent:
-    """What a run has of its models, which are added one by one; `table` is that of a run of very many."""
+    """What a run has of its models, which are added one by one; `table` is that of a run of very many.
+
+    `listed` are those that tables for people have: all, or of very many those that are remarkable, as far as these are
+    no more than `MOST_LISTED`.
+    """
 
     def __init__(self, facts: RepositoryFacts, models: int, table: TableBuilder | None, *, history: bool) -> None:
         self._place, self._models, self._history = model_records.place(facts), models, history
@@ -81,13 +85,17 @@ class _RunContent:
         self.files: dict[str, str | bytes] = {}
         self.tables, self.rows, self.history = ["models.json"], list[Sequence[artifacts.Cell]](), list[ModelRecord]()
         self.slugs: dict[str, str] = {}
+        self.listed: list[Result] = []
+        self.remarkable = 0
         self._detailed: list[Result] = []
 
     def add(self, model: MeasuredModel) -> None:
         """Add one model, or what stands for several."""
         result, is_remarkable = model.result, _is_remarkable(model.result)
         self.sums.add(model)
-        if self.table is None or (is_remarkable and len(self.rows) < MOST_LISTED):
+        self.remarkable += is_remarkable
+        if self.table is None or (is_remarkable and len(self.listed) < MOST_LISTED):
+            self.listed.append(result)
             self.rows.append(artifacts.model_row(model))
         if self.table is not None and result.is_model:
             self.table.add(model_records.totals(model))
@@ -189,7 +197,7 @@ def _job_run(
 ) -> RunRecord:
     tags = {
         **model_records.git_tags(facts),
-        NOTE: _job_note(results, facts, exit_failed, kept.archive.models),
+        NOTE: _job_note(results, kept, facts, exit_failed),
         "modelbudget.kind": "job",
         "modelbudget.verdict": text.verdict(results),
         "modelbudget.dirty": str(facts.dirty).lower(),
@@ -217,25 +225,36 @@ def _known(name: str, value: Fraction) -> Iterator[tuple[str, float]]:
         yield name, round(float(value), 3)
 
 
-def _job_note(results: Sequence[Result], facts: RepositoryFacts, exit_failed: bool, archived: int) -> str:
+def _job_note(results: Sequence[Result], kept: _RunContent, facts: RepositoryFacts, exit_failed: bool) -> str:
     """The description: the page shows about three lines of it at first, so the verdict comes first.
 
-    Links to what the run has are put below it when it is sent. Then all models in a table, and why some need a look.
+    Links to what the run has are put below it when it is sent. Then the models in a table, and why some need a look.
     """
-    ordered = text.sorted_results(results)
-    rows = [_note_row(result) for result in ordered[:_MOST_ROWS]]
-    lines = [f"{'FAILED' if exit_failed else 'OK'}: {text.verdict(results)}", "", markdown.row(_NOTE_COLUMNS)]
-    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |", *rows, ""]
-    if len(ordered) > _MOST_ROWS and len(ordered) <= MOST_WHOLE:
-        lines += [f"{len(ordered) - _MOST_ROWS:,} more models are in models.json", ""]
-    if archived:
+    listed = text.sorted_results(kept.listed)
+    lines = [f"{'FAILED' if exit_failed else 'OK'}: {text.verdict(results)}", "", *_note_table(listed)]
+    if kept.table is not None and kept.remarkable > len(listed):
+        lines += [f"{kept.remarkable - len(listed):,} more models failed or changed: see the table of all", ""]
+    if archived := kept.archive.models:
         lines += [f"{archived} models that neither failed nor changed: {artifacts.ARCHIVE}, models.json", ""]
     if facts.ci.job_url:
         lines += [f"CI: {facts.ci.job_url}", ""]
-    for result in ordered:
+    for result in listed:
         if result.state.failed or result.changes or result.warnings:
             lines.append(f"- {_as_code(result.id)} {result.state.value}{''.join(_reason_lines(result))}")
     return "\n".join(text.cut_lines("\n".join(lines).rstrip("\n").split("\n"), _LONGEST_NOTE))
+
+
+def _note_table(results: Sequence[Result]) -> Iterator[str]:
+    """The lines of a table of models, and how many it leaves out."""
+    if not results:
+        return
+    yield markdown.row(_NOTE_COLUMNS)
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    yield from map(_note_row, results[:_MOST_ROWS])
+    yield ""
+    if len(results) > _MOST_ROWS:
+        yield f"{len(results) - _MOST_ROWS:,} more models are in models.json"
+        yield ""
 
 
 _NOTE_COLUMNS = ("model", "state", "params", "moved", "FLOPs", "weights", "peak", "budget used")

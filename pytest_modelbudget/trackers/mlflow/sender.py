@@ -243,7 +243,8 @@ def _send_job(store: Store, experiment: str, path: Path, entry: OutboxEntry) -> 
         table_tags = {}
         if entry.totals is not None:
             published = tables.publish(store, stored, path, entry, entry.totals)
-            table_tags = {**published.tags, NOTE: f"{note}\n\n{published.note}"}
+            note = views.run_note(run.tags.get(NOTE, ""), experiment, run_id, published.note)
+            table_tags = {**published.tags, NOTE: note}
         store.log(run_id, tags={**table_tags, _STATE: "complete"})
     store.end(run_id, run.status, entry.created_ms)
     return run_id

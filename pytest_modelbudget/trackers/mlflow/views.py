@@ -87,14 +87,17 @@ def side_by_side(base: str, experiment: str) -> str:
     return f"{base}/experiments/{experiment}/runs?{_MODE}&compareRunsMode=ARTIFACT"
 
 
-def run_note(note: str, experiment: str, run_id: str) -> str:
-    """The description of a run with links to what it has below its first line; they lead to the page they are on."""
+def run_note(note: str, experiment: str, run_id: str, *more: str) -> str:
+    """The description of a run with links to what it has, and `more`, below its first line.
+
+    They lead to the page they are on.
+    """
     first, _, rest = note.partition("\n")
     links = (
         f"[report]({report('#', experiment, run_id)}) · [table of models]({models('#', experiment, run_id)}) · "
         f"[all runs]({table('#', experiment)}) · [tables side by side]({side_by_side('#', experiment)})"
     )
-    return f"{first}\n\n{links}\n{rest}"
+    return "\n".join([f"{first}\n\n{links}", *(f"\n{line}" for line in more), rest])
 
 
 def experiment_note(experiment: str, other_experiment: str, *, history: bool) -> str:
