@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +23,16 @@ class BrokenOff(Exception):
     """What a request ends with."""
 
 
+def _with_points_first(run: Any) -> tuple[bool, int, str]:
+    return not run.data.metrics, run.info.start_time, run.info.run_id
+
+
 @dataclass
 class MemoryStore:
-    """The methods of `Store` over plain dicts; the request number `breaks_at` fails, with its work done or not."""
+    """The methods of `Store` over plain dicts.
+
+    The request number `breaks_at` fails, with its work done or not; with `interrupt`, that is called before it instead.
+    """
 
     experiments: dict[str, dict[str, str]] = field(default_factory=dict)
     runs: dict[str, Any] = field(default_factory=dict)
@@ -36,9 +43,13 @@ class MemoryStore:
     sent_bytes: int = 0
     breaks_at: int = -1
     work_is_done: bool = False
+    interrupt: Callable[[], object] | None = None
 
     def _request(self, work: Any) -> Any:
         self.requests += 1
+        if self.interrupt is not None and self.requests == self.breaks_at:
+            self.interrupt()
+            return work()
         breaks = self.requests == self.breaks_at
         if breaks and not self.work_is_done:
             raise BrokenOff
@@ -61,8 +72,17 @@ class MemoryStore:
         self._request(lambda: self.experiments[experiment].update({name: text}))
 
     def by_key(self, experiment: str, condition: str) -> dict[str, Any]:
-        """The runs that match."""
-        return self._request(lambda: {run.data.tags[KEY]: run for run in self._matching(experiment, condition)})
+        """The runs that match; of runs that two machines made, one stays."""
+
+        def work() -> dict[str, Any]:
+            runs: dict[str, Any] = {}
+            for run in sorted(self._matching(experiment, condition), key=_with_points_first):
+                if runs.setdefault(run.data.tags[KEY], run) is not run:
+                    assert self.interrupt is not None
+                    del self.runs[run.info.run_id]
+            return runs
+
+        return self._request(work)
 
     def _matching(self, experiment: str, condition: str) -> list[Any]:
         tags = re.findall(r"tags\.`([^`]+)` = '([^']*)'", condition)
@@ -97,10 +117,9 @@ class MemoryStore:
         return step, {name: point[2] for name, point in last.items() if point[0] == step}
 
     def create(self, experiment: str, key: str, name: str, start_ms: int, tags: Mapping[str, str]) -> None:
-        """A new run; twice by one key would be a mistake of the sender's."""
+        """A new run."""
 
         def work() -> None:
-            assert not [run for run in self.runs.values() if run.data.tags[KEY] == key]
             run_id = f"run{self.requests:04d}"
             info = {"run_id": run_id, "run_name": name, "experiment_id": experiment, "status": "RUNNING"}
             run = SimpleNamespace(
@@ -116,6 +135,8 @@ class MemoryStore:
         points, tags = tuple(points), tags or {}
 
         def work() -> None:
+            if run_id not in self.runs:
+                raise BrokenOff
             self.sent_bytes += len(json.dumps([str(points), tags]))
             for point in points:
                 for name, value in point.metrics.items():

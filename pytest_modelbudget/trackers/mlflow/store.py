@@ -132,9 +132,11 @@ class Store:
     def download(self, run: StoredRun, name: str) -> bytes | None:
         """The content of an artifact; None when it is not there, or larger than what is read."""
         self._check_place(run)
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
         with TemporaryDirectory() as folder:
-            try:
-                path = Path(self._client.download_artifacts(run.info.run_id, name, folder))
+            try:  # the client would ask for logged models too, of which older servers know nothing
+                path = Path(get_artifact_repository(run.info.artifact_uri).download_artifacts(name, folder))
             except Exception as error:
                 if is_transient(error):
                     raise
