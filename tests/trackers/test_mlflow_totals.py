@@ -280,6 +280,19 @@ def test_a_run_that_comes_late_adds_its_point_and_hides_none(tmp_path: Path) -> 
     assert numbers(store, 3)["other"] == 6201
 
 
+def test_a_project_that_becomes_large_goes_on_with_its_histories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And back: nobody gets a second line, and nothing that did not move gets a point."""
+    store = MemoryStore()
+    for step, most, summary in ((1, 99, towers()), (2, 3, towers()), (3, 3, wider(51)), (4, 99, wider(52))):
+        monkeypatch.setattr(content, "MOST_WHOLE", most)
+        run(tmp_path, step, zoo([result(summary, "mover")]))
+        store.deliver(tmp_path)
+    calm = {name: [(1, 6201)] for name in CALM}
+    assert store.lines() == {**calm, "mover": [(1, 6201), (2, 6201), (3, 6302), (4, 6403)]}
+
+
 def test_a_pull_request_has_a_table_and_no_histories(tmp_path: Path) -> None:
     """Nor does it become what the next run on the default branch is held against."""
     store = MemoryStore()
