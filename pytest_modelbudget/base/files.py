@@ -24,6 +24,10 @@ class Base:
         self.root, self.where = root, where
         self._blobs: Blobs | None = None
 
+    @property
+    def _git(self) -> Git:
+        return Git(self.root, known=True)  # the base was found in it
+
     @cached_property
     def files(self) -> dict[str, str]:
         """Every YAML and TOML file with its blob.
@@ -31,7 +35,7 @@ class Base:
         Raises:
             ModelBudgetError: the base cannot be listed.
         """
-        blob_ids = Git(self.root).files(self.where.commit) if self.where.commit else {}
+        blob_ids = self._git.files(self.where.commit) if self.where.commit else {}
         if blob_ids is None:
             raise ModelBudgetError(f"the files of {self.where.name} are not in this clone (a partial one)")
         return {path: blob for path, blob in blob_ids.items() if path.endswith(_SUFFIXES)}
@@ -59,7 +63,7 @@ class Base:
         if blob is None:
             return None
         if self._blobs is None:
-            self._blobs = Git(self.root).blobs()
+            self._blobs = self._git.blobs()
         try:
             content = self._blobs.read(blob, most or MOST_BYTES)
         except UnreadableFile as problem:
