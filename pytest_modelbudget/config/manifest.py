@@ -16,7 +16,7 @@ from pytest_modelbudget import budget as budgets
 from pytest_modelbudget import inputs
 from pytest_modelbudget.budget import Budget, Rule
 from pytest_modelbudget.config import messages, schema
-from pytest_modelbudget.config.levels import ManifestLevel, any_of, has_id, has_tag
+from pytest_modelbudget.config.levels import ManifestLevel, any_of, has_id, has_tag, snapshot_of
 from pytest_modelbudget.config.tree import InvalidText, Keys, Tree, read_toml, read_yaml
 from pytest_modelbudget.entry import ModelEntry, arguments, check_id, names_file, resources
 from pytest_modelbudget.entry.resources import ResourceLimits
@@ -79,8 +79,10 @@ class LoadedManifest:
     limits: ResourceLimits = field(default_factory=ResourceLimits)
     _merged: _MergedLimits = field(default_factory=dict, init=False, compare=False, repr=False)
 
-    def apply(self, entry: ModelEntry) -> ModelEntry:
+    def apply(self, entry: ModelEntry, source: str = "") -> ModelEntry:
         """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.
+
+        `source` is what yielded it, where a source did.
 
         Raises:
             ModelBudgetError: a min of one level is above a max of another.
@@ -100,6 +102,8 @@ class LoadedManifest:
             declared=Path(self.file).name,
             training=written.merge(*(level.recipes.get("training") for level in levels), entry.training),
             inference=written.merge(*(level.recipes.get("inference") for level in levels), entry.inference),
+            snapshot=snapshot_of(entry, levels),
+            source=source,
         )
 
     def _merged_limits(self, levels: Sequence[ManifestLevel], rules: tuple[Rule, ...]) -> tuple[Budget, ...]:
@@ -239,9 +243,8 @@ class _Loader:
     def _layers(self, manifest: schema.Manifest) -> Iterator[ManifestLevel]:
         defaults: Keys = ("defaults",)
         recipes = self._recipes(manifest.defaults, defaults)
-        yield ManifestLevel(
-            self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults, (), recipes
-        )
+        limits = self._budgets(manifest.defaults.budgets, defaults)
+        yield ManifestLevel(limits, lambda _: True, 0, defaults, (), recipes, manifest.defaults.snapshot)
         layers = [self._layer(tag, ("tags", name), has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
             globs = [group.models] if isinstance(group.models, str) else group.models
@@ -253,7 +256,7 @@ class _Loader:
     def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> ManifestLevel:
         sums = self._limits_in(level.sum, keys, "sum", budgets.parse_sum)
         limits, line = self._budgets(level.budgets, keys), self.tree.line(keys) or 0
-        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys))
+        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys), level.snapshot)
 
     def _recipes(self, level: schema.Defaults | schema.Tag | schema.Model, keys: Keys) -> dict[str, RecipeSection]:
         """What a level says of recipes, by kind; `null` says that there is none. Each bad key is a mistake."""
@@ -370,6 +373,7 @@ class _Loader:
             run=model.run,
             limits=self._limits(model.limits, keys),
             isolate=model.isolate,
+            snapshot=model.snapshot,
             place=Place(self.file, self.tree.line(keys)),
             training=recipes.get("training"),
             inference=recipes.get("inference"),

@@ -183,10 +183,10 @@ def _no_debugger(*args: Any, **options: Any) -> NoReturn:
 
 
 def _do_job(job: Job, sources: _Sources) -> Answer:
-    sys.path[:] = job.path
-    os.environ.update(job.environment)
+    sys.path[:] = job.surroundings.path
+    os.environ.update(job.surroundings.environment)
     with suppress(OSError):
-        os.chdir(job.folder)
+        os.chdir(job.surroundings.folder)
     with _recorded_warnings() as recorded:
         state, crash = ProcessState.now(), None
         try:

@@ -94,9 +94,9 @@ def _packed(content: object) -> str:
 def _earlier(result: Result) -> tuple[str, Summary | None]:
     """The first comparison that is told, and the model as it was then."""
     title = next((title for title, _ in text.comparisons(result)), "")
-    if result.since is not None and result.since.changes:
-        return title, result.since.before
-    return title, result.snapshot.before
+    of_base = result.since is not None and bool(result.since.changes)
+    before = result.since.before if of_base and result.since is not None else result.snapshot.before
+    return title, before if isinstance(before, Summary) else None  # of totals there are no rows to draw
 
 
 def _change_cells(change: Change) -> list[object]:

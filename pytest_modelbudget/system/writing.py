@@ -36,6 +36,7 @@ _DESCRIPTOR = re.compile(
 _MOST_LINKS = 40
 
 if sys.platform == "win32":  # an open file cannot be deleted there, which protects a draft that is being written
+    from filelock import FileLock
 
     @contextmanager
     def _shared_lock(folder: Path) -> Iterator[None]:
@@ -44,6 +45,12 @@ if sys.platform == "win32":  # an open file cannot be deleted there, which prote
     @contextmanager
     def _exclusive_lock(folder: Path) -> Iterator[bool]:
         yield True
+
+    @contextmanager
+    def alone_in(folder: Path) -> Iterator[None]:
+        """Inside, no other process is in a block like this one of the same folder; each waits for its turn."""
+        with FileLock(folder / f"{_PREFIX}lock{_SUFFIX}"):  # which goes with the last that holds it
+            yield
 else:
     import fcntl
 
@@ -69,6 +76,17 @@ else:
                 yield False
             else:
                 yield True
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def alone_in(folder: Path) -> Iterator[None]:
+        """Inside, no other process is in a block like this one of the same folder; each waits for its turn."""
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks: there the last that writes wins
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(handle)
 
