@@ -61,6 +61,11 @@ def whole_result(content: Mapping[str, Any]) -> Result:
     return replace(result, since=since, snapshot=replace(result.snapshot, before=earlier.get("snapshot")))
 
 
+def summary_of(data: bytes) -> Summary:
+    """The summary of what `pack` gave, which has one, without all the rest."""
+    return Summary.from_dict(json.loads(zlib.decompress(data))["summary"])
+
+
 def snapshot_text(data: bytes) -> str:
     """The text of the snapshot of what `pack` gave, without all the rest."""
     return str(json.loads(zlib.decompress(data))["snapshot"]["text"])

@@ -11,8 +11,9 @@ import struct
 import tempfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from fractions import Fraction
 from typing import IO, Any, TypeVar, overload
 
 from pytest_modelbudget.results import codec
@@ -29,6 +30,9 @@ _MOST_LOADED = 1 << 19
 _LONGEST_ERROR = 1_000
 _MOST_HELD = 4
 """Violations and findings of one model that are held."""
+
+_WHOLE, _SUMMARY = "whole", "summary"
+"""What was read of a result."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -47,7 +51,7 @@ class ResultStore(Sequence[Result]):
         self._numbers: dict[tuple[str, str], int] = {}
         self._results: list[Result] = []
         self._references: list[Reference] = []
-        self._loaded: OrderedDict[int, tuple[Result, int]] = OrderedDict()
+        self._loaded: OrderedDict[tuple[int, str], tuple[Any, int]] = OrderedDict()
         self._loaded_bytes = 0
         self._shared: dict[tuple[type, str], Any] = {}
 
@@ -77,18 +81,20 @@ class ResultStore(Sequence[Result]):
 
     def whole(self, number: int) -> Result:
         """The result of that number with all that is in it, read again unless it was just now."""
-        if number in self._loaded:
-            self._loaded.move_to_end(number)
-            return self._loaded[number][0]
-        data = self._spill.read(self._references[number])
-        result = codec.unpack(data)
-        self._keep_loaded(number, result, len(data))
+        result: Result = self._read((number, _WHOLE), codec.unpack)
         return result
+
+    def summary(self, number: int) -> Summary | None:
+        """Its summary alone, which is what most ask for."""
+        if (number, _WHOLE) in self._loaded:
+            return self.whole(number).summary
+        summary: Summary = self._read((number, _SUMMARY), codec.summary_of)
+        return summary
 
     def snapshot_text(self, number: int) -> str:
         """The text of its snapshot, which an update run wants of each model and with nothing else."""
-        if number in self._loaded:
-            return self._loaded[number][0].snapshot.text
+        if (number, _WHOLE) in self._loaded:
+            return self.whole(number).snapshot.text
         return codec.snapshot_text(self._spill.read(self._references[number]))
 
     def shared(self, value: T) -> T:
@@ -101,14 +107,25 @@ class ResultStore(Sequence[Result]):
         if number == len(self._results):
             self._results.append(result)
             self._references.append(b"")
-        self._loaded_bytes -= self._loaded.pop(number, (result, 0))[1]
+        for part in (_WHOLE, _SUMMARY):
+            self._loaded_bytes -= self._loaded.pop((number, part), (None, 0))[1]
         self._references[number] = self._spill.put(data)
         self._results[number] = _stored(result, self, number)
-        self._keep_loaded(number, result, len(data))
+        self._keep_loaded((number, _WHOLE), result, len(data))
         return self._results[number]
 
-    def _keep_loaded(self, number: int, result: Result, size: int) -> None:
-        self._loaded[number] = result, size
+    def _read(self, key: tuple[int, str], unpack: Callable[[bytes], Any]) -> Any:
+        if key in self._loaded:
+            self._loaded.move_to_end(key)
+            return self._loaded[key][0]
+        data = self._spill.read(self._references[key[0]])
+        with originals_restored():
+            value = unpack(data)
+        self._keep_loaded(key, value, len(data))
+        return value
+
+    def _keep_loaded(self, key: tuple[int, str], value: Any, size: int) -> None:
+        self._loaded[key] = value, size
         self._loaded_bytes += size
         while self._loaded_bytes > _MOST_LOADED and len(self._loaded) > 1:
             _, (_, oldest_size) = self._loaded.popitem(last=False)
@@ -184,13 +201,14 @@ class _StoredResult(_Stored, Result):
 
 
 class _StoredSummary(_Stored, Summary):
-    """Beside what is held of it, its totals are, which follow from rows."""
+    """Its totals are held too, which follow from rows; one that costs more is kept once it was asked for."""
 
-    __slots__ = ("_number", "_store", "_totals")
-    _totals: tuple[int, int, int, int]
+    __slots__ = ("_non_embedding", "_number", "_store", "_totals")
+    _totals: tuple[int, int, int, int, int, Fraction | None]
+    _non_embedding: tuple[int | None] | None
 
     def _whole(self) -> Summary | None:
-        return self._store.whole(self._number).summary
+        return self._store.summary(self._number)
 
     @property
     def params(self) -> int:
@@ -207,6 +225,22 @@ class _StoredSummary(_Stored, Summary):
     @property
     def weight_bytes(self) -> int:
         return self._totals[3]
+
+    @property
+    def leaf_count(self) -> int:
+        return self._totals[4]
+
+    @property
+    def largest_layer_share(self) -> Fraction | None:
+        return self._totals[5]
+
+    @property
+    def non_embedding_params(self) -> int | None:
+        if self._non_embedding is None:
+            number = self.__getattr__("non_embedding_params")
+            object.__setattr__(self, "_non_embedding", (number,))
+            return number  # type: ignore[no-any-return]
+        return self._non_embedding[0]
 
 
 class _StoredSnapshot(_Stored, Snapshot):
@@ -253,7 +287,11 @@ def _stored_summary(summary: Summary, store: ResultStore, number: int) -> Summar
         store,
         number,
         left_out=("layers", "inputs", "outputs", "notes", "plans", "growth"),
-        _totals=(summary.params, summary.trainable_params, summary.buffers, summary.weight_bytes),
+        _totals=(
+            *(summary.params, summary.trainable_params, summary.buffers, summary.weight_bytes),
+            *(summary.leaf_count, summary.largest_layer_share),
+        ),
+        _non_embedding=None,
         framework=store.shared(summary.framework),
         sizes=store.shared(summary.sizes),
     )
