@@ -29,6 +29,7 @@ from pytest_modelbudget.parts.merging import (
 )
 from pytest_modelbudget.parts.registering import manifest_digest
 from pytest_modelbudget.reports import terminal
+from pytest_modelbudget.results.store import ResultStore
 from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.finish import Collected, Finished, Wanted, finish, in_order
 from pytest_modelbudget.session.registry import obsolete_files_result
@@ -82,7 +83,8 @@ def _read_parts(paths: Sequence[Path]) -> tuple[list[Part], list[str]]:
     heads, problems = _each(lambda path: file.read_head(path, registries), paths)
     if problems := problems or problems_of(heads, version(PRODUCT)):
         return [], problems
-    parts, problems = _each(file.with_results, heads)
+    store = ResultStore()
+    parts, problems = _each(lambda head: file.with_results(head, store.add), heads)
     return parts, problems or contradictions(parts)
 
 

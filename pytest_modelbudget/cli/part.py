@@ -57,7 +57,7 @@ def check_part(
     head = _head(request, check_run, project, base, checkout, update=update, dealing=dealing)
     finished = finish_part(check_run.results, request, head)
     print("\n".join(finished.closing(terminal_width())))
-    for problem in finished.problems:
+    for problem in (*filter(None, [check_run.lost]), *finished.problems):
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
     return INTERRUPTED if check_run.interrupted else int(finished.failed or bool(finished.problems))
 
