@@ -128,6 +128,10 @@ class Git:
                 blobs_by_path[path] = blob
         return blobs_by_path
 
+    def changes(self) -> str:
+        """What tracked files of the whole repository have been changed to since HEAD, as a diff; empty when nothing."""
+        return self._ask("diff", "--no-ext-diff", "--no-textconv", "--full-index", "HEAD") or ""
+
     def tracks(self, name: str) -> bool:
         """Whether the file of that name in the folder is in the index."""
         return bool(self._ask("ls-files", "--error-unmatch", "--", name))

@@ -30,6 +30,12 @@ from pytest_modelbudget.session.registry import (
 )
 from pytest_modelbudget.summary import Summary
 
+INTERRUPTED = 2
+"""What a run that was interrupted exits with, as of pytest."""
+
+Dealer = Callable[[Sequence[Registry]], Collection[str]]
+"""Given all that is registered, the node ids that this run is to check."""
+
 Listener = Callable[[Result, str, int], None]
 """Told each result when it is there, what the model's code printed, and how many models have no snapshot yet."""
 
@@ -56,9 +62,17 @@ def based(project: Project, wanted: str) -> Iterator[Base]:
 
 
 def check_models(
-    project: Project, base: Base, ids: Sequence[str] = (), *, accept: bool = False, tell: Listener | None = None
+    project: Project,
+    base: Base,
+    ids: Sequence[str] = (),
+    *,
+    accept: bool = False,
+    tell: Listener | None = None,
+    deal: Dealer | None = None,
 ) -> CheckRun:
-    """Check all models of the project's manifests, or those that `ids` (globs, node ids) select.
+    """Check all models of the project's manifests, or those that `ids` (globs, node ids) and `deal` select.
+
+    What is dealt is a part of a run, which leaves obsolete files alone.
 
     Raises:
         ModelBudgetError: an id that selects nothing.
@@ -70,7 +84,7 @@ def check_models(
         with captured_output():
             sources = entries_from if isolation is None else isolation.entries
             registries = tuple(register_manifest(path, project.root, sources) for path in project.manifests)
-        selection = _Selection(ids, registries)
+        selection = _Selection(ids, registries, None if deal is None else deal(registries))
         base_manifests = {item.path: item.base_manifest(base) for item in registries}
         count = None if isolation is None else isolation.count
         new = snapshot.count_missing(project.root, [entry for _, entry in _selected_models(registries, selection)])
@@ -110,8 +124,11 @@ def _selected_models(registries: Sequence[Registry], selection: _Selection) -> l
 class _Selection:
     """Which ids are selected."""
 
-    def __init__(self, globs: Sequence[str], registries: Sequence[Registry]) -> None:
+    def __init__(
+        self, globs: Sequence[str], registries: Sequence[Registry], dealt: Collection[str] | None = None
+    ) -> None:
         self.globs = globs
+        self.dealt = dealt
         names = [(registry.loaded.file, name) for registry in registries for name in _registered_names(registry)]
         for glob in globs:
             if not any(_matches(glob, file, name) for file, name in names):
@@ -119,7 +136,15 @@ class _Selection:
                 raise ModelBudgetError(f"no model {glob!r} is registered\n  registered: {registered or '(none)'}")
 
     def __call__(self, registry: Registry, name: str) -> bool:
-        return not self.globs or any(_matches(glob, registry.loaded.file, name) for glob in self.globs)
+        file = registry.loaded.file
+        if self.dealt is not None and f"{file}::{name}" not in self.dealt:
+            return False
+        return not self.globs or any(_matches(glob, file, name) for glob in self.globs)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether everything that is registered is selected, and to be judged as a whole."""
+        return not self.globs and self.dealt is None
 
 
 def _registered_names(registry: Registry) -> Iterator[str]:
@@ -165,5 +190,5 @@ def _manifest_results(registry: Registry, project: Project, selection: _Selectio
     for name, mistakes in registry.mistakes().items():
         if selection(registry, name):
             yield replace(bad_config_result(name, mistakes), nodeid=f"{file}::{name}")
-    if not selection.globs and not registry.why_obsolete_unknown() and (files := registry.obsolete(project.root)):
+    if selection.is_all and not registry.why_obsolete_unknown() and (files := registry.obsolete(project.root)):
         yield replace(obsolete_files_result("snapshot-files", files, file), nodeid=f"{file}::snapshot-files")

@@ -26,6 +26,7 @@ from pytest_modelbudget.plugin.items import (
     ModelItem,
     SnapshotFilesItem,
 )
+from pytest_modelbudget.plugin.parts import FIXTURE, PART, PartRun
 from pytest_modelbudget.session.registry import (
     Registry,
     SourceReader,
@@ -35,7 +36,6 @@ from pytest_modelbudget.session.registry import (
     snapshot_clashes,
 )
 
-FIXTURE = "model_budget"
 NO_MODEL = (
     "model-budget: no model found. Register one in modelbudget.yaml (models: {net: {build: module:callable, "
     'inputs: "float32[B, 3, 32, 32]"}}), with @pytest_modelbudget.model in a test file, or check one with the '
@@ -50,6 +50,7 @@ class Collector:
         self.root = config.rootpath
         self.chosen = _chosen_manifest(config)
         self.models = 0
+        self.part = config.stash[PART]
         self.checklist = Checklist()
         self.made = config.stash[MODEL_ITEMS] = list[pytest.Item]()
         self.pytest_collect_directory(self.root)
@@ -77,6 +78,11 @@ class Collector:
             return None
         return ModelItem.from_parent(collector, name=obj.id, entry=_placed_in_module(obj, collector.path, self.root))
 
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """A part knows of all tests that check models, whatever is deselected afterwards."""
+        if self.part is not None:
+            self.part.note_test(item)
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(
         self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
@@ -85,7 +91,7 @@ class Collector:
         self.checklist.complete = True  # pytest comes here only when nothing ended collection
         _mark_clashes(items)
         if not any("::" in arg for arg in config.args):
-            items.extend(_module_files(items, self.root))
+            self._add_module_files(items)
         self.models = sum(
             isinstance(item, BudgetItem) or FIXTURE in getattr(item, "fixturenames", ()) for item in items
         )
@@ -95,6 +101,23 @@ class Collector:
             report_back(config, config.workeroutput)  # type: ignore[attr-defined]
         elif not self.models and not session.testsfailed and wants_models(config):
             raise pytest.UsageError(NO_MODEL)
+        if self.part is not None:
+            self._deal(self.part, items, config)
+
+    def _add_module_files(self, items: list[pytest.Item]) -> None:
+        """Items for obsolete files of test modules; a part only notes them."""
+        for item in tuple(_module_files(items, self.root)):
+            if self.part is None:
+                items.append(item)
+            else:
+                self.part.note_obsolete(item)
+
+    def _deal(self, part: PartRun, items: list[pytest.Item], config: pytest.Config) -> None:
+        part.note_models(self.made)
+        try:
+            part.keep_own(items, config)
+        except ModelBudgetError as mistake:
+            raise pytest.UsageError(f"model-budget: {mistake}") from None
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -115,12 +138,17 @@ class Collector:
         """Write down which models are to be checked, before the first is."""
         self.checklist.add(session.items)
         self.checklist.leave_out(self.made)  # what `--lf` or another plugin took out without a word
+        if self.part is not None:
+            self.part.note_selected(session.items)
         write_checklist(session.config, self.checklist)
 
 
 def wants_models(config: pytest.Config) -> bool:
-    """Whether a run without any model is a mistake: not when an ini file has the option on and the user named paths."""
-    if config.getoption("collectonly"):
+    """Whether a run without any model is a mistake: not when an ini file has the option on and the user named paths.
+
+    Nor where the run writes a part: the merge tells.
+    """
+    if config.getoption("collectonly") or config.stash[PART] is not None:
         return False
     return was_requested(config) or config.args_source is not config.ArgsSource.ARGS
 
@@ -187,7 +215,7 @@ def _mark_clashes(items: Iterable[pytest.Item]) -> None:
         models[id(entry)].clash = clash
 
 
-def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.Item]:
+def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[SnapshotFilesItem]:
     """An item for each collected test module that snapshots were declared in and whose models are gone."""
     items = tuple(items)
     modules = {module: None for item in items if (module := item.getparent(pytest.Module)) is not None}
@@ -235,6 +263,9 @@ class ManifestFile(pytest.File):
         registry = register_manifest(self.path, self.config.rootpath, sources)
         if isolation is not None and not self.config.getoption("collectonly"):
             isolation.start(next(iter(registry.entries), None) if runs_all(self.config) else None)
+        part = self.config.stash[PART]
+        if part is not None:
+            part.note_manifest(self.path, registry.loaded.file)
         for name, mistakes in registry.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
         base_manifest = registry.base_manifest(self.config.stash[BASE])
@@ -242,9 +273,13 @@ class ManifestFile(pytest.File):
         for entry in (*registry.absent, *registry.entries):
             base_limits = registry.base_limits(entry, base_manifest)
             yield ModelItem.from_parent(self, name=entry.id, entry=entry, limits_before=base_limits)
-        yield from self._snapshot_files(registry)
+        for item in self._snapshot_files(registry):
+            if part is None:
+                yield item
+            else:
+                part.note_obsolete(item)
 
-    def _snapshot_files(self, registry: Registry) -> Iterator[pytest.Item]:
+    def _snapshot_files(self, registry: Registry) -> Iterator[SnapshotFilesItem]:
         if reason := registry.why_obsolete_unknown():
             if self.config.getoption("model_budget_prune"):
                 yield SnapshotFilesItem.from_parent(

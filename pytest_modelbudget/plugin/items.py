@@ -134,6 +134,7 @@ class BadConfigItem(BudgetItem):
         super().__init__(**options)
         self.mistakes = tuple(mistakes)
         self.place = self.mistakes[0][0]
+        self.config.stash[MODEL_ITEMS].append(self)
 
     def outcome(self) -> Result:
         """All mistakes at once, each with its line."""

@@ -39,7 +39,21 @@ def _earlier_summaries(result: Result) -> Iterator[tuple[str, Summary | None]]:
 @originals_restored()
 def unpack(data: bytes) -> Result:
     """Read back what `pack` gave."""
-    content = json.loads(zlib.decompress(data))
+    return whole_result(json.loads(zlib.decompress(data)))
+
+
+def packed_line(data: bytes) -> bytes:
+    """What `pack` gave as JSON in one line, of which `whole_result` makes a result again."""
+    return zlib.decompress(data)
+
+
+def one_line(content: Any) -> bytes:
+    """Plain data as JSON in one line."""
+    return json.dumps(content).encode()
+
+
+def whole_result(content: Mapping[str, Any]) -> Result:
+    """A result with its earlier summaries, of the data that `pack` compresses."""
     result = result_from(content)
     earlier = {name: Summary.from_dict(summary) for name, summary in content["earlier"].items()}
     since = None if result.since is None else replace(result.since, before=earlier.get("since"))
