@@ -23,7 +23,7 @@ from pytest_modelbudget.reports import terminal
 from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.finish import Collected, Finished, Wanted, finish, in_order
 from pytest_modelbudget.session.registry import obsolete_files_result
-from pytest_modelbudget.system.escape import harmless, harmless_lines
+from pytest_modelbudget.system.escape import harmless_lines, printable, without_commands
 from pytest_modelbudget.trackers import tracker
 
 
@@ -46,7 +46,7 @@ def run(options: Namespace) -> int:
             return NO_MODEL
         finished = _judge(whole, Wanted(whole.update, reports, sent_to), base, options.verbose)
     finished.problems += _times_problems(options.times, whole)
-    lines = (*finished.closing(terminal_width()), *map(harmless, whole.notes), *finished.annotations(root))
+    lines = (*finished.closing(terminal_width()), *map(_whole_lines, whole.notes), *finished.annotations(root))
     print("\n".join(lines))
     for problem in finished.problems:
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
@@ -82,9 +82,14 @@ def _read_parts(paths: Iterable[Path]) -> tuple[list[Part], list[str]]:
 def _refuse(problems: Iterable[str]) -> int:
     """Say all that is wrong; nothing is judged then."""
     for problem in problems:
-        print(f"modelbudget: {harmless_lines(problem)}", file=sys.stderr)
+        print(f"modelbudget: {_whole_lines(problem)}", file=sys.stderr)
     print("modelbudget: the parts are not a whole run, so nothing was judged", file=sys.stderr)
     return 1
+
+
+def _whole_lines(text: str) -> str:
+    """Text with names of others, none of its lines cut: the cure stands at the end."""
+    return without_commands("\n".join(map(printable, text.splitlines())))
 
 
 def _problems_here(whole: MergedRun, base: Base) -> Iterator[str]:

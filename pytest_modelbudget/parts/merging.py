@@ -21,6 +21,8 @@ from pytest_modelbudget.results.groups import names_text
 PRODUCT = "pytest-modelbudget"
 """Its key among the versions of a head."""
 
+_LONGEST_NAME = 200
+
 
 @dataclass(frozen=True, slots=True)
 class MergedRun:
@@ -164,13 +166,13 @@ def _registry_difference(head: PartHead, usual: PartHead) -> str:
             sorted(other.by_node.keys() - own.by_node.keys()),
             sorted(own.by_node.keys() - other.by_node.keys()),
         )
-        texts = [f"it lacks {names_text(lacking)}"] if lacking else []
-        return " and ".join([*texts, *([f"only it has {names_text(more)}"] if more else [])])
+        texts = [f"it lacks {_names(lacking)}"] if lacking else []
+        return " and ".join([*texts, *([f"only it has {_names(more)}"] if more else [])])
     for path in sorted({*own.manifests, *other.manifests}):
         if own.manifests.get(path) != other.manifests.get(path):
             return f"the text of {path} is not the same"
     nodes = [nodeid for nodeid, node in own.by_node.items() if node != other.by_node[nodeid]]
-    return f"the place or tags of {names_text(nodes)} are not the same" if nodes else "groups have other limits"
+    return f"the place or tags of {_names(nodes)} are not the same" if nodes else "groups have other limits"
 
 
 def _incomplete(parts: Sequence[Part]) -> Iterator[str]:
@@ -179,7 +181,7 @@ def _incomplete(parts: Sequence[Part]) -> Iterator[str]:
     for part in parts:
         for twice, other in _taken(part, owners):
             yield (
-                f"{part.name} and {other.name} both selected {names_text(twice)}: "
+                f"{part.name} and {other.name} both selected {_names(twice)}: "
                 "let each model be selected in one part"
             )
     missing = sorted(parts[0].nodes.keys() - owners.keys())
@@ -187,7 +189,7 @@ def _incomplete(parts: Sequence[Part]) -> Iterator[str]:
         return
     shards = [parse_shard(part.head.shard) for part in parts if part.head.shard]
     absent = missing_shards(shards)
-    names = f"{len(missing)} of {len(parts[0].nodes)} registered ids are in no part: {names_text(missing)}"
+    names = f"{len(missing)} of {len(parts[0].nodes)} registered ids are in no part: {_names(missing)}"
     if absent:
         numbers = ", ".join(map(str, absent[:20]))
         yield f"the part of shard {numbers} is missing, so {names}: give the parts of all shards"
@@ -218,23 +220,23 @@ def _own_contradictions(part: Part) -> Iterator[str]:
     if len(selected) < len(part.head.selected):
         yield "it selected a model twice"
     if unknown := sorted(selected - part.nodes.keys()):
-        yield f"it selected {names_text(unknown)}, which is not in its registry"
+        yield f"it selected {_names(unknown)}, which is not in its registry"
     counts = Counter((result.nodeid, result.id) for result in part.results)
     if twice := sorted({nodeid for (nodeid, _), count in counts.items() if count > 1}):
-        yield f"it has two results for {names_text(twice)}"
+        yield f"it has two results for {_names(twice)}"
     with_result = {nodeid for nodeid, _ in counts}
     if foreign := sorted(with_result - selected):
-        yield f"it has a result for {names_text(foreign)}, which it did not select"
+        yield f"it has a result for {_names(foreign)}, which it did not select"
     lacking = [nodeid for nodeid in selected - with_result if part.nodes.get(nodeid, _TEST).kind != "test"]
     if lacking:
-        yield f"it has no result for {names_text(sorted(lacking))}, which it selected"
+        yield f"it has no result for {_names(sorted(lacking))}, which it selected"
     renamed = [
         result.nodeid
         for result in part.results
         if (node := part.nodes.get(result.nodeid, _TEST)).kind != "test" and node.id != result.id
     ]
     if renamed:
-        yield f"the result of {names_text(renamed)} is that of another id"
+        yield f"the result of {_names(renamed)} is that of another id"
 
 
 _TEST = Registered("", "", "test")
@@ -257,7 +259,7 @@ def _failures_beside_models(parts: Iterable[Part]) -> Iterator[str]:
         if part.head.failed_tests:
             count = len(part.head.failed_tests)
             tests = "a test" if count == 1 else f"{count} tests"
-            yield f"{tests} failed in the run of {part.name}: {names_text(part.head.failed_tests)}"
+            yield f"{tests} failed in the run of {part.name}: {_names(part.head.failed_tests)}"
         elif part.head.exit_status and not any(result.state.failed for result in part.results):
             yield f"the run of {part.name} ended with exit code {part.head.exit_status}"
 
@@ -270,8 +272,13 @@ def _differing_versions(parts: Sequence[Part]) -> Iterator[str]:
         for part in parts:
             values.setdefault(part.head.versions.get(name, "none"), []).append(part.name)
         if len(values) > 1:
-            text = "; ".join(f"{value} in {names_text(where)}" for value, where in values.items())
+            text = "; ".join(f"{value} in {_names(where)}" for value, where in values.items())
             yield f"{name} is not the same in all parts: {text}"
+
+
+def _names(names: Iterable[str]) -> str:
+    """The first names, those of others cut where they are very long."""
+    return names_text(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..." for name in names)
 
 
 def check_here(run: MergedRun, checkout: Checkout, manifests: dict[str, str]) -> Iterator[str]:

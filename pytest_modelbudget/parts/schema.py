@@ -65,7 +65,7 @@ class _Change(_Strict):
     count: int
     why: str
     rows: int
-    parts: list[tuple[str, int]]
+    parts: list[Annotated[tuple[str, int], Field(strict=False)]]
 
 
 class _Snapshot(_Strict):
