@@ -9,7 +9,6 @@ The models are of the framework in `fakes.py`, so that it needs nothing but git 
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,11 +103,9 @@ def _set_shards(recipe: Mapping[str, Any], shards: int) -> None:
         recipe["model-budget-shards"]["parallel"] = shards
 
 
-def lose_a_part(played: Service) -> str:
-    """Delete the artifact of one shard, as when its upload was lost; its name."""
-    artifact = sorted(path for path in played.artifacts.glob("*") if path.name != MERGE)[2]
-    shutil.rmtree(artifact)
-    return artifact.name
+def lose_a_part(played: Service, shard: int) -> None:
+    """Delete what one shard handed on, as when its upload was lost."""
+    next(played.artifacts.rglob(f"modelbudget-{shard}.part")).unlink()
 
 
 def main(folder: Path) -> None:
@@ -119,9 +116,9 @@ def main(folder: Path) -> None:
         played = service(name, request, folder / name)
         runs = played.run()
         print(*(f"{name}: {run.name}: {run.state}" for run in runs), runs[-1].log, sep="\n")
-        print(f"{name}: without {lose_a_part(played)}")
+        lose_a_part(played, 3)
         [run] = played.run_job(MERGE)
-        print(f"{name}: {run.name}: {run.state}", run.log, sep="\n")
+        print(f"{name}: {run.name} without part 3: {run.state}", run.log, sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import pytest
 from tests.parts.conftest import REPORT_WORDS, Zoo
 
 
-@pytest.mark.parametrize("update", [pytest.param((), id="check"), pytest.param(("--model-budget-update",), id="update")])
+@pytest.mark.parametrize(
+    "update", [pytest.param((), id="check"), pytest.param(("--model-budget-update",), id="update")]
+)
 def test_merged_parts_are_the_unsharded_run(zoo: Zoo, update: tuple[str, ...]) -> None:
     """Every report is the same byte for byte, and so are the exit code and the snapshots that an update run writes."""
     before = zoo.project.snapshots()
@@ -24,6 +26,10 @@ def test_merged_parts_are_the_unsharded_run(zoo: Zoo, update: tuple[str, ...]) -
     assert written == zoo.project.snapshots()
     assert (merged.code, 1 in codes, set(codes) <= {0, 1}) == (whole.ret, True, True)
     models = {model["id"]: model["state"] for model in json.loads(from_parts["report.json"])["models"]}
-    assert (models["group edge"], models["snapshot-files"], models["wide"]) == ("OVER BUDGET", "OBSOLETE", "OVER BUDGET")
+    assert (models["group edge"], models["snapshot-files"], models["wide"]) == (
+        "OVER BUDGET",
+        "OBSOLETE",
+        "OVER BUDGET",
+    )
     kinds = {finding["kind"] for finding in json.loads(from_parts["report.json"])["findings"]}
     assert {"snapshot deleted"} <= kinds
