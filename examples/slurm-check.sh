@@ -8,8 +8,7 @@
 # your framework and pytest-modelbudget[dask]. `sbatch --wait slurm-check.sh` ends with the exit code of the check. It starts
 # a Dask cluster for this job alone, a worker for each task, and so many models are counted at a time.
 set -euo pipefail
-umask 077
-own="$(mktemp -d "$HOME/.model-budget-XXXXXX")" # all nodes have to see it
+own="$(mktemp -d "$HOME/.model-budget-XXXXXX")" # where all nodes see it, and nobody else
 trap 'kill $(jobs -p) 2> /dev/null || true; wait; rm -rf "$own"' EXIT
 
 # Who may talk to a scheduler may run code as you. Only who has this certificate may, and it lives as long as the job.

@@ -26,6 +26,12 @@ from tests.demonstration import CI_VARIABLES
 
 REPOSITORY = Path(__file__).parents[1]
 _EXPRESSION = re.compile(r"\$\{\{ *([\w.-]+) *\}\}")
+_TOOLS = {
+    "pip": "#!/bin/sh\nexit 0\n",
+    "srun": "#!/bin/sh\ntrap 'kill $(jobs -p); wait' TERM\nfor task in 1 2; do \"$@\" & done\nwait\n",
+}
+"""What is not there, or not to be used: `srun` runs a command as two tasks, and ends them when it is ended."""
+
 _RULE = re.compile(r"\$(\w+) == (?:\"(\w+)\"|\$(\w+))")
 
 
@@ -54,12 +60,55 @@ class JobRun:
 
 
 @dataclass
-class Service(ABC):
-    """A service with one recipe and one pull request; artifacts lie below `folder`, one folder for each name."""
+class Machines:
+    """Machines that have the project installed, each with a folder of its own below `folder`, and one pull request."""
 
-    recipe: Mapping[str, Any]
     request: PullRequest
     folder: Path
+
+    def workspace(self, shown: str) -> Path:
+        """An empty folder for a job."""
+        path = self.folder / "jobs" / re.sub(r"\W+", "-", shown)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def shell(self, script: str, workspace: Path, variables: Mapping[str, str], *words: str) -> tuple[int, str]:
+        """The status of a script and what it printed."""
+        tools = self.folder / "tools"
+        tools.mkdir(exist_ok=True)
+        for name, text in _TOOLS.items():
+            (tools / name).write_text(text, encoding="utf-8")
+            (tools / name).chmod(0o755)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(CI_VARIABLES)}
+        path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), kept.get("PATH", "")])
+        environment = {
+            **kept, "PATH": path, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100",
+            "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:hypothesispytest", "CI": "true", **variables,
+        }  # fmt: skip
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-e", *words, "-c", script], cwd=workspace, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300,
+            check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    def checkout(self, workspace: Path, commit: str, depth: int) -> None:
+        """A clone at a commit, with as many commits behind it; all of them when `depth` is 0."""
+        shallow = [f"--depth={depth}"] if depth else []
+        origin = self.request.origin.as_uri()
+        _git(workspace, "init", "--quiet")
+        _git(workspace, "remote", "add", "origin", origin)
+        branches = [] if depth else ["+refs/heads/*:refs/remotes/origin/*"]
+        _git(workspace, "fetch", "--quiet", "--no-tags", *shallow, "origin", commit, *branches)
+        _git(workspace, "checkout", "--quiet", "--detach", commit)
+
+
+@dataclass
+class Service(Machines, ABC):
+    """A service with one recipe; artifacts lie below `folder`, one folder for each name."""
+
+    recipe: Mapping[str, Any]
     states: dict[str, str] = field(default_factory=dict)
     """How each job of the recipe ended; all of its matrix have to pass."""
 
@@ -99,42 +148,6 @@ class Service(ABC):
     @abstractmethod
     def play(self, name: str, job: Mapping[str, Any], shown: str, known: Mapping[str, Any]) -> JobRun:
         """Run one of them."""
-
-    def workspace(self, shown: str) -> Path:
-        """An empty folder for a job."""
-        path = self.folder / "jobs" / re.sub(r"\W+", "-", shown)
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-        return path
-
-    def shell(self, script: str, workspace: Path, variables: Mapping[str, str], *words: str) -> tuple[int, str]:
-        """The status of a script and what it printed, on a machine that has the project installed."""
-        tools = self.folder / "tools"
-        tools.mkdir(exist_ok=True)
-        (tools / "pip").write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
-        (tools / "pip").chmod(0o755)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(CI_VARIABLES)}
-        path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), kept.get("PATH", "")])
-        environment = {
-            **kept, "PATH": path, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100",
-            "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:hypothesispytest", "CI": "true", **variables,
-        }  # fmt: skip
-        done = subprocess.run(
-            ["bash", "--noprofile", "--norc", "-e", *words, "-c", script], cwd=workspace, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300,
-            check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout
-
-    def checkout(self, workspace: Path, commit: str, depth: int) -> None:
-        """A clone at a commit, with as many commits behind it; all of them when `depth` is 0."""
-        shallow = [f"--depth={depth}"] if depth else []
-        origin = self.request.origin.as_uri()
-        _git(workspace, "init", "--quiet")
-        _git(workspace, "remote", "add", "origin", origin)
-        branches = [] if depth else ["+refs/heads/*:refs/remotes/origin/*"]
-        _git(workspace, "fetch", "--quiet", "--no-tags", *shallow, "origin", commit, *branches)
-        _git(workspace, "checkout", "--quiet", "--detach", commit)
 
     def upload(self, name: str, files: Sequence[Path], workspace: Path, *, overwrite: bool) -> None:
         """Keep files under a name, which is taken only once."""
@@ -285,6 +298,20 @@ class GitLab(Service):
             if variables.get(match[1]) == (match[2] or variables.get(match[3])):
                 return str(rule.get("when", "on_success"))
         return "never"
+
+
+class Slurm(Machines):
+    """Plays a batch script of SLURM with two tasks, all on one machine."""
+
+    def run(self, name: str) -> JobRun:
+        """A script of the examples, submitted in a clone at the pull request's merge commit."""
+        workspace = self.workspace(name)
+        self.checkout(workspace, self.request.merged, 0)
+        home = self.folder / "home"
+        home.mkdir()
+        script = (REPOSITORY / "examples" / name).read_text(encoding="utf-8")
+        status, log = self.shell(script, workspace, {"HOME": str(home)})
+        return JobRun(name, "failure" if status else "success", log, workspace)
 
 
 class _StepError(Exception):

@@ -17,7 +17,6 @@ from typing import Any
 
 from tests.ci_service import GitHub, GitLab, PullRequest, Service, read
 from tests.demonstration import Demonstration
-from tests.project import USE_FAKENET
 
 SERVICES: dict[str, tuple[type[Service], str]] = {
     "github": (GitHub, "github-shards.yml"),
@@ -29,6 +28,9 @@ MERGE = "model-budget"
 WIDTHS = range(16, 64, 4)
 ZOO = """
     from fakenet import Model
+    from pytest_modelbudget import backends
+
+    backends.BACKENDS["fakenet"] = "fakenet"
 
     def of_width(width):
         return Model(dense=(32, width))
@@ -50,7 +52,6 @@ def make(root: Path) -> Demonstration:
     repository.git("init", "--quiet", "--initial-branch", "main")
     repository.git("config", "uploadpack.allowAnySHA1InWant", "true")
     repository.write("fakenet.py", (Path(__file__).parent / "fakes.py").read_text(encoding="utf-8"))
-    repository.write("conftest.py", USE_FAKENET)
     repository.write("zoo.py", ZOO)
     repository.write("pytest.ini", "[pytest]\n")
     models = "".join(_model(width) for width in WIDTHS)
@@ -92,7 +93,7 @@ def service(name: str, request: PullRequest, folder: Path, shards: int | None = 
     written = read(recipe)
     if shards is not None:
         _set_shards(written, shards)
-    return kind(written, request, folder)
+    return kind(request, folder, written)
 
 
 def _set_shards(recipe: Mapping[str, Any], shards: int) -> None:

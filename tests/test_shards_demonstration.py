@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ci_service import JobRun, PullRequest, Service
+from tests.ci_service import JobRun, PullRequest, Service, Slurm
 from tests.shards_demonstration import MERGE, SERVICES, WIDTHS, lose_a_part, make, pull_request, service
 
 pytestmark = [
@@ -88,3 +88,15 @@ def test_a_model_that_fails_is_red_in_its_shard_and_in_the_merge(
     assert not merge.passed
     assert "m16: CHANGED" in merge.log
     assert checked(played) == {f"m{width}": "failed" if width == 16 else "ok" for width in WIDTHS}
+
+
+def test_a_job_of_slurm_is_a_check_on_a_cluster_of_its_own(requests: dict[str, PullRequest], tmp_path: Path) -> None:
+    """It has every model, fails with the check, and leaves neither certificates nor workers."""
+    pytest.importorskip("distributed")
+    played = Slurm(requests["unannounced"], tmp_path)
+    run = played.run("slurm-check.sh")
+    assert not run.passed
+    assert "12 models in" in run.log
+    assert ": 1 changed, 11 ok" in run.log
+    assert (run.workspace / "modelbudget-report/report.html").is_file()
+    assert list((tmp_path / "home").iterdir()) == []
