@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_modelbudget.base.git import Git, NoGit
 
+_CHUNK = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """`commit` in full, empty where there is no repository; `changes` is a digest of the tracked files that differ.
+    """`commit` in full, empty where there is no repository; `changes` are the tracked files that differ from it.
 
-    `changes` is empty where none does. Files that git does not track are not looked at.
+    `changes` has a digest of each such file by its path in the repository, empty for one that is gone or no file.
+    Files that git does not track are not looked at.
     """
 
     commit: str = ""
-    changes: str = ""
+    changes: Mapping[str, str] = field(default_factory=dict)
 
 
 def checkout_of(root: Path) -> Checkout:
@@ -25,7 +30,23 @@ def checkout_of(root: Path) -> Checkout:
     try:
         git = Git(root)
         commit = git.commit("HEAD") or ""
-        changes = git.changes() if commit else ""
+        top, paths = git.changed_files() if commit else (root, [])
     except NoGit:
         return Checkout()
-    return Checkout(commit, hashlib.sha256(changes.encode("utf-8", "surrogateescape")).hexdigest() if changes else "")
+    return Checkout(commit, {path: _digest(top / path) for path in sorted(paths)})
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        if path.is_symlink():
+            digest.update(os.fsencode(os.readlink(path)))
+        elif path.is_file():
+            with open(path, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+        else:
+            return ""
+    except OSError:
+        return ""
+    return digest.hexdigest()

@@ -128,9 +128,11 @@ class Git:
                 blobs_by_path[path] = blob
         return blobs_by_path
 
-    def changes(self) -> str:
-        """What tracked files of the whole repository have been changed to since HEAD, as a diff; empty when nothing."""
-        return self._ask("diff", "--no-ext-diff", "--no-textconv", "--full-index", "HEAD") or ""
+    def changed_files(self) -> tuple[Path, list[str]]:
+        """The top of the repository, and the paths below it of tracked files that are not as in HEAD."""
+        top = self._ask("rev-parse", "--show-toplevel") or ""
+        listing = self._ask("diff", "--no-ext-diff", "--no-renames", "--name-only", "-z", "HEAD") or ""
+        return Path(top.removesuffix("\n")), [path for path in listing.split("\0") if path]
 
     def tracks(self, name: str) -> bool:
         """Whether the file of that name in the folder is in the index."""

@@ -17,7 +17,7 @@ def head_data(head: PartHead) -> dict[str, Any]:
     registry = head.registry
     return {
         "versions": dict(head.versions),
-        "checkout": asdict(head.checkout),
+        "checkout": {"commit": head.checkout.commit, "changes": dict(head.checkout.changes)},
         "base": asdict(head.base),
         "nodes": list(map(registered_data, registry.nodes)),
         "manifests": dict(registry.manifests),

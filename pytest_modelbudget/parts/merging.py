@@ -22,6 +22,7 @@ PRODUCT = "pytest-modelbudget"
 """Its key among the versions of a head."""
 
 _LONGEST_NAME = 200
+_AS_COMMITTED = "as committed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,6 @@ _ASPECTS = (
         "check out the same commit in all jobs",
     ),
     _Aspect(
-        lambda head: head.checkout.changes,
-        lambda head: f"is of a work tree with {'changes' if head.checkout.changes else 'no change'} to tracked files",
-        "git diff HEAD has to say the same in all jobs",
-    ),
-    _Aspect(
         lambda head: head.base.commit,
         lambda head: f"has the base {head.base}",
         "name one with --model-budget-base=REF in all jobs, and fetch the same history",
@@ -136,6 +132,14 @@ def _differing_heads(parts: Sequence[Part]) -> Iterator[str]:
         usual, odd = _odd_ones(parts, aspect.value)
         for part in odd:
             yield f"{part.name} {aspect.text(part.head)}, and {usual.name} {aspect.text(usual.head)}: {aspect.cure}"
+    usual, odd = _odd_ones(parts, lambda head: frozenset(head.checkout.changes.items()))
+    for part in odd:
+        own, other = part.head.checkout.changes, usual.head.checkout.changes
+        differing = {path for path in {*own, *other} if own.get(path, _AS_COMMITTED) != other.get(path, _AS_COMMITTED)}
+        yield (
+            f"{part.name} is of another work tree than {usual.name}: in these files that git tracks, which have been "
+            f"changed since the commit, they differ: {_names(sorted(differing))}: leave them as they are committed"
+        )
     usual, odd = _odd_ones(parts, lambda head: head.registry.digest)
     for part in odd:
         yield (
@@ -181,8 +185,7 @@ def _incomplete(parts: Sequence[Part]) -> Iterator[str]:
     for part in parts:
         for twice, other in _taken(part, owners):
             yield (
-                f"{part.name} and {other.name} both selected {_names(twice)}: "
-                "let each model be selected in one part"
+                f"{part.name} and {other.name} both selected {_names(twice)}: let each model be selected in one part"
             )
     missing = sorted(parts[0].nodes.keys() - owners.keys())
     if not missing:

@@ -143,7 +143,7 @@ class _Base(_Strict):
 
 class _Checkout(_Strict):
     commit: _Commit
-    changes: _Digest
+    changes: dict[str, _Digest]
 
 
 class HeadLine(_Strict):

@@ -14,6 +14,7 @@ from pytest_modelbudget import backends
 from pytest_modelbudget.cli import main
 from pytest_modelbudget.engine import run as engine
 from pytest_modelbudget.reports import REPORTS
+from tests.cli.conftest import modelbudget as modelbudget
 from tests.gitrepo import CI_VARIABLES, Repository, repository
 from tests.project import Project
 
