@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,7 +17,15 @@ from pytest_modelbudget.cli.project import find_project, terminal_width
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.parts import Part, file, times
-from pytest_modelbudget.parts.merging import PRODUCT, MergedRun, check_here, merged, problems_of, seconds_by_node
+from pytest_modelbudget.parts.merging import (
+    PRODUCT,
+    MergedRun,
+    check_here,
+    contradictions,
+    merged,
+    problems_of,
+    seconds_by_node,
+)
 from pytest_modelbudget.parts.registering import manifest_digest
 from pytest_modelbudget.reports import terminal
 from pytest_modelbudget.session import report_files
@@ -35,8 +43,7 @@ def run(options: Namespace) -> int:
     report_files.prepare(reports, Path.cwd())
     sent_to = tracker("mlflow") if options.mlflow else None
     root = find_project(options.file, Path.cwd()).root
-    parts, refused = _read_parts(paths)
-    problems = [*problems, *refused] or problems_of(parts, version(PRODUCT))
+    parts, problems = ([], problems) if problems else _read_parts(paths)
     whole = MergedRun() if problems else merged(parts)
     with closing(Base(root, whole.base)) as base:
         if problems := problems or list(_problems_here(whole, base)):
@@ -66,14 +73,29 @@ def _part_paths(names: Iterable[str]) -> tuple[list[Path], list[str]]:
     return paths, problems
 
 
-def _read_parts(paths: Iterable[Path]) -> tuple[list[Part], list[str]]:
-    """Each part in turn, and why others cannot be read."""
+def _read_parts(paths: Sequence[Path]) -> tuple[list[Part], list[str]]:
+    """All parts, or why they are not one run: the heads first, by which most of that shows at once."""
+    heads, problems = _each(file.read_head, paths)
+    problems = problems or problems_of(heads, version(PRODUCT))
+    if problems:
+        return [], problems
+    parts, problems = _each(file.read, paths)
+    replaced = [
+        f"{head.name} was written again while it was merged: merge again"
+        for head, part in zip(heads, parts, strict=not problems)
+        if head.digest != part.digest
+    ]
+    return parts, problems or replaced or contradictions(parts)
+
+
+def _each(read: Callable[[Path], Part], paths: Iterable[Path]) -> tuple[list[Part], list[str]]:
+    """What can be read of each path in turn, and why others cannot."""
     parts: list[Part] = []
     problems = []
     for path in paths:
         try:
             with progress(f"reading {path.name}"):
-                parts.append(file.read(path))
+                parts.append(read(path))
         except ModelBudgetError as problem:
             problems.append(str(problem))
     return parts, problems

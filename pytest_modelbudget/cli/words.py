@@ -268,7 +268,7 @@ def _add_merge(commands: Any) -> None:
         "Exit code 1: a model failed, or the parts are not a whole run; each reason is named.\n\n"
         "example: modelbudget merge parts/ --report md:summary.md",
     )  # fmt: skip
-    command.add_argument("parts", metavar="PART", nargs="+", help="the file of a part, or a folder: all *.part in it")
+    command.add_argument("parts", metavar="PART", nargs="*", help="the file of a part, or a folder: all *.part in it")
     command.add_argument(
         "--times", metavar="FILE", help="write the seconds of each model there, for the shards of the next run"
     )

@@ -13,14 +13,15 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pytest_modelbudget import loading
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.loading import InvalidText, UnreadableFile, open_file, read_head, read_json
+from pytest_modelbudget.loading import InvalidText, UnreadableFile, open_file, read_json
 from pytest_modelbudget.parts import schema
 from pytest_modelbudget.parts.content import head_data, head_from
 from pytest_modelbudget.parts.part import Part, PartHead
@@ -77,27 +78,43 @@ def _lines_of(head: PartHead, packed: Iterable[bytes]) -> Iterator[bytes]:
     yield codec.one_line({"results": count})
 
 
-def read(path: Path, name: str = "") -> Part:
-    """The part in a file; `name` is what messages call it, else the path.
+def read_head(path: Path) -> Part:
+    """The part in a file without its results, which are read when its head is as it has to be; see `read`."""
+    with _opened(path) as (digest, lines):
+        return Part(str(path), digest, _head(next(lines, b"")))
+
+
+def read(path: Path, keep: Callable[[Result], Result] = lambda result: result) -> Part:
+    """The part in a file; `keep` may put each result away, and gives what stands for it.
 
     The file is opened once: one that is replaced meanwhile is read as it was.
 
     Raises:
         RefusedPart: there is no such file, it is no part, of another version, or not as it was written.
     """
-    name = name or str(path)
+    with _opened(path) as (digest, lines):
+        return Part(str(path), digest, _head(next(lines, b"")), tuple(_results(lines, keep)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """The digest of a part and its lines, of which every byte is as it was written.
+
+    Raises:
+        RefusedPart: see `read`; whatever turns out inside is told with the name of the part.
+    """
     try:
         with open_file(path) as file:
             digest, length = _checked_digest(file)
-            return _part(name, digest, _bounded_lines(file, length))
+            yield digest, _bounded_lines(file, length)
     except FileNotFoundError:
-        raise RefusedPart(f"{name}: there is no such file: give the parts that the runs wrote") from None
+        raise RefusedPart(f"{path}: there is no such file: give the parts that the runs wrote") from None
     except UnreadableFile as problem:
-        raise RefusedPart(f"{name} {problem}") from None
+        raise RefusedPart(f"{path} {problem}") from None
     except _Refused as refused:
-        raise RefusedPart(f"{name}: {refused}") from None
+        raise RefusedPart(f"{path}: {refused}") from None
     except (OSError, zlib.error, EOFError):
-        raise RefusedPart(f"{name}: {_DAMAGED}") from None
+        raise RefusedPart(f"{path}: {_DAMAGED}") from None
 
 
 def forget(path: Path) -> None:
@@ -110,7 +127,7 @@ def forget(path: Path) -> None:
         if path.is_dir():
             raise RefusedPart(f"{path} is a folder: name a file in it, such as {path / 'modelbudget-1.part'}")
         return
-    if not _MAGIC.match(read_head(path, 64)) and os.path.getsize(path):
+    if not _MAGIC.match(loading.read_head(path, 64)) and os.path.getsize(path):
         raise RefusedPart(f"{path} is there, and is no part: name another file")
     with suppress(OSError):
         os.unlink(os.path.realpath(path))
@@ -174,21 +191,21 @@ def _bounded_lines(file: BinaryIO, length: int) -> Iterator[bytes]:
         raise _Refused(_DAMAGED)
 
 
-def _part(name: str, digest: str, lines: Iterator[bytes]) -> Part:
-    head = _head(next(lines, b""))
-    results: list[Result] = []
+def _results(lines: Iterator[bytes], keep: Callable[[Result], Result]) -> Iterator[Result]:
+    """The results of a part, whose last line says how many they have to be."""
+    count = 0
     end: Any = None
     for line in lines:
         if end is not None:
             raise _Refused(_DAMAGED)
         data = _data(line)
         if isinstance(data, dict) and "state" in data:
-            results.append(_result(data))
+            count += 1
+            yield keep(_result(data))
         else:
             end = _checked(schema.EndLine, data, "the last line")
-    if end is None or end["results"] != len(results):
+    if end is None or end["results"] != count:
         raise _Refused(_DAMAGED)
-    return Part(name, digest, head, tuple(results))
 
 
 def _head(line: bytes) -> PartHead:

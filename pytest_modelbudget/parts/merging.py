@@ -45,14 +45,14 @@ class MergedRun:
 
 
 def problems_of(parts: Sequence[Part], version: str) -> list[str]:
-    """All reasons why `parts` are not one whole run, each with the names of the parts; `version` is this product's."""
+    """Why `parts` are not one whole run, by their heads alone; `version` is this product's."""
     if not parts:
         return ["there is no part: give the files that the runs wrote, or their folder"]
     if problems := [*_repeated(parts), *_foreign_versions(parts, version)]:
         return problems
     if problems := list(_differing_heads(parts)):
         return problems
-    return [*_incomplete(parts), *_contradictions(parts)]
+    return list(_incomplete(parts))
 
 
 def merged(parts: Sequence[Part]) -> MergedRun:
@@ -212,10 +212,9 @@ def _taken(part: Part, owners: dict[str, Part]) -> list[tuple[list[str], Part]]:
     return [(nodeids, by_name[name]) for name, nodeids in twice.items()]
 
 
-def _contradictions(parts: Iterable[Part]) -> Iterator[str]:
-    """Results that do not belong to what their part says of itself."""
-    for part in parts:
-        yield from (f"{part.name}: {problem}: write it again" for problem in _own_contradictions(part))
+def contradictions(parts: Iterable[Part]) -> list[str]:
+    """Where the results of a part do not belong to what its head says."""
+    return [f"{part.name}: {problem}: write it again" for part in parts for problem in _own_contradictions(part)]
 
 
 def _own_contradictions(part: Part) -> Iterator[str]:

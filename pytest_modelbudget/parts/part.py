@@ -89,12 +89,12 @@ class PartHead:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part as it was read: `name` is that of its file, `digest` of all its bytes."""
+    """A part as it was read: `name` is that of its file, `digest` of all its bytes; `results` may not be read yet."""
 
     name: str
     digest: str
     head: PartHead
-    results: tuple[Result, ...]
+    results: tuple[Result, ...] = ()
 
     @property
     def nodes(self) -> Mapping[str, Registered]:

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 FAKENET = Path(__file__).parents[1] / "fakes.py"
@@ -141,12 +142,21 @@ def outbox(times: int = 1) -> int:
     return 0
 
 
+def part() -> int:
+    """`modelbudget check --part`, in no time, so that the bytes are the same each time."""
+    from pytest_modelbudget.engine import run
+
+    vars(run)["time"] = SimpleNamespace(perf_counter=lambda: 0.0)
+    return command("check", "--part", "out/report.part")()
+
+
 REPORTS = ("json", "html", "comment")
 OPERATIONS: dict[str, Action] = {
     "update": command("update"),
     "update by pytest": plain("--model-budget-update"),
     "check": command("check"),
     "reports": command("check", *(f"--report={kind}:out/report.{kind}" for kind in REPORTS)),
+    "part": part,
     "prune": plain("--model-budget-prune"),
     "tighten": command("tighten", "--write"),
     "init": init,
@@ -157,6 +167,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "update": ("kill", "cut", "full", "short", "read-only"),
     "update by pytest": ("kill",),
     "reports": ("kill", "cut", "full", "short"),
+    "part": ("kill", "cut", "full", "short"),
     "prune": ("kill", "full"),
     "tighten": ("kill", "cut", "full", "short", "read-only"),
     "init": ("kill", "cut", "full", "short", "read-only"),
@@ -348,7 +359,15 @@ def together(template: Path, names: list[str], rounds: int) -> list[dict[str, An
 
 def import_all() -> None:
     """Import pytest and what all operations stand on, none of which needs a framework."""
-    for name in ("cli.tighten", "cli.check", "cli.init", "config.rewriting", "plugin.controller", "reports.html"):
+    for name in (
+        "cli.tighten",
+        "cli.check",
+        "cli.merge",
+        "cli.init",
+        "config.rewriting",
+        "plugin.controller",
+        "reports.html",
+    ):
         import_module(f"pytest_modelbudget.{name}")
 
 

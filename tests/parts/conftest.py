@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,11 +110,3 @@ def zoo(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     project.manifest(MANIFEST.format(limit="2_100", width=66))
     made.commit("topic")
     return Zoo(project, made, capsys)
-
-
-@pytest.fixture
-def parts(zoo: Zoo) -> list[str]:
-    """The names of its three parts."""
-    for number in (1, 2, 3):
-        zoo.part(number)
-    return sorted(name for name in os.listdir(zoo.path) if name.endswith(".part"))

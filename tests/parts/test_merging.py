@@ -10,7 +10,7 @@ import pytest
 from pytest_modelbudget.base import BaseCommit, Checkout
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.parts import ObsoleteFiles, Part, PartHead, Registered, RunRegistry
-from pytest_modelbudget.parts.merging import check_here, merged, problems_of, seconds_by_node
+from pytest_modelbudget.parts.merging import check_here, contradictions, merged, problems_of, seconds_by_node
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.results.groups import ModelGroup
 
@@ -54,7 +54,7 @@ def test_a_whole_run() -> None:
     parts[2] = replace(
         parts[2], head=replace(parts[2].head, obsolete=(more,), versions={**HEAD.versions, "torch": "2.7"})
     )
-    assert problems_of(parts, "1.0") == []
+    assert problems_of(parts, "1.0") == contradictions(parts) == []
     run = merged(parts)
     assert [item.id for item in run.results] == list("abcdef")
     assert (run.failed, run.obsolete, run.registry) == (True, (more,), REGISTRY)
@@ -153,7 +153,7 @@ def test_parts_that_do_not_belong_together(change: Any, words: str) -> None:
     """The one that differs from the others is named, not those."""
     parts = three()
     change(parts)
-    problems = problems_of(parts, "1.0")
+    problems = problems_of(parts, "1.0") or contradictions(parts)
     assert (
         words.replace("it has", "only it has m.yaml::g") in problems[0] if words == "it has" else words in problems[0]
     )

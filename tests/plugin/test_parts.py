@@ -69,12 +69,13 @@ def version() -> str:
         pytest.param(["--model-budget-part=modelbudget.yaml"], "*modelbudget.yaml is there, and is no part: name another file*", id="over a manifest"),
     ],
 )  # fmt: skip
-def test_what_a_part_is_refused(models: Project, options: list[str], words: str) -> None:
+def test_what_a_part_is_refused(project: Project, options: list[str], words: str) -> None:
     """A usage error with the cure, before anything runs."""
-    result = models.plain(*options)
+    project.manifest(MANIFEST)
+    result = project.plain(*options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([words])
-    assert not (models.path / "p.part").exists()
+    assert not (project.path / "p.part").exists()
 
 
 def chosen(options: str) -> list[list[str]]:
@@ -87,8 +88,8 @@ def chosen(options: str) -> list[list[str]]:
     [
         pytest.param(chosen("--model-budget-shard=%i/3"), id="dealt"),
         pytest.param(chosen("--splits 3 --group %i"), id="pytest-split"),
-        pytest.param(chosen("--cdist-group=%i/3"), id="pytest-cdist"),
-        pytest.param([["-k", "edge"], ["-k", "decorated or typo"], ["-k", "not edge and not decorated and not typo"]], id="by words"),
+        pytest.param(chosen("--cdist-group=%i/3"), id="pytest-cdist", marks=pytest.mark.slow),
+        pytest.param([["-k", "edge"], ["-k", "decorated or typo"], ["-k", "not edge and not decorated and not typo"]], id="by words", marks=pytest.mark.slow),
         pytest.param([["--model-budget-shard=1/3", "-n", "2"], ["--model-budget-shard=2/3"], ["--model-budget-shard=3/3"]], id="dealt, one on two workers", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
