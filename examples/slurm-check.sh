@@ -9,7 +9,7 @@
 # a Dask cluster for this job alone, a worker for each task, and so many models are counted at a time.
 set -euo pipefail
 own="$(mktemp -d "$HOME/.model-budget-XXXXXX")" # where all nodes see it, and nobody else
-trap 'kill $(jobs -p) 2> /dev/null || true; wait; rm -rf "$own"' EXIT
+trap 'kill $(jobs -p) 2> /dev/null || true; rm -rf "$own"' EXIT
 
 # Who may talk to a scheduler may run code as you. Only who has this certificate may, and it lives as long as the job.
 openssl req -x509 -newkey rsa:3072 -nodes -days 2 -subj /CN=model-budget \
@@ -27,5 +27,5 @@ until [ -s "$own/scheduler.json" ]; do
   kill -0 "$scheduler" || { cat "$own/scheduler.log"; exit 2; }
   sleep 0.2
 done
-srun dask worker --scheduler-file "$own/scheduler.json" --nthreads 1 --no-dashboard &> "$own/workers.log" &
+srun dask worker --scheduler-file "$own/scheduler.json" --nthreads 1 --no-dashboard --death-timeout 60 &> "$own/workers.log" &
 modelbudget check --on "$own/scheduler.json" --report html:modelbudget-report/report.html "$@"

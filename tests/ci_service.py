@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[1]
 _EXPRESSION = re.compile(r"\$\{\{ *([\w.-]+) *\}\}")
 _TOOLS = {
     "pip": "#!/bin/sh\nexit 0\n",
-    "srun": "#!/bin/sh\ntrap 'kill $(jobs -p); wait' TERM\nfor task in 1 2; do \"$@\" & done\nwait\n",
+    "srun": "#!/bin/sh\ntrap 'kill $(jobs -p); exit' TERM\nfor task in 1 2; do \"$@\" & done\nwait\n",
 }
 """What is not there, or not to be used: `srun` runs a command as two tasks, and ends them when it is ended."""
 
