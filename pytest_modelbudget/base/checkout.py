@@ -17,11 +17,13 @@ _CHUNK = 1 << 20
 class Checkout:
     """`commit` in full, empty where there is no repository; `changes` are the tracked files that differ from it.
 
-    `changes` has a digest of each such file by its path in the repository, empty for one that is gone or no file.
-    Files that git does not track are not looked at.
+    `folder` is the root's place in the repository, with a slash at its end unless it is the top. `changes` has a
+    digest of each such file by its path in the repository, empty for one that is gone or no file. Files that git does
+    not track are not looked at.
     """
 
     commit: str = ""
+    folder: str = ""
     changes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -30,10 +32,11 @@ def checkout_of(root: Path) -> Checkout:
     try:
         git = Git(root)
         commit = git.commit("HEAD") or ""
-        top, paths = git.changed_files() if commit else (root, [])
+        top, folder = git.position()
+        paths = git.changed_files() if commit else []
     except NoGit:
         return Checkout()
-    return Checkout(commit, {path: _digest(top / path) for path in sorted(paths)})
+    return Checkout(commit, folder, {path: _digest(top / path) for path in sorted(paths)})
 
 
 def _digest(path: Path) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from pytest_modelbudget.cli.parallel import chosen_engine
 from pytest_modelbudget.cli.part import check_part, part_request
 from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import NO_MANIFEST, find_project, terminal_width
@@ -39,10 +41,12 @@ def run(options: Namespace) -> int:
         lines = result_lines(result, output, options.verbose, many_new=new > terminal.MOST_NEW)
         print("".join(f"{line}\n" for line in lines), end="", flush=True)
 
+    engine = chosen_engine(options.jobs, options.on)
     with based(project, options.base) as base:
+        check = partial(check_models, project, base, options.ids, accept=options.accept, tell=tell, engine=engine)
         if part is not None:
-            return check_part(part, options, project, base, tell)
-        check_run = check_models(project, base, options.ids, accept=options.accept, tell=tell)
+            return check_part(part, project, base, check, update=options.accept)
+        check_run = check()
         if not check_run.results:
             names = ", ".join(path.name for path in project.manifests)
             print(f"modelbudget: {names} registers no model", file=sys.stderr)
@@ -52,7 +56,7 @@ def run(options: Namespace) -> int:
         with progress("logging to MLflow" if sent_to else "writing reports"):
             finished = finish(check_run.results, wanted, base, check_run.collected, failed=failed)
     print("\n".join((*finished.closing(terminal_width()), *finished.annotations(project.root))))
-    for problem in finished.problems:
+    for problem in (*filter(None, [check_run.lost]), *finished.problems):
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
     return INTERRUPTED if check_run.interrupted else int(finished.failed or bool(finished.problems))
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from pytest_modelbudget.base import DEEPEN_HINT, Base, checkout_of
 from pytest_modelbudget.cli.check import NO_MODEL, result_lines
@@ -16,7 +17,7 @@ from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import find_project, terminal_width
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.parts import Part, file, times
+from pytest_modelbudget.parts import Part, RunRegistry, file, times
 from pytest_modelbudget.parts.merging import (
     PRODUCT,
     MergedRun,
@@ -28,11 +29,14 @@ from pytest_modelbudget.parts.merging import (
 )
 from pytest_modelbudget.parts.registering import manifest_digest
 from pytest_modelbudget.reports import terminal
+from pytest_modelbudget.results.store import ResultStore
 from pytest_modelbudget.session import report_files
 from pytest_modelbudget.session.finish import Collected, Finished, Wanted, finish, in_order
 from pytest_modelbudget.session.registry import obsolete_files_result
 from pytest_modelbudget.system.escape import harmless_lines, printable, without_commands
 from pytest_modelbudget.trackers import tracker
+
+T = TypeVar("T")
 
 
 def run(options: Namespace) -> int:
@@ -75,27 +79,23 @@ def _part_paths(names: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 def _read_parts(paths: Sequence[Path]) -> tuple[list[Part], list[str]]:
     """All parts, or why they are not one run: the heads first, by which most of that shows at once."""
-    heads, problems = _each(file.read_head, paths)
-    problems = problems or problems_of(heads, version(PRODUCT))
-    if problems:
+    registries: dict[str, RunRegistry] = {}
+    heads, problems = _each(lambda path: file.read_head(path, registries), paths)
+    if problems := problems or problems_of(heads, version(PRODUCT)):
         return [], problems
-    parts, problems = _each(file.read, paths)
-    replaced = [
-        f"{head.name} was written again while it was merged: merge again"
-        for head, part in zip(heads, parts, strict=not problems)
-        if head.digest != part.digest
-    ]
-    return parts, problems or replaced or contradictions(parts)
+    store = ResultStore()
+    parts, problems = _each(lambda head: file.with_results(head, store.add), heads)
+    return parts, problems or contradictions(parts)
 
 
-def _each(read: Callable[[Path], Part], paths: Iterable[Path]) -> tuple[list[Part], list[str]]:
-    """What can be read of each path in turn, and why others cannot."""
+def _each(read: Callable[[T], Part], sources: Iterable[T]) -> tuple[list[Part], list[str]]:
+    """What can be read of each source in turn, and why others cannot."""
     parts: list[Part] = []
     problems = []
-    for path in paths:
+    for source in sources:
         try:
-            with progress(f"reading {path.name}"):
-                parts.append(read(path))
+            with progress("reading parts"):
+                parts.append(read(source))
         except ModelBudgetError as problem:
             problems.append(str(problem))
     return parts, problems

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from pathlib import Path
 
 from pytest_modelbudget.base import Base, Checkout, checkout_of
 from pytest_modelbudget.cli.project import Project, terminal_width
-from pytest_modelbudget.cli.session import INTERRUPTED, CheckRun, Listener, check_models
+from pytest_modelbudget.cli.session import INTERRUPTED, CheckRun
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.parts import PartHead, file
 from pytest_modelbudget.parts.ending import finish_part, versions
@@ -38,8 +38,13 @@ def part_request(options: Namespace) -> PartRequest | None:
     return request
 
 
-def check_part(request: PartRequest, options: Namespace, project: Project, base: Base, tell: Listener) -> int:
-    """Check what is dealt to this run, write the part, and say how it came out: 0, 1, or 2 when interrupted."""
+def check_part(
+    request: PartRequest, project: Project, base: Base, check: Callable[..., CheckRun], *, update: bool
+) -> int:
+    """Check what is dealt to this run, write the part, and say how it came out: 0, 1, or 2 when interrupted.
+
+    `check` is `check_models` with all that it takes beside `deal`.
+    """
     checkout = checkout_of(project.root)
     dealing = ""
 
@@ -48,11 +53,11 @@ def check_part(request: PartRequest, options: Namespace, project: Project, base:
         dealt, dealing = request.deal(dict(chain.from_iterable(map(snapshot_paths, registries))), project.root)
         return dealt
 
-    check_run = check_models(project, base, options.ids, accept=options.accept, tell=tell, deal=deal)
-    head = _head(request, check_run, project, base, checkout, update=options.accept, dealing=dealing)
-    finished = finish_part(check_run.results, request.path, head)
+    check_run = check(deal=deal)
+    head = _head(request, check_run, project, base, checkout, update=update, dealing=dealing)
+    finished = finish_part(check_run.results, request, head)
     print("\n".join(finished.closing(terminal_width())))
-    for problem in finished.problems:
+    for problem in (*filter(None, [check_run.lost]), *finished.problems):
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
     return INTERRUPTED if check_run.interrupted else int(finished.failed or bool(finished.problems))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from pytest_modelbudget import budget as budgets
 from pytest_modelbudget import inputs
-from pytest_modelbudget.budget import Rule
+from pytest_modelbudget.budget import Budget, Rule
 from pytest_modelbudget.config import messages, schema
-from pytest_modelbudget.config.levels import ManifestLevel, any_of, has_id, has_tag
+from pytest_modelbudget.config.levels import ManifestLevel, any_of, has_id, has_tag, snapshot_of
 from pytest_modelbudget.config.tree import InvalidText, Keys, Tree, read_toml, read_yaml
 from pytest_modelbudget.entry import ModelEntry, arguments, check_id, names_file, resources
 from pytest_modelbudget.entry.resources import ResourceLimits
@@ -49,6 +49,9 @@ PYPROJECT_TABLE = ("tool", "modelbudget")
 _Shape = TypeVar("_Shape", bound=BaseModel)
 _Rule = TypeVar("_Rule", bound=Rule)
 
+_MergedLimits = dict[tuple[int, ...], tuple[Budget, ...]]
+"""The limits of models without any of their own, by the levels that hold for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
@@ -74,32 +77,50 @@ class LoadedManifest:
     defaults: schema.Defaults = field(default_factory=schema.Defaults)
     home: str = "."
     limits: ResourceLimits = field(default_factory=ResourceLimits)
+    _merged: _MergedLimits = field(default_factory=dict, init=False, compare=False, repr=False)
 
-    def apply(self, entry: ModelEntry) -> ModelEntry:
+    def apply(self, entry: ModelEntry, source: str = "") -> ModelEntry:
         """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.
+
+        `source` is what yielded it, where a source did.
 
         Raises:
             ModelBudgetError: a min of one level is above a max of another.
         """
         levels = [layer for layer in self.layers if layer.matches(entry)]
-        limits = budgets.merge(*(level.budgets for level in levels), entry.rules)
-        if contradictions := "; ".join(budgets.contradictions(limits)):
-            raise ModelBudgetError(contradictions)
         return replace(
             entry,
-            budgets=limits,
+            budgets=self._merged_limits(levels, entry.rules),
             batch=entry.batch or self.defaults.batch,
-            dims={**self.defaults.dims, **entry.dims},
+            dims={**self.defaults.dims, **entry.dims} if entry.dims else self.defaults.dims,
             framework=entry.framework or self.defaults.framework,
             optional=entry.optional or self.defaults.optional,
             run=entry.run or self.defaults.run,
-            limits=ResourceLimits({**self.limits, **resources.parse(entry.limits)}),
+            limits=ResourceLimits({**self.limits, **resources.parse(entry.limits)}) if entry.limits else self.limits,
             isolate=self.defaults.isolate if entry.isolate is None else entry.isolate,
             home=self.home,
             declared=Path(self.file).name,
             training=written.merge(*(level.recipes.get("training") for level in levels), entry.training),
             inference=written.merge(*(level.recipes.get("inference") for level in levels), entry.inference),
+            snapshot=snapshot_of(entry, levels),
+            source=source,
         )
+
+    def _merged_limits(self, levels: Sequence[ManifestLevel], rules: tuple[Rule, ...]) -> tuple[Budget, ...]:
+        """The limits of several levels, the last of which has `rules`; those of models without any are one tuple.
+
+        Raises:
+            ModelBudgetError: a min of one level is above a max of another.
+        """
+        key = tuple(map(id, levels))
+        if not rules and key in self._merged:
+            return self._merged[key]
+        limits = budgets.merge(*(level.budgets for level in levels), rules)
+        if contradictions := "; ".join(budgets.contradictions(limits)):
+            raise ModelBudgetError(contradictions)
+        if not rules:
+            self._merged[key] = limits
+        return limits
 
 
 def holds_manifest(path: Path) -> bool:
@@ -222,9 +243,8 @@ class _Loader:
     def _layers(self, manifest: schema.Manifest) -> Iterator[ManifestLevel]:
         defaults: Keys = ("defaults",)
         recipes = self._recipes(manifest.defaults, defaults)
-        yield ManifestLevel(
-            self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults, (), recipes
-        )
+        limits = self._budgets(manifest.defaults.budgets, defaults)
+        yield ManifestLevel(limits, lambda _: True, 0, defaults, (), recipes, manifest.defaults.snapshot)
         layers = [self._layer(tag, ("tags", name), has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
             globs = [group.models] if isinstance(group.models, str) else group.models
@@ -236,7 +256,7 @@ class _Loader:
     def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> ManifestLevel:
         sums = self._limits_in(level.sum, keys, "sum", budgets.parse_sum)
         limits, line = self._budgets(level.budgets, keys), self.tree.line(keys) or 0
-        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys))
+        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys), level.snapshot)
 
     def _recipes(self, level: schema.Defaults | schema.Tag | schema.Model, keys: Keys) -> dict[str, RecipeSection]:
         """What a level says of recipes, by kind; `null` says that there is none. Each bad key is a mistake."""
@@ -353,6 +373,7 @@ class _Loader:
             run=model.run,
             limits=self._limits(model.limits, keys),
             isolate=model.isolate,
+            snapshot=model.snapshot,
             place=Place(self.file, self.tree.line(keys)),
             training=recipes.get("training"),
             inference=recipes.get("inference"),

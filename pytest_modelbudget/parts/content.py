@@ -17,7 +17,7 @@ def head_data(head: PartHead) -> dict[str, Any]:
     registry = head.registry
     return {
         "versions": dict(head.versions),
-        "checkout": {"commit": head.checkout.commit, "changes": dict(head.checkout.changes)},
+        "checkout": asdict(head.checkout),
         "base": asdict(head.base),
         "nodes": list(map(registered_data, registry.nodes)),
         "manifests": dict(registry.manifests),
@@ -34,11 +34,14 @@ def head_data(head: PartHead) -> dict[str, Any]:
     }
 
 
-def head_from(data: Mapping[str, Any]) -> PartHead:
-    """Read back what `head_data` gave."""
-    registry = RunRegistry(
-        tuple(map(registered_from, data["nodes"])), data["manifests"], tuple(map(codec.group_from, data["groups"]))
-    )
+def registry_from(data: Mapping[str, Any]) -> RunRegistry:
+    """The registry in what `head_data` gave."""
+    nodes, groups = map(registered_from, data["nodes"]), map(codec.group_from, data["groups"])
+    return RunRegistry(tuple(nodes), data["manifests"], tuple(groups))
+
+
+def head_from(registry: RunRegistry, data: Mapping[str, Any]) -> PartHead:
+    """Read back what `head_data` gave, but for the registry."""
     return PartHead(
         data["versions"],
         Checkout(**data["checkout"]),

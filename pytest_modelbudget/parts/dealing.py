@@ -7,6 +7,7 @@ import heapq
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,12 +71,15 @@ def bazel_shard(environment: Mapping[str, str]) -> Shard | None:
 
 
 def snapshot_sizes(root: Path, paths: Mapping[str, str]) -> dict[str, float]:
-    """Bytes of the committed snapshot of each node, where there is one: the more rows, the longer a model takes."""
+    """Bytes of the committed snapshot of each node, where there is one: the more rows, the longer a model takes.
+
+    Nodes whose snapshots share a file have equal shares of it.
+    """
     sizes = {}
-    for nodeid, path in paths.items():
+    for path, count in Counter(paths.values()).items():
         with suppress(OSError, ValueError):
-            sizes[nodeid] = float(os.stat(root / path).st_size)
-    return sizes
+            sizes[path] = os.stat(root / path).st_size / count
+    return {nodeid: sizes[path] for nodeid, path in paths.items() if path in sizes}
 
 
 def costs_of(nodeids: Iterable[str], known: Mapping[str, float]) -> dict[str, float]:

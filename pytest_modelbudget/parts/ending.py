@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_modelbudget.parts import file
 from pytest_modelbudget.parts.merging import PRODUCT
 from pytest_modelbudget.parts.part import PartHead
+from pytest_modelbudget.parts.request import PartRequest
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.results.groups import names_text
 from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, in_order
@@ -29,7 +30,7 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def finish_part(results: Sequence[Result], path: Path, head: PartHead) -> Finished:
+def finish_part(results: Sequence[Result], request: PartRequest, head: PartHead) -> Finished:
     """Write a part with its results; what came of it. Nothing is judged that needs the other parts."""
     ordered = in_order(results)
     done = Finished(results=tuple(ordered))
@@ -42,11 +43,11 @@ def finish_part(results: Sequence[Result], path: Path, head: PartHead) -> Finish
         )
         return done
     try:
-        file.write(path, head, map(codec.pack, ordered))
+        file.write(request.path, head, map(codec.pack, ordered))
     except OSError as error:
-        done.problems.append(f"the part {path} cannot be written ({error.strerror or error})")
+        done.problems.append(f"the part {request.path} cannot be written ({error.strerror or error})")
         return done
-    done.lines.append(_line(path, head))
+    done.lines += [*filter(None, [request.note]), _line(request.path, head)]
     return done
 
 

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +24,8 @@ from pytest_modelbudget import loading
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import InvalidText, UnreadableFile, open_file, read_json
 from pytest_modelbudget.parts import schema
-from pytest_modelbudget.parts.content import head_data, head_from
-from pytest_modelbudget.parts.part import Part, PartHead
+from pytest_modelbudget.parts.content import head_data, head_from, registry_from
+from pytest_modelbudget.parts.part import Part, PartHead, RunRegistry
 from pytest_modelbudget.results import Result, codec
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.system import writing
@@ -78,22 +79,35 @@ def _lines_of(head: PartHead, packed: Iterable[bytes]) -> Iterator[bytes]:
     yield codec.one_line({"results": count})
 
 
-def read_head(path: Path) -> Part:
-    """The part in a file without its results, which are read when its head is as it has to be; see `read`."""
-    with _opened(path) as (digest, lines):
-        return Part(str(path), digest, _head(next(lines, b"")))
+def read_head(path: Path, registries: dict[str, RunRegistry] | None = None) -> Part:
+    """The part in a file, without its results, which `with_results` reads.
 
-
-def read(path: Path, keep: Callable[[Result], Result] = lambda result: result) -> Part:
-    """The part in a file; `keep` may put each result away, and gives what stands for it.
-
-    The file is opened once: one that is replaced meanwhile is read as it was.
+    The file is opened once: one that is replaced meanwhile is read as it was. `registries` are those of other parts by
+    their digests: the parts of a run share one, and a new one is added.
 
     Raises:
         RefusedPart: there is no such file, it is no part, of another version, or not as it was written.
     """
     with _opened(path) as (digest, lines):
-        return Part(str(path), digest, _head(next(lines, b"")), tuple(_results(lines, keep)))
+        return Part(str(path), digest, _head(next(lines, b""), {} if registries is None else registries))
+
+
+def with_results(part: Part, keep: Callable[[Result], Result] = lambda result: result) -> Part:
+    """A part with its results; `keep` may put each of them away, and gives what stands for it.
+
+    Raises:
+        RefusedPart: see `read_head`; its file is no longer the one whose head was read.
+    """
+    with _opened(Path(part.name)) as (digest, lines):
+        if digest != part.digest:
+            raise _Refused("it was written again while it was read: merge again")
+        next(lines, b"")
+        return replace(part, results=tuple(_results(lines, keep)))
+
+
+def read(path: Path) -> Part:
+    """The whole part in a file; see `read_head` for what is raised."""
+    return with_results(read_head(path))
 
 
 @contextmanager
@@ -101,7 +115,7 @@ def _opened(path: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
     """The digest of a part and its lines, of which every byte is as it was written.
 
     Raises:
-        RefusedPart: see `read`; whatever turns out inside is told with the name of the part.
+        RefusedPart: see `read_head`; whatever turns out inside is told with the name of the part.
     """
     try:
         with open_file(path) as file:
@@ -208,11 +222,15 @@ def _results(lines: Iterator[bytes], keep: Callable[[Result], Result]) -> Iterat
         raise _Refused(_DAMAGED)
 
 
-def _head(line: bytes) -> PartHead:
+def _head(line: bytes, registries: dict[str, RunRegistry]) -> PartHead:
     data = _checked(schema.HeadLine, _data(line), "the head")
-    head: PartHead = _made(head_from, data, "the head")
-    if head.registry.digest != data["registry"]:
-        raise _Refused(_DAMAGED)
+    digest = data["registry"]
+    if digest not in registries:
+        registry: RunRegistry = _made(registry_from, data, "the head")
+        if registry.digest != digest:
+            raise _Refused(_DAMAGED)
+        registries[digest] = registry
+    head: PartHead = _made(partial(head_from, registries[digest]), data, "the head")
     return head
 
 

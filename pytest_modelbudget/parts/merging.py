@@ -6,8 +6,9 @@ most others, since these are the ones to look at.
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from pytest_modelbudget.parts.dealing import missing_shards, parse_shard
 from pytest_modelbudget.parts.part import ObsoleteFiles, Part, PartHead, Registered, RunRegistry
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.results.groups import names_text
+from pytest_modelbudget.snapshot import FOLDER
 
 PRODUCT = "pytest-modelbudget"
 """Its key among the versions of a head."""
@@ -175,8 +177,8 @@ def _registry_difference(head: PartHead, usual: PartHead) -> str:
     for path in sorted({*own.manifests, *other.manifests}):
         if own.manifests.get(path) != other.manifests.get(path):
             return f"the text of {path} is not the same"
-    nodes = [nodeid for nodeid, node in own.by_node.items() if node != other.by_node[nodeid]]
-    return f"the place or tags of {_names(nodes)} are not the same" if nodes else "groups have other limits"
+    nodes = [nodeid for nodeid, node in own.by_node.items() if node.facts != other.by_node[nodeid].facts]
+    return f"the tags of {_names(nodes)} are not the same" if nodes else "groups have other limits"
 
 
 def _incomplete(parts: Sequence[Part]) -> Iterator[str]:
@@ -232,6 +234,12 @@ def _own_contradictions(part: Part) -> Iterator[str]:
     lacking = [nodeid for nodeid in selected - with_result if part.nodes.get(nodeid, _TEST).kind != "test"]
     if lacking:
         yield f"it has no result for {_names(sorted(lacking))}, which it selected"
+    if any(result.files for result in part.results):
+        yield "it has a result that names files to delete, which no part has"
+    homes = {posixpath.dirname(manifest) for manifest in part.head.registry.manifests}
+    paths = ((result.snapshot.path, result.nodeid) for result in part.results)
+    if outside := [path for path, nodeid in paths if not _is_snapshot_of(path, nodeid, homes)]:
+        yield f"it has snapshots elsewhere than beside what declares their models: {_names(outside)}"
     renamed = [
         result.nodeid
         for result in part.results
@@ -239,6 +247,18 @@ def _own_contradictions(part: Part) -> Iterator[str]:
     ]
     if renamed:
         yield f"the result of {_names(renamed)} is that of another id"
+
+
+def _is_snapshot_of(path: str, nodeid: str, homes: Collection[str]) -> bool:
+    """Whether a merge of updates may write there: in the snapshot folder of a manifest or of the model's test file."""
+    if not path:
+        return True
+    home, _, name = f"/{path}".rpartition(f"/{FOLDER}/")
+    test_home = posixpath.dirname(nodeid.partition("::")[0])
+    inside = ".." not in test_home.split("/") and not posixpath.isabs(test_home)
+    if home.removeprefix("/") not in {*homes, *([test_home] if inside else [])}:
+        return False
+    return "\\" not in name and all(step not in ("", ".", "..") for step in name.split("/"))
 
 
 _TEST = Registered("", "", "test")
@@ -285,9 +305,14 @@ def _names(names: Iterable[str]) -> str:
 
 def check_here(run: MergedRun, checkout: Checkout, manifests: dict[str, str]) -> Iterator[str]:
     """Why the parts are not of the project that they are merged in: its checkout, and the manifests that it has."""
-    if run.checkout.commit != checkout.commit:
-        there, here = run.checkout.commit[:12] or "(no repository)", checkout.commit[:12] or "(no repository)"
+    known = bool(run.checkout.commit)  # parts of containers without git, or of Bazel's sandbox, know of none
+    if known and run.checkout.commit != checkout.commit:
+        there, here = run.checkout.commit[:12], checkout.commit[:12] or "(no repository)"
         yield f"the parts are of commit {there}, and this checkout is of {here}: merge them in a checkout of theirs"
+        return
+    if known and run.checkout.folder != checkout.folder:
+        there, here = run.checkout.folder or "the top", checkout.folder or "the top"
+        yield f"the parts are of {there} of the repository, and this is {here}: merge where they were run"
         return
     for path, digest in run.registry.manifests.items():
         if digest and not manifests.get(path):

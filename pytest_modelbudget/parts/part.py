@@ -29,6 +29,11 @@ class Registered:
     place: Place | None = None
     tags: tuple[str, ...] = ()
 
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What has to be the same in all parts."""
+        return (self.id, self.kind, *self.tags)
+
 
 @dataclass(frozen=True, slots=True)
 class ObsoleteFiles:
@@ -54,9 +59,12 @@ class RunRegistry:
 
     @cached_property
     def digest(self) -> str:
-        """The same in all parts of one run; the order in which nodes were found does not matter."""
+        """The same in all parts of one run; the order in which nodes were found does not matter, nor their places.
+
+        A source may say places as they are on its machine.
+        """
         content = {
-            "nodes": sorted([node.nodeid, node.id, node.kind, str(node.place), *node.tags] for node in self.nodes),
+            "nodes": sorted([node.nodeid, *node.facts] for node in self.nodes),
             "manifests": dict(self.manifests),
             "groups": [codec.group_dict(group) for group in self.groups],
         }

@@ -18,6 +18,7 @@ from pytest_modelbudget.parts.dealing import (
     parse_shard,
     snapshot_sizes,
 )
+from pytest_modelbudget.system import writing
 
 WITHOUT_PART = (
     "deals models to parts of a run, none of which is a verdict: say where this part goes ({part}), and give the parts "
@@ -28,11 +29,15 @@ WITHOUT_PART = (
 
 @dataclass(frozen=True, slots=True)
 class PartRequest:
-    """Where a part goes, which shard it is (None where something else chooses), and the times that it is dealt by."""
+    """Where a part goes, which shard it is (None where something else chooses), and the times that it is dealt by.
+
+    `note` says that there are no such times yet, as in the first run of all.
+    """
 
     path: Path
     shard: Shard | None = None
     times: Mapping[str, float] | None = None
+    note: str = ""
 
     def deal(self, snapshots: Mapping[str, str], root: Path) -> tuple[frozenset[str], str]:
         """The nodes of this shard, and the digest of the dealing.
@@ -52,13 +57,15 @@ def requested(path: str, shard: str | None, times_path: Path | None, folder: Pat
     """The part that goes to `path`, relative to `folder`; without `shard` Bazel may say which one it is.
 
     Raises:
-        ModelBudgetError: there is no such shard, or no such times.
+        ModelBudgetError: there is no such shard, or what is in the file are no times.
     """
     chosen = parse_shard(shard) if shard else bazel_shard(os.environ)
     target = folder / path
     if target.is_dir():
         target /= f"modelbudget-{chosen.number}{file.SUFFIX}" if chosen else f"modelbudget{file.SUFFIX}"
-    return PartRequest(target, chosen, None if times_path is None else times.read(times_path))
+    if times_path is None or writing.is_file(times_path):
+        return PartRequest(target, chosen, None if times_path is None else times.read(times_path))
+    return PartRequest(target, chosen, note=f"no times yet ({times_path.name}): models are dealt by their snapshots")
 
 
 def refuse_beside_part(options: Mapping[str, object], merge: str) -> None:

@@ -143,6 +143,7 @@ class _Base(_Strict):
 
 class _Checkout(_Strict):
     commit: _Commit
+    folder: str
     changes: dict[str, _Digest]
 
 

@@ -18,14 +18,12 @@ def read(path: Path) -> dict[str, float]:
     """The times in a file.
 
     Raises:
-        ModelBudgetError: there is none, or something else is in it.
+        ModelBudgetError: it cannot be read, or something else is in it.
     """
     cure = "modelbudget merge --times writes such a file, pytest-split --store-durations too"
     try:
         content = read_json(read_text(path))
-    except FileNotFoundError:
-        raise ModelBudgetError(f"there is no file of times {path}: {cure}") from None
-    except (InvalidText, UnreadableFile) as problem:
+    except (OSError, InvalidText, UnreadableFile) as problem:
         raise ModelBudgetError(f"the times in {path} cannot be read ({problem}): {cure}") from None
     if not isinstance(content, dict):
         raise ModelBudgetError(f"{path} has no times: it has to be {{nodeid: seconds}}; {cure}")

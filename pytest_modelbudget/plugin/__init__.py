@@ -166,7 +166,7 @@ def pytest_configure(config: pytest.Config) -> None:
     collector = collect.Collector(config)
     config.pluginmanager.register(collector, "modelbudget-collector")
     config.pluginmanager.register(steady.SteadyRun(), "modelbudget-steady")
-    config.pluginmanager.register(progress.ProgressLine(), "modelbudget-progress")
+    config.pluginmanager.register(progress.ProgressLine(config), "modelbudget-progress")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(controller.Controller(config, collector.checklist), "modelbudget-controller")
 

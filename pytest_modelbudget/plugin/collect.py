@@ -156,7 +156,7 @@ def wants_models(config: pytest.Config) -> bool:
 def runs_all(config: pytest.Config) -> bool:
     """Whether this process runs all that it collects, as far as its own options say."""
     selects = config.getoption("keyword") or config.getoption("markexpr") or any("::" in arg for arg in config.args)
-    return not (selects or hasattr(config, "workerinput"))
+    return not (selects or config.getoption("model_budget_part") or hasattr(config, "workerinput"))
 
 
 def _chosen_manifest(config: pytest.Config) -> Path | None:
@@ -226,17 +226,18 @@ def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[Snapshot
             module.path.parent not in folders_done
         )  # one module of a folder speaks for those that are gone
         folders_done.add(module.path.parent)
-        owned = {snapshot.path_for(_placed_in_module(entry, module.path, root)) for entry in entries_of(module.obj)}
+        placed = (_placed_in_module(entry, module.path, root) for entry in entries_of(module.obj))
+        owned = {address for entry in placed for address in snapshot.addresses(root, entry)}
         files = tuple(snapshot.obsolete(root, home, partial(_module_owns, module, owned, speaks_for_folder)))
         if files:
             yield SnapshotFilesItem.from_parent(module, name="snapshot-files", files=files, declared=module.name)
 
 
-def _module_owns(module: pytest.Module, owned: set[str], speaks_for_folder: bool, path: str, declared: str) -> bool:
+def _module_owns(module: pytest.Module, owned: set[str], speaks_for_folder: bool, address: str, declared: str) -> bool:
     file, _, function = declared.partition("::")
     if file != module.path.name:
         return not speaks_for_folder or (module.path.parent / file).exists()
-    return path in owned if not function else hasattr(module.obj, function.split("::")[0])
+    return address in owned if not function else hasattr(module.obj, function.split("::")[0])
 
 
 def _without_interrupt(sources: SourceReader, reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:

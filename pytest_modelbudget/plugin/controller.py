@@ -16,8 +16,9 @@ from pytest_modelbudget.plugin.parts import finish as finish_part
 from pytest_modelbudget.plugin.progress import while_waiting
 from pytest_modelbudget.plugin.reports import requested_reports
 from pytest_modelbudget.reports import table
-from pytest_modelbudget.results import Result, State, codec
-from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, Wanted, finish
+from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results.store import ResultStore
+from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, Wanted, finish, in_order
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.trackers import tracker
 
@@ -31,7 +32,7 @@ class Controller:
         self.checklists = ChecklistFolder()
         config.add_cleanup(self.checklists.close)
         self.not_collected: list[Finding] = []
-        self.latest: dict[tuple[str, str], Result] = {}
+        self.results = ResultStore()
         self.finished = Finished()
         self.worker_models: list[int] = []
         self.reports = requested_reports(config)
@@ -48,8 +49,8 @@ class Controller:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the results off a report; of a test that was run again, the last one counts."""
         packed = vars(report).pop("modelbudget", None)
-        for result in map(codec.unpack, packed or ()):
-            self.latest[result.nodeid, result.id] = result
+        for data in packed or ():
+            self.results.add_packed(data)
         if not packed:
             self.checklist.note(report)
         if report.failed:
@@ -85,14 +86,13 @@ class Controller:
             return
         self.checklists.read(self.checklist)
         add_from_workers(self.config, self.checklists.path)
-        missing = self.checklist.missing((nodeid for nodeid, _ in self.latest), _why_not_checked(session))
-        results = (*self.latest.values(), *missing)
+        missing = self.checklist.missing((result.nodeid for result in self.results), _why_not_checked(session))
+        results = (*self.results, *missing)
         self._note_uncollected()
         if self.part is None:
             self._finish(session, results)
         else:
             self._finish_part(session, results)
-        self._call_hook()
         if self.finished.failed or self.finished.problems:
             _fail(session)
 
@@ -102,9 +102,13 @@ class Controller:
         wanted = self._wanted()
         with while_waiting(self.config, "logging to MLflow" if wanted.tracker else "writing reports"):
             self.finished = finish(results, wanted, base, collected, failed=_has_failed(session))
+        self._call_hook()
 
     def _finish_part(self, session: pytest.Session, results: Sequence[Result]) -> None:
-        """Write the part; that it has no model at all is no failure."""
+        """Write the part, which tells the merge that the hook failed too; that it has no model at all is no failure."""
+        self.finished = Finished(tuple(in_order(results)))
+        self._call_hook()
+        hook_problems = self.finished.problems
         if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
             session.exitstatus = pytest.ExitCode.OK
         with while_waiting(self.config, "writing the part"):
@@ -112,9 +116,10 @@ class Controller:
                 self.config,
                 results,
                 self.not_collected,
-                exit_status=int(session.exitstatus),
+                exit_status=int(session.exitstatus) or int(bool(hook_problems)),
                 failed_nodes=self.failed_nodes,
             )
+        self.finished.problems[:0] = hook_problems
 
     def _wanted(self) -> Wanted:
         update, log, required = (
@@ -123,7 +128,7 @@ class Controller:
         return Wanted(update, self.reports, tracker("mlflow") if log or required else None, must_arrive=required)
 
     def _note_uncollected(self) -> None:
-        if not (self.checklist.complete or self.latest or self.not_collected):
+        if not (self.checklist.complete or self.results or self.not_collected):
             text = "the run ended before all models were collected: none was checked"
             self.not_collected.append(Finding(NOT_COLLECTED, "", text))
 

@@ -189,4 +189,4 @@ def finish(
         exit_status=exit_status,
         failed_tests=tuple(sorted(set(failed_nodes) - failed_models)),
     )
-    return finish_part(results, part.request.path, head)
+    return finish_part(results, part.request, head)

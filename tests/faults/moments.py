@@ -55,6 +55,7 @@ models:
     budgets: {params: {max: 9k, ratchet: {slack: 2%}}}
   b/other: {build: zoo:other, inputs: "float32[B, 32]"}
 """
+TOTALS = "defaults: {snapshot: totals}\n"
 GONE = """\
   gone: {build: zoo:small, inputs: "float32[B, 32]"}
 """
@@ -158,6 +159,10 @@ OPERATIONS: dict[str, Action] = {
     "reports": command("check", *(f"--report={kind}:out/report.{kind}" for kind in REPORTS)),
     "part": part,
     "prune": plain("--model-budget-prune"),
+    "update totals": command("update"),
+    "update small of totals": command("update", "small"),
+    "update other of totals": command("update", "b/other"),
+    "prune totals": plain("--model-budget-prune"),
     "tighten": command("tighten", "--write"),
     "init": init,
     "outbox": outbox,
@@ -169,6 +174,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "reports": ("kill", "cut", "full", "short"),
     "part": ("kill", "cut", "full", "short"),
     "prune": ("kill", "full"),
+    "update totals": ("kill", "cut", "full", "short", "read-only"),
+    "prune totals": ("kill", "full"),
     "tighten": ("kill", "cut", "full", "short", "read-only"),
     "init": ("kill", "cut", "full", "short", "read-only"),
     "outbox": ("kill", "cut", "full", "short", "read-only"),
@@ -179,16 +186,19 @@ _STEADY = ("tighten", "init", "outbox", "busy outbox")
 """Operations on a project that is as committed."""
 
 
-def prepare(folder: Path, *, steady: bool) -> None:
-    """The project: two models with snapshots, which are of other models unless it is `steady`, and one too many."""
+def prepare(folder: Path, *, steady: bool, head: str = "") -> None:
+    """The project: two models with snapshots, which are of other models unless it is `steady`, and one too many.
+
+    `head` is what its manifest begins with.
+    """
     folder.mkdir(parents=True)
     shutil.copy(FAKENET, folder / "fakenet.py")
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "zoo.py").write_text(ZOO.format(width=64 if steady else 60))
-    (folder / "modelbudget.yaml").write_text(MANIFEST if steady else MANIFEST + GONE)
+    (folder / "modelbudget.yaml").write_text(head + (MANIFEST if steady else MANIFEST + GONE))
     assert run(folder, OPERATIONS["update"])[0] == 0
     (folder / "zoo.py").write_text(ZOO.format(width=64))
-    (folder / "modelbudget.yaml").write_text(MANIFEST)
+    (folder / "modelbudget.yaml").write_text(head + MANIFEST)
     if not steady:
         (folder / "out").mkdir()
         for kind in REPORTS:
@@ -377,7 +387,7 @@ def main(operation: str, folder: Path) -> dict[str, Any]:
     os.environ["MODELBUDGET_ISOLATE"] = "0"
     names = operation.split("+")
     template = folder / "project"
-    prepare(template, steady=names[0] in _STEADY)
+    prepare(template, steady=names[0] in _STEADY, head=TOTALS if "totals" in names[0] else "")
     before = files(template)
     if len(names) > 1:
         return {"before": before, "rounds": together(template, names, rounds=2)}

@@ -16,7 +16,7 @@ from tests.fuzz.test_wire import findings, limits, listed, results
 
 heads = st.builds(
     PartHead, versions=st.dictionaries(names, names, max_size=2),
-    checkout=st.builds(Checkout, st.sampled_from(["", "a" * 40]), st.dictionaries(names, st.just("b" * 64), max_size=1)),
+    checkout=st.builds(Checkout, st.sampled_from(["", "a" * 40]), names, st.dictionaries(names, st.just("b" * 64), max_size=1)),
     base=st.builds(BaseCommit, st.sampled_from(["", "c" * 64]), names, names, names),
     registry=st.builds(
         RunRegistry, listed(st.builds(Registered, names, names, st.sampled_from(["model", "mistakes", "test"]), st.none(), listed(words))),

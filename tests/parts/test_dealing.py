@@ -83,14 +83,12 @@ def test_bazel_counts_from_0(tmp_path: Path) -> None:
         pytest.param('{"a": "1"}', "'a' has no seconds but '1'", id="text"),
         pytest.param('{"a": -1}', "'a' has no seconds but '-1'", id="negative"),
         pytest.param("{", "not JSON", id="cut"),
-        pytest.param(None, "there is no file of times", id="missing"),
     ],
 )
-def test_no_times(tmp_path: Path, content: str | None, words: str) -> None:
+def test_no_times(tmp_path: Path, content: str, words: str) -> None:
     """A file that holds no times is an error that says which commands write one."""
     path = tmp_path / "times.json"
-    if content is not None:
-        path.write_text(content)
+    path.write_text(content)
     with pytest.raises(ModelBudgetError, match=words) as error:
         requested("a.part", "1/2", path, tmp_path)
     assert "modelbudget merge --times writes such a file" in str(error.value)
@@ -104,5 +102,10 @@ def test_models_are_dealt_by_snapshots_or_times(tmp_path: Path) -> None:
     snapshots = {f"n::{name}": name for name in "abc"}
     by_size, digest = requested("p.part", "1/2", None, tmp_path).deal(snapshots, tmp_path)
     by_time, other_digest = requested("p.part", "1/2", tmp_path / "times.json", tmp_path).deal(snapshots, tmp_path)
+    shared = {"n::d": "b", "n::e": "b", "n::c": "c"}
+    assert requested("p.part", "1/2", None, tmp_path).deal(shared, tmp_path)[0] == {"n::c"}
     assert (by_size, by_time) == ({"n::b"}, {"n::a"})
     assert digest != other_digest
+    first = requested("p.part", "1/2", tmp_path / "none.json", tmp_path)
+    assert first.deal(snapshots, tmp_path) == (by_size, digest)
+    assert first.note == "no times yet (none.json): models are dealt by their snapshots"

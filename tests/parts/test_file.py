@@ -23,7 +23,7 @@ from pytest_modelbudget.results import Result, State, codec
 
 HEAD = PartHead(
     {"pytest-modelbudget": "0.1.0"},
-    Checkout("a" * 40, {"zoo.py": "b" * 64}),
+    Checkout("a" * 40, "nets/", {"zoo.py": "b" * 64}),
     BaseCommit("c" * 40, "main ccccccc", "where this branch left it"),
     RunRegistry((Registered("m.yaml::net", "net", "model", Place("m.yaml", 3), ("edge",)),), {"m.yaml": "d" * 64}),
     ("m.yaml::net",),

@@ -11,7 +11,7 @@ from pytest_modelbudget.base import BaseCommit, Checkout
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.parts import ObsoleteFiles, Part, PartHead, Registered, RunRegistry
 from pytest_modelbudget.parts.merging import check_here, contradictions, merged, problems_of, seconds_by_node
-from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State
 from pytest_modelbudget.results.groups import ModelGroup
 
 NODES = tuple(Registered(f"m.yaml::{name}", name) for name in "abcdef")
@@ -124,6 +124,11 @@ def results(*given: Result) -> Any:
     return change
 
 
+def stored(path: str) -> Snapshot:
+    """A snapshot that an update run would write to a path."""
+    return Snapshot(SnapshotState.MISSING, path, "text")
+
+
 LIMITED = ModelGroup("tag edge", "m.yaml", (Budget("params", "max", 1),), ("m.yaml::a",))
 
 
@@ -131,7 +136,7 @@ LIMITED = ModelGroup("tag edge", "m.yaml", (Budget("params", "max", 1),), ("m.ya
     ("change", "words"),
     [
         pytest.param(others(checkout=Checkout("b" * 40)), "p2.part is of commit bbbbbbbbbbbb, and p1.part is of commit aaaaaaaaaaaa: check out the same commit in all jobs", id="another commit"),
-        pytest.param(others(checkout=Checkout("a" * 40, {"zoo.py": "b" * 64})), "p2.part is of another work tree than p1.part: in these files that git tracks, which have been changed since the commit, they differ: zoo.py: ", id="another work tree"),
+        pytest.param(others(checkout=Checkout("a" * 40, "", {"zoo.py": "b" * 64})), "p2.part is of another work tree than p1.part: in these files that git tracks, which have been changed since the commit, they differ: zoo.py: ", id="another work tree"),
         pytest.param(others(base=BaseCommit("d" * 40, "main ddddddd")), "p2.part has the base main ddddddd, and p1.part has the base main ccccccc: ", id="another base"),
         pytest.param(others(base=BaseCommit(reason="not a git repository")), "p2.part has the base none: not a git repository, and ", id="no base"),
         pytest.param(others(update=True), "p2.part is of an update run, and p1.part is of a run that checks: start all parts with the same options", id="other options"),
@@ -141,12 +146,16 @@ LIMITED = ModelGroup("tag edge", "m.yaml", (Budget("params", "max", 1),), ("m.ya
         pytest.param(registry(nodes=(*REGISTRY.nodes, Registered("m.yaml::g", "g"))), "it has", id="more models"),
         pytest.param(registry(manifests={"m.yaml": "e" * 64}), "p2.part has another registry than p1.part: the text of m.yaml is not the same: ", id="another manifest"),
         pytest.param(registry(groups=(LIMITED,)), "groups have other limits", id="another group"),
-        pytest.param(registry(nodes=(*NODES[:-1], Registered("m.yaml::f", "f", tags=("edge",)), TEST)), "the place or tags of m.yaml::f are not the same", id="other tags"),
+        pytest.param(registry(nodes=(*NODES[:-1], Registered("m.yaml::f", "f", tags=("edge",)), TEST)), "the tags of m.yaml::f are not the same", id="other tags"),
         pytest.param(others(selected=("m.yaml::b", "m.yaml::c", "m.yaml::d")), "p2.part and p1.part both selected m.yaml::b: ", id="selected twice"),
         pytest.param(results(result("c")), "p2.part: it has no result for m.yaml::d, which it selected: write it again", id="a result is missing"),
         pytest.param(results(result("c"), result("d"), result("d")), "p2.part: it has two results for m.yaml::d: ", id="a result twice"),
         pytest.param(results(result("c"), result("d"), result("e")), "p2.part: it has a result for m.yaml::e, which it did not select: ", id="a result of another part"),
         pytest.param(results(result("c"), result("d", id="x")), "p2.part: the result of m.yaml::d is that of another id: ", id="another id"),
+        pytest.param(results(result("c"), result("d", files=("m.yaml",))), "p2.part: it has a result that names files to delete", id="files to delete"),
+        pytest.param(results(result("c"), result("d", snapshot=stored("../__model_budget__/d.yaml"))), "p2.part: it has snapshots elsewhere than beside what declares their models: ../__model_budget__/d.yaml: ", id="a snapshot elsewhere"),
+        pytest.param(results(result("c"), result("d", snapshot=stored("__model_budget__/../m.yaml"))), "p2.part: it has snapshots elsewhere", id="a snapshot that leads out"),
+        pytest.param(results(result("c"), result("d", snapshot=stored("m.yaml"))), "p2.part: it has snapshots elsewhere", id="no snapshot"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_belong_together(change: Any, words: str) -> None:
@@ -164,6 +173,7 @@ def test_parts_that_do_not_belong_together(change: Any, words: str) -> None:
     ("checkout", "manifests", "words"),
     [
         pytest.param(Checkout("b" * 40), {"m.yaml": "d" * 64}, "the parts are of commit aaaaaaaaaaaa, and this checkout is of bbbbbbbbbbbb: ", id="another commit"),
+        pytest.param(Checkout("a" * 40, "nets/"), {"m.yaml": "d" * 64}, "the parts are of the top of the repository, and this is nets/: merge where", id="another place"),
         pytest.param(Checkout(), {"m.yaml": "d" * 64}, "and this checkout is of (no repository): ", id="no repository"),
         pytest.param(Checkout("a" * 40), {"m.yaml": ""}, "m.yaml, the manifest of the parts, is not here: ", id="another folder"),
         pytest.param(Checkout("a" * 40), {"m.yaml": "e" * 64}, "m.yaml is not the manifest that the parts were checked by: ", id="another manifest"),
@@ -174,3 +184,10 @@ def test_where_parts_are_merged(checkout: Checkout, manifests: dict[str, str], w
     """Only in a checkout that they are of: the base and the snapshots are read there."""
     problems = list(check_here(merged(three()), checkout, manifests))
     assert problems == [] if not words else words in problems[0]
+
+
+def test_parts_of_machines_without_git() -> None:
+    """They know of no commit, and are held against the manifests alone."""
+    parts = [replace(item, head=replace(item.head, checkout=Checkout())) for item in three()]
+    assert list(check_here(merged(parts), Checkout("a" * 40), {"m.yaml": "d" * 64})) == []
+    assert len(list(check_here(merged(parts), Checkout("a" * 40), {"m.yaml": "e" * 64}))) == 1

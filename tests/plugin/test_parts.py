@@ -9,7 +9,7 @@ import pytest
 from pytest_modelbudget.parts import Part, file
 from pytest_modelbudget.parts.merging import merged, problems_of
 from pytest_modelbudget.plugin.collect import NO_MODEL
-from tests.project import Project
+from tests.project import USE_FAKENET, Project
 
 MANIFEST = """
     models:
@@ -62,7 +62,6 @@ def version() -> str:
         pytest.param(["--model-budget-part=p.part", "--model-budget-shard=9/8"], "*'9/8' is no shard: shards of 8 are 1/8 to 8/8*", id="no shard"),
         pytest.param(["--model-budget", "--model-budget-shard=1/2"], "*say where this part goes (--model-budget-part=FILE)*modelbudget merge*", id="a shard that is no part"),
         pytest.param(["--model-budget", "--model-budget-times=t.json"], "*--model-budget-times deals models to parts*", id="times without a part"),
-        pytest.param(["--model-budget-part=p.part", "--model-budget-times=t.json"], "*there is no file of times*t.json*", id="no times"),
         pytest.param(["--model-budget-part=p.part", "--model-budget-prune"], "*--model-budget-prune cannot be used with a part*", id="prune"),
         pytest.param(["--model-budget-part=p.part", "--model-budget-report=md:a.md"], "*--model-budget-report cannot be used with a part, which is no verdict: modelbudget merge*", id="a report"),
         pytest.param(["--model-budget-part=p.part", "--model-budget-mlflow"], "*--model-budget-mlflow cannot be used with a part*", id="a tracker"),
@@ -143,6 +142,12 @@ def test_failures_beside_models_are_told(small: Project) -> None:
     [part] = read(small, 1)
     assert merged([part]).failed
     assert merged([part]).notes == ("a test failed in the run of " + part.name + ": test_plain.py::test_plain",)
+    small.write("test_plain.py", "")
+    small.write("conftest.py", USE_FAKENET + "\n    def pytest_modelbudget_finish(): raise ValueError('broken')\n")
+    assert small.plain("--model-budget-part=1.part").ret == 1
+    [part] = read(small, 1)
+    assert merged([part]).notes == (f"the run of {part.name} ended with exit code 1",)
+    small.write("conftest.py", USE_FAKENET)
     small.write("test_plain.py", "import nowhere\n")
     assert small.plain("--model-budget-part=1.part", "--continue-on-collection-errors").ret == 1
     [part] = read(small, 1)

@@ -25,11 +25,11 @@ from typing import IO, TypeVar
 
 from filelock import FileLock
 
-from pytest_modelbudget.trackers.mlflow import outbox, views
+from pytest_modelbudget.trackers.mlflow import outbox, tables, views
 from pytest_modelbudget.trackers.mlflow.appending import Appender, Progress
 from pytest_modelbudget.trackers.mlflow.history import MetricPoints
-from pytest_modelbudget.trackers.mlflow.outbox import OutboxEntry
-from pytest_modelbudget.trackers.mlflow.store import NOTE, TABLES, Store, table_tag
+from pytest_modelbudget.trackers.mlflow.outbox import NOTE, OutboxEntry
+from pytest_modelbudget.trackers.mlflow.store import TABLES, Store, table_tag
 from pytest_modelbudget.trackers.mlflow.target import Target, target_from, unreachable
 from pytest_modelbudget.trackers.mlflow.trouble import SendError, explain_error, is_transient
 
@@ -139,9 +139,17 @@ class _OutboxDelivery:
         Those that have begun come first; no new one begins after `until`. Returns an exit status, 0 when all was sent.
         """
         sent = [job for path in outbox.entries(folder) if (job := self._job(path)) is not None]
-        begun = [(job, work) for job in reversed(sent) if (work := self._existing(job, until)) is not None]
-        finished = [self._rest(job, *work, until) for job, work in begun]
-        return int(len(begun) < len(sent) or not all(finished) or self._failures > 0)
+        waiting: list[tuple[_SentRun, Appender, Progress]] = []
+        finished = []
+        for job in reversed(sent):
+            if (work := self._existing(job, until)) is None:
+                finished.append(False)
+            elif job.entry.totals is not None:  # the next one is held against what this one leaves
+                finished.append(self._rest(job, *work, until))
+            else:
+                waiting.append((job, *work))
+        finished += [self._rest(*work, until) for work in waiting]
+        return int(not all(finished) or self._failures > 0)
 
     def _tried(self, act: Callable[[], _T], path: Path) -> _T | None:
         """What `act` returns; None when it failed, or when others failed so often that it is not tried."""
@@ -175,7 +183,7 @@ class _OutboxDelivery:
 
     def _existing(self, sent: _SentRun, until: float) -> tuple[Appender, Progress] | None:
         """Append to the histories that there are; None when that failed or the time did not suffice."""
-        appender = Appender(self._store, sent.experiment, sent.path, sent.entry, self._begun)
+        appender = Appender(self._store, sent.experiment, sent.run, sent.path, sent.entry, self._begun)
         progress = self._tried(lambda: appender.existing(until), sent.path)
         if progress is None:
             return None
@@ -184,6 +192,8 @@ class _OutboxDelivery:
 
     def _tell(self, event: str, sent: _SentRun, progress: Progress) -> None:
         context = {"experiment": sent.experiment, "run": sent.run, "history": progress.experiment}
+        if progress.moved is not None:
+            context["moved"] = str(progress.moved)
         self._report.tell(event, entry=sent.path.name, **context)
 
     def _rest(self, sent: _SentRun, appender: Appender, progress: Progress, until: float) -> bool:
@@ -230,7 +240,12 @@ def _send_job(store: Store, experiment: str, path: Path, entry: OutboxEntry) -> 
         tags = {**run.tags, NOTE: note, _STATE: "sending", TABLES: table_tag(run.tables)}
         store.log(run_id, [MetricPoints(entry.step, entry.created_ms, run.metrics)], tags)
         store.upload(stored, path / run.folder)
-        store.log(run_id, tags={_STATE: "complete"})
+        table_tags = {}
+        if entry.totals is not None:
+            published = tables.publish(store, stored, path, entry, entry.totals)
+            note = views.run_note(run.tags.get(NOTE, ""), experiment, run_id, published.note)
+            table_tags = {**published.tags, NOTE: note}
+        store.log(run_id, tags={**table_tags, _STATE: "complete"})
     store.end(run_id, run.status, entry.created_ms)
     return run_id
 
