@@ -27,6 +27,9 @@ _MOST_UNSPILLED = 1 << 20
 _MOST_LOADED = 1 << 19
 """Packed bytes of the results that were read last and are still at hand; in memory they take some twenty times that."""
 
+_MOST_SHARED = 10_000
+"""Different limits, tags and places that are looked for; where each model has its own, nothing is gained by it."""
+
 _LONGEST_ERROR = 1_000
 _MOST_HELD = 4
 """Violations and findings of one model that are held."""
@@ -98,8 +101,11 @@ class ResultStore(Sequence[Result]):
         return codec.snapshot_text(self._spill.read(self._references[number]))
 
     def shared(self, value: T) -> T:
-        """One and the same object for all values that are written alike."""
-        shared: T = self._shared.setdefault((type(value), repr(value)), value)
+        """One and the same object for all values that are written alike, as long as there are not too many."""
+        key = type(value), repr(value)
+        if len(self._shared) < _MOST_SHARED:
+            self._shared.setdefault(key, value)
+        shared: T = self._shared.get(key, value)
         return shared
 
     def _put(self, result: Result, data: bytes) -> Result:
