@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_modelbudget.budget.findings import FindingKind
-from pytest_modelbudget.budget.limits import Bound
+from pytest_modelbudget.budget.limits import ALL_METRICS, FITS, Bound
 from pytest_modelbudget.diff.change import ChangeKind
 from pytest_modelbudget.parts.part import Kind
 from pytest_modelbudget.results import SnapshotState, State
+from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS
 
 _Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 _Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})?$")]
@@ -18,6 +19,18 @@ _Share = Annotated[str, Field(pattern=r"^-?[0-9]{1,60}(/[1-9][0-9]{0,59})?$")]
 _Number = int | _Share
 _Line = Annotated[int, Field(ge=1, lt=10**12)] | None
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+_METRIC_NAMES = frozenset((*METRICS, *LAYER_METRICS, FITS, ALL_METRICS))
+
+
+def _known_metric(name: str) -> str:
+    if name not in _METRIC_NAMES:
+        raise ValueError(f"there is no metric {name[:100]!r}")
+    return name
+
+
+_Metric = Annotated[str, AfterValidator(_known_metric)]
 
 
 class _Strict(BaseModel):
@@ -32,7 +45,7 @@ class _Place(_Strict):
 
 
 class _Budget(_Strict):
-    metric: str
+    metric: _Metric
     bound: Bound
     limit: _Number
     layer: str | None
@@ -86,7 +99,7 @@ class _Finding(_Strict):
 class _Since(_Strict):
     name: str
     reason: str
-    totals: dict[str, _Number | None]
+    totals: dict[_Metric, _Number | None]
     changes: list[_Change]
 
 

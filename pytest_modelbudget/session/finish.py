@@ -43,8 +43,8 @@ class Collected:
 
     def add(self, groups: Iterable[ModelGroup] = (), findings: Iterable[Finding] = ()) -> None:
         """Add what is not there yet."""
-        self.groups += [group for group in groups if group not in self.groups]
-        self.findings += [finding for finding in findings if finding not in self.findings]
+        self.groups = list(dict.fromkeys((*self.groups, *groups)))
+        self.findings = list(dict.fromkeys((*self.findings, *findings)))
 
 
 @dataclass(frozen=True, slots=True)
