@@ -3,7 +3,8 @@
 The only place where mlflow is imported, in a process that can be killed, because no setting of mlflow's client
 bounds the time it takes. Everything here can be repeated: a run is found by its key before it is made, a
 metric is the same point when it is sent again, and an entry is removed only when all of it has arrived.
-It begins when its stdin ends, so that it can start up while the entry is being written; SECONDS count from then.
+It begins when its stdin ends, so that it can start up while the entry is being written; SECONDS count from the Unix
+time that stdin gives, since starting up may take longer than that.
 What happened is printed as one JSON object a line: `event` is `job` (the run of pytest is complete), `short` (for the
 histories that there are the time did not suffice) or `begun` (they are complete), `later` (for some that begin with it
 the time did not suffice) or `sent` (they are complete, too), `failed`, `damaged` or `stopped`.
@@ -54,9 +55,9 @@ def main(arguments: list[str]) -> int:
     report = EventReport(_own_stdout(), target)
     try:
         _prepare(target)
-        sys.stdin.read()
-        until = time.monotonic() + _SHARE_TO_BEGIN * seconds
-        _end_after(seconds + _GRACE)
+        late = _seconds_since(sys.stdin.read())
+        until = time.monotonic() + _SHARE_TO_BEGIN * seconds - late
+        _end_after(max(seconds - late, 0) + _GRACE)
         os.chdir(
             outbox.project_folder(root) if target.local else root
         )  # where mlflow opens a store, it makes a folder for runs
@@ -85,6 +86,14 @@ class EventReport:
         """One event that has a reason and a cure."""
         trouble = explain_error(error, self._target)
         self.tell(event, reason=trouble.reason, cure=trouble.cure, **facts)
+
+
+def _seconds_since(text: str) -> float:
+    """Seconds since a time in Unix time; none where there is no such time."""
+    try:
+        return max(time.time() - float(text), 0.0)
+    except ValueError:
+        return 0.0
 
 
 def _own_stdout() -> IO[str]:
