@@ -52,18 +52,23 @@ def checked(played: Service) -> dict[str, str]:
     return {model: "failed" if value == "1" else "ok" for model, value in failed}
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_a_shard_that_is_lost_fails_the_merge(name: str, requests: dict[str, PullRequest], tmp_path: Path) -> None:
-    """With all eight parts the merge is green and has every model; without one of them it is red and names it."""
-    played = service(name, requests["wider"], tmp_path)
+@pytest.mark.parametrize(
+    ("name", "shards"),
+    [pytest.param("github", 8, id="github as it is written"), pytest.param("gitlab", 3, id="gitlab")],
+)
+def test_a_shard_that_is_lost_fails_the_merge(
+    name: str, shards: int, requests: dict[str, PullRequest], tmp_path: Path
+) -> None:
+    """With all parts the merge is green and has every model; without one of them it is red and names it."""
+    played = service(name, requests["wider"], tmp_path, None if shards == 8 else shards)
     runs = played.run()
-    assert states(runs) == [True] * 9, logs(runs)
+    assert states(runs) == [True] * (shards + 1), logs(runs)
     assert checked(played) == {f"m{width}": "ok" for width in WIDTHS}
 
     lose_a_part(played, 3)
     [merge] = played.run_job(MERGE)
     assert not merge.passed
-    assert "the part of shard 3/8 is missing" in merge.log
+    assert f"the part of shard 3/{shards} is missing" in merge.log
 
 
 @pytest.mark.parametrize("name", SERVICES)
