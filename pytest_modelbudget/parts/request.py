@@ -56,12 +56,14 @@ class PartRequest:
 def requested(path: str, shard: str | None, times_path: Path | None, folder: Path) -> PartRequest:
     """The part that goes to `path`, relative to `folder`; without `shard` Bazel may say which one it is.
 
+    A folder, which need not be there where the path ends with a slash, gets a file that is named after the shard.
+
     Raises:
         ModelBudgetError: there is no such shard, or what is in the file are no times.
     """
     chosen = parse_shard(shard) if shard else bazel_shard(os.environ)
     target = folder / path
-    if target.is_dir():
+    if target.is_dir() or path.endswith(("/", os.sep)):
         target /= f"modelbudget-{chosen.number}{file.SUFFIX}" if chosen else f"modelbudget{file.SUFFIX}"
     if times_path is None or writing.is_file(times_path):
         return PartRequest(target, chosen, None if times_path is None else times.read(times_path))

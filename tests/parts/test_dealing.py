@@ -94,6 +94,12 @@ def test_no_times(tmp_path: Path, content: str, words: str) -> None:
     assert "modelbudget merge --times writes such a file" in str(error.value)
 
 
+@pytest.mark.parametrize("path", [".", "new/", "new/below/"])
+def test_a_folder_gets_a_file_named_after_the_shard(tmp_path: Path, path: str) -> None:
+    """Also one that is not there yet, so that the shards of one machine do not overwrite each other."""
+    assert requested(path, "2/3", None, tmp_path).path == tmp_path / path / "modelbudget-2.part"
+
+
 def test_models_are_dealt_by_snapshots_or_times(tmp_path: Path) -> None:
     """Without times the larger snapshot goes first; with them the slower model."""
     for name, size in (("a", 10), ("b", 100), ("c", 60)):
