@@ -24,8 +24,9 @@ from pytest_modelbudget.system.intact import originals_restored
 _MOST_UNSPILLED = 1 << 20
 """Packed bytes that stay in memory, so that small runs need no file."""
 
-_MOST_LOADED = 1 << 19
-"""Packed bytes of the results that were read last and are still at hand; in memory they take some twenty times that."""
+_MOST_LOADED = 4 << 20
+"""Packed bytes of results that were read and are still at hand: some 500 of published models. In memory they take some
+twenty times that."""
 
 _MOST_SHARED = 10_000
 """Different limits, tags and places that are looked for; where each model has its own, nothing is gained by it."""
@@ -131,11 +132,16 @@ class ResultStore(Sequence[Result]):
         return value
 
     def _keep_loaded(self, key: tuple[int, str], value: Any, size: int) -> None:
+        """Keep a value at hand, in place of those that were used last where there is no room.
+
+        Reports go through all results one after the other: of more than have room the first are still there when the
+        next report begins, while the last would each have gone before they are asked for.
+        """
+        while self._loaded and self._loaded_bytes + size > _MOST_LOADED:
+            _, (_, last_size) = self._loaded.popitem()
+            self._loaded_bytes -= last_size
         self._loaded[key] = value, size
         self._loaded_bytes += size
-        while self._loaded_bytes > _MOST_LOADED and len(self._loaded) > 1:
-            _, (_, oldest_size) = self._loaded.popitem(last=False)
-            self._loaded_bytes -= oldest_size
 
 
 class _Spill:
