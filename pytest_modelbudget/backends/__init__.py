@@ -6,8 +6,9 @@ A framework that is not in use in this process cannot own a model, so it is neve
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -19,14 +20,18 @@ from pytest_modelbudget.summary import Plan, Summary
 
 BACKENDS = {
     "torch": "pytest_modelbudget.backends.torch",
+    "jax": "pytest_modelbudget.backends.jax",
     "tensorflow": "pytest_modelbudget.backends.tensorflow",
     "tf_keras": "pytest_modelbudget.backends.tensorflow.legacy",
     "keras": "pytest_modelbudget.backends.keras",
 }
 """The framework, and the backend that knows it; one that builds on another (Keras on torch) comes after it."""
 
-_SIGNS = {"keras": ("keras", "tensorflow")}
-"""Modules that show that a framework is in use, where that is more than its own name: `tf.keras` loads Keras late."""
+_SIGNS = {"keras": ("keras", "tensorflow"), "jax": ("flax", "equinox")}
+"""Modules that show that a framework is in use, where that is not its own name.
+
+`tf.keras` loads Keras late; Keras and TensorFlow load JAX, whose models are those of libraries on it.
+"""
 
 
 class Backend(Protocol):
@@ -96,6 +101,23 @@ class Memory(Protocol):
         ...
 
 
+class Tracing(Protocol):
+    """What a framework's module has to offer when its builders run in a trace; optional, beside `Backend`."""
+
+    def with_keys(self, build: Callable[..., object]) -> Callable[..., object]:
+        """A builder that makes itself what only random numbers are asked for: keys and streams of them."""
+        ...
+
+    def build_traced(self, build: Callable[[], object]) -> object:
+        """What `build` gives; called inside of `abstract()`.
+
+        Raises:
+            NotOfFramework: its model is of another framework and was touched by the trace.
+            ModelBudgetError: it asks for values.
+        """
+        ...
+
+
 class Planner(Protocol):
     """What a framework's module has to offer when it can record a run; optional, beside `Backend`."""
 
@@ -161,6 +183,22 @@ def global_state_restored(backends: tuple[Backend, ...]) -> Iterator[None]:
         for backend in backends:
             stack.enter_context(backend.global_state_restored())
         yield
+
+
+def with_keys(backends: tuple[Backend, ...], build: Callable[..., object]) -> Callable[..., object]:
+    """A builder that makes the keys of random numbers itself that it must have, in all of `backends`; see `Tracing`."""
+    for backend in backends:
+        if hasattr(backend, "with_keys"):
+            build = cast(Tracing, backend).with_keys(build)
+    return build
+
+
+def build_traced(backends: tuple[Backend, ...], build: Callable[[], object]) -> object:
+    """What `build` gives, in the traces of all of `backends` that have one; see `Tracing`."""
+    for backend in backends:
+        if hasattr(backend, "build_traced"):
+            build = partial(cast(Tracing, backend).build_traced, build)
+    return build()
 
 
 def has_memory(backends: tuple[Backend, ...]) -> bool:

@@ -16,6 +16,8 @@ FRAMEWORK_MODULES = {
     "tensorflow": "tensorflow",
     "tf_keras": "tf-keras",
     "jax": "jax",
+    "flax": "jax",
+    "equinox": "jax",
 }
 """Modules whose absence means that a framework is not installed, and the extra that brings it."""
 

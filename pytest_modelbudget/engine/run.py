@@ -21,7 +21,7 @@ from pytest_modelbudget.engine.naming import import_callable, import_framework, 
 from pytest_modelbudget.engine.planning import CountedModel, with_plans
 from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback, with_cause
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
-from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, NotOfFramework, TooLarge
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
 from pytest_modelbudget.summary import Summary, TensorSpec
@@ -164,7 +164,7 @@ def from_builder(entry: ModelEntry, finish: Callable[[CountedModel], T]) -> T:
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
     build = arguments.bind_arguments(build, entry.args, entry.kwargs, partial(_import_reference, entry))
     with gc_paused():  # until the model is gone again
-        return _build_model(build, entry, backends.loaded(), finish)
+        return _build_model_as_it_takes(build, entry, backends.loaded(), finish)
 
 
 def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
@@ -177,12 +177,27 @@ def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
     return model_files.builder(Path(build), entry.framework)
 
 
+def _build_model_as_it_takes(
+    build: Callable[..., object],
+    entry: ModelEntry,
+    active: tuple[backends.Backend, ...],
+    finish: Callable[[CountedModel], T],
+) -> T:
+    """See `_build_model`; once more where a framework's way to build touched the model of another one."""
+    try:
+        return _build_model(build, entry, active, finish)
+    except NotOfFramework as other:
+        rest = tuple(backend for backend in active if other.framework != backend.FRAMEWORK)
+        return _build_model(build, entry, rest, finish)
+
+
 def _build_model(
     build: Callable[..., object],
     entry: ModelEntry,
     active: tuple[backends.Backend, ...],
     finish: Callable[[CountedModel], T],
 ) -> T:
+    build = backends.with_keys(active, build)
     _check_arguments(build, entry)
     rebuild = partial(_build_with_memory, build, entry)
     with ExitStack() as state:
@@ -208,7 +223,7 @@ def _build_model(
         raise ModelBudgetError(f"{_builder_name(build)} returned {_describe(model)}")
     # The builder imported its framework itself, so the first model was built for real: drop it and build again.
     del model
-    return _build_model(build, entry, backends.loaded(), finish)
+    return _build_model_as_it_takes(build, entry, backends.loaded(), finish)
 
 
 _BUILT_WITH_MEMORY = "the builder ran with real memory, because it computes with values while it builds"
@@ -219,7 +234,7 @@ def _build_abstractly(
 ) -> tuple[object, tuple[str, ...]]:
     """What the builder returns, and where it asked for values in vain."""
     with backends.abstract(active) as refused:
-        model = build(*entry.args, **entry.kwargs)
+        model = backends.build_traced(active, partial(build, *entry.args, **entry.kwargs))
     return model, tuple(line for lines in refused for line in lines)
 
 

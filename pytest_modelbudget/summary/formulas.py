@@ -28,7 +28,7 @@ from math import prod
 from pytest_modelbudget.summary.model import Layer
 from pytest_modelbudget.summary.tensors import Weight
 
-LOOK_UP = "(Reversible)?Embedding|EmbeddingBag"
+LOOK_UP = "(Reversible)?Embedding|EmbeddingBag|Embed"
 """The types of look-up tables."""
 
 _MOST_WEIGHTS = 6
@@ -174,8 +174,8 @@ def _separable(shapes: Shapes) -> Formula | None:
 
 
 def _embedding(shapes: Shapes) -> Formula | None:
-    match _pick(shapes, "embeddings", "weight"):
-        case ((int(words), int(width)), None) | (None, (int(words), int(width))):
+    match list(shapes.items()):
+        case [("embeddings" | "embedding" | "weight", (int(words), int(width)))]:
             return _sum_of_products(["vocabulary*width"], [(words, width)])
     return None
 
@@ -342,14 +342,14 @@ def _wrapped(shapes: Shapes) -> Formula | None:
 _RULES: tuple[tuple[str, Callable[[Shapes], Formula | None]], ...] = (
     ("Dense|Linear|NonDynamicallyQuantizableLinear", _dense),
     ("Bilinear", _bilinear),
-    ("Conv[123][dD]", _conv),
-    ("Conv[123]DTranspose|ConvTranspose[123]d", _transposed),
+    ("Conv([123][dD])?", _conv),
+    ("Conv[123]DTranspose|ConvTranspose([123]d)?", _transposed),
     ("DepthwiseConv[12]D", _depthwise),
     ("SeparableConv[12]D", _separable),
     (LOOK_UP, _embedding),
     ("LayerNorm|LayerNormalization|RMSNorm|RMSNormalization", _norm("width")),
     (
-        "BatchNorm[123]d|SyncBatchNorm|BatchNormalization|GroupNorm|GroupNormalization|InstanceNorm[123]d",
+        "BatchNorm([123]d)?|SyncBatchNorm|BatchNormalization|GroupNorm|GroupNormalization|InstanceNorm[123]d",
         _norm("channels"),
     ),
     ("MultiheadAttention|MultiHeadAttention|GroupedQueryAttention", _attention),

@@ -1,0 +1,114 @@
+"""Building without memory for weights: a builder is run in a trace of JAX, and its model is described there."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import jax
+import numpy as np
+
+from pytest_modelbudget.backends.jax import libraries
+from pytest_modelbudget.errors import ModelBudgetError, NotOfFramework
+
+FRAMEWORK = "jax"
+
+
+@contextmanager
+def abstract() -> Iterator[None]:
+    """Nothing: what keeps models of JAX from taking memory is a trace around the whole builder; see `build_traced`."""
+    yield
+
+
+@contextmanager
+def global_state_restored() -> Iterator[None]:
+    """On leaving, the settings of JAX and the random state of python and numpy are as before."""
+    settings, python, numbers = dict(jax.config.values), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+        for name, value in settings.items():
+            if jax.config.values.get(name) != value:
+                jax.config.update(name, value)
+
+
+def with_keys(build: Callable[..., Any]) -> Callable[..., Any]:
+    """A builder that is given the streams or the key of random numbers that it cannot do without.
+
+    These are made when it is called, in its trace: `rngs` for flax.nnx and `key` for equinox.
+    """
+    makers = dict(_key_makers(build))
+    if not makers:
+        return build
+    signature = _signature(build)
+
+    @wraps(build, updated=())
+    def keyed(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+        return build(*args, **kwargs, **{name: make() for name, make in makers.items() if name not in bound})
+
+    parameters = [
+        parameter.replace(default=None, kind=parameter.KEYWORD_ONLY) if name in makers else parameter
+        for name, parameter in signature.parameters.items()
+    ]
+    parameters.sort(key=lambda parameter: parameter.kind)
+    vars(keyed)["__signature__"] = signature.replace(parameters=parameters)
+    return keyed
+
+
+def _key_makers(build: Callable[..., Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    try:
+        parameters = _signature(build).parameters
+    except (TypeError, ValueError):  # some callables of C have none
+        return
+    in_use = {library.KEY_ARGUMENT: library.make_key for _, library in libraries.loaded() if library.KEY_ARGUMENT}
+    for name, parameter in parameters.items():
+        can_be_named = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if name in in_use and can_be_named and parameter.default is parameter.empty:
+            yield name, in_use[name]
+
+
+def is_settled(model: object) -> bool:
+    """Whether `model` is what stayed of one that was built in a trace."""
+    return hasattr(type(model), "watched") and type(model).__module__.startswith(f"{__package__}.")
+
+
+def _signature(build: Callable[..., Any]) -> inspect.Signature:
+    """What `build` takes; of a class what its `__init__` does, whatever its metaclass shows."""
+    if not isinstance(build, type):
+        return inspect.signature(build)
+    signature = inspect.signature(build.__init__)  # type: ignore[misc]
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def build_traced(build: Callable[[], Any]) -> Any:
+    """What `build` gives, run on abstract arrays; of a model that it gives, nothing but shapes and dtypes stays.
+
+    Raises:
+        NotOfFramework: it gives something else, and used JAX on the way: it has to be run without a trace.
+        ModelBudgetError: it asks for values, which a trace does not have.
+    """
+    models: list[Any] = []
+
+    def traced() -> None:
+        model = build()
+        name = libraries.of(model)
+        models.append((name, model if name is None else libraries.known(name).settled(model)))  # before the trace ends
+
+    try:
+        closed = jax.make_jaxpr(traced)()
+    except jax.errors.JAXTypeError as error:
+        raise ModelBudgetError(
+            "the builder asks for values of JAX arrays, which have none while nothing is allocated: compute them with "
+            "numpy, as in np.linspace(0, 0.1, depth)"
+        ) from error
+    name, model = models[-1]
+    if name is None and closed.jaxpr.eqns:
+        raise NotOfFramework(FRAMEWORK)
+    return model
