@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from pytest_modelbudget.backends.jax import libraries
+from pytest_modelbudget.backends.jax.private import without_origins
 from pytest_modelbudget.errors import ModelBudgetError, NotOfFramework
 
 FRAMEWORK = "jax"
@@ -97,7 +98,8 @@ def build_traced(build: Callable[[], Any]) -> Any:
     models: list[Any] = []
 
     def traced() -> None:
-        model = build()
+        with without_origins():
+            model = build()
         name = libraries.of(model)
         models.append((name, model if name is None else libraries.known(name).settled(model)))  # before the trace ends
 

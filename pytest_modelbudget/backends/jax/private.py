@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
+import jax
+
+from pytest_modelbudget.backends.patching import patched
+
 _PASSES = count()
+
+
+@contextmanager
+def without_origins() -> Iterator[None]:
+    """Inside, errors about traced arrays do not say where these come from; call it in a trace.
+
+    To find that out takes as long as the trace is, and flax.nnx provokes such an error for each key that it draws.
+    """
+    kind = type(jax.numpy.zeros(()))
+    if not issubclass(kind, jax.core.Tracer) or "_origin_msg" not in vars(kind):
+        yield
+        return
+    with patched(kind, "_origin_msg", lambda tracer: ""):
+        yield
 
 
 def fresh_traces() -> AbstractContextManager[Any]:
