@@ -16,7 +16,7 @@ import jax
 
 from pytest_modelbudget.backends.dimensions import DimensionNaming, Sizes, fixed_symbol_notes, resolve
 from pytest_modelbudget.backends.jax import libraries
-from pytest_modelbudget.backends.jax.abstract_model import ROOT, AbstractModel
+from pytest_modelbudget.backends.jax.abstract_model import ROOT, UNKNOWN_TYPE, AbstractModel
 from pytest_modelbudget.backends.jax.activations import JaxActivations, measure_activations
 from pytest_modelbudget.backends.jax.arguments import call_arguments
 from pytest_modelbudget.backends.jax.build import (
@@ -120,7 +120,7 @@ class _JaxSummaryBuilder:
 
     def _uncalled(self, model: AbstractModel) -> Summary:
         layers = tuple(
-            Layer(part.path, part.type, weights=part.weights, calls=None, container=part.container)
+            Layer(part.path, part.type or UNKNOWN_TYPE, weights=part.weights, calls=None, container=part.container)
             for part in model.parts
             if part.weights or part.path != ROOT
         )

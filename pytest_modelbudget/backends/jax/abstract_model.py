@@ -15,13 +15,19 @@ from pytest_modelbudget.summary import Weight
 ROOT = "(root)"
 """The path of the model itself, when it needs a row."""
 
+UNKNOWN_TYPE = "Module"
+"""The type of a module of which nothing but its weights is known."""
+
 InitialCall = Callable[[Callable[..., Any]], Any]
 """Runs a function of a model's arguments without memory, and says what it gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A module of a model: its path, its class, whether other modules are in it, and what it holds itself."""
+    """A module of a model: its path, its class, whether other modules are in it, and what it holds itself.
+
+    `type` is empty where only a call shows it.
+    """
 
     path: str
     type: str

@@ -103,12 +103,18 @@ def build_traced(build: Callable[[], Any]) -> Any:
         name = libraries.of(model)
         models.append((name, model if name is None else libraries.known(name).settled(model)))  # before the trace ends
 
+    outer_stream_errors = tuple(error for _, library in libraries.loaded() for error in library.OUTER_STREAM_ERRORS)
     try:
         closed = jax.make_jaxpr(traced)()
     except jax.errors.JAXTypeError as error:
         raise ModelBudgetError(
             "the builder asks for values of JAX arrays, which have none while nothing is allocated: compute them with "
             "numpy, as in np.linspace(0, 0.1, depth)"
+        ) from error
+    except outer_stream_errors as error:
+        raise ModelBudgetError(
+            "the builder draws from streams of random numbers that were made outside of it: let it make its own, as in "
+            "Model(rngs=nnx.Rngs(0))"
         ) from error
     name, model = models[-1]
     if name is None and closed.jaxpr.eqns:

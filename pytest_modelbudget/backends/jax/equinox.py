@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import equinox
@@ -26,6 +27,10 @@ Keys = tuple[Any, ...]
 
 KEY_ARGUMENT = "key"
 """What builders call the key of random numbers that they are given."""
+
+
+OUTER_STREAM_ERRORS = ()
+"""Keys are values like any other: one that was made before is used as it is."""
 
 
 def make_key() -> Any:
@@ -71,6 +76,7 @@ _ARRAY = _Array()
 
 
 def _recorded(call: Callable[..., Any], recorder: CallRecorder) -> Callable[..., Any]:
+    @wraps(call)  # models look at what the call of another one takes
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         mark = vars(self).get(_MARK)
         if not isinstance(mark, str) or not mark.startswith(_PREFIX):  # a module that the call made for itself

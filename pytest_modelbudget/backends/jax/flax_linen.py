@@ -20,6 +20,8 @@ _PARAMS = "params"
 KEY_ARGUMENT = ""
 """Modules of linen are built without keys."""
 
+OUTER_STREAM_ERRORS = ()
+
 
 def settled(model: Any) -> Any:
     """What stays of a model when the trace ends in which it was built: a module of linen holds no arrays."""
@@ -110,7 +112,7 @@ def _parts(variables: Mapping[str, Any], types: Mapping[str, str], root: str) ->
     for path in paths:
         container = path == ROOT if len(paths) > 1 else False
         container = container or any(other.startswith(f"{path}.") for other in paths)
-        kind = types.get(path, root if path == ROOT else "Module")
+        kind = types.get(path, root if path == ROOT else "")
         yield Part(path, kind, container, tuple(weights.get(path, ())))
 
 

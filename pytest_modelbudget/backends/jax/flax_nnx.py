@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import jax
 from flax import nnx
+from flax.errors import TraceContextError
 
 from pytest_modelbudget.backends.jax.abstract_model import ROOT, InitialCall, Part, Value, is_inexact, is_key, spec_of
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
@@ -22,6 +24,10 @@ Keys = tuple[Any, ...]
 
 KEY_ARGUMENT = "rngs"
 """What builders call the streams of random numbers that they are given."""
+
+
+OUTER_STREAM_ERRORS = (TraceContextError,)
+"""What is raised for streams of random numbers that were made before the builder was called."""
 
 
 def make_key() -> Any:
@@ -67,6 +73,7 @@ class NnxModel:
 
 
 def _recorded(call: Callable[..., Any], recorder: CallRecorder) -> Callable[..., Any]:
+    @wraps(call)  # models look at what the call of another one takes
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         path = vars(self).get(_PATH)
         if path is None:  # a module that the call made for itself

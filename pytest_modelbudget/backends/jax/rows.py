@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pytest_modelbudget.backends.assemble import PartCalls, layer_of
 from pytest_modelbudget.backends.dimensions import DimensionNaming
-from pytest_modelbudget.backends.jax.abstract_model import ROOT, Part
+from pytest_modelbudget.backends.jax.abstract_model import ROOT, UNKNOWN_TYPE, Part
 from pytest_modelbudget.backends.jax.activations import JaxActivations
 from pytest_modelbudget.backends.jax.flow import JoinKey, Source
 from pytest_modelbudget.backends.jax.passes import AbstractPass
@@ -26,7 +27,7 @@ def rows(
     A root without weights of its own has none. `flops` are those of each path, None where they are not known.
     """
     first = passes[0]
-    parts = _in_call_order(parts, first)
+    parts = _in_call_order(_with_types(parts, first), first)
     joins = _joins_by_path(parts, first)
     paths = _join_paths(parts, joins)
     names: dict[Source, str] = {serial: call.path for serial, call in first.recorded.items()}
@@ -47,6 +48,11 @@ def rows(
             held = None if saved is None else 0
             layers.append(layer_of(paths[key], key[1], join_calls, names, activation_bytes=held))
     return tuple(layers)
+
+
+def _with_types(parts: Sequence[Part], first: AbstractPass) -> list[Part]:
+    types = {call.path: call.type for call in first.recorded.values()}
+    return [part if part.type else replace(part, type=types.get(part.path, UNKNOWN_TYPE)) for part in parts]
 
 
 def _in_call_order(parts: Sequence[Part], first: AbstractPass) -> list[Part]:
