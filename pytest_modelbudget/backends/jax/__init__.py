@@ -8,7 +8,7 @@ that `flow` reads again, `rows` are made of passes, and `activations` are what `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,8 @@ from pytest_modelbudget.backends.jax.rows import rows
 from pytest_modelbudget.backends.residuals import ResidualsUnknown
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Flops, Layer, Summary
+from pytest_modelbudget.planner import Recipe, sums
+from pytest_modelbudget.summary import Flops, Layer, Plan, Summary
 
 __all__ = [
     "FRAMEWORK",
@@ -41,6 +42,7 @@ __all__ = [
     "global_state_restored",
     "is_class",
     "owns",
+    "plan",
     "summarize",
     "with_keys",
 ]
@@ -69,6 +71,27 @@ def summarize(
         ModelBudgetError: inputs do not fit, or are missing for a model of linen.
     """
     return _JaxSummaryBuilder(name, {BATCH: 1, **sizes}, inputs).summary(model)
+
+
+def plan(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    recipes: tuple[Recipe, ...],
+    built_here: bool,
+    devices: tuple[str, ...] = (),
+) -> tuple[Plan, ...]:
+    """What is known of the memory of runs: weights, gradients, optimizer and what is kept; peaks are not known."""
+    summary = summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)
+    plans = (sums.plan(summary, recipe, sizes) for recipe in recipes)
+    return tuple(replace(plan, peak_bytes=None, notes=(_NO_PEAK, *plan.notes)) for plan in plans)
+
+
+_NO_PEAK = (
+    "the peak is not known: XLA decides for each device what is alive at once, and models of JAX are not compiled here"
+)
 
 
 @dataclass(slots=True)
