@@ -103,7 +103,7 @@ def described(model: Any, run: InitialCall) -> LinenModel:
 def _parts(variables: Mapping[str, Any], types: Mapping[str, str], root: str) -> Iterator[Part]:
     """A part for each module that was called, then for those that hold variables and were not."""
     weights: dict[str, list[Weight]] = {}
-    for collection, tree in variables.items():
+    for collection, tree in sorted(variables.items(), key=lambda item: item[0] != _PARAMS):
         for keys, leaf in jax.tree_util.tree_flatten_with_path(linen.meta.unbox(tree))[0]:
             *holder, name = map(_key, keys)
             if not is_key(leaf.dtype):

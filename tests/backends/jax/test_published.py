@@ -18,16 +18,16 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "inputs", "params", "gmacs"),
     [
-        pytest.param(lambda: NnxResNet(18, rngs=published.nnx.Rngs(0)), IMAGE, 11_689_512, 1.814, id="nnx ResNet-18"),
+        pytest.param(lambda: NnxResNet(18, rngs=published.nnx.Rngs(0)), IMAGE, 11_689_512, 1.814, id="nnx ResNet-18", marks=slow),
         pytest.param(lambda: NnxResNet(50, rngs=published.nnx.Rngs(0)), IMAGE, 25_557_032, 4.089, id="nnx ResNet-50", marks=slow),
-        pytest.param(lambda: LinenResNet(50), IMAGE, 25_557_032, 4.089, id="linen ResNet-50"),
+        pytest.param(lambda: LinenResNet(50), IMAGE, 25_557_032, 4.089, id="linen ResNet-50", marks=slow),
         pytest.param(lambda: LinenResNet(18), IMAGE, 11_689_512, 1.814, id="linen ResNet-18", marks=slow),
         pytest.param(lambda: LinenResNet(34), IMAGE, 21_797_672, 3.664, id="linen ResNet-34", marks=slow),
         pytest.param(lambda: LinenResNet(101), IMAGE, 44_549_160, 7.801, id="linen ResNet-101", marks=slow),
         pytest.param(lambda: LinenResNet(152), IMAGE, 60_192_808, 11.514, id="linen ResNet-152", marks=slow),
         pytest.param(equinox_resnet(18), IMAGE_ALONE, 11_689_512, 1.814, id="equinox ResNet-18"),
         pytest.param(equinox_resnet(50), IMAGE_ALONE, 25_557_032, 4.089, id="equinox ResNet-50", marks=slow),
-        pytest.param(LinenViT, IMAGE, 86_567_656, 17.564, id="linen ViT-B/16"),
+        pytest.param(LinenViT, IMAGE, 86_567_656, 17.564, id="linen ViT-B/16", marks=slow),
     ],
 )  # fmt: skip
 def test_image_models(build: Callable[[], Any], inputs: str, params: int, gmacs: float) -> None:
@@ -39,7 +39,7 @@ def test_image_models(build: Callable[[], Any], inputs: str, params: int, gmacs:
     assert round(summary.flops.value / 2e9, 3) == gmacs
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if "8" in name else slow) for name in DECODERS])
 def test_decoders(name: str) -> None:
     """A stack of layers in one scan has the params of all of them, as their publishers count them."""
     config, params = DECODERS[name]
