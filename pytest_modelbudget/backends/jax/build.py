@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -88,6 +90,11 @@ def _signature(build: Callable[..., Any]) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
+def _holds_traced(module: object) -> bool:
+    """Whether a module that was imported in a trace has arrays of it, which are of no use after it."""
+    return any(isinstance(value, jax.core.Tracer) for value in list(vars(module).values()))
+
+
 def build_traced(build: Callable[[], Any]) -> Any:
     """What `build` gives, run on abstract arrays; of a model that it gives, nothing but shapes and dtypes stays.
 
@@ -96,6 +103,7 @@ def build_traced(build: Callable[[], Any]) -> Any:
         ModelBudgetError: it asks for values, which a trace does not have.
     """
     models: list[Any] = []
+    modules_before = set(sys.modules)
 
     def traced() -> None:
         with without_origins():
@@ -116,6 +124,12 @@ def build_traced(build: Callable[[], Any]) -> Any:
             "the builder draws from streams of random numbers that were made outside of it: let it make its own, as in "
             "Model(rngs=nnx.Rngs(0))"
         ) from error
+    if traced_modules := [name for name in set(sys.modules) - modules_before if _holds_traced(sys.modules[name])]:
+        for module_name in traced_modules:
+            del sys.modules[module_name]
+        for module_name in traced_modules:
+            import_module(module_name)
+        return build_traced(build)
     name, model = models[-1]
     if name is None and closed.jaxpr.eqns:
         raise NotOfFramework(FRAMEWORK)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -269,3 +271,21 @@ def test_mistakes(build: Any, inputs: Any, message: str) -> None:
     with pytest.raises(ModelBudgetError) as error:
         summarize(build, inputs)
     assert message in str(error.value)
+
+
+def test_a_module_that_a_builder_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays that it makes while it is imported are its own, for whoever uses it later."""
+    (tmp_path / "imported_late.py").write_text("import jax.numpy as jnp\n\nTABLE = jnp.arange(4.0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Scaled(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return linen.Dense(3)(x * import_module("imported_late").TABLE)
+
+    def build() -> Any:
+        import_module("imported_late")
+        return Scaled()
+
+    assert summarize(build, "float32[B, 4]").params == 4 * 3 + 3
+    assert import_module("imported_late").TABLE.tolist() == [0, 1, 2, 3]
