@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -104,16 +103,15 @@ class Memory(Protocol):
 class Tracing(Protocol):
     """What a framework's module has to offer when its builders run in a trace; optional, beside `Backend`."""
 
-    def with_keys(self, build: Callable[..., object]) -> Callable[..., object]:
-        """A builder that makes itself what only random numbers are asked for: keys and streams of them."""
-        ...
+    def traced(self, build: Callable[..., object]) -> Callable[..., object]:
+        """A builder that gives what stays of the models of `build`, and makes itself what random numbers need.
 
-    def build_traced(self, build: Callable[[], object]) -> object:
-        """What `build` gives; called inside of `abstract()`.
+        It is called inside of `abstract()`, or of `with_memory()` of another framework, and raises beside what `build`
+        raises:
 
         Raises:
-            NotOfFramework: its model is of another framework and was touched by the trace.
-            ModelBudgetError: it asks for values.
+            NotOfFramework: the model is of another framework, and the trace touched it.
+            ModelBudgetError: `build` asks for values.
         """
         ...
 
@@ -185,20 +183,12 @@ def global_state_restored(backends: tuple[Backend, ...]) -> Iterator[None]:
         yield
 
 
-def with_keys(backends: tuple[Backend, ...], build: Callable[..., object]) -> Callable[..., object]:
-    """A builder that makes the keys of random numbers itself that it must have, in all of `backends`; see `Tracing`."""
+def traced(backends: tuple[Backend, ...], build: Callable[..., object]) -> Callable[..., object]:
+    """A builder that runs `build` in the traces of all of `backends` that have one; see `Tracing`."""
     for backend in backends:
-        if hasattr(backend, "with_keys"):
-            build = cast(Tracing, backend).with_keys(build)
+        if hasattr(backend, "traced"):
+            build = cast(Tracing, backend).traced(build)
     return build
-
-
-def build_traced(backends: tuple[Backend, ...], build: Callable[[], object]) -> object:
-    """What `build` gives, in the traces of all of `backends` that have one; see `Tracing`."""
-    for backend in backends:
-        if hasattr(backend, "build_traced"):
-            build = partial(cast(Tracing, backend).build_traced, build)
-    return build()
 
 
 def has_memory(backends: tuple[Backend, ...]) -> bool:

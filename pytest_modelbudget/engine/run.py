@@ -197,14 +197,14 @@ def _build_model(
     active: tuple[backends.Backend, ...],
     finish: Callable[[CountedModel], T],
 ) -> T:
-    build = backends.with_keys(active, build)
-    _check_arguments(build, entry)
-    rebuild = partial(_build_with_memory, build, entry)
+    builder = backends.traced(active, build)
+    _check_arguments(builder, entry)
+    rebuild = partial(_build_with_memory, builder, entry)
     with ExitStack() as state:
         state.enter_context(backends.global_state_restored(active))
         notes: tuple[str, ...] = ()
         try:
-            model, refused = (rebuild(0), ()) if entry.run == "real" else _build_abstractly(build, entry, active)
+            model, refused = (rebuild(0), ()) if entry.run == "real" else _build_abstractly(builder, entry, active)
         except Exception as mistake:
             if entry.run is not None or not _may_need_values(mistake, active):
                 raise
@@ -215,7 +215,7 @@ def _build_model(
             if refused:
                 state.close()
                 state.enter_context(backends.global_state_restored(active))
-                model, notes = _rebuild(build, entry, active, ", ".join(filter(None, refused)))
+                model, notes = _rebuild(builder, entry, active, ", ".join(filter(None, refused)))
         owner = backends.owner(model)
         if owner is not None and owner in active:
             return finish(subject_of(owner, model, entry, built_here=True, rebuild=rebuild, notes=notes))
@@ -234,7 +234,7 @@ def _build_abstractly(
 ) -> tuple[object, tuple[str, ...]]:
     """What the builder returns, and where it asked for values in vain."""
     with backends.abstract(active) as refused:
-        model = backends.build_traced(active, partial(build, *entry.args, **entry.kwargs))
+        model = build(*entry.args, **entry.kwargs)
     return model, tuple(line for lines in refused for line in lines)
 
 

@@ -192,7 +192,7 @@ class LinenGpt(linen.Module):
 def counted(framework: str, build: Callable[[], Any], inputs: str) -> Summary:
     backend: Any = backend_of(framework)
     with backend.global_state_restored(), backend.abstract():
-        model = backend.build_traced(build) if framework == "jax" else build()
+        model = backend.traced(build)() if framework == "jax" else build()
     summary: Summary = backend.summarize(model, name="model", inputs=parse(inputs), sizes={"B": 1}, built_here=True)
     return summary
 

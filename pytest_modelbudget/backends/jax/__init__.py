@@ -22,12 +22,12 @@ from pytest_modelbudget.backends.jax.arguments import call_arguments
 from pytest_modelbudget.backends.jax.build import (
     FRAMEWORK,
     abstract,
-    build_traced,
     global_state_restored,
     is_settled,
-    with_keys,
+    traced,
 )
 from pytest_modelbudget.backends.jax.passes import AbstractPass, run
+from pytest_modelbudget.backends.jax.private import plain_tracebacks
 from pytest_modelbudget.backends.jax.rows import rows
 from pytest_modelbudget.backends.residuals import ResidualsUnknown
 from pytest_modelbudget.errors import ModelBudgetError
@@ -38,13 +38,12 @@ from pytest_modelbudget.summary import Flops, Layer, Plan, Summary
 __all__ = [
     "FRAMEWORK",
     "abstract",
-    "build_traced",
     "global_state_restored",
     "is_class",
     "owns",
     "plan",
     "summarize",
-    "with_keys",
+    "traced",
 ]
 
 is_class = libraries.is_class
@@ -132,7 +131,8 @@ class _JaxSummaryBuilder:
             return function(*args, **kwargs)
 
         try:
-            return jax.eval_shape(call, *arguments.specs.values())
+            with plain_tracebacks():
+                return jax.eval_shape(call, *arguments.specs.values())
         except Exception as error:
             raise self._misfit(error) from error
 

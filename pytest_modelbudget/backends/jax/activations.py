@@ -13,7 +13,7 @@ from pytest_modelbudget.backends.costs.jaxpr import inner_jaxprs
 from pytest_modelbudget.backends.jax.abstract_model import AbstractModel
 from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.passes import path_of
-from pytest_modelbudget.backends.jax.private import fresh_traces
+from pytest_modelbudget.backends.jax.private import fresh_traces, plain_tracebacks
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.backends.jax_residuals import array_bytes, differentiate
 from pytest_modelbudget.backends.residuals import ResidualsUnknown
@@ -43,7 +43,7 @@ def measure_activations(model: AbstractModel, arguments: CallArguments) -> JaxAc
 
     specs = [*(value.spec for value in model.values), *arguments.specs.values()]
     try:
-        with model.watched(recorder), fresh_traces():
+        with model.watched(recorder), fresh_traces(), plain_tracebacks():
             differentiated = differentiate(call, specs, trained)
     except Exception as error:  # whatever the model's code raises in training mode
         first_line = next(iter(str(error).strip().splitlines()), "")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from pytest_modelbudget.backends.jax import libraries
-from pytest_modelbudget.backends.jax.private import without_origins
+from pytest_modelbudget.backends.jax.private import plain_tracebacks, without_origins
 from pytest_modelbudget.errors import ModelBudgetError, NotOfFramework
 
 FRAMEWORK = "jax"
@@ -23,7 +23,7 @@ FRAMEWORK = "jax"
 
 @contextmanager
 def abstract() -> Iterator[None]:
-    """Nothing: what keeps models of JAX from taking memory is a trace around the whole builder; see `build_traced`."""
+    """Nothing: what keeps models of JAX from taking memory is a trace around the whole builder; see `traced`."""
     yield
 
 
@@ -90,22 +90,35 @@ def _signature(build: Callable[..., Any]) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-def _holds_traced(module: object) -> bool:
-    """Whether a module that was imported in a trace has arrays of it, which are of no use after it."""
-    return any(isinstance(value, jax.core.Tracer) for value in list(vars(module).values()))
+def traced(build: Callable[..., Any]) -> Callable[..., Any]:
+    """A builder that runs `build` on abstract arrays; of a model that it gives, only shapes and dtypes stay.
 
-
-def build_traced(build: Callable[[], Any]) -> Any:
-    """What `build` gives, run on abstract arrays; of a model that it gives, nothing but shapes and dtypes stays.
+    Streams and keys of random numbers that `build` cannot do without it makes itself. Raises beside what `build` does:
 
     Raises:
         NotOfFramework: it gives something else, and used JAX on the way: it has to be run without a trace.
         ModelBudgetError: it asks for values, which a trace does not have.
     """
-    models: list[Any] = []
-    modules_before = set(sys.modules)
+    keyed = with_keys(build)
 
-    def traced() -> None:
+    @wraps(keyed, updated=())
+    def builder(*args: Any, **kwargs: Any) -> Any:
+        modules_before = set(sys.modules)
+        name, model, used = _trace(partial(keyed, *args, **kwargs))
+        if _imported_anew(set(sys.modules) - modules_before):
+            name, model, used = _trace(partial(keyed, *args, **kwargs))
+        if name is None and used:
+            raise NotOfFramework(FRAMEWORK)
+        return model
+
+    return builder
+
+
+def _trace(build: Callable[[], Any]) -> tuple[str | None, Any, bool]:
+    """The library of the model that `build` gives in a trace, what stays of it, and whether arrays were made."""
+    models: list[Any] = []
+
+    def trace() -> None:
         with without_origins():
             model = build()
         name = libraries.of(model)
@@ -113,24 +126,34 @@ def build_traced(build: Callable[[], Any]) -> Any:
 
     outer_stream_errors = tuple(error for _, library in libraries.loaded() for error in library.OUTER_STREAM_ERRORS)
     try:
-        closed = jax.make_jaxpr(traced)()
+        with plain_tracebacks():
+            closed = jax.make_jaxpr(trace)()
     except jax.errors.JAXTypeError as error:
-        raise ModelBudgetError(
-            "the builder asks for values of JAX arrays, which have none while nothing is allocated: compute them with "
-            "numpy, as in np.linspace(0, 0.1, depth)"
-        ) from error
+        raise ModelBudgetError(_VALUES_MESSAGE) from error
     except outer_stream_errors as error:
-        raise ModelBudgetError(
-            "the builder draws from streams of random numbers that were made outside of it: let it make its own, as in "
-            "Model(rngs=nnx.Rngs(0))"
-        ) from error
-    if traced_modules := [name for name in set(sys.modules) - modules_before if _holds_traced(sys.modules[name])]:
-        for module_name in traced_modules:
-            del sys.modules[module_name]
-        for module_name in traced_modules:
-            import_module(module_name)
-        return build_traced(build)
-    name, model = models[-1]
-    if name is None and closed.jaxpr.eqns:
-        raise NotOfFramework(FRAMEWORK)
-    return model
+        raise ModelBudgetError(_STREAMS_MESSAGE) from error
+    return *models[-1], bool(closed.jaxpr.eqns)
+
+
+_VALUES_MESSAGE = (
+    "the builder asks for values of JAX arrays, which have none while nothing is allocated: compute them with numpy, "
+    "as in np.linspace(0, 0.1, depth)"
+)
+_STREAMS_MESSAGE = (
+    "the builder draws from streams of random numbers that were made outside of it: let it make its own, as in "
+    "Model(rngs=nnx.Rngs(0))"
+)
+
+
+def _imported_anew(names: Iterable[str]) -> bool:
+    """Whether any of these modules made arrays of the trace in which it was imported: it is imported once more."""
+    spoilt = [name for name in names if _holds_traced(sys.modules[name])]
+    for name in spoilt:
+        del sys.modules[name]
+    for name in spoilt:
+        import_module(name)
+    return bool(spoilt)
+
+
+def _holds_traced(module: object) -> bool:
+    return any(isinstance(value, jax.core.Tracer) for value in list(vars(module).values()))

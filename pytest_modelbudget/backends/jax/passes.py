@@ -16,7 +16,7 @@ from pytest_modelbudget.backends.costs.jaxpr import operators
 from pytest_modelbudget.backends.jax.abstract_model import ROOT, AbstractModel
 from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.flow import Flow, Join, Source, flow_of
-from pytest_modelbudget.backends.jax.private import fresh_traces
+from pytest_modelbudget.backends.jax.private import fresh_traces, plain_tracebacks
 from pytest_modelbudget.backends.jax.recorder import CallRecorder, ModuleCall, innermost_call, shape_dtype
 
 
@@ -103,7 +103,7 @@ def run(model: AbstractModel, arguments: CallArguments) -> AbstractPass:
         return model.call(tensors[:count], args, kwargs, training=False)
 
     specs = [*(value.spec for value in model.values), *arguments.specs.values()]
-    with model.watched(recorder), fresh_traces():
+    with model.watched(recorder), fresh_traces(), plain_tracebacks():
         closed, outputs = jax.make_jaxpr(call, return_shape=True)(*specs)
     containers = frozenset({ROOT, *(part.path for part in model.parts if part.container)})
     flow = flow_of(closed, [*[None] * count, *arguments.names], recorder.calls, containers)

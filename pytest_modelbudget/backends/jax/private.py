@@ -28,6 +28,17 @@ def without_origins() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def plain_tracebacks() -> Iterator[None]:
+    """Inside, errors of the user's code come as they are raised, without JAX's remarks on frames that it took out."""
+    before = jax.config.jax_traceback_filtering
+    jax.config.update("jax_traceback_filtering", "off")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_filtering", before)
+
+
 def fresh_traces() -> AbstractContextManager[Any]:
     """Inside, functions under `jax.jit` are traced anew, and no later call of the user's gets what is traced here.
 
