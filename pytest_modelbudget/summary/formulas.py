@@ -11,7 +11,7 @@ tied parts) is explained by its weights. The words are the same for every framew
 - embeddings: `vocabulary*width`; normalisation: `(scale + shift)*channels`
 - multi-head attention: `3*(width*heads*size + heads*size) + heads*size*width + width`, with `groups` for fewer heads of
   keys and values; parts of different sizes one by one
-- a layer over time: its inner layer
+- a layer over time: its inner layer; layers that a loop runs, with their weights stacked: `layers*(in*out + out)`
 - any other: `kernel 3x3x3x32 + bias 32 = 896`
 
 Quantised weights count as what they stand for, and are named with the bytes they take: `kernel int4: 64 bytes`.
@@ -78,8 +78,18 @@ def formula(layer: Layer) -> Formula | None:
     """The formula of its type with its sizes; None when there is none or it does not give the real count."""
     shapes = {weight.name: weight.shape for weight in layer.own if weight.role == "param"}
     rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, layer.type)), None)
-    candidate = rule(shapes) if rule is not None and shapes else None
+    if rule is None or not shapes:
+        return None
+    candidate = _stacked(rule, shapes, layer.calls) or rule(shapes)
     return candidate if candidate is not None and candidate.value == layer.params else None
+
+
+def _stacked(rule: Callable[[Shapes], Formula | None], shapes: Shapes, layers: int | None) -> Formula | None:
+    """The formula of as many layers as a loop runs, whose weights are stacked; None when they are not."""
+    if layers is None or layers < 2 or any(shape[:1] != (layers,) or len(shape) < 2 for shape in shapes.values()):
+        return None
+    each = rule({name: shape[1:] for name, shape in shapes.items()})
+    return each and Formula(f"layers*({each.words})", f"{layers}*({each.numbers})", layers * each.value)
 
 
 def is_familiar(kind: str) -> bool:

@@ -31,7 +31,7 @@ def rows(
     joins = _joins_by_path(parts, first)
     paths = _join_paths(parts, joins)
     names: dict[Source, str] = {serial: call.path for serial, call in first.recorded.items()}
-    names.update(paths)
+    names |= dict(paths.items())
     names |= {port: f"input {port}" if port in set(names.values()) else port for port in _ports(first)}
     layers: list[Layer] = []
     for part in parts:

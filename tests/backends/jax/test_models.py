@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from pytest_modelbudget import summarize
+from pytest_modelbudget import compare, summarize
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Layer, Summary
 
@@ -289,3 +289,23 @@ def test_a_module_that_a_builder_imports(tmp_path: Path, monkeypatch: pytest.Mon
 
     assert summarize(build, "float32[B, 4]").params == 4 * 3 + 3
     assert import_module("imported_late").TABLE.tolist() == [0, 1, 2, 3]
+
+
+class Deep(linen.Module):
+    layers: int
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        axes, rngs = {"params": 0}, {"params": True}
+        block = linen.scan(LinenBlock, variable_axes=axes, split_rngs=rngs, length=self.layers)
+        return linen.Dense(4)(block(name="blocks")(x, None)[0])
+
+
+def test_a_deeper_stack_is_one_change() -> None:
+    """Two more layers of a scan are told where the stack is, with all their params, and not row by row."""
+    shallow, deep = (summarize(lambda layers=layers: Deep(layers), "float32[B, 4]", name="deep") for layers in (4, 6))
+    changes = [change for change in compare(shallow, deep) if not change.of_the_model]
+    each = 2 * 4 + 4 * 4 + 4
+    assert [str(change) for change in changes] == [
+        f"~ blocks  weights  4 layers in one stack -> 6 layers in one stack  (+{2 * each}): 4 x {each} -> 6 x {each}"
+    ]
