@@ -309,3 +309,21 @@ def test_a_deeper_stack_is_one_change() -> None:
     assert [str(change) for change in changes] == [
         f"~ blocks  weights  4 layers in one stack -> 6 layers in one stack  (+{2 * each}): 4 x {each} -> 6 x {each}"
     ]
+
+
+class Products(linen.Module):
+    """Nothing but products, over pixels that are all there: XLA counts the rest too."""
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        x = linen.Conv(8, (3, 3), padding="VALID", use_bias=False)(x)
+        x = linen.Conv(8, (3, 3), (2, 2), padding="VALID", feature_group_count=4, use_bias=False)(x)
+        return linen.Dense(5, use_bias=False)(x.reshape(x.shape[0], -1))
+
+
+def test_flops_are_those_that_xla_counts() -> None:
+    """Where a model is made of products alone, JAX' own analysis of its cost is the same number."""
+    model, images = Products(), jax.ShapeDtypeStruct((2, 12, 12, 3), "float32")
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    analysis = jax.jit(model.apply).lower(variables, images).cost_analysis()
+    assert summarize(Products, "float32[B, 12, 12, 3]", batch=2).flops.value == analysis["flops"]
