@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -19,6 +19,10 @@ from pytest_modelbudget.summary import Weight
 
 _PATH = "modelbudget_path"
 """A static attribute of the modules that are run: it goes with them through all transformations."""
+
+_LISTS = tuple(getattr(nnx, name) for name in ("List",) if hasattr(nnx, name))
+_CONTAINERS = (*_LISTS, nnx.Dict)
+"""Modules that only hold others; before flax 0.12, plain lists do."""
 
 Keys = tuple[Any, ...]
 
@@ -115,7 +119,7 @@ def settled(model: Any) -> NnxModel:
         Part(_path(keys), type(module).__name__, _has_modules(module), holder.weights(keys, module))
         for keys, module in modules
     )
-    state_keys = {tuple(map(str, keys)) for keys, _ in nnx.to_flat_state(state)}
+    state_keys = {tuple(map(str, keys)) for keys, _ in _flat(state)}
     loose = tuple(
         _LooseArray(keys, name, spec_of(array))
         for keys, module in modules
@@ -127,6 +131,11 @@ def settled(model: Any) -> NnxModel:
     return NnxModel(
         graph, tree, parts, (*values, *(Value(array.spec, False) for array in loose)), tuple(classes), loose
     )
+
+
+def _flat(state: Any) -> Iterable[tuple[Keys, Any]]:
+    """Each variable or array of a state with its keys; older versions of flax have a method for that."""
+    return nnx.to_flat_state(state) if hasattr(nnx, "to_flat_state") else state.flat_state().items()  # type: ignore[no-any-return]
 
 
 def _leaves_of_variables(state: Any) -> Iterator[tuple[Any, Any]]:
@@ -156,7 +165,7 @@ def _modules(value: Any, keys: Keys, visited: set[int]) -> Iterator[tuple[Keys, 
         if id(value) in visited:
             return
         visited.add(id(value))
-        if not isinstance(value, (nnx.List, nnx.Dict)):
+        if not isinstance(value, _CONTAINERS):
             yield keys, value
     for key, item in _items(value):
         yield from _modules(item, (*keys, key), visited)
@@ -164,7 +173,7 @@ def _modules(value: Any, keys: Keys, visited: set[int]) -> Iterator[tuple[Keys, 
 
 def _items(value: Any) -> Iterator[tuple[Any, Any]]:
     """What may hold modules in a module or container, with its name."""
-    if isinstance(value, nnx.List) or type(value) in (list, tuple):
+    if isinstance(value, _LISTS) or type(value) in (list, tuple):
         yield from enumerate(value)
     elif isinstance(value, Mapping):
         yield from value.items()
@@ -216,13 +225,13 @@ def _variables(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
     for key, item in _items(value):
         if isinstance(item, (nnx.Variable, jax.Array)):
             yield (*keys, key), item
-        elif not isinstance(item, nnx.Module) or isinstance(item, (nnx.List, nnx.Dict)):
+        elif not isinstance(item, nnx.Module) or isinstance(item, _CONTAINERS):
             yield from _variables(item, (*keys, key))
 
 
 def _weights(name: str, holder: Any) -> Iterator[Weight]:
     """A variable as weights: one for each array in it, as a quantised one has several."""
-    raw = holder.get_raw_value() if isinstance(holder, nnx.Variable) else holder
+    raw = _raw_value(holder) if isinstance(holder, nnx.Variable) else holder
     for keys, leaf in jax.tree_util.tree_flatten_with_path(raw)[0]:
         if not hasattr(leaf, "dtype") or is_key(leaf.dtype):
             continue
@@ -234,6 +243,11 @@ def _weights(name: str, holder: Any) -> Iterator[Weight]:
             trainable=_is_trained(holder, leaf),
             role="param" if is_param else "buffer",
         )
+
+
+def _raw_value(variable: Any) -> Any:
+    """What a variable holds, without what reading it may do."""
+    return variable.get_raw_value() if hasattr(type(variable), "get_raw_value") else variable.raw_value
 
 
 def _key_text(key: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+listed = getattr(nnx, "List", list)
+"""What holds modules in a list: before flax 0.12, a plain one."""
+
+
+def batch_norm(size: int) -> Any:
+    """Equinox' batch norm in the mode of the paper, where there is more than one."""
+    mode = {"mode": "batch"} if "mode" in signature(eqx.nn.BatchNorm.__init__).parameters else {}
+    return eqx.nn.BatchNorm(size, "batch", **mode)
+
 
 STAGES: dict[int, tuple[Sequence[int], bool]] = {
     18: ((2, 2, 2, 2), False),
@@ -66,10 +77,10 @@ class NnxResNetBlock(nnx.Module):
         width = filters * (4 if bottleneck else 1)
         windows = [(1, ins, filters, 1), (3, filters, filters, stride), (1, filters, width, 1)]
         windows = windows if bottleneck else [(3, ins, filters, stride), (3, filters, width, 1)]
-        self.convs = nnx.List(
+        self.convs = listed(
             nnx.Conv(i, o, (k, k), (s, s), padding=k // 2, use_bias=False, rngs=rngs) for k, i, o, s in windows
         )
-        self.norms = nnx.List(nnx.BatchNorm(o, rngs=rngs) for _, _, o, _ in windows)
+        self.norms = listed(nnx.BatchNorm(o, rngs=rngs) for _, _, o, _ in windows)
         self.same = ins == width and stride == 1
         if not self.same:
             self.project = nnx.Conv(ins, width, (1, 1), (stride, stride), use_bias=False, rngs=rngs)
@@ -94,7 +105,7 @@ class NnxResNet(nnx.Module):
                 filters = 64 * 2**stage
                 blocks.append(NnxResNetBlock(ins, filters, 2 if stage and not block else 1, bottleneck, rngs))
                 ins = filters * (4 if bottleneck else 1)
-        self.blocks = nnx.List(blocks)
+        self.blocks = listed(blocks)
         self.head = nnx.Linear(ins, 1000, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
@@ -114,13 +125,12 @@ class EquinoxResNetBlock(eqx.Module):
         width = filters * (4 if bottleneck else 1)
         windows = [(1, ins, filters, 1), (3, filters, filters, stride), (1, filters, width, 1)]
         windows = windows if bottleneck else [(3, ins, filters, stride), (3, filters, width, 1)]
-        norm = partial(eqx.nn.BatchNorm, axis_name="batch", mode="batch")
         self.convs = [eqx.nn.Conv2d(i, o, k, s, padding=k // 2, use_bias=False, key=key) for k, i, o, s in windows]
-        self.norms = [norm(o) for _, _, o, _ in windows]
+        self.norms = [batch_norm(o) for _, _, o, _ in windows]
         self.project = self.project_norm = None
         if ins != width or stride != 1:
             self.project = eqx.nn.Conv2d(ins, width, 1, stride, use_bias=False, key=key)
-            self.project_norm = norm(width)
+            self.project_norm = batch_norm(width)
 
     def __call__(self, x: Any, state: Any) -> Any:
         y = x
@@ -142,7 +152,7 @@ class EquinoxResNet(eqx.Module):
     def __init__(self, depth: int, key: Any) -> None:
         stages, bottleneck = STAGES[depth]
         self.stem = eqx.nn.Conv2d(3, 64, 7, 2, padding=3, use_bias=False, key=key)
-        self.norm = eqx.nn.BatchNorm(64, "batch", mode="batch")
+        self.norm = batch_norm(64)
         self.pool = eqx.nn.MaxPool2d(3, 2, padding=1)
         self.blocks, ins = [], 64
         for stage, count in enumerate(stages):
@@ -301,7 +311,7 @@ class NnxDecoder(nnx.Module):
 
     def __init__(self, c: Decoder, *, rngs: nnx.Rngs) -> None:
         self.embed = nnx.Embed(c.words, c.width, param_dtype=jnp.bfloat16, rngs=rngs)
-        self.blocks = nnx.List(NnxDecoderBlock(c, rngs=rngs) for _ in range(c.layers))
+        self.blocks = listed(NnxDecoderBlock(c, rngs=rngs) for _ in range(c.layers))
         self.norm = nnx.RMSNorm(c.width, param_dtype=jnp.bfloat16, rngs=rngs)
         self.head = nnx.Linear(c.width, c.words, use_bias=False, param_dtype=jnp.bfloat16, rngs=rngs)
 

@@ -16,6 +16,7 @@ from flax import nnx
 from pytest_modelbudget import compare, summarize
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Layer, Summary
+from tests.backends.jax.published import batch_norm, listed
 
 PRODUCT = 2 * 4 * 4
 """FLOPs of one row of 4 numbers through a layer of 4 units."""
@@ -42,7 +43,7 @@ class NnxParts(nnx.Module):
         self.drop = nnx.Dropout(0.5, rngs=rngs)
         self.lora = nnx.LoRA(4, 2, 4, rngs=rngs)
         self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(4, 6, rngs=rngs))
-        self.never = nnx.List([nnx.Linear(3, 3, rngs=rngs)])
+        self.never = listed([nnx.Linear(3, 3, rngs=rngs)])
         self.steps = nnx.Variable(jnp.zeros((), "int32"))
         self.table = jnp.arange(4.0)
 
@@ -78,7 +79,7 @@ class EquinoxParts(eqx.Module):
         pair = eqx.nn.Embedding(10, 4, key=key), head
         self.embed = eqx.nn.Shared(pair, lambda pair: pair[1].weight, lambda pair: pair[0].weight)
         self.twice = self.copy = eqx.nn.Linear(4, 4, key=key)
-        self.norm = eqx.nn.BatchNorm(4, "batch", mode="batch")
+        self.norm = batch_norm(4)
         self.drop = eqx.nn.Dropout(0.5)
         self.table = jnp.arange(3)
 
@@ -142,7 +143,7 @@ class Block(nnx.Module):
 
 class NnxStack(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.blocks = nnx.vmap(Block)(rngs.split(3)) if hasattr(rngs, "split") else nnx.vmap(Block)(rngs.fork(split=3))
+        self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(Block))(rngs)
 
     def __call__(self, x: Any) -> Any:
         body = nnx.scan(nnx.remat(lambda x, block: block(x)), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
@@ -227,7 +228,7 @@ def test_a_loop_of_unknown_length_is_a_lower_bound() -> None:
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
-        pytest.param(lambda: NnxParts(nnx.Rngs(0)), {"ids": "int32[B, T]", "scale": 2.0}, id="nnx"),
+        pytest.param(lambda: Loops(nnx.Rngs(0)), "float32[T, 4]", id="nnx"),
         pytest.param(
             lambda: LinenParts().bind(LinenParts().init(jax.random.key(0), jnp.zeros((1, 2), "int32"), False)),
             {"ids": "int32[B, T]", "train": False}, id="linen, with its variables",
