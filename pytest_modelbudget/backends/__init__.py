@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from pytest_modelbudget.backends.deep_imports import import_early
+from pytest_modelbudget.backends.outline import Outline
 from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe
@@ -113,6 +114,14 @@ class Tracing(Protocol):
             NotOfFramework: the model is of another framework, and the trace touched it.
             ModelBudgetError: `build` asks for values.
         """
+        ...
+
+
+class Outlining(Protocol):
+    """What a framework's module has to offer when its models do not show their layers themselves; optional."""
+
+    def outline(self, model: object) -> Outline | None:
+        """What can be told of a model that was built; None where nothing can."""
         ...
 
 

@@ -26,6 +26,7 @@ from pytest_modelbudget.backends.jax.build import (
     is_settled,
     traced,
 )
+from pytest_modelbudget.backends.jax.outline import outline
 from pytest_modelbudget.backends.jax.passes import AbstractPass, run
 from pytest_modelbudget.backends.jax.private import plain_tracebacks
 from pytest_modelbudget.backends.jax.rows import rows
@@ -40,6 +41,7 @@ __all__ = [
     "abstract",
     "global_state_restored",
     "is_class",
+    "outline",
     "owns",
     "plan",
     "summarize",

@@ -47,6 +47,16 @@ class AbstractModel(Protocol):
     """A model of which nothing but shapes and dtypes is left; calling it changes nothing."""
 
     @property
+    def kind(self) -> type:
+        """Its class."""
+        ...
+
+    @property
+    def per_example(self) -> bool:
+        """Whether it takes one example, without a batch."""
+        ...
+
+    @property
     def parts(self) -> Sequence[Part]:
         """Its modules in the order of the rows, holders before what they hold."""
         ...

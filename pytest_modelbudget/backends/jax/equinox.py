@@ -40,8 +40,9 @@ def make_key() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class EquinoxModel:
-    """See `AbstractModel`; `leaves` are those of the tree, None where a call puts an array."""
+    """See `AbstractModel`; `leaves` are those of the tree, `_ARRAY` where a call puts an array."""
 
+    kind: type
     tree: Any
     leaves: tuple[Any, ...]
     parts: tuple[Part, ...]
@@ -49,6 +50,7 @@ class EquinoxModel:
     classes: tuple[type, ...]
     has_state: bool
     notes: tuple[str, ...] = ()
+    per_example: bool = True
 
     def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
         """See `AbstractModel`: the model in inference mode or not, with its state last where it has one."""
@@ -151,6 +153,7 @@ def settled(model: Any) -> EquinoxModel:
         for keys, part in modules
     )
     return EquinoxModel(
+        type(module),
         tree,
         tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves),
         parts,

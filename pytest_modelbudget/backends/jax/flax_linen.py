@@ -36,6 +36,12 @@ class LinenModel:
     variables: Any
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
+    per_example: bool = False
+
+    @property
+    def kind(self) -> type:
+        """See `AbstractModel`."""
+        return type(self.module)
 
     @property
     def values(self) -> tuple[Value, ...]:

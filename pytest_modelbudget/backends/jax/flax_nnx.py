@@ -52,6 +52,7 @@ class _LooseArray:
 class NnxModel:
     """See `AbstractModel`; `graph` and `tree` are what nnx splits a model into, without its arrays."""
 
+    kind: type
     graph: Any
     tree: Any
     parts: tuple[Part, ...]
@@ -59,6 +60,7 @@ class NnxModel:
     classes: tuple[type, ...]
     loose: tuple[_LooseArray, ...] = ()
     notes: tuple[str, ...] = ()
+    per_example: bool = False
 
     def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
         """See `AbstractModel`: `model.train()` or `model.eval()`, and its call."""
@@ -129,7 +131,13 @@ def settled(model: Any) -> NnxModel:
     values = [Value(spec_of(leaf), is_trained) for leaf, is_trained in zip(leaves, trained, strict=True)]
     classes = {type(module): None for _, module in modules if callable(module)}
     return NnxModel(
-        graph, tree, parts, (*values, *(Value(array.spec, False) for array in loose)), tuple(classes), loose
+        type(model),
+        graph,
+        tree,
+        parts,
+        (*values, *(Value(array.spec, False) for array in loose)),
+        tuple(classes),
+        loose,
     )
 
 
