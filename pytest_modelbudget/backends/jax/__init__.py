@@ -18,7 +18,7 @@ from pytest_modelbudget.backends.dimensions import DimensionNaming, Sizes, fixed
 from pytest_modelbudget.backends.jax import libraries
 from pytest_modelbudget.backends.jax.abstract_model import ROOT, UNKNOWN_TYPE, AbstractModel
 from pytest_modelbudget.backends.jax.activations import JaxActivations, measure_activations
-from pytest_modelbudget.backends.jax.arguments import call_arguments
+from pytest_modelbudget.backends.jax.arguments import CallArguments, call_arguments, ports
 from pytest_modelbudget.backends.jax.build import (
     FRAMEWORK,
     abstract,
@@ -140,7 +140,7 @@ class _JaxSummaryBuilder:
 
     def _misfit(self, error: Exception) -> ModelBudgetError:
         assert self.inputs is not None
-        listed = ", ".join(map(str, self.inputs.ports))
+        listed = ", ".join(map(str, ports(self.inputs)))
         return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_error_text(error)}")
 
     def _uncalled(self, model: AbstractModel) -> Summary:
@@ -152,12 +152,13 @@ class _JaxSummaryBuilder:
         return Summary(self.name, FRAMEWORK, layers, notes=(_UNCALLED_NOTE, *self.notes))
 
     def _called(self, model: AbstractModel, inputs: Inputs) -> Summary:
+        arguments = call_arguments(inputs, self.sizes)
         try:
-            base = self._pass(model, inputs, self.sizes)
+            base = run(model, arguments)
         except Exception as error:
             raise self._misfit(error) from error
         count, by_path = base.flops()
-        saved = self._activations(model, inputs)
+        saved = self._activations(model, arguments)
 
         def named(seen: Sequence[tuple[Sizes, AbstractPass]]) -> tuple[DimensionNaming, tuple[Layer, ...]]:
             naming = DimensionNaming([at for at, _ in seen])
@@ -169,7 +170,7 @@ class _JaxSummaryBuilder:
             model=self.name,
             framework=FRAMEWORK,
             layers=layers,
-            inputs=inputs.ports,
+            inputs=ports(inputs),
             outputs=naming.specs([one.outputs for _, one in seen]),
             flops=Flops(count.flops, count.uncounted),
             activation_bytes=None if saved is None else saved.total,
@@ -177,18 +178,15 @@ class _JaxSummaryBuilder:
             notes=(*self.notes, *fixed_symbol_notes(seen)),
         )
 
-    def _pass(self, model: AbstractModel, inputs: Inputs, sizes: Sizes) -> AbstractPass:
-        return run(model, call_arguments(inputs, sizes))
-
     def _pass_if_it_runs(self, model: AbstractModel, inputs: Inputs, sizes: Sizes) -> AbstractPass | None:
         try:
-            return self._pass(model, inputs, sizes)
+            return run(model, call_arguments(inputs, sizes))
         except Exception:  # this size does not suit the model
             return None
 
-    def _activations(self, model: AbstractModel, inputs: Inputs) -> JaxActivations | None:
+    def _activations(self, model: AbstractModel, arguments: CallArguments) -> JaxActivations | None:
         try:
-            saved = measure_activations(model, call_arguments(inputs, self.sizes))
+            saved = measure_activations(model, arguments)
         except ResidualsUnknown as reason:
             self.notes.append(f"activation_bytes is not known: {reason}")
             return None

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from pytest_modelbudget.backends.jax.abstract_model import is_key, spec_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs, concrete_shape, tensors_in
-from pytest_modelbudget.summary import Fill, TensorSpec
+from pytest_modelbudget.summary import Fill, Input, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,21 @@ class CallArguments:
         return args, kwargs
 
 
+def ports(inputs: Inputs) -> tuple[Input, ...]:
+    """The tensors that a model is called with; a key of random numbers is what is in it, as it would be written."""
+    keys = {} if inputs.example is None else dict(filter(_is_key, tensors_in(inputs.example)))
+    return tuple(Input(port.name, _key_data(keys[port.name])) if port.name in keys else port for port in inputs.ports)
+
+
+def _is_key(named: tuple[str, Any]) -> bool:
+    return isinstance(named[1], jax.Array) and is_key(named[1].dtype)
+
+
+def _key_data(key: Any) -> TensorSpec:
+    data = jax.eval_shape(jax.random.key_data, spec_of(key))
+    return TensorSpec(tuple(data.shape), str(data.dtype))
+
+
 @dataclass(frozen=True, slots=True)
 class _NamedSpec:
     name: str
@@ -40,8 +56,9 @@ class _NamedSpec:
 
 def call_arguments(inputs: Inputs, sizes: Mapping[str, int]) -> CallArguments:
     """The declared arguments at these sizes of their dimensions; a tensor with a declared value is a constant."""
-    tree: Any = inputs.build(lambda name, spec: _argument(name, spec, sizes))
-    if inputs.example is not None:
+    if inputs.example is None:
+        tree: Any = inputs.build(lambda name, spec: _argument(name, spec, sizes))
+    else:
         names = {id(tensor): name for name, tensor in tensors_in(inputs.example)}
         tree = jax.tree.map(lambda leaf: _example_argument(names.get(id(leaf), ""), leaf), inputs.example)
     leaves, structure = jax.tree.flatten(tree)

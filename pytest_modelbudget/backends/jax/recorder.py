@@ -115,9 +115,9 @@ def tensors_in(tree: Any) -> list[Any]:
 
 
 def _map_tensors(change: Callable[[Any], Any], tree: Any) -> Any:
-    """`tree` with its traced tensors changed; objects of other classes, modules among them, are left as they are."""
+    """`tree` with its traced tensors changed; keys and objects of other classes, modules too, are left as they are."""
     if isinstance(tree, jax.core.Tracer):
-        return change(tree)
+        return tree if jax.dtypes.issubdtype(tree.dtype, jax.dtypes.extended) else change(tree)
     if type(tree) in (list, tuple):
         return type(tree)([_map_tensors(change, item) for item in tree])
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
