@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from operator import attrgetter
 from typing import Any
 
 import equinox
@@ -16,6 +17,7 @@ import jax
 from pytest_modelbudget.backends.jax.abstract_model import ROOT, InitialCall, Part, Value, is_inexact, is_key, spec_of
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.backends.patching import all_patched
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
 _MARK = "__qualname__"
@@ -152,6 +154,7 @@ def settled(model: Any) -> EquinoxModel:
         Part(_path(keys), type(part).__name__, _has_modules(part), tuple(_weights(keys, part, state, owners)))
         for keys, part in modules
     )
+    _refuse_lost(model, owners)
     return EquinoxModel(
         type(module),
         tree,
@@ -162,6 +165,17 @@ def settled(model: Any) -> EquinoxModel:
         has_state,
         tuple(_tie_notes(parts)),
     )
+
+
+def _refuse_lost(model: Any, owners: Mapping[int, str]) -> None:
+    """Refuse a model with an array that would be in no row.
+
+    Raises:
+        ModelBudgetError: there is one.
+    """
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+        if _is_array(leaf) and not is_key(leaf.dtype) and id(leaf) not in owners:
+            raise ModelBudgetError(f"the array {jax.tree_util.keystr(keys)!r} belongs to no module of the model")
 
 
 def _tie_notes(parts: Sequence[Part]) -> Iterator[str]:
@@ -186,7 +200,8 @@ def _path(keys: Keys) -> str:
 
 def _at(model: Any, keys: Keys) -> Any:
     for key in keys:
-        model = model[key] if isinstance(model, (list, tuple, Mapping)) else getattr(model, str(key))
+        held = isinstance(model, (list, tuple, Mapping))
+        model = model[key] if held else attrgetter(str(key))(model)
     return model
 
 
@@ -202,6 +217,9 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(value)
     elif isinstance(value, Mapping):
         yield from value.items()
+    elif not _is_array(value):
+        leaves, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda node: isinstance(node, equinox.Module))
+        yield from ((".".join(map(_key_text, keys)), leaf) for keys, leaf in leaves if keys)
 
 
 def _is_part(value: Any) -> bool:

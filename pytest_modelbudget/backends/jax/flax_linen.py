@@ -111,15 +111,21 @@ def _parts(variables: Mapping[str, Any], types: Mapping[str, str], root: str) ->
     weights: dict[str, list[Weight]] = {}
     for collection, tree in sorted(variables.items(), key=lambda item: item[0] != _PARAMS):
         for keys, leaf in jax.tree_util.tree_flatten_with_path(linen.meta.unbox(tree))[0]:
-            *holder, name = map(_key, keys)
+            holder, name = _split(keys)
             if not is_key(leaf.dtype):
-                weights.setdefault(".".join(holder) or ROOT, []).append(_weight(name, leaf, collection))
+                weights.setdefault(holder, []).append(_weight(name, leaf, collection))
     paths = list(dict.fromkeys([*types, *weights]))
     for path in paths:
         container = path == ROOT if len(paths) > 1 else False
         container = container or any(other.startswith(f"{path}.") for other in paths)
         kind = types.get(path, root if path == ROOT else "")
         yield Part(path, kind, container, tuple(weights.get(path, ())))
+
+
+def _split(keys: tuple[Any, ...]) -> tuple[str, str]:
+    """The path of a module and the name of its variable, whose own parts are no names of mappings."""
+    end = max((index for index, key in enumerate(keys) if hasattr(key, "key")), default=0)
+    return ".".join(map(_key, keys[:end])) or ROOT, ".".join(map(_key, keys[end:]))
 
 
 def _weight(name: str, leaf: Any, collection: str) -> Weight:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax.errors import TraceContextError
 from pytest_modelbudget.backends.jax.abstract_model import ROOT, InitialCall, Part, Value, is_inexact, is_key, spec_of
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.backends.patching import all_patched
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Weight
 
 _PATH = "modelbudget_path"
@@ -121,6 +123,7 @@ def settled(model: Any) -> NnxModel:
         Part(_path(keys), type(module).__name__, _has_modules(module), holder.weights(keys, module))
         for keys, module in modules
     )
+    _refuse_lost(model, holder.owners)
     state_keys = {tuple(map(str, keys)) for keys, _ in _flat(state)}
     loose = tuple(
         _LooseArray(keys, name, spec_of(array))
@@ -139,6 +142,17 @@ def settled(model: Any) -> NnxModel:
         tuple(classes),
         loose,
     )
+
+
+def _refuse_lost(model: Any, owners: Mapping[int, str]) -> None:
+    """Refuse a model with a variable that would be in no row.
+
+    Raises:
+        ModelBudgetError: there is one.
+    """
+    for keys, value in nnx.iter_graph(model):
+        if isinstance(value, nnx.Variable) and id(value) not in owners:
+            raise ModelBudgetError(f"the variable {_path(keys)!r} belongs to no module of the model")
 
 
 def _flat(state: Any) -> Iterable[tuple[Keys, Any]]:
@@ -163,7 +177,7 @@ def _path(keys: Keys) -> str:
 
 def _at(model: Any, keys: Keys) -> Any:
     for key in keys:
-        model = model[key] if isinstance(key, int) or isinstance(model, Mapping) else getattr(model, str(key))
+        model = model[key] if isinstance(key, int) or isinstance(model, Mapping) else attrgetter(str(key))(model)
     return model
 
 
@@ -189,6 +203,14 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
         for name, item in vars(value).items():
             if not name.startswith("_pytree__"):
                 yield name, item
+    elif not isinstance(value, (nnx.Variable, jax.Array)):
+        leaves, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=_is_held)
+        yield from ((".".join(map(_key_text, keys)), leaf) for keys, leaf in leaves if keys)
+
+
+def _is_held(value: Any) -> bool:
+    """Whether it is something that a tree of another class holds for a module, as a quantised weight's parts are."""
+    return isinstance(value, (nnx.Variable, nnx.Module))
 
 
 def _has_modules(module: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import flax.linen as linen
+import flax.struct
 import jax
 import jax.numpy as jnp
 import pytest
@@ -328,3 +329,57 @@ def test_flops_are_those_that_xla_counts() -> None:
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     analysis = jax.jit(model.apply).lower(variables, images).cost_analysis()
     assert summarize(Products, "float32[B, 12, 12, 3]", batch=2).flops.value == analysis["flops"]
+
+
+@flax.struct.dataclass
+class Packed:
+    """Whole numbers and their scales, as libraries of quantisation keep them."""
+
+    values: Any
+    scale: Any
+
+
+def packed() -> Packed:
+    return Packed(jnp.zeros((4, 8), "int8"), jnp.zeros((1, 8)))
+
+
+class NnxPacked(nnx.Module):
+    def __init__(self) -> None:
+        self.kernel = nnx.data(Packed(*(nnx.Param(array) for array in (packed().values, packed().scale))))
+
+    def __call__(self, x: Any) -> Any:
+        return x @ (self.kernel.values[...] * self.kernel.scale[...])
+
+
+class LinenPacked(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        kernel = self.param("kernel", lambda key: packed())
+        return x @ (kernel.values * kernel.scale)
+
+
+class EquinoxPacked(eqx.Module):
+    kernel: Packed
+
+    def __init__(self) -> None:
+        self.kernel = packed()
+
+    def __call__(self, x: Any) -> Any:
+        return x @ (self.kernel.values * self.kernel.scale)
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [
+        pytest.param(NnxPacked, "float32[B, 4]", id="nnx"),
+        pytest.param(LinenPacked, "float32[B, 4]", id="linen"),
+        pytest.param(EquinoxPacked, "float32[4]", id="equinox"),
+    ],
+)
+def test_a_weight_in_parts(build: Any, inputs: str) -> None:
+    """Each array of a structure is a weight with its own bytes, none is lost, and products of whole numbers count."""
+    summary = summarize(build, inputs)
+    [row] = summary.layers
+    assert [weight.name for weight in row.weights] == ["kernel.values", "kernel.scale"]
+    assert summary.weight_bytes == 4 * 8 + 4 * 8
+    assert summary.flops.value == 2 * 4 * 8
