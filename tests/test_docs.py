@@ -36,7 +36,10 @@ from tests.documents import PAGES, REPOSITORY, blocks, text_of
 
 ACTION = REPOSITORY / ".github/actions/model-budget/action.yml"
 RELEASE = REPOSITORY / ".github/workflows/release.yml"
-WORKFLOWS = [REPOSITORY / ".github/workflows/ci.yml", REPOSITORY / "examples/github-workflow.yml", RELEASE]
+WORKFLOWS = [
+    REPOSITORY / ".github/workflows/ci.yml", REPOSITORY / "examples/github-workflow.yml",
+    REPOSITORY / "examples/github-shards.yml", RELEASE,
+]  # fmt: skip
 
 
 def section(page: str, title: str) -> str:

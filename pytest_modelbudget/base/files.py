@@ -24,6 +24,10 @@ class Base:
         self.root, self.where = root, where
         self._blobs: Blobs | None = None
 
+    @property
+    def _git(self) -> Git:
+        return Git(self.root, known=True)  # the base was found in it
+
     @cached_property
     def files(self) -> dict[str, str]:
         """Every YAML and TOML file with its blob.
@@ -31,7 +35,7 @@ class Base:
         Raises:
             ModelBudgetError: the base cannot be listed.
         """
-        blob_ids = Git(self.root).files(self.where.commit) if self.where.commit else {}
+        blob_ids = self._git.files(self.where.commit) if self.where.commit else {}
         if blob_ids is None:
             raise ModelBudgetError(f"the files of {self.where.name} are not in this clone (a partial one)")
         return {path: blob for path, blob in blob_ids.items() if path.endswith(_SUFFIXES)}
@@ -47,8 +51,10 @@ class Base:
         """The paths of all files with this name, in whichever folder; see `files`."""
         return self._by_name.get(name, [])
 
-    def text(self, path: str) -> str | None:
+    def text(self, path: str, most: int | None = None) -> str | None:
         """The text of a file with line ends LF; None when the base has no such file.
+
+        At most `most` bytes are read, without it as many as of any file of ours.
 
         Raises:
             ModelBudgetError: it is there, but cannot be read here, is no text, or larger than what is read.
@@ -57,9 +63,9 @@ class Base:
         if blob is None:
             return None
         if self._blobs is None:
-            self._blobs = Git(self.root).blobs()
+            self._blobs = self._git.blobs()
         try:
-            content = self._blobs.read(blob, MOST_BYTES)
+            content = self._blobs.read(blob, most or MOST_BYTES)
         except UnreadableFile as problem:
             self.close()  # git has begun to give it
             raise ModelBudgetError(f"{path} of {self.where.name} {problem}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from functools import cached_property
 from pathlib import Path
 
 from pytest_modelbudget.errors import ModelBudgetError
@@ -39,13 +40,13 @@ class NoGit(ModelBudgetError):
 
 
 class Git:
-    """The repository that a folder lies in.
+    """The repository that a folder lies in; `known` says that it is one, so that git need not be asked.
 
     Raises:
         NoGit: git is not installed, the folder is in no repository, or git refuses it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, known: bool = False) -> None:
         program = shutil.which("git")
         if program is None:
             raise NoGit("git is not installed")
@@ -54,13 +55,20 @@ class Git:
         self._environment = {
             name: value for name, value in os.environ.items() if name not in _HOOK_VARIABLES
         } | _QUIET_ENVIRONMENT
-        answer = self._run("rev-parse", "--is-inside-work-tree", "--is-shallow-repository")
+        if not known:
+            self._look()
+
+    def _look(self) -> None:
+        answer = self._run("rev-parse", "--is-inside-work-tree")
         if answer.returncode:
-            raise NoGit(_explain_failure(answer.stderr, folder))
-        inside, shallow = answer.stdout.split()
-        if inside != "true":
+            raise NoGit(_explain_failure(answer.stderr, self.folder))
+        if answer.stdout.strip() != "true":
             raise NoGit("not in the work tree of a git repository")
-        self.shallow = shallow == "true"
+
+    @cached_property
+    def shallow(self) -> bool:
+        """Whether the clone lacks old commits."""
+        return (self._ask("rev-parse", "--is-shallow-repository") or "").strip() == "true"
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         try:
@@ -128,6 +136,16 @@ class Git:
                 blobs_by_path[path] = blob
         return blobs_by_path
 
+    def position(self) -> tuple[Path, str]:
+        """The top of the repository, and the path of the folder from there, with a slash at its end unless empty."""
+        top, prefix = (self._ask("rev-parse", f"--show-{what}") or "" for what in ("toplevel", "prefix"))
+        return Path(top.removesuffix("\n")), prefix.removesuffix("\n")
+
+    def changed_files(self) -> list[str]:
+        """The paths from the top of the repository of all tracked files that are not as in HEAD."""
+        listing = self._ask("diff", "--no-ext-diff", "--no-renames", "--name-only", "-z", "HEAD") or ""
+        return [path for path in listing.split("\0") if path]
+
     def tracks(self, name: str) -> bool:
         """Whether the file of that name in the folder is in the index."""
         return bool(self._ask("ls-files", "--error-unmatch", "--", name))
@@ -135,6 +153,11 @@ class Git:
     def tracked(self, folder: str) -> bool:
         """Whether files below a folder are known to git: committed, or to be."""
         return bool(self._ask("ls-files", "-z", "--", folder))
+
+    def work_tree(self) -> list[str]:
+        """The files below the folder that are tracked, or would be: not those that are ignored."""
+        listing = self._ask("ls-files", "-z", "--cached", "--others", "--exclude-standard") or ""
+        return [name for name in listing.split("\0") if name]
 
     def blobs(self) -> Blobs:
         """A process that gives any number of blobs."""
@@ -167,7 +190,7 @@ class Blobs:
         """The content of a blob; None when it is not in this clone (or git has gone).
 
         Raises:
-            Unreadable: it has more than `most` bytes; nothing more can be asked then.
+            UnreadableFile: it has more than `most` bytes; nothing more can be asked then.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
@@ -183,8 +206,8 @@ class Blobs:
         if int(head[2]) > most:
             raise UnreadableFile(f"is too large: {int(head[2]):,} bytes, and at most {most:,} are read of such a file")
         content = stdout.read(int(head[2]))
-        stdout.read(1)
-        return content
+        end = stdout.read(1)
+        return content if end else None  # git has gone in the middle
 
     def close(self) -> None:
         """End the process."""

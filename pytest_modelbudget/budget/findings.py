@@ -10,6 +10,7 @@ from pytest_modelbudget.budget.limits import ALL_METRICS, Budget
 from pytest_modelbudget.budget.values import distance_text
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.totals import Totals
 
 FindingKind = Literal[
     "budget loosened",
@@ -50,12 +51,13 @@ class Finding:
 class Baseline:
     """What the base says of one model.
 
-    `name` says which commit (`HEAD^1 4f1c2d9`). `summary` is the model as it was committed there, None with a
-    `reason` when the base has none; `limits` are those its manifest held there, None when that cannot be told.
+    `name` says which commit (`HEAD^1 4f1c2d9`). `summary` is the model as it was committed there, or its totals where
+    no more was, None with a `reason` when the base has none; `limits` are those its manifest held there, None when
+    that cannot be told.
     """
 
     name: str = ""
-    summary: Summary | None = None
+    summary: Summary | Totals | None = None
     reason: str = ""
     limits: tuple[Budget, ...] | None = None
 

@@ -13,9 +13,17 @@ from pytest_modelbudget import units
 from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
 from pytest_modelbudget.budget.limits import ALL_METRICS, Budget
 from pytest_modelbudget.budget.planned import Breach, device_shortfalls, excess_growth
-from pytest_modelbudget.budget.values import distance_text, matching_layers, metric_value, relative_text, why_unknown
+from pytest_modelbudget.budget.values import (
+    distance_text,
+    layer_value,
+    matching_layers,
+    metric_value,
+    relative_text,
+    why_unknown,
+)
 from pytest_modelbudget.summary import Kind, Layer, Summary
 from pytest_modelbudget.summary.metrics import PEAK_METRICS, Number, show
+from pytest_modelbudget.summary.totals import Totals, number_of
 
 RUN_RULES: dict[str, Callable[[Summary, Budget], Iterator[Breach]]] = {
     "fits": device_shortfalls,
@@ -108,7 +116,8 @@ class _Evaluator:
     def __init__(self, summary: Summary, budgets: tuple[Budget, ...], base: Baseline | None, day: date) -> None:
         self.summary, self.budgets, self.base, self.day = summary, budgets, base, day
         self.rules = {budget.key: budget for budget in budgets}
-        self.old_layers = {layer.path: layer for layer in base.summary.layers} if base and base.summary else {}
+        earlier = base.summary.layers if base is not None and isinstance(base.summary, Summary) else ()
+        self.old_layers = {layer.path: layer for layer in earlier}
         self.waived: set[tuple[str | None, str, str]] = set()
 
     def evaluate(self) -> Iterator[Violation | Finding]:
@@ -214,9 +223,14 @@ class _Evaluator:
             return None, f"FLOPs were counted by rules {rules} ({self.base.name})"
         if (kind := PEAK_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
             return None, f"{reason} ({self.base.name})"
+        if layer is not None and isinstance(base_summary, Totals):
+            return None, f"of layers: the base has only totals (snapshot: totals) ({self.base.name})"
         if layer is not None and layer.path not in self.old_layers:
             return None, f"{layer.path} is not in the base ({self.base.name})"
-        number = metric_value(base_summary, budget.metric, None if layer is None else self.old_layers[layer.path])
+        if layer is None or isinstance(base_summary, Totals):
+            number = number_of(base_summary, budget.metric)
+        else:
+            number = layer_value(base_summary, self.old_layers[layer.path], budget.metric)
         return number, "" if number is not None else f"{budget.metric} is not known there ({self.base.name})"
 
     def _growth(
@@ -257,7 +271,7 @@ class _Evaluator:
         yield Finding("waiver", self.summary.model, text, waiver.place)
 
 
-def _why_other_run(old: Summary, new: Summary, kind: Kind) -> str:
+def _why_other_run(old: Summary | Totals, new: Summary, kind: Kind) -> str:
     """Why the peaks of two summaries cannot be compared; empty when they are of the same run."""
     old_plan, new_plan = old.plan(kind), new.plan(kind)
     if old_plan is None or new_plan is None or old_plan.recipe == new_plan.recipe:

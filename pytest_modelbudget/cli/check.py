@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from pytest_modelbudget.cli.parallel import chosen_engine
+from pytest_modelbudget.cli.part import check_part, part_request
 from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import NO_MANIFEST, find_project, terminal_width
-from pytest_modelbudget.cli.session import based, check_models
+from pytest_modelbudget.cli.session import INTERRUPTED, based, check_models
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.reports import table, terminal
 from pytest_modelbudget.results import Result, State
@@ -20,13 +23,12 @@ from pytest_modelbudget.trackers import tracker
 
 _MOST_ROWS = 40
 NO_MODEL = 4
-INTERRUPTED = 2
-"""What pytest exits with then, too."""
 
 
 def run(options: Namespace) -> int:
     """Check, write what is to be written, and say how it came out: 0, 1, 2 when interrupted, or 4 without a model."""
     manifest_paths = [Path.cwd() / name for name in (options.file, *MANIFEST_NAMES) if name]
+    part = part_request(options)
     reports = report_files.targets(options.report, Path.cwd(), protected=manifest_paths)
     report_files.prepare(reports, Path.cwd())
     sent_to = tracker("mlflow") if options.mlflow else None  # imported before the models' code runs
@@ -36,11 +38,15 @@ def run(options: Namespace) -> int:
         return NO_MODEL
 
     def tell(result: Result, output: str, new: int) -> None:
-        lines = _result_lines(result, output, options.verbose, many_new=new > terminal.MOST_NEW)
+        lines = result_lines(result, output, options.verbose, many_new=new > terminal.MOST_NEW)
         print("".join(f"{line}\n" for line in lines), end="", flush=True)
 
+    engine = chosen_engine(options.jobs, options.on)
     with based(project, options.base) as base:
-        check_run = check_models(project, base, options.ids, accept=options.accept, tell=tell)
+        check = partial(check_models, project, base, options.ids, accept=options.accept, tell=tell, engine=engine)
+        if part is not None:
+            return check_part(part, project, base, check, update=options.accept)
+        check_run = check()
         if not check_run.results:
             names = ", ".join(path.name for path in project.manifests)
             print(f"modelbudget: {names} registers no model", file=sys.stderr)
@@ -50,12 +56,12 @@ def run(options: Namespace) -> int:
         with progress("logging to MLflow" if sent_to else "writing reports"):
             finished = finish(check_run.results, wanted, base, check_run.collected, failed=failed)
     print("\n".join((*finished.closing(terminal_width()), *finished.annotations(project.root))))
-    for problem in finished.problems:
+    for problem in (*filter(None, [check_run.lost]), *finished.problems):
         print(f"ERROR {harmless_lines(problem)}", file=sys.stderr)
     return INTERRUPTED if check_run.interrupted else int(finished.failed or bool(finished.problems))
 
 
-def _result_lines(result: Result, output: str, verbose: int, *, many_new: bool) -> Iterator[str]:
+def result_lines(result: Result, output: str, verbose: int, *, many_new: bool) -> Iterator[str]:
     """Why a model failed, or with `-v` its table; a skipped one says why.
 
     Of many models that have no snapshot yet each gets one line, unless `verbose`.

@@ -19,6 +19,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import UnreadableFile, read_text
 from pytest_modelbudget.session.registry import relative_posix
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.totals import Totals, number_of
 from pytest_modelbudget.system.escape import harmless
 
 _LONGEST = 1_000
@@ -32,8 +33,8 @@ class ModelPair:
     """One model on both sides; None where it is not there, `problem` when a side could not be read."""
 
     title: str
-    before: Summary | None
-    after: Summary | None
+    before: Summary | Totals | None
+    after: Summary | Totals | None
     problem: str = ""
 
     @property
@@ -91,8 +92,9 @@ def _pair_lines(pair: ModelPair, most: int | None) -> Iterator[str]:
         case status:
             summary = pair.after or pair.before
             assert summary is not None
-            layers = len(summary.leaves)
-            yield f"{title}: {status} ({summary.params:,} params in {layers:,} layer{'' if layers == 1 else 's'})"
+            params, layers = number_of(summary, "params"), number_of(summary, "layers")
+            size = "" if layers is None else f" in {layers:,} layer{'' if layers == 1 else 's'}"
+            yield f"{title}: {status} ({params:,} params{size})"
 
 
 def _pairs(targets: Targets, before_word: str, after_word: str | None) -> Iterator[ModelPair]:
@@ -107,11 +109,11 @@ def _pairs(targets: Targets, before_word: str, after_word: str | None) -> Iterat
     elif after_model and base:
         yield ModelPair(
             f"{after_word} since {before_word}",
-            committed_summary(base, _snapshot_path(targets, str(after_word))),
+            _committed(targets, base, str(after_word)),
             after_model(),
         )
     elif before_model and head:
-        after = committed_summary(head, _snapshot_path(targets, before_word))
+        after = _committed(targets, head, before_word)
         yield ModelPair(f"{before_word} against {after_word}", before_model(), after)
     elif base:
         yield from _snapshot_pairs(targets.project.root, base, head)
@@ -125,12 +127,19 @@ def _base_of_commit(targets: Targets, word: str) -> Base:
     return base
 
 
-def _snapshot_path(targets: Targets, word: str) -> str:
-    """The snapshot file that a model has beside its manifest; of a file, that file."""
+def _committed(targets: Targets, base: Base, word: str) -> Summary | Totals:
+    """What a commit has of a model, or of a snapshot file.
+
+    Raises:
+        ModelBudgetError: nothing, or what cannot be read.
+    """
     if entry := targets.entries.get(word):
-        return snapshot.path_for(entry)
+        stored = snapshot.at_commit(base, entry)
+        if stored is not None and stored.is_line:
+            return stored.read()
+        return committed_summary(base, snapshot.path_for(entry) if stored is None else stored.path)
     if Path(word).is_file():
-        return relative_posix(Path(word).resolve(), targets.project.root.resolve())
+        return committed_summary(base, relative_posix(Path(word).resolve(), targets.project.root.resolve()))
     raise ModelBudgetError(f"{word!r} has no snapshot to compare with: register it in the manifest, or name two models")
 
 
@@ -155,13 +164,35 @@ def _committed_texts(base: Base) -> _SnapshotTexts:
     texts: dict[str, str] = {}
     unread: dict[str, str] = {}
     for path in base.files:
-        if snapshot.FOLDER in path.split("/"):
+        if snapshot.is_totals(path):
+            try:
+                _add_lines(path, snapshot.totals_at(base, path), texts, unread)
+            except ModelBudgetError as problem:
+                unread[path] = str(problem)
+        elif snapshot.FOLDER in path.split("/"):
             try:
                 texts[path] = base.text(path) or ""
             except ModelBudgetError as problem:
                 unread[path] = str(problem)
     base.close()
     return {path: text for path, text in texts.items() if _is_snapshot(text)}, unread
+
+
+def _add_lines(
+    path: str, file: snapshot.TotalsFile | snapshot.Refusal | None, texts: dict[str, str], unread: dict[str, str]
+) -> None:
+    """The lines of a file of totals, each under the path of the file that its model alone would have."""
+    if isinstance(file, snapshot.Refusal):
+        unread[path] = f"{path}: {file.reason}"
+    elif file is not None and file.problem:
+        unread[path] = f"{path}: {file.problem}"
+    elif file is not None:
+        for model in file.ids:
+            own = snapshot.own_path_beside(path, model)
+            if reason := snapshot.problem_of(file, model):
+                unread[own] = f"{path}{reason}"
+            else:
+                texts[own] = file.get(model) or ""
 
 
 def _work_tree_texts(root: Path) -> _SnapshotTexts:
@@ -171,6 +202,9 @@ def _work_tree_texts(root: Path) -> _SnapshotTexts:
     for file in project_files(root):
         if file.suffix == ".yaml" and snapshot.FOLDER in file.parts:
             path = file.relative_to(root).as_posix()
+            if snapshot.is_totals(path):
+                _add_lines(path, snapshot.read_file(root, ".", path), texts, unread)
+                continue
             try:
                 texts[path] = read_text(file)
             except FileNotFoundError:  # a link to nothing, or gone in this moment
@@ -181,22 +215,27 @@ def _work_tree_texts(root: Path) -> _SnapshotTexts:
 
 
 def _is_snapshot(text: str) -> bool:
-    return "\nformat:" in text[:500] or text.startswith("format:")
+    return "\nformat:" in text[:500] or text.startswith(("format:", "- {model:"))
 
 
 def _read_pair(path: str, before: str | None, after: str | None) -> ModelPair:
     try:
-        old, new = (None if text is None else snapshot.read(text) for text in (before, after))
+        old, new = (None if text is None else _read(text) for text in (before, after))
     except ModelBudgetError as error:
         return ModelPair(path, None, None, f"{path}: {error}")
-    if old and new and (problem := _why_too_large(len(old.layers), len(new.layers))):
+    if isinstance(old, Summary) and isinstance(new, Summary) and (problem := _why_too_large(old, new)):
         return ModelPair(path, None, None, f"{path}: {problem}")
     side = new or old
     return ModelPair(f"{side.model} ({path})" if side else path, old, new)
 
 
-def _why_too_large(before: int, after: int) -> str:
+def _read(text: str) -> Summary | Totals:
+    return snapshot.read_line(text)[0] if text.startswith("- {model:") else snapshot.read(text)
+
+
+def _why_too_large(old: Summary, new: Summary) -> str:
     """Why two snapshots of so many rows are not compared: time grows with both, and no model grows tenfold unseen."""
+    before, after = len(old.layers), len(new.layers)
     few, many = sorted((before, after))
     if many <= max(_FEW_ROWS, 10 * few):
         return ""

@@ -130,6 +130,7 @@ _KEYS = {
     "optional": "true: skip the model when its framework is missing, in CI too",
     "run": "real: run the model with memory for weights and activations; abstract: never",
     "isolate": "false: build the model in the process of the run, not in a worker",
+    "snapshot": "layers: a file with every row for each model, as without it; totals: a line in a file of many models",
     "training": "what memory is planned for: one training step; true for a recipe without keys",
     "inference": "what memory is planned for: one forward pass; true for a recipe without keys",
     "budgets": "limits by metric, and under layers by glob over layer paths",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -12,13 +12,16 @@ from pathlib import Path
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.base import Base, find_base
 from pytest_modelbudget.cli.capture import captured_output
+from pytest_modelbudget.cli.parallel import Count, Engine, Selected, check_in_pool
 from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import Project
 from pytest_modelbudget.engine.run import entries_from, in_ci, run
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.executors import Lost
 from pytest_modelbudget.isolation import Isolation, isolation_enabled
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results.store import ResultStore
 from pytest_modelbudget.session.baseline import BaseManifest
 from pytest_modelbudget.session.finish import Collected
 from pytest_modelbudget.session.registry import (
@@ -28,7 +31,13 @@ from pytest_modelbudget.session.registry import (
     register_manifest,
     snapshot_clashes,
 )
-from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.system.pace import Pace
+
+INTERRUPTED = 2
+"""What a run that was interrupted exits with, as of pytest."""
+
+Dealer = Callable[[Sequence[Registry]], Collection[str]]
+"""Given all that is registered, the node ids that this run is to check."""
 
 Listener = Callable[[Result, str, int], None]
 """Told each result when it is there, what the model's code printed, and how many models have no snapshot yet."""
@@ -36,12 +45,16 @@ Listener = Callable[[Result, str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class CheckRun:
-    """The results of a run, the manifests they are of, and what these say that is not about one model."""
+    """The results of a run, the manifests they are of, and what these say that is not about one model.
+
+    `lost` says why an executor went away in the middle; empty when it did not.
+    """
 
     results: tuple[Result, ...]
     registries: tuple[Registry, ...]
     collected: Collected
     interrupted: bool = False
+    lost: str = ""
 
 
 @contextmanager
@@ -56,49 +69,66 @@ def based(project: Project, wanted: str) -> Iterator[Base]:
 
 
 def check_models(
-    project: Project, base: Base, ids: Sequence[str] = (), *, accept: bool = False, tell: Listener | None = None
+    project: Project,
+    base: Base,
+    ids: Sequence[str] = (),
+    *,
+    accept: bool = False,
+    tell: Listener | None = None,
+    deal: Dealer | None = None,
+    engine: Engine | None = None,
 ) -> CheckRun:
-    """Check all models of the project's manifests, or those that `ids` (globs, node ids) select.
+    """Check all models of the project's manifests, or those that `ids` (globs, node ids) and `deal` select.
+
+    What is dealt is a part of a run, which leaves obsolete files alone.
+
+    They are counted by the workers of `engine`, or without one by one worker, one after the other; where nothing is to
+    be isolated, in this process.
 
     Raises:
-        ModelBudgetError: an id that selects nothing.
+        ModelBudgetError: an id that selects nothing, or an engine that cannot be had.
     """
-    results: list[Result] = []
-    interrupted = False
+    results = ResultStore()
+    interrupted, lost = False, ""
     with ExitStack() as stack:
         isolation = stack.enter_context(closing(Isolation())) if isolation_enabled() else None
         with captured_output():
             sources = entries_from if isolation is None else isolation.entries
             registries = tuple(register_manifest(path, project.root, sources) for path in project.manifests)
-        selection = _Selection(ids, registries)
-        base_manifests = {item.path: item.base_manifest(base) for item in registries}
-        count = None if isolation is None else isolation.count
+        selection = _Selection(ids, registries, None if deal is None else deal(registries))
+        decision = _Decision(project.root, accept, base, {item.path: item.base_manifest(base) for item in registries})
         new = snapshot.count_missing(project.root, [entry for _, entry in _selected_models(registries, selection)])
+        checked = _check_each(project, registries, selection, decision, isolation, engine)
         try:
-            for result, output in _check_each(project, registries, selection, accept, base, base_manifests, count):
-                results.append(result)
-                if tell is not None:
-                    tell(result, output, new)
+            with closing(checked):
+                for result, output in checked:
+                    results.add(result)
+                    if tell is not None:
+                        tell(result, output, new)
         except KeyboardInterrupt:
             interrupted = True
-            results += _not_checked_results(registries, selection, {result.nodeid for result in results})
+        except Lost as end:
+            lost = str(end)
+        if interrupted or lost:
+            reason = lost or "the run was interrupted before it was checked"
+            for result in _not_checked_results(registries, selection, {result.nodeid for result in results}, reason):
+                results.add(result)
     collected = Collected()
     for registry in registries:
-        collected.add(registry.groups, base_manifests[registry.path].findings)
-    return CheckRun(tuple(results), registries, collected, interrupted)
+        collected.add(registry.groups, decision.base_manifests[registry.path].findings)
+    return CheckRun(tuple(results), registries, collected, interrupted, lost)
 
 
 def _not_checked_results(
-    registries: Sequence[Registry], selection: _Selection, checked_nodeids: Collection[str]
+    registries: Sequence[Registry], selection: _Selection, checked_nodeids: Collection[str], reason: str
 ) -> Iterator[Result]:
-    """A result for each model that an interrupt came before."""
+    """A result for each model that the end of the run came before."""
     for registry, entry in _selected_models(registries, selection):
         if (nodeid := f"{registry.loaded.file}::{entry.id}") not in checked_nodeids:
-            reason = "the run was interrupted before it was checked"
             yield Result(entry.id, State.NOT_CHECKED, place=entry.place, tags=entry.tags, error=reason, nodeid=nodeid)
 
 
-def _selected_models(registries: Sequence[Registry], selection: _Selection) -> list[tuple[Registry, ModelEntry]]:
+def _selected_models(registries: Sequence[Registry], selection: _Selection) -> list[Selected]:
     return [
         (registry, entry)
         for registry in registries
@@ -110,8 +140,11 @@ def _selected_models(registries: Sequence[Registry], selection: _Selection) -> l
 class _Selection:
     """Which ids are selected."""
 
-    def __init__(self, globs: Sequence[str], registries: Sequence[Registry]) -> None:
+    def __init__(
+        self, globs: Sequence[str], registries: Sequence[Registry], dealt: Collection[str] | None = None
+    ) -> None:
         self.globs = globs
+        self.dealt = dealt
         names = [(registry.loaded.file, name) for registry in registries for name in _registered_names(registry)]
         for glob in globs:
             if not any(_matches(glob, file, name) for file, name in names):
@@ -119,7 +152,15 @@ class _Selection:
                 raise ModelBudgetError(f"no model {glob!r} is registered\n  registered: {registered or '(none)'}")
 
     def __call__(self, registry: Registry, name: str) -> bool:
-        return not self.globs or any(_matches(glob, registry.loaded.file, name) for glob in self.globs)
+        file = registry.loaded.file
+        if self.dealt is not None and f"{file}::{name}" not in self.dealt:
+            return False
+        return not self.globs or any(_matches(glob, file, name) for glob in self.globs)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether everything that is registered is selected, and to be judged as a whole."""
+        return not self.globs and self.dealt is None
 
 
 def _registered_names(registry: Registry) -> Iterator[str]:
@@ -131,33 +172,67 @@ def _matches(glob: str, file: str, name: str) -> bool:
     return fnmatchcase(name, glob) or f"{file}::{name}" == glob
 
 
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What the models of a run are held against."""
+
+    root: Path
+    accept: bool
+    base: Base
+    base_manifests: Mapping[Path, BaseManifest]
+
+    def __call__(self, registry: Registry, entry: ModelEntry, count: Count | None) -> Result:
+        """How a model comes out; `count` counts it."""
+        base_limits = registry.base_limits(entry, self.base_manifests[registry.path])
+        result = run(entry, self.root, accept=self.accept, count=count, base=self.base, limits_before=base_limits)
+        return replace(result, nodeid=f"{registry.loaded.file}::{entry.id}")
+
+
 def _check_each(
     project: Project,
     registries: Sequence[Registry],
     selection: _Selection,
-    accept: bool,
-    base: Base,
-    base_manifests: Mapping[Path, BaseManifest],
-    count: Callable[[ModelEntry], Summary] | None,
-) -> Iterator[tuple[Result, str]]:
-    clashing = {
-        id(entry): reason
-        for entry, reason in snapshot_clashes([entry for item in registries for entry in item.entries])
-    }
-    selected = _selected_models(registries, selection)
+    decision: _Decision,
+    isolation: Isolation | None,
+    engine: Engine | None,
+) -> Generator[tuple[Result, str]]:
+    """Each result, with what the model's code printed."""
     for registry in registries:
         yield from ((item, "") for item in _manifest_results(registry, project, selection))
-    for number, (registry, entry) in enumerate(selected, 1):
-        nodeid = f"{registry.loaded.file}::{entry.id}"
+    clashing = dict(_clash_results(registries))
+    models = []
+    for registry, entry in _selected_models(registries, selection):
         if clash := clashing.get(id(entry)):
-            yield Result(id=entry.id, state=State.BAD_CONFIG, error=clash, place=entry.place, nodeid=nodeid), ""
-            continue
-        text = f"[{number}/{len(selected)}] {entry.id}"
-        with progress(text, alone=entry.isolate is not False and count is not None), captured_output() as output:
-            base_limits = registry.base_limits(entry, base_manifests[registry.path])
-            result = run(entry, project.root, accept=accept, count=count, base=base, limits_before=base_limits)
+            yield clash, ""
+        else:
+            models.append((registry, entry))
+    if engine is None or isolation is None or not models:
+        yield from _check_in_turn(models, decision, isolation)
+    else:
+        with ExitStack() as stack:
+            with progress("starting workers"):
+                pool = stack.enter_context(engine(project.root, isolation, [entry for _, entry in models]))
+            yield from check_in_pool(pool, isolation, models, decision)
+
+
+def _check_in_turn(
+    models: Sequence[Selected], decision: _Decision, isolation: Isolation | None
+) -> Iterator[tuple[Result, str]]:
+    pace = Pace(len(models))
+    for number, (registry, entry) in enumerate(models, 1):
+        text, alone = f"{pace.text(number)} {entry.id}", entry.isolate is not False and isolation is not None
+        with progress(text, alone=alone, logged=pace.is_due()), captured_output() as output:
+            result = decision(registry, entry, None if isolation is None else isolation.count)
             printed = output()
-        yield replace(result, nodeid=nodeid), printed
+        yield result, printed
+
+
+def _clash_results(registries: Sequence[Registry]) -> Iterator[tuple[int, Result]]:
+    """By the identity of its entry, the result of each model whose snapshot another would overwrite."""
+    files = {id(entry): registry.loaded.file for registry in registries for entry in registry.entries}
+    for entry, reason in snapshot_clashes([entry for item in registries for entry in item.entries]):
+        nodeid = f"{files[id(entry)]}::{entry.id}"
+        yield id(entry), Result(entry.id, State.BAD_CONFIG, error=reason, place=entry.place, nodeid=nodeid)
 
 
 def _manifest_results(registry: Registry, project: Project, selection: _Selection) -> Iterator[Result]:
@@ -165,5 +240,5 @@ def _manifest_results(registry: Registry, project: Project, selection: _Selectio
     for name, mistakes in registry.mistakes().items():
         if selection(registry, name):
             yield replace(bad_config_result(name, mistakes), nodeid=f"{file}::{name}")
-    if not selection.globs and not registry.why_obsolete_unknown() and (files := registry.obsolete(project.root)):
+    if selection.is_all and not registry.why_obsolete_unknown() and (files := registry.obsolete(project.root)):
         yield replace(obsolete_files_result("snapshot-files", files, file), nodeid=f"{file}::snapshot-files")

@@ -266,6 +266,12 @@ def committed_summary(base: Base, path: str) -> Summary:
 
 
 def _read_snapshot(location: str, text: str) -> Summary:
+    if "\ntotals:" in text[:500]:
+        models = text.count("\n- {model: ")
+        raise ModelBudgetError(
+            f"{location} has the totals of {models:,} models, and no rows: modelbudget show ID counts one of them, "
+            "modelbudget diff REF ID compares it with what is committed"
+        )
     try:
         return snapshot.read(text)
     except ModelBudgetError as error:

@@ -19,11 +19,11 @@ A MODEL is, in this order:
 _EXIT_CODES_HELP = """\
 exit codes:
   0  done; check: every model is as committed and within its limits; diff: nothing differs
-  1  check, update: a model failed; diff: something differs; tighten: a limit can be tightened;
-     plan: a run does not fit a device, or its memory is not known
+  1  check, update: a model failed; merge: so did one, or the parts are not a whole run; diff: something
+     differs; tighten: a limit can be tightened; plan: a run does not fit a device, or its memory is not known
   2  it could not be done: a wrong word on the command line, a file, ref or model that is not there
      or cannot be read
-  4  check, update: no model is registered
+  4  check, update, merge: no model is registered
 """
 
 _MAIN_HELP = f"""\
@@ -61,6 +61,7 @@ def build_parser() -> ArgumentParser:
         _add_diff,
         _add_check,
         _add_update,
+        _add_merge,
         _add_init,
         _add_tighten,
         _add_schema,
@@ -89,7 +90,7 @@ class _Completion(argparse.Action):
         except ImportError:
             parser.error("completion needs shtab: pip install 'pytest-modelbudget[completion]'")
         for action in _all_actions(parser):
-            if action.metavar in ("PATH", "MODEL"):
+            if action.metavar in ("PATH", "MODEL", "FILE", "PART"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         print(shtab.complete(parser, values))
         parser.exit()
@@ -220,9 +221,30 @@ def _add_selection_options(command: ArgumentParser) -> None:
         "--base", metavar="REF", default="auto",
         help="auto (default), off, or the git ref that growth and loosened limits are held against",
     )  # fmt: skip
+    _add_end_options(command)
+    group = command.add_argument_group("a run on many machines")
+    group.add_argument("--part", metavar="FILE", help="write what is found as a part of a run, for modelbudget merge")
+    group.add_argument("--shard", metavar="I/N", help="check only the models that are dealt to shard I of N")
+    group.add_argument(
+        "--times", metavar="FILE", help="deal models by these seconds, which modelbudget merge --times writes"
+    )
+
+
+def _add_end_options(command: ArgumentParser) -> None:
+    """What the end of a run does with its results."""
     command.add_argument(
         "--report", metavar="KIND:PATH", action="append", default=[],
         help="write a report (repeatable); the kinds are those of --model-budget-report",
+    )  # fmt: skip
+    command.add_argument(
+        "--jobs", metavar="N", default="",
+        help="count N models at a time (auto: one for each core), each in a process that imports the frameworks: N"
+        " times their memory",
+    )  # fmt: skip
+    command.add_argument(
+        "--on", metavar="WHERE", default="",
+        help="count the models on a Dask cluster (extra [dask]): tcp://scheduler:8786, a scheduler's file, or dask for"
+        " one of this machine's own",
     )  # fmt: skip
     command.add_argument("--mlflow", action="store_true", help="log to MLflow, as --model-budget-mlflow does")
     command.add_argument("-v", "--verbose", action="count", default=0, help="all tables; twice: all rows, and why")
@@ -249,6 +271,23 @@ def _add_update(commands: Any) -> None:
     ))  # fmt: skip
     commands.choices["update"].set_defaults(accept=True)
     commands.choices["check"].set_defaults(accept=False)
+
+
+def _add_merge(commands: Any) -> None:
+    command = _add_command(
+        commands, "merge", "judge the parts of a run on many machines, as one run",
+        "Takes what check --part and pytest --model-budget-part wrote, all of it: the parts of one commit, that\n"
+        "together have each registered model once. Then sums over models, obsolete snapshots, the base, reports and\n"
+        "the exit code are those of a run on one machine. Works in a checkout of that commit; builds nothing.\n"
+        "Exit code 1: a model failed, or the parts are not a whole run; each reason is named.\n\n"
+        "example: modelbudget merge parts/ --report md:summary.md",
+    )  # fmt: skip
+    command.add_argument("parts", metavar="PART", nargs="*", help="the file of a part, or a folder: all *.part in it")
+    command.add_argument(
+        "--times", metavar="FILE", help="write the seconds of each model there, for the shards of the next run"
+    )
+    _add_end_options(command)
+    _add_manifest_option(command)
 
 
 def _add_init(commands: Any) -> None:

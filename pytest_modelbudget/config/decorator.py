@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pytest_modelbudget.entry import ModelEntry, RunMode
+from pytest_modelbudget.entry import ModelEntry, RunMode, SnapshotKind
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.planner import Inference, Training
 
@@ -26,15 +26,17 @@ def model(
     run: RunMode | None = None,
     limits: Mapping[str, Any] | None = None,
     isolate: bool | None = None,
+    snapshot: SnapshotKind | None = None,
 ) -> Callable[[Callable[[], object]], ModelEntry]:
     """Register the decorated function, which builds and returns a model, under its own name (or `name`).
 
     The name it is bound to becomes a `ModelEntry`, a value that pytest collects from a test module; without
-    `--model-budget` it does nothing. `inputs`, `budgets`, `training`, `inference`, `run`, `limits` and `isolate`
-    are written as in a manifest.
+    `--model-budget` it does nothing. `inputs`, `budgets`, `training`, `inference`, `run`, `limits`, `isolate`
+    and `snapshot` are written as in a manifest.
 
     Raises:
-        ModelBudgetError: inputs, budgets, recipes or `run` that do not parse, with the line of the function.
+        ModelBudgetError: inputs, budgets, recipes, `run` or `snapshot` that do not parse, with the line of the
+            function.
     """
 
     def register(build: Callable[[], object]) -> ModelEntry:
@@ -59,6 +61,7 @@ def model(
                 run=run,
                 limits=limits or {},
                 isolate=isolate,
+                snapshot=snapshot,
             )
         except ModelBudgetError as mistake:
             raise ModelBudgetError(f"{place or repr(build)}: {mistake}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from pytest_modelbudget import inputs
 from pytest_modelbudget.budget import Rule
 from pytest_modelbudget.config import messages, schema
 from pytest_modelbudget.config.levels import ManifestLevel, any_of, has_id, has_tag
+from pytest_modelbudget.config.loaded import LoadedManifest, Mistake
 from pytest_modelbudget.config.tree import InvalidText, Keys, Tree, read_toml, read_yaml
 from pytest_modelbudget.entry import ModelEntry, arguments, check_id, names_file, resources
 from pytest_modelbudget.entry.resources import ResourceLimits
@@ -48,58 +49,6 @@ PYPROJECT_TABLE = ("tool", "modelbudget")
 
 _Shape = TypeVar("_Shape", bound=BaseModel)
 _Rule = TypeVar("_Rule", bound=Rule)
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """One thing to mend: where, and what; `model` is the id it concerns, None for the file as a whole."""
-
-    place: Place
-    message: str
-    model: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.message}"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedManifest:
-    """What a manifest registers: good entries, references to sources with their place, and all mistakes."""
-
-    file: str
-    entries: tuple[ModelEntry, ...] = ()
-    sources: tuple[tuple[str, Place], ...] = ()
-    mistakes: tuple[Mistake, ...] = ()
-    layers: tuple[ManifestLevel, ...] = ()
-    defaults: schema.Defaults = field(default_factory=schema.Defaults)
-    home: str = "."
-    limits: ResourceLimits = field(default_factory=ResourceLimits)
-
-    def apply(self, entry: ModelEntry) -> ModelEntry:
-        """`entry` with defaults, tags and groups of this manifest under its own values, and its home here.
-
-        Raises:
-            ModelBudgetError: a min of one level is above a max of another.
-        """
-        levels = [layer for layer in self.layers if layer.matches(entry)]
-        limits = budgets.merge(*(level.budgets for level in levels), entry.rules)
-        if contradictions := "; ".join(budgets.contradictions(limits)):
-            raise ModelBudgetError(contradictions)
-        return replace(
-            entry,
-            budgets=limits,
-            batch=entry.batch or self.defaults.batch,
-            dims={**self.defaults.dims, **entry.dims},
-            framework=entry.framework or self.defaults.framework,
-            optional=entry.optional or self.defaults.optional,
-            run=entry.run or self.defaults.run,
-            limits=ResourceLimits({**self.limits, **resources.parse(entry.limits)}),
-            isolate=self.defaults.isolate if entry.isolate is None else entry.isolate,
-            home=self.home,
-            declared=Path(self.file).name,
-            training=written.merge(*(level.recipes.get("training") for level in levels), entry.training),
-            inference=written.merge(*(level.recipes.get("inference") for level in levels), entry.inference),
-        )
 
 
 def holds_manifest(path: Path) -> bool:
@@ -222,9 +171,8 @@ class _Loader:
     def _layers(self, manifest: schema.Manifest) -> Iterator[ManifestLevel]:
         defaults: Keys = ("defaults",)
         recipes = self._recipes(manifest.defaults, defaults)
-        yield ManifestLevel(
-            self._budgets(manifest.defaults.budgets, defaults), lambda _: True, 0, defaults, (), recipes
-        )
+        limits = self._budgets(manifest.defaults.budgets, defaults)
+        yield ManifestLevel(limits, lambda _: True, 0, defaults, (), recipes, manifest.defaults.snapshot)
         layers = [self._layer(tag, ("tags", name), has_tag([name])) for name, tag in manifest.tags.items()]
         for name, group in manifest.groups.items():
             globs = [group.models] if isinstance(group.models, str) else group.models
@@ -236,7 +184,7 @@ class _Loader:
     def _layer(self, level: schema.Tag, keys: Keys, matches: Callable[[ModelEntry], bool]) -> ManifestLevel:
         sums = self._limits_in(level.sum, keys, "sum", budgets.parse_sum)
         limits, line = self._budgets(level.budgets, keys), self.tree.line(keys) or 0
-        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys))
+        return ManifestLevel(limits, matches, line, keys, sums, self._recipes(level, keys), level.snapshot)
 
     def _recipes(self, level: schema.Defaults | schema.Tag | schema.Model, keys: Keys) -> dict[str, RecipeSection]:
         """What a level says of recipes, by kind; `null` says that there is none. Each bad key is a mistake."""
@@ -353,6 +301,7 @@ class _Loader:
             run=model.run,
             limits=self._limits(model.limits, keys),
             isolate=model.isolate,
+            snapshot=model.snapshot,
             place=Place(self.file, self.tree.line(keys)),
             training=recipes.get("training"),
             inference=recipes.get("inference"),

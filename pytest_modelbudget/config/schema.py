@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from pytest_modelbudget.entry import RunMode
+from pytest_modelbudget.entry import RunMode, SnapshotKind
 
 Budgets = dict[str, Any]
 Framework = Literal["torch", "jax", "keras", "tf_keras", "tensorflow"]
@@ -26,6 +26,7 @@ class Defaults(_Strict):
     run: RunMode | None = None
     limits: Any = Field(default_factory=dict)
     isolate: bool | None = None
+    snapshot: SnapshotKind | None = None
     training: Any = None
     inference: Any = None
     budgets: Budgets = Field(default_factory=dict)
@@ -47,6 +48,7 @@ class Model(_Strict):
     run: RunMode | None = None
     limits: Any = Field(default_factory=dict)
     isolate: bool | None = None
+    snapshot: SnapshotKind | None = None
     training: Any = None
     inference: Any = None
     budgets: Budgets = Field(default_factory=dict)
@@ -55,6 +57,7 @@ class Model(_Strict):
 class Tag(_Strict):
     """Budgets and recipes of every model that has a tag, and limits on their sum."""
 
+    snapshot: SnapshotKind | None = None
     training: Any = None
     inference: Any = None
     budgets: Budgets = Field(default_factory=dict)

@@ -8,7 +8,8 @@ from typing import Any
 
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import Budget, format_limit, limited_numbers, tightened_max
-from pytest_modelbudget.config.manifest import LoadedManifest, read
+from pytest_modelbudget.config.loaded import LoadedManifest
+from pytest_modelbudget.config.manifest import read
 from pytest_modelbudget.config.rewriting import ManifestText, manifest_text
 from pytest_modelbudget.config.tree import Keys, Tree
 from pytest_modelbudget.entry import ModelEntry

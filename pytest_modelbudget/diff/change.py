@@ -33,7 +33,8 @@ class Change:
 
     `kind`, and what `path` is:
 
-    - `total`: a metric; `port`: `framework`, `inputs` or `outputs` of the model
+    - `total`: a metric; `port`: `framework`, `inputs` or `outputs` of the model, or `rows`, the digest of rows of which
+      only totals are known on one side
     - `added`, `removed`: a row, with all rows inside it when they came or went with it
     - `type`, `widened`, `narrowed` (shapes of weights), `weights` (weights gained, lost or reshaped), `tied`,
       `untied`, `buffer`, `dtype`, `frozen`, `unfrozen`, `calls`, `connection`, `output` (shape), `nesting`: a row

@@ -11,19 +11,22 @@ from pytest_modelbudget.diff.finding import RowFinding
 from pytest_modelbudget.diff.flow import Flow
 from pytest_modelbudget.diff.match import Match, match
 from pytest_modelbudget.diff.names import order_change, renames
-from pytest_modelbudget.diff.totals import port_changes, total_changes
+from pytest_modelbudget.diff.totals import changes_of_totals, port_changes, total_changes
 from pytest_modelbudget.diff.tree import PathNode
 from pytest_modelbudget.diff.words import shown
 from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary.totals import Totals
 
 
-def changes(before: Summary, after: Summary) -> Changes:
+def changes(before: Summary | Totals, after: Summary | Totals) -> Changes:
     """Return what changed from `before` to `after`, empty when they are the same model.
 
     Totals first, then inputs and outputs, then rows: causes before what they caused, largest difference of params
     first, names after them, what only follows last. Row by row the same as two equal summaries of a deep model in
-    time near-linear in rows.
+    time near-linear in rows. Where one side has totals and no rows, totals are compared, and a digest of the rows.
     """
+    if isinstance(before, Totals) or isinstance(after, Totals):
+        return Changes(changes_of_totals(Totals.of(before), Totals.of(after)))
     if [(row.path, *compared_fields(row)) for row in before.layers] == [
         (row.path, *compared_fields(row)) for row in after.layers
     ]:

@@ -46,7 +46,7 @@ def changes_fragment(changes: Sequence[Change]) -> str:
 @any_digits()
 def bars(changes: Sequence[Change]) -> dict[str, object]:
     """The totals before and after, and what moved them by cause, as texts and widths of bars in hundredths."""
-    totals = [change for change in changes if change.kind == "total"]
+    totals = [change for change in changes if change.kind == "total" and METRICS[change.path].kind != "share"]
     return {
         "totals": list(map(_total_bars, totals)),
         "causes": [_cause_bars(change) for change in totals if change.parts],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from pytest_modelbudget import units
 from pytest_modelbudget.diff.change import Change
 from pytest_modelbudget.diff.finding import RowFinding
 from pytest_modelbudget.diff.words import shown
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.summary.metrics import STORED
+from pytest_modelbudget.summary.metrics import METRICS, STORED, Number
+from pytest_modelbudget.summary.totals import Totals, number_of
 
 _MOST_PARTS = 4
 
@@ -21,22 +22,67 @@ _SPLIT_KINDS: dict[str, tuple[str, ...]] = {
 """Kinds without which a total moves as the params do, so that its split would say the same again."""
 
 
-def total_changes(before: Summary, after: Summary, findings: Sequence[RowFinding]) -> Iterator[Change]:
+Counted = Summary | Totals
+"""A model with its rows, or its totals alone."""
+
+
+def changes_of_totals(before: Totals, after: Totals) -> Iterator[Change]:
+    """What changed where one side has no rows: totals, inputs and outputs, and whether any row did.
+
+    Numbers that follow from the rows alone are told where the rows changed: elsewhere another release counts them.
+    """
+    stored = list(total_changes(before, after, ()))
+    yield from stored
+    if before.rows != after.rows:
+        yield from _followers(before, after, {(change.before, change.after) for change in stored})
+    yield from port_changes(before, after)
+    if before.rows != after.rows:
+        yield Change("port", "rows", before.rows, after.rows, why=NO_ROWS)
+
+
+NO_ROWS = "which rows changed is not kept (snapshot: totals); modelbudget show ID prints those of now"
+"""Why the rows that changed are not told."""
+
+
+def _followers(before: Totals, after: Totals, said: Container[tuple[str, str]]) -> Iterator[Change]:
+    """Other numbers that changed, but those that moved as a total that is told."""
+    for name, old in before.numbers.items():
+        new = after.numbers.get(name, old)
+        if name not in STORED and old != new:
+            delta = new - old if isinstance(old, int) and isinstance(new, int) else None
+            texts = _number_text(name, old), _number_text(name, new)
+            if texts not in said:
+                yield Change("total", name, *texts, delta)
+
+
+def _number_text(name: str, number: Number | None) -> str:
+    if number is None:
+        return "?"
+    return units.count(number) if isinstance(number, int) else METRICS[name].show(number)
+
+
+def total_changes(before: Counted, after: Counted, findings: Sequence[RowFinding]) -> Iterator[Change]:
     """The totals that changed."""
     for name in STORED:
-        old, new = getattr(before, name), getattr(after, name)
+        old, new = _stored(before, name), _stored(after, name)
         if old != new:
             parts = causes(name, findings)
             yield Change(
                 "total", name, units.count(old), units.count(new), new - old, why=split_text(parts), parts=parts
             )
     if before.flops.rules == after.flops.rules and before.flops != after.flops:
-        old, new = before.flops.value, after.flops.value
+        first, second = before.flops.value, after.flops.value
         bound = before.flops.is_lower_bound or after.flops.is_lower_bound
-        delta = None if old is None or new is None or bound else new - old
+        delta = None if first is None or second is None or bound else second - first
         yield Change(
             "total", "flops", flops_text(before), flops_text(after), delta, why=_uncounted_change(before, after)
         )
+
+
+def _stored(counted: Counted, name: str) -> int:
+    number = number_of(counted, name)
+    assert isinstance(number, int)
+    return number
 
 
 def causes(metric: str, findings: Sequence[RowFinding]) -> tuple[tuple[str, int], ...]:
@@ -93,14 +139,14 @@ def _cause_label(finding: RowFinding) -> str:
             return path
 
 
-def flops_text(summary: Summary) -> str:
+def flops_text(summary: Counted) -> str:
     """The exact FLOPs: `12,200`, `>=12,200` for a lower bound, `?` for unknown."""
     if summary.flops.value is None:
         return "?"
     return f"{'>=' if summary.flops.is_lower_bound else ''}{units.count(summary.flops.value)}"
 
 
-def _uncounted_change(before: Summary, after: Summary) -> str:
+def _uncounted_change(before: Counted, after: Counted) -> str:
     """The operators without a formula, when they are others than before."""
     if before.flops.uncounted == after.flops.uncounted:
         return ""
@@ -111,7 +157,7 @@ def _uncounted_change(before: Summary, after: Summary) -> str:
     return f"not counted {old_text} -> {new_text}"
 
 
-def port_changes(before: Summary, after: Summary) -> Iterator[Change]:
+def port_changes(before: Counted, after: Counted) -> Iterator[Change]:
     """The framework, inputs and outputs that changed."""
     pairs = (
         ("framework", before.framework, after.framework),

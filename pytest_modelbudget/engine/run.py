@@ -50,9 +50,9 @@ def run(
     """
     start = time.perf_counter()
     try:
-        summary = attempt(_with_file_path(entry, root), count or summarize_entry)
+        summary = attempt(with_file_path(entry, root), count or summarize_entry)
         with originals_restored():
-            text = snapshot.render(summary, declared=entry.declared) if snapshots or base else ""
+            text = snapshot.text_for(entry, summary) if snapshots or base else ""
             stored = snapshot.compare(root, entry, summary, text) if snapshots else Snapshot(SnapshotState.OFF)
             baseline = None if base is None else _baseline(base, entry, summary, text, limits_before)
             result = check(entry, summary, stored, accept=accept, base=baseline)
@@ -105,7 +105,7 @@ def failure_result(entry: ModelEntry, error: BaseException) -> Result:
             return _build_error(entry, user_traceback(error))
 
 
-def _with_file_path(entry: ModelEntry, root: Path) -> ModelEntry:
+def with_file_path(entry: ModelEntry, root: Path) -> ModelEntry:
     """A model's file is looked for from the folder of what registers it."""
     if not isinstance(entry.build, str) or not names_file(entry.build):
         return entry
@@ -120,16 +120,9 @@ def _baseline(
     limits: tuple[Budget, ...] | None,
 ) -> Baseline:
     """What the base says of one model; that it says nothing is a state of its own."""
-    name = base.where.name
     if not base.where.commit:
         return Baseline(reason=f"there is no base ({base.where.reason})")
-    try:
-        path = snapshot.path_for(entry)
-        path = snapshot.earlier_path(base.named(path.rpartition("/")[2]), entry, root=base.root)
-        baseline = snapshot.baseline(base.text(path), summary, text, name=name, path=path)
-        return replace(baseline, limits=limits)
-    except ModelBudgetError as problem:
-        return Baseline(name, reason=str(problem))
+    return replace(snapshot.baseline_of(base, entry, summary, text, name=base.where.name), limits=limits)
 
 
 def _build_error(entry: ModelEntry, error: str) -> Result:

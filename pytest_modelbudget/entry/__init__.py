@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pytest_modelbudget.entry.model_entry import ModelEntry, RunMode, check_id, duplicates, names_file
+from pytest_modelbudget.entry.model_entry import ModelEntry, RunMode, SnapshotKind, check_id, duplicates, names_file
 
-__all__ = ["ModelEntry", "RunMode", "check_id", "duplicates", "names_file"]
+__all__ = ["ModelEntry", "RunMode", "SnapshotKind", "check_id", "duplicates", "names_file"]

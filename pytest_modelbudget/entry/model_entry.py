@@ -23,6 +23,9 @@ _MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 RunMode = Literal["real", "abstract"]
 """How a model may be run: with memory for its weights and activations, or without; see `ModelEntry.run`."""
 
+SnapshotKind = Literal["layers", "totals"]
+"""What is committed of a model: a file with its rows, or its totals, a line of a file; see `ModelEntry.snapshot`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
@@ -36,12 +39,15 @@ class ModelEntry:
     `run` is `real` for a run with memory for weights and activations, `abstract` for none whatever happens, and None
     where the model decides: a real run only when it needs values.
     `limits` are what building and counting it may take (see `resources`), and `isolate` whether that happens in a
-    process of its own: it does where nothing is said.
+    process of its own: it does where nothing is said. `snapshot` is `totals` for a line in a file that many models
+    share, `layers` for a file of its own with every row; None where nothing is said, which ends as `layers`.
     `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
-    holds its snapshot, and `declared` the name that snapshot says it was declared in.
+    holds its snapshot, and `declared` the name that snapshot says it was declared in. `source` is the `module:callable`
+    that yielded it, empty where none did.
 
     Raises:
-        ModelBudgetError: a bad id, `run`, size or limits, arguments, inputs, budgets or recipes that do not parse.
+        ModelBudgetError: a bad id, `run`, `snapshot`, size or limits, arguments, inputs, budgets or recipes that do not
+            parse.
     """
 
     id: str
@@ -64,15 +70,19 @@ class ModelEntry:
     run: RunMode | None = None
     limits: resources.ResourceLimits | Mapping[str, Any] | None = field(default_factory=resources.ResourceLimits)
     isolate: bool | None = None
+    snapshot: SnapshotKind | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         check_id(self.id)
-        if self.run is not None and self.run not in get_args(RunMode):
-            raise ModelBudgetError(f"run: {self.run!r} is not known: write {' or '.join(get_args(RunMode))}")
+        for name, words in (("run", get_args(RunMode)), ("snapshot", get_args(SnapshotKind))):
+            if (word := getattr(self, name)) is not None and word not in words:
+                raise ModelBudgetError(f"{name}: {word!r} is not known: write {' or '.join(words)}")
         for name, size in {**({} if self.batch is None else {"batch": self.batch}), **self.dims}.items():
             _check_size(name, size)
         for name, values in (("args", tuple(self.args)), ("kwargs", dict(self.kwargs))):
-            object.__setattr__(self, name, arguments.read(values, (name,), lambda _: self.place))
+            read = arguments.read(values, (name,), lambda _: self.place) if values else values
+            object.__setattr__(self, name, read)
         object.__setattr__(self, "limits", resources.parse(self.limits))
         object.__setattr__(self, "tags", (self.tags,) if isinstance(self.tags, str) else tuple(self.tags))
         object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))

@@ -2,7 +2,8 @@
 
 One worker serves one model after the other, as long as it stays as it was; whoever asked for a model gets its result,
 or one that says how the worker ended. `Isolation` is the face; `process` starts and watches a worker, `worker` is what
-runs in it, `process_state` what is put back or found spoiled there after each model, `ending` puts an end into words.
+runs in it, `process_state` what is put back or found spoiled there after each model, `output` what was printed and
+warned of, `ending` puts an end into words.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pytest_modelbudget.entry import ModelEntry, names_file, resources
 from pytest_modelbudget.entry.resources import DEFAULT_SECONDS, ResourceLimits
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import ending
-from pytest_modelbudget.isolation.channel import Answer, EntrySource, Job, UserModule, without_builder
+from pytest_modelbudget.isolation.channel import Answer, EntrySource, Job, Surroundings, UserModule, without_builder
+from pytest_modelbudget.isolation.output import Printed, print_here, repeat_warnings
 from pytest_modelbudget.isolation.process import Worker, WorkerEnded
 from pytest_modelbudget.results import codec
 from pytest_modelbudget.summary import Summary
@@ -55,6 +57,10 @@ class NoAnswer(Exception):
     """A function that a worker was to call gave no answer; the message says why, in short."""
 
 
+class Abandoned(Exception):
+    """Nothing more is asked of workers: the run is over."""
+
+
 class Isolation:
     """Workers for the models of one run, one at a time: a new one comes when the last ended, or was spoiled.
 
@@ -69,6 +75,7 @@ class Isolation:
     ) -> None:
         self._conftests, self._waiting = conftests, waiting
         self._worker: Worker | None = None
+        self._abandoned = False
         self._traces: dict[str, int] = {}
         self._yielded: dict[str, dict[str, ModelEntry]] = {}
 
@@ -82,13 +89,20 @@ class Isolation:
         self._drop()
         self._worker = Worker()
         if module := _module_of_builder(first):
-            self._worker.import_ahead(Job("import", argument=module, conftests=self._conftests()))
+            job = Job("import", argument=module, conftests=self._conftests(), surroundings=Surroundings.current())
+            self._worker.import_ahead(job)
 
     def close(self) -> None:
         """End the worker."""
         if self._worker is not None:
             self._worker.end()
             self._worker = None
+
+    def abandon(self) -> None:
+        """End the worker whatever it does, for another thread: the one that waits for it gets `Abandoned`."""
+        self._abandoned = True
+        if (worker := self._worker) is not None:
+            worker.interrupt()
 
     def count(self, entry: ModelEntry, module: UserModule | None = None) -> Summary:
         """Build and count a model in the worker; `module` is where it is found when only its module has its builder.
@@ -99,7 +113,31 @@ class Isolation:
         """
         if entry.isolate is False:
             return summarize_entry(self._here(entry))
-        answer = self._ask(_count_job(entry, module), resources.parse(entry.limits), once_more=True)
+        return self.summary(entry, self.attempt(entry, module))
+
+    def attempt(
+        self,
+        entry: ModelEntry,
+        module: UserModule | None = None,
+        pass_on: Callable[[Printed], None] = print_here,
+        surroundings: Surroundings | None = None,
+    ) -> Answer:
+        """How a model came out in the worker, as data, which `summary` reads, here or in another process.
+
+        `pass_on` takes what its code printed; `surroundings` are those of this process where none are given.
+
+        Raises:
+            Abandoned: the run is over.
+        """
+        limits = resources.parse(entry.limits)
+        return self._answer(_count_job(entry, module), limits, pass_on, surroundings, once_more=True)
+
+    def summary(self, entry: ModelEntry, answer: Answer) -> Summary:
+        """The model's summary by the answer of a worker, which also warned of something.
+
+        Raises: see `count`.
+        """
+        repeat_warnings(answer.warnings)
         match answer.kind:
             case "result":
                 result = codec.unpack(answer.data)
@@ -110,8 +148,10 @@ class Isolation:
                 raise KeyboardInterrupt
             case "ended":
                 raise NotCounted(failure_result(entry, ModelBudgetError(answer.text)))
-            case _:  # it wants a debugger, or is not found outside of this process
+            case "here":  # it wants a debugger, or is not found outside of this process
                 return summarize_entry(self._here(entry))
+            case _:
+                raise ModelBudgetError(f"the worker answered with {answer.kind!r} instead of a result")
 
     def entries(self, reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
         """What a source yields, with stand-ins for the builders; see `run.entries_from`.
@@ -122,10 +162,11 @@ class Isolation:
         if holder.isolate is False:
             return entries_from(reference, holder)
         source = EntrySource(reference, holder)
-        answer = self._ask(Job("entries", source=source), resources.parse(holder.limits), once_more=False)
+        answer = self._ask(Job("entries", source=source), resources.parse(holder.limits))
         match answer.kind:
             case "entries":
-                return tuple(_stand_in(entry, source) for entry in answer.entries())
+                builder = YieldedBuilder.by(source)
+                return tuple(replace(entry, build=builder) for entry in answer.entries())
             case "interrupted":
                 raise KeyboardInterrupt
             case "ended":
@@ -157,29 +198,47 @@ class Isolation:
             KeyboardInterrupt: something in it raised that.
         """
         job = Job("call", function=function, argument=json.dumps(argument))
-        answer = self._ask(job, ResourceLimits(seconds=seconds), once_more=False)
+        answer = self._ask(job, ResourceLimits(seconds=seconds))
         if answer.kind == "interrupted":
             raise KeyboardInterrupt
         if answer.kind != "data":
             raise NoAnswer(answer.short or answer.text or "stops at a breakpoint")
         return json.loads(answer.data)
 
-    def _ask(self, job: Job, limits: ResourceLimits, *, once_more: bool) -> Answer:
+    def _ask(self, job: Job, limits: ResourceLimits) -> Answer:
+        """The worker's answer to a job that is asked once, with what was printed and warned of."""
+        answer = self._answer(job, limits, print_here, None, once_more=False)
+        repeat_warnings(answer.warnings)
+        return answer
+
+    def _answer(
+        self,
+        job: Job,
+        limits: ResourceLimits,
+        pass_on: Callable[[Printed], None],
+        surroundings: Surroundings | None,
+        *,
+        once_more: bool,
+    ) -> Answer:
         """The worker's answer; a worker that ended may have been another model's doing, so a used one has a second."""
         self.start()
         assert self._worker is not None
         worker, used = self._worker, self._worker.used
+        job = replace(job, conftests=self._conftests(), surroundings=surroundings or Surroundings.current())
         try:
-            job = replace(job, conftests=self._conftests())
+            self._check_wanted()
             with self._waiting(_work(job)):
-                answer = worker.ask(job, seconds=limits.get("seconds", DEFAULT_SECONDS), memory=limits.get("memory"))
+                seconds, memory = limits.get("seconds", DEFAULT_SECONDS), limits.get("memory")
+                answer = worker.ask(job, pass_on, seconds=seconds, memory=memory)
         except WorkerEnded as end:
             self._drop()
+            self._check_wanted()
             other_module = worker.imported_ahead not in ("", _module_of_builder(job.entry))
             ahead = worker.imported_ahead and not used and (other_module or end.limit is None)
             if ahead or (once_more and used and end.limit is None):
-                return self._ask(job, limits, once_more=False)
-            text = ending.describe_end(end, "the model was counted" if job.entry else "it answered")
+                return self._answer(job, limits, pass_on, surroundings, once_more=False)
+            before = "the model was counted" if job.entry else "it answered"
+            text = ending.describe_end(end, before, job.surroundings.folder)
             return Answer("ended", text, short=ending.short_text(end))
         except BaseException:  # an interrupt from the keyboard: the worker is in the middle of a model
             self._drop()
@@ -187,6 +246,10 @@ class Isolation:
         if answer.spoiled or (answer.trace and self._matters(answer.trace)):
             self._drop()
         return answer
+
+    def _check_wanted(self) -> None:
+        if self._abandoned:
+            raise Abandoned
 
     def _matters(self, trace: str) -> bool:
         """Whether a worker is given up for a trace: not for one that libraries leave in each process."""
@@ -222,8 +285,15 @@ def _count_job(entry: ModelEntry, module: UserModule | None) -> Job:
     return Job("count", entry=entry)
 
 
-def _stand_in(entry: ModelEntry, source: EntrySource) -> ModelEntry:
-    return replace(entry, build=YieldedBuilder.by(source))
-
-
-__all__ = ["Isolation", "NoAnswer", "UserModule", "YieldedBuilder", "isolation_enabled"]
+__all__ = [
+    "Abandoned",
+    "Answer",
+    "Isolation",
+    "NoAnswer",
+    "Printed",
+    "Surroundings",
+    "UserModule",
+    "YieldedBuilder",
+    "isolation_enabled",
+    "print_here",
+]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
@@ -45,6 +47,24 @@ class UserModule:
 
 
 @dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The module search path, working directory and variables that a job is done with."""
+
+    path: tuple[str, ...] = ()
+    folder: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def current(cls) -> Surroundings:
+        """Those of this process; without a folder when it is gone."""
+        try:
+            folder = os.getcwd()
+        except OSError:
+            folder = ""
+        return cls(tuple(sys.path), folder, dict(os.environ))
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """Something to do for the worker: `count` an entry, call a source for its `entries`, or `call` a function.
 
@@ -52,7 +72,6 @@ class Job:
     module of an entry's builder ahead of time has no answer of its own.
 
     An entry of a `source` or of a `module` has its builder there, by its id. `conftests` are imported before, once.
-    `path`, `folder` and `environment` are the module search path, working directory and variables to do it with.
     """
 
     kind: str
@@ -62,9 +81,7 @@ class Job:
     function: str = ""
     argument: str = ""
     conftests: tuple[UserModule, ...] = ()
-    path: tuple[str, ...] = ()
-    folder: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,26 +161,51 @@ def read_job(stream: IO[bytes]) -> tuple[int, Job] | None:
 
 def write_answer(stream: IO[bytes], number: int, answer: Answer) -> None:
     """Send the answer to the job of that number."""
-    texts = (answer.kind, answer.text, answer.spoiled, answer.trace, answer.missing)
-    head = json.dumps([*texts, answer.warnings]).encode()
-    _write(stream, number, struct.pack(">I", len(head)) + head + answer.data)
+    _write(stream, number, pack_answer(answer))
 
 
 def read_answer(stream: IO[bytes]) -> tuple[int, Answer] | None:
     """The next answer with the number of its job, None when there are no more.
 
     Raises:
-        ValueError: it is none.
+        ValueError, TypeError: it is none.
     """
     frame = _read(stream)
-    if frame is None:
-        return None
-    number, body = frame
-    end = 4 + int.from_bytes(body[:4], "big")
-    *texts, warnings = json.loads(body[4:end])
+    return None if frame is None else (frame[0], unpack_answer(frame[1]))
+
+
+def pack_answer(answer: Answer) -> bytes:
+    """An answer as it travels, without its `short` text."""
+    texts = (answer.kind, answer.text, answer.spoiled, answer.trace, answer.missing)
+    return with_head([*texts, answer.warnings], answer.data)
+
+
+def unpack_answer(body: bytes) -> Answer:
+    """Read back what `pack_answer` gave.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    (*texts, warnings), data = split_head(body)
     kind, text, spoiled, trace, missing = map(str, texts)
     recorded = tuple(_warning(*warning) for warning in warnings)
-    return number, Answer(kind, text, body[end:], spoiled, trace, missing, warnings=recorded)
+    return Answer(kind, text, data, spoiled, trace, missing, warnings=recorded)
+
+
+def with_head(head: Any, data: bytes) -> bytes:
+    """Plain JSON data before bytes."""
+    text = json.dumps(head).encode()
+    return struct.pack(">I", len(text)) + text + data
+
+
+def split_head(body: bytes) -> tuple[Any, bytes]:
+    """What `with_head` put together.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    end = 4 + int.from_bytes(body[:4], "big")
+    return json.loads(body[4:end]), body[end:]
 
 
 def _warning(category: Any, message: Any, file: Any, line: Any) -> tuple[str, str, str, int]:

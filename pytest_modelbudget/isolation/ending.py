@@ -9,7 +9,6 @@ from pathlib import Path
 from traceback import FrameSummary
 
 from pytest_modelbudget import units
-from pytest_modelbudget.engine.tracebacks import relative_to_cwd
 from pytest_modelbudget.isolation.process import WorkerEnded
 from pytest_modelbudget.system.frames import is_own_frame, is_python_frame
 
@@ -26,9 +25,12 @@ _SIGNAL_MEANINGS = {
 }
 
 
-def describe_end(ended: WorkerEnded, before: str = "the model was counted") -> str:
-    """`ended its process: SIGSEGV (a segmentation fault)`, and the lines where that was, when they are known."""
-    return "\n".join((_what_happened(ended, before), *_user_frames(ended.end.stderr)))
+def describe_end(ended: WorkerEnded, before: str, folder: str) -> str:
+    """`ended its process: SIGSEGV (a segmentation fault)`, and the lines where that was, when they are known.
+
+    Files below `folder`, where the worker was, are named as seen from there.
+    """
+    return "\n".join((_what_happened(ended, before), *_user_frames(ended.end.stderr, folder)))
 
 
 def short_text(ended: WorkerEnded) -> str:
@@ -66,7 +68,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _user_frames(stderr: str) -> Iterator[str]:
+def _user_frames(stderr: str, folder: str) -> Iterator[str]:
     """The user's frames of the last stack that the worker wrote, the outermost first, as in a traceback."""
     current = stderr.rpartition("Current thread ")[2] or stderr.rpartition("Thread 0x")[2]
     if not current or current == stderr:
@@ -77,6 +79,10 @@ def _user_frames(stderr: str) -> Iterator[str]:
         frame for frame in frames if not (is_own_frame(frame) or is_python_frame(frame) or frame.filename == "<string>")
     ]
     yield from (
-        f"{relative_to_cwd(Path(frame.filename))}:{frame.lineno}: in {frame.name}"
+        f"{_relative(Path(frame.filename), folder)}:{frame.lineno}: in {frame.name}"
         for frame in user_frames[:_MOST_FRAMES][::-1]
     )
+
+
+def _relative(path: Path, folder: str) -> Path:
+    return path.relative_to(folder) if folder and path.is_absolute() and path.is_relative_to(folder) else path

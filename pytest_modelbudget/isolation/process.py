@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +17,10 @@ from typing import Literal
 
 import psutil
 
-from pytest_modelbudget.engine.run import in_ci
-from pytest_modelbudget.engine.tracebacks import relative_to_cwd
-from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.isolation import measuring
 from pytest_modelbudget.isolation.channel import DEBUG, Answer, Job, read_answer, write_job
-from pytest_modelbudget.system import debug, processes
-from pytest_modelbudget.system.escape import without_commands
+from pytest_modelbudget.isolation.output import OutputFile, Printed
+from pytest_modelbudget.system import processes
 
 _WORKER = "pytest_modelbudget.isolation.worker"
 _POLL_SECONDS = 0.05
@@ -38,21 +33,12 @@ _SECONDS_TO_START = 120.0
 _SECONDS_TO_END = 10.0
 _SECONDS_TO_TELL = 0.5
 _MOST_OUTPUT = 256 << 20
-_MOST_SHOWN = 1 << 20
 _MOST_DEBUG = 64 << 20
 
 _GUARD = 'read _; kill -9 "-$1"; rm -rf -- "$2"'
 """Shell code that ends a group of processes when its input ends, as it does with whoever started it; also a folder."""
 
 LimitKind = Literal["seconds", "memory", "output"]
-
-_STACKS = re.compile(
-    r"^(?:Fatal Python error: .*\n\n?)?"
-    r"(?:(?:(?:Current thread|Thread) 0x[0-9a-f]+(?: \[.*\])?|Current thread's C stack trace)"
-    r" \(most recent call first\):\n(?:  .*\n)*\n?)+"
-    r"(?:Extension modules: .*\n?)?",
-    re.MULTILINE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +64,14 @@ class WorkerEnded(Exception):
 class Worker:
     """One process that does one job at a time.
 
-    Its standard input and output are the channel; what its code prints goes to files, which are passed on to this
-    process's own output after each job. It leads a session of its own, so that it can be ended with what it started.
+    Its standard input and output are the channel; what its code prints goes to files, and is passed on after each job.
+    It leads a session of its own, so that it can be ended with what it started.
     """
 
     def __init__(self) -> None:
         self._files = tempfile.TemporaryDirectory(prefix="modelbudget-", ignore_cleanup_errors=True)
-        self._printed = [_OutputFile(Path(self._files.name) / name) for name in ("stdout", "stderr")]
-        self._debug = _OutputFile(self._printed[0].path.with_suffix(DEBUG), _MOST_DEBUG)
+        self._printed = [OutputFile(Path(self._files.name) / name) for name in ("stdout", "stderr")]
+        self._debug = OutputFile(self._printed[0].path.with_suffix(DEBUG), _MOST_DEBUG)
         self._measured = Path(self._files.name) / "coverage"
         with self._printed[1].path.open("ab") as stderr:
             self._process = subprocess.Popen(
@@ -109,11 +95,15 @@ class Worker:
         """Whether it runs."""
         return self._process.poll() is None
 
-    def ask(self, job: Job, *, seconds: float | None, memory: float | None) -> Answer:
+    def ask(
+        self, job: Job, pass_on: Callable[[Printed], None], *, seconds: float | None, memory: float | None
+    ) -> Answer:
         """Its answer to a job, within limits of time and of memory (bytes, of it and all that it started).
 
+        `pass_on` takes what was printed meanwhile, however the job comes out.
+
         Raises:
-            Ended: it ended, or was ended for a limit.
+            WorkerEnded: it ended, or was ended for a limit.
         """
         if not self._ready:
             self._wait(0, _SECONDS_TO_START, None)  # it says so when it is there
@@ -122,9 +112,8 @@ class Worker:
         try:
             answer = self._wait(self._number, seconds, memory)
         finally:
-            self._pass_on()
+            pass_on(self._fresh_output())
         self.used = True
-        _repeat_warnings(answer)
         return answer
 
     def import_ahead(self, job: Job) -> None:
@@ -136,7 +125,6 @@ class Worker:
         self._number += 1
         with suppress(OSError):  # whoever waits for its answer finds out that it is gone
             assert self._process.stdin is not None
-            job = replace(job, path=tuple(sys.path), folder=_working_directory(), environment=dict(os.environ))
             write_job(self._process.stdin, self._number, job)
 
     def end(self) -> None:
@@ -149,8 +137,12 @@ class Worker:
             measuring.add_to_current(self._measured)
         self.kill()
 
+    def interrupt(self) -> None:
+        """End it and all that it started, at once; for another thread than the one that waits for its answer."""
+        processes.kill_tree(self._process)
+
     def kill(self) -> None:
-        """End it and all that it started, at once."""
+        """End it and all that it started, at once, and remove its files."""
         processes.kill_tree(self._process)
         if self._guard is not None:
             self._guard.kill()
@@ -217,88 +209,9 @@ class Worker:
         code = self._process.poll()
         return WorkerEnd(code, stderr=self._printed[1].tail(), nonsense=nonsense)
 
-    def _pass_on(self) -> None:
-        """Print here what was printed there, so that it is captured and shown as if the model were built here."""
-        for printed, stream in zip(self._printed, (sys.stdout, sys.stderr), strict=True):
-            text = _without_stacks(printed.fresh())
-            text = without_commands(text) if in_ci() else text
-            if text and stream is not None:
-                with suppress(OSError, ValueError):
-                    stream.write(text.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8"))
-        debug.write(self._debug.fresh())
-
-
-def _without_stacks(printed: str) -> str:
-    """What a worker printed, without the stacks that Python writes when it crashes or is asked for them.
-
-    A report has the user's frames of the last one (`ending`).
-    """
-    return _STACKS.sub("", printed)
-
-
-def _working_directory() -> str:
-    """The working directory; nothing when it is gone."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return ""
-
-
-class _OutputFile:
-    """A file that a worker writes its output to."""
-
-    def __init__(self, path: Path, most: int = _MOST_SHOWN) -> None:
-        self.path = path
-        self._most = most
-        self._offset = 0
-        path.touch()
-
-    def size(self) -> int:
-        """Bytes written so far."""
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
-
-    def fresh(self) -> str:
-        """What was written since it was last asked, its middle left out when that is very much."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                content = file.read(self._most)
-                end = file.seek(0, os.SEEK_END)
-        except OSError:
-            return ""
-        left_out = end - self._offset - len(content)
-        self._offset = end
-        text = content.decode("utf-8", "replace")
-        return f"{text}\n... {left_out:,} bytes left out ...\n" if left_out else text
-
-    def tail(self) -> str:
-        """The end of what was written since it was last asked."""
-        with suppress(OSError), self.path.open("rb") as file:
-            file.seek(max(self._offset, file.seek(0, os.SEEK_END) - 20_000))
-            return file.read().decode("utf-8", "replace")
-        return ""
-
-
-def _repeat_warnings(answer: Answer) -> None:
-    """Warn here of what was warned of there, so that pytest's filters and summary have it.
-
-    Raises:
-        ModelBudgetError: a filter makes an error of it, which says where it was warned.
-    """
-    for category, message, file, line in answer.warnings:
-        kind = getattr(__import__("builtins"), category, None)
-        is_warning = isinstance(kind, type) and issubclass(kind, Warning)
-        text = message if is_warning else f"{category}: {message}"
-        try:
-            warnings.warn_explicit(text, kind if is_warning else UserWarning, file, line)  # type: ignore[arg-type]
-        except Warning as error:
-            location = f"{relative_to_cwd(Path(file))}:{line}"
-            raise ModelBudgetError(
-                f"{location}: {type(error).__name__}: {error} (the run takes it for an error)"
-            ) from None
+    def _fresh_output(self) -> Printed:
+        stdout, stderr = (printed.fresh() for printed in self._printed)
+        return Printed(stdout, stderr, self._debug.fresh())
 
 
 def _start_guard(group: int, folder: str) -> subprocess.Popen[bytes] | None:

@@ -102,6 +102,7 @@ class _Sources:
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[ModelEntry, ...]] = {}
+        self._by_id: dict[str, dict[str, ModelEntry]] = {}
 
     def entries(self, source: EntrySource) -> tuple[ModelEntry, ...]:
         """Its entries, as they came."""
@@ -111,7 +112,9 @@ class _Sources:
 
     def entry(self, source: EntrySource, name: str) -> ModelEntry | None:
         """Its first entry of that id."""
-        return next((entry for entry in self.entries(source) if entry.id == name), None)
+        if source.reference not in self._by_id:
+            self._by_id[source.reference] = {entry.id: entry for entry in reversed(self.entries(source))}
+        return self._by_id[source.reference].get(name)
 
 
 def main(stdout: str) -> None:
@@ -180,10 +183,10 @@ def _no_debugger(*args: Any, **options: Any) -> NoReturn:
 
 
 def _do_job(job: Job, sources: _Sources) -> Answer:
-    sys.path[:] = job.path
-    os.environ.update(job.environment)
+    sys.path[:] = job.surroundings.path
+    os.environ.update(job.surroundings.environment)
     with suppress(OSError):
-        os.chdir(job.folder)
+        os.chdir(job.surroundings.folder)
     with _recorded_warnings() as recorded:
         state, crash = ProcessState.now(), None
         try:

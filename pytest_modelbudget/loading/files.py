@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -71,16 +72,32 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 def read_head(path: Path, most: int) -> bytes:
     """The first `most` bytes of a file, or all where it has fewer; see `read_bytes`."""
+    with open_file(path) as file:
+        try:
+            return file.read(most)
+        except OSError as error:
+            raise _refused(error) from None
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, or one that a link leads to, opened to be read; see `read_bytes` for what is raised."""
     try:
         _refuse_non_file(os.stat(path).st_mode)  # before it is opened: to open a device may do something
-        handle = os.open(path, os.O_RDONLY | _NO_WAITING)
-        with os.fdopen(handle, "rb") as file:
-            _refuse_non_file(os.fstat(handle).st_mode)
-            return file.read(most)
+        file = os.fdopen(os.open(path, os.O_RDONLY | _NO_WAITING), "rb")
+        try:
+            _refuse_non_file(os.fstat(file.fileno()).st_mode)
+        except BaseException:
+            file.close()
+            raise
+        return file
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise UnreadableFile(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise _refused(error) from None
+
+
+def _refused(error: Exception) -> UnreadableFile:
+    return UnreadableFile(f"cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def _refuse_non_file(mode: int) -> None:

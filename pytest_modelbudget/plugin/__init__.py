@@ -22,7 +22,7 @@ MARKER = "model_budget"
 RESULTS: pytest.StashKey[list[Result]] = pytest.StashKey()
 """The results an item came to; the controller gets them from its report."""
 
-_SWITCHES = ("model_budget", "model_budget_update", "model_budget_prune")
+_SWITCHES = ("model_budget", "model_budget_update", "model_budget_prune", "model_budget_part")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,9 +68,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="log to MLflow, and fail the run when not all of it arrives; otherwise that is a warning",
     )
     add("--model-budget-file", metavar="PATH", help="the manifest, when it is not modelbudget.yaml in the root")
+    add(
+        "--model-budget-part",
+        metavar="FILE",
+        help="write what this run finds as a part of a run on many machines, which modelbudget merge judges",
+    )
+    add(
+        "--model-budget-shard",
+        metavar="I/N",
+        help="check only the models that are dealt to shard I of N; with --model-budget-part",
+    )
+    add(
+        "--model-budget-times",
+        metavar="FILE",
+        help="deal models by the seconds in this file, which modelbudget merge --times writes, and pytest-split",
+    )
     parser.addini("model_budget", "as if --model-budget were given", type="bool", default=False)
     parser.addini("model_budget_file", "the manifest, when it is not modelbudget.yaml in the root")
     parser.addini("model_budget_base", "auto, off, or a git ref, as --model-budget-base")
+    parser.addini("model_budget_times", "the seconds that models are dealt by, as --model-budget-times")
 
 
 def enabled(config: pytest.Config) -> bool:
@@ -136,18 +152,21 @@ def pytest_configure(config: pytest.Config) -> None:
             "model_budget_mlflow",
             "model_budget_mlflow_required",
             "model_budget_file",
+            "model_budget_shard",
+            "model_budget_times",
         )
         if any(config.getoption(flag) for flag in dependent_flags):
             raise pytest.UsageError("model-budget: this flag needs --model-budget beside it")
         return
-    from pytest_modelbudget.plugin import base, collect, controller, progress, steady
+    from pytest_modelbudget.plugin import base, collect, controller, parts, progress, steady
 
     _refuse_unknown_topics()
+    parts.prepare(config)
     base.prepare(config)
     collector = collect.Collector(config)
     config.pluginmanager.register(collector, "modelbudget-collector")
     config.pluginmanager.register(steady.SteadyRun(), "modelbudget-steady")
-    config.pluginmanager.register(progress.ProgressLine(), "modelbudget-progress")
+    config.pluginmanager.register(progress.ProgressLine(config), "modelbudget-progress")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(controller.Controller(config, collector.checklist), "modelbudget-controller")
 

@@ -26,7 +26,7 @@ BASE: pytest.StashKey[Base] = pytest.StashKey()
 COLLECTED: pytest.StashKey[Collected] = pytest.StashKey()
 ISOLATION: pytest.StashKey[Isolation | None] = pytest.StashKey()
 MODEL_ITEMS: pytest.StashKey[list[pytest.Item]] = pytest.StashKey()
-"""All models that were collected, whatever becomes of them."""
+"""All models, and mistakes of manifests, that were collected, whatever becomes of them."""
 
 
 def prepare(config: pytest.Config) -> None:

@@ -26,6 +26,7 @@ from pytest_modelbudget.plugin.items import (
     ModelItem,
     SnapshotFilesItem,
 )
+from pytest_modelbudget.plugin.parts import FIXTURE, PART, PartRun
 from pytest_modelbudget.session.registry import (
     Registry,
     SourceReader,
@@ -35,7 +36,6 @@ from pytest_modelbudget.session.registry import (
     snapshot_clashes,
 )
 
-FIXTURE = "model_budget"
 NO_MODEL = (
     "model-budget: no model found. Register one in modelbudget.yaml (models: {net: {build: module:callable, "
     'inputs: "float32[B, 3, 32, 32]"}}), with @pytest_modelbudget.model in a test file, or check one with the '
@@ -50,6 +50,7 @@ class Collector:
         self.root = config.rootpath
         self.chosen = _chosen_manifest(config)
         self.models = 0
+        self.part = config.stash[PART]
         self.checklist = Checklist()
         self.made = config.stash[MODEL_ITEMS] = list[pytest.Item]()
         self.pytest_collect_directory(self.root)
@@ -77,6 +78,11 @@ class Collector:
             return None
         return ModelItem.from_parent(collector, name=obj.id, entry=_placed_in_module(obj, collector.path, self.root))
 
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """A part knows of all tests that check models, whatever is deselected afterwards."""
+        if self.part is not None:
+            self.part.note_test(item)
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(
         self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
@@ -85,7 +91,7 @@ class Collector:
         self.checklist.complete = True  # pytest comes here only when nothing ended collection
         _mark_clashes(items)
         if not any("::" in arg for arg in config.args):
-            items.extend(_module_files(items, self.root))
+            self._add_module_files(items)
         self.models = sum(
             isinstance(item, BudgetItem) or FIXTURE in getattr(item, "fixturenames", ()) for item in items
         )
@@ -95,6 +101,23 @@ class Collector:
             report_back(config, config.workeroutput)  # type: ignore[attr-defined]
         elif not self.models and not session.testsfailed and wants_models(config):
             raise pytest.UsageError(NO_MODEL)
+        if self.part is not None:
+            self._deal(self.part, items, config)
+
+    def _add_module_files(self, items: list[pytest.Item]) -> None:
+        """Items for obsolete files of test modules; a part only notes them."""
+        for item in tuple(_module_files(items, self.root)):
+            if self.part is None:
+                items.append(item)
+            else:
+                self.part.note_obsolete(item)
+
+    def _deal(self, part: PartRun, items: list[pytest.Item], config: pytest.Config) -> None:
+        part.note_models(self.made)
+        try:
+            part.keep_own(items, config)
+        except ModelBudgetError as mistake:
+            raise pytest.UsageError(f"model-budget: {mistake}") from None
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -115,12 +138,17 @@ class Collector:
         """Write down which models are to be checked, before the first is."""
         self.checklist.add(session.items)
         self.checklist.leave_out(self.made)  # what `--lf` or another plugin took out without a word
+        if self.part is not None:
+            self.part.note_selected(session.items)
         write_checklist(session.config, self.checklist)
 
 
 def wants_models(config: pytest.Config) -> bool:
-    """Whether a run without any model is a mistake: not when an ini file has the option on and the user named paths."""
-    if config.getoption("collectonly"):
+    """Whether a run without any model is a mistake: not when an ini file has the option on and the user named paths.
+
+    Nor where the run writes a part: the merge tells.
+    """
+    if config.getoption("collectonly") or config.stash[PART] is not None:
         return False
     return was_requested(config) or config.args_source is not config.ArgsSource.ARGS
 
@@ -128,7 +156,7 @@ def wants_models(config: pytest.Config) -> bool:
 def runs_all(config: pytest.Config) -> bool:
     """Whether this process runs all that it collects, as far as its own options say."""
     selects = config.getoption("keyword") or config.getoption("markexpr") or any("::" in arg for arg in config.args)
-    return not (selects or hasattr(config, "workerinput"))
+    return not (selects or config.getoption("model_budget_part") or hasattr(config, "workerinput"))
 
 
 def _chosen_manifest(config: pytest.Config) -> Path | None:
@@ -187,7 +215,7 @@ def _mark_clashes(items: Iterable[pytest.Item]) -> None:
         models[id(entry)].clash = clash
 
 
-def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.Item]:
+def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[SnapshotFilesItem]:
     """An item for each collected test module that snapshots were declared in and whose models are gone."""
     items = tuple(items)
     modules = {module: None for item in items if (module := item.getparent(pytest.Module)) is not None}
@@ -198,17 +226,18 @@ def _module_files(items: Iterable[pytest.Item], root: Path) -> Iterator[pytest.I
             module.path.parent not in folders_done
         )  # one module of a folder speaks for those that are gone
         folders_done.add(module.path.parent)
-        owned = {snapshot.path_for(_placed_in_module(entry, module.path, root)) for entry in entries_of(module.obj)}
+        placed = (_placed_in_module(entry, module.path, root) for entry in entries_of(module.obj))
+        owned = {address for entry in placed for address in snapshot.addresses(root, entry)}
         files = tuple(snapshot.obsolete(root, home, partial(_module_owns, module, owned, speaks_for_folder)))
         if files:
             yield SnapshotFilesItem.from_parent(module, name="snapshot-files", files=files, declared=module.name)
 
 
-def _module_owns(module: pytest.Module, owned: set[str], speaks_for_folder: bool, path: str, declared: str) -> bool:
+def _module_owns(module: pytest.Module, owned: set[str], speaks_for_folder: bool, address: str, declared: str) -> bool:
     file, _, function = declared.partition("::")
     if file != module.path.name:
         return not speaks_for_folder or (module.path.parent / file).exists()
-    return path in owned if not function else hasattr(module.obj, function.split("::")[0])
+    return address in owned if not function else hasattr(module.obj, function.split("::")[0])
 
 
 def _without_interrupt(sources: SourceReader, reference: str, holder: ModelEntry) -> tuple[ModelEntry, ...]:
@@ -235,6 +264,9 @@ class ManifestFile(pytest.File):
         registry = register_manifest(self.path, self.config.rootpath, sources)
         if isolation is not None and not self.config.getoption("collectonly"):
             isolation.start(next(iter(registry.entries), None) if runs_all(self.config) else None)
+        part = self.config.stash[PART]
+        if part is not None:
+            part.note_manifest(self.path, registry.loaded.file)
         for name, mistakes in registry.mistakes().items():
             yield BadConfigItem.from_parent(self, name=name, mistakes=mistakes)
         base_manifest = registry.base_manifest(self.config.stash[BASE])
@@ -242,9 +274,13 @@ class ManifestFile(pytest.File):
         for entry in (*registry.absent, *registry.entries):
             base_limits = registry.base_limits(entry, base_manifest)
             yield ModelItem.from_parent(self, name=entry.id, entry=entry, limits_before=base_limits)
-        yield from self._snapshot_files(registry)
+        for item in self._snapshot_files(registry):
+            if part is None:
+                yield item
+            else:
+                part.note_obsolete(item)
 
-    def _snapshot_files(self, registry: Registry) -> Iterator[pytest.Item]:
+    def _snapshot_files(self, registry: Registry) -> Iterator[SnapshotFilesItem]:
         if reason := registry.why_obsolete_unknown():
             if self.config.getoption("model_budget_prune"):
                 yield SnapshotFilesItem.from_parent(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -11,11 +11,14 @@ from pytest_modelbudget.engine.tracebacks import user_traceback
 from pytest_modelbudget.plugin.base import BASE, COLLECTED, add_from_worker, tell_worker
 from pytest_modelbudget.plugin.collect import NO_MODEL, wants_models
 from pytest_modelbudget.plugin.expected import Checklist, ChecklistFolder
+from pytest_modelbudget.plugin.parts import PART, add_from_workers
+from pytest_modelbudget.plugin.parts import finish as finish_part
 from pytest_modelbudget.plugin.progress import while_waiting
 from pytest_modelbudget.plugin.reports import requested_reports
 from pytest_modelbudget.reports import table
-from pytest_modelbudget.results import Result, State, codec
-from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, Wanted, finish
+from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results.store import ResultStore
+from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, Wanted, finish, in_order
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.trackers import tracker
 
@@ -29,24 +32,29 @@ class Controller:
         self.checklists = ChecklistFolder()
         config.add_cleanup(self.checklists.close)
         self.not_collected: list[Finding] = []
-        self.latest: dict[tuple[str, str], Result] = {}
+        self.results = ResultStore()
         self.finished = Finished()
         self.worker_models: list[int] = []
         self.reports = requested_reports(config)
+        self.part = config.stash[PART]
+        self.failed_nodes: set[str] = set()
 
     def pytest_report_header(self) -> str:
         """One line: what this run does with snapshots."""
         update, prune = (self.config.getoption(f"model_budget_{word}") for word in ("update", "prune"))
         action = "writing changed snapshots" if update else "checking snapshots and budgets, writing none"
-        return f"model-budget: {action}{', pruning obsolete ones' if prune else ''}"
+        part = "" if self.part is None else ", writing a part of a run"
+        return f"model-budget: {action}{', pruning obsolete ones' if prune else ''}{part}"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the results off a report; of a test that was run again, the last one counts."""
         packed = vars(report).pop("modelbudget", None)
-        for result in map(codec.unpack, packed or ()):
-            self.latest[result.nodeid, result.id] = result
+        for data in packed or ():
+            self.results.add_packed(data)
         if not packed:
             self.checklist.note(report)
+        if report.failed:
+            self.failed_nodes.add(report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Models in a file that cannot be collected are not known."""
@@ -77,16 +85,41 @@ class Controller:
         if self.config.getoption("collectonly"):
             return
         self.checklists.read(self.checklist)
-        missing = self.checklist.missing((nodeid for nodeid, _ in self.latest), _why_not_checked(session))
-        results = (*self.latest.values(), *missing)
-        self._note_left_out()
+        add_from_workers(self.config, self.checklists.path)
+        missing = self.checklist.missing((result.nodeid for result in self.results), _why_not_checked(session))
+        results = (*self.results, *missing)
+        self._note_uncollected()
+        if self.part is None:
+            self._finish(session, results)
+        else:
+            self._finish_part(session, results)
+        if self.finished.failed or self.finished.problems:
+            _fail(session)
+
+    def _finish(self, session: pytest.Session, results: Sequence[Result]) -> None:
         base, collected = self.config.stash[BASE], self.config.stash[COLLECTED]
+        collected.findings = [*self.not_collected, *self._left_out(), *collected.findings]
         wanted = self._wanted()
         with while_waiting(self.config, "logging to MLflow" if wanted.tracker else "writing reports"):
             self.finished = finish(results, wanted, base, collected, failed=_has_failed(session))
         self._call_hook()
-        if self.finished.failed or self.finished.problems:
-            _fail(session)
+
+    def _finish_part(self, session: pytest.Session, results: Sequence[Result]) -> None:
+        """Write the part, which tells the merge that the hook failed too; that it has no model at all is no failure."""
+        self.finished = Finished(tuple(in_order(results)))
+        self._call_hook()
+        hook_problems = self.finished.problems
+        if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+            session.exitstatus = pytest.ExitCode.OK
+        with while_waiting(self.config, "writing the part"):
+            self.finished = finish_part(
+                self.config,
+                results,
+                self.not_collected,
+                exit_status=int(session.exitstatus) or int(bool(hook_problems)),
+                failed_nodes=self.failed_nodes,
+            )
+        self.finished.problems[:0] = hook_problems
 
     def _wanted(self) -> Wanted:
         update, log, required = (
@@ -94,16 +127,16 @@ class Controller:
         )
         return Wanted(update, self.reports, tracker("mlflow") if log or required else None, must_arrive=required)
 
-    def _note_left_out(self) -> None:
-        """What this run does not say anything of."""
-        collected = self.config.stash[COLLECTED]
-        if not (self.checklist.complete or self.latest or self.not_collected):
+    def _note_uncollected(self) -> None:
+        if not (self.checklist.complete or self.results or self.not_collected):
             text = "the run ended before all models were collected: none was checked"
             self.not_collected.append(Finding(NOT_COLLECTED, "", text))
+
+    def _left_out(self) -> list[Finding]:
+        """What this run does not say anything of."""
         deselected = len(self.checklist.deselected - self.checklist.expected.keys())
         text = f"{deselected} model{' was' if deselected == 1 else 's were'} left out by the options of this run"
-        left_out = [Finding("deselected", "", text)] if deselected else []
-        collected.findings = [*self.not_collected, *left_out, *collected.findings]
+        return [Finding("deselected", "", text)] if deselected else []
 
     def _call_hook(self) -> None:
         try:
@@ -114,7 +147,7 @@ class Controller:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of all models, what was written, and what could not be."""
         finished = self.finished
-        if not finished.results and not finished.problems:
+        if not (finished.results or finished.problems or self.part):
             return
         terminalreporter.section("model budgets", sep="-")
         width = max(40, terminalreporter._tw.fullwidth)
@@ -127,6 +160,8 @@ class Controller:
             terminalreporter.line(line)
         for problem in finished.problems:
             terminalreporter.line(f"ERROR {problem}", red=True)
+        if self.part is not None:  # the merge annotates
+            return
         annotated = self.config.pluginmanager.hasplugin("pytest_github_actions_annotate_failures")
         for line in finished.annotations(self.config.rootpath, errors=not annotated):
             terminalreporter.line(line)

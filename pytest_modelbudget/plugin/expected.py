@@ -14,6 +14,7 @@ import pytest
 
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.plugin.items import BadConfigItem, ModelItem
+from pytest_modelbudget.plugin.parts import send_to_controller
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.system import writing
 
@@ -104,6 +105,11 @@ class ChecklistFolder:
                 checklist.expected.update((entry["nodeid"], _expected_from(entry)) for entry in content["expected"])
                 checklist.deselected.update(content["deselected"])
 
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self._folder.name)
+
     def close(self) -> None:
         """Remove it."""
         self._folder.cleanup()
@@ -114,6 +120,7 @@ def write_checklist(config: pytest.Config, checklist: Checklist) -> None:
     workerinput: Mapping[str, Any] = getattr(config, "workerinput", {})
     if _INPUT not in workerinput:
         return
+    send_to_controller(config, Path(workerinput[_INPUT]), workerinput["workerid"])
     expected = [asdict(model) for model in checklist.expected.values()]
     text = json.dumps({"complete": checklist.complete, "expected": expected, "deselected": [*checklist.deselected]})
     with suppress(OSError):  # a worker of another machine: the controller knows what has a result

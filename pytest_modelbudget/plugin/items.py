@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, cast
 
 import pytest
 from _pytest._code.code import ExceptionRepr, ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
@@ -32,6 +32,9 @@ from pytest_modelbudget.system.intact import originals_restored
 
 _MOST_OUTPUT = 20_000
 
+_NEW: pytest.StashKey[int] = pytest.StashKey()
+_TESTS: pytest.StashKey[list[pytest.Item]] = pytest.StashKey()
+
 _LETTERS = {
     State.CHANGED: "C",
     State.NO_SNAPSHOT: "N",
@@ -54,6 +57,12 @@ class ModelCheckFailed(AssertionError):
         self.result = result
 
 
+@cache
+def _marker() -> pytest.MarkDecorator:
+    """Made once: pytest asks whether a name is that of a marker each time it is made of one."""
+    return cast(pytest.MarkDecorator, getattr(pytest.mark, MARKER))
+
+
 class BudgetItem(pytest.Item):
     """An item that gives a `Result`; `outcome()` says which."""
 
@@ -61,7 +70,7 @@ class BudgetItem(pytest.Item):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.add_marker(MARKER)
+        self.add_marker(_marker())
 
     def outcome(self) -> Result:
         """Do the work."""
@@ -134,6 +143,7 @@ class BadConfigItem(BudgetItem):
         super().__init__(**options)
         self.mistakes = tuple(mistakes)
         self.place = self.mistakes[0][0]
+        self.config.stash[MODEL_ITEMS].append(self)
 
     def outcome(self) -> Result:
         """All mistakes at once, each with its line."""
@@ -179,11 +189,12 @@ def failure_text(item: pytest.Item, result: Result) -> str:
 
 def _new_models(session: pytest.Session) -> int:
     """How many models of the run have no snapshot yet; of those in ordinary tests, how many had none so far."""
-    registered = [item.entry for item in session.items if isinstance(item, ModelItem)]
-    in_tests = (
-        result for item in session.items if not isinstance(item, BudgetItem) for result in item.stash.get(RESULTS, ())
-    )
-    return snapshot.count_missing(session.config.rootpath, registered) + sum(map(terminal.is_new, in_tests))
+    if _NEW not in session.stash:  # looked for once, not for each of very many that are new
+        registered = [item.entry for item in session.items if isinstance(item, ModelItem)]
+        session.stash[_NEW] = snapshot.count_missing(session.config.rootpath, registered)
+        session.stash[_TESTS] = [item for item in session.items if not isinstance(item, BudgetItem)]
+    in_tests = (result for item in session.stash[_TESTS] for result in item.stash.get(RESULTS, ()))
+    return session.stash[_NEW] + sum(map(terminal.is_new, in_tests))
 
 
 def record(item: pytest.Item, result: Result) -> Result:
@@ -214,9 +225,13 @@ def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo
         vars(report)["modelbudget_state"] = result.state.value
         if isinstance(report.longrepr, ExceptionRepr) and report.longrepr.reprcrash is not None:
             report.longrepr.reprcrash.message = terminal.short_reason(result)
-    if report.skipped and isinstance(item, BudgetItem):
+    if not isinstance(item, BudgetItem):
+        return
+    if report.skipped:
         path, line, _ = item.reportinfo()
         report.longrepr = (str(path), (line or 0) + 1, item.stash[RESULTS][-1].error)
+    if send:  # it is on the report: pytest keeps its items to the end
+        item.stash[RESULTS] = []
 
 
 def _cut_middle(content: str) -> str:

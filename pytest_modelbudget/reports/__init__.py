@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import cast
 
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result
@@ -21,7 +20,8 @@ REPORTS = {
     "card": "pytest_modelbudget.reports.card",
     "cyclonedx": "pytest_modelbudget.reports.cyclonedx",
 }
-"""The kinds of `--model-budget-report`; each module has `page(results, setting) -> str`."""
+"""The kinds of `--model-budget-report`; each module has `page(results, setting) -> str` or, where the text grows with
+each model, `pieces(results, setting) -> Iterator[str]`."""
 
 REPORT_MARKS = {
     "json": '{"schema": ',
@@ -37,11 +37,19 @@ REPORT_MARKS = {
 """By which an earlier report of a kind is known from its first lines."""
 
 
-@any_digits()
 def render(kind: str, results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """The report of one kind as text."""
-    page = cast(Callable[[Sequence[Result], text.ReportSetting], str], import_module(REPORTS[kind]).page)
-    return page(results, setting)
+    return "".join(pieces(kind, results, setting))
+
+
+def pieces(kind: str, results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
+    """The same piece by piece, so that it is never in memory as a whole."""
+    module = import_module(REPORTS[kind])
+    with any_digits():
+        if hasattr(module, "pieces"):
+            yield from module.pieces(results, setting)
+        else:
+            yield module.page(results, setting)
 
 
 def unfinished(kind: str, setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:

@@ -19,18 +19,17 @@ from pytest_modelbudget.summary.show import cells, plans
 _MOST_KINDS = 12
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """A section for each model that was counted, by its id, and the names of the others."""
     counted = sorted((result for result in results if result.summary), key=lambda result: (result.id, result.nodeid))
     missing = sorted(result.id for result in results if result.holds_models and not result.summary)
-    lines = ["<!-- model cards by pytest-modelbudget -->", ""]
+    yield "<!-- model cards by pytest-modelbudget -->\n"
     for name, result in zip(text.unique_names(counted), counted, strict=True):
         assert result.summary is not None
-        lines += [f"## {code(name)}", "", row(("", "")), row(("---", "---"))]
-        lines += [row(pair) for pair in _section(result.summary)]
-        lines.append("")
-    lines += [f"Not counted: {code(name)}" for name in missing]
-    return "\n".join(lines).rstrip("\n") + "\n"
+        lines = ["", f"## {code(name)}", "", row(("", "")), row(("---", "---")), *map(row, _section(result.summary))]
+        yield "".join(f"{line}\n" for line in lines)
+    if missing:
+        yield "".join(f"{line}\n" for line in ("", *(f"Not counted: {code(name)}" for name in missing)))
 
 
 def _section(summary: Summary) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,22 +33,23 @@ class _QualityIssue:
     place: Place | None = None
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """All findings, by model; the same finding has the same fingerprint in every run, whatever its numbers."""
-    entries: list[dict[str, object]] = []
+    yield from text.json_list(_entries(results, setting))
+    yield "\n"
+
+
+def _entries(results: Sequence[Result], setting: text.ReportSetting) -> Iterator[dict[str, object]]:
     fingerprints: set[str] = set()
     ordered = sorted(results, key=lambda result: (result.id, result.nodeid))
     for result, name in zip(ordered, text.unique_names(ordered), strict=True):
         for finding in _findings(result):
             place = text.location(result, setting.folder, finding.place)
-            entries.append(
-                _entry(_fingerprint(name, finding, fingerprints), f"{result.id}: {finding.text}", finding, place)
-            )
+            yield _entry(_fingerprint(name, finding, fingerprints), f"{result.id}: {finding.text}", finding, place)
     for subject, run_finding in text.new_findings(ordered, setting):
         finding = _QualityIssue(run_finding.kind.replace(" ", "-"), run_finding.text, "minor", run_finding.text)
         place = text.location(subject, setting.folder, run_finding.place)
-        entries.append(_entry(_fingerprint(run_finding.model, finding, fingerprints), str(run_finding), finding, place))
-    return json.dumps(entries, indent=1) + "\n"
+        yield _entry(_fingerprint(run_finding.model, finding, fingerprints), str(run_finding), finding, place)
 
 
 def _entry(fingerprint: str, description: str, finding: _QualityIssue, place: Place) -> dict[str, object]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import dedent
 
 from pytest_modelbudget import units
-from pytest_modelbudget.reports import github, markdown, terminal, text
+from pytest_modelbudget.reports import github, listing, markdown, terminal, text
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary.show import cells
 from pytest_modelbudget.system.escape import harmless
@@ -52,13 +52,7 @@ def _key(setting: text.ReportSetting) -> str:
 
 def is_notable(result: Result) -> bool:
     """Whether a reviewer wants to know of it."""
-    is_new = result.since is not None and bool(result.since.name) and bool(result.since.reason)
-    has_findings = (
-        result.warnings
-        or any(text.comparisons(result))
-        or any(finding.kind in text.NEW_FINDINGS for finding in result.findings)
-    )
-    return result.state.failed or bool(has_findings) or is_new
+    return listing.kind_of(result) not in (listing.UNCHANGED, "written", "remeasured", State.SKIPPED.value)
 
 
 def _blocks(notable: Sequence[Result]) -> Iterator[str]:

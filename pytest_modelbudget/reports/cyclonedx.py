@@ -21,18 +21,20 @@ from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """A component for each model that was counted, by its id."""
     counted = sorted((result for result in results if result.summary), key=lambda result: (result.id, result.nodeid))
     names = text.unique_names(counted)
-    bill = {
+    head = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
         "metadata": {"tools": {"components": [_tool()]}},
-        "components": [_component(name, result.summary) for name, result in zip(names, counted, strict=True)],
     }
-    return json.dumps(bill, indent=1) + "\n"
+    yield json.dumps(head, indent=1).removesuffix("\n}") + ',\n "components": '
+    components = (_component(name, result.summary) for name, result in zip(names, counted, strict=True))
+    yield from text.json_list(components, depth=1)
+    yield "\n}\n"
 
 
 def _tool() -> dict[str, Any]:

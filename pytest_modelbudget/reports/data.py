@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections.abc import Iterable
+from fractions import Fraction
 
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.reports import graph, text
 from pytest_modelbudget.reports.tree import tree_rows
-from pytest_modelbudget.results import Result
+from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless
+
+_EXACT = 2**53
+"""From here on JavaScript does not hold every whole number."""
 
 
 def model_data(result: Result) -> dict[str, object]:
@@ -42,16 +48,55 @@ def model_data(result: Result) -> dict[str, object]:
 
 def packed(result: Result) -> str:
     """`model_data` as compressed text, some twenty times smaller than plain; the page unpacks it."""
-    content = json.dumps(model_data(result), separators=(",", ":"))
-    return base64.b64encode(zlib.compress(content.encode(), 9)).decode("ascii")
+    return _packed(model_data(result))
+
+
+def packed_totals(results: Iterable[Result]) -> str:
+    """The totals of all models, column by column and by id, as the page draws them; compressed in the same way.
+
+    `words` are the states there are, `states` the place of each model's among them, `failed` those that fail; numbers
+    are None when they are not known, and texts where JavaScript has no exact number.
+    """
+    models = sorted(
+        (result for result in results if result.holds_models), key=lambda result: (result.id, result.nodeid)
+    )
+    words = list(dict.fromkeys(_word(result) for result in models))
+    places = {word: place for place, word in enumerate(words)}
+    columns = {
+        "names": [harmless(name) for name in text.unique_names(models)],
+        "words": words,
+        "failed": [word in {state.value for state in State if state.failed} for word in words],
+        "states": [places[_word(result)] for result in models],
+        "used": [text.used_text(result) for result in models],
+    }
+    for name in ("params", "trainable_params", "flops", "weight_bytes"):
+        columns[name] = [_exact(result, name) for result in models]
+    return _packed(columns)
+
+
+def _word(result: Result) -> str:
+    return "warn" if result.state is State.OK and result.warnings else result.state.value
+
+
+def _exact(result: Result, metric: str) -> int | str | None:
+    if result.summary is None or (metric == "flops" and result.summary.flops.is_lower_bound):
+        return None
+    value = METRICS[metric].get(result.summary)
+    assert not isinstance(value, Fraction)
+    return value if value is None or value < _EXACT else str(value)
+
+
+def _packed(content: object) -> str:
+    plain = json.dumps(content, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(plain.encode(), 9)).decode("ascii")
 
 
 def _earlier(result: Result) -> tuple[str, Summary | None]:
     """The first comparison that is told, and the model as it was then."""
     title = next((title for title, _ in text.comparisons(result)), "")
-    if result.since is not None and result.since.changes:
-        return title, result.since.before
-    return title, result.snapshot.before
+    of_base = result.since is not None and bool(result.since.changes)
+    before = result.since.before if of_base and result.since is not None else result.snapshot.before
+    return title, before if isinstance(before, Summary) else None  # of totals there are no rows to draw
 
 
 def _change_cells(change: Change) -> list[object]:

@@ -4,6 +4,9 @@ The page loads nothing, and its own security policy would not let it. The table 
 what moved need no script; graphs, treemaps, layer trees and tables of changes are made when a model is opened, so that
 a page of a thousand models opens at once. What they are made of is `data.model_data`.
 
+Of very many models, and where the page would be too large for a browser, what failed or moved has a part of its own,
+and all have their totals in a table that is drawn a page at a time (`data.packed_totals`).
+
 The scripts in `templates/page` are inlined in the order of `_PARTS`, in one scope; `LICENSES.md` in `templates/vendor`
 names the libraries.
 """
@@ -25,6 +28,7 @@ from markupsafe import Markup
 from pytest_modelbudget import units
 from pytest_modelbudget.diff import notebook as changes_notebook
 from pytest_modelbudget.reports import data, overall, terminal, text
+from pytest_modelbudget.reports.listing import listed
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary.show import cells, notebook
 from pytest_modelbudget.system.escape import harmless
@@ -50,6 +54,16 @@ _PARTS = (
     "start",
 )
 
+_MOST_SECTIONS = 2_000
+"""Models up to which each has a part of its own: a page of so many still opens in a moment."""
+
+_MOST_OF_A_KIND = 400
+_MOST_BYTES = 18_000_000
+"""Bytes of the parts of models and of the table of all; a page has less than 20 MB, scripts and rows among them."""
+
+_ROW_BYTES = 600
+"""About what a model takes in the table above the parts."""
+
 _SOURCE_MAP = re.compile(r"^//# sourceMappingURL=.*$", re.MULTILINE)
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
@@ -62,13 +76,13 @@ _MOST_FAILURE = 20_000
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     loader = ChoiceLoader(
         [PackageLoader("pytest_modelbudget.reports", "templates"), notebook.LOADER, changes_notebook.LOADER]
     )
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html")
+    ).get_template(name)
 
 
 @cache
@@ -89,10 +103,10 @@ class Inlined:
 
 
 @cache
-def scripts() -> tuple[Inlined, ...]:
+def scripts(*more_parts: str) -> tuple[Inlined, ...]:
     """The libraries, and the page's own."""
     libraries = (_library(_file(f"vendor/{name}")) for name in VENDORED)
-    own = "\n".join(_file(f"page/{name}.js") for name in _PARTS)
+    own = "\n".join(_file(f"page/{name}.js") for name in (*_PARTS, *more_parts))
     return (*map(Inlined.of, libraries), Inlined.of(f'"use strict";\n(() => {{\n{own}}})();\n'))
 
 
@@ -110,17 +124,37 @@ def _style() -> Inlined:
 
 def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
     """All models, failures first: what moved as bars, the graph with what changed, treemap, layers; light and dark."""
-    changed = sum(bool(result.summary and any(text.comparisons(result))) for result in results)
-    return _template().render(
+    listing = listed(results, most=_MOST_SECTIONS, of_a_kind=_MOST_OF_A_KIND)
+    totals = data.packed_totals(results) if listing.line else ""
+    parts = _parts(listing.results, len(results), _MOST_BYTES - len(totals))
+    without_part = len(listing.results) - len(parts)
+    if without_part and not totals:
+        totals = data.packed_totals(results)
+    too_large = f"{without_part:,} more have no room on this page" if without_part else ""
+    lines = ". ".join(filter(None, (listing.line, too_large)))
+    return _template("page.html").render(
         verdict=text.verdict(results),
         overall=list(overall.lines(setting.overall, ())),
         style=_style(),
-        scripts=scripts(),
-        results=[
-            {**_result_data(result), "open": _opens(result, len(results), changed)}
-            for result in text.sorted_results(results)
-        ],
+        scripts=scripts(*(("totals",) if totals else ())),
+        results=parts,
+        all_models={"count": f"{len(results):,}", "line": f"{lines}.", "packed": totals} if totals else None,
     )
+
+
+def _parts(results: Sequence[Result], models: int, most: int) -> list[dict[str, object]]:
+    """What the page has of each model: its row, and its part as HTML; of the first ones that fit into `most` bytes."""
+    changed = sum(bool(result.summary and any(text.comparisons(result))) for result in results)
+    parts: list[dict[str, object]] = []
+    for index, result in enumerate(results, 1):
+        content = {**_result_data(result), "open": _opens(result, models, changed)}
+        section = _template("section.html").render(result=content, index=index)
+        most -= len(section.encode()) + _ROW_BYTES
+        if most < 0:
+            break
+        row = {name: content[name] for name in ("id", "word", "look", "failed", "cells", "used", "used_value")}
+        parts.append({**row, "section": Markup(section)})
+    return parts
 
 
 def _opens(result: Result, models: int, changed: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result, codec
@@ -11,6 +11,11 @@ from pytest_modelbudget.summary.metrics import METRICS
 
 
 def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
+    """The report as text."""
+    return "".join(pieces(results, setting))
+
+
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """All results, sorted by id, each on a line of its own."""
     overall = setting.overall
     head = {
@@ -19,8 +24,12 @@ def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_S
         "findings": [codec.finding_dict(item) for item in overall.findings],
         "sums": [codec.sum_dict(item) for item in overall.sums],
     }
-    models = ",\n".join(json.dumps(_model(result)) for result in sorted(results, key=lambda result: result.id))
-    return f'{json.dumps(head)[:-1]}, "models": [\n{models}\n]}}\n'
+    yield f'{json.dumps(head)[:-1]}, "models": [\n'
+    separator = ""
+    for result in sorted(results, key=lambda result: result.id):
+        yield f"{separator}{json.dumps(_model(result))}"
+        separator = ",\n"
+    yield "\n]}\n"
 
 
 def _model(result: Result) -> dict[str, object]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_modelbudget import units
 from pytest_modelbudget.reports import overall, terminal, text
+from pytest_modelbudget.reports.listing import listed
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.system.escape import harmless
@@ -40,18 +41,20 @@ def fit_blocks(blocks: Iterable[str], most: int) -> str:
 
 
 def _blocks(results: Sequence[Result], setting: text.ReportSetting) -> Iterator[str]:
-    ordered = text.sorted_results(results)
+    listing = listed(results)
     yield f"### Model budget: {text.verdict(results)}\n"
     yield "| Model | State | Params | Moved | Trainable | FLOPs | Weights | Budget used |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
-    for result in ordered:
+    for result in listing.results:
         yield row(_cells(result))
     yield ""
-    yield from _plans(ordered)
+    if listing.line:
+        yield f"{listing.line}\n"
+    yield from _plans(listing.results)
     for line in overall.lines(setting.overall, results):
         yield f"- {code(line)}"
     yield ""
-    for result in ordered:
+    for result in listing.results:
         if result.state.failed:
             yield details(result, fenced_block(terminal.failure(result, rows=0), _MOST_DETAILS))
 

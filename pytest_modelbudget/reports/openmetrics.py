@@ -6,7 +6,7 @@ FLOPs that are a lower bound have a gauge of their own, `model_flops_at_least`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
@@ -18,63 +18,59 @@ from pytest_modelbudget.system.escape import harmless
 _DECIMALS = 6
 
 Labels = dict[str, str]
-Sample = tuple[Labels, Number]
+Sample = tuple[Labels, str]
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
+def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> Iterator[str]:
     """One gauge for each metric, the share of each limit that is used, and whether a model failed its check."""
     models = sorted(
         (result for result in results if result.holds_models), key=lambda result: (result.id, result.nodeid)
     )
-    named_models = list(zip(text.unique_names(models), models, strict=True))
-    lines: list[str] = []
-    for metric in METRICS.values():
-        lines += _family(
-            f"model_{metric.name}",
-            metric.meaning,
-            _samples(named_models, _metric_getter(metric.name, lower_bound=False)),
-        )
-    lines += _family(
-        "model_flops_at_least",
-        "FLOPs of which some are not known",
-        _samples(named_models, _metric_getter("flops", lower_bound=True)),
-    )
-    lines += _family("model_budget_used_ratio", "share of a limit that is used", _used(named_models))
-    failed = (({"model": name}, int(result.state.failed)) for name, result in named_models)
-    lines += _family("model_check_failed", "1 when the check of this model failed", failed)
-    return "\n".join([*lines, "# EOF"]) + "\n"
+    names = text.unique_names(models)
+    values = [_values_text(result) for result in models]
+    for column, (name, meaning) in enumerate(_FAMILIES.items()):
+        texts = (value_text.split("\t")[column] if value_text else "" for value_text in values)
+        samples = (({"model": model}, value) for model, value in zip(names, texts, strict=True) if value)
+        yield from _family(f"model_{name}", meaning, samples)
+    named_models = list(zip(names, models, strict=True))
+    yield from _family("model_budget_used_ratio", "share of a limit that is used", _used(named_models))
+    failed = (({"model": name}, str(int(result.state.failed))) for name, result in named_models)
+    yield from _family("model_check_failed", "1 when the check of this model failed", failed)
+    yield "# EOF\n"
 
 
-def _metric_getter(metric: str, *, lower_bound: bool) -> Callable[[Result], Number | None]:
-    """The metric of a result, when it is known; for FLOPs, exactly or as a lower bound."""
-
-    def get(result: Result) -> Number | None:
-        summary = result.summary
-        if summary is None or (lower_bound != (metric == "flops" and summary.flops.is_lower_bound)):
-            return None
-        return METRICS[metric].get(summary)
-
-    return get
+_FAMILIES = {
+    **{metric.name: metric.meaning for metric in METRICS.values()},
+    "flops_at_least": "FLOPs of which some are not known",
+}
 
 
-def _samples(named_models: Iterable[tuple[str, Result]], get: Callable[[Result], Number | None]) -> Iterator[Sample]:
-    for name, result in named_models:
-        if (value := get(result)) is not None:
-            yield {"model": name}, value
+def _values_text(result: Result) -> str:
+    """Each number of a model, as it is written; empty for one that is not known.
+
+    The families come one after the other, each of all models: what is read once is kept as short as it can be.
+    """
+    if (summary := result.summary) is None:
+        return ""
+    values = {name: metric.get(summary) for name, metric in METRICS.items()}
+    if summary.flops.is_lower_bound:
+        values["flops_at_least"], values["flops"] = values["flops"], None
+    numbers = (values.get(name) for name in _FAMILIES)
+    return "\t".join("" if number is None else _number_text(number) for number in numbers)
 
 
 def _used(named_models: Iterable[tuple[str, Result]]) -> Iterator[Sample]:
     for name, result in named_models:
         for metric, share in sorted(text.used_shares(result).items()):
-            yield {"model": name, "metric": metric}, share
+            yield {"model": name, "metric": metric}, _number_text(share)
 
 
-def _family(name: str, meaning: str, samples: Iterable[Sample]) -> list[str]:
-    lines = [f"{name}{{{_labels(labels)}}} {_number_text(value)}" for labels, value in samples]
-    if not lines:
-        return []
-    unit = [f"# UNIT {name} bytes"] if name.endswith("_bytes") else []
-    return [f"# TYPE {name} gauge", *unit, f"# HELP {name} {_escape(meaning)}", *lines]
+def _family(name: str, meaning: str, samples: Iterable[Sample]) -> Iterator[str]:
+    unit = f"# UNIT {name} bytes\n" if name.endswith("_bytes") else ""
+    head = f"# TYPE {name} gauge\n{unit}# HELP {name} {_escape(meaning)}\n"
+    for labels, value in samples:
+        yield f"{head}{name}{{{_labels(labels)}}} {value}\n"
+        head = ""
 
 
 def _labels(labels: Labels) -> str:

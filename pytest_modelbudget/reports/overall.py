@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
+from pytest_modelbudget.reports.listing import bounded
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.results.groups import GroupSum, RunSummary, shared_findings
 from pytest_modelbudget.summary.metrics import METRICS
@@ -19,9 +20,9 @@ def lines(overall: RunSummary, results: Sequence[Result]) -> Iterator[str]:
     """One line for the base, each finding, and each sum."""
     if overall.base:
         yield harmless(f"base: {overall.base}")
-    yield from (harmless(f"warn: {finding}") for finding in shared_findings(results))
-    for finding in overall.findings:
-        yield harmless(f"{'note' if finding.kind in _NOTES else 'warn'}: {finding}")
+    findings = [("warn", finding) for finding in shared_findings(results)]
+    findings += [("note" if finding.kind in _NOTES else "warn", finding) for finding in overall.findings]
+    yield from bounded([(finding.kind, harmless(f"{word}: {finding}")) for word, finding in findings])
     yield from (harmless(_sum(group_sum)) for group_sum in overall.sums if group_sum.state != "incomplete")
 
 

@@ -12,6 +12,7 @@ from pytest_modelbudget.budget import FITS, Violation
 from pytest_modelbudget.diff import Change, LayerRun, largest_runs, rows_changed
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, text
+from pytest_modelbudget.reports.listing import listed
 from pytest_modelbudget.results import Result, SnapshotState, State
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import PEAK_METRICS
@@ -119,10 +120,10 @@ def _snapshot(result: Result) -> Iterator[str]:
     match snapshot.stored:
         case SnapshotState.MISSING if result.state is not State.OK and not result.accepted:
             assert result.summary is not None
-            yield f"  no {path} yet (counted {result.summary.params:,} params); a check never writes it"
+            yield f"  {_lacking(result)} (counted {result.summary.params:,} params); a check never writes it"
             yield from _commands("create:  ", update, result)
         case SnapshotState.DIFFERENT:
-            yield f"  differs from {path}:"
+            yield f"  differs from {f'what is {harmless(snapshot.note)}' if snapshot.note else path}:"
             yield from (f"    {line}" for line in change_lines(result.changes, result.summary))
             if not result.accepted:
                 yield from _commands("accept:  ", update, result)
@@ -178,12 +179,30 @@ def change_lines(changes: Sequence[Change], summary: Summary | None) -> Iterator
 def new_model(result: Result) -> str:
     """One line for a model that has no snapshot yet, in a run with many of these."""
     assert result.summary is not None
-    return harmless(f"{result.id}: {result.state.value}: no {result.snapshot.path} yet; {result.summary.brief}")
+    return harmless(f"{result.id}: {result.state.value}: {_lacking(result)}; {result.summary.brief}")
+
+
+def _lacking(result: Result) -> str:
+    """That a model has no snapshot yet: no file, or no line in one that it shares with others."""
+    path = result.snapshot.path
+    return harmless(f"no line in {path} yet" if result.snapshot.is_line else f"no {path} yet")
 
 
 def is_new(result: Result) -> bool:
     """Whether it failed and has no snapshot yet."""
     return result.state.failed and result.snapshot.stored is SnapshotState.MISSING
+
+
+def _notes(results: Iterable[Result]) -> Iterator[str]:
+    """Why snapshots are to be rewritten, each reason once."""
+    ids_by_note: dict[str, list[str]] = {}
+    for result in sorted(results, key=lambda result: result.id):
+        if result.snapshot.note:
+            ids_by_note.setdefault(result.snapshot.note, []).append(result.id)
+    for note, ids in ids_by_note.items():
+        more = f" and {len(ids) - _MOST_NAMED:,} more" if len(ids) > _MOST_NAMED else ""
+        them = "it" if len(ids) == 1 else "them"
+        yield harmless(f"note: {', '.join(ids[:_MOST_NAMED])}{more}: {note}; the next update rewrites {them}")
 
 
 def _not_run(results: Sequence[Result]) -> Iterator[str]:
@@ -197,7 +216,7 @@ def _not_run(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _was_run(summary: Summary) -> bool:
-    return bool(summary.inputs or summary.outputs) or summary.flops.value is not None
+    return summary.flops.value is not None or bool(summary.inputs or summary.outputs)
 
 
 def _new_models(results: Sequence[Result]) -> Iterator[str]:
@@ -237,12 +256,14 @@ def short_reason(result: Result) -> str:
 
 def closing_lines(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[str]:
     """The lines of the section at the end of a run: the table, warnings, notes, and the verdict."""
-    yield table.results_text([result for result in results if result.is_model or result.state.failed], width=width)
-    for result in sorted(results, key=lambda result: result.id):
+    listing = listed(result for result in results if result.is_model or result.state.failed)
+    yield table.results_text(listing.results, width=width)
+    if listing.line:
+        yield harmless(listing.line)
+    for result in sorted(listing.results if listing.line else results, key=lambda result: result.id):
         for violation in result.warnings:
             yield f"warn: {harmless(result.id)}: {text.violation_text(violation)}"
-        if result.snapshot.note:
-            yield harmless(f"note: {result.id}: {result.snapshot.note}; the next update rewrites it")
+    yield from _notes(results)
     yield from _not_run(results)
     yield from _new_models(results)
     seconds, models = sum(result.seconds for result in results), sum(result.is_model for result in results)

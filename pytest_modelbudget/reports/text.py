@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -34,6 +35,16 @@ def cut_lines(lines: Sequence[str], most: int) -> Iterator[str]:
             yield f"... {len(lines) - index} more lines"
             return
         yield line
+
+
+def json_list(items: Iterable[object], *, depth: int = 0) -> Iterator[str]:
+    """What `json.dumps(..., indent=1)` gives for a list that is `depth` levels deep, item by item."""
+    margin, separator = " " * depth, "["
+    for item in items:
+        lines = json.dumps([item], indent=1).splitlines()[1:-1]
+        yield separator + "".join(f"\n{margin}{line}" for line in lines)
+        separator = ","
+    yield "[]" if separator == "[" else f"\n{margin}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +245,6 @@ def verdict(results: Sequence[Result]) -> str:
     return ", ".join([*texts, *([f"{ok} ok"] if ok or not texts else [])])
 
 
-def sorted_results(results: Sequence[Result]) -> list[Result]:
+def sorted_results(results: Iterable[Result]) -> list[Result]:
     """Failures first, then by id."""
     return sorted(results, key=lambda result: (not result.state.failed, result.id))

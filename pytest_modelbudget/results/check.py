@@ -10,6 +10,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.results.result import BaseComparison, Result, Snapshot, SnapshotState, State
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import GROWTH_METRICS, METRICS
+from pytest_modelbudget.summary.totals import number_of
 
 
 def check(
@@ -48,7 +49,7 @@ def check(
 def _since(base: Baseline, summary: Summary) -> BaseComparison:
     if base.summary is None:
         return BaseComparison(base.name, base.reason)
-    totals = {name: METRICS[name].get(base.summary) for name in METRICS if name in GROWTH_METRICS}
+    totals = {name: number_of(base.summary, name) for name in METRICS if name in GROWTH_METRICS}
     moved = () if base.summary is summary else changes(base.summary, summary)
     return BaseComparison(base.name, totals=totals, changes=moved, before=base.summary if moved else None)
 

@@ -17,6 +17,7 @@ from pytest_modelbudget.results import BaseComparison, Result, Snapshot, Snapsho
 from pytest_modelbudget.results.groups import GroupSum, ModelGroup
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import Number
+from pytest_modelbudget.summary.totals import Totals
 from pytest_modelbudget.system.intact import originals_restored
 
 SCHEMA = 1
@@ -26,12 +27,12 @@ SCHEMA = 1
 @originals_restored()
 def pack(result: Result) -> bytes:
     """One compressed value; layer tables are so repetitive that this is 20 to 50 times smaller than the JSON."""
-    earlier = {name: summary.to_dict() for name, summary in _earlier_summaries(result) if summary is not None}
+    earlier = {name: before.to_dict() for name, before in _earlier_summaries(result) if isinstance(before, Summary)}
     return zlib.compress(json.dumps({**result_dict(result), "earlier": earlier}).encode())
 
 
-def _earlier_summaries(result: Result) -> Iterator[tuple[str, Summary | None]]:
-    """What the model was where it changed, for reports that draw it; the JSON report does without."""
+def _earlier_summaries(result: Result) -> Iterator[tuple[str, Summary | Totals | None]]:
+    """What the model was where it changed, for reports that draw its rows; the JSON report does without."""
     yield "snapshot", result.snapshot.before
     yield "since", None if result.since is None else result.since.before
 
@@ -39,11 +40,35 @@ def _earlier_summaries(result: Result) -> Iterator[tuple[str, Summary | None]]:
 @originals_restored()
 def unpack(data: bytes) -> Result:
     """Read back what `pack` gave."""
-    content = json.loads(zlib.decompress(data))
+    return whole_result(json.loads(zlib.decompress(data)))
+
+
+def packed_line(data: bytes) -> bytes:
+    """What `pack` gave as JSON in one line, of which `whole_result` makes a result again."""
+    return zlib.decompress(data)
+
+
+def one_line(content: Any) -> bytes:
+    """Plain data as JSON in one line."""
+    return json.dumps(content).encode()
+
+
+def whole_result(content: Mapping[str, Any]) -> Result:
+    """A result with its earlier summaries, of the data that `pack` compresses."""
     result = result_from(content)
     earlier = {name: Summary.from_dict(summary) for name, summary in content["earlier"].items()}
     since = None if result.since is None else replace(result.since, before=earlier.get("since"))
     return replace(result, since=since, snapshot=replace(result.snapshot, before=earlier.get("snapshot")))
+
+
+def summary_of(data: bytes) -> Summary:
+    """The summary of what `pack` gave, which has one, without all the rest."""
+    return Summary.from_dict(json.loads(zlib.decompress(data))["summary"])
+
+
+def snapshot_text(data: bytes) -> str:
+    """The text of the snapshot of what `pack` gave, without all the rest."""
+    return str(json.loads(zlib.decompress(data))["snapshot"]["text"])
 
 
 def result_dict(result: Result) -> dict[str, Any]:

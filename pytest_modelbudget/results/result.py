@@ -11,6 +11,7 @@ from pytest_modelbudget.diff import Change
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import Number
+from pytest_modelbudget.summary.totals import Totals
 
 
 class State(str, Enum):
@@ -56,18 +57,24 @@ class SnapshotState(str, Enum):
 class Snapshot:
     """The committed snapshot beside the fresh one.
 
-    `path` is relative to the root, `text` what the fresh one should be (empty when EQUAL). `before` is the
-    committed summary when it differs, `problem` why it could not be read. RESTATED means the same model in
-    another text (a newer release counts better): a note, never a failure. An update run rewrites a BROKEN file
-    (conflict markers, a wrong digest), never a REFUSED one (a newer format, a folder, a link out of the tree).
+    `path` is relative to the root (a file of totals has a line of each of its models), `text` what the fresh one should
+    be (empty when EQUAL). `before` is the committed summary when it differs, or its totals where no more is committed,
+    `problem` why it could not be read. RESTATED means the same model in another text (a newer release counts better) or
+    in another place: a note, never a failure. An update run rewrites a BROKEN file (conflict markers, a wrong digest),
+    never a REFUSED one (a newer format, a folder, a link out of the tree).
     """
 
     stored: SnapshotState
     path: str = ""
     text: str = ""
-    before: Summary | None = None
+    before: Summary | Totals | None = None
     problem: str = ""
     note: str = ""
+
+    @property
+    def is_line(self) -> bool:
+        """Whether what it should be is a line among the totals of other models, and no file."""
+        return self.text.startswith("- {")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +82,15 @@ class BaseComparison:
     """What moved since the base, which `name` names (`HEAD^1 4f1c2d9`).
 
     `totals` are the base's numbers by metric, None for one that is not known there, and `changes` lead from there to
-    here. Where the base says nothing of the model both are empty, and `reason` says why. `before` is the base's summary
-    where there are changes.
+    here. Where the base says nothing of the model both are empty, and `reason` says why. `before` is the base's
+    summary, or its totals, where there are changes.
     """
 
     name: str
     reason: str = ""
     totals: Mapping[str, Number | None] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
-    before: Summary | None = None
+    before: Summary | Totals | None = None
 
 
 @dataclass(frozen=True, slots=True)

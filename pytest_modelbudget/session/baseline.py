@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pytest_modelbudget import config, snapshot
+from pytest_modelbudget import config
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Budget, Finding, loosened_limits
 from pytest_modelbudget.config import LoadedManifest
@@ -14,6 +14,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading import UnreadableFile, is_file, read_text
 from pytest_modelbudget.results import Result
+from pytest_modelbudget.session import deleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +118,5 @@ def _loosened_sums(base_loaded: LoadedManifest, loaded: LoadedManifest) -> Itera
 
 def deleted_snapshots(base: Base, root: Path, results: Iterable[Result]) -> Iterator[Finding]:
     """Each snapshot of the base that is gone from the work tree, unless it moved with its model."""
-    if not base.where.commit:
-        return
-    try:
-        base_paths = [path for path in base.files if f"{snapshot.FOLDER}/" in f"/{path}"]
-    except ModelBudgetError:
-        return  # told where the base's files were needed
-    missing_paths = [path for path in sorted(base_paths) if not (root / path).exists()]
-    paths = {result.snapshot.path: result.id for result in results}
-    added_names = {PurePosixPath(path).name for path in paths if path not in base.files}
-    for path in missing_paths:
-        if path in paths:
-            yield Finding("snapshot deleted", paths[path], f"{path} is in the base ({base.where.name})")
-        elif PurePosixPath(path).name not in added_names:
-            text = f"{path} is in the base ({base.where.name}); no model of this run has it"
-            yield Finding("snapshot deleted", "", text)
+    if base.where.commit:
+        yield from deleted.findings(base, root, results)

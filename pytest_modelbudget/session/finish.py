@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from pytest_modelbudget.results.groups import (
     unenforced_growth,
 )
 from pytest_modelbudget.session import report_files
+from pytest_modelbudget.session.addresses import folded_addresses
 from pytest_modelbudget.session.baseline import deleted_snapshots
 from pytest_modelbudget.session.report_files import ReportFile
 from pytest_modelbudget.system import writing
@@ -42,8 +43,8 @@ class Collected:
 
     def add(self, groups: Iterable[ModelGroup] = (), findings: Iterable[Finding] = ()) -> None:
         """Add what is not there yet."""
-        self.groups += [group for group in groups if group not in self.groups]
-        self.findings += [finding for finding in findings if finding not in self.findings]
+        self.groups = list(dict.fromkeys((*self.groups, *groups)))
+        self.findings = list(dict.fromkeys((*self.findings, *findings)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +132,44 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
     written_count = unchanged = 0
     problems: list[str] = []
     owners: dict[str, str] = {}
+    totals: dict[str, dict[str, str]] = {}
     with writing.DraftFolders() as drafts:
         for result in results:
             if not result.to_write:
                 unchanged += result.snapshot.stored is SnapshotState.EQUAL
                 continue
             path = result.snapshot.path
-            if (owner := owners.setdefault(path.casefold(), result.nodeid)) != result.nodeid:
+            own_path = snapshot.own_path_beside(path, result.id)
+            if (owner := owners.setdefault(own_path.casefold(), result.nodeid)) != result.nodeid:
                 problems.append(f"{path}: {owner} and {result.nodeid} both want to be here: rename one")
                 continue
+            if snapshot.is_totals(path):
+                totals.setdefault(path, {})[result.id] = result.snapshot.text
+                continue
             try:
-                home = path.partition(f"{snapshot.FOLDER}/")[0] or "."
-                written_count += snapshot.write(root, home, path, result.snapshot.text, drafts)
+                written_count += snapshot.write(root, _home_of(path), path, result.snapshot.text, drafts)
             except ModelBudgetError as error:
                 problems.append(str(error))
+        written_count += _write_totals(totals, root, drafts, problems)
     return f"snapshots: wrote {written_count}, {unchanged} unchanged", problems
+
+
+def _write_totals(
+    totals: Mapping[str, Mapping[str, str]], root: Path, drafts: writing.DraftFolders, problems: list[str]
+) -> int:
+    """Write each file of totals once, with all lines that are accepted; how many models that were."""
+    written_count = 0
+    for path, lines in totals.items():
+        try:
+            written_count += snapshot.write_lines(root, _home_of(path), path, lines, drafts)
+        except ModelBudgetError as error:
+            problems.append(str(error))
+    return written_count
+
+
+def _home_of(path: str) -> str:
+    """The folder whose snapshot folder a file lies in."""
+    return path.partition(f"{snapshot.FOLDER}/")[0].rstrip("/") or "."
 
 
 def _lacks_models(results: Iterable[Result], collected: Collected) -> bool:
@@ -163,14 +187,32 @@ def _sweep(results: Iterable[Result], root: Path) -> None:
 
 
 def _prune(results: Iterable[Result], root: Path, done: Finished) -> None:
-    """Delete the obsolete snapshots that a run accepts to lose."""
-    for result in results:
-        for path in result.files if result.accepted else ():
-            try:
-                (root / path).unlink(missing_ok=True)  # another run may have pruned it
-                done.lines.append(f"pruned {path}")
-            except OSError as error:
-                done.problems.append(f"{path}: cannot be deleted ({error.strerror})")
+    """Delete the obsolete snapshots that a run accepts to lose: files, and lines of files of totals."""
+    totals: dict[str, list[str]] = {}
+    for address in (address for result in results if result.accepted for address in result.files):
+        path, is_line, model = address.partition("::")
+        if is_line:
+            totals.setdefault(path, []).append(model)
+        else:
+            _delete(root, path, done)
+    _prune_totals(totals, root, done)
+
+
+def _delete(root: Path, path: str, done: Finished) -> None:
+    try:
+        (root / path).unlink(missing_ok=True)  # another run may have pruned it
+        done.lines.append(f"pruned {path}")
+    except OSError as error:
+        done.problems.append(f"{path}: cannot be deleted ({error.strerror})")
+
+
+def _prune_totals(totals: Mapping[str, Sequence[str]], root: Path, done: Finished) -> None:
+    for path, models in totals.items():
+        try:
+            snapshot.remove_lines(root, _home_of(path), path, models)
+            done.lines += [f"pruned {line}" for line in folded_addresses(f"{path}::{model}" for model in models)]
+        except ModelBudgetError as error:
+            done.problems.append(str(error))
 
 
 def _track(tracker: Tracker, wanted: Wanted, root: Path, done: Finished) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_modelbudget import snapshot
@@ -18,6 +18,7 @@ from pytest_modelbudget.entry import ModelEntry, duplicates
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, Place
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.results.groups import ModelGroup
+from pytest_modelbudget.session.addresses import counted_addresses, folded_addresses
 from pytest_modelbudget.session.baseline import BaseManifest, manifest_at_base
 
 ConfigMistake = tuple[Place | None, str]
@@ -81,14 +82,16 @@ class Registry:
         return next(iter((*(message for _, message in self.broken), *lacking, *general)), "")
 
     def obsolete(self, root: Path) -> tuple[str, ...]:
-        """The snapshot files beside the manifest whose model it no longer registers."""
-        damaged = (mistake.model for mistake in self.loaded.mistakes if mistake.model is not None)
-        owned = {snapshot.path_for(entry) for entry in self.entries}
-        owned |= {snapshot.path_for(replace(ModelEntry(id=name, build=""), home=self.loaded.home)) for name in damaged}
+        """The snapshots beside the manifest whose model it no longer registers: files, and `file::id` for lines."""
+        damaged = {mistake.model for mistake in self.loaded.mistakes if mistake.model is not None}
+        owned = {address for entry in self.entries for address in snapshot.addresses(root, entry)}
+        owned |= {snapshot.own_path(self.loaded.home, name) for name in damaged}
 
-        def known(path: str, declared: str) -> bool:
+        def known(address: str, declared: str) -> bool:
             file = declared.partition("::")[0]
-            return path in owned or (file != self.path.name and (self.path.parent / file).exists())
+            if address in owned or address.partition("::")[2] in damaged:
+                return True
+            return file != self.path.name and (self.path.parent / file).exists()
 
         return tuple(snapshot.obsolete(root, self.loaded.home, known))
 
@@ -112,7 +115,7 @@ def register_manifest(path: Path, root: Path, sources: SourceReader = entries_fr
         )
         try:
             source_entries = sources(reference, holder)
-            applied = [loaded.apply(entry) for entry in source_entries]
+            applied = [loaded.apply(entry, reference) for entry in source_entries]
             yielded.update((entry.id, entry) for entry in source_entries)
         except FrameworkMissing:
             absent.append(loaded.apply(holder))
@@ -145,14 +148,19 @@ def relative_posix(path: Path, root: Path) -> str:
 
 def snapshot_clashes(entries: Sequence[ModelEntry]) -> Iterator[tuple[ModelEntry, str]]:
     """Each entry whose snapshot another would overwrite, with what is wrong."""
-    for clashing in duplicates(tuple(entries), snapshot.path_for).values():
+    for clashing in duplicates(tuple(entries), _own_path).values():
         for entry in clashing:
             others = ", ".join(f"{other.id} ({other.place})" for other in clashing if other is not entry)
             yield (
                 entry,
-                f"its snapshot would be {snapshot.path_for(entry)}, which is also that of {others}: rename one "
+                f"its snapshot would be {_own_path(entry)}, which is also that of {others}: rename one "
                 "(file systems that ignore case count too)",
             )
+
+
+def _own_path(entry: ModelEntry) -> str:
+    """What no other model may have, whichever way both are stored: each may move to the other way."""
+    return snapshot.own_path(entry.home, entry.id)
 
 
 def bad_config_result(name: str, mistakes: Sequence[ConfigMistake]) -> Result:
@@ -162,11 +170,10 @@ def bad_config_result(name: str, mistakes: Sequence[ConfigMistake]) -> Result:
 
 
 def obsolete_files_result(name: str, files: Sequence[str], declared: str) -> Result:
-    """Snapshot files that no model owns, and how to delete them."""
-    count = len(files)
+    """Snapshots that no model owns, files and lines of files of totals, and how to delete them."""
     lines = [
-        f"{count} snapshot file{'s have' if count > 1 else ' has'} no model in {declared}:",
-        *(f"  {path}" for path in files),
+        f"{counted_addresses(files)} no model in {declared}:",
+        *(f"  {line}" for line in folded_addresses(files)),
         "delete:  pytest --model-budget-prune",
     ]
     return Result(id=name, state=State.OBSOLETE, error="\n".join(lines), files=tuple(files))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,7 +16,7 @@ from pytest_modelbudget.base import is_tracked
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.engine.tracebacks import one_line
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.reports import REPORT_MARKS, REPORTS, render, terminal, text, unfinished
+from pytest_modelbudget.reports import REPORT_MARKS, REPORTS, pieces, render, terminal, text, unfinished
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.results.groups import RunSummary
 from pytest_modelbudget.system import writing
@@ -106,17 +106,35 @@ def write(
 def _write_report(target: ReportFile, results: Sequence[Result], overall: RunSummary, root: Path) -> str:
     """Why a report is not there; empty when it is."""
     name = f"report {target.kind}: {target.path}"
+    page = _rendered(target.kind, results, _setting_for(target, root, overall))
     try:
-        page = render(target.kind, results, _setting_for(target, root, overall))
-    except Exception as error:
-        return f"{name} cannot be rendered ({one_line(error)})"
-    try:
-        (writing.append if target.appended else writing.write)(target.path, page)
+        if target.appended:
+            writing.append(target.path, "".join(page))
+        else:
+            writing.write(target.path, page)
+    except _NotRendered as error:
+        return f"{name} cannot be rendered ({error})"
     except OSError as error:
         return f"{name} cannot be written ({error.strerror or one_line(error)})"
     except Exception as error:
         return f"{name} cannot be written ({one_line(error)})"
     return ""
+
+
+class _NotRendered(Exception):
+    """A report could not be made of the results; the message says why."""
+
+
+def _rendered(kind: str, results: Sequence[Result], setting: text.ReportSetting) -> Iterator[str]:
+    """A report in pieces.
+
+    Raises:
+        _NotRendered: it cannot be made.
+    """
+    try:
+        yield from pieces(kind, results, setting)
+    except Exception as error:
+        raise _NotRendered(one_line(error)) from error
 
 
 def append_links(links: Sequence[tuple[str, str]], report_targets: Iterable[ReportFile]) -> None:

@@ -1,65 +1,94 @@
-"""Snapshot files: where each lies, how it compares, and atomic writes."""
+"""Snapshot files: how each compares, and atomic writes."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from pytest_modelbudget.budget import Baseline
 from pytest_modelbudget.diff import changes
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import UnreadableFile, read_head, read_text
 from pytest_modelbudget.results import Snapshot, SnapshotState
+from pytest_modelbudget.snapshot import lines
+from pytest_modelbudget.snapshot.line import render_line
+from pytest_modelbudget.snapshot.places import FOLDER, address, is_totals, own_path, path_for
 from pytest_modelbudget.snapshot.text import MOST_ROWS, NewerFormat, compared, read, render
+from pytest_modelbudget.snapshot.totals_file import leads_outside
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.system import writing
-
-FOLDER = "__model_budget__"
-"""The folder beside the declaring file; not `__snapshots__`, where other plugins delete what they do not know."""
 
 _FEW_ROWS = 10_000
 
 
-def path_for(entry: ModelEntry) -> str:
-    """The snapshot file of a model, relative to the root, with forward slashes; `:` is not for file names."""
-    home = "" if entry.home in ("", ".") else f"{entry.home}/"
-    return f"{home}{FOLDER}/{entry.id.replace(':', '_')}.yaml"
+def text_for(entry: ModelEntry, summary: Summary) -> str:
+    """What an update writes of a model: a file with its rows, or its line in a file of totals."""
+    if entry.snapshot == "totals":
+        return render_line(summary, model=entry.id, declared=entry.declared)
+    return render(summary, declared=entry.declared)
 
 
 def count_missing(root: Path, entries: Iterable[ModelEntry]) -> int:
-    """How many models have no snapshot file yet."""
-    return sum(not os.path.lexists(root / path_for(entry)) for entry in entries)
+    """How many models have no snapshot yet."""
+    return sum(next(_stored_addresses(root, entry), None) is None for entry in entries)
 
 
-def earlier_path(paths: Collection[str], entry: ModelEntry, *, root: Path) -> str:
-    """Where the snapshot of a model lay among the `paths` files of an earlier state.
+def addresses(root: Path, entry: ModelEntry) -> Iterator[str]:
+    """Where the snapshot of a model is to be, and where it is while it is not there."""
+    yield address(entry)
+    if (stored := next(_stored_addresses(root, entry), None)) is not None:
+        yield stored
 
-    Its own path, else the only file of that name in another folder's `__model_budget__` that is gone now, as when a
-    manifest moved.
-    """
-    path = path_for(entry)
-    if path in paths:
-        return path
-    name = path.rpartition(f"{FOLDER}/")[2]
-    moved = [
-        candidate
-        for candidate in paths
-        if (candidate == f"{FOLDER}/{name}" or candidate.endswith(f"/{FOLDER}/{name}"))
-        and not (root / candidate).exists()
-    ]
-    return moved[0] if len(moved) == 1 else path
+
+def _stored_addresses(root: Path, entry: ModelEntry) -> Iterator[str]:
+    """Where a snapshot of a model is now, its own place first."""
+    if entry.snapshot == "totals" and lines.has(root, entry.home, path_for(entry), entry.id):
+        yield address(entry)
+    file = own_path(entry.home, entry.id)
+    if os.path.lexists(f"{root}/{file}"):
+        yield file
+    yield from (f"{path}::{entry.id}" for path in lines.holding(root, entry.home, entry.id))
 
 
 def compare(root: Path, entry: ModelEntry, summary: Summary, text: str = "") -> Snapshot:
-    """Hold the fresh summary against the committed file; the clean case compares text and parses nothing.
+    """Hold the fresh summary against what is committed; the clean case compares text and parses nothing.
 
-    `text` is the summary as it is rendered, for callers that have it.
+    `text` is what `text_for` gives, for callers that have it. A model that is stored elsewhere in its folder so far, in
+    a file of its own or among the totals, is held against that: to move it is no change, and accepts none.
     """
+    text = text or text_for(entry, summary)
     path = path_for(entry)
-    text = text or render(summary, declared=entry.declared)
+    if entry.snapshot == "totals":
+        stored = lines.compare(root, entry, path, summary, text)
+    else:
+        stored = _compare_file(root, entry, path, summary, text)
+    if stored.stored is not SnapshotState.MISSING:
+        return stored
+    elsewhere = _compare_elsewhere(root, entry, summary)
+    if elsewhere is None:
+        return stored
+    place = elsewhere.path if is_totals(elsewhere.path) else "a file of its own"
+    note = "; ".join(filter(None, (elsewhere.note, f"stored in {place} so far")))
+    state = SnapshotState.RESTATED if elsewhere.stored is SnapshotState.EQUAL else elsewhere.stored
+    return replace(elsewhere, stored=state, path=path, text=text, note=note)
+
+
+def _compare_elsewhere(root: Path, entry: ModelEntry, summary: Summary) -> Snapshot | None:
+    """The same with what is committed of the model in another place; None where nothing is."""
+    if entry.snapshot == "totals":
+        path = own_path(entry.home, entry.id)
+        if os.path.lexists(f"{root}/{path}"):
+            file = _compare_file(root, entry, path, summary)
+            if file.stored is not SnapshotState.MISSING:
+                return file
+    other = next(lines.holding(root, entry.home, entry.id), None)
+    return None if other is None else lines.compare(root, entry, other, summary)
+
+
+def _compare_file(root: Path, entry: ModelEntry, path: str, summary: Summary, text: str = "") -> Snapshot:
     try:
         committed = _read(root / path, root / entry.home)
     except FileNotFoundError:
@@ -70,6 +99,7 @@ def compare(root: Path, entry: ModelEntry, summary: Summary, text: str = "") -> 
         return Snapshot(stored, path, text, problem=f"{position}: {error}")
     except (ModelBudgetError, OSError) as error:
         return Snapshot(SnapshotState.REFUSED, path, text, problem=f"{path}: {_problem_text(error)}")
+    text = text or render(summary, declared=entry.declared)
     if committed == text:
         return Snapshot(SnapshotState.EQUAL, path)
     if compared(committed) == compared(text):  # only estimates moved, which the next update writes
@@ -83,43 +113,25 @@ def _problem_text(error: Exception) -> str:
 
 def _explain_difference(path: str, committed: str, text: str, summary: Summary) -> Snapshot:
     try:
-        before = read(committed, _most_rows(summary))
+        before = read(committed, most_rows(summary))
     except NewerFormat as error:
         return Snapshot(SnapshotState.REFUSED, path, text, problem=f"{path}: {error}")
     except ModelBudgetError as error:
         return Snapshot(SnapshotState.BROKEN, path, text, problem=_with_line(path, str(error)))
     if before.model == summary.model and not changes(before, summary):
-        return Snapshot(SnapshotState.RESTATED, path, text, before, note=_restated_note(before, summary))
+        return Snapshot(SnapshotState.RESTATED, path, text, before, note=lines.restated_note(before, summary))
     return Snapshot(SnapshotState.DIFFERENT, path, text, before)
 
 
-def _most_rows(summary: Summary) -> int:
+def most_rows(summary: Summary) -> int:
     """Rows that are held against those of `summary`: time grows with both, and no model shrinks to a tenth unseen."""
     return min(MOST_ROWS, max(_FEW_ROWS, 10 * len(summary.layers)))
-
-
-def baseline(committed: str | None, summary: Summary, text: str, *, name: str, path: str) -> Baseline:
-    """What the snapshot in the base, which `name` names, says of the model that is `text` now; None: there is none."""
-    if committed is None:
-        return Baseline(name, reason=f"not in the base ({name})")
-    if committed == text:
-        return Baseline(name, summary)
-    try:
-        return Baseline(name, read(committed, _most_rows(summary)))
-    except ModelBudgetError as error:
-        return Baseline(name, reason=f"{path} of the base ({name}) cannot be read: {error}")
 
 
 def _with_line(path: str, message: str) -> str:
     """`file: line 4 has ...` as `file:4: it has ...`."""
     match = re.match(r"line (\d+):? (.*)", message, re.DOTALL)
     return f"{path}:{match[1]}: {match[2]}" if match else f"{path}: {message}"
-
-
-def _restated_note(before: Summary, after: Summary) -> str:
-    if before.flops.rules != after.flops.rules:
-        return f"remeasured: FLOPs are counted by rules {after.flops.rules}, the snapshot by rules {before.flops.rules}"
-    return "the snapshot says the same in other words"
 
 
 def _read(path: Path, home: Path) -> str:
@@ -134,11 +146,7 @@ def _read(path: Path, home: Path) -> str:
 
 
 def _refuse_outside(path: Path, home: Path) -> None:
-    try:
-        inside = path.resolve().is_relative_to(home.resolve())
-    except RuntimeError:  # links that lead in a circle, before Python 3.13
-        inside = False
-    if not inside:
+    if leads_outside(path, home):
         raise ModelBudgetError("is a link that leads out of the folder: remove it")
 
 
@@ -178,7 +186,7 @@ def declared_in(path: Path) -> str | None:
 
 
 def obsolete(root: Path, home: str, known: Callable[[str, str], bool]) -> Iterator[str]:
-    """Yield each snapshot file in the folder of `home` for which `known(path, declared)` is false."""
+    """Yield the address of each snapshot in the folder of `home` for which `known(address, declared)` is false."""
     folder = root / home / FOLDER
     try:
         _refuse_outside(folder, root / home)
@@ -186,6 +194,9 @@ def obsolete(root: Path, home: str, known: Callable[[str, str], bool]) -> Iterat
         return
     for file in sorted(folder.rglob("*.yaml")):
         path = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
+        if is_totals(path):
+            yield from (line for line, declared in lines.all_lines(root, home, path) if not known(line, declared))
+            continue
         declared = declared_in(file)
         if declared is not None and not known(path, declared):
             yield path

@@ -72,6 +72,31 @@ class SnapshotSchema(_SnapshotPart):
     estimates: dict[Kind, EstimateSchema] = {}
 
 
+_Fraction = Annotated[str, Field(pattern=r"^[0-9]{1,40}(/[1-9][0-9]{0,39})?$")]
+
+
+class LineSchema(_SnapshotPart):
+    """The line of a model in a file of totals; all other fields are numbers of metrics, of which releases add some."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Count | _Fraction | None]
+
+    model: str
+    declared: str
+    framework: str
+    inputs: list[str]
+    outputs: list[str]
+    flops: StoredFlopsSchema
+    rows: str | int
+    estimates: dict[Kind, EstimateSchema] = {}
+
+
+def line_mistake(data: Any) -> str:
+    """What is wrong with the shape of a line; empty when nothing is."""
+    problem = _shape_mistake(Tree(data), LineSchema, data, ())
+    return problem[0] if problem else ""
+
+
 def mistake(tree: Tree) -> tuple[str, int | None]:
     """What is wrong with the shape of a snapshot, with the line; empty when nothing is."""
     return (

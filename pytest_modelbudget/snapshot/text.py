@@ -67,10 +67,15 @@ def _estimates(plans: Iterable[Plan]) -> Iterator[str]:
     for index, plan in enumerate(plans):
         if index == 0:
             yield _ESTIMATES.strip()
-        fields: dict[str, Any] = {"recipe": plan.recipe, "peak_bytes": plan.peak_bytes}
-        if plan.reserved_bytes is not None:
-            fields["reserved_bytes"] = plan.reserved_bytes
-        yield f"  {plan.kind}: {_flow(fields)}"
+        yield f"  {plan.kind}: {flow(stored_plan(plan))}"
+
+
+def stored_plan(plan: Plan) -> dict[str, Any]:
+    """What is written down of a planned run."""
+    fields: dict[str, Any] = {"recipe": plan.recipe, "peak_bytes": plan.peak_bytes}
+    if plan.reserved_bytes is not None:
+        fields["reserved_bytes"] = plan.reserved_bytes
+    return fields
 
 
 def _digest(model: str, body: str) -> str:
@@ -83,7 +88,7 @@ def _body(summary: Summary) -> Iterator[str]:
     yield from _list("inputs", map(str, summary.inputs))
     yield from _list("outputs", map(str, summary.outputs))
     yield from (f"{name}: {getattr(summary, name)}" for name in STORED)
-    yield f"flops: {_flow(_flops(summary.flops))}"
+    yield f"flops: {flow(stored_flops(summary.flops))}"
     if not summary.layers:
         yield "layers: []"
         return
@@ -97,7 +102,8 @@ def _list(name: str, values: Iterable[str]) -> Iterator[str]:
     yield from lines
 
 
-def _flops(flops: Flops) -> dict[str, Any]:
+def stored_flops(flops: Flops) -> dict[str, Any]:
+    """What is written down of FLOPs."""
     fields: dict[str, Any] = {"rules": flops.rules, "value": flops.value}
     if flops.uncounted:
         fields["uncounted"] = [f"{name} x{calls}" for name, calls in flops.uncounted]
@@ -111,7 +117,7 @@ def _items(items: tuple[Item, ...], indent: str) -> Iterator[str]:
             yield f"{indent}  layers:"
             yield from _items(item.body, f"{indent}  ")
         else:
-            yield f"{indent}- {_flow(item)}"
+            yield f"{indent}- {flow(item)}"
 
 
 def _row(layer: Layer) -> dict[str, Any]:
@@ -132,7 +138,8 @@ def _row(layer: Layer) -> dict[str, Any]:
     return fields
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
+    """Plain data as YAML on one line."""
     match value:
         case None:
             return "null"
@@ -141,9 +148,9 @@ def _flow(value: Any) -> str:
         case int():
             return str(value)
         case Mapping():
-            return f"{{{', '.join(f'{_scalar(key)}: {_flow(item)}' for key, item in value.items())}}}"
+            return f"{{{', '.join(f'{_scalar(key)}: {flow(item)}' for key, item in value.items())}}}"
         case list():
-            return f"[{', '.join(map(_flow, value))}]"
+            return f"[{', '.join(map(flow, value))}]"
         case _:
             return _scalar(str(value))
 
@@ -251,15 +258,14 @@ def _line_of(text: str, start: str) -> int:
 
 
 def _summary(data: Mapping[str, Any], most_rows: int) -> Summary:
-    flops = data["flops"]
     return Summary(
         model=data["model"],
         framework=data["framework"],
         layers=tuple(map(_layer, _rows(data["layers"], most_rows))),
-        inputs=tuple(map(_input, data["inputs"])),
+        inputs=tuple(map(input_from, data["inputs"])),
         outputs=tuple(map(TensorSpec.parse, data["outputs"])),
-        flops=Flops(flops["value"], tuple(map(_uncounted, flops.get("uncounted", ()))), flops["rules"]),
-        plans=tuple(_plan(kind, fields) for kind, fields in (data.get("estimates") or {}).items()),
+        flops=flops_from(data["flops"]),
+        plans=tuple(plan_from(kind, fields) for kind, fields in (data.get("estimates") or {}).items()),
     )
 
 
@@ -276,7 +282,13 @@ def _rows(data: list[dict[str, Any]], most: int) -> Iterator[Row]:
     return unfold(items)
 
 
-def _plan(kind: str, fields: Mapping[str, Any]) -> Plan:
+def flops_from(fields: Mapping[str, Any]) -> Flops:
+    """Read back `stored_flops`."""
+    return Flops(fields["value"], tuple(map(_uncounted, fields.get("uncounted", ()))), fields["rules"])
+
+
+def plan_from(kind: str, fields: Mapping[str, Any]) -> Plan:
+    """Read back `stored_plan`."""
     return Plan(cast("Kind", kind), fields["recipe"], fields["peak_bytes"], fields.get("reserved_bytes"))
 
 
@@ -293,7 +305,8 @@ def _item(data: Mapping[str, Any]) -> Item:
     return data
 
 
-def _input(text: str) -> Input:
+def input_from(text: str) -> Input:
+    """Read back `str()` of an input."""
     end = text.rindex(" ", 0, text.rindex("["))
     return Input(text[:end], TensorSpec.parse(text[end:]))
 

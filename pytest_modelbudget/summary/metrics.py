@@ -257,7 +257,7 @@ _TABLE = (
     Metric(
         "layers",
         "count",
-        lambda summary: len(summary.leaves),
+        lambda summary: summary.leaf_count,
         "layers that hold no other layers, sums and concatenations in a forward among them",
         "layers",
         "layers/count",

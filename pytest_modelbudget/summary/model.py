@@ -204,6 +204,11 @@ class Summary:
         return tuple(layer for layer in self.layers if not layer.container)
 
     @property
+    def leaf_count(self) -> int:
+        """How many rows hold no other rows."""
+        return sum(not layer.container for layer in self.layers)
+
+    @property
     def largest_layer(self) -> Layer | None:
         """The row with most params of its own, the first of equals; None when there are none."""
         return max(self.layers, key=lambda layer: layer.params, default=None) if self.params else None

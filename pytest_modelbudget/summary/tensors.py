@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import prod
 from typing import Literal
 from urllib.parse import quote, unquote
@@ -103,14 +104,19 @@ class TensorSpec:
         Raises:
             ModelBudgetError: the text is not of that form.
         """
-        match = _SPEC.fullmatch(text.strip()) if len(text) <= _LONGEST else None
-        if not match:
-            raise ModelBudgetError(
-                f'{text[:_LONGEST]!r} is not a tensor: write dtype[dim, dim], e.g. "float32[B, 3, 224, 224]"'
-            )
-        dims = [dim.strip() for dim in match["dims"].split(",")] if match["dims"].strip() else []
-        values = _parse_values(match["sign"], match["value"], text) if match["sign"] else None
-        return cls(tuple(_parse_dim(dim, text) for dim in dims), match["dtype"] or "float32", values)
+        return _parse_spec(text)
+
+
+@lru_cache(4096)
+def _parse_spec(text: str) -> TensorSpec:
+    match = _SPEC.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if not match:
+        raise ModelBudgetError(
+            f'{text[:_LONGEST]!r} is not a tensor: write dtype[dim, dim], e.g. "float32[B, 3, 224, 224]"'
+        )
+    dims = [dim.strip() for dim in match["dims"].split(",")] if match["dims"].strip() else []
+    values = _parse_values(match["sign"], match["value"], text) if match["sign"] else None
+    return TensorSpec(tuple(_parse_dim(dim, text) for dim in dims), match["dtype"] or "float32", values)
 
 
 def _parse_values(sign: str, value: str, text: str) -> Fill | Below:

@@ -9,12 +9,19 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from operator import is_
 from typing import Any
 
 _ORIGINALS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
     (vars(module), dict(vars(module))) for module in (builtins, io, os, os.path, json)
 )
 """Each namespace, and what was in it when this was imported."""
+
+_all, _map = all, map
+"""As they were: whether something was replaced is asked several times for each model, so in C, and of these two too."""
+
+_inside: list[None] = []
+"""As long as nothing is replaced because a context of `originals_restored` is open."""
 
 _PATH = tuple(sys.path)
 _RECURSION_LIMIT = sys.getrecursionlimit()
@@ -56,13 +63,17 @@ def originals_restored() -> Iterator[None]:
     """Inside, what a model's code replaced in these modules or took out of `sys.path` is there again; see `any_digits`.
 
     On leaving, its replacements are back, since they may be meant for the code that is run next. Limits of recursion
-    and of open files that were lowered stay raised.
+    and of open files that were lowered stay raised. Inside of another one it does nothing.
     """
+    if _inside:
+        yield
+        return
     _restore_file_limit()
     sys.setrecursionlimit(max(_RECURSION_LIMIT, sys.getrecursionlimit()))
     replaced = [
         (namespace, name, namespace.get(name, _MISSING), value)
         for namespace, originals in _ORIGINALS
+        if not _all(_map(is_, _map(namespace.get, originals), originals.values()))
         for name, value in originals.items()
         if namespace.get(name, _MISSING) is not value
     ]
@@ -70,10 +81,12 @@ def originals_restored() -> Iterator[None]:
     for namespace, name, _, value in replaced:
         namespace[name] = value
     sys.path += [folder for folder in _PATH if folder not in path]
+    _inside.append(None)
     try:
         with any_digits():
             yield
     finally:
+        _inside.pop()
         sys.path[:] = path
         for namespace, name, replacement, _ in replaced:
             if replacement is _MISSING:

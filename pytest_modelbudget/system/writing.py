@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -36,6 +36,7 @@ _DESCRIPTOR = re.compile(
 _MOST_LINKS = 40
 
 if sys.platform == "win32":  # an open file cannot be deleted there, which protects a draft that is being written
+    from filelock import FileLock
 
     @contextmanager
     def _shared_lock(folder: Path) -> Iterator[None]:
@@ -44,6 +45,12 @@ if sys.platform == "win32":  # an open file cannot be deleted there, which prote
     @contextmanager
     def _exclusive_lock(folder: Path) -> Iterator[bool]:
         yield True
+
+    @contextmanager
+    def alone_in(folder: Path) -> Iterator[None]:
+        """Inside, no other process is in a block like this one of the same folder; each waits for its turn."""
+        with FileLock(folder / f"{_PREFIX}lock{_SUFFIX}"):  # which goes with the last that holds it
+            yield
 else:
     import fcntl
 
@@ -69,6 +76,17 @@ else:
                 yield False
             else:
                 yield True
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def alone_in(folder: Path) -> Iterator[None]:
+        """Inside, no other process is in a block like this one of the same folder; each waits for its turn."""
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks: there the last that writes wins
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(handle)
 
@@ -114,8 +132,8 @@ def remove_drafts(home: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def write(path: Path, content: str | bytes, *, made_in: Path | None = None) -> None:
-    """Write `content`, in UTF-8, to what `path` stands for, following links.
+def write(path: Path, content: str | bytes | Iterator[str], *, made_in: Path | None = None) -> None:
+    """Write `content`, in UTF-8, to what `path` stands for, following links; an iterator gives it in pieces.
 
     A file is replaced as a whole and keeps its mode; folders that are missing are made. A pipe or a device is written
     into, and so is a file that is mounted, which cannot be replaced. `/dev/stdout`, `/dev/fd/3` and the like are what
@@ -124,13 +142,13 @@ def write(path: Path, content: str | bytes, *, made_in: Path | None = None) -> N
     Raises:
         OSError: it cannot be written; a file that was there is as it was.
     """
-    data = _encoded(content)
-    if _written_in_place(path, data):
+    pieces = map(_encoded, (content,) if isinstance(content, (str, bytes)) else content)
+    if _written_in_place(path, pieces):
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     with nullcontext(made_in) if made_in else draft_folder(target.parent) as folder:
-        _replace(target, data, folder)
+        _replace(target, pieces, folder)
 
 
 def write_folder(path: Path, files: Mapping[str, str | bytes]) -> None:
@@ -155,7 +173,7 @@ def append(path: Path, content: str, *, follow: bool = True) -> None:
         OSError: it cannot be written.
     """
     data = _encoded(content)
-    if not follow or not _written_in_place(path, data):
+    if not follow or not _written_in_place(path, (data,)):
         with open(path, "ab", opener=None if follow else _no_link) as file:
             file.write(data)
 
@@ -197,7 +215,7 @@ def _descriptor_number(text: str) -> int | None:
     return _STREAMS[match["stream"]] if match["stream"] else int(match["number"])
 
 
-def _written_in_place(path: Path, data: bytes) -> bool:
+def _written_in_place(path: Path, pieces: Iterable[bytes]) -> bool:
     """Whether `path` stands for something that is written into as it is, which was done then."""
     if (number := descriptor_of(path)) is not None:
         for stream in (sys.stdout, sys.stderr):
@@ -213,7 +231,8 @@ def _written_in_place(path: Path, data: bytes) -> bool:
             return False
         handle = _open_for_writing(path, waits=stat.S_ISFIFO(mode))
     try:
-        _write_all(handle, data)
+        for data in pieces:
+            _write_all(handle, data)
     finally:
         os.close(handle)
     return True
@@ -251,9 +270,10 @@ def _is_writable(handle: int) -> bool:
     return bool(poll.poll(SECONDS_TO_READ * 1000))
 
 
-def _replace(target: Path, data: bytes, folder: Path) -> None:
+def _replace(target: Path, pieces: Iterable[bytes], folder: Path) -> None:
     new_file = folder / "new"
-    new_file.write_bytes(data)
+    with new_file.open("wb") as file:
+        file.writelines(pieces)
     with suppress(FileNotFoundError):
         os.chmod(new_file, stat.S_IMODE(target.stat().st_mode))
     try:
@@ -261,4 +281,4 @@ def _replace(target: Path, data: bytes, folder: Path) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        target.write_bytes(data)
+        shutil.copyfile(new_file, target)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pytest_modelbudget.base import Base, BaseCommit, find_base
+from pytest_modelbudget.base.git import Blobs
 from pytest_modelbudget.errors import ModelBudgetError
 from tests.gitrepo import Repository, repository
 
@@ -49,24 +52,32 @@ def test_a_root_below_that_of_the_repository(tmp_path: Path) -> None:
     base.close()
 
 
-def test_1300_snapshots_take_a_handful_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one for each file."""
+def test_many_snapshots_take_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One lists all files and one gives their contents, after the base was found."""
     repo = repository(tmp_path / "repo")
     for number in range(1300):
         (repo.path / f"{number}.yaml").write_text(f"{number}\n" * 400)
     repo.commit()
-    started: list[list[str]] = []
+    base = base_of(repo)
+    started: list[str] = []
     real = subprocess.Popen.__init__
 
     def counting(self: subprocess.Popen[bytes], command: list[str], *more: object, **options: object) -> None:
-        started.append(command)
+        started.append(next(word for word in command[1:] if word in ("ls-tree", "cat-file")))
         real(self, command, *more, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess.Popen, "__init__", counting)
-    base = base_of(repo)
     assert all(base.text(f"{number}.yaml") == f"{number}\n" * 400 for number in range(1300))
     base.close()
-    assert len(started) <= 6
+    assert started == ["ls-tree", "cat-file"]
+
+
+def test_a_git_that_dies_gives_no_half_of_a_file(tmp_path: Path) -> None:
+    """What it has begun to give is not taken for the whole content."""
+    program = "import sys; sys.stdin.readline(); sys.stdout.write('x blob 9\\nhalf'); sys.stdout.flush()"
+    blobs = Blobs([sys.executable, "-c", program], tmp_path, dict(os.environ))
+    assert blobs.read("x") is None
+    blobs.close()
 
 
 def test_a_partial_clone(tmp_path: Path) -> None:

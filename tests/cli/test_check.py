@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pytest_modelbudget.system import pace
 from tests.cli.conftest import Command
 from tests.project import SMALL
 
@@ -284,3 +285,11 @@ def test_the_hook_of_pre_commit_is_the_check(modelbudget: Command) -> None:
     assert modelbudget(*words).code == 1
     modelbudget("update")
     assert modelbudget(*words).code == 0
+
+
+def test_a_log_of_a_long_run_says_how_far_it_is(modelbudget: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On standard error, a line now and then, which here is each time; a short run says nothing there."""
+    modelbudget.write("modelbudget.yaml", SMALL)
+    assert modelbudget("update").err == ""
+    monkeypatch.setattr(pace, "_EVERY", 0)
+    assert modelbudget("check").err == "modelbudget: [1/1] small\n"

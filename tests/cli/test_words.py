@@ -16,7 +16,7 @@ from pytest_modelbudget.cli.words import build_parser
 from tests.cli.conftest import Command
 
 HEAVY = {"torch", "tensorflow", "keras", "pydantic", "yaml", "rich", "jinja2", "pytest", "mlflow", "numpy"}
-COMMANDS = ("show", "why", "plan", "diff", "check", "update", "init", "tighten", "schema", "mlflow")
+COMMANDS = ("show", "why", "plan", "diff", "check", "update", "merge", "init", "tighten", "schema", "mlflow")
 
 
 def imported(code: str) -> set[str]:

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 FAKENET = Path(__file__).parents[1] / "fakes.py"
@@ -54,6 +55,7 @@ models:
     budgets: {params: {max: 9k, ratchet: {slack: 2%}}}
   b/other: {build: zoo:other, inputs: "float32[B, 32]"}
 """
+TOTALS = "defaults: {snapshot: totals}\n"
 GONE = """\
   gone: {build: zoo:small, inputs: "float32[B, 32]"}
 """
@@ -141,13 +143,26 @@ def outbox(times: int = 1) -> int:
     return 0
 
 
+def part() -> int:
+    """`modelbudget check --part`, in no time, so that the bytes are the same each time."""
+    from pytest_modelbudget.engine import run
+
+    vars(run)["time"] = SimpleNamespace(perf_counter=lambda: 0.0)
+    return command("check", "--part", "out/report.part")()
+
+
 REPORTS = ("json", "html", "comment")
 OPERATIONS: dict[str, Action] = {
     "update": command("update"),
     "update by pytest": plain("--model-budget-update"),
     "check": command("check"),
     "reports": command("check", *(f"--report={kind}:out/report.{kind}" for kind in REPORTS)),
+    "part": part,
     "prune": plain("--model-budget-prune"),
+    "update totals": command("update"),
+    "update small of totals": command("update", "small"),
+    "update other of totals": command("update", "b/other"),
+    "prune totals": plain("--model-budget-prune"),
     "tighten": command("tighten", "--write"),
     "init": init,
     "outbox": outbox,
@@ -157,7 +172,10 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "update": ("kill", "cut", "full", "short", "read-only"),
     "update by pytest": ("kill",),
     "reports": ("kill", "cut", "full", "short"),
+    "part": ("kill", "cut", "full", "short"),
     "prune": ("kill", "full"),
+    "update totals": ("kill", "cut", "full", "short", "read-only"),
+    "prune totals": ("kill", "full"),
     "tighten": ("kill", "cut", "full", "short", "read-only"),
     "init": ("kill", "cut", "full", "short", "read-only"),
     "outbox": ("kill", "cut", "full", "short", "read-only"),
@@ -168,16 +186,19 @@ _STEADY = ("tighten", "init", "outbox", "busy outbox")
 """Operations on a project that is as committed."""
 
 
-def prepare(folder: Path, *, steady: bool) -> None:
-    """The project: two models with snapshots, which are of other models unless it is `steady`, and one too many."""
+def prepare(folder: Path, *, steady: bool, head: str = "") -> None:
+    """The project: two models with snapshots, which are of other models unless it is `steady`, and one too many.
+
+    `head` is what its manifest begins with.
+    """
     folder.mkdir(parents=True)
     shutil.copy(FAKENET, folder / "fakenet.py")
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "zoo.py").write_text(ZOO.format(width=64 if steady else 60))
-    (folder / "modelbudget.yaml").write_text(MANIFEST if steady else MANIFEST + GONE)
+    (folder / "modelbudget.yaml").write_text(head + (MANIFEST if steady else MANIFEST + GONE))
     assert run(folder, OPERATIONS["update"])[0] == 0
     (folder / "zoo.py").write_text(ZOO.format(width=64))
-    (folder / "modelbudget.yaml").write_text(MANIFEST)
+    (folder / "modelbudget.yaml").write_text(head + MANIFEST)
     if not steady:
         (folder / "out").mkdir()
         for kind in REPORTS:
@@ -348,7 +369,15 @@ def together(template: Path, names: list[str], rounds: int) -> list[dict[str, An
 
 def import_all() -> None:
     """Import pytest and what all operations stand on, none of which needs a framework."""
-    for name in ("cli.tighten", "cli.check", "cli.init", "config.rewriting", "plugin.controller", "reports.html"):
+    for name in (
+        "cli.tighten",
+        "cli.check",
+        "cli.merge",
+        "cli.init",
+        "config.rewriting",
+        "plugin.controller",
+        "reports.html",
+    ):
         import_module(f"pytest_modelbudget.{name}")
 
 
@@ -358,7 +387,7 @@ def main(operation: str, folder: Path) -> dict[str, Any]:
     os.environ["MODELBUDGET_ISOLATE"] = "0"
     names = operation.split("+")
     template = folder / "project"
-    prepare(template, steady=names[0] in _STEADY)
+    prepare(template, steady=names[0] in _STEADY, head=TOTALS if "totals" in names[0] else "")
     before = files(template)
     if len(names) > 1:
         return {"before": before, "rounds": together(template, names, rounds=2)}

@@ -93,6 +93,7 @@ def test_what_cannot_be_written_is_said(operation: str, fault: str) -> None:
     "operations",
     [
         pytest.param(["update"] * 8, id="updates"),
+        pytest.param(["update small of totals", "update other of totals"] * 4, id="lines of one file"),
         pytest.param(["update", "check", "prune", "update by pytest", "check", "reports", "prune", "update"], id="all kinds"),
         pytest.param(["tighten"] * 4 + ["check"] * 4, id="tighten and check"),
     ],

@@ -14,6 +14,7 @@ from pytest_modelbudget import snapshot
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.results import SnapshotState
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.totals import Totals
 from tests.fuzz import strategies
 from tests.fuzz.strategies import attempted, fuzzed
 
@@ -112,3 +113,43 @@ def test_damage_is_never_taken_for_the_same(data: st.DataObject, summary: Summar
     else:
         assert seen.stored in (SnapshotState.DIFFERENT, SnapshotState.BROKEN, SnapshotState.REFUSED)
         assert seen.stored is SnapshotState.DIFFERENT or PATH in seen.problem
+
+
+SHARING = [replace(ENTRY, id=name, snapshot="totals") for name in ("a", "b", "net")]
+TOTALS_PATH = snapshot.path_for(SHARING[0])
+
+
+@fuzzed(strategies.summaries)
+def test_every_line_of_totals_is_read_back(summary: Summary) -> None:
+    """It is one line of YAML that says all totals of the model, and that its rows are the same."""
+    text = snapshot.text_for(SHARING[0], summary)
+    assert text.split("\n") == text.splitlines() == [text]
+    yaml.safe_load(text)
+    totals, declared = snapshot.read_line(text)
+    assert (totals, declared) == (replace(Totals.of(summary), model="a"), ENTRY.declared)
+
+
+@fuzzed(st.data(), strategies.summaries, strategies.summaries)
+def test_damage_of_a_file_of_totals_costs_what_it_touches(
+    data: st.DataObject, summary: Summary, other: Summary
+) -> None:
+    """A model passes only where its whole line is there; damage is never taken for another model either."""
+    models = list(zip(SHARING, (summary, other, summary), strict=True))
+    lines = {entry.id: snapshot.text_for(entry, model) for entry, model in models}
+    new = {"c": snapshot.text_for(replace(ENTRY, id="c", snapshot="totals"), other)}
+    with TemporaryDirectory() as folder:
+        snapshot.write_lines(Path(folder), ".", TOTALS_PATH, lines)
+        file = Path(folder, TOTALS_PATH)
+        text = data.draw(damaged(file.read_bytes().decode()))
+        file.write_bytes(text.encode())
+        seen = {entry.id: snapshot.compare(Path(folder), entry, model) for entry, model in models}
+        attempted(snapshot.write_lines, Path(folder), ".", TOTALS_PATH, new)
+        after = {entry.id: snapshot.compare(Path(folder), entry, model) for entry, model in models}
+    for name, stored in seen.items():
+        whole = lines[name] in text.replace("\r\n", "\n").split("\n")
+        failed = stored.stored in (SnapshotState.MISSING, SnapshotState.BROKEN, SnapshotState.REFUSED)
+        assert failed or (whole and stored.stored is SnapshotState.EQUAL)
+        assert not failed or stored.stored is SnapshotState.MISSING or TOTALS_PATH in stored.problem
+        if stored.stored is SnapshotState.EQUAL:  # what is written for another model loses none
+            assert after[name].stored is SnapshotState.EQUAL
+        assert whole or after[name].stored not in (SnapshotState.EQUAL, SnapshotState.RESTATED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_modelbudget.reports import REPORTS
+from pytest_modelbudget.system import pace
 from tests.project import SMALL, Project
 
 THREE = """
@@ -228,3 +229,10 @@ def test_it_works_without_a_terminal_reporter(small: Project) -> None:
     assert small.run("-p", "no:terminal").ret == 0
     small.manifest(THREE)
     assert small.run("-p", "no:terminal").ret == 1
+
+
+def test_a_log_of_a_long_run_says_how_far_it_is(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between pytest's own lines, now and then, which here is after each model."""
+    monkeypatch.setattr(pace, "_EVERY", 0)
+    project.manifest(SMALL)
+    assert "model-budget: [1/1]" in project.update().outlines

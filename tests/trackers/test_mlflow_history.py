@@ -124,8 +124,8 @@ def test_a_mark_of_other_models_is_doubted() -> None:
 def test_each_set_of_models_has_a_mark_of_its_own() -> None:
     """Of a model that another CI job checks a mark says nothing."""
     one, other = model(10), replace(model(10), key="other")
-    assert history.mark_tag([one, other]) == history.mark_tag([other, one])
-    assert len({history.mark_tag(models) for models in ([one], [other], [one, other])}) == 3
+    assert history.mark_tag(entry(1, 0, one, other)) == history.mark_tag(entry(1, 0, other, one))
+    assert len({history.mark_tag(entry(1, 0, *models)) for models in ([one], [other], [one, other])}) == 3
 
 
 GITHUB = {"GITHUB_ACTIONS": "true", "GITHUB_SERVER_URL": "https://h", "GITHUB_REPOSITORY": "o/r", "GITHUB_RUN_ID": "7"}

@@ -23,6 +23,7 @@ from pytest_modelbudget.results import Result
 from pytest_modelbudget.system.escape import harmless
 from pytest_modelbudget.trackers import Delivery
 from pytest_modelbudget.trackers.mlflow import content, facts, outbox, views
+from pytest_modelbudget.trackers.mlflow.choosing import MOST_BEGUN
 from pytest_modelbudget.trackers.mlflow.process import OVER, Event, Sender
 from pytest_modelbudget.trackers.mlflow.target import Target, missing_secret, target_from
 
@@ -92,11 +93,12 @@ def _deliver(
         events, ended = sender.finish()
     finally:
         sender.end()
-    links = tuple(_links(_delivery_event(events, path.name), target))
+    links = tuple(_links(_delivery_event(events, path.name), target, of_moved=entry.totals is not None))
     rest_follows = _is_unfinished(events, path, "later")  # the first run of a thousand models should not fail for it
     waiting_here, elsewhere = outbox.count_waiting(folder, target.shown)
     lines = [
         *_outcome_lines(events, ended, path, target),
+        *_moved_lines(_delivery_event(events, path.name), entry.totals),
         *_link_lines(links, root, target),
         *_remark_lines(events, dropped, path.name, repository_facts, no_history),
         *_waiting_lines(waiting_here - rest_follows, elsewhere),
@@ -183,10 +185,30 @@ def _outcome_lines(events: Sequence[Event], ended: str, path: Path, target: Targ
     yield from cure
 
 
+def _moved_lines(event: Event | None, table: outbox.TotalsRecord | None) -> Iterator[str]:
+    """Of very many models: which were logged one by one, and that the numbers of the others are there too."""
+    if event is None or table is None:
+        return
+    moved = int(event.get("moved", -1))
+    if moved > MOST_BEGUN:
+        yield f"  {moved:,} models moved, too many to begin histories; totals of all {table.models:,} in one file"
+    elif moved > 0:
+        noun = "model" if moved == 1 else "models"
+        yield f"  {moved:,} {noun} that moved, totals of {table.models - moved:,} others in one file"
+    elif moved == 0:
+        yield f"  no model moved, totals of {table.models:,} models in one file"
+    else:
+        begins = "; the history of a model begins when it moves" if table.history else ""
+        yield f"  totals of {table.models:,} models in one file{begins}"
+
+
 def _history_progress(path: Path) -> str:
     """How many of an entry's histories have been written; it may have gone in this moment."""
     with suppress(outbox.UnreadableEntry):
-        models = outbox.read(path).history
+        entry = outbox.read(path)
+        if entry.totals is not None:
+            return f"{len(outbox.done_keys(path)):,} histories of models that moved are written"
+        models = entry.history
         done_count = len(outbox.done_keys(path) & {model.key for model in models})
         return f"{done_count:,} of {len(models):,} histories of models are written"
     return "some histories of models are written"
@@ -199,14 +221,14 @@ def _reason_lines(troubles: Sequence[Event], ended: str) -> list[str]:
     return [f"  {troubles[0]['reason']}", *([f"  {cure}"] if cure else [])]
 
 
-def _links(event: Event | None, target: Target) -> Iterator[tuple[str, str]]:
+def _links(event: Event | None, target: Target, *, of_moved: bool = False) -> Iterator[tuple[str, str]]:
     if event is None or not (target.is_server or target.is_database):
         return
     base = views.base(target.shown if target.is_server else _LOCAL_PAGE)
     yield "this run", views.run(base, event["experiment"], event["run"])
     yield "its report", views.report(base, event["experiment"], event["run"])
     if event.get("history"):
-        yield "all models over time", views.charts(base, event["history"])
+        yield f"{'models that moved, ' if of_moved else 'all models '}over time", views.charts(base, event["history"])
     yield "all runs", views.table(base, event["experiment"])
 
 

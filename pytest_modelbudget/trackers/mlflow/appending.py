@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +20,11 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import UnreadableFile, decode_text, read_text
 from pytest_modelbudget.system import writing
 from pytest_modelbudget.trackers.mlflow import artifacts, history, outbox, views
-from pytest_modelbudget.trackers.mlflow.history import HistoryState, LastWritten
-from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, ModelRecord, OutboxEntry
-from pytest_modelbudget.trackers.mlflow.store import NOTE, TABLES, Store, table_tag
+from pytest_modelbudget.trackers.mlflow.choosing import Chooser
+from pytest_modelbudget.trackers.mlflow.history import HistoryState, LastWritten, MetricPoints
+from pytest_modelbudget.trackers.mlflow.model_records import COMMIT
+from pytest_modelbudget.trackers.mlflow.outbox import NOTE, OUTCOME, ModelRecord, OutboxEntry
+from pytest_modelbudget.trackers.mlflow.store import TABLES, Store, table_tag
 from pytest_modelbudget.trackers.mlflow.trouble import SendError
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Progress:
 
     `mark` is what was left in the experiment while writing, None where nothing had to be written; `late` that a
     history had a newer point than this entry; not `begun` that the time did not suffice for the histories there are.
+    `moved` counts the models that moved, where that is told of a table of all.
     """
 
     experiment: str
@@ -49,21 +52,23 @@ class Progress:
     late: bool = False
     new: tuple[ModelRecord, ...] = ()
     begun: bool = True
+    moved: int | None = None
 
 
 class Appender:
-    """Appends the models of the entry at `path`, whose runs of pytest are in the experiment `jobs`.
+    """Appends the models of the entry at `path`, whose run of pytest is `job` in the experiment `jobs`.
 
     `begun` has the keys of histories that this process has begun; it is shared by the entries it sends.
     """
 
-    def __init__(self, store: Store, jobs: str, path: Path, entry: OutboxEntry, begun: set[str]) -> None:
+    def __init__(self, store: Store, jobs: str, job: str, path: Path, entry: OutboxEntry, begun: set[str]) -> None:
         self._store, self._jobs, self._path, self._entry, self._begun = store, jobs, path, entry, begun
-        self._tag = history.mark_tag(entry.history)
+        self._tag, self._mark_of_all = history.mark_tag(entry), history.mark_of(entry, job)
+        self._holds: Mapping[str, MetricPoints] = {}
 
     def existing(self, until: float) -> Progress:
         """Append to the histories that are there, where a model changed; to none after `until` (`time.monotonic`)."""
-        if not self._entry.history:
+        if not self._entry.adds_to_histories:
             return Progress("")
         experiment = self._store.experiment(self._entry.history_experiment)
         marks = history.last_written_in(self._store.experiment_tags(experiment))
@@ -71,18 +76,19 @@ class Appender:
         newest = mark.is_before(self._entry)
         if newest and mark.fingerprint == self._entry.fingerprint:
             if mark.step < self._entry.step:
-                self._set_mark(experiment, self._tag, history.mark_of(self._entry))
-            return Progress(experiment)
+                self._set_mark(experiment, self._tag, self._mark_of_all)
+            return Progress(experiment, moved=0)
         writing = mark.while_writing(self._entry)
         self._set_mark(experiment, self._tag, writing)
         for tag, other_mark in marks.items():
             if other_mark.fingerprint:
                 self._set_mark(experiment, tag, other_mark.doubted(self._entry))
-        runs = self._store.by_key(experiment, "tags.`modelbudget.kind` = 'history'")
-        new = tuple(model for model in self._entry.history if model.key not in runs)
-        if len(new) == len(self._entry.history):
+        chosen = Chooser(self._store, experiment, self._path, self._entry).choose(mark, marks.values())
+        runs, self._holds = chosen.runs, chosen.holds
+        new = tuple(model for model in chosen.models if model.key not in runs)
+        if len(new) == len(chosen.models):
             self._describe(experiment)
-        models, done_keys = [model for model in self._entry.history if model.key in runs], outbox.done_keys(self._path)
+        models, done_keys = [model for model in chosen.models if model.key in runs], outbox.done_keys(self._path)
 
         def append(model: ModelRecord) -> bool | None:
             if time.monotonic() > until:
@@ -93,7 +99,7 @@ class Appender:
         late = self._each(models, append)
         finished = (model.key for model, is_late in zip(models, late, strict=True) if is_late is not None)
         outbox.note_done(self._path, *(key for key in finished if key not in done_keys))
-        return Progress(experiment, writing, any(late) or not newest, new, begun=None not in late)
+        return Progress(experiment, writing, any(late) or not newest, new, begun=None not in late, moved=chosen.moved)
 
     def new(self, progress: Progress, until: float) -> bool:
         """Begin the histories of new models, none after `until` (`time.monotonic`); True when all have begun."""
@@ -117,8 +123,8 @@ class Appender:
         if progress.mark is None:
             return
         current = history.last_written_in(self._store.experiment_tags(progress.experiment)).get(self._tag)
-        is_alone = current == progress.mark
-        new_mark = history.mark_of(self._entry) if is_alone and not progress.late else LastWritten()
+        trusted = current == progress.mark and not progress.late
+        new_mark = (current or LastWritten()).settled(self._mark_of_all, trusted=trusted)
         self._set_mark(progress.experiment, self._tag, new_mark)
 
     def _each(self, models: Iterable[ModelRecord], act: Callable[[ModelRecord], _T]) -> list[_T]:
@@ -150,7 +156,7 @@ class Appender:
         Returns whether the history has a newer point.
         """
         state = self._state(run)
-        points, new_state = history.plan_points(state, self._entry, model, last_mark)
+        points, new_state = self._planned(state, model, last_mark)
         if new_state is None:
             self._store.log(run.info.run_id, points)
             if not points:
@@ -161,6 +167,18 @@ class Appender:
         self._store.log(run.info.run_id, points, tags)  # one request; the tags are written after the points
         self._store.end(run.info.run_id, model.status, self._entry.created_ms)
         return False
+
+    def _planned(
+        self, state: HistoryState | None, model: ModelRecord, last_mark: LastWritten
+    ) -> tuple[tuple[MetricPoints, ...], HistoryState | None]:
+        """The points to write, and the state afterwards; where a table says what was before a move, with that."""
+        if self._entry.totals is None:
+            return history.plan_points(state, self._entry, model, last_mark)
+        points, new_state = history.plan_points(state, self._entry, model, LastWritten())
+        hold, since = self._holds.get(model.key), -1 if state is None else state.step
+        if hold is not None and points and since < hold.step < self._entry.step:
+            points = (hold, *points)
+        return points, new_state
 
     def _is_late(self, state: HistoryState | None) -> bool:
         return state is not None and state.step > self._entry.step
@@ -174,8 +192,12 @@ class Appender:
         return HistoryState(step, 0, "", metrics)
 
     def _upload(self, model: ModelRecord, run: StoredRun) -> None:
+        if self._entry.totals is not None and not self._summaries.has(model):
+            files = artifacts.latest_elsewhere(model.tags.get(COMMIT, ""))
+        else:
+            files = artifacts.latest_files(self._summaries.of(model))
         with tempfile.TemporaryDirectory() as folder:
-            for name, text in artifacts.latest_files(self._summaries.of(model)).items():
+            for name, text in files.items():
                 writing.write(Path(folder) / name, text)
             self._store.upload(run, Path(folder), _LATEST)
 
@@ -203,13 +225,20 @@ class _Summaries:
         except (zipfile.BadZipFile, OSError) as error:
             raise self._damaged(path.name, error) from None
 
+    def has(self, model: ModelRecord) -> bool:
+        """Whether a model has files of its own."""
+        return self._result_file(model).exists()
+
+    def _result_file(self, model: ModelRecord) -> Path:
+        return self._folder / "models" / model.slug / artifacts.RESULT
+
     def of(self, model: ModelRecord) -> Summary:
         """The summary of a model.
 
         Raises:
             NotReadable: the entry does not have it, or has something else there.
         """
-        result_file = self._folder / "models" / model.slug / artifacts.RESULT
+        result_file = self._result_file(model)
         try:
             if result_file.exists() or self._archive is None:
                 return artifacts.summary_in(read_text(result_file, _MOST_BYTES))

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from html import escape
 from typing import Any
 
 from pytest_modelbudget.errors import ModelBudgetError
@@ -95,6 +96,16 @@ def model_files(model: MeasuredModel) -> dict[str, str]:
 def latest_files(summary: Summary) -> dict[str, str]:
     """The files beside a model's history: its newest state, whatever became of it in that run."""
     return {"summary.html": html.page([Result(summary.model, State.OK, summary)]), "layers.json": layers_table(summary)}
+
+
+def latest_elsewhere(commit: str) -> dict[str, str]:
+    """The same beside a history whose run has only the numbers of all models, where a model has no files of its own."""
+    sentence = f"The layers of this model at commit {commit[:12]} are in its snapshot in git, not here."
+    row = (sentence, *[cells.UNKNOWN] * (len(_LAYER_COLUMNS) - 1))
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Layers</title><p>{escape(sentence)}</p></html>\n'
+    )
+    return {"summary.html": page, "layers.json": _table_json(_LAYER_COLUMNS, iter([row]))}
 
 
 def summary_files(summary: Summary) -> dict[str, str]:

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.reports import html, markdown, text
 from pytest_modelbudget.reports import json as json_report
 from pytest_modelbudget.results import Result, State
-from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
+from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS, Number
 from pytest_modelbudget.summary.show import cells
 from pytest_modelbudget.system.escape import harmless
-from pytest_modelbudget.trackers.mlflow import artifacts, names
+from pytest_modelbudget.trackers.mlflow import artifacts, model_records, names
 from pytest_modelbudget.trackers.mlflow.artifacts import MeasuredModel, sha256_hex, slug_of
 from pytest_modelbudget.trackers.mlflow.facts import RepositoryFacts
-from pytest_modelbudget.trackers.mlflow.outbox import OUTCOME, ModelRecord, OutboxEntry, RunRecord
+from pytest_modelbudget.trackers.mlflow.model_records import model_key
+from pytest_modelbudget.trackers.mlflow.outbox import MODELS, NOTE, ModelRecord, OutboxEntry, RunRecord, TotalsRecord
+from pytest_modelbudget.trackers.mlflow.totals import FILE, TableBuilder
 
 MOST_MODELS = 50
 """Up to so many models get artifacts of their own in a run; of more, those that failed or changed."""
 
+MOST_WHOLE = 200
+"""Of more models than this the numbers go into one table, and a history begins when a model moves."""
+
+MOST_LISTED = 1000
+"""Of so many models that failed or changed the table of models has a row, where another table has all of them."""
+
 MOST_DETAILED = 200
 """Of failed and changed models, too, only so many get artifacts of their own; the archive has the others."""
 
-_LONGEST_TAG = 5000
-"""Characters; longer tags are refused or cut by servers."""
-
-_LONGEST_NOTE = 4300
+_LONGEST_NOTE = 3900
 """Characters of a description, which leave room for the links."""
 
 _MOST_ROWS = 25
@@ -48,46 +52,92 @@ def make_entry(
     """The entry of one run of pytest, and its files (path in the entry -> content).
 
     `key` is unique to this run; the key of a model's history is derived from the repository and the model,
-    so that it is the same everywhere. Without `history` no model gets a point.
+    so that it is the same everywhere. Without `history` no model gets a point. Of more than `MOST_WHOLE` models the
+    numbers are in one table (`totals`), of which the sender tells what moved.
     """
-    files: dict[str, str | bytes] = {}
-    detailed: list[Result] = []
-    tables, rows, models, params = ["models.json"], [], [], []
-    archive = artifacts.Archive()
+    table = TableBuilder() if len(results) > MOST_WHOLE else None
+    kept = _RunContent(facts, len(results), table, history=history)
     for result, slug in zip(results, _slugs(results), strict=True):  # in one pass, so that memory holds one at a time
-        model = artifacts.measure(result, slug)
-        rows.append(artifacts.model_row(model))
-        if result.summary is not None:
-            params.append(model.data["params"])
-            models += [_model_history(model, facts)] if history else []
-        if _is_detailed(result, len(results)) and len(detailed) < MOST_DETAILED:
-            detailed.append(result)
-            files |= {f"job/models/{slug}/{name}": content for name, content in artifacts.model_files(model).items()}
-            tables += [f"models/{slug}/layers.json"] if result.summary is not None else []
-        else:
-            archive.add(model)
-    rows.sort(key=lambda row: (not State(row[-1]).failed, row[0]))
-    files["job/models.json"] = artifacts.models_table(rows)
-    files["job/report.html"] = html.page(detailed if archive.models else results)
-    if archive.models:
-        files[f"job/{artifacts.ARCHIVE}"] = archive.content()
-    else:
-        files["job/results.json"] = json_report.page(results)
+        kept.add(artifacts.measure(result, slug))
     entry = OutboxEntry(
         target=target,
         created_ms=now_ms,
         point_ms=facts.commit_ms or now_ms,
         step=facts.step,
         experiment=f"modelbudget/{slug_of(facts.repository)}",
-        job=_job_run(results, params, facts, key, exit_failed, tables, archived=archive.models),
-        history=tuple(models),
+        job=_job_run(results, kept, facts, key, exit_failed),
+        history=tuple(kept.history),
+        totals=None if table is None else _totals_record(table, kept, facts, history=history),
     )
-    return entry, files
+    return entry, kept.finished_files(results)
 
 
-def model_key(result: Result) -> str:
-    """What a model is called across runs; two files may each declare a model of the same id."""
-    return result.snapshot.path or result.nodeid or result.id
+class _RunContent:
+    """What a run has of its models, which are added one by one; `table` is that of a run of very many.
+
+    `listed` are those that tables for people have: all, or of very many those that are remarkable, as far as these are
+    no more than `MOST_LISTED`.
+    """
+
+    def __init__(self, facts: RepositoryFacts, models: int, table: TableBuilder | None, *, history: bool) -> None:
+        self._place, self._models, self._history = model_records.place(facts), models, history
+        self.table, self.sums, self.archive = table, _Sums(), artifacts.Archive()
+        self.files: dict[str, str | bytes] = {}
+        self.tables, self.rows, self.history = ["models.json"], list[Sequence[artifacts.Cell]](), list[ModelRecord]()
+        self.slugs: dict[str, str] = {}
+        self.listed: list[Result] = []
+        self.remarkable = 0
+        self._detailed: list[Result] = []
+
+    def add(self, model: MeasuredModel) -> None:
+        """Add one model, or what stands for several."""
+        result, is_remarkable = model.result, _is_remarkable(model.result)
+        self.sums.add(model)
+        self.remarkable += is_remarkable
+        if self.table is None or (is_remarkable and len(self.listed) < MOST_LISTED):
+            self.listed.append(result)
+            self.rows.append(artifacts.model_row(model))
+        if self.table is not None and result.is_model:
+            self.table.add(model_records.totals(model))
+        elif self.table is None and result.summary is not None and self._history:
+            self.history.append(model_records.record(model_records.totals(model), self._place, model.slug))
+        if (is_remarkable or self._models <= MOST_MODELS) and len(self._detailed) < MOST_DETAILED:
+            self._add_files(model)
+        elif self.table is None:
+            self.archive.add(model)
+
+    def _add_files(self, model: MeasuredModel) -> None:
+        slug = model.slug
+        self._detailed.append(model.result)
+        self.slugs[model_key(model.result)] = slug
+        files = artifacts.model_files(model)
+        self.files |= {f"job/models/{slug}/{name}": content for name, content in files.items()}
+        self.tables += [f"models/{slug}/layers.json"] if model.result.summary is not None else []
+
+    def finished_files(self, results: Sequence[Result]) -> dict[str, str | bytes]:
+        """All files, with those about several models."""
+        self.rows.sort(key=lambda row: (not State(row[-1]).failed, row[0]))
+        files = {**self.files, "job/models.json": artifacts.models_table(self.rows)}
+        if self.table is None and not self.archive.models:
+            return {**files, "job/report.html": html.page(results), "job/results.json": json_report.page(results)}
+        files["job/report.html"] = html.page(self._detailed)
+        if self.table is None:
+            return {**files, f"job/{artifacts.ARCHIVE}": self.archive.content()}
+        return {**files, FILE: self.table.content()}
+
+
+def _totals_record(table: TableBuilder, kept: _RunContent, facts: RepositoryFacts, *, history: bool) -> TotalsRecord:
+    place = model_records.place(facts)
+    return TotalsRecord(
+        models=len(table),
+        project=place.project,
+        unit=place.unit,
+        tags=place.tags,
+        keys=table.keys_hash(),
+        fingerprint=table.fingerprint(),
+        slugs=kept.slugs,
+        history=history,
+    )
 
 
 def _slugs(results: Sequence[Result]) -> list[str]:
@@ -100,77 +150,74 @@ def _slugs(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _is_detailed(result: Result, models: int) -> bool:
-    return models <= MOST_MODELS or result.state.failed or bool(result.changes)
+def _is_remarkable(result: Result) -> bool:
+    """Whether a model failed or is another than its snapshot, or than the base, says."""
+    return result.state.failed or bool(result.changes) or (result.since is not None and bool(result.since.changes))
+
+
+class _Sums:
+    """What all models together are, added one by one."""
+
+    def __init__(self) -> None:
+        self.failed = self.params = self._models = self._counted = 0
+        self.seconds = 0.0
+        self.frameworks: set[str] = set()
+        self._most_used: Fraction | None = None
+        self._peaks: dict[str, Number] = {}
+
+    def add(self, model: MeasuredModel) -> None:
+        """Add one model."""
+        result, summary = model.result, model.result.summary
+        self._models += 1
+        self.failed += result.state.failed
+        self.seconds += result.seconds
+        self._most_used = max([*text.used_shares(result).values(), self._most_used or Fraction(-1)])
+        if summary is None:
+            return
+        self._counted += 1
+        self.params += model.data["params"]
+        self.frameworks.add(summary.framework)
+        for metric in PEAK_METRICS:
+            if (peak := METRICS[metric].get(summary)) is not None:
+                self._peaks[metric] = max(peak, self._peaks.get(metric, 0))
+
+    def metrics(self) -> Iterator[tuple[str, float]]:
+        """What has a chart of a run, few enough to be looked at."""
+        yield "session/failed", self.failed
+        if self._counted == self._models and names.fits_float(self.params):  # the sum of some looks like that of all
+            yield "session/params_sum", self.params
+        if self._most_used is not None and self._most_used >= 0:
+            yield from _known("session/budget_used_pct", self._most_used * 100)
+        for metric, peak in self._peaks.items():
+            yield from _known(f"session/{metric.removesuffix('_bytes')}_mib_max", Fraction(peak, 2**20))
 
 
 def _job_run(
-    results: Sequence[Result],
-    params: Sequence[int],
-    facts: RepositoryFacts,
-    key: str,
-    exit_failed: bool,
-    tables: Sequence[str],
-    *,
-    archived: int,
+    results: Sequence[Result], kept: _RunContent, facts: RepositoryFacts, key: str, exit_failed: bool
 ) -> RunRecord:
     tags = {
-        **_git_tags(facts),
-        "mlflow.note.content": _job_note(results, facts, exit_failed, archived),
+        **model_records.git_tags(facts),
+        NOTE: _job_note(results, kept, facts, exit_failed),
         "modelbudget.kind": "job",
         "modelbudget.verdict": text.verdict(results),
         "modelbudget.dirty": str(facts.dirty).lower(),
-        "modelbudget.frameworks": ", ".join(
-            sorted({model_result.summary.framework for model_result in results if model_result.summary})
-        ),
+        "modelbudget.frameworks": ", ".join(sorted(kept.sums.frameworks)),
         "modelbudget.ci": facts.ci.service,
         "modelbudget.ci_url": facts.ci.job_url,
         "modelbudget.pull_request": facts.ci.pull_request.removeprefix("?"),
     }
     pull = f" #{facts.ci.pull_request}".removesuffix(" #?") if facts.ci.is_pull_request else ""
+    counted = {} if kept.table is None else {MODELS: float(len(kept.table))}
     return RunRecord(
         key=key,
         name=f"{facts.branch or facts.repository}{pull} {facts.commit[:8]}".strip()[:250],
         status="FAILED" if exit_failed else "FINISHED",
-        tags=_fitting_tags(tags),
-        metrics=dict(_job_metrics(results, params)),
+        tags=model_records.fitting_tags(tags),
+        metrics={**dict(kept.sums.metrics()), **counted},
         folder="job",
-        tables=tuple(tables),
-        took_ms=round(1000 * sum(result.seconds for result in results)),
+        tables=tuple(kept.tables),
+        took_ms=round(1000 * kept.sums.seconds),
     )
-
-
-def _git_tags(facts: RepositoryFacts) -> dict[str, str]:
-    return {
-        "mlflow.source.name": "pytest --model-budget",
-        "mlflow.source.type": "JOB",
-        "mlflow.source.git.commit": facts.commit,
-        "mlflow.source.git.branch": facts.branch,
-        "mlflow.source.git.repoURL": facts.url,
-        "mlflow.user": facts.user,
-    }
-
-
-def _fitting_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags that say something, cut to what servers store."""
-    return {name: _cut_tag(value) for name, value in tags.items() if value}
-
-
-def _cut_tag(value: str) -> str:
-    return value if len(value) <= _LONGEST_TAG else f"{value[: _LONGEST_TAG - 3]}..."
-
-
-def _job_metrics(results: Sequence[Result], params: Sequence[int]) -> Iterator[tuple[str, float]]:
-    """What has a chart of a run, few enough to be looked at; `params` are those of the models that were counted."""
-    yield "session/failed", sum(result.state.failed for result in results)
-    if len(params) == len(results) and names.fits_float(sum(params)):  # the sum of some looks like that of all
-        yield "session/params_sum", sum(params)
-    if shares := [share for result in results for share in text.used_shares(result).values()]:
-        yield from _known("session/budget_used_pct", max(shares) * 100)
-    for metric in PEAK_METRICS:
-        peaks = [METRICS[metric].get(result.summary) for result in results if result.summary]
-        if known_peaks := [peak for peak in peaks if peak is not None]:
-            yield from _known(f"session/{metric.removesuffix('_bytes')}_mib_max", Fraction(max(known_peaks), 2**20))
 
 
 def _known(name: str, value: Fraction) -> Iterator[tuple[str, float]]:
@@ -178,25 +225,36 @@ def _known(name: str, value: Fraction) -> Iterator[tuple[str, float]]:
         yield name, round(float(value), 3)
 
 
-def _job_note(results: Sequence[Result], facts: RepositoryFacts, exit_failed: bool, archived: int) -> str:
+def _job_note(results: Sequence[Result], kept: _RunContent, facts: RepositoryFacts, exit_failed: bool) -> str:
     """The description: the page shows about three lines of it at first, so the verdict comes first.
 
-    Links to what the run has are put below it when it is sent. Then all models in a table, and why some need a look.
+    Links to what the run has are put below it when it is sent. Then the models in a table, and why some need a look.
     """
-    ordered = text.sorted_results(results)
-    rows = [_note_row(result) for result in ordered]
-    lines = [f"{'FAILED' if exit_failed else 'OK'}: {text.verdict(results)}", "", markdown.row(_NOTE_COLUMNS)]
-    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |", *rows[:_MOST_ROWS], ""]
-    if len(rows) > _MOST_ROWS:
-        lines += [f"{len(rows) - _MOST_ROWS:,} more models are in models.json", ""]
-    if archived:
+    listed = text.sorted_results(kept.listed)
+    lines = [f"{'FAILED' if exit_failed else 'OK'}: {text.verdict(results)}", "", *_note_table(listed)]
+    if kept.table is not None and kept.remarkable > len(listed):
+        lines += [f"{kept.remarkable - len(listed):,} more models failed or changed: see the table of all", ""]
+    if archived := kept.archive.models:
         lines += [f"{archived} models that neither failed nor changed: {artifacts.ARCHIVE}, models.json", ""]
     if facts.ci.job_url:
         lines += [f"CI: {facts.ci.job_url}", ""]
-    for result in ordered:
+    for result in listed:
         if result.state.failed or result.changes or result.warnings:
             lines.append(f"- {_as_code(result.id)} {result.state.value}{''.join(_reason_lines(result))}")
     return "\n".join(text.cut_lines("\n".join(lines).rstrip("\n").split("\n"), _LONGEST_NOTE))
+
+
+def _note_table(results: Sequence[Result]) -> Iterator[str]:
+    """The lines of a table of models, and how many it leaves out."""
+    if not results:
+        return
+    yield markdown.row(_NOTE_COLUMNS)
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    yield from map(_note_row, results[:_MOST_ROWS])
+    yield ""
+    if len(results) > _MOST_ROWS:
+        yield f"{len(results) - _MOST_ROWS:,} more models are in models.json"
+        yield ""
 
 
 _NOTE_COLUMNS = ("model", "state", "params", "moved", "FLOPs", "weights", "peak", "budget used")
@@ -228,47 +286,3 @@ def _reason_lines(result: Result) -> Iterator[str]:
 def _as_code(value: str) -> str:
     """As code in Markdown, where nothing that came from a model means anything."""
     return f"`{harmless(value).replace('`', chr(39))}`"
-
-
-def _model_history(model: MeasuredModel, facts: RepositoryFacts) -> ModelRecord:
-    result, metrics = model.result, names.charted(model.numbers)
-    assert result.summary is not None
-    identity_path = "/".join(filter(None, (facts.repository, facts.folder, model_key(result))))
-    unit = ":minutes" if facts.shallow else ""  # steps of another kind would tear the line apart
-    tags = {
-        **_git_tags(facts),
-        "mlflow.note.content": _history_note(model, facts),
-        "modelbudget.kind": "history",
-        "modelbudget.model": result.id,
-        "modelbudget.framework": result.summary.framework,
-        OUTCOME: result.state.value,
-        "modelbudget.dirty": str(facts.dirty).lower(),
-        "modelbudget.unknown": ", ".join(_unknown_charts(metrics)) or "none",
-    }
-    return ModelRecord(
-        key=sha256_hex(f"history:{identity_path}{unit}")[:32],
-        name=f"{result.id[:220]}{' (by commit time)' if facts.shallow else ''}",
-        status="FAILED" if result.state.failed else "FINISHED",
-        tags=_fitting_tags(tags),
-        metrics=metrics,
-        digest=sha256_hex(f"{model.text}{json.dumps(metrics, sort_keys=True)}")[:16],
-        slug=model.slug,
-    )
-
-
-def _unknown_charts(numbers: Mapping[str, float]) -> list[str]:
-    """Names of the charts that get no point."""
-    return [name for name in names.unknown_names(numbers) if name in names.CHARTED]
-
-
-def _history_note(model: MeasuredModel, facts: RepositoryFacts) -> str:
-    result, summary = model.result, model.result.summary
-    assert summary is not None
-    flops = "FLOPs unknown" if summary.flops.value is None else cells.flops(summary)
-    lines = [f"{result.state.value}: {summary.params:,} params, {flops}, {len(summary.leaves)} layers"]
-    if facts.commit:
-        changes = " and changes that were not committed" if facts.dirty else ""
-        lines.append(f"at commit {facts.commit[:12]}{changes}")
-    if unknown_names := [name for name in _unknown_charts(model.numbers) if name not in names.OPTIONAL]:
-        lines.append(f"unknown there, so their last points are of an earlier commit if any: {', '.join(unknown_names)}")
-    return "\n\n".join(lines)

@@ -41,6 +41,17 @@ class _ModelData(_EntryPart):
     slug: _Slug
 
 
+class _TotalsData(_EntryPart):
+    models: Annotated[int, Field(ge=0)]
+    project: _Name
+    unit: Literal["", "minutes"]
+    tags: _Tags
+    keys: _Key
+    fingerprint: _Key
+    slugs: dict[str, _Slug]
+    history: bool
+
+
 class _Entry(_EntryPart):
     target: str
     created_ms: _Time
@@ -49,6 +60,7 @@ class _Entry(_EntryPart):
     experiment: Annotated[str, Field(pattern=r"^modelbudget/[A-Za-z0-9._-]{1,200}$")]
     job: _RunData
     history: list[_ModelData]
+    totals: _TotalsData | None = None
 
 
 def mistake(data: object) -> str:

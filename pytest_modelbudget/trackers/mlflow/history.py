@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import isclose
 
@@ -90,7 +90,8 @@ class LastWritten:
     It is kept beside all histories, since reading those of a thousand models takes longer than a run of pytest may;
     for each set of models apart, so that each of them was measured at its `step`.
     While an entry is being written, `fingerprint` is empty and `writer` is the key of that entry: nobody may rely on
-    half of it, and who does not find the own key at the end was not alone.
+    half of it, and who does not find the own key at the end was not alone. Of very many models `run` has their table,
+    which stays what was measured at its commit, whatever became of the histories.
     """
 
     step: int = -1
@@ -98,10 +99,15 @@ class LastWritten:
     created_ms: int = -1
     fingerprint: str = ""
     writer: str = ""
+    run: str = ""
+    models: int = 0
 
     def text(self) -> str:
         """As the text of a tag."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        data = asdict(self)
+        if not self.run:  # as earlier releases write and read it
+            del data["run"], data["models"]
+        return json.dumps(data, separators=(",", ":"))
 
     def is_before(self, entry: OutboxEntry) -> bool:
         """Whether `entry` is newer, or the same."""
@@ -109,17 +115,27 @@ class LastWritten:
 
     def while_writing(self, entry: OutboxEntry) -> LastWritten:
         """This mark while `entry` is written; one that comes late leaves nothing to rely on."""
+        if self.run:
+            return replace(self, fingerprint="", writer=entry.job.key)
         mark = self if self.is_before(entry) else LastWritten()
         return LastWritten(mark.step, mark.point_ms, mark.created_ms, writer=entry.job.key)
 
     def doubted(self, entry: OutboxEntry) -> LastWritten:
         """This mark of another set of models, of which `entry` may have some and change them."""
-        return replace(self, fingerprint="") if self.step < entry.step else LastWritten()
+        return replace(self, fingerprint="") if self.run or self.step < entry.step else LastWritten()
+
+    def settled(self, own: LastWritten, *, trusted: bool) -> LastWritten:
+        """This mark after an entry, whose mark is `own`, was written; not `trusted`: it was late, or not alone."""
+        if trusted:
+            return own
+        newest = max(self, own, key=lambda mark: (mark.step, mark.created_ms))
+        return replace(newest, fingerprint="", writer="") if own.run else LastWritten()
 
 
-def mark_of(entry: OutboxEntry) -> LastWritten:
-    """The mark of an entry of which all models have been written."""
-    return LastWritten(entry.step, entry.point_ms, entry.created_ms, entry.fingerprint)
+def mark_of(entry: OutboxEntry, run: str = "") -> LastWritten:
+    """The mark of an entry of which all models have been written; `run` is the run of very many."""
+    mark = LastWritten(entry.step, entry.point_ms, entry.created_ms, entry.fingerprint)
+    return mark if entry.totals is None else replace(mark, run=run, models=entry.totals.models)
 
 
 def mark_in(text: str) -> LastWritten:
@@ -135,7 +151,9 @@ def last_written_in(tags: Mapping[str, str]) -> dict[str, LastWritten]:
     return {name: mark_in(text) for name, text in tags.items() if name.startswith(f"{_MARK}.")}
 
 
-def mark_tag(models: Iterable[ModelRecord]) -> str:
+def mark_tag(entry: OutboxEntry) -> str:
     """The tag of an experiment that holds the `LastWritten` of a set of models."""
-    keys = " ".join(sorted(model.key for model in models))
+    if entry.totals is not None:
+        return f"{_MARK}.{entry.totals.keys}"
+    keys = " ".join(sorted(model.key for model in entry.history))
     return f"{_MARK}.{hashlib.sha256(keys.encode()).hexdigest()[:16]}"

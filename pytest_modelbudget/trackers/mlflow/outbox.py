@@ -27,6 +27,12 @@ FOLDER = ".modelbudget"
 OUTCOME = "modelbudget.outcome"
 """The tag that says how a model came out."""
 
+NOTE = "mlflow.note.content"
+"""The tag that pages show as description."""
+
+MODELS = "session/models"
+"""The metric of a run that counts the lines of its table of all models."""
+
 SCHEMA = 2
 """Version of an entry's shape."""
 
@@ -78,6 +84,25 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TotalsRecord:
+    """Of very many models: a table of `models` lines (`totals.FILE` in the entry) in place of a record for each.
+
+    `project`, `unit` and `tags` are what records are made with when they are needed. `keys` tells which models these
+    are, `fingerprint` all that the table says. `slugs` names those that have files in the artifacts, by their keys.
+    Without `history` no model gets a point.
+    """
+
+    models: int
+    project: str
+    unit: str
+    tags: Mapping[str, str]
+    keys: str
+    fingerprint: str
+    slugs: Mapping[str, str]
+    history: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxEntry:
     """What one run of pytest sends: a run of its own, and what the history of each model may get.
 
@@ -92,12 +117,20 @@ class OutboxEntry:
     experiment: str
     job: RunRecord
     history: tuple[ModelRecord, ...] = field(default=())
+    totals: TotalsRecord | None = None
 
     @property
     def fingerprint(self) -> str:
         """Of what all its models are and how they came out; equal when the histories need nothing new."""
+        if self.totals is not None:
+            return self.totals.fingerprint
         models = sorted((model.key, model.digest, model.status, model.tags.get(OUTCOME, "")) for model in self.history)
         return hashlib.sha256(json.dumps(models).encode()).hexdigest()[:16]
+
+    @property
+    def adds_to_histories(self) -> bool:
+        """Whether models may get points."""
+        return bool(self.history) if self.totals is None else self.totals.history
 
     @property
     def history_experiment(self) -> str:
@@ -143,7 +176,10 @@ def write(outbox: Path, entry: OutboxEntry, files: Mapping[str, str | bytes]) ->
         OSError: it cannot be written; nothing is left behind.
     """
     path = outbox / f"{entry.created_ms:013d}-{entry.job.key[:12]}"
-    writing.write_folder(path, {**files, _ENTRY: json.dumps({"schema": SCHEMA, **asdict(entry)})})
+    data = {"schema": SCHEMA, **asdict(entry)}
+    if entry.totals is None:  # as earlier releases write and read it
+        del data["totals"]
+    writing.write_folder(path, {**files, _ENTRY: json.dumps(data)})
     return path
 
 
@@ -193,7 +229,8 @@ def read(path: Path) -> OutboxEntry:
     if problem := entry_shape.mistake(data):
         raise UnreadableEntry(f"{path.name} is damaged ({_ENTRY}: {problem})")
     history = tuple(ModelRecord(**model) for model in data["history"])
-    return OutboxEntry(**{**data, "job": _run(data["job"]), "history": history})
+    totals = TotalsRecord(**data["totals"]) if data.get("totals") else None
+    return OutboxEntry(**{**data, "job": _run(data["job"]), "history": history, "totals": totals})
 
 
 def check_files(path: Path) -> None:

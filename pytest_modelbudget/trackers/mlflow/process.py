@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -58,7 +59,9 @@ class Sender:
         status: int | None = None
         try:
             assert self._process.stdin is not None
-            self._process.stdin.close()
+            with suppress(OSError):  # it has ended already
+                self._process.stdin.write(f"{time.time()}".encode())
+                self._process.stdin.close()
             with suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(self._deadline)
             events = [*self._events(), *([{"event": OVER}] if status is None else [])]

@@ -3,7 +3,8 @@
 The only place where mlflow is imported, in a process that can be killed, because no setting of mlflow's client
 bounds the time it takes. Everything here can be repeated: a run is found by its key before it is made, a
 metric is the same point when it is sent again, and an entry is removed only when all of it has arrived.
-It begins when its stdin ends, so that it can start up while the entry is being written; SECONDS count from then.
+It begins when its stdin ends, so that it can start up while the entry is being written; SECONDS count from the Unix
+time that stdin gives, since starting up may take longer than that.
 What happened is printed as one JSON object a line: `event` is `job` (the run of pytest is complete), `short` (for the
 histories that there are the time did not suffice) or `begun` (they are complete), `later` (for some that begin with it
 the time did not suffice) or `sent` (they are complete, too), `failed`, `damaged` or `stopped`.
@@ -25,11 +26,11 @@ from typing import IO, TypeVar
 
 from filelock import FileLock
 
-from pytest_modelbudget.trackers.mlflow import outbox, views
+from pytest_modelbudget.trackers.mlflow import outbox, tables, views
 from pytest_modelbudget.trackers.mlflow.appending import Appender, Progress
 from pytest_modelbudget.trackers.mlflow.history import MetricPoints
-from pytest_modelbudget.trackers.mlflow.outbox import OutboxEntry
-from pytest_modelbudget.trackers.mlflow.store import NOTE, TABLES, Store, table_tag
+from pytest_modelbudget.trackers.mlflow.outbox import NOTE, OutboxEntry
+from pytest_modelbudget.trackers.mlflow.store import TABLES, Store, table_tag
 from pytest_modelbudget.trackers.mlflow.target import Target, target_from, unreachable
 from pytest_modelbudget.trackers.mlflow.trouble import SendError, explain_error, is_transient
 
@@ -54,9 +55,9 @@ def main(arguments: list[str]) -> int:
     report = EventReport(_own_stdout(), target)
     try:
         _prepare(target)
-        sys.stdin.read()
-        until = time.monotonic() + _SHARE_TO_BEGIN * seconds
-        _end_after(seconds + _GRACE)
+        late = _seconds_since(sys.stdin.read())
+        until = time.monotonic() + _SHARE_TO_BEGIN * seconds - late
+        _end_after(max(seconds - late, 0) + _GRACE)
         os.chdir(
             outbox.project_folder(root) if target.local else root
         )  # where mlflow opens a store, it makes a folder for runs
@@ -85,6 +86,14 @@ class EventReport:
         """One event that has a reason and a cure."""
         trouble = explain_error(error, self._target)
         self.tell(event, reason=trouble.reason, cure=trouble.cure, **facts)
+
+
+def _seconds_since(text: str) -> float:
+    """Seconds since a time in Unix time; none where there is no such time."""
+    try:
+        return max(time.time() - float(text), 0.0)
+    except ValueError:
+        return 0.0
 
 
 def _own_stdout() -> IO[str]:
@@ -139,9 +148,17 @@ class _OutboxDelivery:
         Those that have begun come first; no new one begins after `until`. Returns an exit status, 0 when all was sent.
         """
         sent = [job for path in outbox.entries(folder) if (job := self._job(path)) is not None]
-        begun = [(job, work) for job in reversed(sent) if (work := self._existing(job, until)) is not None]
-        finished = [self._rest(job, *work, until) for job, work in begun]
-        return int(len(begun) < len(sent) or not all(finished) or self._failures > 0)
+        waiting: list[tuple[_SentRun, Appender, Progress]] = []
+        finished = []
+        for job in reversed(sent):
+            if (work := self._existing(job, until)) is None:
+                finished.append(False)
+            elif job.entry.totals is not None:  # the next one is held against what this one leaves
+                finished.append(self._rest(job, *work, until))
+            else:
+                waiting.append((job, *work))
+        finished += [self._rest(*work, until) for work in waiting]
+        return int(not all(finished) or self._failures > 0)
 
     def _tried(self, act: Callable[[], _T], path: Path) -> _T | None:
         """What `act` returns; None when it failed, or when others failed so often that it is not tried."""
@@ -175,7 +192,7 @@ class _OutboxDelivery:
 
     def _existing(self, sent: _SentRun, until: float) -> tuple[Appender, Progress] | None:
         """Append to the histories that there are; None when that failed or the time did not suffice."""
-        appender = Appender(self._store, sent.experiment, sent.path, sent.entry, self._begun)
+        appender = Appender(self._store, sent.experiment, sent.run, sent.path, sent.entry, self._begun)
         progress = self._tried(lambda: appender.existing(until), sent.path)
         if progress is None:
             return None
@@ -184,6 +201,8 @@ class _OutboxDelivery:
 
     def _tell(self, event: str, sent: _SentRun, progress: Progress) -> None:
         context = {"experiment": sent.experiment, "run": sent.run, "history": progress.experiment}
+        if progress.moved is not None:
+            context["moved"] = str(progress.moved)
         self._report.tell(event, entry=sent.path.name, **context)
 
     def _rest(self, sent: _SentRun, appender: Appender, progress: Progress, until: float) -> bool:
@@ -230,7 +249,12 @@ def _send_job(store: Store, experiment: str, path: Path, entry: OutboxEntry) -> 
         tags = {**run.tags, NOTE: note, _STATE: "sending", TABLES: table_tag(run.tables)}
         store.log(run_id, [MetricPoints(entry.step, entry.created_ms, run.metrics)], tags)
         store.upload(stored, path / run.folder)
-        store.log(run_id, tags={_STATE: "complete"})
+        table_tags = {}
+        if entry.totals is not None:
+            published = tables.publish(store, stored, path, entry, entry.totals)
+            note = views.run_note(run.tags.get(NOTE, ""), experiment, run_id, published.note)
+            table_tags = {**published.tags, NOTE: note}
+        store.log(run_id, tags={**table_tags, _STATE: "complete"})
     store.end(run_id, run.status, entry.created_ms)
     return run_id
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -12,7 +13,7 @@ from pytest_modelbudget.trackers.mlflow import views
 from pytest_modelbudget.trackers.mlflow.history import MetricPoints
 from pytest_modelbudget.trackers.mlflow.outbox import FOLDER
 from pytest_modelbudget.trackers.mlflow.target import Target
-from pytest_modelbudget.trackers.mlflow.trouble import SendError
+from pytest_modelbudget.trackers.mlflow.trouble import SendError, is_transient
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 KEY = "modelbudget.key"
 """The tag that says which run one is, whoever made it."""
 
-NOTE = "mlflow.note.content"
-"""The tag that pages show as description."""
-
 TABLES = "mlflow.loggedArtifacts"
 """The tag that lists the tables of a run."""
 
 LONGEST_TAG = 5000
+
+_MOST_BYTES = 100 * 10**6
+"""Of an artifact that is read."""
 
 _MOST_TAGS = 100
 """Tags that servers take in one request."""
@@ -113,6 +114,35 @@ class Store:
         """The run of a key."""
         return self.by_key(experiment, f"tags.`{KEY}` = '{key}'").get(key)
 
+    def newest_run(self, experiment: str, condition: str) -> StoredRun | None:
+        """The run that began last of those that match."""
+        runs = self._client.search_runs([experiment], condition, max_results=1, order_by=["attributes.start_time DESC"])
+        return runs[0] if runs else None
+
+    def existing_run(self, run_id: str) -> StoredRun | None:
+        """A run by its id; None when it is not there any more."""
+        try:
+            run = self._client.get_run(run_id)
+        except Exception as error:
+            if is_transient(error) or not _is_missing(error):
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def download(self, run: StoredRun, name: str) -> bytes | None:
+        """The content of an artifact; None when it is not there, or larger than what is read."""
+        self._check_place(run)
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with TemporaryDirectory() as folder:
+            try:  # the client would ask for logged models too, of which older servers know nothing
+                path = Path(get_artifact_repository(run.info.artifact_uri).download_artifacts(name, folder))
+            except Exception as error:
+                if is_transient(error):
+                    raise
+                return None
+            return path.read_bytes() if path.stat().st_size <= _MOST_BYTES else None
+
     def create(self, experiment: str, key: str, name: str, start_ms: int, tags: Mapping[str, str]) -> None:
         """Make a run. Look for it afterwards: another machine, or a lost answer, may have made it twice."""
         self._client.create_run(experiment, start_ms, {KEY: key, **tags}, name)
@@ -127,15 +157,18 @@ class Store:
         Raises:
             Trouble: the embedded store, a file that anybody may have put there, says that they belong elsewhere.
         """
-        if self._target.local and not _beside_store(run.info.artifact_uri):
-            cure = f"remove {FOLDER}/mlflow.db: the next run makes a new one"
-            raise SendError("the local store has an experiment whose artifacts lie outside of it", cure)
+        self._check_place(run)
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         if self._target.is_server:  # the client would ask for the run once more, for each of a thousand models
             get_artifact_repository(run.info.artifact_uri).log_artifacts(str(folder), into)
         else:
             self._client.log_artifacts(run.info.run_id, str(folder), into)
+
+    def _check_place(self, run: StoredRun) -> None:
+        if self._target.local and not _beside_store(run.info.artifact_uri):
+            cure = f"remove {FOLDER}/mlflow.db: the next run makes a new one"
+            raise SendError("the local store has an experiment whose artifacts lie outside of it", cure)
 
     def end(self, run_id: str, status: str, end_ms: int) -> None:
         """Say how a run ended; it can be written to afterwards."""
@@ -152,6 +185,10 @@ def log_points(client: MlflowClient, run_id: str, points: Iterable[MetricPoints]
     pairs = [RunTag(name, text) for name, text in tags.items()][:_MOST_TAGS]
     if metrics or pairs:
         client.log_batch(run_id, metrics, (), pairs)
+
+
+def _is_missing(error: Exception) -> bool:
+    return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
 
 
 def _beside_store(uri: str) -> bool:

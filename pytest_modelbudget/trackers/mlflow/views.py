@@ -57,14 +57,19 @@ def run(base: str, experiment: str, run_id: str) -> str:
     return f"{base}/experiments/{experiment}/runs/{run_id}?{_MODE}"
 
 
+def artifact(base: str, experiment: str, run_id: str, name: str) -> str:
+    """A file among a run's artifacts."""
+    return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/{name}?{_MODE}"
+
+
 def report(base: str, experiment: str, run_id: str) -> str:
     """The HTML report among a run's artifacts."""
-    return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/report.html?{_MODE}"
+    return artifact(base, experiment, run_id, "report.html")
 
 
 def models(base: str, experiment: str, run_id: str) -> str:
-    """The table of all models among a run's artifacts."""
-    return f"{base}/experiments/{experiment}/runs/{run_id}/artifacts/models.json?{_MODE}"
+    """The table of models among a run's artifacts."""
+    return artifact(base, experiment, run_id, "models.json")
 
 
 def table(base: str, experiment: str) -> str:
@@ -82,14 +87,17 @@ def side_by_side(base: str, experiment: str) -> str:
     return f"{base}/experiments/{experiment}/runs?{_MODE}&compareRunsMode=ARTIFACT"
 
 
-def run_note(note: str, experiment: str, run_id: str) -> str:
-    """The description of a run with links to what it has below its first line; they lead to the page they are on."""
+def run_note(note: str, experiment: str, run_id: str, *more: str) -> str:
+    """The description of a run with links to what it has, and `more`, below its first line.
+
+    They lead to the page they are on.
+    """
     first, _, rest = note.partition("\n")
     links = (
         f"[report]({report('#', experiment, run_id)}) · [table of models]({models('#', experiment, run_id)}) · "
         f"[all runs]({table('#', experiment)}) · [tables side by side]({side_by_side('#', experiment)})"
     )
-    return f"{first}\n\n{links}\n{rest}"
+    return "\n".join([f"{first}\n\n{links}", *(f"\n{line}" for line in more), rest])
 
 
 def experiment_note(experiment: str, other_experiment: str, *, history: bool) -> str:
