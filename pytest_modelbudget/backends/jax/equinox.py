@@ -51,6 +51,7 @@ class EquinoxModel:
     values: tuple[Value, ...]
     classes: tuple[type, ...]
     has_state: bool
+    axes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     per_example: bool = True
 
@@ -62,14 +63,31 @@ class EquinoxModel:
         module, state = model if self.has_state else (model, None)
         if self.has_state:
             args = (*args, state)
-        outputs = module(*args, **kwargs, **_key_for(module, args, kwargs, training=training))
-        return _without_state(outputs) if self.has_state else outputs
+        keys = _key_for(module, args, kwargs, training=training)
+
+        def run() -> Any:
+            outputs = module(*args, **kwargs, **keys)
+            return _without_state(outputs) if self.has_state else outputs
+
+        return _in_batches_of_one(run, self.axes) if training else run()
 
     @contextmanager
     def watched(self, recorder: CallRecorder) -> Iterator[None]:
         """See `AbstractModel`."""
         with all_patched((kind, "__call__", _recorded(kind.__call__, recorder)) for kind in self.classes):
             yield
+
+
+def _in_batches_of_one(run: Callable[[], Any], axes: Sequence[str]) -> Any:
+    """What `run` gives where these names of batches are known, over which norms take their means in training."""
+    if not axes:
+        return run()
+    return jax.vmap(lambda _: _in_batches_of_one(run, axes[1:]), axis_name=axes[0])(jax.numpy.zeros(1))
+
+
+def _batch_axis(part: Any) -> str | None:
+    name = getattr(part, "axis_name", None)
+    return name if isinstance(name, str) else None
 
 
 class _Array:
@@ -163,6 +181,7 @@ def settled(model: Any) -> EquinoxModel:
         tuple(Value(spec_of(array), is_inexact(array.dtype) and id(array) not in states) for array in arrays),
         tuple({type(part): None for _, part in modules if callable(part)}),
         has_state,
+        tuple(dict.fromkeys(filter(None, (_batch_axis(part) for _, part in modules)))),
         tuple(_tie_notes(parts)),
     )
 

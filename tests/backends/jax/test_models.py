@@ -383,3 +383,23 @@ def test_a_weight_in_parts(build: Any, inputs: str) -> None:
     assert [weight.name for weight in row.weights] == ["kernel.values", "kernel.scale"]
     assert summary.weight_bytes == 4 * 8 + 4 * 8
     assert summary.flops.value == 2 * 4 * 8
+
+
+class Attentive(linen.Module):
+    @linen.compact
+    def __call__(self, ids: Any) -> Any:
+        x = linen.Embed(10, 8)(ids)
+        x = x + linen.MultiHeadDotProductAttention(2)(linen.LayerNorm()(x))
+        return x + linen.Dense(8)(linen.gelu(linen.Dense(16)(x)))
+
+
+def test_activations_are_what_jax_saves() -> None:
+    """Every array that JAX itself lists as a residual, but parameters, inputs and single numbers; each in one row."""
+    saved_residuals = pytest.importorskip("jax._src.ad_checkpoint").saved_residuals
+    model, ids = Attentive(), jnp.zeros((2, 6), "int32")
+    params = model.init(jax.random.key(0), ids)
+    listed_arrays = saved_residuals(lambda params: model.apply(params, ids), params)
+    made = [aval for aval, source in listed_arrays if aval.shape and "argument" not in source]
+    summary = summarize(Attentive, "int32[B, T]", batch=2, dims={"T": 6})
+    assert summary.activation_bytes == sum(aval.size * aval.dtype.itemsize for aval in made)
+    assert summary.activation_bytes == sum(layer.activation_bytes or 0 for layer in summary.layers)
