@@ -15,7 +15,7 @@ from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.passes import path_of
 from pytest_modelbudget.backends.jax.private import fresh_traces, plain_tracebacks
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
-from pytest_modelbudget.backends.jax_residuals import array_bytes, differentiate
+from pytest_modelbudget.backends.jax_residuals import Differentiated, array_bytes, differentiate
 from pytest_modelbudget.backends.residuals import ResidualsUnknown
 
 
@@ -48,6 +48,11 @@ def measure_activations(model: AbstractModel, arguments: CallArguments) -> JaxAc
     except Exception as error:  # whatever the model's code raises in training mode
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise ResidualsUnknown(f"the pass in training mode failed: {type(error).__name__}: {first_line}") from error
+    return _by_path(differentiated, recorder)
+
+
+def _by_path(differentiated: Differentiated, recorder: CallRecorder) -> JaxActivations:
+    """What is kept and was not given, by the module in whose code it was made."""
     given = set(differentiated.jaxpr.invars)
     kept = [variable for variable in differentiated.kept if variable not in given]
     scopes = dict(_scopes(differentiated.jaxpr, set(kept), ""))

@@ -160,14 +160,8 @@ def settled(model: Any) -> EquinoxModel:
     has_state = _has_state(model)
     module, state = model if has_state else (model, None)
     modules = list(_modules(module, (), set()))
-    copy = jax.tree.map(lambda leaf: leaf, model)
-    for keys, _ in modules:
-        object.__setattr__(_at(copy[0] if has_state else copy, keys), _MARK, f"{_PREFIX}{_path(keys)}")
-    leaves, tree = jax.tree.flatten(copy)
-    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    leaves, tree = jax.tree.flatten(_marked_copy(model, modules))
     owners: dict[int, str] = {}
-    states = {id(leaf) for leaf in jax.tree.leaves(state)}
-    states |= {id(leaf) for keys, part in modules for _, leaf, in_state in _arrays(part, (), state) if in_state}
     parts = tuple(
         Part(_path(keys), type(part).__name__, _has_modules(part), tuple(_weights(keys, part, state, owners)))
         for keys, part in modules
@@ -178,12 +172,32 @@ def settled(model: Any) -> EquinoxModel:
         tree,
         tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves),
         parts,
-        tuple(Value(spec_of(array), is_inexact(array.dtype) and id(array) not in states) for array in arrays),
-        tuple({type(part): None for _, part in modules if callable(part)}),
+        tuple(_values(leaves, _state_ids(modules, state))),
+        tuple(dict.fromkeys(type(part) for _, part in modules if callable(part))),
         has_state,
         tuple(dict.fromkeys(filter(None, (_batch_axis(part) for _, part in modules)))),
         tuple(_tie_notes(parts)),
     )
+
+
+def _marked_copy(model: Any, modules: Sequence[tuple[Keys, Any]]) -> Any:
+    """A model of the same arrays whose modules know their paths."""
+    copy = jax.tree.map(lambda leaf: leaf, model)
+    module = copy[0] if _has_state(model) else copy
+    for keys, _ in modules:
+        object.__setattr__(_at(module, keys), _MARK, f"{_PREFIX}{_path(keys)}")
+    return copy
+
+
+def _state_ids(modules: Sequence[tuple[Keys, Any]], state: Any) -> set[int]:
+    """The arrays that a model's layers change, which no gradient moves."""
+    inside = {id(leaf) for _, part in modules for _, leaf, in_state in _arrays(part, (), state) if in_state}
+    return inside | {id(leaf) for leaf in jax.tree.leaves(state)}
+
+
+def _values(leaves: Sequence[Any], states: set[int]) -> Iterator[Value]:
+    for leaf in filter(_is_array, leaves):
+        yield Value(spec_of(leaf), is_inexact(leaf.dtype) and id(leaf) not in states)
 
 
 def _refuse_lost(model: Any, owners: Mapping[int, str]) -> None:

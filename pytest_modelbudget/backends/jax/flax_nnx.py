@@ -112,36 +112,34 @@ def settled(model: Any) -> NnxModel:
     Variables that are no `Param` are buffers; keys and counters of random numbers are not counted.
     """
     modules = list(_modules(model, (), set()))
-    copy = nnx.merge(*nnx.split(model))
-    for keys, _ in modules:
-        setattr(_at(copy, keys), _PATH, _path(keys))
-    graph, state = nnx.split(copy)
-    leaves, tree = jax.tree.flatten(state)
-    trained = [_is_trained(variable, leaf) for variable, leaf in _leaves_of_variables(state)]
+    graph, state = nnx.split(_marked_copy(model, modules))
     holder = _WeightsOfModules()
     parts = tuple(
         Part(_path(keys), type(module).__name__, _has_modules(module), holder.weights(keys, module))
         for keys, module in modules
     )
     _refuse_lost(model, holder.owners)
+    loose = tuple(_loose_arrays(modules, state))
+    values = [Value(spec_of(leaf), _is_trained(variable, leaf)) for variable, leaf in _leaves_of_variables(state)]
+    values += [Value(array.spec, False) for array in loose]
+    classes = tuple(dict.fromkeys(type(module) for _, module in modules if callable(module)))
+    return NnxModel(type(model), graph, jax.tree.structure(state), parts, tuple(values), classes, loose)
+
+
+def _marked_copy(model: Any, modules: Sequence[tuple[Keys, Any]]) -> Any:
+    """A model of the same arrays whose modules know their paths."""
+    copy = nnx.merge(*nnx.split(model))
+    for keys, _ in modules:
+        setattr(_at(copy, keys), _PATH, _path(keys))
+    return copy
+
+
+def _loose_arrays(modules: Sequence[tuple[Keys, Any]], state: Any) -> Iterator[_LooseArray]:
     state_keys = {tuple(map(str, keys)) for keys, _ in _flat(state)}
-    loose = tuple(
-        _LooseArray(keys, name, spec_of(array))
-        for keys, module in modules
-        for name, array in _own_arrays(module)
-        if (*map(str, keys), name) not in state_keys
-    )
-    values = [Value(spec_of(leaf), is_trained) for leaf, is_trained in zip(leaves, trained, strict=True)]
-    classes = {type(module): None for _, module in modules if callable(module)}
-    return NnxModel(
-        type(model),
-        graph,
-        tree,
-        parts,
-        (*values, *(Value(array.spec, False) for array in loose)),
-        tuple(classes),
-        loose,
-    )
+    for keys, module in modules:
+        for name, array in _own_arrays(module):
+            if (*map(str, keys), name) not in state_keys:
+                yield _LooseArray(keys, name, spec_of(array))
 
 
 def _refuse_lost(model: Any, owners: Mapping[int, str]) -> None:

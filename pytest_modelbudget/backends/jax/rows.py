@@ -32,7 +32,8 @@ def rows(
     paths = _join_paths(parts, joins)
     names: dict[Source, str] = {serial: call.path for serial, call in first.recorded.items()}
     names |= dict(paths.items())
-    names |= {port: f"input {port}" if port in set(names.values()) else port for port in _ports(first)}
+    used = set(names.values())
+    names |= {port: f"input {port}" if port in used else port for port in _ports(first)}
     layers: list[Layer] = []
     for part in parts:
         if part.path != ROOT or part.weights or not part.container:
@@ -95,18 +96,28 @@ def _join_calls(key: JoinKey, passes: Sequence[AbstractPass], naming: DimensionN
 
 def _joins_by_path(parts: Sequence[Part], first: AbstractPass) -> dict[str, list[JoinKey]]:
     """The joins by the path of the row that they come after: the last one below what was called before them."""
-    order = [part.path for part in parts]
+    position_of = {part.path: position for position, part in enumerate(parts)}
+    last = _last_positions(parts)
     placed: dict[str, list[JoinKey]] = {}
     reached: dict[str, int] = {}
     for key, join in first.joins.items():
         before = "" if join.after is None else first.recorded[join.after].path
-        at = order.index(join.path) if join.path in order else 0
         child = _child(join.path, before)
-        below = [index for index, path in enumerate(order) if child and (path == child or path.startswith(f"{child}."))]
-        position = max(at, reached.get(join.path, 0), *below[-1:])
+        position = max(position_of.get(join.path, 0), reached.get(join.path, 0), last.get(child, 0))
         reached[join.path] = position
-        placed.setdefault(order[position], []).append(key)
+        placed.setdefault(parts[position].path, []).append(key)
     return {path: sorted(keys, key=lambda key: -key[0].count(".") - (key[0] != ROOT)) for path, keys in placed.items()}
+
+
+def _last_positions(parts: Sequence[Part]) -> dict[str, int]:
+    """The position of the last part at or below each path."""
+    last: dict[str, int] = {}
+    for position, part in enumerate(parts):
+        end = len(part.path)
+        while end > 0:
+            last[part.path[:end]] = position
+            end = part.path.rfind(".", 0, end)
+    return last
 
 
 def _child(owner: str, path: str) -> str:
