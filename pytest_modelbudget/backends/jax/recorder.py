@@ -1,4 +1,4 @@
-"""Marks on the calls of modules in a trace: `jaxpr.py` reads them again from the finished jaxpr.
+"""Marks on the calls of modules in a trace: `flow.py` reads them again from the finished jaxpr.
 
 A call of a module is a scope of names, so that every equation in it knows it whatever transformation it goes through,
 and its tensors are marked where they go in and come out (`checkpoint_name`, which does nothing), so that the jaxpr
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -77,17 +76,6 @@ class CallRecorder:
         return _map_tensors(
             lambda tensor: checkpoint_name(tensor, f"modelbudget {serial} {side} {next(numbers)}"), tree
         )
-
-
-class NoRecorder(CallRecorder):
-    """Writes nothing down."""
-
-    def call(self, module: object, path: str, kind: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """What `function` gives."""
-        return function(*args, **kwargs)
-
-
-Watching = Callable[[CallRecorder], AbstractContextManager[None]]
 
 
 def innermost_call(scope: str) -> int | None:
