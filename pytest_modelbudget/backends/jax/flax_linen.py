@@ -16,6 +16,8 @@ from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.summary import Weight
 
 _PARAMS = "params"
+_OF_ONE_CALL = ("intermediates", "perturbations")
+"""Collections of what a call made, or of what is added to it, as large as its batch."""
 
 KEY_ARGUMENT = ""
 """Modules of linen are built without keys."""
@@ -101,7 +103,7 @@ def described(model: Any, run: InitialCall) -> LinenModel:
         module = model
         with linen.intercept_methods(_recorded_by(recorder)):
             variables = run(lambda *args, **kwargs: module.init(_rngs(), *args, **kwargs))
-    variables = {name: tree for name, tree in variables.items() if name != "intermediates"}
+    variables = {name: tree for name, tree in variables.items() if name not in _OF_ONE_CALL}
     types = {call.path: call.type for call in recorder.calls.values()}
     return LinenModel(module, variables, tuple(_parts(variables, types, type(module).__name__)))
 

@@ -22,6 +22,9 @@ from pytest_modelbudget.summary import Weight
 _PATH = "modelbudget_path"
 """A static attribute of the modules that are run: it goes with them through all transformations."""
 
+_NOT_COUNTED = (nnx.RngState, nnx.Intermediate)
+"""Keys and counters of random numbers, and what an earlier call left."""
+
 _LISTS = tuple(getattr(nnx, name) for name in ("List",) if hasattr(nnx, name))
 _CONTAINERS = (*_LISTS, nnx.Dict)
 """Modules that only hold others; before flax 0.12, plain lists do."""
@@ -241,7 +244,7 @@ class _WeightsOfModules:
 
     def _of(self, path: str, name: str, holder: Any) -> Iterator[Weight]:
         owner = self.owners.setdefault(id(holder), f"{path}.{name}")
-        if isinstance(holder, nnx.RngState):
+        if isinstance(holder, _NOT_COUNTED):
             return
         for weight in _weights(name, holder):
             tied = owner != f"{path}.{name}"

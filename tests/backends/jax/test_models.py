@@ -63,8 +63,9 @@ class LinenParts(linen.Module):
         self.drop = linen.Dropout(0.5)
 
     def __call__(self, ids: Any, train: bool) -> Any:
-        x = self.drop(self.norm(self.twice(self.twice(self.embed(ids))), not train), deterministic=not train)
-        return self.embed.attend(x)
+        x = self.twice(self.perturb("added", self.twice(self.embed(ids))))
+        self.sow("intermediates", "seen", x)
+        return self.embed.attend(self.drop(self.norm(x, not train), deterministic=not train))
 
 
 class EquinoxParts(eqx.Module):
@@ -109,7 +110,10 @@ def test_nnx() -> None:
 
 
 def test_linen() -> None:
-    """A model that has no weights before its first call gets them by one, with the keys that it asks for."""
+    """A model that has no weights before its first call gets them by one, with the keys that it asks for.
+
+    What a call leaves, or is perturbed by, is no weight.
+    """
     summary = summarize(LinenParts, {"ids": "int32[B, T]", "train": True}, dims={"T": 5})
     rows = by_path(summary)
     assert summary.params == 10 * 4 + 4 * 4 + 4 + 2 * 4
