@@ -33,6 +33,14 @@ class TooLarge(ModelBudgetError):
     """A model would have to be run with memory, and its weights take more than may be taken unasked."""
 
 
+class NotOfFramework(ModelBudgetError):
+    """A builder ran as those of `framework` do, which its model is not of: it has to be run as without that one."""
+
+    def __init__(self, framework: str) -> None:
+        super().__init__(f"the builder uses {framework}, and its model is of another framework")
+        self.framework = framework
+
+
 class FrameworkMissing(ModelBudgetError):
     """The framework that a model needs is not installed; `framework` is the missing module."""
 

@@ -6,12 +6,13 @@ A framework that is not in use in this process cannot own a model, so it is neve
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from typing import Protocol, cast
 
 from pytest_modelbudget.backends.deep_imports import import_early
+from pytest_modelbudget.backends.outline import Outline
 from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe
@@ -19,14 +20,18 @@ from pytest_modelbudget.summary import Plan, Summary
 
 BACKENDS = {
     "torch": "pytest_modelbudget.backends.torch",
+    "jax": "pytest_modelbudget.backends.jax",
     "tensorflow": "pytest_modelbudget.backends.tensorflow",
     "tf_keras": "pytest_modelbudget.backends.tensorflow.legacy",
     "keras": "pytest_modelbudget.backends.keras",
 }
 """The framework, and the backend that knows it; one that builds on another (Keras on torch) comes after it."""
 
-_SIGNS = {"keras": ("keras", "tensorflow")}
-"""Modules that show that a framework is in use, where that is more than its own name: `tf.keras` loads Keras late."""
+_SIGNS = {"keras": ("keras", "tensorflow"), "jax": ("flax", "equinox")}
+"""Modules that show that a framework is in use, where that is not its own name.
+
+`tf.keras` loads Keras late; Keras and TensorFlow load JAX, whose models are those of libraries on it.
+"""
 
 
 class Backend(Protocol):
@@ -96,6 +101,30 @@ class Memory(Protocol):
         ...
 
 
+class Tracing(Protocol):
+    """What a framework's module has to offer when its builders run in a trace; optional, beside `Backend`."""
+
+    def traced(self, build: Callable[..., object]) -> Callable[..., object]:
+        """A builder that gives what stays of the models of `build`, and makes itself what random numbers need.
+
+        It is called inside of `abstract()`, or of `with_memory()` of another framework, and raises beside what `build`
+        raises:
+
+        Raises:
+            NotOfFramework: the model is of another framework, and the trace touched it.
+            ModelBudgetError: `build` asks for values.
+        """
+        ...
+
+
+class Outlining(Protocol):
+    """What a framework's module has to offer when its models do not show their layers themselves; optional."""
+
+    def outline(self, model: object) -> Outline | None:
+        """What can be told of a model that was built; None where nothing can."""
+        ...
+
+
 class Planner(Protocol):
     """What a framework's module has to offer when it can record a run; optional, beside `Backend`."""
 
@@ -161,6 +190,14 @@ def global_state_restored(backends: tuple[Backend, ...]) -> Iterator[None]:
         for backend in backends:
             stack.enter_context(backend.global_state_restored())
         yield
+
+
+def traced(backends: tuple[Backend, ...], build: Callable[..., object]) -> Callable[..., object]:
+    """A builder that runs `build` in the traces of all of `backends` that have one; see `Tracing`."""
+    for backend in backends:
+        if hasattr(backend, "traced"):
+            build = cast(Tracing, backend).traced(build)
+    return build
 
 
 def has_memory(backends: tuple[Backend, ...]) -> bool:

@@ -129,7 +129,11 @@ def _add_call_options(command: ArgumentParser) -> None:
     add("--kwargs", metavar="MAPPING", help='named arguments of the function: "{classes: 10}"')
     add("--batch", metavar="N", type=int, help="size of the dimension B (1)")
     add("--dims", metavar="MAPPING", help='sizes of other named dimensions: "{T: 128}"')
-    add("--framework", choices=("torch", "keras", "tf_keras", "tensorflow"), help="imported before the function runs")
+    add(
+        "--framework",
+        choices=("torch", "jax", "keras", "tf_keras", "tensorflow"),
+        help="imported before the function runs",
+    )
     add("--run", choices=("real", "abstract"), help="with memory for weights and activations, or never with it")
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from pytest_modelbudget.entry import RunMode, SnapshotKind
 
 Budgets = dict[str, Any]
-Framework = Literal["torch", "keras", "tf_keras", "tensorflow"]
+Framework = Literal["torch", "jax", "keras", "tf_keras", "tensorflow"]
 
 
 class _Strict(BaseModel):

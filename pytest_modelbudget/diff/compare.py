@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_modelbudget.diff import fold
+from pytest_modelbudget.diff import fold, stacks
 from pytest_modelbudget.diff.change import Change, ChangeKind, Changes
 from pytest_modelbudget.diff.facts import compared_fields, row_findings, subtree_finding
 from pytest_modelbudget.diff.finding import RowFinding
@@ -32,7 +32,7 @@ def changes(before: Summary | Totals, after: Summary | Totals) -> Changes:
     ]:
         return Changes((*total_changes(before, after, ()), *port_changes(before, after)))
     matched = match(before, after)
-    folded = fold.runs(fold.sweeps(list(findings(before, after, matched)), matched.new))
+    folded = fold.runs(fold.sweeps(stacks.as_one(list(findings(before, after, matched))), matched.new))
     rows = map(to_change, fold.ranked(fold.blocks(folded)))
     return Changes((*total_changes(before, after, folded), *port_changes(before, after), *rows))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from pytest_modelbudget.entry import ModelEntry
@@ -16,15 +17,28 @@ FRAMEWORK_MODULES = {
     "tensorflow": "tensorflow",
     "tf_keras": "tf-keras",
     "jax": "jax",
+    "flax": "",
+    "equinox": "",
 }
-"""Modules whose absence means that a framework is not installed, and the extra that brings it."""
+"""Modules whose absence means that a framework is not installed, and the extra that brings it; empty for none."""
+
+_MODEL_LIBRARIES = {"jax": ("flax.nnx", "flax.linen", "equinox")}
+"""What a framework's models are written with, where that is not the framework itself."""
 
 
 def import_framework(name: str) -> None:
+    """Import a framework, and of the libraries that its models are written with those that are installed.
+
+    Raises:
+        FrameworkMissing: it is not installed.
+    """
     try:
         import_module(name)
     except ModuleNotFoundError as error:
         raise missing_framework(error) or error from None
+    for library in _MODEL_LIBRARIES.get(name, ()):
+        if find_spec(library.partition(".")[0]) is not None:
+            import_module(library)
 
 
 def missing_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
@@ -32,9 +46,8 @@ def missing_framework(error: ModuleNotFoundError) -> FrameworkMissing | None:
     if module is None or module not in FRAMEWORK_MODULES:
         return None
     extra = FRAMEWORK_MODULES[module]
-    return FrameworkMissing(
-        module, f"{module} is not installed: pip install {module}, or pip install 'pytest-modelbudget[{extra}]'"
-    )
+    hint = f", or pip install 'pytest-modelbudget[{extra}]'" if extra else ""
+    return FrameworkMissing(module, f"{module} is not installed: pip install {module}{hint}")
 
 
 def import_callable(reference: str, key: str, entry: ModelEntry) -> Callable[..., Any]:

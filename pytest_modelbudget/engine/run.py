@@ -21,7 +21,7 @@ from pytest_modelbudget.engine.naming import import_callable, import_framework, 
 from pytest_modelbudget.engine.planning import CountedModel, with_plans
 from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback, with_cause
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
-from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, TooLarge
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, NotOfFramework, TooLarge
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
 from pytest_modelbudget.summary import Summary, TensorSpec
@@ -157,7 +157,7 @@ def from_builder(entry: ModelEntry, finish: Callable[[CountedModel], T]) -> T:
     build = _builder(entry, entry.build) if isinstance(entry.build, str) else entry.build
     build = arguments.bind_arguments(build, entry.args, entry.kwargs, partial(_import_reference, entry))
     with gc_paused():  # until the model is gone again
-        return _build_model(build, entry, backends.loaded(), finish)
+        return _build_model_as_it_takes(build, entry, backends.loaded(), finish)
 
 
 def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
@@ -170,19 +170,34 @@ def _builder(entry: ModelEntry, build: str) -> Callable[..., object]:
     return model_files.builder(Path(build), entry.framework)
 
 
+def _build_model_as_it_takes(
+    build: Callable[..., object],
+    entry: ModelEntry,
+    active: tuple[backends.Backend, ...],
+    finish: Callable[[CountedModel], T],
+) -> T:
+    """See `_build_model`; once more where a framework's way to build touched the model of another one."""
+    try:
+        return _build_model(build, entry, active, finish)
+    except NotOfFramework as other:
+        rest = tuple(backend for backend in active if other.framework != backend.FRAMEWORK)
+        return _build_model(build, entry, rest, finish)
+
+
 def _build_model(
     build: Callable[..., object],
     entry: ModelEntry,
     active: tuple[backends.Backend, ...],
     finish: Callable[[CountedModel], T],
 ) -> T:
-    _check_arguments(build, entry)
-    rebuild = partial(_build_with_memory, build, entry)
+    builder = backends.traced(active, build)
+    _check_arguments(builder, entry)
+    rebuild = partial(_build_with_memory, builder, entry)
     with ExitStack() as state:
         state.enter_context(backends.global_state_restored(active))
         notes: tuple[str, ...] = ()
         try:
-            model, refused = (rebuild(0), ()) if entry.run == "real" else _build_abstractly(build, entry, active)
+            model, refused = (rebuild(0), ()) if entry.run == "real" else _build_abstractly(builder, entry, active)
         except Exception as mistake:
             if entry.run is not None or not _may_need_values(mistake, active):
                 raise
@@ -193,7 +208,7 @@ def _build_model(
             if refused:
                 state.close()
                 state.enter_context(backends.global_state_restored(active))
-                model, notes = _rebuild(build, entry, active, ", ".join(filter(None, refused)))
+                model, notes = _rebuild(builder, entry, active, ", ".join(filter(None, refused)))
         owner = backends.owner(model)
         if owner is not None and owner in active:
             return finish(subject_of(owner, model, entry, built_here=True, rebuild=rebuild, notes=notes))
@@ -201,7 +216,7 @@ def _build_model(
         raise ModelBudgetError(f"{_builder_name(build)} returned {_describe(model)}")
     # The builder imported its framework itself, so the first model was built for real: drop it and build again.
     del model
-    return _build_model(build, entry, backends.loaded(), finish)
+    return _build_model_as_it_takes(build, entry, backends.loaded(), finish)
 
 
 _BUILT_WITH_MEMORY = "the builder ran with real memory, because it computes with values while it builds"

@@ -1,9 +1,9 @@
 """Which rows of a summary are look-up tables, and the params outside of them.
 
-A look-up table is a layer of the types Embedding, EmbeddingBag (torch) or Embedding, ReversibleEmbedding (Keras, on any
-backend), or one whose type says Embedding, whose only param is one matrix `weight` or `embeddings`, whose outputs have
-the width of its rows, and which is not known to be given floats (a subclass, as of scaled or learned positions).
-Tables of positions count as tables, like those of tokens.
+A look-up table is a layer of the types Embedding, EmbeddingBag (torch), Embedding, ReversibleEmbedding (Keras, on any
+backend) or Embed (flax), or one whose type says Embedding, whose only param is one matrix `weight`, `embeddings` or
+`embedding`, whose outputs have the width of its rows, and which is not known to be given floats (a subclass, as of
+scaled or learned positions). Tables of positions count as tables, like those of tokens.
 
 What a module indexes itself without such a layer cannot be told from a matrix that it multiplies with (a param of two
 dimensions or more, with more than one row). So the number is not known as soon as a layer of an unfamiliar type holds a
@@ -110,7 +110,7 @@ def _is_table(layer: Layer, given: tuple[TensorSpec, ...], integers_in_model: bo
 def _looks_up(layer: Layer) -> bool:
     """Whether its only param is a matrix named as a table's, and its outputs are rows of that."""
     table, *others = (weight for weight in layer.weights if weight.role == "param")
-    if others or table.name not in ("weight", "embeddings"):
+    if others or table.name not in ("weight", "embeddings", "embedding"):
         return False
     return all(spec.shape[-1:] == table.shape[-1:] for call in layer.outputs for spec in call)
 

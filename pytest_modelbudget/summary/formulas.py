@@ -11,7 +11,7 @@ tied parts) is explained by its weights. The words are the same for every framew
 - embeddings: `vocabulary*width`; normalisation: `(scale + shift)*channels`
 - multi-head attention: `3*(width*heads*size + heads*size) + heads*size*width + width`, with `groups` for fewer heads of
   keys and values; parts of different sizes one by one
-- a layer over time: its inner layer
+- a layer over time: its inner layer; layers that a loop runs, with their weights stacked: `layers*(in*out + out)`
 - any other: `kernel 3x3x3x32 + bias 32 = 896`
 
 Quantised weights count as what they stand for, and are named with the bytes they take: `kernel int4: 64 bytes`.
@@ -28,7 +28,7 @@ from math import prod
 from pytest_modelbudget.summary.model import Layer
 from pytest_modelbudget.summary.tensors import Weight
 
-LOOK_UP = "(Reversible)?Embedding|EmbeddingBag"
+LOOK_UP = "(Reversible)?Embedding|EmbeddingBag|Embed"
 """The types of look-up tables."""
 
 _MOST_WEIGHTS = 6
@@ -78,8 +78,18 @@ def formula(layer: Layer) -> Formula | None:
     """The formula of its type with its sizes; None when there is none or it does not give the real count."""
     shapes = {weight.name: weight.shape for weight in layer.own if weight.role == "param"}
     rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, layer.type)), None)
-    candidate = rule(shapes) if rule is not None and shapes else None
+    if rule is None or not shapes:
+        return None
+    candidate = _stacked(rule, shapes, layer.calls) or rule(shapes)
     return candidate if candidate is not None and candidate.value == layer.params else None
+
+
+def _stacked(rule: Callable[[Shapes], Formula | None], shapes: Shapes, layers: int | None) -> Formula | None:
+    """The formula of as many layers as a loop runs, whose weights are stacked; None when they are not."""
+    if layers is None or layers < 2 or any(shape[:1] != (layers,) or len(shape) < 2 for shape in shapes.values()):
+        return None
+    each = rule({name: shape[1:] for name, shape in shapes.items()})
+    return each and Formula(f"layers*({each.words})", f"{layers}*({each.numbers})", layers * each.value)
 
 
 def is_familiar(kind: str) -> bool:
@@ -174,8 +184,8 @@ def _separable(shapes: Shapes) -> Formula | None:
 
 
 def _embedding(shapes: Shapes) -> Formula | None:
-    match _pick(shapes, "embeddings", "weight"):
-        case ((int(words), int(width)), None) | (None, (int(words), int(width))):
+    match list(shapes.items()):
+        case [("embeddings" | "embedding" | "weight", (int(words), int(width)))]:
             return _sum_of_products(["vocabulary*width"], [(words, width)])
     return None
 
@@ -342,14 +352,14 @@ def _wrapped(shapes: Shapes) -> Formula | None:
 _RULES: tuple[tuple[str, Callable[[Shapes], Formula | None]], ...] = (
     ("Dense|Linear|NonDynamicallyQuantizableLinear", _dense),
     ("Bilinear", _bilinear),
-    ("Conv[123][dD]", _conv),
-    ("Conv[123]DTranspose|ConvTranspose[123]d", _transposed),
+    ("Conv([123][dD])?", _conv),
+    ("Conv[123]DTranspose|ConvTranspose([123]d)?", _transposed),
     ("DepthwiseConv[12]D", _depthwise),
     ("SeparableConv[12]D", _separable),
     (LOOK_UP, _embedding),
     ("LayerNorm|LayerNormalization|RMSNorm|RMSNormalization", _norm("width")),
     (
-        "BatchNorm[123]d|SyncBatchNorm|BatchNormalization|GroupNorm|GroupNormalization|InstanceNorm[123]d",
+        "BatchNorm([123]d)?|SyncBatchNorm|BatchNormalization|GroupNorm|GroupNormalization|InstanceNorm[123]d",
         _norm("channels"),
     ),
     ("MultiheadAttention|MultiHeadAttention|GroupedQueryAttention", _attention),

@@ -10,7 +10,8 @@ values, the loop itself has no formula.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_modelbudget.backends.costs import Operator, cheapest_branch, loop, trips
@@ -20,12 +21,56 @@ from pytest_modelbudget.backends.costs.free.jax import ZERO
 
 _CALLS = """
     call checkpoint closed_call composite core_call custom_jvp_call custom_linear_solve custom_vjp_call
-    custom_vjp_call_jaxpr custom_vmap_call eval_jaxpr jit pjit remat remat2 remat_opt xla_call custom_jvp_call_jaxpr
+    custom_vjp_call_jaxpr custom_vmap_call eval_jaxpr jit pjit remat remat2 remat_opt shard_map xla_call
+    custom_jvp_call_jaxpr
 """
 CALLS = frozenset(_CALLS.split())
 """Primitives that are the jaxpr they hold, once."""
 
 _RULES = rules_of("jax")
+
+
+@dataclass(frozen=True, slots=True)
+class InnerJaxpr:
+    """A jaxpr that an equation holds: which operands of the equation it is given, None for what is none of them.
+
+    `times` is how often it runs for one run of the equation, None where that depends on values; `gives_results` says
+    that its outputs are those of the equation.
+    """
+
+    jaxpr: Any
+    operands: tuple[int | None, ...]
+    times: int | None = 1
+    gives_results: bool = True
+
+
+def inner_jaxprs(eqn: Any) -> list[InnerJaxpr]:
+    """The jaxprs that an equation holds and runs; none for a plain one."""
+    name, params = str(eqn.primitive.name), eqn.params
+    if name == "scan":
+        return [_inner(params["jaxpr"], range(len(eqn.invars)), int(params["length"]))]
+    if name == "while":
+        return _inner_of_while(eqn)
+    if name == "cond":
+        return [_inner(branch, range(1, len(eqn.invars)), None) for branch in params["branches"]]
+    return [_inner(_called_jaxpr(params), range(len(eqn.invars)))] if name in CALLS else []
+
+
+def _inner(closed: Any, operands: Iterable[int], times: int | None = 1, *, gives_results: bool = True) -> InnerJaxpr:
+    jaxpr, places = getattr(closed, "jaxpr", closed), tuple(operands)
+    fits = len(places) == len(jaxpr.invars)
+    return InnerJaxpr(jaxpr, places if fits else (None,) * len(jaxpr.invars), times, gives_results)
+
+
+def _inner_of_while(eqn: Any) -> list[InnerJaxpr]:
+    cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carried = range(of_cond + of_body, len(eqn.invars))
+    count = _trips(eqn, cond, body)
+    return [
+        _inner(cond, [*range(of_cond), *carried], None if count is None else count + 1, gives_results=False),
+        _inner(body, [*range(of_cond, of_cond + of_body), *carried], count),
+    ]
 
 
 def operators(closed: Any, scope: str = "", times: int = 1) -> Iterator[Operator]:
@@ -35,7 +80,7 @@ def operators(closed: Any, scope: str = "", times: int = 1) -> Iterator[Operator
     number of times is listed with 0 runs, beside its loop, which then has no formula.
     """
     jaxpr = getattr(closed, "jaxpr", closed)
-    for eqn in _needed_equations(jaxpr):
+    for eqn in needed_equations(jaxpr):
         name, stack = str(eqn.primitive.name), str(eqn.source_info.name_stack)
         scope_inside = f"{scope}{stack}/" if stack else scope
         if name == "scan":
@@ -52,9 +97,9 @@ def operators(closed: Any, scope: str = "", times: int = 1) -> Iterator[Operator
                 times,
             )
         elif name in CALLS:
-            yield from operators(_called_jaxpr(eqn.params), scope_inside, times)
+            yield from operators(_called_jaxpr(eqn.params), scope_inside, times * _devices(eqn.params))
         else:
-            yield Operator(_named_scope(scope_inside, eqn), name, times, _flops(name, eqn))
+            yield Operator(_named_scope(scope_inside, eqn), name, times, equation_flops(eqn))
 
 
 def _named_scope(scope: str, eqn: Any) -> str:
@@ -68,7 +113,14 @@ def _called_jaxpr(params: Mapping[str, Any]) -> Any:
     return next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if name in params)
 
 
-def _flops(name: str, eqn: Any) -> int | None:
+def _devices(params: Mapping[str, Any]) -> int:
+    """How many devices run a function: each of a mesh its own share of a `shard_map`."""
+    return int(params["mesh"].size) if "mesh" in params and "in_specs" in params else 1
+
+
+def equation_flops(eqn: Any) -> int | None:
+    """The FLOPs of one plain equation, None where it has no formula."""
+    name = str(eqn.primitive.name)
     rule = _RULES.get(name)
     if rule is None:
         return 0 if name in ZERO else None
@@ -79,7 +131,7 @@ def _flops(name: str, eqn: Any) -> int | None:
     return rule.flops(OperatorCall(inputs, outputs, eqn.params.get), of_complex=of_complex)
 
 
-def _needed_equations(jaxpr: Any) -> list[Any]:
+def needed_equations(jaxpr: Any) -> list[Any]:
     """The equations that run: what nothing needs, the compiler leaves out."""
     needed_ids = {id(variable) for variable in jaxpr.outvars}
     needed = []

@@ -14,7 +14,8 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import jax_residuals, private, private_torch
+from pytest_modelbudget.backends import jax_residuals
+from pytest_modelbudget.backends.keras import private, private_torch
 from pytest_modelbudget.backends.keras.composing import (
     GraphNotFollowed,
     GraphResiduals,

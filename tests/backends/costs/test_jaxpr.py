@@ -27,6 +27,18 @@ def image_conv(x: Any, kernel: tuple[int, ...], dtype: str = "float32", **settin
     )
 
 
+def on_four_devices(x: Any) -> Any:
+    """Each device has a quarter of what is summed over, and then the sum of all."""
+    spec, mesh = jax.sharding.PartitionSpec, jax.sharding.AbstractMesh((4,), ("x",))
+    product = jax.shard_map(
+        lambda left, right: lax.psum(left @ right, "x"),
+        mesh=mesh,
+        in_specs=(spec(None, "x"), spec("x")),
+        out_specs=spec(),
+    )
+    return product(x, square())
+
+
 def unused(x: Any) -> Any:
     x @ square()
     return x + 1
@@ -52,6 +64,10 @@ def count(function: Callable[..., Any], *shapes: tuple[int, ...], dtype: str = "
         ),
         pytest.param(
             lambda x: lax.fori_loop(0, 5, lambda i, y: y @ square(), x), ROWS, 5 * PRODUCT, id="fori loop"
+        ),
+        pytest.param(
+            on_four_devices, ROWS, PRODUCT, id="a share for each device",
+            marks=pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="needs a newer jax"),
         ),
         pytest.param(
             lambda x: lax.while_loop(lambda c: (c[0] > 0) & (c[0] < 99), lambda c: (c[0] - 2, c[1] @ square()), (9, x)),

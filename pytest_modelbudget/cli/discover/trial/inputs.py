@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice, product
 from typing import Any
 
+from pytest_modelbudget.backends.outline import Outline
 from pytest_modelbudget.cli.discover.proposals.names import function_tree
 
 _SIDES = (224, 32, 256, 28, 64, 128, 512, 96, 299, 384, 16)
@@ -67,16 +68,38 @@ class _Facts:
         return list(dict.fromkeys(size for size in values if 0 < size < 100_000))
 
 
-def guesses(model: Any, hints: Mapping[str, Any]) -> tuple[tuple[Guess, ...], str]:
+def guesses(model: Any, hints: Mapping[str, Any], outline: Outline | None = None) -> tuple[tuple[Guess, ...], str]:
     """What to try, the likeliest first; when there is nothing to try, why.
 
-    `hints` are the arguments of its builder by name: an `image_size` is the side of its images.
+    `hints` are the arguments of its builder by name: an `image_size` is the side of its images. `outline` is what is
+    known of a model that does not show its layers itself.
     """
-    function = _called_function(model)
+    if outline is None:
+        function = _called_function(model)
+        positions, matrices = tuple(_positions(model)), tuple(_matrices(model))
+        facts = _Facts(list(_leaves(model)), hints, positions, matrices, not hasattr(model, "forward"))
+    else:
+        function = outline.function
+        facts = _Facts(outline.layers, hints, channels_last=outline.channels_last)
+    tries, why = _tries(function, facts)
+    return (tries if outline is None or outline.batched else tuple(map(_of_one_example, tries))), why
+
+
+def _of_one_example(guess: Guess) -> Guess:
+    """The same without a batch."""
+
+    def alone(written: Any) -> Any:
+        if isinstance(written, str):
+            return written.replace("[B, ", "[").replace("[B]", "[]")
+        if isinstance(written, dict):
+            return {name: alone(item) for name, item in written.items()}
+        return [alone(item) for item in written]
+
+    return Guess(alone(guess.inputs), guess.dims)
+
+
+def _tries(function: Any, facts: _Facts) -> tuple[tuple[Guess, ...], str]:
     names = _needed_inputs(function)
-    facts = _Facts(
-        list(_leaves(model)), hints, tuple(_positions(model)), tuple(_matrices(model)), not hasattr(model, "forward")
-    )
     if not (facts.layers or facts.positions or facts.matrices):
         return (), "its inputs cannot be guessed from its layers: register it with inputs"
     families = [_candidates(name, facts, function) for name in names]

@@ -155,7 +155,8 @@ def _look_at(subject: CountedModel, proposal: Proposal) -> tuple[_Counted | None
         return _Counted(summary, None), []
     if refuse is not None and not any(True for _ in subject.model.parameters()):  # type: ignore[attr-defined]
         raise _NotRun(_NO_WEIGHTS)
-    suggested, why = guesses(subject.model, _hints(subject.entry, proposal))
+    outlined = getattr(subject.owner, "outline", lambda model: None)(subject.model)
+    suggested, why = guesses(subject.model, _hints(subject.entry, proposal), outlined)
     tries = [*map(Guess, proposal.inputs), *suggested]
     if not tries:
         raise _NotRun(why)

@@ -1,0 +1,95 @@
+"""What each library of JAX models is brought to before it is run: parts with weights, and a call of plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+
+from pytest_modelbudget.backends.jax.recorder import CallRecorder
+from pytest_modelbudget.summary import Weight
+
+ROOT = "(root)"
+"""The path of the model itself, when it needs a row."""
+
+UNKNOWN_TYPE = "Module"
+"""The type of a module of which nothing but its weights is known."""
+
+InitialCall = Callable[[Callable[..., Any]], Any]
+"""Runs a function of a model's arguments without memory, and says what it gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A module of a model: its path, its class, whether other modules are in it, and what it holds itself.
+
+    `type` is empty where only a call shows it.
+    """
+
+    path: str
+    type: str
+    container: bool
+    weights: tuple[Weight, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One array of a model that its call takes: shape and dtype, and whether a gradient step moves it."""
+
+    spec: jax.ShapeDtypeStruct
+    trained: bool
+
+
+class AbstractModel(Protocol):
+    """A model of which nothing but shapes and dtypes is left; calling it changes nothing."""
+
+    @property
+    def kind(self) -> type:
+        """Its class."""
+        ...
+
+    @property
+    def per_example(self) -> bool:
+        """Whether it takes one example, without a batch."""
+        ...
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Its modules in the order of the rows, holders before what they hold."""
+        ...
+
+    @property
+    def values(self) -> Sequence[Value]:
+        """All its arrays."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be said of how it is called."""
+        ...
+
+    def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
+        """What the model gives back with these arrays in the place of its own, as for inference or for training."""
+        ...
+
+    def watched(self, recorder: CallRecorder) -> AbstractContextManager[None]:
+        """Inside, `recorder` is told of every call of a part."""
+        ...
+
+
+def spec_of(array: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array, be it a real one or one of a trace."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def is_key(dtype: Any) -> bool:
+    """Whether it is the dtype of keys of random numbers, whose storage is an affair of JAX."""
+    return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def is_inexact(dtype: Any) -> bool:
+    """Whether gradients flow through arrays of this dtype."""
+    return bool(jax.dtypes.issubdtype(dtype, jax.numpy.inexact))

@@ -1,0 +1,145 @@
+"""Models of `flax.linen`: modules that are settings only, and get their arrays from a first call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import linen
+from flax.core import DenyList
+
+from pytest_modelbudget.backends.jax.abstract_model import ROOT, InitialCall, Part, Value, is_inexact, is_key, spec_of
+from pytest_modelbudget.backends.jax.recorder import CallRecorder
+from pytest_modelbudget.summary import Weight
+
+_PARAMS = "params"
+_OF_ONE_CALL = ("intermediates", "perturbations")
+"""Collections of what a call made, or of what is added to it, as large as its batch."""
+
+KEY_ARGUMENT = ""
+"""Modules of linen are built without keys."""
+
+OUTER_STREAM_ERRORS = ()
+
+
+def settled(model: Any) -> Any:
+    """What stays of a model when the trace ends in which it was built: a module of linen holds no arrays."""
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class LinenModel:
+    """See `AbstractModel`; `variables` are all its collections without values."""
+
+    module: Any
+    variables: Any
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
+    per_example: bool = False
+
+    @property
+    def kind(self) -> type:
+        """See `AbstractModel`."""
+        return type(self.module)
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """See `AbstractModel`."""
+        leaves = jax.tree_util.tree_flatten_with_path(self.variables)[0]
+        return tuple(Value(leaf, _key(keys[0]) == _PARAMS and is_inexact(leaf.dtype)) for keys, leaf in leaves)
+
+    def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
+        """See `AbstractModel`: `module.apply`; whether it trains is among the arguments, as the user wrote them."""
+        variables = jax.tree.unflatten(jax.tree.structure(self.variables), list(values))
+        outputs, _ = self.module.apply(variables, *args, rngs=_rngs(), mutable=DenyList([_PARAMS]), **kwargs)
+        return outputs
+
+    @contextmanager
+    def watched(self, recorder: CallRecorder) -> Iterator[None]:
+        """See `AbstractModel`."""
+        with linen.intercept_methods(_recorded_by(recorder)):
+            yield
+
+
+def _rngs() -> dict[str, Any]:
+    """Keys for every stream: what a module asks for by another name is drawn from `params`."""
+    return {_PARAMS: jax.random.key(0)}
+
+
+def _recorded_by(recorder: CallRecorder) -> Callable[..., Any]:
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        name = context.method_name
+        if name == "setup" or not name.isidentifier():  # `<lambda>` is what a transformation puts around
+            return call(*args, **kwargs)
+        path = ".".join(context.module.path) or ROOT
+        return recorder.call(path, path, type(context.module).__name__, call, args, kwargs)
+
+    return intercept
+
+
+def owns(model: object) -> bool:
+    """Whether `model` is a module of linen, with its variables (`module.bind`) or without."""
+    return isinstance(model, linen.Module)
+
+
+def is_class(model: object) -> bool:
+    """Whether `model` is a class of such modules."""
+    return isinstance(model, type) and issubclass(model, linen.Module)
+
+
+def described(model: Any, run: InitialCall) -> LinenModel:
+    """What there is of `model`; its variables are its own where it is bound, else those that `run` of `init` makes.
+
+    Arrays in other collections than `params` are buffers.
+    """
+    recorder = CallRecorder(tensors=False)
+    if model.scope is not None:
+        module, variables = model.unbind()
+        variables = jax.tree.map(spec_of, variables)
+    else:
+        module = model
+        with linen.intercept_methods(_recorded_by(recorder)):
+            variables = run(lambda *args, **kwargs: module.init(_rngs(), *args, **kwargs))
+    variables = {name: tree for name, tree in variables.items() if name not in _OF_ONE_CALL}
+    types = {call.path: call.type for call in recorder.calls.values()}
+    return LinenModel(module, variables, tuple(_parts(variables, types, type(module).__name__)))
+
+
+def _parts(variables: Mapping[str, Any], types: Mapping[str, str], root: str) -> Iterator[Part]:
+    """A part for each module that was called, then for those that hold variables and were not."""
+    weights: dict[str, list[Weight]] = {}
+    for collection, tree in sorted(variables.items(), key=lambda item: item[0] != _PARAMS):
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(linen.meta.unbox(tree))[0]:
+            holder, name = _split(keys)
+            if not is_key(leaf.dtype):
+                weights.setdefault(holder, []).append(_weight(name, leaf, collection))
+    paths = list(dict.fromkeys([*types, *weights]))
+    for path in paths:
+        container = path == ROOT if len(paths) > 1 else False
+        container = container or any(other.startswith(f"{path}.") for other in paths)
+        kind = types.get(path, root if path == ROOT else "")
+        yield Part(path, kind, container, tuple(weights.get(path, ())))
+
+
+def _split(keys: tuple[Any, ...]) -> tuple[str, str]:
+    """The path of a module and the name of its variable, whose own parts are no names of mappings."""
+    end = max((index for index, key in enumerate(keys) if hasattr(key, "key")), default=0)
+    return ".".join(map(_key, keys[:end])) or ROOT, ".".join(map(_key, keys[end:]))
+
+
+def _weight(name: str, leaf: Any, collection: str) -> Weight:
+    is_param = collection == _PARAMS
+    return Weight(
+        name=name,
+        shape=tuple(leaf.shape),
+        dtype=str(leaf.dtype),
+        trainable=is_param and is_inexact(leaf.dtype),
+        role="param" if is_param else "buffer",
+    )
+
+
+def _key(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))

@@ -1,0 +1,52 @@
+"""What JAX keeps to itself, or calls experimental; without it, models are counted with less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
+from typing import Any
+
+import jax
+
+from pytest_modelbudget.backends.patching import patched
+
+_PASSES = count()
+
+
+@contextmanager
+def without_origins() -> Iterator[None]:
+    """Inside, errors about traced arrays do not say where these come from; call it in a trace.
+
+    To find that out takes as long as the trace is, and flax.nnx provokes such an error for each key that it draws.
+    """
+    kind = type(jax.numpy.zeros(()))
+    if not issubclass(kind, jax.core.Tracer) or "_origin_msg" not in vars(kind):
+        yield
+        return
+    with patched(kind, "_origin_msg", lambda tracer: ""):
+        yield
+
+
+@contextmanager
+def plain_tracebacks() -> Iterator[None]:
+    """Inside, errors of the user's code come as they are raised, without JAX's remarks on frames that it took out."""
+    before = jax.config.jax_traceback_filtering
+    jax.config.update("jax_traceback_filtering", "off")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_filtering", before)
+
+
+def fresh_traces() -> AbstractContextManager[Any]:
+    """Inside, functions under `jax.jit` are traced anew, and no later call of the user's gets what is traced here.
+
+    Metadata is part of what JAX knows traces by. Without it a function that was traced before tells nothing of the
+    modules in it.
+    """
+    try:
+        from jax.experimental.xla_metadata import set_xla_metadata
+    except ImportError:
+        return nullcontext()
+    return set_xla_metadata(modelbudget=str(next(_PASSES)))  # type: ignore[no-any-return]
