@@ -6,7 +6,6 @@ In a stack of `n` layers (a scan over them) each weight has a first dimension of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from pytest_modelbudget.diff.finding import MetricDelta, RowFinding
 from pytest_modelbudget.summary import Layer
@@ -19,19 +18,22 @@ _KINDS = ("widened", "narrowed", "weights", "buffer", "calls")
 
 def as_one(findings: Sequence[RowFinding]) -> list[RowFinding]:
     """The findings with all those that are a stack's other depth as one for each stack, at its outermost row."""
-    stacks: dict[tuple[str, Depths], list[RowFinding]] = {}
-    kept: list[RowFinding] = []
-    for finding in findings:
+    stacks: dict[tuple[str, Depths], list[int]] = {}
+    for index, finding in enumerate(findings):
         depths = _depths(finding)
-        if depths is None:
-            kept.append(finding)
-            continue
-        head = next(
-            (path for path, known in stacks if known == depths and _is_inside(finding.path, path)), finding.path
-        )
-        stacks.setdefault((head, depths), []).append(finding)
-    told = [[_stack_finding(*key, group)] if _moves_params(group) else group for key, group in stacks.items()]
-    return [*chain.from_iterable(told), *kept]
+        if depths is not None:
+            head = next(
+                (path for path, known in stacks if known == depths and _is_inside(finding.path, path)), finding.path
+            )
+            stacks.setdefault((head, depths), []).append(index)
+    told: dict[int, RowFinding | None] = {}
+    for key, indexes in stacks.items():
+        group = [findings[index] for index in indexes]
+        if _moves_params(group):
+            told |= dict.fromkeys(indexes)
+            told[indexes[0]] = _stack_finding(*key, group)
+    merged = (told.get(index, finding) for index, finding in enumerate(findings))
+    return [finding for finding in merged if finding is not None]
 
 
 def _moves_params(group: Sequence[RowFinding]) -> bool:

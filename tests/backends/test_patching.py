@@ -82,6 +82,7 @@ SET_OTHERWISE = {
     "sys.path": "a list that is searched, not a function",
     "torch.utils.deterministic.fill_uninitialized_memory": "a property of its module, and a setting",
     "torch._GLOBAL_DEVICE_CONTEXT.device_context": "a setting",
+    "setattr in backends/jax/flax_nnx.py": "modules of a copy are marked",
     "setattr in backends/keras/private.py": "the state of Keras is put back",
     "setattr in backends/keras/private_torch.py": "a variable is marked",
     "setattr in backends/keras_content/__init__.py": "a model is marked",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
 from importlib import import_module
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -117,10 +118,15 @@ def traced(build: Callable[..., Any]) -> Callable[..., Any]:
 def _trace(build: Callable[[], Any]) -> tuple[str | None, Any, bool]:
     """The library of the model that `build` gives in a trace, what stays of it, and whether arrays were made."""
     models: list[Any] = []
+    raised: list[tuple[BaseException, TracebackType | None]] = []
 
     def trace() -> None:
-        with without_origins():
-            model = build()
+        try:
+            with without_origins():
+                model = build()
+        except BaseException as error:
+            raised.append((error, error.__traceback__))
+            raise
         name = libraries.of(model)
         models.append((name, model if name is None else libraries.known(name).settled(model)))  # before the trace ends
 
@@ -132,6 +138,9 @@ def _trace(build: Callable[[], Any]) -> tuple[str | None, Any, bool]:
         raise ModelBudgetError(_VALUES_MESSAGE) from error
     except outer_stream_errors as error:
         raise ModelBudgetError(_STREAMS_MESSAGE) from error
+    except BaseException as error:  # without the frames of the trace, of which a builder may know nothing
+        frames = next((frames for own, frames in raised if own is error), error.__traceback__)
+        raise error.with_traceback(frames)  # noqa: B904  # it is the same error
     return *models[-1], bool(closed.jaxpr.eqns)
 
 
