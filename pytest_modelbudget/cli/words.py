@@ -294,8 +294,8 @@ def _add_init(commands: Any) -> None:
     command = _add_command(
         commands, "init", "write a manifest of the models that this project can build",
         "Reads the project's files, imports those that seem to define models in a process apart, without network, and\n"
-        "builds what plainly returns a torch, Keras or TensorFlow model; a function that does not show it is never\n"
-        "called. Arguments are taken from calls in the code, its tests and its README, from defaults of\n"
+        "builds what plainly returns a torch, Keras, TensorFlow or JAX model; a function that does not show it is\n"
+        "never called. Arguments are taken from calls in the code, its tests and its README, from defaults of\n"
         "configurations, command lines and settings files, and from tables of names; sizes are guessed by their\n"
         "names only where no model runs without. Inputs are those seen in a call, or guesses that run. Each model\n"
         "gets limits above what it has now; the manifest marks what is a guess, and has what did not run as comments\n"

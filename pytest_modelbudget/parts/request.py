@@ -70,12 +70,12 @@ def requested(path: str, shard: str | None, times_path: Path | None, folder: Pat
     return PartRequest(target, chosen, note=f"no times yet ({times_path.name}): models are dealt by their snapshots")
 
 
-def refuse_beside_part(options: Mapping[str, object], merge: str) -> None:
-    """Nothing, unless an option (its name -> its value) is set that a part cannot do.
+def refuse_beside_part(options: Mapping[str, object], cure: str) -> None:
+    """Nothing, unless an option (its name -> its value) is set that a part cannot do; `cure` says what can.
 
     Raises:
-        ModelBudgetError: one is set; the merge does that.
+        ModelBudgetError: one is set.
     """
     for name, value in options.items():
         if value:
-            raise ModelBudgetError(f"{name} cannot be used with a part, which is no verdict: {merge}")
+            raise ModelBudgetError(f"{name} cannot be used with a part, which is no verdict: {cure}")

@@ -146,17 +146,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and the working parts when they are wanted."""
     config.addinivalue_line("markers", f"{MARKER}: a registered model, checked against its snapshot and budgets")
     if not enabled(config):
-        dependent_flags = (
-            "model_budget_base",
-            "model_budget_report",
-            "model_budget_mlflow",
-            "model_budget_mlflow_required",
-            "model_budget_file",
-            "model_budget_shard",
-            "model_budget_times",
-        )
-        if any(config.getoption(flag) for flag in dependent_flags):
-            raise pytest.UsageError("model-budget: this flag needs --model-budget beside it")
+        for word in ("base", "report", "mlflow", "mlflow-required", "file", "shard", "times"):
+            if config.getoption(f"--model-budget-{word}"):
+                needed = "--model-budget-part=FILE" if word in ("shard", "times") else "--model-budget"
+                raise pytest.UsageError(f"model-budget: --model-budget-{word} needs {needed} beside it")
         return
     from pytest_modelbudget.plugin import base, collect, controller, parts, progress, steady
 

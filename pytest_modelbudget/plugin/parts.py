@@ -30,6 +30,8 @@ from pytest_modelbudget.system import writing
 FIXTURE = "model_budget"
 PART: pytest.StashKey[PartRun | None] = pytest.StashKey()
 _MERGE = "modelbudget merge PART... does it, over all parts"
+_FLAGS_OF_MERGE = ("--model-budget-report", "--model-budget-mlflow", "--model-budget-mlflow-required")
+_PRUNE = "--model-budget-prune"
 
 
 @dataclass(slots=True)
@@ -127,8 +129,8 @@ def _part_run(config: pytest.Config) -> PartRun | None:
             if value:
                 raise ModelBudgetError(f"{name} {WITHOUT_PART.format(part='--model-budget-part=FILE')}")
         return None
-    flags = ("--model-budget-prune", "--model-budget-report", "--model-budget-mlflow", "--model-budget-mlflow-required")
-    refuse_beside_part({flag: config.getoption(flag[2:].replace("-", "_")) for flag in flags}, _MERGE)
+    refuse_beside_part({flag: config.getoption(flag) for flag in _FLAGS_OF_MERGE}, _MERGE)
+    refuse_beside_part({_PRUNE: config.getoption(_PRUNE)}, f"start pytest {_PRUNE} without one")
     request = requested(path, shard, _times_path(config), config.invocation_params.dir)
     if hasattr(config, "workerinput"):
         return PartRun(request, Checkout())

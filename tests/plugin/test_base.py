@@ -310,13 +310,6 @@ def test_the_flag_comes_before_the_ini_file(repo: Repository, project: Project) 
     )
 
 
-def test_the_flag_alone_asks_for_models(project: Project) -> None:
-    """As other flags that mean nothing without them."""
-    result = project.plain("--model-budget-base=main")
-    assert result.ret == 4
-    result.stderr.fnmatch_lines(["*this flag needs --model-budget beside it"])
-
-
 def test_inherited_limits_warn(repo: Repository, project: Project) -> None:
     """Over on main already, and no worse here: the change passes; worse, and it fails."""
     strict = "params: {max: 3k, inherited: warn}"

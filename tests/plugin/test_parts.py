@@ -62,7 +62,7 @@ def version() -> str:
         pytest.param(["--model-budget-part=p.part", "--model-budget-shard=9/8"], "*'9/8' is no shard: shards of 8 are 1/8 to 8/8*", id="no shard"),
         pytest.param(["--model-budget", "--model-budget-shard=1/2"], "*say where this part goes (--model-budget-part=FILE)*modelbudget merge*", id="a shard that is no part"),
         pytest.param(["--model-budget", "--model-budget-times=t.json"], "*--model-budget-times deals models to parts*", id="times without a part"),
-        pytest.param(["--model-budget-part=p.part", "--model-budget-prune"], "*--model-budget-prune cannot be used with a part*", id="prune"),
+        pytest.param(["--model-budget-part=p.part", "--model-budget-prune"], "*--model-budget-prune cannot be used with a part*: start pytest --model-budget-prune without one*", id="prune"),
         pytest.param(["--model-budget-part=p.part", "--model-budget-report=md:a.md"], "*--model-budget-report cannot be used with a part, which is no verdict: modelbudget merge*", id="a report"),
         pytest.param(["--model-budget-part=p.part", "--model-budget-mlflow"], "*--model-budget-mlflow cannot be used with a part*", id="a tracker"),
         pytest.param(["--model-budget-part=modelbudget.yaml"], "*modelbudget.yaml is there, and is no part: name another file*", id="over a manifest"),

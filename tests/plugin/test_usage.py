@@ -54,19 +54,21 @@ def test_a_wrong_value(project: Project, flag: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag",
+    ("flag", "value", "needed"),
     [
-        pytest.param("--model-budget-report=json:x.json", id="report"),
-        pytest.param("--model-budget-mlflow", id="mlflow"),
-        pytest.param("--model-budget-file=modelbudget.yaml", id="file"),
+        ("--model-budget-report", "=json:x.json", "--model-budget"),
+        ("--model-budget-mlflow", "", "--model-budget"),
+        ("--model-budget-file", "=modelbudget.yaml", "--model-budget"),
+        ("--model-budget-base", "=main", "--model-budget"),
+        ("--model-budget-shard", "=1/2", "--model-budget-part=FILE"),
     ],
 )
-def test_a_flag_that_needs_the_option(project: Project, flag: str) -> None:
-    """It would silently do nothing, so it is an error; the ini key is as good as the option."""
+def test_a_flag_that_needs_another(project: Project, flag: str, value: str, needed: str) -> None:
+    """It would silently do nothing, so it is an error."""
     project.manifest(SMALL)
-    result = project.plain(flag)
+    result = project.plain(f"{flag}{value}")
     assert result.ret == 4
-    result.stderr.fnmatch_lines(["*this flag needs --model-budget beside it*"])
+    result.stderr.fnmatch_lines([f"*{flag} needs {needed} beside it"])
 
 
 def test_a_path_after_a_flag_is_a_path(project: Project) -> None:
