@@ -63,6 +63,11 @@ def _marker() -> pytest.MarkDecorator:
     return cast(pytest.MarkDecorator, getattr(pytest.mark, MARKER))
 
 
+def node_id(item: pytest.Item) -> str:
+    """The node id that an item was collected under: xdist's `--dist loadgroup` appends `@group` to that of `item`."""
+    return item.nodeid if item.parent is None else f"{item.parent.nodeid}::{item.name}"
+
+
 class BudgetItem(pytest.Item):
     """An item that gives a `Result`; `outcome()` says which."""
 
@@ -199,7 +204,7 @@ def _new_models(session: pytest.Session) -> int:
 
 def record(item: pytest.Item, result: Result) -> Result:
     """Keep a result with its item, as node id, JUnit properties and data for the controller."""
-    result = replace(result, nodeid=item.nodeid)
+    result = replace(result, nodeid=node_id(item))
     item.stash.setdefault(RESULTS, []).append(result)
     if result.summary is not None:
         for name in ("params", "trainable_params", "weight_bytes"):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.project import Project
+from tests.project import USE_FAKENET, Project
 
 MANIFEST = """
     groups:
@@ -18,6 +18,13 @@ MANIFEST = """
       other: {{build: zoo:of_width, args: [99], inputs: "float32[B, 32]"}}
 """
 JSON = "--model-budget-report=json:report.json"
+GROUPED = """
+    def pytest_collection_modifyitems(items):
+        for item in items:
+            own = type(item)
+            nodeid = property(lambda item, own=own: own.nodeid.fget(item) + "@gpu")
+            item.__class__ = type(own.__name__, (own,), {"nodeid": nodeid})
+"""
 
 
 def written(project: Project, limits: str) -> None:
@@ -61,6 +68,19 @@ def test_the_same_with_two_workers(project: Project) -> None:
     assert len(wanted) == 2  # the table's row and the line with the numbers
     assert [line for line in two.outlines if "group edge" in line] == wanted
     assert (one.ret, two.ret) == (1, 1)
+
+
+def test_a_group_of_xdist_is_no_other_model(project: Project) -> None:
+    """`--dist loadgroup` appends `@group` to node ids: sums and parts know the models all the same."""
+    written(project, "params: 1_919")
+    assert project.update().ret == 1
+    project.write("conftest.py", USE_FAKENET + GROUPED)
+    result = project.run()
+    result.stdout.fnmatch_lines(["OVER BUDGET group edge: params: 1,920 > *"])
+    assert result.ret == 1
+    result = project.run("--model-budget-part=1.part")
+    result.stdout.fnmatch_lines(["a part: 4 of 4 models in 1.part; *"])
+    assert result.ret == 0
 
 
 def test_a_sum_that_lacks_models_is_not_passed_silently(project: Project) -> None:
