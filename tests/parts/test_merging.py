@@ -63,6 +63,7 @@ def test_a_whole_run() -> None:
         "torch is not the same in all parts: 2.6 in p1.part, p2.part; 2.7 in p3.part",
     )
     assert seconds_by_node(run.results)["m.yaml::a"] == 0.25
+    assert seconds_by_node([result("lost", seconds=0.0)]) == {}
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
