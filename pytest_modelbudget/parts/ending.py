@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 def finish_part(results: Sequence[Result], request: PartRequest, head: PartHead) -> Finished:
     """Write a part with its results; what came of it. Nothing is judged that needs the other parts."""
     ordered = in_order(results)
-    done = Finished(results=tuple(ordered))
+    done = Finished(results=tuple(ordered), written="accepted")
     unknown = any(finding.kind == NOT_COLLECTED for finding in head.findings)
     done.failed = bool(head.exit_status) or unknown or any(result.state is State.NOT_CHECKED for result in ordered)
     if strangers := sorted({result.nodeid for result in ordered} - set(head.selected)):
