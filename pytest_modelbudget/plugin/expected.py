@@ -26,7 +26,7 @@ _LONGEST = 4_000
 class ExpectedModel:
     """A model, or the mistakes of a manifest, by its node id; where it is registered, and its tags.
 
-    `reported` is its node id on reports, to which a plugin may have appended something.
+    `reported` is pytest's own node id, by which reports name it; see `node_id`.
     """
 
     nodeid: str

@@ -33,9 +33,9 @@ HEAD = PartHead(
 RESULT = Result("net", State.BUILD_ERROR, error="no such module\nat line 2", nodeid="m.yaml::net")
 
 
-def written(path: Path, *given: Result) -> bytes:
+def written(path: Path, *results: Result) -> bytes:
     """The bytes of a part with these results."""
-    file.write(path, HEAD, map(codec.pack, given))
+    file.write(path, HEAD, map(codec.pack, results))
     return path.read_bytes()
 
 

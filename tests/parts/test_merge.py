@@ -73,7 +73,7 @@ def test_each_part_is_needed_once_and_as_it_was_written(project: Project, modelb
         others = [other for other in parts if other != name]
         (project.path / "copy.part").write_bytes(data)
         (project.path / "altered.part").write_bytes(data[:-100] + b"x" + data[-99:])
-        for given, expected in (
+        for names, expected in (
             (others, f"the part of shard {number}/2 is missing"),
             ([*parts, name], f"{name} is the same part as {name}"),
             ([*parts, "copy.part"], f"copy.part is the same part as {name}"),
@@ -81,7 +81,7 @@ def test_each_part_is_needed_once_and_as_it_was_written(project: Project, modelb
             ([*others, "no.part"], "no.part: there is no such file"),
             ([], "there is no part"),
         ):
-            done = modelbudget("merge", *given, *words)
+            done = modelbudget("merge", *names, *words)
             assert (done.code, done.out) == (1, "")
             assert expected in done.err
             assert [path.name for path in (project.path / "out").iterdir()] == ["report.comment"]

@@ -116,11 +116,11 @@ def registry(**values: Any) -> Any:
     return others(registry=replace(REGISTRY, **values))
 
 
-def results(*given: Result) -> Any:
+def results(*wrong: Result) -> Any:
     """The second of three parts with other results."""
 
     def change(parts: list[Part]) -> None:
-        parts[1] = replace(parts[1], results=given)
+        parts[1] = replace(parts[1], results=wrong)
 
     return change
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pytest_modelbudget.parts import file
 from tests.project import USE_FAKENET, Project
 
 MANIFEST = """
@@ -70,17 +71,26 @@ def test_the_same_with_two_workers(project: Project) -> None:
     assert (one.ret, two.ret) == (1, 1)
 
 
-def test_a_group_of_xdist_is_no_other_model(project: Project) -> None:
-    """`--dist loadgroup` appends `@group` to node ids: sums and parts know the models all the same."""
+@pytest.mark.parametrize(
+    "outside", [pytest.param(False, id="a group of xdist"), pytest.param(True, id="a manifest outside")]
+)
+def test_pytest_may_name_models_otherwise(project: Project, outside: bool) -> None:
+    """Sums and parts know those to which `--dist loadgroup` appends `@group`, and those of files outside the root."""
     written(project, "params: 1_919")
-    assert project.update().ret == 1
-    project.write("conftest.py", USE_FAKENET + GROUPED)
-    result = project.run()
+    options = []
+    if outside:
+        manifest = (project.path / "modelbudget.yaml").rename(project.outside / "modelbudget.yaml")
+        options = [f"--model-budget-file={manifest}"]
+    else:
+        project.write("conftest.py", USE_FAKENET + GROUPED)
+    result = project.update(*options)
     result.stdout.fnmatch_lines(["OVER BUDGET group edge: params: 1,920 > *"])
     assert result.ret == 1
-    result = project.run("--model-budget-part=1.part")
+    result = project.plain("--model-budget-part=1.part", *options)
     result.stdout.fnmatch_lines(["a part: 4 of 4 models in 1.part; *"])
     assert result.ret == 0
+    part = file.read(project.path / "1.part")
+    assert {node for group in part.head.registry.groups for node in group.members} < {*part.head.selected}
 
 
 def test_a_sum_that_lacks_models_is_not_passed_silently(project: Project) -> None:
