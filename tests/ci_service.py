@@ -80,10 +80,10 @@ class Machines:
         for name, text in _TOOLS.items():
             (tools / name).write_text(text, encoding="utf-8")
             (tools / name).chmod(0o755)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(CI_VARIABLES)}
-        path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), kept.get("PATH", "")])
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(CI_VARIABLES)}
+        path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), inherited.get("PATH", "")])
         environment = {
-            **kept, "PATH": path, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100",
+            **inherited, "PATH": path, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100",
             "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:hypothesispytest", "CI": "true", **variables,
         }  # fmt: skip
         done = subprocess.run(
@@ -151,11 +151,11 @@ class Service(Machines, ABC):
 
     def upload(self, name: str, files: Sequence[Path], workspace: Path, *, overwrite: bool) -> None:
         """Keep files under a name, which is taken only once."""
-        kept = self.artifacts / name
-        assert overwrite or not kept.exists(), f"an artifact {name} is there already"
-        shutil.rmtree(kept, ignore_errors=True)
+        folder = self.artifacts / name
+        assert overwrite or not folder.exists(), f"an artifact {name} is there already"
+        shutil.rmtree(folder, ignore_errors=True)
         for file in files:
-            target = kept / file.relative_to(workspace)
+            target = folder / file.relative_to(workspace)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
 
@@ -272,9 +272,9 @@ class GitLab(Service):
                 if artifact.name.partition(" ")[0] == needed:
                     shutil.copytree(artifact, workspace, dirs_exist_ok=True)
         status, log = self.shell("\n".join(job["script"]), workspace, variables, "-o", "pipefail")
-        kept = job.get("artifacts", {})
-        if status == 0 or kept.get("when") == "always":
-            files = [file for path in kept.get("paths", ()) for file in _files(workspace / path)]
+        artifacts = job.get("artifacts", {})
+        if status == 0 or artifacts.get("when") == "always":
+            files = [file for path in artifacts.get("paths", ()) for file in _files(workspace / path)]
             self.upload(shown.replace("/", " of "), files, workspace, overwrite=True)
         return JobRun(shown, "failure" if status else "success", log, workspace)
 

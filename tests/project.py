@@ -26,6 +26,22 @@ ZOO = """
         return Model(body=(32, 64), head=(64, 10))
 """
 
+MODULE = """
+    from pytest_modelbudget import model
+    from fakenet import Model
+
+    @model(inputs="float32[B, 32]")
+    def decorated():
+        return Model(dense=(32, 2))
+
+    def test_fixture(model_budget):
+        model_budget.check(Model(dense=(32, 3)), inputs="float32[B, 32]", params="1k")
+
+    def test_ordinary():
+        pass
+"""
+"""A test module with all that may be in one: a model, a test that checks one, and an ordinary test."""
+
 WITHOUT_HYPOTHESIS = ("-p", "no:hypothesispytest")
 """Its plugin imports all of it at the end of every run, which takes as long as the rest of a small run."""
 

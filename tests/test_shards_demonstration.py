@@ -43,11 +43,11 @@ def logs(runs: list[JobRun]) -> str:
 
 def checked(played: Service) -> dict[str, str]:
     """Each model in the report that the merge kept, with `ok` or `failed`."""
-    kept = played.artifacts / MERGE
-    if (report := next(kept.rglob("report.json"), None)) is not None:
+    artifacts = played.artifacts / MERGE
+    if (report := next(artifacts.rglob("report.json"), None)) is not None:
         models = json.loads(report.read_text(encoding="utf-8"))["models"]
         return {model["id"]: "ok" if model["state"] == "ok" else "failed" for model in models}
-    metrics = next(kept.rglob("metrics.txt")).read_text(encoding="utf-8")
+    metrics = next(artifacts.rglob("metrics.txt")).read_text(encoding="utf-8")
     failed = re.findall(r'^model_check_failed\{.*?model="(\w+)".*\} (\d)', metrics, re.MULTILINE)
     return {model: "failed" if value == "1" else "ok" for model, value in failed}
 

@@ -92,12 +92,12 @@ def _each(read: Callable[[T], Part], sources: Iterable[T]) -> tuple[list[Part], 
     """What can be read of each source in turn, and why others cannot."""
     parts: list[Part] = []
     problems = []
-    for source in sources:
-        try:
-            with progress("reading parts"):
+    with progress("reading parts"):
+        for source in sources:
+            try:
                 parts.append(read(source))
-        except ModelBudgetError as problem:
-            problems.append(str(problem))
+            except ModelBudgetError as problem:
+                problems.append(str(problem))
     return parts, problems
 
 

@@ -20,7 +20,7 @@ BAZEL = ("TEST_SHARD_INDEX", "TEST_TOTAL_SHARDS")
 """Variables in which Bazel says which shard (counted from 0) of how many a test is."""
 
 _BAZEL_STATUS_FILE = "TEST_SHARD_STATUS_FILE"
-_SHARD = re.compile(r"(\d{1,9})/(\d{1,9})")
+_SHARD = re.compile(r"(\d{1,5})/(\d{1,5})")
 _UNKNOWN = 1.0
 """What each costs where nothing is known of any."""
 

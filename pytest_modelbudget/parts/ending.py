@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pytest_modelbudget.engine.naming import FRAMEWORK_MODULES
 from pytest_modelbudget.parts import file
 from pytest_modelbudget.parts.merging import PRODUCT
 from pytest_modelbudget.parts.part import PartHead
@@ -15,14 +16,14 @@ from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.results.groups import names_text
 from pytest_modelbudget.session.finish import NOT_COLLECTED, Finished, in_order
 
-_FRAMEWORKS = ("torch", "torchvision", "timm", "transformers", "keras", "tf_keras", "tensorflow", "jax", "flax")
-"""Distributions that decide what a model is."""
+_DISTRIBUTIONS = (*FRAMEWORK_MODULES, "timm", "transformers")
+"""What decides what a model is, as pip knows it."""
 
 
 def versions() -> dict[str, str]:
     """What is installed here, looked up without importing any of it."""
     installed = {PRODUCT: version(PRODUCT), "python": platform.python_version()}
-    for name in _FRAMEWORKS:
+    for name in _DISTRIBUTIONS:
         try:
             installed[name] = version(name)
         except PackageNotFoundError:
@@ -33,7 +34,7 @@ def versions() -> dict[str, str]:
 def finish_part(results: Sequence[Result], request: PartRequest, head: PartHead) -> Finished:
     """Write a part with its results; what came of it. Nothing is judged that needs the other parts."""
     ordered = in_order(results)
-    done = Finished(results=tuple(ordered))
+    done = Finished(results=tuple(ordered), written="accepted")
     unknown = any(finding.kind == NOT_COLLECTED for finding in head.findings)
     done.failed = bool(head.exit_status) or unknown or any(result.state is State.NOT_CHECKED for result in ordered)
     if strangers := sorted({result.nodeid for result in ordered} - set(head.selected)):

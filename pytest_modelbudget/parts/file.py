@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,16 +135,25 @@ def forget(path: Path) -> None:
     """Remove the part of an earlier run, which must not be taken for that of a run which does not come to its end.
 
     Raises:
-        RefusedPart: what lies there is no part.
+        RefusedPart: what lies there is no part, or cannot be removed.
     """
     if not writing.is_file(path):
         if path.is_dir():
             raise RefusedPart(f"{path} is a folder: name a file in it, such as {path / 'modelbudget-1.part'}")
         return
-    if not _MAGIC.match(loading.read_head(path, 64)) and os.path.getsize(path):
-        raise RefusedPart(f"{path} is there, and is no part: name another file")
-    with suppress(OSError):
+    try:
+        if not _MAGIC.match(loading.read_head(path, 64)) and os.path.getsize(path):
+            raise RefusedPart(f"{path} is there, and is no part: name another file")
         os.unlink(os.path.realpath(path))
+    except FileNotFoundError:  # another run removed it
+        return
+    except UnreadableFile as problem:
+        raise RefusedPart(f"{path} {problem}: name another file") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise RefusedPart(
+            f"{path}: the part of an earlier run cannot be removed ({reason}): name another file"
+        ) from None
 
 
 class _Refused(Exception):

@@ -74,10 +74,11 @@ def merged(parts: Sequence[Part]) -> MergedRun:
 
 
 def seconds_by_node(results: Iterable[Result]) -> dict[str, float]:
-    """The seconds that each node took, as `parts.times` writes them."""
+    """The seconds that each node took, as `parts.times` writes them; nothing for one that was not measured."""
     seconds: dict[str, float] = {}
     for result in results:
-        seconds[result.nodeid] = round(seconds.get(result.nodeid, 0.0) + result.seconds, 4)
+        if result.seconds:
+            seconds[result.nodeid] = round(seconds.get(result.nodeid, 0.0) + result.seconds, 4)
     return seconds
 
 

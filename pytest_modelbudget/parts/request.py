@@ -18,7 +18,6 @@ from pytest_modelbudget.parts.dealing import (
     parse_shard,
     snapshot_sizes,
 )
-from pytest_modelbudget.system import writing
 
 WITHOUT_PART = (
     "deals models to parts of a run, none of which is a verdict: say where this part goes ({part}), and give the parts "
@@ -65,8 +64,10 @@ def requested(path: str, shard: str | None, times_path: Path | None, folder: Pat
     target = folder / path
     if target.is_dir() or path.endswith(("/", os.sep)):
         target /= f"modelbudget-{chosen.number}{file.SUFFIX}" if chosen else f"modelbudget{file.SUFFIX}"
-    if times_path is None or writing.is_file(times_path):
-        return PartRequest(target, chosen, None if times_path is None else times.read(times_path))
+    if times_path is None:
+        return PartRequest(target, chosen)
+    if os.path.lexists(times_path):
+        return PartRequest(target, chosen, times.read(times_path))
     return PartRequest(target, chosen, note=f"no times yet ({times_path.name}): models are dealt by their snapshots")
 
 

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pytest_modelbudget.budget.findings import FindingKind
 from pytest_modelbudget.budget.limits import ALL_METRICS, FITS, Bound
 from pytest_modelbudget.diff.change import ChangeKind
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.parts.dealing import parse_shard
 from pytest_modelbudget.parts.part import Kind
 from pytest_modelbudget.results import SnapshotState, State
 from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS
@@ -30,7 +32,15 @@ def _known_metric(name: str) -> str:
     return name
 
 
+def _possible_shard(text: str) -> str:
+    try:
+        return text and str(parse_shard(text))
+    except ModelBudgetError as mistake:
+        raise ValueError(str(mistake)) from None
+
+
 _Metric = Annotated[str, AfterValidator(_known_metric)]
+_Shard = Annotated[str, AfterValidator(_possible_shard)]
 
 
 class _Strict(BaseModel):
@@ -172,7 +182,7 @@ class HeadLine(_Strict):
     registry: _Digest
     selected: list[str]
     update: bool
-    shard: Annotated[str, Field(pattern=r"^([1-9]\d{0,8}/[1-9]\d{0,8})?$")]
+    shard: _Shard
     dealing: _Digest
     findings: list[_Finding]
     obsolete: list[_Obsolete]

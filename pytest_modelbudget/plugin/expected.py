@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget.errors import Place
-from pytest_modelbudget.plugin.items import BadConfigItem, ModelItem
+from pytest_modelbudget.plugin.items import BadConfigItem, ModelItem, node_id
 from pytest_modelbudget.plugin.parts import send_to_controller
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.system import writing
@@ -24,9 +24,13 @@ _LONGEST = 4_000
 
 @dataclass(frozen=True, slots=True)
 class ExpectedModel:
-    """A model, or the mistakes of a manifest, by its node id; where it is registered, and its tags."""
+    """A model, or the mistakes of a manifest, by its node id; where it is registered, and its tags.
+
+    `reported` is pytest's own node id, by which reports name it; see `node_id`.
+    """
 
     nodeid: str
+    reported: str
     id: str
     place: Place | None
     tags: tuple[str, ...]
@@ -55,7 +59,7 @@ class Checklist:
 
     def leave_out(self, items: Iterable[pytest.Item]) -> None:
         """The user's options left these out."""
-        self.deselected.update(item.nodeid for item in items if isinstance(item, ModelItem))
+        self.deselected.update(node_id(item) for item in items if isinstance(item, ModelItem))
 
     def note(self, report: pytest.TestReport) -> None:
         """Keep why an item has no result, if a report says so."""
@@ -69,10 +73,10 @@ class Checklist:
         """A result for each model that has none; `reason` is what ended the run before."""
         for nodeid in self.expected.keys() - set(nodeids):
             expected = self.expected[nodeid]
-            if nodeid in self.failed:
-                yield expected.result(State.BUILD_ERROR, self.failed[nodeid] or "it failed without a word")
-            elif nodeid in self.skipped:
-                yield expected.result(State.SKIPPED, self.skipped[nodeid])
+            if expected.reported in self.failed:
+                yield expected.result(State.BUILD_ERROR, self.failed[expected.reported] or "it failed without a word")
+            elif expected.reported in self.skipped:
+                yield expected.result(State.SKIPPED, self.skipped[expected.reported])
             else:
                 yield expected.result(State.NOT_CHECKED, reason)
 
@@ -81,9 +85,9 @@ def expected_of(items: Iterable[pytest.Item]) -> Iterator[ExpectedModel]:
     """The models among the items."""
     for item in items:
         if isinstance(item, ModelItem):
-            yield ExpectedModel(item.nodeid, item.entry.id, item.place, item.entry.tags)
+            yield ExpectedModel(node_id(item), item.nodeid, item.entry.id, item.place, item.entry.tags)
         elif isinstance(item, BadConfigItem):
-            yield ExpectedModel(item.nodeid, item.name, item.place, ())
+            yield ExpectedModel(node_id(item), item.nodeid, item.name, item.place, ())
 
 
 class ChecklistFolder:
@@ -128,5 +132,5 @@ def write_checklist(config: pytest.Config, checklist: Checklist) -> None:
 
 
 def _expected_from(data: Mapping[str, Any]) -> ExpectedModel:
-    place = data["place"]
-    return ExpectedModel(data["nodeid"], data["id"], place and Place(place["file"], place["line"]), tuple(data["tags"]))
+    place = data["place"] and Place(**data["place"])
+    return ExpectedModel(**{**data, "place": place, "tags": tuple(data["tags"])})

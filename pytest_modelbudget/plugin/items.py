@@ -25,7 +25,7 @@ from pytest_modelbudget.plugin.progress import terminal_width
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.reports import terminal
 from pytest_modelbudget.results import Result, State, codec
-from pytest_modelbudget.session.registry import bad_config_result, obsolete_files_result
+from pytest_modelbudget.session.registry import bad_config_result, obsolete_files_result, relative_posix
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.system.escape import harmless_output, without_commands
 from pytest_modelbudget.system.intact import originals_restored
@@ -34,6 +34,7 @@ _MOST_OUTPUT = 20_000
 
 _NEW: pytest.StashKey[int] = pytest.StashKey()
 _TESTS: pytest.StashKey[list[pytest.Item]] = pytest.StashKey()
+_FILE: pytest.StashKey[str] = pytest.StashKey()
 
 _LETTERS = {
     State.CHANGED: "C",
@@ -61,6 +62,24 @@ class ModelCheckFailed(AssertionError):
 def _marker() -> pytest.MarkDecorator:
     """Made once: pytest asks whether a name is that of a marker each time it is made of one."""
     return cast(pytest.MarkDecorator, getattr(pytest.mark, MARKER))
+
+
+def node_id(item: pytest.Item) -> str:
+    """The node id by which results, sums and parts name an item, as the registry of a manifest does.
+
+    That of pytest is another for a file outside the root, and where xdist's `--dist loadgroup` appends `@group` to it.
+    """
+    names, node = [item.name], item.parent
+    while node is not None and not isinstance(node, pytest.File):
+        names.append(node.name)
+        node = node.parent
+    return item.nodeid if node is None else "::".join((_file_id(node), *reversed(names)))
+
+
+def _file_id(file: pytest.File) -> str:
+    if _FILE not in file.stash:  # once for all of its models, which may be very many
+        file.stash[_FILE] = relative_posix(file.path, file.config.rootpath)
+    return file.stash[_FILE]
 
 
 class BudgetItem(pytest.Item):
@@ -199,7 +218,7 @@ def _new_models(session: pytest.Session) -> int:
 
 def record(item: pytest.Item, result: Result) -> Result:
     """Keep a result with its item, as node id, JUnit properties and data for the controller."""
-    result = replace(result, nodeid=item.nodeid)
+    result = replace(result, nodeid=node_id(item))
     item.stash.setdefault(RESULTS, []).append(result)
     if result.summary is not None:
         for name in ("params", "trainable_params", "weight_bytes"):

@@ -22,7 +22,7 @@ from pytest_modelbudget.parts.part import ObsoleteFiles
 from pytest_modelbudget.parts.registering import manifest_digest, run_registry
 from pytest_modelbudget.parts.request import WITHOUT_PART, PartRequest, refuse_beside_part, requested
 from pytest_modelbudget.plugin.base import BASE, COLLECTED
-from pytest_modelbudget.plugin.items import BadConfigItem, BudgetItem, ModelItem, SnapshotFilesItem
+from pytest_modelbudget.plugin.items import BadConfigItem, BudgetItem, ModelItem, SnapshotFilesItem, node_id
 from pytest_modelbudget.results import Result
 from pytest_modelbudget.session.finish import Finished
 from pytest_modelbudget.system import writing
@@ -53,23 +53,22 @@ class PartRun:
 
     def note_obsolete(self, item: SnapshotFilesItem) -> None:
         """Snapshot files that are nobody's."""
-        self.obsolete[item.nodeid] = ObsoleteFiles(item.nodeid, item.declared, item.files)
+        self.obsolete[node_id(item)] = ObsoleteFiles(node_id(item), item.declared, item.files)
 
     def note_test(self, item: pytest.Item) -> None:
         """An item that was collected: a test with the fixture is one to know of."""
         if not isinstance(item, BudgetItem) and FIXTURE in getattr(item, "fixturenames", ()):
-            self.nodes[item.nodeid] = Registered(item.nodeid, item.name, "test")
+            self.nodes[node_id(item)] = Registered(node_id(item), item.name, "test")
 
     def note_models(self, items: Iterable[pytest.Item]) -> None:
         """The models and the mistakes of manifests among what was made."""
         for item in items:
+            nodeid = node_id(item)
             if isinstance(item, ModelItem):
-                self.nodes[item.nodeid] = Registered(
-                    item.nodeid, item.entry.id, "model", item.entry.place, item.entry.tags
-                )
-                self.snapshots[item.nodeid] = snapshot.path_for(item.entry)
+                self.nodes[nodeid] = Registered(nodeid, item.entry.id, "model", item.entry.place, item.entry.tags)
+                self.snapshots[nodeid] = snapshot.path_for(item.entry)
             elif isinstance(item, BadConfigItem):
-                self.nodes[item.nodeid] = Registered(item.nodeid, item.name, "mistakes", item.place)
+                self.nodes[nodeid] = Registered(nodeid, item.name, "mistakes", item.place)
 
     def keep_own(self, items: list[pytest.Item], config: pytest.Config) -> None:
         """Leave the items of other shards out of `items`; ordinary tests run in each shard as they were told to."""
@@ -78,15 +77,15 @@ class PartRun:
         own, self.dealing = self.request.deal(
             {nodeid: self.snapshots.get(nodeid, "") for nodeid in self.nodes}, config.rootpath
         )
-        others = [item for item in items if item.nodeid in self.nodes and item.nodeid not in own]
-        if others:
-            nodeids = {item.nodeid for item in others}
-            items[:] = [item for item in items if item.nodeid not in nodeids]
-            config.hook.pytest_deselected(items=others)
+        others = self.nodes.keys() - own
+        deselected = [item for item in items if node_id(item) in others]
+        if deselected:
+            items[:] = [item for item in items if node_id(item) not in others]
+            config.hook.pytest_deselected(items=deselected)
 
     def note_selected(self, items: Iterable[pytest.Item]) -> None:
         """What this run is going to check."""
-        self.selected.update((item.nodeid, None) for item in items if item.nodeid in self.nodes)
+        self.selected.update((nodeid, None) for nodeid in map(node_id, items) if nodeid in self.nodes)
 
     def to_json(self) -> str:
         """What a worker knows, for the controller."""

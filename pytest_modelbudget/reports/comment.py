@@ -52,7 +52,7 @@ def _key(setting: text.ReportSetting) -> str:
 
 def is_notable(result: Result) -> bool:
     """Whether a reviewer wants to know of it."""
-    return listing.kind_of(result) not in (listing.UNCHANGED, "written", "remeasured", State.SKIPPED.value)
+    return listing.kind_of(result) not in (listing.UNCHANGED, "accepted", "remeasured", State.SKIPPED.value)
 
 
 def _blocks(notable: Sequence[Result]) -> Iterator[str]:

@@ -44,7 +44,7 @@ def kind_of(result: Result) -> str:
     if result.since is not None and result.since.name and result.since.reason:
         return "new"
     if result.to_write:
-        return "written"
+        return "accepted"
     return "remeasured" if result.snapshot.note else UNCHANGED
 
 

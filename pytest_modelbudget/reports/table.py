@@ -35,21 +35,21 @@ def summary_text(
 
 
 @any_digits()
-def results_text(results: Sequence[Result], *, width: int = WIDTH) -> str:
-    """One line for each model: its totals, the limit used most, and how it came out."""
-    rows = [_result_cells(result) for result in text.sorted_results(results)]
+def results_text(results: Sequence[Result], *, width: int = WIDTH, written: str = "written") -> str:
+    """One line for each model: its totals, the limit used most, how it came out, and that its snapshot is `written`."""
+    rows = [_result_cells(result, written) for result in text.sorted_results(results)]
     header = ("model", "params", "trainable", "FLOPs", "weights", "budget used", "")
     unbroken = width >= WIDTH and all(len(name) <= _LONGEST_NAME for name, *_ in rows)
     return table.grid(header, rows, right=(1, 2, 3, 4), width=width, whole=(0,) if unbroken else ())
 
 
-def _result_cells(result: Result) -> tuple[str, ...]:
+def _result_cells(result: Result, written: str) -> tuple[str, ...]:
     summary = result.summary
     word = "" if result.state is State.OK else result.state.value
     if result.state is State.OK and result.warnings:
         word = "warn"
     if result.to_write:
-        word = f"{word} written".strip()
+        word = f"{word} {written}".strip()
     if summary is None:
         about_a_model = result.state in (State.BUILD_ERROR, State.NOT_CHECKED, State.SKIPPED)
         return (harmless(result.id), *(cells.UNKNOWN if about_a_model else "-",) * 4, "-", word)

@@ -254,10 +254,10 @@ def short_reason(result: Result) -> str:
     return harmless(", ".join([*([str(first_total)] if first_total else []), *rows_changed(rows)]), longest=160)
 
 
-def closing_lines(results: Sequence[Result], *, width: int = WIDTH) -> Iterator[str]:
+def closing_lines(results: Sequence[Result], *, width: int = WIDTH, written: str = "written") -> Iterator[str]:
     """The lines of the section at the end of a run: the table, warnings, notes, and the verdict."""
     listing = listed(result for result in results if result.is_model or result.state.failed)
-    yield table.results_text(listing.results, width=width)
+    yield table.results_text(listing.results, width=width, written=written)
     if listing.line:
         yield harmless(listing.line)
     for result in sorted(listing.results if listing.line else results, key=lambda result: result.id):

@@ -64,7 +64,8 @@ class Wanted:
 class Finished:
     """A run at its end: results sorted by id, then those of groups over a limit; what all of them together tell.
 
-    `lines` say what was written, `problems` what could not be: these fail the run, as `failed` does.
+    `lines` say what was written, `problems` what could not be: these fail the run, as `failed` does. `written` is
+    what is said of an accepted snapshot.
     """
 
     results: tuple[Result, ...] = ()
@@ -72,11 +73,12 @@ class Finished:
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     failed: bool = False
+    written: str = "written"
 
     def closing(self, width: int) -> Iterator[str]:
         """The lines at the end: how all models came out, what all together tell, what was written."""
         if self.results:
-            yield from terminal.closing_lines(self.results, width=width)
+            yield from terminal.closing_lines(self.results, width=width, written=self.written)
         yield from overall.lines(self.overall, self.results)
         yield from self.lines
 

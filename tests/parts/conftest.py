@@ -15,7 +15,7 @@ from pytest_modelbudget.engine import run as engine
 from pytest_modelbudget.reports import REPORTS
 from tests.cli.conftest import modelbudget as modelbudget
 from tests.gitrepo import CI_VARIABLES, Repository, repository
-from tests.project import Project
+from tests.project import MODULE, Project
 
 MANIFEST = """
     defaults:
@@ -31,20 +31,6 @@ MANIFEST = """
       other: {{build: zoo:of_width, args: [30], inputs: "float32[B, 32]"}}
       broken: {{build: zoo:nowhere, inputs: "float32[B, 32]"}}
       typo: {{buld: zoo:small}}
-"""
-MODULE = """
-    from pytest_modelbudget import model
-    from fakenet import Model
-
-    @model(inputs="float32[B, 32]")
-    def decorated():
-        return Model(dense=(32, 2))
-
-    def test_fixture(model_budget):
-        model_budget.check(Model(dense=(32, 3)), inputs="float32[B, 32]", params="1k")
-
-    def test_ordinary():
-        pass
 """
 IDS = ("edge/a", "edge/b", "edge/c", "wide", "other", "broken", "typo")
 

@@ -92,6 +92,8 @@ def test_no_times(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(ModelBudgetError, match=words) as error:
         requested("a.part", "1/2", path, tmp_path)
     assert "modelbudget merge --times writes such a file" in str(error.value)
+    with pytest.raises(ModelBudgetError, match="is a folder"):
+        requested("a.part", "1/2", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("path", [".", "new/", "new/below/"])

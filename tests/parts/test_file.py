@@ -33,9 +33,9 @@ HEAD = PartHead(
 RESULT = Result("net", State.BUILD_ERROR, error="no such module\nat line 2", nodeid="m.yaml::net")
 
 
-def written(path: Path, *given: Result) -> bytes:
+def written(path: Path, *results: Result) -> bytes:
     """The bytes of a part with these results."""
-    file.write(path, HEAD, map(codec.pack, given))
+    file.write(path, HEAD, map(codec.pack, results))
     return path.read_bytes()
 
 
@@ -87,6 +87,8 @@ def changed(index: int, **values: Any) -> Callable[[list[bytes]], list[bytes]]:
         pytest.param(changed(0, registry="f" * 64), "it was cut", id="another registry"),
         pytest.param(changed(0, selected=[1]), "the head: selected.0: ", id="a number for a name"),
         pytest.param(changed(0, shard="2 of 8"), "the head: shard: ", id="no shard"),
+        pytest.param(changed(0, shard="9/8"), "the head: shard: .*'9/8' is no shard: shards of 8 are", id="no such shard"),
+        pytest.param(changed(0, shard="1/999999999"), "the head: shard: ", id="more shards than anybody has"),
         pytest.param(changed(0, extra=1), "the head: extra: ", id="a key too many"),
         pytest.param(changed(1, state="FINE"), "a result: state: ", id="no such state"),
         pytest.param(changed(1, seconds=-1), "a result: seconds: ", id="less than no time"),

@@ -73,7 +73,7 @@ def test_each_part_is_needed_once_and_as_it_was_written(project: Project, modelb
         others = [other for other in parts if other != name]
         (project.path / "copy.part").write_bytes(data)
         (project.path / "altered.part").write_bytes(data[:-100] + b"x" + data[-99:])
-        for given, expected in (
+        for names, expected in (
             (others, f"the part of shard {number}/2 is missing"),
             ([*parts, name], f"{name} is the same part as {name}"),
             ([*parts, "copy.part"], f"copy.part is the same part as {name}"),
@@ -81,7 +81,7 @@ def test_each_part_is_needed_once_and_as_it_was_written(project: Project, modelb
             ([*others, "no.part"], "no.part: there is no such file"),
             ([], "there is no part"),
         ):
-            done = modelbudget("merge", *given, *words)
+            done = modelbudget("merge", *names, *words)
             assert (done.code, done.out) == (1, "")
             assert expected in done.err
             assert [path.name for path in (project.path / "out").iterdir()] == ["report.comment"]
@@ -89,9 +89,11 @@ def test_each_part_is_needed_once_and_as_it_was_written(project: Project, modelb
 
 
 def test_a_limit_that_only_all_parts_break(project: Project, modelbudget: Command) -> None:
-    """Each part is green, and says what it leaves; the merge is not, and writes the times for the next run."""
+    """Each part is green, and says what it leaves; the merge is not, and writes snapshots, and times for the next run."""
     project.manifest(SUMS)
-    project.update()
+    project.update("--model-budget-part=0.part").stdout.fnmatch_lines(["a * accepted", "b * accepted"])
+    assert not project.snapshots()
+    assert "snapshots: wrote 2, 0 unchanged" in modelbudget("merge", "0.part").out
     for number in (1, 2):
         done = project.run(f"--model-budget-part={number}.part", f"--model-budget-shard={number}/2")
         assert done.ret == 0

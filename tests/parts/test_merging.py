@@ -63,6 +63,7 @@ def test_a_whole_run() -> None:
         "torch is not the same in all parts: 2.6 in p1.part, p2.part; 2.7 in p3.part",
     )
     assert seconds_by_node(run.results)["m.yaml::a"] == 0.25
+    assert seconds_by_node([result("lost", seconds=0.0)]) == {}
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
@@ -115,11 +116,11 @@ def registry(**values: Any) -> Any:
     return others(registry=replace(REGISTRY, **values))
 
 
-def results(*given: Result) -> Any:
+def results(*wrong: Result) -> Any:
     """The second of three parts with other results."""
 
     def change(parts: list[Part]) -> None:
-        parts[1] = replace(parts[1], results=given)
+        parts[1] = replace(parts[1], results=wrong)
 
     return change
 

@@ -9,7 +9,7 @@ import pytest
 from pytest_modelbudget.parts import Part, file
 from pytest_modelbudget.parts.merging import merged, problems_of
 from pytest_modelbudget.plugin.collect import NO_MODEL
-from tests.project import USE_FAKENET, Project
+from tests.project import MODULE, USE_FAKENET, Project
 
 MANIFEST = """
     models:
@@ -17,20 +17,6 @@ MANIFEST = """
       b: {build: zoo:small, inputs: "float32[B, 32]", tags: [edge]}
       c: {build: zoo:small, inputs: "float32[B, 32]"}
       typo: {buld: zoo:small}
-"""
-MODULE = """
-    from pytest_modelbudget import model
-    from fakenet import Model
-
-    @model(inputs="float32[B, 32]")
-    def decorated():
-        return Model(dense=(32, 2))
-
-    def test_fixture(model_budget):
-        model_budget.check(Model(dense=(32, 3)), inputs="float32[B, 32]", params="1k")
-
-    def test_ordinary():
-        pass
 """
 NODES = {*(f"modelbudget.yaml::{name}" for name in ("a", "b", "c", "typo")), "test_models.py::decorated", "test_models.py::test_fixture"}  # fmt: skip
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.project import Project
+from pytest_modelbudget.parts import file
+from tests.project import USE_FAKENET, Project
 
 MANIFEST = """
     groups:
@@ -18,6 +19,13 @@ MANIFEST = """
       other: {{build: zoo:of_width, args: [99], inputs: "float32[B, 32]"}}
 """
 JSON = "--model-budget-report=json:report.json"
+GROUPED = """
+    def pytest_collection_modifyitems(items):
+        for item in items:
+            own = type(item)
+            nodeid = property(lambda item, own=own: own.nodeid.fget(item) + "@gpu")
+            item.__class__ = type(own.__name__, (own,), {"nodeid": nodeid})
+"""
 
 
 def written(project: Project, limits: str) -> None:
@@ -61,6 +69,28 @@ def test_the_same_with_two_workers(project: Project) -> None:
     assert len(wanted) == 2  # the table's row and the line with the numbers
     assert [line for line in two.outlines if "group edge" in line] == wanted
     assert (one.ret, two.ret) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "outside", [pytest.param(False, id="a group of xdist"), pytest.param(True, id="a manifest outside")]
+)
+def test_pytest_may_name_models_otherwise(project: Project, outside: bool) -> None:
+    """Sums and parts know those to which `--dist loadgroup` appends `@group`, and those of files outside the root."""
+    written(project, "params: 1_919")
+    options = []
+    if outside:
+        manifest = (project.path / "modelbudget.yaml").rename(project.outside / "modelbudget.yaml")
+        options = [f"--model-budget-file={manifest}"]
+    else:
+        project.write("conftest.py", USE_FAKENET + GROUPED)
+    result = project.update(*options)
+    result.stdout.fnmatch_lines(["OVER BUDGET group edge: params: 1,920 > *"])
+    assert result.ret == 1
+    result = project.plain("--model-budget-part=1.part", *options)
+    result.stdout.fnmatch_lines(["a part: 4 of 4 models in 1.part; *"])
+    assert result.ret == 0
+    part = file.read(project.path / "1.part")
+    assert {node for group in part.head.registry.groups for node in group.members} < {*part.head.selected}
 
 
 def test_a_sum_that_lacks_models_is_not_passed_silently(project: Project) -> None:
