@@ -221,6 +221,16 @@ def _add_selection_options(command: ArgumentParser) -> None:
         "--base", metavar="REF", default="auto",
         help="auto (default), off, or the git ref that growth and loosened limits are held against",
     )  # fmt: skip
+    command.add_argument(
+        "--jobs", metavar="N", default="",
+        help="count N models at a time (auto: one for each core), each in a process that imports the frameworks: N"
+        " times their memory",
+    )  # fmt: skip
+    command.add_argument(
+        "--on", metavar="WHERE", default="",
+        help="count the models on a Dask cluster (extra [dask]): tcp://scheduler:8786, a scheduler's file, or dask for"
+        " one of this machine's own",
+    )  # fmt: skip
     _add_end_options(command)
     group = command.add_argument_group("a run on many machines")
     group.add_argument("--part", metavar="FILE", help="write what is found as a part of a run, for modelbudget merge")
@@ -235,16 +245,6 @@ def _add_end_options(command: ArgumentParser) -> None:
     command.add_argument(
         "--report", metavar="KIND:PATH", action="append", default=[],
         help="write a report (repeatable); the kinds are those of --model-budget-report",
-    )  # fmt: skip
-    command.add_argument(
-        "--jobs", metavar="N", default="",
-        help="count N models at a time (auto: one for each core), each in a process that imports the frameworks: N"
-        " times their memory",
-    )  # fmt: skip
-    command.add_argument(
-        "--on", metavar="WHERE", default="",
-        help="count the models on a Dask cluster (extra [dask]): tcp://scheduler:8786, a scheduler's file, or dask for"
-        " one of this machine's own",
     )  # fmt: skip
     command.add_argument("--mlflow", action="store_true", help="log to MLflow, as --model-budget-mlflow does")
     command.add_argument("-v", "--verbose", action="count", default=0, help="all tables; twice: all rows, and why")
