@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.base import Base, find_base
 from pytest_modelbudget.cli.capture import captured_output
-from pytest_modelbudget.cli.parallel import Count, Engine, Selected, check_in_pool
+from pytest_modelbudget.cli.parallel import Count, Engine, Selected, check_in_pool, check_in_turn
 from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import Project
 from pytest_modelbudget.engine.run import entries_from, in_ci, run
@@ -110,7 +110,7 @@ def check_models(
         except Lost as end:
             lost = str(end)
         if interrupted or lost:
-            reason = lost or "the run was interrupted before it was checked"
+            reason = f"{lost or 'the run was interrupted'} before it was checked"
             for result in _not_checked_results(registries, selection, {result.nodeid for result in results}, reason):
                 results.add(result)
     collected = Collected()
@@ -207,24 +207,12 @@ def _check_each(
         else:
             models.append((registry, entry))
     if engine is None or isolation is None or not models:
-        yield from _check_in_turn(models, decision, isolation)
+        yield from check_in_turn(models, decision, isolation, Pace(len(models)))
     else:
         with ExitStack() as stack:
             with progress("starting workers"):
                 pool = stack.enter_context(engine(project.root, isolation, [entry for _, entry in models]))
             yield from check_in_pool(pool, isolation, models, decision)
-
-
-def _check_in_turn(
-    models: Sequence[Selected], decision: _Decision, isolation: Isolation | None
-) -> Iterator[tuple[Result, str]]:
-    pace = Pace(len(models))
-    for number, (registry, entry) in enumerate(models, 1):
-        text, alone = f"{pace.text(number)} {entry.id}", entry.isolate is not False and isolation is not None
-        with progress(text, alone=alone, logged=pace.is_due()), captured_output() as output:
-            result = decision(registry, entry, None if isolation is None else isolation.count)
-            printed = output()
-        yield result, printed
 
 
 def _clash_results(registries: Sequence[Registry]) -> Iterator[tuple[int, Result]]:
