@@ -13,7 +13,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -67,9 +67,7 @@ def dask_pool(where: str, most: int | None, root: Path, entries: Sequence[ModelE
     with _quiet_logs(), _client(where, min(most or core_count(), len(entries))) as client:
         run = uuid.uuid4().hex
         _wait_for_worker(client, where)
-        if not own:
-            _check_workers(client, entries)
-        plugin = RunPlugin(run, b"" if own else shipping.packed_project(root))
+        plugin = RunPlugin(run) if own else RunPlugin(run, shipping.packed_project(root), _versions(client, entries))
         _within(_SECONDS_TO_ANSWER, partial(client.register_plugin, plugin), "take the project's files")
         task = partial(_own_task if own else _shipped_task, run, root)
         try:
@@ -93,18 +91,30 @@ def _shipped_task(run: str, root: Path, entry: ModelEntry) -> Task:
 
 
 class RunPlugin(WorkerPlugin):  # type: ignore[misc]
-    """Brings the files of a project to each worker of a cluster, also one that comes later, and ends the run there."""
+    """Brings the files of a project to each worker of a cluster, also one that comes later, and ends the run there.
 
-    def __init__(self, run: str, packed: bytes) -> None:
+    One that comes later has to have the `versions` of the others too: else its models fail, and say what it lacks.
+    """
+
+    def __init__(self, run: str, packed: bytes = b"", versions: Mapping[str, str] | None = None) -> None:
         self.name = f"modelbudget-{run}"
-        self._run, self._packed = run, packed
+        self._run, self._packed, self._versions = run, packed, versions or {}
 
     async def setup(self, worker: Any) -> None:
         """Unpack them in the worker's own folder."""
         if self._packed:
-            await asyncio.to_thread(shipping.unpack, self._run, self._packed, Path(worker.local_directory))
+            await asyncio.to_thread(self._unpack, worker.address, Path(worker.local_directory))
         else:
             _leave_interrupts()
+
+    def _unpack(self, address: str, folder: Path) -> None:
+        names = [name for name in self._versions if name != "Python"]
+        try:
+            probe.check_alike(self._versions, {address: probe.installed(names)}, names)
+        except ModelBudgetError as fault:
+            shipping.refuse(self._run, str(fault))
+            return
+        shipping.unpack(self._run, self._packed, folder)
 
     async def teardown(self, worker: Any) -> None:
         """End what counts models of the run, and remove its files."""
@@ -156,7 +166,7 @@ def _translated(error: BaseException) -> BaseException:
 
 
 def _lost(reason: str = "") -> str:
-    return f"the connection to the Dask scheduler was lost before it was checked{f' ({reason})' if reason else ''}"
+    return f"the connection to the Dask scheduler was lost{f' ({reason})' if reason else ''}"
 
 
 @dataclass(slots=True)
@@ -180,7 +190,7 @@ class _Slots:
         self.looked, self.count = time.monotonic(), threads if self.most is None else min(threads, self.most)
         self.empty_since = None if threads else self.empty_since or now
         if self.empty_since is not None and now - self.empty_since > _SECONDS_FOR_WORKERS:
-            raise Lost(f"the cluster had no worker for {_SECONDS_FOR_WORKERS} s before it was checked")
+            raise Lost(f"the cluster had no worker for {_SECONDS_FOR_WORKERS} s")
         return self.count
 
 
@@ -223,7 +233,8 @@ def _own_cluster(workers: int) -> Iterator[dict[str, Any]]:
         security = Security.temporary()
     except ImportError:
         raise ModelBudgetError("--on dask needs cryptography: pip install 'pytest-modelbudget[dask]'") from None
-    with dask.config.set(_OWN_CLUSTER):
+    seed = os.environ.get("PYTHONHASHSEED", "random")  # else Dask has one of its own
+    with dask.config.set({**_OWN_CLUSTER, "distributed.nanny.environ.PYTHONHASHSEED": seed}):
         cluster = LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://",
             dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}, memory_limit=None,
@@ -246,12 +257,18 @@ def _wait_for_worker(client: Client, where: str) -> None:
         ) from None
 
 
-def _check_workers(client: Client, entries: Sequence[ModelEntry]) -> None:
+def _versions(client: Client, entries: Sequence[ModelEntry]) -> Mapping[str, str]:
+    """What all workers have installed.
+
+    Raises:
+        ModelBudgetError: one lacks something, or has it in another version.
+    """
     names = probe.asked_for(entries)
     with probed_by_value():
         ask = partial(client.run, probe.installed, names, on_error="return")
         answers = _within(_SECONDS_TO_ANSWER, ask, "say what is installed")
     probe.check_alike(probe.installed(names), answers, names)
+    return dict(next(iter(answers.values())))
 
 
 @contextmanager
