@@ -8,6 +8,7 @@ to be said (`allowed-failures: 0` in one's own).
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 import cloudpickle
 import dask
 from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin
+from distributed.comm import get_address_host_port
 from distributed.security import Security
 
 from pytest_modelbudget.entry import ModelEntry
@@ -35,6 +37,7 @@ from pytest_modelbudget.executors.local import core_count
 from pytest_modelbudget.executors.task import Task
 from pytest_modelbudget.executors.workers import WORKERS
 from pytest_modelbudget.isolation import Surroundings
+from pytest_modelbudget.loading import UnreadableFile, is_file, read_bytes
 
 T = TypeVar("T")
 
@@ -46,6 +49,11 @@ _SECONDS_FOR_WORKERS = 60
 _SECONDS_TO_ANSWER = 60
 _SECONDS_TO_END = 15
 _SECONDS_BETWEEN_LOOKS = 0.5
+_LOOKS_AT_FILE = 4
+
+_WHERE = (
+    "write tcp://scheduler:8786 (tls://), the path of a scheduler's file, or dask for a cluster of this machine's own"
+)
 
 _LOGGERS = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio")
 
@@ -196,9 +204,9 @@ class _Slots:
 
 @contextmanager
 def _client(where: str, workers: int) -> Iterator[Client]:
-    with _own_cluster(workers) if where == OWN else _address(where) as address:
+    with _own_cluster(workers) if where == OWN else nullcontext(_address(where)) as address:
         try:
-            client = Client(**address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+            client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
         except Exception as error:  # not there, or no scheduler, or with other certificates
             raise ModelBudgetError(
                 f"--on {where}: no Dask scheduler answers there within {_SECONDS_TO_CONNECT} s "
@@ -211,23 +219,34 @@ def _client(where: str, workers: int) -> Iterator[Client]:
                 client.close(timeout=_SECONDS_TO_END)
 
 
-@contextmanager
-def _address(where: str) -> Iterator[dict[str, Any]]:
-    if where.startswith("tls:") and Security().get_connection_args("client").get("ssl_context") is None:
+def _address(where: str) -> str:
+    """The address of a scheduler, which `where` is or names the file of.
+
+    Raises:
+        ModelBudgetError: it is neither, or there are no certificates for it.
+    """
+    address = where if "://" in where else _address_in(where)
+    try:
+        get_address_host_port(address)  # Dask takes half a minute to refuse it
+    except (ValueError, ImportError) as error:
+        raise ModelBudgetError(f"--on {where}: {_WHERE} ({error})") from None
+    if address.startswith("tls:") and Security().get_connection_args("client").get("ssl_context") is None:
         raise ModelBudgetError(f"--on {where}: Dask's configuration has no certificates (distributed.comm.tls)")
-    if "://" in where:
-        yield {"address": where}
-    elif os.path.isfile(where):
-        yield {"scheduler_file": where}
-    else:
-        raise ModelBudgetError(
-            f"--on {where}: write tcp://scheduler:8786 (tls://), the path of a scheduler's file, or dask for a cluster "
-            "of this machine's own"
-        )
+    return address
+
+
+def _address_in(file: str) -> str:
+    if not is_file(Path(file)):
+        raise ModelBudgetError(f"--on {file}: {_WHERE}")
+    for _ in range(_LOOKS_AT_FILE):
+        with suppress(UnreadableFile, OSError, ValueError, LookupError, TypeError):  # while it is being written
+            return str(json.loads(read_bytes(Path(file)))["address"])
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    raise ModelBudgetError(f"--on {file}: no file that dask scheduler --scheduler-file wrote")
 
 
 @contextmanager
-def _own_cluster(workers: int) -> Iterator[dict[str, Any]]:
+def _own_cluster(workers: int) -> Iterator[LocalCluster]:
     """Processes of one thread each; only this user's, by certificates that are made for the run, and only from here."""
     try:
         security = Security.temporary()
@@ -241,7 +260,7 @@ def _own_cluster(workers: int) -> Iterator[dict[str, Any]]:
             silence_logs=logging.CRITICAL, security=security,
         )  # fmt: skip
         try:
-            yield {"address": cluster}
+            yield cluster
         finally:
             with suppress(Exception):  # all results are there
                 cluster.close(timeout=_SECONDS_TO_END)

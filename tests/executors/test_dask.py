@@ -135,9 +135,23 @@ def test_the_probe_runs_where_this_package_is_missing() -> None:
     assert answer.strip() == str(probe.installed(["pytest"]))
 
 
-def test_a_cluster_that_is_not_there_is_said(isolated: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what may be written."""
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        pytest.param("tcp://127.0.0.1:9", "no Dask scheduler answers there", id="nobody listens"),
+        pytest.param("nowhere", "write tcp://scheduler:8786", id="no address"),
+        pytest.param("tcp://localhost", "(missing port number in address 'localhost')", id="no port"),
+        pytest.param("ftp://localhost:9", "(unknown address scheme 'ftp'", id="another protocol"),
+        pytest.param("zoo.py", "no file that dask scheduler --scheduler-file wrote", id="another file"),
+        pytest.param("tls://127.0.0.1:9", "has no certificates", id="no certificates"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_said(
+    isolated: Command, monkeypatch: pytest.MonkeyPatch, where: str, reason: str
+) -> None:
+    """With what may be written, at once; no model is counted."""
     monkeypatch.setattr("pytest_modelbudget.executors.dask._SECONDS_TO_CONNECT", 1)
-    assert "no Dask scheduler answers there" in isolated("check", "--on", "tcp://127.0.0.1:9").err
-    assert "write tcp://scheduler:8786" in isolated("check", "--on", "nowhere").err
-    assert "has no certificates" in isolated("check", "--on", "tls://127.0.0.1:9").err
+    isolated.write("zoo.py", "")
+    done = isolated("check", "--on", where)
+    assert (done.code, "counted" in done.out) == (2, False)
+    assert reason in done.err
