@@ -13,7 +13,7 @@ from pytest_modelbudget.cli.capture import captured_output
 from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.executors import Attempt, Landed, Pool, count_all
+from pytest_modelbudget.executors import Attempt, Completed, Pool, count_all
 from pytest_modelbudget.executors.local import core_count, local_pool
 from pytest_modelbudget.isolation import VARIABLE, Isolation, isolation_enabled, print_here
 from pytest_modelbudget.results import Result
@@ -52,8 +52,8 @@ def check_in_pool(
         more = f" and {len(entries) - _MOST_NAMED} more" if len(entries) > _MOST_NAMED else ""
         return progress(f"{pace.text(done + 1)} {', '.join(names)}{more}", logged=pace.is_due())
 
-    for landed in count_all(pool, [entry for _, entry in isolated], waiting):
-        yield _decided(isolated[landed.index], landed, isolation, decide)
+    for completed in count_all(pool, [entry for _, entry in isolated], waiting):
+        yield _decided(isolated[completed.index], completed, isolation, decide)
         done += 1
     here = [model for model in models if model[1].isolate is False]
     yield from check_in_turn(here, decide, isolation, pace, first=done + 1)
@@ -72,18 +72,20 @@ def check_in_turn(
         yield result, printed
 
 
-def _decided(model: Selected, landed: Landed, isolation: Isolation, decide: Decide) -> tuple[Result, str]:
+def _decided(model: Selected, completed: Completed, isolation: Isolation, decide: Decide) -> tuple[Result, str]:
     registry, entry = model
     seconds = [0.0]
     with captured_output() as output:
-        result = decide(registry, entry, partial(_summary, landed, isolation, entry, seconds))
+        result = decide(registry, entry, partial(_summary, completed, isolation, entry, seconds))
         printed = output()
     return replace(result, seconds=result.seconds + seconds[0]), printed
 
 
-def _summary(landed: Landed, isolation: Isolation, entry: ModelEntry, seconds: list[float], _: ModelEntry) -> Summary:
+def _summary(
+    completed: Completed, isolation: Isolation, entry: ModelEntry, seconds: list[float], _: ModelEntry
+) -> Summary:
     """What was counted, or why nothing was, as if it happened here and now; `seconds` gets how long it took there."""
-    attempt = Attempt.unpack(landed.future.result())
+    attempt = Attempt.unpack(completed.future.result())
     seconds[0] = attempt.seconds
     for printed in attempt.printed:
         print_here(printed)

@@ -32,7 +32,7 @@ from distributed.security import Security
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.executors import probe, shipping
-from pytest_modelbudget.executors.flight import Lost, Pool
+from pytest_modelbudget.executors.dispatch import Lost, Pool
 from pytest_modelbudget.executors.local import core_count
 from pytest_modelbudget.executors.task import Task
 from pytest_modelbudget.executors.workers import WORKERS

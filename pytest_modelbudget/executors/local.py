@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.executors.flight import Pool
+from pytest_modelbudget.executors.dispatch import Pool
 from pytest_modelbudget.executors.task import Task
 from pytest_modelbudget.executors.workers import WORKERS
 from pytest_modelbudget.isolation import Isolation, Surroundings

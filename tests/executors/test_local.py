@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.cli import parallel
-from pytest_modelbudget.executors import Landed, Lost
+from pytest_modelbudget.executors import Completed, Lost
 from pytest_modelbudget.system import processes
 from tests.cli.conftest import Command
 from tests.project import SMALL
@@ -70,7 +70,7 @@ def test_an_executor_that_is_lost_is_said(isolated: Command, monkeypatch: pytest
     assert "NOT CHECKED" in done.out
 
 
-def lost(*_: object) -> Iterator[Landed]:
+def lost(*_: object) -> Iterator[Completed]:
     """An executor that is gone at once."""
     raise Lost("no more")
     yield

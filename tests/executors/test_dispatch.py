@@ -14,7 +14,7 @@ import pytest
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.executors import Attempt, Lost, Pool, Task, count_all
-from pytest_modelbudget.executors.flight import import_group
+from pytest_modelbudget.executors.dispatch import import_group
 from pytest_modelbudget.executors.workers import WORKERS, IsolatedWorkers
 from pytest_modelbudget.isolation import Abandoned, Answer, Printed, Surroundings, YieldedBuilder
 from pytest_modelbudget.isolation.channel import EntrySource
@@ -40,8 +40,8 @@ def test_an_engine_needs_no_more_than_submit(isolated: Command, monkeypatch: pyt
     root = isolated.project.path
     monkeypatch.syspath_prepend(str(root))
     with ENGINES[engine]() as executor:
-        landed = list(count_all(Pool(executor, lambda: 2, task_of(root)), entries))
-        attempts = {entries[item.index].id: Attempt.unpack(item.future.result()) for item in landed}
+        completed = list(count_all(Pool(executor, lambda: 2, task_of(root)), entries))
+        attempts = {entries[item.index].id: Attempt.unpack(item.future.result()) for item in completed}
         WORKERS.end(str(root))
     results = {name: codec.unpack(attempt.answer.data) for name, attempt in attempts.items()}
     assert {name: result.summary and result.summary.params for name, result in results.items()} == {
@@ -126,10 +126,10 @@ class Breaks(Executor):
 def test_what_was_done_before_an_executor_broke_is_kept() -> None:
     """Also what came together with that; the others have no result."""
     entries = [ModelEntry(f"n{n}", "nets:net") for n in range(4)]
-    landings = count_all(Pool(Breaks(), lambda: 2, task_of(Path())), entries)
-    assert next(landings).index == 0
+    completions = count_all(Pool(Breaks(), lambda: 2, task_of(Path())), entries)
+    assert next(completions).index == 0
     with pytest.raises(Lost, match="gone"):
-        next(landings)
+        next(completions)
 
 
 def test_workers_of_a_run_that_is_heard_of_no_more_end() -> None:
