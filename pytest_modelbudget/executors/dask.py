@@ -36,7 +36,6 @@ from pytest_modelbudget.executors.dispatch import Lost, Pool
 from pytest_modelbudget.executors.local import core_count
 from pytest_modelbudget.executors.task import Task
 from pytest_modelbudget.executors.workers import WORKERS
-from pytest_modelbudget.isolation import Surroundings
 from pytest_modelbudget.loading import UnreadableFile, is_file, read_bytes
 
 T = TypeVar("T")
@@ -77,7 +76,7 @@ def dask_pool(where: str, most: int | None, root: Path, entries: Sequence[ModelE
         _wait_for_worker(client, where)
         plugin = RunPlugin(run) if own else RunPlugin(run, shipping.packed_project(root), _versions(client, entries))
         _within(_SECONDS_TO_ANSWER, partial(client.register_plugin, plugin), "take the project's files")
-        task = partial(_own_task if own else _shipped_task, run, root)
+        task = partial(Task.here if own else _shipped_task, run, root)
         try:
             yield Pool(_DaskExecutor(client), _Slots(client, most), task)
         finally:
@@ -88,10 +87,6 @@ def dask_pool(where: str, most: int | None, root: Path, entries: Sequence[ModelE
 def _end_run(client: Client, plugin: RunPlugin) -> None:
     if client.status == "running":  # a cluster that is gone has nothing of the run any more
         _within(_SECONDS_TO_END, partial(client.unregister_worker_plugin, plugin.name), "end the run")
-
-
-def _own_task(run: str, root: Path, entry: ModelEntry) -> Task:
-    return Task(run, entry, str(root), Surroundings.current())
 
 
 def _shipped_task(run: str, root: Path, entry: ModelEntry) -> Task:
