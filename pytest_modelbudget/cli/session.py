@@ -89,7 +89,6 @@ def check_models(
         ModelBudgetError: an id that selects nothing, or an engine that cannot be had.
     """
     results = ResultStore()
-    interrupted, lost = False, ""
     with ExitStack() as stack:
         isolation = stack.enter_context(closing(Isolation())) if isolation_enabled() else None
         with captured_output():
@@ -98,17 +97,14 @@ def check_models(
         selection = _Selection(ids, registries, None if deal is None else deal(registries))
         decision = _Decision(project.root, accept, base, {item.path: item.base_manifest(base) for item in registries})
         new = snapshot.count_missing(project.root, [entry for _, entry in _selected_models(registries, selection)])
+
+        def take(result: Result, output: str) -> None:
+            results.add(result)
+            if tell is not None:
+                tell(result, output, new)
+
         checked = _check_each(project, registries, selection, decision, isolation, engine)
-        try:
-            with closing(checked):
-                for result, output in checked:
-                    results.add(result)
-                    if tell is not None:
-                        tell(result, output, new)
-        except KeyboardInterrupt:
-            interrupted = True
-        except Lost as end:
-            lost = str(end)
+        interrupted, lost = _take_all(checked, take)
         if interrupted or lost:
             reason = f"{lost or 'the run was interrupted'} before it was checked"
             for result in _not_checked_results(registries, selection, {result.nodeid for result in results}, reason):
@@ -117,6 +113,19 @@ def check_models(
     for registry in registries:
         collected.add(registry.groups, decision.base_manifests[registry.path].findings)
     return CheckRun(tuple(results), registries, collected, interrupted, lost)
+
+
+def _take_all(checked: Generator[tuple[Result, str]], take: Callable[[Result, str], None]) -> tuple[bool, str]:
+    """Take each result as it comes; returns whether that was interrupted, and why an executor was lost meanwhile."""
+    try:
+        with closing(checked):
+            for result, output in checked:
+                take(result, output)
+    except KeyboardInterrupt:
+        return True, ""
+    except Lost as end:
+        return False, str(end) or "the executor was lost"
+    return False, ""
 
 
 def _not_checked_results(
