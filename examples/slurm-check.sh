@@ -28,4 +28,7 @@ until [ -s "$own/scheduler.json" ]; do
   sleep 0.2
 done
 srun dask worker --scheduler-file "$own/scheduler.json" --nthreads 1 --no-dashboard --death-timeout 60 &> "$own/workers.log" &
-modelbudget check --on "$own/scheduler.json" --report html:modelbudget-report/report.html "$@"
+code=0
+modelbudget check --on "$own/scheduler.json" --report html:modelbudget-report/report.html "$@" || code=$?
+[ "$code" -lt 2 ] || tail -n 20 "$own/workers.log" # perhaps no worker came, and why
+exit "$code"

@@ -1,4 +1,4 @@
-"""Models of a run that are counted by an executor; what they are held against, and every decision, stays here."""
+"""Models of a run, counted in turn or by an executor; what they are held against, and every decision, stays here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_modelbudget.cli.capture import captured_output
 from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.executors import Attempt, Landed, Pool, count_all
+from pytest_modelbudget.executors import Attempt, Completed, Pool, count_all
 from pytest_modelbudget.executors.local import core_count, local_pool
 from pytest_modelbudget.isolation import VARIABLE, Isolation, isolation_enabled, print_here
 from pytest_modelbudget.results import Result
@@ -26,7 +26,7 @@ Engine = Callable[[Path, Isolation, Sequence[ModelEntry]], AbstractContextManage
 
 Count = Callable[[ModelEntry], Summary]
 Selected = tuple[Registry, ModelEntry]
-Decide = Callable[[Registry, ModelEntry, Count], Result]
+Decide = Callable[[Registry, ModelEntry, Count | None], Result]
 
 _MOST_JOBS = 1024
 _MOST_NAMED = 4
@@ -45,39 +45,47 @@ def check_in_pool(
         Lost: the executor is gone; what was not yielded has no result.
     """
     isolated = [model for model in models if model[1].isolate is not False]
-    done = 0
-
-    pace = Pace(len(models))
+    done, pace = 0, Pace(len(models))
 
     def waiting(entries: Sequence[ModelEntry]) -> AbstractContextManager[None]:
         names = [entry.id for entry in entries[:_MOST_NAMED]]
         more = f" and {len(entries) - _MOST_NAMED} more" if len(entries) > _MOST_NAMED else ""
         return progress(f"{pace.text(done + 1)} {', '.join(names)}{more}", logged=pace.is_due())
 
-    for landed in count_all(pool, [entry for _, entry in isolated], waiting):
-        yield _decided(isolated[landed.index], landed, isolation, decide)
+    for completed in count_all(pool, [entry for _, entry in isolated], waiting):
+        yield _decided(isolated[completed.index], completed, isolation, decide)
         done += 1
-    for registry, entry in models:
-        if entry.isolate is False:
-            done += 1
-            with progress(f"{pace.text(done)} {entry.id}", alone=False), captured_output() as output:
-                result = decide(registry, entry, isolation.count)
-                printed = output()
-            yield result, printed
+    here = [model for model in models if model[1].isolate is False]
+    yield from check_in_turn(here, decide, isolation, pace, first=done + 1)
 
 
-def _decided(model: Selected, landed: Landed, isolation: Isolation, decide: Decide) -> tuple[Result, str]:
+def check_in_turn(
+    models: Sequence[Selected], decide: Decide, isolation: Isolation | None, pace: Pace, *, first: int = 1
+) -> Iterator[tuple[Result, str]]:
+    """Each result, with what the model's code printed; without `isolation` all is counted in this process."""
+    for number, (registry, entry) in enumerate(models, first):
+        alone = entry.isolate is not False and isolation is not None
+        line = progress(f"{pace.text(number)} {entry.id}", alone=alone, logged=pace.is_due())
+        with line, captured_output() as output:
+            result = decide(registry, entry, None if isolation is None else isolation.count)
+            printed = output()
+        yield result, printed
+
+
+def _decided(model: Selected, completed: Completed, isolation: Isolation, decide: Decide) -> tuple[Result, str]:
     registry, entry = model
     seconds = [0.0]
     with captured_output() as output:
-        result = decide(registry, entry, partial(_summary, landed, isolation, entry, seconds))
+        result = decide(registry, entry, partial(_summary, completed, isolation, entry, seconds))
         printed = output()
     return replace(result, seconds=result.seconds + seconds[0]), printed
 
 
-def _summary(landed: Landed, isolation: Isolation, entry: ModelEntry, seconds: list[float], _: ModelEntry) -> Summary:
+def _summary(
+    completed: Completed, isolation: Isolation, entry: ModelEntry, seconds: list[float], _: ModelEntry
+) -> Summary:
     """What was counted, or why nothing was, as if it happened here and now; `seconds` gets how long it took there."""
-    attempt = Attempt.unpack(landed.future.result())
+    attempt = Attempt.unpack(completed.future.result())
     seconds[0] = attempt.seconds
     for printed in attempt.printed:
         print_here(printed)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_modelbudget import snapshot
 from pytest_modelbudget.base import Base, find_base
 from pytest_modelbudget.cli.capture import captured_output
-from pytest_modelbudget.cli.parallel import Count, Engine, Selected, check_in_pool
+from pytest_modelbudget.cli.parallel import Count, Engine, Selected, check_in_pool, check_in_turn
 from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import Project
 from pytest_modelbudget.engine.run import entries_from, in_ci, run
@@ -89,7 +89,6 @@ def check_models(
         ModelBudgetError: an id that selects nothing, or an engine that cannot be had.
     """
     results = ResultStore()
-    interrupted, lost = False, ""
     with ExitStack() as stack:
         isolation = stack.enter_context(closing(Isolation())) if isolation_enabled() else None
         with captured_output():
@@ -98,25 +97,35 @@ def check_models(
         selection = _Selection(ids, registries, None if deal is None else deal(registries))
         decision = _Decision(project.root, accept, base, {item.path: item.base_manifest(base) for item in registries})
         new = snapshot.count_missing(project.root, [entry for _, entry in _selected_models(registries, selection)])
+
+        def take(result: Result, output: str) -> None:
+            results.add(result)
+            if tell is not None:
+                tell(result, output, new)
+
         checked = _check_each(project, registries, selection, decision, isolation, engine)
-        try:
-            with closing(checked):
-                for result, output in checked:
-                    results.add(result)
-                    if tell is not None:
-                        tell(result, output, new)
-        except KeyboardInterrupt:
-            interrupted = True
-        except Lost as end:
-            lost = str(end)
+        interrupted, lost = _take_all(checked, take)
         if interrupted or lost:
-            reason = lost or "the run was interrupted before it was checked"
+            reason = f"{lost or 'the run was interrupted'} before it was checked"
             for result in _not_checked_results(registries, selection, {result.nodeid for result in results}, reason):
                 results.add(result)
     collected = Collected()
     for registry in registries:
         collected.add(registry.groups, decision.base_manifests[registry.path].findings)
     return CheckRun(tuple(results), registries, collected, interrupted, lost)
+
+
+def _take_all(checked: Generator[tuple[Result, str]], take: Callable[[Result, str], None]) -> tuple[bool, str]:
+    """Take each result as it comes; returns whether that was interrupted, and why an executor was lost meanwhile."""
+    try:
+        with closing(checked):
+            for result, output in checked:
+                take(result, output)
+    except KeyboardInterrupt:
+        return True, ""
+    except Lost as end:
+        return False, str(end) or "the executor was lost"
+    return False, ""
 
 
 def _not_checked_results(
@@ -207,24 +216,12 @@ def _check_each(
         else:
             models.append((registry, entry))
     if engine is None or isolation is None or not models:
-        yield from _check_in_turn(models, decision, isolation)
+        yield from check_in_turn(models, decision, isolation, Pace(len(models)))
     else:
         with ExitStack() as stack:
             with progress("starting workers"):
                 pool = stack.enter_context(engine(project.root, isolation, [entry for _, entry in models]))
             yield from check_in_pool(pool, isolation, models, decision)
-
-
-def _check_in_turn(
-    models: Sequence[Selected], decision: _Decision, isolation: Isolation | None
-) -> Iterator[tuple[Result, str]]:
-    pace = Pace(len(models))
-    for number, (registry, entry) in enumerate(models, 1):
-        text, alone = f"{pace.text(number)} {entry.id}", entry.isolate is not False and isolation is not None
-        with progress(text, alone=alone, logged=pace.is_due()), captured_output() as output:
-            result = decision(registry, entry, None if isolation is None else isolation.count)
-            printed = output()
-        yield result, printed
 
 
 def _clash_results(registries: Sequence[Registry]) -> Iterator[tuple[int, Result]]:

@@ -8,14 +8,15 @@ to be said (`allowed-failures: 0` in one's own).
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,16 +26,17 @@ from typing import Any, TypeVar
 import cloudpickle
 import dask
 from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin
+from distributed.comm import get_address_host_port
 from distributed.security import Security
 
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.executors import probe, shipping
-from pytest_modelbudget.executors.flight import Lost, Pool
+from pytest_modelbudget.executors.dispatch import Lost, Pool
 from pytest_modelbudget.executors.local import core_count
 from pytest_modelbudget.executors.task import Task
 from pytest_modelbudget.executors.workers import WORKERS
-from pytest_modelbudget.isolation import Surroundings
+from pytest_modelbudget.loading import UnreadableFile, is_file, read_bytes
 
 T = TypeVar("T")
 
@@ -46,6 +48,11 @@ _SECONDS_FOR_WORKERS = 60
 _SECONDS_TO_ANSWER = 60
 _SECONDS_TO_END = 15
 _SECONDS_BETWEEN_LOOKS = 0.5
+_LOOKS_AT_FILE = 4
+
+_WHERE = (
+    "write tcp://scheduler:8786 (tls://), the path of a scheduler's file, or dask for a cluster of this machine's own"
+)
 
 _LOGGERS = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio")
 
@@ -67,11 +74,9 @@ def dask_pool(where: str, most: int | None, root: Path, entries: Sequence[ModelE
     with _quiet_logs(), _client(where, min(most or core_count(), len(entries))) as client:
         run = uuid.uuid4().hex
         _wait_for_worker(client, where)
-        if not own:
-            _check_workers(client, entries)
-        plugin = RunPlugin(run, b"" if own else shipping.packed_project(root))
+        plugin = RunPlugin(run) if own else RunPlugin(run, shipping.packed_project(root), _versions(client, entries))
         _within(_SECONDS_TO_ANSWER, partial(client.register_plugin, plugin), "take the project's files")
-        task = partial(_own_task if own else _shipped_task, run, root)
+        task = partial(Task.here if own else _shipped_task, run, root)
         try:
             yield Pool(_DaskExecutor(client), _Slots(client, most), task)
         finally:
@@ -84,27 +89,35 @@ def _end_run(client: Client, plugin: RunPlugin) -> None:
         _within(_SECONDS_TO_END, partial(client.unregister_worker_plugin, plugin.name), "end the run")
 
 
-def _own_task(run: str, root: Path, entry: ModelEntry) -> Task:
-    return Task(run, entry, str(root), Surroundings.current())
-
-
 def _shipped_task(run: str, root: Path, entry: ModelEntry) -> Task:
     return Task(run, entry, ".", shipping.shipped_surroundings(root), shipped=True)
 
 
 class RunPlugin(WorkerPlugin):  # type: ignore[misc]
-    """Brings the files of a project to each worker of a cluster, also one that comes later, and ends the run there."""
+    """Brings the files of a project to each worker of a cluster, also one that comes later, and ends the run there.
 
-    def __init__(self, run: str, packed: bytes) -> None:
+    One that comes later has to have the `versions` of the others too: else its models fail, and say what it lacks.
+    """
+
+    def __init__(self, run: str, packed: bytes = b"", versions: Mapping[str, str] | None = None) -> None:
         self.name = f"modelbudget-{run}"
-        self._run, self._packed = run, packed
+        self._run, self._packed, self._versions = run, packed, versions or {}
 
     async def setup(self, worker: Any) -> None:
         """Unpack them in the worker's own folder."""
         if self._packed:
-            await asyncio.to_thread(shipping.unpack, self._run, self._packed, Path(worker.local_directory))
+            await asyncio.to_thread(self._unpack, worker.address, Path(worker.local_directory))
         else:
             _leave_interrupts()
+
+    def _unpack(self, address: str, folder: Path) -> None:
+        names = [name for name in self._versions if name != "Python"]
+        try:
+            probe.check_alike(self._versions, {address: probe.installed(names)}, names)
+        except ModelBudgetError as fault:
+            shipping.refuse(self._run, str(fault))
+            return
+        shipping.unpack(self._run, self._packed, folder)
 
     async def teardown(self, worker: Any) -> None:
         """End what counts models of the run, and remove its files."""
@@ -156,7 +169,7 @@ def _translated(error: BaseException) -> BaseException:
 
 
 def _lost(reason: str = "") -> str:
-    return f"the connection to the Dask scheduler was lost before it was checked{f' ({reason})' if reason else ''}"
+    return f"the connection to the Dask scheduler was lost{f' ({reason})' if reason else ''}"
 
 
 @dataclass(slots=True)
@@ -180,15 +193,15 @@ class _Slots:
         self.looked, self.count = time.monotonic(), threads if self.most is None else min(threads, self.most)
         self.empty_since = None if threads else self.empty_since or now
         if self.empty_since is not None and now - self.empty_since > _SECONDS_FOR_WORKERS:
-            raise Lost(f"the cluster had no worker for {_SECONDS_FOR_WORKERS} s before it was checked")
+            raise Lost(f"the cluster had no worker for {_SECONDS_FOR_WORKERS} s")
         return self.count
 
 
 @contextmanager
 def _client(where: str, workers: int) -> Iterator[Client]:
-    with _own_cluster(workers) if where == OWN else _address(where) as address:
+    with _own_cluster(workers) if where == OWN else nullcontext(_address(where)) as address:
         try:
-            client = Client(**address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+            client = Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
         except Exception as error:  # not there, or no scheduler, or with other certificates
             raise ModelBudgetError(
                 f"--on {where}: no Dask scheduler answers there within {_SECONDS_TO_CONNECT} s "
@@ -201,36 +214,48 @@ def _client(where: str, workers: int) -> Iterator[Client]:
                 client.close(timeout=_SECONDS_TO_END)
 
 
-@contextmanager
-def _address(where: str) -> Iterator[dict[str, Any]]:
-    if where.startswith("tls:") and Security().get_connection_args("client").get("ssl_context") is None:
+def _address(where: str) -> str:
+    """The address of a scheduler, which `where` is or names the file of.
+
+    Raises:
+        ModelBudgetError: it is neither, or there are no certificates for it.
+    """
+    address = where if "://" in where else _address_in(where)
+    try:
+        get_address_host_port(address)  # Dask takes half a minute to refuse it
+    except (ValueError, ImportError) as error:
+        raise ModelBudgetError(f"--on {where}: {_WHERE} ({error})") from None
+    if address.startswith("tls:") and Security().get_connection_args("client").get("ssl_context") is None:
         raise ModelBudgetError(f"--on {where}: Dask's configuration has no certificates (distributed.comm.tls)")
-    if "://" in where:
-        yield {"address": where}
-    elif os.path.isfile(where):
-        yield {"scheduler_file": where}
-    else:
-        raise ModelBudgetError(
-            f"--on {where}: write tcp://scheduler:8786 (tls://), the path of a scheduler's file, or dask for a cluster "
-            "of this machine's own"
-        )
+    return address
+
+
+def _address_in(file: str) -> str:
+    if not is_file(Path(file)):
+        raise ModelBudgetError(f"--on {file}: {_WHERE}")
+    for _ in range(_LOOKS_AT_FILE):
+        with suppress(UnreadableFile, OSError, ValueError, LookupError, TypeError):  # while it is being written
+            return str(json.loads(read_bytes(Path(file)))["address"])
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    raise ModelBudgetError(f"--on {file}: no file that dask scheduler --scheduler-file wrote")
 
 
 @contextmanager
-def _own_cluster(workers: int) -> Iterator[dict[str, Any]]:
+def _own_cluster(workers: int) -> Iterator[LocalCluster]:
     """Processes of one thread each; only this user's, by certificates that are made for the run, and only from here."""
     try:
         security = Security.temporary()
     except ImportError:
         raise ModelBudgetError("--on dask needs cryptography: pip install 'pytest-modelbudget[dask]'") from None
-    with dask.config.set(_OWN_CLUSTER):
+    seed = os.environ.get("PYTHONHASHSEED", "random")  # else Dask has one of its own
+    with dask.config.set({**_OWN_CLUSTER, "distributed.nanny.environ.PYTHONHASHSEED": seed}):
         cluster = LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://",
             dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}, memory_limit=None,
             silence_logs=logging.CRITICAL, security=security,
         )  # fmt: skip
         try:
-            yield {"address": cluster}
+            yield cluster
         finally:
             with suppress(Exception):  # all results are there
                 cluster.close(timeout=_SECONDS_TO_END)
@@ -246,12 +271,18 @@ def _wait_for_worker(client: Client, where: str) -> None:
         ) from None
 
 
-def _check_workers(client: Client, entries: Sequence[ModelEntry]) -> None:
+def _versions(client: Client, entries: Sequence[ModelEntry]) -> Mapping[str, str]:
+    """What all workers have installed.
+
+    Raises:
+        ModelBudgetError: one lacks something, or has it in another version.
+    """
     names = probe.asked_for(entries)
     with probed_by_value():
         ask = partial(client.run, probe.installed, names, on_error="return")
         answers = _within(_SECONDS_TO_ANSWER, ask, "say what is installed")
     probe.check_alike(probe.installed(names), answers, names)
+    return dict(next(iter(answers.values())))
 
 
 @contextmanager

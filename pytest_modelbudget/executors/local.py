@@ -6,15 +6,15 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-from pytest_modelbudget.entry import ModelEntry
-from pytest_modelbudget.executors.flight import Pool
+from pytest_modelbudget.executors.dispatch import Pool
 from pytest_modelbudget.executors.task import Task
 from pytest_modelbudget.executors.workers import WORKERS
-from pytest_modelbudget.isolation import Isolation, Surroundings
+from pytest_modelbudget.isolation import Isolation
 
 
 @contextmanager
@@ -23,12 +23,8 @@ def local_pool(jobs: int, root: Path, first: Isolation) -> Iterator[Pool]:
     run = uuid.uuid4().hex
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="modelbudget-jobs")
     WORKERS.lend(run, first)
-
-    def task(entry: ModelEntry) -> Task:
-        return Task(run, entry, str(root), Surroundings.current())
-
     try:
-        yield Pool(executor, lambda: jobs, task)
+        yield Pool(executor, lambda: jobs, partial(Task.here, run, root))
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         WORKERS.end(run)

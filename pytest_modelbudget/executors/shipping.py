@@ -25,6 +25,12 @@ _SKIPPED_FOLDERS = ("node_modules", "site-packages", "__pycache__", "__model_bud
 _FOLDERS: dict[str, Path] = {}
 """Of this process: where the project of each run lies."""
 
+_REFUSALS: dict[str, str] = {}
+"""Of this process: why it takes no part in a run."""
+
+_TRAVELLING_VARIABLES = ("CI", "TF_BUILD", "KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "JAX_ENABLE_X64")
+"""Those that decide what is counted, beside this project's own."""
+
 
 def packed_project(root: Path) -> bytes:
     """The files that models may need, in a zip file.
@@ -95,11 +101,11 @@ def shipped_surroundings(root: Path) -> Surroundings:
 
 
 def _below(path: Path, root: Path) -> str | None:
-    """`path` as seen from `root`; None where it leads out, or is installed there."""
-    absolute = Path(os.path.abspath(path))
-    if not absolute.is_relative_to(root) or any(_is_left_out(root / part) for part in _parents(absolute, root)):
+    """`path` as seen from `root`, by its links; None where it leads out, or is installed there."""
+    path, root = path.resolve(), root.resolve()
+    if not path.is_relative_to(root) or any(_is_left_out(root / part) for part in _parents(path, root)):
         return None
-    return absolute.relative_to(root).as_posix()
+    return path.relative_to(root).as_posix()
 
 
 def _parents(path: Path, root: Path) -> Iterator[Path]:
@@ -108,7 +114,7 @@ def _parents(path: Path, root: Path) -> Iterator[Path]:
 
 
 def _travels(name: str) -> bool:
-    return name in ("CI", "TF_BUILD") or name.startswith("MODELBUDGET_")
+    return name in _TRAVELLING_VARIABLES or name.startswith("MODELBUDGET_")
 
 
 def unpack(run: str, packed: bytes, parent: Path) -> None:
@@ -119,8 +125,14 @@ def unpack(run: str, packed: bytes, parent: Path) -> None:
     _FOLDERS[run] = folder
 
 
+def refuse(run: str, reason: str) -> None:
+    """Have all models of a run fail in this process."""
+    _REFUSALS[run] = reason
+
+
 def remove(run: str) -> None:
     """Take the project of a run away again."""
+    _REFUSALS.pop(run, None)
     if folder := _FOLDERS.pop(run, None):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -129,8 +141,10 @@ def unpacked_folder(run: str) -> Path:
     """Where the project of a run was unpacked to in this process.
 
     Raises:
-        ModelBudgetError: it was not.
+        ModelBudgetError: it was not, or the run was refused.
     """
+    if reason := _REFUSALS.get(run):
+        raise ModelBudgetError(reason)
     try:
         return _FOLDERS[run]
     except KeyError:

@@ -29,6 +29,11 @@ class Task:
     surroundings: Surroundings
     shipped: bool = False
 
+    @classmethod
+    def here(cls, run: str, root: Path, entry: ModelEntry) -> Task:
+        """A task for a process that sees the files of this one, in the surroundings of this one."""
+        return cls(run, entry, str(root), Surroundings.current())
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

@@ -30,9 +30,8 @@ SPEAKERS = """
     def of_width(width):
         return Model(dense=(32, width))
 
-    def marks():
-        open("marks", "a").write(f"{os.getpid()}\\n")
-        return Model(dense=(32, os.getpid()))
+    def hashes():
+        return of_width(1 + hash("a text") % 97)
 
     def zoo():
         open("calls", "a").write(f"{os.getpid()}\\n")
@@ -50,6 +49,7 @@ MANIFEST = """
       broken-1: {build: "speakers:fails", inputs: "float32[B, 32]", args: [broken-1]}
       broken-2: {build: "speakers:fails", inputs: "float32[B, 32]", args: [broken-2]}
       broken-3: {build: "speakers:fails", inputs: "float32[B, 32]", args: [broken-3]}
+      hashes: {build: "speakers:hashes", inputs: "float32[B, 32]"}
       here: {build: "speakers:of_width", inputs: "float32[B, 32]", args: [3], isolate: false}
       missing: {build: "nowhere:net", inputs: "float32[B, 32]"}
       over: {build: "speakers:of_width", inputs: "float32[B, 32]", args: [9], budgets: {params: 10}}
@@ -63,6 +63,7 @@ MANIFEST = """
 def isolated(modelbudget: Command, monkeypatch: pytest.MonkeyPatch) -> Command:  # noqa: F811
     """The command in that project, with models in processes of their own."""
     monkeypatch.setenv("MODELBUDGET_ISOLATE", "1")
+    monkeypatch.setenv("PYTHONHASHSEED", "7")  # by which the model `hashes` has its width
     monkeypatch.delitem(sys.modules, "speakers", raising=False)
     modelbudget.write("faults.py", FAULTS)
     modelbudget.write("speakers.py", SPEAKERS)

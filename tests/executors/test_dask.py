@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -9,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.executors import probe, shipping
 from tests.cli.conftest import Command
 from tests.executors.test_local import report, told
 
@@ -46,10 +50,11 @@ def cluster() -> Iterator[str]:
     dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
     import_module("pytest_modelbudget.executors.dask")
     options = {"n_workers": 1, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        distributed.LocalCluster(**options, memory_limit=None, silence_logs=50) as running,
+    with dask.config.set(
+        {"distributed.scheduler.allowed-failures": 0, "distributed.nanny.environ.PYTHONHASHSEED": "7"}
     ):
+        running = distributed.LocalCluster(**options, memory_limit=None, silence_logs=50)
+    with running:
         yield running.scheduler_address
 
 
@@ -102,11 +107,22 @@ def test_a_scheduler_that_dies_ends_the_run(isolated: Command, tmp_path: Path) -
     assert done.err.startswith("ERROR the connection to the Dask scheduler was lost")
 
 
+def test_a_worker_that_comes_late_and_is_not_like_the_others_fails_its_models(tmp_path: Path) -> None:
+    """It says what it has instead, and gets no files."""
+    from pytest_modelbudget.executors.dask import RunPlugin
+
+    worker = SimpleNamespace(address="tcp://late:1", local_directory=str(tmp_path))
+    asyncio.run(RunPlugin("run", b"packed", {**probe.installed(["dask"]), "dask": "1.0"}).setup(worker))
+    with pytest.raises(ModelBudgetError, match=r"tcp://late:1: dask [\d.]+, here 1.0"):
+        shipping.unpacked_folder("run")
+    shipping.remove("run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_probe_runs_where_this_package_is_missing() -> None:
     """It travels as its code, and says so."""
     from distributed.protocol import pickle
 
-    from pytest_modelbudget.executors import probe
     from pytest_modelbudget.executors.dask import probed_by_value
 
     with probed_by_value():
@@ -119,9 +135,23 @@ def test_the_probe_runs_where_this_package_is_missing() -> None:
     assert answer.strip() == str(probe.installed(["pytest"]))
 
 
-def test_a_cluster_that_is_not_there_is_said(isolated: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what may be written."""
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        pytest.param("tcp://127.0.0.1:9", "no Dask scheduler answers there", id="nobody listens"),
+        pytest.param("nowhere", "write tcp://scheduler:8786", id="no address"),
+        pytest.param("tcp://localhost", "(missing port number in address 'localhost')", id="no port"),
+        pytest.param("ftp://localhost:9", "(unknown address scheme 'ftp'", id="another protocol"),
+        pytest.param("zoo.py", "no file that dask scheduler --scheduler-file wrote", id="another file"),
+        pytest.param("tls://127.0.0.1:9", "has no certificates", id="no certificates"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_said(
+    isolated: Command, monkeypatch: pytest.MonkeyPatch, where: str, reason: str
+) -> None:
+    """With what may be written, at once; no model is counted."""
     monkeypatch.setattr("pytest_modelbudget.executors.dask._SECONDS_TO_CONNECT", 1)
-    assert "no Dask scheduler answers there" in isolated("check", "--on", "tcp://127.0.0.1:9").err
-    assert "write tcp://scheduler:8786" in isolated("check", "--on", "nowhere").err
-    assert "has no certificates" in isolated("check", "--on", "tls://127.0.0.1:9").err
+    isolated.write("zoo.py", "")
+    done = isolated("check", "--on", where)
+    assert (done.code, "counted" in done.out) == (2, False)
+    assert reason in done.err

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.cli import parallel
-from pytest_modelbudget.executors import Landed, Lost
+from pytest_modelbudget.executors import Completed, Lost
 from pytest_modelbudget.system import processes
 from tests.cli.conftest import Command
 from tests.project import SMALL
@@ -61,19 +61,19 @@ def test_an_interrupt_ends_all_workers(isolated: Command) -> None:
     assert not set(processes.descendants(os.getpid())) - before
 
 
-def test_an_executor_that_is_lost_is_said(isolated: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was counted is kept; the rest was not checked, and the run fails."""
+@pytest.mark.parametrize("reason", ["no more", ""])
+def test_an_executor_that_is_lost_is_said(isolated: Command, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """What was counted is kept; the rest was not checked, and the run fails, also where nobody says why."""
+
+    def lost(*_: object) -> Iterator[Completed]:
+        raise Lost(reason)
+        yield
+
     isolated.project.manifest(SMALL)
     monkeypatch.setattr(parallel, "count_all", lost)
     done = isolated("check", "--jobs", "2")
-    assert (done.code, done.err) == (1, "ERROR no more\n")
+    assert (done.code, done.err) == (1, f"ERROR {reason or 'the executor was lost'}\n")
     assert "NOT CHECKED" in done.out
-
-
-def lost(*_: object) -> Iterator[Landed]:
-    """An executor that is gone at once."""
-    raise Lost("no more")
-    yield
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "many", "1.5", "9999999"])

@@ -55,12 +55,13 @@ def test_a_large_project_is_refused(project: Project, monkeypatch: pytest.Monkey
 
 
 def test_folders_travel_as_seen_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the search path below it, and of the variables those of this project."""
+    """Those of the search path below it, by their links too, and the variables that decide what is counted."""
     (tmp_path / "src").mkdir()
     monkeypatch.chdir(tmp_path / "src")
-    monkeypatch.setattr("sys.path", ["/elsewhere", str(tmp_path), str(tmp_path / "src"), str(tmp_path / ".venv/lib")])
-    monkeypatch.setattr(os, "environ", {"CI": "true", "HOME": "/root", "MODELBUDGET_DEBUG": "trace"})
-    environment = {"CI": "true", "MODELBUDGET_DEBUG": "trace"}
+    (link := tmp_path.with_name("link")).symlink_to(tmp_path)
+    monkeypatch.setattr("sys.path", ["/elsewhere", str(tmp_path), str(link / "src"), str(tmp_path / ".venv/lib")])
+    environment = {"CI": "true", "MODELBUDGET_DEBUG": "trace", "KERAS_BACKEND": "jax"}
+    monkeypatch.setattr(os, "environ", {"HOME": "/root", **environment})
     assert shipping.shipped_surroundings(tmp_path) == Surroundings((".", "src"), "src", environment)
 
 

@@ -305,6 +305,25 @@ def test_a_worker_ends_with_whoever_started_it(home: Path, tmp_path: Path) -> No
     assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == "zombie"
 
 
+def test_a_worker_leaves_what_its_code_wrote(home: Path) -> None:
+    """At its end: by exit functions, and into files that are still open."""
+    (home / "writes_late.py").write_text(
+        "import atexit\nfrom isolated_rooms import small\nlog = open('log', 'w')\n"
+        "def build():\n"
+        "    log.write('built')\n"
+        "    atexit.register(lambda: open('exit', 'w').write('left'))\n"
+        "    return small()\n",
+        encoding="utf-8",
+    )
+    with closing(Isolation()) as isolated, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        assert isolated.count(replace(entry("small"), build="writes_late:build")).params == 2048
+    assert ((home / "log").read_text(encoding="utf-8"), (home / "exit").read_text(encoding="utf-8")) == (
+        "built",
+        "left",
+    )
+
+
 @pytest.mark.parametrize(("done", "exits"), [(True, []), (False, [1])])
 def test_jobs_that_end_stop_a_job_only(monkeypatch: pytest.MonkeyPatch, done: bool, exits: list[int]) -> None:
     """The end of the jobs ends a worker at once in the middle of a job; with the job done, it ends in its own time."""

@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.executors import Attempt, Lost, Pool, Task, count_all
-from pytest_modelbudget.executors.flight import import_group
+from pytest_modelbudget.executors.dispatch import import_group
 from pytest_modelbudget.executors.workers import WORKERS, IsolatedWorkers
-from pytest_modelbudget.isolation import Abandoned, Answer, Printed, Surroundings, YieldedBuilder
+from pytest_modelbudget.isolation import Abandoned, Answer, Printed, YieldedBuilder
 from pytest_modelbudget.isolation.channel import EntrySource
 from pytest_modelbudget.results import codec
 from tests.cli.conftest import Command
@@ -27,11 +28,6 @@ ENGINES: dict[str, Callable[[], Executor]] = {
 }
 
 
-def task_of(root: Path) -> Callable[[ModelEntry], Task]:
-    """Tasks of a project, in the surroundings of this process."""
-    return lambda entry: Task(str(root), entry, str(root), Surroundings.current())
-
-
 @pytest.mark.parametrize("engine", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_an_engine_needs_no_more_than_submit(isolated: Command, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     """Threads and processes of the standard library bring 32 * width params of each model, and what it printed."""
@@ -40,8 +36,8 @@ def test_an_engine_needs_no_more_than_submit(isolated: Command, monkeypatch: pyt
     root = isolated.project.path
     monkeypatch.syspath_prepend(str(root))
     with ENGINES[engine]() as executor:
-        landed = list(count_all(Pool(executor, lambda: 2, task_of(root)), entries))
-        attempts = {entries[item.index].id: Attempt.unpack(item.future.result()) for item in landed}
+        completed = list(count_all(Pool(executor, lambda: 2, partial(Task.here, str(root), root)), entries))
+        attempts = {entries[item.index].id: Attempt.unpack(item.future.result()) for item in completed}
         WORKERS.end(str(root))
     results = {name: codec.unpack(attempt.answer.data) for name, attempt in attempts.items()}
     assert {name: result.summary and result.summary.params for name, result in results.items()} == {
@@ -84,7 +80,7 @@ def test_a_worker_goes_on_with_what_it_has_imported() -> None:
         ModelEntry(f"{kind}{n}", f"{kind}.nets:net") for kind, count in (("a", 4), ("b", 2)) for n in range(count)
     ]
     recorder = Recorder(2)
-    assert len(list(count_all(Pool(recorder, recorder.slots, task_of(Path())), entries))) == 6
+    assert len(list(count_all(Pool(recorder, recorder.slots, partial(Task.here, "run", Path())), entries))) == 6
     assert (recorder.names, recorder.most) == (["a0", "b0", "a1", "b1", "a2", "a3"], 2)
 
 
@@ -126,10 +122,10 @@ class Breaks(Executor):
 def test_what_was_done_before_an_executor_broke_is_kept() -> None:
     """Also what came together with that; the others have no result."""
     entries = [ModelEntry(f"n{n}", "nets:net") for n in range(4)]
-    landings = count_all(Pool(Breaks(), lambda: 2, task_of(Path())), entries)
-    assert next(landings).index == 0
+    completions = count_all(Pool(Breaks(), lambda: 2, partial(Task.here, "run", Path())), entries)
+    assert next(completions).index == 0
     with pytest.raises(Lost, match="gone"):
-        next(landings)
+        next(completions)
 
 
 def test_workers_of_a_run_that_is_heard_of_no_more_end() -> None:

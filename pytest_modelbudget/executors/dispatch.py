@@ -35,7 +35,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
+class Completed:
     """A model that is done: the entry at `index`, with the packed attempt or the error that came instead."""
 
     index: int
@@ -48,32 +48,32 @@ Waiting = Callable[[Sequence[ModelEntry]], AbstractContextManager[object]]
 
 def count_all(
     pool: Pool, entries: Sequence[ModelEntry], waiting: Waiting = lambda _: nullcontext()
-) -> Iterator[Landed]:
+) -> Iterator[Completed]:
     """Count all entries with the engine, each as soon as it is done.
 
     Raises:
         Lost: the engine is gone; what did not come has no result.
     """
-    flight = _Flight(pool, entries)
+    dispatcher = _Dispatcher(pool, entries)
     lost: BrokenExecutor | None = None
     try:
-        flight.fill()
-        while lost is None and flight.goes_on:
-            with waiting(flight.entries):
-                landed = flight.wait()
+        dispatcher.fill()
+        while lost is None and dispatcher.goes_on:
+            with waiting(dispatcher.entries):
+                completed = dispatcher.wait()
             try:
-                flight.fill()  # its workers are busy while each result is looked at
+                dispatcher.fill()  # its workers are busy while each result is looked at
             except Lost as gone:
                 lost = gone
-            yield from (item for item in landed if _loss(item.future) is None)
-            lost = next(filter(None, (_loss(item.future) for item in landed)), lost)
+            yield from (item for item in completed if _loss(item.future) is None)
+            lost = next(filter(None, (_loss(item.future) for item in completed)), lost)
         if lost is not None:
             raise lost
     finally:
-        flight.cancel()
+        dispatcher.cancel()
 
 
-class _Flight:
+class _Dispatcher:
     """The models that the executor has, and those that wait for it."""
 
     def __init__(self, pool: Pool, entries: Sequence[ModelEntry]) -> None:
@@ -98,14 +98,14 @@ class _Flight:
                 index = self._queue.next()
                 self._in_flight[self._pool.executor.submit(count_task, self._pool.task(self._all[index]))] = index
 
-    def wait(self) -> list[Landed]:
+    def wait(self) -> list[Completed]:
         """Those that are done, once there is one."""
         while not (done := self._done()):
             self.fill()  # it may take more by now
-        landed = [Landed(self._in_flight.pop(future), future) for future in done]
-        for item in landed:
+        completed = [Completed(self._in_flight.pop(future), future) for future in done]
+        for item in completed:
             self._queue.done(item.index)
-        return landed
+        return completed
 
     def _done(self) -> set[Future[bytes]]:
         if not self._in_flight:
