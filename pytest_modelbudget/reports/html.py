@@ -132,13 +132,14 @@ def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_S
         totals = data.packed_totals(results)
     too_large = f"{without_part:,} more have no room on this page" if without_part else ""
     lines = ". ".join(filter(None, (listing.line, too_large)))
+    models = sum(result.holds_models for result in results)
     return _template("page.html").render(
         verdict=text.verdict(results),
         overall=list(overall.lines(setting.overall, ())),
         style=_style(),
         scripts=scripts(*(("totals",) if totals else ())),
         results=parts,
-        all_models={"count": f"{len(results):,}", "line": f"{lines}.", "packed": totals} if totals else None,
+        all_models={"count": f"{models:,}", "line": f"{lines}.", "packed": totals} if totals else None,
     )
 
 
@@ -168,7 +169,7 @@ def _result_data(result: Result) -> dict[str, object]:
     bars = [] if result.summary is None else list(_bars(result))
     return {
         "id": harmless(result.id),
-        "word": text.with_real_run_mark("warn" if warned else result.state.value, result),
+        "word": text.state_word(result),
         "look": "failed" if result.state.failed else "warned" if warned else "passed",
         "failed": result.state.failed,
         "why": _failure_text(result) if result.state.failed else "",

@@ -271,7 +271,7 @@ def _note_row(result: Result) -> str:
         moved = text.delta_text(result, "params")
         numbers = [f"{summary.params:,}", moved, flops, units.size(summary.weight_bytes), peak]
     return markdown.row(
-        (_as_code(result.id).replace("|", "\\|"), markdown.state(result), *numbers, text.used_text(result))
+        (_as_code(result.id).replace("|", "\\|"), text.state_word(result), *numbers, text.used_text(result))
     )
 
 
