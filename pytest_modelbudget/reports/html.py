@@ -122,9 +122,17 @@ def _style() -> Inlined:
     )
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
-    """All models, failures first: what moved as bars, the graph with what changed, treemap, layers; light and dark."""
-    listing = listed(results, most=_MOST_SECTIONS, of_a_kind=_MOST_OF_A_KIND)
+def page(
+    results: Sequence[Result],
+    setting: text.ReportSetting = text.DEFAULT_SETTING,
+    *,
+    shown: Sequence[Result] | None = None,
+) -> str:
+    """All models, failures first: what moved as bars, the graph with what changed, treemap, layers; light and dark.
+
+    `shown` are those that have a part of their own, where these are not all; the verdict is that of all.
+    """
+    listing = listed(results if shown is None else shown, most=_MOST_SECTIONS, of_a_kind=_MOST_OF_A_KIND)
     totals = data.packed_totals(results) if listing.line else ""
     parts = _parts(listing.results, len(results), _MOST_BYTES - len(totals))
     without_part = len(listing.results) - len(parts)
@@ -135,12 +143,17 @@ def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_S
     models = sum(result.holds_models for result in results)
     return _template("page.html").render(
         verdict=text.verdict(results),
-        overall=list(overall.lines(setting.overall, ())),
+        overall=[*overall.lines(setting.overall, ()), *_not_shown(results, shown)],
         style=_style(),
         scripts=scripts(*(("totals",) if totals else ())),
         results=parts,
         all_models={"count": f"{models:,}", "line": f"{lines}.", "packed": totals} if totals else None,
     )
+
+
+def _not_shown(results: Sequence[Result], shown: Sequence[Result] | None) -> Iterator[str]:
+    if shown is not None and (more := len(results) - len(shown)):
+        yield f"{more:,} more {'has' if more == 1 else 'have'} no part on this page"
 
 
 def _parts(results: Sequence[Result], models: int, most: int) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pytest_modelbudget import units
 from pytest_modelbudget.reports import overall, terminal, text
 from pytest_modelbudget.reports.listing import listed
-from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results import Result
 from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.system.escape import harmless
 
