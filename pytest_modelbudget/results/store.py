@@ -36,7 +36,7 @@ _MOST_HELD = 4
 
 _HELD_TOTALS = ("params", "trainable_params", "buffers", "weight_bytes", "leaf_count", "largest_layer_share")
 _READ_TOTAL = "non_embedding_params"
-"""Properties of a summary that reports ask of each model: those that are held from the first on, and one that is not."""
+"""Properties of a summary that reports ask of each model: held from the first on, and held once it was read."""
 
 _WHOLE, _SUMMARY = "whole", "summary"
 """What was read of a result."""
