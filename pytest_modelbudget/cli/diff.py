@@ -18,6 +18,7 @@ from pytest_modelbudget.diff import Change, changes
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import UnreadableFile, read_text
 from pytest_modelbudget.session.registry import relative_posix
+from pytest_modelbudget.snapshot import Stored
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.totals import Totals, number_of
 from pytest_modelbudget.system.escape import harmless
@@ -135,9 +136,10 @@ def _committed(targets: Targets, base: Base, word: str) -> Summary | Totals:
     """
     if entry := targets.entries.get(word):
         stored = snapshot.at_commit(base, entry)
-        if stored is not None and stored.is_line:
-            return stored.read()
-        return committed_summary(base, snapshot.path_for(entry) if stored is None else stored.path)
+        base.close()
+        if stored is None:
+            raise ModelBudgetError(f"{base.where.name} has no snapshot of {word} ({snapshot.address(entry)})")
+        return replace(stored, address=f"{base.where.name}:{stored.address}").read()
     if Path(word).is_file():
         return committed_summary(base, relative_posix(Path(word).resolve(), targets.project.root.resolve()))
     raise ModelBudgetError(f"{word!r} has no snapshot to compare with: register it in the manifest, or name two models")
@@ -145,92 +147,95 @@ def _committed(targets: Targets, base: Base, word: str) -> Summary | Totals:
 
 def _snapshot_pairs(root: Path, base: Base, head: Base | None) -> Iterator[ModelPair]:
     """Each snapshot that differs between two commits, or a commit and the work tree."""
-    before, unread = _committed_texts(base)
-    after, unread_now = _committed_texts(head) if head else _work_tree_texts(root)
-    for path, problem in sorted({**unread, **unread_now}.items()):
+    before, unread = _committed_snapshots(base)
+    after, unread_now = _committed_snapshots(head) if head else _work_tree_snapshots(root)
+    problems = {**unread, **unread_now}
+    for path, problem in sorted(problems.items()):
         yield ModelPair(path, None, None, problem)
-    for path in sorted({*before, *after} - {*unread, *unread_now}):
-        if before.get(path) != after.get(path):
-            pair = _read_pair(path, before.get(path), after.get(path))
+    for path in sorted({*before, *after} - {*problems}):
+        old, new = before.get(path), after.get(path)
+        in_unread_file = any(side is not None and side.file in problems for side in (old, new))  # may be there or not
+        if old != new and not in_unread_file:
+            pair = _read_pair(old, new)
             if pair.status != "equal":
                 yield pair
 
 
-_SnapshotTexts = tuple[dict[str, str], dict[str, str]]
-"""The snapshots by path, and why those that cannot be read cannot."""
+_Snapshots = tuple[dict[str, Stored], dict[str, str]]
+"""The snapshots by the path of the file that is their model's alone, and why those that cannot be read cannot."""
 
 
-def _committed_texts(base: Base) -> _SnapshotTexts:
-    texts: dict[str, str] = {}
+def _committed_snapshots(base: Base) -> _Snapshots:
+    snapshots: dict[str, Stored] = {}
     unread: dict[str, str] = {}
     for path in base.files:
         if snapshot.is_totals(path):
             try:
-                _add_lines(path, snapshot.totals_at(base, path), texts, unread)
+                _add_lines(path, snapshot.totals_at(base, path), snapshots, unread)
             except ModelBudgetError as problem:
                 unread[path] = str(problem)
         elif snapshot.FOLDER in path.split("/"):
             try:
-                texts[path] = base.text(path) or ""
+                _add_file(path, base.text(path) or "", snapshots)
             except ModelBudgetError as problem:
                 unread[path] = str(problem)
     base.close()
-    return {path: text for path, text in texts.items() if _is_snapshot(text)}, unread
+    return snapshots, unread
+
+
+def _add_file(path: str, text: str, snapshots: dict[str, Stored]) -> None:
+    """A file that is a snapshot."""
+    if "\nformat:" in text[:500] or text.startswith("format:"):
+        snapshots[path] = Stored(path, text, is_line=False)
 
 
 def _add_lines(
-    path: str, file: snapshot.TotalsFile | snapshot.Refusal | None, texts: dict[str, str], unread: dict[str, str]
+    path: str, file: snapshot.TotalsFile | snapshot.Refusal | None, snapshots: dict[str, Stored], unread: dict[str, str]
 ) -> None:
-    """The lines of a file of totals, each under the path of the file that its model alone would have."""
+    """The lines of a file of totals."""
     if isinstance(file, snapshot.Refusal):
         unread[path] = f"{path}: {file.reason}"
     elif file is not None and file.problem:
-        unread[path] = f"{path}: {file.problem}"
+        unread[path] = f"{path}{snapshot.problem_of(file, '')}"
     elif file is not None:
         for model in file.ids:
             own = snapshot.own_path_beside(path, model)
             if reason := snapshot.problem_of(file, model):
                 unread[own] = f"{path}{reason}"
             else:
-                texts[own] = file.get(model) or ""
+                snapshots[own] = Stored(f"{path}::{model}", file.get(model) or "", is_line=True)
 
 
-def _work_tree_texts(root: Path) -> _SnapshotTexts:
+def _work_tree_snapshots(root: Path) -> _Snapshots:
     """Every snapshot in the project's own folders."""
-    texts: dict[str, str] = {}
+    snapshots: dict[str, Stored] = {}
     unread: dict[str, str] = {}
     for file in project_files(root):
         if file.suffix == ".yaml" and snapshot.FOLDER in file.parts:
             path = file.relative_to(root).as_posix()
             if snapshot.is_totals(path):
-                _add_lines(path, snapshot.read_file(root, ".", path), texts, unread)
+                _add_lines(path, snapshot.read_file(root, ".", path), snapshots, unread)
                 continue
             try:
-                texts[path] = read_text(file)
+                _add_file(path, read_text(file), snapshots)
             except FileNotFoundError:  # a link to nothing, or gone in this moment
                 continue
             except UnreadableFile as problem:
                 unread[path] = f"{path}: {problem}"
-    return {path: text for path, text in texts.items() if _is_snapshot(text)}, unread
+    return snapshots, unread
 
 
-def _is_snapshot(text: str) -> bool:
-    return "\nformat:" in text[:500] or text.startswith(("format:", "- {model:"))
-
-
-def _read_pair(path: str, before: str | None, after: str | None) -> ModelPair:
+def _read_pair(before: Stored | None, after: Stored | None) -> ModelPair:
+    stored = after or before
+    assert stored is not None
     try:
-        old, new = (None if text is None else _read(text) for text in (before, after))
+        old, new = (None if side is None else side.read() for side in (before, after))
     except ModelBudgetError as error:
-        return ModelPair(path, None, None, f"{path}: {error}")
+        return ModelPair(stored.address, None, None, str(error))
     if isinstance(old, Summary) and isinstance(new, Summary) and (problem := _why_too_large(old, new)):
-        return ModelPair(path, None, None, f"{path}: {problem}")
-    side = new or old
-    return ModelPair(f"{side.model} ({path})" if side else path, old, new)
-
-
-def _read(text: str) -> Summary | Totals:
-    return snapshot.read_line(text)[0] if text.startswith("- {model:") else snapshot.read(text)
+        return ModelPair(stored.address, None, None, f"{stored.address}: {problem}")
+    counted = new or old
+    return ModelPair(f"{counted.model} ({stored.address})" if counted else stored.address, old, new)
 
 
 def _why_too_large(old: Summary, new: Summary) -> str:

@@ -34,7 +34,7 @@ def changes_of_totals(before: Totals, after: Totals) -> Iterator[Change]:
     stored = list(total_changes(before, after, ()))
     yield from stored
     if before.rows != after.rows:
-        yield from _followers(before, after, {(change.before, change.after) for change in stored})
+        yield from _derived_changes(before, after, {(change.before, change.after) for change in stored})
     yield from port_changes(before, after)
     if before.rows != after.rows:
         yield Change("port", "rows", before.rows, after.rows, why=NO_ROWS)
@@ -44,14 +44,14 @@ NO_ROWS = "which rows changed is not kept (snapshot: totals); modelbudget show I
 """Why the rows that changed are not told."""
 
 
-def _followers(before: Totals, after: Totals, said: Container[tuple[str, str]]) -> Iterator[Change]:
-    """Other numbers that changed, but those that moved as a total that is told."""
+def _derived_changes(before: Totals, after: Totals, stored: Container[tuple[str, str]]) -> Iterator[Change]:
+    """Other numbers that changed, but those that moved as a `stored` total did."""
     for name, old in before.numbers.items():
         new = after.numbers.get(name, old)
         if name not in STORED and old != new:
             delta = new - old if isinstance(old, int) and isinstance(new, int) else None
             texts = _number_text(name, old), _number_text(name, new)
-            if texts not in said:
+            if texts not in stored:
                 yield Change("total", name, *texts, delta)
 
 

@@ -73,7 +73,7 @@ def _blocks(notable: Sequence[Result]) -> Iterator[str]:
 
 def _cells(result: Result) -> Iterator[str]:
     yield markdown.code(result.id)
-    yield markdown.state(result)
+    yield text.state_word(result)
     summary = result.summary
     if summary is None:
         yield from (cells.UNKNOWN, "-", cells.UNKNOWN, "-", cells.UNKNOWN)

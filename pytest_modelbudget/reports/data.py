@@ -11,7 +11,7 @@ from fractions import Fraction
 from pytest_modelbudget.diff import Change
 from pytest_modelbudget.reports import graph, text
 from pytest_modelbudget.reports.tree import tree_rows
-from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results import Result
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless
@@ -55,31 +55,31 @@ def packed_totals(results: Iterable[Result]) -> str:
     """The totals of all models, column by column and by id, as the page draws them; compressed in the same way.
 
     `words` are the states there are, `states` the place of each model's among them, `failed` those that fail; numbers
-    are None when they are not known, and texts where JavaScript has no exact number.
+    are None when they are not known, and texts where JavaScript has no exact number. `at_least` are the places of
+    models whose FLOPs are a lower bound.
     """
     models = sorted(
         (result for result in results if result.holds_models), key=lambda result: (result.id, result.nodeid)
     )
-    words = list(dict.fromkeys(_word(result) for result in models))
-    places = {word: place for place, word in enumerate(words)}
+    failed = {text.state_word(result): result.state.failed for result in models}
+    words = list(failed)
     columns = {
         "names": [harmless(name) for name in text.unique_names(models)],
         "words": words,
-        "failed": [word in {state.value for state in State if state.failed} for word in words],
-        "states": [places[_word(result)] for result in models],
+        "failed": list(failed.values()),
+        "states": [words.index(text.state_word(result)) for result in models],
         "used": [text.used_text(result) for result in models],
     }
+    columns["at_least"] = [
+        place for place, result in enumerate(models) if result.summary and result.summary.flops.is_lower_bound
+    ]
     for name in ("params", "trainable_params", "flops", "weight_bytes"):
         columns[name] = [_exact(result, name) for result in models]
     return _packed(columns)
 
 
-def _word(result: Result) -> str:
-    return "warn" if result.state is State.OK and result.warnings else result.state.value
-
-
 def _exact(result: Result, metric: str) -> int | str | None:
-    if result.summary is None or (metric == "flops" and result.summary.flops.is_lower_bound):
+    if result.summary is None:
         return None
     value = METRICS[metric].get(result.summary)
     assert not isinstance(value, Fraction)

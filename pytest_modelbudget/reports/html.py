@@ -122,9 +122,17 @@ def _style() -> Inlined:
     )
 
 
-def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_SETTING) -> str:
-    """All models, failures first: what moved as bars, the graph with what changed, treemap, layers; light and dark."""
-    listing = listed(results, most=_MOST_SECTIONS, of_a_kind=_MOST_OF_A_KIND)
+def page(
+    results: Sequence[Result],
+    setting: text.ReportSetting = text.DEFAULT_SETTING,
+    *,
+    shown: Sequence[Result] | None = None,
+) -> str:
+    """All models, failures first: what moved as bars, the graph with what changed, treemap, layers; light and dark.
+
+    `shown` are those that have a part of their own, where these are not all; the verdict is that of all.
+    """
+    listing = listed(results if shown is None else shown, most=_MOST_SECTIONS, of_a_kind=_MOST_OF_A_KIND)
     totals = data.packed_totals(results) if listing.line else ""
     parts = _parts(listing.results, len(results), _MOST_BYTES - len(totals))
     without_part = len(listing.results) - len(parts)
@@ -132,14 +140,20 @@ def page(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT_S
         totals = data.packed_totals(results)
     too_large = f"{without_part:,} more have no room on this page" if without_part else ""
     lines = ". ".join(filter(None, (listing.line, too_large)))
+    models = sum(result.holds_models for result in results)
     return _template("page.html").render(
         verdict=text.verdict(results),
-        overall=list(overall.lines(setting.overall, ())),
+        overall=[*overall.lines(setting.overall, ()), *_not_shown(results, shown)],
         style=_style(),
         scripts=scripts(*(("totals",) if totals else ())),
         results=parts,
-        all_models={"count": f"{len(results):,}", "line": f"{lines}.", "packed": totals} if totals else None,
+        all_models={"count": f"{models:,}", "line": f"{lines}.", "packed": totals} if totals else None,
     )
+
+
+def _not_shown(results: Sequence[Result], shown: Sequence[Result] | None) -> Iterator[str]:
+    if shown is not None and (more := len(results) - len(shown)):
+        yield f"{more:,} more {'has' if more == 1 else 'have'} no part on this page"
 
 
 def _parts(results: Sequence[Result], models: int, most: int) -> list[dict[str, object]]:
@@ -168,7 +182,7 @@ def _result_data(result: Result) -> dict[str, object]:
     bars = [] if result.summary is None else list(_bars(result))
     return {
         "id": harmless(result.id),
-        "word": text.with_real_run_mark("warn" if warned else result.state.value, result),
+        "word": text.state_word(result),
         "look": "failed" if result.state.failed else "warned" if warned else "passed",
         "failed": result.state.failed,
         "why": _failure_text(result) if result.state.failed else "",

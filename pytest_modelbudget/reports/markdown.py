@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pytest_modelbudget import units
 from pytest_modelbudget.reports import overall, terminal, text
 from pytest_modelbudget.reports.listing import listed
-from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.results import Result
 from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.system.escape import harmless
 
@@ -79,7 +79,7 @@ def _plans(results: Iterable[Result]) -> Iterator[str]:
 
 def _cells(result: Result) -> Iterator[str]:
     yield code(result.id)
-    yield state(result)
+    yield text.state_word(result)
     if result.summary is None:
         yield from (cells.UNKNOWN,) * 5
     else:
@@ -94,13 +94,6 @@ def _cells(result: Result) -> Iterator[str]:
 def row(cells: Iterable[str]) -> str:
     """One line of a table; the cells are Markdown."""
     return f"| {' | '.join(cells)} |"
-
-
-def state(result: Result) -> str:
-    """How a model came out, in a word."""
-    return text.with_real_run_mark(
-        "warn" if result.state is State.OK and result.warnings else result.state.value, result
-    )
 
 
 def details(result: Result, content: str) -> str:

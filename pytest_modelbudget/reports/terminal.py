@@ -200,19 +200,22 @@ def _notes(results: Iterable[Result]) -> Iterator[str]:
         if result.snapshot.note:
             ids_by_note.setdefault(result.snapshot.note, []).append(result.id)
     for note, ids in ids_by_note.items():
-        more = f" and {len(ids) - _MOST_NAMED:,} more" if len(ids) > _MOST_NAMED else ""
         them = "it" if len(ids) == 1 else "them"
-        yield harmless(f"note: {', '.join(ids[:_MOST_NAMED])}{more}: {note}; the next update rewrites {them}")
+        yield harmless(f"note: {_first_of(ids)}: {note}; the next update rewrites {them}")
 
 
 def _not_run(results: Sequence[Result]) -> Iterator[str]:
     """That a passing model was only half looked at."""
     ids = sorted(result.id for result in results if result.summary is not None and not _was_run(result.summary))
     if ids:
-        more = f" and {len(ids) - _MOST_NAMED} more" if len(ids) > _MOST_NAMED else ""
         have = "has" if len(ids) == 1 else "have"
-        named = ", ".join(map(harmless, ids[:_MOST_NAMED]))
-        yield f"note: {named}{more} {have} no inputs: not run, so that shapes, connections and FLOPs are not checked"
+        unchecked = "shapes, connections and FLOPs are not checked"
+        yield harmless(f"note: {_first_of(ids)} {have} no inputs: not run, so that {unchecked}")
+
+
+def _first_of(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _MOST_NAMED:,} more" if len(ids) > _MOST_NAMED else ""
+    return f"{', '.join(ids[:_MOST_NAMED])}{more}"
 
 
 def _was_run(summary: Summary) -> bool:

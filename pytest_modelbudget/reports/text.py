@@ -79,6 +79,12 @@ def unique_names(results: Sequence[Result]) -> list[str]:
     ]
 
 
+def state_word(result: Result) -> str:
+    """How a model came out, in a word, with a mark when it needed a real run."""
+    warned = result.state is State.OK and result.warnings
+    return with_real_run_mark("warn" if warned else result.state.value, result)
+
+
 def with_real_run_mark(word: str, result: Result) -> str:
     """The word for a result, with a mark when its model needed a real run."""
     real = result.summary is not None and result.summary.real_run

@@ -13,7 +13,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from fractions import Fraction
 from typing import IO, Any, TypeVar, overload
 
 from pytest_modelbudget.results import codec
@@ -34,6 +33,10 @@ _MOST_SHARED = 10_000
 _LONGEST_ERROR = 1_000
 _MOST_HELD = 4
 """Violations and findings of one model that are held."""
+
+_HELD_TOTALS = ("params", "trainable_params", "buffers", "weight_bytes", "leaf_count", "largest_layer_share")
+_READ_TOTAL = "non_embedding_params"
+"""Properties of a summary that reports ask of each model: held from the first on, and held once it was read."""
 
 _WHOLE, _SUMMARY = "whole", "summary"
 """What was read of a result."""
@@ -213,46 +216,18 @@ class _StoredResult(_Stored, Result):
 
 
 class _StoredSummary(_Stored, Summary):
-    """Its totals are held too, which follow from rows; one that costs more is kept once it was asked for."""
+    """Holds its totals too, in place of the properties that add up rows; one that costs more once it was asked for."""
 
-    __slots__ = ("_non_embedding", "_number", "_store", "_totals")
-    _totals: tuple[int, int, int, int, int, Fraction | None]
-    _non_embedding: tuple[int | None] | None
+    __slots__ = (*_HELD_TOTALS, _READ_TOTAL, "_number", "_store")
 
     def _whole(self) -> Summary | None:
         return self._store.summary(self._number)
 
-    @property
-    def params(self) -> int:
-        return self._totals[0]
-
-    @property
-    def trainable_params(self) -> int:
-        return self._totals[1]
-
-    @property
-    def buffers(self) -> int:
-        return self._totals[2]
-
-    @property
-    def weight_bytes(self) -> int:
-        return self._totals[3]
-
-    @property
-    def leaf_count(self) -> int:
-        return self._totals[4]
-
-    @property
-    def largest_layer_share(self) -> Fraction | None:
-        return self._totals[5]
-
-    @property
-    def non_embedding_params(self) -> int | None:
-        if self._non_embedding is None:
-            number = self.__getattr__("non_embedding_params")
-            object.__setattr__(self, "_non_embedding", (number,))
-            return number  # type: ignore[no-any-return]
-        return self._non_embedding[0]
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if name == _READ_TOTAL:
+            object.__setattr__(self, name, value)
+        return value
 
 
 class _StoredSnapshot(_Stored, Snapshot):
@@ -299,11 +274,7 @@ def _stored_summary(summary: Summary, store: ResultStore, number: int) -> Summar
         store,
         number,
         left_out=("layers", "inputs", "outputs", "notes", "plans", "growth"),
-        _totals=(
-            *(summary.params, summary.trainable_params, summary.buffers, summary.weight_bytes),
-            *(summary.leaf_count, summary.largest_layer_share),
-        ),
-        _non_embedding=None,
+        **{name: getattr(summary, name) for name in _HELD_TOTALS},
         framework=store.shared(summary.framework),
         sizes=store.shared(summary.sizes),
     )

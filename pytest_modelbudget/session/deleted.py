@@ -60,11 +60,11 @@ class _Search:
         except ModelBudgetError as problem:
             yield Finding("snapshot deleted", "", f"lines that are gone cannot be told: {problem}")
             return
-        now = snapshot.read_file(self.root, _home(path), path)
+        now = snapshot.read_file(self.root, snapshot.home_of(path), path)
         if before is None or before is now:
             return
-        kept = {*now.ids} if isinstance(now, snapshot.TotalsFile) else set()
-        gone = [model for model in before.ids if model not in kept]
+        remaining = {*now.ids} if isinstance(now, snapshot.TotalsFile) else set()
+        gone = [model for model in before.ids if model not in remaining]
         if addresses := [f"{path}::{model}" for model in gone if not self._has_moved(path, model)]:
             for text in folded_addresses(addresses):
                 yield Finding("snapshot deleted", "", f"{text}: in the base ({self.base.where.name}), and gone")
@@ -77,16 +77,12 @@ class _Search:
 
     def _is_among_totals(self, own_path: str) -> bool:
         """Whether the model that has this file, or would have it, has a line in a file of totals beside it now."""
-        home = _home(own_path)
+        home = snapshot.home_of(own_path)
         for path in snapshot.totals_files(self.root, home):
             file = snapshot.read_file(self.root, home, path)
             if isinstance(file, snapshot.TotalsFile) and own_path in _own_paths(path, file.text):
                 return True
         return False
-
-
-def _home(path: str) -> str:
-    return path.partition(f"{snapshot.FOLDER}/")[0].rstrip("/") or "."
 
 
 def _text(file: snapshot.TotalsFile | None) -> str:

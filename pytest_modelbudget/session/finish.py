@@ -149,7 +149,7 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
                 totals.setdefault(path, {})[result.id] = result.snapshot.text
                 continue
             try:
-                written_count += snapshot.write(root, _home_of(path), path, result.snapshot.text, drafts)
+                written_count += snapshot.write(root, snapshot.home_of(path), path, result.snapshot.text, drafts)
             except ModelBudgetError as error:
                 problems.append(str(error))
         written_count += _write_totals(totals, root, drafts, problems)
@@ -163,15 +163,10 @@ def _write_totals(
     written_count = 0
     for path, lines in totals.items():
         try:
-            written_count += snapshot.write_lines(root, _home_of(path), path, lines, drafts)
+            written_count += snapshot.write_lines(root, snapshot.home_of(path), path, lines, drafts)
         except ModelBudgetError as error:
             problems.append(str(error))
     return written_count
-
-
-def _home_of(path: str) -> str:
-    """The folder whose snapshot folder a file lies in."""
-    return path.partition(f"{snapshot.FOLDER}/")[0].rstrip("/") or "."
 
 
 def _lacks_models(results: Iterable[Result], collected: Collected) -> bool:
@@ -182,8 +177,8 @@ def _lacks_models(results: Iterable[Result], collected: Collected) -> bool:
 
 def _sweep(results: Iterable[Result], root: Path) -> None:
     """Remove what writes that were killed left beside the snapshots and manifests of `results`."""
-    homes = {result.snapshot.path.partition(f"{snapshot.FOLDER}/")[0] for result in results if result.snapshot.path}
-    for home in homes | {""}:
+    homes = {snapshot.home_of(result.snapshot.path) for result in results if result.snapshot.path}
+    for home in homes | {"."}:
         writing.remove_drafts(root / home)
         writing.remove_drafts(root / home / snapshot.FOLDER)
 
@@ -211,7 +206,7 @@ def _delete(root: Path, path: str, done: Finished) -> None:
 def _prune_totals(totals: Mapping[str, Sequence[str]], root: Path, done: Finished) -> None:
     for path, models in totals.items():
         try:
-            snapshot.remove_lines(root, _home_of(path), path, models)
+            snapshot.remove_lines(root, snapshot.home_of(path), path, models)
             done.lines += [f"pruned {line}" for line in folded_addresses(f"{path}::{model}" for model in models)]
         except ModelBudgetError as error:
             done.problems.append(str(error))

@@ -4,7 +4,7 @@
 `read_line` of totals; `files` and `lines` touch the disk, `earlier` asks a commit.
 """
 
-from pytest_modelbudget.snapshot.earlier import at_commit, baseline, baseline_of, earlier_path, totals_at
+from pytest_modelbudget.snapshot.earlier import Stored, at_commit, baseline, baseline_of, earlier_path, totals_at
 from pytest_modelbudget.snapshot.files import (
     addresses,
     compare,
@@ -19,7 +19,7 @@ from pytest_modelbudget.snapshot.lines import files_in as totals_files
 from pytest_modelbudget.snapshot.lines import problem_of
 from pytest_modelbudget.snapshot.lines import remove as remove_lines
 from pytest_modelbudget.snapshot.lines import write as write_lines
-from pytest_modelbudget.snapshot.places import FOLDER, address, is_totals, own_path, own_path_beside, path_for
+from pytest_modelbudget.snapshot.places import FOLDER, address, home_of, is_totals, own_path, own_path_beside, path_for
 from pytest_modelbudget.snapshot.text import FORMAT, read, render
 from pytest_modelbudget.snapshot.totals_file import Refusal, TotalsFile, parse, read_file
 
@@ -27,6 +27,7 @@ __all__ = [
     "FOLDER",
     "FORMAT",
     "Refusal",
+    "Stored",
     "TotalsFile",
     "address",
     "addresses",
@@ -37,6 +38,7 @@ __all__ = [
     "count_missing",
     "declared_in",
     "earlier_path",
+    "home_of",
     "is_totals",
     "obsolete",
     "own_path",

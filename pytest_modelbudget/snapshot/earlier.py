@@ -20,7 +20,7 @@ from pytest_modelbudget.snapshot.totals_file import MOST_BYTES, Refusal, TotalsF
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.totals import Totals
 
-_KEPT_CACHED = 256
+_MOST_CACHED = 256
 
 
 class Commit(Protocol):
@@ -52,21 +52,27 @@ class Commit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The text that a commit has of a model, and where: a file with its rows, or a line."""
+    """The text of a model's snapshot, and its address: a file with its rows, or a line, `zoo@nets.totals.yaml::id`."""
 
-    path: str
+    address: str
     text: str
     is_line: bool
 
-    def read(self, most: int | None = None) -> Summary | Totals:
+    @property
+    def file(self) -> str:
+        """The path of the file that it is, or is in."""
+        return self.address.partition("::")[0] if self.is_line else self.address
+
+    def read(self) -> Summary | Totals:
         """What it says.
 
         Raises:
             ModelBudgetError: it is damaged.
         """
-        if self.is_line:
-            return read_line(self.text)[0]
-        return read(self.text) if most is None else read(self.text, most)
+        try:
+            return read_line(self.text)[0] if self.is_line else read(self.text)
+        except ModelBudgetError as error:
+            raise ModelBudgetError(f"{self.address}: {error}") from None
 
 
 def earlier_path(paths: Collection[str], path: str, *, root: Path) -> str:
@@ -94,14 +100,14 @@ def baseline_of(commit: Commit, entry: ModelEntry, summary: Summary, text: str, 
     except ModelBudgetError as problem:
         return Baseline(name, reason=str(problem))
     if stored is None or not stored.is_line:
-        path = path_for(entry) if stored is None else stored.path
+        path = path_for(entry) if stored is None else stored.address
         return baseline(None if stored is None else stored.text, summary, text, name=name, path=path)
     if stored.text == text:
         return Baseline(name, summary)
     try:
         totals, _ = read_line(stored.text)
     except ModelBudgetError as error:
-        return Baseline(name, reason=f"{stored.path} of the base ({name}) cannot be read: {error}")
+        return Baseline(name, reason=f"{stored.address} of the base ({name}) cannot be read: {error}")
     return Baseline(name, replace(summary, plans=totals.plans) if is_same(totals, summary) else totals)
 
 
@@ -133,7 +139,7 @@ def at_commit(commit: Commit, entry: ModelEntry) -> Stored | None:
         if reason := problem_of(totals, entry.id):
             raise ModelBudgetError(f"{path} in the commit{reason}")
         if (line := totals.get(entry.id)) is not None:
-            return Stored(path, line, is_line=True)
+            return Stored(f"{path}::{entry.id}", line, is_line=True)
     return _in_file(commit, entry) if entry.snapshot == "totals" else None
 
 
@@ -178,12 +184,12 @@ def totals_at(commit: Commit, path: str) -> TotalsFile | None:
     return file
 
 
-@lru_cache(_KEPT_CACHED)
+@lru_cache(_MOST_CACHED)
 def _totals_at(commit: Commit, path: str) -> TotalsFile | Refusal | None:
     """Read and taken apart once, however many models ask."""
     try:
         text = commit.text(path, MOST_BYTES)
     except ModelBudgetError as problem:
         return Refusal(str(problem))
-    found = None if text is None else parse_bounded(text)
-    return Refusal(f"{path} in the commit {found.reason}") if isinstance(found, Refusal) else found
+    file = None if text is None else parse_bounded(text)
+    return Refusal(f"{path} in the commit {file.reason}") if isinstance(file, Refusal) else file

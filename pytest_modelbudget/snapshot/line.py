@@ -13,7 +13,7 @@ from pytest_modelbudget.loading import InvalidText, read_yaml
 from pytest_modelbudget.snapshot.text import flops_from, flow, input_from, plan_from, stored_flops, stored_plan
 from pytest_modelbudget.summary import Plan, Summary, TensorSpec
 from pytest_modelbudget.summary.metrics import STORED, Number
-from pytest_modelbudget.summary.totals import KEPT, Totals
+from pytest_modelbudget.summary.totals import NUMBERS, Totals
 
 _START = "- {model: "
 _END = re.compile(r", digest: (?P<digest>[0-9a-f]{12})\}")
@@ -75,7 +75,7 @@ def read_line(line: str) -> tuple[Totals, str]:
 
 
 def _totals(data: Mapping[str, Any]) -> Totals:
-    numbers = {name: _number(data[name]) for name in KEPT if name in data}
+    numbers = {name: _number(data[name]) for name in NUMBERS if name in data}
     if unknown := next((name for name in STORED if numbers.get(name) is None), None):
         raise ValueError(f"{unknown} is missing")
     plans: tuple[Plan, ...] = tuple(plan_from(kind, fields) for kind, fields in (data.get("estimates") or {}).items())

@@ -21,6 +21,11 @@ def folder_of(home: str) -> str:
     return f"{FOLDER}/" if home in ("", ".") else f"{home}/{FOLDER}/"
 
 
+def home_of(path: str) -> str:
+    """The folder whose snapshot folder a path leads into."""
+    return path.partition(f"{FOLDER}/")[0].rstrip("/") or "."
+
+
 def own_path(home: str, model: str) -> str:
     """The file that is a model's alone, relative to the root, with forward slashes; `:` is not for file names."""
     return f"{folder_of(home)}{model.replace(':', '_')}.yaml"
@@ -28,9 +33,7 @@ def own_path(home: str, model: str) -> str:
 
 def own_path_beside(path: str, model: str) -> str:
     """The file that is a model's alone, in the folder of a snapshot at `path`, also where that has many models."""
-    if not is_totals(path):
-        return path
-    return f"{path[: path.rindex('/') + 1]}{model.replace(':', '_')}.yaml"
+    return own_path(home_of(path), model) if is_totals(path) else path
 
 
 def path_for(entry: ModelEntry) -> str:

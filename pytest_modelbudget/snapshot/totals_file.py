@@ -32,7 +32,7 @@ _LINE = re.compile(
     re.MULTILINE,
 )
 _DECLARED = re.compile(r'declared: (?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^,"]*)),')
-_KEPT_CACHED = 256
+_MOST_CACHED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def render_file(lines: Iterable[tuple[str, str]]) -> str:
     return f"{_HEAD}{body}" if body else _HEAD.replace("totals:", "totals: []")
 
 
-@lru_cache(_KEPT_CACHED)
+@lru_cache(_MOST_CACHED)
 def parse(text: str) -> TotalsFile:
     """Find the lines of a text; none is read, and the base's file costs nothing where it is the same."""
     reader = _Reader(text)
@@ -179,7 +179,7 @@ def read_file(root: Path, home: str, path: str) -> TotalsFile | Refusal | None:
     return _read_once(file, f"{root}/{home}", (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
 
 
-@lru_cache(_KEPT_CACHED)
+@lru_cache(_MOST_CACHED)
 def _read_once(file: str, home: str, _: tuple[int, ...]) -> TotalsFile | Refusal | None:
     return read_now(Path(file), Path(home))
 
@@ -228,8 +228,8 @@ def merged(file: TotalsFile | None, lines: Mapping[str, str], without: Iterable[
     A conflict over a model that is not among `lines` stays one: both its lines are kept. What is of no model goes.
     """
     gone = {*lines, *without}
-    kept = [] if file is None else [item for item in _all_lines(file.text) if item[0] not in gone]
-    return render_file(dict.fromkeys([*kept, *lines.items()]))
+    unchanged = [] if file is None else [item for item in _all_lines(file.text) if item[0] not in gone]
+    return render_file(dict.fromkeys([*unchanged, *lines.items()]))
 
 
 def _all_lines(text: str) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from pytest_modelbudget.summary.model import Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import Kind, Plan
 from pytest_modelbudget.summary.tensors import TensorSpec
 
-KEPT = tuple(name for name in METRICS if name in GROWTH_METRICS and name != "flops" and name not in PEAK_METRICS)
+NUMBERS = tuple(name for name in METRICS if name in GROWTH_METRICS and name != "flops" and name not in PEAK_METRICS)
 """Metrics whose numbers are kept as they are, in the order of `METRICS`."""
 
 
@@ -20,7 +20,7 @@ KEPT = tuple(name for name in METRICS if name in GROWTH_METRICS and name != "flo
 class Totals:
     """What is known of a model when its rows are not kept.
 
-    `numbers` are those of the metrics in `KEPT`, None for one that is not known; a name that is not there was not kept.
+    `numbers` are those of the metrics in `NUMBERS`, None for one that is not known; one that is not there was not kept.
     `rows` is the `rows_digest` of the rows. There are no layers to ask for: a reader that needs them has to say so.
     """
 
@@ -41,7 +41,7 @@ class Totals:
         return cls(
             model=counted.model,
             framework=counted.framework,
-            numbers={name: METRICS[name].get(counted) for name in KEPT},
+            numbers={name: METRICS[name].get(counted) for name in NUMBERS},
             rows=rows_digest(counted.layers),
             inputs=counted.inputs,
             outputs=counted.outputs,

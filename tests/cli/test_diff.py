@@ -17,6 +17,7 @@ MORE = """
         return Model(dense=(32, 60))
 """
 PATH = "__model_budget__/small.yaml"
+TOTALS = "__model_budget__/models@.totals.yaml"
 
 
 @pytest.fixture
@@ -121,6 +122,27 @@ def test_work_in_a_folder_below_the_repository(committed: Command, monkeypatch: 
     assert "params 2,048 -> 2,080" in committed("diff", "main", "small").out
 
 
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        pytest.param(("params: 2048, t", "params: 2049, t"), f"{TOTALS}::small: the digest does not fit", id="a line"),
+        pytest.param(("format: 1", "format: 9"), f"{TOTALS}: it has format 9", id="a newer file"),
+        pytest.param(("totals:", "totals:\n<<<<<<< a"), f"{TOTALS}:4: has a git conflict marker", id="half a conflict"),
+    ],
+)
+def test_totals_that_cannot_be_read_are_named(modelbudget: Command, damage: tuple[str, str], expected: str) -> None:
+    """By the file that is there and the line; a model of which nothing is known is neither added nor removed."""
+    modelbudget.project.manifest(f"{SMALL}        snapshot: totals\n")
+    assert modelbudget("update").code == 0
+    modelbudget.commit()
+    path = modelbudget.project.path / TOTALS
+    path.write_text(path.read_text(encoding="utf-8").replace(*damage), encoding="utf-8")
+    done = modelbudget("diff", "HEAD")
+    assert done.code == 2
+    assert f"modelbudget: {expected}" in done.err
+    assert "removed" not in done.out
+
+
 def test_a_snapshot_that_cannot_be_read_hides_no_other(committed: Command) -> None:
     """Code 2, and the others are told."""
     path = committed.project.path / PATH
@@ -155,7 +177,7 @@ def test_a_model_that_is_not_in_the_commit(committed: Command) -> None:
     """Its snapshot is not there."""
     committed.project.manifest(SMALL.replace("small:", "other:", 1))
     done = committed("diff", "HEAD", "other")
-    assert (done.code, done.err) == (2, "modelbudget: HEAD has no file __model_budget__/other.yaml\n")
+    assert (done.code, done.err) == (2, "modelbudget: HEAD has no snapshot of other (__model_budget__/other.yaml)\n")
 
 
 def test_without_a_repository(modelbudget: Command) -> None:

@@ -238,9 +238,9 @@ def test_the_command(repo: Repository, zoo: Project, capsys: pytest.CaptureFixtu
         return capsys.readouterr().out
 
     text = said("diff", "main")
-    assert "net5 (__model_budget__/net5.yaml):\n  params 160 -> 192  (+32, +20.00%)\n" in text
-    assert "net4 (__model_budget__/net4.yaml): removed (128 params in 1 layer)" in text
-    assert "net7 (__model_budget__/net7.yaml): added (224 params in 1 layer)" in text
+    assert f"net5 ({FILE}::net5):\n  params 160 -> 192  (+32, +20.00%)\n" in text
+    assert f"net4 ({FILE}::net4): removed (128 params in 1 layer)" in text
+    assert f"net7 ({FILE}::net7): added (224 params in 1 layer)" in text
     assert "alone" not in text
     assert "params 160 -> 192" in said("diff", "main", "net5")
     assert said("diff", "main", "alone") == "alone since main: nothing differs\n"

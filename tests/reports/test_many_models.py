@@ -18,9 +18,13 @@ from pytest_modelbudget.reports import html, overall, terminal
 from pytest_modelbudget.reports.listing import MOST_IN_FULL, MOST_OF_A_KIND
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.results.groups import RunSummary
-from tests.pages import FEW
+from pytest_modelbudget.summary import Flops
+from tests.builders import towers
+from tests.pages import FEW, checked
 
 FINE, MOVED, WARNED, OVER, BROKEN = (FEW[number] for number in range(5))
+AT_LEAST = checked("bound", replace(towers(), flops=Flops(12_345, (("aten.foo", 1),))), {})
+REAL = checked("real", replace(towers(), real_run=True), {})
 SKIPPED = replace(BROKEN, state=State.SKIPPED, id="skipped", error="no framework")
 
 
@@ -82,16 +86,21 @@ def totals_in(page: str) -> Any:
 def test_a_page_of_very_many_models_has_the_totals_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of its own has only what failed, moved or warns; of few models all have one, and no such table is there."""
     monkeypatch.setattr(html, "_MOST_SECTIONS", 50)
-    page = reports.render("html", many((60, FINE), (1, MOVED), (1, WARNED), (1, OVER), (1, BROKEN)))
-    assert page.count('<section id="m') == 4
+    obsolete = Result("snapshot-files", State.OBSOLETE, error="1 snapshot file has no model")
+    each = many((60, FINE), (1, MOVED), (1, WARNED), (1, OVER), (1, BROKEN), (1, AT_LEAST), (1, REAL))
+    page = reports.render("html", [*each, obsolete])
+    assert page.count('<section id="m') == 5
+    assert "Totals of all 66 models" in page
     totals = totals_in(page)
-    assert len(totals["names"]) == len(totals["params"]) == 64
+    assert len(totals["names"]) == len(totals["params"]) == 66
     rows = {name: n for n, name in enumerate(totals["names"])}
     assert totals["params"][rows["towers-00059"]] == 6_201  # counted by hand in the builder of these towers
     assert totals["flops"][rows["broken-00000"]] is None
-    assert [totals["words"][totals["states"][rows[name]]] for name in ("over-00000", "nested-00000")] == [
+    assert (totals["flops"][rows["bound-00000"]], totals["at_least"]) == (12_345, [rows["bound-00000"]])
+    assert [totals["words"][totals["states"][rows[f"{name}-00000"]]] for name in ("over", "nested", "real")] == [
         "OVER BUDGET",
         "warn",
+        "ok (real run)",
     ]
     few = reports.render("html", many((50, FINE)))
     assert (few.count('<section id="m'), totals_in(few)) == (50, None)

@@ -13,7 +13,7 @@ from pytest_modelbudget.budget import Finding
 from pytest_modelbudget.reports import html
 from pytest_modelbudget.reports.text import ReportSetting
 from pytest_modelbudget.results.groups import RunSummary
-from pytest_modelbudget.summary import Layer, Summary
+from pytest_modelbudget.summary import Flops, Layer, Summary
 from pytest_modelbudget.system.escape import harmless
 from tests import hostile
 from tests.builders import towers, training
@@ -79,21 +79,24 @@ def test_any_of_very_many_models_is_found(show: Any, monkeypatch: pytest.MonkeyP
     """Their totals are drawn a page at a time, sort, and are searched as a whole; what failed has its part above."""
     monkeypatch.setattr(html, "_MOST_SECTIONS", 100)
     fine = [replace(FEW[0], id=f"net-{n:03}", nodeid=f"m.yaml::net-{n:03}") for n in range(350)]
-    page = show([*fine, FEW[3]])
+    at_least = checked("at-least", replace(towers(), flops=Flops(12_345, (("aten.foo", 1),))), {})
+    page = show([*fine, FEW[3], at_least])
     rows = "#all-models tbody tr"
     page.page.locator(rows).first.wait_for()
     assert (page.names("#models tbody th"), page.page.locator(rows).count()) == (["over"], 100)
-    assert page.page.locator("#range").inner_text() == "1 to 100 of 351"
+    assert page.page.locator("#range").inner_text() == "1 to 100 of 352"
     for _ in range(3):
         page.page.get_by_role("button", name="Next").click()
     assert page.names(f"{rows} th")[-1] == "over"
     assert page.page.get_by_role("button", name="Next").is_disabled()
     for _ in range(2):
         page.page.locator("#all-models thead button", has_text="State").click()
-    assert page.names(f"{rows} th")[:2] == ["over", "net-000"]
+    assert page.names(f"{rows} th")[:2] == ["over", "at-least"]
     page.page.get_by_label("Find among all").fill("T-34")
     assert page.names(f"{rows} th") == [f"net-{n}" for n in range(340, 350)]
     assert page.names(f"{rows}:first-child td")[:2] == ["ok", "6,201"]
+    page.page.get_by_label("Find among all").fill("at-")
+    assert page.names(f"{rows} td")[3] == ">= 12,345"
     page.page.get_by_label("Find among all").fill("")
     page.page.get_by_label("only what failed").check()
     assert page.names(f"{rows} th") == ["over"]

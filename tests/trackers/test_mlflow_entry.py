@@ -114,12 +114,13 @@ def test_two_models_of_one_id_have_two_histories() -> None:
 
 
 def test_a_model_that_was_not_built_is_reported_and_has_no_point() -> None:
-    """Its numbers are question marks, and the sum of all params is not known either."""
+    """Its numbers are question marks, the sum of all params is not known either; that no budget is used is known."""
     broken = Result("broken", State.BUILD_ERROR, error="Traceback\nboom\x1b[2J", nodeid="modelbudget.yaml::broken")
-    entry, files = make([result(towers()), broken], exit_failed=True)
+    entry, files = make([result(towers(), limits={"buffers": 10}), broken], exit_failed=True)
     rows = json.loads(files["job/models.json"])["data"]
     assert ["broken", *["?"] * 8, "-", "BUILD ERROR"] in rows
     assert [model.name for model in entry.history] == ["two-towers"]
+    assert entry.job.metrics["session/budget_used_pct"] == 0  # known, as long as one of them has a limit
     assert (entry.job.metrics["session/failed"], entry.job.tags["modelbudget.verdict"]) == (1, "1 build error, 1 ok")
     assert "session/params_sum" not in entry.job.metrics
     assert entry.job.tags["mlflow.note.content"].splitlines()[0] == "FAILED: 1 build error, 1 ok"
@@ -142,6 +143,9 @@ def test_of_many_models_only_the_interesting_get_artifacts_of_their_own() -> Non
             archive.read("net-7/layers.csv").decode().splitlines()[3]
             == 'dense,Dense,"[B, 50]",5050,5050,0,0,20200,10000,,1,user'
         )
+    report = str(files["job/report.html"])
+    assert "Model budget: 1 over budget, 60 ok" in report
+    assert "60 more have no part on this page" in report
     assert len(entry.job.metrics) < 20
     assert entry.job.tables == ("models.json", "models/greedy/layers.json")
 

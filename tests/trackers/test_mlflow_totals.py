@@ -35,7 +35,7 @@ def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     ("path", "expected"),
     [
         pytest.param("a/__model_budget__/zoo/net_b.yaml", "a/__model_budget__/zoo/net_b.yaml", id="a file of its own"),
-        pytest.param("a/__model_budget__/nets.yaml::zoo/net:b", "a/__model_budget__/zoo/net_b.yaml", id="a line of a shared file"),
+        pytest.param("a/__model_budget__/zoo@nets.totals.yaml", "a/__model_budget__/zoo/net_b.yaml", id="a line of a shared file"),
         pytest.param("", "a.py::net", id="no snapshot"),
     ],
 )  # fmt: skip
@@ -127,7 +127,7 @@ def test_a_run_in_which_nothing_moved_sends_as_little_of_many_as_of_few(tmp_path
 
 
 def test_models_that_moved_have_their_layers_where_the_run_knows_that(tmp_path: Path) -> None:
-    """Of one that moved since an earlier run, and not since the base, it is said where they are."""
+    """Of one that moved since an earlier run, and not since the base, it is said how to come by them."""
     store, known = MemoryStore(), result(wider(51), "known")
     run(tmp_path, 1, zoo([result(towers(), "known"), result(towers(), "unknown")]))
     store.deliver(tmp_path)
@@ -140,7 +140,7 @@ def test_models_that_moved_have_their_layers_where_the_run_knows_that(tmp_path: 
         if history.info.experiment_id.endswith("/history")
     }
     assert '"dense", 5151, "Dense"' in latest["known"]
-    assert "commit 000000000000 are in its snapshot in git" in latest["unknown"]
+    assert "at commit 000000000000, modelbudget show counts them" in latest["unknown"]
     assert {"models/known/summary.html", tables.DIFFERING} <= store.files_of(store.jobs()[1])
     assert [line[0] for line in json.loads(store.files[store.jobs()[1].info.run_id, "models.json"])["data"]] == [
         "known"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,18 +88,26 @@ class Appender:
         new = tuple(model for model in chosen.models if model.key not in runs)
         if len(new) == len(chosen.models):
             self._describe(experiment)
-        models, done_keys = [model for model in chosen.models if model.key in runs], outbox.done_keys(self._path)
+        models = [model for model in chosen.models if model.key in runs]
+        late = self._append_each(models, runs, writing, until)
+        return Progress(experiment, writing, any(late) or not newest, new, begun=None not in late, moved=chosen.moved)
+
+    def _append_each(
+        self, models: Sequence[ModelRecord], runs: Mapping[str, StoredRun], mark: LastWritten, until: float
+    ) -> list[bool | None]:
+        """Append to the history of each; whether it has a newer point, None where the time did not suffice."""
+        done_keys = outbox.done_keys(self._path)
 
         def append(model: ModelRecord) -> bool | None:
             if time.monotonic() > until:
                 return None
             run = runs[model.key]
-            return self._is_late(self._state(run)) if model.key in done_keys else self._append(model, run, writing)
+            return self._is_late(self._state(run)) if model.key in done_keys else self._append(model, run, mark)
 
         late = self._each(models, append)
         finished = (model.key for model, is_late in zip(models, late, strict=True) if is_late is not None)
         outbox.note_done(self._path, *(key for key in finished if key not in done_keys))
-        return Progress(experiment, writing, any(late) or not newest, new, begun=None not in late, moved=chosen.moved)
+        return late
 
     def new(self, progress: Progress, until: float) -> bool:
         """Begin the histories of new models, none after `until` (`time.monotonic`); True when all have begun."""

@@ -100,7 +100,7 @@ def latest_files(summary: Summary) -> dict[str, str]:
 
 def latest_elsewhere(commit: str) -> dict[str, str]:
     """The same beside a history whose run has only the numbers of all models, where a model has no files of its own."""
-    sentence = f"The layers of this model at commit {commit[:12]} are in its snapshot in git, not here."
+    sentence = f"The layers of this model are not here: at commit {commit[:12]}, modelbudget show counts them."
     row = (sentence, *[cells.UNKNOWN] * (len(_LAYER_COLUMNS) - 1))
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Layers</title><p>{escape(sentence)}</p></html>\n'

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_modelbudget.trackers.mlflow import model_records, names, tables, totals
 from pytest_modelbudget.trackers.mlflow.history import LastWritten, MetricPoints
-from pytest_modelbudget.trackers.mlflow.model_records import Place
+from pytest_modelbudget.trackers.mlflow.model_records import RecordContext
 from pytest_modelbudget.trackers.mlflow.outbox import ModelRecord, OutboxEntry, TotalsRecord
 from pytest_modelbudget.trackers.mlflow.store import Store
 from pytest_modelbudget.trackers.mlflow.tables import StoredTable
@@ -54,7 +54,7 @@ class Chooser:
         return self._of_table(self._entry.totals, mark, others)
 
     def _of_table(self, record: TotalsRecord, mark: LastWritten, others: Iterable[LastWritten]) -> Chosen:
-        now, where = tables.content_of(self._path), Place(record.project, record.unit, record.tags)
+        now, context = tables.content_of(self._path), RecordContext(record.project, record.unit, record.tags)
         earlier, newest = self._earlier(record, mark, others), mark.is_before(self._entry)
         moved = None if earlier is None else sum(is_move for _, _, is_move in _compared(earlier, now))
         may_begin = newest and moved is not None and moved <= MOST_BEGUN
@@ -64,11 +64,11 @@ class Chooser:
         for old, row, is_move in _compared(earlier or (), now):
             if not (is_move or look_at_all):
                 continue
-            key = model_records.history_key(row, where)
+            key = model_records.history_key(row, context)
             if not look_at_all and (run := self._store.run_of_key(self._experiment, key)) is not None:
                 runs[key] = run
             if key in runs or (is_move and may_begin):
-                models.append(model_records.record(row, where, record.slugs.get(row.key, "")))
+                models.append(model_records.record(row, context, record.slugs.get(row.key, "")))
                 if is_move and earlier is not None and old is not None and old.metrics:
                     holds[key] = MetricPoints(earlier.step, earlier.point_ms, names.charted(old.metrics))
         return Chosen(tuple(models), runs, holds, moved)

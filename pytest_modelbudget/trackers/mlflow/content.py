@@ -56,20 +56,20 @@ def make_entry(
     numbers are in one table (`totals`), of which the sender tells what moved.
     """
     table = TableBuilder() if len(results) > MOST_WHOLE else None
-    kept = _RunContent(facts, len(results), table, history=history)
+    content = _RunContent(facts, len(results), table, history=history)
     for result, slug in zip(results, _slugs(results), strict=True):  # in one pass, so that memory holds one at a time
-        kept.add(artifacts.measure(result, slug))
+        content.add(artifacts.measure(result, slug))
     entry = OutboxEntry(
         target=target,
         created_ms=now_ms,
         point_ms=facts.commit_ms or now_ms,
         step=facts.step,
         experiment=f"modelbudget/{slug_of(facts.repository)}",
-        job=_job_run(results, kept, facts, key, exit_failed),
-        history=tuple(kept.history),
-        totals=None if table is None else _totals_record(table, kept, facts, history=history),
+        job=_job_run(results, content, facts, key, exit_failed),
+        history=tuple(content.history),
+        totals=None if table is None else _totals_record(table, content, facts, history=history),
     )
-    return entry, kept.finished_files(results)
+    return entry, content.finished_files(results)
 
 
 class _RunContent:
@@ -80,7 +80,7 @@ class _RunContent:
     """
 
     def __init__(self, facts: RepositoryFacts, models: int, table: TableBuilder | None, *, history: bool) -> None:
-        self._place, self._models, self._history = model_records.place(facts), models, history
+        self._context, self._models, self._history = model_records.record_context(facts), models, history
         self.table, self.sums, self.archive = table, _Sums(), artifacts.Archive()
         self.files: dict[str, str | bytes] = {}
         self.tables, self.rows, self.history = ["models.json"], list[Sequence[artifacts.Cell]](), list[ModelRecord]()
@@ -100,7 +100,7 @@ class _RunContent:
         if self.table is not None and result.is_model:
             self.table.add(model_records.totals(model))
         elif self.table is None and result.summary is not None and self._history:
-            self.history.append(model_records.record(model_records.totals(model), self._place, model.slug))
+            self.history.append(model_records.record(model_records.totals(model), self._context, model.slug))
         if (is_remarkable or self._models <= MOST_MODELS) and len(self._detailed) < MOST_DETAILED:
             self._add_files(model)
         elif self.table is None:
@@ -120,22 +120,22 @@ class _RunContent:
         files = {**self.files, "job/models.json": artifacts.models_table(self.rows)}
         if self.table is None and not self.archive.models:
             return {**files, "job/report.html": html.page(results), "job/results.json": json_report.page(results)}
-        files["job/report.html"] = html.page(self._detailed)
+        files["job/report.html"] = html.page(results, shown=self._detailed)
         if self.table is None:
             return {**files, f"job/{artifacts.ARCHIVE}": self.archive.content()}
         return {**files, FILE: self.table.content()}
 
 
-def _totals_record(table: TableBuilder, kept: _RunContent, facts: RepositoryFacts, *, history: bool) -> TotalsRecord:
-    place = model_records.place(facts)
+def _totals_record(table: TableBuilder, content: _RunContent, facts: RepositoryFacts, *, history: bool) -> TotalsRecord:
+    context = model_records.record_context(facts)
     return TotalsRecord(
         models=len(table),
-        project=place.project,
-        unit=place.unit,
-        tags=place.tags,
+        project=context.project,
+        unit=context.unit,
+        tags=context.tags,
         keys=table.keys_hash(),
         fingerprint=table.fingerprint(),
-        slugs=kept.slugs,
+        slugs=content.slugs,
         history=history,
     )
 
@@ -171,7 +171,8 @@ class _Sums:
         self._models += 1
         self.failed += result.state.failed
         self.seconds += result.seconds
-        self._most_used = max([*text.used_shares(result).values(), self._most_used or Fraction(-1)])
+        shares = [*text.used_shares(result).values(), *([] if self._most_used is None else [self._most_used])]
+        self._most_used = max(shares, default=None)
         if summary is None:
             return
         self._counted += 1
@@ -186,37 +187,37 @@ class _Sums:
         yield "session/failed", self.failed
         if self._counted == self._models and names.fits_float(self.params):  # the sum of some looks like that of all
             yield "session/params_sum", self.params
-        if self._most_used is not None and self._most_used >= 0:
+        if self._most_used is not None:
             yield from _known("session/budget_used_pct", self._most_used * 100)
         for metric, peak in self._peaks.items():
             yield from _known(f"session/{metric.removesuffix('_bytes')}_mib_max", Fraction(peak, 2**20))
 
 
 def _job_run(
-    results: Sequence[Result], kept: _RunContent, facts: RepositoryFacts, key: str, exit_failed: bool
+    results: Sequence[Result], content: _RunContent, facts: RepositoryFacts, key: str, exit_failed: bool
 ) -> RunRecord:
     tags = {
         **model_records.git_tags(facts),
-        NOTE: _job_note(results, kept, facts, exit_failed),
+        NOTE: _job_note(results, content, facts, exit_failed),
         "modelbudget.kind": "job",
         "modelbudget.verdict": text.verdict(results),
         "modelbudget.dirty": str(facts.dirty).lower(),
-        "modelbudget.frameworks": ", ".join(sorted(kept.sums.frameworks)),
+        "modelbudget.frameworks": ", ".join(sorted(content.sums.frameworks)),
         "modelbudget.ci": facts.ci.service,
         "modelbudget.ci_url": facts.ci.job_url,
         "modelbudget.pull_request": facts.ci.pull_request.removeprefix("?"),
     }
     pull = f" #{facts.ci.pull_request}".removesuffix(" #?") if facts.ci.is_pull_request else ""
-    counted = {} if kept.table is None else {MODELS: float(len(kept.table))}
+    counted = {} if content.table is None else {MODELS: float(len(content.table))}
     return RunRecord(
         key=key,
         name=f"{facts.branch or facts.repository}{pull} {facts.commit[:8]}".strip()[:250],
         status="FAILED" if exit_failed else "FINISHED",
         tags=model_records.fitting_tags(tags),
-        metrics={**dict(kept.sums.metrics()), **counted},
+        metrics={**dict(content.sums.metrics()), **counted},
         folder="job",
-        tables=tuple(kept.tables),
-        took_ms=round(1000 * kept.sums.seconds),
+        tables=tuple(content.tables),
+        took_ms=round(1000 * content.sums.seconds),
     )
 
 
@@ -225,16 +226,16 @@ def _known(name: str, value: Fraction) -> Iterator[tuple[str, float]]:
         yield name, round(float(value), 3)
 
 
-def _job_note(results: Sequence[Result], kept: _RunContent, facts: RepositoryFacts, exit_failed: bool) -> str:
+def _job_note(results: Sequence[Result], content: _RunContent, facts: RepositoryFacts, exit_failed: bool) -> str:
     """The description: the page shows about three lines of it at first, so the verdict comes first.
 
     Links to what the run has are put below it when it is sent. Then the models in a table, and why some need a look.
     """
-    listed = text.sorted_results(kept.listed)
+    listed = text.sorted_results(content.listed)
     lines = [f"{'FAILED' if exit_failed else 'OK'}: {text.verdict(results)}", "", *_note_table(listed)]
-    if kept.table is not None and kept.remarkable > len(listed):
-        lines += [f"{kept.remarkable - len(listed):,} more models failed or changed: see the table of all", ""]
-    if archived := kept.archive.models:
+    if content.table is not None and content.remarkable > len(listed):
+        lines += [f"{content.remarkable - len(listed):,} more models failed or changed: see the table of all", ""]
+    if archived := content.archive.models:
         lines += [f"{archived} models that neither failed nor changed: {artifacts.ARCHIVE}, models.json", ""]
     if facts.ci.job_url:
         lines += [f"CI: {facts.ci.job_url}", ""]
@@ -271,7 +272,7 @@ def _note_row(result: Result) -> str:
         moved = text.delta_text(result, "params")
         numbers = [f"{summary.params:,}", moved, flops, units.size(summary.weight_bytes), peak]
     return markdown.row(
-        (_as_code(result.id).replace("|", "\\|"), markdown.state(result), *numbers, text.used_text(result))
+        (_as_code(result.id).replace("|", "\\|"), text.state_word(result), *numbers, text.used_text(result))
     )
 
 

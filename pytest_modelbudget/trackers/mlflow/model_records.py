@@ -27,10 +27,7 @@ def model_key(result: Result) -> str:
 
     It is the path of a snapshot of its own, also where several models share a file.
     """
-    home, folder, _ = result.snapshot.path.partition(f"{snapshot.FOLDER}/")
-    if not folder:
-        return result.snapshot.path or result.nodeid or result.id
-    return f"{home}{folder}{result.id.replace(':', '_')}.yaml"
+    return snapshot.own_path_beside(result.snapshot.path, result.id) or result.nodeid or result.id
 
 
 def git_tags(facts: RepositoryFacts) -> dict[str, str]:
@@ -66,7 +63,7 @@ def totals(model: MeasuredModel) -> ModelTotals:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RecordContext:
     """What the records of all models of a run share: the project's name, the kind of its steps, and their tags.
 
     Steps of another `unit`, in a shallow clone, would tear a line apart, so they have histories of their own.
@@ -77,27 +74,27 @@ class Place:
     tags: Mapping[str, str]
 
 
-def place(facts: RepositoryFacts) -> Place:
+def record_context(facts: RepositoryFacts) -> RecordContext:
     """Where a run took place."""
     project = "/".join(filter(None, (facts.repository, facts.folder)))
     tags = {**git_tags(facts), "modelbudget.kind": "history", "modelbudget.dirty": str(facts.dirty).lower()}
-    return Place(project, "minutes" if facts.shallow else "", fitting_tags(tags))
+    return RecordContext(project, "minutes" if facts.shallow else "", fitting_tags(tags))
 
 
-def record(row: ModelTotals, where: Place, slug: str = "") -> ModelRecord:
+def record(row: ModelTotals, context: RecordContext, slug: str = "") -> ModelRecord:
     """What the history of a model may get of one run; `slug` is its name among the files of the run, if it has any."""
     metrics = names.charted(row.metrics)
     tags = {
-        **where.tags,
-        NOTE: _history_note(row, where),
+        **context.tags,
+        NOTE: _history_note(row, context),
         "modelbudget.model": row.model,
         "modelbudget.framework": row.framework,
         OUTCOME: row.state,
         "modelbudget.unknown": ", ".join(_unknown_charts(metrics)) or "none",
     }
     return ModelRecord(
-        key=history_key(row, where),
-        name=f"{row.model[:220]}{' (by commit time)' if where.unit else ''}",
+        key=history_key(row, context),
+        name=f"{row.model[:220]}{' (by commit time)' if context.unit else ''}",
         status="FAILED" if row.failed else "FINISHED",
         tags=fitting_tags(tags),
         metrics=metrics,
@@ -106,10 +103,10 @@ def record(row: ModelTotals, where: Place, slug: str = "") -> ModelRecord:
     )
 
 
-def history_key(row: ModelTotals, where: Place) -> str:
+def history_key(row: ModelTotals, context: RecordContext) -> str:
     """Which history is that of a model, wherever and whenever it runs."""
-    unit = f":{where.unit}" if where.unit else ""
-    return sha256_hex(f"history:{where.project}/{row.key}{unit}")[:32]
+    unit = f":{context.unit}" if context.unit else ""
+    return sha256_hex(f"history:{context.project}/{row.key}{unit}")[:32]
 
 
 def _unknown_charts(numbers: Mapping[str, float]) -> list[str]:
@@ -117,12 +114,12 @@ def _unknown_charts(numbers: Mapping[str, float]) -> list[str]:
     return [name for name in names.unknown_names(numbers) if name in names.CHARTED]
 
 
-def _history_note(row: ModelTotals, where: Place) -> str:
+def _history_note(row: ModelTotals, context: RecordContext) -> str:
     numbers = {metric: row.metrics.get(name) for metric, name in names.NAMES.items()}
     params, layers = (_count(numbers[metric]) for metric in ("params", "layers"))
     lines = [f"{row.state}: {params} params, {_flops(row)}, {layers} layers"]
-    if commit := where.tags.get(COMMIT):
-        changes = " and changes that were not committed" if where.tags.get("modelbudget.dirty") == "true" else ""
+    if commit := context.tags.get(COMMIT):
+        changes = " and changes that were not committed" if context.tags.get("modelbudget.dirty") == "true" else ""
         lines.append(f"at commit {commit[:12]}{changes}")
     if unknown_names := [name for name in _unknown_charts(row.metrics) if name not in names.OPTIONAL]:
         lines.append(f"unknown there, so their last points are of an earlier commit if any: {', '.join(unknown_names)}")

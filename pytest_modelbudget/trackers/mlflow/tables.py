@@ -80,19 +80,16 @@ def publish(store: Store, run: StoredRun, path: Path, entry: OutboxEntry, record
     if base is None or changes is None:
         _upload(store, run, FILE, content)
         tags = {TABLE: json.dumps({**where, "whole": run_id}), _WHOLE: _project_hash(record)}
-        return Published(
-            tags, f"all {record.models:,} models: [{FILE}]({views.artifact('#', experiment, run_id, FILE)})"
-        )
+        return Published(tags, f"all {record.models:,} models: {_link(FILE, experiment, run_id, FILE)}")
     whole_id = str(base[0].info.run_id)
-    whole_link = f"[{FILE} of another run]({views.artifact('#', experiment, whole_id, FILE)})"
-    note = f"all {record.models:,} models: as in {whole_link}"
+    note = f"all {record.models:,} models: as in {_link(f'{FILE} of another run', experiment, whole_id, FILE)}"
     if len(changes):
         _upload(store, run, DIFFERING, changes.content())
         note += f", but for {_link(f'{len(changes):,} lines', experiment, run_id, DIFFERING)}"
     return Published({TABLE: json.dumps({**where, "whole": whole_id, "lines": len(changes)})}, note)
 
 
-def _link(text: str, experiment: str, run_id: str, name: str = FILE) -> str:
+def _link(text: str, experiment: str, run_id: str, name: str) -> str:
     return f"[{text}]({views.artifact('#', experiment, run_id, name)})"
 
 

@@ -1,18 +1,20 @@
 // The totals of very many models: a page of rows at a time, since a browser is slow with a hundred thousand of them.
 const PAGE = 100;
+const NUMBERS = ["params", "trainable_params", "flops", "weight_bytes"];
 
 class Totals {
   constructor(data) {
     this.data = data;
     this.lower = data.names.map((name) => name.toLowerCase());
+    this.atLeast = new Set(data.at_least);
     this.all = data.names.map((_, index) => index);
     this.sort = null;
     const [heading, cells] = head([["Model", ""], ["State", ""], ["Params", "number"], ["Trainable", "number"],
       ["FLOPs", "number"], ["Weights, bytes", "number"], ["Budget used", ""]]);
     this.body = make("tbody", null);
     find("all-models").append(make("caption", "A click on a heading sorts.", { class: "quiet" }), heading, this.body);
-    this.columns = [(i) => data.names[i], (i) => data.words[data.states[i]], ...["params", "trainable_params", "flops", "weight_bytes"]
-      .map((name) => (i) => data[name][i]), (i) => data.used[i]];
+    this.columns = [(i) => data.names[i], (i) => data.words[data.states[i]], ...NUMBERS.map((name) => (i) => data[name][i]),
+      (i) => data.used[i]];
     sortable(cells, (column, sign) => {
       this.sort = sign ? [column, sign] : null;
       this.select();
@@ -24,7 +26,7 @@ class Totals {
     this.select();
   }
 
-  // Both fields look for the same.
+  // The field at the top looks in both tables.
   search(wanted) {
     find("find-all").value = wanted;
     this.select();
@@ -57,11 +59,16 @@ class Totals {
   row(i) {
     const { names, words, failed, states } = this.data;
     const word = words[states[i]];
-    const look = failed[states[i]] ? "failed" : word === "warn" ? "warned" : "passed";
-    const numbers = this.columns.slice(2, 6).map((value) => (value(i) === null ? "?" : BigInt(value(i)).toLocaleString("en")));
+    const look = failed[states[i]] ? "failed" : word.startsWith("warn") ? "warned" : "passed";
     return make("tr", null, {},
       make("th", names[i], { scope: "row", class: "name" }), make("td", word, { class: look }),
-      ...numbers.map((number) => make("td", number, { class: "number" })), make("td", this.data.used[i]));
+      ...NUMBERS.map((name) => make("td", this.number(name, i), { class: "number" })), make("td", this.data.used[i]));
+  }
+
+  number(name, i) {
+    const value = this.data[name][i];
+    const bound = name === "flops" && this.atLeast.has(i) ? ">= " : "";
+    return value === null ? "?" : bound + BigInt(value).toLocaleString("en");
   }
 }
 
