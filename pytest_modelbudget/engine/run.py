@@ -191,7 +191,7 @@ def _build_model(
     finish: Callable[[CountedModel], T],
 ) -> T:
     builder = backends.traced(active, build)
-    _check_arguments(builder, entry)
+    _check_arguments(builder, entry, _builder_name(build))
     rebuild = partial(_build_with_memory, builder, entry)
     with ExitStack() as state:
         state.enter_context(backends.global_state_restored(active))
@@ -279,9 +279,9 @@ def _build_after_failure(mistake: Exception, rebuild: Callable[[int], object], e
         ) from mistake
 
 
-def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
+def _check_arguments(build: Callable[..., object], entry: ModelEntry, name: str) -> None:
     prefix = f"{entry.place}: " if entry.place else ""
-    arguments.check_call(build, entry.args, entry.kwargs, f"{prefix}{_builder_name(build)}")
+    arguments.check_call(build, entry.args, entry.kwargs, f"{prefix}{name}")
 
 
 def _import_reference(entry: ModelEntry, reference: arguments.Reference) -> Any:

@@ -160,22 +160,22 @@ class _JaxSummaryBuilder:
         count, by_path = base.flops()
         saved = self._activations(model, arguments)
 
-        def named(seen: Sequence[tuple[Sizes, AbstractPass]]) -> tuple[DimensionNaming, tuple[Layer, ...]]:
-            naming = DimensionNaming([at for at, _ in seen])
-            return naming, rows(model.parts, [one for _, one in seen], naming, by_path, saved)
+        def named(passes: Sequence[tuple[Sizes, AbstractPass]]) -> tuple[DimensionNaming, tuple[Layer, ...]]:
+            naming = DimensionNaming([sizes for sizes, _ in passes])
+            return naming, rows([trace for _, trace in passes], naming, by_path, saved)
 
         sizes = {symbol: self.sizes[symbol] for symbol in inputs.symbols}
-        naming, layers, seen = resolve([(sizes, base)], partial(self._pass_if_it_runs, model, inputs), named)
+        naming, layers, passes = resolve([(sizes, base)], partial(self._pass_if_it_runs, model, inputs), named)
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
             layers=layers,
             inputs=ports(inputs),
-            outputs=naming.specs([one.outputs for _, one in seen]),
+            outputs=naming.specs([trace.outputs for _, trace in passes]),
             flops=Flops(count.flops, count.uncounted),
             activation_bytes=None if saved is None else saved.total,
             sizes=tuple(sizes.items()),
-            notes=(*self.notes, *fixed_symbol_notes(seen)),
+            notes=(*self.notes, *fixed_symbol_notes(passes)),
         )
 
     def _pass_if_it_runs(self, model: AbstractModel, inputs: Inputs, sizes: Sizes) -> AbstractPass | None:

@@ -1,7 +1,8 @@
-"""What JAX keeps to itself, or calls experimental; without it, models are counted with less."""
+"""What JAX and flax keep to themselves, or call experimental; without it, models are counted with less."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
@@ -50,3 +51,19 @@ def fresh_traces() -> AbstractContextManager[Any]:
     except ImportError:
         return nullcontext()
     return set_xla_metadata(modelbudget=str(next(_PASSES)))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def traces_by_path() -> Iterator[None]:
+    """Inside, `nn.jit` of flax.linen traces equal modules at several paths each by itself, not once for all."""
+    transforms = sys.modules["flax.linen.transforms"]
+    fingerprint = getattr(transforms, "_module_fingerprint", None)
+    if fingerprint is None:
+        yield
+        return
+    with patched(transforms, "_module_fingerprint", lambda module: (_scope_path(module), fingerprint(module))):
+        yield
+
+
+def _scope_path(module: Any) -> tuple[str, ...]:
+    return () if module.scope is None else tuple(module.scope.path)
