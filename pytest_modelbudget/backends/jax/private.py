@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
 import jax
 
-from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.patching import all_patched, patched
 
 _PASSES = count()
 
 
 @contextmanager
-def without_origins() -> Iterator[None]:
-    """Inside, errors about traced arrays do not say where these come from; call it in a trace.
+def builder_trace() -> Iterator[Callable[[], bool]]:
+    """Enter it in a trace; gives a function that says whether an array of that trace was made inside.
 
-    To find that out takes as long as the trace is, and flax.nnx provokes such an error for each key that it draws.
+    Inside, errors about such arrays do not say where these come from: to find that out takes as long as the trace is,
+    and flax.nnx provokes such an error for each key that it draws.
     """
     kind = type(jax.numpy.zeros(()))
-    if not issubclass(kind, jax.core.Tracer) or "_origin_msg" not in vars(kind):
-        yield
-        return
-    with patched(kind, "_origin_msg", lambda tracer: ""):
-        yield
+    initialize, made = kind.__init__, False
+
+    def __init__(tracer: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal made
+        made = True
+        initialize(tracer, *args, **kwargs)
+
+    patches = {"__init__": __init__, "_origin_msg": lambda tracer: ""} if issubclass(kind, jax.core.Tracer) else {}
+    with all_patched((kind, name, value) for name, value in patches.items() if name in vars(kind)):
+        yield lambda: made
 
 
 @contextmanager
