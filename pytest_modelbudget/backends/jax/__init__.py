@@ -138,10 +138,11 @@ class _JaxSummaryBuilder:
         except Exception as error:
             raise self._misfit(error) from error
 
-    def _misfit(self, error: Exception) -> ModelBudgetError:
+    def _misfit(self, error: Exception, *, per_example: bool = False) -> ModelBudgetError:
         assert self.inputs is not None
         listed = ", ".join(map(str, ports(self.inputs)))
-        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_error_text(error)}")
+        cure = _NO_BATCH if per_example and BATCH in self.inputs.symbols else ""
+        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_error_text(error)}{cure}")
 
     def _uncalled(self, model: AbstractModel) -> Summary:
         layers = tuple(
@@ -156,7 +157,7 @@ class _JaxSummaryBuilder:
         try:
             base = run(model, arguments)
         except Exception as error:
-            raise self._misfit(error) from error
+            raise self._misfit(error, per_example=model.per_example) from error
         count, by_path = base.flops()
         saved = self._activations(model, arguments)
 
@@ -198,6 +199,7 @@ _UNCALLED_NOTE = (
     "without inputs the model was not called: shapes, connections, calls, FLOPs and activation_bytes are not known; "
     'write e.g. inputs: "float32[B, 28, 28, 3]"'
 )
+_NO_BATCH = f"; a model of equinox takes one example: leave {BATCH} out of its inputs"
 
 
 def _error_text(error: Exception) -> str:

@@ -115,6 +115,8 @@ def run(model: AbstractModel, arguments: CallArguments) -> AbstractPass:
 def _called_parts(parts: Sequence[Part], calls: Mapping[int, ModuleCall]) -> tuple[Part, ...]:
     """The parts of a model, those too that only a call shows, with what it shows of their classes."""
     types = {call.path: call.type for call in calls.values()}
-    by_path = {part.path: part if part.type else replace(part, type=types.get(part.path, UNKNOWN_TYPE)) for part in parts}
+    by_path = {
+        part.path: part if part.type else replace(part, type=types.get(part.path, UNKNOWN_TYPE)) for part in parts
+    }
     by_path |= {path: Part(path, kind, container=False) for path, kind in types.items() if path not in by_path}
     return with_containers(by_path.values())
