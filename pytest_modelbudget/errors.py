@@ -41,6 +41,14 @@ class NotOfFramework(ModelBudgetError):
         self.framework = framework
 
 
+class ValuesUnknown(ModelBudgetError):
+    """A builder asks for values that it does not get while it runs as those of `framework` do."""
+
+    def __init__(self, framework: str, message: str) -> None:
+        super().__init__(message)
+        self.framework = framework
+
+
 class FrameworkMissing(ModelBudgetError):
     """The framework that a model needs is not installed; `framework` is the missing module."""
 

@@ -112,7 +112,7 @@ class Tracing(Protocol):
 
         Raises:
             NotOfFramework: the model is of another framework, and the trace touched it.
-            ModelBudgetError: `build` asks for values.
+            ValuesUnknown: `build` asks for values.
         """
         ...
 

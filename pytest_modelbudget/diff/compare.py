@@ -32,7 +32,8 @@ def changes(before: Summary | Totals, after: Summary | Totals) -> Changes:
     ]:
         return Changes((*total_changes(before, after, ()), *port_changes(before, after)))
     matched = match(before, after)
-    folded = fold.runs(fold.sweeps(stacks.as_one(list(findings(before, after, matched))), matched.new))
+    row_changes = stacks.merged(list(findings(before, after, matched)), before, after)
+    folded = fold.runs(fold.sweeps(row_changes, matched.new))
     rows = map(to_change, fold.ranked(fold.blocks(folded)))
     return Changes((*total_changes(before, after, folded), *port_changes(before, after), *rows))
 

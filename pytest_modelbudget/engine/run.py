@@ -21,7 +21,7 @@ from pytest_modelbudget.engine.naming import import_callable, import_framework, 
 from pytest_modelbudget.engine.planning import CountedModel, with_plans
 from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback, with_cause
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
-from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, NotOfFramework, TooLarge
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, NotOfFramework, TooLarge, ValuesUnknown
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
 from pytest_modelbudget.summary import Summary, TensorSpec
@@ -179,7 +179,9 @@ def _build_model_as_it_takes(
     """See `_build_model`; once more where a framework's way to build touched the model of another one."""
     try:
         return _build_model(build, entry, active, finish)
-    except NotOfFramework as other:
+    except (NotOfFramework, ValuesUnknown) as other:
+        if isinstance(other, ValuesUnknown) and entry.framework in (None, other.framework):
+            raise
         rest = tuple(backend for backend in active if other.framework != backend.FRAMEWORK)
         return _build_model(build, entry, rest, finish)
 
@@ -191,7 +193,7 @@ def _build_model(
     finish: Callable[[CountedModel], T],
 ) -> T:
     builder = backends.traced(active, build)
-    _check_arguments(builder, entry)
+    _check_arguments(builder, entry, _builder_name(build))
     rebuild = partial(_build_with_memory, builder, entry)
     with ExitStack() as state:
         state.enter_context(backends.global_state_restored(active))
@@ -279,9 +281,9 @@ def _build_after_failure(mistake: Exception, rebuild: Callable[[int], object], e
         ) from mistake
 
 
-def _check_arguments(build: Callable[..., object], entry: ModelEntry) -> None:
+def _check_arguments(build: Callable[..., object], entry: ModelEntry, name: str) -> None:
     prefix = f"{entry.place}: " if entry.place else ""
-    arguments.check_call(build, entry.args, entry.kwargs, f"{prefix}{_builder_name(build)}")
+    arguments.check_call(build, entry.args, entry.kwargs, f"{prefix}{name}")
 
 
 def _import_reference(entry: ModelEntry, reference: arguments.Reference) -> Any:

@@ -63,6 +63,13 @@ def chain(*widths: int, name: Callable[[int], str] = str) -> Summary:
     return net(*(linear(name(index), ins, outs, sources[index]) for index, (ins, outs) in enumerate(pairs)))
 
 
+def repeated(calls: int, rest: tuple[int, ...], framework: str = "torch") -> Summary:
+    """A layer that is called as often as its weight is long."""
+    return net(
+        Layer("loop", "Loop", ((spec("B", 8),),), (("x",),), (Weight("w", (calls, *rest)),), calls), framework=framework
+    )
+
+
 def rows(changes: tuple[Change, ...]) -> list[Change]:
     """Without totals and ports."""
     return [change for change in changes if not change.of_the_model]
@@ -119,6 +126,9 @@ FROZEN = (Weight("kernel", (20, 50), trainable=False), Weight("bias", (50,), tra
         pytest.param(chain(8, 8, 16, 4), net(linear("0", 8, 8), linear("1", 8, 8, "0"), linear("2", 8, 16, "1"), linear("3", 16, 4, "2")), [("added", "1"), ("renamed", "2-3"), ("follows", "2")], id="inserted into numbered layers"),
         pytest.param(gpt(12), gpt(9), [("removed", "h.9-11"), ("follows", "head")], id="blocks removed"),
         pytest.param(gpt(3), gpt(9), [("added", "h.3-8"), ("follows", "head")], id="blocks added"),
+        pytest.param(repeated(4, (8, 8), framework="jax"), repeated(6, (8, 8), framework="jax"), [("weights", "loop")], id="deeper stack"),
+        pytest.param(repeated(4, (8,), framework="jax"), repeated(6, (8,), framework="jax"), [("widened", "loop"), ("calls", "loop")], id="table read once for each of its rows"),
+        pytest.param(repeated(4, (8, 3)), repeated(6, (8, 3)), [("widened", "loop"), ("calls", "loop")], id="torch layer called once for each of its filters"),
     ],
 )  # fmt: skip
 def test_kinds(before: Summary, after: Summary, kinds: list[tuple[str, str]]) -> None:

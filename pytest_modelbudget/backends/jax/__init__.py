@@ -138,10 +138,11 @@ class _JaxSummaryBuilder:
         except Exception as error:
             raise self._misfit(error) from error
 
-    def _misfit(self, error: Exception) -> ModelBudgetError:
+    def _misfit(self, error: Exception, *, per_example: bool = False) -> ModelBudgetError:
         assert self.inputs is not None
         listed = ", ".join(map(str, ports(self.inputs)))
-        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_error_text(error)}")
+        cure = _NO_BATCH if per_example and BATCH in self.inputs.symbols else ""
+        return ModelBudgetError(f"{self.name}: the model cannot be called with {listed}: {_error_text(error)}{cure}")
 
     def _uncalled(self, model: AbstractModel) -> Summary:
         layers = tuple(
@@ -156,26 +157,26 @@ class _JaxSummaryBuilder:
         try:
             base = run(model, arguments)
         except Exception as error:
-            raise self._misfit(error) from error
+            raise self._misfit(error, per_example=model.per_example) from error
         count, by_path = base.flops()
         saved = self._activations(model, arguments)
 
-        def named(seen: Sequence[tuple[Sizes, AbstractPass]]) -> tuple[DimensionNaming, tuple[Layer, ...]]:
-            naming = DimensionNaming([at for at, _ in seen])
-            return naming, rows(model.parts, [one for _, one in seen], naming, by_path, saved)
+        def named(passes: Sequence[tuple[Sizes, AbstractPass]]) -> tuple[DimensionNaming, tuple[Layer, ...]]:
+            naming = DimensionNaming([sizes for sizes, _ in passes])
+            return naming, rows([trace for _, trace in passes], naming, by_path, saved)
 
         sizes = {symbol: self.sizes[symbol] for symbol in inputs.symbols}
-        naming, layers, seen = resolve([(sizes, base)], partial(self._pass_if_it_runs, model, inputs), named)
+        naming, layers, passes = resolve([(sizes, base)], partial(self._pass_if_it_runs, model, inputs), named)
         return Summary(
             model=self.name,
             framework=FRAMEWORK,
             layers=layers,
             inputs=ports(inputs),
-            outputs=naming.specs([one.outputs for _, one in seen]),
+            outputs=naming.specs([trace.outputs for _, trace in passes]),
             flops=Flops(count.flops, count.uncounted),
             activation_bytes=None if saved is None else saved.total,
             sizes=tuple(sizes.items()),
-            notes=(*self.notes, *fixed_symbol_notes(seen)),
+            notes=(*self.notes, *fixed_symbol_notes(passes)),
         )
 
     def _pass_if_it_runs(self, model: AbstractModel, inputs: Inputs, sizes: Sizes) -> AbstractPass | None:
@@ -198,6 +199,7 @@ _UNCALLED_NOTE = (
     "without inputs the model was not called: shapes, connections, calls, FLOPs and activation_bytes are not known; "
     'write e.g. inputs: "float32[B, 28, 28, 3]"'
 )
+_NO_BATCH = f"; a model of equinox takes one example: leave {BATCH} out of its inputs"
 
 
 def _error_text(error: Exception) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -33,6 +33,14 @@ class Part:
     type: str
     container: bool
     weights: tuple[Weight, ...] = ()
+
+
+def with_containers(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The parts; those that others are in by their paths are containers."""
+    parts = tuple(parts)
+    holders = {part.path[:end] for part in parts for end, letter in enumerate(part.path) if letter == "."}
+    holders |= {ROOT} if len(parts) > 1 else set()
+    return tuple(replace(part, container=part.container or part.path in holders) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from pytest_modelbudget.backends.jax import libraries
-from pytest_modelbudget.backends.jax.private import plain_tracebacks, without_origins
-from pytest_modelbudget.errors import ModelBudgetError, NotOfFramework
+from pytest_modelbudget.backends.jax.private import builder_trace, plain_tracebacks
+from pytest_modelbudget.errors import ModelBudgetError, NotOfFramework, ValuesUnknown
 
 FRAMEWORK = "jax"
 
@@ -98,7 +98,8 @@ def traced(build: Callable[..., Any]) -> Callable[..., Any]:
 
     Raises:
         NotOfFramework: it gives something else, and used JAX on the way: it has to be run without a trace.
-        ModelBudgetError: it asks for values, which a trace does not have.
+        ValuesUnknown: it asks for values, which a trace does not have.
+        ModelBudgetError: it draws from streams of random numbers of a caller.
     """
     keyed = with_keys(build)
 
@@ -117,36 +118,38 @@ def traced(build: Callable[..., Any]) -> Callable[..., Any]:
 
 def _trace(build: Callable[[], Any]) -> tuple[str | None, Any, bool]:
     """The library of the model that `build` gives in a trace, what stays of it, and whether arrays were made."""
-    models: list[Any] = []
+    results: list[tuple[str | None, Any, bool]] = []
     raised: list[tuple[BaseException, TracebackType | None]] = []
 
     def trace() -> None:
         try:
-            with without_origins():
+            with builder_trace() as arrays_made:
                 model = build()
         except BaseException as error:
             raised.append((error, error.__traceback__))
             raise
         name = libraries.of(model)
-        models.append((name, model if name is None else libraries.known(name).settled(model)))  # before the trace ends
+        remains = model if name is None else libraries.known(name).settled(model)  # before the trace ends
+        results.append((name, remains, arrays_made()))
 
     outer_stream_errors = tuple(error for _, library in libraries.loaded() for error in library.OUTER_STREAM_ERRORS)
     try:
         with plain_tracebacks():
-            closed = jax.make_jaxpr(trace)()
+            jax.make_jaxpr(trace)()
     except jax.errors.JAXTypeError as error:
-        raise ModelBudgetError(_VALUES_MESSAGE) from error
+        raise ValuesUnknown(FRAMEWORK, _VALUES_MESSAGE) from error
     except outer_stream_errors as error:
         raise ModelBudgetError(_STREAMS_MESSAGE) from error
     except BaseException as error:  # without the frames of the trace, of which a builder may know nothing
         frames = next((frames for own, frames in raised if own is error), error.__traceback__)
         raise error.with_traceback(frames)  # noqa: B904  # it is the same error
-    return *models[-1], bool(closed.jaxpr.eqns)
+    return results[-1]
 
 
 _VALUES_MESSAGE = (
     "the builder asks for values of JAX arrays, which have none while nothing is allocated: compute them with numpy, "
-    "as in np.linspace(0, 0.1, depth)"
+    "as in np.linspace(0, 0.1, depth); a model of another framework that uses JAX names that one in its entry, as in "
+    "framework: keras"
 )
 _STREAMS_MESSAGE = (
     "the builder draws from streams of random numbers that were made outside of it: let it make its own, as in "

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from operator import attrgetter
 from typing import Any
 
@@ -104,7 +104,7 @@ def _recorded(call: Callable[..., Any], recorder: CallRecorder) -> Callable[...,
         if not isinstance(mark, str) or not mark.startswith(_PREFIX):  # a module that the call made for itself
             return call(self, *args, **kwargs)
         path = mark.removeprefix(_PREFIX)
-        return recorder.call(path, path, type(self).__name__, lambda *a, **k: call(self, *a, **k), args, kwargs)
+        return recorder.call(path, type(self).__name__, partial(call, self), args, kwargs)
 
     return __call__
 
@@ -159,7 +159,7 @@ def settled(model: Any) -> EquinoxModel:
     """
     has_state = _has_state(model)
     module, state = model if has_state else (model, None)
-    modules = list(_modules(module, (), set()))
+    modules = list(_modules(module, ()))
     leaves, tree = jax.tree.flatten(_marked_copy(model, modules))
     owners: dict[int, str] = {}
     parts = tuple(
@@ -259,16 +259,16 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, equinox.Module) and not isinstance(value, equinox.nn.StateIndex)
 
 
-def _modules(value: Any, keys: Keys, visited: set[int]) -> Iterator[tuple[Keys, Any]]:
+def _modules(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
     """The modules at and below `value`, holders first, in the order of their fields."""
     if _is_part(value):
         yield keys, value
     for key, item in _items(value):
-        yield from _modules(item, (*keys, key), visited)
+        yield from _modules(item, (*keys, key))
 
 
 def _has_modules(module: Any) -> bool:
-    return any(True for _, item in _items(module) for _ in _modules(item, (), set()))
+    return any(True for _, item in _items(module) for _ in _modules(item, ()))
 
 
 def _weights(keys: Keys, module: Any, state: Any, owners: dict[int, str]) -> Iterator[Weight]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,17 @@ import jax
 from flax import linen
 from flax.core import DenyList
 
-from pytest_modelbudget.backends.jax.abstract_model import ROOT, InitialCall, Part, Value, is_inexact, is_key, spec_of
+from pytest_modelbudget.backends.jax.abstract_model import (
+    ROOT,
+    InitialCall,
+    Part,
+    Value,
+    is_inexact,
+    is_key,
+    spec_of,
+    with_containers,
+)
+from pytest_modelbudget.backends.jax.private import fresh_traces, traces_by_path
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.summary import Weight
 
@@ -57,11 +67,9 @@ class LinenModel:
         outputs, _ = self.module.apply(variables, *args, rngs=_rngs(), mutable=DenyList([_PARAMS]), **kwargs)
         return outputs
 
-    @contextmanager
-    def watched(self, recorder: CallRecorder) -> Iterator[None]:
+    def watched(self, recorder: CallRecorder) -> AbstractContextManager[None]:
         """See `AbstractModel`."""
-        with linen.intercept_methods(_recorded_by(recorder)):
-            yield
+        return _watched(recorder)
 
 
 def _rngs() -> dict[str, Any]:
@@ -69,13 +77,18 @@ def _rngs() -> dict[str, Any]:
     return {_PARAMS: jax.random.key(0)}
 
 
+@contextmanager
+def _watched(recorder: CallRecorder) -> Iterator[None]:
+    with traces_by_path(), linen.intercept_methods(_recorded_by(recorder)):
+        yield
+
+
 def _recorded_by(recorder: CallRecorder) -> Callable[..., Any]:
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        name = context.method_name
-        if name == "setup" or not name.isidentifier():  # `<lambda>` is what a transformation puts around
+        kind, name = type(context.module), context.method_name
+        if name == "setup" or not hasattr(kind, name):  # a function that a transformation runs as a method
             return call(*args, **kwargs)
-        path = ".".join(context.module.path) or ROOT
-        return recorder.call(path, path, type(context.module).__name__, call, args, kwargs)
+        return recorder.call(".".join(context.module.path) or ROOT, kind.__name__, call, args, kwargs)
 
     return intercept
 
@@ -101,11 +114,11 @@ def described(model: Any, run: InitialCall) -> LinenModel:
         variables = jax.tree.map(spec_of, variables)
     else:
         module = model
-        with linen.intercept_methods(_recorded_by(recorder)):
+        with fresh_traces(), _watched(recorder):
             variables = run(lambda *args, **kwargs: module.init(_rngs(), *args, **kwargs))
     variables = {name: tree for name, tree in variables.items() if name not in _OF_ONE_CALL}
     types = {call.path: call.type for call in recorder.calls.values()}
-    return LinenModel(module, variables, tuple(_parts(variables, types, type(module).__name__)))
+    return LinenModel(module, variables, with_containers(_parts(variables, types, type(module).__name__)))
 
 
 def _parts(variables: Mapping[str, Any], types: Mapping[str, str], root: str) -> Iterator[Part]:
@@ -116,12 +129,9 @@ def _parts(variables: Mapping[str, Any], types: Mapping[str, str], root: str) ->
             holder, name = _split(keys)
             if not is_key(leaf.dtype):
                 weights.setdefault(holder, []).append(_weight(name, leaf, collection))
-    paths = list(dict.fromkeys([*types, *weights]))
-    for path in paths:
-        container = path == ROOT if len(paths) > 1 else False
-        container = container or any(other.startswith(f"{path}.") for other in paths)
+    for path in dict.fromkeys([*types, *weights]):
         kind = types.get(path, root if path == ROOT else "")
-        yield Part(path, kind, container, tuple(weights.get(path, ())))
+        yield Part(path, kind, container=False, weights=tuple(weights.get(path, ())))
 
 
 def _split(keys: tuple[Any, ...]) -> tuple[str, str]:

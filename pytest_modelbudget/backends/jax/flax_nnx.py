@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from operator import attrgetter
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
 
@@ -28,6 +29,11 @@ _NOT_COUNTED = (nnx.RngState, nnx.Intermediate)
 _LISTS = tuple(getattr(nnx, name) for name in ("List",) if hasattr(nnx, name))
 _CONTAINERS = (*_LISTS, nnx.Dict)
 """Modules that only hold others; before flax 0.12, plain lists do."""
+
+_ARRAYS = (jax.Array, np.ndarray)
+"""What nnx takes for state when an attribute is such."""
+
+_HELD = (nnx.Variable, *_ARRAYS)
 
 Keys = tuple[Any, ...]
 
@@ -89,7 +95,7 @@ def _recorded(call: Callable[..., Any], recorder: CallRecorder) -> Callable[...,
         path = vars(self).get(_PATH)
         if path is None:  # a module that the call made for itself
             return call(self, *args, **kwargs)
-        return recorder.call(self, path, type(self).__name__, lambda *a, **k: call(self, *a, **k), args, kwargs)
+        return recorder.call(path, type(self).__name__, partial(call, self), args, kwargs)
 
     return __call__
 
@@ -146,14 +152,14 @@ def _loose_arrays(modules: Sequence[tuple[Keys, Any]], state: Any) -> Iterator[_
 
 
 def _refuse_lost(model: Any, owners: Mapping[int, str]) -> None:
-    """Refuse a model with a variable that would be in no row.
+    """Refuse a model with a variable or array that would be in no row.
 
     Raises:
         ModelBudgetError: there is one.
     """
     for keys, value in nnx.iter_graph(model):
-        if isinstance(value, nnx.Variable) and id(value) not in owners:
-            raise ModelBudgetError(f"the variable {_path(keys)!r} belongs to no module of the model")
+        if isinstance(value, _HELD) and id(value) not in owners:
+            raise ModelBudgetError(f"the array {_path(keys)!r} belongs to no module of the model")
 
 
 def _flat(state: Any) -> Iterable[tuple[Keys, Any]]:
@@ -204,7 +210,7 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
         for name, item in vars(value).items():
             if not name.startswith("_pytree__"):
                 yield name, item
-    elif not isinstance(value, (nnx.Variable, jax.Array)):
+    elif not isinstance(value, _HELD):
         leaves, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=_is_held)
         yield from ((".".join(map(_key_text, keys)), leaf) for keys, leaf in leaves if keys)
 
@@ -215,17 +221,12 @@ def _is_held(value: Any) -> bool:
 
 
 def _has_modules(module: Any) -> bool:
-    return any(True for _ in _modules_below(module))
-
-
-def _modules_below(module: Any) -> Iterator[Any]:
-    for _, item in _items(module):
-        yield from (inner for _, inner in _modules(item, (), set()))
+    return any(True for _, item in _items(module) for _ in _modules(item, (), set()))
 
 
 def _own_arrays(module: Any) -> Iterator[tuple[str, Any]]:
     for name, value in _items(module):
-        if isinstance(value, jax.Array):
+        if isinstance(value, _ARRAYS):
             yield str(name), value
 
 
@@ -254,7 +255,7 @@ class _WeightsOfModules:
 def _variables(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
     """The variables and arrays that a module holds itself, those in its lists and mappings included."""
     for key, item in _items(value):
-        if isinstance(item, (nnx.Variable, jax.Array)):
+        if isinstance(item, _HELD):
             yield (*keys, key), item
         elif not isinstance(item, nnx.Module) or isinstance(item, _CONTAINERS):
             yield from _variables(item, (*keys, key))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 from pytest_modelbudget.backends.calls import ShapeDtype
 from pytest_modelbudget.backends.costs import FlopsCount, Operator, total
 from pytest_modelbudget.backends.costs.jaxpr import operators
-from pytest_modelbudget.backends.jax.abstract_model import ROOT, AbstractModel
+from pytest_modelbudget.backends.jax.abstract_model import ROOT, UNKNOWN_TYPE, AbstractModel, Part, with_containers
 from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.flow import Flow, Join, Source, flow_of
 from pytest_modelbudget.backends.jax.private import fresh_traces, plain_tracebacks
@@ -32,8 +32,9 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class AbstractPass:
-    """A finished trace of a model's call: the calls of its modules in it, and the tensors that it gave."""
+    """A finished trace of a model's call: its modules, their calls in it, and the tensors that it gave."""
 
+    parts: Sequence[Part]
     jaxpr: Any
     recorded: Mapping[int, ModuleCall]
     flow: Flow
@@ -105,6 +106,17 @@ def run(model: AbstractModel, arguments: CallArguments) -> AbstractPass:
     specs = [*(value.spec for value in model.values), *arguments.specs.values()]
     with model.watched(recorder), fresh_traces(), plain_tracebacks():
         closed, outputs = jax.make_jaxpr(call, return_shape=True)(*specs)
-    containers = frozenset({ROOT, *(part.path for part in model.parts if part.container)})
+    parts = _called_parts(model.parts, recorder.calls)
+    containers = frozenset({ROOT, *(part.path for part in parts if part.container)})
     flow = flow_of(closed, [*[None] * count, *arguments.names], recorder.calls, containers)
-    return AbstractPass(closed, recorder.calls, flow, tuple(map(shape_dtype, jax.tree.leaves(outputs))))
+    return AbstractPass(parts, closed, recorder.calls, flow, tuple(map(shape_dtype, jax.tree.leaves(outputs))))
+
+
+def _called_parts(parts: Sequence[Part], calls: Mapping[int, ModuleCall]) -> tuple[Part, ...]:
+    """The parts of a model, those too that only a call shows, with what it shows of their classes."""
+    types = {call.path: call.type for call in calls.values()}
+    by_path = {
+        part.path: part if part.type else replace(part, type=types.get(part.path, UNKNOWN_TYPE)) for part in parts
+    }
+    by_path |= {path: Part(path, kind, container=False) for path, kind in types.items() if path not in by_path}
+    return with_containers(by_path.values())

@@ -1,31 +1,38 @@
-"""What JAX keeps to itself, or calls experimental; without it, models are counted with less."""
+"""What JAX and flax keep to themselves, or call experimental; without it, models are counted with less."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
 import jax
 
-from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.patching import all_patched, patched
 
 _PASSES = count()
 
 
 @contextmanager
-def without_origins() -> Iterator[None]:
-    """Inside, errors about traced arrays do not say where these come from; call it in a trace.
+def builder_trace() -> Iterator[Callable[[], bool]]:
+    """Enter it in a trace; gives a function that says whether an array of that trace was made inside.
 
-    To find that out takes as long as the trace is, and flax.nnx provokes such an error for each key that it draws.
+    Inside, errors about such arrays do not say where these come from: to find that out takes as long as the trace is,
+    and flax.nnx provokes such an error for each key that it draws.
     """
     kind = type(jax.numpy.zeros(()))
-    if not issubclass(kind, jax.core.Tracer) or "_origin_msg" not in vars(kind):
-        yield
-        return
-    with patched(kind, "_origin_msg", lambda tracer: ""):
-        yield
+    initialize, made = kind.__init__, False
+
+    def __init__(tracer: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal made
+        made = True
+        initialize(tracer, *args, **kwargs)
+
+    patches = {"__init__": __init__, "_origin_msg": lambda tracer: ""} if issubclass(kind, jax.core.Tracer) else {}
+    with all_patched((kind, name, value) for name, value in patches.items() if name in vars(kind)):
+        yield lambda: made
 
 
 @contextmanager
@@ -50,3 +57,19 @@ def fresh_traces() -> AbstractContextManager[Any]:
     except ImportError:
         return nullcontext()
     return set_xla_metadata(modelbudget=str(next(_PASSES)))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def traces_by_path() -> Iterator[None]:
+    """Inside, `nn.jit` of flax.linen traces equal modules at several paths each by itself, not once for all."""
+    transforms = sys.modules["flax.linen.transforms"]
+    fingerprint = getattr(transforms, "_module_fingerprint", None)
+    if fingerprint is None:
+        yield
+        return
+    with patched(transforms, "_module_fingerprint", lambda module: (_scope_path(module), fingerprint(module))):
+        yield
+
+
+def _scope_path(module: Any) -> tuple[str, ...]:
+    return () if module.scope is None else tuple(module.scope.path)

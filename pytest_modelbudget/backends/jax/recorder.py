@@ -50,15 +50,15 @@ class CallRecorder:
     def __init__(self, *, tensors: bool = True) -> None:
         self.calls: dict[int, ModuleCall] = {}
         self._tensors = tensors
-        self._open: list[object] = []
+        self._open_paths: list[str] = []
 
-    def call(self, module: object, path: str, kind: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """What `function` gives, noted as a call of `module`; a call of its own by itself is a part of it."""
-        if self._open and self._open[-1] is module:
+    def call(self, path: str, kind: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What `function` gives, noted as a call of the module at `path`; one that it makes of itself is a part of it."""
+        if self._open_paths and self._open_paths[-1] == path:
             return function(*args, **kwargs)
         call = ModuleCall(next(_SERIALS), path, kind)
         self.calls[call.serial] = call
-        self._open.append(module)
+        self._open_paths.append(path)
         try:
             with jax.named_scope(f"modelbudget_call_{call.serial}"):
                 call.inputs = tuple(map(shape_dtype, tensors_in((args, kwargs))))
@@ -67,7 +67,7 @@ class CallRecorder:
                 call.outputs = tuple(map(shape_dtype, tensors_in(outputs)))
                 return self._marked(outputs, call.serial, "out")
         finally:
-            self._open.pop()
+            self._open_paths.pop()
 
     def _marked(self, tree: Any, serial: int, side: str) -> Any:
         if not self._tensors:

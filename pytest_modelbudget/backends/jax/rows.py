@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from pytest_modelbudget.backends.assemble import PartCalls, layer_of
 from pytest_modelbudget.backends.dimensions import DimensionNaming
-from pytest_modelbudget.backends.jax.abstract_model import ROOT, UNKNOWN_TYPE, Part
+from pytest_modelbudget.backends.jax.abstract_model import ROOT, Part
 from pytest_modelbudget.backends.jax.activations import JaxActivations
 from pytest_modelbudget.backends.jax.flow import JoinKey, Source
 from pytest_modelbudget.backends.jax.passes import AbstractPass
@@ -16,18 +15,17 @@ from pytest_modelbudget.summary import Layer
 
 
 def rows(
-    parts: Sequence[Part],
     passes: Sequence[AbstractPass],
     naming: DimensionNaming,
     flops: Mapping[str, int | None] | None,
     saved: JaxActivations | None,
 ) -> tuple[Layer, ...]:
-    """One row for each part, in the order of their first calls, and one for each join, below what was called last.
+    """One row for each part, in the order of the first calls, and one for each join, below what was called last.
 
     A root without weights of its own has none. `flops` are those of each path, None where they are not known.
     """
     first = passes[0]
-    parts = _in_call_order(_with_types(parts, first), first)
+    parts = _in_call_order(first)
     joins = _joins_by_path(parts, first)
     paths = _join_paths(parts, joins)
     names: dict[Source, str] = {serial: call.path for serial, call in first.recorded.items()}
@@ -51,17 +49,12 @@ def rows(
     return tuple(layers)
 
 
-def _with_types(parts: Sequence[Part], first: AbstractPass) -> list[Part]:
-    types = {call.path: call.type for call in first.recorded.values()}
-    return [part if part.type else replace(part, type=types.get(part.path, UNKNOWN_TYPE)) for part in parts]
-
-
-def _in_call_order(parts: Sequence[Part], first: AbstractPass) -> list[Part]:
+def _in_call_order(first: AbstractPass) -> list[Part]:
     """The parts as they were first called, each after what holds it; those never called stay after the one before."""
     called = {path: index for index, path in enumerate(first.records)}
     order: dict[str, int] = {}
     latest = -1
-    for part in parts:
+    for part in first.parts:
         latest = order[part.path] = called.get(part.path, latest)
 
     def place(part: Part) -> tuple[tuple[int, str], ...]:
@@ -69,7 +62,7 @@ def _in_call_order(parts: Sequence[Part], first: AbstractPass) -> list[Part]:
         holders = [".".join(keys[: end + 1]) for end in range(len(keys))]
         return tuple((order[holder], holder) for holder in holders if holder in order)
 
-    return sorted(parts, key=place)
+    return sorted(first.parts, key=place)
 
 
 def _ports(first: AbstractPass) -> set[str]:
@@ -81,7 +74,7 @@ def _ports(first: AbstractPass) -> set[str]:
 def _part_calls(
     path: str, passes: Sequence[AbstractPass], naming: DimensionNaming, flops: Mapping[str, int | None] | None
 ) -> PartCalls:
-    records = [one.records.get(path) for one in passes]
+    records = [trace.records.get(path) for trace in passes]
     if (first := records[0]) is None:
         return PartCalls(calls=0, flops=0 if flops is not None else None)
     outputs, inputs = naming.row(records)
@@ -90,7 +83,7 @@ def _part_calls(
 
 def _join_calls(key: JoinKey, passes: Sequence[AbstractPass], naming: DimensionNaming, counted: bool) -> PartCalls:
     first = passes[0].joins[key]
-    outputs, inputs = naming.row([one.joins.get(key) for one in passes])
+    outputs, inputs = naming.row([trace.joins.get(key) for trace in passes])
     return PartCalls(inputs, outputs, first.fed_by, first.times, first.flops if counted else None)
 
 

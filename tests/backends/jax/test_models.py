@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import flax.linen as linen
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -46,7 +48,7 @@ class NnxParts(nnx.Module):
         self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(4, 6, rngs=rngs))
         self.never = listed([nnx.Linear(3, 3, rngs=rngs)])
         self.steps = nnx.Variable(jnp.zeros((), "int32"))
-        self.table = jnp.arange(4.0)
+        self.table, self.offsets = jnp.arange(4.0), np.arange(4)
 
     def __call__(self, ids: Any, *, scale: float) -> dict[str, Any]:
         x = self.embed(ids)
@@ -97,10 +99,10 @@ def test_nnx() -> None:
     rows = by_path(summary)
     lstm = 4 * 6 * (4 + 6 + 1)
     assert summary.params == 10 * 4 + (4 * 4 + 4) + 4 + 2 * 4 + (4 * 2 + 2 * 4) + lstm + 3 * 3 + 3
-    assert summary.buffers == 2 * 4 + 1 + 4
+    assert summary.buffers == 2 * 4 + 1 + 4 + 4
     assert summary.flops.value == 10 * (3 * PRODUCT + 2 * (4 * 2 + 2 * 4) + 2 * 24 * (4 + 6))
     assert weights(rows["tied"]) == ["kernel param = twice.kernel", "bias param"]
-    assert weights(rows["(root)"]) == ["steps buffer", "table buffer"]
+    assert weights(rows["(root)"]) == ["steps buffer", "table buffer", "offsets buffer"]
     assert "alias" not in rows
     assert (rows["twice"].calls, rows["never.0"].calls, rows["rnn.cell"].calls) == (2, 0, 5)
     assert rows["add"].connected_to == (("twice", "tied"),)
@@ -212,6 +214,67 @@ def test_a_stack_of_layers_in_one_scan(build: Any, inputs: str) -> None:
     assert summary.activation_bytes == 3 * 4 * 4  # what each step begins with: the rest is made anew
 
 
+class LinenTwice(linen.Module):
+    def setup(self) -> None:
+        self.dense = linen.Dense(4)
+
+    def __call__(self, x: Any) -> Any:
+        return self.once(self.once(x))
+
+    def once(self, x: Any) -> Any:
+        return self.dense(x)
+
+
+class LinenJitted(linen.Module):
+    @linen.jit
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return linen.Dropout(0.5, deterministic=True)(linen.Dense(4)(x))
+
+
+class EquinoxScaled(eqx.nn.Linear):
+    def __call__(self, x: Any, *, key: Any = None) -> Any:
+        return super().__call__(x, key=key) * 2
+
+
+def equinox_sequence(key: Any) -> Any:
+    layers = [eqx.nn.Linear(4, 4, key=key), EquinoxScaled(4, 4, key=key)]
+    return eqx.nn.Sequential([eqx.nn.Sequential(layers)])
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs", "calls"),
+    [
+        pytest.param(
+            lambda: linen.Sequential([linen.Sequential([LinenTwice()])]), "float32[B, 4]",
+            {"layers_0": 1, "layers_0.layers_0": 1, "layers_0.layers_0.dense": 2}, id="a method of its own",
+        ),
+        pytest.param(
+            equinox_sequence, "float32[4]", {"layers.0": 1, "layers.0.layers.0": 1, "layers.0.layers.1": 1},
+            id="the call of its base class",
+        ),
+        pytest.param(
+            lambda: linen.Sequential([linen.WeightNorm(linen.Dense(4))]), "float32[B, 4]",
+            {"layers_0": 1, "layers_0.layer_instance": 1}, id="a function run as a method",
+        ),
+        pytest.param(
+            lambda: linen.Sequential([LinenJitted(), LinenJitted()]), "float32[B, 4]",
+            {f"layers_{index}{below}": 1 for index in (0, 1) for below in ("", ".Dense_0", ".Dropout_0")},
+            id="equal modules under jit",
+        ),
+        pytest.param(
+            lambda: LinenStack().bind(LinenStack().init(jax.random.key(0), jnp.zeros((1, 4)))), "float32[B, 4]",
+            {"blocks": 3, "blocks.norm": 3, "blocks.linear": 3, "blocks.add": 3}, id="bound to its variables",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_one_call(build: Any, inputs: str, calls: dict[str, int]) -> None:
+    """Each call of a module counts once, whatever it is made of, and each module that runs has a row, also later."""
+    first, again = (summarize(build, inputs, name="model") for _ in range(2))
+    assert {layer.path: layer.calls for layer in first.layers} == calls
+    assert first == again
+
+
 class Loops(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.inside, self.jitted = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
@@ -265,7 +328,11 @@ class AsksForValues(nnx.Module):
     [
         pytest.param(lambda: nnx.Linear(2, 3, rngs=OUTER), "float32[B, 2]", "let it make its own", id="outer streams"),
         pytest.param(AsksForValues, "float32[B, 2]", "compute them with numpy", id="values while it builds"),
+        pytest.param(partial(lambda a, b: a, 1), None, "functools:partial cannot be called", id="arguments that lack"),
         pytest.param(LinenParts, None, "has no weights before it is called", id="linen without inputs"),
+        pytest.param(
+            lambda key: eqx.nn.Linear(4, 3, key=key), "float32[B, 4]", "leave B out", id="a batch for equinox"
+        ),
         pytest.param(lambda: linen.Dense(3), "int32[]", "cannot be called with 0 int32[]", id="inputs that do not fit"),
         pytest.param(
             lambda: linen.Dense(3), "qint8[B, 2]", "no tensors of dtype 'qint8'", id="a dtype that JAX has not"

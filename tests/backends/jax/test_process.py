@@ -13,6 +13,8 @@ os.environ["KERAS_BACKEND"] = "jax"
 import flax.nnx as nnx, flax.linen as linen, equinox as eqx, jax, keras, numpy as np, torch
 from jax._src import xla_bridge
 from pytest_modelbudget import summarize
+from pytest_modelbudget.engine.run import summarize_entry
+from pytest_modelbudget.entry import ModelEntry
 
 settings, state = dict(jax.config.values), np.random.get_state()[1].tolist()
 
@@ -40,6 +42,20 @@ def of_keras():
 
 of_another = summarize(of_keras)
 assert [layer.path for layer in of_another.layers][:2] == ["input_layer", "dense"], of_another.layers
+
+def asks_for_values():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.set_weights([weight + 1 for weight in model.get_weights()])
+    return model
+
+assert summarize_entry(ModelEntry(id="model", build=asks_for_values, framework="keras")).params == 15
+
+def compiled():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("adam", "mse")
+    return model
+
+assert not any("optimizer" in note for note in summarize(compiled).notes), summarize(compiled).notes
 assert summarize(lambda: torch.nn.Linear(4, 3), "float32[B, 4]").params == of_another.params == 15
 print("nothing left")
 """
