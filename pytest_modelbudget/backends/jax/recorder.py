@@ -53,7 +53,7 @@ class CallRecorder:
         self._open_paths: list[str] = []
 
     def call(self, path: str, kind: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """What `function` gives, noted as a call of the module at `path`; one that it makes of itself is a part of it."""
+        """What `function` gives, noted as a call of the module at `path`; one of itself is a part of it."""
         if self._open_paths and self._open_paths[-1] == path:
             return function(*args, **kwargs)
         call = ModuleCall(next(_SERIALS), path, kind)
