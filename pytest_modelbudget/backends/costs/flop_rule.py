@@ -48,8 +48,10 @@ class FlopRule:
         return flops * COMPLEX_PRODUCT if of_complex and not self.counts_complex else flops
 
 
-RULES: dict[str, dict[str, FlopRule]] = {"torch": {}, "keras": {}, "jax": {}, "tensorflow": {}}
-"""The rule of each name, by framework; `flop_rules` fills it."""
+RULES: dict[str, dict[str, FlopRule]] = {
+    "torch": {}, "keras": {}, "jax": {}, "tensorflow": {}, "onnx": {}, "litert": {}, "torch_export": {},
+}  # fmt: skip
+"""The rule of each name, by framework or format of exported files; `flop_rules` fills it."""
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., int])
 
@@ -60,23 +62,33 @@ def flop_rule(
     keras: str = "",
     jax: str = "",
     tensorflow: str = "",
+    onnx: str = "",
+    litert: str = "",
+    torch_export: str = "",
     counts_complex: bool = False,
     **layout: Any,
 ) -> Callable[[_Decorated], _Decorated]:
     """Make a formula the rule of the operators and layers that are named here, with spaces between them.
 
     Names are those of the dispatcher for torch (`aten.mm`, higher-order ones without a namespace), of classes for Keras
-    (`ops.Matmul`, `layers.Dense`), of primitives for jax, and of operators for TensorFlow. `layout` says where these
-    have what the formula asks for, and is handed to it; several decorators on one formula are several layouts.
+    (`ops.Matmul`, `layers.Dense`), of primitives for jax, and of operators for TensorFlow, ONNX (`Gemm`) and LiteRT
+    (`CONV_2D`); `torch_export` are operators of exported graphs that are taken apart before torch's dispatcher has them
+    (`aten.linear`), beside those of torch. `layout` says where these have what the formula asks for, and is handed to
+    it; several decorators on one formula are several layouts.
     With `counts_complex` the formula knows itself what complex numbers cost.
 
     Raises:
         ValueError: one of the names has a rule already.
     """
 
+    by_framework = {
+        "torch": torch, "keras": keras, "jax": jax, "tensorflow": tensorflow,
+        "onnx": onnx, "litert": litert, "torch_export": torch_export,
+    }  # fmt: skip
+
     def declare(formula: _Decorated) -> _Decorated:
         rule = FlopRule(partial(formula, **layout), counts_complex)
-        for framework, names in (("torch", torch), ("keras", keras), ("jax", jax), ("tensorflow", tensorflow)):
+        for framework, names in by_framework.items():
             for name in names.split():
                 if name in RULES[framework]:
                     raise ValueError(f"{framework} has two FLOP rules for {name!r}")
