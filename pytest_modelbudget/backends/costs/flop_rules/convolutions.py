@@ -21,6 +21,10 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
         aten.miopen_convolution_relu aten.miopen_convolution_add_relu aten.miopen_depthwise_convolution
         aten._mps_convolution torchvision.deform_conv2d
     """,
+    onnx="""
+        Conv ConvInteger DeformConv CausalConvWithState com.microsoft.FusedConv com.microsoft.NhwcConv
+        com.microsoft.NhwcFusedConv com.microsoft.CausalConvWithState com.ms.internal.nhwc.Conv
+    """,
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(
@@ -28,6 +32,9 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
     keras="ops.Conv layers.Conv1D layers.Conv2D layers.Conv3D layers.Dense",
     tensorflow="Conv Conv2D Conv3D QuantizedConv2D _FusedConv2D",
     one_filter=_FILTERS_LAST,
+)
+@flop_rule(
+    onnx="QLinearConv com.microsoft.QLinearConv com.ms.internal.nhwc.QLinearConv", one_filter=_FILTERS_FIRST, kernel=3
 )
 @flop_rule(tensorflow="FusedPadConv2D FusedResizeAndPadConv2D", one_filter=_FILTERS_LAST, kernel=-1)
 @flop_rule(
@@ -45,6 +52,7 @@ def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> in
         aten.cudnn_convolution_transpose aten.miopen_convolution_transpose aten._mps_convolution_transpose
         aten.slow_conv_transpose2d aten.slow_conv_transpose3d
     """,
+    onnx="ConvTranspose com.microsoft.ConvTransposeWithDynamicPads com.ms.internal.nhwc.ConvTranspose",
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(keras="ops.ConvTranspose", one_filter=_FILTERS_LAST)

@@ -11,7 +11,6 @@ _MOST_NAMED = 3
 _CHANGES = {
     "pytorch": "torch's exporter folds batch normalisation into convolutions and merges equal tensors",
     "tf2onnx": "tf2onnx folds batch normalisation into convolutions and leaves out biases of zeros",
-    "onnx.quantize": "",
 }
 
 
@@ -30,14 +29,15 @@ def _ports(graph: Graph) -> Iterator[str]:
 def _changes(model: Model, names: frozenset[str]) -> Iterator[str]:
     """Why a file has fewer parameters than its source."""
     signature = signature_of(model.graph)
-    if missing := [name for name, role in signature.items() if role == "param" and name not in names]:
+    params = [name for name, role in signature.items() if role == "param"]
+    if missing := [name for name in params if name not in names]:
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         yield (
-            f"{len(missing)} of the {len(signature)} tensors of the source are not in the file "
+            f"{len(missing)} of the {len(params)} parameters of the source are not in the file "
             f"({', '.join(missing[:_MOST_NAMED])}{more}): torch's exporter folds batch normalisation into "
             "convolutions, and merges equal tensors"
         )
     elif not signature:
         for producer, change in _CHANGES.items():
-            if change and model.producer.startswith(producer):
+            if model.producer.startswith(producer):
                 yield f"params may be fewer than those of the source: {change}"

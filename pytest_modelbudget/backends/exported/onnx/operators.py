@@ -28,6 +28,12 @@ _BOOL = 9
 _READ_INPUTS: dict[str, dict[int, str]] = {"DFT": {1: "dft_length", 2: "axis"}, "STFT": {3: "frame_length"}}
 """Inputs that a FLOP rule needs the values of: they become attributes."""
 
+_DECIDED_BY_VALUES = "decided by values"
+"""What such an input is that no constant has: no number, so that a rule refuses it."""
+
+_DFT_OF_LAST_AXIS = 20
+"""The opset from which on the axis is an input, and the last of the signal without it."""
+
 INPUT_POSITIONS = "input_positions"
 """The attribute that says which inputs an operator has, where one before another is left out."""
 
@@ -95,7 +101,10 @@ class OperatorMaker:
         attributes = {name: found.value for name, found in node.attributes.items() if found.kind in _PLAIN}
         for position, name in _READ_INPUTS.get(type_, {}).items():
             if len(node.inputs) > position and node.inputs[position]:
-                attributes[name] = self._whole_number(node.inputs[position])
+                number = self._whole_number(node.inputs[position])
+                attributes[name] = _DECIDED_BY_VALUES if number is None else number
+        if type_ == "DFT":
+            attributes.setdefault("axis", 1 if self.opset < _DFT_OF_LAST_AXIS else -2)
         if "" in node.inputs:
             attributes[INPUT_POSITIONS] = tuple(position for position, name in enumerate(node.inputs) if name)
         return attributes
