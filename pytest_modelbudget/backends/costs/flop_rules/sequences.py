@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from pytest_modelbudget.backends.costs.flop_rule import OperatorCall, flop_rule
@@ -154,7 +155,7 @@ def attention_of_projected(call: OperatorCall) -> int:
 def attention_with_projection(call: OperatorCall, *, past: int) -> int:
     """One product for queries, keys and values, `(B, S, width) x (width, all)`, and the full square of attention."""
     (batch, queries, width), (_, projected) = call.inputs[:2]
-    sizes = call.argument("qkv_hidden_sizes") or (projected // 3,) * 3
+    sizes: Sequence[int] = call.argument("qkv_hidden_sizes") or (projected // 3,) * 3
     keys = queries + _past(call, past, -2)
     return 2 * batch * queries * (width * projected + keys * (sizes[0] + sizes[2]))
 

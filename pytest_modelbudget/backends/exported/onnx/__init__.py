@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_modelbudget.backends.exported.graph import ExportedModel
+from pytest_modelbudget.backends.exported.onnx.copies import without_copies
 from pytest_modelbudget.backends.exported.onnx.flat import Flattener
 from pytest_modelbudget.backends.exported.onnx.model import Decoder, Graph, Model
 from pytest_modelbudget.backends.exported.onnx.modules import ModuleFinder
@@ -50,8 +51,9 @@ def _exported(model: Model, file_bytes: int) -> ExportedModel:
     flattener = Flattener(model.functions)
     graph = with_open_batch(_without_stored_inputs(flattener.flat(model.graph)))
     tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
+    graph = without_copies(graph, tensors)
     role = roles(graph, tensors)
-    known = shapes(graph, model.opsets, model.ir_version)
+    known = shapes(graph, tensors, model.opsets, model.ir_version)
     finder = ModuleFinder.of(graph, frozenset(tensors))
     maker = OperatorMaker(known.values, tensors, finder, flattener.modules, model.opsets.get("", 0))
     constants = {name: tensor.constant(role[name]) for name, tensor in tensors.items()}

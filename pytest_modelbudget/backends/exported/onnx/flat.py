@@ -1,4 +1,4 @@
-"""One graph with names of its own for everything: functions are put where they are called, and scopes share no names."""
+"""One graph with names of its own for everything: functions are put where they are called; scopes share no names."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ class Flattener:
         return Graph(
             tuple(self._nodes(graph.nodes, scope, call)),
             tuple(replace(tensor, name=scope.find(tensor.name)) for tensor in graph.tensors),
-            *(_in_scope(values, scope) for values in (graph.inputs, graph.outputs, graph.values)),
+            _in_scope(graph.inputs, scope),
+            _in_scope(graph.outputs, scope),
+            _in_scope(graph.values, scope),
             graph.metadata,
         )
 

@@ -1,7 +1,7 @@
 """A script of its own, run beside the process that asks: `onnx.shape_inference` on models without weights.
 
-It reads models from its input, each after its length in 8 bytes, and prints one JSON object of `{name: [type, [dim, ..]]}`
-for each, null for what it cannot infer. Its arguments are the search path and the bytes of memory that it may take.
+It reads models from its input, each after its length in 8 bytes, and prints for each one JSON object of
+`{name: [type, [dim, ..]]}`, null for what it cannot infer. Its arguments are the search path and the bytes of memory that it may take.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An operator, or a call of a function; `references` are attributes that have the value of one of the function's."""
+    """An operator, or a call of a function; `references` are attributes that have the value of a function's."""
 
     type: str
     domain: str
@@ -216,7 +216,7 @@ _FIELDS = {FLOAT: 2, INT: 3, STRING: 4, TENSOR: 5, GRAPH: 6, 11: 22, FLOATS: 7, 
 def _plain(message: Message, kind: int) -> Any:
     match kind:
         case 1:
-            return message.float(2)
+            return message.float32(2)
         case 2:
             return message.number(3)
         case 3:
@@ -258,6 +258,6 @@ def _metadata(message: Message, number: int) -> dict[str, str]:
     """The entries that are read; others are not even decoded."""
     entries = {}
     for part in message.messages(number, "metadata"):
-        if (key := part.bytes(1).decode("utf-8", "replace")) in _METADATA:
-            entries[key] = part.bytes(2, _LONGEST_METADATA).decode("utf-8", "replace")
+        if (key := part.raw(1).decode("utf-8", "replace")) in _METADATA:
+            entries[key] = part.raw(2, _LONGEST_METADATA).decode("utf-8", "replace")
     return entries

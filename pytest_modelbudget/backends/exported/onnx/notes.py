@@ -9,7 +9,7 @@ from pytest_modelbudget.backends.exported.onnx.roles import signature_of
 
 _MOST_NAMED = 3
 _CHANGES = {
-    "pytorch": "torch's exporter folds batch normalisation into convolutions and merges equal tensors",
+    "pytorch": "torch's exporter folds batch normalisation into convolutions, and merges equal tensors",
     "tf2onnx": "tf2onnx folds batch normalisation into convolutions and leaves out biases of zeros",
 }
 
@@ -30,12 +30,12 @@ def _changes(model: Model, names: frozenset[str]) -> Iterator[str]:
     """Why a file has fewer parameters than its source."""
     signature = signature_of(model.graph)
     params = [name for name, role in signature.items() if role == "param"]
-    if missing := [name for name in params if name not in names]:
+    if missing := [name for name in params if not {name, f"{name}_quantized"} & names]:
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         yield (
             f"{len(missing)} of the {len(params)} parameters of the source are not in the file "
             f"({', '.join(missing[:_MOST_NAMED])}{more}): torch's exporter folds batch normalisation into "
-            "convolutions, and merges equal tensors"
+            "convolutions, merges equal tensors and leaves out biases of zeros"
         )
     elif not signature:
         for producer, change in _CHANGES.items():

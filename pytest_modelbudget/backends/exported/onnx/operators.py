@@ -55,7 +55,8 @@ def _constant_of(node: Node) -> Tensor | None:
     [attribute] = node.attributes.values()
     name = node.outputs[0]
     if attribute.kind == TENSOR:
-        return replace(attribute.value, name=name)
+        tensor: Tensor = attribute.value
+        return replace(tensor, name=name)
     codes = {FLOAT: (1, 4), FLOATS: (1, 4), INT: (7, 8), INTS: (7, 8)}
     if attribute.kind not in codes or attribute.value is None:
         return None
@@ -91,7 +92,7 @@ class OperatorMaker:
             node.outputs,
             self._attributes(node, type_),
             node.name,
-            self.finder.modules(node, type_, self.functions.get(node.name, ())),
+            self.finder.modules(node, self.functions.get(node.name, ())),
             tuple(self.operators(graph) for graph in node.graphs.values()),
             self._trips(node) if node.graphs else 1,
             chooses=type_ == "If",

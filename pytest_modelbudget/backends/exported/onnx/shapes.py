@@ -19,7 +19,8 @@ from pytest_modelbudget.backends.calls import ShapeDtype
 from pytest_modelbudget.backends.dimensions import DimensionNaming
 from pytest_modelbudget.backends.exported.onnx import dims, encode
 from pytest_modelbudget.backends.exported.onnx.model import GRAPH, Attribute, Graph, Node, Value
-from pytest_modelbudget.backends.exported.onnx.tensors import DTYPES, LARGEST_DIM
+from pytest_modelbudget.backends.exported.onnx.stand_ins import StandIns
+from pytest_modelbudget.backends.exported.onnx.tensors import DTYPES, LARGEST_DIM, Tensor
 from pytest_modelbudget.inputs import BATCH
 from pytest_modelbudget.summary import TensorSpec
 
@@ -27,7 +28,7 @@ _SIZES = (
     (3, 17, 37, 61, 89, 113, 149, 181), (5, 23, 47, 71, 101, 131, 163, 193), (11, 31, 59, 83, 109, 139, 173, 199),
     (7, 43, 67, 97, 127, 151, 179, 211), (13, 29, 53, 79, 107, 137, 167, 197),
 )  # fmt: skip
-"""Of the symbols in each run: numbers that share no factor, so that a product or sum of some looks like nothing else."""
+"""Of the symbols in each run: primes, so that a product or a sum of some looks like nothing else."""
 
 _MEMORY = 4 << 30
 _SECONDS = 60
@@ -59,7 +60,7 @@ def _with_open_batch(value: Value) -> Value:
     return Value(value.name, replace(value.spec, shape=(BATCH, *value.spec.shape[1:])))
 
 
-def shapes(graph: Graph, opsets: Mapping[str, int], ir_version: int) -> Shapes:
+def shapes(graph: Graph, tensors: Mapping[str, Tensor], opsets: Mapping[str, int], ir_version: int) -> Shapes:
     """The shape of each value of a flat graph, of those in its bodies too, as far as they are known."""
     inputs = {value.name: value.spec for value in graph.inputs if value.spec is not None}
     symbols = dims.known_symbols(inputs.values())
@@ -68,7 +69,7 @@ def shapes(graph: Graph, opsets: Mapping[str, int], ir_version: int) -> Shapes:
         return Shapes(values)
     if find_spec("onnx") is None:
         return Shapes(values, (NO_ONNX,))
-    inferred = _inferred(graph, values, sorted(symbols), opsets, ir_version)
+    inferred = _inferred(StandIns(tensors).graph(graph), values, sorted(symbols), opsets, ir_version)
     if inferred is None:
         return Shapes(values, (NOT_INFERRED,))
     for name, spec in inferred.items():

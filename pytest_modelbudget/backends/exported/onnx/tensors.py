@@ -161,7 +161,7 @@ def tensor(message: Message, folder: DataFolder, fallback_name: str = "") -> Ten
     if (raw := message.last(_RAW)) is not None:
         if raw[1] - raw[0] != nbytes:
             raise damaged(f"{message.what} of {nbytes:,} bytes has {raw[1] - raw[0]:,}")
-        small = message.bytes(_RAW) if nbytes <= _LARGEST_READ else None
+        small = message.raw(_RAW) if nbytes <= _LARGEST_READ else None
         return Tensor(name, dims, code, message.span[0], nbytes, small)
     return Tensor(name, dims, code, message.span[0], nbytes, _typed(message, code, elements, nbytes))
 

@@ -5,9 +5,10 @@ Source: https://protobuf.dev/programming-guides/encoding (varints, fixed numbers
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
@@ -35,7 +36,7 @@ def damaged(what: str) -> DamagedFile:
 class Wire:
     """The bytes of a file, of which so many fields may still be read."""
 
-    data: Sequence[int]
+    data: bytes | mmap.mmap
     left: int = _MOST_FIELDS
 
     def message(self, span: Span, what: str = "the file") -> Message:
@@ -128,18 +129,18 @@ class Message:
             raise damaged(f"{self.what} has no number in field {field}, where one belongs")
         return signed(value)
 
-    def float(self, field: int) -> float:
+    def float32(self, field: int) -> float:
         """A number of 32 bits with a fraction."""
         return floats((self.number(field) & (1 << 32) - 1).to_bytes(4, "little"))[0]
 
-    def bytes(self, field: int, longest: int = _LONGEST_TEXT) -> bytes:
+    def raw(self, field: int, longest: int = _LONGEST_TEXT) -> bytes:
         """The bytes of a field, empty without it."""
         span = self.last(field)
         return b"" if span is None else self._bytes(span, longest)
 
     def text(self, field: int) -> str:
         """The text of a field, empty without it."""
-        return self.bytes(field).decode("utf-8", "replace")
+        return self.raw(field).decode("utf-8", "replace")
 
     def texts(self, field: int) -> tuple[str, ...]:
         """All texts of a field."""
