@@ -18,7 +18,11 @@ from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.recipe import Recipe
 
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
-_MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
+MODEL_SUFFIXES = (
+    ".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".pte", ".pt2", ".pt", ".pth", ".ckpt", ".safetensors",
+    ".safetensors.index.json", ".gguf", ".mlmodel", ".mlpackage", ".torchscript",
+)  # fmt: skip
+"""How the names of models' files end; what a file is, its content says."""
 
 RunMode = Literal["real", "abstract"]
 """How a model may be run: with memory for its weights and activations, or without; see `ModelEntry.run`."""
@@ -139,9 +143,10 @@ def _check_size(name: str, size: object) -> None:
 def names_file(build: str) -> bool:
     """Whether `build` is the path of a model's file or folder, rather than `module:callable`.
 
-    A `.keras`, `.h5` or `.hdf5` file, or any path with a slash in it (a SavedModel folder: `./saved`).
+    One that ends as models' files do (`MODEL_SUFFIXES`), or any path with a slash in it (a SavedModel folder:
+    `./saved`).
     """
-    if build.lower().endswith(_MODEL_SUFFIXES):
+    if build.lower().endswith(MODEL_SUFFIXES):
         return True
     drive_or_none = re.sub(r"^[A-Za-z]:(?=[/\\])", "", build)
     return bool(re.search(r"[/\\]", build)) and ":" not in drive_or_none and not build.endswith(".py")

@@ -31,8 +31,8 @@ class Metric:
     snapshots record, so that a base has it and growth can be limited. `additive`: its sum over models means something.
     `of_layers`: rows have an attribute of this name, and layers can be limited. `law`: its growth in a dimension can be
     limited. `plan` is the planned run that it is of. `on_request`: it is known only of models whose registration asks
-    for it, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of budgets; the others
-    are in its tables.
+    for it, or that are files, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of
+    budgets; the others are in its tables.
     """
 
     name: str
@@ -106,6 +106,22 @@ def _unplanned(kind: Kind, example: str) -> Callable[[Summary], str]:
         if plan is None:
             return f"unknown: no {kind} is planned: write {kind}: {example} for this model"
         return _reason(plan.notes[0] if plan.notes else "")
+
+    return why
+
+
+def _of_file(name: str) -> Callable[[Summary], int | None]:
+    """A fact of the file that a model is; None for a model that is none."""
+    return lambda summary: getattr(summary.file, name, None)
+
+
+def _why_not_of_file(word: str) -> Callable[[Summary], str]:
+    """Why a fact of a file is not known."""
+
+    def why(summary: Summary) -> str:
+        if summary.file is None:
+            return "unknown: the model is built by code, and is no exported file"
+        return _from_notes(word)(summary) or "unknown: this kind of file does not say it"
 
     return why
 
@@ -282,6 +298,50 @@ _TABLE = (
         on_request=True,
         why_unknown=lambda _: "unknown: give the size of the training set as samples",
     ),
+    *(
+        Metric(
+            name,
+            "bytes" if name.endswith("_bytes") else "count",
+            _of_file(name),
+            meaning,
+            short,
+            mlflow,
+            line=line,
+            listed=lambda summary, name=name: _of_file(name)(summary) is not None,  # type: ignore[misc]
+            grows=True,
+            additive=True,
+            on_request=True,
+            charted=True,
+            why_unknown=_why_not_of_file(word),
+        )
+        for name, meaning, short, mlflow, line, word in (
+            (
+                "file_bytes",
+                "bytes of an exported file, with the files of weights beside it",
+                "file",
+                "file/size_mib",
+                "File",
+                "file",
+            ),
+            (
+                "arena_bytes",
+                "bytes that the runtime of an exported file plans for the tensors between operators",
+                "arena",
+                "memory/arena_mib",
+                "Arena",
+                "arena",
+            ),
+            ("operators", "operators of an exported file", "operators", "file/operators", "Operators", "operator"),
+            (
+                "delegated",
+                "operators of an exported file that a delegate runs",
+                "delegated",
+                "file/delegated",
+                "Delegated operators",
+                "delegate",
+            ),
+        )
+    ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 """Every metric, by name."""
@@ -303,6 +363,9 @@ GROWTH_METRICS = frozenset(metric.name for metric in _TABLE if metric.grows)
 
 LAYER_GROWTH_METRICS = frozenset((*(metric.name for metric in _TABLE if metric.stored and metric.of_layers), "share"))
 """The same for layers; snapshots record no FLOPs of a row."""
+
+FILE_METRICS = ("file_bytes", "operators", "delegated", "arena_bytes")
+"""Metrics of an exported file, which its snapshot has beside what follows from its rows."""
 
 ADDITIVE_METRICS = tuple(metric.name for metric in _TABLE if metric.additive)
 """Metrics whose sum over several models means something."""

@@ -118,6 +118,16 @@ class _GrowthSchema(_SummaryPart):
     reason: str = ""
 
 
+class FileSchema(_SummaryPart):
+    """What `FileFacts.to_dict` gives."""
+
+    file_bytes: _Count
+    operators: _Count | None = None
+    delegated: _Count | None = None
+    arena_bytes: _Count | None = None
+    arena_kernels: str = ""
+
+
 class _SummarySchema(_SummaryPart):
     model: str
     framework: str
@@ -132,6 +142,7 @@ class _SummarySchema(_SummaryPart):
     notes: list[str]
     plans: list[_PlanSchema] = []
     growth: list[_GrowthSchema] = []
+    file: FileSchema | None = None
     layers: list[_LayerSchema]
 
 
