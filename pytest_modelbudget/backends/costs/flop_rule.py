@@ -50,6 +50,7 @@ class FlopRule:
 
 RULES: dict[str, dict[str, FlopRule]] = {
     "torch": {}, "keras": {}, "jax": {}, "tensorflow": {}, "onnx": {}, "litert": {}, "torch_export": {},
+    "executorch": {},
 }  # fmt: skip
 """The rule of each name, by framework or format of exported files; `flop_rules` fills it."""
 
