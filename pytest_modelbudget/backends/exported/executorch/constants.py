@@ -138,7 +138,8 @@ class _Stored:
 
     def notes(self) -> Iterator[str]:
         """What is not as it seems."""
-        if self.tensors and self.roles.last_trained is None:
+        roles = [self.roles.role(index, tensor) for index, tensor in self.tensors.items()]
+        if "param" in roles and self.roles.last_trained is None:
             yield "none of its tensors needs a gradient: floating-point buffers count as weights too"
         if self.again:
             yield f"{len(self.again)} of its tensors are equal to others and take no bytes of their own: they count"

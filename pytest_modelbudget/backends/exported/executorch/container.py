@@ -87,11 +87,11 @@ def _header(file: BinaryIO, name: bytes, file_bytes: int) -> Header:
         raise damaged(f"its identifier is {marked!r} in place of {name!r}")
     header = _stated(head) or Header(file_bytes, 0, 0)
     for what, begin, size in (
-        ("program", 0, header.size),
-        ("segments", header.segments_start, header.segments_size),
+        ("program ends", 0, header.size),
+        ("segments end", header.segments_start, header.segments_size),
     ):
         if begin + size > file_bytes:
-            raise damaged(f"its {what} end at byte {begin + size:,}, and the file has {file_bytes:,}")
+            raise damaged(f"its {what} at byte {begin + size:,}, and the file has {file_bytes:,}")
     if header.size < len(PROGRAM) * 2:
         raise damaged(f"its program has {header.size} bytes")
     return header

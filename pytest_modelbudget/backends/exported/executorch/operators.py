@@ -20,16 +20,8 @@ from pytest_modelbudget.summary import Input, TensorSpec
 MOVE, VIEW, BRANCH, LOOP = "executorch.move", "executorch.view", "executorch.branch", "executorch.loop"
 """What the runtime does itself; a view is two values at one place, and no instruction."""
 
-NUMBERS = frozenset(
-    """
-    aten.sym_size aten.sym_numel aten.sym_stride aten.sym_storage_offset aten._local_scalar_dense
-    executorch_prim.add executorch_prim.sub executorch_prim.mul executorch_prim.floordiv executorch_prim.truediv
-    executorch_prim.mod executorch_prim.neg executorch_prim.ceil executorch_prim.round executorch_prim.trunc
-    executorch_prim.eq executorch_prim.gt executorch_prim.lt executorch_prim.ge executorch_prim.le
-    executorch_prim.sym_float executorch_prim.sym_max executorch_prim.sym_min executorch_prim.sym_not
-    """.split()
-)
-"""What works out numbers, such as sizes, and has no row where it gives no tensor."""
+NUMBERS = ("executorch_prim.", "aten.sym_", "aten._local_scalar_dense")
+"""How the names of what works out numbers begin, such as sizes; without a tensor to give, it has no row."""
 
 DELEGATE = "delegate."
 """Before the name of a backend, which is no operator of that name."""
@@ -165,7 +157,7 @@ class _Writer:
         match step:
             case Call():
                 operator = self._call(step)
-                return None if operator.type in NUMBERS and not operator.outputs else operator
+                return None if operator.type.startswith(NUMBERS) and not operator.outputs else operator
             case Move(source, target):
                 is_tensor = isinstance(self.values[target], Tensor)
                 return Operator(MOVE, self._names((source,)), self._written((target,))) if is_tensor else None
@@ -243,7 +235,7 @@ class _Writer:
     def _with_bodies(
         self, type_name: str, bodies: Sequence[Sequence[Step]], condition: tuple[int, ...] = (), **running: Any
     ) -> Operator:
-        """An operator that runs bodies, reads what they read from outside, and leaves behind what they write."""
+        """An operator that runs bodies, reads the tensors that they read from outside, and leaves what they write."""
         inputs = dict.fromkeys(self._names(condition))
         moved = {step.target for body in bodies for step in body if isinstance(step, Move)}
         written: dict[int, None] = {}
@@ -251,7 +243,8 @@ class _Writer:
         for body in bodies:
             inner = _Writer(self.values, self.naming, self.places, self.current.new_child({}))
             listed.append(tuple(inner.listed(body)))
-            inputs |= {name: None for name, index in inner.read.items() if self.current.get(index) == name}
+            outside = (name for name, index in inner.read.items() if self.current.get(index) == name)
+            inputs |= {name: None for name in outside if name in self.naming.values}
             known = (index for index in inner.current.maps[0] if index in self.current or index in moved)
             written |= dict.fromkeys(known)
         self.read |= {name: -1 for name in inputs if name not in self.read}

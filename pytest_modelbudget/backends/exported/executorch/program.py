@@ -286,8 +286,12 @@ def _delegate(table: Table, contents: _Contents) -> Delegate:
 
 
 def _operator_name(operator: Table) -> str:
-    """`aten.convolution` for `aten::convolution`; overloads differ in their arguments, not in their work."""
-    return (operator.string(0) or "").replace("::", ".")
+    """`aten.convolution` for `aten::convolution`, without the mark of what works in place.
+
+    Overloads differ in their arguments, not in their work.
+    """
+    name = (operator.string(0) or "").replace("::", ".")
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 def _at(items: Sequence[_Item], index: int, what: str) -> _Item:

@@ -35,9 +35,8 @@ def tensor_file_bytes(path: Path, methods: Iterable[Method]) -> int:
             if (other := holders.setdefault(name, file)) != file and other.stem != path.stem:
                 raise DamagedFile(f"needs the tensor {name[:100]!r}, which {_both(other, file)} have: keep one of them")
     if missing := [name for name in needed if name not in holders]:
-        raise DamagedFile(
-            f"has {len(missing):,} of its tensors ({missing[0][:100]!r}) in a .ptd file that is not beside it: put it there"
-        )
+        absent = f"{len(missing):,} of its tensors ({missing[0][:100]!r})"
+        raise DamagedFile(f"has {absent} in a .ptd file that is not beside it: put it there")
     return sum(sizes[file] for file in set(holders.values()))
 
 
