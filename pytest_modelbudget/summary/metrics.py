@@ -114,7 +114,7 @@ def _file_metric(name: str, kind: units.Kind, meaning: str, mlflow: str, line: s
     """A fact of the file that a model is; not known of a model that is none."""
 
     def get(summary: Summary) -> int | None:
-        return None if summary.file is None else getattr(summary.file, name)  # type: ignore[no-any-return]
+        return None if summary.file is None else getattr(summary.file, name)
 
     def why_unknown(summary: Summary) -> str:
         if summary.file is None:

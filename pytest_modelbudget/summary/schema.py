@@ -118,6 +118,20 @@ class _GrowthSchema(_SummaryPart):
     reason: str = ""
 
 
+class _ExportCauseSchema(_SummaryPart):
+    metric: str
+    label: str
+    amount: int
+
+
+class _ExportSchema(_SummaryPart):
+    original: str
+    numbers: dict[str, _Count | None]
+    causes: list[_ExportCauseSchema]
+    notes: list[str]
+    problem: str
+
+
 class FileSchema(_SummaryPart):
     """What `FileFacts.to_dict` gives."""
 
@@ -143,6 +157,7 @@ class _SummarySchema(_SummaryPart):
     plans: list[_PlanSchema] = []
     growth: list[_GrowthSchema] = []
     file: FileSchema | None = None
+    export: _ExportSchema | None = None
     layers: list[_LayerSchema]
 
 

@@ -8,11 +8,11 @@ Schema: `torch/_export/serde/schema.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pytest_modelbudget.backends.exported import archives, json_parts
 from pytest_modelbudget.backends.exported.archives import Archive
@@ -21,7 +21,7 @@ from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.backends.exported.torch_export.dimensions import symbols
 from pytest_modelbudget.backends.exported.torch_export.nodes import Graph, Program, argument
 from pytest_modelbudget.backends.exported.torch_export.weights import Role, constants
-from pytest_modelbudget.summary import Dim, Input, TensorSpec
+from pytest_modelbudget.summary import Dim, Input
 
 FORMAT, DIALECT = "torch.export", "torch_export"
 
@@ -74,7 +74,7 @@ def _model(archive: Archive, name: str, program: Mapping[str, Any]) -> ExportedM
     user_inputs = [each for kind, entry in specs if kind == "user_input" for each in argument(entry["arg"]).tensors]
     names = _symbol_names(content, user_inputs)
     graph = Graph(Program(names, taken=set(tensors)), content, dict(_weight_names(specs)))
-    inputs = tuple(_port(graph, each, graph.define(each)) for each in user_inputs)
+    inputs = tuple(_port(graph, each) for each in user_inputs)
     for kind, entry in specs:
         if kind in ("custom_obj", "token"):
             graph.names[json_parts.field(entry["arg"], "name", str)] = ""
@@ -88,7 +88,7 @@ def _model(archive: Archive, name: str, program: Mapping[str, Any]) -> ExportedM
         values=graph.program.values,
         inputs=inputs,
         outputs=tuple(_outputs(graph, signature)),
-        notes=(*notes, *_constant_notes(tensors, specs), *_range_notes(program, names)),
+        notes=(*notes, *_constant_notes(tensors, specs), *_range_notes(program, graph, user_inputs)),
     )
 
 
@@ -132,8 +132,9 @@ def _sizes(content: Mapping[str, Any], name: str) -> list[object]:
     return json_parts.field(meta, "sizes", list)
 
 
-def _port(graph: Graph, name: str, unique: str) -> Input:
-    return Input(name, graph.program.values.get(unique) or TensorSpec(()))
+def _port(graph: Graph, name: str) -> Input:
+    unique = graph.define(name)
+    return Input(unique, graph.program.values[unique])
 
 
 def _outputs(graph: Graph, signature: Mapping[str, Any]) -> Iterator[Input]:
@@ -143,7 +144,7 @@ def _outputs(graph: Graph, signature: Mapping[str, Any]) -> Iterator[Input]:
         if each.kind == "user_output":
             for name in filter(None, argument(json_parts.field(each.value, "arg", dict)).tensors):
                 if (spec := graph.spec(name)) is not None:
-                    yield Input(name, spec)
+                    yield Input(graph.known(name), spec)
 
 
 def _constant_notes(tensors: Mapping[str, Constant], specs: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
@@ -156,15 +157,18 @@ def _constant_notes(tensors: Mapping[str, Constant], specs: list[tuple[str, dict
         yield f"buffers have {elements:,} elements of constants that the code of the model makes: {shown}"
 
 
-def _range_notes(program: Mapping[str, Any], names: Mapping[str, Dim]) -> Iterator[str]:
-    """For which sizes the program was exported, where that is not all of them."""
-    for symbol, limits in json_parts.field(program, "range_constraints", dict).items():
-        least, most = (limits.get(key) if isinstance(limits, dict) else None for key in ("min_val", "max_val"))
-        name = names.get(symbol)
-        if name is not None and (_is_above(least, 2) or _is_above(most, 0)) and not _is_above(most, _UNBOUNDED):
-            sizes = f"{least} to {most}" if _is_above(most, 0) else f"{least} and more"
-            yield f"the program takes {name} of {sizes}"
+def _range_notes(program: Mapping[str, Any], graph: Graph, inputs: Sequence[str]) -> Iterator[str]:
+    """For which sizes of its inputs the program was exported, where that is not all of them."""
+    ranges = json_parts.field(program, "range_constraints", dict)
+    for name in inputs:
+        for axis, size in enumerate(_sizes(graph.content, name)):
+            limits = ranges.get(symbol) if len(names := symbols(size)) == 1 and (symbol := names[0]) in ranges else None
+            least, most = (limits.get(key) if isinstance(limits, dict) else None for key in ("min_val", "max_val"))
+            if _is_above(most, 0) and not _is_above(most, _UNBOUNDED):
+                yield f"dimension {axis} of {name} was exported for {max(least or 0, 0):,} to {most:,}"
+            elif _is_above(least, 2):
+                yield f"dimension {axis} of {name} was exported for {least:,} and more"
 
 
-def _is_above(value: object, bound: int) -> bool:
+def _is_above(value: object, bound: int) -> TypeGuard[int]:
     return isinstance(value, int) and value > bound

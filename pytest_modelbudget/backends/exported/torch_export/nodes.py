@@ -137,7 +137,7 @@ class Graph:
             for entry in json_parts.field(node, "inputs", list)
         ]
         outputs = [argument(value) for value in json_parts.field(node, "outputs", list)]
-        inputs = tuple(self._known(name) for each in arguments for name in each.tensors)
+        inputs = tuple(self.known(name) for each in arguments for name in each.tensors)
         made = tuple(self.define(name) for each in outputs for name in each.tensors if name)
         kind = type_of(target, arguments)
         if not made and (not target.startswith(_OPERATORS) or kind in ZERO):
@@ -152,7 +152,8 @@ class Graph:
         )
         return self._with_bodies(operator, arguments)
 
-    def _known(self, name: str) -> str:
+    def known(self, name: str) -> str:
+        """The name in the program of a value that is there already."""
         if name and name not in self.names:
             raise DamagedFile(f"is damaged: it uses the value {name[:100]!r} before it is made: {_AGAIN}")
         return self.names[name] if name else ""
@@ -239,14 +240,14 @@ def type_of(target: str, arguments: Sequence[_Argument] = ()) -> str:
 
 
 def modules_of(stack: str) -> Iterator[Module]:
-    """The modules of `L__self__,,m.Net;L__self__conv,conv,torch.nn.modules.conv.Conv2d`, outermost first.
+    """The modules of `L__self__,,m.Net;L__self__conv,conv,torch.nn.modules.conv.Conv2d`, outermost first, without the model itself.
 
     A key that ends in `@1` is the second call of its module.
     """
     for entry in stack.split(";")[:_DEEPEST]:
         key, _, rest = entry.partition(",")
         path, _, kind = rest.rpartition(",")
-        if rest and not key.startswith(_NO_STACK):
+        if path and not key.startswith(_NO_STACK):
             call = re.search(r"@([0-9]{1,6})$", key)
             path = path.removeprefix("L['self'].").partition("@")[0]
             yield Module(path[:500], kind.rpartition(".")[2][:200], int(call[1]) if call else 0)
