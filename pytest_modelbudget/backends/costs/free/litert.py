@@ -37,6 +37,8 @@ _STATE = """
 """
 
 ZERO = frozenset(
-    f"{_ELEMENTWISE} {_NORMALISATION_AND_POOLING} {_REDUCTIONS_AND_ORDER} {_VIEWS_AND_LOOK_UPS} {_MAKING} {_STATE}".split()
+    " ".join(
+        (_ELEMENTWISE, _NORMALISATION_AND_POOLING, _REDUCTIONS_AND_ORDER, _VIEWS_AND_LOOK_UPS, _MAKING, _STATE)
+    ).split()
 )
 """Operators that cost nothing: what works element by element, moves, looks up, orders, makes or keeps numbers."""

@@ -1,4 +1,4 @@
-"""LiteRT files (`.tflite`): `content` is what stands in one, `model` the exported model that it makes, `arena` its plan.
+"""LiteRT files (`.tflite`): `content` is what stands in one, `model` the exported model of it, `arena` its plan.
 
 `schema` and `options` are facts of the published format, `kernels` those of the runtime. A file is mapped, and of a
 weight only its place is read; no library is needed. What is not counted: the scales and zero points of quantised

@@ -7,7 +7,7 @@ keep the first axis or the number of elements; all else is not known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 from pytest_modelbudget.backends.exported.litert.content import Graph, Step, Tensor
@@ -17,9 +17,11 @@ from pytest_modelbudget.summary import TensorSpec
 Multiples = dict[int, int]
 """By the index of a tensor whose first axis alone is open: how many batches it is; missing where that is not known."""
 
+_Values = Sequence[tuple[int, ...] | None]
+"""The whole numbers that each input of an operator holds, None where they are not known."""
+
 _SAME_ELEMENTS = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "BITCAST"})
-_SAME_FIRST_AXIS = frozenset(
-    """
+_SAME_FIRST_AXIS = """
     ABS ADD ADD_N ARG_MAX ARG_MIN ATAN2 AVERAGE_POOL_2D BATCH_MATMUL BITWISE_XOR BUCKETIZE CAST CEIL COMPLEX_ABS CONV_2D
     CONV_3D CONV_3D_TRANSPOSE COS CUMSUM DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV ELU EMBEDDING_LOOKUP EQUAL EXP
     FAKE_QUANT FLOOR FLOOR_DIV FLOOR_MOD GATHER GELU GREATER GREATER_EQUAL HARD_SWISH IMAG L2_NORMALIZATION L2_POOL_2D
@@ -28,8 +30,8 @@ _SAME_FIRST_AXIS = frozenset(
     REDUCE_ANY REDUCE_MAX REDUCE_MIN REDUCE_PROD RELU RELU6 RELU_0_TO_1 RELU_N1_TO_1 RESIZE_BILINEAR
     RESIZE_NEAREST_NEIGHBOR RFFT2D RIGHT_SHIFT ROUND RSQRT SELECT SELECT_V2 SIGN SIN SOFTMAX SPACE_TO_DEPTH SQRT SQUARE
     SQUARED_DIFFERENCE SUB SUM TANH TOPK_V2 TRANSPOSE_CONV ZEROS_LIKE
-    """.split()
-)
+"""
+_KEEPING_THE_FIRST_AXIS = frozenset(_SAME_FIRST_AXIS.split())
 
 
 def multiples(graph: Graph, given: Mapping[int, int]) -> Multiples:
@@ -86,7 +88,7 @@ def _fitted(elements: int, output: Tensor) -> int | None:
 
 
 def _keeps_first_axis(graph: Graph, step: Step) -> bool:
-    if step.type in _SAME_FIRST_AXIS:
+    if step.type in _KEEPING_THE_FIRST_AXIS:
         return True
     if step.type == "CONCATENATION":
         return "axis" in step.attributes
@@ -94,20 +96,20 @@ def _keeps_first_axis(graph: Graph, step: Step) -> bool:
     return step.type in _KEPT and _KEPT[step.type](values, step)
 
 
-def _first(values: Sequence[tuple[int, ...] | None], position: int) -> int | None:
+def _first(values: _Values, position: int) -> int | None:
     """The first number of an input that is known."""
     numbers = values[position] if position < len(values) else None
     return numbers[0] if numbers else None
 
 
-def _is_whole_slice(values: Sequence[tuple[int, ...] | None], step: Step) -> bool:
+def _is_whole_slice(values: _Values, step: Step) -> bool:
     """Whether a strided slice leaves the first axis as it is: from an open begin to an open end, by steps of one."""
     begins, ends = step.attributes.get("begin_mask", 0), step.attributes.get("end_mask", 0)
     removed = step.attributes.get("removed_or_new", 1)
     return bool(begins & 1 and ends & 1 and not removed & 1) and _first(values, 3) == 1
 
 
-_KEPT = {
+_KEPT: dict[str, Callable[[_Values, Step], bool]] = {
     "SPLIT": lambda values, _: _first(values, 0) not in (None, 0),
     "SPLIT_V": lambda values, _: _first(values, 2) not in (None, 0),
     "SLICE": lambda values, _: _first(values, 1) == 0 and _first(values, 2) == -1,

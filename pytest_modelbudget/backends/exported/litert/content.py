@@ -1,4 +1,4 @@
-"""The content of a LiteRT file as plain data, each index and size in it checked; of weights only their place is read."""
+"""The content of a LiteRT file as plain data, each index and size checked; of weights only their place is read."""
 
 from __future__ import annotations
 
@@ -190,8 +190,8 @@ class _Reader:
         unpacked = ITEM_BYTES[tensor.dtype] < 1 and size == tensor.elements
         if size != expected and not unpacked:
             raise DamagedFile(
-                f"is damaged: {shown} of {tensor.dtype} {list(tensor.shape)} takes {expected:,} bytes, and the file has "
-                f"{size:,} of it: {CURE}"
+                f"is damaged: {shown} of {tensor.dtype} {list(tensor.shape)} takes {expected:,} bytes, and the file "
+                f"has {size:,} of it: {CURE}"
             )
         return tensor if tensor.stored.file else _with_values(tensor, self._data)
 

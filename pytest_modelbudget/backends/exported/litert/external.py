@@ -54,7 +54,8 @@ class ExternalBuffers:
         )
         if begin + size > (available := self._size(name)):
             raise DamagedFile(
-                f"needs {begin + size:,} bytes of {name!r} for {shown}, and that file has {available:,}: fetch both again"
+                f"needs {begin + size:,} bytes of {name!r} for {shown}, and that file has {available:,}: fetch both "
+                "again"
             )
         return Slice(name, begin, size)
 
@@ -65,13 +66,13 @@ class ExternalBuffers:
 
 
 def _size_inside(folder: Path, name: str) -> int:
+    shown = f"keeps weights in {name[:200]!r}"
     try:
         path = (folder / name).resolve()
-        inside = path.is_relative_to(folder.resolve())
-        if inside and path.is_file():
+        if not path.is_relative_to(folder.resolve()):
+            raise DamagedFile(f"{shown}, outside its folder: put all files of a model into one folder")
+        if path.is_file():
             return path.stat().st_size
-    except (OSError, ValueError) as error:
-        raise DamagedFile(f"keeps weights in {name[:200]!r}, which cannot be read ({error}): fetch that file too") from None
-    if not inside:
-        raise DamagedFile(f"keeps weights in {name[:200]!r}, outside its folder: put all files of a model into one folder")
-    raise DamagedFile(f"keeps weights in {name[:200]!r}, which is not there: put that file beside it")
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, links in a circle
+        raise DamagedFile(f"{shown}, which cannot be read: fetch that file too") from None
+    raise DamagedFile(f"{shown}, which is not there: put that file beside it")

@@ -45,22 +45,19 @@ IN_PLACE = {
     **dict.fromkeys(("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "BITCAST"), InPlace((0,), changes=False)),
 }
 
+_BY_THE_SECOND_INPUT = """
+    ARG_MAX ARG_MIN BROADCAST_TO EXPAND_DIMS MEAN MIRROR_PAD ONE_HOT PAD PADV2 REDUCE_ALL REDUCE_ANY REDUCE_MAX
+    REDUCE_MIN REDUCE_PROD RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SUM TILE TOPK_V2 TRANSPOSE
+"""
 _SIZED_BY_INPUTS: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        """
-        ARG_MAX ARG_MIN BROADCAST_TO EXPAND_DIMS MIRROR_PAD PAD PADV2 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR
-        TILE TRANSPOSE MEAN SUM REDUCE_PROD REDUCE_MAX REDUCE_MIN REDUCE_ANY REDUCE_ALL ONE_HOT TOPK_V2
-        """.split(),
-        (1,),
-    ),
+    **dict.fromkeys(_BY_THE_SECOND_INPUT.split(), (1,)),
     **dict.fromkeys(("BATCH_TO_SPACE_ND", "SPACE_TO_BATCH_ND", "SLICE", "SPLIT_V"), (1, 2)),
     **dict.fromkeys(("FILL", "SPLIT", "TRANSPOSE_CONV"), (0,)),
     "STRIDED_SLICE": (1, 2, 3), "SCATTER_ND": (2,), "RANGE": (0, 1, 2),
 }  # fmt: skip
 """Inputs that have to be known before the first run, for the output to have its place in the plan."""
 
-_SIZED_BY_SHAPES = frozenset(
-    """
+_BY_SHAPES = """
     ABS ADD ATAN2 AVERAGE_POOL_2D BATCH_MATMUL BITCAST BITWISE_XOR BROADCAST_ARGS CAST CEIL COMPLEX_ABS CONCATENATION
     CONV_2D CONV_3D COS CUMSUM DENSIFY DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV DYNAMIC_UPDATE_SLICE ELU EQUAL
     EXP FAKE_QUANT FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER GATHER_ND GELU GREATER GREATER_EQUAL HARD_SWISH IMAG
@@ -69,10 +66,10 @@ _SIZED_BY_SHAPES = frozenset(
     PRELU QUANTIZE RANK REAL RELU RELU6 RELU_0_TO_1 RELU_N1_TO_1 REVERSE_SEQUENCE REVERSE_V2 RIGHT_SHIFT ROUND RSQRT
     SELECT SELECT_V2 SHAPE SIGN SIN SOFTMAX SPACE_TO_DEPTH SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE SUB TANH UNPACK
     ZEROS_LIKE
-    """.split()
-)
+"""
+_SIZED_BY_SHAPES = frozenset(_BY_SHAPES.split())
 _BEFORE_THE_FIRST_RUN = frozenset(
-    "BROADCAST_ARGS CONCATENATION GATHER MUL RANGE RESHAPE STRIDED_SLICE TILE".split()
+    {"BROADCAST_ARGS", "CONCATENATION", "GATHER", "MUL", "RANGE", "RESHAPE", "STRIDED_SLICE", "TILE"}
 )
 """Operators that are run once, outside of the arena, when all they are given is known."""
 
@@ -164,13 +161,12 @@ def scratch(call: Call, kernels: Kernels) -> list[Scratch]:
 def _unfolded_input(call: Call, kernels: Kernels) -> list[Scratch]:
     """im2col: each output position has a row of all that its filter meets, unless the kernel is 1x1 with stride 1."""
     data, kernel, output = call.input(0), call.input(1), call.output()
-    taps, channels = (
-        (kernel.shape[1:-1], kernel.shape[-1:]) if call.step.type == "CONV_2D" else (kernel.shape[:-2], kernel.shape[-2:-1])
-    )
+    is_flat = call.step.type == "CONV_2D"  # `(filters, *taps, channels)`, else `(*taps, channels, filters)`
+    taps, channels = kernel.shape[1:-1] if is_flat else kernel.shape[:-2], kernel.shape[-1 if is_flat else -2]
     factors = (*call.step.attributes.get("strides", ()), *call.step.attributes.get("dilations", ()))
     if kernels == "reference" or all(size == 1 for size in (*taps, *factors)):
         return []
-    return [Scratch(prod(output.shape[:-1]) * prod(taps) * prod(channels) * _item(data))]
+    return [Scratch(prod(output.shape[:-1]) * prod(taps) * channels * _item(data))]
 
 
 def _transposed_operands(call: Call, _kernels: Kernels) -> list[Scratch]:
@@ -193,7 +189,7 @@ def _reduction(call: Call, _kernels: Kernels) -> list[Scratch]:
 
 
 _ACCUMULATOR_BYTES = {"int32": 8, "int64": 8, "bool": 1}
-_REDUCTIONS = "MEAN SUM REDUCE_PROD REDUCE_MAX REDUCE_MIN REDUCE_ANY REDUCE_ALL".split()
+_REDUCTIONS = ("MEAN", "SUM", "REDUCE_PROD", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_ANY", "REDUCE_ALL")
 _SCRATCH: dict[str, Callable[[Call, Kernels], list[Scratch]]] = {
     "CONV_2D": _unfolded_input, "CONV_3D": _unfolded_input, "BATCH_MATMUL": _transposed_operands,
     **dict.fromkeys(_REDUCTIONS, _reduction),

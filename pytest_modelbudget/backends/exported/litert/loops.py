@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_modelbudget.backends.exported.litert.content import Graph, Step
 from pytest_modelbudget.backends.costs.free.litert import ZERO
+from pytest_modelbudget.backends.exported.litert.content import Graph, Step
 
 _CHAINED = frozenset({"LOGICAL_AND"})
 
@@ -19,7 +19,8 @@ def trips(outer: Graph, step: Step, condition: Graph, body: Graph) -> int | None
     makers = {index: inner for inner in condition.steps for index in inner.outputs}
     if len(condition.outputs) != 1 or any(inner.type not in ZERO for inner in condition.steps):
         return None
-    pending, counts = list(condition.outputs), []
+    pending = list(condition.outputs)
+    counts: list[int] = []
     while pending:
         inner = makers.get(pending.pop())
         if inner is None or len(counts) > len(condition.steps):
@@ -53,7 +54,7 @@ def _count(outer: Graph, step: Step, condition: Graph, body: Graph, comparison: 
 
 
 def _limit(outer: Graph, step: Step, condition: Graph, body: Graph, index: int) -> int | None:
-    """What a counter is compared with: a constant of the condition, or one that the loop is given and does not change."""
+    """What a counter is compared with: a constant of the condition, or one that the loop is given and keeps."""
     if index not in condition.inputs:
         return _number(condition, (index,), 0)
     position = condition.inputs.index(index)

@@ -12,7 +12,7 @@ from pytest_modelbudget.backends.exported.litert.arena import arena_bytes
 from pytest_modelbudget.backends.exported.litert.content import CURE, Content, Graph, Step, Tensor, packed_bytes
 from pytest_modelbudget.backends.exported.litert.kernels import UnknownMemory
 from pytest_modelbudget.backends.exported.litert.modules import module_paths, modules
-from pytest_modelbudget.backends.exported.litert.weights import parameters, matrices
+from pytest_modelbudget.backends.exported.litert.weights import matrices, parameters
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.summary import ITEM_BYTES, Input, TensorSpec
 
@@ -77,7 +77,7 @@ def _check_open_sizes(graph: Graph) -> None:
     known = batch.multiples(graph, batch.of_inputs(graph))
     for index, tensor in enumerate(graph.tensors):
         if tensor.open_axes and known.get(index) != 1:
-            raise UnknownMemory(f"the size of {tensor.name or index!r} is open, and no multiple of the batch that is known")
+            raise UnknownMemory(f"the size of {tensor.name or index!r} is open, and not known to be one batch")
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class _Builder:
         """What is in the file and not counted."""
         others = [name or f"number {graph}" for name, graph in self.content.signatures if graph not in self._run]
         if others:
-            yield f"the signatures {', '.join(others)} are not counted, only their weights: the first graph is the model"
+            yield f"the signatures {', '.join(others)} are not counted, but for their weights: the first graph is"
 
     def _tensors(self, graph: Graph, known: Mapping[int, int]) -> list[str]:
         """Note all tensors of a graph, and give their names."""
@@ -193,7 +193,7 @@ class _Builder:
         numbers: tuple[int, ...] = step.attributes.get("bodies", ())
         for number in numbers:
             if not 0 < number < len(self.content.graphs):
-                raise DamagedFile(f"is damaged: an operator {step.type} runs graph {number}, which is none of its: {CURE}")
+                raise DamagedFile(f"is damaged: {step.type} runs graph {number}, which is none of its: {CURE}")
         return numbers
 
     def _given(self, number: int, step: Step, known: Mapping[int, int]) -> dict[int, int]:

@@ -1,7 +1,7 @@
-"""The layers of the source that the names of tensors still hold: `model/conv1/Relu;model/conv1/Conv2D` is `model/conv1`.
+"""The layers of the source that names of tensors still hold: `model/conv1/Relu;model/conv1/Conv2D` is `model/conv1`.
 
 A converter names the tensor that an operator makes after all that it put into one, joined by `;`, the operator itself
-last. In Keras' names a part beginning with a capital letter is TensorFlow's own operator, and so are the scopes that its
+last. In Keras' names a part beginning with a capital letter is TensorFlow's own operator; so are the scopes that its
 composed functions open.
 """
 

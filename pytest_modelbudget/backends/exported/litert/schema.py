@@ -9,7 +9,7 @@ from enum import IntEnum
 
 IDENTIFIER = b"TFL3"
 
-OPERATORS = """
+_OPERATORS = """
     ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
     FULLY_CONNECTED HASHTABLE_LOOKUP L2_NORMALIZATION L2_POOL_2D LOCAL_RESPONSE_NORMALIZATION LOGISTIC
     LSH_PROJECTION LSTM MAX_POOL_2D MUL RELU RELU_N1_TO_1 RELU6 RESHAPE RESIZE_BILINEAR RNN SOFTMAX
@@ -37,15 +37,18 @@ OPERATORS = """
     STABLEHLO_REDUCE_WINDOW STABLEHLO_SORT STABLEHLO_WHILE STABLEHLO_GATHER STABLEHLO_TRANSPOSE DILATE
     STABLEHLO_RNG_BIT_GENERATOR REDUCE_WINDOW STABLEHLO_COMPOSITE STABLEHLO_SHIFT_LEFT STABLEHLO_CBRT
     STABLEHLO_CASE
-""".split()
+"""
+_DTYPES = """
+    float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant uint32
+    uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
+"""
+
+OPERATORS = _OPERATORS.split()
 """The name of each built-in operator by its code."""
 
-CUSTOM, PLACEHOLDER = OPERATORS.index("CUSTOM"), OPERATORS.index("PLACEHOLDER_FOR_GREATER_OP_CODES")
+CUSTOM = OPERATORS.index("CUSTOM")
 
-DTYPES = """
-    float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource
-    variant uint32 uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
-""".split()
+DTYPES = _DTYPES.split()
 """The name of each type of tensors by its number."""
 
 
