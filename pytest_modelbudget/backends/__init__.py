@@ -19,6 +19,7 @@ from pytest_modelbudget.planner import Recipe
 from pytest_modelbudget.summary import Plan, Summary
 
 BACKENDS = {
+    "exported": "pytest_modelbudget.backends.exported",
     "torch": "pytest_modelbudget.backends.torch",
     "jax": "pytest_modelbudget.backends.jax",
     "tensorflow": "pytest_modelbudget.backends.tensorflow",
@@ -27,7 +28,11 @@ BACKENDS = {
 }
 """The framework, and the backend that knows it; one that builds on another (Keras on torch) comes after it."""
 
-_SIGNS = {"keras": ("keras", "tensorflow"), "jax": ("flax", "equinox")}
+_SIGNS = {
+    "exported": ("pytest_modelbudget.backends.exported",),
+    "keras": ("keras", "tensorflow"),
+    "jax": ("flax", "equinox"),
+}
 """Modules that show that a framework is in use, where that is not its own name.
 
 `tf.keras` loads Keras late; Keras and TensorFlow load JAX, whose models are those of libraries on it.

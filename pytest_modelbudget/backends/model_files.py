@@ -1,24 +1,46 @@
-"""Models that are files: which framework a path is for, told by what is there. Reads no model itself."""
+"""Models that are files: which kind a path is, told by what is there and not by its name. Reads no model itself."""
 
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
 from pytest_modelbudget.errors import ModelBudgetError
 
+_EXPORTED = "pytest_modelbudget.backends.exported"
 _READER_MODULES = {
     "keras": "pytest_modelbudget.backends.keras.files",
     "tf_keras": "pytest_modelbudget.backends.tensorflow.legacy_files",
     "tensorflow": "pytest_modelbudget.backends.tensorflow.saved",
+    "onnx": f"{_EXPORTED}.onnx",
+    "litert": f"{_EXPORTED}.litert",
+    "executorch": f"{_EXPORTED}.executorch",
+    "torch.export": f"{_EXPORTED}.torch_export",
+    "state dict": f"{_EXPORTED}.state_dict",
+    "safetensors": f"{_EXPORTED}.safetensors",
 }
+_HEAD_BYTES = 4096
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _GIT_LFS = b"version https://git-lfs"
-_KNOWN_FORMATS = "a .keras file, a .h5 file of a whole Keras model, or a SavedModel folder"
+_GIT_ANNEX = re.compile(rb"(\.\./)*(\.git)?/annex/objects/")
+_KNOWN_FORMATS = (
+    "a .keras file, a .h5 file of a whole Keras model, a SavedModel folder, an .onnx, .tflite, .pt2, .pte or "
+    ".safetensors file, or a state dict (.pt, .pth)"
+)
+
+
+class DamagedFile(Exception):
+    """Why a file is not read, as the end of a sentence that begins with its name, with the cure after a colon.
+
+    `is damaged: its header says 8,192 bytes, and the file has 100: fetch it again, or export the model again`
+    """
 
 
 class Reader(Protocol):
@@ -30,7 +52,7 @@ class Reader(Protocol):
         Called inside the backend's `abstract()`.
 
         Raises:
-            ModelBudgetError: the file is damaged, or holds something that is not rebuilt from files.
+            DamagedFile, ModelBudgetError: the file is damaged, or holds something that is not rebuilt from files.
         """
         ...
 
@@ -44,19 +66,28 @@ def builder(path: Path, framework: str | None) -> Callable[[], object]:
         ModelBudgetError: nothing is there, or no model.
     """
     try:
-        owner = _framework_of(path)
+        kind = _kind(path)
     except OSError as error:
         raise ModelBudgetError(f"{shown(path)} cannot be read: {error.strerror}") from None
-    if owner == "keras" and framework == "tf_keras":
-        owner = framework
-    reader = cast(Reader, import_module(_READER_MODULES[owner]))
-    return lambda: reader.read(path)
+    if kind == "keras" and framework == "tf_keras":
+        kind = framework
+    reader = cast(Reader, import_module(_READER_MODULES[kind]))
+    return partial(_read, reader, path)
+
+
+def _read(reader: Reader, path: Path) -> object:
+    try:
+        return reader.read(path)
+    except DamagedFile as problem:
+        raise ModelBudgetError(f"{shown(path)} {problem}") from None
+    except OSError as error:
+        raise ModelBudgetError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
 
 
 def is_model(path: Path) -> bool:
     """Whether a model that `builder` reads is at `path`, whatever its name."""
     try:
-        return bool(_framework_of(path))
+        return bool(_kind(path))
     except (OSError, ModelBudgetError):
         return False
 
@@ -67,35 +98,142 @@ def shown(path: Path) -> str:
     return Path(os.path.normpath(path) if relative.startswith("..") else relative).as_posix()
 
 
-def _framework_of(path: Path) -> str:
+def _kind(path: Path) -> str:
+    """The reader of what is at `path`.
+
+    Raises:
+        ModelBudgetError: there is none, with the cure.
+        OSError: it cannot be opened.
+    """
     if path.is_dir():
-        if (path / "saved_model.pb").is_file():
-            return "tensorflow"
-        if (path / "config.json").is_file():  # what a .keras file holds, not zipped
-            return "keras"
-        raise ModelBudgetError(
-            f"{shown(path)} is a folder without saved_model.pb: the path of a model is {_KNOWN_FORMATS}"
-        )
+        return _kind_of_folder(path)
     if not path.exists():
+        if _GIT_ANNEX.match(os.fsencode(_link_target(path))):
+            raise ModelBudgetError(f"{shown(path)} {_ANNEXED}")
         raise ModelBudgetError(f"there is no file {shown(path)}: a path is looked for from the folder of the manifest")
     if not path.is_file():
         raise ModelBudgetError(
             f"{shown(path)} is a pipe or a device, not a file: the path of a model is {_KNOWN_FORMATS}"
         )
     with path.open("rb") as file:
-        start = file.read(len(_GIT_LFS))
-    if start.startswith(_HDF5) or zipfile.is_zipfile(path):
-        return "keras"
-    raise ModelBudgetError(f"{shown(path)} {_problem(path, start)}")
+        start = file.read(_HEAD_BYTES)
+    content = _Content(path, start)
+    for is_kind, kind in _KINDS:
+        if is_kind(content):
+            return kind
+    raise ModelBudgetError(f"{shown(path)} {_problem(content)}")
 
 
-def _problem(path: Path, start: bytes) -> str:
+def _kind_of_folder(path: Path) -> str:
+    if (path / "saved_model.pb").is_file():
+        return "tensorflow"
+    if (path / "Manifest.json").is_file():
+        raise ModelBudgetError(f"{shown(path)} {_COREML}")
+    indexes = sorted(path.glob("*.safetensors.index.json"))
+    if not indexes and (path / "config.json").is_file() and not (path / "model.safetensors").is_file():
+        return "keras"  # what a .keras file holds, not zipped
+    cure = f": name {shown(indexes[0])}" if indexes else f": the path of a model is {_KNOWN_FORMATS}"
+    raise ModelBudgetError(f"{shown(path)} is a folder without saved_model.pb{cure}")
+
+
+def _link_target(path: Path) -> str:
+    return os.readlink(path) if path.is_symlink() else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    path: Path
+    start: bytes
+
+    @property
+    def members(self) -> list[str]:
+        """The names in a zip archive, none where it is none."""
+        if not self.start.startswith(b"PK") or not zipfile.is_zipfile(self.path):
+            return []
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.namelist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return []
+
+    def has_member(self, pattern: str) -> bool:
+        """Whether the archive has a member of such a name."""
+        return any(re.fullmatch(pattern, name) for name in self.members)
+
+
+def _is_keras(content: _Content) -> bool:
+    return content.start.startswith(_HDF5) or bool(content.members)
+
+
+def _is_torch_export(content: _Content) -> bool:
+    return content.has_member(r"(?:[^/]*/)?(?:models/.*\.json|serialized_exported_program\.json)")
+
+
+def _is_state_dict(content: _Content) -> bool:
+    pickled = content.start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    return pickled or content.has_member(r"(?:[^/]*/)*data\.pkl")
+
+
+def _is_safetensors(content: _Content) -> bool:
+    length = int.from_bytes(content.start[:8], "little")
+    return len(content.start) > 8 and content.start[8:9] == b"{" and length < 1 << 40
+
+
+def _is_safetensors_index(content: _Content) -> bool:
+    return content.start.lstrip()[:1] == b"{" and content.path.name.endswith(".safetensors.index.json")
+
+
+def _is_litert(content: _Content) -> bool:
+    return content.start[4:8] == b"TFL3"
+
+
+def _is_executorch(content: _Content) -> bool:
+    return re.fullmatch(rb"ET\d\d", content.start[4:8]) is not None
+
+
+_ONNX_START = re.compile(rb"\x08[\x01-\x40](?:[\x3a\x42]|\x12[\x01-\x7f][ -~]{1,127}[\x1a\x22\x2a\x32\x3a])")
+"""The version of the format, then the operator sets, the graph, or the name of the producer in ASCII."""
+
+
+def _is_onnx(content: _Content) -> bool:
+    """A protocol buffer has no magic number: it is told by its name, or by how all exporters begin."""
+    if content.path.suffix.lower() in (".onnx", ".mlmodel"):
+        pointer = content.start.startswith((_GIT_LFS, b"PK")) or _GIT_ANNEX.match(content.start)
+        return content.path.suffix.lower() == ".onnx" and bool(content.start) and not pointer
+    return _ONNX_START.match(content.start) is not None
+
+
+_KINDS: tuple[tuple[Callable[[_Content], bool], str], ...] = (
+    (_is_litert, "litert"),
+    (_is_executorch, "executorch"),
+    (_is_torch_export, "torch.export"),
+    (_is_state_dict, "state dict"),
+    (_is_keras, "keras"),
+    (_is_safetensors, "safetensors"),
+    (_is_safetensors_index, "safetensors"),
+    (_is_onnx, "onnx"),
+)
+"""What is looked for, in this order, and the reader."""
+
+_ANNEXED = "is a pointer of git-annex, not the model: run git annex get"
+_COREML = "is a Core ML model, which is not read: check the model that it was made from, or its .onnx"
+"""Why such files are refused."""
+
+
+def _problem(content: _Content) -> str:
+    start, name = content.start, content.path.name
     if not start:
         return "is empty"
     if start.startswith(_GIT_LFS):
         return "is a pointer of Git LFS, not the model: run git lfs pull"
+    if _GIT_ANNEX.match(start):
+        return _ANNEXED
+    if start.startswith(b"GGUF"):
+        return "is a GGUF file, which is not read: check the checkpoint that it was made from (.safetensors)"
+    if name.lower().endswith(".mlmodel"):
+        return _COREML
     if start.startswith(b"PK"):
-        return "is a damaged or truncated .keras file: its zip directory cannot be read"
-    if path.name == "saved_model.pb":
+        return "is a damaged or truncated zip archive (.keras, .pt, .pt2): its directory cannot be read"
+    if name == "saved_model.pb":
         return "is a part of a SavedModel: name its folder"
     return f"is no model that can be read: the path of a model is {_KNOWN_FORMATS}"

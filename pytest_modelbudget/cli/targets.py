@@ -22,7 +22,7 @@ from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.engine.naming import import_named
 from pytest_modelbudget.engine.planning import CountedModel
 from pytest_modelbudget.engine.run import from_builder, from_live, run, summary_with_plans
-from pytest_modelbudget.entry import ModelEntry, RunMode, names_file
+from pytest_modelbudget.entry import MODEL_SUFFIXES, ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.loading import (
     InvalidText,
@@ -40,7 +40,6 @@ from pytest_modelbudget.system.escape import harmless_output as shown_output
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 _COMMITTED = re.compile(r"(?P<ref>[^:]+):(?P<path>.+\.ya?ml)")
-_MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 _SUMMARY_SUFFIXES = (".yaml", ".yml", ".json")
 _MOST_BYTES = 256 * 10**6
 
@@ -147,7 +146,7 @@ class Targets:
         path = Path(word)
         if is_file(path) or model_files.is_model(path):
             return lambda: self._file(path)
-        if path.suffix.lower() in (*_SUMMARY_SUFFIXES, *_MODEL_SUFFIXES) and (kind := non_file_kind(path)):
+        if path.name.lower().endswith((*_SUMMARY_SUFFIXES, *MODEL_SUFFIXES)) and (kind := non_file_kind(path)):
             raise ModelBudgetError(f"{word} is {kind}, where a file should be")
         if (match := _COMMITTED.fullmatch(word)) and (base := self.commit(match["ref"])):
             return lambda: committed_summary(base, self._from_root(match["path"]))
@@ -191,12 +190,12 @@ class Targets:
     def _file(self, path: Path) -> Summary:
         if path.name in MANIFEST_NAMES:
             raise ModelBudgetError(f"{path} is a manifest: name one of its models, modelbudget show --file {path} ID")
-        if path.suffix.lower() in _MODEL_SUFFIXES or model_files.is_model(path):
+        if path.name.lower().endswith(MODEL_SUFFIXES) or model_files.is_model(path):
             return self._count(self.call.entry(_name_of(path), os.path.abspath(path)))
         if path.suffix not in _SUMMARY_SUFFIXES:
             raise ModelBudgetError(
                 f"{path} is no model: write a snapshot (.yaml), what show --json printed, or the model's file (.keras, "
-                ".h5, a SavedModel folder)"
+                ".h5, .onnx, .tflite, .pt2, .pt, .safetensors, .pte, a SavedModel folder)"
             )
         try:
             text = read_text(path, _MOST_BYTES)

@@ -9,7 +9,7 @@ from pytest_modelbudget.diff.change import Change
 from pytest_modelbudget.diff.finding import RowFinding
 from pytest_modelbudget.diff.words import shown
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.summary.metrics import METRICS, STORED, Number
+from pytest_modelbudget.summary.metrics import FILE_METRICS, METRICS, STORED, Number
 from pytest_modelbudget.summary.totals import Totals, number_of
 
 _MOST_PARTS = 4
@@ -48,7 +48,7 @@ def _derived_changes(before: Totals, after: Totals, stored: Container[tuple[str,
     """Other numbers that changed, but those that moved as a `stored` total did."""
     for name, old in before.numbers.items():
         new = after.numbers.get(name, old)
-        if name not in STORED and old != new:
+        if name not in (*STORED, *FILE_METRICS) and old != new:
             delta = new - old if isinstance(old, int) and isinstance(new, int) else None
             texts = _number_text(name, old), _number_text(name, new)
             if texts not in stored:
@@ -70,6 +70,7 @@ def total_changes(before: Counted, after: Counted, findings: Sequence[RowFinding
             yield Change(
                 "total", name, units.count(old), units.count(new), new - old, why=split_text(parts), parts=parts
             )
+    yield from _file_changes(before, after)
     if before.flops.rules == after.flops.rules and before.flops != after.flops:
         first, second = before.flops.value, after.flops.value
         bound = before.flops.is_lower_bound or after.flops.is_lower_bound
@@ -77,6 +78,15 @@ def total_changes(before: Counted, after: Counted, findings: Sequence[RowFinding
         yield Change(
             "total", "flops", flops_text(before), flops_text(after), delta, why=_uncounted_change(before, after)
         )
+
+
+def _file_changes(before: Counted, after: Counted) -> Iterator[Change]:
+    """What changed of an exported file."""
+    for name in FILE_METRICS:
+        old, new = number_of(before, name), number_of(after, name)
+        if old != new:
+            delta = new - old if isinstance(old, int) and isinstance(new, int) else None
+            yield Change("total", name, _number_text(name, old), _number_text(name, new), delta)
 
 
 def _stored(counted: Counted, name: str) -> int:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from pytest_modelbudget.entry.model_entry import ModelEntry, RunMode, SnapshotKind, check_id, duplicates, names_file
+from pytest_modelbudget.entry.model_entry import (
+    MODEL_SUFFIXES,
+    ModelEntry,
+    RunMode,
+    SnapshotKind,
+    check_id,
+    duplicates,
+    names_file,
+)
 
-__all__ = ["ModelEntry", "RunMode", "SnapshotKind", "check_id", "duplicates", "names_file"]
+__all__ = ["MODEL_SUFFIXES", "ModelEntry", "RunMode", "SnapshotKind", "check_id", "duplicates", "names_file"]

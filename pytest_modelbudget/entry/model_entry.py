@@ -18,7 +18,11 @@ from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.recipe import Recipe
 
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
-_MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
+MODEL_SUFFIXES = (
+    ".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".pte", ".pt2", ".pt", ".pth", ".ckpt", ".safetensors",
+    ".safetensors.index.json", ".gguf", ".mlmodel", ".mlpackage", ".torchscript",
+)  # fmt: skip
+"""How the names of models' files end; what a file is, its content says."""
 
 RunMode = Literal["real", "abstract"]
 """How a model may be run: with memory for its weights and activations, or without; see `ModelEntry.run`."""
@@ -43,7 +47,8 @@ class ModelEntry:
     share, `layers` for a file of its own with every row; None where nothing is said, which ends as `layers`.
     `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
     holds its snapshot, and `declared` the name that snapshot says it was declared in. `source` is the `module:callable`
-    that yielded it, empty where none did.
+    that yielded it, empty where none did. `exported_from` is the id of the model that a file was made from, and
+    `original` that model, once it is known.
 
     Raises:
         ModelBudgetError: a bad id, `run`, `snapshot`, size or limits, arguments, inputs, budgets or recipes that do not
@@ -72,6 +77,8 @@ class ModelEntry:
     isolate: bool | None = None
     snapshot: SnapshotKind | None = None
     source: str = ""
+    exported_from: str | None = None
+    original: ModelEntry | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -139,9 +146,10 @@ def _check_size(name: str, size: object) -> None:
 def names_file(build: str) -> bool:
     """Whether `build` is the path of a model's file or folder, rather than `module:callable`.
 
-    A `.keras`, `.h5` or `.hdf5` file, or any path with a slash in it (a SavedModel folder: `./saved`).
+    One that ends as models' files do (`MODEL_SUFFIXES`), or any path with a slash in it (a SavedModel folder:
+    `./saved`).
     """
-    if build.lower().endswith(_MODEL_SUFFIXES):
+    if build.lower().endswith(MODEL_SUFFIXES):
         return True
     drive_or_none = re.sub(r"^[A-Za-z]:(?=[/\\])", "", build)
     return bool(re.search(r"[/\\]", build)) and ":" not in drive_or_none and not build.endswith(".py")

@@ -161,6 +161,9 @@ class _Queue:
         self._freed.append(group)
 
 
+_KERAS_FILES = (".keras", ".h5", ".hdf5")
+
+
 def import_group(entry: ModelEntry) -> str:
     """What the models have in common that are quick to count one after the other: framework, else builder's module."""
     if entry.framework:
@@ -169,7 +172,7 @@ def import_group(entry: ModelEntry) -> str:
     if not isinstance(build, str):
         return ""
     if names_file(build):
-        return "keras"
+        return "keras" if build.lower().endswith(_KERAS_FILES) else "exported"
     module = build.partition(":")[0]
     package = module.partition(".")[0]
     return package if package in FRAMEWORK_MODULES else module

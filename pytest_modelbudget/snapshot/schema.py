@@ -24,6 +24,16 @@ class StoredFlopsSchema(_SnapshotPart):
     uncounted: list[str] = []
 
 
+class StoredFileSchema(_SnapshotPart):
+    """Of an exported file; see `FileFacts`."""
+
+    file_bytes: Count
+    operators: Count | None = None
+    delegated: Count | None = None
+    arena_bytes: Count | None = None
+    arena_kernels: str = ""
+
+
 class EstimateSchema(_SnapshotPart):
     """What a planned run takes."""
 
@@ -67,6 +77,7 @@ class SnapshotSchema(_SnapshotPart):
     buffers: Count
     weight_bytes: Count
     flops: StoredFlopsSchema
+    file: StoredFileSchema | None = None
     digest: str | int
     layers: list[dict[str, Any]]
     estimates: dict[Kind, EstimateSchema] = {}

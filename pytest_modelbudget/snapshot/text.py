@@ -12,6 +12,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import InvalidText, Tree, read_yaml
 from pytest_modelbudget.snapshot.fold import Item, Repeat, Row, fold, size, unfold
 from pytest_modelbudget.summary import (
+    FileFacts,
     Flops,
     Input,
     Kind,
@@ -89,6 +90,8 @@ def _body(summary: Summary) -> Iterator[str]:
     yield from _list("outputs", map(str, summary.outputs))
     yield from (f"{name}: {getattr(summary, name)}" for name in STORED)
     yield f"flops: {flow(stored_flops(summary.flops))}"
+    if summary.file is not None:
+        yield f"file: {flow(summary.file.to_dict())}"
     if not summary.layers:
         yield "layers: []"
         return
@@ -265,6 +268,7 @@ def _summary(data: Mapping[str, Any], most_rows: int) -> Summary:
         inputs=tuple(map(input_from, data["inputs"])),
         outputs=tuple(map(TensorSpec.parse, data["outputs"])),
         flops=flops_from(data["flops"]),
+        file=FileFacts.from_dict(data["file"]) if data.get("file") else None,
         plans=tuple(plan_from(kind, fields) for kind, fields in (data.get("estimates") or {}).items()),
     )
 

@@ -4,6 +4,8 @@ No live module or tensor is ever held here, so a summary can be pickled, sent be
 `None` means unknown, never zero.
 """
 
+from pytest_modelbudget.summary.export import Export, ExportCause
+from pytest_modelbudget.summary.file_facts import FileFacts
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import Fit, Kind, LargestSize, Lever, Part, Phase, Plan, Point, Role
@@ -23,6 +25,9 @@ __all__ = [
     "ITEM_BYTES",
     "Below",
     "Dim",
+    "Export",
+    "ExportCause",
+    "FileFacts",
     "Fill",
     "Fit",
     "Flops",

@@ -31,8 +31,8 @@ class Metric:
     snapshots record, so that a base has it and growth can be limited. `additive`: its sum over models means something.
     `of_layers`: rows have an attribute of this name, and layers can be limited. `law`: its growth in a dimension can be
     limited. `plan` is the planned run that it is of. `on_request`: it is known only of models whose registration asks
-    for it, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of budgets; the others
-    are in its tables.
+    for it, or that are files, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of
+    budgets; the others are in its tables.
     """
 
     name: str
@@ -108,6 +108,34 @@ def _unplanned(kind: Kind, example: str) -> Callable[[Summary], str]:
         return _reason(plan.notes[0] if plan.notes else "")
 
     return why
+
+
+def _file_metric(name: str, kind: units.Kind, meaning: str, mlflow: str, line: str) -> Metric:
+    """A fact of the file that a model is; not known of a model that is none."""
+
+    def get(summary: Summary) -> int | None:
+        return None if summary.file is None else getattr(summary.file, name)
+
+    def why_unknown(summary: Summary) -> str:
+        if summary.file is None:
+            return "unknown: the model is built by code, and is no exported file"
+        return _from_notes(line.lower())(summary) or "unknown: this kind of file does not say it"
+
+    return Metric(
+        name,
+        kind,
+        get,
+        meaning,
+        line.lower(),
+        mlflow,
+        line=line,
+        listed=lambda summary: get(summary) is not None,
+        grows=True,
+        additive=True,
+        on_request=True,
+        charted=True,
+        why_unknown=why_unknown,
+    )
 
 
 def _uncounted(summary: Summary) -> str:
@@ -282,6 +310,20 @@ _TABLE = (
         on_request=True,
         why_unknown=lambda _: "unknown: give the size of the training set as samples",
     ),
+    _file_metric(
+        "file_bytes", "bytes", "bytes of an exported file, with the files of weights beside it", "file/size_mib", "File"
+    ),
+    _file_metric(
+        "arena_bytes",
+        "bytes",
+        "bytes that the runtime of an exported file plans for the tensors between operators",
+        "memory/arena_mib",
+        "Arena",
+    ),
+    _file_metric("operators", "count", "operators of an exported file", "file/operators", "Operators"),
+    _file_metric(
+        "delegated", "count", "operators of an exported file that a delegate runs", "file/delegated", "Delegated"
+    ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 """Every metric, by name."""
@@ -303,6 +345,9 @@ GROWTH_METRICS = frozenset(metric.name for metric in _TABLE if metric.grows)
 
 LAYER_GROWTH_METRICS = frozenset((*(metric.name for metric in _TABLE if metric.stored and metric.of_layers), "share"))
 """The same for layers; snapshots record no FLOPs of a row."""
+
+FILE_METRICS = ("file_bytes", "operators", "delegated", "arena_bytes")
+"""Metrics of an exported file, which its snapshot has beside what follows from its rows."""
 
 ADDITIVE_METRICS = tuple(metric.name for metric in _TABLE if metric.additive)
 """Metrics whose sum over several models means something."""

@@ -118,6 +118,30 @@ class _GrowthSchema(_SummaryPart):
     reason: str = ""
 
 
+class _ExportCauseSchema(_SummaryPart):
+    metric: str
+    label: str
+    amount: int
+
+
+class _ExportSchema(_SummaryPart):
+    original: str
+    numbers: dict[str, _Count | None]
+    causes: list[_ExportCauseSchema]
+    notes: list[str]
+    problem: str
+
+
+class FileSchema(_SummaryPart):
+    """What `FileFacts.to_dict` gives."""
+
+    file_bytes: _Count
+    operators: _Count | None = None
+    delegated: _Count | None = None
+    arena_bytes: _Count | None = None
+    arena_kernels: str = ""
+
+
 class _SummarySchema(_SummaryPart):
     model: str
     framework: str
@@ -132,6 +156,8 @@ class _SummarySchema(_SummaryPart):
     notes: list[str]
     plans: list[_PlanSchema] = []
     growth: list[_GrowthSchema] = []
+    file: FileSchema | None = None
+    export: _ExportSchema | None = None
     layers: list[_LayerSchema]
 
 

@@ -41,7 +41,11 @@ class Totals:
         return cls(
             model=counted.model,
             framework=counted.framework,
-            numbers={name: METRICS[name].get(counted) for name in NUMBERS},
+            numbers={
+                name: number
+                for name in NUMBERS
+                if (number := METRICS[name].get(counted)) is not None or not METRICS[name].on_request
+            },
             rows=rows_digest(counted.layers),
             inputs=counted.inputs,
             outputs=counted.outputs,

@@ -16,10 +16,14 @@ from pytest_modelbudget.summary import Input, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module of the source that an exporter kept: its path (`layer1.0.conv1`) and its class (`Conv2d`)."""
+    """A module of the source that an exporter kept: its path (`layer1.0.conv1`) and its class (`Conv2d`).
+
+    `call` counts the calls of a module that is called more than once, from 0 on, where the exporter tells them apart.
+    """
 
     path: str
     type: str = ""
+    call: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,15 @@ class Operator:
 class ExportedModel:
     """A model as its file has it.
 
-    `format` is what users call it (`onnx`), `dialect` the table of `RULES` that has its operators (empty without any).
+    `format` is what users call it (`onnx`), `dialect` the table of FLOP rules that has its operators (empty without
+    any).
+
     `values` are the shapes and dtypes of the tensors between operators: a dimension is a size, an expression of symbols
     (`2*B`, `T+1`, see `expressions`), or None where the file does not say it; a value of which nothing is said is
-    missing. `constants` are by their names in the file, each once, also those that no operator uses.
-    `operators` is None for a file of weights alone. `file_bytes` are those of all its files together, `arena_bytes` what
-    the runtime plans for tensors between operators; `delegated` counts the operators that a delegate runs, unseen.
+    missing. Names of `inputs` and `outputs` are those of values. `constants` are by their names in the file, each once,
+    also those that no operator uses. `operators` is None for a file of weights alone. `file_bytes` are those of all its
+    files together, `arena_bytes` what the runtime plans for tensors between operators, with the kernels that
+    `arena_kernels` names; `delegated` counts the operators that a delegate runs, unseen.
     """
 
     format: str

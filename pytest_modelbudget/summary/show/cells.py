@@ -9,6 +9,7 @@ from pytest_modelbudget import units
 from pytest_modelbudget.summary.formulas import why
 from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.summary.model import Layer, Summary
+from pytest_modelbudget.summary.show.exports import export_lines
 from pytest_modelbudget.summary.show.nesting import parent_rows, subtotals
 from pytest_modelbudget.system.escape import harmless
 
@@ -91,6 +92,8 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "Activations for backward", units.size(summary.activation_bytes)
     if summary.optimizer_bytes is not None:
         yield "Optimizer state", units.size(summary.optimizer_bytes)
+    if summary.export is not None:
+        yield from export_lines(summary.export, summary)
 
 
 def weight_bytes(summary: Summary, role: str) -> int:

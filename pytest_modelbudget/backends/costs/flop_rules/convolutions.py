@@ -23,6 +23,7 @@ _TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
         aten._mps_convolution torchvision.deform_conv2d
     """,
     litert="CONV_2D FULLY_CONNECTED",
+    torch_export="aten.conv1d aten.conv2d aten.conv3d aten._convolution_mode aten.thnn_conv2d aten.slow_conv3d",
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(
@@ -49,6 +50,7 @@ def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> in
         aten.cudnn_convolution_transpose aten.miopen_convolution_transpose aten._mps_convolution_transpose
         aten.slow_conv_transpose2d aten.slow_conv_transpose3d
     """,
+    torch_export="aten.conv_transpose1d aten.conv_transpose2d aten.conv_transpose3d",
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(keras="ops.ConvTranspose", one_filter=_FILTERS_LAST)
@@ -64,7 +66,7 @@ def transposed_convolution(call: OperatorCall, *, one_filter: slice, data: int =
     return 2 * prod(call.inputs[data]) * prod(call.inputs[1][one_filter])
 
 
-@flop_rule(torch="aten.convolution aten.convolution_overrideable")
+@flop_rule(torch="aten.convolution aten.convolution_overrideable", torch_export="aten._convolution")
 def convolution_of_either_kind(call: OperatorCall) -> int:
     """A convolution that says itself whether it is transposed."""
     formula = transposed_convolution if call.argument("transposed") else convolution

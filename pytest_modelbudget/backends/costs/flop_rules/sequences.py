@@ -13,6 +13,11 @@ from pytest_modelbudget.backends.costs.formulas import Shape
         aten._scaled_dot_product_flash_attention_for_cpu aten._scaled_dot_product_fused_attention_overrideable
         aten._scaled_dot_product_attention_math_for_mps aten._triton_scaled_dot_attention flex_attention
     """,
+    torch_export="""
+        aten.scaled_dot_product_attention aten._scaled_dot_product_flash_attention
+        aten._scaled_dot_product_efficient_attention aten._scaled_dot_product_cudnn_attention
+        aten._scaled_dot_product_attention_math
+    """,
     positions=-2,
 )
 @flop_rule(
@@ -52,7 +57,13 @@ def _multi_head(query: Shape, key: Shape, value: Shape) -> int:
     return 2 * query[-1] * projections + 4 * prod(query) * key[-2]
 
 
-@flop_rule(torch="aten._cudnn_rnn aten.miopen_rnn aten._lstm_mps", weights=slice(1, None))
+@flop_rule(
+    torch="aten._cudnn_rnn aten.miopen_rnn aten._lstm_mps",
+    torch_export="aten.lstm aten.gru aten.rnn_tanh aten.rnn_relu",
+    weights=slice(1, None),
+)
+@flop_rule(torch_export="aten.lstm_cell", weights=slice(3, 5))
+@flop_rule(torch_export="aten.gru_cell aten.rnn_tanh_cell aten.rnn_relu_cell", weights=slice(2, 4))
 @flop_rule(torch="aten.mkldnn_rnn_layer", weights=slice(1, 5))
 @flop_rule(tensorflow="BlockLSTM BlockLSTMV2", data=1, weights=slice(4, 5))
 @flop_rule(tensorflow="LSTMBlockCell", weights=slice(3, 4))
