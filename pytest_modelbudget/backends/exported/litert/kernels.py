@@ -45,6 +45,9 @@ IN_PLACE = {
     **dict.fromkeys(("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "BITCAST"), InPlace((0,), changes=False)),
 }
 
+OWN_MEMORY = frozenset({"TRANSPOSE_CONV"})
+"""Operators that allocate their accumulators or unfolded inputs themselves, where no plan knows of them."""
+
 _BY_THE_SECOND_INPUT = """
     ARG_MAX ARG_MIN BROADCAST_TO EXPAND_DIMS MEAN MIRROR_PAD ONE_HOT PAD PADV2 REDUCE_ALL REDUCE_ANY REDUCE_MAX
     REDUCE_MIN REDUCE_PROD RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SUM TILE TOPK_V2 TRANSPOSE

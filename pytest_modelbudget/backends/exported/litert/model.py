@@ -10,8 +10,8 @@ from pytest_modelbudget.backends.exported.graph import Constant, ExportedModel, 
 from pytest_modelbudget.backends.exported.litert import batch, loops, schema
 from pytest_modelbudget.backends.exported.litert.arena import arena_bytes
 from pytest_modelbudget.backends.exported.litert.content import CURE, Content, Graph, Step, Tensor, packed_bytes
-from pytest_modelbudget.backends.exported.litert.kernels import UnknownMemory
-from pytest_modelbudget.backends.exported.litert.modules import module_paths, modules
+from pytest_modelbudget.backends.exported.litert.kernels import OWN_MEMORY, UnknownMemory
+from pytest_modelbudget.backends.exported.litert.modules import modules
 from pytest_modelbudget.backends.exported.litert.weights import matrices, parameters
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.summary import ITEM_BYTES, Input, TensorSpec
@@ -67,6 +67,8 @@ def _arena(graph: Graph) -> tuple[int | None, str, tuple[str, ...]]:
         built_in = arena_bytes(graph, "built-in")
     except UnknownMemory as error:
         return None, "", (f"arena_bytes are not known: {error}",)
+    if any(step.type in OWN_MEMORY for step in graph.steps):
+        notes.append(f"{' and '.join(sorted(OWN_MEMORY))} takes memory of its own beside the arena")
     if built_in != planned:
         notes.append(f"the arena is {built_in:,} bytes with the built-in kernels, which unfold inputs of convolutions")
     return planned, "reference", tuple(notes)
@@ -108,7 +110,7 @@ class _Builder:
         names = self._tensors(graph, known)
         if depth == 0:
             self.names_of_main = names
-        around = modules([module_paths(graph, step) for step in graph.steps], graph.steps)
+        around = modules(graph)
         return tuple(
             self._operator(graph, step, names, known, depth, within)
             for step, within in zip(graph.steps, around, strict=True)
