@@ -11,6 +11,7 @@ from pytest_modelbudget.backends.costs.formulas import Shape
 _FILTERS_FIRST = slice(1, None)  # `(filters, channels, *taps)`
 _FILTERS_LAST = slice(None, -1)  # `(*taps, channels, filters)`
 _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
+_TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
 
 
 @flop_rule(
@@ -21,6 +22,7 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
         aten.miopen_convolution_relu aten.miopen_convolution_add_relu aten.miopen_depthwise_convolution
         aten._mps_convolution torchvision.deform_conv2d
     """,
+    litert="CONV_2D FULLY_CONNECTED",
     torch_export="aten.conv1d aten.conv2d aten.conv3d aten._convolution_mode aten.thnn_conv2d aten.slow_conv3d",
     one_filter=_FILTERS_FIRST,
 )
@@ -28,6 +30,7 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
     torch="aten.conv_tbc",
     keras="ops.Conv layers.Conv1D layers.Conv2D layers.Conv3D layers.Dense",
     tensorflow="Conv Conv2D Conv3D QuantizedConv2D _FusedConv2D",
+    litert="CONV_3D",
     one_filter=_FILTERS_LAST,
 )
 @flop_rule(tensorflow="FusedPadConv2D FusedResizeAndPadConv2D", one_filter=_FILTERS_LAST, kernel=-1)
@@ -36,6 +39,7 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
     tensorflow="DepthwiseConv2dNative QuantizedDepthwiseConv2D _FusedDepthwiseConv2dNative",
     one_filter=_OF_ONE_CHANNEL,
 )
+@flop_rule(litert="DEPTHWISE_CONV_2D", one_filter=_TAPS_IN_BETWEEN)
 def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> int:
     """Each output element is a sum over one filter, whose axes of the kernel are `one_filter`."""
     return 2 * prod(call.outputs[0]) * prod(call.inputs[kernel][one_filter])
@@ -52,6 +56,7 @@ def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> in
 @flop_rule(keras="ops.ConvTranspose", one_filter=_FILTERS_LAST)
 @flop_rule(
     tensorflow="Conv2DBackpropInput Conv2DBackpropInputV2 Conv3DBackpropInput Conv3DBackpropInputV2",
+    litert="TRANSPOSE_CONV CONV_3D_TRANSPOSE",
     one_filter=_FILTERS_LAST,
     data=2,
 )
@@ -100,7 +105,7 @@ def separable_convolution(call: OperatorCall) -> int:
     return 2 * positions * middle * (prod(depthwise[:-2]) + filters)
 
 
-@flop_rule(jax="conv_general_dilated")
+@flop_rule(jax="conv_general_dilated", litert="STABLEHLO_CONVOLUTION")
 def dilated_convolution(call: OperatorCall) -> int:
     """A convolution in whatever layout; with a dilated input, a transposed one."""
     data, kernel = call.inputs[:2]

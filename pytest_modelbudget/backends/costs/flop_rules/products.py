@@ -33,6 +33,7 @@ def matrix_product(call: OperatorCall, *, left: int) -> int:
         MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 SparseMatMul _FusedMatMul QuantizedMatMul UniformQuantizedDot
     """,
     executorch="quantized_decomposed.mixed_mm quantized_decomposed.mixed_linear",
+    litert="BATCH_MATMUL",
 )
 def sums_over_left(call: OperatorCall) -> int:
     """Each output element is a sum over the last axis of the left operand, however the right one is packed.
@@ -134,7 +135,7 @@ def einsum_product(call: OperatorCall) -> int:
     return einsum(call.argument("subscripts") or call.argument("equation"), call.inputs)
 
 
-@flop_rule(jax="dot_general")
+@flop_rule(jax="dot_general", litert="STABLEHLO_DOT_GENERAL")
 def dot_general(call: OperatorCall) -> int:
     """`2 * outputs * (contracted elements)`; without a contracted axis it is elementwise."""
     (contracted, _), _batch = call.argument("dimension_numbers")

@@ -74,6 +74,17 @@ def recurrent(call: OperatorCall, *, weights: slice, data: int = 0) -> int:
     return 2 * prod(call.inputs[data][:-1]) * sum(map(prod, matrices))
 
 
+@flop_rule(
+    litert="""
+        BIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_RNN LSTM RNN SVDF UNIDIRECTIONAL_SEQUENCE_LSTM
+        UNIDIRECTIONAL_SEQUENCE_RNN
+    """
+)
+def recurrent_matrices(call: OperatorCall) -> int:
+    """Each step multiplies vectors with all `matrices`, whose shapes the call names, since states have two axes too."""
+    return 2 * prod(call.inputs[0][:-1]) * sum(map(prod, call.argument("matrices")))
+
+
 @flop_rule(torch="aten.quantized_lstm", gates=4)
 @flop_rule(torch="aten.quantized_gru", gates=3)
 def packed_recurrent(call: OperatorCall, *, gates: int) -> int:

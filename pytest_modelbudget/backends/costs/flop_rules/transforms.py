@@ -17,7 +17,7 @@ def complex_transform(call: OperatorCall, *, axes: int) -> int:
 
 
 @flop_rule(keras="ops.RFFT ops.STFT", tensorflow="RFFT", axes=1, counts_complex=True)
-@flop_rule(tensorflow="RFFT2D", axes=2, counts_complex=True)
+@flop_rule(tensorflow="RFFT2D", litert="RFFT2D", axes=2, counts_complex=True)
 @flop_rule(tensorflow="RFFT3D", axes=3, counts_complex=True)
 def transform_from_real(call: OperatorCall, *, axes: int) -> int:
     """Over the last axes, which may be cut or padded to a length; one for each frame, where there are frames."""
