@@ -81,9 +81,9 @@ def test_diff_prints_how_a_file_stands_to_a_model(
 ) -> None:
     monkeypatch.chdir(shipped.path)
     monkeypatch.setitem(backends.BACKENDS, "fakenet", "fakenet")  # as the project's conftest.py does for pytest
-    assert main(["diff", "zoo:two_layers", "./net.safetensors"]) == 1
+    assert main(["diff", "net", "./net.safetensors"]) == 1
     assert capsys.readouterr().out.splitlines()[1:4] == [
-        "  Exported from: zoo:two_layers",
+        "  Exported from: net",
         "    params: 2,688, the same",
         "    weight_bytes: 5,376 bytes of 10,752 bytes (-50.0%): float32 -> float16 -5,376",
     ]
