@@ -24,6 +24,10 @@ _TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
     """,
     litert="CONV_2D FULLY_CONNECTED",
     torch_export="aten.conv1d aten.conv2d aten.conv3d aten._convolution_mode aten.thnn_conv2d aten.slow_conv3d",
+    onnx="""
+        Conv ConvInteger DeformConv CausalConvWithState com.microsoft.FusedConv com.microsoft.NhwcConv
+        com.microsoft.NhwcFusedConv com.microsoft.CausalConvWithState com.ms.internal.nhwc.Conv
+    """,
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(
@@ -32,6 +36,9 @@ _TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
     tensorflow="Conv Conv2D Conv3D QuantizedConv2D _FusedConv2D",
     litert="CONV_3D",
     one_filter=_FILTERS_LAST,
+)
+@flop_rule(
+    onnx="QLinearConv com.microsoft.QLinearConv com.ms.internal.nhwc.QLinearConv", one_filter=_FILTERS_FIRST, kernel=3
 )
 @flop_rule(tensorflow="FusedPadConv2D FusedResizeAndPadConv2D", one_filter=_FILTERS_LAST, kernel=-1)
 @flop_rule(
@@ -51,6 +58,7 @@ def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> in
         aten.slow_conv_transpose2d aten.slow_conv_transpose3d
     """,
     torch_export="aten.conv_transpose1d aten.conv_transpose2d aten.conv_transpose3d",
+    onnx="ConvTranspose com.microsoft.ConvTransposeWithDynamicPads com.ms.internal.nhwc.ConvTranspose",
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(keras="ops.ConvTranspose", one_filter=_FILTERS_LAST)
