@@ -21,6 +21,7 @@ from pytest_modelbudget.backends.exported.executorch.flow import Branch, Loop, s
 from pytest_modelbudget.backends.exported.executorch.program import Call, JumpIfFalse, Move
 from pytest_modelbudget.backends.exported.graph import ExportedModel, Operator
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.summary.metrics import METRICS
 
 FOLDER = Path(__file__).parents[2] / "data" / "exported"
 EXPORTER = json.loads((FOLDER / "executorch.json").read_text())
@@ -121,6 +122,21 @@ def test_what_xnnpack_runs_is_read_in_its_own_graph() -> None:
     assert delegated.file.delegated == 2
 
 
+def test_weights_of_a_quantised_delegate() -> None:
+    """Are eight bits where the quantiser put them, biases whole, scales no weights; as many as in the source."""
+    whole, quantised = summarize(FOLDER / "convolutions.pte"), summarize(FOLDER / "convolutions-quantised.pte")
+    weights = [weight for layer in quantised.layers for weight in layer.weights if weight.tied_to is None]
+    params = [weight for weight in weights if weight.role == "param"]
+    assert sorted((weight.dtype, len(weight.shape)) for weight in params if len(weight.shape) > 1) == [
+        ("int8", 2),
+        ("int8", 4),
+        ("int8", 4),
+        ("int8", 4),
+    ]
+    assert quantised.params == whole.params - 2 * 8 + 8
+    assert quantised.flops == whole.flops
+
+
 def test_another_delegate_is_named_and_not_counted(tmp_path: Path) -> None:
     """No FLOPs are made up for what cannot be seen."""
     data = (FOLDER / "convolutions-delegated.pte").read_bytes()
@@ -128,6 +144,9 @@ def test_another_delegate_is_named_and_not_counted(tmp_path: Path) -> None:
     summary = summarize(tmp_path / "model.pte")
     assert summary.flops.uncounted == (("delegate.ForeignBackend", 2),)
     assert summary.notes[0].startswith("ForeignBackend runs 2 parts (")
+    for name, least in (("params", 0), ("weight_bytes", 8)):
+        reason = f"unknown (at least {least}, ForeignBackend holds weights that cannot be seen)"
+        assert (METRICS[name].get(summary), METRICS[name].why_unknown(summary)) == (None, reason)
 
 
 def test_dimensions_that_change_have_their_largest_sizes() -> None:

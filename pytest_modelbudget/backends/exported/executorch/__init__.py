@@ -49,6 +49,7 @@ def read(path: Path) -> ExportedModel:
         inputs=made.inputs,
         outputs=made.outputs,
         arena_bytes=method.planned_bytes,
+        unseen=tuple(dict.fromkeys(delegate.backend for delegate in method.delegates if delegate.graph is None)),
         delegated=sum(call.delegate is not None for call in method.calls),
         notes=(*_notes(listed), *stored.notes),
     )

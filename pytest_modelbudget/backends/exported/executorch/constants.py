@@ -104,10 +104,10 @@ def _add_delegated(method: Method, constants: dict[str, Constant], number: int) 
             continue
         path = f"{prefix}{delegate.backend}_{index}"
         for value, content in delegate.graph.constants.items():
-            names[index, value] = f"{path}.constant_{value}"
+            names[index, value] = f"{path}_constant_{value}"
             constants[names[index, value]] = _delegated(delegate.graph.specs[value], content)
         for position, (content, spec) in enumerate(delegate.graph.scales):
-            constants[f"{path}.scales_{position}"] = replace(_delegated(spec, content), role="buffer")
+            constants[f"{path}_scales_{position}"] = replace(_delegated(spec, content), role="buffer")
     return names
 
 
