@@ -200,9 +200,14 @@ def _not_quantised(match: _Match) -> Iterator[str]:
 
 
 def _port_notes(original: Summary, exported: Summary) -> Iterator[str]:
-    """Inputs and outputs that are not the same, one by one; those of a side that does not know them are left out."""
+    """Inputs and outputs that are not the same, one by one; those of a side that does not know them are left out.
+
+    An input that is declared by its position has no name that could differ.
+    """
     if original.inputs and exported.inputs:
-        yield from _differences("input", *([str(port) for port in summary.inputs] for summary in (original, exported)))
+        by_position = all(port.name.isdigit() for port in original.inputs)
+        inputs = [[port.spec if by_position else port for port in summary.inputs] for summary in (original, exported)]
+        yield from _differences("input", *(list(map(str, ports)) for ports in inputs))
     if original.outputs and exported.outputs:
         yield from _differences(
             "output", *([str(spec) for spec in summary.outputs] for summary in (original, exported))

@@ -23,7 +23,9 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
-        heads = (part.reshape(batch, length, 2, width // 2).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1))
+        heads = (
+            part.reshape(batch, length, 2, width // 2).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1)
+        )
         attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.inner(x)
