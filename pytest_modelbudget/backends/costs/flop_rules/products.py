@@ -33,7 +33,6 @@ def matrix_product(call: OperatorCall, *, left: int) -> int:
         MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 SparseMatMul _FusedMatMul QuantizedMatMul UniformQuantizedDot
     """,
     executorch="quantized_decomposed.mixed_mm quantized_decomposed.mixed_linear xnnpack.BatchMatrixMultiply",
-    executorch="quantized_decomposed.mixed_mm quantized_decomposed.mixed_linear",
     litert="BATCH_MATMUL",
 )
 def sums_over_left(call: OperatorCall) -> int:
