@@ -14,8 +14,10 @@ default that takes over float and 8-bit graphs on phones and servers, in memory 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from pytest_modelbudget.backends.exported.litert.content import Graph, Tensor, packed_bytes
 from pytest_modelbudget.backends.exported.litert.kernels import (
@@ -32,6 +34,9 @@ from pytest_modelbudget.summary import ITEM_BYTES
 _ALIGNMENT = 64
 _SMALLEST_SHARED = 5
 """Bytes from which on the memory of an input is written over."""
+
+_FOREVER = 2**31 - 1
+"""Behind the last operator."""
 
 _MOST_TENSORS = 5_000
 """Tensors of a plan, which takes time with their square."""
@@ -57,16 +62,12 @@ def high_water_marks(graph: Graph, kernels: Kernels) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """The bytes of one tensor, and the first and the last operator while it is held; None where it is never let go."""
+    """The bytes of one tensor, and the first and the last operator while it is held (`_FOREVER`: never let go)."""
 
     size: int
     first: int
-    last: int | None
+    last: int
     persistent: bool = False
-
-    def meets(self, other: _Span) -> bool:
-        """Whether both are held at the same time."""
-        return (self.last is None or other.first <= self.last) and (other.last is None or self.first <= other.last)
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ class _Lifetimes:
             met.setdefault(number, []).append(index)
         for number in range(max(len(calls), 1)):
             for index in sorted(met.get(number, ())):
-                yield from self._span(index, number, last.get(index))
+                yield from self._span(index, number, last.get(index, _FOREVER))
             for needed in temporaries[number] if calls else ():
                 if needed.size:
                     yield _Span(needed.size, number, number, needed.persistent)
@@ -168,7 +169,7 @@ class _Lifetimes:
                     last[owner] = number
         return first, last
 
-    def _span(self, index: int, number: int, last: int | None) -> Iterator[_Span]:
+    def _span(self, index: int, number: int, last: int) -> Iterator[_Span]:
         tensor = self.graph.tensors[index]
         if tensor.stored or self.places.get(index) == "outside":
             return
@@ -191,32 +192,32 @@ def _size(tensor: Tensor) -> int:
 
 def _high_water_mark(spans: Sequence[_Span]) -> int:
     """The end of the last byte, once each tensor has its place."""
-    placed: list[tuple[int, _Span]] = []
+    placed: list[tuple[int, int, int, int]] = []  # begin and end in bytes, first and last operator
     for span in sorted(spans, key=_order):
-        neighbours = [(offset, other) for offset, other in placed if span.meets(other)]
+        first, last = span.first, span.last
+        neighbours = [(begin, end) for begin, end, from_, to in placed if from_ <= last and first <= to]
         begin = _best_gap(span.size, neighbours)
-        position = sum(offset <= begin for offset, _ in placed)
-        placed.insert(position, (begin, span))
-    return max((offset + span.size for offset, span in placed), default=0)
+        insort(placed, (begin, begin + span.size, first, last), key=itemgetter(0))
+    return max((end for _, end, _, _ in placed), default=0)
 
 
 def _order(span: _Span) -> tuple[bool, int, int]:
     """What is held for all of the run first, in the order met, then the largest, then the earliest."""
-    always = span.first == 0 and span.last is None
+    always = span.first == 0 and span.last == _FOREVER
     return (not always, 0 if always else -span.size, 0 if always else span.first)
 
 
-def _best_gap(size: int, neighbours: Sequence[tuple[int, _Span]]) -> int:
-    """The offset in the smallest gap that `size` fits in, or behind all; `neighbours` are by their offsets."""
-    best, smallest, end = None, None, 0
-    for offset, other in neighbours:
-        begin = _aligned(end)
-        if begin + size <= offset and (smallest is None or offset - begin < smallest):
-            best, smallest = begin, offset - end
-        end = max(end, offset + other.size)
+def _best_gap(size: int, neighbours: Sequence[tuple[int, int]]) -> int:
+    """The offset in the smallest gap that `size` fits in, or behind all; `neighbours` begin and end in this order."""
+    best, smallest, behind = None, _FOREVER, 0
+    for begin, end in neighbours:
+        offset = _aligned(behind)
+        if offset + size <= begin and (best is None or begin - offset < smallest):
+            best, smallest = offset, begin - behind
+        behind = max(behind, end)
         if smallest == 0:
             break
-    return _aligned(end) if best is None else best
+    return _aligned(behind) if best is None else best
 
 
 def _aligned(offset: int) -> int:

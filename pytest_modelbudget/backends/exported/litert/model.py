@@ -19,8 +19,8 @@ from pytest_modelbudget.summary import ITEM_BYTES, Input, TensorSpec
 FORMAT = "litert"
 
 _DEEPEST = 100
-_MOST_OPERATORS = 300_000
-"""Operators of all graphs together, those of a graph that is run in two places counted twice."""
+_MOST_RUNS = 2_000
+"""Graphs that are run by operators, one that is run in two places counted twice."""
 
 _LOOPS = frozenset({"WHILE", "STABLEHLO_WHILE"})
 _CHOICES = frozenset({"IF", "STABLEHLO_CASE"})
@@ -59,14 +59,16 @@ def exported_model(content: Content) -> ExportedModel:
 def _arena(graph: Graph) -> tuple[int | None, str, tuple[str, ...]]:
     """The arena of the reference kernels, their name, and what to know of it; see `arena`."""
     notes = []
+    is_open = any(tensor.open_axes for tensor in graph.tensors)
     try:
-        if any(tensor.open_axes for tensor in graph.tensors):
+        if is_open:
             _check_open_sizes(graph)
             notes.append("arena_bytes are those of one batch: the file leaves its size open")
         planned = arena_bytes(graph, "reference")
         built_in = arena_bytes(graph, "built-in")
     except UnknownMemory as error:
-        return None, "", (f"arena_bytes are not known: {error}",)
+        cure = ": convert the model for a fixed batch to have all of it planned" if is_open else ""
+        return None, "", (f"arena_bytes are not known: {error}{cure}",)
     if any(step.type in OWN_MEMORY for step in graph.steps):
         notes.append(f"{' and '.join(sorted(OWN_MEMORY))} takes memory of its own beside the arena")
     if built_in != planned:
@@ -91,19 +93,17 @@ class _Builder:
     values: dict[str, TensorSpec] = field(default_factory=dict)
     names_of_main: list[str] = field(default_factory=list)
     delegated: int = 0
-    loops_unknown: int = 0
     _taken: dict[str, int] = field(default_factory=dict)
     _run: set[int] = field(default_factory=set)
-    _count: int = 0
+    _runs: int = 0
 
     def operators(self, number: int, given: Mapping[int, int], depth: int) -> tuple[Operator, ...]:
         """The operators of a graph; `given` are the batches of its inputs, see `batch.multiples`."""
         graph = self.content.graphs[number]
-        self._count += len(graph.steps)
-        if depth > _DEEPEST or self._count > _MOST_OPERATORS:
+        self._runs += 1
+        if depth > _DEEPEST or self._runs > _MOST_RUNS:
             raise DamagedFile(
-                f"is damaged: its graphs run each other more than {_DEEPEST} deep, or more than {_MOST_OPERATORS:,} "
-                f"operators: {CURE}"
+                f"is damaged: its graphs run each other more than {_DEEPEST} deep, or {_MOST_RUNS:,} times: {CURE}"
             )
         self._run.add(number)
         known = batch.multiples(graph, given)
