@@ -14,6 +14,7 @@ from pytest_modelbudget.backends.costs.free.litert import ZERO
 from pytest_modelbudget.backends.exported.costs import operator_costs
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.litert import read
+from pytest_modelbudget.backends.exported.litert.schema import OPERATORS as OPERATOR_NAMES
 from pytest_modelbudget.backends.exported.litert.schema import (
     Buffer,
     ExternalBuffer,
