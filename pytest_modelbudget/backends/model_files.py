@@ -191,15 +191,16 @@ def _is_executorch(content: _Content) -> bool:
     return re.fullmatch(rb"ET\d\d", content.start[4:8]) is not None
 
 
+_ONNX_START = re.compile(rb"\x08[\x01-\x40](?:[\x3a\x42]|\x12[\x01-\x7f][ -~]{1,127}[\x1a\x22\x2a\x32\x3a])")
+"""The version of the format, then the operator sets, the graph, or the name of the producer in ASCII."""
+
+
 def _is_onnx(content: _Content) -> bool:
-    """A protocol buffer has no magic number: it begins with the version of the format, or has the name of the kind."""
+    """A protocol buffer has no magic number: it is told by its name, or by how all exporters begin."""
     if content.path.suffix.lower() in (".onnx", ".mlmodel"):
         pointer = content.start.startswith((_GIT_LFS, b"PK")) or _GIT_ANNEX.match(content.start)
         return content.path.suffix.lower() == ".onnx" and bool(content.start) and not pointer
-    version, tag = content.start[1:2], content.start[2:3]
-    return (
-        content.start[:1] == b"\x08" and b"\x01" <= version <= b"\x40" and tag in (b"\x12", b"\x3a", b"\x42", b"\x72")
-    )
+    return _ONNX_START.match(content.start) is not None
 
 
 _KINDS: tuple[tuple[Callable[[_Content], bool], str], ...] = (

@@ -7,7 +7,7 @@ docs/reference/metrics.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pytest_modelbudget import units
@@ -110,20 +110,32 @@ def _unplanned(kind: Kind, example: str) -> Callable[[Summary], str]:
     return why
 
 
-def _of_file(name: str) -> Callable[[Summary], int | None]:
-    """A fact of the file that a model is; None for a model that is none."""
-    return lambda summary: getattr(summary.file, name, None)
+def _file_metric(name: str, kind: units.Kind, meaning: str, mlflow: str, line: str) -> Metric:
+    """A fact of the file that a model is; not known of a model that is none."""
 
+    def get(summary: Summary) -> int | None:
+        return None if summary.file is None else getattr(summary.file, name)
 
-def _why_not_of_file(word: str) -> Callable[[Summary], str]:
-    """Why a fact of a file is not known."""
-
-    def why(summary: Summary) -> str:
+    def why_unknown(summary: Summary) -> str:
         if summary.file is None:
             return "unknown: the model is built by code, and is no exported file"
-        return _from_notes(word)(summary) or "unknown: this kind of file does not say it"
+        return _from_notes(line.lower())(summary) or "unknown: this kind of file does not say it"
 
-    return why
+    return Metric(
+        name,
+        kind,
+        get,
+        meaning,
+        line.lower(),
+        mlflow,
+        line=line,
+        listed=lambda summary: get(summary) is not None,
+        grows=True,
+        additive=True,
+        on_request=True,
+        charted=True,
+        why_unknown=why_unknown,
+    )
 
 
 def _uncounted(summary: Summary) -> str:
@@ -298,52 +310,49 @@ _TABLE = (
         on_request=True,
         why_unknown=lambda _: "unknown: give the size of the training set as samples",
     ),
-    *(
-        Metric(
-            name,
-            "bytes" if name.endswith("_bytes") else "count",
-            _of_file(name),
-            meaning,
-            short,
-            mlflow,
-            line=line,
-            listed=lambda summary, name=name: _of_file(name)(summary) is not None,  # type: ignore[misc]
-            grows=True,
-            additive=True,
-            on_request=True,
-            charted=True,
-            why_unknown=_why_not_of_file(word),
-        )
-        for name, meaning, short, mlflow, line, word in (
-            (
-                "file_bytes",
-                "bytes of an exported file, with the files of weights beside it",
-                "file",
-                "file/size_mib",
-                "File",
-                "file",
-            ),
-            (
-                "arena_bytes",
-                "bytes that the runtime of an exported file plans for the tensors between operators",
-                "arena",
-                "memory/arena_mib",
-                "Arena",
-                "arena",
-            ),
-            ("operators", "operators of an exported file", "operators", "file/operators", "Operators", "operator"),
-            (
-                "delegated",
-                "operators of an exported file that a delegate runs",
-                "delegated",
-                "file/delegated",
-                "Delegated operators",
-                "delegate",
-            ),
-        )
+    _file_metric(
+        "file_bytes", "bytes", "bytes of an exported file, with the files of weights beside it", "file/size_mib", "File"
+    ),
+    _file_metric(
+        "arena_bytes",
+        "bytes",
+        "bytes that the runtime of an exported file plans for the tensors between operators",
+        "memory/arena_mib",
+        "Arena",
+    ),
+    _file_metric("operators", "count", "operators of an exported file", "file/operators", "Operators"),
+    _file_metric(
+        "delegated", "count", "operators of an exported file that a delegate runs", "file/delegated", "Delegated"
     ),
 )
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+_OF_WEIGHTS = frozenset(
+    (
+        *("params", "trainable_params", "non_trainable_params", "non_embedding_params", "buffers", "weight_bytes"),
+        *("largest_layer_share", "params_per_sample"),
+    )
+)
+
+
+def _of_all_weights(metric: Metric) -> Metric:
+    """`metric`, not known of a model with weights that cannot be seen."""
+
+    def unseen(summary: Summary) -> str:
+        return summary.file.unseen if summary.file else ""
+
+    return replace(
+        metric,
+        get=lambda summary: None if unseen(summary) else metric.get(summary),
+        why_unknown=lambda summary: (
+            _reason(f"at least {metric.get(summary)}, {unseen(summary)} holds weights that cannot be seen")
+            if unseen(summary)
+            else metric.why_unknown(summary)
+        ),
+    )
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: _of_all_weights(metric) if metric.name in _OF_WEIGHTS else metric for metric in _TABLE
+}
 """Every metric, by name."""
 
 LAYER_METRICS: dict[str, units.Kind] = {

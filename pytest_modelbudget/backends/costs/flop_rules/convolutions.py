@@ -11,6 +11,7 @@ from pytest_modelbudget.backends.costs.formulas import Shape
 _FILTERS_FIRST = slice(1, None)  # `(filters, channels, *taps)`
 _FILTERS_LAST = slice(None, -1)  # `(*taps, channels, filters)`
 _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
+_TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
 
 
 @flop_rule(
@@ -21,6 +22,9 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
         aten.miopen_convolution_relu aten.miopen_convolution_add_relu aten.miopen_depthwise_convolution
         aten._mps_convolution torchvision.deform_conv2d
     """,
+    litert="CONV_2D FULLY_CONNECTED",
+    torch_export="aten.conv1d aten.conv2d aten.conv3d aten._convolution_mode aten.thnn_conv2d aten.slow_conv3d",
+    executorch="xnnpack.Conv2d xnnpack.FullyConnected",
     onnx="""
         Conv ConvInteger DeformConv CausalConvWithState com.microsoft.FusedConv com.microsoft.NhwcConv
         com.microsoft.NhwcFusedConv com.microsoft.CausalConvWithState com.ms.internal.nhwc.Conv
@@ -31,6 +35,8 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
     torch="aten.conv_tbc",
     keras="ops.Conv layers.Conv1D layers.Conv2D layers.Conv3D layers.Dense",
     tensorflow="Conv Conv2D Conv3D QuantizedConv2D _FusedConv2D",
+    executorch="xnnpack.DepthwiseConv2d",
+    litert="CONV_3D",
     one_filter=_FILTERS_LAST,
 )
 @flop_rule(
@@ -42,6 +48,7 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
     tensorflow="DepthwiseConv2dNative QuantizedDepthwiseConv2D _FusedDepthwiseConv2dNative",
     one_filter=_OF_ONE_CHANNEL,
 )
+@flop_rule(litert="DEPTHWISE_CONV_2D", one_filter=_TAPS_IN_BETWEEN)
 def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> int:
     """Each output element is a sum over one filter, whose axes of the kernel are `one_filter`."""
     return 2 * prod(call.outputs[0]) * prod(call.inputs[kernel][one_filter])
@@ -52,12 +59,14 @@ def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> in
         aten.cudnn_convolution_transpose aten.miopen_convolution_transpose aten._mps_convolution_transpose
         aten.slow_conv_transpose2d aten.slow_conv_transpose3d
     """,
+    torch_export="aten.conv_transpose1d aten.conv_transpose2d aten.conv_transpose3d",
     onnx="ConvTranspose com.microsoft.ConvTransposeWithDynamicPads com.ms.internal.nhwc.ConvTranspose",
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(keras="ops.ConvTranspose", one_filter=_FILTERS_LAST)
 @flop_rule(
     tensorflow="Conv2DBackpropInput Conv2DBackpropInputV2 Conv3DBackpropInput Conv3DBackpropInputV2",
+    litert="TRANSPOSE_CONV CONV_3D_TRANSPOSE",
     one_filter=_FILTERS_LAST,
     data=2,
 )
@@ -67,7 +76,14 @@ def transposed_convolution(call: OperatorCall, *, one_filter: slice, data: int =
     return 2 * prod(call.inputs[data]) * prod(call.inputs[1][one_filter])
 
 
-@flop_rule(torch="aten.convolution aten.convolution_overrideable")
+@flop_rule(executorch="xnnpack.ConvTranspose2d")
+def transposed_convolution_in_groups(call: OperatorCall) -> int:
+    """As a transposed convolution; the filters of all groups stand first, `(filters, *taps, channels of a group)`."""
+    data, (filters, *taps, _) = call.inputs[:2]
+    return 2 * prod(data) * prod(taps) * filters // int(call.argument("groups"))
+
+
+@flop_rule(torch="aten.convolution aten.convolution_overrideable", torch_export="aten._convolution")
 def convolution_of_either_kind(call: OperatorCall) -> int:
     """A convolution that says itself whether it is transposed."""
     formula = transposed_convolution if call.argument("transposed") else convolution
@@ -106,7 +122,7 @@ def separable_convolution(call: OperatorCall) -> int:
     return 2 * positions * middle * (prod(depthwise[:-2]) + filters)
 
 
-@flop_rule(jax="conv_general_dilated")
+@flop_rule(jax="conv_general_dilated", litert="STABLEHLO_CONVOLUTION")
 def dilated_convolution(call: OperatorCall) -> int:
     """A convolution in whatever layout; with a dilated input, a transposed one."""
     data, kernel = call.inputs[:2]

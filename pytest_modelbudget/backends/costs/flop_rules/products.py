@@ -27,10 +27,13 @@ def matrix_product(call: OperatorCall, *, left: int) -> int:
         torchao.int_matmul torchao.int_scaled_matmul torchao.da8w4_linear_cpu torchao.float8_linear_cpu
     """,
     keras="ops.Matmul ops.Dot ops.Inner",
+    torch_export="aten.linear aten.matmul aten.linalg_matmul aten.inner aten.pdist",
     jax="scaled_matmul scaled_matmul_wrapper",
     tensorflow="""
         MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 SparseMatMul _FusedMatMul QuantizedMatMul UniformQuantizedDot
     """,
+    executorch="quantized_decomposed.mixed_mm quantized_decomposed.mixed_linear xnnpack.BatchMatrixMultiply",
+    litert="BATCH_MATMUL",
 )
 def sums_over_left(call: OperatorCall) -> int:
     """Each output element is a sum over the last axis of the left operand, however the right one is packed.
@@ -119,6 +122,13 @@ def bilinear(call: OperatorCall) -> int:
     return 2 * batch * outputs * second * (first + 1)
 
 
+@flop_rule(torch_export="aten.bilinear")
+def bilinear_of_rows(call: OperatorCall) -> int:
+    """The same of rows: left `(.., in1)`, right `(.., in2)`, weight `(o, in1, in2)`."""
+    left, (outputs, first, second) = call.inputs[0], call.inputs[2]
+    return 2 * prod(left[:-1]) * outputs * second * (first + 1)
+
+
 @flop_rule(
     torch="""
         torch_nn._linear_cross_entropy_batch_chunked torch_nn._linear_cross_entropy_batch_chunked_no_reduction
@@ -142,13 +152,28 @@ def tensordot(call: OperatorCall) -> int:
     return 2 * prod(left) * prod(right) // max(prod(contracted), 1) if contracted else 0
 
 
+@flop_rule(torch_export="aten.tensordot")
+def tensordot_of_axes(call: OperatorCall) -> int:
+    """A matrix product over the axes that are named; without any it is elementwise."""
+    axes = call.argument("dims_self")
+    return _contraction(call, axes) if axes else 0
+
+
+@flop_rule(torch_export="aten.einsum")
+def einsum_in_order(call: OperatorCall) -> int:
+    """See `formulas.einsum`; operands that are multiplied in another order than the given one have no formula."""
+    if call.argument("path"):
+        raise ValueError("a path of its own")
+    return einsum(call.argument("equation"), call.inputs)
+
+
 @flop_rule(keras="ops.Einsum", tensorflow="Einsum", onnx="Einsum")
 def einsum_product(call: OperatorCall) -> int:
     """See `formulas.einsum`."""
     return einsum(call.argument("subscripts") or call.argument("equation"), call.inputs)
 
 
-@flop_rule(jax="dot_general")
+@flop_rule(jax="dot_general", litert="STABLEHLO_DOT_GENERAL")
 def dot_general(call: OperatorCall) -> int:
     """`2 * outputs * (contracted elements)`; without a contracted axis it is elementwise."""
     (contracted, _), _batch = call.argument("dimension_numbers")
@@ -166,7 +191,12 @@ def _contraction(call: OperatorCall, axes: Sequence[int]) -> int:
     return 2 * prod(call.outputs[0]) * prod(call.inputs[0][axis] for axis in axes)
 
 
-@flop_rule(torch="aten._cdist_forward aten._euclidean_dist", keras="ops.CDist", onnx="com.microsoft.CDist")
+@flop_rule(
+    torch="aten._cdist_forward aten._euclidean_dist",
+    keras="ops.CDist",
+    torch_export="aten.cdist",
+    onnx="com.microsoft.CDist",
+)
 def distances(call: OperatorCall) -> int:
     """Distances of each pair of rows: one multiply-add for each coordinate."""
     left, right = call.inputs[:2]

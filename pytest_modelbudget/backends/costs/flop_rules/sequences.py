@@ -14,6 +14,11 @@ from pytest_modelbudget.backends.costs.formulas import Shape
         aten._scaled_dot_product_flash_attention_for_cpu aten._scaled_dot_product_fused_attention_overrideable
         aten._scaled_dot_product_attention_math_for_mps aten._triton_scaled_dot_attention flex_attention
     """,
+    torch_export="""
+        aten.scaled_dot_product_attention aten._scaled_dot_product_flash_attention
+        aten._scaled_dot_product_efficient_attention aten._scaled_dot_product_cudnn_attention
+        aten._scaled_dot_product_attention_math
+    """,
     positions=-2,
 )
 @flop_rule(
@@ -53,7 +58,13 @@ def _multi_head(query: Shape, key: Shape, value: Shape) -> int:
     return 2 * query[-1] * projections + 4 * prod(query) * key[-2]
 
 
-@flop_rule(torch="aten._cudnn_rnn aten.miopen_rnn aten._lstm_mps", weights=slice(1, None))
+@flop_rule(
+    torch="aten._cudnn_rnn aten.miopen_rnn aten._lstm_mps",
+    torch_export="aten.lstm aten.gru aten.rnn_tanh aten.rnn_relu",
+    weights=slice(1, None),
+)
+@flop_rule(torch_export="aten.lstm_cell", weights=slice(3, 5))
+@flop_rule(torch_export="aten.gru_cell aten.rnn_tanh_cell aten.rnn_relu_cell", weights=slice(2, 4))
 @flop_rule(torch="aten.mkldnn_rnn_layer", weights=slice(1, 5))
 @flop_rule(tensorflow="BlockLSTM BlockLSTMV2", data=1, weights=slice(4, 5))
 @flop_rule(tensorflow="LSTMBlockCell", weights=slice(3, 4))
@@ -62,6 +73,17 @@ def recurrent(call: OperatorCall, *, weights: slice, data: int = 0) -> int:
     """Each step multiplies its input and its state with all matrices; biases have one axis, states of layers three."""
     matrices = [shape for shape in call.inputs[weights] if len(shape) == 2]
     return 2 * prod(call.inputs[data][:-1]) * sum(map(prod, matrices))
+
+
+@flop_rule(
+    litert="""
+        BIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_RNN LSTM RNN SVDF UNIDIRECTIONAL_SEQUENCE_LSTM
+        UNIDIRECTIONAL_SEQUENCE_RNN
+    """
+)
+def recurrent_matrices(call: OperatorCall) -> int:
+    """Each step multiplies vectors with all `matrices`, whose shapes the call names, since states have two axes too."""
+    return 2 * prod(call.inputs[0][:-1]) * sum(map(prod, call.argument("matrices")))
 
 
 @flop_rule(onnx="LSTM GRU RNN com.microsoft.DynamicQuantizeLSTM")

@@ -17,7 +17,7 @@ def complex_transform(call: OperatorCall, *, axes: int) -> int:
 
 
 @flop_rule(keras="ops.RFFT ops.STFT", tensorflow="RFFT", axes=1, counts_complex=True)
-@flop_rule(tensorflow="RFFT2D", axes=2, counts_complex=True)
+@flop_rule(tensorflow="RFFT2D", litert="RFFT2D", axes=2, counts_complex=True)
 @flop_rule(tensorflow="RFFT3D", axes=3, counts_complex=True)
 def transform_from_real(call: OperatorCall, *, axes: int) -> int:
     """Over the last axes, which may be cut or padded to a length; one for each frame, where there are frames."""
@@ -48,6 +48,22 @@ def transform_of_axes(call: OperatorCall, *, share: float, to_real: bool = False
     transformed = (call.outputs if to_real else call.inputs)[0]
     points = prod(transformed[axis] for axis in call.argument("dim"))
     return fft(points, prod(transformed) // max(points, 1), share)
+
+
+@flop_rule(torch_export="aten.fft_rfft", axes=1, counts_complex=True)
+@flop_rule(torch_export="aten.fft_rfft2", axes=2, counts_complex=True)
+@flop_rule(torch_export="aten.fft_rfftn", axes=0, counts_complex=True)
+@flop_rule(torch_export="aten.fft_irfft", axes=1, to_real=True, counts_complex=True)
+@flop_rule(torch_export="aten.fft_irfft2", axes=2, to_real=True, counts_complex=True)
+@flop_rule(torch_export="aten.fft_irfftn", axes=0, to_real=True, counts_complex=True)
+def real_transform_of_axes(call: OperatorCall, *, axes: int, to_real: bool = False) -> int:
+    """Over the axes that are named, else the last ones (0: all); the real side may be cut or padded to lengths."""
+    real, named = (call.outputs if to_real else call.inputs)[0], call.argument("dim")
+    lengths = call.argument("n") or call.argument("s")
+    transformed = ([named] if isinstance(named, int) else named) or range(-(axes or len(lengths or real)), 0)
+    before = prod(real[axis] for axis in transformed)
+    points = prod([lengths] if isinstance(lengths, int) else lengths) if lengths and not to_real else before
+    return fft(points, prod(real) // max(before, 1), REAL_FFT)
 
 
 @flop_rule(jax="fft", counts_complex=True)

@@ -1,0 +1,111 @@
+"""Zip archives of strangers: what is in them, by name, and nothing that takes more memory than it may."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pytest_modelbudget.backends.exported.refusals import DamagedFile
+
+FETCH_AGAIN = "fetch it again, or save the model again"
+
+_DIRECTORY_BYTES = 16 << 20
+"""What the directory of an archive may take: some 200,000 members."""
+
+_TAIL_BYTES = (1 << 16) + 100
+_END, _END_64 = b"PK\x05\x06", b"PK\x06\x06"
+_ENCRYPTED = 1
+_KNOWN_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An open archive; `members` are by their names below its one folder."""
+
+    file: zipfile.ZipFile
+    file_bytes: int
+    members: Mapping[str, zipfile.ZipInfo]
+
+    def read(self, name: str, most: int) -> bytes:
+        """The content of a member of up to `most` bytes, as it was declared."""
+        member = self.members[name]
+        if member.flag_bits & _ENCRYPTED or member.compress_type not in _KNOWN_COMPRESSIONS:
+            raise DamagedFile(f"is no file of torch: {name} in it is encrypted or compressed: save the model again")
+        if member.file_size > most:
+            raise DamagedFile(
+                f"is not read: {name} in it would take {member.file_size:,} bytes, more than the {most:,} that are "
+                "read of such a part: save the model in smaller files"
+            )
+        try:
+            with self.file.open(member) as content:
+                raw = content.read(most + 1)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError):
+            raise DamagedFile(f"is damaged: {name} in it cannot be read: {FETCH_AGAIN}") from None
+        if len(raw) != member.file_size:
+            raise DamagedFile(f"is damaged: {name} in it has not the size that is declared: {FETCH_AGAIN}")
+        return raw
+
+    def stored_bytes(self, name: str) -> int | None:
+        """The size of a member that is stored as it is, without reading it; None where there is none of that name."""
+        member = self.members.get(name)
+        if member is None:
+            return None
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+            raise DamagedFile(f"is no file of torch: {name} in it is compressed or encrypted: save the model again")
+        return member.file_size
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Archive]:
+    """Open the archive at `path`.
+
+    Raises:
+        DamagedFile: it is none, or its members are more than the file can hold.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        _check_directory(file, size)
+        try:
+            archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError):
+            raise DamagedFile(f"is damaged: its zip directory cannot be read: {FETCH_AGAIN}") from None
+        with archive:
+            yield Archive(archive, size, _members(archive, size))
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """Whether the directory, which is read at once, is of a size that makes sense."""
+    file.seek(max(size - _TAIL_BYTES, 0))
+    tail = file.read(_TAIL_BYTES)
+    place, place_64 = tail.rfind(_END), tail.rfind(_END_64)
+    if place < 0 or len(tail) < place + 22:
+        raise DamagedFile(f"is damaged: the end of its zip archive is missing: {FETCH_AGAIN}")
+    directory = int.from_bytes(tail[place + 12 : place + 16], "little")
+    if place_64 >= 0:
+        directory = max(directory % 0xFFFFFFFF, int.from_bytes(tail[place_64 + 40 : place_64 + 48], "little"))
+    if directory > min(size, _DIRECTORY_BYTES):
+        raise DamagedFile(
+            f"is not read: its zip directory would take {directory:,} bytes, of a file of {size:,}: {FETCH_AGAIN}"
+        )
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = member.filename.partition("/")[2] or member.filename
+        if name in members:
+            raise DamagedFile(f"is damaged: there is more than one {name[:100]!r} in it: save the model again")
+        if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
+            raise DamagedFile(f"is damaged: {name[:100]!r} in it has two sizes: {FETCH_AGAIN}")
+        members[name] = member
+    stored = sum(member.compress_size for member in members.values())
+    if stored > size:
+        raise DamagedFile(f"is damaged: its parts have {stored:,} bytes, and the file has {size:,}: {FETCH_AGAIN}")
+    return members

@@ -1,0 +1,253 @@
+"""The operators of an exported graph and of the graphs in it, with the modules that they were called in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_modelbudget.backends.costs.free.torch_export import ZERO
+from pytest_modelbudget.backends.exported import json_parts
+from pytest_modelbudget.backends.exported.graph import Module, Operator
+from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.exported.torch_export.dimensions import dimension
+from pytest_modelbudget.backends.exported.torch_export.weights import DTYPES
+from pytest_modelbudget.summary import Dim, TensorSpec
+
+_AGAIN = "export the model again"
+_DEEPEST = 30
+_MOST_NODES = 1_000_000
+_OPERATORS = "torch.ops."
+_HIGHER_ORDER = "torch.ops.higher_order."
+_WRAPPERS = ("auto_functionalized", "auto_functionalized_v2", "with_effects", "out_dtype")
+"""Higher-order operators that run the operator which is their argument."""
+
+_ONCE = (
+    "wrap", "wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_activation_checkpoint",
+    "tag_activation_checkpoint", "invoke_subgraph", "strict_mode", "hints_wrapper", "checkpoint",
+)  # fmt: skip
+_FOR_EACH = {"map": 0, "map_impl": 0, "scan": 1}
+"""Which list of tensors a loop goes through, one step for each element of the first axis."""
+
+_WITH_FORMULA = ("flex_attention", "flex_attention_backward")
+"""Operators whose graphs only say what is done to each element."""
+
+_NO_STACK = "_empty_nn_module_stack"
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """An argument of an operator: its name, its kind in the file (`as_ints`) and what it is."""
+
+    name: str
+    kind: str
+    value: Any
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of its tensors, empty ones for those that are left out; nothing where it is none."""
+        return list(_tensors(self.kind, self.value))
+
+
+def _tensors(kind: str, value: Any) -> Iterator[str]:
+    if kind in ("as_tensor", "as_optional_tensor", "as_token"):
+        if kind == "as_optional_tensor":
+            value = json_parts.of_kind(value, dict, kind).get("as_tensor") or {"name": ""}
+        yield json_parts.field(value, "name", str)
+    elif kind in ("as_tensors", "as_optional_tensors"):
+        inner = "as_tensor" if kind == "as_tensors" else "as_optional_tensor"
+        for item in json_parts.of_kind(value, list, kind):
+            yield from _tensors(inner, item)
+    elif kind == "as_nested_tensors":
+        for item in json_parts.of_kind(value, list, kind):
+            yield from _tensors("as_tensors", item)
+
+
+def argument(value: object, name: str = "") -> _Argument:
+    """An argument as it stands in the file, `{"as_int": 3}`."""
+    union = json_parts.of_kind(value, dict, name or "argument")
+    kinds = [kind for kind in union if union[kind] is not None] or [*union]
+    if not kinds:
+        raise DamagedFile(f"is damaged: the argument {name[:100]!r} in it is empty: {_AGAIN}")
+    return _Argument(name, kinds[0], union[kinds[0]])
+
+
+@dataclass(slots=True)
+class Program:
+    """What is read of the graphs of one program; names of values in it are unique."""
+
+    symbols: Mapping[str, Dim]
+    values: dict[str, TensorSpec] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    nodes: int = 0
+
+    def unique(self, name: str) -> str:
+        """`name`, or that with a number where it is taken."""
+        number, free = 1, name
+        while free in self.taken:
+            number += 1
+            free = f"{name}_{number}"
+        self.taken.add(free)
+        return free
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph while it is read: the names that its values have in the program, by those in the graph."""
+
+    program: Program
+    content: Mapping[str, Any]
+    names: dict[str, str]
+    prefix: str = ""
+    modules: tuple[Module, ...] = ()
+    depth: int = 0
+
+    def spec(self, name: str) -> TensorSpec | None:
+        """Shape and dtype of a value; None where the file does not say them."""
+        meta = json_parts.field(self.content, "tensor_values", dict).get(name)
+        if meta is None:
+            return None
+        dims = tuple(dimension(size, self.program.symbols) for size in json_parts.field(meta, "sizes", list))
+        return TensorSpec(dims, DTYPES.get(json_parts.field(meta, "dtype", int), "unknown"))
+
+    def define(self, name: str) -> str:
+        """A name of the program for a value that begins here."""
+        if not name or name in self.names:
+            raise DamagedFile(f"is damaged: it makes the value {name[:100]!r} twice: {_AGAIN}")
+        unique = self.names[name] = self.program.unique(self.prefix + name)
+        if (spec := self.spec(name)) is not None:
+            self.program.values[unique] = spec
+        return unique
+
+    def operators(self) -> tuple[Operator, ...]:
+        """The operators of the graph, in order; without those that only reckon with sizes."""
+        nodes = json_parts.field(self.content, "nodes", list)
+        self.program.nodes += len(nodes)
+        if self.program.nodes > _MOST_NODES or self.depth > _DEEPEST:
+            raise DamagedFile(
+                f"is not read: it has more than {_MOST_NODES:,} operators, or graphs in graphs {_DEEPEST} deep"
+            )
+        return tuple(operator for node in nodes if (operator := self._operator(node)) is not None)
+
+    def _operator(self, node: object) -> Operator | None:
+        target = json_parts.field(node, "target", str)
+        arguments = [
+            argument(json_parts.field(entry, "arg", dict), json_parts.field(entry, "name", str))
+            for entry in json_parts.field(node, "inputs", list)
+        ]
+        outputs = [argument(value) for value in json_parts.field(node, "outputs", list)]
+        inputs = tuple(self.known(name) for each in arguments for name in each.tensors)
+        made = tuple(self.define(name) for each in outputs for name in each.tensors if name)
+        kind = type_of(target, arguments)
+        if not made and (not target.startswith(_OPERATORS) or kind in ZERO):
+            return None
+        operator = Operator(
+            kind,
+            inputs,
+            made,
+            attributes={each.name: self._plain(each) for each in arguments if each.name and not each.tensors},
+            name=self.prefix + str(_get(node, "name") or (made[0] if made else kind)),
+            modules=self._modules(node),
+        )
+        return self._with_bodies(operator, arguments)
+
+    def known(self, name: str) -> str:
+        """The name in the program of a value that is there already."""
+        if name and name not in self.names:
+            raise DamagedFile(f"is damaged: it uses the value {name[:100]!r} before it is made: {_AGAIN}")
+        return self.names[name] if name else ""
+
+    def _plain(self, each: _Argument) -> Any:
+        """An argument that is no tensor, in plain data."""
+        if each.kind == "as_none":
+            return None
+        if each.kind == "as_sym_int":
+            return self._size(each.value)
+        if each.kind == "as_sym_ints":
+            return [self._size(value) for value in json_parts.of_kind(each.value, list, each.name)]
+        return each.value
+
+    def _size(self, value: object) -> Dim:
+        if isinstance(value, dict) and "as_name" in value:
+            size = json_parts.field(self.content, "sym_int_values", dict).get(value["as_name"])
+            return None if size is None else dimension(size, self.program.symbols)
+        return json_parts.field(value, "as_int", int)
+
+    def _modules(self, node: object) -> tuple[Module, ...]:
+        stack = _get(_get(node, "metadata"), "nn_module_stack")
+        return self.modules if not isinstance(stack, str) else tuple(modules_of(stack)) or self.modules
+
+    def _with_bodies(self, operator: Operator, arguments: Sequence[_Argument]) -> Operator:
+        graphs = [each.value for each in arguments if each.kind == "as_graph"]
+        if not graphs or operator.type in _WITH_FORMULA:
+            return operator
+        last = max(index for index, each in enumerate(arguments) if each.kind == "as_graph")
+        operands = [name for each in arguments[last + 1 :] for name in each.tensors or [""] * _width(each)]
+        bodies = tuple(self._body(operator, graph, operands) for graph in graphs)
+        return Operator(
+            operator.type, operator.inputs, operator.outputs, operator.attributes, operator.name, operator.modules,
+            bodies, self._trips(operator, arguments[last + 1 :]), operator.type == "cond",
+        )  # fmt: skip
+
+    def _body(self, operator: Operator, graph: object, operands: Sequence[str]) -> tuple[Operator, ...]:
+        """The operators of a graph in this one, whose inputs are `operands` where they have the same shape."""
+        content = json_parts.field(graph, "graph", dict)
+        prefix = f"{operator.name}.{json_parts.field(graph, 'name', str)[:100]}."
+        body = Graph(self.program, content, {}, prefix, operator.modules, self.depth + 1)
+        inputs = [argument(value).tensors for value in json_parts.field(content, "inputs", list)]
+        outer = [*operands] if len(operands) >= len(inputs) else [""] * len(inputs)
+        for names, operand in zip(inputs, outer[len(outer) - len(inputs) :], strict=True):
+            for name in filter(None, names):
+                if operand and self.spec(operand) == body.spec(name):
+                    body.names[name] = self.names[operand]
+                else:
+                    body.define(name)
+        return body.operators()
+
+    def _trips(self, operator: Operator, arguments: Sequence[_Argument]) -> int | None:
+        if operator.type == "cond" or operator.type in _ONCE:
+            return 1
+        if operator.type not in _FOR_EACH:
+            return None
+        lists = [each.tensors for each in arguments if each.kind == "as_tensors"]
+        place = _FOR_EACH[operator.type]
+        spec = self.spec(lists[place][0]) if len(lists) > place and lists[place] else None
+        length = spec.shape[0] if spec is not None and spec.shape else None
+        return length if isinstance(length, int) else None
+
+
+def _width(each: _Argument) -> int:
+    """How many operands an argument without tensors is."""
+    return len(each.value) if isinstance(each.value, list) else 1
+
+
+def _get(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def type_of(target: str, arguments: Sequence[_Argument] = ()) -> str:
+    """`torch.ops.aten.add_.Tensor` as `aten.add`; of a wrapper, that of what it runs."""
+    if target.startswith(_HIGHER_ORDER):
+        name = target.removeprefix(_HIGHER_ORDER)
+        inner = [each.value for each in arguments if each.kind == "as_operator" and isinstance(each.value, str)]
+        return type_of(inner[0]) if name in _WRAPPERS and inner and inner[0].startswith("torch.ops.aten.") else name
+    space, _, rest = target.removeprefix(_OPERATORS).partition(".")
+    name = rest.partition(".")[0]
+    if not target.startswith(_OPERATORS) or not name:
+        return target[:200]
+    return f"{space}.{name if name.endswith('__') else name.rstrip('_')}"[:200]
+
+
+def modules_of(stack: str) -> Iterator[Module]:
+    """The modules of `L__self__,,m.Net;L__self__conv,conv,torch.nn.modules.conv.Conv2d`, outermost first.
+
+    The model itself is left out. A key that ends in `@1` is the second call of its module.
+    """
+    for entry in stack.split(";")[:_DEEPEST]:
+        key, _, rest = entry.partition(",")
+        path, _, kind = rest.rpartition(",")
+        if path and not key.startswith(_NO_STACK):
+            call = re.search(r"@([0-9]{1,6})$", key)
+            path = path.removeprefix("L['self'].").partition("@")[0]
+            yield Module(path[:500], kind.rpartition(".")[2][:200], int(call[1]) if call else 0)
