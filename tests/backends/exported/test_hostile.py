@@ -168,7 +168,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], str], str]] = {
     "a weight above": (_file("m.onnx", _onnx(_initializer(4, location=b"../../etc/passwd"))), "outside|folder"),
     "a weight of the system": (_file("m.onnx", _onnx(_initializer(4, location=b"/etc/passwd"))), "outside|folder"),
     "a message of 2^60 bytes": (_file("m.onnx", b"\x08\x08\x3a" + _varint(2**60)), "damaged|ends"),
-    "branches in branches": (_file("m.onnx", _nested_ifs(3000)), "deep"),
+    "branches in branches": (_file("m.onnx", _nested_ifs(3000)), "lie in each other"),
     "half a graph of LiteRT": (_cut("cnn_int8.tflite"), "damaged"),
     "an offset outside": (_file("m.tflite", b"\xff\xff\xff\x7fTFL3" + bytes(90)), "damaged"),
     "elements without number": (
