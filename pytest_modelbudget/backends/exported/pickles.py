@@ -117,7 +117,7 @@ class _Machine:
         text = f"{module}.{name}"
         if text not in self.calls:
             raise DamagedFile(
-                f"needs {text[:200]}, and of a pickle nothing is run: save the weights alone, as "
+                f"needs {text[:200]}, and of a pickle nothing is run: save plain weights alone, as "
                 "torch.save(model.state_dict(), path), or the whole model by torch.export.save"
             )
         self.stack.append(Name(text))

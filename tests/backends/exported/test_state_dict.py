@@ -72,6 +72,12 @@ def test_views_of_one_storage_are_the_same_where_they_are_equal(tmp_path: Path) 
     assert len({tensor.storage for tensor in tensors.values()}) == 4
 
 
+def test_a_tensor_with_attributes_is_one_too(tmp_path: Path) -> None:
+    whole = torch.zeros(4, 6)
+    whole.note = "mine"  # type: ignore[attr-defined]
+    assert elements(state_dict.read(save({"w": whole}, tmp_path / "m.pth"))) == 24
+
+
 def test_a_view_that_was_saved_with_more_than_itself_is_named(tmp_path: Path) -> None:
     exported = state_dict.read(save({"w": torch.zeros(10, 4)[:2]}, tmp_path / "m.pth"))
     assert elements(exported) == 8

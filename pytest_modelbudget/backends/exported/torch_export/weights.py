@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -37,8 +38,8 @@ class Stored:
 
     constant: Constant
     record: str
-    span: int
-    """Bytes from the beginning of its storage to its last element."""
+    bytes: int
+    """What its elements take of that record."""
 
 
 def constants(archive: Archive, model: str, roles: Mapping[str, Role]) -> tuple[dict[str, Constant], list[str]]:
@@ -100,7 +101,7 @@ def _tensor(archive: Archive, folder: str, name: str, entry: object, role: Role)
         stored_bytes=own if bytes_of(dtype, elements) > own else None,
         trainable=role == "param" and json_parts.field(meta, "requires_grad", bool),
     )
-    return Stored(constant, record, span)
+    return Stored(constant, record, min(own, bytes_of(dtype, elements)))
 
 
 def fixed_offset(meta: object, place: str) -> int:
@@ -118,9 +119,10 @@ def fixed_sizes(meta: object, key: str, place: str) -> tuple[int, ...]:
 
 def _unused(archive: Archive, stored: Mapping[str, Stored]) -> Iterator[str]:
     """A note of what records keep beside the tensors."""
-    reached: dict[str, int] = {}
-    for tensor in (tensor for tensor in stored.values() if tensor.span):
-        reached[tensor.record] = max(reached.get(tensor.record, 0), tensor.span)
-    unused = sum(max(0, (archive.stored_bytes(record) or 0) - span) for record, span in reached.items())
+    once = {tensor.constant.storage: tensor for tensor in stored.values()}
+    used: Counter[str] = Counter()
+    for tensor in once.values():
+        used[tensor.record] += tensor.bytes
+    unused = sum(max(0, (archive.stored_bytes(record) or 0) - taken) for record, taken in used.items() if taken)
     if unused:
         yield f"{unused:,} bytes of its weights are in no tensor of the program"
