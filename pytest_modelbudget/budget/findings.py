@@ -28,7 +28,7 @@ FindingKind = Literal[
 ]
 
 
-_GUARDS = ("max", "min", "growth", "fits", "law", "exponent")
+_GUARDS = ("max", "min", "growth", "fits", "law", "exponent", "export")
 """Bounds that hold a number back by themselves."""
 
 
@@ -104,11 +104,11 @@ def _is_looser(base_limit: Budget, limit: Budget) -> bool:
 def _change_text(base_limit: Budget, limit: Budget | None) -> str:
     title = (
         base_limit.title
-        if base_limit.bound in ("fits", "law", "exponent")
+        if base_limit.bound in ("fits", "law", "exponent", "export")
         else f"{base_limit.title} {base_limit.bound}"
     )
     text = f"{title} {base_limit.text} -> {limit.text if limit else 'no limit'}"
-    if limit is None or base_limit.bound in ("growth", "fits", "law", "exponent"):
+    if limit is None or base_limit.bound in ("growth", "fits", "law", "exponent", "export"):
         return text
     return f"{text} ({distance_text(base_limit.kind, limit.limit, base_limit.limit)})"
 

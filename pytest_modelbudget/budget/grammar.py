@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from pytest_modelbudget import units
+from pytest_modelbudget.budget.exported import EXPORT, parse_export
 from pytest_modelbudget.budget.limits import ALL_METRICS, BOUNDS, Budget, Lifted, Rule, contradictions, merge
 from pytest_modelbudget.budget.planned import RUN_SECTIONS, PlaceOf, parse_fits, parse_laws
 from pytest_modelbudget.errors import ModelBudgetError, Place, did_you_mean
@@ -41,13 +42,15 @@ def parse(section: Mapping[str, object], place_of: PlaceOf) -> Iterator[Rule]:
             yield Lifted(ALL_METRICS, "inherited").limited(_parse_inherited("budgets", value), place_of((name,)))
         elif name == "fits":
             yield parse_fits(value, place_of((name,)))
+        elif name == "export":
+            yield from parse_export(value, place_of)
         elif name == "growth_in":
             yield from parse_laws(value, place_of)
         elif name == "layers" and isinstance(value, Mapping) and not set(value) <= set(BOUNDS):
             for glob, limits in value.items():
                 yield from _parse_layers(str(glob), limits, place_of)
         else:
-            yield from _parse_metric(_known_name(name, (*METRICS, *RUN_SECTIONS)), value, None, place_of)
+            yield from _parse_metric(_known_name(name, (*METRICS, *RUN_SECTIONS, EXPORT)), value, None, place_of)
 
 
 def parse_sum(section: Mapping[str, object], place_of: PlaceOf) -> Iterator[Budget]:

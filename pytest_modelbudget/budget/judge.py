@@ -10,6 +10,7 @@ from math import floor
 from typing import Literal
 
 from pytest_modelbudget import units
+from pytest_modelbudget.budget.exported import excess_of_export
 from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
 from pytest_modelbudget.budget.limits import ALL_METRICS, Budget
 from pytest_modelbudget.budget.planned import Breach, device_shortfalls, excess_growth
@@ -29,8 +30,9 @@ RUN_RULES: dict[str, Callable[[Summary, Budget], Iterator[Breach]]] = {
     "fits": device_shortfalls,
     "law": excess_growth,
     "exponent": excess_growth,
+    "export": excess_of_export,
 }
-"""Bounds of runs, and what judges them; the reason of what they find says all of it."""
+"""Bounds of runs and of exported files, and what judges them; the reason of what they find says all of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from pytest_modelbudget.errors import Place
 from pytest_modelbudget.planner.growth import LAWS
 from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS, Number, decimal_text, show
 
-Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "fits", "law", "exponent"]
+Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "fits", "law", "exponent", "export"]
 BOUNDS: tuple[Bound, ...] = ("max", "min", "warn", "growth", "waive", "ratchet", "inherited")
-"""What may be written of a metric; `fits`, `law` and `exponent` have sections of their own."""
+"""What may be written of a metric; `fits`, `law`, `exponent` and `export` have sections of their own."""
 
 ALL_METRICS = "*"
 """The metric of `inherited` that stands for all metrics, those of layers too."""
@@ -34,7 +34,8 @@ class Budget:
 
     `fits` limits what a run needs of each of `devices`; its limit is the capacity of the smallest. `law` limits the
     degree in which the metric grows with the dimension `dim` (0 constant, 1 linear, 2 quadratic), `exponent` its
-    exponent there.
+    exponent there. `export` limits the number of an exported file as a share of that of the model that it was made
+    from.
     """
 
     metric: str
@@ -63,6 +64,8 @@ class Budget:
         """`params`, `dense* params` for layers, `activation_bytes in T` for its growth there."""
         if self.dim:
             return f"{self.metric} in {self.dim}"
+        if self.bound == "export":
+            return f"{self.metric} of the export"
         return self.metric if self.layer is None else f"{self.layer} {self.metric}"
 
     @property
@@ -74,6 +77,9 @@ class Budget:
             return ", ".join(self.devices)
         if self.bound == "law":
             return next(name for name, degree in LAWS.items() if degree == self.limit)
+        if self.bound == "export":
+            more = self.limit > 1
+            return f"{'+' if more else ''}{decimal_text((self.limit - more) * 100)}%"
         if self.bound == "exponent":
             return f"exponent {decimal_text(self.limit)}"
         if self.bound in ("warn", "ratchet"):

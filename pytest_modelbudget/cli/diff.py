@@ -15,11 +15,13 @@ from pytest_modelbudget.cli.project import print_lines
 from pytest_modelbudget.cli.targets import Targets, committed_summary
 from pytest_modelbudget.cli.walk import project_files
 from pytest_modelbudget.diff import Change, changes
+from pytest_modelbudget.diff.exports import export_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import UnreadableFile, read_text
 from pytest_modelbudget.session.registry import relative_posix
 from pytest_modelbudget.snapshot import Stored
-from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary import Export, Summary
+from pytest_modelbudget.summary.show.exports import export_lines
 from pytest_modelbudget.summary.totals import Totals, number_of
 from pytest_modelbudget.system.escape import harmless
 
@@ -44,6 +46,13 @@ class ModelPair:
         if self.before is None or self.after is None:
             return ()
         return changes(self.before, replace(self.after, model=self.before.model))
+
+    @property
+    def export(self) -> Export | None:
+        """How a file stands to a model; None where both are files, or none is: then rows are compared."""
+        if not isinstance(self.before, Summary) or not isinstance(self.after, Summary):
+            return None
+        return export_of(self.before, self.after) if self.after.file and not self.before.file else None
 
     @property
     def status(self) -> str:
@@ -75,7 +84,8 @@ def run(options: Namespace) -> int:
 
 def _to_json(pair: ModelPair) -> dict[str, object]:
     entries = [{**asdict(change), "text": str(change)} for change in pair.changes]
-    return {"model": pair.title, "status": pair.status, "changes": entries}
+    export = {} if pair.export is None else {"export": pair.export.to_dict()}
+    return {"model": pair.title, "status": pair.status, "changes": entries, **export}
 
 
 def _pair_lines(pair: ModelPair, most: int | None) -> Iterator[str]:
@@ -83,6 +93,9 @@ def _pair_lines(pair: ModelPair, most: int | None) -> Iterator[str]:
     match pair.status:
         case "equal":
             yield f"{title}: nothing differs"
+        case "changed" if pair.export is not None and isinstance(pair.after, Summary):
+            yield f"{title}:"
+            yield from (f"  {name}: {value}" for name, value in export_lines(pair.export, pair.after))
         case "changed":
             yield f"{title}:"
             yield from (f"  {harmless(str(change), longest=_LONGEST)}" for change in pair.changes[:most])

@@ -13,6 +13,7 @@ from pytest_modelbudget.config.schema import Manifest, Model
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.growth import LAWS
 from pytest_modelbudget.planner.recipe import KEYS, REFERENCE, Key
+from pytest_modelbudget.summary.export import EXPORT_METRICS
 from pytest_modelbudget.summary.metrics import ADDITIVE_METRICS, GROWING, LAYER_METRICS, METRICS
 
 _USE = (
@@ -59,6 +60,7 @@ _FITS = {
     "anyOf": [_DEVICE, {"type": "array", "items": _DEVICE, "minItems": 1}, {"type": "null"}],
     "description": "the planned runs fit each of these devices",
 }
+_EXPORT_SHARE = {"type": ["string", "null"], "description": "written 26% or +1%"}
 _LAW = {
     "anyOf": [
         {"enum": [*LAWS, None]},
@@ -124,6 +126,7 @@ _KEYS = {
     "kwargs": "named arguments of build",
     "Model.tags": "tags of this model",
     "samples": "size of the training set, for params_per_sample",
+    "exported_from": "id of the model that a file was made from, which its numbers are held against",
     "batch": "size of the dimension B, 1 without it",
     "dims": "sizes of other named dimensions: {T: 128}",
     "framework": "imported before build runs, for builders that import it inside",
@@ -210,6 +213,10 @@ def _budgets() -> dict[str, Any]:
         "type": "object",
         "description": "by dimension (B, T, ...): the law by which numbers may grow with it",
         "additionalProperties": _object(dict.fromkeys(GROWING, _LAW), nullable=True),
+    }
+    metrics["export"] = {
+        **_object(dict.fromkeys(EXPORT_METRICS, _EXPORT_SHARE), nullable=True),
+        "description": "of a file with exported_from: the share of its model's number that it may have, or have more",
     }
     return _object(metrics)
 

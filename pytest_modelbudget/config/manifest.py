@@ -272,8 +272,8 @@ class _Loader:
         if not arguments.REFERENCE.fullmatch(model.build) and not names_file(model.build):
             self._mistake(
                 (*keys, "build"),
-                f"build: {model.build!r} is not a reference: write module:callable, or the path of a .keras or .h5 "
-                "file or of a SavedModel folder (./saved)",
+                f"build: {model.build!r} is not a reference: write module:callable, or the path of a model's file "
+                "(./net.onnx) or of a SavedModel folder (./saved)",
             )
         args, kwargs = self._arguments(model.args, (*keys, "args")), self._arguments(model.kwargs, (*keys, "kwargs"))
         limits = self._budgets(model.budgets, keys)
@@ -295,6 +295,7 @@ class _Loader:
             dims=model.dims,
             tags=tuple(model.tags),
             samples=model.samples,
+            exported_from=model.exported_from,
             budgets=limits,
             framework=model.framework,
             optional=bool(model.optional),
@@ -336,7 +337,9 @@ def _is_good_id(text: str) -> bool:
 def _single_budgets(limits: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Each budget on its own, each layer glob too, so that one mistake does not hide the next."""
     for name, value in limits.items():
-        if name == "growth_in" and isinstance(value, Mapping):
+        if name == "export" and isinstance(value, Mapping):
+            yield from (("export", {metric: share}) for metric, share in value.items())
+        elif name == "growth_in" and isinstance(value, Mapping):
             yield from (("growth_in", {dim: laws}) for dim, laws in value.items())
         elif name == "layers" and isinstance(value, Mapping) and not set(value) <= set(budgets.BOUNDS):
             yield from (("layers", {glob: layer_limits}) for glob, layer_limits in value.items())

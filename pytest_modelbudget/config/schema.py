@@ -43,6 +43,7 @@ class Model(_Strict):
     dims: dict[str, PositiveInt] = Field(default_factory=dict)
     tags: list[str] = Field(default_factory=list)
     samples: PositiveInt | None = None
+    exported_from: str | None = None
     framework: Framework | None = None
     optional: bool | None = None
     run: RunMode | None = None

@@ -17,6 +17,7 @@ from pytest_modelbudget.backends.coexistence import coexisting
 from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
+from pytest_modelbudget.diff.exports import export_of
 from pytest_modelbudget.engine.naming import import_callable, import_framework, import_named, missing_framework
 from pytest_modelbudget.engine.planning import CountedModel, with_plans
 from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback, with_cause
@@ -24,7 +25,7 @@ from pytest_modelbudget.entry import ModelEntry, arguments, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, NotOfFramework, TooLarge, ValuesUnknown
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
-from pytest_modelbudget.summary import Summary, TensorSpec
+from pytest_modelbudget.summary import Export, Summary, TensorSpec
 from pytest_modelbudget.system.frames import frame_location, user_frame
 from pytest_modelbudget.system.intact import originals_restored
 
@@ -107,9 +108,10 @@ def failure_result(entry: ModelEntry, error: BaseException) -> Result:
 
 def with_file_path(entry: ModelEntry, root: Path) -> ModelEntry:
     """A model's file is looked for from the folder of what registers it."""
+    original = None if entry.original is None else with_file_path(entry.original, root)
     if not isinstance(entry.build, str) or not names_file(entry.build):
-        return entry
-    return replace(entry, build=str(root / entry.home / entry.build))
+        return entry if original is None else replace(entry, original=original)
+    return replace(entry, build=str(root / entry.home / entry.build), original=original)
 
 
 def _baseline(
@@ -141,13 +143,35 @@ def in_ci() -> bool:
     return os.environ.get("CI", "").lower() not in ("", "0", "false") or bool(os.environ.get("TF_BUILD"))
 
 
-def summarize_entry(entry: ModelEntry) -> Summary:
-    """Build the entry's model and count it.
+def summary_with_plans(subject: CountedModel) -> Summary:
+    """A model's summary, with what is planned of it."""
+    return with_plans(subject, subject.summary(subject.sizes))
+
+
+def summarize_entry(entry: ModelEntry, finish: Callable[[CountedModel], Summary] = summary_with_plans) -> Summary:
+    """Build the entry's model and count it; `finish` makes the summary of a model that was built.
 
     Raises:
         ModelBudgetError: see `run`; anything the builder raises comes through as it is.
     """
-    return replace(from_builder(entry, summary_with_plans), samples=entry.samples)
+    summary = replace(from_builder(entry, finish), samples=entry.samples)
+    return summary if entry.exported_from is None else replace(summary, export=_export(entry, summary))
+
+
+def _export(entry: ModelEntry, summary: Summary) -> Export:
+    """How a file stands to the model that it was made from, or why that cannot be told."""
+    assert entry.exported_from is not None
+    if entry.original is None:
+        return Export(entry.exported_from, {}, problem="it is not registered")
+    try:
+        with coexisting():
+            original = from_builder(entry.original, lambda subject: subject.summary(subject.sizes))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = failure_result(entry.original, error).error.strip().splitlines()
+        return Export(entry.exported_from, {}, problem=f"{entry.exported_from} cannot be counted: {reason[-1]}")
+    return export_of(original, summary)
 
 
 def from_builder(entry: ModelEntry, finish: Callable[[CountedModel], T]) -> T:
@@ -290,11 +314,6 @@ def _import_reference(entry: ModelEntry, reference: arguments.Reference) -> Any:
     """What a name among the arguments of `entry` stands for; see `import_named`."""
     holder = replace(entry, place=reference.place or entry.place)
     return (import_callable if reference.called else import_named)(reference.name, reference.where, holder)
-
-
-def summary_with_plans(subject: CountedModel) -> Summary:
-    """A model's summary, with what is planned of it."""
-    return with_plans(subject, subject.summary(subject.sizes))
 
 
 def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, **origin: Any) -> CountedModel:

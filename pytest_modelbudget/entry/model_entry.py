@@ -47,7 +47,8 @@ class ModelEntry:
     share, `layers` for a file of its own with every row; None where nothing is said, which ends as `layers`.
     `place` is where it was registered, `home` the folder (relative to the root) whose `__model_budget__`
     holds its snapshot, and `declared` the name that snapshot says it was declared in. `source` is the `module:callable`
-    that yielded it, empty where none did.
+    that yielded it, empty where none did. `exported_from` is the id of the model that a file was made from, and
+    `original` that model, once it is known.
 
     Raises:
         ModelBudgetError: a bad id, `run`, `snapshot`, size or limits, arguments, inputs, budgets or recipes that do not
@@ -76,6 +77,8 @@ class ModelEntry:
     isolate: bool | None = None
     snapshot: SnapshotKind | None = None
     source: str = ""
+    exported_from: str | None = None
+    original: ModelEntry | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)

@@ -206,11 +206,15 @@ def _notes(results: Iterable[Result]) -> Iterator[str]:
 
 def _not_run(results: Sequence[Result]) -> Iterator[str]:
     """That a passing model was only half looked at."""
-    ids = sorted(result.id for result in results if result.summary is not None and not _was_run(result.summary))
-    if ids:
-        have = "has" if len(ids) == 1 else "have"
-        unchecked = "shapes, connections and FLOPs are not checked"
-        yield harmless(f"note: {_first_of(ids)} {have} no inputs: not run, so that {unchecked}")
+    unchecked = "shapes, connections and FLOPs are not checked"
+    summaries = {result.id: result.summary for result in results if result.summary is not None}
+    ids = sorted(name for name, summary in summaries.items() if not _was_run(summary))
+    if built := [name for name in ids if summaries[name].file is None]:
+        have = "has" if len(built) == 1 else "have"
+        yield harmless(f"note: {_first_of(built)} {have} no inputs: not run, so that {unchecked}")
+    if files := [name for name in ids if summaries[name].file is not None]:
+        hold = "holds" if len(files) == 1 else "hold"
+        yield harmless(f"note: {_first_of(files)} {hold} weights alone: {unchecked}")
 
 
 def _first_of(ids: Sequence[str]) -> str:

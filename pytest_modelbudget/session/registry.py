@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_modelbudget import snapshot
@@ -15,7 +15,7 @@ from pytest_modelbudget.config import ITEM_NAMES, LoadedManifest, load
 from pytest_modelbudget.engine.run import entries_from
 from pytest_modelbudget.engine.tracebacks import user_traceback
 from pytest_modelbudget.entry import ModelEntry, duplicates
-from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, Place
+from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, Place, did_you_mean
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.results.groups import ModelGroup
 from pytest_modelbudget.session.addresses import counted_addresses, folded_addresses
@@ -132,7 +132,34 @@ def register_manifest(path: Path, root: Path, sources: SourceReader = entries_fr
             else:
                 taken_ids.add(entry.id)
                 entries.append(entry)
-    return Registry(path, loaded, tuple(entries), tuple(absent), tuple(broken), yielded)
+    entries, unknown = _with_originals(entries)
+    return Registry(path, loaded, tuple(entries), tuple(absent), (*broken, *unknown), yielded)
+
+
+def _with_originals(entries: Sequence[ModelEntry]) -> tuple[list[ModelEntry], list[ConfigMistake]]:
+    """The entries of exported files with the models that they were made from, and what is wrong with the others."""
+    by_id = {entry.id: entry for entry in entries}
+    resolved: list[ModelEntry] = []
+    mistakes: list[ConfigMistake] = []
+    for entry in entries:
+        if entry.exported_from is None:
+            resolved.append(entry)
+            continue
+        original = by_id.get(entry.exported_from)
+        if problem := _why_no_original(entry, original, by_id):
+            mistakes.append((entry.place, f"{entry.id}: exported_from: {problem}"))
+        resolved.append(entry if problem else replace(entry, original=original))
+    return resolved, mistakes
+
+
+def _why_no_original(entry: ModelEntry, original: ModelEntry | None, ids: Mapping[str, ModelEntry]) -> str:
+    if original is None:
+        return f"there is no model {entry.exported_from!r}{did_you_mean(entry.exported_from, ids)}"
+    if original is entry or original.exported_from is not None:
+        return f"{entry.exported_from!r} is an exported file itself: name the model that it was made from"
+    if not isinstance(original.build, str):
+        return f"{entry.exported_from!r} comes from a source: name a model of the manifest"
+    return ""
 
 
 def make_importable(folder: Path) -> None:

@@ -4,6 +4,7 @@ No live module or tensor is ever held here, so a summary can be pickled, sent be
 `None` means unknown, never zero.
 """
 
+from pytest_modelbudget.summary.export import Export, ExportCause
 from pytest_modelbudget.summary.file_facts import FileFacts
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
@@ -24,6 +25,8 @@ __all__ = [
     "ITEM_BYTES",
     "Below",
     "Dim",
+    "Export",
+    "ExportCause",
     "FileFacts",
     "Fill",
     "Fit",

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_modelbudget import units
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.summary.export import Export
 from pytest_modelbudget.summary.file_facts import FileFacts
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.plan import Kind, Plan
@@ -153,7 +154,7 @@ class Summary:
     that the abstract pass could not decide and a copy was run with memory instead. `notes` are short sentences for the
     reader (what could not be known, and why a copy was run). `plans` say what runs of it take of a device's memory,
     `growth` how its numbers follow its dimensions. None of the five takes part in comparisons. `file` is there for a
-    model that is an exported file, and does.
+    model that is an exported file, and does; `export` says how it stands to the model that it was made from.
     """
 
     model: str
@@ -171,6 +172,7 @@ class Summary:
     plans: tuple[Plan, ...] = ()
     growth: tuple[Growth, ...] = ()
     file: FileFacts | None = None
+    export: Export | None = None
 
     def __post_init__(self) -> None:
         if len({layer.path for layer in self.layers}) != len(self.layers):
@@ -274,6 +276,7 @@ class Summary:
             "real_run": self.real_run,
             "notes": list(self.notes),
             **({} if self.file is None else {"file": self.file.to_dict()}),
+            **({} if self.export is None else {"export": self.export.to_dict()}),
             "plans": [plan.to_dict() for plan in self.plans],
             "growth": [growth.to_dict() for growth in self.growth],
             "layers": [_layer_dict(layer) for layer in self.layers],
@@ -309,6 +312,7 @@ class Summary:
             plans=tuple(map(Plan.from_dict, data.get("plans", ()))),
             growth=tuple(map(Growth.from_dict, data.get("growth", ()))),
             file=FileFacts.from_dict(data["file"]) if data.get("file") else None,
+            export=Export.from_dict(data["export"]) if data.get("export") else None,
         )
 
     @classmethod

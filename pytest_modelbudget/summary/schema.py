@@ -118,6 +118,20 @@ class _GrowthSchema(_SummaryPart):
     reason: str = ""
 
 
+class _ExportCauseSchema(_SummaryPart):
+    metric: str
+    label: str
+    amount: int
+
+
+class _ExportSchema(_SummaryPart):
+    original: str
+    numbers: dict[str, _Count | None]
+    causes: list[_ExportCauseSchema]
+    notes: list[str]
+    problem: str
+
+
 class FileSchema(_SummaryPart):
     """What `FileFacts.to_dict` gives."""
 
@@ -126,6 +140,7 @@ class FileSchema(_SummaryPart):
     delegated: _Count | None = None
     arena_bytes: _Count | None = None
     arena_kernels: str = ""
+    unseen: str = ""
 
 
 class _SummarySchema(_SummaryPart):
@@ -143,6 +158,7 @@ class _SummarySchema(_SummaryPart):
     plans: list[_PlanSchema] = []
     growth: list[_GrowthSchema] = []
     file: FileSchema | None = None
+    export: _ExportSchema | None = None
     layers: list[_LayerSchema]
 
 

@@ -14,7 +14,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 
 ITEM_BYTES: dict[str, int | Fraction] = {
     "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
-    "int4": Fraction(1, 2), "uint4": Fraction(1, 2), "qint8": 1, "quint8": 1, "qint32": 4,
+    "int2": Fraction(1, 4), "int4": Fraction(1, 2), "uint4": Fraction(1, 2), "qint8": 1, "quint8": 1, "qint32": 4,
     "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16, "complex32": 4,
     "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
 }  # fmt: skip

@@ -116,7 +116,7 @@ def test_it_has_every_key(printed: dict[str, Any]) -> None:
     for shape in (schema.Defaults, schema.Model, schema.Tag, schema.Group):
         assert set(kinds[shape.__name__]["properties"]) == set(shape.model_fields)
         assert kinds[shape.__name__]["additionalProperties"] is False
-    assert set(kinds["Budgets"]["properties"]) == {*METRICS, "inherited", "fits", "growth_in"}
+    assert set(kinds["Budgets"]["properties"]) == {*METRICS, "inherited", "fits", "growth_in", "export"}
     for name, recipe in (("training", Training), ("inference", Inference)):
         assert set(kinds[name]["properties"]) == {field.name for field in fields(recipe)}
     assert set(kinds["Budgets"]["properties"]["params"]["anyOf"][1]["properties"]) == set(BOUNDS)

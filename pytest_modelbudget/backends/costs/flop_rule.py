@@ -50,6 +50,7 @@ class FlopRule:
 
 RULES: dict[str, dict[str, FlopRule]] = {
     "torch": {}, "keras": {}, "jax": {}, "tensorflow": {}, "onnx": {}, "litert": {}, "torch_export": {},
+    "executorch": {},
 }  # fmt: skip
 """The rule of each name, by framework or format of exported files; `flop_rules` fills it."""
 
@@ -65,6 +66,7 @@ def flop_rule(
     onnx: str = "",
     litert: str = "",
     torch_export: str = "",
+    executorch: str = "",
     counts_complex: bool = False,
     **layout: Any,
 ) -> Callable[[_Decorated], _Decorated]:
@@ -73,8 +75,8 @@ def flop_rule(
     Names are those of the dispatcher for torch (`aten.mm`, higher-order ones without a namespace), of classes for Keras
     (`ops.Matmul`, `layers.Dense`), of primitives for jax, and of operators for TensorFlow, ONNX (`Gemm`) and LiteRT
     (`CONV_2D`); `torch_export` are operators of exported graphs that are taken apart before torch's dispatcher has them
-    (`aten.linear`), beside those of torch. `layout` says where these have what the formula asks for, and is handed to
-    it; several decorators on one formula are several layouts.
+    (`aten.linear`), beside those of torch, and `executorch` what it adds to both. `layout` says where these have what
+    the formula asks for, and is handed to it; several decorators on one formula are several layouts.
     With `counts_complex` the formula knows itself what complex numbers cost.
 
     Raises:
@@ -84,6 +86,7 @@ def flop_rule(
     by_framework = {
         "torch": torch, "keras": keras, "jax": jax, "tensorflow": tensorflow,
         "onnx": onnx, "litert": litert, "torch_export": torch_export,
+        "executorch": executorch,
     }  # fmt: skip
 
     def declare(formula: _Decorated) -> _Decorated:

@@ -15,7 +15,7 @@ from pytest_modelbudget.backends.exported.expressions import Sizes, evaluate
 from pytest_modelbudget.backends.exported.graph import ExportedModel, Operator
 from pytest_modelbudget.summary import TensorSpec
 
-_FALLBACKS = {"torch_export": ("torch",)}
+_FALLBACKS = {"torch_export": ("torch",), "executorch": ("torch_export", "torch")}
 """Further tables of rules, for names that the first has not."""
 
 

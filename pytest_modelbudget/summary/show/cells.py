@@ -9,6 +9,7 @@ from pytest_modelbudget import units
 from pytest_modelbudget.summary.formulas import why
 from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.summary.model import Layer, Summary
+from pytest_modelbudget.summary.show.exports import export_lines
 from pytest_modelbudget.summary.show.nesting import parent_rows, subtotals
 from pytest_modelbudget.system.escape import harmless
 
@@ -81,7 +82,10 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
     for metric in METRICS.values():
         if metric.line and metric.listed(summary):
             value, role = metric.get(summary), roles.get(metric.name)
-            size = f" ({units.size(weight_bytes(summary, role))})" if role else ""
+            if metric.kind == "bytes" and value is not None:
+                size = f" ({units.size(int(value))})"
+            else:
+                size = f" ({units.size(weight_bytes(summary, role))})" if role else ""
             yield metric.line, f"{UNKNOWN if value is None else metric.show(value)}{size}"
     sizes_text = ", ".join(f"{name}={size}" for name, size in summary.sizes)
     yield harmless(f"FLOPs, forward{f' at {sizes_text}' if sizes_text else ''}"), flops(summary)
@@ -91,6 +95,8 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "Activations for backward", units.size(summary.activation_bytes)
     if summary.optimizer_bytes is not None:
         yield "Optimizer state", units.size(summary.optimizer_bytes)
+    if summary.export is not None:
+        yield from export_lines(summary.export, summary)
 
 
 def weight_bytes(summary: Summary, role: str) -> int:

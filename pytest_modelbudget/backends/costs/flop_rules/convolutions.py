@@ -11,6 +11,7 @@ from pytest_modelbudget.backends.costs.formulas import Shape
 _FILTERS_FIRST = slice(1, None)  # `(filters, channels, *taps)`
 _FILTERS_LAST = slice(None, -1)  # `(*taps, channels, filters)`
 _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
+_TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
 
 
 @flop_rule(
@@ -21,14 +22,25 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
         aten.miopen_convolution_relu aten.miopen_convolution_add_relu aten.miopen_depthwise_convolution
         aten._mps_convolution torchvision.deform_conv2d
     """,
+    litert="CONV_2D FULLY_CONNECTED",
     torch_export="aten.conv1d aten.conv2d aten.conv3d aten._convolution_mode aten.thnn_conv2d aten.slow_conv3d",
+    executorch="xnnpack.Conv2d xnnpack.FullyConnected",
+    onnx="""
+        Conv ConvInteger DeformConv CausalConvWithState com.microsoft.FusedConv com.microsoft.NhwcConv
+        com.microsoft.NhwcFusedConv com.microsoft.CausalConvWithState com.ms.internal.nhwc.Conv
+    """,
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(
     torch="aten.conv_tbc",
     keras="ops.Conv layers.Conv1D layers.Conv2D layers.Conv3D layers.Dense",
     tensorflow="Conv Conv2D Conv3D QuantizedConv2D _FusedConv2D",
+    executorch="xnnpack.DepthwiseConv2d",
+    litert="CONV_3D",
     one_filter=_FILTERS_LAST,
+)
+@flop_rule(
+    onnx="QLinearConv com.microsoft.QLinearConv com.ms.internal.nhwc.QLinearConv", one_filter=_FILTERS_FIRST, kernel=3
 )
 @flop_rule(tensorflow="FusedPadConv2D FusedResizeAndPadConv2D", one_filter=_FILTERS_LAST, kernel=-1)
 @flop_rule(
@@ -36,6 +48,7 @@ _OF_ONE_CHANNEL = slice(None, -2)  # `(*taps, channels, multiplier)`
     tensorflow="DepthwiseConv2dNative QuantizedDepthwiseConv2D _FusedDepthwiseConv2dNative",
     one_filter=_OF_ONE_CHANNEL,
 )
+@flop_rule(litert="DEPTHWISE_CONV_2D", one_filter=_TAPS_IN_BETWEEN)
 def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> int:
     """Each output element is a sum over one filter, whose axes of the kernel are `one_filter`."""
     return 2 * prod(call.outputs[0]) * prod(call.inputs[kernel][one_filter])
@@ -47,11 +60,13 @@ def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> in
         aten.slow_conv_transpose2d aten.slow_conv_transpose3d
     """,
     torch_export="aten.conv_transpose1d aten.conv_transpose2d aten.conv_transpose3d",
+    onnx="ConvTranspose com.microsoft.ConvTransposeWithDynamicPads com.ms.internal.nhwc.ConvTranspose",
     one_filter=_FILTERS_FIRST,
 )
 @flop_rule(keras="ops.ConvTranspose", one_filter=_FILTERS_LAST)
 @flop_rule(
     tensorflow="Conv2DBackpropInput Conv2DBackpropInputV2 Conv3DBackpropInput Conv3DBackpropInputV2",
+    litert="TRANSPOSE_CONV CONV_3D_TRANSPOSE",
     one_filter=_FILTERS_LAST,
     data=2,
 )
@@ -59,6 +74,13 @@ def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> in
 def transposed_convolution(call: OperatorCall, *, one_filter: slice, data: int = 0) -> int:
     """Each input element is spread over one filter, which is what a convolution's way back to its input does."""
     return 2 * prod(call.inputs[data]) * prod(call.inputs[1][one_filter])
+
+
+@flop_rule(executorch="xnnpack.ConvTranspose2d")
+def transposed_convolution_in_groups(call: OperatorCall) -> int:
+    """As a transposed convolution; the filters of all groups stand first, `(filters, *taps, channels of a group)`."""
+    data, (filters, *taps, _) = call.inputs[:2]
+    return 2 * prod(data) * prod(taps) * filters // int(call.argument("groups"))
 
 
 @flop_rule(torch="aten.convolution aten.convolution_overrideable", torch_export="aten._convolution")
@@ -100,7 +122,7 @@ def separable_convolution(call: OperatorCall) -> int:
     return 2 * positions * middle * (prod(depthwise[:-2]) + filters)
 
 
-@flop_rule(jax="conv_general_dilated")
+@flop_rule(jax="conv_general_dilated", litert="STABLEHLO_CONVOLUTION")
 def dilated_convolution(call: OperatorCall) -> int:
     """A convolution in whatever layout; with a dilated input, a transposed one."""
     data, kernel = call.inputs[:2]

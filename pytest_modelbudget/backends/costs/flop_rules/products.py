@@ -32,6 +32,8 @@ def matrix_product(call: OperatorCall, *, left: int) -> int:
     tensorflow="""
         MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 SparseMatMul _FusedMatMul QuantizedMatMul UniformQuantizedDot
     """,
+    executorch="quantized_decomposed.mixed_mm quantized_decomposed.mixed_linear xnnpack.BatchMatrixMultiply",
+    litert="BATCH_MATMUL",
 )
 def sums_over_left(call: OperatorCall) -> int:
     """Each output element is a sum over the last axis of the left operand, however the right one is packed.
@@ -42,6 +44,44 @@ def sums_over_left(call: OperatorCall) -> int:
         return 0
     transposed = call.argument("transpose_a") or call.argument("adj_x")
     return 2 * prod(call.outputs[0]) * call.inputs[0][-2 if transposed else -1]
+
+
+@flop_rule(
+    onnx="""
+        MatMul MatMulInteger QLinearMatMul com.microsoft.MatMulInteger16 com.microsoft.MatMulIntegerToFloat
+        com.microsoft.DynamicQuantizeMatMul com.microsoft.GemmFastGelu com.microsoft.QOrderedMatMul
+    """
+)
+def sums_over_last_axis(call: OperatorCall) -> int:
+    """Each output element is a sum over the last axis of the left operand; scales may stand between the operands."""
+    return 2 * prod(call.outputs[0]) * call.inputs[0][-1]
+
+
+@flop_rule(onnx="com.microsoft.FusedMatMul com.microsoft.FusedMatMulActivation com.microsoft.TransposeMatMul")
+def product_of_turned(call: OperatorCall) -> int:
+    """A product whose left operand may be transposed, and may have its rows before the axes of the batch."""
+    left = call.inputs[0]
+    rows = 0 if call.argument("transBatchA") else -2
+    return 2 * prod(call.outputs[0]) * left[rows if call.argument("transA") and len(left) > 1 else -1]
+
+
+@flop_rule(onnx="Gemm com.microsoft.FusedGemm com.microsoft.GemmFloat8", right=1)
+@flop_rule(onnx="com.microsoft.QGemm", right=3)
+def general_product(call: OperatorCall, *, right: int) -> int:
+    """`alpha * A B + beta * C`: each element of A meets one of each column of B; the sum is not counted."""
+    return 2 * prod(call.inputs[0]) * call.inputs[right][0 if call.argument("transB") else 1]
+
+
+@flop_rule(onnx="com.microsoft.MatMulNBits com.microsoft.MatMulBnb4")
+def product_with_blocks(call: OperatorCall) -> int:
+    """`(.., K) x (K, N)`, of which the right operand lies packed in blocks."""
+    return 2 * prod(call.inputs[0]) * int(call.argument("N"))
+
+
+@flop_rule(onnx="AffineGrid")
+def affine_grid(call: OperatorCall) -> int:
+    """Each coordinate is a sum over a row `(x, y, 1)` of the matrix; shapes `(N, 2, 3)` to `(N, H, W, 2)`."""
+    return 2 * prod(call.outputs[0]) * call.inputs[0][-1]
 
 
 @flop_rule(torch="aten.mv aten.dot aten.vdot", keras="ops.Vdot", left=0)
@@ -127,13 +167,13 @@ def einsum_in_order(call: OperatorCall) -> int:
     return einsum(call.argument("equation"), call.inputs)
 
 
-@flop_rule(keras="ops.Einsum", tensorflow="Einsum")
+@flop_rule(keras="ops.Einsum", tensorflow="Einsum", onnx="Einsum")
 def einsum_product(call: OperatorCall) -> int:
     """See `formulas.einsum`."""
     return einsum(call.argument("subscripts") or call.argument("equation"), call.inputs)
 
 
-@flop_rule(jax="dot_general")
+@flop_rule(jax="dot_general", litert="STABLEHLO_DOT_GENERAL")
 def dot_general(call: OperatorCall) -> int:
     """`2 * outputs * (contracted elements)`; without a contracted axis it is elementwise."""
     (contracted, _), _batch = call.argument("dimension_numbers")
@@ -151,7 +191,12 @@ def _contraction(call: OperatorCall, axes: Sequence[int]) -> int:
     return 2 * prod(call.outputs[0]) * prod(call.inputs[0][axis] for axis in axes)
 
 
-@flop_rule(torch="aten._cdist_forward aten._euclidean_dist", keras="ops.CDist", torch_export="aten.cdist")
+@flop_rule(
+    torch="aten._cdist_forward aten._euclidean_dist",
+    keras="ops.CDist",
+    torch_export="aten.cdist",
+    onnx="com.microsoft.CDist",
+)
 def distances(call: OperatorCall) -> int:
     """Distances of each pair of rows: one multiply-add for each coordinate."""
     left, right = call.inputs[:2]

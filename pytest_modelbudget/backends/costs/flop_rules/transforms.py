@@ -17,7 +17,7 @@ def complex_transform(call: OperatorCall, *, axes: int) -> int:
 
 
 @flop_rule(keras="ops.RFFT ops.STFT", tensorflow="RFFT", axes=1, counts_complex=True)
-@flop_rule(tensorflow="RFFT2D", axes=2, counts_complex=True)
+@flop_rule(tensorflow="RFFT2D", litert="RFFT2D", axes=2, counts_complex=True)
 @flop_rule(tensorflow="RFFT3D", axes=3, counts_complex=True)
 def transform_from_real(call: OperatorCall, *, axes: int) -> int:
     """Over the last axes, which may be cut or padded to a length; one for each frame, where there are frames."""
@@ -81,3 +81,20 @@ def mel_spectrogram(call: OperatorCall) -> int:
     """One real transform for each frame, and a product of its magnitudes with the filters; `(.., bins, frames)`."""
     points, bins, outputs = int(call.argument("fft_length")), int(call.argument("num_mel_bins")), prod(call.outputs[0])
     return fft(points, outputs // bins, REAL_FFT) + 2 * outputs * (points // 2 + 1)
+
+
+@flop_rule(onnx="DFT", counts_complex=True)
+def transform_of_axis(call: OperatorCall) -> int:
+    """Over one axis, which may be cut or padded to a length; numbers are complex where the last axis has two parts."""
+    data, axis, length = call.inputs[0], int(call.argument("axis")), call.argument("dft_length")
+    points = data[axis] if length is None else int(length)
+    share = REAL_FFT if data[-1] == 1 or call.argument("onesided") else COMPLEX_FFT
+    return fft(points, prod(data[:-1]) // max(data[axis], 1), share)
+
+
+@flop_rule(onnx="STFT", counts_complex=True)
+def transform_of_frames(call: OperatorCall) -> int:
+    """One transform for each frame, as long as its window; `(B, points, parts)` to `(B, frames, bins, 2)`."""
+    length = call.argument("frame_length")
+    points = int(call.inputs[2][0] if length is None else length)
+    return fft(points, prod(call.outputs[0][:2]), REAL_FFT if call.inputs[0][-1] == 1 else COMPLEX_FFT)

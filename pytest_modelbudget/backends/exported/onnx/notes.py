@@ -1,0 +1,43 @@
+"""What is to be said of a file beside its numbers: ports that are no tensors, and what exporters do to weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_modelbudget.backends.exported.onnx.model import Graph, Model
+from pytest_modelbudget.backends.exported.onnx.roles import signature_of
+
+_MOST_NAMED = 3
+_CHANGES = {
+    "pytorch": "torch's exporter folds batch normalisation into convolutions, and merges equal tensors",
+    "tf2onnx": "tf2onnx folds batch normalisation into convolutions and leaves out biases of zeros",
+}
+
+
+def notes(model: Model, graph: Graph, names: frozenset[str]) -> tuple[str, ...]:
+    """All that is to be said; `names` are those of the tensors in the file."""
+    return (*_ports(graph), *_changes(model, names))
+
+
+def _ports(graph: Graph) -> Iterator[str]:
+    for word, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for value in values:
+            if value.spec is None:
+                yield f"the {word} {value.name} is no tensor, or of any rank: it is not listed"
+
+
+def _changes(model: Model, names: frozenset[str]) -> Iterator[str]:
+    """Why a file has fewer parameters than its source."""
+    signature = signature_of(model.graph)
+    params = [name for name, role in signature.items() if role == "param"]
+    if missing := [name for name in params if not {name, f"{name}_quantized"} & names]:
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        yield (
+            f"{len(missing)} of the {len(params)} parameters of the source are not in the file "
+            f"({', '.join(missing[:_MOST_NAMED])}{more}): torch's exporter folds batch "
+            "normalisation into convolutions, merges and transposes tensors, and leaves out biases of zeros"
+        )
+    elif not signature:
+        for producer, change in _CHANGES.items():
+            if model.producer.startswith(producer):
+                yield f"params may be fewer than those of the source: {change}"
