@@ -58,7 +58,7 @@ def read(raw: bytes, calls: Mapping[str, Call], place: int = 0) -> tuple[object,
     machine = _Machine(raw, calls, place)
     try:
         return machine.run(), machine.place
-    except (IndexError, KeyError, TypeError, ValueError, struct.error, AttributeError):
+    except (IndexError, KeyError, TypeError, ValueError, struct.error, AttributeError, RecursionError):
         raise DamagedFile(f"is damaged: its pickle breaks off at byte {machine.place:,}: {_AGAIN}") from None
 
 

@@ -171,6 +171,11 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "a place of 2^32 in its memory": (b"\x80\x02]r\xff\xff\xff\xff.", "holds no mapping of tensors"),
     "a text of 2^60": (b"\x80\x04\x8d" + (1 << 60).to_bytes(8, "little") + b"x.", "its pickle breaks off at byte"),
     "a list in itself": (b"\x80\x02]q\x00h\x00a.", "holds no mapping of tensors"),
+    "calls in calls": (
+        b"\x80\x04)" + b"ctorch._tensor\n_rebuild_from_type_v2\nq\x00q\x010"
+        + b"h\x00h\x00N\x87" + b"q\x02h\x00h\x00h\x02\x87" * 1500 + b"h\x00q\x050q\x060h\x05h\x06R.",
+        "its pickle breaks off",
+    ),
     "nothing": (b"", "its pickle breaks off at byte 0"),
     "a pop too many": (b"\x80\x020.", "its pickle breaks off"),
     "a call of a text": (b"\x80\x02U\x01a)R.", "its pickle breaks off"),
