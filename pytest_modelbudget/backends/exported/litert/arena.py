@@ -185,6 +185,8 @@ class _Lifetimes:
 
 def _size(tensor: Tensor) -> int:
     item = ITEM_BYTES.get(tensor.dtype)
+    if not tensor.shaped:
+        raise UnknownMemory(f"the file has no shape of {tensor.name or 'a tensor'}")
     if item is None or item < 1:
         raise UnknownMemory(f"tensors of {tensor.dtype} have no fixed place")
     return packed_bytes(tensor)
