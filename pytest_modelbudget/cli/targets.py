@@ -21,7 +21,7 @@ from pytest_modelbudget.cli.project import Project, find_project
 from pytest_modelbudget.config import MANIFEST_NAMES
 from pytest_modelbudget.engine.naming import import_named
 from pytest_modelbudget.engine.planning import CountedModel
-from pytest_modelbudget.engine.run import from_builder, from_live, run, summary_with_plans
+from pytest_modelbudget.engine.run import from_live, run, summarize_entry, summary_with_plans
 from pytest_modelbudget.entry import MODEL_SUFFIXES, ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.loading import (
@@ -221,7 +221,7 @@ class Targets:
         return count_model(self.alter(entry), self.project.root, self._built)
 
     def _built(self, entry: ModelEntry) -> Summary:
-        return replace(from_builder(entry, self.finish), samples=entry.samples)
+        return summarize_entry(entry, self.finish)
 
     def _called(self, entry: ModelEntry, word: str) -> ModelEntry:
         """A decorated builder with what the options say in place of what the decorator says."""

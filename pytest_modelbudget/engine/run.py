@@ -143,13 +143,18 @@ def in_ci() -> bool:
     return os.environ.get("CI", "").lower() not in ("", "0", "false") or bool(os.environ.get("TF_BUILD"))
 
 
-def summarize_entry(entry: ModelEntry) -> Summary:
-    """Build the entry's model and count it.
+def summary_with_plans(subject: CountedModel) -> Summary:
+    """A model's summary, with what is planned of it."""
+    return with_plans(subject, subject.summary(subject.sizes))
+
+
+def summarize_entry(entry: ModelEntry, finish: Callable[[CountedModel], Summary] = summary_with_plans) -> Summary:
+    """Build the entry's model and count it; `finish` makes the summary of a model that was built.
 
     Raises:
         ModelBudgetError: see `run`; anything the builder raises comes through as it is.
     """
-    summary = replace(from_builder(entry, summary_with_plans), samples=entry.samples)
+    summary = replace(from_builder(entry, finish), samples=entry.samples)
     return summary if entry.exported_from is None else replace(summary, export=_export(entry, summary))
 
 
@@ -309,11 +314,6 @@ def _import_reference(entry: ModelEntry, reference: arguments.Reference) -> Any:
     """What a name among the arguments of `entry` stands for; see `import_named`."""
     holder = replace(entry, place=reference.place or entry.place)
     return (import_callable if reference.called else import_named)(reference.name, reference.where, holder)
-
-
-def summary_with_plans(subject: CountedModel) -> Summary:
-    """A model's summary, with what is planned of it."""
-    return with_plans(subject, subject.summary(subject.sizes))
 
 
 def subject_of(owner: backends.Backend, model: object, entry: ModelEntry, **origin: Any) -> CountedModel:

@@ -32,6 +32,7 @@ class StoredFileSchema(_SnapshotPart):
     delegated: Count | None = None
     arena_bytes: Count | None = None
     arena_kernels: str = ""
+    unseen: str = ""
 
 
 class EstimateSchema(_SnapshotPart):

@@ -14,7 +14,8 @@ class FileFacts:
     `file_bytes` are those of all of them, with weights beside a graph. `operators` are those of the graph and of the
     bodies of its loops and branches, None for a file of weights alone; `delegated` those that a delegate runs, which
     does not say what they are. `arena_bytes` is what a runtime plans for the tensors between operators, with the
-    kernels that `arena_kernels` names; weights are not in it.
+    kernels that `arena_kernels` names; weights are not in it. `unseen` names delegates that hold
+    weights which cannot be seen, so that the params are more than those of the rows.
     """
 
     file_bytes: int
@@ -22,6 +23,7 @@ class FileFacts:
     delegated: int | None = None
     arena_bytes: int | None = None
     arena_kernels: str = ""
+    unseen: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, without what is not known; `from_dict` reads it back."""

@@ -7,7 +7,7 @@ docs/reference/metrics.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pytest_modelbudget import units
@@ -325,7 +325,34 @@ _TABLE = (
         "delegated", "count", "operators of an exported file that a delegate runs", "file/delegated", "Delegated"
     ),
 )
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+_OF_WEIGHTS = frozenset(
+    (
+        *("params", "trainable_params", "non_trainable_params", "non_embedding_params", "buffers", "weight_bytes"),
+        *("largest_layer_share", "params_per_sample"),
+    )
+)
+
+
+def _of_all_weights(metric: Metric) -> Metric:
+    """`metric`, not known of a model with weights that cannot be seen."""
+
+    def unseen(summary: Summary) -> str:
+        return summary.file.unseen if summary.file else ""
+
+    return replace(
+        metric,
+        get=lambda summary: None if unseen(summary) else metric.get(summary),
+        why_unknown=lambda summary: (
+            _reason(f"at least {metric.get(summary)}, {unseen(summary)} holds weights that cannot be seen")
+            if unseen(summary)
+            else metric.why_unknown(summary)
+        ),
+    )
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: _of_all_weights(metric) if metric.name in _OF_WEIGHTS else metric for metric in _TABLE
+}
 """Every metric, by name."""
 
 LAYER_METRICS: dict[str, units.Kind] = {

@@ -140,6 +140,7 @@ class FileSchema(_SummaryPart):
     delegated: _Count | None = None
     arena_bytes: _Count | None = None
     arena_kernels: str = ""
+    unseen: str = ""
 
 
 class _SummarySchema(_SummaryPart):

@@ -92,6 +92,7 @@ def _facts(model: ExportedModel) -> FileFacts:
         delegated=model.delegated,
         arena_bytes=model.arena_bytes,
         arena_kernels=model.arena_kernels,
+        unseen=", ".join(model.unseen),
     )
 
 

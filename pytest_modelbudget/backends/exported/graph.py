@@ -78,7 +78,8 @@ class ExportedModel:
     missing. Names of `inputs` and `outputs` are those of values. `constants` are by their names in the file, each once,
     also those that no operator uses. `operators` is None for a file of weights alone. `file_bytes` are those of all its
     files together, `arena_bytes` what the runtime plans for tensors between operators, with the kernels that
-    `arena_kernels` names; `delegated` counts the operators that a delegate runs, unseen.
+    `arena_kernels` names; `delegated` counts the operators that a delegate runs. `unseen` names
+    the delegates that hold weights of which the file says nothing.
     """
 
     format: str
@@ -92,4 +93,5 @@ class ExportedModel:
     arena_bytes: int | None = None
     arena_kernels: str = ""
     delegated: int | None = None
+    unseen: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +18,7 @@ from typing import Any
 from pytest_modelbudget.backends.exported import json_parts
 from pytest_modelbudget.backends.exported.graph import Constant, ExportedModel
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.summary.tensors import ITEM_BYTES
 
 FORMAT = "safetensors"
 BUFFERS_NOTE = (
@@ -64,10 +66,8 @@ def read(path: Path) -> ExportedModel:
 
 
 def _model(headers: Mapping[str, _Header], index_bytes: int = 0, notes: tuple[str, ...] = ()) -> ExportedModel:
-    constants: dict[str, Constant] = {}
-    for header in headers.values():
-        for name, tensor in header.tensors.items():
-            constants[name] = _constant(tensor, name)
+    tensors = {name: tensor for header in headers.values() for name, tensor in header.tensors.items()}
+    constants = {name: _constant(tensors[name], name) for name in sorted(tensors, key=_natural)}
     for header in headers.values():
         for name, kept in header.kept_for.items():
             if kept in constants and name not in constants:
@@ -80,9 +80,14 @@ def _model(headers: Mapping[str, _Header], index_bytes: int = 0, notes: tuple[st
     )
 
 
+def _natural(name: str) -> list[tuple[int, str]]:
+    """What sorts `layers.2` before `layers.10`: the format keeps no order of the model."""
+    return [(int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def _constant(tensor: _Tensor, name: str) -> Constant:
     is_float = tensor.dtype.startswith(("float", "bfloat", "complex"))
-    packed = tensor.bytes if tensor.dtype.startswith(("float4", "float6")) else None
+    packed = tensor.bytes if tensor.dtype not in ITEM_BYTES else None
     return Constant(tensor.shape, tensor.dtype, storage=name, stored_bytes=packed, trainable=is_float)
 
 

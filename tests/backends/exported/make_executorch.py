@@ -111,7 +111,25 @@ def _programs() -> dict[str, Any]:
     }
     exported = torch.export.export(*source("convolutions"))
     delegated = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-    return {**programs, "convolutions-delegated": delegated.to_executorch()}
+    quantised = to_edge_transform_and_lower(_quantised("convolutions"), partitioner=[XnnpackPartitioner()])
+    return {
+        **programs,
+        "convolutions-delegated": delegated.to_executorch(),
+        "convolutions-quantised": quantised.to_executorch(),
+    }
+
+
+def _quantised(name: str) -> torch.export.ExportedProgram:
+    """A model with weights and activations of eight bits, scales by channel."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    model, arguments = source(name)
+    config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+    quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
+    prepared = prepare_pt2e(torch.export.export(model, arguments).module(), quantizer)
+    prepared(*arguments)
+    return torch.export.export(convert_pt2e(prepared), arguments)
 
 
 def _facts(program: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -23,9 +22,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
-        heads = (
-            part.reshape(batch, length, 2, width // 2).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1)
-        )
+        parts = self.qkv(self.norm(x)).chunk(3, -1)
+        heads = (part.reshape(batch, length, 2, width // 2).transpose(1, 2) for part in parts)
         attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.inner(x)
@@ -125,4 +123,10 @@ def export(model: nn.Module, inputs: Tensors, path: Path, *sizes: dict[int, Any]
 
 def dynamic(least: int = 2, **axes: int) -> dict[int, Any]:
     """Axes of an input of any size by their names."""
-    return {axis: Dim(name, min=least, max=4096) for name, axis in axes.items()}
+    return {axis: torch.export.Dim(name, min=least, max=4096) for name, axis in axes.items()}
+
+
+def save(content: object, path: Path, *, old: bool = False) -> Path:
+    """Write what `torch.save` makes of something, as torch 1.5 did it where `old`."""
+    torch.save(content, path, _use_new_zipfile_serialization=not old)
+    return path

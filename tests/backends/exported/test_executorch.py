@@ -21,6 +21,7 @@ from pytest_modelbudget.backends.exported.executorch.flow import Branch, Loop, s
 from pytest_modelbudget.backends.exported.executorch.program import Call, JumpIfFalse, Move
 from pytest_modelbudget.backends.exported.graph import ExportedModel, Operator
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.summary.metrics import METRICS
 
 FOLDER = Path(__file__).parents[2] / "data" / "exported"
 EXPORTER = json.loads((FOLDER / "executorch.json").read_text())
@@ -59,7 +60,7 @@ def test_what_the_exporter_says_of_its_program(name: str) -> None:
     """Its planned memory to the byte, each kernel that it runs, and what it leaves to a delegate."""
     said, model = EXPORTER[name], _read(name)
     types = [operator.type for operator in _all(model.operators)]
-    kernels = [kind for kind in types if not kind.startswith(("executorch.", "delegate."))]
+    kernels = [kind for kind in types if not kind.startswith(("executorch.", "delegate.", "xnnpack."))]
     expected = [kernel.replace("::", ".").removesuffix("_") for kernel in said["kernels"]]
     assert (model.arena_bytes, model.delegated, sorted(kernels)) == (
         said["planned_bytes"],
@@ -112,11 +113,40 @@ def test_a_branch_has_both_bodies() -> None:
     assert [sum(operator.type == "aten.addmm" for operator in body) for body in branch.bodies] == [1, 1]
 
 
-def test_what_a_delegate_runs_is_named_and_not_counted() -> None:
-    """No FLOPs are made up for it."""
-    summary = summarize(FOLDER / "convolutions-delegated.pte")
-    assert summary.flops.uncounted == (("delegate.XnnpackBackend", 2),)
-    assert "XnnpackBackend runs 2 parts" in summary.notes[0]
+def test_what_xnnpack_runs_is_read_in_its_own_graph() -> None:
+    """FLOPs are the source's; of the params, the batch norm is in the convolution before it, which has a bias now."""
+    whole, delegated = summarize(FOLDER / "convolutions.pte"), summarize(FOLDER / "convolutions-delegated.pte")
+    norm, bias = 2 * 8, 8
+    assert delegated.flops == whole.flops
+    assert delegated.params == whole.params - norm + bias
+    assert delegated.file.delegated == 2
+
+
+def test_weights_of_a_quantised_delegate() -> None:
+    """Are eight bits where the quantiser put them, biases whole, scales no weights; as many as in the source."""
+    whole, quantised = summarize(FOLDER / "convolutions.pte"), summarize(FOLDER / "convolutions-quantised.pte")
+    weights = [weight for layer in quantised.layers for weight in layer.weights if weight.tied_to is None]
+    params = [weight for weight in weights if weight.role == "param"]
+    assert sorted((weight.dtype, len(weight.shape)) for weight in params if len(weight.shape) > 1) == [
+        ("int8", 2),
+        ("int8", 4),
+        ("int8", 4),
+        ("int8", 4),
+    ]
+    assert quantised.params == whole.params - 2 * 8 + 8
+    assert quantised.flops == whole.flops
+
+
+def test_another_delegate_is_named_and_not_counted(tmp_path: Path) -> None:
+    """No FLOPs are made up for what cannot be seen."""
+    data = (FOLDER / "convolutions-delegated.pte").read_bytes()
+    (tmp_path / "model.pte").write_bytes(data.replace(b"XnnpackBackend", b"ForeignBackend"))
+    summary = summarize(tmp_path / "model.pte")
+    assert summary.flops.uncounted == (("delegate.ForeignBackend", 2),)
+    assert summary.notes[0].startswith("ForeignBackend runs 2 parts (")
+    for name, least in (("params", 0), ("weight_bytes", 8)):
+        reason = f"unknown (at least {least}, ForeignBackend holds weights that cannot be seen)"
+        assert (METRICS[name].get(summary), METRICS[name].why_unknown(summary)) == (None, reason)
 
 
 def test_dimensions_that_change_have_their_largest_sizes() -> None:
@@ -220,6 +250,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "segments that end outside": (lambda: _headed(segments=10**12), "its segments end at byte"),
     "segments in the program": (lambda: _headed(begin=8), "its segments begin at byte 8, which is in the program"),
     "a short header": (lambda: _headed(length=3), "its header has 3 bytes in place of 24"),
+    "a delegate that is larger than it is": (
+        lambda: _changed("convolutions-delegated", "<II", (32, 2136), (32, 2**31)), "a delegate of .* bytes says that it"
+    ),
+    "a constant that a delegate lacks": (
+        lambda: _changed("convolutions-delegated", "<I4I", (4, 8, 3, 3, 3), (4, 8, 3, 3, 9)), "of 2,592 bytes has 864"
+    ),
     "no method": (_headed, "it has no method"),
 }  # fmt: skip
 

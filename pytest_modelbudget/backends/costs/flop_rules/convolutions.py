@@ -24,6 +24,7 @@ _TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
     """,
     litert="CONV_2D FULLY_CONNECTED",
     torch_export="aten.conv1d aten.conv2d aten.conv3d aten._convolution_mode aten.thnn_conv2d aten.slow_conv3d",
+    executorch="xnnpack.Conv2d xnnpack.FullyConnected",
     onnx="""
         Conv ConvInteger DeformConv CausalConvWithState com.microsoft.FusedConv com.microsoft.NhwcConv
         com.microsoft.NhwcFusedConv com.microsoft.CausalConvWithState com.ms.internal.nhwc.Conv
@@ -34,6 +35,7 @@ _TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
     torch="aten.conv_tbc",
     keras="ops.Conv layers.Conv1D layers.Conv2D layers.Conv3D layers.Dense",
     tensorflow="Conv Conv2D Conv3D QuantizedConv2D _FusedConv2D",
+    executorch="xnnpack.DepthwiseConv2d",
     litert="CONV_3D",
     one_filter=_FILTERS_LAST,
 )
@@ -72,6 +74,13 @@ def convolution(call: OperatorCall, *, one_filter: slice, kernel: int = 1) -> in
 def transposed_convolution(call: OperatorCall, *, one_filter: slice, data: int = 0) -> int:
     """Each input element is spread over one filter, which is what a convolution's way back to its input does."""
     return 2 * prod(call.inputs[data]) * prod(call.inputs[1][one_filter])
+
+
+@flop_rule(executorch="xnnpack.ConvTranspose2d")
+def transposed_convolution_in_groups(call: OperatorCall) -> int:
+    """As a transposed convolution; the filters of all groups stand first, `(filters, *taps, channels of a group)`."""
+    data, (filters, *taps, _) = call.inputs[:2]
+    return 2 * prod(data) * prod(taps) * filters // int(call.argument("groups"))
 
 
 @flop_rule(torch="aten.convolution aten.convolution_overrideable", torch_export="aten._convolution")

@@ -32,7 +32,7 @@ def matrix_product(call: OperatorCall, *, left: int) -> int:
     tensorflow="""
         MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 SparseMatMul _FusedMatMul QuantizedMatMul UniformQuantizedDot
     """,
-    executorch="quantized_decomposed.mixed_mm quantized_decomposed.mixed_linear",
+    executorch="quantized_decomposed.mixed_mm quantized_decomposed.mixed_linear xnnpack.BatchMatrixMultiply",
     litert="BATCH_MATMUL",
 )
 def sums_over_left(call: OperatorCall) -> int:

@@ -150,13 +150,13 @@ def attention_of_either_layout(call: OperatorCall) -> int:
     keys = key[-2] + _past(call, 4, -2)
     if len(query) == 4:
         return 2 * prod(query[:-1]) * keys * (query[-1] + value[-1])
-    values = value[-1] * call.argument("q_num_heads") // call.argument("kv_num_heads")
+    values = value[-1] * int(call.argument("q_num_heads")) // int(call.argument("kv_num_heads"))
     return 2 * prod(query[:-1]) * keys * (query[-1] + values)
 
 
 @flop_rule(onnx="com.microsoft.MultiHeadAttention")
 def attention_of_projected(call: OperatorCall) -> int:
-    """As `attention`, of `(B, positions, heads * width)`; queries, keys and values may lie in one, on the last but one axis.
+    """As `attention`, of `(B, positions, heads * width)`; queries, keys and values may lie in one, side by side.
 
     Keys of another sequence may be `(B, heads, positions, width)`.
     """

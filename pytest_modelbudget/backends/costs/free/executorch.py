@@ -27,6 +27,12 @@ _OWN = """
     cortex_m.quantized_div cortex_m.quantized_activation cortex_m.minimum cortex_m.maximum cortex_m.softmax
     cortex_m.transpose cortex_m.pad cortex_m.quantized_avg_pool2d cortex_m.quantized_avg_pool2d_nhwc
     cortex_m.quantized_max_pool2d cortex_m.quantized_max_pool2d_nhwc
+    xnnpack.Add xnnpack.Softmax xnnpack.Sigmoid xnnpack.StaticTranspose xnnpack.Clamp xnnpack.Div
+    xnnpack.StaticResizeBilinear2D xnnpack.StaticConstantPad xnnpack.AvgPooling2d xnnpack.Minimum xnnpack.MaxPooling2d
+    xnnpack.Multiply xnnpack.Subtract xnnpack.Floor xnnpack.Convert xnnpack.GlobalAvgPooling2d xnnpack.StaticReshape
+    xnnpack.ArgMaxPooling2d xnnpack.SquareRoot xnnpack.Ceiling xnnpack.Hardswish xnnpack.LeakyReLU xnnpack.Maximum
+    xnnpack.Negate xnnpack.Square xnnpack.ELU xnnpack.Abs xnnpack.PReLU xnnpack.Concatenate xnnpack.StaticSlice
+    xnnpack.ReciprocalSquareRoot xnnpack.Log xnnpack.Gelu xnnpack.Tanh xnnpack.Exp xnnpack.Sin xnnpack.Copy xnnpack.Cos
 """
 
 ZERO: frozenset[str] = torch_export.ZERO | frozenset(_OWN.split())

@@ -132,6 +132,6 @@ _NAMES = " ".join(
 ZERO: frozenset[str] = (
     torch.FULL_NAMES
     | {f"aten.{name}" for name in (*torch.ZERO, *_NAMES)}
-    | {f"prims.{name}" for name in (*torch.PRIMS, *_PRIMS.split())}
+    | {f"prims.{name}" for name in (*torch.PRIMS, *torch.ZERO, *_PRIMS.split())}
 )
 """Full names of operators that count zero (`aten.relu`)."""

@@ -49,7 +49,8 @@ def read(path: Path) -> ExportedModel:
         inputs=made.inputs,
         outputs=made.outputs,
         arena_bytes=method.planned_bytes,
-        delegated=sum(call.is_delegate for call in method.calls),
+        unseen=tuple(dict.fromkeys(delegate.backend for delegate in method.delegates if delegate.graph is None)),
+        delegated=sum(call.delegate is not None for call in method.calls),
         notes=(*_notes(listed), *stored.notes),
     )
 
@@ -61,7 +62,9 @@ def _notes(listed: Sequence[Method]) -> Iterator[str]:
         yield f"FLOPs and memory are those of the method {method.name}; {names} not counted"
     if any(isinstance(value, Tensor) and value.is_bounded for value in method.values):
         yield "dimensions that change are counted at their largest sizes, for which the memory is planned"
-    backends = Counter(call.type for call in method.calls if call.is_delegate)
-    for backend, calls in backends.items():
+    called = [method.delegates[call.delegate] for call in method.calls if call.delegate is not None]
+    for backend, calls in Counter(delegate.backend for delegate in called if delegate.graph is None).items():
         size = sum(delegate.blob_bytes for delegate in method.delegates if delegate.backend == backend)
         yield f"{backend} runs {calls} parts ({size:,} bytes), unseen: their weights and FLOPs are not counted"
+    if any(delegate.graph and delegate.graph.constants for delegate in called):
+        yield "all that XNNPACK holds counts as weights, buffers among them"

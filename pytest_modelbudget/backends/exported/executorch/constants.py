@@ -9,11 +9,13 @@ weights where they are unpacked as such.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_modelbudget.backends.exported.executorch.program import Method, Tensor
+from pytest_modelbudget.backends.exported.executorch.xnnpack import Content
 from pytest_modelbudget.backends.exported.graph import Constant
+from pytest_modelbudget.summary import TensorSpec
 
 _BUFFERS = {
     "aten._native_batch_norm_legit_no_training": (3, 4),
@@ -66,12 +68,14 @@ _FLOATS = ("float", "bfloat")
 class StoredTensors:
     """The tensors that the methods of a program store, and the names of those of the first by their indices.
 
-    `views` are the first's values that show such a tensor in another shape, with the tensor's index.
+    `views` are the first's values that show such a tensor in another shape, with the tensor's index; `delegated` the
+    names of what its delegates store, by the delegate's index and the value's id.
     """
 
     constants: Mapping[str, Constant]
     names: Mapping[int, str]
     views: Mapping[int, int]
+    delegated: Mapping[tuple[int, int], str]
     notes: tuple[str, ...]
 
 
@@ -87,7 +91,30 @@ def stored_tensors(methods: Sequence[Method]) -> StoredTensors:
             if tensor.content not in contents:
                 stored.add(index, constants, f"{method.name}.")
         contents |= {tensor.content for tensor in stored.tensors.values()}
-    return StoredTensors(constants, names, first.views, tuple(first.notes()))
+    delegated = [_add_delegated(method, constants, number) for number, method in enumerate(methods)]
+    return StoredTensors(constants, names, first.views, delegated[0], tuple(first.notes()))
+
+
+def _add_delegated(method: Method, constants: dict[str, Constant], number: int) -> dict[tuple[int, int], str]:
+    """Put what the delegates of a method store among `constants`; the names there."""
+    names: dict[tuple[int, int], str] = {}
+    prefix = f"{method.name}." if number else ""
+    for index, delegate in enumerate(method.delegates):
+        if delegate.graph is None:
+            continue
+        path = f"{prefix}{delegate.backend}_{index}"
+        for value, content in delegate.graph.constants.items():
+            names[index, value] = f"{path}_constant_{value}"
+            constants[names[index, value]] = _delegated(delegate.graph.specs[value], content)
+        for position, (content, spec) in enumerate(delegate.graph.scales):
+            constants[f"{path}_scales_{position}"] = replace(_delegated(spec, content), role="buffer")
+    return names
+
+
+def _delegated(spec: TensorSpec, content: Content) -> Constant:
+    shape = tuple(dim for dim in spec.shape if isinstance(dim, int))
+    role: Literal["param", "buffer"] = "param" if shape else "buffer"
+    return Constant(shape, spec.dtype, ("delegate", content.place), role, content.bytes)
 
 
 @dataclass(frozen=True, slots=True)

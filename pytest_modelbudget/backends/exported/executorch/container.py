@@ -28,6 +28,10 @@ _PROGRAM_HEADER, _TENSORS_HEADER = b"eh00", b"FH01"
 _HEAD_BYTES = 64
 
 
+Span = tuple[int, int]
+"""Where some bytes of a file begin, and how many there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """Where the parts of a file end and begin: its first `size` bytes are the flatbuffer with this header."""
@@ -39,11 +43,22 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """The root table of a file and the sizes of its segments, all of which lie in the file."""
+    """The root table of a file and its segments, all of which lie in the file."""
 
     root: Table
-    segment_sizes: tuple[int, ...]
+    segments: tuple[Span, ...]
     file_bytes: int
+    _file: BinaryIO
+
+    @property
+    def segment_sizes(self) -> tuple[int, ...]:
+        """The bytes of each segment."""
+        return tuple(size for _, size in self.segments)
+
+    def read(self, begin: int, size: int) -> bytes:
+        """Some bytes of the file, which has been checked to have them."""
+        self._file.seek(begin)
+        return self._file.read(size)
 
 
 def damaged(reason: str) -> DamagedFile:
@@ -64,7 +79,7 @@ def opened(path: Path, name: bytes, segments_field: int) -> Iterator[Container]:
             header = _header(file, name, file_bytes)
             with _mapped(file, header.size) as data:
                 root = root_table(data, name)
-                yield Container(root, _segment_sizes(root, segments_field, header, file_bytes), file_bytes)
+                yield Container(root, _segments(root, segments_field, header, file_bytes), file_bytes, file)
     except (UnreadableFile, FileNotFoundError) as error:
         raise DamagedFile(str(error)) from None
     except InvalidFlatbuffer as error:
@@ -115,7 +130,7 @@ def _check_length(length: int, least: int) -> None:
         raise damaged(f"its header has {length} bytes in place of {least}")
 
 
-def _segment_sizes(root: Table, field: int, header: Header, file_bytes: int) -> tuple[int, ...]:
+def _segments(root: Table, field: int, header: Header, file_bytes: int) -> tuple[Span, ...]:
     spans = [
         (segment.integer(0, "uint64"), segment.integer(1, "uint64")) for segment in root.tables(field)
     ]  # an offset from where segments begin, and a size
@@ -127,4 +142,4 @@ def _segment_sizes(root: Table, field: int, header: Header, file_bytes: int) -> 
     for (before, size), (after, _) in pairwise(sorted(span for span in spans if span[1])):
         if before + size > after:
             raise damaged(f"its segments overlap at byte {header.segments_start + after:,}")
-    return tuple(size for _, size in spans)
+    return tuple((header.segments_start + offset, size) for offset, size in spans)

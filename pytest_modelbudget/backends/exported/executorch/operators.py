@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_modelbudget.backends.exported.executorch import xnnpack
 from pytest_modelbudget.backends.exported.executorch.constants import StoredTensors
 from pytest_modelbudget.backends.exported.executorch.flow import Branch, Loop, Step, steps
 from pytest_modelbudget.backends.exported.executorch.program import Call, Indices, Method, Move, Tensor, Value
@@ -60,7 +61,7 @@ def graph(method: Method, stored: StoredTensors) -> Graph:
         if (spec := _spec(method.values[index])) is not None:
             names[index] = naming.named(index, str(position))
             inputs.append(Input(names[index], spec))
-    writer = _Writer(method.values, naming, _Places.of(method, stored), ChainMap({}, names))
+    writer = _Writer(method, stored.delegated, naming, _Places.of(method, stored), ChainMap({}, names))
     operators = [operator for chain in method.chains for operator in writer.listed(steps(chain, method.values))]
     outputs = [(writer.name(index), _spec(method.values[index])) for index in method.outputs]
     return Graph(
@@ -88,14 +89,18 @@ class _Naming:
 
     def named(self, index: int, name: str = "") -> str:
         """A name for what is written as a value from now on."""
-        name = unique = name or f"tensor_{index}"
-        again = 1
+        name = self.unique(name or f"tensor_{index}")
+        if (spec := _spec(self.method.values[index])) is not None:
+            self.values[name] = spec
+        return name
+
+    def unique(self, name: str) -> str:
+        """`name`, or one like it where that is taken."""
+        unique, again = name, 1
         while unique in self.taken:
             again += 1
             unique = f"{name}.{again}"
         self.taken.add(unique)
-        if (spec := _spec(self.method.values[index])) is not None:
-            self.values[unique] = spec
         return unique
 
 
@@ -137,12 +142,18 @@ class _Writer:
     inputs, constants, and what is read before it is written (a state, or what a loop leaves for its next run).
     """
 
-    values: Sequence[Value]
+    method: Method
+    delegated: Mapping[tuple[int, int], str]
     naming: _Naming
     places: _Places
     current: ChainMap[int, str]
     pending: list[Operator] = field(default_factory=list)
     read: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def values(self) -> Sequence[Value]:
+        """The values of the method."""
+        return self.method.values
 
     def listed(self, body: Iterable[Step]) -> Iterator[Operator]:
         """An operator for each step that does something with tensors."""
@@ -181,11 +192,41 @@ class _Writer:
         return name
 
     def _call(self, call: Call) -> Operator:
-        read, written = self._delegate_args(call) if call.is_delegate else self._kernel_args(call)
+        if call.delegate is not None:
+            return self._delegate(call, call.delegate)
+        read, written = self._kernel_args(call)
         attributes = {name: self._attribute(call, at) for name, at in _ATTRIBUTES.get(call.type, {}).items()}
         inputs = self._names(read)
-        type_name = f"{DELEGATE}{call.type}" if call.is_delegate else call.type
-        return Operator(type_name, inputs, self._written(written), attributes)
+        return Operator(call.type, inputs, self._written(written), attributes)
+
+    def _delegate(self, call: Call, index: int) -> Operator:
+        """An operator that runs what a delegate says of itself, or an unknown one."""
+        inside = self.method.delegates[index].graph
+        if inside is None:
+            read, written = self._delegate_args(call)
+            return Operator(f"{DELEGATE}{call.type}", self._names(read), self._written(written))
+        positions = {inside.externals[value] for value in inside.inputs if value in inside.externals}
+        read = tuple(arg for position, arg in enumerate(call.args) if position in positions)
+        written = tuple(arg for position, arg in enumerate(call.args) if position not in positions)
+        inputs = self._names(read)
+        body = tuple(self._inside(inside, call, index))
+        return Operator(f"{DELEGATE}{call.type}", inputs, self._written(written), bodies=(body,))
+
+    def _inside(self, inside: xnnpack.Graph, call: Call, index: int) -> Iterator[Operator]:
+        """The operators of a delegate, whose first values are arguments of the call."""
+        names: dict[int, str] = {}
+        for value, spec in inside.specs.items():
+            position = inside.externals.get(value, len(call.args)) if value in inside.inputs else len(call.args)
+            if (index, value) in self.delegated:
+                names[value] = self.delegated[index, value]
+            elif position < len(call.args):
+                [names[value]] = self._names(call.args[position : position + 1]) or [""]
+            else:
+                names[value] = self.naming.unique(f"{call.type}_{index}.{value}")
+                self.naming.values[names[value]] = spec
+        for node in inside.nodes:
+            inputs = tuple(names.get(value, "") for value in node.inputs)
+            yield Operator(node.type, inputs, (names.get(node.output, ""),), node.attributes)
 
     def _kernel_args(self, call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What a kernel reads and writes: its last argument is what it returns, before that stands where it does so."""
@@ -241,7 +282,7 @@ class _Writer:
         written: dict[int, None] = {}
         listed: list[tuple[Operator, ...]] = []
         for body in bodies:
-            inner = _Writer(self.values, self.naming, self.places, self.current.new_child({}))
+            inner = _Writer(self.method, self.delegated, self.naming, self.places, self.current.new_child({}))
             listed.append(tuple(inner.listed(body)))
             outside = (name for name, index in inner.read.items() if self.current.get(index) == name)
             inputs |= {name: None for name in outside if name in self.naming.values}

@@ -9,7 +9,8 @@ from fractions import Fraction
 from math import ceil, prod
 from typing import TypeVar
 
-from pytest_modelbudget.backends.exported.executorch.container import Container, damaged
+from pytest_modelbudget.backends.exported.executorch import xnnpack
+from pytest_modelbudget.backends.exported.executorch.container import Container, Span, damaged
 from pytest_modelbudget.loading.flatbuffer import Table
 from pytest_modelbudget.summary import ITEM_BYTES
 
@@ -79,7 +80,7 @@ class Call:
 
     type: str
     args: tuple[int, ...]
-    is_delegate: bool = False
+    delegate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,11 @@ Instruction = Call | Move | JumpIfFalse | None
 
 @dataclass(frozen=True, slots=True)
 class Delegate:
-    """A part of a method that another backend runs, and the bytes of what it was compiled to."""
+    """A part of a method that another backend runs, the bytes of what it was compiled to, and what that says."""
 
     backend: str
     blob_bytes: int
+    graph: xnnpack.Graph | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +244,11 @@ class _Contents:
 
     def __init__(self, container: Container) -> None:
         root = container.root
+        self.container = container
         self.segment_sizes = container.segment_sizes
+        self.named = named_segments(container)
         self._inline = [(buffer.span(0) or (0, 0))[1] for buffer in root.tables(2)]
-        self.delegates = [(blob.span(0) or (0, 0))[1] for blob in root.tables(3)]
+        self._delegates = [blob.span(0) or (0, 0) for blob in root.tables(3)]
         constants = root.table(5)
         self._constants = self._inline if self._inline else self._sizes(constants)
         self._mutable = [self._sizes(segment) for segment in root.tables(6)]
@@ -264,6 +268,10 @@ class _Contents:
         if tensor.bytes > size:
             raise damaged(f"a tensor of {tensor.bytes:,} bytes has {size:,} in the file")
 
+    def delegate(self, *, is_segment: bool, index: int) -> Span:
+        """Where the bytes of a delegate lie."""
+        return _at(self.container.segments if is_segment else self._delegates, index, "the program of a delegate")
+
     def _sizes(self, segment: Table | None) -> list[int]:
         """The most bytes that each tensor of a segment may have: up to where the next one begins."""
         if segment is None or not (offsets := segment.integers(1, "uint64")):
@@ -276,13 +284,13 @@ class _Contents:
 
 
 def _delegate(table: Table, contents: _Contents) -> Delegate:
-    reference = table.table(1)
-    size = 0
-    if reference is not None:
-        is_segment = reference.integer(0, "int8") == 1
-        sizes = contents.segment_sizes if is_segment else contents.delegates
-        size = _at(sizes, reference.integer(1, "uint32"), "the program of a delegate")
-    return Delegate(table.string(0) or "", size)
+    backend, reference = table.string(0) or "", table.table(1)
+    if reference is None:
+        return Delegate(backend, 0)
+    span = contents.delegate(is_segment=reference.integer(0, "int8") == 1, index=reference.integer(1, "uint32"))
+    is_known = backend == xnnpack.BACKEND
+    graph = xnnpack.graph(contents.container, span, contents.named) if is_known else None
+    return Delegate(backend, span[1], graph)
 
 
 def _operator_name(operator: Table) -> str:
@@ -329,8 +337,9 @@ class _InstructionReader:
                 name = _at(self.operators, content.integer(0), "an operator")
                 return Call(name, self.indices(content.integers(1)))
             case 2:
-                name = _at(self.backends, content.integer(0), "a delegate")
-                return Call(name, self.indices(content.integers(1)), is_delegate=True)
+                index = content.integer(0)
+                name = _at(self.backends, index, "a delegate")
+                return Call(name, self.indices(content.integers(1)), index)
             case 3:
                 source, target = self.indices((content.integer(0), content.integer(1)))
                 return Move(source, target)

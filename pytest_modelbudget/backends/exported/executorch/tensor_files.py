@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pytest_modelbudget.backends.exported.executorch.container import TENSORS, damaged, opened
 from pytest_modelbudget.backends.exported.executorch.program import DTYPES, Method, Tensor
+from pytest_modelbudget.backends.exported.executorch.xnnpack import Content
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.backends.model_files import shown
 
@@ -19,12 +20,7 @@ def tensor_file_bytes(path: Path, methods: Iterable[Method]) -> int:
     Raises:
         DamagedFile: a tensor is in none of the files beside the program, in several, or has other sizes there.
     """
-    needed = {
-        value.name: value
-        for method in methods
-        for value in method.values
-        if isinstance(value, Tensor) and value.is_external
-    }
+    needed = dict(_needed(methods))
     if not needed:
         return 0
     holders: dict[str, Path] = {}
@@ -40,6 +36,17 @@ def tensor_file_bytes(path: Path, methods: Iterable[Method]) -> int:
     return sum(sizes[file] for file in set(holders.values()))
 
 
+def _needed(methods: Iterable[Method]) -> Iterator[tuple[str, Tensor | Content]]:
+    """What the program does not hold, by the names in other files."""
+    for method in methods:
+        for value in method.values:
+            if isinstance(value, Tensor) and value.is_external:
+                yield value.name, value
+        for delegate in method.delegates:
+            contents = delegate.graph.constants.values() if delegate.graph else ()
+            yield from ((content.key, content) for content in contents if content.is_outside)
+
+
 def _candidates(path: Path) -> list[Path]:
     """The files that may belong to it, that of its own name first."""
     files = sorted(path.parent.glob("*.ptd"), key=lambda file: (file.stem != path.stem, file.name))
@@ -50,7 +57,7 @@ def _both(first: Path, second: Path) -> str:
     return f"{shown(first)} and {shown(second)}"
 
 
-def _stored(path: Path, needed: Mapping[str, Tensor]) -> tuple[list[str], int]:
+def _stored(path: Path, needed: Mapping[str, Tensor | Content]) -> tuple[list[str], int]:
     """Which tensors a file has of those that are needed, and its bytes."""
     names = []
     try:
@@ -63,9 +70,14 @@ def _stored(path: Path, needed: Mapping[str, Tensor]) -> tuple[list[str], int]:
                 size = container.segment_sizes[segment] if segment < len(container.segment_sizes) else 0
                 if size < tensor.bytes:
                     raise damaged(f"its tensor {name[:100]!r} of {tensor.bytes:,} bytes has {size:,}")
-                if layout is not None and (layout.integers(1), DTYPES.get(layout.integer(0, "int8"))) != (
-                    tensor.shape,
-                    tensor.dtype,
+                if (
+                    isinstance(tensor, Tensor)
+                    and layout is not None
+                    and (layout.integers(1), DTYPES.get(layout.integer(0, "int8")))
+                    != (
+                        tensor.shape,
+                        tensor.dtype,
+                    )
                 ):
                     raise damaged(f"its tensor {name[:100]!r} has other sizes than in the program")
                 names.append(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import replace
 
-from pytest_modelbudget.backends.exported.onnx.model import GRAPH, Attribute, Graph, Node
+from pytest_modelbudget.backends.exported.onnx.model import Graph, Node
 
 
 def without_copies(graph: Graph, tensors: Container[str]) -> Graph:
@@ -31,5 +31,5 @@ class _Renamer:
             if is_copy and inputs[0] in self.tensors and node.outputs[0] not in kept:
                 self.names[node.outputs[0]] = inputs[0]
                 continue
-            graphs = {key: Attribute(GRAPH, self.graph(inner)) for key, inner in node.graphs.items()}
-            yield replace(node, inputs=inputs, attributes={**node.attributes, **graphs})
+            graphs = {key: self.graph(inner) for key, inner in node.graphs.items()}
+            yield replace(node, inputs=inputs, graphs=graphs) if graphs or inputs != node.inputs else node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pytest_modelbudget.backends.exported.onnx.model import (
     FLOAT,
@@ -25,21 +26,37 @@ from pytest_modelbudget.summary import Dim
 _CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 
-def model(graph: Graph, opsets: Mapping[str, int], ir_version: int) -> bytes:
-    """The bytes of a `ModelProto`."""
-    domains = (_span(8, _text(1, domain) + _number(2, version)) for domain, version in opsets.items())
-    return _number(1, ir_version) + b"".join(domains) + _span(7, _graph(graph))
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Encodes a graph with several shapes of its values; nodes that stay the same are encoded once."""
 
+    opsets: Mapping[str, int]
+    ir_version: int
+    nodes: dict[int, bytes] = field(default_factory=dict)
 
-def _graph(graph: Graph) -> bytes:
-    return b"".join((
-        *(_span(1, _node(node)) for node in graph.nodes),
-        _text(2, "graph"),
-        *(_span(5, _tensor(tensor)) for tensor in graph.tensors),
-        *(_span(11, _value(value)) for value in graph.inputs),
-        *(_span(12, _value(value)) for value in graph.outputs),
-        *(_span(13, _value(value)) for value in graph.values if value.spec is not None),
-    ))  # fmt: skip
+    def model(self, graph: Graph) -> bytes:
+        """The bytes of a `ModelProto`."""
+        domains = (_span(8, _text(1, domain) + _number(2, version)) for domain, version in self.opsets.items())
+        return _number(1, self.ir_version) + b"".join(domains) + _span(7, self._graph(graph))
+
+    def _graph(self, graph: Graph) -> bytes:
+        return b"".join((
+            *map(self._node, graph.nodes),
+            _text(2, "graph"),
+            *(_span(5, _tensor(tensor)) for tensor in graph.tensors),
+            *(_span(11, _value(value)) for value in graph.inputs),
+            *(_span(12, _value(value)) for value in graph.outputs),
+            *(_span(13, _value(value)) for value in graph.values if value.spec is not None),
+        ))  # fmt: skip
+
+    def _node(self, node: Node) -> bytes:
+        if node.graphs:
+            inner = (_span(6, self._graph(graph)) + _number(20, GRAPH) for graph in node.graphs.values())
+            graphs = (_span(5, _text(1, name) + graph) for name, graph in zip(node.graphs, inner, strict=True))
+            return _span(1, _node(node) + b"".join(graphs))
+        if id(node) not in self.nodes:
+            self.nodes[id(node)] = _span(1, _node(node))
+        return self.nodes[id(node)]
 
 
 def _node(node: Node) -> bytes:
@@ -62,7 +79,6 @@ def _attribute(name: str, attribute: Attribute) -> bytes:
         INT: lambda: _number(3, value),
         STRING: lambda: _text(4, value),
         TENSOR: lambda: _span(5, _tensor(value)),
-        GRAPH: lambda: _span(6, _graph(value)),
         FLOATS: lambda: b"".join(_float(7, number) for number in value),
         INTS: lambda: b"".join(_number(8, number) for number in value),
         STRINGS: lambda: b"".join(_text(9, text) for text in value),

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pytest_modelbudget.backends.exported.graph import Module
 from pytest_modelbudget.backends.exported.onnx.model import (
     DEEPEST,
-    GRAPH,
     MOST_NODES,
     Attribute,
     Function,
@@ -19,6 +18,9 @@ from pytest_modelbudget.backends.exported.onnx.model import (
 )  # fmt: skip
 from pytest_modelbudget.backends.exported.onnx.wire import damaged
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
+
+_MOST_NAMES = 500_000
+"""Of inputs, outputs and values of functions, for all their calls together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Flattener:
     _value_names: dict[str, int] = field(default_factory=dict)
     _node_names: dict[str, int] = field(default_factory=dict)
     _nodes_left: int = MOST_NODES
+    _names_left: int = _MOST_NAMES
+    _depth: int = 0
 
     def flat(self, graph: Graph) -> Graph:
         """The graph in one.
@@ -70,12 +74,15 @@ class Flattener:
         return replace(flat, values=(*flat.values, *self.values))
 
     def _graph(self, graph: Graph, outer: _Scope | None, call: _Call) -> Graph:
+        self._depth += 1
+        if self._depth > 2 * DEEPEST:
+            raise damaged(f"more than {2 * DEEPEST} graphs and functions lie in each other")
         inputs, tensors = [value.name for value in graph.inputs], [tensor.name for tensor in graph.tensors]
         _check_unlike(tensors)
         _check_unlike([*inputs, *_made(graph.nodes)])
         _check_unlike([*tensors, *_made(graph.nodes)])
         scope = _Scope(self._own_names([*inputs, *tensors, *_made(graph.nodes)], call.prefix), outer)
-        return Graph(
+        flat = Graph(
             tuple(self._nodes(graph.nodes, scope, call)),
             tuple(replace(tensor, name=scope.find(tensor.name)) for tensor in graph.tensors),
             _in_scope(graph.inputs, scope),
@@ -83,6 +90,8 @@ class Flattener:
             _in_scope(graph.values, scope),
             graph.metadata,
         )
+        self._depth -= 1
+        return flat
 
     def _own_names(self, names: Iterable[str], prefix: str) -> dict[str, str]:
         return {name: _unlike(f"{prefix}{name}", self._value_names) for name in dict.fromkeys(names)}
@@ -94,20 +103,24 @@ class Flattener:
                 raise DamagedFile(f"runs more than {MOST_NODES:,} operators: split the model, or export it again")
             function = self.functions.get((node.domain, node.type, node.overload))
             node = replace(
-                _with_attributes(node, call.attributes),
+                node,
                 name=_unlike(f"{call.prefix}{node.name or node.type}", self._node_names),
-                inputs=tuple(name and scope.find(name) for name in node.inputs),
-                outputs=tuple(name and scope.find(name) for name in node.outputs),
+                inputs=tuple([name and scope.find(name) for name in node.inputs]),
+                outputs=tuple([name and scope.find(name) for name in node.outputs]),
+                attributes=_attributes(node, call.attributes),
+                graphs={key: self._graph(graph, scope, call) for key, graph in node.graphs.items()},
             )
             if function is not None:
                 yield from self._called(function, node, call)
                 continue
             self.modules[node.name] = call.modules
-            graphs = {key: Attribute(GRAPH, self._graph(graph, scope, call)) for key, graph in node.graphs.items()}
-            yield replace(node, attributes={**node.attributes, **graphs})
+            yield node
 
     def _called(self, function: Function, node: Node, call: _Call) -> Iterator[Node]:
         _check_call(function, node, call)
+        self._names_left -= len(function.inputs) + len(function.outputs) + len(function.values) + len(function.defaults)
+        if self._names_left < 0:
+            raise DamagedFile(f"has functions of more than {_MOST_NAMES:,} values: split the model, or export it again")
         made = _made(function.nodes)
         _check_unlike([*function.inputs, *made])
         prefix = f"{node.name}/"
@@ -165,9 +178,8 @@ def _check_unlike(names: Sequence[str]) -> None:
         raise damaged(f"two values have the name {twice!r}")
 
 
-def _with_attributes(node: Node, values: Mapping[str, Attribute]) -> Node:
-    """`node` with the attributes that it takes from the function's."""
+def _attributes(node: Node, values: Mapping[str, Attribute]) -> Mapping[str, Attribute]:
+    """The attributes of a node, with those that it takes from the function's."""
     if not node.references:
-        return node
-    taken = {key: values[name] for key, name in node.references.items() if name in values}
-    return replace(node, attributes={**node.attributes, **taken}, references={})
+        return node.attributes
+    return {**node.attributes, **{key: values[name] for key, name in node.references.items() if name in values}}

@@ -1,7 +1,8 @@
 """A script of its own, run beside the process that asks: `onnx.shape_inference` on models without weights.
 
 It reads models from its input, each after its length in 8 bytes, and prints for each one JSON object of
-`{name: [type, [dim, ..]]}`, null for what it cannot infer. Its arguments are the search path and the bytes of memory that it may take.
+`{name: [type, [dim, ..]]}`, null for what it cannot infer. Its arguments are the search path and
+the bytes of memory that it may take.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS = 1, 2, 3, 4, 5, 6, 7, 
 DEEPEST = 32
 """Graphs in graphs; protocol buffers of this depth are refused by onnx itself."""
 
-MOST_NODES = 250_000
+MOST_NODES = 50_000
+"""So many, and so many tensors, take about 3 s; the largest language models have a third of them."""
 
 FunctionKey = tuple[str, str, str]
 """Domain, name and overload."""
@@ -41,7 +42,10 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An operator, or a call of a function; `references` are attributes that have the value of a function's."""
+    """An operator, or a call of a function.
+
+    `references` are attributes that have the value of a function's, `graphs` those that it runs.
+    """
 
     type: str
     domain: str
@@ -51,12 +55,8 @@ class Node:
     overload: str = ""
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     references: Mapping[str, str] = field(default_factory=dict)
+    graphs: Mapping[str, Graph] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def graphs(self) -> Mapping[str, Graph]:
-        """The graphs that it runs."""
-        return {name: found.value for name, found in self.attributes.items() if found.kind == GRAPH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,7 @@ class Decoder:
 
     folder: DataFolder
     nodes_left: int = MOST_NODES
+    tensors_left: int = MOST_NODES
 
     def model(self, wire: Wire, span: Span) -> Model:
         """The model of a whole file.
@@ -139,6 +140,9 @@ class Decoder:
         """A graph, in `depth` others."""
         if depth > DEEPEST:
             raise damaged(f"more than {DEEPEST} graphs lie in each other")
+        self.tensors_left -= len(message.spans(5)) + len(message.spans(15))
+        if self.tensors_left < 0:
+            raise DamagedFile(f"has more than {MOST_NODES:,} tensors: split the model, or export it again")
         sparse = [sparse_tensor(part, self.folder) for part in message.messages(15, "a sparse tensor")]
         return Graph(
             nodes=self.nodes(message, 1, depth),
@@ -184,8 +188,9 @@ class Decoder:
             outputs=message.texts(2),
             name=name,
             overload=message.text(8),
-            attributes={key: found for key, reference, found in attributes if not reference},
+            attributes={key: found for key, reference, found in attributes if not reference and found.kind != GRAPH},
             references={key: reference for key, reference, _ in attributes if reference},
+            graphs={key: found.value for key, _, found in attributes if found.kind == GRAPH and found.value},
             metadata=_metadata(message, 9),
         )
 

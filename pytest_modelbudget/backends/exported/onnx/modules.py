@@ -68,8 +68,9 @@ class ModuleFinder:
             by_weight = self._weight_path(node) if node.type not in _CARRIERS else ""
             if path := by_weight or next((module.path for module in reversed(_from_name(node.name))), ""):
                 types[path].add(node.type)
+        holders = {module.path for node in nodes for module in _from_name(node.name)[:-1]}
         for path, met in types.items():
-            if len(met) == 1:
+            if len(met) == 1 and path not in holders:
                 self.classes.setdefault(path, *met)
 
     def modules(self, node: Node, functions: Sequence[Module]) -> tuple[Module, ...]:
@@ -114,6 +115,8 @@ def _nodes(graph: Graph) -> Iterator[Node]:
 
 def _from_metadata(node: Node) -> tuple[Module, ...]:
     """What torch's exporter writes: paths and classes from the whole model to the operator, which are no modules."""
+    if not node.metadata:
+        return ()
     scopes, classes = (_quoted(node.metadata.get(key, "")) for key in (_SCOPES, _CLASSES))
     if len(scopes) != len(classes) or len(scopes) > _DEEPEST or _NO_MODULE in scopes:
         return ()

@@ -34,8 +34,8 @@ def _changes(model: Model, names: frozenset[str]) -> Iterator[str]:
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         yield (
             f"{len(missing)} of the {len(params)} parameters of the source are not in the file "
-            f"({', '.join(missing[:_MOST_NAMED])}{more}): torch's exporter folds batch normalisation into "
-            "convolutions, merges equal tensors and leaves out biases of zeros"
+            f"({', '.join(missing[:_MOST_NAMED])}{more}): torch's exporter folds batch "
+            "normalisation into convolutions, merges and transposes tensors, and leaves out biases of zeros"
         )
     elif not signature:
         for producer, change in _CHANGES.items():

@@ -28,7 +28,7 @@ _SETTINGS: dict[str, tuple[int, ...]] = {
     "com.microsoft.QGemm": (1, 2, 4, 5, 7, 8), "com.microsoft.QAttention": (3, 4, 6, 7),
     "com.microsoft.MatMulIntegerToFloat": (2, 3, 4, 5), "com.microsoft.DynamicQuantizeMatMul": (2, 3),
     "com.microsoft.DynamicQuantizeLSTM": (8, 9, 10, 11), "com.microsoft.MatMulNBits": (2, 3, 4),
-    "com.microsoft.MatMulBnb4": (2,), "com.microsoft.GatherBlockQuantized": (2, 3),
+    "com.microsoft.MatMulBnb4": (2,), "STFT": (2,), "com.microsoft.GatherBlockQuantized": (2, 3),
 }  # fmt: skip
 """Inputs that are scales, zero points, running statistics, bounds: how an operator works, not what it has learnt."""
 

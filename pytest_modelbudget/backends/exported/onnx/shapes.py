@@ -17,22 +17,25 @@ from pathlib import Path
 
 from pytest_modelbudget.backends.calls import ShapeDtype
 from pytest_modelbudget.backends.dimensions import DimensionNaming
-from pytest_modelbudget.backends.exported.onnx import dims, encode
-from pytest_modelbudget.backends.exported.onnx.model import GRAPH, Attribute, Graph, Node, Value
+from pytest_modelbudget.backends.exported.onnx import dims
+from pytest_modelbudget.backends.exported.onnx.encode import Encoder
+from pytest_modelbudget.backends.exported.onnx.model import Graph, Node, Value
 from pytest_modelbudget.backends.exported.onnx.stand_ins import StandIns
 from pytest_modelbudget.backends.exported.onnx.tensors import DTYPES, LARGEST_DIM, Tensor
 from pytest_modelbudget.inputs import BATCH
 from pytest_modelbudget.summary import TensorSpec
 
 _SIZES = (
-    (3, 17, 37, 61, 89, 113, 149, 181), (5, 23, 47, 71, 101, 131, 163, 193), (11, 31, 59, 83, 109, 139, 173, 199),
-    (7, 43, 67, 97, 127, 151, 179, 211), (13, 29, 53, 79, 107, 137, 167, 197),
+    (33, 101, 67, 45, 139, 87, 121, 73), (62, 134, 99, 78, 171, 58, 150, 110), (100, 163, 53, 117, 92, 146, 181, 69),
+    (151, 77, 136, 187, 116, 43, 98, 161), (205, 52, 178, 94, 63, 122, 81, 148), (132, 191, 85, 60, 107, 170, 54, 119),
+    (84, 118, 155, 131, 48, 105, 167, 56),
 )  # fmt: skip
-"""Of the symbols in each run: primes, so that a product or a sum of some looks like nothing else."""
+"""Of the symbols in each run: even and odd, and of all rests to small divisors, so that no rounding stays unseen."""
 
-_MEMORY = 4 << 30
+_MEMORY = 2 << 30
 _SECONDS = 60
-_LARGEST_GRAPH = 256 << 20
+_LARGEST_GRAPH = 64 << 20
+_MOST_NAMES = 200_000
 
 NO_ONNX = "shapes that the file does not say are not known: pip install pytest-modelbudget[onnx] to have them inferred"
 NOT_INFERRED = "shapes that the file does not say are not known: onnx.shape_inference does not get through it"
@@ -100,10 +103,11 @@ def _inferred(
     graph: Graph, values: Mapping[str, TensorSpec], symbols: Sequence[str], opsets: Mapping[str, int], ir_version: int
 ) -> dict[str, TensorSpec] | None:
     """What onnx infers at a few sizes of the symbols, in their names; None where it refuses the graph."""
-    if len(symbols) > len(_SIZES[0]):
+    if len(symbols) > len(_SIZES[0]) or _names(graph) > _MOST_NAMES:
         return None
     sizes = [dict(zip(symbols, run, strict=False)) for run in _SIZES[: len(_SIZES) if symbols else 1]]
-    models = [encode.model(_at(graph, values, run), opsets, ir_version) for run in sizes]
+    encoder = Encoder(opsets, ir_version)
+    models = [encoder.model(_at(graph, values, run)) for run in sizes]
     runs = _run(models)
     if runs is None or len(runs) != len(sizes):
         return None
@@ -111,6 +115,12 @@ def _inferred(
     common = [name for name in runs[0] if all(name in run for run in runs)]
     named = {name: naming.specs([(run[name],) for run in runs])[0] for name in common if _alike(name, runs)}
     return {name: spec for name, spec in named.items() if _alike(name, runs)}
+
+
+def _names(graph: Graph) -> int:
+    """How many names a graph has, those in its bodies too."""
+    own = len(graph.values) + len(graph.outputs) + sum(len(node.inputs) + len(node.outputs) for node in graph.nodes)
+    return own + sum(_names(inner) for node in graph.nodes for inner in node.graphs.values())
 
 
 def _alike(name: str, runs: Sequence[Mapping[str, ShapeDtype]]) -> bool:
@@ -131,8 +141,7 @@ def _at(graph: Graph, values: Mapping[str, TensorSpec], sizes: Mapping[str, int]
 def _node_at(node: Node, values: Mapping[str, TensorSpec], sizes: Mapping[str, int]) -> Node:
     if not (graphs := node.graphs):
         return node
-    inner = {key: Attribute(GRAPH, _at(graph, values, sizes)) for key, graph in graphs.items()}
-    return replace(node, attributes={**node.attributes, **inner})
+    return replace(node, graphs={key: _at(graph, values, sizes) for key, graph in graphs.items()})
 
 
 def _values_at(

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from pytest_modelbudget.backends.exported.onnx.model import (
     FLOAT,
-    GRAPH,
     INT,
     STRING,
     Attribute,
@@ -42,9 +41,9 @@ class StandIns:
             yield from make(node, self)
         elif graphs := node.graphs:
             outer, self.added = self.added, []
-            inner = {key: Attribute(GRAPH, self.graph(graph)) for key, graph in graphs.items()}
+            inner = {key: self.graph(graph) for key, graph in graphs.items()}
             self.added = outer
-            yield replace(node, attributes={**node.attributes, **inner})
+            yield replace(node, graphs=inner)
         else:
             yield node
 

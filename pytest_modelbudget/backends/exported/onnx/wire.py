@@ -15,8 +15,8 @@ from pytest_modelbudget.backends.exported.refusals import DamagedFile
 
 CURE = "fetch it again, or export the model again"
 
-_MOST_FIELDS = 2_000_000
-"""So many fields take about 2 s and 300 MB; a model of 30,000 operators has a quarter of them."""
+_MOST_FIELDS = 1_500_000
+"""So many fields take about 2 s and 250 MB; a model of 20,000 operators has half of them."""
 
 _LONGEST_TEXT = 65_536
 _MOST_NUMBERS = 4_096

@@ -17,7 +17,7 @@ from functools import reduce
 from pytest_modelbudget.backends.exported import json_parts
 from pytest_modelbudget.summary import Dim
 
-_TOKEN = re.compile(r"\s*(?:(-?[0-9]{1,18})|'(\w{1,100})'|([A-Za-z_]\w{0,100})|([(),=]))")
+_TOKEN = re.compile(r"\s*(?:(-?[0-9]{1,18}(?![0-9]))|'(\w{1,100})'|([A-Za-z_]\w{0,100})|([(),=]))")
 _LONGEST = 2000
 _DEEPEST = 30
 _MOST_FACTORS = 8
@@ -100,12 +100,18 @@ def _argument(tokens: Sequence[str], place: int, names: Mapping[str, Dim], depth
     while tokens[place] != ")":
         value, place = _argument(tokens, place, names, depth + 1)
         arguments += [] if value is None else [value]
-        if tokens[place] == ",":
-            place += 1
+        if tokens[place] != ")":
+            place = _after_comma(tokens, place)
     function = _FUNCTIONS.get(token)
     if function is None or not arguments:
         raise _Unknown(token)
     return function(arguments), place + 1
+
+
+def _after_comma(tokens: Sequence[str], place: int) -> int:
+    if tokens[place] != "," or tokens[place + 1] == ")":
+        raise _Unknown(tokens[place])
+    return place + 1
 
 
 def _symbol(token: str, names: Mapping[str, Dim]) -> _Sum:

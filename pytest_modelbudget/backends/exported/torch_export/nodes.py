@@ -240,9 +240,9 @@ def type_of(target: str, arguments: Sequence[_Argument] = ()) -> str:
 
 
 def modules_of(stack: str) -> Iterator[Module]:
-    """The modules of `L__self__,,m.Net;L__self__conv,conv,torch.nn.modules.conv.Conv2d`, outermost first, without the model itself.
+    """The modules of `L__self__,,m.Net;L__self__conv,conv,torch.nn.modules.conv.Conv2d`, outermost first.
 
-    A key that ends in `@1` is the second call of its module.
+    The model itself is left out. A key that ends in `@1` is the second call of its module.
     """
     for entry in stack.split(";")[:_DEEPEST]:
         key, _, rest = entry.partition(",")
