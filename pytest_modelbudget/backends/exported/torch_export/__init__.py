@@ -151,8 +151,7 @@ def _outputs(graph: Graph, signature: Mapping[str, Any]) -> Iterator[Input]:
 
 def _constant_notes(tensors: Mapping[str, Constant], specs: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     """What the program stores that is no parameter or buffer of the model."""
-    own = {json_parts.field(entry, _TENSORS[kind], str) for kind, entry in specs if kind in ("parameter", "buffer")}
-    lifted = [name for name in tensors if name not in own]
+    lifted = [entry[_TENSORS[kind]] for kind, entry in specs if kind == "tensor_constant"]
     if lifted:
         elements = sum(prod(tensors[name].shape) for name in lifted)
         shown = ", ".join(name[:100] for name in lifted[:3]) + (", ..." if len(lifted) > 3 else "")
