@@ -310,6 +310,7 @@ HOSTILE: dict[str, tuple[Callable[[Program], object], str]] = {
     "no name of a tensor": (lambda p: _node(p)["inputs"][0].update(arg={"as_tensor": {}}), "name in it is missing"),
     "no target": (lambda p: _node(p).pop("target"), "target in it is missing or not a text"),
     "an empty argument": (lambda p: _node(p)["inputs"][0].update(arg={}), "the argument 'input' in it is empty"),
+    "half a character": (lambda p: _node(p).update(name="\ud800"), "its model is no JSON"),
     "graphs in graphs": (_nest, "graphs in graphs 30 deep"),
     "no nodes": (lambda p: p.graph.update(nodes={}), "nodes in it is missing or not a list"),
     "another schema": (lambda p: p.model["schema_version"].update(major=9), "version 9 of its schema, and 8 is read"),

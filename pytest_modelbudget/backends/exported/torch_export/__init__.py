@@ -8,6 +8,7 @@ Schema: `torch/_export/serde/schema.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
@@ -75,7 +76,7 @@ def _model(archive: Archive, name: str, program: Mapping[str, Any]) -> ExportedM
     tensors, notes = constants(archive, name, roles)
     user_inputs = [each for kind, entry in specs if kind == "user_input" for each in argument(entry["arg"]).tensors]
     names = _symbol_names(content, user_inputs)
-    graph = Graph(Program(names, taken=set(tensors)), content, dict(_weight_names(specs)))
+    graph = Graph(Program(names, taken=Counter(tensors.keys())), content, dict(_weight_names(specs)))
     inputs = tuple(_port(graph, each) for each in user_inputs)
     for kind, entry in specs:
         if kind in ("custom_obj", "token"):

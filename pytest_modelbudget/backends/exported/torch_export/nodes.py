@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
@@ -91,17 +92,19 @@ class Program:
 
     symbols: Mapping[str, Dim]
     values: dict[str, TensorSpec] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)
+    taken: Counter[str] = field(default_factory=Counter)
+    operator_names: Counter[str] = field(default_factory=Counter)
     nodes: int = 0
 
-    def unique(self, name: str) -> str:
-        """`name`, or that with a number where it is taken."""
-        number, free = 1, name
-        while free in self.taken:
-            number += 1
-            free = f"{name}_{number}"
-        self.taken.add(free)
-        return free
+
+def _unique(name: str, taken: Counter[str]) -> str:
+    """`name`, or that with a number where it is taken; `taken` counts how often each name was asked for."""
+    free = name
+    while taken[free]:
+        taken[name] += 1
+        free = f"{name}_{taken[name]}"
+    taken[free] += 1
+    return free
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ class Graph:
         """A name of the program for a value that begins here."""
         if not name or name in self.names:
             raise DamagedFile(f"is damaged: it makes the value {name[:100]!r} twice: {_AGAIN}")
-        unique = self.names[name] = self.program.unique(self.prefix + name)
+        unique = self.names[name] = _unique(self.prefix + name, self.program.taken)
         if (spec := self.spec(name)) is not None:
             self.program.values[unique] = spec
         return unique
@@ -165,7 +168,7 @@ class Graph:
             inputs,
             made,
             attributes={each.name: self._plain(each) for each in arguments if each.name and not each.tensors},
-            name=self.prefix + str(_get(node, "name") or (outputs[0] if outputs else kind)),
+            name=_unique(self.prefix + _name(node, outputs[0] if outputs else kind), self.program.operator_names),
             modules=self._modules(node),
         )
         return self._with_bodies(operator, arguments)
@@ -233,6 +236,12 @@ class Graph:
         spec = self.spec(lists[place][0]) if len(lists) > place and lists[place] else None
         length = spec.shape[0] if spec is not None and spec.shape else None
         return length if isinstance(length, int) else None
+
+
+def _name(node: object, otherwise: str) -> str:
+    """What the file calls an operator; older versions of torch wrote no names."""
+    name = _get(node, "name")
+    return name[:200] if isinstance(name, str) and name else otherwise
 
 
 def _width(each: _Argument) -> int:
