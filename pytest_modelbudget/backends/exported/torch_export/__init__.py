@@ -26,7 +26,7 @@ from pytest_modelbudget.summary import Dim, Input
 
 FORMAT, DIALECT = "torch.export", "torch_export"
 
-_MODELS, _MODEL_BYTES = "models/", 128 << 20
+_MODELS, _MODEL_BYTES = "models/", 64 << 20
 _OLD_MODEL = "serialized_exported_program.json"
 """Where torch 2.7 and older have the program."""
 
