@@ -22,7 +22,10 @@ from tests.project import WITHOUT_OTHERS
 pytest.importorskip("torch")
 pytest.importorskip("keras", minversion="3.0")
 
-MODELS = ["autoencoder", "digits-cnn", "residual-net", "sine-lstm", "test_encoder", "tiny-gpt", "two-towers"]
+MODELS = [
+    "autoencoder", "digits-cnn", "residual-net", "sine-lstm", "test_encoder", "tiny-gpt", "two-towers", "wake-word",
+    "wake-word-int8",
+]  # fmt: skip
 
 Row = tuple[str, str, str, int, str]
 """Path, type, output shape, params, connected to, as a printed table has them."""
@@ -142,7 +145,7 @@ def test_all_examples_are_equal_to_their_committed_snapshots(clean: Run) -> None
     assert not planned.get("note")
     assert {id: snapshot["stored"] for id, snapshot in snapshots.items()} == dict.fromkeys(snapshots, "equal")
     assert clean.status == 0
-    assert re.search(r"=+ 7 passed in ", clean.text)
+    assert re.search(r"=+ 9 passed in ", clean.text)
 
 
 @pytest.mark.slow
