@@ -28,3 +28,9 @@ def with_fits(plan: Plan, devices: Iterable[str]) -> Plan:
 def _fit_of(plan: Plan, name: str) -> Fit:
     needs = plan.peak_bytes if plan.reserved_bytes is None else plan.reserved_bytes
     return replace(fit_bytes(needs, device_by_name(name)), device=name)
+
+
+def fits_of_bound(low_bytes: int, devices: Iterable[str]) -> tuple[Fit, ...]:
+    """What is known of `devices` when only the least need is: that a run does not fit; else nothing."""
+    fits = [replace(fit_bytes(low_bytes, device_by_name(name)), device=name) for name in dict.fromkeys(devices)]
+    return tuple(fit if fit.fits is False else replace(fit, needs=None) for fit in fits)
