@@ -227,7 +227,7 @@ def parts_of(name: str, x: Any) -> tuple[Any, Any, Callable[..., Any]]:
         graph, params, rest = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param, ...)
 
         def call(params: Any, rest: Any, x: Any, training: bool) -> Any:
-            model = nnx.merge(graph, params, rest)
+            model = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, rest))  # variables of this trace
             (model.train if training else model.eval)()
             return model(x), nnx.state(model, nnx.Not(nnx.Param))
 

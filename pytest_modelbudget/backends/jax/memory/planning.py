@@ -24,6 +24,7 @@ NO_PEAK = (
     "with memory of their own; compile: xla gives the peak on a CPU"
 )
 NOT_OF_GPUS = "a peak on a CPU says nothing of a GPU: whether it fits one is not known"
+LEAST_NEED = "what a device needs is here the least that it takes: what is held all the time"
 AT_LEAST = (
     "at least: what XLA assigns, without what kernels take inside themselves (measured on CPUs: 0 to 6 % of a step "
     "without convolutions, up to 30 % with them)"
@@ -52,6 +53,8 @@ def plan_run(model: AbstractModel, arguments: CallArguments, recipe: Recipe, dev
         fits=fits_of_bound(low, devices),
         notes=(NO_PEAK,),
     )
+    if any(fit.needs is not None for fit in bounds.fits):
+        bounds = replace(bounds, notes=(*bounds.notes, LEAST_NEED))
     return _compiled(bounds, compiled_memory(step), held, made) if recipe.compile == "xla" else bounds
 
 
@@ -63,6 +66,7 @@ def _compiled(bounds: Plan, memory: CompiledMemory, held: list[Part], made: list
         f"{memory.compiler}: arguments + outputs - aliases + temporaries",
         AT_LEAST if bounds.kind == "training" else "",
         f"among the temporaries, before the compiler: {sizes}" if sizes else "",
+        *bounds.notes[1:],
         NOT_OF_GPUS if bounds.fits else "",
     ]
     return replace(
