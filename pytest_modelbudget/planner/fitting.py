@@ -31,6 +31,11 @@ def _fit_of(plan: Plan, name: str) -> Fit:
 
 
 def fits_of_bound(low_bytes: int, devices: Iterable[str]) -> tuple[Fit, ...]:
-    """What is known of `devices` when only the least need is: that a run does not fit; else nothing."""
-    fits = [replace(fit_bytes(low_bytes, device_by_name(name)), device=name) for name in dict.fromkeys(devices)]
-    return tuple(fit if fit.fits is False else replace(fit, needs=None) for fit in fits)
+    """What is known of `devices` of a run that takes at least `low_bytes`: that it does not fit; else nothing.
+
+    The context of a device is not added: how large it is at least, depends on the framework.
+    """
+    capacities = {name: device_capacity(name) for name in dict.fromkeys(devices)}
+    return tuple(
+        Fit(name, capacity, low_bytes if low_bytes > capacity else None) for name, capacity in capacities.items()
+    )
