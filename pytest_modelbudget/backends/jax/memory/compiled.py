@@ -21,6 +21,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 _COMPUTATION = re.compile(r"^%?([\w.\-]+) \(.*?\{\n(.*?)^\}", re.DOTALL | re.MULTILINE)
 _LIBRARY_FUSION = re.compile(r"kind=kCustom, calls=%?([\w.\-]+)")
 _INSTRUCTION = re.compile(r"^ *(ROOT )?%?[\w.\-]+ = (\w+)\[([\d,]*)\]\S* ([\w\-]+)\(", re.MULTILINE)
+_SUMMING = ("dot", "convolution", "reduce", "reduce-window")
 _BITS = re.compile(r"\d+")
 
 
@@ -61,7 +62,7 @@ def compiled_memory(step: Step) -> CompiledMemory:
 
 
 def hidden_bytes(program: str) -> int | None:
-    """The most that is made inside one fusion of a library, by XLA's text; None with convolutions in it."""
+    """The most that is held inside one fusion of a library, by XLA's text; None with convolutions in it."""
     if " convolution(" in program:
         return None
     bodies = dict(_COMPUTATION.findall(program))
@@ -70,8 +71,14 @@ def hidden_bytes(program: str) -> int | None:
 
 
 def _made_inside(body: str) -> Iterator[int]:
-    """The bytes of each result in a computation that is neither given to it nor what it gives."""
-    for root, dtype, sizes, name in _INSTRUCTION.findall(body):
+    """The bytes of each result in a computation that is neither given to it nor what it gives.
+
+    Where only one instruction sums up, what goes into it is computed on the way, and nothing is held.
+    """
+    instructions = _INSTRUCTION.findall(body)
+    if sum(name in _SUMMING for *_, name in instructions) < 2:
+        return
+    for root, dtype, sizes, name in instructions:
         if not root and name not in ("parameter", "constant", "bitcast"):
             bits = int(_BITS.search(dtype)[0]) if _BITS.search(dtype) else 8  # type: ignore[index]
             yield prod(int(size) for size in sizes.split(",") if size) * bits // 8

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from pytest_modelbudget import plan
+from pytest_modelbudget.backends.jax.memory.compiled import hidden_bytes
 from pytest_modelbudget.summary import Plan
 
 optax = pytest.importorskip("optax")
@@ -167,6 +168,53 @@ def test_a_compiled_pass_holds_weights_inputs_and_what_it_gives() -> None:
     assert held < result.peak_bytes <= held + 2 * hidden
     bounds = plan(Batched, INPUTS, inference={"batch": BATCH})
     assert (bounds.low_bytes, bounds.peak_bytes) == (held, None)
+
+
+class Convolved(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.conv(x).mean((1, 2))
+
+
+def test_what_convolutions_take_inside_is_not_known() -> None:
+    """XLA's sum is a lower bound of their peak, and the reason says so."""
+    result = plan(Convolved, "float32[B, 16, 16, 3]", inference={"batch": 4, "compile": "xla"})
+    assert result.peak_bytes is None
+    assert result.low_bytes is not None
+    assert result.low_bytes >= 4 * (9 * 3 * 8 + 8 + 4 * 16 * 16 * 3 + 4 * 8)
+    assert "convolutions take more inside themselves" in result.notes[0]
+
+
+PROGRAM = """HloModule jit_f, is_scheduled=true
+
+%inner.1 (param_0: f32[8,16], param_1: bf16[16,4]) -> f32[8,4] {{
+  %param_0 = f32[8,16]{{1,0}} parameter(0)
+  %scores = f32[8,32]{{1,0}} dot(%param_0, %param_0), lhs_contracting_dims={{1}}
+  %small = bf16[8,32]{{1,0}} convert(%scores)
+  ROOT %dot = f32[8,4]{{1,0}} {operation}(%small, %small)
+}}
+
+ENTRY %main (a: f32[8,16], b: bf16[16,4]) -> f32[8,4] {{
+  %a = f32[8,16]{{1,0}} parameter(0)
+  ROOT %fusion = f32[8,4]{{1,0}} fusion(%a, %b), kind={kind}, calls=%inner.1, metadata={{op_name="x"}}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "operation", "hidden"),
+    [
+        pytest.param("kCustom", "dot", 8 * 32 * (4 + 2), id="library"),
+        pytest.param("kLoop", "dot", 0, id="own"),
+        pytest.param("kCustom", "add", 0, id="one-product"),
+        pytest.param("kCustom", "convolution", None, id="convolution"),
+    ],
+)
+def test_what_is_inside_a_fusion_of_a_library_is_added_up(kind: str, operation: str, hidden: int | None) -> None:
+    """Neither what it is given nor what it gives; XLA's own fusions hold nothing."""
+    assert hidden_bytes(PROGRAM.format(kind=kind, operation=operation)) == hidden
 
 
 @pytest.mark.parametrize(
