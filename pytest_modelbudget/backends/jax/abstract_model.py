@@ -76,6 +76,11 @@ class AbstractModel(Protocol):
         ...
 
     @property
+    def trains_by_argument(self) -> bool:
+        """Whether its arguments say that it trains, and not a mode of its modules."""
+        ...
+
+    @property
     def parts(self) -> Sequence[Part]:
         """Its modules in the order of the rows, holders before what they hold."""
         ...

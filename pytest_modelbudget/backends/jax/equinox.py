@@ -63,6 +63,7 @@ class EquinoxModel:
     axes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     per_example: bool = True
+    trains_by_argument: bool = False
 
     def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
         """See `AbstractModel`: the model in inference mode or not, with its state last where it has one."""

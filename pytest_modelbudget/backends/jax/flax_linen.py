@@ -50,6 +50,7 @@ class LinenModel:
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
     per_example: bool = False
+    trains_by_argument: bool = True
 
     @property
     def kind(self) -> type:

@@ -81,6 +81,7 @@ class NnxModel:
     loose: tuple[_LooseArray, ...] = ()
     notes: tuple[str, ...] = ()
     per_example: bool = False
+    trains_by_argument: bool = False
 
     def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
         """See `AbstractModel`: `model.train()` or `model.eval()`, and its call."""

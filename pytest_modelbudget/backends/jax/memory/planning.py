@@ -25,6 +25,7 @@ NO_PEAK = (
 )
 NOT_OF_GPUS = "a peak on a CPU says nothing of a GPU: whether it fits one is not known"
 LEAST_NEED = "what a device needs is here the least that it takes: what is held all the time"
+BY_ARGUMENT = "the step calls the model with its inputs as they are written (train, deterministic)"
 AT_LEAST = (
     "at least: what XLA assigns, without what kernels take inside themselves (measured on CPUs: 2 to 7 % of a training "
     "step)"
@@ -63,6 +64,8 @@ def plan_run(model: AbstractModel, arguments: CallArguments, recipe: Recipe, dev
         fits=fits_of_bound(low, devices),
         notes=(NO_PEAK,),
     )
+    if bounds.kind == "training" and model.trains_by_argument:
+        bounds = replace(bounds, notes=(*bounds.notes, BY_ARGUMENT))
     if any(fit.needs is not None for fit in bounds.fits):
         bounds = replace(bounds, notes=(*bounds.notes, LEAST_NEED))
     return _compiled(bounds, compiled_memory(step), held, made) if recipe.compile == "xla" else bounds

@@ -81,6 +81,11 @@ class RecipeModel:
         return self.model.per_example
 
     @property
+    def trains_by_argument(self) -> bool:
+        """See `AbstractModel`."""
+        return self.model.trains_by_argument
+
+    @property
     def parts(self) -> Sequence[Part]:
         """See `AbstractModel`."""
         return self.model.parts

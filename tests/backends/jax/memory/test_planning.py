@@ -75,6 +75,7 @@ def test_what_is_known_always_is_a_hand_sum(model: str) -> None:
     assert (result.peak_bytes, result.low_bytes) == (None, sum(held.values()) + loss)
     assert result.high_bytes is not None
     assert result.high_bytes > sum(held.values()) + sum(made.values())
+    assert any("as they are written" in note for note in result.notes) == (model == "linen")
 
 
 LEAVES = 6
