@@ -67,6 +67,10 @@ def record_step(
     Raises:
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
     """
+    if recipe.compile == "xla":
+        raise ModelBudgetError(
+            "compile: xla is for models on TensorFlow and JAX: compiled torch models are not planned"
+        )
     sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
     run = _Recording(runnable, sizes, recipe, shard, recorder, optimizer)
     try:
