@@ -107,6 +107,15 @@ def test_the_metric_is_that_of_reference_kernels_and_a_note_has_the_other() -> N
     assert any("171,936 bytes with the built-in kernels" in note for note in model.notes)
 
 
+def test_what_is_kept_is_never_written_over(tmp_path: Path) -> None:
+    """Two products with constants, one after the other, keep a transposed copy of each: 16 bytes, and 16 at the next 64."""
+    tensors = {"x": "float32[2, 2]", "v": Stored("float32[2, 2]"), "w": Stored("float32[2, 2]"),
+               "a": "float32[2, 2]", "y": "float32[2, 2]"}  # fmt: skip
+    path = tmp_path / "model.tflite"
+    path.write_bytes(litert(Graph("x", "y", tensors, [("BATCH_MATMUL", "x v", "a"), ("BATCH_MATMUL", "a w", "y")])))
+    assert high_water_marks(read_content(path).graphs[0], "reference")[1] == 64 + 16
+
+
 def _unary(kind: str, **tensors: Any) -> Graph:
     return Graph("x", "y", {"x": "float32[1, 4]", "y": "float32[1, 4]"} | tensors, [(kind, "x", "y")])
 

@@ -157,6 +157,8 @@ def scratch(call: Call, kernels: Kernels) -> list[Scratch]:
         data = call.input(2 if operator == "TRANSPOSE_CONV" else 0)
         if data.dtype == "float32":
             raise UnknownMemory(f"{operator} has integer weights for floats (dynamic range)")
+    if operator == "BATCH_MATMUL" and call.input(0).dtype != call.input(1).dtype:
+        raise UnknownMemory("BATCH_MATMUL has operands of two types")
     rule = _SCRATCH.get(operator)
     return rule(call, kernels) if rule else []
 
