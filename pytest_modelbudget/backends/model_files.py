@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.system.escape import printable
 
 _EXPORTED = "pytest_modelbudget.backends.exported"
 _READER_MODULES = {
@@ -79,7 +80,7 @@ def _read(reader: Reader, path: Path) -> object:
     try:
         return reader.read(path)
     except DamagedFile as problem:
-        raise ModelBudgetError(f"{shown(path)} {problem}") from None
+        raise ModelBudgetError(f"{shown(path)} {printable(str(problem))}") from None  # it may name what the file names
     except OSError as error:
         raise ModelBudgetError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
 

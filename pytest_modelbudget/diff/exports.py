@@ -97,7 +97,10 @@ def _matched(original: Summary, exported: Summary) -> _Match:
     match.pair(lambda held: (_inner_name(held.name, known), held.form))
     match.pair(lambda held: held.form, only=lambda held: len(held.form) > 1)
     folded = _folded_rows(match)
-    match.pair(lambda held: held.form, only=lambda held: held.row.path not in folded and held.weight.elements > 1)
+    match.pair(
+        lambda held: (held.form, held.weight.role),
+        only=lambda held: held.row.path not in folded and held.weight.elements > 1,
+    )
     return match
 
 

@@ -131,6 +131,7 @@ def _many(count: int) -> dict[str, object]:
     return {f"t{number}": entry("F32", [0], 0, 0) for number in range(count)}
 
 
+_NAME = "w\x1b[31m\n::error::\u202e"
 _DEEP = b'{"a": ' + b"[" * 500_000
 HOSTILE: dict[str, tuple[Callable[[Path], str], str]] = {
     "nothing": (_file("m.onnx", b""), "is empty"),
@@ -168,7 +169,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], str], str]] = {
     "a weight above": (_file("m.onnx", _onnx(_initializer(4, location=b"../../etc/passwd"))), "outside|folder"),
     "a weight of the system": (_file("m.onnx", _onnx(_initializer(4, location=b"/etc/passwd"))), "outside|folder"),
     "a message of 2^60 bytes": (_file("m.onnx", b"\x08\x08\x3a" + _varint(2**60)), "damaged|ends"),
-    "branches in branches": (_file("m.onnx", _nested_ifs(3000)), "lie in each other"),
+    "branches in branches": (_file("m.onnx", _nested_ifs(3000)), "more than 32 graphs lie in each other"),
+    "a name that writes on a terminal": (_tensors("m.safetensors", {_NAME: entry("F32", [-4], 0, 16)}, 16), "damaged"),
+    "a weight whose name does": (_file("m.onnx", _onnx(_initializer(-4, raw=b"1", name=_NAME.encode()))), "damaged"),
+    "a weight of a long name": (_file("m.onnx", _onnx(_initializer(-4, raw=b"1", name=b"w" * 10**6))), "damaged"),
+    "a tensor of a long name": (_tensors("m.safetensors", {"w" * 10**6: entry("F32", [-4], 0, 16)}, 16), "damaged"),
+    "a weight above, by a long name": (_file("m.onnx", _onnx(_initializer(4, location=b"../" * 10**5))), "damaged|folder"),
     "half a graph of LiteRT": (_cut("cnn_int8.tflite"), "damaged"),
     "an offset outside": (_file("m.tflite", b"\xff\xff\xff\x7fTFL3" + bytes(90)), "damaged"),
     "elements without number": (
@@ -244,7 +250,8 @@ def test_it_is_refused_by_its_name_within_bounds(refusals: dict[str, tuple[str, 
     name, text, beside = refusals[case]
     assert text.startswith(f"{name} "), text
     assert re.search(HOSTILE[case][1], text), text
-    assert "\n" not in text
+    assert text.isprintable()
+    assert len(text) < 1000
     assert beside == [name]
 
 
