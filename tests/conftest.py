@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from importlib import import_module
+from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -29,6 +32,7 @@ CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP
 
 SHARING = (
     "backends/keras/test_torch_and_keras.py",
+    "backends/test_same_shapes.py",
     "faults/test_moments.py",
     "isolation/test_isolation.py",
     "test_demonstration.py",
@@ -50,6 +54,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in paths)
 
 
+def pytest_collection_finish() -> None:
+    """Frameworks are there for good from here on: the collector of garbage need not look through them again."""
+    gc.collect()
+    gc.freeze()
+
+
+class Installed:
+    """A distribution whose files are read once."""
+
+    def __init__(self, distribution: metadata.Distribution) -> None:
+        self._distribution = distribution
+
+    def __getattr__(self, name: str) -> Any:
+        value = vars(self)[name] = getattr(self._distribution, name)
+        return value
+
+
+@cache
+def installed() -> list[Installed]:
+    """All there are: each run of pytest looks for plugins among them, twice, and names those in its header."""
+    return [Installed(distribution) for distribution in metadata.distributions()]
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A fresh project on a user's own machine: 80 columns, no colour, no CI."""
@@ -58,6 +85,8 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Proje
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a module is rewritten within the second that .pyc files see
+    distributions = installed()
+    monkeypatch.setattr(metadata, "distributions", lambda: iter(distributions))
     monkeypatch.setattr(backends, "BACKENDS", {})  # the real ones may be loaded by other tests of this process
     project = Project(pytester)
     project.write("fakenet.py", (Path(__file__).parent / "fakes.py").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from pytest_modelbudget.reports import REPORTS
-from tests.project import USE_FAKENET, WITHOUT_HYPOTHESIS
+from tests.project import USE_FAKENET, WITHOUT_OTHERS
 
 CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_", "CI_", "PYTEST_ADDOPTS", "MLFLOW_")
 
@@ -99,7 +99,7 @@ class Demonstration:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(CI_VARIABLES)}
         here = str(Path(__file__).parents[1])
         environment = {**kept, "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100", **variables}
-        command = [sys.executable, "-m", "pytest", *WITHOUT_HYPOTHESIS, "-p", "no:cacheprovider", *words]
+        command = [sys.executable, "-m", "pytest", *WITHOUT_OTHERS, "-p", "no:cacheprovider", *words]
         return subprocess.run(
             command, cwd=self.root, env=environment, capture_output=True, encoding="utf-8", check=False, timeout=300
         )

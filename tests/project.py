@@ -42,8 +42,8 @@ MODULE = """
 """
 """A test module with all that may be in one: a model, a test that checks one, and an ordinary test."""
 
-WITHOUT_HYPOTHESIS = ("-p", "no:hypothesispytest")
-"""Its plugin imports all of it at the end of every run, which takes as long as the rest of a small run."""
+WITHOUT_OTHERS = ("-p", "no:hypothesispytest", "-p", "no:jaxtyping", "-p", "no:anyio")
+"""Plugins of pytest that import all of their libraries, which takes four times as long as a small run."""
 
 SMALL = """
     models:
@@ -96,7 +96,7 @@ class Project:
 
     def alone(self, *args: str) -> pytest.RunResult:
         """The same in a process of its own: slower, for what must not reach this one."""
-        return self.pytester.runpytest_subprocess(*WITHOUT_HYPOTHESIS, *args)
+        return self.pytester.runpytest_subprocess(*WITHOUT_OTHERS, *args)
 
     def snapshot(self, model: str) -> Path:
         """The snapshot of a model that the root's manifest declares."""

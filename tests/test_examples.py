@@ -17,6 +17,7 @@ import pytest
 
 from pytest_modelbudget.summary import FLOP_RULES
 from tests.documents import REPOSITORY, text_of
+from tests.project import WITHOUT_OTHERS
 
 pytest.importorskip("torch")
 pytest.importorskip("keras", minversion="3.0")
@@ -101,7 +102,7 @@ def run(root: Path, *args: str) -> Run:
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     command = [sys.executable, "-m", "pytest", "--model-budget", "--model-budget-report=json:report.json", *args]
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "--color=no"],
+        [*command, *WITHOUT_OTHERS, "-p", "no:cacheprovider", "--color=no"],
         cwd=root,
         env={**environment, "COLUMNS": "80", "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
@@ -131,6 +132,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return done
 
 
+@pytest.mark.slow
 def test_all_examples_are_equal_to_their_committed_snapshots(clean: Run) -> None:
     """Every model passes, and no snapshot is out of date in the least; estimates of memory are those of torch's release."""
     assert {id: model["state"] for id, model in clean.models.items()} == dict.fromkeys(MODELS, "ok"), clean.text
@@ -143,6 +145,7 @@ def test_all_examples_are_equal_to_their_committed_snapshots(clean: Run) -> None
     assert re.search(r"=+ 7 passed in ", clean.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", TABLES)
 def test_classic_tables_come_out_exactly_in_the_report(clean: Run, model: str) -> None:
     """Every row, shape, connection and total is the one of the textbook."""
@@ -161,6 +164,7 @@ def report_row(row: Mapping[str, Any]) -> Row:
     return row["path"], row["type"], output.removeprefix("float32"), row["params"], connected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", TABLES)
 def test_classic_tables_come_out_exactly_on_the_terminal(clean: Run, model: str) -> None:
     """What `-v` prints has the same rows, and the three totals below them."""
@@ -180,6 +184,7 @@ def printed_row(line: str) -> Row:
     return path, kind, output, int(params.replace(",", "")), connected
 
 
+@pytest.mark.slow
 def test_torch_examples_have_the_params_of_a_hand_count(clean: Run) -> None:
     """A frozen stem is not trainable, a tied head counts once, batch norm's averages are buffers."""
     stem, blocks, head = 3 * 64 * 9 + 64, 4 * 2 * (64 * 64 * 9 + 2 * 64), 64 * 10 + 10
@@ -192,6 +197,7 @@ def test_torch_examples_have_the_params_of_a_hand_count(clean: Run) -> None:
     assert clean.models["tiny-gpt"]["summary"]["params"] == (50_257 + 256) * width + 6 * block + 2 * width
 
 
+@pytest.mark.slow
 def test_the_gpt_has_plans_of_a_hand_count(clean: Run) -> None:
     """Weights in their precision, two states for each of them, and activations that grow with the tokens alone."""
     gpt = clean.models["tiny-gpt"]["summary"]

@@ -97,7 +97,10 @@ def _matched(original: Summary, exported: Summary) -> _Match:
     match.pair(lambda held: (_inner_name(held.name, known), held.form))
     match.pair(lambda held: held.form, only=lambda held: len(held.form) > 1)
     folded = _folded_rows(match)
-    match.pair(lambda held: held.form, only=lambda held: held.row.path not in folded and held.weight.elements > 1)
+    match.pair(
+        lambda held: (held.form, held.weight.role),
+        only=lambda held: held.row.path not in folded and held.weight.elements > 1,
+    )
     return match
 
 
@@ -160,8 +163,11 @@ def _tied_forms(summary: Summary) -> set[tuple[int, ...]]:
 
 
 def _flops_causes(original: Summary, exported: Summary) -> Iterator[tuple[str, int]]:
-    """The rows whose FLOPs differ, by their paths, and what stands on one side alone, by its types."""
-    if original.flops.value is None or exported.flops.value is None:
+    """The rows whose FLOPs differ, by their paths, and what stands on one side alone, by its types.
+
+    Nothing where the totals are the same: an exporter may call the same work by other names.
+    """
+    if original.flops.value is None or exported.flops.value in (None, original.flops.value):
         return
     before, after = _costs_by_path(original), _costs_by_path(exported)
     known = set(before)

@@ -28,6 +28,13 @@ from pytest_modelbudget.summary.tensors import TensorSpec
 _ROOT = "(root)"
 """The path of the row for what the model holds itself."""
 
+_OPERATORS_THAT_LOOK_UP = "Gather|GATHER|EMBEDDING_LOOKUP|embedding"
+_OPERATORS_THAT_MULTIPLY = (
+    "(QLinear|Fused|Nhwc)?Conv(Transpose|Integer)?|(Q|Fused)?Gemm|(Dynamic|Fused|QLinear|Q)?(Quantize)?MatMul\\w*"
+    "|(DEPTHWISE_|TRANSPOSE_)?CONV(_[23]D)?|FULLY_CONNECTED|BATCH_MATMUL|conv[123]d|convolution|linear|(add|b)?mm|matmul"
+)
+"""Operators of exported files, which take whole numbers where the file is quantised."""
+
 _HEADS = ("reverse_embeddings",)
 """Weights of a table that are no part of it: the head of a Keras ReversibleEmbedding that is not tied."""
 
@@ -91,7 +98,9 @@ def _holds_matrix(layer: Layer) -> bool:
 
 @lru_cache(1024)
 def _by_type(kind: str) -> bool | None:
-    """Whether layers of a type are look-up tables; None for an unfamiliar type."""
+    """Whether layers, or operators, of a type are look-up tables; None for an unfamiliar type."""
+    if re.fullmatch(f"{_OPERATORS_THAT_LOOK_UP}|{_OPERATORS_THAT_MULTIPLY}", kind):
+        return re.fullmatch(_OPERATORS_THAT_LOOK_UP, kind) is not None
     return bool(re.fullmatch(LOOK_UP, kind)) if is_familiar(kind) else None
 
 

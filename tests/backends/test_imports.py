@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project import WITHOUT_HYPOTHESIS
+from tests.project import WITHOUT_OTHERS
 
 pytest.importorskip("torch")
 pytest.importorskip("tensorflow")
@@ -43,7 +43,7 @@ def test_models_of_torch_alone_import_no_other_framework(tmp_path: Path) -> None
     """A whole run over torch models, with TensorFlow and Keras installed beside, imports neither."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_models.py").write_text(MODELS)
-    options = [*WITHOUT_HYPOTHESIS, "-q", "-p", "no:cacheprovider", "--model-budget-update"]
+    options = [*WITHOUT_OTHERS, "-q", "-p", "no:cacheprovider", "--model-budget-update"]
     command = [sys.executable, "-m", "pytest", *options, str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

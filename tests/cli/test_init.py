@@ -184,6 +184,7 @@ def test_nothing_found_writes_nothing(project: Project) -> None:
     assert not (project.path / "modelbudget.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_class_of_a_file_that_is_not_imported_is_a_comment(project: Project) -> None:
     """With the error; the manifest is right, and empty."""
     project.write("zoo.py", "import nothing_like_it\nfrom torch import nn\nclass Net(nn.Module): ...\n")
@@ -224,6 +225,7 @@ def test_wrong_words(modelbudget: Command, words: list[str], said: str) -> None:
     assert said in done.err
 
 
+@pytest.mark.slow
 def test_only_where_it_is_told_to_look(project: Project) -> None:
     """A folder or a file."""
     project.write("pkg/nets.py", "from fakenet import Model\ndef net(): return Model(dense=(32, 8))\n")

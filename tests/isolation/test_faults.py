@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.project import WITHOUT_HYPOTHESIS
+from tests.project import WITHOUT_OTHERS
 
 HERE = Path(__file__).parent
 UNFIT = "left its process unfit for other models: "
@@ -138,5 +138,5 @@ def test_some_faults_cost_their_model_alone(tmp_path: Path) -> None:
     check_all(
         tmp_path,
         ["leave", "replaces_len", "segfault", "exits_at_the_end"],
-        ["pytest", *WITHOUT_HYPOTHESIS, "-q", "-p", "no:cacheprovider"],
+        ["pytest", *WITHOUT_OTHERS, "-q", "-p", "no:cacheprovider"],
     )

@@ -144,7 +144,9 @@ AHEAD = {
 }
 
 
-@pytest.mark.parametrize("module", AHEAD)
+@pytest.mark.parametrize(
+    "module", [pytest.param(name, marks=() if name in ("fine", "raises") else pytest.mark.slow) for name in AHEAD]
+)
 def test_what_is_imported_ahead_costs_no_other_model(
     module: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.project import Project
+from tests.project import WITHOUT_OTHERS, Project
 
 OURS = {"pytest_modelbudget", "pytest_modelbudget.plugin", "pytest_modelbudget.plugin.hooks"}
 START = "import sys, pytest; pytest.main(sys.argv[1:]); print('imported:', *sys.modules)"
@@ -12,7 +12,9 @@ START = "import sys, pytest; pytest.main(sys.argv[1:]); print('imported:', *sys.
 
 def imported(project: Project, *args: str) -> set[str]:
     """Every module of a process that starts pytest (`-X importtime` misses what an entry point loads)."""
-    result = project.pytester.run(sys.executable, "-c", START, "--co", "-q", "-p", "no:cacheprovider", *args)
+    result = project.pytester.run(
+        sys.executable, "-c", START, "--co", "-q", "-p", "no:cacheprovider", *WITHOUT_OTHERS, *args
+    )
     return set(result.outlines[-1].removeprefix("imported: ").split())
 
 

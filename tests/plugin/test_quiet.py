@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from pytest_modelbudget.backends.quiet_start import without_noise
-from tests.project import WITHOUT_HYPOTHESIS, Project
+from tests.project import WITHOUT_OTHERS, Project
 
 NOISE = [
     "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
@@ -85,7 +85,7 @@ def test_without_the_option_nothing_is_filtered(project: Project) -> None:
 def test_the_last_words_before_a_crash_are_kept(project: Project) -> None:
     """An import that aborts the process still says why."""
     _project_with_tensorflow(project, then="os.write(2, b'LLVM ERROR: inconsistent\\n'); os.abort()")
-    command = [sys.executable, "-m", "pytest", *WITHOUT_HYPOTHESIS, "--model-budget-update", "-s"]
+    command = [sys.executable, "-m", "pytest", *WITHOUT_OTHERS, "--model-budget-update", "-s"]
     result = subprocess.run(command, cwd=project.path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert result.returncode != 0
     lines = result.stderr.splitlines()
@@ -113,7 +113,7 @@ def test_tensorflow_itself_comes_up_quietly(pytester: pytest.Pytester, monkeypat
         nets="import keras\ndef net():\n    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])"
     )
     (pytester.path / "modelbudget.yaml").write_text("models:\n  net: nets:net\n", encoding="utf-8")
-    result = pytester.runpytest_subprocess(*WITHOUT_HYPOTHESIS, "--model-budget-update", "-s")
+    result = pytester.runpytest_subprocess(*WITHOUT_OTHERS, "--model-budget-update", "-s")
     assert result.ret == 0
     assert result.stderr.str().strip() == ""
 

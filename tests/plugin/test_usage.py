@@ -7,7 +7,9 @@ import pytest
 from tests.project import SMALL, Project
 
 
-@pytest.mark.parametrize("more", [pytest.param([], id="alone"), pytest.param(["-n", "2"], id="two workers")])
+@pytest.mark.parametrize(
+    "more", [pytest.param([], id="alone"), pytest.param(["-n", "2"], id="two workers", marks=pytest.mark.slow)]
+)
 def test_no_model_at_all(project: Project, more: list[str]) -> None:
     """Green tests without a model are not a checked budget."""
     project.write("test_plain.py", "def test_plain(): pass\n")

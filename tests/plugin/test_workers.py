@@ -44,7 +44,7 @@ def shown(result: pytest.RunResult) -> list[str]:
     return sorted(re.sub(r"[0-9.]+ ?s\b", "", line.strip("= ")) for line in lines[start:])
 
 
-def test_two_workers_do_what_one_process_does(project: Project) -> None:
+def test_two_workers_do_what_one_process_does(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Update, check, reports: bytes, exit codes, table and words are the same."""
     project.manifest(MANY)
     project.write("registry.py", REGISTRY)
@@ -53,6 +53,9 @@ def test_two_workers_do_what_one_process_does(project: Project) -> None:
     for name, workers, run in (("one", [], project.plain), ("two", ["-n", "2"], project.alone)):
         for file in project.snapshots():
             (project.path / file).unlink()
+        if workers:  # they are started without the options of the command line, and other plugins are slow to import
+            monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+            monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin,pytest_modelbudget.plugin")
         update = run("--model-budget-update", *workers, "-p", "no:cacheprovider")
         check = run("--model-budget", *workers, f"--model-budget-report=json:{name}.json")
         models = json.loads((project.path / f"{name}.json").read_text())["models"]

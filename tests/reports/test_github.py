@@ -118,7 +118,7 @@ def test_only_our_own_commands_are_in_the_log(failing: Project) -> None:
     assert "50%" not in text
 
 
-@pytest.mark.parametrize("capture", ["no", pytest.param("tee-sys", marks=pytest.mark.slow), "sys"])
+@pytest.mark.parametrize("capture", ["no", *(pytest.param(way, marks=pytest.mark.slow) for way in ("tee-sys", "sys"))])
 def test_output_that_is_not_captured_commands_nothing(failing: Project, capture: str) -> None:
     """Commands are off while the builder runs, and on again before ours."""
     lines = failing.alone(

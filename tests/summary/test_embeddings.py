@@ -100,6 +100,8 @@ def row(kind: str, *weights: Weight, source: str = "", **options: Any) -> Layer:
         pytest.param(row("Embedding", MATRIX), FLOATS, 0, id="a table, whatever it is given"),
         pytest.param(row("Scale", VECTOR, source="ids"), IDS, 4, id="no matrix"),
         pytest.param(row("Linear", Weight("weight", (4, 6))), IDS, 24, id="a familiar type"),
+        pytest.param(row("CONV_2D", MATRIX, source="ids"), IDS, 24, id="an operator of whole numbers that multiplies"),
+        pytest.param(row("Gather", MATRIX, source="ids"), IDS, 0, id="an operator that looks up"),
         pytest.param(row("Conv1D", MATRIX, VECTOR, source="x"), FLOATS, 28, id="given floats"),
         pytest.param(row("PatchEmbedding", MATRIX, source="x"), FLOATS, 24, id="an embedding of floats"),
         pytest.param(row("Mixer", MATRIX), FLOATS, 24, id="a model of floats"),

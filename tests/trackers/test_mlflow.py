@@ -199,6 +199,7 @@ def test_sending_again_changes_nothing(sent: Sent) -> None:
     assert everything() == before
 
 
+@pytest.mark.slow
 @needs_mlflow
 def test_the_latest_value_is_the_last_measured(sent: Sent) -> None:
     """Also when it is smaller, of the same commit, and an older one comes late; MLflow alone would show the largest."""

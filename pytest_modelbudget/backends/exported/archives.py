@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
 
@@ -21,6 +22,9 @@ _DIRECTORY_BYTES = 16 << 20
 
 _TAIL_BYTES = (1 << 16) + 100
 _END, _END_64 = b"PK\x05\x06", b"PK\x06\x06"
+_LOCAL_HEADER = 30
+"""Bytes ahead of the name of a member; the last four are the sizes of this and of what follows it."""
+
 _ENCRYPTED = 1
 _KNOWN_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -29,7 +33,8 @@ _KNOWN_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 class Archive:
     """An open archive; `members` are by their names below its one folder."""
 
-    file: zipfile.ZipFile
+    zip: zipfile.ZipFile
+    file: BinaryIO
     file_bytes: int
     members: Mapping[str, zipfile.ZipInfo]
 
@@ -44,7 +49,7 @@ class Archive:
                 "read of such a part: save the model in smaller files"
             )
         try:
-            with self.file.open(member) as content:
+            with self.zip.open(member) as content:
                 raw = content.read(most + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError):
             raise DamagedFile(f"is damaged: {name} in it cannot be read: {FETCH_AGAIN}") from None
@@ -61,6 +66,19 @@ class Archive:
             raise DamagedFile(f"is no file of torch: {name} in it is compressed or encrypted: save the model again")
         return member.file_size
 
+    @contextmanager
+    def nested(self, name: str) -> Iterator[Archive]:
+        """Open an archive that is stored as a member of this one."""
+        size = self.stored_bytes(name) or 0
+        place = self.members[name].header_offset
+        self.file.seek(place)
+        names = struct.unpack("<HH", self.file.read(_LOCAL_HEADER)[-4:].ljust(4, b"\0"))
+        start = place + _LOCAL_HEADER + sum(names)
+        if start + size > self.file_bytes:
+            raise DamagedFile(f"is damaged: {name} in it ends after the file: {FETCH_AGAIN}")
+        with _archive(io.BufferedReader(_Window(self.file, start, size)), size) as archive:
+            yield archive
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[Archive]:
@@ -69,15 +87,44 @@ def opened(path: Path) -> Iterator[Archive]:
     Raises:
         DamagedFile: it is none, or its members are more than the file can hold.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        _check_directory(file, size)
-        try:
-            archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError):
-            raise DamagedFile(f"is damaged: its zip directory cannot be read: {FETCH_AGAIN}") from None
-        with archive:
-            yield Archive(archive, size, _members(archive, size))
+    with path.open("rb") as file, _archive(file, os.fstat(file.fileno()).st_size) as archive:
+        yield archive
+
+
+@contextmanager
+def _archive(file: BinaryIO, size: int) -> Iterator[Archive]:
+    _check_directory(file, size)
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError):
+        raise DamagedFile(f"is damaged: its zip directory cannot be read: {FETCH_AGAIN}") from None
+    with archive:
+        yield Archive(archive, file, size, _members(archive, size))
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._place = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = max(base + offset, 0)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._place)
+        part = self._file.read(max(0, min(len(buffer), self._size - self._place)))
+        buffer[: len(part)] = part
+        self._place += len(part)
+        return len(part)
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:

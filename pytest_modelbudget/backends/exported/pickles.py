@@ -58,7 +58,7 @@ def read(raw: bytes, calls: Mapping[str, Call], place: int = 0) -> tuple[object,
     machine = _Machine(raw, calls, place)
     try:
         return machine.run(), machine.place
-    except (IndexError, KeyError, TypeError, ValueError, struct.error, AttributeError):
+    except (IndexError, KeyError, TypeError, ValueError, struct.error, AttributeError, RecursionError):
         raise DamagedFile(f"is damaged: its pickle breaks off at byte {machine.place:,}: {_AGAIN}") from None
 
 
@@ -117,7 +117,7 @@ class _Machine:
         text = f"{module}.{name}"
         if text not in self.calls:
             raise DamagedFile(
-                f"needs {text[:200]}, and of a pickle nothing is run: save the weights alone, as "
+                f"needs {text[:200]}, and of a pickle nothing is run: save plain weights alone, as "
                 "torch.save(model.state_dict(), path), or the whole model by torch.export.save"
             )
         self.stack.append(Name(text))

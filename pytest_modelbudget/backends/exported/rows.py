@@ -212,8 +212,11 @@ def _weights(
 def _home(full_name: str, users: Sequence[str], groups: Mapping[str, _Group]) -> tuple[str, str]:
     """The row that a constant stands in, and its name there."""
     for position in range(len(full_name) - 1, 0, -1):
-        if full_name[position] in "./" and full_name[:position] in groups:
-            return full_name[:position], full_name[position + 1 :]
+        if full_name[position] in "./" and (group := groups.get(full_name[:position])) is not None:
+            name = full_name[position + 1 :]
+            if not group.container or not any(sign in name for sign in "./"):
+                return group.path, name
+            break  # what it is of is no module of the file any more, and who works with it says more than its holder
     if users:
         return users[0], full_name
     path, _, name = full_name.rpartition(".")

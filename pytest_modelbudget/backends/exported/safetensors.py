@@ -27,6 +27,9 @@ BUFFERS_NOTE = (
 
 _HEADER_BYTES = 24 << 20
 _INDEX_BYTES = 24 << 20
+_MOST_TENSORS = 100_000
+"""In one file; the largest models have as many in all their shards together."""
+
 _DTYPES = {
     "BOOL": ("bool", 8), "U8": ("uint8", 8), "I8": ("int8", 8), "U16": ("uint16", 16), "I16": ("int16", 16),
     "U32": ("uint32", 32), "I32": ("int32", 32), "U64": ("uint64", 64), "I64": ("int64", 64), "F16": ("float16", 16),
@@ -113,6 +116,8 @@ def _header(path: Path) -> _Header:
 
 def _tensors(entries: Mapping[str, Any], data_bytes: int) -> dict[str, _Tensor]:
     """The tensors of a header, whose places fill the `data_bytes` after it without holes."""
+    if len(entries) > _MOST_TENSORS:
+        raise DamagedFile(f"is not read: it has {len(entries):,} tensors, more than {_MOST_TENSORS:,}: split the file")
     places: list[tuple[int, int, str]] = []
     tensors: dict[str, _Tensor] = {}
     for name, entry in entries.items():

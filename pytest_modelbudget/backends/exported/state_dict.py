@@ -48,11 +48,30 @@ def read(path: Path) -> ExportedModel:
 def _of_zip(path: Path) -> ExportedModel:
     with archives.opened(path) as archive:
         _refuse_others(archive)
-        content, _ = pickles.read(archive.read(_PICKLE, _PICKLE_BYTES), CALLS)
-        tensors, notes = _model_in(content)
-        _check(tensors, lambda storage: archive.stored_bytes(f"data/{storage.key}"))
-        unused = _unused_bytes(tensors)
-        return _model(tensors, archive.file_bytes, (*notes, *unused))
+        tensors, notes = _model_in(_content(archive))
+        _check_records(tensors, archive)
+        return _model(tensors, archive.file_bytes, (*notes, *_unused_bytes(tensors)))
+
+
+def tensors_of(archive: Archive) -> dict[str, Tensor]:
+    """The tensors of a mapping that `torch.save` wrote into an archive.
+
+    Raises:
+        DamagedFile: it is damaged, or has something else.
+    """
+    if _PICKLE not in archive.members or not isinstance(content := _content(archive), dict):
+        raise DamagedFile(f"is damaged: the weights in it are no mapping of tensors: {_AGAIN}")
+    tensors = _tensors_of(content)
+    _check_records(tensors, archive)
+    return tensors
+
+
+def _content(archive: Archive) -> object:
+    return pickles.read(archive.read(_PICKLE, _PICKLE_BYTES), CALLS)[0]
+
+
+def _check_records(tensors: Mapping[str, Tensor], archive: Archive) -> None:
+    _check(tensors, lambda storage: archive.stored_bytes(f"data/{storage.key}"))
 
 
 def _refuse_others(archive: Archive) -> None:

@@ -150,6 +150,13 @@ def _parameter(tensor: object, requires_grad: object, *_: object) -> Tensor:
     return replace(tensor, trainable=bool(requires_grad))
 
 
+def _of_type(function: object, kind: object, arguments: object, *_: object) -> object:
+    """A tensor with attributes of its own, or of a subclass, whose name refuses the file before this is called."""
+    if not isinstance(function, Name) or not isinstance(arguments, tuple) or not isinstance(kind, Name):
+        raise TypeError(function)
+    return CALLS[function.text](*arguments)
+
+
 def _refused(what: str, cure: str, *_: object) -> object:
     raise DamagedFile(f"holds {what}, which are not read: {cure}")
 
@@ -187,7 +194,8 @@ _INERT = """
     numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct _codecs.encode builtins.set builtins.frozenset
     builtins.complex builtins.slice builtins.range builtins.bytearray __builtin__.set __builtin__.frozenset
     __builtin__.complex __builtin__.slice __builtin__.xrange __builtin__.bytearray torch.device
-    torch.serialization._get_layout torch.memory_format
+    torch.serialization._get_layout torch.memory_format torch.Tensor torch.nn.parameter.Parameter
+    torch.nn.parameter.Buffer
     pytorch_lightning.utilities.parsing.AttributeDict lightning.fabric.utilities.data.AttributeDict
     lightning_fabric.utilities.data.AttributeDict lightning.pytorch.utilities.parsing.AttributeDict
 """
@@ -206,6 +214,7 @@ CALLS: dict[str, Call] = {
     "torch._utils._rebuild_tensor_v3": _rebuilt_v3,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
     **{name: _inert(name) for name in (*_DTYPES, *_STORAGE_DTYPES, *_INERT.split())},
     **{f"torch._utils.{name}": partial(_refused, *reason) for name, reason in _REFUSED.items()},
 }

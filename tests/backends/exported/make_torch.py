@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,3 +133,35 @@ def save(content: object, path: Path, *, old: bool = False) -> Path:
     """Write what `torch.save` makes of something, as torch 1.5 did it where `old`."""
     torch.save(content, path, _use_new_zipfile_serialization=not old)
     return path
+
+
+def as_older_torch(path: Path, version: str) -> Path:
+    """A program as torch 2.8 or 2.7 wrote it, with its weights in state dicts; torch of today reads both."""
+    with zipfile.ZipFile(path) as file:
+        parts = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
+    program = torch.export.load(path)
+    weights, constants = _saved(dict(program.state_dict)), _saved(dict(program.constants))
+    if version == "2.8":
+        parts = {name: raw for name, raw in parts.items() if not name.startswith(("data/weights/", "data/constants/"))}
+        parts |= {"data/weights/model.pt": weights, "data/constants/model.pt": constants}
+        folder = "m/"
+    else:
+        folder, schema = "", json.loads(parts["models/model.json"])["schema_version"]
+        parts = {
+            "version": f"{schema['major']}.{schema['minor']}".encode(),
+            "serialized_exported_program.json": parts["models/model.json"],
+            "serialized_state_dict.pt": weights,
+            "serialized_constants.pt": constants,
+            "serialized_example_inputs.pt": parts["data/sample_inputs/model.pt"],
+        }
+    older = path.with_name(f"older_{path.name}")
+    with zipfile.ZipFile(older, "w") as file:
+        for name, raw in parts.items():
+            file.writestr(folder + name, raw)
+    return older
+
+
+def _saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()

@@ -253,6 +253,14 @@ def test_an_open_batch_is_followed(tmp_path: Path, steps: Any, data: str, output
     assert model.values["y"].shape[0] == expected
 
 
+def test_a_tensor_without_a_shape_is_not_one_number(tmp_path: Path) -> None:
+    """Of an unknown number of axes: what makes it is named as uncounted, and nothing is planned."""
+    tensors = {"x": "float32[1, 8, 8, 3]", "w": Stored("float32[4, 3, 3, 3]"), "y": {Tensor.TYPE: 0}}
+    model = read(made(tmp_path, Graph("x", "y", tensors, [("CONV_2D", "x w -", "y", (FIRST_OPTIONS, {1: 1, 2: 1}))])))
+    assert flops(model) == (0, ["CONV_2D"])
+    assert (model.outputs, model.arena_bytes) == ((), None)
+
+
 def test_weights_are_told_from_other_constants(tmp_path: Path) -> None:
     """Floats and quantised integers are weights; shapes, axes and single numbers of formulas are not."""
     tensors = {

@@ -72,6 +72,12 @@ def test_views_of_one_storage_are_the_same_where_they_are_equal(tmp_path: Path) 
     assert len({tensor.storage for tensor in tensors.values()}) == 4
 
 
+def test_a_tensor_with_attributes_is_one_too(tmp_path: Path) -> None:
+    whole = torch.zeros(4, 6)
+    whole.note = "mine"  # type: ignore[attr-defined]
+    assert elements(state_dict.read(save({"w": whole}, tmp_path / "m.pth"))) == 24
+
+
 def test_a_view_that_was_saved_with_more_than_itself_is_named(tmp_path: Path) -> None:
     exported = state_dict.read(save({"w": torch.zeros(10, 4)[:2]}, tmp_path / "m.pth"))
     assert elements(exported) == 8
@@ -165,6 +171,11 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "a place of 2^32 in its memory": (b"\x80\x02]r\xff\xff\xff\xff.", "holds no mapping of tensors"),
     "a text of 2^60": (b"\x80\x04\x8d" + (1 << 60).to_bytes(8, "little") + b"x.", "its pickle breaks off at byte"),
     "a list in itself": (b"\x80\x02]q\x00h\x00a.", "holds no mapping of tensors"),
+    "calls in calls": (
+        b"\x80\x04)" + b"ctorch._tensor\n_rebuild_from_type_v2\nq\x00q\x010"
+        + b"h\x00h\x00N\x87" + b"q\x02h\x00h\x00h\x02\x87" * 1500 + b"h\x00q\x050q\x060h\x05h\x06R.",
+        "its pickle breaks off",
+    ),
     "nothing": (b"", "its pickle breaks off at byte 0"),
     "a pop too many": (b"\x80\x020.", "its pickle breaks off"),
     "a call of a text": (b"\x80\x02U\x01a)R.", "its pickle breaks off"),

@@ -23,7 +23,7 @@ from pytest_modelbudget.backends.exported.torch_export.dimensions import dimensi
 from pytest_modelbudget.backends.exported.torch_export.nodes import modules_of, type_of
 from pytest_modelbudget.backends.torch.costs.rules import cost_of
 from tests.backends.exported.make_archives import archive
-from tests.backends.exported.make_torch import MODELS, Tied, Transposed, dynamic, export, save
+from tests.backends.exported.make_torch import MODELS, Tied, Transposed, as_older_torch, dynamic, export, save
 
 REST = ("recurrent", "language model", "equal branches")
 
@@ -60,6 +60,20 @@ def test_of_two_branches_the_cheaper_one_counts_and_the_choice_is_named(tmp_path
     summary = summarize(export(build(), inputs, tmp_path / "m.pt2"))
     assert (summary.flops.value, summary.flops.uncounted) == (2 * 2 * 8 * 8, (("cond", 1),))
     assert summary.params == 72 + 288 + 264
+
+
+@pytest.mark.parametrize("version", ["2.7", "2.8"])
+def test_files_of_older_versions_have_the_same_numbers(tmp_path: Path, version: str) -> None:
+    """Their weights are in state dicts, and the torch that is installed takes the same files."""
+    path = export(Tied(), MODELS["language model"][1], tmp_path / "m.pt2")
+    older = as_older_torch(path, version)
+    loaded = torch.export.load(older)
+    assert [tuple(weight.shape) for weight in loaded.state_dict.values()]
+    assert totals(summarize(older)) == totals(summarize(path))
+    assert torch_export.read(older).operators == torch_export.read(path).operators
+    older.write_bytes(older.read_bytes().replace(b"PK\3\4", b"PK\3\5"))
+    with pytest.raises(DamagedFile):
+        torch_export.read(older)
 
 
 @pytest.mark.slow
@@ -132,6 +146,9 @@ def test_torch_is_not_imported_and_four_gigabytes_are_not_read(tmp_path: Path, p
         ("Mul(Add(Symbol('s77'), Integer(1)), Symbol('s27'))", "(B+1)*T"),
         ("Pow(Symbol('s27'), Integer(2))", "T*T"),
         ("Mod(Symbol('s27'), Integer(4))", "T-4*(T//4)"),
+        ("s27", "T"),
+        ("2*s77 + 1", "2*B+1"),
+        ("u0 + 1", None),
         ("Min(Integer(128), Integer(3))", 3),
         ("Min(Integer(128), Symbol('s27'))", None),
         ("sqrt(Symbol('s27'))", None),
@@ -294,7 +311,7 @@ def test_a_damaged_program_is_refused_by_what_is_wrong(
     ("members", "problem"),
     [
         pytest.param({"data/aotinductor/model/a.so": b""}, "is compiled by AOTInductor", id="compiled"),
-        pytest.param({"serialized_exported_program.json": b"{}"}, "was exported by torch 2.7 or older", id="torch 2.7"),
+        pytest.param({"serialized_exported_program.json": b"{}"}, "schema_version in it is missing", id="no version"),
         pytest.param({"models/a.json": b"{}", "models/b.json": b"{}"}, "holds 2 models, of which one", id="two models"),
         pytest.param({"models/a.json": 129 << 20}, "would take 135,266,304 bytes", id="large"),
         pytest.param({"models/a.json": b'{"a": ' + b"[" * 100_000}, "its model is nested too deeply", id="deep"),

@@ -468,7 +468,7 @@ def test_activations_are_what_jax_saves() -> None:
     """Every array that JAX itself lists as a residual, but parameters, inputs and single numbers."""
     saved_residuals = pytest.importorskip("jax._src.ad_checkpoint").saved_residuals
     model, ids = Attentive(), jnp.zeros((2, 6), "int32")
-    params = model.init(jax.random.key(0), ids)
+    params = jax.eval_shape(model.init, jax.random.key(0), ids)
     listed_arrays = saved_residuals(lambda params: model.apply(params, ids), params)
     made = [aval for aval, source in listed_arrays if aval.shape and "argument" not in source]
     summary = summarize(Attentive, "int32[B, T]", batch=2, dims={"T": 6})

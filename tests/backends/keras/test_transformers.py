@@ -63,7 +63,9 @@ class Block(L.Layer):
         return self.second(x + self.down(self.up(x)))
 
 
-@pytest.mark.parametrize("block", [Block, RawBlock], ids=["layers", "raw TensorFlow"])
+@pytest.mark.parametrize(
+    "block", [pytest.param(Block, id="layers"), pytest.param(RawBlock, id="raw TensorFlow", marks=pytest.mark.slow)]
+)
 def test_bert(summarize: Any, block: type) -> None:
     """Embeddings and norms are free; every product is counted, in whatever language it is written."""
     if block is RawBlock and keras.backend.backend() != "tensorflow":

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import plan, summarize
 from pytest_modelbudget.errors import ModelBudgetError
+from tests.backends import same_shapes
 from tests.backends.torch.model.test_stored import Wrapping as OfHalves
 
 FIVE = "float32[B, 5]"
@@ -375,7 +376,7 @@ def main() -> None:
         }
         for name, (build, inputs) in MODELS.items()
     }
-    print(json.dumps({"models": found, "others": others()}))
+    print(json.dumps({"models": found, "others": others(), "shapes": dict(same_shapes.main())}))
     sys.stdout.flush()
 
 

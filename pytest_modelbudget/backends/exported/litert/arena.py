@@ -7,7 +7,7 @@ needs that. What is kept from run to run (states, weights that were unpacked) ha
 
 Which kernels: `arena_bytes` is that of the reference kernels. They have no temporaries of their own choice, so that it
 is what the graph itself needs, the same on each machine, and the nearest to what microcontrollers plan, whose users are
-those that budget an arena (theirs aligns at 16 bytes, shares nothing, and holds its own tables too). The built-in
+those that budget an arena (theirs aligns at 16 bytes and holds tables of the interpreter too). The built-in
 kernels unfold the inputs of convolutions, which takes several times the rest, and are used where XNNPACK is not: by
 default that takes over float and 8-bit graphs on phones and servers, in memory of its own that no file tells.
 """
@@ -185,6 +185,8 @@ class _Lifetimes:
 
 def _size(tensor: Tensor) -> int:
     item = ITEM_BYTES.get(tensor.dtype)
+    if not tensor.shaped:
+        raise UnknownMemory(f"the file has no shape of {tensor.name or 'a tensor'}")
     if item is None or item < 1:
         raise UnknownMemory(f"tensors of {tensor.dtype} have no fixed place")
     return packed_bytes(tensor)

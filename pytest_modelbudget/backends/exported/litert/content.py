@@ -31,8 +31,9 @@ _OF_ANY_SIZE = frozenset({"string", "resource", "variant"})
 class Tensor:
     """A tensor of a graph.
 
-    `shape` is what the file plans for, `open_axes` are those whose size is left open. `stored` says where its elements
-    lie, None for one that is made when the model runs; `values` are those of a small constant of whole numbers.
+    `shape` is what the file plans for, `open_axes` are those whose size is left open; one that is not `shaped` has no
+    shape in the file, or is a single number. `stored` says where its elements lie, None for one that is made when the
+    model runs; `values` are those of a small constant of whole numbers.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Tensor:
     quantized: bool = False
     variable: bool = False
     sparse: bool = False
+    shaped: bool = True
 
     @property
     def elements(self) -> int:
@@ -158,19 +160,20 @@ class _Reader:
         signature = table.integers(schema.Tensor.SIGNATURE) or shape
         if len(shape) > _MOST_DIMENSIONS or len(signature) != len(shape):
             raise DamagedFile(f"is damaged: {shown} has {len(shape)} dimensions and {len(signature)} named: {CURE}")
-        if min(shape, default=0) < 0 or min(signature, default=0) < -1:
+        if min((*shape, *signature), default=0) < -1:
             raise DamagedFile(f"is damaged: {shown} has a negative size in {list(shape)}: {CURE}")
         quantization = table.table(schema.Tensor.QUANTIZATION)
         scales = quantization and quantization.span(schema.Quantization.SCALE, 4)
         tensor = Tensor(
             name,
-            shape,
-            tuple(axis for axis, size in enumerate(signature) if size == -1),
+            tuple(1 if size == -1 else size for size in shape),
+            tuple(axis for axis, sizes in enumerate(zip(shape, signature, strict=True)) if -1 in sizes),
             _dtype(table, shown),
             self._stored(table, shown),
             quantized=bool(scales and scales[1]),
             variable=bool(table.integer(schema.Tensor.IS_VARIABLE, "bool")),
             sparse=table.table(schema.Tensor.SPARSITY) is not None,
+            shaped=bool(shape) or bool(table.integer(schema.Tensor.HAS_RANK, "bool")),
         )
         return self._checked_constant(tensor, shown) if tensor.stored else tensor
 

@@ -129,12 +129,12 @@ class _Builder:
                     self.constants[self._name(tensor)] = _constant(tensor, is_parameter=index in weights)
 
     def ports(self, indices: tuple[int, ...], names: list[str]) -> tuple[Input, ...]:
-        """Inputs or outputs of the model; a constant among these has the shape it is stored with."""
-        return tuple(self._port(names[index]) for index in indices if index >= 0)
-
-    def _port(self, name: str) -> Input:
-        constant = self.constants.get(name)
-        return Input(name, self.values[name] if constant is None else TensorSpec(constant.shape, constant.dtype))
+        """Inputs or outputs of the model, without those of which the file says no shape."""
+        specs = {
+            name: self.values[name] if name in self.values else _stored_spec(self.constants.get(name))
+            for name in (names[index] for index in indices if index >= 0)
+        }
+        return tuple(Input(name, spec) for name, spec in specs.items() if spec is not None)
 
     def notes(self) -> Iterator[str]:
         """What is in the file and not counted."""
@@ -149,7 +149,7 @@ class _Builder:
         for index, (name, tensor) in enumerate(zip(names, graph.tensors, strict=True)):
             if tensor.stored is not None:
                 self.constants[name] = _constant(tensor, is_parameter=index in weights)
-            else:
+            elif tensor.shaped:
                 self.values[name] = batch.spec(tensor, known.get(index))
         return names
 
@@ -209,6 +209,11 @@ class _Builder:
             return 1
         condition, body = (self.content.graphs[number] for number in numbers)
         return loops.trips(graph, step, condition, body)
+
+
+def _stored_spec(constant: Constant | None) -> TensorSpec | None:
+    """A constant that is an output."""
+    return None if constant is None else TensorSpec(constant.shape, constant.dtype)
 
 
 def _type(step: Step) -> str:

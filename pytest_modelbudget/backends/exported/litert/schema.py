@@ -73,7 +73,7 @@ class SubGraph(IntEnum):
 class Tensor(IntEnum):
     """Fields of a tensor."""
 
-    SHAPE, TYPE, BUFFER, NAME, QUANTIZATION, IS_VARIABLE, SPARSITY, SIGNATURE = range(8)
+    SHAPE, TYPE, BUFFER, NAME, QUANTIZATION, IS_VARIABLE, SPARSITY, SIGNATURE, HAS_RANK = range(9)
     EXTERNAL_BUFFER = 10
 
 

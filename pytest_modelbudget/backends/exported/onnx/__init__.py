@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_modelbudget.backends.exported.graph import ExportedModel
-from pytest_modelbudget.backends.exported.onnx.copies import without_copies
+from pytest_modelbudget.backends.exported.onnx.constants import in_order_of_use, without_copies
 from pytest_modelbudget.backends.exported.onnx.flat import Flattener
 from pytest_modelbudget.backends.exported.onnx.model import Decoder, Graph, Model
 from pytest_modelbudget.backends.exported.onnx.modules import ModuleFinder
-from pytest_modelbudget.backends.exported.onnx.notes import notes
+from pytest_modelbudget.backends.exported.onnx.notes import notes_on
 from pytest_modelbudget.backends.exported.onnx.operators import OperatorMaker, tensors_of
 from pytest_modelbudget.backends.exported.onnx.packed import unpacked
-from pytest_modelbudget.backends.exported.onnx.roles import roles
-from pytest_modelbudget.backends.exported.onnx.shapes import shapes, with_open_batch
+from pytest_modelbudget.backends.exported.onnx.roles import roles_of
+from pytest_modelbudget.backends.exported.onnx.shapes import known_shapes, with_open_batch
 from pytest_modelbudget.backends.exported.onnx.tensors import DataFolder
 from pytest_modelbudget.backends.exported.onnx.wire import Wire
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
@@ -51,9 +51,9 @@ def _exported(model: Model, file_bytes: int) -> ExportedModel:
     flattener = Flattener(model.functions)
     graph = with_open_batch(_without_stored_inputs(flattener.flat(model.graph)))
     tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
-    graph = without_copies(graph, tensors)
-    role = roles(graph, tensors)
-    known = shapes(graph, tensors, model.opsets, model.ir_version)
+    graph = in_order_of_use(without_copies(graph, tensors), tensors)
+    role = roles_of(graph, tensors)
+    known = known_shapes(graph, tensors, model.opsets, model.ir_version)
     finder = ModuleFinder.of(graph, frozenset(tensors))
     maker = OperatorMaker(known.values, tensors, finder, flattener.modules, model.opsets.get("", 0))
     constants = {name: tensor.constant(role[name]) for name, tensor in tensors.items()}
@@ -68,7 +68,7 @@ def _exported(model: Model, file_bytes: int) -> ExportedModel:
         outputs=tuple(
             Input(value.name, known.values[value.name]) for value in graph.outputs if value.name in known.values
         ),
-        notes=(*known.notes, *notes(model, graph, frozenset(tensors))),
+        notes=(*known.notes, *notes_on(model, graph, frozenset(tensors))),
     )
 
 

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _values(graph: Any) -> Iterator[tuple[str, list[Any]]]:
-    for value in (*graph.value_info, *graph.output):
+    for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
             dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]

@@ -14,7 +14,7 @@ _CHANGES = {
 }
 
 
-def notes(model: Model, graph: Graph, names: frozenset[str]) -> tuple[str, ...]:
+def notes_on(model: Model, graph: Graph, names: frozenset[str]) -> tuple[str, ...]:
     """All that is to be said; `names` are those of the tensors in the file."""
     return (*_ports(graph), *_changes(model, names))
 

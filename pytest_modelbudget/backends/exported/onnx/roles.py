@@ -42,7 +42,7 @@ _WEIGHT_TYPES = ("float", "bfloat", "complex", "int8", "uint8", "int4", "uint4",
 _Uses = Mapping[str, set[tuple[str, int]]]
 
 
-def roles(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Role]:
+def roles_of(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Role]:
     """The role of each tensor of a flat graph.
 
     What torch's exporter wrote down counts first. A scalar is a weight only where it says so.

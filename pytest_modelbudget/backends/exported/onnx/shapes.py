@@ -63,7 +63,7 @@ def _with_open_batch(value: Value) -> Value:
     return Value(value.name, replace(value.spec, shape=(BATCH, *value.spec.shape[1:])))
 
 
-def shapes(graph: Graph, tensors: Mapping[str, Tensor], opsets: Mapping[str, int], ir_version: int) -> Shapes:
+def known_shapes(graph: Graph, tensors: Mapping[str, Tensor], opsets: Mapping[str, int], ir_version: int) -> Shapes:
     """The shape of each value of a flat graph, of those in its bodies too, as far as they are known."""
     inputs = {value.name: value.spec for value in graph.inputs if value.spec is not None}
     symbols = dims.known_symbols(inputs.values())

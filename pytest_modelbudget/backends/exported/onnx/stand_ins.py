@@ -82,14 +82,18 @@ def _concatenation(node: Node, _: StandIns) -> Iterator[Node]:
     yield _standard(node, "Concat", node.inputs[2::3], "axis")
 
 
-def _product(node: Node, _: StandIns) -> Iterator[Node]:
-    if _number(node, "transBatchA") or _number(node, "transBatchB"):
+def _product(node: Node, stand_ins: StandIns) -> Iterator[Node]:
+    if _number(node, "transBatchA") or _number(node, "transBatchB") or len(node.inputs) < 2:
         yield node
-        return
-    left = "ji" if _number(node, "transA") else "ij"
-    right = "kj" if _number(node, "transB") else "jk"
-    equation = Attribute(STRING, f"...{left},...{right}->...ik")
-    yield replace(_standard(node, "Einsum", node.inputs[:2]), attributes={"equation": equation})
+    elif not _number(node, "transA") and not _number(node, "transB"):
+        yield _standard(node, "MatMul", node.inputs[:2])
+    else:
+        left = "ji" if _number(node, "transA") else "ij"
+        right = "kj" if _number(node, "transB") else "jk"
+        weight = stand_ins.tensors.get(node.inputs[1])
+        batch = "" if weight is not None and len(weight.dims) == 2 else "..."
+        equation = Attribute(STRING, f"...{left},{batch}{right}->...ik")
+        yield replace(_standard(node, "Einsum", node.inputs[:2]), attributes={"equation": equation})
 
 
 def _product_with_blocks(node: Node, stand_ins: StandIns) -> Iterator[Node]:

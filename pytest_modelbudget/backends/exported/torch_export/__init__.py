@@ -2,7 +2,7 @@
 
 `torch.export.load` runs code of a file in several ways (pickles of sample inputs and weights, expressions of sizes), so
 it is never called. `weights` are the tensors, `nodes` the operators, `dimensions` the sizes. What is compiled
-(AOTInductor) and what torch 2.7 and older wrote is refused by name.
+(AOTInductor) is refused by name.
 Schema: `torch/_export/serde/schema.py`.
 """
 
@@ -26,6 +26,9 @@ from pytest_modelbudget.summary import Dim, Input
 FORMAT, DIALECT = "torch.export", "torch_export"
 
 _MODELS, _MODEL_BYTES = "models/", 128 << 20
+_OLD_MODEL = "serialized_exported_program.json"
+"""Where torch 2.7 and older have the program."""
+
 _SCHEMA = 8
 _AGAIN = "export the model again"
 _BATCH = "B"
@@ -42,22 +45,21 @@ def read(path: Path) -> ExportedModel:
         DamagedFile: it is damaged, compiled, or of a version that is not read.
     """
     with archives.opened(path) as archive:
-        name = _model_name(archive)
-        program = json_parts.parsed(archive.read(f"{_MODELS}{name}.json", _MODEL_BYTES), "model")
-        return _model(archive, name, program)
+        name, part = _model_part(archive)
+        return _model(archive, name, json_parts.parsed(archive.read(part, _MODEL_BYTES), "model"))
 
 
-def _model_name(archive: Archive) -> str:
-    """The name of the one model in the archive."""
-    names = [name.removeprefix(_MODELS).removesuffix(".json") for name in archive.members if name.startswith(_MODELS)]
+def _model_part(archive: Archive) -> tuple[str, str]:
+    """The name of the one model in the archive, and of the member that has it."""
+    names = [name for name in archive.members if name.startswith(_MODELS)]
     if len(names) == 1:
-        return names[0]
+        return names[0].removeprefix(_MODELS).removesuffix(".json"), names[0]
     if any(name.startswith("data/aotinductor/") or name.endswith(".so") for name in archive.members):
         raise DamagedFile("is compiled by AOTInductor, and compiled code is not read: torch.export.save the model")
-    if "serialized_exported_program.json" in archive.members:
-        raise DamagedFile(f"was exported by torch 2.7 or older: {_AGAIN} with torch 2.9 or later")
     if names:
         raise DamagedFile(f"holds {len(names)} models, of which one alone is read: save each as a file of its own")
+    if _OLD_MODEL in archive.members:
+        return "", _OLD_MODEL
     raise DamagedFile("is a zip archive without an exported program: write it by torch.export.save")
 
 

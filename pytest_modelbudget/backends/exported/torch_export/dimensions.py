@@ -3,8 +3,8 @@
     expression = name "(" [argument {"," argument}] ")" | number
     argument   = expression | "'" text "'" | name "=" value
 
-`Add(Symbol('s77', positive=True, integer=True), Integer(-1))` is `s77-1`. What sums, products and floor divisions do
-not say (a minimum, a square root) has no size here.
+`Add(Symbol('s77', positive=True, integer=True), Integer(-1))` is `s77-1`; older versions of torch wrote
+`s0 - 1`. What sums, products and floor divisions do not say (a minimum, a square root) has no size here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from pytest_modelbudget.backends.exported import json_parts
+from pytest_modelbudget.backends.exported import expressions, json_parts
+from pytest_modelbudget.backends.exported.expressions import renamed
 from pytest_modelbudget.summary import Dim
 
 _TOKEN = re.compile(r"\s*(?:(-?[0-9]{1,18}(?![0-9]))|'(\w{1,100})'|([A-Za-z_]\w{0,100})|([(),=]))")
@@ -46,8 +47,11 @@ def dimension(size: object, names: Mapping[str, Dim]) -> Dim:
     """
     if isinstance(size, dict) and "as_int" in size:
         return json_parts.size(size["as_int"], "as_int")
+    text = _expression(size)
+    if "Symbol(" not in text and "Integer(" not in text:
+        return renamed(text, {symbol: names.get(symbol) for symbol in expressions.symbols(text)})
     try:
-        return _text(_parsed(_expression(size), names))
+        return _text(_parsed(text, names))
     except (_Unknown, IndexError, ValueError):
         return None
 
@@ -56,7 +60,10 @@ def symbols(size: object) -> tuple[str, ...]:
     """The symbols of a size, in the order first met."""
     if isinstance(size, dict) and "as_int" in size:
         return ()
-    return tuple(dict.fromkeys(match[2] for match in _TOKEN.finditer(_expression(size)) if match[2]))
+    text = _expression(size)
+    if "Symbol(" not in text:
+        return expressions.symbols(text)
+    return tuple(dict.fromkeys(match[2] for match in _TOKEN.finditer(text) if match[2]))
 
 
 def _expression(size: object) -> str:

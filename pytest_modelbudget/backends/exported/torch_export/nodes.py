@@ -17,7 +17,7 @@ from pytest_modelbudget.summary import Dim, TensorSpec
 
 _AGAIN = "export the model again"
 _DEEPEST = 30
-_MOST_NODES = 1_000_000
+_MOST_NODES = 200_000
 _OPERATORS = "torch.ops."
 _HIGHER_ORDER = "torch.ops.higher_order."
 _WRAPPERS = ("auto_functionalized", "auto_functionalized_v2", "with_effects", "out_dtype")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -11,7 +12,8 @@ from pytest_modelbudget.backends.exported import json_parts
 from pytest_modelbudget.backends.exported.archives import Archive
 from pytest_modelbudget.backends.exported.graph import Constant
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
-from pytest_modelbudget.backends.exported.torch_tensors import bytes_of, last_element
+from pytest_modelbudget.backends.exported.state_dict import tensors_of
+from pytest_modelbudget.backends.exported.torch_tensors import Tensor, bytes_of, last_element
 
 _CONFIG_BYTES = 32 << 20
 _AGAIN = "export the model again"
@@ -24,6 +26,8 @@ DTYPES = {
 """Dtypes by their numbers in the schema (`ScalarType`)."""
 
 _STRIDED = 7
+_OLD_PARTS = {"weights": "serialized_state_dict.pt", "constants": "serialized_constants.pt"}
+"""Where torch 2.7 and older have them."""
 
 Role = Literal["param", "buffer"]
 
@@ -34,26 +38,38 @@ class Stored:
 
     constant: Constant
     record: str
-    span: int
-    """Bytes from the beginning of its storage to its last element."""
+    bytes: int
+    """What its elements take of that record."""
 
 
 def constants(archive: Archive, model: str, roles: Mapping[str, Role]) -> tuple[dict[str, Constant], list[str]]:
     """Every tensor that `model` stores by its name, and notes; `roles` are those that its signature says."""
-    stored: dict[str, Stored] = {}
-    for folder, kind in (("weights", "weights"), ("constants", "constants")):
-        stored |= dict(_stored(archive, f"data/{folder}/", f"{model}_{kind}_config.json", roles))
+    stored = {**_part(archive, "weights", model, roles), **_part(archive, "constants", model, roles)}
     if missing := [name for name in roles if name not in stored]:
         raise DamagedFile(f"is damaged: it lacks the weights of {missing[0][:100]!r}: {_AGAIN}")
     return {name: tensor.constant for name, tensor in stored.items()}, list(_unused(archive, stored))
 
 
-def _stored(archive: Archive, folder: str, config: str, roles: Mapping[str, Role]) -> Iterator[tuple[str, Stored]]:
-    if folder + config not in archive.members:
-        if any(name.startswith(folder) for name in archive.members):
-            raise DamagedFile(f"has its weights as torch 2.8 and older wrote them: {_AGAIN} with a later one")
-        return
-    raw = archive.read(folder + config, _CONFIG_BYTES)
+def _part(archive: Archive, part: str, model: str, roles: Mapping[str, Role]) -> dict[str, Stored]:
+    """The weights or the constants, as each version of torch stores them."""
+    if (config := f"data/{part}/{model}_{part}_config.json") in archive.members:
+        return dict(_as_records(archive, f"data/{part}/", config, roles))
+    for name in (f"data/{part}/{model}.pt", _OLD_PARTS[part]):
+        if name in archive.members:
+            with archive.nested(name) as inner:
+                return {key: _pickled(name, key, tensor, roles) for key, tensor in tensors_of(inner).items()}
+    return {}
+
+
+def _pickled(part: str, name: str, tensor: Tensor, roles: Mapping[str, Role]) -> Stored:
+    """A tensor of torch 2.8 and older, which wrote state dicts into the archive."""
+    constant, role = tensor.constant, roles.get(name, "buffer")
+    trainable = role == "param" and constant.trainable
+    return Stored(replace(constant, storage=(part, constant.storage), role=role, trainable=trainable), part, 0)
+
+
+def _as_records(archive: Archive, folder: str, config: str, roles: Mapping[str, Role]) -> Iterator[tuple[str, Stored]]:
+    raw = archive.read(config, _CONFIG_BYTES)
     for name, entry in json_parts.field(json_parts.parsed(raw, config), "config", dict).items():
         if isinstance(entry, dict) and entry.get("tensor_meta") is None:
             continue  # an object of another kind, which only a pickle describes
@@ -70,22 +86,27 @@ def _tensor(archive: Archive, folder: str, name: str, entry: object, role: Role)
         raise DamagedFile(f"has a tensor of another kind, {name[:100]!r}: export the model with dense plain tensors")
     record = folder + json_parts.field(entry, "path_name", str)
     size = archive.stored_bytes(record)
-    span = bytes_of(dtype, last_element(shape, strides, 0))
+    offset = fixed_offset(meta, name)
+    span = bytes_of(dtype, last_element(shape, strides, offset))
     if size is None or size < span:
         raise DamagedFile(
             f"is damaged: {name[:100]!r} in it has {size or 0:,} bytes, and {span:,} were declared: {_AGAIN}"
         )
-    offset = json_parts.field(json_parts.field(meta, "storage_offset", dict), "as_int", int)
-    elements = prod(shape)
+    elements, own = prod(shape), bytes_of(dtype, last_element(shape, strides, 0))
     constant = Constant(
         shape,
         dtype,
         storage=(record, offset, shape, strides),
         role=role,
-        stored_bytes=span if bytes_of(dtype, elements) > span else None,
+        stored_bytes=own if bytes_of(dtype, elements) > own else None,
         trainable=role == "param" and json_parts.field(meta, "requires_grad", bool),
     )
-    return Stored(constant, record, bytes_of(dtype, last_element(shape, strides, offset)))
+    return Stored(constant, record, min(own, bytes_of(dtype, elements)))
+
+
+def fixed_offset(meta: object, place: str) -> int:
+    """The offset of a stored tensor in its storage, in elements."""
+    return json_parts.size(json_parts.field(json_parts.field(meta, "storage_offset", dict), "as_int", int), place)
 
 
 def fixed_sizes(meta: object, key: str, place: str) -> tuple[int, ...]:
@@ -98,9 +119,10 @@ def fixed_sizes(meta: object, key: str, place: str) -> tuple[int, ...]:
 
 def _unused(archive: Archive, stored: Mapping[str, Stored]) -> Iterator[str]:
     """A note of what records keep beside the tensors."""
-    reached: dict[str, int] = {}
-    for tensor in stored.values():
-        reached[tensor.record] = max(reached.get(tensor.record, 0), tensor.span)
-    unused = sum(max(0, (archive.stored_bytes(record) or 0) - span) for record, span in reached.items())
+    once = {tensor.constant.storage: tensor for tensor in stored.values()}
+    used: Counter[str] = Counter()
+    for tensor in once.values():
+        used[tensor.record] += tensor.bytes
+    unused = sum(max(0, (archive.stored_bytes(record) or 0) - taken) for record, taken in used.items() if taken)
     if unused:
         yield f"{unused:,} bytes of its weights are in no tensor of the program"

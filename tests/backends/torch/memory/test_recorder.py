@@ -174,7 +174,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[int], int]] = {
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "MobileNetV3" else ()) for name in MODELS]
+)
 def test_as_many_bytes_as_real_storages(name: str, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The peak equals that of a real run on the CPU in which every storage is followed.
 
@@ -228,9 +230,9 @@ def test_as_many_bytes_as_torch_itself_allocates(backward: bool) -> None:
 
 def test_convolutions_take_a_workspace_beside() -> None:
     """What oneDNN allocates in its kernels is not on the memory trace: the memory trace is a lower bound of the allocator's peak."""
-    model, data = torchvision.models.resnet18(), torch.rand(4, 3, 224, 224)
-    memory_trace = traced(model, [4, 3, 224, 224])
-    maps, statistics = 4 * 64 * 112 * 112 * FLOAT, 2 * 64 * FLOAT
+    model, data = torchvision.models.resnet18(), torch.rand(2, 3, 112, 112)
+    memory_trace = traced(model, [2, 3, 112, 112])
+    maps, statistics = 2 * 64 * 56 * 56 * FLOAT, 2 * 64 * FLOAT
     assert (
         memory_trace.peak() - memory_trace.held_bytes() == 2 * maps + statistics
     )  # the first maps before and after their norm

@@ -34,7 +34,7 @@ from tests.backends.torch.model.failing_models import (
     in_forward,
     in_init,
 )
-from tests.project import WITHOUT_HYPOTHESIS
+from tests.project import WITHOUT_OTHERS
 
 
 def state() -> dict[str, Any]:
@@ -312,7 +312,7 @@ def test_a_users_own_tests_pass_after_models_that_fail(pytester: pytest.Pytester
     numbers = torch.randn(3, generator=torch.Generator().manual_seed(5)).tolist()
     pytester.makepyfile(test_models=PROJECT.replace("NUMBERS", str(numbers)))
     result = pytester.runpytest_subprocess(
-        *WITHOUT_HYPOTHESIS, "--model-budget", "-p", "no:cacheprovider", "-p", "no:randomly"
+        *WITHOUT_OTHERS, "--model-budget", "-p", "no:cacheprovider", "-p", "no:randomly"
     )
     result.assert_outcomes(failed=2, passed=3)
     result.stdout.fnmatch_lines(["*BUILD ERROR*"])

@@ -174,7 +174,7 @@ LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", marked(LOOPS, ("zeroed after", "never zeroed")))
+@pytest.mark.parametrize("name", marked(LOOPS, ("zeroed after", "never zeroed", "zeroed after, accumulation")))
 def test_loops(name: str) -> None:
     """Accumulation, where gradients are let go of, and losses, against the same real loop."""
     given, real = LOOPS[name]

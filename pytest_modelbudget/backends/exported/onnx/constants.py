@@ -1,4 +1,4 @@
-"""A flat graph without nodes that only give a stored tensor another name."""
+"""What a flat graph does with stored tensors before an operator works with them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,31 @@ class _Renamer:
 
     def _nodes(self, graph: Graph, kept: Container[str]) -> Iterator[Node]:
         for node in graph.nodes:
-            inputs = tuple(self.names.get(name, name) for name in node.inputs)
+            inputs = tuple([self.names.get(name, name) for name in node.inputs])
             is_copy = node.type == "Identity" and not node.domain and len(inputs) == len(node.outputs) == 1
             if is_copy and inputs[0] in self.tensors and node.outputs[0] not in kept:
                 self.names[node.outputs[0]] = inputs[0]
                 continue
             graphs = {key: self.graph(inner) for key, inner in node.graphs.items()}
             yield replace(node, inputs=inputs, graphs=graphs) if graphs or inputs != node.inputs else node
+
+
+def in_order_of_use(graph: Graph, tensors: Container[str]) -> Graph:
+    """The graph in which what only unpacks stored tensors comes right before the first operator that uses it.
+
+    Quantisers write all of these first, and rows would have their order.
+    """
+    return replace(graph, nodes=tuple(_in_order_of_use(graph, tensors)))
+
+
+def _in_order_of_use(graph: Graph, tensors: Container[str]) -> Iterator[Node]:
+    pending: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.type == "DequantizeLinear" and len(node.outputs) == 1 and all(name in tensors for name in node.inputs):
+            pending[node.outputs[0]] = node
+            continue
+        for name in list(pending) if node.graphs else node.inputs:
+            if (unpacking := pending.pop(name, None)) is not None:
+                yield unpacking
+        yield node
+    yield from pending.values()
