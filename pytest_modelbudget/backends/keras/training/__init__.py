@@ -10,7 +10,13 @@ import keras
 
 from pytest_modelbudget.backends import NotRecorded
 from pytest_modelbudget.backends.keras.ports import CallArguments
-from pytest_modelbudget.backends.keras.training.recipe import notes_of, refuse_own_step, refuse_unplanned
+from pytest_modelbudget.backends.keras.training.recipe import (
+    compiled_optimizer,
+    notes_of,
+    refuse_own_step,
+    refuse_unplanned,
+    uses_xla,
+)
 from pytest_modelbudget.inputs import Inputs, PlainValue
 from pytest_modelbudget.planner import Recipe
 from pytest_modelbudget.summary import Plan, TensorSpec
@@ -32,26 +38,35 @@ def plans(
         ModelBudgetError: a recipe that has no meaning for Keras models, or a step that does not run.
         NotRecorded: the backend's steps are not recorded.
     """
-    if keras.backend.backend() != "torch":
+    backend = keras.backend.backend()
+    if backend not in ("torch", "tensorflow"):
         raise NotRecorded
-    from pytest_modelbudget.backends.keras.training import torch_step
-
     for recipe in recipes:
         refuse_unplanned(recipe)
         refuse_own_step(model, recipe)
-    planned = torch_step.plans(
-        model,
-        name=name,
-        inputs=_inputs(arguments),
-        sizes=sizes,
-        recipes=recipes,
-        built_here=built_here,
-        devices=devices,
-    )
-    return tuple(
-        replace(plan, notes=(*plan.notes, *notes_of(model, recipe)))
-        for plan, recipe in zip(planned, recipes, strict=True)
-    )
+    planned = []
+    for recipe in recipes:
+        compiled = compiled_optimizer(model, recipe)
+        if backend == "torch":
+            from pytest_modelbudget.backends.keras.training import torch_step
+
+            [plan] = torch_step.plans(
+                model,
+                name=name,
+                inputs=_inputs(arguments),
+                sizes=sizes,
+                recipes=[recipe],
+                built_here=built_here,
+                devices=devices,
+                compiled=compiled,
+            )
+        else:
+            from pytest_modelbudget.backends.keras.training.tf_step import plan_step
+
+            xla = uses_xla(model, recipe)
+            plan = plan_step(model, arguments, name=name, sizes=sizes, recipe=recipe, compiled=compiled, xla=xla)
+        planned.append(replace(plan, notes=(*plan.notes, *notes_of(model, recipe))))
+    return tuple(planned)
 
 
 def _inputs(arguments: CallArguments) -> Inputs:

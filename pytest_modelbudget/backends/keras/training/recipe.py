@@ -16,9 +16,9 @@ from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import private
+from pytest_modelbudget.backends.keras import private, walk
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import Inference, Recipe, Training
+from pytest_modelbudget.planner import Recipe, Training
 
 OPTIMIZER_CLASSES = {
     "adamw": "AdamW",
@@ -52,6 +52,9 @@ _CURES = {
 }
 COMPILED_NOTE = "the optimizer is the one that the model is compiled with"
 
+_POLICIES = {"bf16-mixed": "mixed_bfloat16"}
+"""Precisions as policies of Keras that change no weight."""
+
 Loss = Callable[[Any, Any, Any], Any]
 """From the inputs, the targets and what the model returned, the loss: a number, or tensors that each get a gradient."""
 
@@ -77,6 +80,11 @@ def refuse_unplanned(recipe: Recipe) -> None:
             kind = "training" if isinstance(recipe, Training) else "inference"
             cure = _CURES.get(key, "it is for torch models")
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for Keras models: {cure}")
+    if recipe.precision not in ("fp32", *_POLICIES):
+        raise ModelBudgetError(
+            f"precision: {recipe.precision} is not planned for Keras models: leave it out, and set the dtype policy "
+            "where the model is built"
+        )
 
 
 def refuse_own_step(model: Any, recipe: Recipe) -> None:
@@ -99,10 +107,44 @@ def uses_compiled_optimizer(model: Any, recipe: Training) -> bool:
     return compiled and recipe.optimizer == Training().optimizer and not recipe.optimizer_options
 
 
-def optimizer_of(model: Any, recipe: Training) -> Any:
+def uses_xla(model: Any, recipe: Recipe) -> bool:
+    """Whether the step is compiled with XLA: as the recipe says, else as the model was compiled; by itself it is not.
+
+    Keras' `jit_compile="auto"` compiles with XLA where there is a GPU; on a CPU it does not.
+    """
+    wanted = getattr(recipe, "compile", "auto")
+    if wanted in ("none", "xla"):
+        return bool(wanted == "xla")
+    return bool(getattr(model, "compiled", False) and getattr(model, "jit_compile", False))
+
+
+MakeOptimizer = Callable[..., Any]
+"""Makes an optimizer with further options."""
+
+
+def compiled_optimizer(model: Any, recipe: Recipe) -> MakeOptimizer | None:
+    """What makes an optimizer like the one that a model is compiled with; None where the recipe has its own.
+
+    Its settings are read here, where its variables may have no values.
+
+    Raises:
+        ModelBudgetError: it does not tell its settings.
+    """
+    if not isinstance(recipe, Training) or not uses_compiled_optimizer(model, recipe):
+        return None
+    kind = type(model.optimizer)
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            config = model.optimizer.get_config()
+    except Exception as error:  # an optimizer of the user's
+        raise ModelBudgetError(f"the optimizer {kind.__name__} does not tell its settings: {error}") from error
+    return lambda **options: kind.from_config({**config, **options})
+
+
+def optimizer_of(recipe: Training, compiled: MakeOptimizer | None) -> Any:
     """A new optimizer of Keras as `recipe` wants it, not built yet; None for `none`.
 
-    A `module:callable` is called with `optimizer_options` and gives it. One that a model is compiled with is copied.
+    A `module:callable` is called with `optimizer_options` and gives it. `compiled` makes one like the model's own.
 
     Raises:
         ModelBudgetError: Keras has none of that name, or it does not take the options.
@@ -112,9 +154,8 @@ def optimizer_of(model: Any, recipe: Training) -> Any:
         return None
     steps = {"gradient_accumulation_steps": recipe.gradient_accumulation} if recipe.gradient_accumulation > 1 else {}
     try:
-        if uses_compiled_optimizer(model, recipe):
-            kind = type(model.optimizer)
-            return kind.from_config({**model.optimizer.get_config(), **steps})
+        if compiled is not None:
+            return compiled(**steps)
         return _optimizer_class(name)(**recipe.optimizer_options, **steps)
     except ModelBudgetError:
         raise
@@ -189,6 +230,20 @@ def targets_of(model: Any, recipe: Training, outputs: Any) -> Any:
 
 
 @contextmanager
+def with_precision(model: Any, precision: str) -> Iterator[None]:
+    """Inside, the layers of `model` compute in the policy that `precision` means; without one as they were built."""
+    policy = _POLICIES.get(precision)
+    changed = [] if policy is None else [(layer, layer.dtype_policy) for layer in walk.all_layers(model)]
+    try:
+        for layer, _ in changed:
+            layer.dtype_policy = policy
+        yield
+    finally:
+        for layer, policy_before in changed:
+            layer.dtype_policy = policy_before
+
+
+@contextmanager
 def trained_only(model: Any, globs: Sequence[str]) -> Iterator[None]:
     """Inside, only the weights whose paths match one of `globs` are trainable, of those that were; all without any.
 
@@ -222,11 +277,6 @@ def notes_of(model: Any, recipe: Recipe) -> tuple[str, ...]:
     """What a plan says of the step that it assumed."""
     compiled = isinstance(recipe, Training) and uses_compiled_optimizer(model, recipe)
     return (COMPILED_NOTE,) if compiled else ()
-
-
-def is_training(recipe: Recipe) -> bool:
-    """Whether a step of training is planned, not a forward pass."""
-    return not isinstance(recipe, Inference)
 
 
 def _is_compiled(model: Any) -> bool:

@@ -1,7 +1,8 @@
 """Keras' own step on torch, recorded as a memory trace by the recorder of torch models.
 
 The step is that of Keras' trainer on torch: gradients of the step before live until the forward pass is over, and what
-the model returned until the step ends.
+the model returned until the step ends. Cycles of objects that Keras leaves behind are gone when the next step begins,
+and no sooner.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import keras
 import pytest_modelbudget.backends.torch as torch_backend
 from pytest_modelbudget.backends.keras import private, weights
 from pytest_modelbudget.backends.keras.training.recipe import (
+    MakeOptimizer,
     Target,
     loss_of,
     optimizer_of,
     targets_of,
     trained_only,
     training_arguments,
+    with_precision,
 )
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
@@ -43,6 +46,7 @@ def plans(
     recipes: Sequence[Recipe],
     built_here: bool,
     devices: Sequence[str],
+    compiled: MakeOptimizer | None,
 ) -> tuple[Plan, ...]:
     """See `pytest_modelbudget.backends.Planner.plan`; `inputs` are what the model is called with.
 
@@ -57,7 +61,7 @@ def plans(
         recipes=tuple(recipes),
         built_here=built_here,
         devices=tuple(devices),
-        recording=KerasStep,
+        recording=partial(KerasStep, compiled),
         recorder=KerasRecorder,
     )
 
@@ -76,12 +80,16 @@ class KerasRecorder(Recorder):
 
 
 class KerasStep(StepRecording):
-    """The step of `keras.Model.train_step`, and the pass of `predict_step`."""
+    """The step of `keras.Model.train_step`, and the pass of `predict_step`; see `optimizer_of` for `compiled`."""
+
+    def __init__(self, compiled: MakeOptimizer | None, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.compiled = compiled
 
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Two steps, as Keras' trainer makes them."""
-        with trained_only(self.model, recipe.trainable):
-            optimizer, targets = optimizer_of(self.model, recipe), None
+        with trained_only(self.model, recipe.trainable), with_precision(self.model, recipe.precision):
+            optimizer, targets = optimizer_of(recipe, self.compiled), None
             for _ in range(STEPS):
                 gc.collect()  # calls on lists of tensors leave cycles behind, which hold what layers were called with
                 recorder.begin_step()
@@ -125,7 +133,8 @@ class KerasStep(StepRecording):
 
     def infer(self, recipe: Inference, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """One pass."""
-        return self.model(*call.args, **call.kwargs, **training_arguments(self.model, training=False))
+        with with_precision(self.model, recipe.precision):
+            return self.model(*call.args, **call.kwargs, **training_arguments(self.model, training=False))
 
 
 def _tensor_for(target: Target | None) -> Any:

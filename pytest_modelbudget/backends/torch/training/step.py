@@ -59,7 +59,7 @@ def record_step(
     shard: Callable[[nn.Module], nn.Module] | None = None,
     recorder: Callable[[nn.Module], Recorder] = Recorder,
     optimizer: Callable[[Training, list[nn.Parameter], Collection[int]], Any] = optimizer_of,
-    recording: type[StepRecording] | None = None,
+    recording: Callable[..., StepRecording] | None = None,
 ) -> MemoryTrace:
     """Run `runnable`, a model on meta, by `recipe` and record it; the model is as before on leaving.
 
@@ -69,6 +69,8 @@ def record_step(
     Raises:
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
     """
+    if isinstance(recipe, Training) and recipe.compile == "xla":
+        raise ModelBudgetError("training.compile: xla is for steps on TensorFlow: compiled torch steps are not planned")
     sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
     run = (recording or StepRecording)(runnable, sizes, recipe, shard, recorder, optimizer)
     try:
