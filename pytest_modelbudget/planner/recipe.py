@@ -9,10 +9,16 @@ from typing import Any, Literal, get_args
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
+Compile = Literal["auto", "none", "xla"]
 ZeroGrad = Literal["before", "after", "never"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon", "adamw-8bit", "none")
+KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
+"""Optimizers that are known by name for Keras models alone."""
+
+OPTIMIZERS = (
+    "adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon", "adamw-8bit", "none", *KERAS_OPTIMIZERS,
+)  # fmt: skip
 """Optimizers known by name; any other is `module:callable`, called with the parameters."""
 
 LORA_TARGETS = ("q_proj", "v_proj")
@@ -53,7 +59,8 @@ class Training:
     said so, else a gradient for every tensor of floats it returns (`none`). `trainable` are globs over parameters
     (others are frozen), `lora` freezes all and adds low-rank pairs (`{rank: 8, targets: [q_proj, v_proj]}`). `sharding`
     is `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`, called with the model and a function that makes the mesh (`mesh
-    = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is not planned yet: only `False`.
+    = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is `xla` or
+    `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known.
     """
 
     batch: int | None = None
@@ -70,7 +77,7 @@ class Training:
     trainable: tuple[str, ...] = ()
     lora: Mapping[str, Any] = field(default_factory=dict)
     sharding: Mapping[str, int] | NameOrCallable | None = None
-    compile: bool = False
+    compile: Compile = "auto"
     kernels: Kernels = "cuda"
 
 
@@ -184,8 +191,10 @@ def _check_sharding(value: Any) -> tuple[str, Any]:
     return ("" if valid else "write none or module:callable"), None if value == "none" else value
 
 
-def _check_no_compile(value: Any) -> tuple[str, Any]:
-    return ("" if value in (False, "no") else "compiled training is not planned: write false"), False
+def _check_compile(value: Any) -> tuple[str, Any]:
+    if value in (False, "no", "none"):
+        return "", "none"
+    return ("" if value in ("auto", "xla") else "compiled training is not planned: write auto, none or xla"), value
 
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -206,7 +215,7 @@ KEYS: dict[str, Key] = {
     "trainable": Key(_check_globs, _TEXTS, "globs over the parameters that are trained, all others are frozen"),
     "lora": Key(_check_lora, {"type": "object"}, "{rank: 8, targets: [q_proj, v_proj]}"),
     "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
-    "compile": Key(_check_no_compile, {"const": False}),
+    "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla or none, for steps on TensorFlow"),
     "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
     "kernels": _check_choice(*get_args(Kernels)),
 }
@@ -243,6 +252,8 @@ def describe(recipe: Recipe) -> str:
         parts.append(" x ".join(f"{name} {size}" for name, size in recipe.sharding.items()))
     elif recipe.sharding is not None:
         parts.append(f"sharded by {_reference_name(recipe.sharding)}")
+    if recipe.compile != "auto":
+        parts.append(f"compile {recipe.compile}")
     return ", ".join([*parts, *_kernels_text(recipe)])
 
 

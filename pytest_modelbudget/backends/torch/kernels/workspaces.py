@@ -74,7 +74,8 @@ class _Convolution:
 
     `scratch` is the buffer of the threads for a strided one of single points, `upstream` that for the gradient of a
     strided one's input, which a transposed one makes forward. `copies` are those of the weights that a depthwise one
-    sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering.
+    sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering, and
+    `ordered_weight` what the weights take once more where they are not in that order themselves.
     """
 
     input: int
@@ -92,6 +93,7 @@ class _Convolution:
     pointwise: bool
     transposed: bool
     channels_last: bool
+    ordered_weight: int
 
     @classmethod
     def of(
@@ -137,6 +139,7 @@ class _Convolution:
             pointwise=pointwise,
             transposed=transposed,
             channels_last=_is_channels_last(input) or _is_channels_last(weight),
+            ordered_weight=0 if pointwise or _is_channels_last(weight) else _bytes(weight),
         )
 
 
@@ -145,9 +148,7 @@ def _convolution_workspace(convolution: _Convolution | None) -> int:
     if convolution is None:
         return 0
     if convolution.channels_last:
-        return convolution.blocked_weight + (
-            0 if convolution.pointwise or convolution.depthwise else convolution.weight
-        )
+        return convolution.blocked_weight + (0 if convolution.depthwise else convolution.ordered_weight)
     scratch = convolution.upstream if convolution.transposed else convolution.scratch
     blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output + scratch
     return max(blocked_bytes - convolution.output, convolution.blocked_output * (2 if convolution.transposed else 1))
@@ -182,7 +183,7 @@ def _backward_of_channels_last(convolution: _Convolution, to_input: bool, to_wei
     """Only weights are reordered: their copies are what is taken."""
     if convolution.depthwise:
         return convolution.copies if to_weight else convolution.blocked_weight
-    ordered = 0 if convolution.pointwise else convolution.weight
+    ordered = convolution.ordered_weight
     first = (
         ordered + convolution.padded_weight + convolution.upstream - (convolution.weight if to_weight else 0)
         if to_input

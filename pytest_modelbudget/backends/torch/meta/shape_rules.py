@@ -211,10 +211,10 @@ def _convolution(
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
 ) -> InferredMetas:  # fmt: skip
     axes = data.dim() - 2
-    if transposed or axes < 1 or weight.dim() != data.dim() or not weight.is_contiguous():
+    if transposed or axes < 1 or weight.dim() != data.dim():
         return None
-    channels_last = axes == 2 and data.is_contiguous(memory_format=torch.channels_last)
-    if not data.is_contiguous() and not channels_last:
+    channels_last = any(axes == 2 and _only_channels_last(operand) for operand in (data, weight))
+    if not all(operand.is_contiguous() or (axes == 2 and _only_channels_last(operand)) for operand in (data, weight)):
         return None
     if data.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
@@ -225,9 +225,12 @@ def _convolution(
         return None
     shape = data.shape[0], weight.shape[0], *sizes
     # The kernels of CPUs and GPUs keep channels last; torch's own answer on meta does not.
-    return (
-        _contiguous_meta(shape, data.dtype) if data.is_contiguous() else _dense_meta(shape, (1, 3, 2, 0), data.dtype),
-    )
+    return (_dense_meta(shape, (1, 3, 2, 0), data.dtype) if channels_last else _contiguous_meta(shape, data.dtype),)
+
+
+def _only_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether channels are last in memory, and not at the same time where they are in any other tensor."""
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def _window_counts(
