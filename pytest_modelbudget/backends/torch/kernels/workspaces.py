@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from pytest_modelbudget.backends.torch.kernels.operand_copies import copied_bytes
+
 THREADS = 2
 """Threads of the CPU for which scratch is counted; a fixed number, so that plans are the same everywhere."""
 
@@ -65,7 +67,7 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
         return _convolution_backward_workspace(convolution, *args[10][:2]) + _reordered_operands(
             convolution, gradient, input
         )
-    return 0
+    return copied_bytes(op, args, out) if cpu else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,8 @@ class _Convolution:
 
     `scratch` is the buffer of the threads for a strided one of single points, `upstream` that for the gradient of a
     strided one's input, which a transposed one makes forward. `copies` are those of the weights that a depthwise one
-    sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering, and
-    `ordered_weight` what the weights take once more where they are not in that order themselves.
+    sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering.
+    `ordered_weight` are the weights once more, where they are not in the order of the data.
     """
 
     input: int
@@ -123,6 +125,8 @@ class _Convolution:
         reach = prod(int(size) + (k - 1) // s for size, k, s in zip(windowed.shape[2:], kernel, strides, strict=True))
         pointwise = prod(kernel) == 1
         sizes = blocked_dense, cpu.blocked_bytes(windowed)
+        channels_last = _is_channels_last(input) or _is_channels_last(weight)
+        is_ordered = pointwise or _is_channels_last(weight) if channels_last else weight.is_contiguous()
         return cls(
             input=_bytes(input),
             weight=_bytes(weight),
@@ -138,8 +142,8 @@ class _Convolution:
             depthwise=depthwise,
             pointwise=pointwise,
             transposed=transposed,
-            channels_last=_is_channels_last(input) or _is_channels_last(weight),
-            ordered_weight=0 if pointwise or _is_channels_last(weight) else _bytes(weight),
+            channels_last=channels_last,
+            ordered_weight=0 if is_ordered else _bytes(weight),
         )
 
 
@@ -151,7 +155,8 @@ def _convolution_workspace(convolution: _Convolution | None) -> int:
         return convolution.blocked_weight + (0 if convolution.depthwise else convolution.ordered_weight)
     scratch = convolution.upstream if convolution.transposed else convolution.scratch
     blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output + scratch
-    return max(blocked_bytes - convolution.output, convolution.blocked_output * (2 if convolution.transposed else 1))
+    copied_back = convolution.blocked_output * (2 if convolution.transposed else 1)
+    return convolution.ordered_weight + max(blocked_bytes - convolution.output, copied_back)
 
 
 def _convolution_backward_workspace(convolution: _Convolution | None, to_input: bool, to_weight: bool) -> int:
@@ -176,7 +181,7 @@ def _convolution_backward_workspace(convolution: _Convolution | None, to_input: 
         weight_peak = (
             convolution.blocked_weight + max(operand_bytes, convolution.weight) + (convolution.input if to_input else 0)
         )
-    return max(input_peak, weight_peak, results) - results
+    return convolution.ordered_weight + max(input_peak, weight_peak, results) - results
 
 
 def _backward_of_channels_last(convolution: _Convolution, to_input: bool, to_weight: bool) -> int:
