@@ -75,6 +75,8 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if self.guessing and func in _GUESSED_VALUES and args[0].is_meta:
             return _GUESSED_VALUES[func]  # what optimizers and losses do with a value changes no memory
+        if self.guessing and isinstance(factor := kwargs.get("alpha"), torch.Tensor) and factor.is_meta:
+            kwargs = {**kwargs, "alpha": 1.0}
         if func is functional.multi_head_attention_forward:
             return self._run_python_body(func, args, kwargs)
         if (dtype := _autocast()) is not None:

@@ -3,14 +3,13 @@
 Kernels of pooling, interpolation and norms work in one order, with channels last or plain, which one operand decides
 (`suggest_memory_format` in torch); what lies otherwise is copied, a result too. So it stands in torch's sources below
 `aten/src/ATen/native`: `cpu/MaxPoolKernel.cpp`, `cpu/AvgPoolKernel.cpp`, `cpu/UpSampleKernel.cpp`, `SoftMax.cpp`,
-`layer_norm.cpp`, `group_norm.cpp`, `AveragePool3d.cpp`, `cpu/FlashAttentionKernel.cpp`. Pointwise kernels take operands
-of one dtype (`TensorIterator.cpp`: on the CPU they are promoted by temporaries), sums those of the result's.
+`layer_norm.cpp`, `group_norm.cpp`, `AveragePool3d.cpp`. Pointwise kernels take operands of one dtype
+(`TensorIterator.cpp`: on the CPU they are promoted by temporaries), sums those of the result's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -23,11 +22,21 @@ _IMAGE_CHANNELS = 3
 @dataclass(frozen=True, slots=True)
 class _Order:
     """The arguments that a kernel reads in one order, that which decides it (without one it is plain), and whether
-    the result is made in it."""
+    the result is made in it. Where gaps count, a part of a tensor with channels last is read as plain."""
 
     operands: tuple[int, ...] = (0,)
     decided_by: int | None = 0
     result: bool = False
+    gaps_count: bool = False
+
+    def of(self, args: tuple[Any, ...]) -> torch.memory_format:
+        """The order for a call."""
+        if self.decided_by is None:
+            return torch.contiguous_format
+        tensor = args[self.decided_by]
+        memory_format = suggested_format(tensor)
+        has_gaps = not tensor.is_contiguous(memory_format=memory_format)
+        return torch.contiguous_format if self.gaps_count and has_gaps else memory_format
 
 
 _ORDERS = {
@@ -42,8 +51,8 @@ _ORDERS = {
     "aten._adaptive_avg_pool2d": _Order(),
     "aten.replication_pad2d": _Order(),
     "aten.reflection_pad2d": _Order(),
-    "aten.upsample_nearest2d_backward": _Order(result=True),
-    "aten.upsample_bilinear2d_backward": _Order(result=True),
+    "aten.upsample_nearest2d_backward": _Order(result=True, gaps_count=True),
+    "aten.upsample_bilinear2d_backward": _Order(result=True, gaps_count=True),
     "aten.native_group_norm": _Order(),
     "aten.native_group_norm_backward": _Order((0, 1), decided_by=1),
     "aten.native_layer_norm": _Order(decided_by=None),
@@ -65,8 +74,6 @@ def copied_bytes(op: str, args: tuple[Any, ...], out: Any) -> int:
         return _bytes_in_other_order(order, args, out)
     if op in ("aten.upsample_nearest2d", "aten.upsample_bilinear2d"):
         return _interpolation_bytes(args[0], out)
-    if op == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
-        return _attention_bytes(args[0])
     if op == "aten.native_batch_norm_backward":
         return _batch_norm_bytes(args[0], args[1], args[9][0])
     if op in _PROMOTED:
@@ -77,7 +84,7 @@ def copied_bytes(op: str, args: tuple[Any, ...], out: Any) -> int:
 
 
 def _bytes_in_other_order(order: _Order, args: tuple[Any, ...], out: Any) -> int:
-    layout = torch.contiguous_format if order.decided_by is None else suggested_format(args[order.decided_by])
+    layout = order.of(args)
     tensors = [args[index] for index in order.operands] + ([out] if order.result else [])
     return sum(_bytes(tensor) for tensor in tensors if not tensor.is_contiguous(memory_format=layout))
 
@@ -114,12 +121,6 @@ def _batch_norm_bytes(gradient: torch.Tensor, data: torch.Tensor, to_input: bool
     layout = suggested_format(data)
     in_order = all(tensor.is_contiguous(memory_format=layout) for tensor in (gradient, data))
     return _bytes(data) if to_input and in_order and suggested_format(gradient) == layout else 0
-
-
-def _attention_bytes(gradient: torch.Tensor) -> int:
-    """The gradient is read by (sample, row, head); beside it there is a number for each row."""
-    copied = 0 if gradient.transpose(1, 2).is_contiguous() else _bytes(gradient)
-    return copied + 4 * prod(gradient.shape[:-1])
 
 
 def _promoted_bytes(args: tuple[Any, ...]) -> int:

@@ -1,5 +1,6 @@
 """What kernels take inside themselves while they run, as far as rules are known; the rest counts as nothing.
 
+What the CPU's kernels copy before they begin is in `operand_copies`.
 Attention on CUDA follows torch's own source. Convolutions on the CPU follow the allocations of oneDNN 3.13 in float32,
 measured with torch.profiler on x86 CPUs with AVX-512 and with AVX2, two threads: other CPUs reorder other things,
 more threads take more scratch. On AVX2 gradients of dilated and of strided pointwise ones have kernels of their own,
@@ -58,6 +59,8 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
     if op == "aten._scaled_dot_product_efficient_attention_backward":
         batch, heads, rows, _ = args[1].shape
         return _FLOAT * int(batch * heads * rows)
+    if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
+        return _cpu_attention_backward_workspace(args[0], args[1], args[2])
     if cpu and op == "aten.convolution":
         convolution = _Convolution.of(cpu, args[0], args[1], out, args[3], args[6], args[8])
         return _convolution_workspace(convolution) + _reordered_operands(convolution, args[0])
@@ -68,6 +71,17 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
             convolution, gradient, input
         )
     return copied_bytes(op, args, out) if cpu else 0
+
+
+def _cpu_attention_backward_workspace(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> int:
+    """The gradient by (sample, row, head), and for each thread a block of the scores and one of their gradients.
+
+    Blocks have up to 256 rows and 512 columns: cpu/FlashAttentionKernel.cpp, `cpu_flash_attention_backward`.
+    """
+    rows, columns = query.shape[2], key.shape[2]
+    block_rows = min(rows, 256 if rows >= 768 else 64 if rows >= 192 else 32)
+    copied = 0 if gradient.transpose(1, 2).is_contiguous() else gradient.numel() * gradient.element_size()
+    return int(copied + _FLOAT * (THREADS * 2 * block_rows * min(columns, 512) + block_rows))
 
 
 @dataclass(frozen=True, slots=True)
