@@ -93,6 +93,8 @@ def test_the_sources_cost_what_the_table_says() -> None:
 def test_a_mobile_network_costs_what_its_source_does(tmp_path: Path, kind: str) -> None:
     """MobileNetV2 of 0.35 of the width, for 96 pixels: each of its 7,040 channels has a bias in place of four numbers."""
     pytest.importorskip("tensorflow")
+    if pytest.importorskip("keras").backend.backend() != "tensorflow":
+        pytest.skip("the converter takes models of Keras on TensorFlow")
     from tests.backends.exported.make_litert import convert
 
     path = tmp_path / "mobilenet.tflite"

@@ -107,6 +107,43 @@ def test_the_metric_is_that_of_reference_kernels_and_a_note_has_the_other() -> N
     assert any("171,936 bytes with the built-in kernels" in note for note in model.notes)
 
 
+def test_what_is_kept_is_never_written_over(tmp_path: Path) -> None:
+    """Two products with constants, one after the other, keep a transposed copy of each: 16 bytes, and 16 at the next 64."""
+    tensors = {"x": "float32[2, 2]", "v": Stored("float32[2, 2]"), "w": Stored("float32[2, 2]"),
+               "a": "float32[2, 2]", "y": "float32[2, 2]"}  # fmt: skip
+    path = tmp_path / "model.tflite"
+    path.write_bytes(litert(Graph("x", "y", tensors, [("BATCH_MATMUL", "x v", "a"), ("BATCH_MATMUL", "a w", "y")])))
+    assert high_water_marks(read_content(path).graphs[0], "reference")[1] == 64 + 16
+
+
+STATE = {Tensor.SHAPE: [1, 80], Tensor.IS_VARIABLE: 1}
+RECURRENT = [
+    pytest.param(
+        {"x": "float32[1, 3]", "f": Stored("float32[8, 3]"), "t": Stored("float32[8, 10]"), "s": STATE, "y": "float32[1, 4]"},
+        ("SVDF", "x f t - s", "y"),
+        (128 + 4 * 8, 4 * 80),
+        id="an SVDF: one number for each filter behind input and output",
+    ),
+    pytest.param(
+        {"x": "float32[1, 7, 3]", "i": Stored("float32[20, 3]"), "r": Stored("float32[20, 20]"), "b": Stored("float32[20]"),
+         "s": {**STATE, Tensor.SHAPE: [1, 20]}, "y": "float32[1, 7, 20]"},
+        ("UNIDIRECTIONAL_SEQUENCE_LSTM", "x - i i i - r r r - - - - b b b - - s s", "y"),
+        (128 + 576 + 4 * (4 * 20 + 16), 4 * 20),
+        id="an LSTM of coupled gates: three of them and an accumulator",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tensors", "step", "expected"), RECURRENT)
+def test_states_are_kept_and_gates_have_room(
+    tmp_path: Path, tensors: Any, step: Any, expected: tuple[int, int]
+) -> None:
+    """Each tensor begins at a multiple of 64; a state is float by default."""
+    path = tmp_path / "model.tflite"
+    path.write_bytes(litert(Graph("x", "y", tensors, [step])))
+    assert high_water_marks(read_content(path).graphs[0], "reference") == expected
+
+
 def _unary(kind: str, **tensors: Any) -> Graph:
     return Graph("x", "y", {"x": "float32[1, 4]", "y": "float32[1, 4]"} | tensors, [(kind, "x", "y")])
 

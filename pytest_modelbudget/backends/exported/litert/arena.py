@@ -62,7 +62,10 @@ def high_water_marks(graph: Graph, kernels: Kernels) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """The bytes of one tensor, and the first and the last operator while it is held (`_FOREVER`: never let go)."""
+    """The bytes of one tensor, and the first and the last operator that needs it (`_FOREVER`: needed after all).
+
+    A `persistent` one is held longer than it is needed, since the next run needs it again.
+    """
 
     size: int
     first: int
@@ -196,7 +199,7 @@ def _high_water_mark(spans: Sequence[_Span]) -> int:
     """The end of the last byte, once each tensor has its place."""
     placed: list[tuple[int, int, int, int]] = []  # begin and end in bytes, first and last operator
     for span in sorted(spans, key=_order):
-        first, last = span.first, span.last
+        first, last = span.first, _FOREVER if span.persistent else span.last
         neighbours = [(begin, end) for begin, end, from_, to in placed if from_ <= last and first <= to]
         begin = _best_gap(span.size, neighbours)
         insort(placed, (begin, begin + span.size, first, last), key=itemgetter(0))

@@ -67,8 +67,8 @@ _BY_SHAPES = """
     L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOCAL_RESPONSE_NORMALIZATION LOG LOGICAL_AND LOGICAL_NOT
     LOGICAL_OR LOGISTIC LOG_SOFTMAX MATRIX_DIAG MATRIX_SET_DIAG MAXIMUM MAX_POOL_2D MINIMUM MUL NEG NOT_EQUAL PACK POW
     PRELU QUANTIZE RANK REAL RELU RELU6 RELU_0_TO_1 RELU_N1_TO_1 REVERSE_SEQUENCE REVERSE_V2 RIGHT_SHIFT ROUND RSQRT
-    SELECT SELECT_V2 SHAPE SIGN SIN SOFTMAX SPACE_TO_DEPTH SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE SUB TANH UNPACK
-    ZEROS_LIKE
+    SELECT SELECT_V2 SHAPE SIGN SIN SOFTMAX SPACE_TO_DEPTH SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE SUB SVDF TANH
+    UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK ZEROS_LIKE
 """
 _SIZED_BY_SHAPES = frozenset(_BY_SHAPES.split())
 _BEFORE_THE_FIRST_RUN = frozenset(
@@ -155,8 +155,9 @@ def scratch(call: Call, kernels: Kernels) -> list[Scratch]:
     operator = call.step.type
     if operator in _WITH_WEIGHTS and call.input(1).dtype in ("int8", "uint8", "int4", "int2"):
         data = call.input(2 if operator == "TRANSPOSE_CONV" else 0)
-        if data.dtype == "float32":
-            raise UnknownMemory(f"{operator} has integer weights for floats (dynamic range)")
+        _refuse_floats_with_integers(call, data, call.input(1))
+    if operator == "BATCH_MATMUL" and call.input(0).dtype != call.input(1).dtype:
+        raise UnknownMemory("BATCH_MATMUL has operands of two types")
     rule = _SCRATCH.get(operator)
     return rule(call, kernels) if rule else []
 
@@ -191,10 +192,36 @@ def _reduction(call: Call, _kernels: Kernels) -> list[Scratch]:
     return needed
 
 
+def _filtered_states(call: Call, _kernels: Kernels) -> list[Scratch]:
+    """SVDF: what each filter gives, and for integers the accumulators of each unit."""
+    data, filters = call.input(0), call.input(1)
+    _refuse_floats_with_integers(call, data, filters)
+    rows = data.shape[0] * filters.shape[0]
+    return [Scratch(4 * rows), Scratch(4 * call.output().elements if data.dtype == "int8" else 0)]
+
+
+def _gates(call: Call, _kernels: Kernels) -> list[Scratch]:
+    """A sequence LSTM: the gates of one step in one piece, of integers each in one of its own, and two more."""
+    data, kernel = call.input(0), call.input(4)
+    _refuse_floats_with_integers(call, data, kernel)
+    batch = data.shape[-2 if call.step.attributes.get("time_major") and len(data.shape) == 3 else 0]
+    cells = batch * kernel.shape[0]
+    if data.dtype == "int8":
+        return [Scratch(size * cells) for size in (2, 2, 2, 2, 1, 4)]
+    gates = 4 if call.inputs[1] is None else 5  # with coupled gates one is left out; one more is an accumulator
+    return [Scratch(4 * (gates * cells + 16 * batch))]
+
+
+def _refuse_floats_with_integers(call: Call, data: Tensor, weights: Tensor) -> None:
+    if data.dtype == "float32" and weights.dtype != "float32":
+        raise UnknownMemory(f"{call.step.type} has integer weights for floats (dynamic range)")
+
+
 _ACCUMULATOR_BYTES = {"int32": 8, "int64": 8, "bool": 1}
 _REDUCTIONS = ("MEAN", "SUM", "REDUCE_PROD", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_ANY", "REDUCE_ALL")
 _SCRATCH: dict[str, Callable[[Call, Kernels], list[Scratch]]] = {
     "CONV_2D": _unfolded_input, "CONV_3D": _unfolded_input, "BATCH_MATMUL": _transposed_operands,
+    "SVDF": _filtered_states, "UNIDIRECTIONAL_SEQUENCE_LSTM": _gates,
     **dict.fromkeys(_REDUCTIONS, _reduction),
 }  # fmt: skip
 

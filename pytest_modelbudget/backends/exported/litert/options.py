@@ -47,6 +47,7 @@ _FIELDS: dict[str, Mapping[str, _Read]] = {
     "CONCATENATION": {"axis": _integer(0)},
     "STRIDED_SLICE": {"begin_mask": _integer(0), "end_mask": _integer(1),
                       "removed_or_new": lambda options: options.integer(3) | options.integer(4)},
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": {"time_major": _integer(3, "bool")},
     "FULLY_CONNECTED": {"weights_format": _integer(1, "int8")},
     "BATCH_MATMUL": {"adj_x": _integer(0, "bool"), "adj_y": _integer(1, "bool")},
     "STABLEHLO_DOT_GENERAL": {"dimension_numbers": _contracted},
