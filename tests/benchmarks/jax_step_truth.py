@@ -24,7 +24,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-os.environ.update(JAX_PLATFORMS="cpu")
+if __name__ == "__main__":
+    os.environ.update(JAX_PLATFORMS="cpu")
 
 import equinox as eqx  # noqa: E402
 import flax.linen as nn  # noqa: E402
@@ -301,15 +302,21 @@ def _high_water(run: Callable[[], Any]) -> int:
     return min(marks[2:])
 
 
+def declared(name: str, *, training: bool) -> Any:
+    """The inputs of a model, with what tells it that it trains."""
+    inputs = MODELS[name][1]
+    return {"x": inputs, "train": training} if name == "linen-resnet18" else inputs
+
+
 def planned(name: str, *, training: bool) -> dict[str, Any]:
-    build, inputs, batch = MODELS[name]
-    declared = {"x": inputs, "train": training} if name == "linen-resnet18" else inputs
+    build, _, batch = MODELS[name]
+    inputs = declared(name, training=training)
     run = {"batch": batch, "compile": "xla"}
     if training:
-        result = plan(build, declared, training={**run, "optimizer": "adam", "loss": "cross_entropy"})
-        [bounds] = [plan(build, declared, training={"batch": batch, "optimizer": "adam", "loss": "cross_entropy"})]
+        result = plan(build, inputs, training={**run, "optimizer": "adam", "loss": "cross_entropy"})
+        bounds = plan(build, inputs, training={"batch": batch, "optimizer": "adam", "loss": "cross_entropy"})
     else:
-        result, bounds = plan(build, declared, inference=run), plan(build, declared, inference={"batch": batch})
+        result, bounds = plan(build, inputs, inference=run), plan(build, inputs, inference={"batch": batch})
     assert result.low_bytes is not None, result.notes
     known = result.peak_bytes is not None
     return {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from pytest_modelbudget import plan
+from pytest_modelbudget import plan, units
 from pytest_modelbudget.backends.jax.memory.compiled import hidden_bytes
 from pytest_modelbudget.summary import Plan
 
@@ -75,6 +75,7 @@ def test_what_is_known_always_is_a_hand_sum(model: str) -> None:
     assert (result.peak_bytes, result.low_bytes) == (None, sum(held.values()) + loss)
     assert result.high_bytes is not None
     assert result.high_bytes > sum(held.values()) + sum(made.values())
+    assert f"peak ? ({units.size(result.low_bytes)} to {units.size(result.high_bytes)}; XLA decides" in str(result)
     assert any("as they are written" in note for note in result.notes) == (model == "linen")
 
 
