@@ -208,7 +208,10 @@ _UNCALLED_NOTE = (
     "without inputs the model was not called: shapes, connections, calls, FLOPs and activation_bytes are not known; "
     f"{_WRITE_INPUTS}"
 )
-_NO_BATCH = f"; a model of equinox takes one example: leave {BATCH} out of its inputs"
+_NO_BATCH = (
+    f"; a model of equinox takes one example: leave {BATCH} out of its inputs, or register a module that calls it "
+    "through jax.vmap"
+)
 
 
 def _error_text(error: Exception) -> str:

@@ -85,22 +85,33 @@ class NnxModel:
 
     def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
         """See `AbstractModel`: `model.train()` or `model.eval()`, and its call."""
-        return self.call_with_values(values, args, kwargs, training=training)[0]
+        return self._with(values, training=training)(*args, **kwargs)
 
     def call_with_values(
         self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
     ) -> tuple[Any, Sequence[Any]]:
         """See `AbstractModel`."""
-        state = values[: len(values) - len(self.loose)]
+        model = self._with(values, training=training)
+        outputs = model(*args, **kwargs)
+        by_place = {(keys, place): leaf for keys, place, _, leaf in _leaves_of_variables(nnx.state(model))}
+        state, loose = self._split(values)
+        before = _leaves_of_variables(jax.tree.unflatten(self.tree, state))
+        after = [after_call(leaf, by_place.get((keys, place))) for keys, place, _, leaf in before]
+        return outputs, [*after, *loose]
+
+    def _with(self, values: Sequence[Any], *, training: bool) -> Any:
+        """The model with these arrays, in its mode for training or for inference."""
+        state, loose = self._split(values)
         model = nnx.merge(self.graph, jax.tree.unflatten(self.tree, state))
-        for array, value in zip(self.loose, values[len(state) :], strict=True):
+        for array, value in zip(self.loose, loose, strict=True):
             vars(_at(model, array.module))[array.name] = value
         (model.train if training else model.eval)()
-        outputs = model(*args, **kwargs)
-        by_keys = {(keys, place): leaf for keys, place, _, leaf in _leaves_of_variables(nnx.state(model))}
-        before = _leaves_of_variables(jax.tree.unflatten(self.tree, state))
-        after = [after_call(leaf, by_keys.get((keys, place))) for keys, place, _, leaf in before]
-        return outputs, [*after, *values[len(state) :]]
+        return model
+
+    def _split(self, values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The arrays of the state, and those that are plain attributes."""
+        count = len(values) - len(self.loose)
+        return values[:count], values[count:]
 
     @contextmanager
     def watched(self, recorder: CallRecorder) -> Iterator[None]:

@@ -104,8 +104,10 @@ def _started_cpu() -> AbstractContextManager[Any]:
 @contextmanager
 def _only_cpu(bridge: Any) -> Iterator[None]:
     """Inside, the CPU alone is there; plugins of other devices are not looked for."""
-    from jax.extend.backend import clear_backends
-
+    try:
+        from jax.extend.backend import clear_backends
+    except ImportError as error:
+        raise ModelBudgetError(f"compile: xla is not possible with jax {jax.__version__}: leave it out") from error
     before = jax.config.jax_platforms
     discovery = [
         (bridge, name, lambda: None) for name in ("_discover_and_register_pjrt_plugins",) if hasattr(bridge, name)

@@ -27,8 +27,7 @@ NOT_OF_GPUS = "a peak on a CPU says nothing of a GPU: whether it fits one is not
 LEAST_NEED = "what a device needs is here the least that it takes: what is held all the time"
 BY_ARGUMENT = "the step calls the model with its inputs as they are written (train, deterministic)"
 AT_LEAST = (
-    "at least: what XLA assigns, without what kernels take inside themselves (measured on CPUs: 2 to 7 % of a training "
-    "step)"
+    "at least: what XLA assigns, without what kernels take inside themselves (measured on a CPU: up to 7 % of a step)"
 )
 CONVOLUTIONS = (
     "the peak is not known: XLA assigns {size}, and convolutions take more inside themselves, which it does not tell "

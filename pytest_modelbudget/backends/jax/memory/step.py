@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -97,7 +97,7 @@ def _training_step(model: RecipeModel, arguments: CallArguments, recipe: Trainin
     others = [place for place, value in enumerate(model.values) if not value.trained]
     if not trained:
         raise ModelBudgetError("the model has no parameters to train")
-    places = _nested({model.values[place].full_name or str(place): place for place in trained})
+    places = _nested([(model.values[place].full_name or str(place), place) for place in trained])
     order = jax.tree.leaves(places)
     specs = jax.tree.map(lambda place: model.values[place].spec, places)
     tensors = list(arguments.specs.values())
@@ -136,10 +136,10 @@ def _initial_state(recipe: Training, parameters: Any) -> Any:
     return () if optimizer is None else optimizer.init(parameters)
 
 
-def _nested(places: Mapping[str, int]) -> dict[str, Any]:
+def _nested(places: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """A mapping of mappings by the parts of names, as an optimizer of the user's may look at parameters' paths."""
     tree: dict[str, Any] = {}
-    for name, place in places.items():
+    for name, place in places:
         *holders, last = name.split(".")
         node = tree
         for holder in holders:

@@ -120,6 +120,26 @@ def test_frozen_params_have_neither_gradient_nor_state() -> None:
     assert roles["param"] == 4 * (PARAMS + 2 * WIDTH)
 
 
+class Tied(eqx.Module):
+    embed: eqx.nn.Embedding
+    head: eqx.nn.Linear
+
+    def __init__(self, key: Any) -> None:
+        self.embed = eqx.nn.Embedding(16, 8, key=key)
+        linear = eqx.nn.Linear(8, 16, use_bias=False, key=key)
+        self.head = eqx.tree_at(lambda layer: layer.weight, linear, self.embed.weight)
+
+    def __call__(self, token: Any) -> Any:
+        return self.head(self.embed(token))
+
+
+def test_an_array_at_two_places_is_trained_as_two() -> None:
+    """Equinox does so: each has a gradient and states, and they are two from the first step on."""
+    roles = plan(Tied, "int32[]", training={"optimizer": "adam", "loss": "cross_entropy"}).by_role()
+    both = 2 * 4 * 16 * 8
+    assert (roles["param"], roles["gradient"], roles["optimizer"]) == (both, both, 2 * both + 4)
+
+
 def test_half_precision_halves_weights_states_and_floating_inputs() -> None:
     """`bf16` casts params and inputs; averages and targets stay what they are."""
     whole, half = planned(optimizer="adam").by_role(), planned(optimizer="adam", precision="bf16").by_role()
