@@ -95,7 +95,12 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("case", STATES)
+RARE = ("adagrad", "rmsprop", "lion", "novograd")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in RARE else ()) for case in STATES]
+)
 def test_states_of_optimizers_are_copies_of_what_is_trained_and_counters(case: str) -> None:
     """So many copies of the params, and so many single numbers of four bytes, as each method is published."""
     recipe, copies, numbers = STATES[case]
@@ -171,6 +176,7 @@ def by_hand() -> Any:
     return jitted.lower(params, rest, state, x, targets).compile().memory_analysis()
 
 
+@pytest.mark.slow
 def test_the_compiled_peak_is_what_xla_says_of_a_step_by_hand() -> None:
     """Arguments, outputs without those that are arguments' new values, and temporaries; parts add up to it."""
     result, real = planned(optimizer="adam", compile="xla"), by_hand()
