@@ -95,3 +95,7 @@ def external(location: str, offset: int = 0, length: int = 16) -> bytes:
     return b"\x70\x01" + b"".join(
         field(13, field(1, key.encode()) + field(2, value.encode())) for key, value in entries.items()
     )
+
+
+SCALES = {"s": helper.make_tensor("s", 1, [], [0.1]), "z": helper.make_tensor("z", TensorProto.INT8, [], [0])}
+"""The scale and zero point of 8 bits."""
