@@ -25,6 +25,12 @@ FRAMEWORK_MODULES = {
 _MODEL_LIBRARIES = {"jax": ("flax.nnx", "flax.linen", "equinox")}
 """What a framework's models are written with, where that is not the framework itself."""
 
+CURES = {
+    "haiku": "hold its parameters in a module of flax.linen, as in self.param('net', transformed.init, x), and call "
+    "transformed.apply with them"
+}
+"""What to do with a model of a library that is not counted, by its package."""
+
 
 def import_framework(name: str) -> None:
     """Import a framework, and of the libraries that its models are written with those that are installed.

@@ -18,7 +18,7 @@ from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.diff.exports import export_of
-from pytest_modelbudget.engine.naming import import_callable, import_framework, import_named, missing_framework
+from pytest_modelbudget.engine.naming import CURES, import_callable, import_framework, import_named, missing_framework
 from pytest_modelbudget.engine.planning import CountedModel, with_plans
 from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback, with_cause
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
@@ -339,7 +339,8 @@ def _describe(model: object) -> str:
         return f"the class {getattr(model, '__name__', model)}, not a model: call it, so that it returns an instance"
     frameworks = ", ".join(backends.BACKENDS)
     kind = "None" if model is None else f"a {type(model).__module__}.{type(model).__qualname__}"
-    return f"{kind}, which is no model of a known framework ({frameworks}): let it return the model"
+    cure = CURES.get(type(model).__module__.partition(".")[0], "let it return the model")
+    return f"{kind}, which is no model of a known framework ({frameworks}): {cure}"
 
 
 def _builder_name(build: object) -> str:

@@ -28,3 +28,14 @@ def with_fits(plan: Plan, devices: Iterable[str]) -> Plan:
 def _fit_of(plan: Plan, name: str) -> Fit:
     needs = plan.peak_bytes if plan.reserved_bytes is None else plan.reserved_bytes
     return replace(fit_bytes(needs, device_by_name(name)), device=name)
+
+
+def fits_of_bound(low_bytes: int, devices: Iterable[str]) -> tuple[Fit, ...]:
+    """What is known of `devices` of a run that takes at least `low_bytes`: that it does not fit; else nothing.
+
+    The context of a device is not added: how large it is at least, depends on the framework.
+    """
+    capacities = {name: device_capacity(name) for name in dict.fromkeys(devices)}
+    return tuple(
+        Fit(name, capacity, low_bytes if low_bytes > capacity else None) for name, capacity in capacities.items()
+    )

@@ -9,10 +9,20 @@ from typing import Any, Literal, get_args
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
+Compile = Literal["auto", "none", "xla"]
 ZeroGrad = Literal["before", "after", "never"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon", "adamw-8bit", "none")
+KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
+"""Optimizers that are known by name for Keras models, and all but `ftrl` for JAX models, not for torch models."""
+
+OPTAX_OPTIMIZERS = ("novograd",)
+"""Optimizers that are known by name for JAX models alone."""
+
+OPTIMIZERS = (
+    "adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon", "adamw-8bit", "none", *KERAS_OPTIMIZERS,
+    *OPTAX_OPTIMIZERS,
+)  # fmt: skip
 """Optimizers known by name; any other is `module:callable`, called with the parameters."""
 
 LORA_TARGETS = ("q_proj", "v_proj")
@@ -28,13 +38,15 @@ class Inference:
     `batch` and `dims` size the symbolic dimensions (None, {}: as the model is registered). `precision` casts the
     weights and floating inputs (`bf16`, `fp16`) or runs under autocast (`-mixed`). `kv_cache` is the number of tokens
     whose keys and values the model keeps while it generates, 0 for none; it needs a model that returns its cache.
-    `kernels` says whose kernels run: a GPU's, those of a CPU with AVX-512, or of one with AVX2.
+    `kernels` says whose kernels run: a GPU's, those of a CPU with AVX-512, or of one with AVX2. `compile: xla` compiles
+    the call of a JAX model for the CPU (`auto`: it is not compiled, and its peak not known).
     """
 
     batch: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     precision: Precision = "fp32"
     kv_cache: int = 0
+    compile: Compile = "auto"
     kernels: Kernels = "cuda"
 
 
@@ -53,7 +65,9 @@ class Training:
     said so, else a gradient for every tensor of floats it returns (`none`). `trainable` are globs over parameters
     (others are frozen), `lora` freezes all and adds low-rank pairs (`{rank: 8, targets: [q_proj, v_proj]}`). `sharding`
     is `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`, called with the model and a function that makes the mesh (`mesh
-    = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is not planned yet: only `False`.
+    = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is `xla` or
+    `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known.
+    For JAX models `xla` compiles the step for the CPU (`auto`: it is not compiled, and its peak not known).
     """
 
     batch: int | None = None
@@ -70,7 +84,7 @@ class Training:
     trainable: tuple[str, ...] = ()
     lora: Mapping[str, Any] = field(default_factory=dict)
     sharding: Mapping[str, int] | NameOrCallable | None = None
-    compile: bool = False
+    compile: Compile = "auto"
     kernels: Kernels = "cuda"
 
 
@@ -184,8 +198,10 @@ def _check_sharding(value: Any) -> tuple[str, Any]:
     return ("" if valid else "write none or module:callable"), None if value == "none" else value
 
 
-def _check_no_compile(value: Any) -> tuple[str, Any]:
-    return ("" if value in (False, "no") else "compiled training is not planned: write false"), False
+def _check_compile(value: Any) -> tuple[str, Any]:
+    if value in (False, "no", "none"):
+        return "", "none"
+    return ("" if value in ("auto", "xla") else "compiled training is not planned: write auto, none or xla"), value
 
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -206,7 +222,7 @@ KEYS: dict[str, Key] = {
     "trainable": Key(_check_globs, _TEXTS, "globs over the parameters that are trained, all others are frozen"),
     "lora": Key(_check_lora, {"type": "object"}, "{rank: 8, targets: [q_proj, v_proj]}"),
     "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
-    "compile": Key(_check_no_compile, {"const": False}),
+    "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla or none, for TensorFlow and JAX"),
     "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
     "kernels": _check_choice(*get_args(Kernels)),
 }
@@ -223,7 +239,7 @@ def describe(recipe: Recipe) -> str:
     parts += [f"{name} {size}" for name, size in recipe.dims.items()]
     if isinstance(recipe, Inference):
         cache = [f"cache of {recipe.kv_cache} tokens"] if recipe.kv_cache else []
-        return ", ".join([*parts, recipe.precision, *cache, *_kernels_text(recipe)])
+        return ", ".join([*parts, recipe.precision, *cache, *_compile_text(recipe), *_kernels_text(recipe)])
     options = ", ".join(f"{name}={value}" for name, value in sorted(recipe.optimizer_options.items()))
     parts += [_reference_name(recipe.optimizer) + (f" ({options})" if options else ""), recipe.precision]
     parts += [f"{name}={getattr(recipe, name)}" for name in ("foreach", "fused") if getattr(recipe, name) is not None]
@@ -243,7 +259,11 @@ def describe(recipe: Recipe) -> str:
         parts.append(" x ".join(f"{name} {size}" for name, size in recipe.sharding.items()))
     elif recipe.sharding is not None:
         parts.append(f"sharded by {_reference_name(recipe.sharding)}")
-    return ", ".join([*parts, *_kernels_text(recipe)])
+    return ", ".join([*parts, *_compile_text(recipe), *_kernels_text(recipe)])
+
+
+def _compile_text(recipe: Recipe) -> list[str]:
+    return [] if recipe.compile == "auto" else [f"compile {recipe.compile}"]
 
 
 def _kernels_text(recipe: Recipe) -> list[str]:

@@ -59,6 +59,8 @@ def _problems(summary: Summary, recipe: Recipe) -> Iterator[str]:
         value = getattr(recipe, name, None)
         if value != getattr(default, name, None):
             yield f"{name}: {value} is not planned for {summary.framework} models, whose steps are not recorded"
+    if recipe.compile == "xla":
+        yield f"compile: xla is not planned for {summary.framework} models, whose steps are not recorded"
     if not isinstance(recipe, Training):
         yield f"what a forward pass has alive at once is not known for {summary.framework} models"
         return

@@ -99,9 +99,9 @@ class Plan:
     (comparable with torch's `max_memory_allocated`), parameters, buffers and inputs among them, kernels' workspaces
     where a rule is known; None when it is not known, with the reason in `notes`. `reserved_bytes` is what the caching
     allocator takes of the device for it; `low_bytes` and `high_bytes` bound the peak where it depends on versions and
-    kernels. None of them contains the context of the device. `phase`, `path` and `op` say where the peak is; `parts`
-    are what is alive there and add up to it. `timeline` leads through the measured step, thinned, with its peak kept.
-    With `ranks` above 1 all numbers are of one rank, and `communication_bytes` are what it sends in a step.
+    kernels, or is not known. None of them contains the context of the device. `phase`, `path` and `op` say where the
+    peak is; `parts` are what is alive there and add up to it. `timeline` leads through the measured step, thinned, with
+    its peak kept. With `ranks` above 1 all numbers are of one rank; `communication_bytes` are what it sends in a step.
     """
 
     kind: Kind

@@ -105,6 +105,13 @@ def test_summarize(given: object) -> None:
     assert "<table>" in summary._repr_html_()
 
 
+def test_a_model_of_haiku_is_refused_with_the_cure() -> None:
+    """Its functions can be called by a module that is counted."""
+    transformed = type("Transformed", (), {"__module__": "haiku._src.transform"})()
+    with pytest.raises(ModelBudgetError, match=r"no model of a known framework .*: hold its parameters in .* flax"):
+        summarize(transformed)
+
+
 @pytest.mark.parametrize("given", [pytest.param(7, id="a number"), pytest.param(lambda: 7, id="a builder of a number")])
 def test_summarize_of_no_model(given: object) -> None:
     """The message says what it got."""

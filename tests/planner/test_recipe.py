@@ -25,7 +25,8 @@ def test_every_key_is_read() -> None:
         "batch 8, T 2048, sgd (momentum=0.9), bf16-mixed, foreach=False, 4 accumulated passes, checkpointing blocks, "
         "zero_grad after, loss cross_entropy, training head.*, fsdp 8"
     )
-    assert parse({}, Training) == parse(True, Training) == parse({"compile": "no"}, Training) == Training()
+    assert parse({}, Training) == parse(True, Training) == Training()
+    assert parse({"compile": "no"}, Training) == parse({"compile": False}, Training) == Training(compile="none")
     assert describe(parse({"kv_cache": 4096, "precision": "bf16"}, Inference)) == "bf16, cache of 4096 tokens"
 
 
@@ -54,13 +55,13 @@ def test_mistakes_name_the_key_and_the_cure(written: Any, said: str) -> None:
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Training) if field.name != "compile"])
+@pytest.mark.parametrize("name", [field.name for field in fields(Training)])
 def test_words_tell_recipes_apart(name: str) -> None:
     """Growth is held against the base where both plans have the same words, so no setting may be missing in them."""
     other: dict[str, Any] = {
         "batch": 3, "dims": {"T": 5}, "optimizer": "sgd", "optimizer_options": {"amsgrad": True}, "precision": "bf16",
         "gradient_accumulation": 2, "checkpointing": "blocks", "foreach": True, "fused": True, "zero_grad": "never",
-        "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "kernels": "cpu",
+        "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "kernels": "cpu", "compile": "xla",
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Training)) != describe(Training())
     if name in {field.name for field in fields(Inference)}:

@@ -67,6 +67,7 @@ def test_only_the_news_of_an_import_reach_the_terminal(project: Project) -> None
     assert _said(result) == [*NEWS, *NOISE, *NEWS]
 
 
+@pytest.mark.slow
 def test_an_import_in_conftest_is_quiet_too(project: Project) -> None:
     """A conftest is imported before anything is collected."""
     _project_with_tensorflow(project)

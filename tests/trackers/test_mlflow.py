@@ -167,6 +167,7 @@ def test_no_password_is_stored(sent: Sent) -> None:
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 @needs_mlflow
 def test_sending_again_changes_nothing(sent: Sent) -> None:
     """An entry whose removal failed, or whose answer was lost, comes a second time."""

@@ -51,7 +51,7 @@ class Archive:
         try:
             with self.zip.open(member) as content:
                 raw = content.read(most + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError):
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError):
             raise DamagedFile(f"is damaged: {name} in it cannot be read: {FETCH_AGAIN}") from None
         if len(raw) != member.file_size:
             raise DamagedFile(f"is damaged: {name} in it has not the size that is declared: {FETCH_AGAIN}")

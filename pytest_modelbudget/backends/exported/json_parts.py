@@ -28,6 +28,8 @@ def parsed(raw: bytes, part: str) -> dict[str, Any]:
         raise DamagedFile(f"is not read: its {part} has more than {_MOST_ITEMS:,} values: save the model in parts")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        if b"\\u" in raw:
+            json.dumps(value, ensure_ascii=False).encode()  # half a character is no text
     except RecursionError:
         raise DamagedFile(f"is damaged: its {part} is nested too deeply: {_CURE}") from None
     except ValueError:

@@ -183,7 +183,7 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
 
 
 def _text(size: int) -> Callable[[_Machine], None]:
-    return _push(lambda machine: machine.take(machine.number(size)).decode("utf-8", "surrogatepass"))
+    return _push(lambda machine: machine.take(machine.number(size)).decode())
 
 
 def _bytes(size: int) -> Callable[[_Machine], None]:

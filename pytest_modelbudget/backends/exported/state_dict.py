@@ -22,7 +22,7 @@ from pytest_modelbudget.backends.exported.torch_tensors import CALLS, Storage, T
 
 FORMAT = "state dict"
 
-_PICKLE_BYTES = 64 << 20
+_PICKLE_BYTES = 32 << 20
 _PICKLE = "data.pkl"
 _AGAIN = "fetch it again, or save the model again"
 _TARRED = (b"storages", b"tensors", b"pickle")

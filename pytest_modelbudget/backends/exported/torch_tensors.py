@@ -54,6 +54,7 @@ class Tensor:
     strides: tuple[int, ...]
     offset: int
     trainable: bool = False
+    is_parameter: bool = False
 
     @property
     def span(self) -> int:
@@ -147,7 +148,7 @@ def _is_trainable(dtype: str) -> bool:
 def _parameter(tensor: object, requires_grad: object, *_: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise DamagedFile(f"is damaged: a parameter in it is no tensor: {_AGAIN}")
-    return replace(tensor, trainable=bool(requires_grad))
+    return replace(tensor, trainable=bool(requires_grad), is_parameter=True)
 
 
 def _of_type(function: object, kind: object, arguments: object, *_: object) -> object:

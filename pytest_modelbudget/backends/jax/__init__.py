@@ -8,7 +8,7 @@ that `flow` reads again, `rows` are made of passes, and `activations` are what `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from pytest_modelbudget.backends.jax.build import (
     is_settled,
     traced,
 )
+from pytest_modelbudget.backends.jax.memory.planning import plan_run
 from pytest_modelbudget.backends.jax.outline import outline
 from pytest_modelbudget.backends.jax.passes import AbstractPass, run
 from pytest_modelbudget.backends.jax.private import plain_tracebacks
@@ -33,7 +34,7 @@ from pytest_modelbudget.backends.jax.rows import rows
 from pytest_modelbudget.backends.residuals import ResidualsUnknown
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.planner import Recipe, sums
+from pytest_modelbudget.planner import Recipe
 from pytest_modelbudget.summary import Flops, Layer, Plan, Summary
 
 __all__ = [
@@ -84,15 +85,18 @@ def plan(
     built_here: bool,
     devices: tuple[str, ...] = (),
 ) -> tuple[Plan, ...]:
-    """What is known of the memory of runs: weights, gradients, optimizer and what is kept; peaks are not known."""
-    summary = summarize(model, name=name, inputs=inputs, sizes=sizes, built_here=built_here)
-    plans = (sums.plan(summary, recipe, sizes) for recipe in recipes)
-    return tuple(replace(plan, peak_bytes=None, notes=(_NO_PEAK, *plan.notes)) for plan in plans)
+    """What is known of the memory of runs: weights, gradients, optimizer and what is kept, and bounds of the peak.
 
+    The peak itself is known where a recipe asks for the compiler (`compile: xla`), which is that of the CPU.
 
-_NO_PEAK = (
-    "the peak is not known: XLA decides for each device what is alive at once, and models of JAX are not compiled here"
-)
+    Raises:
+        ModelBudgetError: there are no inputs, or a recipe does not fit the model.
+    """
+    if inputs is None:
+        raise ModelBudgetError(f"{name}: a run is planned of its inputs; {_WRITE_INPUTS}")
+    builder = _JaxSummaryBuilder(name, {BATCH: 1, **sizes}, inputs)
+    described, arguments = builder.described(model), call_arguments(inputs, builder.sizes)
+    return tuple(plan_run(described, arguments, recipe, devices) for recipe in recipes)
 
 
 @dataclass(slots=True)
@@ -103,13 +107,18 @@ class _JaxSummaryBuilder:
     notes: list[str] = field(default_factory=list)
 
     def summary(self, model: Any) -> Summary:
-        abstract_model = self._described(model)
+        abstract_model = self.described(model)
         self.notes += abstract_model.notes
         if self.inputs is None:
             return self._uncalled(abstract_model)
         return self._called(abstract_model, self.inputs)
 
-    def _described(self, model: Any) -> AbstractModel:
+    def described(self, model: Any) -> AbstractModel:
+        """What there is of `model` to be run.
+
+        Raises:
+            ModelBudgetError: inputs do not fit, or are missing for a model of linen.
+        """
         if is_settled(model):
             return model  # type: ignore[no-any-return]
         library = libraries.known(str(libraries.of(model)))
@@ -123,8 +132,7 @@ class _JaxSummaryBuilder:
         """
         if self.inputs is None:
             raise ModelBudgetError(
-                f"{self.name}: a model of flax.linen has no weights before it is called; write e.g. inputs: "
-                '"float32[B, 28, 28, 3]"'
+                f"{self.name}: a model of flax.linen has no weights before it is called; {_WRITE_INPUTS}"
             )
         arguments = call_arguments(self.inputs, self.sizes)
 
@@ -195,11 +203,15 @@ class _JaxSummaryBuilder:
         return saved
 
 
+_WRITE_INPUTS = 'write e.g. inputs: "float32[B, 28, 28, 3]"'
 _UNCALLED_NOTE = (
     "without inputs the model was not called: shapes, connections, calls, FLOPs and activation_bytes are not known; "
-    'write e.g. inputs: "float32[B, 28, 28, 3]"'
+    f"{_WRITE_INPUTS}"
 )
-_NO_BATCH = f"; a model of equinox takes one example: leave {BATCH} out of its inputs"
+_NO_BATCH = (
+    f"; a model of equinox takes one example: leave {BATCH} out of its inputs, or register a module that calls it "
+    "through jax.vmap"
+)
 
 
 def _error_text(error: Exception) -> str:

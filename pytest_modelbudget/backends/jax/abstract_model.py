@@ -45,10 +45,21 @@ def with_containers(parts: Iterable[Part]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One array of a model that its call takes: shape and dtype, and whether a gradient step moves it."""
+    """One array of a model that its call takes: shape and dtype, whether a gradient step moves it, and its name.
+
+    `path` is that of its module, `is_param` whether it is one of the model's parameters, moved or not.
+    """
 
     spec: jax.ShapeDtypeStruct
     trained: bool
+    path: str = ROOT
+    name: str = ""
+    is_param: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """`blocks.0.norm.scale`."""
+        return self.name if self.path == ROOT else f"{self.path}.{self.name}"
 
 
 class AbstractModel(Protocol):
@@ -62,6 +73,11 @@ class AbstractModel(Protocol):
     @property
     def per_example(self) -> bool:
         """Whether it takes one example, without a batch."""
+        ...
+
+    @property
+    def trains_by_argument(self) -> bool:
+        """Whether its arguments say that it trains, and not a mode of its modules."""
         ...
 
     @property
@@ -83,6 +99,12 @@ class AbstractModel(Protocol):
         """What the model gives back with these arrays in the place of its own, as for inference or for training."""
         ...
 
+    def call_with_values(
+        self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> tuple[Any, Sequence[Any]]:
+        """What `call` gives, and all arrays of the model after it: averages, counters and caches have moved."""
+        ...
+
     def watched(self, recorder: CallRecorder) -> AbstractContextManager[None]:
         """Inside, `recorder` is told of every call of a part."""
         ...
@@ -101,3 +123,9 @@ def is_key(dtype: Any) -> bool:
 def is_inexact(dtype: Any) -> bool:
     """Whether gradients flow through arrays of this dtype."""
     return bool(jax.dtypes.issubdtype(dtype, jax.numpy.inexact))
+
+
+def after_call(before: Any, after: Any) -> Any:
+    """An array as a call left it, where that is an array like the one before; else the one before."""
+    is_like = getattr(after, "shape", None) == before.shape and getattr(after, "dtype", None) == before.dtype
+    return after if is_like else before

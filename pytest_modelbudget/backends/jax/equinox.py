@@ -14,7 +14,16 @@ from typing import Any
 import equinox
 import jax
 
-from pytest_modelbudget.backends.jax.abstract_model import ROOT, InitialCall, Part, Value, is_inexact, is_key, spec_of
+from pytest_modelbudget.backends.jax.abstract_model import (
+    ROOT,
+    InitialCall,
+    Part,
+    Value,
+    after_call,
+    is_inexact,
+    is_key,
+    spec_of,
+)
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.errors import ModelBudgetError
@@ -54,9 +63,16 @@ class EquinoxModel:
     axes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     per_example: bool = True
+    trains_by_argument: bool = False
 
     def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
         """See `AbstractModel`: the model in inference mode or not, with its state last where it has one."""
+        return self.call_with_values(values, args, kwargs, training=training)[0]
+
+    def call_with_values(
+        self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> tuple[Any, Sequence[Any]]:
+        """See `AbstractModel`."""
         arrays = iter(values)
         model = jax.tree.unflatten(self.tree, [next(arrays) if leaf is _ARRAY else leaf for leaf in self.leaves])
         model = equinox.nn.inference_mode(model, value=not training)
@@ -66,10 +82,21 @@ class EquinoxModel:
         keys = _key_for(module, args, kwargs, training=training)
 
         def run() -> Any:
-            outputs = module(*args, **kwargs, **keys)
-            return _without_state(outputs) if self.has_state else outputs
+            return module(*args, **kwargs, **keys)
 
-        return _in_batches_of_one(run, self.axes) if training else run()
+        outputs = _in_batches_of_one(run, self.axes) if training else run()
+        if not self.has_state:
+            return outputs, values
+        return _without_state(outputs), self._after(module, outputs, values)
+
+    def _after(self, module: Any, outputs: Any, values: Sequence[Any]) -> Sequence[Any]:
+        """The arrays of the model with the state that is among `outputs`."""
+        states = (
+            [output for output in outputs if isinstance(output, equinox.nn.State)] if isinstance(outputs, tuple) else []
+        )
+        leaves = jax.tree.leaves((module, states[0])) if len(states) == 1 else []
+        after = [leaf for leaf, before in zip(leaves, self.leaves, strict=False) if before is _ARRAY]
+        return [after_call(*pair) for pair in zip(values, after, strict=True)] if len(after) == len(values) else values
 
     @contextmanager
     def watched(self, recorder: CallRecorder) -> Iterator[None]:
@@ -161,7 +188,7 @@ def settled(model: Any) -> EquinoxModel:
     module, state = model if has_state else (model, None)
     modules = list(_modules(module, ()))
     leaves, tree = jax.tree.flatten(_marked_copy(model, modules))
-    owners: dict[int, str] = {}
+    owners: dict[int, tuple[str, str]] = {}
     parts = tuple(
         Part(_path(keys), type(part).__name__, _has_modules(part), tuple(_weights(keys, part, state, owners)))
         for keys, part in modules
@@ -172,7 +199,7 @@ def settled(model: Any) -> EquinoxModel:
         tree,
         tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves),
         parts,
-        tuple(_values(leaves, _state_ids(modules, state))),
+        tuple(_values(leaves, _state_ids(modules, state), owners)),
         tuple(dict.fromkeys(type(part) for _, part in modules if callable(part))),
         has_state,
         tuple(dict.fromkeys(filter(None, (_batch_axis(part) for _, part in modules)))),
@@ -195,12 +222,13 @@ def _state_ids(modules: Sequence[tuple[Keys, Any]], state: Any) -> set[int]:
     return inside | {id(leaf) for leaf in jax.tree.leaves(state)}
 
 
-def _values(leaves: Sequence[Any], states: set[int]) -> Iterator[Value]:
+def _values(leaves: Sequence[Any], states: set[int], owners: Mapping[int, tuple[str, str]]) -> Iterator[Value]:
     for leaf in filter(_is_array, leaves):
-        yield Value(spec_of(leaf), is_inexact(leaf.dtype) and id(leaf) not in states)
+        trained = is_inexact(leaf.dtype) and id(leaf) not in states
+        yield Value(spec_of(leaf), trained, *owners.get(id(leaf), (ROOT, "")), is_param=trained)
 
 
-def _refuse_lost(model: Any, owners: Mapping[int, str]) -> None:
+def _refuse_lost(model: Any, owners: Mapping[int, tuple[str, str]]) -> None:
     """Refuse a model with an array that would be in no row.
 
     Raises:
@@ -271,12 +299,12 @@ def _has_modules(module: Any) -> bool:
     return any(True for _, item in _items(module) for _ in _modules(item, ()))
 
 
-def _weights(keys: Keys, module: Any, state: Any, owners: dict[int, str]) -> Iterator[Weight]:
+def _weights(keys: Keys, module: Any, state: Any, owners: dict[int, tuple[str, str]]) -> Iterator[Weight]:
     for name, array, in_state in _arrays(module, (), state):
         if is_key(array.dtype):
             continue
-        full = f"{_path(keys)}.{name}"
-        owner = owners.setdefault(id(array), full)
+        own_place = (_path(keys), name)
+        owner = owners.setdefault(id(array), own_place)
         is_param = is_inexact(array.dtype) and not in_state
         yield Weight(
             name=name,
@@ -284,7 +312,7 @@ def _weights(keys: Keys, module: Any, state: Any, owners: dict[int, str]) -> Ite
             dtype=str(array.dtype),
             trainable=is_param,
             role="param" if is_param else "buffer",
-            tied_to=None if owner == full else owner,
+            tied_to=None if owner == own_place else ".".join(owner),
         )
 
 

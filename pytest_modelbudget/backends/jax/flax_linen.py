@@ -16,6 +16,7 @@ from pytest_modelbudget.backends.jax.abstract_model import (
     InitialCall,
     Part,
     Value,
+    after_call,
     is_inexact,
     is_key,
     spec_of,
@@ -49,6 +50,7 @@ class LinenModel:
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
     per_example: bool = False
+    trains_by_argument: bool = True
 
     @property
     def kind(self) -> type:
@@ -59,13 +61,21 @@ class LinenModel:
     def values(self) -> tuple[Value, ...]:
         """See `AbstractModel`."""
         leaves = jax.tree_util.tree_flatten_with_path(self.variables)[0]
-        return tuple(Value(leaf, _key(keys[0]) == _PARAMS and is_inexact(leaf.dtype)) for keys, leaf in leaves)
+        return tuple(_value(keys, leaf) for keys, leaf in leaves)
 
     def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
         """See `AbstractModel`: `module.apply`; whether it trains is among the arguments, as the user wrote them."""
+        return self.call_with_values(values, args, kwargs, training=training)[0]
+
+    def call_with_values(
+        self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> tuple[Any, Sequence[Any]]:
+        """See `AbstractModel`."""
         variables = jax.tree.unflatten(jax.tree.structure(self.variables), list(values))
-        outputs, _ = self.module.apply(variables, *args, rngs=_rngs(), mutable=DenyList([_PARAMS]), **kwargs)
-        return outputs
+        outputs, changed = self.module.apply(variables, *args, rngs=_rngs(), mutable=DenyList([_PARAMS]), **kwargs)
+        after = dict(jax.tree_util.tree_flatten_with_path({**variables, **changed})[0])
+        before, _ = jax.tree_util.tree_flatten_with_path(variables)
+        return outputs, [after_call(leaf, after.get(keys)) for keys, leaf in before]
 
     def watched(self, recorder: CallRecorder) -> AbstractContextManager[None]:
         """See `AbstractModel`."""
@@ -138,6 +148,12 @@ def _split(keys: tuple[Any, ...]) -> tuple[str, str]:
     """The path of a module and the name of its variable, whose own parts are no names of mappings."""
     end = max((index for index, key in enumerate(keys) if hasattr(key, "key")), default=0)
     return ".".join(map(_key, keys[:end])) or ROOT, ".".join(map(_key, keys[end:]))
+
+
+def _value(keys: tuple[Any, ...], leaf: Any) -> Value:
+    is_param = _key(keys[0]) == _PARAMS
+    path, name = _split(keys[1:])
+    return Value(leaf, is_param and is_inexact(leaf.dtype), path, name, is_param)
 
 
 def _weight(name: str, leaf: Any, collection: str) -> Weight:

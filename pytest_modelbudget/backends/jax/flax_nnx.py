@@ -14,7 +14,16 @@ import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
 
-from pytest_modelbudget.backends.jax.abstract_model import ROOT, InitialCall, Part, Value, is_inexact, is_key, spec_of
+from pytest_modelbudget.backends.jax.abstract_model import (
+    ROOT,
+    InitialCall,
+    Part,
+    Value,
+    after_call,
+    is_inexact,
+    is_key,
+    spec_of,
+)
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.errors import ModelBudgetError
@@ -72,15 +81,37 @@ class NnxModel:
     loose: tuple[_LooseArray, ...] = ()
     notes: tuple[str, ...] = ()
     per_example: bool = False
+    trains_by_argument: bool = False
 
     def call(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
         """See `AbstractModel`: `model.train()` or `model.eval()`, and its call."""
-        state = values[: len(values) - len(self.loose)]
+        return self._with(values, training=training)(*args, **kwargs)
+
+    def call_with_values(
+        self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> tuple[Any, Sequence[Any]]:
+        """See `AbstractModel`."""
+        model = self._with(values, training=training)
+        outputs = model(*args, **kwargs)
+        by_place = {(keys, place): leaf for keys, place, _, leaf in _leaves_of_variables(nnx.state(model))}
+        state, loose = self._split(values)
+        before = _leaves_of_variables(jax.tree.unflatten(self.tree, state))
+        after = [after_call(leaf, by_place.get((keys, place))) for keys, place, _, leaf in before]
+        return outputs, [*after, *loose]
+
+    def _with(self, values: Sequence[Any], *, training: bool) -> Any:
+        """The model with these arrays, in its mode for training or for inference."""
+        state, loose = self._split(values)
         model = nnx.merge(self.graph, jax.tree.unflatten(self.tree, state))
-        for array, value in zip(self.loose, values[len(state) :], strict=True):
+        for array, value in zip(self.loose, loose, strict=True):
             vars(_at(model, array.module))[array.name] = value
         (model.train if training else model.eval)()
-        return model(*args, **kwargs)
+        return model
+
+    def _split(self, values: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The arrays of the state, and those that are plain attributes."""
+        count = len(values) - len(self.loose)
+        return values[:count], values[count:]
 
     @contextmanager
     def watched(self, recorder: CallRecorder) -> Iterator[None]:
@@ -129,8 +160,8 @@ def settled(model: Any) -> NnxModel:
     )
     _refuse_lost(model, holder.owners)
     loose = tuple(_loose_arrays(modules, state))
-    values = [Value(spec_of(leaf), _is_trained(variable, leaf)) for variable, leaf in _leaves_of_variables(state)]
-    values += [Value(array.spec, False) for array in loose]
+    values = list(_values(state, {_texts(keys): _path(keys) for keys, _ in modules}))
+    values += [Value(array.spec, False, _path(array.module), array.name) for array in loose]
     classes = tuple(dict.fromkeys(type(module) for _, module in modules if callable(module)))
     return NnxModel(type(model), graph, jax.tree.structure(state), parts, tuple(values), classes, loose)
 
@@ -167,11 +198,25 @@ def _flat(state: Any) -> Iterable[tuple[Keys, Any]]:
     return nnx.to_flat_state(state) if hasattr(nnx, "to_flat_state") else state.flat_state().items()  # type: ignore[no-any-return]
 
 
-def _leaves_of_variables(state: Any) -> Iterator[tuple[Any, Any]]:
-    """Each array of a state with what holds it, in the order of its leaves."""
-    for holder in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, nnx.Variable)):
-        for leaf in jax.tree.leaves(holder):
-            yield holder, leaf
+def _leaves_of_variables(state: Any) -> Iterator[tuple[tuple[str, ...], int, Any, Any]]:
+    """The keys of what holds an array of a state, its place in that, what holds it and the array, in their order."""
+    holders, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    for keys, holder in holders:
+        for place, leaf in enumerate(jax.tree.leaves(holder)):
+            yield tuple(map(_key_text, keys)), place, holder, leaf
+
+
+def _values(state: Any, paths: Mapping[tuple[str, ...], str]) -> Iterator[Value]:
+    """The arrays of a state, each with the module in `paths`, by its keys, that it belongs to."""
+    for keys, _, holder, leaf in _leaves_of_variables(state):
+        end = next((end for end in range(len(keys) - 1, 0, -1) if keys[:end] in paths), 0)
+        is_param = isinstance(holder, nnx.Param)
+        path = paths.get(keys[:end], ROOT)
+        yield Value(spec_of(leaf), _is_trained(holder, leaf), path, ".".join(keys[end:]), is_param)
+
+
+def _texts(keys: Keys) -> tuple[str, ...]:
+    return tuple(map(str, keys))
 
 
 def _is_trained(holder: Any, leaf: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from pytest_modelbudget.backends.patching import all_patched, patched
+from pytest_modelbudget.errors import ModelBudgetError
 
 _PASSES = count()
 
@@ -73,3 +74,48 @@ def traces_by_path() -> Iterator[None]:
 
 def _scope_path(module: Any) -> tuple[str, ...]:
     return () if module.scope is None else tuple(module.scope.path)
+
+
+@contextmanager
+def compiling_for_cpu() -> Iterator[None]:
+    """Inside, JAX compiles for the CPU, starts no other device and keeps nothing that is compiled.
+
+    On leaving, no device is started that was not before.
+
+    Raises:
+        ModelBudgetError: this version of JAX does not say whether one is, or runs without a CPU.
+    """
+    bridge, cache = sys.modules.get("jax._src.xla_bridge"), sys.modules.get("jax._src.compilation_cache")
+    if bridge is None or not hasattr(bridge, "backends_are_initialized"):
+        raise ModelBudgetError(f"compile: xla is not possible with jax {jax.__version__}: leave it out")
+    uncached = nullcontext() if cache is None else patched(cache, "is_cache_used", lambda backend: False)
+    on_cpu = _started_cpu() if bridge.backends_are_initialized() else _only_cpu(bridge)
+    with uncached, on_cpu:
+        yield
+
+
+def _started_cpu() -> AbstractContextManager[Any]:
+    try:
+        return jax.default_device(jax.devices("cpu")[0])  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        raise ModelBudgetError("compile: xla needs the CPU of JAX, which this process runs without") from error
+
+
+@contextmanager
+def _only_cpu(bridge: Any) -> Iterator[None]:
+    """Inside, the CPU alone is there; plugins of other devices are not looked for."""
+    try:
+        from jax.extend.backend import clear_backends
+    except ImportError as error:
+        raise ModelBudgetError(f"compile: xla is not possible with jax {jax.__version__}: leave it out") from error
+    before = jax.config.jax_platforms
+    discovery = [
+        (bridge, name, lambda: None) for name in ("_discover_and_register_pjrt_plugins",) if hasattr(bridge, name)
+    ]
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        with all_patched(discovery):
+            yield
+    finally:
+        clear_backends()
+        jax.config.update("jax_platforms", before)

@@ -85,7 +85,7 @@ def totals(summary: Summary) -> Iterator[tuple[str, str]]:
             if metric.kind == "bytes" and value is not None:
                 size = f" ({units.size(int(value))})"
             else:
-                size = f" ({units.size(weight_bytes(summary, role))})" if role else ""
+                size = f" ({units.size(weight_bytes(summary, role))})" if role and value is not None else ""
             yield metric.line, f"{UNKNOWN if value is None else metric.show(value)}{size}"
     sizes_text = ", ".join(f"{name}={size}" for name, size in summary.sizes)
     yield harmless(f"FLOPs, forward{f' at {sizes_text}' if sizes_text else ''}"), flops(summary)

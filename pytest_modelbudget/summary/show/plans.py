@@ -65,11 +65,10 @@ def peak_text(plan: Plan) -> str:
     title = f"{plan.kind} ({plan.recipe}){f', one of {plan.ranks} ranks' if plan.ranks > 1 else ''}"
     role_texts = [", ".join(f"{ROLES[role]} {units.size(size)}" for role, size in plan.by_role().items())]
     if plan.peak_bytes is None:
-        reason = f" ({plan.notes[0]})" if plan.notes else ""
+        reasons = "; ".join(filter(None, [_bounds_text(plan), *plan.notes[:1]]))
+        reason = f" ({reasons})" if reasons else ""
         return "; ".join([f"{title}: peak {UNKNOWN}{reason}", *(f"known are {part}" for part in role_texts if part)])
-    bounds = ""
-    if plan.low_bytes is not None and plan.high_bytes is not None and plan.low_bytes < plan.high_bytes:
-        bounds = f" ({units.size(plan.low_bytes)} to {units.size(plan.high_bytes)})"
+    bounds = f" ({text})" if (text := _bounds_text(plan)) else ""
     sentences = [
         f"{title}: peak {units.size(plan.peak_bytes)}{bounds}{peak_place_text(plan)}",
         *filter(None, role_texts),
@@ -79,6 +78,13 @@ def peak_text(plan: Plan) -> str:
     if plan.communication_bytes is not None:
         sentences.append(f"sends {units.size(plan.communication_bytes)} a step")
     return "; ".join(sentences)
+
+
+def _bounds_text(plan: Plan) -> str:
+    """`12.00 MiB to 80.00 MiB`; empty where one of them is not known, or where both are the same."""
+    if plan.low_bytes is None or plan.high_bytes is None or plan.low_bytes >= plan.high_bytes:
+        return ""
+    return f"{units.size(plan.low_bytes)} to {units.size(plan.high_bytes)}"
 
 
 def peak_place_text(plan: Plan) -> str:

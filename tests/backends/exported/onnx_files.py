@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
 
+_ITEM_BYTES = {
+    TensorProto.FLOAT: 4, TensorProto.BFLOAT16: 2, TensorProto.FLOAT8E5M2: 1, TensorProto.INT8: 1, TensorProto.UINT8: 1,
+}  # fmt: skip
 DATA = Path(__file__).parents[2] / "data" / "exported"
 
 
@@ -46,13 +50,7 @@ def value(name: str, shape: Any, dtype: int = TensorProto.FLOAT) -> Any:
 
 def weight(name: str, *shape: int, dtype: int = TensorProto.FLOAT) -> Any:
     """A tensor of zeros."""
-    tensor = TensorProto(name=name, data_type=dtype, dims=shape)
-    itemsize = onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
-    size = itemsize
-    for dim in shape:
-        size *= dim
-    tensor.raw_data = bytes(size)
-    return tensor
+    return TensorProto(name=name, data_type=dtype, dims=shape, raw_data=bytes(_ITEM_BYTES[dtype] * prod(shape)))
 
 
 def number(name: str, *values: int, scalar: bool = False, dtype: int = TensorProto.INT64) -> Any:

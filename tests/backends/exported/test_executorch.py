@@ -16,6 +16,7 @@ import pytest
 from pytest_modelbudget import ModelBudgetError, summarize
 from pytest_modelbudget.backends.exported import executorch
 from pytest_modelbudget.backends.exported.executorch import program
+from pytest_modelbudget.backends.exported.executorch.constants import stored_tensors
 from pytest_modelbudget.backends.exported.executorch.container import opened
 from pytest_modelbudget.backends.exported.executorch.flow import Branch, Loop, steps
 from pytest_modelbudget.backends.exported.executorch.program import Call, JumpIfFalse, Move
@@ -154,6 +155,42 @@ def test_dimensions_that_change_have_their_largest_sizes() -> None:
     model = _read("dynamic")
     assert model.inputs[0].spec.shape == (16, 8)
     assert "largest sizes" in model.notes[0]
+
+
+def _tensor(*shape: int, buffer: int = 0, dtype: str = "float32", grad: bool = False) -> program.Tensor:
+    return program.Tensor(shape, dtype, grad, buffer, None, False, False, False, "")
+
+
+def _method(
+    name: str, *values: program.Value, inputs: tuple[int, ...] = (), calls: tuple[Call, ...] = ()
+) -> program.Method:
+    return program.Method(name, values, inputs, (), (calls,), (), 0)
+
+
+def test_weights_of_less_than_a_byte_count_one_by_one() -> None:
+    """Two in each byte of the table of a look-up, which takes the bytes that are stored; its scales are no weights."""
+    call = Call("quantized_decomposed.embedding_4bit", (0, 1, 4, 4, 4, 2, 3, 3))
+    table, scales = _tensor(10, 4, buffer=1, dtype="uint8"), _tensor(10, buffer=2)
+    stored = stored_tensors(
+        [_method("forward", table, scales, _tensor(3), _tensor(3, 8), 0, inputs=(2,), calls=(call,))]
+    )
+    [weight, buffer] = stored.constants.values()
+    assert (weight.shape, weight.dtype, weight.stored_bytes, weight.role) == ((10, 8), "int4", 40, "param")
+    assert (buffer.shape, buffer.role) == ((10,), "buffer")
+
+
+def test_what_methods_share_counts_once() -> None:
+    """Views of a tensor are none of their own, equal tensors are, and of another method what the first has not."""
+    first = _tensor(2, 3, buffer=1, grad=True)
+    forward = _method("forward", first, first, _tensor(6), _tensor(6, buffer=1), inputs=(2,))
+    encode = _method("encode", first, _tensor(4, buffer=2, grad=True), _tensor(6), inputs=(2,))
+    stored = stored_tensors([forward, encode])
+    assert [(name, constant.shape, constant.stored_bytes) for name, constant in stored.constants.items()] == [
+        ("constant_0", (2, 3), None),
+        ("constant_1", (2, 3), 0),
+        ("encode.constant_2", (4,), None),
+    ]
+    assert stored.views == {3: 0}
 
 
 _A, _B, _C = Call("a", (0,)), Call("b", (0,)), Call("c", (0,))

@@ -127,6 +127,12 @@ def _cut(name: str, share: float = 0.5) -> Callable[[Path], str]:
     return _file(name, content[: int(len(content) * share)])
 
 
+def _extended(path: Path, name: str) -> str:
+    path.write_bytes((DATA / name).read_bytes())
+    os.truncate(path, 4 * 10**9)
+    return path.name
+
+
 def _many(count: int) -> dict[str, object]:
     return {f"t{number}": entry("F32", [0], 0, 0) for number in range(count)}
 
@@ -189,6 +195,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], str], str]] = {
 
 LARGE: dict[str, tuple[Callable[[Path], str], str]] = {
     "60,000 tensors": (_tensors("m.safetensors", _many(60_000)), ""),
+    "4 GB behind a program": (lambda folder: _extended(folder / "m.pte", "convolutions.pte"), ""),
     "4 GB of weights": (_tensors("m.safetensors", {"w": entry("F32", [10**9], 0, 4 * 10**9)}, 4 * 10**9), ""),
 }
 """What is no damage: it is read, within the same bounds."""

@@ -420,7 +420,7 @@ def test_every_operator_of_the_standard_has_a_rule_or_is_free() -> None:
         "ai.onnx.ml.SVMClassifier", "ai.onnx.ml.SVMRegressor", "ai.onnx.preview.FlexAttention",
         *(f"ai.onnx.preview.training.{name}" for name in ("Adagrad", "Adam", "Gradient", "Momentum")),
     }  # fmt: skip
-    assert names - rules - ZERO == control | unknown
+    assert names - rules - ZERO <= control | unknown
     assert not rules & ZERO
 
 

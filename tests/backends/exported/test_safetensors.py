@@ -149,6 +149,7 @@ HOSTILE: dict[str, tuple[dict[str, Any] | bytes, int, str]] = {
     "one name twice": (b'{"a": 1, "a": 2}', 0, "it has the name 'a' twice"),
     "deep": (b'{"a":' + b"[" * 200_000, 0, "its header is nested too deeply"),
     "wide": (wide(2_000_000), 0, "its header has more than 4,000,000 values"),
+    "half a character": (rb'{"\ud800": 1}', 0, "its header is no JSON"),
     "no object": (b"[1, 2]", 0, "header in it is missing or not an object"),
     "no JSON": (b"\xff\xfe" * 20, 0, "its header is no JSON"),
     "65 axes": ({"a": entry("U8", [1] * 65, 0, 1)}, 1, "more elements than any tensor"),

@@ -108,6 +108,24 @@ def test_tied_frozen_and_buffered_tensors_are_told_apart(tmp_path: Path) -> None
     assert tensors["head.weight"].storage == tensors["embedding.weight"].storage
 
 
+@pytest.mark.parametrize("version", ["", "2.8"])
+def test_a_program_in_training_mode_has_the_weights_that_it_does_not_use(tmp_path: Path, version: str) -> None:
+    """A batch norm counts its batches in place, which is no output of it; the signature leaves the unused layer out."""
+    model = nn.ModuleDict({"norm": nn.BatchNorm1d(4), "unused": nn.Linear(4, 2)})
+    model.forward = lambda x: model["norm"](x)  # type: ignore[method-assign]
+    path = tmp_path / "m.pt2"
+    program = torch.export.export(model.train(), (torch.zeros(3, 4),))
+    program.graph_signature.input_specs[:] = [
+        spec for spec in program.graph_signature.input_specs if "unused" not in (spec.target or "")
+    ]
+    for node in [node for node in program.graph.nodes if "unused" in node.name]:
+        program.graph.erase_node(node)
+    torch.export.save(program, path)
+    summary = summarize(as_older_torch(path, version) if version else path)
+    assert (summary.params, summary.trainable_params, summary.buffers) == (8 + 10, 8 + 10, 9)
+    assert [(row.path, row.output_text) for row in summary.layers if row.calls] == [("norm", "[3, 4]")]
+
+
 def test_constants_of_the_code_are_named(tmp_path: Path) -> None:
     class Shifted(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -292,6 +310,7 @@ HOSTILE: dict[str, tuple[Callable[[Program], object], str]] = {
     "no name of a tensor": (lambda p: _node(p)["inputs"][0].update(arg={"as_tensor": {}}), "name in it is missing"),
     "no target": (lambda p: _node(p).pop("target"), "target in it is missing or not a text"),
     "an empty argument": (lambda p: _node(p)["inputs"][0].update(arg={}), "the argument 'input' in it is empty"),
+    "half a character": (lambda p: _node(p).update(name="\ud800"), "its model is no JSON"),
     "graphs in graphs": (_nest, "graphs in graphs 30 deep"),
     "no nodes": (lambda p: p.graph.update(nodes={}), "nodes in it is missing or not a list"),
     "another schema": (lambda p: p.model["schema_version"].update(major=9), "version 9 of its schema, and 8 is read"),

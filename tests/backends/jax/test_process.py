@@ -12,10 +12,11 @@ import os, sys, resource
 os.environ["KERAS_BACKEND"] = "jax"
 import flax.nnx as nnx, flax.linen as linen, equinox as eqx, jax, keras, numpy as np, torch
 from jax._src import xla_bridge
-from pytest_modelbudget import summarize
+from pytest_modelbudget import plan, summarize
 from pytest_modelbudget.engine.run import summarize_entry
 from pytest_modelbudget.entry import ModelEntry
 
+cache = jax._src.compilation_cache
 settings, state = dict(jax.config.values), np.random.get_state()[1].tolist()
 
 def wide(rngs):
@@ -31,6 +32,9 @@ taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 assert linear.weight_bytes == 8 * (2**30 + 2**15) and str(linear.outputs[0]) == "float64[B, 32768]"
 assert dense.params == 2**30 + 2**15 and mlp.params == 2 * (2**30 + 2**15)
 assert taken < 200, taken
+step = plan(lambda rngs: nnx.Linear(8, 8, rngs=rngs), "float32[2, 8]", training={"compile": "xla"})
+assert step.peak_bytes > 3 * 4 * (8 * 8 + 8), step.notes
+assert not (cache._cache_checked or cache._cache_initialized)
 assert dict(jax.config.values) == settings and np.random.get_state()[1].tolist() == state
 assert not xla_bridge._backends, xla_bridge._backends
 assert "modelbudget" not in repr(vars(nnx.Linear)) and "modelbudget" not in repr(vars(eqx.nn.Linear))
@@ -57,6 +61,9 @@ def compiled():
 
 assert not any("optimizer" in note for note in summarize(compiled).notes), summarize(compiled).notes
 assert summarize(lambda: torch.nn.Linear(4, 3), "float32[B, 4]").params == of_another.params == 15
+assert float(jax.numpy.ones(3).sum()) == 3 and xla_bridge._plugins_registered
+again = plan(lambda rngs: nnx.Linear(8, 8, rngs=rngs), "float32[2, 8]", training={"compile": "xla"})
+assert again.peak_bytes == step.peak_bytes and float(jax.numpy.ones(3).sum()) == 3
 print("nothing left")
 """
 

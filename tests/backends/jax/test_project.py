@@ -62,6 +62,8 @@ models:
   perceptron:
     build: nets:perceptron
     inputs: "float32[8]"
+    inference: {compile: xla}
+    budgets: {inference_peak_bytes: 10 kB}
 """
 EACH = 2 * 8 + 8 * 8 + 8
 
@@ -79,10 +81,14 @@ def test_models_of_jax_are_checked_like_any_other(pytester: pytest.Pytester, mon
     classifier, perceptron, tagger = (model["summary"] for model in report["models"])
     assert tagger["params"] == 100 * 8 + 4 * EACH
     assert tagger["growth"][0]["degree"] == 1
-    assert tagger["plans"][0]["peak_bytes"] is None
+    [step], [called] = tagger["plans"], perceptron["plans"]
+    assert step["peak_bytes"] is None
+    assert step["low_bytes"] > 3 * 4 * tagger["params"]
+    assert called["peak_bytes"] == called["low_bytes"] > 4 * (perceptron["params"] + 8 + 3)
     assert classifier["params"] == 9 * 4 + 4 + 2 * 4 + 4 * 10 + 10
     assert perceptron["flops"]["value"] == 2 * (8 * 16 + 16 * 3)
-    assert "blocks.linear" in (pytester.path / "r.html").read_text(encoding="utf-8")
+    page = (pytester.path / "r.html").read_text(encoding="utf-8")
+    assert all(text in page for text in ("blocks.linear", "What is known", "gradients", "XLA on this CPU"))
     manifest.write_text(MANIFEST.replace("depth: 4", "depth: 6"), encoding="utf-8")
     result = pytester.runpytest("--model-budget", *options)
     result.assert_outcomes(passed=2, failed=1)

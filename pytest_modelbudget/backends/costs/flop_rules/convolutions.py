@@ -35,7 +35,7 @@ _TAPS_IN_BETWEEN = slice(1, -1)  # `(1, *taps, filters)`
     torch="aten.conv_tbc",
     keras="ops.Conv layers.Conv1D layers.Conv2D layers.Conv3D layers.Dense",
     tensorflow="Conv Conv2D Conv3D QuantizedConv2D _FusedConv2D",
-    executorch="xnnpack.DepthwiseConv2d",
+    executorch="xnnpack.DepthwiseConv2d xnnpack.FullyConnectedTransposed",
     litert="CONV_3D",
     one_filter=_FILTERS_LAST,
 )

@@ -8,8 +8,8 @@ weights where they are unpacked as such.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pytest_modelbudget.backends.exported.executorch.program import Method, Tensor
@@ -91,30 +91,37 @@ def stored_tensors(methods: Sequence[Method]) -> StoredTensors:
             if tensor.content not in contents:
                 stored.add(index, constants, f"{method.name}.")
         contents |= {tensor.content for tensor in stored.tensors.values()}
-    delegated = [_add_delegated(method, constants, number) for number, method in enumerate(methods)]
+    delegated = [_add_delegated(method, number, constants) for number, method in enumerate(methods)]
     return StoredTensors(constants, names, first.views, delegated[0], tuple(first.notes()))
 
 
-def _add_delegated(method: Method, constants: dict[str, Constant], number: int) -> dict[tuple[int, int], str]:
-    """Put what the delegates of a method store among `constants`; the names there."""
-    names: dict[tuple[int, int], str] = {}
+def _add_delegated(method: Method, number: int, constants: dict[str, Constant]) -> dict[tuple[int, int], str]:
+    """Put what the delegates of a method store among `constants`; the names there.
+
+    As among the method's own, values with the same content are equal tensors, and those of other methods the same.
+    """
+    others = {constant.storage for constant in constants.values()} if number else set()
     prefix = f"{method.name}." if number else ""
+    names: dict[tuple[int, int], str] = {}
+    places: set[Hashable] = set()
     for index, delegate in enumerate(method.delegates):
-        if delegate.graph is None:
-            continue
-        path = f"{prefix}{delegate.backend}_{index}"
-        for value, content in delegate.graph.constants.items():
-            names[index, value] = f"{path}_constant_{value}"
-            constants[names[index, value]] = _delegated(delegate.graph.specs[value], content)
-        for position, (content, spec) in enumerate(delegate.graph.scales):
-            constants[f"{path}_scales_{position}"] = replace(_delegated(spec, content), role="buffer")
+        for key, spec, content in delegate.graph.stored if delegate.graph else ():
+            storage = ("delegate", content.place)
+            if storage in others:
+                continue
+            what = f"scales_{-1 - key}" if content.is_scale else f"constant_{key}"
+            name = f"{prefix}{delegate.backend}_{index}_{what}"
+            names[index, key] = name
+            unique = (*storage, name) if content.place in places else storage
+            constants[name] = _delegated(spec, content, unique, is_again=content.place in places)
+            places.add(content.place)
     return names
 
 
-def _delegated(spec: TensorSpec, content: Content) -> Constant:
+def _delegated(spec: TensorSpec, content: Content, storage: Hashable, *, is_again: bool) -> Constant:
     shape = tuple(dim for dim in spec.shape if isinstance(dim, int))
-    role: Literal["param", "buffer"] = "param" if shape else "buffer"
-    return Constant(shape, spec.dtype, ("delegate", content.place), role, content.bytes)
+    is_weight = bool(shape) and not content.is_scale
+    return Constant(shape, spec.dtype, storage, "param" if is_weight else "buffer", 0 if is_again else content.bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ have the channels last; filters are `(out, height, width, in)`, depthwise ones `
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, prod
 from struct import unpack_from
@@ -74,6 +74,7 @@ class Content:
     bytes: int
     key: str = ""
     is_outside: bool = False
+    is_scale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,12 @@ class Graph:
     scales: tuple[tuple[Content, TensorSpec], ...]
     externals: Mapping[int, int]
     inputs: frozenset[int]
+
+    @property
+    def stored(self) -> Iterator[tuple[int, TensorSpec, Content]]:
+        """All that is stored: by the ids of values, scales by numbers below 0."""
+        yield from ((value, self.specs[value], content) for value, content in self.constants.items())
+        yield from ((-1 - number, spec, content) for number, (content, spec) in enumerate(self.scales))
 
 
 def graph(container: Container, span: Span, named: Mapping[str, int]) -> Graph | None:
@@ -176,7 +183,7 @@ class _Reader:
         index, number = (quant.integer(field, "uint32") for field in fields[:2])
         if index:
             spec = TensorSpec((number,), fields[2])
-            yield self._content(index, spec), spec
+            yield replace(self._content(index, spec), is_scale=True), spec
 
 
 def _tensors(root: Table) -> Iterator[tuple[Table, tuple[int, Table | None]]]:

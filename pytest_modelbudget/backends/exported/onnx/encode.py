@@ -23,6 +23,9 @@ from pytest_modelbudget.backends.exported.onnx.model import (
 from pytest_modelbudget.backends.exported.onnx.tensors import DTYPES, Tensor
 from pytest_modelbudget.summary import Dim
 
+_OLDEST_VERSION = 8
+"""Before the fourth version of the format, weights had to be inputs too."""
+
 _CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 
@@ -37,7 +40,7 @@ class Encoder:
     def model(self, graph: Graph) -> bytes:
         """The bytes of a `ModelProto`."""
         domains = (_span(8, _text(1, domain) + _number(2, version)) for domain, version in self.opsets.items())
-        return _number(1, self.ir_version) + b"".join(domains) + _span(7, self._graph(graph))
+        return _number(1, max(self.ir_version, _OLDEST_VERSION)) + b"".join(domains) + _span(7, self._graph(graph))
 
     def _graph(self, graph: Graph) -> bytes:
         return b"".join((

@@ -8,6 +8,7 @@ Schema: `torch/_export/serde/schema.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
@@ -25,7 +26,7 @@ from pytest_modelbudget.summary import Dim, Input
 
 FORMAT, DIALECT = "torch.export", "torch_export"
 
-_MODELS, _MODEL_BYTES = "models/", 128 << 20
+_MODELS, _MODEL_BYTES = "models/", 64 << 20
 _OLD_MODEL = "serialized_exported_program.json"
 """Where torch 2.7 and older have the program."""
 
@@ -75,7 +76,7 @@ def _model(archive: Archive, name: str, program: Mapping[str, Any]) -> ExportedM
     tensors, notes = constants(archive, name, roles)
     user_inputs = [each for kind, entry in specs if kind == "user_input" for each in argument(entry["arg"]).tensors]
     names = _symbol_names(content, user_inputs)
-    graph = Graph(Program(names, taken=set(tensors)), content, dict(_weight_names(specs)))
+    graph = Graph(Program(names, taken=Counter(tensors.keys())), content, dict(_weight_names(specs)))
     inputs = tuple(_port(graph, each) for each in user_inputs)
     for kind, entry in specs:
         if kind in ("custom_obj", "token"):
@@ -151,8 +152,7 @@ def _outputs(graph: Graph, signature: Mapping[str, Any]) -> Iterator[Input]:
 
 def _constant_notes(tensors: Mapping[str, Constant], specs: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     """What the program stores that is no parameter or buffer of the model."""
-    own = {json_parts.field(entry, _TENSORS[kind], str) for kind, entry in specs if kind in ("parameter", "buffer")}
-    lifted = [name for name in tensors if name not in own]
+    lifted = [entry[_TENSORS[kind]] for kind, entry in specs if kind == "tensor_constant"]
     if lifted:
         elements = sum(prod(tensors[name].shape) for name in lifted)
         shown = ", ".join(name[:100] for name in lifted[:3]) + (", ..." if len(lifted) > 3 else "")

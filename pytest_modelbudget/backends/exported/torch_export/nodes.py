@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from pytest_modelbudget.backends.costs.free.torch_export import ZERO
@@ -17,7 +19,7 @@ from pytest_modelbudget.summary import Dim, TensorSpec
 
 _AGAIN = "export the model again"
 _DEEPEST = 30
-_MOST_NODES = 200_000
+_MOST_NODES = 150_000
 _OPERATORS = "torch.ops."
 _HIGHER_ORDER = "torch.ops.higher_order."
 _WRAPPERS = ("auto_functionalized", "auto_functionalized_v2", "with_effects", "out_dtype")
@@ -32,6 +34,9 @@ _FOR_EACH = {"map": 0, "map_impl": 0, "scan": 1}
 
 _WITH_FORMULA = ("flex_attention", "flex_attention_backward")
 """Operators whose graphs only say what is done to each element."""
+
+_IN_PLACE = re.compile(r"[a-z0-9]_(\.|$)")
+"""In the name of an operator that changes its first operand."""
 
 _NO_STACK = "_empty_nn_module_stack"
 
@@ -73,23 +78,33 @@ def argument(value: object, name: str = "") -> _Argument:
     return _Argument(name, kinds[0], union[kinds[0]])
 
 
+def _arguments(node: object) -> list[_Argument]:
+    """The arguments of an operator."""
+    return [
+        argument(json_parts.field(entry, "arg", dict), json_parts.field(entry, "name", str))
+        for entry in json_parts.field(node, "inputs", list)
+    ]
+
+
 @dataclass(slots=True)
 class Program:
     """What is read of the graphs of one program; names of values in it are unique."""
 
     symbols: Mapping[str, Dim]
     values: dict[str, TensorSpec] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)
+    taken: Counter[str] = field(default_factory=Counter)
+    operator_names: Counter[str] = field(default_factory=Counter)
     nodes: int = 0
 
-    def unique(self, name: str) -> str:
-        """`name`, or that with a number where it is taken."""
-        number, free = 1, name
-        while free in self.taken:
-            number += 1
-            free = f"{name}_{number}"
-        self.taken.add(free)
-        return free
+
+def _unique(name: str, taken: Counter[str]) -> str:
+    """`name`, or that with a number where it is taken; `taken` counts how often each name was asked for."""
+    free = name
+    while taken[free]:
+        taken[name] += 1
+        free = f"{name}_{taken[name]}"
+    taken[free] += 1
+    return free
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +130,7 @@ class Graph:
         """A name of the program for a value that begins here."""
         if not name or name in self.names:
             raise DamagedFile(f"is damaged: it makes the value {name[:100]!r} twice: {_AGAIN}")
-        unique = self.names[name] = self.program.unique(self.prefix + name)
+        unique = self.names[name] = _unique(self.prefix + name, self.program.taken)
         if (spec := self.spec(name)) is not None:
             self.program.values[unique] = spec
         return unique
@@ -128,26 +143,32 @@ class Graph:
             raise DamagedFile(
                 f"is not read: it has more than {_MOST_NODES:,} operators, or graphs in graphs {_DEEPEST} deep"
             )
-        return tuple(operator for node in nodes if (operator := self._operator(node)) is not None)
+        used = set(self._used(nodes))
+        return tuple(operator for node in nodes if (operator := self._operator(node, used)) is not None)
 
-    def _operator(self, node: object) -> Operator | None:
-        target = json_parts.field(node, "target", str)
-        arguments = [
-            argument(json_parts.field(entry, "arg", dict), json_parts.field(entry, "name", str))
-            for entry in json_parts.field(node, "inputs", list)
+    def _used(self, nodes: Sequence[object]) -> Iterator[str]:
+        """The values that operators and the graph itself give on."""
+        for each in chain(*map(_arguments, nodes), map(argument, json_parts.field(self.content, "outputs", list))):
+            yield from each.tensors
+
+    def _operator(self, node: object, used: Set[str]) -> Operator | None:
+        target, arguments = json_parts.field(node, "target", str), _arguments(node)
+        outputs = [
+            name for value in json_parts.field(node, "outputs", list) for name in argument(value).tensors if name
         ]
-        outputs = [argument(value) for value in json_parts.field(node, "outputs", list)]
         inputs = tuple(self.known(name) for each in arguments for name in each.tensors)
-        made = tuple(self.define(name) for each in outputs for name in each.tensors if name)
+        made = tuple(map(self.define, outputs))
         kind = type_of(target, arguments)
         if not made and (not target.startswith(_OPERATORS) or kind in ZERO):
             return None
+        if kind in ZERO and _IN_PLACE.search(target) and used.isdisjoint(outputs):
+            made = ()  # a count of batches goes up in its place: nothing comes out of that
         operator = Operator(
             kind,
             inputs,
             made,
             attributes={each.name: self._plain(each) for each in arguments if each.name and not each.tensors},
-            name=self.prefix + str(_get(node, "name") or (made[0] if made else kind)),
+            name=_unique(self.prefix + _name(node, outputs[0] if outputs else kind), self.program.operator_names),
             modules=self._modules(node),
         )
         return self._with_bodies(operator, arguments)
@@ -217,6 +238,12 @@ class Graph:
         return length if isinstance(length, int) else None
 
 
+def _name(node: object, otherwise: str) -> str:
+    """What the file calls an operator; older versions of torch wrote no names."""
+    name = _get(node, "name")
+    return name[:200] if isinstance(name, str) and name else otherwise
+
+
 def _width(each: _Argument) -> int:
     """How many operands an argument without tensors is."""
     return len(each.value) if isinstance(each.value, list) else 1
@@ -231,7 +258,7 @@ def type_of(target: str, arguments: Sequence[_Argument] = ()) -> str:
     if target.startswith(_HIGHER_ORDER):
         name = target.removeprefix(_HIGHER_ORDER)
         inner = [each.value for each in arguments if each.kind == "as_operator" and isinstance(each.value, str)]
-        return type_of(inner[0]) if name in _WRAPPERS and inner and inner[0].startswith("torch.ops.aten.") else name
+        return type_of(inner[0]) if name in _WRAPPERS and inner else name
     space, _, rest = target.removeprefix(_OPERATORS).partition(".")
     name = rest.partition(".")[0]
     if not target.startswith(_OPERATORS) or not name:

@@ -63,7 +63,7 @@ def _part(archive: Archive, part: str, model: str, roles: Mapping[str, Role]) ->
 
 def _pickled(part: str, name: str, tensor: Tensor, roles: Mapping[str, Role]) -> Stored:
     """A tensor of torch 2.8 and older, which wrote state dicts into the archive."""
-    constant, role = tensor.constant, roles.get(name, "buffer")
+    constant, role = tensor.constant, roles.get(name, _role(tensor.is_parameter))
     trainable = role == "param" and constant.trainable
     return Stored(replace(constant, storage=(part, constant.storage), role=role, trainable=trainable), part, 0)
 
@@ -75,7 +75,13 @@ def _as_records(archive: Archive, folder: str, config: str, roles: Mapping[str, 
             continue  # an object of another kind, which only a pickle describes
         if json_parts.field(entry, "use_pickle", bool):
             raise DamagedFile(f"has {name[:100]!r} as a pickle, which is not run: export the model with plain tensors")
-        yield name, _tensor(archive, folder, name, entry, roles.get(name, "buffer"))
+        role = roles.get(name, _role(json_parts.field(entry, "is_param", bool)))
+        yield name, _tensor(archive, folder, name, entry, role)
+
+
+def _role(is_parameter: bool) -> Role:
+    """That of a tensor which the program does not use, so that its signature does not say it."""
+    return "param" if is_parameter else "buffer"
 
 
 def _tensor(archive: Archive, folder: str, name: str, entry: object, role: Role) -> Stored:

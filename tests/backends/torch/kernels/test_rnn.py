@@ -75,7 +75,10 @@ of_now = since("torch", "2.14", "before, what recurrent layers take on the CPU i
 known = pytest.mark.skipif(KERNELS is None, reason="oneDNN's sizes are known for AVX-512 and AVX2")
 
 
-WIDE = ("LSTM", "LSTM, batch first", "LSTM, wide", "LSTM, frozen matrix", "LSTM, projections", "RNN with ReLU")
+WIDE = (
+    "LSTM", "LSTM, batch first", "LSTM, wide", "LSTM, frozen matrix", "LSTM, projections", "RNN with ReLU",
+    "GRU, two directions, batch first",
+)  # fmt: skip
 
 
 def cases() -> list[Any]:
