@@ -38,8 +38,11 @@ _SMALLEST_SHARED = 5
 _FOREVER = 2**31 - 1
 """Behind the last operator."""
 
-_MOST_TENSORS = 5_000
-"""Tensors of a plan, which takes time with their square."""
+_MOST_TENSORS = 20_000
+"""Tensors and operators of a graph that is planned."""
+
+_MOST_PLACES = 3_000
+"""Tensors that need a place, which takes time with their square."""
 
 
 def arena_bytes(graph: Graph, kernels: Kernels) -> int:
@@ -53,9 +56,13 @@ def arena_bytes(graph: Graph, kernels: Kernels) -> int:
 
 def high_water_marks(graph: Graph, kernels: Kernels) -> tuple[int, int]:
     """The bytes of the arena of a run, and of the one of what is kept; see `arena_bytes`."""
+    if max(len(graph.tensors), len(graph.steps)) > _MOST_TENSORS:
+        raise UnknownMemory(f"the graph has more than {_MOST_TENSORS:,} tensors or operators, the most that is planned")
     spans = list(_Lifetimes(graph, kernels).spans())
-    if len(spans) > _MOST_TENSORS:
-        raise UnknownMemory(f"there are {len(spans):,} tensors, more than the {_MOST_TENSORS:,} that are planned")
+    if len(spans) > _MOST_PLACES:
+        raise UnknownMemory(
+            f"there are {len(spans):,} tensors to place, more than the {_MOST_PLACES:,} that are planned"
+        )
     of_run, kept = ([span for span in spans if span.persistent == persistent] for persistent in (False, True))
     return _high_water_mark(of_run), _high_water_mark(kept)
 
@@ -82,9 +89,12 @@ class _Lifetimes:
     places: dict[int, Place] = field(default_factory=dict)
     known: list[bool] = field(default_factory=list)
     owners: dict[int, int] = field(default_factory=dict)
+    inputs: frozenset[int] = frozenset()
+    outputs: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         tensors = self.graph.tensors
+        self.inputs, self.outputs = frozenset(self.graph.inputs), frozenset(self.graph.outputs)
         self.known = [tensor.stored is not None for tensor in tensors]
         self.places = {index: "persistent" for index, tensor in enumerate(tensors) if tensor.variable}
 
@@ -133,7 +143,7 @@ class _Lifetimes:
 
     def _may_share(self, index: int, output: int, counts: dict[int, int], *, changes: bool) -> bool:
         graph = self.graph
-        if index < 0 or index in graph.inputs or output in graph.outputs or graph.tensors[index].stored:
+        if index < 0 or index in self.inputs or output in self.outputs or graph.tensors[index].stored:
             return False
         if graph.tensors[index].variable and not graph.tensors[output].variable:
             return False
@@ -216,14 +226,10 @@ def _best_gap(size: int, neighbours: Sequence[tuple[int, int]]) -> int:
     """The offset in the smallest gap that `size` fits in, or behind all; `neighbours` begin and end in this order."""
     best, smallest, behind = None, _FOREVER, 0
     for begin, end in neighbours:
-        offset = _aligned(behind)
+        offset = behind + -behind % _ALIGNMENT
         if offset + size <= begin and (best is None or begin - offset < smallest):
             best, smallest = offset, begin - behind
         behind = max(behind, end)
         if smallest == 0:
             break
-    return _aligned(behind) if best is None else best
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+    return behind + -behind % _ALIGNMENT if best is None else best
