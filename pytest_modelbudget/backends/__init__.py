@@ -130,6 +130,10 @@ class Outlining(Protocol):
         ...
 
 
+class NotRecorded(Exception):
+    """What a planner raises for a model whose runs it does not record: they are then planned as sums."""
+
+
 class Planner(Protocol):
     """What a framework's module has to offer when it can record a run; optional, beside `Backend`."""
 
@@ -151,6 +155,7 @@ class Planner(Protocol):
 
         Raises:
             ModelBudgetError: the model does not run so; whatever the model's own code raises comes through.
+            NotRecorded: no run of such a model is recorded.
         """
         ...
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
-from pytest_modelbudget.backends import Backend, Planner
+from pytest_modelbudget.backends import Backend, NotRecorded, Planner
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
@@ -85,15 +85,18 @@ class CountedModel:
         if not hasattr(self.owner, "plan"):
             return sums.plan(self.summary(sizes), recipe, sizes)
         planner = cast(Planner, self.owner)
-        [plan] = planner.plan(
-            self.model,
-            name=self.entry.id,
-            inputs=self.inputs,
-            sizes=sizes,
-            recipes=(recipe,),
-            built_here=self.built_here,
-            devices=self.devices,
-        )
+        try:
+            [plan] = planner.plan(
+                self.model,
+                name=self.entry.id,
+                inputs=self.inputs,
+                sizes=sizes,
+                recipes=(recipe,),
+                built_here=self.built_here,
+                devices=self.devices,
+            )
+        except NotRecorded:
+            return sums.plan(self.summary(sizes), recipe, sizes)
         return plan
 
     def sizes_of(self, recipe: Recipe) -> dict[str, int]:

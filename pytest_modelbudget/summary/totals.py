@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pytest_modelbudget.summary.metrics import GROWTH_METRICS, METRICS, PEAK_METRICS, Number
+from pytest_modelbudget.summary.metrics import GROWTH_METRICS, METRICS, PEAK_METRICS, STORED, Number
 from pytest_modelbudget.summary.model import Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import Kind, Plan
 from pytest_modelbudget.summary.tensors import TensorSpec
@@ -42,9 +42,7 @@ class Totals:
             model=counted.model,
             framework=counted.framework,
             numbers={
-                name: number
-                for name in NUMBERS
-                if (number := METRICS[name].get(counted)) is not None or not METRICS[name].on_request
+                name: number for name, number in _numbers(counted).items() if number is not None or _is_expected(name)
             },
             rows=rows_digest(counted.layers),
             inputs=counted.inputs,
@@ -56,6 +54,16 @@ class Totals:
     def plan(self, kind: Kind) -> Plan | None:
         """The plan of its training or its inference; None when none was kept."""
         return next((plan for plan in self.plans if plan.kind == kind), None)
+
+
+def _numbers(counted: Summary) -> dict[str, Number | None]:
+    """The numbers that are kept; of those that snapshots have, the sums over the rows."""
+    return {name: getattr(counted, name) if name in STORED else METRICS[name].get(counted) for name in NUMBERS}
+
+
+def _is_expected(name: str) -> bool:
+    """Whether every model has the metric, so that it is written down also where it is not known."""
+    return not METRICS[name].on_request
 
 
 def number_of(counted: Summary | Totals, metric: str) -> Number | None:

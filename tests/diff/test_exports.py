@@ -8,10 +8,13 @@ import pytest
 
 from pytest_modelbudget.budget import judge, parse
 from pytest_modelbudget.budget.limits import Budget
+from pytest_modelbudget.diff import changes
 from pytest_modelbudget.diff.exports import export_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Export, FileFacts, Flops, Input, Layer, Summary, TensorSpec, Weight
+from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.summary.show.exports import export_lines
+from pytest_modelbudget.summary.totals import Totals
 
 KERNEL, TABLE = Weight("weight", (8, 3, 3, 3)), Weight("weight", (100, 16))
 NORM = (Weight("weight", (8,)), Weight("bias", (8,)), Weight("running_mean", (8,), role="buffer"))
@@ -31,7 +34,7 @@ MODEL = Summary(
 
 
 def file(*layers: Layer, **fields: object) -> Summary:
-    made = replace(MODEL, model="f", framework="onnx", layers=layers, file=FileFacts(5000), **fields)  # type: ignore[arg-type]
+    made = replace(MODEL, model="f", framework="onnx", layers=layers, **{"file": FileFacts(5000), **fields})  # type: ignore[arg-type]
     return replace(made, flops=Flops(sum(layer.flops or 0 for layer in layers)))
 
 
@@ -183,3 +186,12 @@ def test_lines_have_both_numbers_and_survive_json() -> None:
         ("  weight_bytes", "7,296 bytes of 7,360 bytes (-0.9%): batch norms folded into the layers before -64"),
         ("  flops", "4,200 FLOPs, the same"),
     ]
+
+
+def test_a_file_with_weights_that_cannot_be_seen_is_compared_by_those_that_can() -> None:
+    """Its metrics are not known; what its rows have is compared with its snapshot as everywhere."""
+    before = file(CONV, EMBEDDING, HEAD, file=FileFacts(5000, unseen="CoreMLBackend"))
+    after = replace(before, layers=(BIASED, EMBEDDING, HEAD))
+    assert METRICS["params"].get(after) is None
+    for sides in ((before, after), (Totals.of(before), Totals.of(after))):
+        assert "params 1,816 -> 1,824" in " ".join(map(str, changes(*sides)))

@@ -37,9 +37,10 @@ from pytest_modelbudget.backends.keras_content import is_from_file
 from pytest_modelbudget.backends.residuals import ResidualsUnknown
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Layer, Summary, TensorSpec
+from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.summary import Layer, Plan, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "summarize"]
 
 FRAMEWORK = "keras"
 
@@ -84,6 +85,34 @@ def summarize(
         )
 
 
+def plan(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    recipes: tuple[Recipe, ...],
+    built_here: bool,
+    devices: tuple[str, ...] = (),
+) -> tuple[Plan, ...]:
+    """Plan runs of `model` by Keras' own step on its backend.
+
+    Raises:
+        ModelBudgetError: the step does not run so, or a key of a recipe has no meaning for Keras models.
+        NotRecorded: Keras runs on a backend whose steps are not recorded.
+    """
+    from pytest_modelbudget.backends.keras import training  # most runs plan nothing
+
+    with counting([layer.name for layer in walk.all_layers(model)]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if problem := unreadable():
+            raise ModelBudgetError(f"{name}: {problem}")
+        arguments = _KerasSummaryBuilder(model, name, sizes, {}).arguments(inputs, built_here)
+    return training.plans(
+        model, arguments, name=name, sizes={BATCH: 1, **sizes}, recipes=recipes, built_here=built_here, devices=devices
+    )
+
+
 class _KerasSummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], names: labels.Labels) -> None:
         self.model = model
@@ -97,7 +126,7 @@ class _KerasSummaryBuilder:
         wrapped.refuse_packed(walk.all_layers(self.model), self.name)
         if inputs is None and private.function_of(self.model) is None and self._is_built():
             return self._uncalled()
-        arguments = self._arguments(inputs, built_here)
+        arguments = self.arguments(inputs, built_here)
         trace_shapes, outputs = self._trace_shapes(arguments)
         rows = walk.KerasStructure(self.model, trace_shapes, self.names).rows(self.model)
         costs, saved = Costs(), None
@@ -175,7 +204,7 @@ class _KerasSummaryBuilder:
     def _unsized(self, arguments: ports.CallArguments) -> str | None:
         return arguments.open_dimension(self.sizes)
 
-    def _arguments(self, inputs: Inputs | None, built_here: bool) -> ports.CallArguments:
+    def arguments(self, inputs: Inputs | None, built_here: bool) -> ports.CallArguments:
         """The arguments, with the model built."""
         if private.function_of(self.model) is not None:
             arguments = ports.graph_arguments(self.model, inputs, self.name, self.names)

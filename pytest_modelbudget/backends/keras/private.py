@@ -328,3 +328,29 @@ def called_for(*, training: bool) -> Iterator[None]:
         yield
     finally:
         global_state.set_global_attribute(_CALL, context_before)
+
+
+def compiled_losses(model: Any) -> list[str]:
+    """What the losses are called that a model is compiled with, in the order of its outputs; none where it is not."""
+    losses = getattr(getattr(model, "_compile_loss", None), "_user_loss", None)
+    if isinstance(losses, dict):
+        names = getattr(model, "output_names", ())
+        losses = [losses[name] for name in names] if set(names) == set(losses) else list(losses.values())
+    listed = losses if isinstance(losses, (list, tuple)) else [losses]
+    return [_loss_name(loss) for loss in listed if loss is not None]
+
+
+def _loss_name(loss: Any) -> str:
+    """Its own name with that of its class, in small letters."""
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", None) or getattr(loss, "name", "")
+    return f"{type(loss).__name__} {name}".lower()
+
+
+def compiled_loss(model: Any, inputs: Any, targets: Any, outputs: Any) -> Any:
+    """The loss that a model is compiled with, and what its layers add, as its own step computes it."""
+    return model._compute_loss(x=inputs, y=targets, y_pred=outputs, training=True)
+
+
+def takes_training(layer: Any) -> bool:
+    """Whether Keras' own step says to a model that it is training."""
+    return bool(getattr(layer, "_call_has_training_arg", False))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import nn
 
@@ -99,8 +100,11 @@ def plan(
     recipes: tuple[Recipe, ...],
     built_here: bool,
     devices: tuple[str, ...] = (),
+    **recording: Any,
 ) -> tuple[Plan, ...]:
     """Plan runs of a `torch.nn.Module` that was summarized: whole steps on the meta device.
+
+    `recording` is how `training.step.record_step` is to run another loop than the common one.
 
     Raises:
         ModelBudgetError: inputs are missing.
@@ -119,4 +123,5 @@ def plan(
             recipes=recipes,
             built_here=built_here,
             devices=devices,
+            recording=recording,
         )

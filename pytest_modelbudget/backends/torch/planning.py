@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,15 +34,16 @@ def make_plans(
     recipes: Sequence[Recipe],
     built_here: bool,
     devices: Sequence[str] = (),
+    recording: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Plan, ...]:
-    """See `pytest_modelbudget.backends.Backend.plan`.
+    """See `pytest_modelbudget.backends.Backend.plan`; `recording` are options of `record_step`.
 
     Raises:
         ModelBudgetError: a recipe that cannot be run.
     """
     runnable = subject_of(unwrap(model), name, inputs, built_here=built_here)
     build_keras_layers(runnable, sizes)
-    return tuple(_plan(runnable, sizes, recipe, devices) for recipe in recipes)
+    return tuple(_plan(runnable, sizes, recipe, devices, recording) for recipe in recipes)
 
 
 def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> RunnableModel:
@@ -51,12 +53,18 @@ def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool)
     return RunnableModel(name, model if built_here else meta_copy(model), inputs)
 
 
-def _plan(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Recipe, devices: Sequence[str]) -> Plan:
+def _plan(
+    runnable: RunnableModel,
+    sizes: Mapping[str, int],
+    recipe: Recipe,
+    devices: Sequence[str],
+    recording: Mapping[str, Any],
+) -> Plan:
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
     sharded: ShardedStep | None = None
     if isinstance(recipe, Training) and recipe.sharding is not None:
         sharded = record_sharded(runnable, sizes, recipe)
-    memory_trace = record_step(runnable, sizes, recipe) if sharded is None else sharded.memory_trace
+    memory_trace = record_step(runnable, sizes, recipe, **recording) if sharded is None else sharded.memory_trace
     if recipe.kernels != "cuda":
         plan = plan_of(memory_trace, kind, describe(recipe))
     else:

@@ -31,7 +31,7 @@ AT_LEAST = (
 )
 CONVOLUTIONS = (
     "the peak is not known: XLA assigns {size}, and convolutions take more inside themselves, which it does not tell "
-    "(measured on a CPU: a fourth to a third of a step, nearly all of a pass)"
+    "(measured on a CPU: up to a third of a step, up to nearly all of a pass)"
 )
 FUSIONS = (
     "the peak is not known: XLA assigns {size}, and up to {hidden} are made inside kernels of a library, which it does "

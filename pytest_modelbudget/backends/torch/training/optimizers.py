@@ -13,6 +13,7 @@ from torch import nn
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
+from pytest_modelbudget.planner.recipe import KERAS_OPTIMIZERS
 
 _TORCH_OPTIMIZERS = {
     "adamw": "AdamW",
@@ -49,6 +50,8 @@ def optimizer_of(recipe: Training, params: list[nn.Parameter], tables: Collectio
             )
         if isinstance(name, str) and name in _TORCH_OPTIMIZERS:
             return _torch_optimizer(name, params, options, recipe)
+        if name in KERAS_OPTIMIZERS:
+            raise ModelBudgetError(f"training.optimizer: {name} is planned for Keras models: write module:callable")
         return import_callable(name, "optimizer")(params, **options)
     except ModelBudgetError:
         raise

@@ -21,6 +21,7 @@ from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
+from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
 from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
@@ -58,11 +59,12 @@ def record_step(
     shard: Callable[[nn.Module], nn.Module] | None = None,
     recorder: Callable[[nn.Module], Recorder] = Recorder,
     optimizer: Callable[[Training, list[nn.Parameter], Collection[int]], Any] = optimizer_of,
+    recording: Callable[..., StepRecording] | None = None,
 ) -> MemoryTrace:
     """Run `runnable`, a model on meta, by `recipe` and record it; the model is as before on leaving.
 
     `shard` makes what runs of the model that is there, which is not as before then; `recorder` and `optimizer` make
-    what watches it and what trains it.
+    what watches it and what trains it. `recording` runs the loop, where that is another than torch's common one.
 
     Raises:
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
@@ -72,7 +74,7 @@ def record_step(
             "compile: xla is for models on TensorFlow and JAX: compiled torch models are not planned"
         )
     sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
-    run = _Recording(runnable, sizes, recipe, shard, recorder, optimizer)
+    run = (recording or StepRecording)(runnable, sizes, recipe, shard, recorder, optimizer)
     try:
         return run.memory_trace()
     except ModelBudgetError:
@@ -88,8 +90,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
-class _Recording:
-    """One recording."""
+class StepRecording:
+    """One recording; `doing` says what runs, for the error that ends it."""
 
     def __init__(
         self,
@@ -122,12 +124,13 @@ class _Recording:
             if self.shard is not None:
                 self.doing = "sharding"
                 self.model = self.shard(self.model)
+            stack.enter_context(channels_last_kept())
             if self.recipe.kernels != "cuda":
                 stack.enter_context(cpu_attention())
             seed_everything()
             if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
-            call = self._inputs()
+            call = self.inputs()
             recorder: Recorder = self.recorder(self.model)
             recorder.cpu = None if self.recipe.kernels == "cuda" else CPUS[self.recipe.kernels]
             for name, tensor in call.ports:
@@ -144,9 +147,9 @@ class _Recording:
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(self.recipe, Training):
-                alive = self._train(self.recipe, call, recorder, kernels)
+                alive = self.train(self.recipe, call, recorder, kernels)
             else:
-                alive = self._infer(self.recipe, call, recorder, kernels)
+                alive = self.infer(self.recipe, call, recorder, kernels)
             recorder.close()
             del alive
         memory_trace = replace(
@@ -159,10 +162,12 @@ class _Recording:
             else memory_trace
         )
 
-    def _inputs(self) -> ModelCall:
+    def inputs(self) -> ModelCall:
+        """What the model is called with."""
         return call_of(self.runnable, self.sizes, _HALF.get(self.recipe.precision))
 
-    def _train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
+    def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
+        """Run `STEPS` steps of the loop; gives back what is alive when the last one is over."""
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not params:
             raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
@@ -172,7 +177,7 @@ class _Recording:
         for _ in range(STEPS):
             recorder.begin_step()
             if recipe.zero_grad == "before":
-                _drop_gradients(params)
+                drop_gradients(params)
             for _ in range(recipe.gradient_accumulation):
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
                 kernels.keeps_casts, kernels.guessing = True, False
@@ -183,24 +188,29 @@ class _Recording:
                 if isinstance(loss_of, _CrossEntropy) and loss_of.targets is not None:
                     recorder.set_role(loss_of.targets, "input")
                 self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
-                _backward(loss)
+                start_backward(loss)
                 for parameter in params:
                     if parameter.grad is not None:
                         recorder.set_role(parameter.grad, "gradient")
             if optimizer is not None:
-                self.doing, recorder.phase = "step of the optimizer", "optimizer"
-                recorder.on_device = recorder.cpu is None
-                with torch.no_grad():
-                    optimizer.step()
-                recorder.on_device = False
+                self.update(optimizer.step, recorder)
                 for state in optimizer.state.values():
                     for tensor in tensors(state):
                         recorder.set_role(tensor, "optimizer")
             if recipe.zero_grad == "after":
-                _drop_gradients(params)
+                drop_gradients(params)
         return out, loss, optimizer
 
-    def _infer(self, recipe: Inference, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
+    def update(self, step: Callable[[], object], recorder: Recorder) -> None:
+        """Run the `step` of an optimizer."""
+        self.doing, recorder.phase = "step of the optimizer", "optimizer"
+        recorder.on_device = recorder.cpu is None
+        with torch.no_grad():
+            step()
+        recorder.on_device = False
+
+    def infer(self, recipe: Inference, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
+        """Run one pass without gradients; gives back what is alive when it is over."""
         with kernels.autocast(MIXED.get(recipe.precision)):
             if not recipe.kv_cache:
                 return self.model(*call.args, **call.kwargs)
@@ -209,7 +219,7 @@ class _Recording:
             for tensor in tensors_inside(cache):
                 recorder.set_role(tensor, "cache")
             self.doing, self.sizes = "forward pass of one more token", {**self.sizes, self._tokens(): 1}
-            next_call = self._inputs()
+            next_call = self.inputs()
             return self.model(*next_call.args, **next_call.kwargs, past_key_values=cache, use_cache=True)
 
     def _tokens(self) -> str:
@@ -234,12 +244,13 @@ def tensors_inside(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
             yield from tensors_inside(part, depth + 1)
 
 
-def _drop_gradients(params: list[nn.Parameter]) -> None:
+def drop_gradients(params: list[nn.Parameter]) -> None:
+    """Let go of the gradients of `params`."""
     for parameter in params:
         parameter.grad = None
 
 
-def _backward(loss: Any) -> None:
+def start_backward(loss: Any) -> None:
     """From a number, or from one gradient for each tensor of floats that the model returned."""
     trained = [wait_for(tensor) for tensor in tensors(loss) if tensor.requires_grad]
     if not trained:

@@ -1,0 +1,83 @@
+"""Steps of Keras models: what a recipe means for Keras, and the step on each of its backends that can be recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends import NotRecorded
+from pytest_modelbudget.backends.keras.ports import CallArguments
+from pytest_modelbudget.backends.keras.training.recipe import (
+    compiled_optimizer,
+    notes_of,
+    refuse_own_step,
+    refuse_unplanned,
+    uses_xla,
+)
+from pytest_modelbudget.inputs import Inputs, PlainValue
+from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.summary import Plan, TensorSpec
+
+
+def plans(
+    model: Any,
+    arguments: CallArguments,
+    *,
+    name: str,
+    sizes: Mapping[str, int],
+    recipes: Sequence[Recipe],
+    built_here: bool,
+    devices: Sequence[str],
+) -> tuple[Plan, ...]:
+    """The plans of a built model by its backend's own step; see `pytest_modelbudget.backends.Planner.plan`.
+
+    Raises:
+        ModelBudgetError: a recipe that has no meaning for Keras models, or a step that does not run.
+        NotRecorded: the backend's steps are not recorded.
+    """
+    backend = keras.backend.backend()
+    if backend not in ("torch", "tensorflow"):
+        raise NotRecorded
+    for recipe in recipes:
+        refuse_unplanned(recipe)
+        refuse_own_step(model, recipe)
+    planned = []
+    for recipe in recipes:
+        compiled = compiled_optimizer(model, recipe)
+        if backend == "torch":
+            from pytest_modelbudget.backends.keras.training import torch_step
+
+            [plan] = torch_step.plans(
+                model,
+                name=name,
+                inputs=_inputs(arguments),
+                sizes=sizes,
+                recipes=[recipe],
+                built_here=built_here,
+                devices=devices,
+                compiled=compiled,
+            )
+        else:
+            from pytest_modelbudget.backends.keras.training.tf_step import plan_step
+
+            xla = uses_xla(model, recipe)
+            plan = plan_step(model, arguments, name=name, sizes=sizes, recipe=recipe, compiled=compiled, xla=xla)
+        planned.append(replace(plan, notes=(*plan.notes, *notes_of(model, recipe))))
+    return tuple(planned)
+
+
+def _inputs(arguments: CallArguments) -> Inputs:
+    """The arguments of a call as they are declared for any framework."""
+    args, kwargs = arguments.build(lambda name, spec: spec)
+    return Inputs(tuple(map(_tree, args)), {name: _tree(value) for name, value in kwargs.items()})
+
+
+def _tree(value: Any) -> Any:
+    if isinstance(value, TensorSpec):
+        return value
+    if isinstance(value, dict):
+        return {key: _tree(item) for key, item in value.items()}
+    return type(value)(map(_tree, value)) if isinstance(value, (list, tuple)) else PlainValue(value)

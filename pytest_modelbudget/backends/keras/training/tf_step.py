@@ -1,0 +1,268 @@
+"""Keras' own step on TensorFlow, traced to a graph that is never run, and what its executor has alive at once.
+
+What is traced is the step of Keras' trainer on TensorFlow: forward pass, loss, gradients by GradientTape, and Keras'
+own optimizer, as it runs without XLA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from pytest_modelbudget.backends.keras import labels, private, walk, weights
+from pytest_modelbudget.backends.keras import private_tensorflow as tensorflow_names
+from pytest_modelbudget.backends.keras.build import global_state_restored
+from pytest_modelbudget.backends.keras.ports import CallArguments
+from pytest_modelbudget.backends.keras.training.recipe import (
+    MakeOptimizer,
+    Target,
+    loss_of,
+    optimizer_of,
+    targets_of,
+    trained_only,
+    training_arguments,
+    with_precision,
+)
+from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.tf_memory.liveness import graph_memory
+from pytest_modelbudget.backends.tf_memory.plans import plan_of_graph
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import InitialStorage, Recipe, Training
+from pytest_modelbudget.summary import Plan, Role
+from pytest_modelbudget.summary.plan import Phase
+
+
+def plan_step(
+    model: Any,
+    arguments: CallArguments,
+    *,
+    name: str,
+    sizes: Mapping[str, int],
+    recipe: Recipe,
+    compiled: MakeOptimizer | None,
+    xla: bool,
+) -> Plan:
+    """The plan of one step, or of one pass without gradients, of a built model.
+
+    Raises:
+        ModelBudgetError: the step does not run so.
+    """
+    with _without_memory(model), with_precision(model, recipe.precision):
+        step = _Step(model, arguments, sizes, recipe, compiled)
+        try:
+            graph = step.graph()
+        except ModelBudgetError:
+            raise
+        except Exception as error:  # whatever the model's code raises
+            first_line = next(iter(str(error).strip().splitlines()), "")
+            raise ModelBudgetError(
+                f"{name}: the {step.doing} could not be traced: {type(error).__name__}: {first_line}"
+            ) from error
+        memory = graph_memory(graph, step.held(), step.locator(graph))
+    return plan_of_graph(memory, recipe, xla=xla)
+
+
+@contextmanager
+def _without_memory(model: Any) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(global_state_restored())
+        stack.enter_context(tensorflow_names.variables_without_values(private.all_variables(model)))
+        stack.enter_context(tensorflow_names.losses_forgotten(model))
+        yield
+
+
+@dataclass(slots=True)
+class _Step:
+    """One step; `doing` says what is traced, `marks` how many operators the graph had when a part of it was over."""
+
+    model: Any
+    arguments: CallArguments
+    sizes: Mapping[str, int]
+    recipe: Recipe
+    compiled: MakeOptimizer | None
+    doing: str = "forward pass"
+    marks: list[tuple[Phase, int]] = field(default_factory=list)
+    optimizer: Any = None
+    targets: Any = None
+    inputs: list[Any] = field(default_factory=list)
+    scopes: _LayerScopes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scopes = _LayerScopes(self.model)
+
+    def graph(self) -> Any:
+        """The graph of the step."""
+        if not isinstance(self.recipe, Training):
+            return tensorflow_names.traced(self._infer, self._specs())
+        with trained_only(self.model, self.recipe.trainable):
+            if not self.model.trainable_weights:
+                raise ModelBudgetError("training: no weight is trained")
+            if self.recipe.loss == "cross_entropy" or self.recipe.loss == "auto":
+                self._find_targets(self.recipe)
+            self.optimizer = optimizer_of(self.recipe, self.compiled)
+            if self.optimizer is not None:
+                self.optimizer.build(self.model.trainable_weights)
+            return tensorflow_names.traced(self._train, [*self._specs(), *self._target_specs()])
+
+    def held(self) -> list[InitialStorage]:
+        """What is there all the time: weights, the optimizer's variables, inputs and targets."""
+        tf = tensorflow_names.tensorflow()
+        found: list[tuple[int, Role]] = []
+        for _, variable, owner in weights.all_variables(self.model):
+            found.append((_bytes(variable), "buffer" if weights.is_beside(variable, owner) else "param"))
+        if self.optimizer is not None:
+            found += [(_bytes(variable), "optimizer") for variable in self.optimizer.variables]
+        for spec in (*self._specs(), *self._target_specs()):
+            found.append((int(spec.shape.num_elements()) * tf.as_dtype(spec.dtype).size, "input"))
+        return [InitialStorage(number, size, role) for number, (size, role) in enumerate(found) if size]
+
+    def locator(self, graph: Any) -> Callable[[str], tuple[str, Phase]]:
+        """What tells of the name of an operator which layer made it, in which part of the step."""
+        phases: dict[str, Phase] = {}
+        marks = iter(self.marks)
+        phase, end = next(marks, ("forward", 0))
+        for index, op in enumerate(graph.get_operations()):
+            while index >= end and (following := next(marks, None)) is not None:
+                phase, end = following
+            phases[op.name] = phase
+        return lambda name: (self.scopes.path_of(name), _by_prefix(phases, name))
+
+    def _specs(self) -> list[Any]:
+        """The inputs, in the order in which the model is called with them."""
+        tf = tensorflow_names.tensorflow()
+        symbolic = keras.tree.flatten(self.arguments.symbolic(self.sizes))
+        tensors = [leaf for leaf in symbolic if isinstance(leaf, keras.KerasTensor)]
+        return [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
+
+    def _target_specs(self) -> list[Any]:
+        tf = tensorflow_names.tensorflow()
+        return [tf.TensorSpec(target.shape, target.dtype) for target in _flat_targets(self.targets)]
+
+    def _call(self, tensors: Sequence[Any], training: bool) -> Any:
+        remaining = iter(tensors)
+        args, kwargs = keras.tree.map_structure(
+            lambda leaf: next(remaining) if isinstance(leaf, keras.KerasTensor) else leaf,
+            self.arguments.symbolic(self.sizes),
+        )
+        self.inputs = list(args)
+        with self.scopes.recorded():
+            return self.model(*args, **kwargs, **training_arguments(self.model, training=training))
+
+    def _infer(self, *tensors: Any) -> Any:
+        outputs = self._call(tensors, training=False)
+        self._mark("forward")
+        return outputs
+
+    def _find_targets(self, recipe: Training) -> None:
+        """The targets that fit what the model returns, by a trace of its forward pass."""
+
+        def outputs_only(*tensors: Any) -> Any:
+            outputs = self._call(tensors, training=True)
+            self.targets = targets_of(self.model, recipe, outputs)
+            return outputs
+
+        tensorflow_names.traced(outputs_only, self._specs())
+
+    def _train(self, *tensors: Any) -> Any:
+        assert isinstance(self.recipe, Training)
+        tf = tensorflow_names.tensorflow()
+        count = len(self._specs())
+        loss_function, trained = loss_of(self.model, self.recipe), list(self.model.trainable_weights)
+        with tf.GradientTape() as tape:
+            self.doing = "forward pass of the training step"
+            outputs = self._call(tensors[:count], training=True)
+            self._mark("forward")
+            self.doing = "loss"
+            loss = loss_function(self.inputs, self._packed_targets(tensors[count:]), outputs)
+            scaled = loss if self.optimizer is None or isinstance(loss, list) else self.optimizer.scale_loss(loss)
+            self._mark("loss")
+        self.doing = "backward pass"
+        gradients = tape.gradient(scaled, [variable.value for variable in trained])
+        self._mark("backward")
+        self.doing = "step of the optimizer"
+        if self.optimizer is None:
+            return loss, [gradient for gradient in gradients if gradient is not None]
+        self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
+        self._mark("optimizer")
+        return loss
+
+    def _packed_targets(self, tensors: Sequence[Any]) -> Any:
+        if self.targets is None:
+            return None
+        remaining = iter(tensors)
+        return keras.tree.map_structure(
+            lambda target: next(remaining) if isinstance(target, Target) else target, self.targets
+        )
+
+    def _mark(self, phase: Phase) -> None:
+        graph = tensorflow_names.tensorflow().compat.v1.get_default_graph()
+        self.marks.append((phase, len(graph.get_operations())))
+
+
+class _LayerScopes:
+    """Which layer the scope of an operator belongs to: `model/dense_1/MatMul`, `gradient_tape/model/dense_1/MatMul`."""
+
+    def __init__(self, model: Any) -> None:
+        layers = list(walk.all_layers(model))
+        self._labels = {**{id(layer): str(layer.name) for layer in layers}, **labels.live_labels(model)}
+        self._model = model
+        self._inside: list[Any] = []
+        self._paths: dict[str, str] = {}
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Inside, the operators that calls of layers make are noted."""
+        original = keras.layers.Layer.__call__
+
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            graph = tensorflow_names.tensorflow().compat.v1.get_default_graph()
+            first = len(graph.get_operations())
+            self._inside.append(layer)
+            try:
+                return original(layer, *args, **kwargs)
+            finally:
+                for op in graph.get_operations()[first:]:
+                    self._paths.setdefault(op.name.rpartition("/")[0], self._path())
+                self._inside.pop()
+
+        with patched(keras.layers.Layer, "__call__", call):
+            yield
+
+    def _path(self) -> str:
+        """The row of the innermost layer: a layer of a model, or of a model in it."""
+        path: list[str] = []
+        for layer in self._inside:
+            if layer is not self._model:
+                path.append(self._labels.get(id(layer), str(layer.name)))
+                if not isinstance(layer, keras.Model):
+                    break
+        return "/".join(path)
+
+    def path_of(self, name: str) -> str:
+        """The path of the layer that made an operator, or of whose operator it is the gradient; empty for none."""
+        scope = name.removeprefix("gradient_tape/")
+        while scope and scope not in self._paths:
+            scope = scope.rpartition("/")[0]
+        return self._paths.get(scope, "")
+
+
+def _by_prefix(phases: Mapping[str, Phase], name: str) -> Phase:
+    """The part of the step of an operator, of one in a called function that of the call."""
+    while name not in phases and "/" in name:
+        name = name.rpartition("/")[0]
+    return phases.get(name, "")
+
+
+def _flat_targets(targets: Any) -> list[Target]:
+    return [target for target in keras.tree.flatten(targets) if isinstance(target, Target)]
+
+
+def _bytes(variable: Any) -> int:
+    size = int(tensorflow_names.tensorflow().as_dtype(keras.backend.standardize_dtype(variable.dtype)).size)
+    for axis in variable.shape:
+        size *= int(axis)
+    return size

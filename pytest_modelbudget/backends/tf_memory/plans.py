@@ -1,0 +1,49 @@
+"""From the memory of a graph to a plan, with all that is not known of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pytest_modelbudget.backends.tf_memory.liveness import GraphMemory
+from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.recipe import describe
+from pytest_modelbudget.planner.timeline import plan_of
+from pytest_modelbudget.summary import Kind, Plan
+
+EXECUTOR_NOTE = (
+    "compile: none: what TensorFlow's executor takes without XLA, kernels' workspaces not counted; with XLA "
+    "(jit_compile) the peak is another one"
+)
+XLA_NOTE = "not planned: with compile: xla the compiler decides what is alive at once; compile: none is planned"
+
+LEAST_SHARE = 0.01
+"""Share of the peak from which on it matters that there is no rule for a kernel."""
+
+
+def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
+    """The plan of a run whose graph is known; without a peak where that is not known, and then with the reason first.
+
+    What XLA takes is not known.
+    """
+    kind: Kind = "training" if isinstance(recipe, Training) else "inference"
+    plan = replace(plan_of(memory.trace, kind, describe(recipe)), notes=(EXECUTOR_NOTE,))
+    reason = XLA_NOTE if xla else _reason(memory, plan.peak_bytes or 0)
+    if not reason:
+        return plan
+    parts = tuple(part for part in plan.parts if part.role in ("param", "buffer", "optimizer", "input"))
+    held_bytes = sum(part.bytes for part in parts)
+    low = held_bytes if xla else plan.peak_bytes
+    notes = (reason,) if xla else (reason, *plan.notes)
+    return Plan(kind, describe(recipe), None, low_bytes=low, parts=parts, notes=notes)
+
+
+def _reason(memory: GraphMemory, peak: int) -> str:
+    """Why the peak is not known; empty where it is."""
+    if memory.open_sizes:
+        names = ", ".join(sorted(memory.open_sizes))
+        return f"the peak is at least {peak:,} bytes: how large the outputs of {names} are, only values would tell"
+    without = {name: size for name, size in memory.without_rule.items() if size >= LEAST_SHARE * peak or not size}
+    if without:
+        names = ", ".join(sorted(without))
+        return f"the peak is not known: what TensorFlow's kernels {names} do with memory has no rule here"
+    return ""
