@@ -409,6 +409,16 @@ def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert summary.flops.uncounted
 
 
+@pytest.mark.slow
+def test_inference_that_would_take_all_memory(tmp_path: Path) -> None:
+    """A list that doubles 32 times ends the inference and nothing else: its shape is not known, and a note says so."""
+    doubling = [node("Concat", [f"s{step}", f"s{step}"], [f"s{step + 1}"], axis=0) for step in range(32)]
+    nodes = [node("Shape", ["x"], ["s0"]), *doubling, node("ConstantOfShape", ["s32"], ["y"])]
+    model = read(save(tmp_path / "m.onnx", graph(nodes, {"x": ["B", 4]}, {"y": None})))
+    assert "y" not in model.values
+    assert shapes.NOT_INFERRED in model.notes
+
+
 def test_every_operator_of_the_standard_has_a_rule_or_is_free() -> None:
     """What is in no list is what nobody can count from shapes, or runs graphs."""
     schemas = onnx.defs.get_all_schemas_with_history()

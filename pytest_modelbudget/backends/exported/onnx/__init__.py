@@ -68,7 +68,7 @@ def _exported(model: Model, file_bytes: int) -> ExportedModel:
         outputs=tuple(
             Input(value.name, known.values[value.name]) for value in graph.outputs if value.name in known.values
         ),
-        notes=(*known.notes, *notes_on(model, graph, frozenset(tensors))),
+        notes=(*known.notes, *notes_on(model, graph, frozenset(tensors), known.values)),
     )
 
 

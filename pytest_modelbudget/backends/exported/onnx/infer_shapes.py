@@ -1,8 +1,8 @@
 """A script of its own, run beside the process that asks: `onnx.shape_inference` on models without weights.
 
 It reads models from its input, each after its length in 8 bytes, and prints for each one JSON object of
-`{name: [type, [dim, ..]]}`, null for what it cannot infer. Its arguments are the search path and
-the bytes of memory that it may take.
+`{name: [type, [dim, ..]]}`, or null and no more for one that it cannot infer. Its arguments are the search path and the
+bytes of memory that it may take.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-_CPU_SECONDS = 120
+_CPU_SECONDS = 60
 
 
 def main() -> None:
@@ -30,6 +30,8 @@ def main() -> None:
         except Exception:  # whatever the library raises of a model that it does not understand
             inferred = None
         print(json.dumps(inferred), flush=True)
+        if inferred is None:
+            return
 
 
 def _values(graph: Any) -> Iterator[tuple[str, list[Any]]]:

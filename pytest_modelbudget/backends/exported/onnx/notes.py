@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from pytest_modelbudget.backends.exported.onnx.model import Graph, Model
 from pytest_modelbudget.backends.exported.onnx.roles import signature_of
@@ -14,15 +14,15 @@ _CHANGES = {
 }
 
 
-def notes_on(model: Model, graph: Graph, names: frozenset[str]) -> tuple[str, ...]:
-    """All that is to be said; `names` are those of the tensors in the file."""
-    return (*_ports(graph), *_changes(model, names))
+def notes_on(model: Model, graph: Graph, names: frozenset[str], known: Container[str]) -> tuple[str, ...]:
+    """All that is to be said; `names` are those of the tensors in the file, `known` those of values with a shape."""
+    return (*_ports(graph, known), *_changes(model, names))
 
 
-def _ports(graph: Graph) -> Iterator[str]:
+def _ports(graph: Graph, known: Container[str]) -> Iterator[str]:
     for word, values in (("input", graph.inputs), ("output", graph.outputs)):
         for value in values:
-            if value.spec is None:
+            if value.name not in known:
                 yield f"the {word} {value.name} is no tensor, or of any rank: it is not listed"
 
 

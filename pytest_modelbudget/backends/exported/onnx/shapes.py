@@ -8,6 +8,7 @@ of memory and time, since it is native code that meets whatever a file says.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ _SIZES = (
 )  # fmt: skip
 """Of the symbols in each run: even and odd, and of all rests to small divisors, so that no rounding stays unseen."""
 
-_MEMORY = 2 << 30
+_MEMORY = 640 << 20
 _SECONDS = 60
 _LARGEST_GRAPH = 64 << 20
 _MOST_NAMES = 200_000
@@ -156,10 +157,12 @@ def _run(models: Sequence[bytes]) -> list[dict[str, ShapeDtype]] | None:
     if sum(map(len, models)) > _LARGEST_GRAPH:
         return None
     script = Path(__file__).with_name("infer_shapes.py")
+    # numpy, which onnx imports, would reserve memory for threads that nothing needs
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-I", str(script), json.dumps([path for path in sys.path if path]), str(_MEMORY)]
     data = b"".join(len(model).to_bytes(8, "little") + model for model in models)
     try:
-        ended = subprocess.run(command, input=data, capture_output=True, timeout=_SECONDS, check=True)
+        ended = subprocess.run(command, input=data, capture_output=True, env=environment, timeout=_SECONDS, check=True)
         answers = [json.loads(line) for line in ended.stdout.splitlines()]
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
