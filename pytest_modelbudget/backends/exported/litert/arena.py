@@ -53,9 +53,10 @@ def arena_bytes(graph: Graph, kernels: Kernels) -> int:
 
 def high_water_marks(graph: Graph, kernels: Kernels) -> tuple[int, int]:
     """The bytes of the arena of a run, and of the one of what is kept; see `arena_bytes`."""
+    if len(graph.tensors) > _MOST_TENSORS:
+        count = len(graph.tensors)
+        raise UnknownMemory(f"there are {count:,} tensors, more than the {_MOST_TENSORS:,} that are planned")
     spans = list(_Lifetimes(graph, kernels).spans())
-    if len(spans) > _MOST_TENSORS:
-        raise UnknownMemory(f"there are {len(spans):,} tensors, more than the {_MOST_TENSORS:,} that are planned")
     of_run, kept = ([span for span in spans if span.persistent == persistent] for persistent in (False, True))
     return _high_water_mark(of_run), _high_water_mark(kept)
 
@@ -82,9 +83,12 @@ class _Lifetimes:
     places: dict[int, Place] = field(default_factory=dict)
     known: list[bool] = field(default_factory=list)
     owners: dict[int, int] = field(default_factory=dict)
+    inputs: frozenset[int] = frozenset()
+    outputs: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         tensors = self.graph.tensors
+        self.inputs, self.outputs = frozenset(self.graph.inputs), frozenset(self.graph.outputs)
         self.known = [tensor.stored is not None for tensor in tensors]
         self.places = {index: "persistent" for index, tensor in enumerate(tensors) if tensor.variable}
 
@@ -133,7 +137,7 @@ class _Lifetimes:
 
     def _may_share(self, index: int, output: int, counts: dict[int, int], *, changes: bool) -> bool:
         graph = self.graph
-        if index < 0 or index in graph.inputs or output in graph.outputs or graph.tensors[index].stored:
+        if index < 0 or index in self.inputs or output in self.outputs or graph.tensors[index].stored:
             return False
         if graph.tensors[index].variable and not graph.tensors[output].variable:
             return False
