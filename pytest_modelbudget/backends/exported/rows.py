@@ -21,6 +21,9 @@ from pytest_modelbudget.summary import Layer, Weight
 UNUSED_TYPE = "Tensors"
 """The type of a row of tensors that nothing in the file works with: all of them, in a file of weights alone."""
 
+_NAMELESS = "operator"
+"""The type of one whose file gives it none."""
+
 ROOT = "(root)"
 """The row of tensors that no module holds."""
 
@@ -98,7 +101,7 @@ def _in_tree_order(groups: Mapping[str, _Group]) -> dict[str, _Group]:
     while pending:
         path = pending.pop()
         ordered[path] = groups[path]
-        pending += reversed(children[path])
+        pending += reversed(children[path] if path else [])  # a file may name a row so that it stands at the top itself
     return ordered
 
 
@@ -119,7 +122,7 @@ def _operator_path(operator: Operator) -> str:
 
 def _short_type(type_name: str) -> str:
     """`add` of `aten.add`."""
-    return type_name.rpartition(".")[2] or type_name
+    return type_name.rpartition(".")[2] or type_name or _NAMELESS
 
 
 @dataclass(slots=True)

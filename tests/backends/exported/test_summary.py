@@ -75,6 +75,12 @@ def test_a_module_without_modules_in_it_is_a_row_and_its_operators_are_not() -> 
     assert [row.output_text for row in summary.layers[:2]] == ["[B, 8, 30, 30]", "[B, 8, 28, 28]"]
 
 
+def test_an_operator_or_a_module_without_a_name_is_a_row() -> None:
+    """Files that somebody edited have such; none is lost, and none is below itself."""
+    nameless = (Operator("", ("x",), ("y",)), Operator("Relu", ("y",), ("z",), modules=(Module(""), Module("b", "B"))))
+    assert [layer.path for layer in counted(model(nameless)).layers][:3] == ["operator", "", "b"]
+
+
 def test_weights_stand_where_they_are_used_once_each_as_stored() -> None:
     summary = counted(model())
     assert {row.path: row.weights_text for row in summary.layers if row.weights} == {
