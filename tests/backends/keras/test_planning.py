@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import plan, summarize
+from tests.project import Project
 
 keras = pytest.importorskip("keras", minversion="3.0")
 ROOT = Path(__file__).parents[3]
@@ -156,6 +157,44 @@ def test_steps_on_torch_take_what_is_planned() -> None:
     assert run.returncode == 0, run.stderr
     for name, (planned, real) in json.loads(run.stdout.splitlines()[-1]).items():
         assert planned == pytest.approx(real, rel=0.01), name
+
+
+ZOO = """
+    import keras
+
+    def mlp():
+        layers = [keras.layers.Dense(32, activation="relu"), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((20,)), *layers])
+        model.compile("adam", "mse")
+        return model
+"""
+MANIFEST = """
+    models:
+      mlp:
+        build: zoo:mlp
+        training: {batch: 64, kernels: cpu}
+        budgets: {training_peak_bytes: 10 kB, fits: 10 kB, growth_in: {B: {training_peak_bytes: constant}}}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_on_torch_has_limits_levers_and_growth(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a model of torch: what broke, what would help, how the peak grows, and the curve on the page."""
+    pytest.importorskip("torch")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    project.write("zoo.py", ZOO)
+    project.manifest(MANIFEST)
+    result = project.alone("--model-budget", "--model-budget-report=html:page.html")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "training (batch 64,*): peak * in backward of dense;*",
+            "  gradient_accumulation: 2, batch: 32 would save *",
+            "  does not fit 10 kB *",
+            "training_peak_bytes in B: linear *",
+        ]
+    )
+    assert "peak_bytes" in (project.path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
