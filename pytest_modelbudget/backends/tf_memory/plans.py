@@ -12,7 +12,8 @@ from pytest_modelbudget.summary import Kind, Plan
 
 EXECUTOR_NOTE = (
     "compile: none: what TensorFlow's executor takes on a CPU without XLA and oneDNN, with one thread between "
-    "operators (inter_op_parallelism_threads); with two, steps took 14 % less to 15 % more; with XLA (jit_compile) it is other"
+    "operators (inter_op_parallelism_threads); steps with two took 14 % less to 15 % more; with XLA (jit_compile) "
+    "the peak is another one"
 )
 XLA_NOTE = "not planned: with compile: xla the compiler decides what is alive at once; compile: none is planned"
 
