@@ -44,7 +44,7 @@ def _order(nodes: Sequence[Node], shuffle: Callable[[list[Node]], None] | None) 
 
 def _schedule(ready: Iterable[Node], inline: deque[Node]) -> list[Node]:
     """What of `ready` is handed to the pool; the rest is put to what runs on the thread."""
-    expensive = []
+    expensive: list[Node] = []
     for node in ready:
         (inline if node.kind in CHEAP else expensive).append(node)
     if expensive and not inline:
