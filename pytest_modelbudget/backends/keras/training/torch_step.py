@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import keras
+import torch
 
 import pytest_modelbudget.backends.torch as torch_backend
 from pytest_modelbudget.backends.keras import private, weights
@@ -26,6 +28,7 @@ from pytest_modelbudget.backends.keras.training.recipe import (
     training_arguments,
     with_precision,
 )
+from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
@@ -85,6 +88,15 @@ class KerasStep(StepRecording):
     def __init__(self, compiled: MakeOptimizer | None, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.compiled = compiled
+
+    def inputs(self) -> ModelCall:
+        """What the model is called with, all of it on meta, where Keras would copy it to."""
+        call = super().inputs()
+        on_meta = {id(tensor): tensor.to("meta") for _, tensor in call.ports}
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: on_meta[id(tensor)], (call.args, call.kwargs))
+        return replace(
+            call, args=args, kwargs=kwargs, ports=[(name, on_meta[id(tensor)]) for name, tensor in call.ports]
+        )
 
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Two steps, as Keras' trainer makes them."""

@@ -63,7 +63,7 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
         super().__init__()
         self._lower, self._full = _functions_named(_TO_HALF), _functions_named(_TO_FLOAT32)
         self._typed = _functions_named(_READING_HALF)
-        self._rules: dict[Any, Callable[..., Any]] = {functional.linear: linear, **(_CUDA_RULES if cuda else {})}
+        self._rules: dict[Any, Callable[..., Any]] = {**_RULES, **(_CUDA_RULES if cuda else {})}
         self._cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.on_cast: Callable[[torch.Tensor], None] = lambda tensor: None
         self.keeps_casts = True
@@ -75,6 +75,8 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if self.guessing and func in _GUESSED_VALUES and args[0].is_meta:
             return _GUESSED_VALUES[func]  # what optimizers and losses do with a value changes no memory
+        if self.guessing and isinstance(factor := kwargs.get("alpha"), torch.Tensor) and factor.is_meta:
+            kwargs = {**kwargs, "alpha": 1.0}
         if func is functional.multi_head_attention_forward:
             return self._run_python_body(func, args, kwargs)
         if (dtype := _autocast()) is not None:
@@ -155,6 +157,29 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         return torch._C._nn.linear(input, weight, bias)
     out: torch.Tensor = torch.matmul(input, weight.t())
     return out.add_(bias)
+
+
+class _OneKernelGradient(torch.autograd.Function):
+    """A pointwise function whose gradient is one kernel on devices; on meta torch takes it apart."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[[torch.Tensor], torch.Tensor], input: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(input)
+        return function(input)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (input,) = ctx.saved_tensors
+        return None, torch.empty_like(input)
+
+
+def _with_one_gradient(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    def rule(input: torch.Tensor, inplace: bool = False) -> Any:
+        if inplace or type(input) is not torch.Tensor or not input.is_meta or not input.requires_grad:
+            return NotImplemented
+        return _OneKernelGradient.apply(function, input)
+
+    return rule
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -260,6 +285,11 @@ def _softmax_to_float32(kernel: Callable[..., torch.Tensor]) -> Callable[..., An
     return rule
 
 
+_RULES: Mapping[Any, Callable[..., Any]] = {
+    functional.linear: linear,
+    functional.silu: _with_one_gradient(torch.ops.aten.silu),
+    functional.mish: _with_one_gradient(torch.ops.aten.mish),
+}
 _CUDA_RULES: Mapping[Any, Callable[..., Any]] = {
     functional.dropout: _dropout,
     torch.dropout: _dropout_function,

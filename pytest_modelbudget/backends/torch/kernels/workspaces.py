@@ -1,5 +1,6 @@
 """What kernels take inside themselves while they run, as far as rules are known; the rest counts as nothing.
 
+What the CPU's kernels copy before they begin is in `operand_copies`.
 Attention on CUDA follows torch's own source. Convolutions on the CPU follow the allocations of oneDNN 3.13 in float32,
 measured with torch.profiler on x86 CPUs with AVX-512 and with AVX2, two threads: other CPUs reorder other things,
 more threads take more scratch. On AVX2 gradients of dilated and of strided pointwise ones have kernels of their own,
@@ -14,6 +15,8 @@ from math import prod
 from typing import Any
 
 import torch
+
+from pytest_modelbudget.backends.torch.kernels.operand_copies import copied_bytes
 
 THREADS = 2
 """Threads of the CPU for which scratch is counted; a fixed number, so that plans are the same everywhere."""
@@ -56,6 +59,8 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
     if op == "aten._scaled_dot_product_efficient_attention_backward":
         batch, heads, rows, _ = args[1].shape
         return _FLOAT * int(batch * heads * rows)
+    if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
+        return _cpu_attention_backward_workspace(args[0], args[1], args[2])
     if cpu and op == "aten.convolution":
         convolution = _Convolution.of(cpu, args[0], args[1], out, args[3], args[6], args[8])
         return _convolution_workspace(convolution) + _reordered_operands(convolution, args[0])
@@ -65,7 +70,18 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
         return _convolution_backward_workspace(convolution, *args[10][:2]) + _reordered_operands(
             convolution, gradient, input
         )
-    return 0
+    return copied_bytes(op, args, out) if cpu else 0
+
+
+def _cpu_attention_backward_workspace(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> int:
+    """The gradient by (sample, row, head), and for each thread a block of the scores and one of their gradients.
+
+    Blocks have up to 256 rows and 512 columns: cpu/FlashAttentionKernel.cpp, `cpu_flash_attention_backward`.
+    """
+    rows, columns = query.shape[2], key.shape[2]
+    block_rows = min(rows, 256 if rows >= 768 else 64 if rows >= 192 else 32)
+    copied = 0 if gradient.transpose(1, 2).is_contiguous() else gradient.numel() * gradient.element_size()
+    return int(copied + _FLOAT * (THREADS * 2 * block_rows * min(columns, 512) + block_rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +90,8 @@ class _Convolution:
 
     `scratch` is the buffer of the threads for a strided one of single points, `upstream` that for the gradient of a
     strided one's input, which a transposed one makes forward. `copies` are those of the weights that a depthwise one
-    sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering, and
-    `ordered_weight` what the weights take once more where they are not in that order themselves.
+    sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering.
+    `ordered_weight` are the weights once more, where they are not in the order of the data.
     """
 
     input: int
@@ -123,6 +139,8 @@ class _Convolution:
         reach = prod(int(size) + (k - 1) // s for size, k, s in zip(windowed.shape[2:], kernel, strides, strict=True))
         pointwise = prod(kernel) == 1
         sizes = blocked_dense, cpu.blocked_bytes(windowed)
+        channels_last = _is_channels_last(input) or _is_channels_last(weight)
+        is_ordered = pointwise or _is_channels_last(weight) if channels_last else weight.is_contiguous()
         return cls(
             input=_bytes(input),
             weight=_bytes(weight),
@@ -138,8 +156,8 @@ class _Convolution:
             depthwise=depthwise,
             pointwise=pointwise,
             transposed=transposed,
-            channels_last=_is_channels_last(input) or _is_channels_last(weight),
-            ordered_weight=0 if pointwise or _is_channels_last(weight) else _bytes(weight),
+            channels_last=channels_last,
+            ordered_weight=0 if is_ordered else _bytes(weight),
         )
 
 
@@ -151,7 +169,8 @@ def _convolution_workspace(convolution: _Convolution | None) -> int:
         return convolution.blocked_weight + (0 if convolution.depthwise else convolution.ordered_weight)
     scratch = convolution.upstream if convolution.transposed else convolution.scratch
     blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output + scratch
-    return max(blocked_bytes - convolution.output, convolution.blocked_output * (2 if convolution.transposed else 1))
+    copied_back = convolution.blocked_output * (2 if convolution.transposed else 1)
+    return convolution.ordered_weight + max(blocked_bytes - convolution.output, copied_back)
 
 
 def _convolution_backward_workspace(convolution: _Convolution | None, to_input: bool, to_weight: bool) -> int:
@@ -176,7 +195,7 @@ def _convolution_backward_workspace(convolution: _Convolution | None, to_input: 
         weight_peak = (
             convolution.blocked_weight + max(operand_bytes, convolution.weight) + (convolution.input if to_input else 0)
         )
-    return max(input_peak, weight_peak, results) - results
+    return convolution.ordered_weight + max(input_peak, weight_peak, results) - results
 
 
 def _backward_of_channels_last(convolution: _Convolution, to_input: bool, to_weight: bool) -> int:

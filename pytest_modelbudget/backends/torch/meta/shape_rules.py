@@ -211,26 +211,48 @@ def _convolution(
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
 ) -> InferredMetas:  # fmt: skip
     axes = data.dim() - 2
-    if transposed or axes < 1 or weight.dim() != data.dim():
+    if axes < 1 or weight.dim() != data.dim():
         return None
-    channels_last = any(axes == 2 and _only_channels_last(operand) for operand in (data, weight))
-    if not all(operand.is_contiguous() or (axes == 2 and _only_channels_last(operand)) for operand in (data, weight)):
+    channels_last = any(_only_channels_last(operand) for operand in (data, weight))
+    if not all(operand.is_contiguous() or _only_channels_last(operand) for operand in (data, weight)):
         return None
-    if data.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+    channels = weight.shape[:1] if transposed else (weight.shape[1] * groups,)
+    filters = weight.shape[1] * groups if transposed else weight.shape[0]
+    if data.shape[1:2] != tuple(channels) or weight.shape[0] % groups:
         return None
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and tuple(bias.shape) != (filters,):
         return None
-    sizes = _window_counts(data.shape[2:], weight.shape[2:], stride, padding, dilation)
+    windows = data.shape[2:], weight.shape[2:], stride, padding, dilation
+    sizes = _spread_sizes(*windows, output_padding) if transposed else _window_counts(*windows)
     if not sizes:
         return None
-    shape = data.shape[0], weight.shape[0], *sizes
+    shape = data.shape[0], filters, *sizes
+    if not channels_last:
+        return (_contiguous_meta(shape, data.dtype),)
     # The kernels of CPUs and GPUs keep channels last; torch's own answer on meta does not.
-    return (_dense_meta(shape, (1, 3, 2, 0), data.dtype) if channels_last else _contiguous_meta(shape, data.dtype),)
+    return (_dense_meta(shape, (1, *range(axes + 1, 1, -1), 0), data.dtype),)
 
 
 def _only_channels_last(tensor: torch.Tensor) -> bool:
     """Whether channels are last in memory, and not at the same time where they are in any other tensor."""
-    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    is_last = memory_format is not None and tensor.is_contiguous(memory_format=memory_format)
+    return is_last and not tensor.is_contiguous()
+
+
+def _spread_sizes(
+    sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], output_padding: Sequence[int],
+) -> list[int]:  # fmt: skip
+    """The sizes of what a transposed convolution makes; empty where an argument is not written for each axis."""
+    arguments = (kernel, stride, padding, dilation, output_padding)
+    if any(len(argument) != len(sizes) for argument in arguments):
+        return []
+    spread = [
+        (size - 1) * step - 2 * pad + gap * (length - 1) + 1 + more
+        for size, length, step, pad, gap, more in zip(sizes, *arguments, strict=True)
+    ]
+    return spread if min(spread) > 0 else []
 
 
 def _window_counts(

@@ -29,6 +29,7 @@ KNOWN = {
     "conv 1 x 1": (aten.convolution.default, (_t(2, 8, 5, 5), _t(6, 8, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
     "depthwise, one pixel": (aten.convolution.default, (_t(1, 8, 1, 1), _t(8, 1, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 8)),
     "conv 1d": (aten.convolution.default, (_t(2, 8, 9), _t(6, 8, 3), _t(6), [2], [1], [1], False, [0], 1)),
+    "transposed conv": (aten.convolution.default, (_t(2, 8, 5, 6), _t(8, 3, 3, 2), _t(6), [2, 3], [1, 0], [1, 2], True, [1, 0], 2)),
     "conv 3d": (aten.convolution.default, (_t(2, 3, 4, 9, 9), _t(6, 3, 3, 3, 3), None, [1], [0], [1], False, [0], 1)),
     "max pool": (aten.max_pool2d_with_indices.default, (_t(2, 3, 9, 9), [3, 3], [2, 2], [1, 1])),
     "max pool, step of its size": (aten.max_pool2d_with_indices.default, (_t(2, 3, 9, 8), [2])),
@@ -67,7 +68,6 @@ LEFT_TO_TORCH = {
     "two dtypes": (aten.add.Tensor, (_t(2, 3), _t(2, 3, dtype=HALF))),
     "integers": (aten.div.Tensor, (_t(2, 3, dtype=torch.int64), 2)),
     "a complex number": (aten.mul.Tensor, (_t(2, 3), 1j)),
-    "transposed conv": (aten.convolution.default, (_t(2, 8, 5, 5), _t(8, 4, 3, 3), None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)),
     "no running statistics": (aten.native_batch_norm.default, (_t(2, 3, 4), None, None, None, None, True, 0.1, 1e-5)),
     "nothing in it": (aten.mm.default, (_t(0, 4), _t(4, 5))),
 }  # fmt: skip
@@ -109,15 +109,27 @@ def test_errors_are_those_of_torch(func: Any, args: tuple[Any, ...]) -> None:
         MetaCache().run(func, [], args, {})
 
 
-@pytest.mark.parametrize("groups", [1, 8])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_convolutions_keep_channels_last(batch: int, groups: int) -> None:
-    """As the kernel of the CPU does."""
-    data = torch.empty(batch, 8, 7, 5).to(memory_format=torch.channels_last)
-    args = (data, torch.empty(16, 8 // groups, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], groups)
-    made = infer(aten.convolution.default, args, {})
-    assert made is not None
-    assert list(made) == _seen(aten.convolution.default(*args))
+@pytest.mark.parametrize(
+    ("data", "weight", "axes", "transposed", "groups"),
+    [
+        pytest.param((1, 8, 7, 5), (16, 8, 3, 3), 2, False, 1, id="one image"),
+        pytest.param((2, 8, 7, 5), (16, 1, 3, 3), 2, False, 8, id="depthwise"),
+        pytest.param((2, 8, 7, 5), (8, 4, 3, 3), 2, True, 1, id="transposed"),
+        pytest.param((2, 8, 4, 7, 5), (16, 8, 3, 3, 3), 3, False, 1, id="3d"),
+    ],
+)
+def test_convolutions_keep_channels_last(
+    data: tuple[int, ...], weight: tuple[int, ...], axes: int, transposed: bool, groups: int
+) -> None:
+    """As the kernel of the CPU does, whether it is the data or the weights that lie so."""
+    memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}[axes]
+    plain = torch.empty(data), torch.empty(weight)
+    last = [tensor.to(memory_format=memory_format) for tensor in plain]
+    for operands in ((last[0], plain[1]), (plain[0], last[1]) if groups == 1 else last):
+        args = (*operands, None, [1] * axes, [1] * axes, [1] * axes, transposed, [0] * axes, groups)
+        made = infer(aten.convolution.default, args, {})
+        assert made is not None
+        assert list(made) == _seen(aten.convolution.default(*args))
 
 
 def _t16(*shape: int) -> torch.Tensor:
