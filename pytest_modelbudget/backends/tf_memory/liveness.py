@@ -49,6 +49,8 @@ class GraphMemory:
     trace: MemoryTrace
     without_rule: dict[str, int] = field(default_factory=dict)
     open_sizes: dict[str, int] = field(default_factory=dict)
+    piled: frozenset[str] = frozenset()
+    """The kinds of loops that pile up lists, of which only the items are counted."""
     lowest: int = 0
 
 
@@ -63,7 +65,8 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
 def _run(nodes: Sequence[Node], outputs: Sequence[str], held: Sequence[InitialStorage], locate: Locate) -> GraphMemory:
     executor = _Executor(locate, 1 + max((item.storage for item in held), default=-1))
     executor.run(nodes, outputs)
-    return GraphMemory(MemoryTrace(tuple(held), tuple(executor.events)), executor.without_rule, executor.open_sizes)
+    trace = MemoryTrace(tuple(held), tuple(executor.events))
+    return GraphMemory(trace, executor.without_rule, executor.open_sizes, frozenset(executor.piled))
 
 
 class _Executor:
@@ -73,6 +76,7 @@ class _Executor:
         self.events: list[MemoryEvent] = []
         self.without_rule: dict[str, int] = {}
         self.open_sizes: dict[str, int] = {}
+        self.piled: set[str] = set()
         self._locate = locate
         self._next = first_number
         self._storages: dict[str, _Storage] = {}
@@ -165,6 +169,8 @@ class _Executor:
             self.without_rule[node.kind] = self.without_rule.get(node.kind, 0)
             self._make_outputs(node, made)
             return 0
+        if any(added != 0 for added in loop.pushed.values()):
+            self.piled.add(node.kind)
         for place, (name, tensor) in enumerate(zip(node.outputs, node.op.outputs, strict=True)):
             self._trips[name] = loop.trips
             operand = operands[place] if place < len(operands) else None
@@ -200,6 +206,7 @@ class _Executor:
         for mine, others in ((self.without_rule, inner.without_rule), (self.open_sizes, inner.open_sizes)):
             for kind, count in others.items():
                 mine[kind] = mine.get(kind, 0) + count
+        self.piled |= inner.piled
         return max(MemoryTrace((), tuple(inner.events)).alive(), default=0)
 
     def _size(self, node: Node, tensor: Any) -> int:

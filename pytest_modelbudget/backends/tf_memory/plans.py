@@ -33,7 +33,7 @@ def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
         return replace(plan, low_bytes=memory.lowest, high_bytes=plan.peak_bytes)
     parts = tuple(part for part in plan.parts if part.role in ("param", "buffer", "optimizer", "input"))
     held_bytes = sum(part.bytes for part in parts)
-    low = held_bytes if xla else plan.peak_bytes
+    low = held_bytes if xla else memory.lowest
     notes = (reason,) if xla else (reason, *plan.notes)
     return Plan(kind, describe(recipe), None, low_bytes=low, parts=parts, notes=notes)
 
@@ -42,7 +42,10 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     """Why the peak is not known; empty where it is."""
     if memory.open_sizes:
         names = ", ".join(sorted(memory.open_sizes))
-        return f"the peak is at least {peak:,} bytes: how large the outputs of {names} are, only values would tell"
+        return f"the peak is at least {memory.lowest:,} bytes: how large the outputs of {names} are, only values would tell"
+    if memory.piled:
+        names = ", ".join(sorted(memory.piled))
+        return f"the peak is at least {memory.lowest:,} bytes: lists that rounds of {names} pile up are counted in part"
     without = {name: size for name, size in memory.without_rule.items() if size >= LEAST_SHARE * peak or not size}
     if without:
         names = ", ".join(sorted(without))

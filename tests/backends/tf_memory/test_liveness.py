@@ -74,6 +74,8 @@ def test_a_loop_piles_up_what_its_gradient_needs() -> None:
     """Ten rounds keep ten tensors of 256 floats until the gradient has used them."""
     found = memory(loop, floats(256))
     assert 11 * ROW < found.trace.peak() < 15 * ROW
+    assert found.piled
+    assert not memory(lambda x: tf.sin(x), floats(256)).piled
 
 
 def test_what_is_not_known_is_named() -> None:
