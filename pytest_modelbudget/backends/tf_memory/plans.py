@@ -42,7 +42,7 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     """Why the peak is not known; empty where it is."""
     if memory.open_sizes:
         names = ", ".join(sorted(memory.open_sizes))
-        return f"the peak is at least {memory.lowest:,} bytes: how large the outputs of {names} are, only values would tell"
+        return f"the peak is at least {memory.lowest:,} bytes: only values would tell what {names} give back"
     if memory.piled:
         names = ", ".join(sorted(memory.piled))
         return f"the peak is at least {memory.lowest:,} bytes: lists that rounds of {names} pile up are counted in part"
