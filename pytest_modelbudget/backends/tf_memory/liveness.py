@@ -21,7 +21,7 @@ from pytest_modelbudget.backends.tf_memory.order import orders
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.summary.plan import Phase
 
-ORDERS = 4
+ORDERS = 2
 """How many orders are tried of what needs no input, which TensorFlow runs in another order in each process."""
 
 Locate = Callable[[str], tuple[str, Phase]]

@@ -4,9 +4,9 @@ What becomes ready when an operator is over is looked at in the order of its out
 of control. What is cheap runs next on the same thread, first come, first served. Of what is expensive the last stays on
 the thread, if nothing cheap waits there; the others are handed to the pool of threads, whose only thread takes first
 what itself has handed over last (`ExecutorState::ScheduleReady`, and `ThreadPoolTempl::Schedule` of Eigen, in the
-source of TensorFlow). Operators without inputs are handed over from outside, first come, first served; since all of
-them are the successors of one source, whose edges lie in a hash table of addresses, their order is another in each
-process.
+source of TensorFlow). Operators without inputs become ready together, as successors of one source: what is cheap of
+them, and the reading of variables that follows, runs before all else. The edges of the source lie in a hash table of
+addresses, so their order is another in each process.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ def _order(nodes: Sequence[Node], shuffle: Callable[[list[Node]], None] | None) 
     roots = [node for node in nodes if not graph.missing[node.name]]
     if shuffle is not None:
         shuffle(roots)
-    handed_over = deque(roots)
+    inline: deque[Node] = deque()
+    handed_over = deque(reversed(_schedule(roots, inline)))
     ordered: list[Node] = []
-    while handed_over:
-        inline = deque([handed_over.popleft()])
-        while inline:
-            node = inline.popleft()
-            ordered.append(node)
-            handed_over.extendleft(_schedule(graph.done(node), inline))
+    while inline or handed_over:
+        node = inline.popleft() if inline else handed_over.popleft()
+        ordered.append(node)
+        handed_over.extendleft(_schedule(graph.done(node), inline))
     return ordered
 
 
