@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import keras
-import torch
 
 import pytest_modelbudget.backends.torch as torch_backend
 from pytest_modelbudget.backends.keras import private, weights
@@ -28,7 +26,6 @@ from pytest_modelbudget.backends.keras.training.recipe import (
     training_arguments,
     with_precision,
 )
-from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
@@ -91,12 +88,7 @@ class KerasStep(StepRecording):
 
     def inputs(self) -> ModelCall:
         """What the model is called with, all of it on meta, where Keras would copy it to."""
-        call = super().inputs()
-        on_meta = {id(tensor): tensor.to("meta") for _, tensor in call.ports}
-        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: on_meta[id(tensor)], (call.args, call.kwargs))
-        return replace(
-            call, args=args, kwargs=kwargs, ports=[(name, on_meta[id(tensor)]) for name, tensor in call.ports]
-        )
+        return super().inputs().on_meta()
 
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Two steps, as Keras' trainer makes them."""

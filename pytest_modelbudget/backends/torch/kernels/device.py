@@ -159,7 +159,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     return out.add_(bias)
 
 
-class _OneKernelGradient(torch.autograd.Function):
+class _OneKernelGradient(torch.autograd.Function):  # type: ignore[misc]
     """A pointwise function whose gradient is one kernel on devices; on meta torch takes it apart."""
 
     @staticmethod

@@ -79,7 +79,7 @@ def copied_bytes(op: str, args: tuple[Any, ...], out: Any) -> int:
     if op in _PROMOTED:
         return _promoted_bytes(args)
     if op in _REDUCED and isinstance(out, torch.Tensor) and args[0].dtype is not out.dtype:
-        return int(args[0].numel()) * out.element_size()
+        return _elements(args[0]) * int(out.element_size())
     return 0
 
 
@@ -92,8 +92,9 @@ def _bytes_in_other_order(order: _Order, args: tuple[Any, ...], out: Any) -> int
 def suggested_format(tensor: torch.Tensor) -> torch.memory_format:
     """Channels last, where strides say so, or plain: torch's `suggest_memory_format`, which tells it of views too."""
     memory_format = _FORMATS.get(tensor.dim())
-    is_last = memory_format is not None and _strides_have_channels_last(tensor)
-    return memory_format if is_last else torch.contiguous_format  # type: ignore[return-value]
+    if memory_format is None or not _strides_have_channels_last(tensor):
+        return torch.contiguous_format
+    return memory_format
 
 
 def _strides_have_channels_last(tensor: torch.Tensor) -> bool:
@@ -105,7 +106,7 @@ def _strides_have_channels_last(tensor: torch.Tensor) -> bool:
         if size == 0 or stride < smallest or (axis == 0 and smallest == tensor.stride(1)):
             return False
         smallest = stride * max(size, 1)
-    return tensor.stride(1) != 0
+    return bool(tensor.stride(1))
 
 
 def _interpolation_bytes(data: torch.Tensor, out: torch.Tensor) -> int:
@@ -129,8 +130,12 @@ def _promoted_bytes(args: tuple[Any, ...]) -> int:
         return 0
     dtype = torch.result_type(*operands)
     tensors = [operand for operand in operands if isinstance(operand, torch.Tensor) and operand.dtype is not dtype]
-    return sum(int(tensor.numel()) * dtype.itemsize for tensor in tensors)
+    return sum(_elements(tensor) * int(dtype.itemsize) for tensor in tensors)
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return int(tensor.numel()) * tensor.element_size()
+    return _elements(tensor) * int(tensor.element_size())
+
+
+def _elements(tensor: torch.Tensor) -> int:
+    return int(tensor.numel())

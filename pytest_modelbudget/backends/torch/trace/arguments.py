@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 
-from pytest_modelbudget.backends.torch.compat import make_subclass, no_functions
+from pytest_modelbudget.backends.torch.compat import make_subclass, no_functions, tree_map_only
 from pytest_modelbudget.backends.torch.meta.readings import Readings
 from pytest_modelbudget.backends.torch.model.meta_copy import ReplaceTensorsInCopy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MAX_CONSTANT_ELEMENTS, META, MetaTensors
@@ -37,6 +37,14 @@ class ModelCall:
     ports: list[tuple[str, torch.Tensor]]
     drawn: list[torch.Tensor] = field(default_factory=list)
     readings: Readings = field(default_factory=Readings)
+
+    def on_meta(self) -> ModelCall:
+        """The same call with tensors that have no values."""
+        copies = {id(tensor): tensor.to(META) for _, tensor in self.ports}
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: copies[id(tensor)], (self.args, self.kwargs))
+        return replace(
+            self, args=args, kwargs=kwargs, ports=[(name, copies[id(tensor)]) for name, tensor in self.ports]
+        )
 
 
 @dataclass(frozen=True, slots=True)
