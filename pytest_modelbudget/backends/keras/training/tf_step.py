@@ -55,6 +55,8 @@ def plan_step(
         step = _Step(model, arguments, sizes, recipe, compiled)
         try:
             graph = step.graph()
+            step.doing = "graph of the step"
+            memory = graph_memory(graph, step.held(), step.locator(graph))
         except ModelBudgetError:
             raise
         except Exception as error:  # whatever the model's code raises
@@ -62,7 +64,6 @@ def plan_step(
             raise ModelBudgetError(
                 f"{name}: the {step.doing} could not be traced: {type(error).__name__}: {first_line}"
             ) from error
-        memory = graph_memory(graph, step.held(), step.locator(graph))
     return plan_of_graph(memory, recipe, xla=xla)
 
 
