@@ -5,7 +5,7 @@ what was there, with every allocation of 16 KB and more in a mapping of its own:
 that gets glibc's settings. It contains what kernels and the allocator take. On torch it is the sum of the allocator's own
 events over two steps (torch.profiler), since there gradients of the step before are in memory when a step begins. The
 bars: torch within 1 %; TensorFlow, for training, median within 4 %, worst within 10 %, never more than 6 % too low.
-Models can be named: `... mlp unet`.
+Models that rules were tried on and models that were kept back are summed up apart. Models can be named: `... mlp unet`.
 """
 
 from __future__ import annotations
@@ -26,83 +26,12 @@ os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="0", CUDA_VISI
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from keras import layers as L  # noqa: E402
 
 from pytest_modelbudget import plan  # noqa: E402
+from tests.benchmarks.keras_step_models import KEPT_BACK, MODELS, TUNED  # noqa: E402
 
 MALLOC = {"MMAP_THRESHOLD_": 16384, "MMAP_MAX_": 100_000_000, "TRIM_THRESHOLD_": 0, "TOP_PAD_": 0, "ARENA_MAX": 1}
 ON = keras.backend.backend()
-
-
-def mlp() -> Any:
-    hidden = [L.Dense(1024, activation="relu") for _ in range(4)]
-    return keras.Sequential([keras.Input((784,)), *hidden, L.Dense(10)])
-
-
-def cnn() -> Any:
-    x = y = keras.Input((64, 64, 3))
-    for filters in (64, 64, 128, 128):
-        y = L.ReLU()(L.BatchNormalization()(L.Conv2D(filters, 3, padding="same", use_bias=False)(y)))
-    return keras.Model(x, L.Dense(10)(L.GlobalAveragePooling2D()(y)))
-
-
-def application(name: str) -> Callable[[], Any]:
-    options = {"weights": None, "input_shape": (128, 128, 3), "classes": 10, "classifier_activation": None}
-    return lambda: getattr(keras.applications, name)(**options)
-
-
-def lstm() -> Any:
-    x = keras.Input((200,), dtype="int32")
-    y = L.LSTM(128, return_sequences=True)(L.Embedding(20_000, 128)(x))
-    return keras.Model(x, L.Dense(10)(L.LSTM(128)(y)))
-
-
-def transformer() -> Any:
-    x = keras.Input((256,), dtype="int32")
-    y = L.Embedding(10_000, 256)(x)
-    for _ in range(2):
-        y = L.LayerNormalization()(y + L.MultiHeadAttention(8, 32)(y, y, use_causal_mask=True))
-        y = L.LayerNormalization()(y + L.Dense(256)(L.Dense(1024, activation="gelu")(y)))
-    return keras.Model(x, L.Dense(10_000)(y))
-
-
-def unet() -> Any:
-    def convolved(y: Any, filters: int) -> Any:
-        inner = L.Conv2D(filters, 3, padding="same", activation="relu")(y)
-        return L.Conv2D(filters, 3, padding="same", activation="relu")(inner)
-
-    x = y = keras.Input((96, 96, 3))
-    skips = []
-    for filters in (16, 32, 64):
-        y = convolved(y, filters)
-        skips.append(y)
-        y = L.MaxPooling2D()(y)
-    y = convolved(y, 128)
-    for filters in (64, 32, 16):
-        up = L.Conv2DTranspose(filters, 2, strides=2, padding="same")(y)
-        y = convolved(L.Concatenate()([up, skips.pop()]), filters)
-    return keras.Model(x, L.Conv2D(4, 1)(y))
-
-
-def towers() -> Any:
-    user, words = keras.Input((), dtype="int32"), keras.Input((20,), dtype="int32")
-    left = L.Dense(64)(L.Dense(256, activation="relu")(L.Embedding(50_000, 64)(user)))
-    mean = L.GlobalAveragePooling1D()(L.Embedding(20_000, 64)(words))
-    right = L.Dense(64)(L.Dense(256, activation="relu")(mean))
-    return keras.Model([user, words], L.Dense(2)(L.Concatenate()([left, right, left * right])))
-
-
-MODELS: dict[str, tuple[Callable[[], Any], int, tuple[int, ...]]] = {
-    "mlp": (mlp, 4096, ()),
-    "cnn": (cnn, 16, ()),
-    "resnet50": (application("ResNet50"), 8, ()),
-    "mobilenetv2": (application("MobileNetV2"), 16, ()),
-    "lstm": (lstm, 32, ()),
-    "transformer": (transformer, 8, (256,)),
-    "unet": (unet, 16, (96, 96)),
-    "towers": (towers, 4096, ()),
-}
-"""Builder, batch, and the sizes of the targets after it."""
 
 
 def _bytes(variables: Any) -> int:
@@ -190,21 +119,24 @@ def _in_process(name: str) -> dict[str, int]:
 
 
 def main(names: list[str]) -> None:
+    for title, models in (("tuned", TUNED), ("kept back", KEPT_BACK)):
+        _compare(title, [name for name in names or models if name in models])
+
+
+def _compare(title: str, names: list[str]) -> None:
     errors: dict[str, list[float]] = {"train": [], "infer": []}
-    for name in names or MODELS:
+    for name in names:
         truth, peaks = _in_process(name), planned(name)
         for case, size in truth.items():
             peak = peaks[case]
             error = None if peak is None else 100 * (peak / size - 1)
             errors[case] += [] if error is None else [error]
             shown = "?" if peak is None or error is None else f"{peak / 2**20:9.1f} {error:+6.1f} %"
-            print(f"{ON:10} {name:12} {case:6} real {size / 2**20:9.1f} MiB planned {shown}", flush=True)
-    for case, found in errors.items():
-        if found:
-            worst, lowest = max(map(abs, found)), min(found)
-            print(
-                f"{case}: median {statistics.median(map(abs, found)):.1f} %, worst {worst:.1f} %, lowest {lowest:+.1f} %"
-            )
+            print(f"{ON:10} {name:14} {case:6} real {size / 2**20:9.1f} MiB planned {shown}", flush=True)
+    for case, differences in errors.items():
+        if differences:
+            median, worst = statistics.median(map(abs, differences)), max(map(abs, differences))
+            print(f"{title}, {case}: median {median:.1f} %, worst {worst:.1f} %, lowest {min(differences):+.1f} %")
 
 
 if __name__ == "__main__":

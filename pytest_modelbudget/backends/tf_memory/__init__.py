@@ -1,5 +1,6 @@
 """Memory of a TensorFlow graph as its executor runs it, read from the graph and never run.
 
-`kernels` says which kernels make new memory and which write over an input, `nodes` makes one list of operators of a
-graph and what it calls, `loops` says what a loop piles up, `liveness` makes the memory trace.
+`optimized` is the graph as TensorFlow's optimizer leaves it, `nodes` makes one list of its operators and of what it
+calls, `order` says in which order they run, `kernels` which of them make new memory and which write over an input,
+`loops` what a loop piles up; `liveness` makes the memory trace.
 """

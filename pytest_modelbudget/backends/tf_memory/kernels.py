@@ -10,9 +10,8 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-_VIEWS_NAMES = (
-    """Reshape Identity Squeeze ExpandDims StopGradient PreventGradient EnsureShape Snapshot IdentityN CheckNumerics"""
-)
+_VIEWS_NAMES = """Reshape Identity Squeeze ExpandDims StopGradient PreventGradient EnsureShape Snapshot IdentityN
+CheckNumerics Assign AssignAdd DestroyTemporaryVariable _Retval"""
 VIEWS = frozenset(_VIEWS_NAMES.split())
 """Each output is the input of the same place."""
 
@@ -20,7 +19,7 @@ _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Digamma Elu Erf E
 Lgamma Log Log1p LogicalNot Ndtri Neg Reciprocal Relu Relu6 LeakyRelu Rint Round Rsqrt Selu Sigmoid Sign Sin Sinh
 Softplus Softsign Sqrt Square Tan Tanh Softmax LogSoftmax ZerosLike OnesLike ClipByValue BiasAdd BiasAddV1
 FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 ScatterNdNonAliasingAdd TensorScatterUpdate TensorScatterAdd
-TensorScatterSub Conj"""
+TensorScatterSub Conj _FusedBatchNormEx _UnaryOpsComposition"""
 _BINARY = """Add AddV2 Sub Mul MulNoNan Div RealDiv DivNoNan FloorDiv FloorMod Mod TruncateDiv TruncateMod Maximum
 Minimum Pow SquaredDifference Xdivy Xlogy Xlog1py Atan2 Igamma Igammac LogicalAnd LogicalOr BitwiseAnd BitwiseOr
 BitwiseXor LeftShift RightShift NextAfter Zeta Polygamma EluGrad InvGrad ReciprocalGrad ReluGrad Relu6Grad
@@ -70,7 +69,8 @@ StatefulUniform StatelessMultinomial StatelessRandomGetAlg StatelessRandomGetKey
 StatelessRandomGetKeyCounterAlg StatelessRandomNormal StatelessRandomNormalV2 StatelessRandomUniform
 StatelessRandomUniformInt StatelessRandomUniformIntV2 StatelessRandomUniformV2 StatelessTruncatedNormal
 StatelessTruncatedNormalV2 StridedSlice StridedSliceGrad Sum Svd Tile TopKV2 Transpose TruncatedNormal Unpack
-UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum Xdivy ApproximateEqual"""
+UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum Xdivy ApproximateEqual
+_FusedConv2D _FusedDepthwiseConv2dNative _FusedMatMul TemporaryVariable"""
 FRESH = frozenset(_FRESH_NAMES.split())
 """What makes each output anew; a part of an input along its first axis, which may share its memory, counts so too."""
 
@@ -78,7 +78,9 @@ FREE = frozenset(["Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs", "C
 """What is known before the graph runs, so that its inputs are not held for it."""
 
 
-CHEAP = VIEWS | FREE | frozenset(["Const", "Placeholder", "NoOp", "VarHandleOp", "VariableShape"])
+_CHEAP_NAMES = """BroadcastGradientArgs ConcatOffset Const ExpandDims Identity IdentityN NoOp Placeholder
+PreventGradient Rank ReadVariableOp Reshape Shape ShapeN Size Snapshot Squeeze StopGradient VarHandleOp _Retval"""
+CHEAP = frozenset(_CHEAP_NAMES.split())
 """What the executor runs at once where it is (`OpKernel::IsExpensive` is false)."""
 
 

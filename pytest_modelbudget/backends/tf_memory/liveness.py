@@ -1,6 +1,6 @@
 """Which memory is alive when, as TensorFlow's executor runs a graph: a memory trace.
 
-Operators run one after the other in the order in which they become ready. An output gets memory when its operator
+Operators run one after the other in the order of `order`. An output gets memory when its operator
 begins, and an input is let go of when the last operator that reads it is over. Weights, the optimizer's variables and
 what is handed over are there all the time. Not counted: what kernels take inside themselves, but for the rules of
 `kernels`, constants, and what the executor keeps.
@@ -9,15 +9,20 @@ what is handed over are there all the time. Not counted: what kernels take insid
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function
 from pytest_modelbudget.backends.tf_memory import kernels
 from pytest_modelbudget.backends.tf_memory.loops import loop_of
 from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, LOOPS, Node, bytes_of, nodes_of, tensors_by_name
+from pytest_modelbudget.backends.tf_memory.optimized import optimized
+from pytest_modelbudget.backends.tf_memory.order import orders
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.summary.plan import Phase
+
+ORDERS = 2
+"""How many orders are tried of what needs no input, which TensorFlow runs in another order in each process."""
 
 Locate = Callable[[str], tuple[str, Phase]]
 """From the name of an operator to the path of its layer and the part of the step."""
@@ -36,20 +41,32 @@ class _Storage:
 
 @dataclass(slots=True)
 class GraphMemory:
-    """The memory trace of a graph, and what was not known of it: kernels without a rule, tensors of open size."""
+    """The memory trace of a graph, and what was not known of it: kernels without a rule, tensors of open size.
+
+    The trace is that of the order with the highest peak; `lowest` is the peak of the order with the lowest.
+    """
 
     trace: MemoryTrace
     without_rule: dict[str, int] = field(default_factory=dict)
     open_sizes: dict[str, int] = field(default_factory=dict)
+    piled: frozenset[str] = frozenset()
+    """The kinds of loops that pile up lists, of which only the items are counted."""
+    lowest: int = 0
 
 
 def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> GraphMemory:
     """What `graph`, a function's graph, takes beside `held`, which is there all the time."""
-    body = FunctionGraph(graph, graph.inputs, graph.outputs, getattr(graph, "control_outputs", None) or ())
+    listed = nodes_of(optimized(graph))
+    runs = [_run(ordered, listed.outputs, held, locate) for ordered in orders(listed.nodes, ORDERS)]
+    peaks = [run.trace.peak() for run in runs]
+    return replace(runs[peaks.index(max(peaks))], lowest=min(peaks))
+
+
+def _run(nodes: Sequence[Node], outputs: Sequence[str], held: Sequence[InitialStorage], locate: Locate) -> GraphMemory:
     executor = _Executor(locate, 1 + max((item.storage for item in held), default=-1))
-    executor.run(body, [tensor.name for tensor in body.inputs])
+    executor.run(nodes, outputs)
     trace = MemoryTrace(tuple(held), tuple(executor.events))
-    return GraphMemory(trace, executor.without_rule, executor.open_sizes)
+    return GraphMemory(trace, executor.without_rule, executor.open_sizes, frozenset(executor.piled))
 
 
 class _Executor:
@@ -59,6 +76,7 @@ class _Executor:
         self.events: list[MemoryEvent] = []
         self.without_rule: dict[str, int] = {}
         self.open_sizes: dict[str, int] = {}
+        self.piled: set[str] = set()
         self._locate = locate
         self._next = first_number
         self._storages: dict[str, _Storage] = {}
@@ -66,18 +84,15 @@ class _Executor:
         self._freed: list[int] = []
         self._trips: dict[str, int | None] = {}
 
-    def run(self, body: FunctionGraph, inputs: Sequence[str]) -> None:
-        """Run `body` on tensors that take nothing here; what it gives back stays."""
-        listed = nodes_of(body, inputs)
-        tensors = tensors_by_name(listed.nodes)
-        for node in listed.nodes:
+    def run(self, nodes: Sequence[Node], outputs: Sequence[str]) -> None:
+        """Run `nodes`, whose inputs take nothing here; the tensors `outputs` stay."""
+        tensors = tensors_by_name(nodes)
+        for node in nodes:
             for name in _read_by(node, tensors):
                 self._reads[name] = self._reads.get(name, 0) + 1
-        for name in listed.outputs:
+        for name in outputs:
             self._reads[name] = self._reads.get(name, 0) + 1
-        for name in inputs:
-            self._storages[name] = _Storage(-1, 0, fixed=True)
-        for node in listed.nodes:
+        for node in nodes:
             self._run_node(node, _read_by(node, tensors))
         if self._freed:
             self.events.append(MemoryEvent("", "", "", (), self._take_freed()))
@@ -154,6 +169,8 @@ class _Executor:
             self.without_rule[node.kind] = self.without_rule.get(node.kind, 0)
             self._make_outputs(node, made)
             return 0
+        if any(added != 0 for added in loop.pushed.values()):
+            self.piled.add(node.kind)
         for place, (name, tensor) in enumerate(zip(node.outputs, node.op.outputs, strict=True)):
             self._trips[name] = loop.trips
             operand = operands[place] if place < len(operands) else None
@@ -184,10 +201,12 @@ class _Executor:
     def _peak_of(self, body: FunctionGraph) -> int:
         """The most that a called graph has alive at once beside what it is given."""
         inner = _Executor(self._locate, 0)
-        inner.run(body, [tensor.name for tensor in body.inputs])
+        listed = nodes_of(body)
+        inner.run(next(orders(listed.nodes, 1)), listed.outputs)
         for mine, others in ((self.without_rule, inner.without_rule), (self.open_sizes, inner.open_sizes)):
             for kind, count in others.items():
                 mine[kind] = mine.get(kind, 0) + count
+        self.piled |= inner.piled
         return max(MemoryTrace((), tuple(inner.events)).alive(), default=0)
 
     def _size(self, node: Node, tensor: Any) -> int:

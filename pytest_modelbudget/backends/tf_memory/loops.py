@@ -51,12 +51,26 @@ def loop_of(node: Node, trips_before: Sequence[int | None] = ()) -> Loop | None:
     unchanged = frozenset(
         place for place, tensor in enumerate(body.outputs) if places.get(_source(tensor).name, -1) == place
     )
-    pushed = {
-        place: _pushed_bytes(tensor, places, unchanged)
+    return Loop(body, trips, unchanged, _pushed(body, unchanged))
+
+
+def _pushed(body: FunctionGraph, unchanged: frozenset[int]) -> dict[int, int | None]:
+    """New bytes that one round puts into each list, by the place of the list; None where a size is open.
+
+    What no round changes, or what the round before has put into another list, is in memory anyway.
+    """
+    items = {
+        place: _items(tensor)
         for place, tensor in enumerate(body.outputs)
         if _is_list(tensor) and place not in unchanged
     }
-    return Loop(body, trips, unchanged, pushed)
+    elsewhere = {item.name for pushed in items.values() for item in pushed}
+    there = {
+        tensor.name
+        for place, tensor in enumerate(body.inputs)
+        if place in unchanged or _source(body.outputs[place]).name in elsewhere
+    }
+    return {place: _new_bytes(pushed, there) for place, pushed in items.items()}
 
 
 def _is_list(tensor: Any) -> bool:
@@ -70,16 +84,17 @@ def _source(tensor: Any) -> Any:
     return tensor
 
 
-def _pushed_bytes(tensor: Any, places: dict[str, int], unchanged: frozenset[int]) -> int | None:
-    """Bytes of the items that one round puts into a list; an item that no round changes is in memory once."""
-    total = 0
+def _items(tensor: Any) -> list[Any]:
+    """What one round puts into a list."""
+    items = []
     current = _source(tensor)
     while current.op.type in _GROWING:
-        item = _source(current.op.inputs[_GROWING[current.op.type]])
-        if item.op.type not in _THERE_ALREADY and places.get(item.name, -1) not in unchanged:
-            size = bytes_of(item)
-            if size is None:
-                return None
-            total += size
+        items.append(_source(current.op.inputs[_GROWING[current.op.type]]))
         current = _source(current.op.inputs[0])
-    return total
+    return items
+
+
+def _new_bytes(items: Sequence[Any], there: set[str]) -> int | None:
+    """Bytes of items that are not `there`; None where a size is open."""
+    sizes = [bytes_of(item) for item in items if item.op.type not in _THERE_ALREADY and item.name not in there]
+    return None if None in sizes else sum(size for size in sizes if size is not None)

@@ -1,24 +1,13 @@
-"""The operators of a graph and of the functions it calls as one list, in the order in which the executor runs them."""
+"""The operators of a graph and of the functions it calls as one list."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function, needed_operators
-from pytest_modelbudget.backends.tf_memory.kernels import CHEAP
-
-_TAPE = "gradient_tape/"
-"""The scope of what GradientTape makes."""
-
-_OF_WEIGHTS = frozenset(["MatMul", "BatchMatMulV2", "BatchMatMulV3", "Conv2DBackpropFilter", "BiasAddGrad"])
-_PRODUCTS_NAMES = """MatMul BatchMatMulV2 BatchMatMulV3 Einsum Conv2D Conv2DBackpropInput DepthwiseConv2dNative
-DepthwiseConv2dNativeBackpropInput ReluGrad MaxPoolGrad"""
-_PRODUCTS = frozenset(_PRODUCTS_NAMES.split())
-"""What shows that activations still have gradients to come."""
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
 LOOPS = frozenset(["While", "StatelessWhile"])
@@ -44,17 +33,17 @@ class Node:
 
 @dataclass(slots=True)
 class NodeList:
-    """All that runs, each after what it needs; `outputs` are what is given back."""
+    """All that runs, in the order of the graph; `outputs` are what is given back."""
 
     nodes: list[Node]
     outputs: list[str]
 
 
-def nodes_of(body: FunctionGraph, inputs: Sequence[str]) -> NodeList:
-    """The operators of `body`, whose own inputs are the tensors `inputs`, calls opened."""
+def nodes_of(body: FunctionGraph) -> NodeList:
+    """The operators of `body`, its inputs among them, calls opened."""
     reader = _Reader()
-    outputs = reader.read(body, dict(zip((tensor.name for tensor in body.inputs), inputs, strict=False)), "", [])
-    return NodeList(_in_order_of_execution(reader.nodes), outputs)
+    outputs = reader.read(body, {}, "", [])
+    return NodeList(reader.nodes, outputs)
 
 
 def bytes_of(tensor: Any) -> int | None:
@@ -103,96 +92,6 @@ class _Reader:
 
 def _is_function(graph: Any, op: Any) -> bool:
     return graph._get_function(op.type) is not None
-
-
-def _in_order_of_execution(nodes: list[Node]) -> list[Node]:
-    """The order of an executor with one thread between operators, with gradients of weights as late as they come.
-
-    A node is ready when the last of what it needs has run. What is cheap runs next, first come, first served; of the
-    others that become ready together the last runs after it, and the ones before it wait on a stack
-    (`ExecutorState::ScheduleReady`, and `ThreadPool::Schedule` from within the pool, in TensorFlow's source). Which is
-    the last depends on how the optimizer of graphs has shuffled them. Profiles of real steps show that most gradients
-    of weights wait until the gradients of activations are through, so all of them do here.
-    """
-    graph = _Dependencies(nodes)
-    last_ones = _weight_gradients(nodes, graph)
-    waiting = deque(node for node in nodes if not graph.missing[node.name])
-    late: list[Node] = []
-    ordered: list[Node] = []
-    while waiting or late:
-        inline = deque([waiting.popleft() if waiting else late.pop()])
-        while inline:
-            node = inline.popleft()
-            ordered.append(node)
-            dispatched = [ready for ready in graph.done(node) if not _runs_inline(ready, inline)]
-            late += [ready for ready in dispatched if ready.name in last_ones]
-            dispatched = [ready for ready in dispatched if ready.name not in last_ones]
-            if dispatched and not inline:
-                inline.append(dispatched.pop())
-            waiting.extendleft(dispatched)
-    return ordered
-
-
-def _runs_inline(node: Node, inline: deque[Node]) -> bool:
-    """Whether a node is cheap; it is queued then."""
-    if node.kind in CHEAP:
-        inline.append(node)
-        return True
-    return False
-
-
-def _weight_gradients(nodes: Sequence[Node], graph: _Dependencies) -> frozenset[str]:
-    """Products of the backward pass after which no other product follows."""
-    followed: dict[str, bool] = {}
-    for node in reversed(graph.sorted()):
-        followed[node.name] = any(followed[name] or graph.kind_of(name) in _PRODUCTS for name in graph.followers(node))
-    return frozenset(
-        node.name for node in nodes if node.kind in _OF_WEIGHTS and _TAPE in node.name and not followed[node.name]
-    )
-
-
-class _Dependencies:
-    """What each node waits for: `missing` counts what has not run yet."""
-
-    def __init__(self, nodes: Sequence[Node]) -> None:
-        maker = {tensor: node.name for node in nodes for tensor in node.outputs}
-        self._by_name = {node.name: node for node in nodes}
-        self._followers: dict[str, list[str]] = {node.name: [] for node in nodes}
-        self.missing: dict[str, int] = {}
-        for node in nodes:
-            needed = [maker[tensor] for tensor in node.inputs if tensor in maker]
-            needed += [name for name in node.after if name in self._by_name]
-            self.missing[node.name] = len(needed)
-            for name in needed:
-                self._followers[name].append(node.name)
-
-    def followers(self, node: Node) -> list[str]:
-        """The names of what needs `node`, once for each need."""
-        return self._followers[node.name]
-
-    def kind_of(self, name: str) -> str:
-        """What the node of this name does."""
-        return self._by_name[name].kind
-
-    def sorted(self) -> list[Node]:
-        """All nodes, each after what it needs."""
-        missing = dict(self.missing)
-        ordered = [node for node in self._by_name.values() if not missing[node.name]]
-        for node in ordered:  # which grows meanwhile
-            for name in self._followers[node.name]:
-                missing[name] -= 1
-                if not missing[name]:
-                    ordered.append(self._by_name[name])
-        return ordered
-
-    def done(self, node: Node) -> list[Node]:
-        """The nodes that become ready when `node` has run."""
-        ready = []
-        for name in self._followers[node.name]:
-            self.missing[name] -= 1
-            if not self.missing[name]:
-                ready.append(self._by_name[name])
-        return ready
 
 
 def tensors_by_name(nodes: Sequence[Node]) -> Mapping[str, Any]:

@@ -55,6 +55,8 @@ def plan_step(
         step = _Step(model, arguments, sizes, recipe, compiled)
         try:
             graph = step.graph()
+            step.doing = "graph of the step"
+            memory = graph_memory(graph, step.held(), step.locator(graph))
         except ModelBudgetError:
             raise
         except Exception as error:  # whatever the model's code raises
@@ -62,7 +64,6 @@ def plan_step(
             raise ModelBudgetError(
                 f"{name}: the {step.doing} could not be traced: {type(error).__name__}: {first_line}"
             ) from error
-        memory = graph_memory(graph, step.held(), step.locator(graph))
     return plan_of_graph(memory, recipe, xla=xla)
 
 
@@ -172,12 +173,15 @@ class _Step:
         tf = tensorflow_names.tensorflow()
         count = len(self._specs())
         loss_function, trained = loss_of(self.model, self.recipe), list(self.model.trainable_weights)
+        tracker = keras.metrics.Mean(name="loss")
         with tf.GradientTape() as tape:
             self.doing = "forward pass of the training step"
             outputs = self._call(tensors[:count], training=True)
             self._mark("forward")
             self.doing = "loss"
             loss = loss_function(self.inputs, self._packed_targets(tensors[count:]), outputs)
+            if not isinstance(loss, list):
+                tracker.update_state(loss, sample_weight=tf.shape(tensors[0])[0])
             scaled = loss if self.optimizer is None or isinstance(loss, list) else self.optimizer.scale_loss(loss)
             self._mark("loss")
         self.doing = "backward pass"
@@ -188,7 +192,7 @@ class _Step:
             return loss, [gradient for gradient in gradients if gradient is not None]
         self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
         self._mark("optimizer")
-        return loss
+        return loss if isinstance(loss, list) else tracker.result()
 
     def _packed_targets(self, tensors: Sequence[Any]) -> Any:
         if self.targets is None:

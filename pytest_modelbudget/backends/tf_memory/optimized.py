@@ -1,0 +1,165 @@
+"""A graph as TensorFlow's own optimizer of graphs (grappler) leaves it, which is what the executor runs.
+
+It folds constants, fuses operators, splits sums, and leaves the operators in another order, on which the order of
+execution depends. Nothing of the graph runs but constants that are folded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+from importlib import import_module
+from typing import Any
+
+from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph
+
+_DEVICE = "/job:localhost/replica:0/task:0/device:CPU:0"
+_CPU_MEMORY = 256 << 20
+"""What TensorFlow's own description of a CPU says of its memory, in bytes."""
+
+_LOWERED = "_lower_using_switch_merge"
+"""What marks a loop or branch that TensorFlow opens first; here each stays one operator."""
+
+
+def optimized(graph: Any) -> FunctionGraph:
+    """What TensorFlow makes of the traced function `graph` before its first step on a CPU.
+
+    Its operators have the names that they were traced with, as far as they are still there.
+    """
+    tf = sys.modules["tensorflow"]  # a graph cannot exist before its framework is imported
+    control = [op.name for op in getattr(graph, "control_outputs", None) or ()]
+    meta = tf.compat.v1.MetaGraphDef()
+    meta.graph_def.CopyFrom(graph.as_graph_def())
+    _mark_inputs(meta.graph_def, graph.inputs)
+    returned = _add_outputs(meta.graph_def, graph.outputs)
+    _sort(meta.graph_def, [tensor.op.name for tensor in graph.inputs])
+    for node in meta.graph_def.node:
+        node.device = _DEVICE
+        if _LOWERED in node.attr:
+            node.attr[_LOWERED].b = False
+    meta.collection_def["train_op"].node_list.value.extend(dict.fromkeys([*returned, *control]))
+    return _imported(_optimize(meta), graph, returned, control)
+
+
+def _optimize(meta: Any) -> Any:
+    """What grappler makes of a graph for one CPU that is only described, so that no device is asked for."""
+    config = import_module("tensorflow.core.protobuf.config_pb2").ConfigProto()
+    properties = import_module("tensorflow.core.protobuf.device_properties_pb2")
+    cpu = properties.DeviceProperties(type="CPU", num_cores=2, memory_size=_CPU_MEMORY)
+    named = properties.NamedDevice(name=_DEVICE, properties=cpu)
+    cluster = import_module("tensorflow.python.grappler.cluster").Cluster(devices=[named])
+    try:
+        optimize = import_module("tensorflow.python.grappler.tf_optimizer").OptimizeGraph
+        return optimize(config, meta, verbose=False, cluster=cluster)
+    finally:
+        cluster.Shutdown()
+
+
+def _mark_inputs(definition: Any, inputs: Sequence[Any]) -> None:
+    """Inputs become arguments, whose sizes the optimizer reads."""
+    handles = import_module("tensorflow.python.ops.handle_data_util")
+    nodes = {node.name: node for node in definition.node}
+    for index, tensor in enumerate(inputs):
+        node = nodes[tensor.op.name]
+        node.op = "_Arg"
+        node.attr.clear()
+        node.attr["T"].type = tensor.dtype.as_datatype_enum
+        node.attr["index"].i = index
+        node.attr["_output_shapes"].list.shape.add().CopyFrom(tensor.shape.as_proto())
+        handle_data = handles.get_resource_handle_data(tensor) if tensor.dtype.name == "resource" else None
+        for item in handle_data.shape_and_type if handle_data is not None and handle_data.is_set else ():
+            node.attr["_handle_dtypes"].list.type.append(item.dtype)
+            node.attr["_handle_shapes"].list.shape.add().CopyFrom(item.shape)
+
+
+def _add_outputs(definition: Any, outputs: Sequence[Any]) -> list[str]:
+    """Append what gives the outputs back, as the graph of a function has it; its names."""
+    names = []
+    for index, tensor in enumerate(outputs):
+        node = definition.node.add(name=f"returned_{index}", op="_Retval", input=[tensor.name.removesuffix(":0")])
+        node.attr["T"].type = tensor.dtype.as_datatype_enum
+        node.attr["index"].i = index
+        names.append(node.name)
+    return names
+
+
+def _sort(definition: Any, inputs: Sequence[str]) -> None:
+    """Inputs first, then each operator after what it needs, else in the order in which they were made.
+
+    So TensorFlow reads a function (`GraphConstructor::Convert` in its source); what the optimizer does depends on it.
+    """
+    first = {name: place for place, name in enumerate(inputs)}
+    nodes = sorted(definition.node, key=lambda node: first.get(node.name, len(first)))
+    places = {node.name: place for place, node in enumerate(nodes)}
+    followers: list[list[int]] = [[] for _ in nodes]
+    missing = [len(node.input) for node in nodes]
+    for place, node in enumerate(nodes):
+        for name in node.input:
+            followers[places[name.lstrip("^").partition(":")[0]]].append(place)
+    ready = [place for place, count in enumerate(missing) if not count]
+    heapify(ready)
+    ordered = []
+    while ready:
+        place = heappop(ready)
+        ordered.append(nodes[place])
+        for follower in followers[place]:
+            missing[follower] -= 1
+            if not missing[follower]:
+                heappush(ready, follower)
+    copies = [type(node).FromString(node.SerializeToString()) for node in ordered]
+    del definition.node[:]
+    definition.node.extend(copies)
+
+
+def _imported(definition: Any, graph: Any, returned: Sequence[str], control: Sequence[str]) -> FunctionGraph:
+    """The graph of `definition`, whose functions are those of `graph`, as they were traced, where it has them."""
+    tf = sys.modules["tensorflow"]
+    handles = import_module("tensorflow.python.ops.handle_data_util")
+    _clear_marks(definition, {tensor.op.name for tensor in graph.inputs})
+    present = {node.name for node in definition.node}
+    _keep_functions(definition.library, [item for item in definition.library.function if not _has(graph, item)])
+    with graph.as_default():  # where functions are looked up
+        made = import_module("tensorflow.python.framework.func_graph").FuncGraph("optimized")
+    inputs, stand_ins = [], {}
+    with made.as_default():
+        for tensor in graph.inputs:
+            stand_in = tf.compat.v1.placeholder(tensor.dtype, tensor.shape, name="input")
+            handles.copy_handle_data(tensor, stand_in)
+            inputs.append(stand_in)
+            if tensor.op.name in present:
+                stand_ins[tensor.name] = stand_in
+        ends = tf.graph_util.import_graph_def(definition, stand_ins, [*returned, *control], name="")
+    _restore_shapes(made, graph)
+    return FunctionGraph(made, inputs, [op.inputs[0] for op in ends[: len(returned)]], ends)
+
+
+def _clear_marks(definition: Any, inputs: set[str]) -> None:
+    for node in definition.node:
+        node.device = ""
+        if node.name in inputs:
+            dtype = node.attr["T"].type
+            node.op = "Placeholder"
+            node.attr.clear()
+            node.attr["dtype"].type = dtype
+
+
+def _has(graph: Any, function: Any) -> bool:
+    return graph._get_function(function.signature.name) is not None
+
+
+def _keep_functions(library: Any, functions: Sequence[Any]) -> None:
+    copies = [type(item).FromString(item.SerializeToString()) for item in functions]
+    del library.function[:]
+    library.function.extend(copies)
+
+
+def _restore_shapes(made: Any, traced: Any) -> None:
+    """Tensors whose size TensorFlow does not find again get the one that they were traced with."""
+    traced_ops = {op.name: op for op in traced.get_operations()}
+    for op in made.get_operations():
+        before = traced_ops.get(op.name)
+        if before is not None and before.type == op.type:
+            for tensor, tensor_before in zip(op.outputs, before.outputs, strict=False):
+                if not tensor.shape.is_fully_defined():
+                    tensor.set_shape(tensor_before.shape)

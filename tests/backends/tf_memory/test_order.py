@@ -1,0 +1,55 @@
+"""The order of operators on one thread, by hand from the rules of TensorFlow's executor."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_modelbudget.backends.tf_memory.nodes import Node
+from pytest_modelbudget.backends.tf_memory.order import orders
+
+CASES = {
+    "the last that becomes ready stays on the thread, then what was handed over last": (
+        {"a": "", "b": "a", "c": "a", "d": "a"},
+        "adcb",
+    ),
+    "what follows on the thread goes before what was handed over": (
+        {"a": "", "b": "a", "c": "a", "d": "c", "e": "d"},
+        "acdeb",
+    ),
+    "what is cheap goes first, and nothing expensive stays beside it": (
+        {"a": "", "I": "a", "b": "a", "c": "I"},
+        "aIcb",
+    ),
+    "edges of control come after those of data": ({"a": "", "b": "^a", "c": "a"}, "abc"),
+    "what needs nothing is ready together": ({"a": "", "z": "", "b": "a", "c": "a"}, "zacb"),
+    "what is cheap and needs nothing goes before all else": ({"A": "", "b": "A", "Z": "", "c": "Z"}, "AZcb"),
+}
+
+
+def nodes(graph: dict[str, str]) -> list[Node]:
+    """Nodes of one letter from what each needs; capital ones are cheap, `^` is an edge of control."""
+    made = []
+    for name, needs in graph.items():
+        op = SimpleNamespace(type="Identity" if name.isupper() else "MatMul")
+        controlled = needs.startswith("^")
+        after = [needs[1:]] if controlled else []
+        made.append(Node(op, None, name, [] if controlled else [f"{need}:0" for need in needs], [f"{name}:0"], after))
+    return made
+
+
+@pytest.mark.parametrize(("graph", "expected"), CASES.values(), ids=CASES)
+def test_order_by_hand(graph: dict[str, str], expected: str) -> None:
+    """Each operator when the rules let it."""
+    [ordered] = orders(nodes(graph), 1)
+    assert "".join(node.name for node in ordered) == expected
+
+
+def test_what_needs_nothing_has_no_order() -> None:
+    """Further orders begin elsewhere, and are the same each time."""
+    graph = nodes(dict.fromkeys("ABCDEFGH", ""))
+    first, second = ([node.name for node in ordered] for ordered in orders(graph, 2))
+    assert first == list("ABCDEFGH")
+    assert sorted(second) == first != second
+    assert [node.name for node in list(orders(graph, 2))[1]] == second
