@@ -172,7 +172,7 @@ def test_a_loop_makes_the_peak_a_least_one() -> None:
 @pytest.mark.slow
 @on_tensorflow
 @pytest.mark.parametrize(
-    "model", ["mlp", "cnn", "transformer", "unet", "towers", "text_cnn", "autoencoder", "siamese", "crosses"]
+    "model", ["mlp", "cnn", "transformer", "unet", "towers", "text_cnn", "autoencoder", "siamese", "crosses", "gpt"]
 )
 def test_steps_on_tensorflow_take_what_is_planned(model: str) -> None:
     """Within 10 %, and at most 6 % too low, of real steps that were recorded (tests/data/memory/keras_steps.csv)."""
