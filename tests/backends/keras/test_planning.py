@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget import plan, summarize
+from tests.project import Project
 
 keras = pytest.importorskip("keras", minversion="3.0")
 ROOT = Path(__file__).parents[3]
@@ -167,6 +168,44 @@ def test_a_loop_makes_the_peak_a_least_one() -> None:
     assert found.peak_bytes is None
     assert "at least" in found.notes[0]
     assert (found.low_bytes or 0) > 2 * 4 * model.count_params()
+
+
+ZOO = """
+    import keras
+
+    def mlp():
+        layers = [keras.layers.Dense(32, activation="relu"), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((20,)), *layers])
+        model.compile("adam", "mse")
+        return model
+"""
+MANIFEST = """
+    models:
+      mlp:
+        build: zoo:mlp
+        training: {batch: 64, kernels: cpu}
+        budgets: {training_peak_bytes: 10 kB, fits: 10 kB, growth_in: {B: {training_peak_bytes: constant}}}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_on_torch_has_limits_levers_and_growth(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a model of torch: what broke, what would help, how the peak grows, and the curve on the page."""
+    pytest.importorskip("torch")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    project.write("zoo.py", ZOO)
+    project.manifest(MANIFEST)
+    result = project.alone("--model-budget", "--model-budget-report=html:page.html")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "training (batch 64,*): peak * in backward of dense;*",
+            "  gradient_accumulation: 2, batch: 32 would save *",
+            "  does not fit 10 kB *",
+            "training_peak_bytes in B: linear *",
+        ]
+    )
+    assert "peak_bytes" in (project.path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
