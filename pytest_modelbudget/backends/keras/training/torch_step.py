@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -90,10 +91,16 @@ class KerasStep(StepRecording):
         """What the model is called with, all of it on meta, where Keras would copy it to."""
         return super().inputs().on_meta()
 
+    def patching(self, recipe: Training) -> Training:
+        """Globs are over Keras' paths, not over torch's names."""
+        return replace(recipe, trainable=())
+
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Two steps, as Keras' trainer makes them."""
         with trained_only(self.model, recipe.trainable), with_precision(self.model, recipe.precision):
             optimizer, targets = optimizer_of(recipe, self.compiled), None
+            for variable in optimizer.variables if optimizer is not None else ():
+                recorder.hold(private.value_of(variable), "optimizer")
             for _ in range(STEPS):
                 gc.collect()  # calls on lists of tensors leave cycles behind, which hold what layers were called with
                 recorder.begin_step()

@@ -120,7 +120,7 @@ class StepRecording:
             stack.enter_context(_cast(self.model, _HALF.get(self.recipe.precision)))
             kernels = DeviceKernels(self.recipe.kernels == "cuda")
             if isinstance(self.recipe, Training):
-                stack.enter_context(recipe_patches(self.model, self.recipe, around=lambda: kernels))
+                stack.enter_context(recipe_patches(self.model, self.patching(self.recipe), around=lambda: kernels))
             if self.shard is not None:
                 self.doing = "sharding"
                 self.model = self.shard(self.model)
@@ -165,6 +165,10 @@ class StepRecording:
     def inputs(self) -> ModelCall:
         """What the model is called with."""
         return call_of(self.runnable, self.sizes, _HALF.get(self.recipe.precision))
+
+    def patching(self, recipe: Training) -> Training:
+        """What of `recipe` changes the model before it is recorded."""
+        return recipe
 
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Run `STEPS` steps of the loop; gives back what is alive when the last one is over."""
