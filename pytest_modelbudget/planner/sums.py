@@ -2,8 +2,8 @@
 
 Known are weights, gradients, the optimizer's slots, what the forward pass holds for the backward pass, and inputs.
 Their sum is neither the least nor the most that a step takes: they need not be there all at once, and temporaries of
-kernels, of the backward pass and of the optimizer are in none of them (on Keras' jax backend real steps took up to 60 % more).
-So it is not shown as a peak.
+kernels, of the backward pass and of the optimizer are in none of them (on Keras' jax backend real steps took up to 60 %
+more). So it is not shown as a peak.
 """
 
 from __future__ import annotations

@@ -41,35 +41,35 @@ def mlp(*, compiled: bool = False, **options: Any) -> keras.Model:
 )
 def test_what_is_there_all_the_time(optimizer: str, slots: int) -> None:
     """Weights, slots of 705 params with a step and a rate, and inputs of 8 samples; the rest comes and goes."""
-    found = plan(mlp, training={"batch": BATCH, "optimizer": optimizer}, devices="24 GB")
-    roles = found.by_role()
+    planned = plan(mlp, training={"batch": BATCH, "optimizer": optimizer}, devices="24 GB")
+    roles = planned.by_role()
     lasting = {role: roles[role] for role in ("param", "optimizer", "input")}
     assert 0 < lasting.pop("optimizer") - slots * 4 * PARAMS <= 16
     assert lasting == {"param": 4 * PARAMS, "input": 4 * BATCH * 20}
-    assert found.peak_bytes == sum(roles.values())
-    assert found.fits[0].fits
-    assert any(note.startswith("compile: none") for note in found.notes)
+    assert planned.peak_bytes == sum(roles.values())
+    assert planned.fits[0].fits
+    assert any(note.startswith("compile: none") for note in planned.notes)
 
 
 @on_tensorflow
 def test_a_pass_is_counted_by_hand() -> None:
     """Weights, inputs, the hidden layer, which ReLU writes over, and the result."""
-    found = plan(mlp, inference={"batch": BATCH})
-    assert found.peak_bytes == 4 * (PARAMS + BATCH * 20 + BATCH * 32 + BATCH * 1)
-    assert (found.phase, found.path) == ("forward", "dense_1")
+    planned = plan(mlp, inference={"batch": BATCH})
+    assert planned.peak_bytes == 4 * (PARAMS + BATCH * 20 + BATCH * 32 + BATCH * 1)
+    assert (planned.phase, planned.path) == ("forward", "dense_1")
 
 
 def test_a_compiled_model_brings_its_optimizer_and_its_loss() -> None:
     """Two slots of Adam for each param, its count of steps and its learning rate; targets are there like inputs."""
     model = mlp(compiled=True)
-    found = plan(model, training={"batch": BATCH})
+    planned = plan(model, training={"batch": BATCH})
     held = summarize(model).optimizer_bytes
     assert held is not None
-    assert found.by_role()["optimizer"] == held
+    assert planned.by_role()["optimizer"] == held
     assert 0 < held - 2 * 4 * PARAMS <= 16
-    assert any("compiled with" in note for note in found.notes)
+    assert any("compiled with" in note for note in planned.notes)
     if ON == "tensorflow":
-        assert found.by_role()["input"] == 4 * BATCH * (20 + 1)
+        assert planned.by_role()["input"] == 4 * BATCH * (20 + 1)
 
 
 @on_tensorflow
@@ -82,9 +82,9 @@ def test_a_compiled_model_brings_its_optimizer_and_its_loss() -> None:
 )
 def test_what_xla_takes_is_not_known(model: Any, written: dict[str, Any]) -> None:
     """A plan without a peak, with the reason and with what is there in any case."""
-    found = plan(model, training={"batch": BATCH, **written})
-    assert (found.peak_bytes, found.by_role()["param"]) == (None, 4 * PARAMS)
-    assert "xla" in found.notes[0]
+    planned = plan(model, training={"batch": BATCH, **written})
+    assert (planned.peak_bytes, planned.by_role()["param"]) == (None, 4 * PARAMS)
+    assert "xla" in planned.notes[0]
 
 
 @on_tensorflow
@@ -114,7 +114,7 @@ class OwnStep(keras.Model):  # type: ignore[misc]
         return {}
 
 
-@pytest.mark.skipif(ON == "jax", reason="a sum there")
+@pytest.mark.skipif(ON == "jax", reason="no peak there")
 @pytest.mark.parametrize(
     ("build", "written", "reason"),
     [
@@ -129,9 +129,9 @@ class OwnStep(keras.Model):  # type: ignore[misc]
 )
 def test_what_has_no_meaning_is_refused(build: Any, written: dict[str, Any], reason: str) -> None:
     """By its name, as the reason of a plan without a peak."""
-    found = plan(build, "float32[B, 20]", training={"batch": BATCH, **written})
-    assert found.peak_bytes is None
-    assert reason in found.notes[0]
+    planned = plan(build, "float32[B, 20]", training={"batch": BATCH, **written})
+    assert planned.peak_bytes is None
+    assert reason in planned.notes[0]
 
 
 @on_tensorflow
@@ -164,10 +164,10 @@ def test_a_loop_makes_the_peak_a_least_one() -> None:
     """Rounds keep lists for their gradients, which are counted in part; a pass through no loop has a peak."""
     x = keras.Input((12, 4))
     model = keras.Model(x, keras.layers.LSTM(8)(x))
-    found = plan(model, training={"batch": BATCH})
-    assert found.peak_bytes is None
-    assert "at least" in found.notes[0]
-    assert (found.low_bytes or 0) > 2 * 4 * model.count_params()
+    planned = plan(model, training={"batch": BATCH})
+    assert planned.peak_bytes is None
+    assert "at least" in planned.notes[0]
+    assert (planned.low_bytes or 0) > 2 * 4 * model.count_params()
 
 
 ZOO = """
@@ -221,15 +221,15 @@ def test_steps_on_tensorflow_take_what_is_planned(model: str) -> None:
     rows = csv.DictReader(line for line in lines if not line.startswith("#"))
     [row] = [row for row in rows if (row["backend"], row["model"], row["case"]) == ("tensorflow", model, "train")]
     build, batch, _ = keras_step_truth.MODELS[model]
-    found = plan(build, training={"batch": batch, "optimizer": "adam", "loss": "cross_entropy"})
+    planned = plan(build, training={"batch": batch, "optimizer": "adam", "loss": "cross_entropy"})
     real = (float(row["persistent"]) + float(row["step"])) * 2**20
-    assert found.peak_bytes is not None
-    assert 0.94 * real <= found.peak_bytes <= 1.1 * real
+    assert planned.peak_bytes is not None
+    assert 0.94 * real <= planned.peak_bytes <= 1.1 * real
 
 
 def test_no_weight_is_trained() -> None:
     """A model without weights has no step."""
-    found = plan(lambda: keras.Sequential([keras.Input((4,)), keras.layers.ReLU()]), training={"batch": 2})
+    planned = plan(lambda: keras.Sequential([keras.Input((4,)), keras.layers.ReLU()]), training={"batch": 2})
+    assert planned.peak_bytes is None
     if ON != "jax":
-        assert found.peak_bytes is None
-        assert "no weight is trained" in found.notes[0]
+        assert "no weight is trained" in planned.notes[0]
