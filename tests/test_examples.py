@@ -223,6 +223,7 @@ def test_the_tagger_of_jax_has_rows_and_a_plan_of_a_hand_count(clean: Run) -> No
     assert plan["low_bytes"] < plan["high_bytes"]
 
 
+@pytest.mark.slow
 def test_the_gpt_has_plans_of_a_hand_count(clean: Run) -> None:
     """Weights in their precision, two states for each of them, and activations that grow with the tokens alone."""
     gpt = clean.models["tiny-gpt"]["summary"]
@@ -254,6 +255,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, int]:
     return run(root, f"{manifest}::residual-net", f"{manifest}::digits-cnn", "examples/test_decorator.py"), line
 
 
+@pytest.mark.slow
 def test_a_budget_lowered_by_one_parameter_fails(edited: tuple[Run, int]) -> None:
     """298,378 params against a limit of 298,377: exit 1, both numbers, the distance and the manifest's line."""
     done, line = edited
@@ -263,6 +265,7 @@ def test_a_budget_lowered_by_one_parameter_fails(edited: tuple[Run, int]) -> Non
     assert below[0] == f"  params: 298,378 > 298,377 (+1, +<0.1%)  [examples/modelbudget.yaml:{line}]"
 
 
+@pytest.mark.slow
 def test_a_widened_layer_is_shown_with_its_rows(edited: tuple[Run, int]) -> None:
     """The layer, the one that reads it, the totals that follow, and how to accept it."""
     done, _ = edited
@@ -283,6 +286,7 @@ def test_a_widened_layer_is_shown_with_its_rows(edited: tuple[Run, int]) -> None
     ]
 
 
+@pytest.mark.slow
 def test_the_excerpt_of_the_readme_is_what_is_printed(edited: tuple[Run, int]) -> None:
     """Every line of the README's first block is printed, in that order, when its change is made."""
     done, _ = edited

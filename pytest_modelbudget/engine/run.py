@@ -337,7 +337,7 @@ def _declared_inputs(entry: ModelEntry) -> Inputs | None:
 def _describe(model: object) -> str:
     if any(backend.is_class(model) for backend in backends.loaded()):
         return f"the class {getattr(model, '__name__', model)}, not a model: call it, so that it returns an instance"
-    frameworks = ", ".join(backends.BACKENDS)
+    frameworks = ", ".join(name for name in backends.BACKENDS if name != "exported")
     kind = "None" if model is None else f"a {type(model).__module__}.{type(model).__qualname__}"
     cure = CURES.get(type(model).__module__.partition(".")[0], "let it return the model")
     return f"{kind}, which is no model of a known framework ({frameworks}): {cure}"

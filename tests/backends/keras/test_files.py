@@ -402,7 +402,7 @@ def test_in_a_manifest(pytester: pytest.Pytester, saved: Callable[..., Path]) ->
         [
             "*there is no file nets/gone.keras*",
             "*nets/modelbudget.yaml:4: args and kwargs are for functions*",
-            "*nets/modelbudget.yaml:5: build: 'saved' is not a reference*.keras*SavedModel*",
+            "*nets/modelbudget.yaml:5: build: 'saved' is not a reference*net.onnx*SavedModel*",
         ]
     )
     assert "params: 62" in (folder / "__model_budget__" / "net.yaml").read_text(encoding="utf-8")

@@ -107,7 +107,7 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Real]] = {
 }  # fmt: skip
 
 
-WIDE = ("momentum", "Adam", "AMSGrad", "RMSprop", "a callable")
+WIDE = ("momentum", "Adam", "AMSGrad", "Adagrad", "RMSprop", "Adafactor", "Muon", "a callable")
 
 
 def marked(names: Iterable[str], wide: Collection[str]) -> list[Any]:
