@@ -228,13 +228,13 @@ class _Loader:
         def place(below: tuple[str, ...]) -> Place:
             return Place(self.file, self.tree.line((*keys, section, *below)))
 
-        found: list[_Rule] = []
+        rules: list[_Rule] = []
         for name, value in _single_budgets(limits):
             try:
-                found.extend(parse({name: value}, place))
+                rules.extend(parse({name: value}, place))
             except ModelBudgetError as mistake:
                 self._mistake((*keys, section, *messages.keys_of_mistake(name, value, str(mistake))), str(mistake))
-        return tuple(found)
+        return tuple(rules)
 
     def _limits(self, section: Any, keys: Keys) -> ResourceLimits:
         try:

@@ -98,16 +98,16 @@ def _model_in(content: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         raise DamagedFile("holds no mapping of tensors: save model.state_dict()")
     if tensors := _tensors_of(content):
         return tensors, tuple(_note_of_others("", content, tensors))
-    found = {key: value for key, value in content.items() if isinstance(key, str) and _tensors_of(value)}
-    known = [key for key in _MODEL_KEYS if key in found]
-    if not known and len(found) != 1:
-        names = ", ".join(repr(key[:50]) for key in islice(found, 5)) or "none"
+    candidates = {key: value for key, value in content.items() if isinstance(key, str) and _tensors_of(value)}
+    known = [key for key in _MODEL_KEYS if key in candidates]
+    if not known and len(candidates) != 1:
+        names = ", ".join(repr(key[:50]) for key in islice(candidates, 5)) or "none"
         raise DamagedFile(f"does not say which of its parts is the model (with tensors: {names}): save that part alone")
-    key = known[0] if known else next(iter(found))
+    key = known[0] if known else next(iter(candidates))
     others = {name: value for name, value in content.items() if name != key}
-    return _tensors_of(found[key]), (
+    return _tensors_of(candidates[key]), (
         *_note_of_others(key, others, {}),
-        *_note_of_others("", found[key], _tensors_of(found[key])),
+        *_note_of_others("", candidates[key], _tensors_of(candidates[key])),
     )
 
 

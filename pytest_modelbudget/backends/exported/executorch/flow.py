@@ -75,24 +75,24 @@ class _Parser:
         """What runs from `begin` to before `end`; `leave` is where the loop around it goes on."""
         if depth > _DEEPEST:
             raise damaged(f"its branches stand in each other more than {_DEEPEST} times")
-        found: list[Step] = []
+        steps: list[Step] = []
         position = begin
         while position < end:
             ends = [jump for jump in self.jumps_back.get(position, ()) if jump < end]
             if ends:
-                found.append(Loop(self.between(position, ends[-1], depth + 1, leave=ends[-1] + 1)))
+                steps.append(Loop(self.between(position, ends[-1], depth + 1, leave=ends[-1] + 1)))
                 position = ends[-1] + 1
                 continue
             instruction = self.chain[position]
             if not isinstance(instruction, JumpIfFalse):
-                found += _plain([instruction])
+                steps += _plain([instruction])
                 position += 1
             elif instruction.destination == leave:
                 position += 1
             else:
                 branch, position = self._branch(position, instruction, end, depth, leave)
-                found.append(branch)
-        return tuple(found)
+                steps.append(branch)
+        return tuple(steps)
 
     def _branch(self, position: int, jump: JumpIfFalse, end: int, depth: int, leave: int) -> tuple[Branch, int]:
         """The branch that begins at `position`, and where it ends."""

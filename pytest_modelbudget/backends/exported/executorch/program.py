@@ -137,10 +137,10 @@ def methods(container: Container) -> tuple[Method, ...]:
         DamagedFile: an index, a size or a dtype is none.
     """
     contents = _Contents(container)
-    found = tuple(_method(plan, contents) for plan in container.root.tables(1))
-    if not found:
+    methods = tuple(_method(plan, contents) for plan in container.root.tables(1))
+    if not methods:
         raise damaged("it has no method")
-    return found
+    return methods
 
 
 def named_segments(container: Container) -> dict[str, int]:

@@ -58,8 +58,8 @@ def _limit(outer: Graph, step: Step, condition: Graph, body: Graph, index: int) 
     if index not in condition.inputs:
         return _number(condition, (index,), 0)
     position = condition.inputs.index(index)
-    kept = position < min(len(body.inputs), len(body.outputs)) and body.inputs[position] == body.outputs[position]
-    return _number(outer, step.inputs, position) if kept else None
+    unchanged = position < min(len(body.inputs), len(body.outputs)) and body.inputs[position] == body.outputs[position]
+    return _number(outer, step.inputs, position) if unchanged else None
 
 
 def _growth(body: Graph, position: int) -> int | None:

@@ -21,14 +21,14 @@ class _Renamer:
         self.tensors, self.names = tensors, names
 
     def graph(self, graph: Graph) -> Graph:
-        kept = {value.name for value in graph.outputs}
-        return replace(graph, nodes=tuple(self._nodes(graph, kept)))
+        outputs = {value.name for value in graph.outputs}
+        return replace(graph, nodes=tuple(self._nodes(graph, outputs)))
 
-    def _nodes(self, graph: Graph, kept: Container[str]) -> Iterator[Node]:
+    def _nodes(self, graph: Graph, outputs: Container[str]) -> Iterator[Node]:
         for node in graph.nodes:
             inputs = tuple([self.names.get(name, name) for name in node.inputs])
             is_copy = node.type == "Identity" and not node.domain and len(inputs) == len(node.outputs) == 1
-            if is_copy and inputs[0] in self.tensors and node.outputs[0] not in kept:
+            if is_copy and inputs[0] in self.tensors and node.outputs[0] not in outputs:
                 self.names[node.outputs[0]] = inputs[0]
                 continue
             graphs = {key: self.graph(inner) for key, inner in node.graphs.items()}

@@ -17,16 +17,16 @@ def unpacked(constants: Mapping[str, Constant], graph: Graph) -> dict[str, Const
 
     `com.microsoft.MatMulNBits` and `MatMulBnb4` have `(N, K)` weights in blocks, of so many bits.
     """
-    found = dict(constants)
+    unpacked = dict(constants)
     for node in _nodes(graph):
         bits = {"com.microsoft.MatMulNBits": _number(node, "bits") or 4, "com.microsoft.MatMulBnb4": 4}
         rows, columns, width = _number(node, "N"), _number(node, "K"), bits.get(type_name(node))
         name = node.inputs[1] if len(node.inputs) > 1 else ""
-        if width in _BITS and rows and columns and rows > 0 and columns > 0 and name in found:
-            stored = found[name].stored_bytes
+        if width in _BITS and rows and columns and rows > 0 and columns > 0 and name in unpacked:
+            stored = unpacked[name].stored_bytes
             if stored is not None and 8 * stored >= rows * columns * width:
-                found[name] = replace(found[name], shape=(rows, columns), dtype=_BITS[width])
-    return found
+                unpacked[name] = replace(unpacked[name], shape=(rows, columns), dtype=_BITS[width])
+    return unpacked
 
 
 def _nodes(graph: Graph) -> Iterator[Node]:

@@ -112,14 +112,14 @@ class _Step:
     def held(self) -> list[InitialStorage]:
         """What is there all the time: weights, the optimizer's variables, inputs and targets."""
         tf = tensorflow_names.tensorflow()
-        found: list[tuple[int, Role]] = []
+        storages: list[tuple[int, Role]] = []
         for _, variable, owner in weights.all_variables(self.model):
-            found.append((_bytes(variable), "buffer" if weights.is_beside(variable, owner) else "param"))
+            storages.append((_bytes(variable), "buffer" if weights.is_beside(variable, owner) else "param"))
         if self.optimizer is not None:
-            found += [(_bytes(variable), "optimizer") for variable in self.optimizer.variables]
+            storages += [(_bytes(variable), "optimizer") for variable in self.optimizer.variables]
         for spec in (*self._specs(), *self._target_specs()):
-            found.append((int(spec.shape.num_elements()) * tf.as_dtype(spec.dtype).size, "input"))
-        return [InitialStorage(number, size, role) for number, (size, role) in enumerate(found) if size]
+            storages.append((int(spec.shape.num_elements()) * tf.as_dtype(spec.dtype).size, "input"))
+        return [InitialStorage(number, size, role) for number, (size, role) in enumerate(storages) if size]
 
     def locator(self, graph: Any) -> Callable[[str], tuple[str, Phase]]:
         """What tells of the name of an operator which layer made it, in which part of the step."""
