@@ -111,6 +111,8 @@ def _kind(path: Path) -> str:
     if not path.exists():
         if _GIT_ANNEX.match(os.fsencode(_link_target(path))):
             raise ModelBudgetError(f"{shown(path)} {_ANNEXED}")
+        if path.is_symlink():
+            raise ModelBudgetError(f"{shown(path)} is a link to nothing: {_link_target(path)} is not there")
         raise ModelBudgetError(f"there is no file {shown(path)}: a path is looked for from the folder of the manifest")
     if not path.is_file():
         raise ModelBudgetError(
@@ -147,6 +149,11 @@ class _Content:
     start: bytes
 
     @property
+    def is_text(self) -> bool:
+        """Whether it begins as a text does, as pointers to files do, and pages that say that there is none."""
+        return bool(self.start) and all(byte >= 32 or byte in b"\t\n\r\f" for byte in self.start[:64])
+
+    @property
     def members(self) -> list[str]:
         """The names in a zip archive, none where it is none."""
         if not self.start.startswith(b"PK") or not zipfile.is_zipfile(self.path):
@@ -163,7 +170,11 @@ class _Content:
 
 
 def _is_keras(content: _Content) -> bool:
-    return content.start.startswith(_HDF5) or bool(content.members)
+    is_zip_of_keras = content.path.suffix.lower() not in _TORCH_SUFFIXES and bool(content.members)
+    return content.start.startswith(_HDF5) or is_zip_of_keras
+
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin")
 
 
 def _is_torch_export(content: _Content) -> bool:
@@ -176,8 +187,10 @@ def _is_state_dict(content: _Content) -> bool:
 
 
 def _is_safetensors(content: _Content) -> bool:
+    """The length of a header, which is an object of JSON; some lengths begin as pickles do."""
     length = int.from_bytes(content.start[:8], "little")
-    return len(content.start) > 8 and content.start[8:9] == b"{" and length < 1 << 40
+    is_object = re.match(rb'\{\s*["}]', content.start[8:]) is not None
+    return is_object and (length < 1 << 24 or content.path.suffix.lower() == ".safetensors")
 
 
 def _is_safetensors_index(content: _Content) -> bool:
@@ -199,18 +212,18 @@ _ONNX_START = re.compile(rb"\x08[\x01-\x40](?:[\x3a\x42]|\x12[\x01-\x7f][ -~]{1,
 def _is_onnx(content: _Content) -> bool:
     """A protocol buffer has no magic number: it is told by its name, or by how all exporters begin."""
     if content.path.suffix.lower() in (".onnx", ".mlmodel"):
-        pointer = content.start.startswith((_GIT_LFS, b"PK")) or _GIT_ANNEX.match(content.start)
-        return content.path.suffix.lower() == ".onnx" and bool(content.start) and not pointer
+        is_other = content.is_text or content.start.startswith(b"PK")
+        return content.path.suffix.lower() == ".onnx" and bool(content.start) and not is_other
     return _ONNX_START.match(content.start) is not None
 
 
 _KINDS: tuple[tuple[Callable[[_Content], bool], str], ...] = (
     (_is_litert, "litert"),
     (_is_executorch, "executorch"),
+    (_is_safetensors, "safetensors"),
     (_is_torch_export, "torch.export"),
     (_is_state_dict, "state dict"),
     (_is_keras, "keras"),
-    (_is_safetensors, "safetensors"),
     (_is_safetensors_index, "safetensors"),
     (_is_onnx, "onnx"),
 )
@@ -233,8 +246,16 @@ def _problem(content: _Content) -> str:
         return "is a GGUF file, which is not read: check the checkpoint that it was made from (.safetensors)"
     if name.lower().endswith(".mlmodel"):
         return _COREML
+    if content.members:
+        inside = _few(content.members)
+        return f"is a zip archive without a program or a state dict (in it are {inside}): save the model again"
     if start.startswith(b"PK"):
         return "is a damaged or truncated zip archive (.keras, .pt, .pt2): its directory cannot be read"
     if name == "saved_model.pb":
         return "is a part of a SavedModel: name its folder"
-    return f"is no model that can be read: the path of a model is {_KNOWN_FORMATS}"
+    kind = "text, and no model" if content.is_text else "no model"
+    return f"is {kind} that can be read: the path of a model is {_KNOWN_FORMATS}"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -9,8 +9,8 @@ from typing import Any
 
 _MODEL = """\
 A MODEL is, in this order:
-  a file           a snapshot (__model_budget__/net.yaml), what `show --json` printed, or a model's file: .keras, .h5,
-                   a SavedModel folder
+  a file           a snapshot (__model_budget__/net.yaml), what `show --json` printed, or a model's file: .onnx,
+                   .tflite, .pt2, .pte, .safetensors, a state dict, .keras, .h5, a SavedModel folder
   REF:FILE         a snapshot as it was committed: HEAD~1:__model_budget__/net.yaml
   an id            of the manifest: digits-cnn
   module:name      a function or class that returns a model, or a model: torchvision.models:resnet18

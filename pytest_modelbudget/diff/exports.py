@@ -67,18 +67,48 @@ class _Match:
 def export_of(original: Summary, exported: Summary) -> Export:
     """How `exported`, a file, stands to `original`, the model that it was made from."""
     match = _matched(original, exported)
+    sizes = sizes_of_export(original, exported)
+    alike = sizes is not None and sizes.items() <= dict(original.sizes).items()
+    known = alike and not original.flops.is_lower_bound
     amounts: Counter[tuple[str, str]] = Counter()
     for label, params, weight_bytes in _weight_causes(match, original):
         amounts["params", label] += params
         amounts["weight_bytes", label] += weight_bytes
-    for label, flops in _flops_causes(original, exported):
+    for label, flops in _flops_causes(original, exported) if known else ():
         amounts["flops", label] += flops
     return Export(
         original=original.model,
-        numbers={name: _whole(METRICS[name].get(original)) for name in EXPORT_METRICS},
+        numbers={
+            name: _whole(METRICS[name].get(original)) if known or name != "flops" else None for name in EXPORT_METRICS
+        },
         causes=tuple(ExportCause(metric, label, amount) for (metric, label), amount in amounts.items() if amount),
-        notes=(*_not_quantised(match), *_port_notes(original, exported), *_flops_notes(original, exported)),
+        notes=(
+            *_not_quantised(match),
+            *_port_notes(original, exported),
+            *_flops_notes(original, exported, alike=alike),
+        ),
     )
+
+
+def sizes_of_export(original: Summary, exported: Summary) -> dict[str, int] | None:
+    """The sizes of the model's dimensions at which it gets what the file was counted with; None where none are that."""
+    if not original.inputs or not exported.inputs:
+        return {}
+    if len(original.inputs) != len(exported.inputs):
+        return None
+    by_name = {port.name: port.spec for port in exported.inputs}
+    in_order = [by_name.get(port.name, exported.inputs[index].spec) for index, port in enumerate(original.inputs)]
+    sizes: dict[str, int] = {}
+    for port, spec in zip(original.inputs, in_order, strict=True):
+        if len(port.spec.shape) != len(spec.shape):
+            return None
+        for dim, other in zip(port.spec.shape, spec.shape, strict=True):
+            size = dict(exported.sizes).get(other) if isinstance(other, str) else other
+            if size is None or (isinstance(dim, int) and dim != size):
+                return None
+            if isinstance(dim, str) and (not dim.isidentifier() or sizes.setdefault(dim, size) != size):
+                return None
+    return sizes
 
 
 def _whole(number: object) -> int | None:
@@ -96,6 +126,7 @@ def _matched(original: Summary, exported: Summary) -> _Match:
     known = {held.name for held in match.before.values()}
     match.pair(lambda held: (_inner_name(held.name, known), held.form))
     match.pair(lambda held: held.form, only=lambda held: len(held.form) > 1)
+    match.pair(lambda held: held.weight.elements, only=lambda held: len(held.form) > 1)  # in another shape
     folded = _folded_rows(match)
     match.pair(
         lambda held: (held.form, held.weight.role),
@@ -115,7 +146,7 @@ def _folded_rows(match: _Match) -> set[str]:
     """The batch norms of which the file has nothing."""
     paired = {before.row.path for before, _ in match.pairs}
     rows = {held.row.path: held.row for held in match.before.values()}
-    return {path for path, row in rows.items() if _NORMALISATION in row.type and path not in paired}
+    return {path for path, row in rows.items() if _NORMALISATION in row.type and row.calls and path not in paired}
 
 
 def _weight_causes(match: _Match, original: Summary) -> Iterator[tuple[str, int, int]]:
@@ -169,6 +200,8 @@ def _flops_causes(original: Summary, exported: Summary) -> Iterator[tuple[str, i
     """
     if original.flops.value is None or exported.flops.value in (None, original.flops.value):
         return
+    if exported.flops.is_lower_bound:
+        return
     before, after = _costs_by_path(original), _costs_by_path(exported)
     known = set(before)
     after_inner = {_inner_name(path, known): cost for path, cost in after.items()}
@@ -185,11 +218,13 @@ def _costs_by_path(summary: Summary) -> dict[str, tuple[str, int]]:
     return {row.path.replace("/", "."): (row.type, row.flops or 0) for row in summary.layers if row.flops}
 
 
-def _flops_notes(original: Summary, exported: Summary) -> Iterator[str]:
+def _flops_notes(original: Summary, exported: Summary, *, alike: bool) -> Iterator[str]:
+    if not alike and exported.flops.value is not None and original.flops.value is not None:
+        yield "FLOPs are not compared: the file and the model get inputs of other sizes"
     for summary, whose in ((original, "the model"), (exported, "the file")):
         if summary.flops.uncounted:
             names = ", ".join(f"{name} x{calls}" for name, calls in summary.flops.uncounted[:_MOST_NAMES])
-            yield f"FLOPs of {whose} are a lower bound: no formula for {names}"
+            yield f"FLOPs of {whose} are a lower bound: not known of {names}"
 
 
 def _not_quantised(match: _Match) -> Iterator[str]:

@@ -17,10 +17,10 @@ from pytest_modelbudget.backends.coexistence import coexisting
 from pytest_modelbudget.backends.patching import gc_paused
 from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
-from pytest_modelbudget.diff.exports import export_of
+from pytest_modelbudget.diff.exports import export_of, sizes_of_export
 from pytest_modelbudget.engine.naming import CURES, import_callable, import_framework, import_named, missing_framework
 from pytest_modelbudget.engine.planning import CountedModel, with_plans
-from pytest_modelbudget.engine.tracebacks import safe_text, user_traceback, with_cause
+from pytest_modelbudget.engine.tracebacks import one_line, safe_text, user_traceback, with_cause
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, NotOfFramework, TooLarge, ValuesUnknown
 from pytest_modelbudget.inputs import Example, Inputs
@@ -165,13 +165,19 @@ def _export(entry: ModelEntry, summary: Summary) -> Export:
         return Export(entry.exported_from, {}, problem="it is not registered")
     try:
         with coexisting():
-            original = from_builder(entry.original, lambda subject: subject.summary(subject.sizes))
+            original = from_builder(entry.original, lambda subject: _at_sizes_of(summary, subject))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        reason = failure_result(entry.original, error).error.strip().splitlines()
-        return Export(entry.exported_from, {}, problem=f"{entry.exported_from} cannot be counted: {reason[-1]}")
+        return Export(entry.exported_from, {}, problem=f"{entry.exported_from} cannot be counted: {one_line(error)}")
     return export_of(original, summary)
+
+
+def _at_sizes_of(exported: Summary, subject: CountedModel) -> Summary:
+    """The model of an exported file, counted where its dimensions are those of the file; at its own where none are."""
+    own = subject.summary(subject.sizes)
+    sizes = sizes_of_export(own, exported)
+    return subject.summary({**subject.sizes, **sizes}) if sizes else own
 
 
 def from_builder(entry: ModelEntry, finish: Callable[[CountedModel], T]) -> T:

@@ -14,7 +14,7 @@ from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.config import ITEM_NAMES, LoadedManifest, load
 from pytest_modelbudget.engine.run import entries_from
 from pytest_modelbudget.engine.tracebacks import user_traceback
-from pytest_modelbudget.entry import ModelEntry, duplicates
+from pytest_modelbudget.entry import ModelEntry, duplicates, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError, Place, did_you_mean
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.results.groups import ModelGroup
@@ -153,8 +153,13 @@ def _with_originals(entries: Sequence[ModelEntry]) -> tuple[list[ModelEntry], li
 
 
 def _why_no_original(entry: ModelEntry, original: ModelEntry | None, ids: Mapping[str, ModelEntry]) -> str:
+    if not isinstance(entry.build, str) or not names_file(entry.build):
+        return "it is for models that are files (build: ./net.onnx)"
     if original is None:
-        return f"there is no model {entry.exported_from!r}{did_you_mean(entry.exported_from, ids)}"
+        hint = did_you_mean(entry.exported_from, ids)
+        return (
+            f"there is no model {entry.exported_from!r} in this manifest{hint} (those of decorators have no name here)"
+        )
     if original is entry or original.exported_from is not None:
         return f"{entry.exported_from!r} is an exported file itself: name the model that it was made from"
     if not isinstance(original.build, str):

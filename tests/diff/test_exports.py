@@ -30,6 +30,7 @@ MODEL = Summary(
     (Input("x", TensorSpec(("B", 3, 8, 8))),),
     (TensorSpec(("B", 100)),),
     Flops(4200),
+    sizes=(("B", 1),),
 )
 
 
@@ -81,6 +82,11 @@ INT8 = replace(KERNEL, dtype="int8")
             id="tensors that were left out",
         ),
         pytest.param(
+            (replace(CONV, weights=(replace(KERNEL, name="w", shape=(24, 9)),)), NORM_ROW, EMBEDDING, HEAD),
+            {},
+            id="another shape",
+        ),
+        pytest.param(
             (
                 replace(CONV, path="m.conv"),
                 replace(NORM_ROW, path="m.bn"),
@@ -129,6 +135,34 @@ def test_inputs_and_outputs_that_differ_are_told_one_by_one() -> None:
         "input: x float32[B, 3, 8, 8] -> input.1 float32[1, 3, 8, 8]",
         "output: float32[B, 100] -> float32[1, 100]",
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "compared"),
+    [((1, 3, 8, 8), 1, True), (("B", 3, 8, 8), 1, True), ((2, 3, 8, 8), 1, False), (("N", 3, 8, 8), 4, False), ((1, 3, 16, 16), 1, False)],
+)  # fmt: skip
+def test_flops_are_compared_at_the_same_inputs_alone(shape: tuple[int | str, ...], size: int, compared: bool) -> None:
+    """Else neither is blamed, and a limit on them is not known to hold."""
+    sizes = tuple((dim, size) for dim in shape if isinstance(dim, str))
+    layers = (CONV, EMBEDDING, replace(HEAD, flops=3600))
+    export = export_of(MODEL, file(*layers, inputs=(Input("x", TensorSpec(shape)),), sizes=sizes))
+    note = "FLOPs are not compared: the file and the model get inputs of other sizes"
+    assert (export.numbers["flops"], bool(export.causes_of("flops")), note in export.notes) == (
+        (4200, True, False) if compared else (None, False, True)
+    )
+
+
+def test_a_lower_bound_has_no_causes() -> None:
+    exported = replace(file(CONV, EMBEDDING), flops=Flops(1000, (("MatMul", 1),)))
+    export = export_of(MODEL, exported)
+    assert export.causes_of("flops") == ()
+    assert export.notes == ("FLOPs of the file are a lower bound: not known of MatMul x1",)
+
+
+def test_a_batch_norm_that_is_never_called_is_not_folded() -> None:
+    model = replace(MODEL, layers=(*MODEL.layers[:1], replace(NORM_ROW, calls=0), *MODEL.layers[2:]))
+    labels = {cause.label for cause in export_of(model, file(CONV, EMBEDDING, HEAD)).causes}
+    assert labels == {f"{name} of BatchNorm2d not in the file" for name in ("weight", "bias", "running_mean")}
 
 
 def limits(section: object) -> list[Budget]:

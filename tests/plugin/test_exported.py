@@ -76,6 +76,11 @@ def test_an_original_that_is_none_is_an_error_with_its_line(shipped: Project, or
     shipped.run().stdout.fnmatch_lines([f"*modelbudget.yaml:*: shipped: exported_from: {reason}*"])
 
 
+def test_only_files_are_exported_from_a_model(shipped: Project) -> None:
+    shipped.manifest(MANIFEST.replace("./net.safetensors", "zoo:small"))
+    shipped.run().stdout.fnmatch_lines(["*shipped: exported_from: it is for models that are files*"])
+
+
 def test_diff_prints_how_a_file_stands_to_a_model(
     shipped: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,9 @@ def summarize(
     model = ports.bound(model, inputs, name)
     sizes = {BATCH: 1, **sizes}
     notes = list(model.notes)
+    if idle := ports.idle_sizes(model, sizes):
+        listed = ", ".join(f"{symbol}={sizes[symbol]}" for symbol in idle)
+        notes.append(f"{listed} changes nothing: no input of the file has such a dimension")
     costs = operator_costs(model, sizes)
     flops = Flops()
     if model.operators is None:

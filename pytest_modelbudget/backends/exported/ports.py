@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from pytest_modelbudget.backends.exported.expressions import renamed, symbols
+from pytest_modelbudget.backends.exported.expressions import evaluate, renamed, symbols
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
@@ -46,26 +46,56 @@ def _batch_names(model: ExportedModel) -> Names:
 def _declared_names(model: ExportedModel, inputs: Inputs, name: str) -> Names:
     names: dict[str, Dim] = {}
     for own, declared in zip(model.inputs, _in_order(model, inputs, name), strict=True):
-        if len(own.spec.shape) != len(declared.spec.shape):
+        if len(own.spec.shape) != len(declared.spec.shape) or own.spec.dtype != declared.spec.dtype:
             raise _misfit(name, own, declared)
         for dim, other in zip(own.spec.shape, declared.spec.shape, strict=True):
-            if isinstance(dim, str) and symbols(dim) == (dim,):
-                names.setdefault(dim, other)
-            if dim != other and not isinstance(dim, str) and dim is not None:
+            solved = solution(dim, other)
+            if solved is None:
                 raise _misfit(name, own, declared)
+            for symbol, size in solved.items():
+                if names.setdefault(symbol, size) != size:
+                    raise ModelBudgetError(
+                        f"{name}: the file has one size {symbol} in several places, and {names[symbol]} and {size} are "
+                        f"declared for it (in {declared}): declare the same"
+                    )
     return names
 
 
+def solution(dim: Dim, other: Dim) -> Names | None:
+    """What the symbols of `dim` are where it is `other`; None where it cannot be that.
+
+    >>> solution("B", "N"), solution("2*T+1", 9), solution(3, 3), solution(3, 4), solution("2*T", 9)
+    ({'B': 'N'}, {'T': 4}, {}, None, None)
+    """
+    if not isinstance(dim, str):
+        return {} if dim is None or dim == other else None
+    own = symbols(dim)
+    if own == (dim,):
+        return {dim: other}
+    if len(own) != 1 or not isinstance(other, int):
+        return {} if dim == other else None
+    first, second = (evaluate(dim, {own[0]: size}) for size in _TWO_SIZES)
+    if first is None or second is None or (step := (second - first) // (_TWO_SIZES[1] - _TWO_SIZES[0])) <= 0:
+        return None
+    size = _TWO_SIZES[0] + (other - first) // step
+    return {own[0]: size} if evaluate(dim, {own[0]: size}) == other else None
+
+
+_TWO_SIZES = (1_000_000, 2_000_000)
+"""Sizes at which an expression in one symbol is looked at for its slope; even and round, for floor divisions."""
+
+
 def _in_order(model: ExportedModel, inputs: Inputs, name: str) -> list[Input]:
-    """The declared inputs in the file's order, by name where all names fit."""
+    """The declared inputs in the file's order, by name where they have the file's names."""
     declared = inputs.ports
     by_name = {port.name: port for port in declared}
-    if set(by_name) == {port.name for port in model.inputs}:
+    own_names = {port.name for port in model.inputs}
+    if set(by_name) == own_names:
         return [by_name[port.name] for port in model.inputs]
-    if len(declared) != len(model.inputs):
+    if len(declared) != len(model.inputs) or own_names & set(by_name):
         raise ModelBudgetError(
-            f"{name}: the file has the inputs {_listed(model.inputs)}, and {len(declared)} are declared: leave inputs: "
-            "out, or declare these"
+            f"{name}: the file has the inputs {_listed(model.inputs)}, and {_listed(declared)} are declared: leave "
+            "inputs: out, or declare these"
         )
     return list(declared)
 
@@ -104,3 +134,9 @@ def sizes_used(model: ExportedModel, sizes: Mapping[str, int]) -> tuple[tuple[st
     dims = [dim for port in model.inputs for dim in port.spec.shape if isinstance(dim, str)]
     used = dict.fromkeys(symbol for dim in dims for symbol in symbols(dim))
     return tuple((symbol, sizes[symbol]) for symbol in used if symbol in sizes)
+
+
+def idle_sizes(model: ExportedModel, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The given sizes that no dimension of the inputs has; a batch of 1 is what is meant where nothing is said."""
+    used = {symbol for symbol, _ in sizes_used(model, sizes)}
+    return tuple(name for name, size in sizes.items() if name not in used and (name, size) != (BATCH, 1))

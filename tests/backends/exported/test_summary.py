@@ -10,6 +10,7 @@ import pytest
 from pytest_modelbudget.backends import exported
 from pytest_modelbudget.backends.exported.costs import Dialect
 from pytest_modelbudget.backends.exported.graph import Constant, ExportedModel, Module, Operator
+from pytest_modelbudget.backends.exported.ports import solution
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.snapshot import text
@@ -33,6 +34,7 @@ VALUES = {
     "x": "float32[N, 3, 32, 32]", "a": "float32[N, 8, 30, 30]", "b": "float32[N, 8, 30, 30]", "w": "float32[8, 8, 3, 3]",
     "c": "float32[N, 8, 28, 28]", "d": "float32[N, 8, 28, 28]",
 }  # fmt: skip
+VALUES_X = TensorSpec.parse(VALUES["x"])
 FLOPS = 2 * 8 * 30 * 30 * 27 + 2 * 8 * 28 * 28 * 72
 """Of one example: each output element is a sum over one filter."""
 
@@ -104,12 +106,40 @@ def test_declared_numbers_fix_what_the_file_leaves_open() -> None:
     assert (summary.flops.value, summary.outputs, summary.sizes) == (2 * FLOPS, (TensorSpec((2, 8, 28, 28)),), ())
 
 
-@pytest.mark.parametrize("inputs", ["float32[B, 1, 32, 32]", "float32[B, 32]", ["float32[B, 3, 32, 32]", "int64[B]"]])
+@pytest.mark.parametrize(
+    "inputs",
+    ["float32[B, 1, 32, 32]", "float32[B, 32]", "float16[B, 3, 32, 32]", ["float32[B, 3, 32, 32]", "int64[B]"]],
+)
 def test_inputs_that_are_not_those_of_the_file_are_an_error_that_names_both(inputs: object) -> None:
     with pytest.raises(
         ModelBudgetError, match=r"m: the file has the inputs? x float32\[B|m: the file has the inputs? x"
     ):
         counted(model(), inputs)
+
+
+def test_one_symbol_in_two_inputs_has_one_size() -> None:
+    """And a part of the names of a file is none of its orders."""
+    ports = (Input("x", VALUES_X), Input("y", VALUES_X))
+    two = model(inputs=ports, values={**model().values, "y": VALUES_X})
+    with pytest.raises(ModelBudgetError, match="the file has one size N in several places, and 2 and 3 are declared"):
+        counted(two, ["float32[2, 3, 32, 32]", "float32[3, 3, 32, 32]"])
+    with pytest.raises(ModelBudgetError, match=r"the file has the inputs x .*, y .*, and x .*, z .* are declared"):
+        counted(two, {"x": "float32[2, 3, 32, 32]", "z": "float32[2, 3, 32, 32]"})
+
+
+@pytest.mark.parametrize(
+    ("dim", "other", "solved"),
+    [
+        ("B", "N", {"B": "N"}), ("B", 3, {"B": 3}), ("2*T+1", 9, {"T": 4}), ("2*T", 9, None), ("T//2", 4, None), (3, 3, {}),
+        (3, 4, None), (None, 4, {}), ("B*T", 4, None), ("2*T", "S", None),
+    ],
+)  # fmt: skip
+def test_what_is_declared_for_an_expression_is_solved(dim: Any, other: Any, solved: Any) -> None:
+    assert solution(dim, other) == solved
+
+
+def test_sizes_that_change_nothing_are_told() -> None:
+    assert counted(model(), B=2, Q=4).notes[0] == "Q=4 changes nothing: no input of the file has such a dimension"
 
 
 def test_a_symbol_without_a_size_makes_flops_unknown_and_not_wrong() -> None:
