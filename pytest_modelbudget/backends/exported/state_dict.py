@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from pytest_modelbudget.backends.exported import archives, checkpoints, pickles
+from pytest_modelbudget.backends.exported import archives, checkpoints, pickles, shards
 from pytest_modelbudget.backends.exported.archives import Archive
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
@@ -34,6 +34,10 @@ def read(path: Path) -> ExportedModel:
     Raises:
         DamagedFile: it is damaged, no state dict, or cannot be read without running code.
     """
+    return shards.marked(_of_file(path), path)
+
+
+def _of_file(path: Path) -> ExportedModel:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     return _of_zip(path) if is_zip else _of_old_file(path)

@@ -140,6 +140,12 @@ def test_parts_in_themselves_and_shared_by_many_are_looked_through_once(tmp_path
         state_dict.read(archive(tmp_path / "m.pth", {"data.pkl": written(content)}))
 
 
+def test_a_shard_alone_is_marked(tmp_path: Path) -> None:
+    exported = state_dict.read(save(WEIGHTS, tmp_path / "pytorch_model-00001-of-00003.bin"))
+    assert exported.unseen == ("another of its 3 shards",)
+    assert exported.notes[-1] == "this is shard 1 of 3: name the index (pytorch_model.bin.index.json) to check all"
+
+
 def test_views_of_one_storage_are_the_same_where_they_are_equal(tmp_path: Path) -> None:
     whole = torch.zeros(4, 6)
     content = {"a": whole, "b": whole, "half": whole[:2], "other": whole[2:], "turned": whole.T}
