@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,12 +30,28 @@ _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
 def read(path: Path) -> ExportedModel:
-    """The tensors of the model in a file; of a checkpoint only those, what else it has is named in a note.
+    """The tensors of the model in a file, or in all files that the index at `path` names (`model.bin.index.json`).
+
+    Of a checkpoint only those of the model are read, and what else it has is named in a note.
 
     Raises:
         DamagedFile: it is damaged, no state dict, or cannot be read without running code.
     """
-    return shards.marked(_of_file(path), path)
+    return _of_shards(path) if shards.is_index(path) else shards.marked(_of_file(path), path)
+
+
+def _of_shards(path: Path) -> ExportedModel:
+    index = shards.index(path)
+    models = index.each(_of_file)
+    tensors = {shard: model.constants for shard, model in models.items()}
+    constants = {
+        name: replace(tensor, storage=(shard, tensor.storage))  # storages are counted from 0 in each
+        for shard, inside in index.mapped(tensors).items()
+        for name, tensor in inside.items()
+    }
+    notes = dict.fromkeys(note for model in models.values() for note in model.notes)
+    file_bytes = index.bytes + sum(model.file_bytes for model in models.values())
+    return ExportedModel(FORMAT, file_bytes, constants, notes=(*notes, *index.notes(tensors)))
 
 
 def _of_file(path: Path) -> ExportedModel:

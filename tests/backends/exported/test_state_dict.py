@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import json
 import os
 import pickle
 import tracemalloc
@@ -18,9 +19,11 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_modelbudget import summarize
 from pytest_modelbudget.backends.exported import pickles, state_dict
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.summary.metrics import METRICS
 from tests.backends.exported.make_archives import archive
 from tests.backends.exported.make_torch import Tied, save
 
@@ -144,6 +147,26 @@ def test_a_shard_alone_is_marked(tmp_path: Path) -> None:
     exported = state_dict.read(save(WEIGHTS, tmp_path / "pytorch_model-00001-of-00003.bin"))
     assert exported.unseen == ("another of its 3 shards",)
     assert exported.notes[-1] == "this is shard 1 of 3: name the index (pytorch_model.bin.index.json) to check all"
+
+
+def test_shards_that_an_index_names_are_one_model(tmp_path: Path) -> None:
+    """Storages have the same keys in each file, and are others."""
+    names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    for name, content in zip(names, ({"a": torch.zeros(2, 2)}, {"b": torch.zeros(2, 2)}), strict=True):
+        content["tied"] = next(iter(content.values()))
+        save(content, tmp_path / name)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"b": names[1], "a": names[0], "tied": names[1]}}))
+    summary = summarize(index)
+    assert (summary.framework, summary.params, METRICS["params"].get(summary)) == ("state dict", 8, 8)
+    exported = state_dict.read(index)
+    assert list(exported.constants) == ["a", "b", "tied"]
+    assert exported.constants["b"].storage == exported.constants["tied"].storage
+    assert exported.file_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert "1 tensors are not counted, since the index does not have them: tied" in exported.notes
+    (tmp_path / names[1]).write_bytes(b"PK\3\4")
+    with pytest.raises(DamagedFile, match=f"names {names[1]}, which is damaged: the end of its zip archive"):
+        state_dict.read(index)
 
 
 def test_views_of_one_storage_are_the_same_where_they_are_equal(tmp_path: Path) -> None:
