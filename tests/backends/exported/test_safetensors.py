@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.backends import exported
+from pytest_modelbudget.backends import exported, model_files
 from pytest_modelbudget.backends.exported import safetensors
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
@@ -83,6 +83,13 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     model = safetensors.read(shards(tmp_path))
     assert (list(model.constants), elements(model)) == (["w0", "w1"], 8)
     assert model.file_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.fp16.json", "w.bin.index.json", "w.bin.index.fp16.json"])
+def test_an_index_is_told_by_its_name(tmp_path: Path, name: str) -> None:
+    index = shards(tmp_path).rename(tmp_path / name)
+    assert model_files.is_model(index)
+    assert not model_files.is_model(index.rename(tmp_path / "index.json"))
 
 
 @pytest.mark.parametrize(
