@@ -193,8 +193,10 @@ def _is_safetensors(content: _Content) -> bool:
     return is_object and (length < 1 << 24 or content.path.suffix.lower() == ".safetensors")
 
 
-def _is_safetensors_index(content: _Content) -> bool:
-    return content.start.lstrip()[:1] == b"{" and content.path.name.endswith(".safetensors.index.json")
+def _is_index(suffix: str, content: _Content) -> bool:
+    """Whether it names shards with that suffix; a variant may be in its name (`model.safetensors.index.fp16.json`)."""
+    is_named = re.search(rf"\.{suffix}\.index(\.\w+)?\.json$", content.path.name)
+    return content.start.lstrip()[:1] == b"{" and is_named is not None
 
 
 def _is_litert(content: _Content) -> bool:
@@ -224,7 +226,8 @@ _KINDS: tuple[tuple[Callable[[_Content], bool], str], ...] = (
     (_is_torch_export, "torch.export"),
     (_is_state_dict, "state dict"),
     (_is_keras, "keras"),
-    (_is_safetensors_index, "safetensors"),
+    (partial(_is_index, "safetensors"), "safetensors"),
+    (partial(_is_index, "(bin|pt|pth)"), "state dict"),
     (_is_onnx, "onnx"),
 )
 """What is looked for, in this order, and the reader."""

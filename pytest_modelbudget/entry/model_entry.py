@@ -20,7 +20,7 @@ from pytest_modelbudget.planner.recipe import Recipe
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
 MODEL_SUFFIXES = (
     ".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".pte", ".pt2", ".pt", ".pth", ".ckpt", ".safetensors",
-    ".safetensors.index.json", ".gguf", ".mlmodel", ".mlpackage", ".torchscript",
+    ".safetensors.index.json", ".bin.index.json", ".gguf", ".mlmodel", ".mlpackage", ".torchscript",
 )  # fmt: skip
 """How the names of models' files end; what a file is, its content says."""
 

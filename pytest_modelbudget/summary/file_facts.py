@@ -14,8 +14,8 @@ class FileFacts:
     `file_bytes` are those of all of them, with weights beside a graph. `operators` are those of the graph and of the
     bodies of its loops and branches, None for a file of weights alone; `delegated` those that a delegate runs, which
     does not say what they are. `arena_bytes` is what a runtime plans for the tensors between operators, with the
-    kernels that `arena_kernels` names; weights are not in it. `unseen` names delegates that hold
-    weights which cannot be seen, so that the params are more than those of the rows.
+    kernels that `arena_kernels` names; weights are not in it. `unseen` names delegates, or
+    other files, that hold weights which cannot be seen, so that the params are more than those of the rows.
     """
 
     file_bytes: int

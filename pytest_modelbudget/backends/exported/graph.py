@@ -79,7 +79,7 @@ class ExportedModel:
     also those that no operator uses. `operators` is None for a file of weights alone. `file_bytes` are those of all its
     files together, `arena_bytes` what the runtime plans for tensors between operators, with the kernels that
     `arena_kernels` names; `delegated` counts the operators that a delegate runs. `unseen` names
-    the delegates that hold weights of which the file says nothing.
+    the delegates, or other files, that hold weights of which the file says nothing.
     """
 
     format: str

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from pytest_modelbudget.backends.exported import json_parts
+from pytest_modelbudget.backends.exported import json_parts, shards
 from pytest_modelbudget.backends.exported.graph import Constant, ExportedModel
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.summary.tensors import ITEM_BYTES
@@ -26,7 +26,6 @@ BUFFERS_NOTE = (
 )
 
 _HEADER_BYTES = 24 << 20
-_INDEX_BYTES = 24 << 20
 _MOST_TENSORS = 100_000
 """In one file; the largest models have as many in all their shards together."""
 
@@ -65,7 +64,7 @@ def read(path: Path) -> ExportedModel:
     Raises:
         DamagedFile: a file is damaged, not whole, or no such file.
     """
-    return _of_shards(path) if path.name.endswith(".json") else _model({"": _header(path)})
+    return _of_shards(path) if shards.is_index(path) else shards.marked(_model({"": _header(path)}), path)
 
 
 def _model(headers: Mapping[str, _Header], index_bytes: int = 0, notes: tuple[str, ...] = ()) -> ExportedModel:
@@ -161,57 +160,12 @@ def _kept_for(metadata: object) -> dict[str, str]:
 
 
 def _of_shards(path: Path) -> ExportedModel:
-    raw = _small(path)
-    files = json_parts.field(json_parts.parsed(raw, "text"), "weight_map", dict)
-    shards = {json_parts.of_kind(shard, str, name): None for name, shard in files.items()}
-    paths = {shard: _beside(path, shard) for shard in shards}
-    missing = [shard for shard, place in paths.items() if not place.is_file()]
-    if missing:
-        names = ", ".join(shard[:100] for shard in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise DamagedFile(f"names {len(paths)} files, of which {len(missing)} are not there, {names}: fetch them too")
-    headers = {shard: _shard_header(shard, place) for shard, place in paths.items()}
-    return _model(_as_mapped(files, headers), len(raw), tuple(_extra_notes(files, headers)))
-
-
-def _small(path: Path) -> bytes:
-    with path.open("rb") as file:
-        raw = file.read(_INDEX_BYTES + 1)
-    if len(raw) > _INDEX_BYTES:
-        raise DamagedFile(f"is not read: an index has at most {_INDEX_BYTES:,} bytes: split the model")
-    return raw
-
-
-def _beside(path: Path, shard: str) -> Path:
-    """Where a shard lies: in the folder of the index, or in that where the index itself is linked to."""
-    place = path.parent / shard
-    try:
-        folders = {path.parent.resolve(), path.resolve().parent}
-        is_inside = not os.path.isabs(shard) and any(folder in place.resolve().parents for folder in folders)
-    except (OSError, RuntimeError, ValueError):
-        is_inside = False
-    if not is_inside:
-        raise DamagedFile(f"names a file outside of its folder, {shard[:100]!r}: lay all files of the model into one")
-    return place
-
-
-def _shard_header(shard: str, place: Path) -> _Header:
-    try:
-        return _header(place)
-    except DamagedFile as error:
-        raise DamagedFile(f"names {shard[:100]}, which {error}") from None
-
-
-def _as_mapped(files: Mapping[str, str], headers: Mapping[str, _Header]) -> dict[str, _Header]:
-    """The headers with just the tensors that the index says are in them."""
-    of_shard: dict[str, dict[str, _Tensor]] = {shard: {} for shard in headers}
-    for name, shard in files.items():
-        if name not in headers[shard].tensors:
-            raise DamagedFile(f"says that {name[:100]!r} is in {shard[:100]}, which has no such tensor: {_AGAIN}")
-        of_shard[shard][name] = headers[shard].tensors[name]
-    return {shard: _Header(of_shard[shard], header.kept_for, header.file_bytes) for shard, header in headers.items()}
-
-
-def _extra_notes(files: Mapping[str, str], headers: Mapping[str, _Header]) -> list[str]:
-    extra = [name for shard, header in headers.items() for name in header.tensors if files.get(name) != shard]
-    shown = ", ".join(name[:100] for name in extra[:3]) + (", ..." if len(extra) > 3 else "")
-    return [f"{len(extra)} tensors are not counted, since the index does not have them: {shown}"] if extra else []
+    index = shards.index(path)
+    headers = index.each(_header)
+    tensors = {shard: header.tensors for shard, header in headers.items()}
+    mapped = index.mapped(tensors)
+    return _model(
+        {shard: replace(header, tensors=mapped[shard]) for shard, header in headers.items()},
+        index.bytes,
+        tuple(index.notes(tensors)),
+    )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from pytest_modelbudget.backends.exported import archives, pickles
+from pytest_modelbudget.backends.exported import archives, checkpoints, pickles, shards
 from pytest_modelbudget.backends.exported.archives import Archive
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
@@ -27,19 +27,34 @@ _PICKLE = "data.pkl"
 _AGAIN = "fetch it again, or save the model again"
 _TARRED = (b"storages", b"tensors", b"pickle")
 _OLD_MAGIC, _OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
-_MODEL_KEYS = (
-    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params", "ema",
-    "state_dict_ema", "model_ema", "params_ema",
-)  # fmt: skip
-"""Under which a checkpoint has its model; of several the first one is read."""
 
 
 def read(path: Path) -> ExportedModel:
-    """The tensors of the model in a file; of a checkpoint only those, what else it has is named in a note.
+    """The tensors of the model in a file, or in all files that the index at `path` names (`model.bin.index.json`).
+
+    Of a checkpoint only those of the model are read, and what else it has is named in a note.
 
     Raises:
         DamagedFile: it is damaged, no state dict, or cannot be read without running code.
     """
+    return _of_shards(path) if shards.is_index(path) else shards.marked(_of_file(path), path)
+
+
+def _of_shards(path: Path) -> ExportedModel:
+    index = shards.index(path)
+    models = index.each(_of_file)
+    tensors = {shard: model.constants for shard, model in models.items()}
+    constants = {
+        name: replace(tensor, storage=(shard, tensor.storage))  # storages are counted from 0 in each
+        for shard, inside in index.mapped(tensors).items()
+        for name, tensor in inside.items()
+    }
+    notes = dict.fromkeys(note for model in models.values() for note in model.notes)
+    file_bytes = index.bytes + sum(model.file_bytes for model in models.values())
+    return ExportedModel(FORMAT, file_bytes, constants, notes=(*notes, *index.notes(tensors)))
+
+
+def _of_file(path: Path) -> ExportedModel:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     return _of_zip(path) if is_zip else _of_old_file(path)
@@ -48,7 +63,7 @@ def read(path: Path) -> ExportedModel:
 def _of_zip(path: Path) -> ExportedModel:
     with archives.opened(path) as archive:
         _refuse_others(archive)
-        tensors, notes = _model_in(_content(archive))
+        tensors, notes = checkpoints.model_in(_content(archive))
         _check_records(tensors, archive)
         return _model(tensors, archive.file_bytes, (*notes, *_unused_bytes(tensors)))
 
@@ -61,7 +76,7 @@ def tensors_of(archive: Archive) -> dict[str, Tensor]:
     """
     if _PICKLE not in archive.members or not isinstance(content := _content(archive), dict):
         raise DamagedFile(f"is damaged: the weights in it are no mapping of tensors: {_AGAIN}")
-    tensors = _tensors_of(content)
+    tensors = checkpoints.tensors_of(content)
     _check_records(tensors, archive)
     return tensors
 
@@ -88,41 +103,6 @@ def _refuse_others(archive: Archive) -> None:
 def _model(tensors: Mapping[str, Tensor], file_bytes: int, notes: tuple[str, ...]) -> ExportedModel:
     constants = {name: tensor.constant for name, tensor in tensors.items()}
     return ExportedModel(FORMAT, file_bytes, constants, notes=(BUFFERS_NOTE, *notes))
-
-
-def _model_in(content: object) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of the model in what was saved, and a note that names what else is there."""
-    if isinstance(content, Tensor):
-        raise DamagedFile("is a single tensor, not a model: save model.state_dict()")
-    if not isinstance(content, dict):
-        raise DamagedFile("holds no mapping of tensors: save model.state_dict()")
-    if tensors := _tensors_of(content):
-        return tensors, tuple(_note_of_others("", content, tensors))
-    candidates = {key: value for key, value in content.items() if isinstance(key, str) and _tensors_of(value)}
-    known = [key for key in _MODEL_KEYS if key in candidates]
-    if not known and len(candidates) != 1:
-        names = ", ".join(repr(key[:50]) for key in islice(candidates, 5)) or "none"
-        raise DamagedFile(f"does not say which of its parts is the model (with tensors: {names}): save that part alone")
-    key = known[0] if known else next(iter(candidates))
-    others = {name: value for name, value in content.items() if name != key}
-    return _tensors_of(candidates[key]), (
-        *_note_of_others(key, others, {}),
-        *_note_of_others("", candidates[key], _tensors_of(candidates[key])),
-    )
-
-
-def _tensors_of(value: object) -> dict[str, Tensor]:
-    """The tensors that a mapping has by names."""
-    if not isinstance(value, dict):
-        return {}
-    return {name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
-
-
-def _note_of_others(key: str, content: Mapping[object, object], tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    names = [str(name)[:50] for name in content if name not in tensors]
-    if names:
-        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        yield f"the model is what the checkpoint has as {key}; not counted: {shown}" if key else f"not counted: {shown}"
 
 
 def _check(tensors: Mapping[str, Tensor], stored_bytes: Callable[[Storage], int | None]) -> None:
@@ -155,7 +135,7 @@ def _of_old_file(path: Path) -> ExportedModel:
         raw = file.read(_PICKLE_BYTES)
         content, keys, place = _old_pickles(raw)
         stored = dict(_old_storages(file, place, keys, {storage.key: storage for storage in _storages_in(content)}))
-    tensors, notes = _model_in(content)
+    tensors, notes = checkpoints.model_in(content)
     _check(tensors, lambda storage: stored.get(storage.key))
     return _model(tensors, file_bytes, (*notes, *_unused_bytes(tensors)))
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from pytest_modelbudget.backends import exported, model_files
 from pytest_modelbudget.backends.exported import safetensors
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.summary.metrics import METRICS
 from tests.backends.exported.make_archives import entry
 from tests.backends.exported.make_archives import safetensors as write
 
@@ -81,6 +83,33 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     model = safetensors.read(shards(tmp_path))
     assert (list(model.constants), elements(model)) == (["w0", "w1"], 8)
     assert model.file_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.fp16.json", "w.bin.index.json", "w.bin.index.fp16.json"])
+def test_an_index_is_told_by_its_name(tmp_path: Path, name: str) -> None:
+    index = shards(tmp_path).rename(tmp_path / name)
+    assert model_files.is_model(index)
+    assert not model_files.is_model(index.rename(tmp_path / "index.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("model-00001-of-00002.safetensors", "another of its 2 shards"),
+        ("model-00001-of-00001.safetensors", ""),
+        ("model-2024.safetensors", ""),
+    ],
+)
+def test_a_shard_alone_is_not_the_model(tmp_path: Path, name: str, seen: str) -> None:
+    """What is told of its params is a lower bound, and never a number that a limit holds."""
+    model = safetensors.read(write(tmp_path / name, {"w0": FULL}, 16))
+    note = "this is shard 1 of 2: name the index (model.safetensors.index.json) to check all"
+    assert (note in model.notes) is bool(seen)
+    summary = exported.summarize(model, name="m", inputs=None, sizes={}, built_here=True)
+    params = METRICS["params"]
+    assert params.get(summary) == (None if seen else 4)
+    if seen:
+        assert params.why_unknown(summary) == f"unknown (at least 4, {seen} holds weights that cannot be seen)"
 
 
 def test_shards_may_lie_where_the_index_is_linked_to(tmp_path: Path) -> None:

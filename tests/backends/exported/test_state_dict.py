@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import json
 import os
 import pickle
 import tracemalloc
@@ -18,9 +19,11 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_modelbudget import summarize
 from pytest_modelbudget.backends.exported import pickles, state_dict
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.summary.metrics import METRICS
 from tests.backends.exported.make_archives import archive
 from tests.backends.exported.make_torch import Tied, save
 
@@ -62,6 +65,108 @@ def test_of_a_checkpoint_the_model_is_read_and_the_rest_is_named(tmp_path: Path,
     exported = state_dict.read(save(content, tmp_path / "m.pth", old=old))
     assert elements(exported) == 8
     assert exported.notes[1:] == ("the model is what the checkpoint has as model; not counted: epoch, optimizer, args",)
+
+
+WEIGHTS = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+MOMENTS = {"state": {0: {"exp_avg": torch.zeros(2, 3)}}}
+BESIDE: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
+    "a loss as a tensor": (
+        {"epoch": 5, "model_state_dict": WEIGHTS, "loss": torch.tensor(0.4), "optimizer_state_dict": MOMENTS},
+        8,
+        ("the model is what the checkpoint has as model_state_dict; not counted: loss, epoch, optimizer_state_dict",),
+    ),
+    "counters and a random state": (
+        {"rng_state": torch.zeros(9, dtype=torch.uint8), "step": torch.tensor(1), "model": WEIGHTS},
+        8,
+        ("the model is what the checkpoint has as model; not counted: rng_state, step",),
+    ),
+    "a known key in a known key": (
+        {"model": {"state_dict": WEIGHTS, "iteration": torch.tensor(3)}},
+        8,
+        ("the model is what the checkpoint has as model.state_dict; not counted: iteration",),
+    ),
+    "a key of one's own": (
+        {"encoder": WEIGHTS, "optim": MOMENTS, "callbacks": {"best": torch.tensor(0.1)}},
+        8,
+        ("the model is what the checkpoint has as encoder; not counted: optim, callbacks",),
+    ),
+    "parameters that are called so": ({"model": torch.zeros(4), "params": torch.zeros(3)}, 7, ()),
+    "an extra state": (
+        {**WEIGHTS, "fp8._extra_state": {"amax": torch.zeros(9)}},
+        8,
+        ("not counted: fp8._extra_state",),
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize(("content", "count", "notes"), BESIDE.values(), ids=BESIDE)
+def test_tensors_beside_the_model_are_named_and_not_counted(
+    tmp_path: Path, old: bool, content: dict[str, Any], count: int, notes: tuple[str, ...]
+) -> None:
+    exported = state_dict.read(save(content, tmp_path / "m.pth", old=old))
+    assert (elements(exported), exported.notes[1:]) == (count, notes)
+
+
+AMBIGUOUS: dict[str, tuple[dict[Any, Any], str]] = {
+    "a tensor beside parts": ({"policy": WEIGHTS, "log_std": torch.zeros(3)}, "'log_std', 'policy'"),
+    "a part one level deeper": (
+        {"callbacks": {"best": torch.tensor(0.1)}, "encoder": {"a": WEIGHTS}},
+        "'callbacks', 'encoder.a'",
+    ),
+    "an optimizer alone": ({"optimizer": {"exp_avg": torch.zeros(5)}, "epoch": 1}, "'optimizer'"),
+    "an optimizer's own state": ({**MOMENTS, "param_groups": []}, "'state.0'"),
+    "a tensor beside an optimizer without any": ({"step": torch.tensor(1), "optimizer": {"state": {}}}, "'step'"),
+    "tensors in a list": ({"w": torch.zeros(2), "parts": [torch.zeros(3)]}, "'w', 'parts'"),
+    "two models in one": ({"model": {"encoder": WEIGHTS, "decoder": WEIGHTS}}, "'model.encoder', 'model.decoder'"),
+    "a model and averages of another": ({"generator": WEIGHTS, "ema": WEIGHTS}, "'generator', 'ema'"),
+    "tensors by numbers": ({0: torch.zeros(2), "w": torch.zeros(3)}, "'w'"),
+}
+
+
+@pytest.mark.parametrize(("content", "names"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_a_checkpoint_that_does_not_say_what_is_the_model_is_refused(
+    tmp_path: Path, content: dict[Any, Any], names: str
+) -> None:
+    with pytest.raises(DamagedFile) as refusal:
+        state_dict.read(save(content, tmp_path / "m.pth"))
+    problem = f"does not say which part is the model (with tensors: {names}): save the model's state_dict alone"
+    assert str(refusal.value) == problem
+
+
+def test_parts_in_themselves_and_shared_by_many_are_looked_through_once(tmp_path: Path) -> None:
+    """Looked through for each key, the shared list alone would take minutes."""
+    shared: list[Any] = [None] * 30_000
+    content: dict[str, Any] = {f"k{number}": [shared] for number in range(30_000)}
+    content["model"] = content
+    with pytest.raises(DamagedFile, match=r"with tensors: none"):
+        state_dict.read(archive(tmp_path / "m.pth", {"data.pkl": written(content)}))
+
+
+def test_a_shard_alone_is_marked(tmp_path: Path) -> None:
+    exported = state_dict.read(save(WEIGHTS, tmp_path / "pytorch_model-00001-of-00003.bin"))
+    assert exported.unseen == ("another of its 3 shards",)
+    assert exported.notes[-1] == "this is shard 1 of 3: name the index (pytorch_model.bin.index.json) to check all"
+
+
+def test_shards_that_an_index_names_are_one_model(tmp_path: Path) -> None:
+    """Storages have the same keys in each file, and are others."""
+    names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    for name, content in zip(names, ({"a": torch.zeros(2, 2)}, {"b": torch.zeros(2, 2)}), strict=True):
+        content["tied"] = next(iter(content.values()))
+        save(content, tmp_path / name)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"b": names[1], "a": names[0], "tied": names[1]}}))
+    summary = summarize(index)
+    assert (summary.framework, summary.params, METRICS["params"].get(summary)) == ("state dict", 8, 8)
+    exported = state_dict.read(index)
+    assert list(exported.constants) == ["a", "b", "tied"]
+    assert exported.constants["b"].storage == exported.constants["tied"].storage
+    assert exported.file_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert "1 tensors are not counted, since the index does not have them: tied" in exported.notes
+    (tmp_path / names[1]).write_bytes(b"PK\3\4")
+    with pytest.raises(DamagedFile, match=f"names {names[1]}, which is damaged: the end of its zip archive"):
+        state_dict.read(index)
 
 
 def test_views_of_one_storage_are_the_same_where_they_are_equal(tmp_path: Path) -> None:
@@ -183,8 +288,8 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "sparse tensors": (written(_Reduced(torch._utils._rebuild_sparse_tensor, 1, 2)), "holds sparse tensors"),
     "two models": (written({"a": 1, "g": {"w": tensor(_Beside("storage", torch.FloatStorage, "0", "cpu", 2))},
                             "d": {"w": tensor(_Beside("storage", torch.FloatStorage, "0", "cpu", 2))}}),
-                   "which of its parts is the model .with tensors: 'g', 'd'"),
-    "no tensors": (written({"epoch": 3}), "which of its parts is the model .with tensors: none"),
+                   "which part is the model .with tensors: 'g', 'd'"),
+    "no tensors": (written({"epoch": 3}), "which part is the model .with tensors: none"),
 }  # fmt: skip
 
 
