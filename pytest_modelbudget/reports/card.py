@@ -35,8 +35,11 @@ def pieces(results: Sequence[Result], setting: text.ReportSetting = text.DEFAULT
 def _section(summary: Summary) -> Iterator[tuple[str, str]]:
     """What is said of one model, as Markdown: (what, how it is)."""
     yield "Architecture", code(architecture(summary))
-    yield "Number of parameters", f"{summary.params:,}, of which {summary.trainable_params:,} are trained"
-    yield "Weights", escape(METRICS["weight_bytes"].show(summary.weight_bytes))
+    yield (
+        "Number of parameters",
+        f"{cells.number(summary, 'params')}, of which {cells.number(summary, 'trainable_params')} are trained",
+    )
+    yield "Weights", escape(cells.number(summary, "weight_bytes", METRICS["weight_bytes"].show))
     yield "Format of inputs", "<br>".join(code(str(port)) for port in summary.inputs) or cells.UNKNOWN
     yield "Format of outputs", "<br>".join(code(str(spec)) for spec in summary.outputs) or cells.UNKNOWN
     yield "Modality of inputs and outputs", "to be said by the provider: text, images, sound, ..."

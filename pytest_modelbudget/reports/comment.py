@@ -79,11 +79,11 @@ def _cells(result: Result) -> Iterator[str]:
         yield from (cells.UNKNOWN, "-", cells.UNKNOWN, "-", cells.UNKNOWN)
     else:
         flops = cells.UNKNOWN if summary.flops.value is None else units.flops(summary.flops.value)
-        yield f"{summary.params:,}"
+        yield cells.number(summary, "params")
         yield text.delta_text(result, "params")
         yield markdown.escape(f"{'>= ' if summary.flops.is_lower_bound else ''}{flops}")
         yield text.delta_text(result, "flops")
-        yield units.size(summary.weight_bytes)
+        yield cells.number(summary, "weight_bytes", units.size)
     yield markdown.escape(text.used_text(result))
 
 

@@ -223,8 +223,8 @@ def _cells(result: Result) -> Iterator[tuple[str, object]]:
         yield from [(cells.UNKNOWN, "")] * 5
         return
     delta = text.total_delta(result, "params")
-    yield f"{summary.params:,}", summary.params
+    yield cells.number(summary, "params"), summary.params
     yield text.delta_text(result, "params"), "" if delta is None else delta
-    yield f"{summary.trainable_params:,}", summary.trainable_params
+    yield cells.number(summary, "trainable_params"), summary.trainable_params
     yield cells.flops(summary).partition(" (")[0], "" if summary.flops.value is None else summary.flops.value
-    yield units.size(summary.weight_bytes), summary.weight_bytes
+    yield cells.number(summary, "weight_bytes", units.size), summary.weight_bytes

@@ -83,11 +83,11 @@ def _cells(result: Result) -> Iterator[str]:
     if result.summary is None:
         yield from (cells.UNKNOWN,) * 5
     else:
-        yield f"{result.summary.params:,}"
+        yield cells.number(result.summary, "params")
         yield text.delta_text(result, "params")
-        yield f"{result.summary.trainable_params:,}"
+        yield cells.number(result.summary, "trainable_params")
         yield escape(cells.flops(result.summary))
-        yield units.size(result.summary.weight_bytes)
+        yield cells.number(result.summary, "weight_bytes", units.size)
     yield escape(text.used_text(result))
 
 

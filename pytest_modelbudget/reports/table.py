@@ -58,10 +58,10 @@ def _result_cells(result: Result, written: str) -> tuple[str, ...]:
     )
     return (
         harmless(result.id),
-        units.short(summary.params),
-        units.short(summary.trainable_params),
+        cells.number(summary, "params", units.short),
+        cells.number(summary, "trainable_params", units.short),
         f"{'>=' if summary.flops.is_lower_bound else ''}{flops}",
-        units.size(summary.weight_bytes),
+        cells.number(summary, "weight_bytes", units.size),
         text.used_text(result),
         text.with_real_run_mark(word, result),
     )

@@ -16,7 +16,7 @@ from pytest_modelbudget.reports.listing import listed
 from pytest_modelbudget.results import Result, SnapshotState, State
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import PEAK_METRICS
-from pytest_modelbudget.summary.show import plans
+from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.summary.show.folding import hanging
 from pytest_modelbudget.summary.show.table import WIDTH
 from pytest_modelbudget.system.escape import harmless, harmless_lines
@@ -120,7 +120,8 @@ def _snapshot(result: Result) -> Iterator[str]:
     match snapshot.stored:
         case SnapshotState.MISSING if result.state is not State.OK and not result.accepted:
             assert result.summary is not None
-            yield f"  {_lacking(result)} (counted {result.summary.params:,} params); a check never writes it"
+            params = cells.number(result.summary, "params")
+            yield f"  {_lacking(result)} (counted {params} params); a check never writes it"
             yield from _commands("create:  ", update, result)
         case SnapshotState.DIFFERENT:
             yield f"  differs from {f'what is {harmless(snapshot.note)}' if snapshot.note else path}:"

@@ -244,7 +244,8 @@ class Summary:
             f"{plan.kind} peak {'?' if plan.peak_bytes is None else units.size(plan.peak_bytes)}" for plan in self.plans
         )
         bound = ">= " if self.flops.is_lower_bound else ""
-        return ", ".join((f"{self.params:,} params", f"{bound}{flops}", layers, *peaks))
+        params = "? params" if self.file and self.file.unseen else f"{self.params:,} params"
+        return ", ".join((params, f"{bound}{flops}", layers, *peaks))
 
     def plan(self, kind: Kind) -> Plan | None:
         """The plan of its training or its inference; None when none was asked for."""

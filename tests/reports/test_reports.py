@@ -13,7 +13,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
-from pytest_modelbudget.summary import Flops, Layer, Summary, Weight
+from pytest_modelbudget.summary import FileFacts, Flops, Layer, Summary, Weight
 from tests.builders import gpt, towers
 
 
@@ -168,3 +168,15 @@ def test_json_reads_back() -> None:
     data = json.loads(reports.render("json", [result()]))
     assert data["schema"] == 1
     assert data["models"][0]["summary"]["params"] == 6201
+
+
+def test_params_that_cannot_be_seen_are_no_number_in_any_table() -> None:
+    """A delegate, or a shard that is not there, hides some: what can be seen is no total."""
+    hidden = replace(result(), summary=replace(towers(), file=FileFacts(9, unseen="a delegate")))
+    tables = [
+        "\n".join(terminal.closing_lines([hidden])),
+        reports.render("md", [hidden]),
+        reports.render("card", [hidden]),
+    ]
+    assert not any(shown in text for text in tables for shown in ("6,201", "6.20k", "24.22 KiB"))
+    assert "? params" in repr(hidden.summary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pytest_modelbudget import units
@@ -74,6 +74,12 @@ def params(layer: Layer) -> str:
     """Its own params, and whether some are counted elsewhere."""
     tied = any(weight.tied_to is not None and weight.role == "param" for weight in layer.weights)
     return f"{layer.params:,}{' (tied)' if tied else ''}"
+
+
+def number(summary: Summary, metric: str, show: Callable[[int], str] = "{:,}".format) -> str:
+    """A whole number of a model; `?` where it is not known, as where a delegate hides weights."""
+    value = METRICS[metric].get(summary)
+    return UNKNOWN if value is None else show(int(value))
 
 
 def totals(summary: Summary) -> Iterator[tuple[str, str]]:

@@ -51,7 +51,7 @@ def summary_parts(summary: Summary) -> dict[str, object]:
         "legend": cells.legend(summary),
         "totals": list(cells.totals(summary)),
         "notes": [harmless(note) for note in summary.notes],
-        "params": f"{summary.params:,}",
+        "params": cells.number(summary, "params"),
         "plans": [plan_parts(plan) for plan in summary.plans],
         "growth": [harmless(plans.growth_text(growth)) for growth in summary.growth],
     }

@@ -270,7 +270,8 @@ def _note_row(result: Result) -> str:
         peak = next((units.size(peak) for peak in peaks if peak is not None), cells.UNKNOWN if peaks else "-")
         flops = cells.flops(summary).partition(" (")[0]
         moved = text.delta_text(result, "params")
-        numbers = [f"{summary.params:,}", moved, flops, units.size(summary.weight_bytes), peak]
+        params, size = cells.number(summary, "params"), cells.number(summary, "weight_bytes", units.size)
+        numbers = [params, moved, flops, size, peak]
     return markdown.row(
         (_as_code(result.id).replace("|", "\\|"), text.state_word(result), *numbers, text.used_text(result))
     )
