@@ -40,6 +40,9 @@ def _section(summary: Summary) -> Iterator[tuple[str, str]]:
         f"{cells.number(summary, 'params')}, of which {cells.number(summary, 'trainable_params')} are trained",
     )
     yield "Weights", escape(cells.number(summary, "weight_bytes", METRICS["weight_bytes"].show))
+    if summary.file is not None:
+        made_from = f", exported from {code(summary.export.original)}" if summary.export else ""
+        yield "File", f"{escape(METRICS['file_bytes'].show(summary.file.file_bytes))}{made_from}"
     yield "Format of inputs", "<br>".join(code(str(port)) for port in summary.inputs) or cells.UNKNOWN
     yield "Format of outputs", "<br>".join(code(str(spec)) for spec in summary.outputs) or cells.UNKNOWN
     yield "Modality of inputs and outputs", "to be said by the provider: text, images, sound, ..."

@@ -13,7 +13,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
-from pytest_modelbudget.summary import FileFacts, Flops, Layer, Summary, Weight
+from pytest_modelbudget.summary import Export, FileFacts, Flops, Layer, Summary, Weight
 from tests.builders import gpt, towers
 
 
@@ -180,3 +180,11 @@ def test_params_that_cannot_be_seen_are_no_number_in_any_table() -> None:
     ]
     assert not any(shown in text for text in tables for shown in ("6,201", "6.20k", "24.22 KiB"))
     assert "? params" in repr(hidden.summary)
+
+
+def test_a_card_says_which_file_it_is_of() -> None:
+    """With the model that it was exported from, where that is known."""
+    shipped = replace(towers(), file=FileFacts(12_345), export=Export("towers", {}))
+    assert "| File | 12,345 bytes, exported from <code>towers</code> |" in reports.render(
+        "card", [replace(result(), summary=shipped)]
+    )
