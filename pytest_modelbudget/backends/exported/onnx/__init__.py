@@ -52,7 +52,7 @@ def _exported(model: Model, file_bytes: int) -> ExportedModel:
     graph = with_open_batch(_without_stored_inputs(flattener.flat(model.graph)))
     tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
     graph = in_order_of_use(without_copies(graph, tensors), tensors)
-    role = roles_of(graph, tensors)
+    role = roles_of(model, graph, tensors)
     known = known_shapes(graph, tensors, model.opsets, model.ir_version)
     finder = ModuleFinder.of(graph, frozenset(tensors))
     maker = OperatorMaker(known.values, tensors, finder, flattener.modules, model.opsets.get("", 0))
