@@ -40,7 +40,7 @@ def read(path: Path) -> ExportedModel:
         size = path.stat().st_size
         if not size:
             raise DamagedFile("is empty: fetch it again, or export the model again")
-        folder = DataFolder(path.parent)
+        folder = DataFolder(path)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             model = Decoder(folder).model(Wire(data), (0, size))
     folder.check_overlaps()
