@@ -21,6 +21,9 @@ _SEPARATOR = re.compile(r"([./])")
 _LEAST_SAVED = 3
 """Rows a fold has to save to be worth its two lines."""
 
+_DEEPEST = 100
+"""Levels that are folded: no model has as many, and names in a file may have thousands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
@@ -93,7 +96,7 @@ def _fold(rows: tuple[Row, ...], depth: int) -> tuple[Item, ...]:
 
 def _fold_inside(block: _RowBlock, depth: int) -> tuple[Item, ...]:
     own_rows = tuple(row for row in block.rows if len(_tokens(row["path"])) <= depth + 1)
-    if len(own_rows) == len(block.rows):
+    if len(own_rows) == len(block.rows) or depth >= _DEEPEST:
         return block.rows
     head = len(own_rows) if own_rows == block.rows[: len(own_rows)] else 0
     return (*block.rows[:head], *_fold(block.rows[head:], depth + 1))
