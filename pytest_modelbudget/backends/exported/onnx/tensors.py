@@ -80,8 +80,8 @@ def checked_dim(dim: int, what: str) -> int:
 class DataFolder:
     """The folder of a model's file, and the files in it that hold its weights: their sizes, and which parts are taken.
 
-    Caches of downloads lay files where they like and links to them side by side: a data file may also be a link into the
-    folder that the model's file is a link into.
+    Caches of downloads lay files where they like and links to them side by side: a data file may also be a link into
+    the folder that the model's file is a link into.
     """
 
     model: Path
