@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.onnx.constants import in_order_of_use, without_copies
+from pytest_modelbudget.backends.exported.onnx.dims import with_symbols
 from pytest_modelbudget.backends.exported.onnx.flat import Flattener
 from pytest_modelbudget.backends.exported.onnx.model import Decoder, Graph, Model
 from pytest_modelbudget.backends.exported.onnx.modules import ModuleFinder
@@ -49,7 +50,7 @@ def read(path: Path) -> ExportedModel:
 
 def _exported(model: Model, file_bytes: int) -> ExportedModel:
     flattener = Flattener(model.functions)
-    graph = with_open_batch(_without_stored_inputs(flattener.flat(model.graph)))
+    graph = with_open_batch(with_symbols(_without_stored_inputs(flattener.flat(model.graph))))
     tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
     graph = in_order_of_use(without_copies(graph, tensors), tensors)
     role = roles_of(model, graph, tensors)
