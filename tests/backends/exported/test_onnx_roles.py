@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_modelbudget.api import summarize
 from pytest_modelbudget.backends.exported.onnx import read
+from pytest_modelbudget.summary.metrics import METRICS
 from tests.backends.exported.onnx_files import graph, number, save, weight
 
 node = helper.make_node
@@ -81,3 +83,23 @@ def test_constants_among_the_operators(tmp_path: Path) -> None:
     constant = node("Constant", [], ["scale"], value=weight("scale", 1))
     made = graph([constant, node("Mul", ["x", "scale"], ["y"])], {"x": [4, 1]}, {"y": None})
     assert _params(save(tmp_path / "m.onnx", made, producer_name="pytorch")) == set()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "given"),
+    [
+        pytest.param([node("Gemm", ["x", "weight", "bias"], ["y"])], {"weight": [8, 8], "bias": [8]}, "weight, bias", id="Gemm"),
+        pytest.param(
+            [node("Transpose", ["weight"], ["t"]), node("MatMul", ["x", "t"], ["y"])], {"weight": [8, 8]}, "weight",
+            id="a product with the transposed weight",
+        ),
+        pytest.param([node("MatMul", ["x", "keys"], ["y"])], {"keys": [1, 8, 8]}, "", id="a product of two inputs"),
+        pytest.param([node("MatMul", ["x", "keys"], ["y"])], {"keys": [8, "T"]}, "", id="an input of any length"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_inputs(tmp_path: Path, nodes: list[Any], inputs: dict[str, Any], given: str) -> None:
+    """Of a file that was exported without its weights, params are not known, and a note names these."""
+    path = save(tmp_path / "m.onnx", graph(nodes, {"x": ["B", 8], **inputs}, {"y": None}))
+    summary = summarize(path)
+    assert METRICS["params"].get(summary) == (None if given else 0)
+    assert any(f"gives them as the inputs {given}, and" in note for note in summary.notes) is bool(given)

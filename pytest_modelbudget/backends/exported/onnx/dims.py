@@ -67,8 +67,8 @@ def _with_dims(graph: Graph, names: Mapping[str, Dim]) -> Graph:
         else node
         for node in graph.nodes
     )
-    ports = {"inputs": rewritten(graph.inputs), "outputs": rewritten(graph.outputs)}
-    return replace(graph, nodes=nodes, values=rewritten(graph.values), **ports)
+    inputs, outputs, inner_values = map(rewritten, (graph.inputs, graph.outputs, graph.values))
+    return replace(graph, nodes=nodes, inputs=inputs, outputs=outputs, values=inner_values)
 
 
 def _spec(spec: TensorSpec, names: Mapping[str, Dim]) -> TensorSpec:

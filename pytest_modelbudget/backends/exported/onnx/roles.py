@@ -12,6 +12,7 @@ from pytest_modelbudget.backends.exported.onnx.model import Graph, Model
 from pytest_modelbudget.backends.exported.onnx.modules import WEIGHTED, all_nodes
 from pytest_modelbudget.backends.exported.onnx.naming import type_name
 from pytest_modelbudget.backends.exported.onnx.tensors import Tensor
+from pytest_modelbudget.summary import TensorSpec
 
 Role = Literal["param", "buffer"]
 
@@ -49,6 +50,18 @@ _MOVES = frozenset(("Expand", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Trans
 _WITH_WEIGHTS = WEIGHTED | {"RNN"}
 """Operators whose weights may have one element: that of a layer with one unit."""
 
+_WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2, 3)), **dict.fromkeys(("PRelu", "MatMul"), (1,)),
+    **dict.fromkeys(
+        ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "InstanceNormalization", "GroupNormalization",
+         "LayerNormalization"), (1, 2),
+    ),
+}  # fmt: skip
+"""Inputs that are weights, also where whoever runs the file gives them."""
+
+_MATRIX = 2
+"""Axes of a weight; a product of more has two inputs of one kind, as in attention."""
+
 _SIGNATURE_KEY = "pkg.torch.export.ExportedProgram.graph_signature"
 _TORCH_NAME = re.compile(r"(?!val_\d)(?:[^\W\d]\w*|\d+(?=\.))(?:\.\w+)*")
 _DOTTED_NAME = re.compile(r"(?:\w+\.)+[^\W\d]\w*")
@@ -85,6 +98,28 @@ def signature_of(graph: Graph) -> dict[str, Role]:
     """The roles of the source's tensors, by their names there, as torch's exporter wrote them down."""
     text = graph.metadata.get(_SIGNATURE_KEY, "")
     return {name: "param" if kind == "PARAMETER" else "buffer" for kind, name in _SIGNATURE.findall(text)}
+
+
+def weights_among_inputs(graph: Graph, roles: Mapping[str, Role]) -> tuple[str, ...]:
+    """The inputs that operators take as weights, in a flat graph that stores none itself."""
+    if "param" in roles.values():
+        return ()
+    given = {value.name: value.spec for value in graph.inputs if value.spec is not None and _is_fixed(value.spec)}
+    sources = {name: name for name in given}
+    weights: dict[str, None] = {}
+    for node in all_nodes(graph):
+        type_ = type_name(node)
+        if type_ in _MOVES and node.inputs and node.inputs[0] in sources:
+            sources |= dict.fromkeys(node.outputs, sources[node.inputs[0]])
+        for position in _WEIGHT_INPUTS.get(type_, ()):
+            name = sources.get(node.inputs[position], "") if position < len(node.inputs) else ""
+            if name and (type_ != "MatMul" or len(given[name].shape) == _MATRIX):
+                weights[name] = None
+    return tuple(weights)
+
+
+def _is_fixed(spec: TensorSpec) -> bool:
+    return spec.dtype.startswith(("float", "bfloat")) and all(isinstance(dim, int) for dim in spec.shape)
 
 
 def _named_by_source(model: Model) -> frozenset[str]:
