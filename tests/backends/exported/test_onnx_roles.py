@@ -78,11 +78,20 @@ def test_small_tensors(
     assert bool(_params(save(tmp_path / "m.onnx", made, producer_name=producer))) is is_param
 
 
-def test_constants_among_the_operators(tmp_path: Path) -> None:
-    """What an operator writes down is no parameter of the source, whatever its name."""
-    constant = node("Constant", [], ["scale"], value=weight("scale", 1))
-    made = graph([constant, node("Mul", ["x", "scale"], ["y"])], {"x": [4, 1]}, {"y": None})
-    assert _params(save(tmp_path / "m.onnx", made, producer_name="pytorch")) == set()
+@pytest.mark.parametrize(
+    ("weights", "params"),
+    [
+        pytest.param({"norm.weight": (8,)}, {"norm.weight"}, id="beside parameters"),
+        pytest.param({}, {"/Constant_output_0"}, id="in a frozen script, that has no parameters by name"),
+    ],
+)
+def test_constants_among_the_operators(tmp_path: Path, weights: dict[str, Any], params: set[str]) -> None:
+    """What torch's exporter makes for itself, as the scale of a group norm, is no parameter of the source."""
+    name = "/Constant_output_0"
+    constant = node("Constant", [], [name], value=weight("", 8))
+    scaled = [node("Mul", ["h", other], ["y"]) for other in weights] or [node("Identity", ["h"], ["y"])]
+    made = graph([constant, node("Mul", ["x", name], ["h"]), *scaled], {"x": [4, 8]}, {"y": None}, weights)
+    assert _params(save(tmp_path / "m.onnx", made, producer_name="pytorch")) == params
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def roles_of(model: Model, graph: Graph, tensors: Mapping[str, Tensor]) -> dict[
     """
     signature = signature_of(model.graph)
     named = _named_by_source(model)
-    states = _states(graph)
+    no_weights = (_states(graph) | _constants(model, graph, tensors)) - named
     uses: defaultdict[str, set[tuple[str, int]]] = defaultdict(set)
     for name, use in _uses(graph):
         uses[name].add(use)
@@ -87,7 +87,7 @@ def roles_of(model: Model, graph: Graph, tensors: Mapping[str, Tensor]) -> dict[
     def role(name: str, tensor: Tensor) -> Role:
         if name in signature:
             return signature[name]
-        if name in states and name not in named:
+        if name in no_weights:
             return "buffer"
         return _role(tensor, uses.get(name, set()), named=name in named)
 
@@ -139,6 +139,17 @@ def _role(tensor: Tensor, uses: set[tuple[str, int]], *, named: bool) -> Role:
         return "buffer"
     is_larger = prod(tensor.dims) > 1 or (tensor.dims and any(type_ in _WITH_WEIGHTS for type_, _ in uses))
     return "param" if named or is_larger else "buffer"
+
+
+def _constants(model: Model, graph: Graph, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """What operators write down in a file of torch's older exporter: that keeps parameters apart.
+
+    Parameters of a frozen script are constants too, and none has a name.
+    """
+    if not model.producer.startswith("pytorch") or not _named_by_source(model):
+        return frozenset()
+    inner = (tensor for node in all_nodes(graph) for body in node.graphs.values() for tensor in body.tensors)
+    return frozenset(tensors) - {tensor.name for tensor in (*graph.tensors, *inner)}
 
 
 def _states(graph: Graph) -> frozenset[str]:
