@@ -21,7 +21,7 @@ def _params(path: Path) -> set[str]:
 
 
 def _recurrent(type_: str, gates: int, state: str, *moves: Any) -> Any:
-    """A layer of 8 features and 16 units whose first state is `state`, as given or made from it by `moves`."""
+    """A layer of 8 features and 16 units whose first state is `state`, as it is or made from it by `moves`."""
     last = moves[-1].output[0] if moves else state
     inputs = ["x", "onnx::W", "onnx::R", "", "lengths", last, *([last] if type_ == "LSTM" else [])]
     return graph(
@@ -95,7 +95,7 @@ def test_constants_among_the_operators(tmp_path: Path, weights: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("nodes", "inputs", "given"),
+    ("nodes", "inputs", "missing"),
     [
         pytest.param([node("Gemm", ["x", "weight", "bias"], ["y"])], {"weight": [8, 8], "bias": [8]}, "weight, bias", id="Gemm"),
         pytest.param(
@@ -106,9 +106,9 @@ def test_constants_among_the_operators(tmp_path: Path, weights: dict[str, Any], 
         pytest.param([node("MatMul", ["x", "keys"], ["y"])], {"keys": [8, "T"]}, "", id="an input of any length"),
     ],
 )  # fmt: skip
-def test_weights_that_are_inputs(tmp_path: Path, nodes: list[Any], inputs: dict[str, Any], given: str) -> None:
+def test_weights_that_are_inputs(tmp_path: Path, nodes: list[Any], inputs: dict[str, Any], missing: str) -> None:
     """Of a file that was exported without its weights, params are not known, and a note names these."""
     path = save(tmp_path / "m.onnx", graph(nodes, {"x": ["B", 8], **inputs}, {"y": None}))
     summary = summarize(path)
-    assert METRICS["params"].get(summary) == (None if given else 0)
-    assert any(f"gives them as the inputs {given}, and" in note for note in summary.notes) is bool(given)
+    assert METRICS["params"].get(summary) == (None if missing else 0)
+    assert any(f"gives them as the inputs {missing}, and" in note for note in summary.notes) is bool(missing)

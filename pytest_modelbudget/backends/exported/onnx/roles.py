@@ -104,8 +104,8 @@ def weights_among_inputs(graph: Graph, roles: Mapping[str, Role]) -> tuple[str, 
     """The inputs that operators take as weights, in a flat graph that stores none itself."""
     if "param" in roles.values():
         return ()
-    given = {value.name: value.spec for value in graph.inputs if value.spec is not None and _is_fixed(value.spec)}
-    sources = {name: name for name in given}
+    specs = {value.name: value.spec for value in graph.inputs if value.spec is not None and _is_fixed(value.spec)}
+    sources = {name: name for name in specs}
     weights: dict[str, None] = {}
     for node in all_nodes(graph):
         type_ = type_name(node)
@@ -113,7 +113,7 @@ def weights_among_inputs(graph: Graph, roles: Mapping[str, Role]) -> tuple[str, 
             sources |= dict.fromkeys(node.outputs, sources[node.inputs[0]])
         for position in _WEIGHT_INPUTS.get(type_, ()):
             name = sources.get(node.inputs[position], "") if position < len(node.inputs) else ""
-            if name and (type_ != "MatMul" or len(given[name].shape) == _MATRIX):
+            if name and (type_ != "MatMul" or len(specs[name].shape) == _MATRIX):
                 weights[name] = None
     return tuple(weights)
 
