@@ -21,6 +21,9 @@ _SEPARATOR = re.compile(r"([./])")
 _LEAST_SAVED = 3
 """Rows a fold has to save to be worth its two lines."""
 
+_DEEPEST = 100
+"""Levels that are folded: no model has as many, and names in a file may have thousands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
@@ -92,22 +95,22 @@ def _fold(rows: tuple[Row, ...], depth: int) -> tuple[Item, ...]:
 
 
 def _fold_inside(block: _RowBlock, depth: int) -> tuple[Item, ...]:
-    own_rows = tuple(row for row in block.rows if len(_tokens(row["path"])) <= depth + 1)
-    if len(own_rows) == len(block.rows):
+    own_rows = tuple(row for row in block.rows if len(_tokens(row["path"], depth)) <= depth + 1)
+    if len(own_rows) == len(block.rows) or depth >= _DEEPEST:
         return block.rows
     head = len(own_rows) if own_rows == block.rows[: len(own_rows)] else 0
     return (*block.rows[:head], *_fold(block.rows[head:], depth + 1))
 
 
-def _tokens(path: str) -> list[str]:
-    """`h.0.attn` as `h`, `.0`, `.attn`."""
-    parts = _SEPARATOR.split(path)
+def _tokens(path: str, depth: int) -> list[str]:
+    """`h.0.attn` as `h`, `.0`, `.attn`; what lies deeper than `depth` is one token."""
+    parts = _SEPARATOR.split(path, depth + 1)
     return [parts[0], *(sep + name for sep, name in zip(parts[1::2], parts[2::2], strict=True))]
 
 
 def _blocks(rows: tuple[Row, ...], depth: int) -> Iterator[_RowBlock]:
     def head(row: Row) -> str:
-        return "".join(_tokens(row["path"])[: depth + 1])
+        return "".join(_tokens(row["path"], depth)[: depth + 1])
 
     for path, group in groupby(rows, key=head):
         match = _NUMBERED.fullmatch(path)

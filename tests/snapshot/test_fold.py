@@ -76,3 +76,9 @@ def test_titles_that_do_not_add_up(title: str) -> None:
     """A repeat whose numbers disagree is damage."""
     with pytest.raises(ValueError, match=r"repeat|times"):
         Repeat.parse(title, ())
+
+
+def test_paths_of_thousands_of_levels_stay_as_they_are() -> None:
+    """A file may call its tensors what it likes: rows that lie too deep are not folded, and read back."""
+    deep = rows(*("a." * 3000 + f"h.{index}" for index in range(8)))
+    assert fold(deep) == deep == tuple(unfold(fold(deep)))

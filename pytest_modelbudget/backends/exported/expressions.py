@@ -30,6 +30,15 @@ def symbols(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match["symbol"] for match in _TOKEN.finditer(text) if match["symbol"]))
 
 
+def is_expression(text: str) -> bool:
+    """Whether a text is an expression, and no name with other signs in it."""
+    try:
+        _parsed(text)
+    except NoExpression:
+        return False
+    return True
+
+
 def evaluate(dim: Dim, sizes: Sizes) -> int | None:
     """The size of a dimension; None where it, or one of its symbols, has none."""
     if not isinstance(dim, str):
@@ -49,12 +58,11 @@ def renamed(dim: Dim, names: Mapping[str, Dim]) -> Dim:
     if any(names.get(symbol, symbol) is None for symbol in own):
         return None
     text = re.sub(r"[A-Za-z_][A-Za-z0-9_]*", lambda match: _in_brackets(names.get(match[0], match[0])), dim)
-    text = "".join(text.split())
     try:
         size = _parsed(text)
     except NoExpression:
         return None
-    return text if symbols(text) else size({})
+    return "".join(text.split()) if symbols(text) else size({})
 
 
 def _in_brackets(dim: Dim) -> str:

@@ -29,6 +29,7 @@ def test_an_expression_has_the_size_that_python_gives_it_or_none(text: str, size
         ("2*s77", {"s77": None}, None),
         ("s7", {"s77": "B"}, "s7"),
         ("s7(", {"s7": "B"}, None),
+        ("s7 s8", {}, None),
     ],
 )
 def test_symbols_get_other_names(text: str, names: dict[str, str | int | None], result: object) -> None:

@@ -243,6 +243,18 @@ def test_equal_places_in_a_data_file_are_one_storage(tmp_path: Path) -> None:
     assert model.file_bytes == path.stat().st_size + 32
 
 
+def test_links_of_a_cache(tmp_path: Path) -> None:
+    """A model and its data may be links, side by side, to files in one other folder."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "1f").write_bytes(HEAD + field(7, raw_tensor((4,), external("w.data"))))
+    (blobs / "2e").write_bytes(bytes(16))
+    for link, blob in (("m.onnx", "1f"), ("w.data", "2e")):
+        (snapshot / link).symlink_to(Path("../../blobs", blob))
+    assert read(snapshot / "m.onnx").file_bytes == (blobs / "1f").stat().st_size + 16
+
+
 def test_packed_weights_stand_for_their_elements(tmp_path: Path) -> None:
     """Weights of 4 bits in blocks have the shape of the matrix, and the bytes of the file."""
     made = node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=32, N=6, bits=4, block_size=32)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from pytest_modelbudget.backends.exported.graph import ExportedModel
 from pytest_modelbudget.backends.exported.onnx.constants import in_order_of_use, without_copies
+from pytest_modelbudget.backends.exported.onnx.dims import with_symbols
 from pytest_modelbudget.backends.exported.onnx.flat import Flattener
 from pytest_modelbudget.backends.exported.onnx.model import Decoder, Graph, Model
 from pytest_modelbudget.backends.exported.onnx.modules import ModuleFinder
-from pytest_modelbudget.backends.exported.onnx.notes import notes_on
+from pytest_modelbudget.backends.exported.onnx.notes import note_on_unseen, notes_on
 from pytest_modelbudget.backends.exported.onnx.operators import OperatorMaker, tensors_of
 from pytest_modelbudget.backends.exported.onnx.packed import unpacked
-from pytest_modelbudget.backends.exported.onnx.roles import roles_of
+from pytest_modelbudget.backends.exported.onnx.roles import roles_of, weights_among_inputs
 from pytest_modelbudget.backends.exported.onnx.shapes import known_shapes, with_open_batch
 from pytest_modelbudget.backends.exported.onnx.tensors import DataFolder
 from pytest_modelbudget.backends.exported.onnx.wire import Wire
@@ -40,7 +41,7 @@ def read(path: Path) -> ExportedModel:
         size = path.stat().st_size
         if not size:
             raise DamagedFile("is empty: fetch it again, or export the model again")
-        folder = DataFolder(path.parent)
+        folder = DataFolder(path)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             model = Decoder(folder).model(Wire(data), (0, size))
     folder.check_overlaps()
@@ -49,10 +50,11 @@ def read(path: Path) -> ExportedModel:
 
 def _exported(model: Model, file_bytes: int) -> ExportedModel:
     flattener = Flattener(model.functions)
-    graph = with_open_batch(_without_stored_inputs(flattener.flat(model.graph)))
+    graph = with_open_batch(with_symbols(_without_stored_inputs(flattener.flat(model.graph))))
     tensors = {tensor.name: tensor for tensor in tensors_of(graph)}
     graph = in_order_of_use(without_copies(graph, tensors), tensors)
-    role = roles_of(graph, tensors)
+    role = roles_of(model, graph, tensors)
+    unseen = weights_among_inputs(graph, role)
     known = known_shapes(graph, tensors, model.opsets, model.ir_version)
     finder = ModuleFinder.of(graph, frozenset(tensors))
     maker = OperatorMaker(known.values, tensors, finder, flattener.modules, model.opsets.get("", 0))
@@ -68,7 +70,8 @@ def _exported(model: Model, file_bytes: int) -> ExportedModel:
         outputs=tuple(
             Input(value.name, known.values[value.name]) for value in graph.outputs if value.name in known.values
         ),
-        notes=(*known.notes, *notes_on(model, graph, frozenset(tensors), known.values)),
+        unseen=("the caller",) if unseen else (),
+        notes=(*known.notes, *note_on_unseen(unseen), *notes_on(model, graph, frozenset(tensors), known.values)),
     )
 
 

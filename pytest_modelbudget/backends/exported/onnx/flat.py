@@ -94,7 +94,7 @@ class Flattener:
         return flat
 
     def _own_names(self, names: Iterable[str], prefix: str) -> dict[str, str]:
-        return {name: _unlike(f"{prefix}{name}", self._value_names) for name in dict.fromkeys(names)}
+        return {name: unlike(f"{prefix}{name}", self._value_names) for name in dict.fromkeys(names)}
 
     def _nodes(self, nodes: Iterable[Node], scope: _Scope, call: _Call) -> Iterator[Node]:
         for node in nodes:
@@ -104,7 +104,7 @@ class Flattener:
             function = self.functions.get((node.domain, node.type, node.overload))
             node = replace(
                 node,
-                name=_unlike(f"{call.prefix}{node.name or node.type}", self._node_names),
+                name=unlike(f"{call.prefix}{node.name or node.type}", self._node_names),
                 inputs=tuple([name and scope.find(name) for name in node.inputs]),
                 outputs=tuple([name and scope.find(name) for name in node.outputs]),
                 attributes=_attributes(node, call.attributes),
@@ -136,7 +136,7 @@ class Flattener:
         yield from self._nodes(function.nodes, scope, inner)
         for name, target in targets.items():
             if names[name] != target:
-                yield Node("Identity", "", (names[name],), (target,), _unlike(f"{prefix}{name}", self._node_names))
+                yield Node("Identity", "", (names[name],), (target,), unlike(f"{prefix}{name}", self._node_names))
         self.values += _in_scope(function.values, scope)
 
 
@@ -161,7 +161,7 @@ def _in_scope(values: Iterable[Value], scope: _Scope) -> tuple[Value, ...]:
     return tuple(Value(scope.find(value.name), value.spec) for value in values)
 
 
-def _unlike(name: str, taken: dict[str, int]) -> str:
+def unlike(name: str, taken: dict[str, int]) -> str:
     """`name`, or with a number where something has it."""
     unique = name
     while unique in taken:

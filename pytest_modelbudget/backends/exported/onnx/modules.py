@@ -46,8 +46,8 @@ class ModuleFinder:
     @classmethod
     def of(cls, graph: Graph, constants: frozenset[str]) -> ModuleFinder:
         """That of a flat graph."""
-        finder = cls(constants, Counter(name for node in _nodes(graph) for name in node.inputs))
-        nodes = list(_nodes(graph))
+        finder = cls(constants, Counter(name for node in all_nodes(graph) for name in node.inputs))
+        nodes = list(all_nodes(graph))
         finder._learn_constants(nodes)
         finder._learn_classes(nodes)
         return finder
@@ -106,11 +106,12 @@ class ModuleFinder:
         return Module(path, self.classes.get(path, ""))
 
 
-def _nodes(graph: Graph) -> Iterator[Node]:
+def all_nodes(graph: Graph) -> Iterator[Node]:
+    """The nodes of a graph, after each those of its bodies."""
     for node in graph.nodes:
         yield node
         for inner in node.graphs.values():
-            yield from _nodes(inner)
+            yield from all_nodes(inner)
 
 
 def _from_metadata(node: Node) -> tuple[Module, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 
 from pytest_modelbudget.backends.exported.onnx.model import Graph, Model
 from pytest_modelbudget.backends.exported.onnx.roles import signature_of
@@ -17,6 +17,16 @@ _CHANGES = {
 def notes_on(model: Model, graph: Graph, names: frozenset[str], known: Container[str]) -> tuple[str, ...]:
     """All that is to be said; `names` are those of the tensors in the file, `known` those of values with a shape."""
     return (*_ports(graph, known), *_changes(model, names))
+
+
+def note_on_unseen(weights: Sequence[str]) -> Iterator[str]:
+    """That weights are not in the file, but among its inputs."""
+    if weights:
+        more = f" and {len(weights) - _MOST_NAMED} more" if len(weights) > _MOST_NAMED else ""
+        yield (
+            f"the file stores no weights: whoever runs it gives them as the inputs {', '.join(weights[:_MOST_NAMED])}"
+            f"{more}, and they are not counted: export it with them (export_params=True)"
+        )
 
 
 def _ports(graph: Graph, known: Container[str]) -> Iterator[str]:

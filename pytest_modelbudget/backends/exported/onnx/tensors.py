@@ -78,9 +78,13 @@ def checked_dim(dim: int, what: str) -> int:
 
 @dataclass(slots=True)
 class DataFolder:
-    """The folder of a file, and the files in it that hold weights of it: their sizes, and which parts are taken."""
+    """The folder of a model's file, and the files in it that hold its weights: their sizes, and which parts are taken.
 
-    folder: Path
+    Caches of downloads lay files where they like and links to them side by side: a data file may also be a link into
+    the folder that the model's file is a link into.
+    """
+
+    model: Path
     sizes: dict[str, int] = field(default_factory=dict)
     taken: dict[str, set[Span]] = field(default_factory=lambda: defaultdict(set))
 
@@ -100,8 +104,8 @@ class DataFolder:
         if not location or "\0" in location or path.is_absolute() or ".." in path.parts or "\\" in location:
             raise DamagedFile(f"keeps the weights {name!r} in {location!r}: {inside}")
         try:
-            real = (self.folder / path).resolve()
-            if self.folder.resolve() not in real.parents:
+            real = (self.model.parent / path).resolve()
+            if not {self.model.parent.resolve(), self.model.resolve().parent} & set(real.parents):
                 raise DamagedFile(
                     f"keeps the weights {name!r} in {location!r}, which leads out of its folder: {inside}"
                 )
