@@ -51,6 +51,8 @@ def test_a_state_dict_has_the_tensors_that_torch_has(tmp_path: Path, old: bool) 
     ["float64", "float16", "bfloat16", "float8_e4m3fn", "uint16", "int64", "bool", "complex64", "float8_e8m0fnu"],
 )
 def test_each_dtype_is_read(tmp_path: Path, dtype: str) -> None:
+    if not hasattr(torch, dtype):
+        pytest.skip("a dtype of a later torch")
     tensor = torch.zeros(3, 2).to(getattr(torch, dtype))
     constant = state_dict.read(save({"w": tensor}, tmp_path / "m.pth")).constants["w"]
     assert (constant.dtype, constant.shape, constant.stored_bytes) == (dtype, (3, 2), None)

@@ -38,10 +38,10 @@ _SPECIAL_FUNCTIONS = """
 _VIEWS = """
     _autocast_to_full_precision _autocast_to_reduced_precision _fw_primal _make_dual _neg_view _nested_get_values
     _nested_view_from_buffer _nested_view_from_jagged _sparse_compressed_tensor_unsafe _sparse_coo_tensor_unsafe
-    _unpack_dual _validate_sparse_compressed_tensor_args _validate_sparse_coo_tensor_args adjoint broadcast_to
+    _unpack_dual _validate_sparse_compressed_tensor_args _validate_sparse_coo_tensor_args adjoint align_to broadcast_to
     ccol_indices chunk coalesce col_indices conj crow_indices diagonal dsplit expand expand_as flatten hsplit imag
-    indices linalg_diagonal mH mT matrix_H moveaxis movedim narrow numpy_T permute pin_memory ravel real reshape
-    reshape_as resolve_conj resolve_neg row_indices select slice slice_inverse sparse_bsc_tensor sparse_bsr_tensor
+    indices linalg_diagonal mH mT matrix_H moveaxis movedim narrow numpy_T permute pin_memory ravel real refine_names
+    rename reshape reshape_as resolve_conj resolve_neg row_indices select slice slice_inverse sparse_bsc_tensor sparse_bsr_tensor
     sparse_csc_tensor sparse_csr_tensor split split_with_sizes swapdims tensor_split to to_dense to_sparse unbind
     unflatten unfold values view view_as view_as_complex view_as_real vsplit
 """
