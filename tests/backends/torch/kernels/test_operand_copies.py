@@ -156,6 +156,8 @@ def _peak_above_end(changes: list[int]) -> int:
 @pytest.mark.parametrize("name", CALLS)
 def test_copies(name: str, extra_bytes: dict[str, int]) -> None:
     """As much as torch's allocator sees beside operands and results, up to a fiftieth of the largest of them."""
+    if name == "group norm" and torch.__version__.startswith("2.6."):
+        pytest.skip("which reads a part of a tensor as it lies")
     function, args = CALLS[name]()
     result = function(*args)
     results = result if isinstance(result, tuple) else (result,)
