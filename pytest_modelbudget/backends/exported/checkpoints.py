@@ -124,12 +124,12 @@ def _holders(content: Mapping[object, object]) -> frozenset[int]:
                 if id(item) not in around:
                     pending.append(item)
                 around[id(item)].append(id(container))
-    found = set[int]()
+    visited = set[int]()
     while holding:
-        if (holder := holding.pop()) not in found:
-            found.add(holder)
+        if (holder := holding.pop()) not in visited:
+            visited.add(holder)
             holding.extend(around.get(holder, ()))
-    return frozenset(found)
+    return frozenset(visited)
 
 
 def _items(container: object) -> Iterator[object]:

@@ -176,8 +176,8 @@ class _Flow:
 
 def _arriving(operators: Sequence[Operator]) -> Iterator[str]:
     """The tensors that operators get and do not make among themselves."""
-    made = {name for operator in operators for name in operator.outputs}
-    yield from dict.fromkeys(name for operator in operators for name in operator.inputs if name and name not in made)
+    inner = {name for operator in operators for name in operator.outputs}
+    yield from dict.fromkeys(name for operator in operators for name in operator.inputs if name and name not in inner)
 
 
 def _times(group: _Group, calls: int) -> int | None:

@@ -38,16 +38,16 @@ def read(path: Path) -> ExportedModel:
         file_bytes = container.file_bytes
     method = listed[0]
     stored = stored_tensors(listed)
-    made = graph(method, stored)
+    program_graph = graph(method, stored)
     return ExportedModel(
         format="executorch",
         file_bytes=file_bytes + tensor_file_bytes(path, listed),
         constants=stored.constants,
         dialect="executorch",
-        operators=made.operators,
-        values=made.values,
-        inputs=made.inputs,
-        outputs=made.outputs,
+        operators=program_graph.operators,
+        values=program_graph.values,
+        inputs=program_graph.inputs,
+        outputs=program_graph.outputs,
         arena_bytes=method.planned_bytes,
         unseen=tuple(dict.fromkeys(delegate.backend for delegate in method.delegates if delegate.graph is None)),
         delegated=sum(call.delegate is not None for call in method.calls),

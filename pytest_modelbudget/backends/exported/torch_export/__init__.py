@@ -74,10 +74,10 @@ def _model(archive: Archive, name: str, program: Mapping[str, Any]) -> ExportedM
     specs = [_spec(entry) for entry in json_parts.field(signature, "input_specs", list)]
     roles = dict(_roles(specs))
     tensors, notes = constants(archive, name, roles)
-    user_inputs = [each for kind, entry in specs if kind == "user_input" for each in argument(entry["arg"]).tensors]
+    user_inputs = [name for kind, entry in specs if kind == "user_input" for name in argument(entry["arg"]).tensors]
     names = _symbol_names(content, user_inputs)
     graph = Graph(Program(names, taken=Counter(tensors.keys())), content, dict(_weight_names(specs)))
-    inputs = tuple(_port(graph, each) for each in user_inputs)
+    inputs = tuple(_port(graph, user_input) for user_input in user_inputs)
     for kind, entry in specs:
         if kind in ("custom_obj", "token"):
             graph.names[json_parts.field(entry["arg"], "name", str)] = ""
@@ -97,11 +97,11 @@ def _model(archive: Archive, name: str, program: Mapping[str, Any]) -> ExportedM
 
 def _spec(entry: object) -> tuple[str, dict[str, Any]]:
     """An input of the signature: what it is (`parameter`), and what is said of it."""
-    each = argument(entry, "input_specs")
-    spec = json_parts.of_kind(each.value, dict, each.kind)
-    if each.kind != "constant_input":
+    arg = argument(entry, "input_specs")
+    spec = json_parts.of_kind(arg.value, dict, arg.kind)
+    if arg.kind != "constant_input":
         json_parts.field(spec, "arg", dict)
-    return each.kind, spec
+    return arg.kind, spec
 
 
 def _roles(specs: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Role]]:
@@ -143,9 +143,9 @@ def _port(graph: Graph, name: str) -> Input:
 def _outputs(graph: Graph, signature: Mapping[str, Any]) -> Iterator[Input]:
     """The tensors that the program gives to its user."""
     for entry in json_parts.field(signature, "output_specs", list):
-        each = argument(entry, "output_specs")
-        if each.kind == "user_output":
-            for name in filter(None, argument(json_parts.field(each.value, "arg", dict)).tensors):
+        arg = argument(entry, "output_specs")
+        if arg.kind == "user_output":
+            for name in filter(None, argument(json_parts.field(arg.value, "arg", dict)).tensors):
                 if (spec := graph.spec(name)) is not None:
                     yield Input(graph.known(name), spec)
 

@@ -148,26 +148,26 @@ class Graph:
 
     def _used(self, nodes: Sequence[object]) -> Iterator[str]:
         """The values that operators and the graph itself give on."""
-        for each in chain(*map(_arguments, nodes), map(argument, json_parts.field(self.content, "outputs", list))):
-            yield from each.tensors
+        for arg in chain(*map(_arguments, nodes), map(argument, json_parts.field(self.content, "outputs", list))):
+            yield from arg.tensors
 
     def _operator(self, node: object, used: Set[str]) -> Operator | None:
         target, arguments = json_parts.field(node, "target", str), _arguments(node)
         outputs = [
             name for value in json_parts.field(node, "outputs", list) for name in argument(value).tensors if name
         ]
-        inputs = tuple(self.known(name) for each in arguments for name in each.tensors)
-        made = tuple(map(self.define, outputs))
+        inputs = tuple(self.known(name) for arg in arguments for name in arg.tensors)
+        results = tuple(map(self.define, outputs))
         kind = type_of(target, arguments)
-        if not made and (not target.startswith(_OPERATORS) or kind in ZERO):
+        if not results and (not target.startswith(_OPERATORS) or kind in ZERO):
             return None
         if kind in ZERO and _IN_PLACE.search(target) and used.isdisjoint(outputs):
-            made = ()  # a count of batches goes up in its place: nothing comes out of that
+            results = ()  # a count of batches goes up in its place: nothing comes out of that
         operator = Operator(
             kind,
             inputs,
-            made,
-            attributes={each.name: self._plain(each) for each in arguments if each.name and not each.tensors},
+            results,
+            attributes={arg.name: self._plain(arg) for arg in arguments if arg.name and not arg.tensors},
             name=_unique(self.prefix + _name(node, outputs[0] if outputs else kind), self.program.operator_names),
             modules=self._modules(node),
         )
@@ -179,15 +179,15 @@ class Graph:
             raise DamagedFile(f"is damaged: it uses the value {name[:100]!r} before it is made: {_AGAIN}")
         return self.names[name] if name else ""
 
-    def _plain(self, each: _Argument) -> Any:
+    def _plain(self, arg: _Argument) -> Any:
         """An argument that is no tensor, in plain data."""
-        if each.kind == "as_none":
+        if arg.kind == "as_none":
             return None
-        if each.kind == "as_sym_int":
-            return self._size(each.value)
-        if each.kind == "as_sym_ints":
-            return [self._size(value) for value in json_parts.of_kind(each.value, list, each.name)]
-        return each.value
+        if arg.kind == "as_sym_int":
+            return self._size(arg.value)
+        if arg.kind == "as_sym_ints":
+            return [self._size(value) for value in json_parts.of_kind(arg.value, list, arg.name)]
+        return arg.value
 
     def _size(self, value: object) -> Dim:
         if isinstance(value, dict) and "as_name" in value:
@@ -200,11 +200,11 @@ class Graph:
         return self.modules if not isinstance(stack, str) else tuple(modules_of(stack)) or self.modules
 
     def _with_bodies(self, operator: Operator, arguments: Sequence[_Argument]) -> Operator:
-        graphs = [each.value for each in arguments if each.kind == "as_graph"]
+        graphs = [arg.value for arg in arguments if arg.kind == "as_graph"]
         if not graphs or operator.type in _WITH_FORMULA:
             return operator
-        last = max(index for index, each in enumerate(arguments) if each.kind == "as_graph")
-        operands = [name for each in arguments[last + 1 :] for name in each.tensors or [""] * _width(each)]
+        last = max(index for index, arg in enumerate(arguments) if arg.kind == "as_graph")
+        operands = [name for arg in arguments[last + 1 :] for name in arg.tensors or [""] * _width(arg)]
         bodies = tuple(self._body(operator, graph, operands) for graph in graphs)
         return Operator(
             operator.type, operator.inputs, operator.outputs, operator.attributes, operator.name, operator.modules,
@@ -231,7 +231,7 @@ class Graph:
             return 1
         if operator.type not in _FOR_EACH:
             return None
-        lists = [each.tensors for each in arguments if each.kind == "as_tensors"]
+        lists = [arg.tensors for arg in arguments if arg.kind == "as_tensors"]
         place = _FOR_EACH[operator.type]
         spec = self.spec(lists[place][0]) if len(lists) > place and lists[place] else None
         length = spec.shape[0] if spec is not None and spec.shape else None
@@ -244,9 +244,9 @@ def _name(node: object, otherwise: str) -> str:
     return name[:200] if isinstance(name, str) and name else otherwise
 
 
-def _width(each: _Argument) -> int:
+def _width(arg: _Argument) -> int:
     """How many operands an argument without tensors is."""
-    return len(each.value) if isinstance(each.value, list) else 1
+    return len(arg.value) if isinstance(arg.value, list) else 1
 
 
 def _get(value: object, name: str) -> object:
@@ -257,7 +257,7 @@ def type_of(target: str, arguments: Sequence[_Argument] = ()) -> str:
     """`torch.ops.aten.add_.Tensor` as `aten.add`; of a wrapper, that of what it runs."""
     if target.startswith(_HIGHER_ORDER):
         name = target.removeprefix(_HIGHER_ORDER)
-        inner = [each.value for each in arguments if each.kind == "as_operator" and isinstance(each.value, str)]
+        inner = [arg.value for arg in arguments if arg.kind == "as_operator" and isinstance(arg.value, str)]
         return type_of(inner[0]) if name in _WRAPPERS and inner else name
     space, _, rest = target.removeprefix(_OPERATORS).partition(".")
     name = rest.partition(".")[0]

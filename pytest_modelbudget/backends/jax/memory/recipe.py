@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -16,6 +16,7 @@ from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.references import imported
 
 OPTAX_NAMES = (
     "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "lamb", "lion", "muon", "nadam", "novograd",
@@ -194,25 +195,6 @@ def _made(optax: Any, name: Any, options: Mapping[str, Any]) -> Any:
         raise ModelBudgetError(f"training.optimizer: optax has no {name}: write one of {known}, or module:callable")
     make = getattr(optax, name, None) or getattr(optax.contrib, name)
     return make(**{"learning_rate": _LEARNING_RATE, **options})
-
-
-def imported(reference: Any, key: str) -> Callable[..., Any]:
-    """What `module:callable` names; a callable is itself.
-
-    Raises:
-        ModelBudgetError: there is none, with the `key` of the recipe that names it.
-    """
-    if callable(reference):
-        return reference  # type: ignore[no-any-return]
-    module, _, path = reference.partition(":")
-    try:
-        target: Any = import_module(module)
-        for name in path.split("."):
-            target = getattr(target, name)
-    except Exception as error:  # whatever the user's module raises
-        text = f"{type(error).__name__}: {error}"
-        raise ModelBudgetError(f"training.{key}: {reference} cannot be imported: {text}") from error
-    return target  # type: ignore[no-any-return]
 
 
 def targets_of(recipe: Training, outputs: Any) -> jax.ShapeDtypeStruct | None:

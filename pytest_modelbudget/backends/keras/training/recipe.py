@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import keras
@@ -19,6 +18,7 @@ import keras
 from pytest_modelbudget.backends.keras import private, walk
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.references import imported
 
 OPTIMIZER_CLASSES = {
     "adamw": "AdamW",
@@ -173,25 +173,6 @@ def _optimizer_class(name: Any) -> Callable[..., Any]:
         known = ", ".join(sorted(OPTIMIZER_CLASSES))
         raise ModelBudgetError(f"training.optimizer: Keras {keras.__version__} has no {name}: write one of {known}")
     return kind  # type: ignore[no-any-return]
-
-
-def imported(reference: Any, key: str) -> Callable[..., Any]:
-    """What `module:callable` names; a callable is itself.
-
-    Raises:
-        ModelBudgetError: there is none, with the `key` of the recipe that names it.
-    """
-    if callable(reference):
-        return reference  # type: ignore[no-any-return]
-    module, _, path = reference.partition(":")
-    try:
-        target: Any = import_module(module)
-        for name in path.split("."):
-            target = getattr(target, name)
-    except Exception as error:  # whatever the user's module raises
-        text = f"{type(error).__name__}: {error}"
-        raise ModelBudgetError(f"training.{key}: {reference} cannot be imported: {text}") from error
-    return target  # type: ignore[no-any-return]
 
 
 def loss_of(model: Any, recipe: Training) -> Loss:

@@ -30,11 +30,11 @@ from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
-from pytest_modelbudget.backends.torch.training.optimizers import import_callable
 from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Training
+from pytest_modelbudget.planner.references import imported
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable
 
 def _shard_by_callable(name: str, function: Any, model: nn.Module, fake: FakeWorld) -> nn.Module:
     try:
-        sharded = import_callable(function, "sharding")(model, fake.mesh)
+        sharded = imported(function, "sharding")(model, fake.mesh)
     except ModelBudgetError:
         raise
     except Exception as error:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable
-from importlib import import_module
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.recipe import KERAS_OPTIMIZERS
+from pytest_modelbudget.planner.references import imported
 
 _TORCH_OPTIMIZERS = {
     "adamw": "AdamW",
@@ -52,7 +52,7 @@ def optimizer_of(recipe: Training, params: list[nn.Parameter], tables: Collectio
             return _torch_optimizer(name, params, options, recipe)
         if name in KERAS_OPTIMIZERS:
             raise ModelBudgetError(f"training.optimizer: {name} is planned for Keras models: write module:callable")
-        return import_callable(name, "optimizer")(params, **options)
+        return imported(name, "optimizer")(params, **options)
     except ModelBudgetError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, ImportError) as error:
@@ -66,28 +66,6 @@ def embedding_tables(model: nn.Module) -> frozenset[int]:
     shapes = {tuple(table.shape) for table in tables}
     heads = [module.weight for module in modules if isinstance(module, nn.Linear)]
     return frozenset(map(id, [*tables, *(head for head in heads if tuple(head.shape) in shapes)]))
-
-
-def import_callable(reference: str | Callable[..., Any], key: str) -> Callable[..., Any]:
-    """What `module:callable` names; a callable is itself.
-
-    Raises:
-        ModelBudgetError: there is none, with the `key` of the recipe that names it.
-    """
-    if callable(reference):
-        return reference
-    module, _, path = reference.partition(":")
-    try:
-        target: Any = import_module(module)
-        for name in path.split("."):
-            target = getattr(target, name)
-    except Exception as error:  # whatever the user's module raises
-        text = f"{type(error).__name__}: {error}"
-        raise ModelBudgetError(f"training.{key}: {reference} cannot be imported: {text}") from error
-    if not callable(target):
-        raise ModelBudgetError(f"training.{key}: {reference} is a {type(target).__name__}, not something to call")
-    called: Callable[..., Any] = target
-    return called
 
 
 def _torch_optimizer(name: str, params: Iterable[Any], options: dict[str, Any], recipe: Training) -> Any:

@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.backends.torch.model.modules import all_modules
-from pytest_modelbudget.backends.torch.training.optimizers import import_callable
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.recipe import LORA_TARGETS
+from pytest_modelbudget.planner.references import imported
 
 RecomputeContext = Callable[[], AbstractContextManager[Any]]
 
@@ -39,7 +39,7 @@ def recipe_patches(model: nn.Module, recipe: Training, around: RecomputeContext 
         if recipe.checkpointing == "blocks":
             stack.enter_context(_blocks_recomputed(_blocks_to_recompute(model), around))
         elif recipe.checkpointing != "none":
-            import_callable(recipe.checkpointing, "checkpointing")(model)
+            imported(recipe.checkpointing, "checkpointing")(model)
         yield
 
 

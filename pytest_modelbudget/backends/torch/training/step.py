@@ -38,10 +38,11 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, import_callable, optimizer_of
+from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner.references import imported
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
@@ -268,7 +269,7 @@ def _loss_function(recipe: Training) -> Callable[[Any], Any]:
         return _CrossEntropy()
     if recipe.loss == "auto":
         return lambda out: own_loss if (own_loss := _own_loss(out)) is not None else out
-    return (lambda out: out) if recipe.loss == "none" else import_callable(recipe.loss, "loss")
+    return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss, "loss")
 
 
 def _own_loss(out: Any) -> torch.Tensor | None:

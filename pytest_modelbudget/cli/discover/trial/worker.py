@@ -19,8 +19,9 @@ from pytest_modelbudget.cli.discover.proposals.builders import candidates
 from pytest_modelbudget.cli.discover.proposals.proposal import Proposal, proposals
 from pytest_modelbudget.cli.discover.trial.inputs import Guess, guesses
 from pytest_modelbudget.cli.discover.trial.offline import NetworkRefused, no_network
+from pytest_modelbudget.engine.building import from_builder, subject_of
 from pytest_modelbudget.engine.planning import CountedModel
-from pytest_modelbudget.engine.run import from_builder, run, subject_of
+from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.session.registry import make_importable
