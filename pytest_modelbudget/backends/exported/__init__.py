@@ -1,8 +1,8 @@
 """Exported files as models, behind the `Backend` protocol: nothing of them is run, and no weight is read.
 
-A reader makes an `ExportedModel` of a file, which is plain data (`graph`), or refuses it (`refusals`). All else is made
-of that in one way for all formats: `ports` names dimensions, `costs` counts FLOPs, `rows` makes the table. A reader has
-a module, or a room of its own (`onnx/`, `litert/`), and imports what it needs when such a file is met.
+A reader makes an `ExportedModel` of a file, which is plain data (`graph`), or refuses it (`DamagedFile`). All else is
+made of that in one way for all formats: `ports` names dimensions, `costs` counts FLOPs, `rows` makes the table. A
+reader has a module, or a room of its own (`onnx/`, `litert/`), and imports what it needs when such a file is met.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.backends.exported.torch_tensors import Tensor
+from pytest_modelbudget.backends.model_files import DamagedFile
 
 _MODEL_KEYS = (
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",

@@ -7,7 +7,7 @@ from collections import Counter
 from math import prod
 from typing import Any, TypeVar
 
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 
 _MOST_STEPS = 4_000_000
 """Instructions of a pickle; a tensor of a state dict takes about 35."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from pytest_modelbudget.backends.exported import json_parts, shards
 from pytest_modelbudget.backends.exported.graph import Constant, ExportedModel
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary.tensors import ITEM_BYTES
 
 FORMAT = "safetensors"

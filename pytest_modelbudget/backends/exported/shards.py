@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pytest_modelbudget.backends.exported import json_parts
 from pytest_modelbudget.backends.exported.graph import ExportedModel
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from typing import BinaryIO
 from pytest_modelbudget.backends.exported import archives, checkpoints, pickles, shards
 from pytest_modelbudget.backends.exported.archives import Archive
 from pytest_modelbudget.backends.exported.graph import ExportedModel
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.backends.exported.safetensors import BUFFERS_NOTE
 from pytest_modelbudget.backends.exported.torch_tensors import CALLS, Storage, Tensor, bytes_of
+from pytest_modelbudget.backends.model_files import DamagedFile
 
 FORMAT = "state dict"
 

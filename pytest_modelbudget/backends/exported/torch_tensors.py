@@ -13,7 +13,7 @@ from math import prod
 from pytest_modelbudget.backends.exported import json_parts
 from pytest_modelbudget.backends.exported.graph import Constant
 from pytest_modelbudget.backends.exported.pickles import Call, Inert, Name, Stored
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary.tensors import ITEM_BYTES
 
 _AGAIN = "fetch it again, or save the model again"

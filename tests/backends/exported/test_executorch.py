@@ -21,7 +21,7 @@ from pytest_modelbudget.backends.exported.executorch.container import opened
 from pytest_modelbudget.backends.exported.executorch.flow import Branch, Loop, steps
 from pytest_modelbudget.backends.exported.executorch.program import Call, JumpIfFalse, Move
 from pytest_modelbudget.backends.exported.graph import ExportedModel, Operator
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary.metrics import METRICS
 
 FOLDER = Path(__file__).parents[2] / "data" / "exported"

@@ -10,7 +10,7 @@ import pytest
 from pytest_modelbudget import summarize
 from pytest_modelbudget.backends.exported.litert import read
 from pytest_modelbudget.backends.exported.litert.schema import Buffer, Model, Operator, Signature, SubGraph, Tensor
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.errors import ModelBudgetError
 from tests.backends.exported.flatbuffer_writer import flatbuffer
 from tests.backends.exported.litert_files import FIRST_OPTIONS, Graph, Stored, litert

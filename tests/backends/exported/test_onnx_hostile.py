@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.backends.exported.onnx import read
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from tests.backends.exported.onnx_files import HEAD, external, field, raw_tensor, varint
 
 

@@ -13,7 +13,7 @@ import pytest
 from pytest_modelbudget.backends import exported, model_files
 from pytest_modelbudget.backends.exported import safetensors
 from pytest_modelbudget.backends.exported.graph import ExportedModel
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary.metrics import METRICS
 from tests.backends.exported.make_archives import entry
 from tests.backends.exported.make_archives import safetensors as write

@@ -22,7 +22,7 @@ from torch import nn
 from pytest_modelbudget import summarize
 from pytest_modelbudget.backends.exported import pickles, state_dict
 from pytest_modelbudget.backends.exported.graph import ExportedModel
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary.metrics import METRICS
 from tests.backends.exported.make_archives import archive
 from tests.backends.exported.make_torch import Tied, save

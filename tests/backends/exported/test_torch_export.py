@@ -18,9 +18,9 @@ from pytest_modelbudget import Summary, summarize
 from pytest_modelbudget.backends.costs.flop_rules import rules_of
 from pytest_modelbudget.backends.costs.free.torch_export import ZERO
 from pytest_modelbudget.backends.exported import torch_export
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.backends.exported.torch_export.dimensions import dimension
 from pytest_modelbudget.backends.exported.torch_export.nodes import modules_of, type_of
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.backends.torch.costs.rules import cost_of
 from tests.backends.exported.make_archives import archive
 from tests.backends.exported.make_torch import MODELS, Tied, Transposed, as_older_torch, dynamic, export, save

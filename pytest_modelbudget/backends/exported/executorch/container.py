@@ -18,7 +18,7 @@ from pathlib import Path
 from struct import unpack_from
 from typing import BinaryIO
 
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.loading import UnreadableFile, open_file
 from pytest_modelbudget.loading.flatbuffer import InvalidFlatbuffer, Table, identifier, root_table
 

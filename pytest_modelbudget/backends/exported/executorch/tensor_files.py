@@ -8,8 +8,7 @@ from pathlib import Path
 from pytest_modelbudget.backends.exported.executorch.container import TENSORS, damaged, opened
 from pytest_modelbudget.backends.exported.executorch.program import DTYPES, Method, Tensor
 from pytest_modelbudget.backends.exported.executorch.xnnpack import Content
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
-from pytest_modelbudget.backends.model_files import shown
+from pytest_modelbudget.backends.model_files import DamagedFile, shown
 
 _MOST_FILES = 100
 

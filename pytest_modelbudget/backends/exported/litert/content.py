@@ -13,7 +13,7 @@ from typing import Any
 from pytest_modelbudget.backends.exported.litert import schema
 from pytest_modelbudget.backends.exported.litert.external import ExternalBuffers, Slice
 from pytest_modelbudget.backends.exported.litert.options import attributes
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.loading.flatbuffer import InvalidFlatbuffer, Table, root_table
 from pytest_modelbudget.summary import ITEM_BYTES
 

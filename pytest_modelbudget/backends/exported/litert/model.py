@@ -13,7 +13,7 @@ from pytest_modelbudget.backends.exported.litert.content import CURE, Content, G
 from pytest_modelbudget.backends.exported.litert.kernels import OWN_MEMORY, UnknownMemory
 from pytest_modelbudget.backends.exported.litert.modules import modules
 from pytest_modelbudget.backends.exported.litert.weights import matrices, parameters
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary import ITEM_BYTES, Input, TensorSpec
 
 FORMAT = "litert"

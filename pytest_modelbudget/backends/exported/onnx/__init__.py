@@ -24,7 +24,7 @@ from pytest_modelbudget.backends.exported.onnx.roles import roles_of, weights_am
 from pytest_modelbudget.backends.exported.onnx.shapes import known_shapes, with_open_batch
 from pytest_modelbudget.backends.exported.onnx.tensors import DataFolder
 from pytest_modelbudget.backends.exported.onnx.wire import Wire
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary import Input
 
 __all__ = ["read"]

@@ -17,7 +17,7 @@ from pytest_modelbudget.backends.exported.onnx.model import (
     Value,
 )  # fmt: skip
 from pytest_modelbudget.backends.exported.onnx.wire import damaged
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 
 _MOST_NAMES = 500_000
 """Of inputs, outputs and values of functions, for all their calls together."""

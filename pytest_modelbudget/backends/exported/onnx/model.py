@@ -15,7 +15,7 @@ from pytest_modelbudget.backends.exported.onnx.tensors import (
     tensor,
 )  # fmt: skip
 from pytest_modelbudget.backends.exported.onnx.wire import Message, Span, Wire, damaged
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary import TensorSpec
 
 FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS = 1, 2, 3, 4, 5, 6, 7, 8

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pytest_modelbudget.backends.exported.graph import Constant
 from pytest_modelbudget.backends.exported.onnx.wire import Message, Span, damaged
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary import Dim
 
 DTYPES: dict[int, tuple[str, int]] = {

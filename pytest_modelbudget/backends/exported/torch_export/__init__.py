@@ -18,10 +18,10 @@ from typing import Any, TypeGuard
 from pytest_modelbudget.backends.exported import archives, json_parts
 from pytest_modelbudget.backends.exported.archives import Archive
 from pytest_modelbudget.backends.exported.graph import Constant, ExportedModel
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.backends.exported.torch_export.dimensions import symbols
 from pytest_modelbudget.backends.exported.torch_export.nodes import Graph, Program, argument
 from pytest_modelbudget.backends.exported.torch_export.weights import Role, constants
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary import Dim, Input
 
 FORMAT, DIALECT = "torch.export", "torch_export"

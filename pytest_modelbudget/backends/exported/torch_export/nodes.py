@@ -12,9 +12,9 @@ from typing import Any
 from pytest_modelbudget.backends.costs.free.torch_export import ZERO
 from pytest_modelbudget.backends.exported import json_parts
 from pytest_modelbudget.backends.exported.graph import Module, Operator
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.backends.exported.torch_export.dimensions import dimension
 from pytest_modelbudget.backends.exported.torch_export.weights import DTYPES
+from pytest_modelbudget.backends.model_files import DamagedFile
 from pytest_modelbudget.summary import Dim, TensorSpec
 
 _AGAIN = "export the model again"

@@ -11,9 +11,9 @@ from typing import Literal
 from pytest_modelbudget.backends.exported import json_parts
 from pytest_modelbudget.backends.exported.archives import Archive
 from pytest_modelbudget.backends.exported.graph import Constant
-from pytest_modelbudget.backends.exported.refusals import DamagedFile
 from pytest_modelbudget.backends.exported.state_dict import tensors_of
 from pytest_modelbudget.backends.exported.torch_tensors import Tensor, bytes_of, last_element
+from pytest_modelbudget.backends.model_files import DamagedFile
 
 _CONFIG_BYTES = 32 << 20
 _AGAIN = "export the model again"
