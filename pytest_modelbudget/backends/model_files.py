@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -120,7 +120,7 @@ def _kind(path: Path) -> str:
         )
     with path.open("rb") as file:
         start = file.read(_HEAD_BYTES)
-    content = _Content(path, start)
+    content = _Content(path, start, _members(path) if start.startswith(b"PK") else ())
     for is_kind, kind in _KINDS:
         if is_kind(content):
             return kind
@@ -145,28 +145,29 @@ def _link_target(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
+    """How a file begins, and the names in it where it is a zip archive."""
+
     path: Path
     start: bytes
+    members: tuple[str, ...] = ()
 
     @property
     def is_text(self) -> bool:
         """Whether it begins as a text does, as pointers to files do, and pages that say that there is none."""
         return bool(self.start) and all(byte >= 32 or byte in b"\t\n\r\f" for byte in self.start[:64])
 
-    @property
-    def members(self) -> list[str]:
-        """The names in a zip archive, none where it is none."""
-        if not self.start.startswith(b"PK") or not zipfile.is_zipfile(self.path):
-            return []
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.namelist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            return []
-
     def has_member(self, pattern: str) -> bool:
         """Whether the archive has a member of such a name."""
         return any(re.fullmatch(pattern, name) for name in self.members)
+
+
+def _members(path: Path) -> tuple[str, ...]:
+    """The names in a zip archive; none in one whose directory cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ()
 
 
 def _is_keras(content: _Content) -> bool:
@@ -260,5 +261,5 @@ def _problem(content: _Content) -> str:
     return f"is {kind} that can be read: the path of a model is {_KNOWN_FORMATS}"
 
 
-def _few(names: list[str]) -> str:
+def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
