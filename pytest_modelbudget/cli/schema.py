@@ -12,7 +12,7 @@ from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.config.schema import Manifest, Model
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.growth import LAWS
-from pytest_modelbudget.planner.recipe import KEYS, REFERENCE, Key
+from pytest_modelbudget.planner.recipe_keys import KEYS, REFERENCE, Key
 from pytest_modelbudget.summary.export import EXPORT_METRICS
 from pytest_modelbudget.summary.metrics import ADDITIVE_METRICS, GROWING, LAYER_METRICS, METRICS
 

@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner.recipe import Inference, Recipe, Training, parse
+from pytest_modelbudget.planner.recipe import Inference, Recipe, Training
+from pytest_modelbudget.planner.recipe_keys import parse
 
 RECIPE_TYPES: dict[str, type[Training] | type[Inference]] = {"training": Training, "inference": Inference}
 """The sections of recipes, by the key they are written under."""

@@ -9,7 +9,8 @@ import pytest
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Training
-from pytest_modelbudget.planner.recipe import describe, parse
+from pytest_modelbudget.planner.recipe import describe
+from pytest_modelbudget.planner.recipe_keys import parse
 
 
 def test_every_key_is_read() -> None:
