@@ -33,7 +33,7 @@ def inferred(model: nn.Module, data: torch.Tensor) -> int:
     model.eval()
     run()
     alive.clear()
-    return measured(run, 1) + _there(model, data)
+    return measured(run, 1) + held(model, data)
 
 
 def allocated(
@@ -65,10 +65,11 @@ def allocated(
             model.zero_grad()
 
     model.train()
-    return measured(step, 2) + _there(model, data)
+    return measured(step, 2) + held(model, data)
 
 
-def _there(model: nn.Module, data: torch.Tensor) -> int:
+def held(model: nn.Module, data: torch.Tensor) -> int:
+    """Bytes that are there before a step: parameters, buffers, inputs."""
     there = {one.untyped_storage().data_ptr(): one for one in (*model.parameters(), *model.buffers(), data)}
     return sum(one.untyped_storage().nbytes() for one in there.values())
 

@@ -12,13 +12,19 @@ ZeroGrad = Literal["before", "after", "never"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 
 KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
-"""Optimizers that are known by name for Keras models, and all but `ftrl` for JAX models, not for torch models."""
+"""Optimizers that are known by name for Keras models, and all but `ftrl` for JAX models; for torch models `lion`."""
 
 OPTAX_OPTIMIZERS = ("novograd",)
 """Optimizers that are known by name for JAX models alone."""
 
+TORCH_OPTIMIZERS = (
+    "adamw-8bit", "adamw-4bit", "paged-adamw-8bit", "lion-8bit", "adam-mini", "adopt", "sophia", "galore",
+    "apollo", "apollo-mini", "lomo",
+)  # fmt: skip
+"""Optimizers that are known by name for torch models alone."""
+
 OPTIMIZERS = (
-    "adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon", "adamw-8bit", "none", *KERAS_OPTIMIZERS,
+    "adamw", "adam", "sgd", "adagrad", "rmsprop", "adafactor", "muon", *TORCH_OPTIMIZERS, "none", *KERAS_OPTIMIZERS,
     *OPTAX_OPTIMIZERS,
 )  # fmt: skip
 """Optimizers known by name; any other is `module:callable`, called with the parameters."""
@@ -53,7 +59,9 @@ class Training:
     """One step of training: forward, loss, backward, optimizer; the second step is measured, its states are there.
 
     `optimizer` is one of `OPTIMIZERS` or `module:callable`, called with the list of trained parameters and
-    `optimizer_options`. `foreach` and `fused` choose its implementation (None: as torch does on the device).
+    `optimizer_options`. `in_backward` gives each parameter an optimizer of its own, which runs in the backward pass as
+    soon as its gradient is there, and lets go of it (`register_post_accumulate_grad_hook`). `foreach` and `fused`
+    choose its implementation (None: as torch does on the device).
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
     `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
     `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), or
@@ -72,6 +80,7 @@ class Training:
     dims: Mapping[str, int] = field(default_factory=dict)
     optimizer: NameOrCallable = "adamw"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    in_backward: bool = False
     precision: Precision = "fp32"
     gradient_accumulation: int = 1
     checkpointing: NameOrCallable = "none"
@@ -134,6 +143,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "kv_cache": lambda tokens: f"cache of {tokens} tokens",
     "foreach": lambda flag: f"foreach={flag}",
     "fused": lambda flag: f"fused={flag}",
+    "in_backward": lambda flag: "optimizer in the backward pass",
     "gradient_accumulation": lambda passes: f"{passes} accumulated passes",
     "checkpointing": lambda blocks: f"checkpointing {_reference_name(blocks)}",
     "zero_grad": lambda when: f"zero_grad {when}",

@@ -141,6 +141,7 @@ KEYS: dict[str, Key] = {
     "dims": Key(_check_sizes, SIZES, "sizes of other dimensions: {T: 2048}"),
     "optimizer": _check_reference(*OPTIMIZERS),
     "optimizer_options": Key(_check_mapping, {"type": "object"}, "what the optimizer is called with: {momentum: 0.9}"),
+    "in_backward": _check_flag(),
     "precision": _check_choice(*get_args(Precision)),
     "gradient_accumulation": _check_count(1, "passes before a step of the optimizer"),
     "checkpointing": _check_reference("none", "blocks"),

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.planning import make_plans
-from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
+from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, Recipe, Training
@@ -135,7 +135,7 @@ def measure(case: Case, device: str) -> dict[str, float]:
     with ExitStack() as stack:
         stack.enter_context(recipe_patches(model.train(), recipe))
         params = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = optimizer_of(recipe, params, embedding_tables(model))
+        optimizer = optimizer_of(recipe, params, model)
         for _ in range(3):
             optimizer.zero_grad()
             for _ in range(recipe.gradient_accumulation):

@@ -8,30 +8,43 @@ is on the memory trace.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from pytest_modelbudget.backends.torch.model.dtensors import is_sharded, local_part
 from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 
-_ELEMENTWISE = frozenset({"adamw", "adam", "sgd", "adagrad", "rmsprop", "adamw-8bit"})
+_ELEMENTWISE = frozenset(
+    {
+        "adamw", "adam", "sgd", "adagrad", "rmsprop", "adamw-8bit", "paged-adamw-8bit", "adamw-4bit", "lion",
+        "lion-8bit", "adopt", "sophia",
+    }
+)  # fmt: skip
+_UNSHARDED = frozenset({"adam-mini", "galore", "apollo", "apollo-mini", "lomo"})
+"""Optimizers that look at whole matrices, whose published code has no plan for parts of them."""
 
 
-def optimizer_on_shards(recipe: Training, params: list[nn.Parameter], tables: Collection[int] = ()) -> Any:
-    """The optimizer of `recipe` for `params`, some of which are sharded; see `optimizers.optimizer_of`."""
+def optimizer_on_shards(recipe: Training, params: list[nn.Parameter], model: nn.Module) -> Any:
+    """The optimizer of `recipe` for `params` of `model`, some of which are sharded; see `optimizers.optimizer_of`.
+
+    Raises:
+        ModelBudgetError: the optimizer's published code does not run on parts of matrices.
+    """
+    if recipe.optimizer in _UNSHARDED and any(map(is_sharded, params)):
+        raise ModelBudgetError(f"training.optimizer: {recipe.optimizer} with sharded parameters is not planned")
     if recipe.optimizer not in _ELEMENTWISE or not any(map(is_sharded, params)):
-        return optimizer_of(recipe, params, tables)
-    return _ShardedOptimizer(recipe, params)
+        return optimizer_of(recipe, params, model)
+    return _ShardedOptimizer(recipe, params, model)
 
 
 class _ShardedOptimizer:
     """Chooses in its first step, when gradients are there, whether it works on parts."""
 
-    def __init__(self, recipe: Training, params: list[nn.Parameter]) -> None:
-        self._recipe, self._params = recipe, params
+    def __init__(self, recipe: Training, params: list[nn.Parameter], model: nn.Module) -> None:
+        self._recipe, self._params, self._model = recipe, params, model
         self._parts: list[nn.Parameter] = []
         self._optimizer: Any = None
 
@@ -40,12 +53,17 @@ class _ShardedOptimizer:
         """What it keeps for each parameter."""
         return self._optimizer.state
 
+    @property
+    def parts(self) -> list[Any]:
+        """What does the work."""
+        return [self._optimizer]
+
     def step(self) -> None:
         """One step."""
         if self._optimizer is None:
             if all(map(_is_gradient_sharded_alike, self._params)):
                 self._parts = [_local_parameter(parameter) for parameter in self._params]
-            self._optimizer = optimizer_of(self._recipe, self._parts or self._params)
+            self._optimizer = optimizer_of(self._recipe, self._parts or self._params, self._model)
         if self._parts:
             for part, parameter in zip(self._parts, self._params, strict=True):
                 part.grad = None if parameter.grad is None else local_part(parameter.grad)

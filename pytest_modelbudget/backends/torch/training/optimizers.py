@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.backends.torch.training.published_optimizers import (
+    AdamMini,
+    Adopt,
+    Apollo,
+    GaLore,
+    Lion,
+    Sophia,
+    linear_weights,
+    names_of,
+)
+from pytest_modelbudget.backends.torch.training.quantized_optimizers import AdamW4bit, Bitsandbytes
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.recipe import KERAS_OPTIMIZERS
@@ -26,11 +38,11 @@ _TORCH_OPTIMIZERS = {
 }
 
 
-def optimizer_of(recipe: Training, params: list[nn.Parameter], tables: Collection[int] = ()) -> Any:
-    """The optimizer of `recipe` for `params`, None for `none`; torch's own run as they do on the recipe's device.
+def optimizer_of(recipe: Training, params: list[nn.Parameter], model: nn.Module) -> Any:
+    """The optimizer of `recipe` for `params` of `model`, None for `none`; it runs as on the recipe's device.
 
-    Muon is for the matrices of hidden layers; all other parameters get AdamW, and so do the `tables` (by `id`, see
-    `embedding_tables`), as in Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
+    Muon is for the matrices of hidden layers; all other parameters get AdamW, and so do embedding tables, as in Jordan
+    et al. 2024 (kellerjordan.github.io/posts/muon).
 
     Raises:
         ModelBudgetError: it cannot be imported or does not take these parameters and options.
@@ -39,17 +51,13 @@ def optimizer_of(recipe: Training, params: list[nn.Parameter], tables: Collectio
     if name == "none" or not params:
         return None
     try:
-        if name == "adamw-8bit":
-            return AdamW8bit(params, **options)
         if name == "muon":
-            matrices = [parameter for parameter in params if parameter.dim() == 2 and id(parameter) not in tables]
-            others = [parameter for parameter in params if parameter.dim() != 2 or id(parameter) in tables]
-            optimizers = [_torch_optimizer("adamw", others, {}, recipe)] if others else []
-            return OptimizerGroup(
-                [*([_torch_optimizer("muon", matrices, options, recipe)] if matrices else []), *optimizers]
-            )
+            return _muon(params, options, recipe, embedding_tables(model))
         if isinstance(name, str) and name in _TORCH_OPTIMIZERS:
             return _torch_optimizer(name, params, options, recipe)
+        if isinstance(name, str) and name in _PUBLISHED_OPTIMIZERS:
+            _check_implementation(recipe, "foreach" if name == "adopt" else "")
+            return _PUBLISHED_OPTIMIZERS[name](params, options, recipe, model)
         if name in KERAS_OPTIMIZERS:
             raise ModelBudgetError(f"training.optimizer: {name} is planned for Keras models: write module:callable")
         return imported(name, "optimizer")(params, **options)
@@ -57,6 +65,77 @@ def optimizer_of(recipe: Training, params: list[nn.Parameter], tables: Collectio
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, ImportError) as error:
         raise ModelBudgetError(f"training.optimizer: {name} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _muon(params: list[nn.Parameter], options: dict[str, Any], recipe: Training, tables: frozenset[int]) -> Any:
+    matrices = [parameter for parameter in params if parameter.dim() == 2 and id(parameter) not in tables]
+    others = [parameter for parameter in params if parameter.dim() != 2 or id(parameter) in tables]
+    optimizers = [_torch_optimizer("adamw", others, {}, recipe)] if others else []
+    return OptimizerGroup([*([_torch_optimizer("muon", matrices, options, recipe)] if matrices else []), *optimizers])
+
+
+def _check_implementation(recipe: Training, *known: str) -> None:
+    """An implementation that the published code has not would change the plan without being there."""
+    for name in ("foreach", "fused"):
+        if getattr(recipe, name) and name not in known:
+            raise ModelBudgetError(
+                f"training.{name}: the published {recipe.optimizer} has no such implementation: leave it out"
+            )
+
+
+_Make = Callable[[list[nn.Parameter], dict[str, Any], Training, nn.Module], Any]
+
+
+def _plain(kind: Callable[..., Any], **fixed: Any) -> _Make:
+    return lambda params, options, recipe, model: kind(params, **fixed, **options)
+
+
+def _low_rank(kind: Callable[..., Any], **defaults: Any) -> _Make:
+    """Linear layers of attention and MLP are projected unless `targets` name others, as the published scripts do it."""
+
+    def make(params: list[nn.Parameter], options: dict[str, Any], recipe: Training, model: nn.Module) -> Any:
+        projected = linear_weights(model, options.pop("targets", ("attn", "mlp")))
+        return kind(params, projected=projected, **{**defaults, **options})
+
+    return make
+
+
+def _paged(params: list[nn.Parameter], options: dict[str, Any], recipe: Training, model: nn.Module) -> Any:
+    """On a CPU bitsandbytes has no paged states, and makes plain ones."""
+    return Bitsandbytes(params, **options, states=2, paged=recipe.kernels == "cuda")
+
+
+def _adopt(params: list[nn.Parameter], options: dict[str, Any], recipe: Training, model: nn.Module) -> Any:
+    foreach = recipe.kernels == "cuda" if recipe.foreach is None else recipe.foreach
+    return Adopt(params, **options, foreach=foreach)
+
+
+_PUBLISHED_OPTIMIZERS: dict[str, _Make] = {
+    "adamw-8bit": _plain(Bitsandbytes, states=2),
+    "lion-8bit": _plain(Bitsandbytes, states=1),
+    "paged-adamw-8bit": _paged,
+    "adamw-4bit": _plain(AdamW4bit),
+    "lion": _plain(Lion),
+    "adopt": _adopt,
+    "sophia": _plain(Sophia),
+    "adam-mini": lambda params, options, recipe, model: AdamMini(params, **options, names=names_of(model)),
+    "galore": _low_rank(GaLore),
+    "apollo": _low_rank(Apollo),
+    "apollo-mini": _low_rank(Apollo, rank=1, scale=128.0, scale_type="tensor"),
+}
+"""Optimizers of other libraries, and what makes them."""
+
+
+def notes_of(optimizer: Any) -> list[str]:
+    """What an optimizer says of its numbers, and how much of its states is in unified memory, in all its parts."""
+    parts = getattr(optimizer, "parts", [optimizer])
+    notes = list({note: None for part in parts for note in getattr(part, "notes", ())})
+    if unified := sum(getattr(part, "unified_bytes", 0) for part in parts):
+        notes.append(
+            f"{units.size(unified)} of paged optimizer states are in unified memory and in none of these numbers: they "
+            "are on the device while there is room, else on the host"
+        )
+    return notes
 
 
 def embedding_tables(model: nn.Module) -> frozenset[int]:
@@ -72,6 +151,8 @@ def _torch_optimizer(name: str, params: Iterable[Any], options: dict[str, Any], 
     """One of torch's own: several tensors at a time on a GPU unless it is said otherwise, as torch decides there."""
     kind = getattr(torch.optim, _TORCH_OPTIMIZERS[name])
     accepted = inspect.signature(kind).parameters
+    if recipe.fused and "fused" not in accepted:
+        raise ModelBudgetError(f"training.fused: torch's {name} has no such implementation: leave it out")
     if "foreach" in accepted:
         foreach = recipe.kernels == "cuda" and not recipe.fused and name != "adafactor"
         options.setdefault("foreach", foreach if recipe.foreach is None else recipe.foreach)
@@ -108,30 +189,3 @@ class OptimizerGroup:
         """Let go of all gradients."""
         for part in self.parts:
             part.zero_grad()
-
-
-class AdamW8bit(torch.optim.Optimizer):  # type: ignore[misc]
-    """AdamW with states of 8 bits, as in Dettmers et al. 2022 (arXiv 2110.02861): memory only, it computes nothing.
-
-    Each of the two states has a byte for each element and a float32 for each block of 256; tensors of fewer than 4,096
-    elements keep float32 states. The update is one kernel without temporaries.
-    """
-
-    BLOCK, SMALL = 256, 4_096
-
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
-        super().__init__(params, {"lr": lr})
-
-    def step(self, closure: Any = None) -> None:
-        """Make the states where there are none."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None or self.state[param]:
-                    continue
-                for state in ("state1", "state2"):
-                    small = param.numel() < self.SMALL
-                    kind = torch.float32 if small else torch.uint8
-                    self.state[param][state] = torch.zeros_like(param, dtype=kind)
-                    if not small:
-                        blocks = -(-param.numel() // self.BLOCK)
-                        self.state[param][f"absmax_{state}"] = torch.zeros(blocks, device=param.device)

@@ -8,7 +8,7 @@ the optimizer makes its states, so the second is the one to measure.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,7 +38,8 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
+from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
+from pytest_modelbudget.backends.torch.training.optimizers import notes_of, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
@@ -59,7 +60,7 @@ def record_step(
     *,
     shard: Callable[[nn.Module], nn.Module] | None = None,
     recorder: Callable[[nn.Module], Recorder] = Recorder,
-    optimizer: Callable[[Training, list[nn.Parameter], Collection[int]], Any] = optimizer_of,
+    optimizer: Callable[[Training, list[nn.Parameter], nn.Module], Any] = optimizer_of,
     recording: Callable[..., StepRecording] | None = None,
 ) -> MemoryTrace:
     """Run `runnable`, a model on meta, by `recipe` and record it; the model is as before on leaving.
@@ -108,10 +109,13 @@ class StepRecording:
         self.sizes = sizes
         self.doing = "forward pass"
         self.training = isinstance(recipe, Training)
+        self.cleanup = ExitStack()
+        self.notes: list[str] = []
 
     def memory_trace(self) -> MemoryTrace:
         """Run it all."""
         with ExitStack() as stack:
+            self.cleanup = stack
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(global_state_restored())
             stack.enter_context(no_modes())
@@ -153,9 +157,8 @@ class StepRecording:
                 alive = self.infer(self.recipe, call, recorder, kernels)
             recorder.close()
             del alive
-        memory_trace = replace(
-            recorder.memory_trace(), notes=steering.notes_of_one_pass(call.readings.read_inputs.values())
-        )
+        notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes)
+        memory_trace = replace(recorder.memory_trace(), notes=notes)
         show_memory_trace(memory_trace, self.runnable.log)
         return (
             memory_trace.without_temporaries("optimizer")
@@ -176,7 +179,7 @@ class StepRecording:
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not params:
             raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
-        optimizer = self.optimizer(recipe, params, embedding_tables(self.model))
+        optimizer = self.optimizer_for(recipe, params, recorder, kernels)
         loss_of = _loss_function(recipe)
         out = loss = None
         for _ in range(STEPS):
@@ -204,7 +207,26 @@ class StepRecording:
                         recorder.set_role(tensor, "optimizer")
             if recipe.zero_grad == "after":
                 drop_gradients(params)
+        self.notes += notes_of(optimizer)
         return out, loss, optimizer
+
+    def optimizer_for(
+        self, recipe: Training, params: list[nn.Parameter], recorder: Recorder, kernels: DeviceKernels
+    ) -> Any:
+        """The optimizer of `params`, which may run in the backward pass."""
+
+        def update(step: Callable[[], object], parameter: nn.Parameter) -> None:
+            recorder.set_role(parameter.grad, "gradient")
+            before = self.doing, recorder.phase
+            with kernels:  # torch leaves it while it runs a backward pass
+                self.update(step, recorder)
+            self.doing, recorder.phase = before
+
+        if not runs_in_backward(recipe, sharded=self.shard is not None):
+            return self.optimizer(recipe, params, self.model)
+        optimizer = make_in_backward(recipe, params, self.model, update)
+        self.cleanup.callback(optimizer.remove)
+        return optimizer
 
     def update(self, step: Callable[[], object], recorder: Recorder) -> None:
         """Run the `step` of an optimizer."""

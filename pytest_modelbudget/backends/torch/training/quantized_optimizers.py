@@ -1,0 +1,121 @@
+"""Optimizers with states of few bits, as memory alone: those of bitsandbytes and of torchao."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import torch
+
+from pytest_modelbudget.backends.torch.training.published_optimizers import PublishedOptimizer
+
+
+class Bitsandbytes(PublishedOptimizer):
+    """An optimizer of bitsandbytes with states of 8 bits, as in Dettmers et al. 2022 (arXiv 2110.02861).
+
+    Each of `states` has a byte for each element and a float32 for each block of 256; tensors of fewer than 4,096
+    elements keep float32 states. The table of the 256 values of each state is there once. The update is one kernel
+    without temporaries.
+
+    `paged` states of tensors of 100,000 elements and more are in unified memory, which is not torch's: it holds them on
+    the device while there is room, else on the host. They are in `unified_bytes`.
+    """
+
+    BLOCK, SMALL, PAGED = 256, 4_096, 100_000
+    TABLE = 256
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: Any = (),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        states: int,
+        paged: bool = False,
+    ) -> None:
+        super().__init__(params)
+        self._states, self._paged = states, paged
+        self._tables: list[torch.Tensor] = []
+
+    def update(self, param: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], names: Any) -> None:
+        """See `PublishedOptimizer.update`."""
+        if state:
+            return
+        small = param.numel() < self.SMALL
+        if not small and not self._tables:
+            self._tables = [torch.zeros(self.TABLE, device=param.device) for _ in range(self._states)]
+        for number in range(1, self._states + 1):
+            kind = torch.float32 if small else torch.uint8
+            if self._paged and param.numel() >= self.PAGED:
+                self.unified_bytes += param.numel()
+            else:
+                state[f"state{number}"] = torch.zeros_like(param, dtype=kind)
+            if not small:
+                state[f"absmax{number}"] = torch.zeros(-(-param.numel() // self.BLOCK), device=param.device)
+                state[f"qmap{number}"] = self._tables[number - 1]
+
+
+class AdamW4bit(PublishedOptimizer):
+    """AdamW of torchao 0.18 with states of 4 bits, as in Li et al. 2023 (arXiv 2309.01507).
+
+    Each of two states has half a byte for each element, a float32 for each block, and a table of 16 float32. Tensors of
+    fewer than 4,096 elements, or of a number that blocks do not divide, keep states in the dtype of the parameter. The
+    update is compiled; its temporaries are those of the code for CPUs, see `_compiled_update`.
+    """
+
+    SMALL, TABLE = 4_096, 16
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: Any = (),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        block_size: int = 128,
+    ) -> None:
+        super().__init__(params)
+        self._block = block_size
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the update takes depends on the compiler."""
+        return (
+            "adamw-4bit: the temporaries of its compiled update are counted as on a CPU (26 bytes for each element of "
+            "the largest parameter); on a GPU they may be fewer",
+        )
+
+    def update(self, param: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], names: Any) -> None:
+        """See `PublishedOptimizer.update`."""
+        quantized = param.numel() >= self.SMALL and param.numel() % self._block == 0
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            for number in range(2):
+                state[f"state{number}"] = self._quantized(param) if quantized else torch.zeros_like(param)
+        if quantized:
+            _compiled_update(param, self._block)
+
+    def _quantized(self, param: torch.Tensor) -> list[torch.Tensor]:
+        codes = torch.zeros(param.numel() // 2, dtype=torch.uint8, device=param.device)
+        scales = torch.zeros(param.numel() // self._block, device=param.device)
+        return [codes, scales, torch.zeros(self.TABLE, device=param.device)]
+
+
+def _compiled_update(param: torch.Tensor, block: int) -> None:
+    """What the code that torch 2.14 compiles for CPUs takes while it writes two states.
+
+    Measured for 512 x 1024 elements in float32 and bfloat16, for each state: packed codes of both states unpacked to a
+    byte an element, then a scale for each block, the state in float32 and its codes in int64.
+    """
+    elements = prod(param.shape)
+    unpacked = [torch.empty(elements, dtype=torch.uint8, device=param.device) for _ in range(2)]
+    made = [
+        torch.empty(size, dtype=kind, device=param.device)
+        for size, kind in ((elements // block, torch.float32), (elements, torch.float32), (elements, torch.int64))
+        for _ in range(2)
+    ]
+    del unpacked, made
