@@ -114,7 +114,7 @@ _PUBLISHED_OPTIMIZERS: dict[str, _Make] = {
     "adamw-8bit": _plain(Bitsandbytes, states=2),
     "lion-8bit": _plain(Bitsandbytes, states=1),
     "paged-adamw-8bit": _paged,
-    "adamw-4bit": _plain(AdamW4bit),
+    "adamw-4bit": lambda params, options, recipe, model: AdamW4bit(params, **options, on_cpu=recipe.kernels != "cuda"),
     "lion": _plain(Lion),
     "adopt": _adopt,
     "sophia": _plain(Sophia),
