@@ -29,6 +29,9 @@ OPTIMIZERS = (
 )  # fmt: skip
 """Optimizers known by name; any other is `module:callable`, called with the parameters."""
 
+OFFLOADED = ("optimizer", "gradients", "activations")
+"""What `offload` can keep on the host."""
+
 LORA_TARGETS = ("q_proj", "v_proj")
 """Layers that get adapters where `lora` names none."""
 
@@ -61,7 +64,9 @@ class Training:
     `optimizer` is one of `OPTIMIZERS` or `module:callable`, called with the list of trained parameters and
     `optimizer_options`. `in_backward` gives each parameter an optimizer of its own, which runs in the backward pass as
     soon as its gradient is there, and lets go of it (`register_post_accumulate_grad_hook`). `foreach` and `fused`
-    choose its implementation (None: as torch does on the device).
+    choose its implementation (None: as torch does on the device). `offload` keeps on the host the `optimizer` (as
+    torchao's `CPUOffloadOptimizer`, with `gradients` those too) and `activations` (as torch's `save_on_cpu` around the
+    forward pass).
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
     `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
     `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), or
@@ -81,6 +86,7 @@ class Training:
     optimizer: NameOrCallable = "adamw"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     in_backward: bool = False
+    offload: tuple[str, ...] = ()
     precision: Precision = "fp32"
     gradient_accumulation: int = 1
     checkpointing: NameOrCallable = "none"
@@ -144,6 +150,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "foreach": lambda flag: f"foreach={flag}",
     "fused": lambda flag: f"fused={flag}",
     "in_backward": lambda flag: "optimizer in the backward pass",
+    "offload": lambda parts: f"{' and '.join(parts)} on the host",
     "gradient_accumulation": lambda passes: f"{passes} accumulated passes",
     "checkpointing": lambda blocks: f"checkpointing {_reference_name(blocks)}",
     "zero_grad": lambda when: f"zero_grad {when}",

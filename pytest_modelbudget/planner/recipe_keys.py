@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.planner.recipe import (
     LORA_TARGETS,
+    OFFLOADED,
     OPTIMIZERS,
     Compile,
     Inference,
@@ -108,6 +109,12 @@ def _check_globs(value: Any) -> tuple[str, Any]:
     return ("" if valid else "write a list of globs over parameters' names"), tuple(items) if valid else ()
 
 
+def _check_offload(value: Any) -> tuple[str, Any]:
+    parts = [value] if isinstance(value, str) else value
+    valid = isinstance(parts, (list, tuple)) and set(parts) <= set(OFFLOADED)
+    return ("" if valid else f"write a list of {', '.join(OFFLOADED)}"), tuple(sorted(parts)) if valid else ()
+
+
 def _check_mapping(value: Any) -> tuple[str, Any]:
     return ("" if isinstance(value, Mapping) else "write a mapping"), value
 
@@ -134,6 +141,7 @@ def _check_compile(value: Any) -> tuple[str, Any]:
 
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_OFFLOAD = {"type": "array", "items": {"enum": list(OFFLOADED)}, "uniqueItems": True}
 _SHARDING = {"anyOf": [SIZES, {"const": "none"}, REFERENCE]}
 
 KEYS: dict[str, Key] = {
@@ -142,6 +150,7 @@ KEYS: dict[str, Key] = {
     "optimizer": _check_reference(*OPTIMIZERS),
     "optimizer_options": Key(_check_mapping, {"type": "object"}, "what the optimizer is called with: {momentum: 0.9}"),
     "in_backward": _check_flag(),
+    "offload": Key(_check_offload, _OFFLOAD, "what is kept on the host: [optimizer, gradients, activations]"),
     "precision": _check_choice(*get_args(Precision)),
     "gradient_accumulation": _check_count(1, "passes before a step of the optimizer"),
     "checkpointing": _check_reference("none", "blocks"),

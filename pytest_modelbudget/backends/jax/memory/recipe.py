@@ -54,7 +54,9 @@ def refuse_unplanned(recipe: Recipe) -> None:
     for key in (field.name for field in fields(recipe)):
         value = getattr(recipe, key)
         if key not in _PLANNED and value != getattr(default, key):
-            raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for JAX models: {_CURES[key]}")
+            raise ModelBudgetError(
+                f"{kind}.{key}: {value} is not planned for JAX models: {_CURES.get(key, 'it is for torch models')}"
+            )
     if recipe.compile == "none":
         raise ModelBudgetError(f"{kind}.compile: JAX compiles what it runs with XLA: leave it out, or write xla")
     if recipe.precision not in ("fp32", *_CASTS):

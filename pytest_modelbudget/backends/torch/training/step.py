@@ -39,6 +39,7 @@ from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
+from pytest_modelbudget.backends.torch.training.offload import OffloadedOptimizer, activations_offloaded, check_offload
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError
@@ -152,7 +153,10 @@ class StepRecording:
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(self.recipe, Training):
+                check_offload(self.recipe, sharded=self.shard is not None)
+                activations = stack.enter_context(activations_offloaded(self.model, self.recipe))
                 alive = self.train(self.recipe, call, recorder, kernels)
+                self.notes += activations.notes if activations else ()
             else:
                 alive = self.infer(self.recipe, call, recorder, kernels)
             recorder.close()
@@ -222,9 +226,17 @@ class StepRecording:
                 self.update(step, recorder)
             self.doing, recorder.phase = before
 
-        if not runs_in_backward(recipe, sharded=self.shard is not None):
+        if runs_in_backward(recipe, sharded=self.shard is not None):
+            optimizer: Any = make_in_backward(recipe, params, self.model, update)
+        elif "optimizer" in recipe.offload:
+            optimizer = OffloadedOptimizer(
+                params,
+                lambda group: self.optimizer(recipe, group, self.model),
+                gradients="gradients" in recipe.offload,
+                gradient_made=lambda gradient: recorder.set_role(gradient, "gradient"),
+            )
+        else:
             return self.optimizer(recipe, params, self.model)
-        optimizer = make_in_backward(recipe, params, self.model, update)
         self.cleanup.callback(optimizer.remove)
         return optimizer
 

@@ -1,0 +1,101 @@
+"""What a recipe keeps on the host: real steps whose copies are not the allocator's, and sums by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
+from pytest_modelbudget.backends.torch.training.step import record_step
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import parse
+from pytest_modelbudget.planner import MemoryTrace, Training
+from tests.real_steps import held, measured
+
+
+class Attention(nn.Module):
+    """Saves views that are not contiguous, and weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(64), nn.Linear(64, 192), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).view(*x.shape[:2], 3, 4, 16).permute(2, 0, 3, 1, 4)
+        scores = torch.softmax(q @ k.transpose(-1, -2), -1)
+        out: torch.Tensor = self.out((scores @ v).transpose(1, 2).reshape(x.shape))
+        return x + out
+
+
+def traced(model: nn.Module, inputs: str, **recipe: Any) -> MemoryTrace:
+    """The memory trace of a model on meta that stands for `model`."""
+    return record_step(RunnableModel("model", meta_copy(model), parse(inputs)), {}, Training(**recipe))
+
+
+def test_activations_on_the_host() -> None:
+    """The peak is that of a real step that copies what it saves out of the allocator, and back where it is needed."""
+    model, data, alive = nn.Sequential(Attention(), nn.GELU(), Attention()), torch.rand(8, 32, 64), dict[str, Any]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
+    copied = 0
+
+    def pack(tensor: torch.Tensor) -> Any:
+        nonlocal copied
+        copied += tensor.nbytes
+        return np.array(tensor.detach().contiguous().numpy())
+
+    def step() -> None:
+        nonlocal copied
+        copied = 0
+        model.zero_grad()
+        with saved_tensors_hooks(pack, lambda array: torch.from_numpy(array).clone()):
+            alive["out"] = model(data)
+        alive["out"].backward(torch.rand_like(alive["out"]))
+        optimizer.step()
+
+    trace = traced(model, "float32[8, 32, 64]", optimizer="sgd", kernels="cpu", offload=("activations",))
+    sums_of_threads = 4 * 2 * 2 * 64  # layer norm's, which kernels take in themselves
+    assert measured(step, 2) + held(model, data) - trace.peak() in (0, sums_of_threads)
+    assert trace.notes == (f"offloaded: {copied / 2**20:.3f} MiB of activations are on the host",)
+
+
+MATRIX, ROW = 4 * 128 * 128, 4 * 128
+
+
+@pytest.mark.parametrize(
+    ("offload", "matrices"),
+    [
+        pytest.param(("optimizer",), 4 * 2, id="optimizer: weights and gradients are left"),
+        pytest.param(("gradients", "optimizer"), 4 + 1, id="with gradients: weights and one gradient"),
+    ],
+)
+def test_an_optimizer_on_the_host(offload: tuple[str, ...], matrices: int) -> None:
+    """Four matrices: Adam's states, then the gradients too, are on the host, where each has a copy and a gradient."""
+    model = nn.Sequential(*(nn.Linear(128, 128, bias=False) for _ in range(4)))
+    trace = traced(model, "float32[1, 128]", optimizer="adamw", foreach=False, offload=offload)
+    assert trace.peak() == pytest.approx(matrices * MATRIX, abs=10 * ROW)
+    assert trace.notes[-1].startswith("offloaded: 1.000 MiB of optimizer states and copies")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        pytest.param({"offload": ("gradients",)}, "write both", id="gradients alone"),
+        pytest.param(
+            {"offload": ("optimizer",), "in_backward": True}, "in the backward pass", id="in the backward pass"
+        ),
+        pytest.param(
+            {"offload": ("gradients", "optimizer"), "gradient_accumulation": 2}, "not accumulated", id="accumulation"
+        ),
+    ],
+)
+def test_what_does_not_go_together(recipe: dict[str, Any], message: str) -> None:
+    """One clear error."""
+    with pytest.raises(ModelBudgetError) as caught:
+        traced(nn.Linear(4, 4), "float32[1, 4]", **recipe)
+    assert message in str(caught.value)
