@@ -66,7 +66,8 @@ class Training:
     soon as its gradient is there, and lets go of it (`register_post_accumulate_grad_hook`). `foreach` and `fused`
     choose its implementation (None: as torch does on the device). `offload` keeps on the host the `optimizer` (as
     torchao's `CPUOffloadOptimizer`, with `gradients` those too) and `activations` (as torch's `save_on_cpu` around the
-    forward pass).
+    forward pass). `ema` keeps an average of the weights on the device (`torch.optim.swa_utils.AveragedModel`), whose
+    decay changes no size.
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
     `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
     `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), or
@@ -87,6 +88,7 @@ class Training:
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     in_backward: bool = False
     offload: tuple[str, ...] = ()
+    ema: bool = False
     precision: Precision = "fp32"
     gradient_accumulation: int = 1
     checkpointing: NameOrCallable = "none"
@@ -150,6 +152,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "foreach": lambda flag: f"foreach={flag}",
     "fused": lambda flag: f"fused={flag}",
     "in_backward": lambda flag: "optimizer in the backward pass",
+    "ema": lambda flag: "average of the weights",
     "offload": lambda parts: f"{' and '.join(parts)} on the host",
     "gradient_accumulation": lambda passes: f"{passes} accumulated passes",
     "checkpointing": lambda blocks: f"checkpointing {_reference_name(blocks)}",

@@ -109,6 +109,11 @@ def _check_globs(value: Any) -> tuple[str, Any]:
     return ("" if valid else "write a list of globs over parameters' names"), tuple(items) if valid else ()
 
 
+def _check_ema(value: Any) -> tuple[str, Any]:
+    valid = isinstance(value, bool) or (isinstance(value, float) and 0 < value < 1)
+    return ("" if valid else "write true, false or a decay such as 0.999"), bool(value)
+
+
 def _check_offload(value: Any) -> tuple[str, Any]:
     parts = [value] if isinstance(value, str) else value
     valid = isinstance(parts, (list, tuple)) and set(parts) <= set(OFFLOADED)
@@ -142,6 +147,7 @@ def _check_compile(value: Any) -> tuple[str, Any]:
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _OFFLOAD = {"type": "array", "items": {"enum": list(OFFLOADED)}, "uniqueItems": True}
+_DECAY = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _SHARDING = {"anyOf": [SIZES, {"const": "none"}, REFERENCE]}
 
 KEYS: dict[str, Key] = {
@@ -150,6 +156,7 @@ KEYS: dict[str, Key] = {
     "optimizer": _check_reference(*OPTIMIZERS),
     "optimizer_options": Key(_check_mapping, {"type": "object"}, "what the optimizer is called with: {momentum: 0.9}"),
     "in_backward": _check_flag(),
+    "ema": Key(_check_ema, {"anyOf": [{"type": "boolean"}, _DECAY]}, "an average of the weights: true, or its decay"),
     "offload": Key(_check_offload, _OFFLOAD, "what is kept on the host: [optimizer, gradients, activations]"),
     "precision": _check_choice(*get_args(Precision)),
     "gradient_accumulation": _check_count(1, "passes before a step of the optimizer"),

@@ -26,6 +26,7 @@ ROLES: dict[Role, str] = {
     "cache": "cache of keys and values",
     "workspace": "workspaces of kernels",
     "gathered": "gathered parameters and gradients on their way",
+    "average": "averages of weights",
 }
 """What memory is for, in words."""
 
@@ -177,7 +178,9 @@ def memory_curve(plan: Plan) -> Curve | None:
     first_size, last_size, peak_size = (units.size(size) for size in (points[0][1], points[-1][1], plan.peak_bytes))
     highest = max(range(len(points)), key=lambda index: points[index][1])
     line = " ".join(f"{round(step * (index + 0.5), 1)},{y(size)}" for index, (_, size) in enumerate(points))
-    held_bytes = sum(part.bytes for part in plan.parts if part.role in ("param", "buffer", "optimizer", "other"))
+    held_bytes = sum(
+        part.bytes for part in plan.parts if part.role in ("param", "buffer", "optimizer", "other", "average")
+    )
     return Curve(
         WIDTH,
         HEIGHT,

@@ -38,6 +38,7 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
+from pytest_modelbudget.backends.torch.training.ema import averaged_weights
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
 from pytest_modelbudget.backends.torch.training.offload import OffloadedOptimizer, activations_offloaded, check_offload
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of, optimizer_of
@@ -141,6 +142,7 @@ class StepRecording:
             recorder.cpu = None if self.recipe.kernels == "cuda" else CPUS[self.recipe.kernels]
             for name, tensor in call.ports:
                 recorder.label(tensor, name)
+            averages = averaged_weights(self.model, recorder) if getattr(self.recipe, "ema", False) else []
             stack.enter_context(quiet_modes(self.runnable, self.training, on_cpu=self.recipe.kernels != "cuda"))
             stack.enter_context(kernels)
             recorder.recomputing = lambda: kernels
@@ -160,7 +162,7 @@ class StepRecording:
             else:
                 alive = self.infer(self.recipe, call, recorder, kernels)
             recorder.close()
-            del alive
+            del alive, averages
         notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes)
         memory_trace = replace(recorder.memory_trace(), notes=notes)
         show_memory_trace(memory_trace, self.runnable.log)
