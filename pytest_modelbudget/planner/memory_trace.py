@@ -47,6 +47,7 @@ class MemoryTrace:
     `roles` tell of storages made meanwhile that are known to be something lasting (`gradient`, `optimizer`, `cast`);
     what has none is an activation or a temporary, by how long it lives. `steps` are the indices of the events with
     which the steps of a training begin; the last one is measured, the others warm up. `notes` are for the reader.
+    `owners` tell which of several models has a parameter, a gradient or a state, by storage.
     """
 
     held: tuple[InitialStorage, ...]
@@ -54,6 +55,7 @@ class MemoryTrace:
     roles: Mapping[int, Role] = field(default_factory=dict)
     steps: tuple[int, ...] = (0,)
     notes: tuple[str, ...] = ()
+    owners: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def measured(self) -> int:

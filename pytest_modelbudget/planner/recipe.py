@@ -45,6 +45,7 @@ class Inference:
     `batch` and `dims` size the symbolic dimensions (None, {}: as the model is registered). `precision` casts the
     weights and floating inputs (`bf16`, `fp16`) or runs under autocast (`-mixed`). `kv_cache` is the number of tokens
     whose keys and values the model keeps while it generates, 0 for none; it needs a model that returns its cache.
+    `steps` is `module:callable`, called with the models and the inputs instead of the model with the inputs.
     `kernels` says whose kernels run: a GPU's, those of a CPU with AVX-512, or of one with AVX2. `compile: xla` compiles
     the call of a JAX model for the CPU (`auto`: it is not compiled, and its peak not known).
     """
@@ -53,6 +54,7 @@ class Inference:
     dims: Mapping[str, int] = field(default_factory=dict)
     precision: Precision = "fp32"
     kv_cache: int = 0
+    steps: NameOrCallable = "none"
     compile: Compile = "auto"
     kernels: Kernels = "cuda"
 
@@ -67,7 +69,8 @@ class Training:
     choose its implementation (None: as torch does on the device). `offload` keeps on the host the `optimizer` (as
     torchao's `CPUOffloadOptimizer`, with `gradients` those too) and `activations` (as torch's `save_on_cpu` around the
     forward pass). `ema` keeps an average of the weights on the device (`torch.optim.swa_utils.AveragedModel`), whose
-    decay changes no size.
+    decay changes no size. `steps` is a step of several models, `module:callable`, called with the models, the inputs
+    and, where it takes `optimizers`, those by the models' names; it calls `backward` and `step` itself.
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
     `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
     `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), or
@@ -89,6 +92,7 @@ class Training:
     in_backward: bool = False
     offload: tuple[str, ...] = ()
     ema: bool = False
+    steps: NameOrCallable = "none"
     precision: Precision = "fp32"
     gradient_accumulation: int = 1
     checkpointing: NameOrCallable = "none"
@@ -152,6 +156,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "foreach": lambda flag: f"foreach={flag}",
     "fused": lambda flag: f"fused={flag}",
     "in_backward": lambda flag: "optimizer in the backward pass",
+    "steps": lambda function: f"steps of {_reference_name(function)}",
     "ema": lambda flag: "average of the weights",
     "offload": lambda parts: f"{' and '.join(parts)} on the host",
     "gradient_accumulation": lambda passes: f"{passes} accumulated passes",

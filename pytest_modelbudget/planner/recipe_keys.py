@@ -156,6 +156,7 @@ KEYS: dict[str, Key] = {
     "optimizer": _check_reference(*OPTIMIZERS),
     "optimizer_options": Key(_check_mapping, {"type": "object"}, "what the optimizer is called with: {momentum: 0.9}"),
     "in_backward": _check_flag(),
+    "steps": _check_reference("none"),
     "ema": Key(_check_ema, {"anyOf": [{"type": "boolean"}, _DECAY]}, "an average of the weights: true, or its decay"),
     "offload": Key(_check_offload, _OFFLOAD, "what is kept on the host: [optimizer, gradients, activations]"),
     "precision": _check_choice(*get_args(Precision)),

@@ -71,10 +71,11 @@ def _peak_parts(
     sums: dict[tuple[Role, str], int] = {}
     freed = {number for entry in trace.events[: highest + 1] for number in entry.freed}
     for item in trace.held:
+        owner = trace.owners.get(item.storage, "")
         if item.storage in alive:  # it was resized meanwhile
-            sums[item.role, ""] = sums.get((item.role, ""), 0) + alive[item.storage].bytes
+            sums[item.role, owner] = sums.get((item.role, owner), 0) + alive[item.storage].bytes
         elif item.storage not in freed:
-            sums[item.role, ""] = sums.get((item.role, ""), 0) + item.bytes
+            sums[item.role, owner] = sums.get((item.role, owner), 0) + item.bytes
     initial = {item.storage for item in trace.held}
     trained = any(entry.phase == "backward" for entry in trace.events)
     forward_ends = _end_of_forward(trace, highest) if alive else -1
@@ -88,7 +89,8 @@ def _peak_parts(
             lives_on = freed_at.get(number, len(trace.events)) > forward_ends
             saved = trained and lives_on and origin.phase in ("forward", "loss") and entry.made_at <= forward_ends
             role = "activation" if saved else "temporary"
-        key: tuple[Role, str] = (role, "" if role in ("gradient", "optimizer", "cast") else entry.path)
+        owner = trace.owners.get(number, "")
+        key: tuple[Role, str] = (role, owner if role in ("gradient", "optimizer", "cast") else entry.path)
         sums[key] = sums.get(key, 0) + entry.bytes
     if event is not None and event.workspace:
         sums["workspace", event.path] = event.workspace

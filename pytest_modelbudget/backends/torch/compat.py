@@ -33,6 +33,9 @@ no_functions = torch._C.DisableTorchFunction
 make_subclass = torch.Tensor._make_subclass
 """A tensor of a class on the memory of another."""
 
+RUN_BACKWARD = (torch.autograd, "_engine_run_backward")
+"""What `Tensor.backward`, `torch.autograd.backward` and `torch.autograd.grad` call, however code has imported them."""
+
 KNOWS_SAVING_HOOKS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
 """Whether torch tells which hooks for saved tensors are set (2.6 does not)."""
 
@@ -151,6 +154,10 @@ PRIVATE: tuple[Private, ...] = (
     Private(
         "torch.utils._python_dispatch", "TorchDispatchMode", "trace", "operators are seen; torch documents it there",
     ),
+    Private(
+        "torch", "_foreach_add _foreach_maximum _foreach_sqrt", "training", "optimizers update lists as torch's do",
+    ),
+    Private("torch.autograd", "_engine_run_backward", "compat", "backward passes of a user's own step are seen"),
     Private("torch.utils._pytree", "tree_map_only", "compat", "arguments of operators are mapped as torch nests them"),
     Private(
         "torch._ops", "_higher_order_ops", "compat", "modes see operators that take functions",

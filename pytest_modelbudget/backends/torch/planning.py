@@ -16,10 +16,13 @@ from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
 from pytest_modelbudget.backends.torch.model.modules import unwrap
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, build_keras_layers
+from pytest_modelbudget.backends.torch.training.models_step import ModelsStep, models_in
 from pytest_modelbudget.backends.torch.training.step import record_step
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.memory import memory_plan
+from pytest_modelbudget.planner.models import models_notes
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.timeline import plan_of
 from pytest_modelbudget.summary import Kind, Plan
@@ -62,14 +65,19 @@ def _plan(
 ) -> Plan:
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
     sharded: ShardedStep | None = None
+    if recipe.steps != "none":
+        recording = {"recording": ModelsStep, **recording}
     if isinstance(recipe, Training) and recipe.sharding is not None:
+        if recipe.steps != "none":
+            raise ModelBudgetError("training.steps with sharding is not planned")
         sharded = record_sharded(runnable, sizes, recipe)
     memory_trace = record_step(runnable, sizes, recipe, **recording) if sharded is None else sharded.memory_trace
     if recipe.kernels != "cuda":
         plan = plan_of(memory_trace, kind, describe(recipe))
     else:
         plan = memory_plan(memory_trace, kind, describe(recipe), torch=torch.__version__, devices=devices)
-    plan = replace(plan, notes=(*plan.notes, *memory_trace.notes))
+    notes = (*plan.notes, *models_notes(plan, models_in(runnable.model) if recipe.steps != "none" else ()))
+    plan = replace(plan, notes=(*notes, *memory_trace.notes))
     if any(event.op.startswith(CUDNN) for event in memory_trace.events):
         plan = replace(plan, notes=(*plan.notes, CUDNN_NOTE))
     if sharded is None:

@@ -107,6 +107,17 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
             torch.set_autocast_dtype("cpu", saved[1])
             self._cast.clear()
 
+    @contextmanager
+    def no_autocast(self) -> Iterator[None]:
+        """Inside, autocast is off, and its copies of weights are let go of, as when a block of autocast ends."""
+        self._cast.clear()
+        enabled = torch.is_autocast_enabled("cpu")
+        torch.set_autocast_enabled("cpu", False)
+        try:
+            yield
+        finally:
+            torch.set_autocast_enabled("cpu", enabled)
+
     def add_rules(self, rules: Mapping[Any, Callable[..., Any]]) -> None:
         """Functions with what is to run in their place; it gives NotImplemented to leave it to the function."""
         self._rules.update(rules)

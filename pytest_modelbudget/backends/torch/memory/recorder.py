@@ -54,6 +54,7 @@ class Recorder(Observer):
         self._events: list[MemoryEvent] = []
         self._steps: list[int] = []
         self._roles: dict[int, Role] = {}
+        self._owner_names: dict[int, str] = {}
         self._sums: dict[int, tuple[int, int]] = {}
         self._freed: list[int] = []
         self._next_number = 0
@@ -81,6 +82,12 @@ class Recorder(Observer):
         number = self._numbers.get(storage_key(local_part(tensor)))
         if number is not None:
             self._roles.setdefault(number, role)
+
+    def set_owner(self, tensor: torch.Tensor, name: str) -> None:
+        """Say which of several models the memory of `tensor`, a parameter, a gradient or a state, is for."""
+        number = self._numbers.get(storage_key(local_part(tensor)))
+        if number is not None and name:
+            self._owner_names.setdefault(number, name)
 
     @contextmanager
     def in_kernel(self, kernel: str) -> Iterator[None]:
@@ -201,7 +208,10 @@ class Recorder(Observer):
     def memory_trace(self) -> MemoryTrace:
         """What was noted."""
         events = _with_sums_in_place(self._events, self._sums)
-        return MemoryTrace(tuple(self._initial), tuple(events), dict(self._roles), tuple(self._steps) or (0,))
+        steps = tuple(self._steps) or (0,)
+        return MemoryTrace(
+            tuple(self._initial), tuple(events), dict(self._roles), steps, owners=dict(self._owner_names)
+        )
 
 
 def _with_sums_in_place(events: list[MemoryEvent], sums: Mapping[int, tuple[int, int]]) -> Iterator[MemoryEvent]:
