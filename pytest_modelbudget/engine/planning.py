@@ -21,6 +21,10 @@ from pytest_modelbudget.summary import Growth, Kind, LargestSize, Plan, Summary
 from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
 from pytest_modelbudget.system.frames import frame_location, user_frame
 
+_STEPS_NOTE = (
+    "the inputs are those of the recipe's `steps`, so no model was run by itself: shapes, connections, calls, FLOPs "
+    "and activation_bytes are not known"
+)
 _MOST_SIZES = 6
 """Sizes at which a dimension is looked at, at most."""
 
@@ -51,13 +55,19 @@ class CountedModel:
             summary = self.owner.summarize(
                 self.model,
                 name=self.entry.id,
-                inputs=self.inputs,
+                inputs=None if self._inputs_of_steps else self.inputs,
                 sizes=sizes,
                 built_here=self.built_here,
                 **self._run(),
             )
-            self.counted[key] = replace(summary, notes=(*self.notes, *summary.notes))
+            notes = (_STEPS_NOTE, *summary.notes[1:]) if self._inputs_of_steps else summary.notes
+            self.counted[key] = replace(summary, notes=(*self.notes, *notes))
         return self.counted[key]
+
+    @property
+    def _inputs_of_steps(self) -> bool:
+        """Whether the inputs are those of a step of several models, and not of the model."""
+        return any(recipe.steps != "none" for recipe in self.entry.recipes)
 
     def _run(self) -> dict[str, object]:
         """How the model may be run on values, for a framework that can.

@@ -30,11 +30,11 @@ def alternatives(recipe: Recipe, batch: int | None = None) -> Iterator[tuple[str
 
     `batch` is the size of B in the run, None where there is none.
     """
-    if recipe.precision in ("fp32", "fp16-mixed", "bf16-mixed"):
+    if recipe.precision in ("fp32", "fp16-mixed", "bf16-mixed") and recipe.steps == "none":
         yield "precision: bf16", replace(recipe, precision="bf16"), "weights in half precision may train worse"
     if not isinstance(recipe, Training):
         return
-    if recipe.precision == "fp32":
+    if recipe.precision == "fp32" and recipe.steps == "none":
         yield "precision: bf16-mixed", replace(recipe, precision="bf16-mixed"), ""
     if recipe.checkpointing == "none":
         yield "checkpointing: blocks", replace(recipe, checkpointing="blocks"), "about a third more compute"
@@ -42,7 +42,11 @@ def alternatives(recipe: Recipe, batch: int | None = None) -> Iterator[tuple[str
         if not recipe.fused:
             yield "fused: true", replace(recipe, fused=True, foreach=None), ""
         for name, note in (("adamw-8bit", "needs bitsandbytes"), ("adafactor", "trains differently")):
-            yield f"optimizer: {name}", replace(recipe, optimizer=name, optimizer_options={}), note
+            yield (
+                f"optimizer: {name}",
+                replace(recipe, optimizer=name, optimizer_options={}, foreach=None, fused=None),
+                note,
+            )
     if recipe.sharding is None:
         yield "sharding: {fsdp: 8}", replace(recipe, sharding={"fsdp": 8}), "eight devices, each with this batch"
     if batch and batch > 1 and batch % 2 == 0:

@@ -11,13 +11,13 @@ from pytest_modelbudget.summary import Plan
 def bytes_by_model(plan: Plan, names: Iterable[str]) -> dict[str, int]:
     """Bytes alive at the peak by model: its weights, gradients and states, and what its modules made.
 
-    What no model has (inputs, and what the step makes outside of them) is under the empty name.
+    What no model has (inputs, workspaces of libraries, what the step makes outside of them) is under the empty name.
     """
     known = set(names)
     sums: dict[str, int] = dict.fromkeys(names, 0)
     for part in plan.parts:
         name = part.path.partition(".")[0]
-        name = name if name in known else ""
+        name = name if name in known and part.role != "workspace" else ""
         sums[name] = sums.get(name, 0) + part.bytes
     return sums
 

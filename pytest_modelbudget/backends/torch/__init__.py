@@ -30,7 +30,7 @@ from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.model.global_state import global_state_restored
 from pytest_modelbudget.backends.torch.model.modules import all_modules
-from pytest_modelbudget.backends.torch.model.programs import is_program, module_of
+from pytest_modelbudget.backends.torch.model.programs import are_models, is_program, module_of
 from pytest_modelbudget.backends.torch.model.real_copy import with_memory
 from pytest_modelbudget.backends.torch.model.trial import refusal
 from pytest_modelbudget.entry import RunMode
@@ -47,8 +47,8 @@ __all__ = [
 
 
 def owns(model: object) -> bool:
-    """Whether `model` is a `torch.nn.Module`, or a program that `torch.export` made of one."""
-    return isinstance(model, nn.Module) or is_program(model)
+    """Whether `model` is a `torch.nn.Module`, a program that `torch.export` made of one, or a dict of modules."""
+    return isinstance(model, nn.Module) or is_program(model) or are_models(model)
 
 
 def is_class(model: object) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from pytest_modelbudget.backends.torch.model.pytree import dtype_name, storage_key
 from pytest_modelbudget.summary import Weight
@@ -26,8 +27,15 @@ def is_program(model: object) -> bool:
     return exported is not None and isinstance(model, exported)
 
 
+def are_models(model: object) -> bool:
+    """Whether `model` is a dict of modules by name, as the models of one step are."""
+    return isinstance(model, dict) and bool(model) and all(isinstance(part, nn.Module) for part in model.values())
+
+
 def module_of(model: Any) -> Any:
-    """What runs an exported program as a module; anything else as it is."""
+    """What runs an exported program as a module, a dict of models as one; anything else as it is."""
+    if are_models(model):
+        return nn.ModuleDict(model)
     return model.module() if is_program(model) else model
 
 

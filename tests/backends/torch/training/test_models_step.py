@@ -17,6 +17,8 @@ from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.models_step import ModelsStep
 from pytest_modelbudget.backends.torch.training.step import record_step
+from pytest_modelbudget.engine.run import summarize_entry
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import MemoryTrace, Training
@@ -206,3 +208,13 @@ def test_what_the_step_does_itself_is_refused(key: dict[str, Any]) -> None:
     """A key of the common loop would change nothing, without a word."""
     with pytest.raises(ModelBudgetError, match="does this itself"):
         traced(gan(), "float32[48, 64]", steps=gan_step, **key)
+
+
+def test_a_dict_of_models_is_counted_and_planned() -> None:
+    """A builder may return a dict: params are counted, nothing is run by itself, and the step is planned."""
+    recipe: dict[str, Any] = {"batch": 48, "steps": gan_step}
+    entry = ModelEntry("gan", lambda: dict(gan().items()), "float32[B, 64]", training=recipe)
+    summary = summarize_entry(entry)
+    assert summary.params == sum(parameter.numel() for parameter in gan().parameters())
+    assert summary.flops is None
+    assert summary.plans[0].peak_bytes == plan(gan, "float32[B, 64]", training=recipe).peak_bytes
