@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -92,12 +93,12 @@ class ModelsStep(StepRecording):
         owner, name = RUN_BACKWARD
         original = getattr(owner, name)
 
-        def run_backward(*args: Any, **kwargs: Any) -> Any:
+        def run_backward(outputs: Any, gradients: Any, *args: Any, **kwargs: Any) -> Any:
             before = self.doing, recorder.phase
             self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
             try:
                 with kernels.no_autocast():
-                    return original(*args, **kwargs)
+                    return original(outputs, _on_devices_of(outputs, gradients), *args, **kwargs)
             finally:
                 (self.doing, recorder.phase), kernels.keeps_casts = before, True
                 recorder.own_gradients(self.model)
@@ -166,6 +167,14 @@ def _owners(models: Mapping[str, nn.Module]) -> dict[int, str]:
         for tensor in (*model.parameters(), *model.buffers()):
             owners.setdefault(id(tensor), name)
     return owners
+
+
+def _on_devices_of(outputs: Any, gradients: Any) -> tuple[Any, ...]:
+    """The gradients that a backward pass begins with: constants have values, and are wanted where the outputs are."""
+    return tuple(
+        gradient.to(output.device) if isinstance(output, torch.Tensor) and gradient is not None else gradient
+        for output, gradient in zip(outputs, gradients, strict=True)
+    )
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
