@@ -29,7 +29,7 @@ OPTIMIZERS = (
 )  # fmt: skip
 """Optimizers known by name; any other is `module:callable`, called with the parameters."""
 
-OFFLOADED = ("optimizer", "gradients", "activations")
+OFFLOADED = ("optimizer", "gradients", "activations", "params")
 """What `offload` can keep on the host."""
 
 LORA_TARGETS = ("q_proj", "v_proj")
@@ -67,10 +67,11 @@ class Training:
     `optimizer_options`. `in_backward` gives each parameter an optimizer of its own, which runs in the backward pass as
     soon as its gradient is there, and lets go of it (`register_post_accumulate_grad_hook`). `foreach` and `fused`
     choose its implementation (None: as torch does on the device). `offload` keeps on the host the `optimizer` (as
-    torchao's `CPUOffloadOptimizer`, with `gradients` those too) and `activations` (as torch's `save_on_cpu` around the
-    forward pass). `ema` keeps an average of the weights on the device (`torch.optim.swa_utils.AveragedModel`), whose
-    decay changes no size. `steps` is a step of several models, `module:callable`, called with the models, the inputs
-    and, where it takes `optimizers`, those by the models' names; it calls `backward` and `step` itself.
+    torchao's `CPUOffloadOptimizer`, with `gradients` those too), `activations` (as torch's `save_on_cpu` around the
+    forward pass) and, with `sharding: {fsdp: 8}` and alone, `params` (as its `CPUOffloadPolicy`). `ema` keeps an
+    average of the weights on the device (`torch.optim.swa_utils.AveragedModel`), whose decay changes no size. `steps`
+    is a step of several models, `module:callable`, called with the models, the inputs and, where it takes `optimizers`,
+    those by the models' names; it calls `backward` and `step` itself.
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
     `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
     `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), or

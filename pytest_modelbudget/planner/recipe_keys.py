@@ -158,7 +158,9 @@ KEYS: dict[str, Key] = {
     "in_backward": _check_flag(),
     "steps": _check_reference("none"),
     "ema": Key(_check_ema, {"anyOf": [{"type": "boolean"}, _DECAY]}, "an average of the weights: true, or its decay"),
-    "offload": Key(_check_offload, _OFFLOAD, "what is kept on the host: [optimizer, gradients, activations]"),
+    "offload": Key(
+        _check_offload, _OFFLOAD, "what is kept on the host: [optimizer, gradients, activations], or [params]"
+    ),
     "precision": _check_choice(*get_args(Precision)),
     "gradient_accumulation": _check_count(1, "passes before a step of the optimizer"),
     "checkpointing": _check_reference("none", "blocks"),

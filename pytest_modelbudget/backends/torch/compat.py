@@ -157,6 +157,14 @@ PRIVATE: tuple[Private, ...] = (
     Private(
         "torch", "_foreach_add _foreach_maximum _foreach_sqrt", "training", "optimizers update lists as torch's do",
     ),
+    Private(
+        "torch.distributed.fsdp._fully_shard._fsdp_collectives", "_get_param_all_gather_inputs", "distributed",
+        "FSDP that holds shards on the host copies them first", _NO_PLAN,
+    ),
+    Private(
+        "torch.distributed.fsdp._fully_shard._fsdp_param.FSDPParam", "_sharded_param_data", "distributed",
+        "FSDP that holds shards on the host copies them first", _NO_PLAN,
+    ),
     Private("torch.autograd", "_engine_run_backward", "compat", "backward passes of a user's own step are seen"),
     Private("torch.utils._pytree", "tree_map_only", "compat", "arguments of operators are mapped as torch nests them"),
     Private(

@@ -12,7 +12,7 @@ pass of `gradient_accumulation` communicates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
+from pytest_modelbudget.backends.torch.distributed.host_shards import on_host, shards_copied_to_device
 from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
@@ -75,10 +76,17 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
             recorders.append(_RankRecorder(model))
             return recorders[-1]
 
-        with _resizes_recorded(recorders), _with_tp_hint(recipe.sharding):
+        offloads = "params" in recipe.offload
+        with (
+            _resizes_recorded(recorders),
+            _with_tp_hint(recipe.sharding),
+            shards_copied_to_device() if offloads else nullcontext(),
+        ):
             memory_trace = record_step(
                 copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer_on_shards
             )
+        if offloads:
+            memory_trace = on_host(memory_trace)
         return ShardedStep(memory_trace, recorders[-1].communication(memory_trace.measured), fake.size)
 
 
@@ -99,7 +107,12 @@ def _with_tp_hint(sharding: Any) -> Iterator[None]:
 
 def _sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable[[nn.Module], nn.Module], Training]:
     """What shards the model, and the recipe without what that takes care of."""
-    remaining = replace(recipe, sharding=None)
+    if recipe.offload and not (recipe.offload == ("params",) and _is_fsdp(recipe.sharding)):
+        raise ModelBudgetError(
+            "training.offload: with sharding, `params` of {fsdp: ...} go to the host, and the optimizer with them: "
+            "nothing else is planned"
+        )
+    remaining = replace(recipe, sharding=None, offload=())
     if not isinstance(recipe.sharding, Mapping):
         function = recipe.sharding
         assert function is not None
@@ -110,6 +123,10 @@ def _sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable
     if ("fsdp" in dims or len(dims) > 1) and recipe.precision in MIXED:
         remaining = replace(remaining, precision="fp32")
     return lambda model: _shard_by_plan(name, model, dims, fake, MIXED.get(recipe.precision)), remaining
+
+
+def _is_fsdp(sharding: Any) -> bool:
+    return isinstance(sharding, Mapping) and sharding.get("fsdp", 1) > 1
 
 
 def _shard_by_callable(name: str, function: Any, model: nn.Module, fake: FakeWorld) -> nn.Module:

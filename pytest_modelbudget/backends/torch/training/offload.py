@@ -25,7 +25,7 @@ from pytest_modelbudget.planner import Training
 Make = Callable[[list[nn.Parameter]], Any]
 
 
-def check_offload(recipe: Training, *, sharded: bool) -> None:
+def check_offload(recipe: Training) -> None:
     """Refuse what does not go together with `offload`.
 
     Raises:
@@ -33,8 +33,8 @@ def check_offload(recipe: Training, *, sharded: bool) -> None:
     """
     if not recipe.offload:
         return
-    if sharded:
-        raise ModelBudgetError("training.offload with sharding is not planned")
+    if "params" in recipe.offload:
+        raise ModelBudgetError("training.offload: params go to the host with sharding: {fsdp: ...} alone")
     if "gradients" in recipe.offload and "optimizer" not in recipe.offload:
         raise ModelBudgetError("training.offload: gradients go to the host with the optimizer: write both")
     if "gradients" in recipe.offload and recipe.gradient_accumulation > 1:

@@ -155,7 +155,7 @@ class StepRecording:
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(self.recipe, Training):
-                check_offload(self.recipe, sharded=self.shard is not None)
+                check_offload(self.recipe)
                 activations = stack.enter_context(activations_offloaded(self.model, self.recipe))
                 alive = self.train(self.recipe, call, recorder, kernels)
                 self.notes += activations.notes if activations else ()

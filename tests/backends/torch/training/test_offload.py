@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from pytest_modelbudget.backends.torch.distributed.rank import record_sharded
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
@@ -85,6 +86,7 @@ def test_an_optimizer_on_the_host(offload: tuple[str, ...], matrices: int) -> No
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
+        pytest.param({"offload": ("params",)}, "with sharding: {fsdp: ...}", id="params of one device"),
         pytest.param({"offload": ("gradients",)}, "write both", id="gradients alone"),
         pytest.param(
             {"offload": ("optimizer",), "in_backward": True}, "in the backward pass", id="in the backward pass"
@@ -99,3 +101,20 @@ def test_what_does_not_go_together(recipe: dict[str, Any], message: str) -> None
     with pytest.raises(ModelBudgetError) as caught:
         traced(nn.Linear(4, 4), "float32[1, 4]", **recipe)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights"),
+    [
+        pytest.param("fp32", 1 + 1 + 0.5, id="gradient, what is sent of it, and what arrives"),
+        pytest.param("bf16-mixed", 0.5 + 1 + 0.5, id="the gradient in half precision"),
+    ],
+)
+def test_shards_on_the_host(precision: Any, weights: float) -> None:
+    """On one of two ranks neither shards, nor their gradients, nor Adam's states are on the device between collectives."""
+    inputs, recipe = parse("float32[1, 512]"), Training(sharding={"fsdp": 2}, precision=precision, offload=("params",))
+    runnable = RunnableModel("model", meta_copy(nn.Linear(512, 512, bias=False)), inputs)
+    trace, weight = record_sharded(runnable, {}, recipe).memory_trace, 4 * 512 * 512
+    assert trace.peak() == pytest.approx(weights * weight, abs=6 * 4 * 512)
+    assert trace.held_bytes("param") == 0
+    assert trace.notes == ("offloaded: 2.000 MiB of parameters, gradients and optimizer are on the host",)

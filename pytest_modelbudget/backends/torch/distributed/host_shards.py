@@ -1,0 +1,68 @@
+"""FSDP2 with `CPUOffloadPolicy`: shards of parameters, their gradients and the optimizer are on the host.
+
+On meta there is no host, so the policy is not given to torch; the trace of a step without it becomes that of one with
+it. Each group's shards are copied to the device for its all-gather, and gradients leave right after they are reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pytest_modelbudget import units
+from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.planner import MemoryEvent, MemoryTrace
+
+
+@contextmanager
+def shards_copied_to_device() -> Iterator[None]:
+    """Inside, what is gathered is a copy of the shards, which is there until the collective is over."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+
+    with patched(_fsdp_collectives, "_get_param_all_gather_inputs", _copied_inputs):
+        yield
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _copied_inputs(fsdp_params: list[Any]) -> list[list[torch.Tensor]]:
+    inputs = []
+    for fsdp_param in fsdp_params:
+        shard = fsdp_param._sharded_param_data
+        fsdp_param._sharded_param_data = shard.clone()
+        try:
+            inputs.append(fsdp_param.all_gather_inputs)
+        finally:
+            fsdp_param._sharded_param_data = shard
+    return inputs
+
+
+def on_host(trace: MemoryTrace) -> MemoryTrace:
+    """`trace` without shards of parameters and the optimizer's step, and with gradients only while they are new."""
+    params = {item.storage: item.bytes for item in trace.held if item.role == "param"}
+    optimizer = {number: size for event in trace.events if event.phase == "optimizer" for number, size in event.made}
+    gradients = {
+        number: size for event in trace.events for number, size in event.made if trace.roles.get(number) == "gradient"
+    }
+    states = {number: size for number, size in optimizer.items() if trace.roles.get(number) == "optimizer"}
+    kept = sum(params.values()) + sum(gradients.values()) // len(trace.steps) + sum(states.values())
+    return replace(
+        trace,
+        held=tuple(item for item in trace.held if item.storage not in params),
+        events=tuple(_events_without(trace, {*params, *optimizer}, set(gradients))),
+        notes=(*trace.notes, f"offloaded: {units.size(kept)} of parameters, gradients and optimizer are on the host"),
+    )
+
+
+def _events_without(trace: MemoryTrace, dropped: set[int], leaving: set[int]) -> Iterator[MemoryEvent]:
+    """The events without what is `dropped`; each storage that is `leaving` goes when the operator after it is over."""
+    left: tuple[int, ...] = ()
+    new: tuple[int, ...] = ()
+    for event in trace.events:
+        made = tuple((number, size) for number, size in event.made if number not in dropped)
+        freed = tuple(number for number in event.freed if number not in dropped and number not in leaving)
+        yield replace(event, made=made, freed=(*left, *freed))
+        left, new = new, tuple(number for number, _ in made if number in leaving)
