@@ -162,7 +162,7 @@ def real_peak(models: nn.ModuleDict, step: Callable[..., None], inputs: Any) -> 
     return measured(run, 3) + held(models, data[0]) + sum(tensor.nbytes for tensor in data[1:])
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "a GAN")) for name in STEPS])
 def test_steps_of_several_models(name: str) -> None:
     """The peak is that of the same function on the CPU, to the counters."""
     build, step, inputs = STEPS[name]

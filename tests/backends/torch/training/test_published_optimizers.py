@@ -106,7 +106,8 @@ PEAKS: dict[str, tuple[dict[str, Any], Callable[[], Callable[[nn.Module], Any]]]
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "lion")) for name in PEAKS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEAKS)
 def test_peaks_of_published_optimizers(name: str) -> None:
     """The peak of a step is that of the published code: states, temporaries, and how long its loop holds them."""
     options, make = PEAKS[name]
@@ -227,7 +228,9 @@ def lomo(model: nn.Module) -> Callable[[torch.Tensor], object]:
     ("recipe", "real"),
     [
         pytest.param({"optimizer": "adamw"}, hooked(lambda p: torch.optim.AdamW(p, foreach=False)), id="AdamW"),
-        pytest.param({"optimizer": "sgd"}, hooked(lambda p: torch.optim.SGD(p, foreach=False)), id="SGD"),
+        pytest.param(
+            {"optimizer": "sgd"}, hooked(lambda p: torch.optim.SGD(p, foreach=False)), id="SGD", marks=pytest.mark.slow
+        ),
         pytest.param(
             {"optimizer": "adafactor"},
             hooked(lambda p: torch.optim.Adafactor(p, foreach=False)),
