@@ -20,7 +20,16 @@ SUM_LABEL = "weights, gradients, optimizer slots, activations and inputs, not a 
 _OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "sgd": 0, "adagrad": 1, "rmsprop": 1, "none": 0}
 """Copies of the trained parameters that an optimizer keeps; others than these depend on shapes or on user code."""
 
-_RECORDED_ONLY = ("checkpointing", "gradient_accumulation", "precision", "trainable", "lora", "sharding", "kv_cache")
+_RECORDED_ONLY = (
+    "checkpointing",
+    "gradient_accumulation",
+    "precision",
+    "trainable",
+    "lora",
+    "sharding",
+    "no_sync",
+    "kv_cache",
+)
 """What changes a step in ways that a sum does not know."""
 
 

@@ -40,6 +40,7 @@ from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
+from pytest_modelbudget.backends.torch.training.synchronization import exchange_gradients
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.references import imported
@@ -183,7 +184,9 @@ class StepRecording:
             recorder.begin_step()
             if recipe.zero_grad == "before":
                 drop_gradients(params)
-            for _ in range(recipe.gradient_accumulation):
+            for passes_left in reversed(range(recipe.gradient_accumulation)):
+                if recipe.no_sync:
+                    exchange_gradients(self.model, not passes_left)
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
                 kernels.keeps_casts, kernels.guessing = True, False
                 with kernels.autocast(MIXED.get(recipe.precision)):
