@@ -4,9 +4,9 @@ The truth is the sum of the allocator's own events (torch.profiler) over two rea
 parameters, buffers and inputs; it contains what kernels take inside themselves. In the same run
 `torch.distributed._tools.MemTracker` watches the same two steps of the model on meta. Shown are the errors of both and
 their CPU seconds (building the model is in neither). The bars: median error of at most 0.5 %, worst of at most 3 %,
-under 2 CPU seconds for each model; kinds whose convolutions take what no rule knows are shown alone. Workspaces of convolutions and recurrent layers are rules for x86 CPUs with AVX-512 or
-AVX2 and two threads, which the real run gets. Needs `pip install torchvision transformers timm`; models and cases can be named:
-`... resnet18,lstm infer,sgd`.
+under 2 CPU seconds for each model; kinds whose convolutions take what no rule knows are shown alone. Workspaces of
+convolutions and recurrent layers are rules for x86 CPUs with AVX-512 or AVX2 and two threads, which the real run gets.
+Needs `pip install torchvision transformers timm`; models and cases can be named: `... resnet18,lstm infer,sgd`.
 """
 
 from __future__ import annotations

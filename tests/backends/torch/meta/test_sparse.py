@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
@@ -19,5 +18,6 @@ def test_sparse_gradients_are_added_row_by_row() -> None:
     updates = [event for event in memory_trace.events if event.phase == "optimizer"]
     made = {number: size for event in memory_trace.events for number, size in event.made}
     look_ups = 2 * 3
-    assert updates and not any(event.made for event in updates)
+    assert updates
+    assert not any(event.made for event in updates)
     assert {8 * look_ups, 4 * 4 * look_ups} <= set(made.values())
