@@ -35,6 +35,12 @@ OFFLOADED = ("optimizer", "gradients", "activations", "params")
 LORA_TARGETS = ("q_proj", "v_proj")
 """Layers that get adapters where `lora` names none."""
 
+SHARDING_DIMS = ("ddp", "zero1", "fsdp", "zero2", "fsdp1", "tp")
+"""What a mapping of `sharding` counts ranks of, outermost first."""
+
+SHARDING_TOGETHER = (("ddp", "fsdp", "tp"), ("ddp", "zero2", "tp"), ("zero1",), ("fsdp1",))
+"""Which of them go together."""
+
 NameOrCallable = str | Callable[..., Any]
 
 
@@ -80,8 +86,11 @@ class Training:
     `loss` where it returns one, `cross_entropy` of the last dimension of its first output against fitting targets when
     said so, else a gradient for every tensor of floats it returns (`none`). `trainable` are globs over parameters
     (others are frozen), `lora` freezes all and adds low-rank pairs (`{rank: 8, targets: [q_proj, v_proj]}`). `sharding`
-    is `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`, called with the model and a function that makes the mesh (`mesh
-    = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is `xla` or
+    is `{fsdp: 8, tp: 2, ddp: 4}` (FSDP2, tensor parallelism, replicas), with `zero2` in place of `fsdp` where gathered
+    parameters are kept until the backward pass, `{zero1: 8}` (replicas with torch's ZeroRedundancyOptimizer), `{fsdp1:
+    8}` (FullyShardedDataParallel), or `module:callable`, called with the model and a function that makes the mesh
+    (`mesh = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. With `no_sync` ranks exchange gradients
+    in the last of the accumulated passes alone. `compile` is `xla` or
     `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known.
     For JAX models `xla` compiles the step for the CPU (`auto`: it is not compiled, and its peak not known).
     """
@@ -104,6 +113,7 @@ class Training:
     trainable: tuple[str, ...] = ()
     lora: Mapping[str, Any] = field(default_factory=dict)
     sharding: Mapping[str, int] | NameOrCallable | None = None
+    no_sync: bool = False
     compile: Compile = "auto"
     kernels: Kernels = "cuda"
 
@@ -167,6 +177,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "lora": _lora_text,
     "trainable": lambda globs: f"training {', '.join(globs)}",
     "sharding": _sharding_text,
+    "no_sync": lambda _: "gradients exchanged in the last pass",
     "compile": lambda compiler: f"compile {compiler}",
     "kernels": lambda kernels: f"kernels {kernels}",
 }

@@ -11,6 +11,8 @@ from pytest_modelbudget.planner.recipe import (
     LORA_TARGETS,
     OFFLOADED,
     OPTIMIZERS,
+    SHARDING_DIMS,
+    SHARDING_TOGETHER,
     Compile,
     Inference,
     Kernels,
@@ -133,8 +135,11 @@ def _check_lora(value: Any) -> tuple[str, Any]:
 
 def _check_sharding(value: Any) -> tuple[str, Any]:
     if isinstance(value, Mapping):
-        valid = bool(value) and set(value) <= {"fsdp", "tp", "ddp"} and _are_sizes(value)
-        return ("" if valid else "write {fsdp: 8, tp: 2, ddp: 4}, each a number of ranks"), value
+        if not value or not set(value) <= set(SHARDING_DIMS) or not _are_sizes(value):
+            return f"write {{fsdp: 8, tp: 2, ddp: 4}}, numbers of ranks of {', '.join(SHARDING_DIMS)}", value
+        together = any(set(value) <= set(dims) for dims in SHARDING_TOGETHER)
+        mistake = "fsdp or zero2 goes together with tp and ddp, zero1 and fsdp1 with nothing"
+        return ("" if together else mistake), value
     valid = _is_reference(value, ("none",))
     return ("" if valid else "write none or module:callable"), None if value == "none" else value
 
@@ -171,6 +176,7 @@ KEYS: dict[str, Key] = {
     "trainable": Key(_check_globs, _TEXTS, "globs over the parameters that are trained, all others are frozen"),
     "lora": Key(_check_lora, {"type": "object"}, "{rank: 8, targets: [q_proj, v_proj]}"),
     "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
+    "no_sync": _check_flag(),
     "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla or none, for TensorFlow and JAX"),
     "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
     "kernels": _check_choice(*get_args(Kernels)),

@@ -45,6 +45,7 @@ def test_every_key_is_read() -> None:
         pytest.param({"lora": {"rank": 4, "targets": 5}}, "training.lora: write {rank: 8", id="targets are a number"),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
         pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
+        pytest.param({"sharding": {"fsdp1": 2, "tp": 2}}, "zero1 and fsdp1 with nothing", id="FSDP1 with another"),
         pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),
         pytest.param([1], "training: write a mapping", id="a list"),
     ],
@@ -62,7 +63,7 @@ def test_words_tell_recipes_apart(name: str) -> None:
     other: dict[str, Any] = {
         "batch": 3, "dims": {"T": 5}, "optimizer": "sgd", "optimizer_options": {"amsgrad": True}, "precision": "bf16",
         "gradient_accumulation": 2, "checkpointing": "blocks", "foreach": True, "fused": True, "zero_grad": "never",
-        "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "kernels": "cpu", "compile": "xla",
+        "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "no_sync": True, "kernels": "cpu", "compile": "xla",
         "in_backward": True, "steps": "package:step", "ema": 0.999, "offload": ["activations"],
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Training)) != describe(Training())

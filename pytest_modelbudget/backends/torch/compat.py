@@ -33,9 +33,6 @@ no_functions = torch._C.DisableTorchFunction
 make_subclass = torch.Tensor._make_subclass
 """A tensor of a class on the memory of another."""
 
-RUN_BACKWARD = (torch.autograd, "_engine_run_backward")
-"""What `Tensor.backward`, `torch.autograd.backward` and `torch.autograd.grad` call, however code has imported them."""
-
 KNOWS_SAVING_HOOKS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
 """Whether torch tells which hooks for saved tensors are set (2.6 does not)."""
 
@@ -154,18 +151,12 @@ PRIVATE: tuple[Private, ...] = (
     Private(
         "torch.utils._python_dispatch", "TorchDispatchMode", "trace", "operators are seen; torch documents it there",
     ),
-    Private(
-        "torch", "_foreach_add _foreach_maximum _foreach_sqrt", "training", "optimizers update lists as torch's do",
-    ),
+    Private("torch", "_foreach_add _foreach_maximum _foreach_sqrt", "training", "updates of lists, as torch does them"),
     Private(
         "torch.distributed.fsdp._fully_shard._fsdp_collectives", "_get_param_all_gather_inputs", "distributed",
-        "FSDP that holds shards on the host copies them first", _NO_PLAN,
+        "shards that are on the host are copied before they are gathered", _NO_PLAN,
     ),
-    Private(
-        "torch.distributed.fsdp._fully_shard._fsdp_param.FSDPParam", "_sharded_param_data", "distributed",
-        "FSDP that holds shards on the host copies them first", _NO_PLAN,
-    ),
-    Private("torch.autograd", "_engine_run_backward", "compat", "backward passes of a user's own step are seen"),
+    Private("torch.autograd", "_engine_run_backward", "training", "backward passes of a user's own step are seen"),
     Private("torch.utils._pytree", "tree_map_only", "compat", "arguments of operators are mapped as torch nests them"),
     Private(
         "torch._ops", "_higher_order_ops", "compat", "modes see operators that take functions",

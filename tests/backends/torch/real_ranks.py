@@ -18,12 +18,23 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+    fully_sharded_data_parallel,
+)
+from torch.distributed.fsdp._common_utils import _FSDPDeviceHandle
+from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -158,6 +169,49 @@ def ddp(model: nn.Module, ranks: int) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model)
 
 
+def zero2(model: nn.Module, ranks: int) -> nn.Module:
+    _shard_blocks(model, _mesh(fsdp=ranks), reshard_after_forward=False)
+    return model
+
+
+def fsdp1(model: nn.Module, ranks: int, **options: Any) -> nn.Module:
+    def on_cpu(state: Any, *_: Any) -> Any:  # it would look for an accelerator
+        state._device_handle = _FSDPDeviceHandle(torch.device("cpu"), torch.cpu)
+        return state
+
+    fully_sharded_data_parallel._init_device_handle = on_cpu
+    blocks = set(model.layers)
+    policy = partial(lambda_auto_wrap_policy, lambda_fn=lambda module: module in blocks)
+    return FullyShardedDataParallel(model, auto_wrap_policy=policy, use_orig_params=True, **options)
+
+
+def fsdp1_mixed(model: nn.Module, ranks: int) -> nn.Module:
+    half = torch.bfloat16
+    return fsdp1(model, ranks, mixed_precision=MixedPrecision(half, half, half))
+
+
+def _adamw(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, foreach=True)
+
+
+def _states_of_one_rank(params: Any) -> torch.optim.Optimizer:
+    return ZeroRedundancyOptimizer(params, optimizer_class=torch.optim.AdamW, foreach=True)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {"zero1": _states_of_one_rank}
+"""What updates the parameters where that is another than AdamW alone, by case."""
+
+PASSES: dict[str, int] = {"ddp, accumulated": 2, "fsdp, accumulated": 2, "fsdp, every pass": 2}
+"""Forward and backward passes before the optimizer's step, where they are more than one."""
+
+
+def _exchange(model: nn.Module, exchanged: bool) -> Any:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext() if exchanged else model.no_sync()
+    model.set_requires_gradient_sync(exchanged)
+    return nullcontext()
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, int], nn.Module]]] = {
     "fsdp": (Transformer, fsdp),
     "fsdp, uneven": (wide, fsdp),
@@ -167,6 +221,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, int], nn.Mo
     "tp": (Transformer, tensor_parallel),
     "fsdp and tp": (Transformer, fsdp_and_tensor_parallel),
     "ddp": (Transformer, ddp),
+    "ddp, accumulated": (Transformer, ddp),
+    "fsdp, accumulated": (Transformer, fsdp),
+    "fsdp, every pass": (Transformer, fsdp),
+    "zero1": (Transformer, ddp),
+    "zero2": (Transformer, zero2),
+    "fsdp1": (Transformer, fsdp1),
+    "fsdp1, mixed precision": (Transformer, fsdp1_mixed),
     "ddp, uneven": (wide, ddp),
 }
 
@@ -210,11 +271,12 @@ class Follow(TorchDispatchMode):
         del self._watched[key]
 
 
-def measure(build: Callable[[], nn.Module], shard: Callable[[nn.Module, int], nn.Module], ranks: int) -> dict[str, int]:
+def measure(case: str, ranks: int) -> dict[str, int]:
     """Steps of AdamW on this rank; the first one, which makes its states, does not count."""
+    build, shard = CASES[case]
     torch.manual_seed(0)
     model = shard(build(), ranks)
-    text = isinstance(getattr(model, "module", model), Transformer)
+    text = build is Transformer
     batch = torch.zeros(2, TOKENS, dtype=torch.int64) if text else torch.zeros(2, 63)
     follow, original = Follow(), torch.UntypedStorage.resize_
 
@@ -236,14 +298,17 @@ def measure(build: Callable[[], nn.Module], shard: Callable[[nn.Module, int], nn
     gc.collect()
     gc.disable()
     follow.see((list(model.parameters()), list(model.buffers()), batch))
-    optimizer = torch.optim.AdamW(model.parameters() if not _meshes(model) else _groups(model), foreach=True)
+    params = list(model.parameters()) if not _meshes(model) else _groups(model)
+    optimizer = OPTIMIZERS.get(case, _adamw)(params)
     peaks, after = [], []
     with follow:
         for _ in range(STEPS):
             follow.peak = follow.alive
             optimizer.zero_grad()
-            out = model(batch)
-            torch.autograd.backward([out], [torch.empty_like(out)])
+            for passes_left in reversed(range(PASSES.get(case, 1))):
+                with _exchange(model, not passes_left) if "accumulated" in case else nullcontext():
+                    out = model(batch)
+                    torch.autograd.backward([out], [torch.empty_like(out)])
             optimizer.step()
             peaks.append(follow.peak)
             after.append(_at_rest(follow))
@@ -281,8 +346,7 @@ def _rank(rank: int, ranks: int, port: int, cases: list[str], file: str) -> None
     torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
     found = {}
     for case in cases:
-        build, shard = CASES[case]
-        found[case] = measure(build, shard, ranks)
+        found[case] = measure(case, ranks)
     if rank == 0:
         with open(file, "w") as out:
             json.dump(found, out)

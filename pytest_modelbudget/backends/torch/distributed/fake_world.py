@@ -21,6 +21,7 @@ import torch
 from pytest_modelbudget.backends.patching import UndoOnExit, exchanged, patched
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.compat import no_modes
+from pytest_modelbudget.backends.torch.distributed.flat_parameters import flat_parameters_on_meta
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -88,6 +89,7 @@ def fake_world() -> Iterator[FakeWorld]:
         stack.enter_context(compat.collectives_on_meta())
         stack.enter_context(_fake_device())
         stack.enter_context(_parameters_on_meta())
+        stack.enter_context(flat_parameters_on_meta(_CudaWithoutMemory))
         stack.enter_context(_propagation_unobserved())
         stack.enter_context(_replicas_unchecked())
         yield fake
@@ -116,6 +118,8 @@ def _forget_meshes() -> None:
 
 class _Event:
     """Something that has happened already."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def record(self, *_: Any) -> None:
         """Nothing to note."""

@@ -15,6 +15,7 @@ import torch
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace
 
 
@@ -29,15 +30,18 @@ def shards_copied_to_device() -> Iterator[None]:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _copied_inputs(fsdp_params: list[Any]) -> list[list[torch.Tensor]]:
-    inputs = []
-    for fsdp_param in fsdp_params:
-        shard = fsdp_param._sharded_param_data
-        fsdp_param._sharded_param_data = shard.clone()
-        try:
-            inputs.append(fsdp_param.all_gather_inputs)
-        finally:
-            fsdp_param._sharded_param_data = shard
-    return inputs
+    return [_copied_input(fsdp_param) for fsdp_param in fsdp_params]
+
+
+def _copied_input(fsdp_param: Any) -> list[torch.Tensor]:
+    """What is gathered of one parameter: a copy of its shard, or what is cast from a copy."""
+    shard = local_part(fsdp_param.sharded_param)
+    if fsdp_param.param_dtype in (None, shard.dtype):
+        return [tensor.clone() for tensor in fsdp_param.all_gather_inputs]
+    copy = shard.clone()
+    cast: list[torch.Tensor] = fsdp_param.all_gather_inputs
+    del copy
+    return cast
 
 
 def on_host(trace: MemoryTrace) -> MemoryTrace:

@@ -33,11 +33,18 @@ def optimizer_on_shards(recipe: Training, params: list[nn.Parameter], model: nn.
     Raises:
         ModelBudgetError: the optimizer's published code does not run on parts of matrices.
     """
-    if recipe.optimizer in _UNSHARDED and any(map(is_sharded, params)):
+    if recipe.optimizer in _UNSHARDED and (any(map(is_sharded, params)) or _is_flat(model)):
         raise ModelBudgetError(f"training.optimizer: {recipe.optimizer} with sharded parameters is not planned")
     if recipe.optimizer not in _ELEMENTWISE or not any(map(is_sharded, params)):
         return optimizer_of(recipe, params, model)
     return _ShardedOptimizer(recipe, params, model)
+
+
+def _is_flat(model: nn.Module) -> bool:
+    """Whether its parameters are parts of flat ones, as FSDP1 makes them."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return isinstance(model, FullyShardedDataParallel)
 
 
 class _ShardedOptimizer:

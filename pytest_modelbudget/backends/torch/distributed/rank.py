@@ -22,9 +22,11 @@ from torch import nn
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
+from pytest_modelbudget.backends.torch.distributed.flat_parameters import shard_flat
 from pytest_modelbudget.backends.torch.distributed.host_shards import on_host, shards_copied_to_device
 from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
+from pytest_modelbudget.backends.torch.distributed.zero import StatesOfOneRank
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.collectives import SentBytes, sent_bytes
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
@@ -35,7 +37,11 @@ from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Training
+from pytest_modelbudget.planner.recipe import SHARDING_DIMS
 from pytest_modelbudget.planner.references import imported
+
+_BY_POLICY = ("fsdp", "zero2", "fsdp1")
+"""Ways of sharding that have a policy of their own for a mixed precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +60,11 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
     """Run a copy of `runnable`, a model on meta, by `recipe` as rank 0 of its `sharding`; batch and dims are a rank's.
 
     `{fsdp, tp, ddp}`: layers are cut over `tp` ranks by `tensor_parallel`; `fully_shard` is called for each repeated
-    block and for the whole over `fsdp` ranks, with `ddp` replicas of them (HSDP); `ddp` alone is
-    DistributedDataParallel with its defaults (buckets of 25 MiB), with `tp` torch's `replicate`. A mixed precision is
-    the policy of FSDP2 where it shards (parameters gathered in it, gradients reduced in float32), else autocast.
+    block and for the whole over `fsdp` ranks, with `ddp` replicas of them (HSDP); `zero2` is the same with parameters
+    that stay gathered from the forward to the backward pass; `fsdp1` is FullyShardedDataParallel. `ddp` alone is
+    DistributedDataParallel with its defaults (buckets of 25 MiB), with `tp` torch's `replicate`, and `zero1` is the
+    former with a ZeroRedundancyOptimizer. A mixed precision is the policy of FSDP where it shards (parameters gathered
+    in it, gradients reduced in float32, by FSDP1 in it too), else autocast.
 
     `module:callable` is called with the model and a function that makes the mesh: `mesh = make_mesh(dp=8, tp=2)` is a
     `DeviceMesh` over 16 ranks. It returns the sharded model, or None when it changed the one it got. Its precision is
@@ -82,12 +90,15 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
             _with_tp_hint(recipe.sharding),
             shards_copied_to_device() if offloads else nullcontext(),
         ):
-            memory_trace = record_step(
-                copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer_on_shards
-            )
+            optimizer = StatesOfOneRank if _is_zero1(recipe.sharding) else optimizer_on_shards
+            memory_trace = record_step(copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer)
         if offloads:
             memory_trace = on_host(memory_trace)
         return ShardedStep(memory_trace, recorders[-1].communication(memory_trace.measured), fake.size)
+
+
+def _is_zero1(sharding: Any) -> bool:
+    return isinstance(sharding, Mapping) and sharding.get("zero1", 1) > 1
 
 
 @contextmanager
@@ -117,10 +128,10 @@ def _sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable
         function = recipe.sharding
         assert function is not None
         return lambda model: _shard_by_callable(name, function, model, fake), remaining
-    dims = {dim: recipe.sharding[dim] for dim in ("ddp", "fsdp", "tp") if recipe.sharding.get(dim, 1) > 1}
+    dims = {dim: recipe.sharding[dim] for dim in SHARDING_DIMS if recipe.sharding.get(dim, 1) > 1}
     if not dims:
         raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
-    if ("fsdp" in dims or len(dims) > 1) and recipe.precision in MIXED:
+    if (len(dims) > 1 or next(iter(dims)) in _BY_POLICY) and recipe.precision in MIXED:
         remaining = replace(remaining, precision="fp32")
     return lambda model: _shard_by_plan(name, model, dims, fake, MIXED.get(recipe.precision)), remaining
 
@@ -153,14 +164,18 @@ def _shard_by_plan(
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
     if "tp" in dims:
         parallelize(model, mesh["tp"], name)
-    if "fsdp" in dims:
-        shard_mesh = mesh["ddp", "fsdp"] if "ddp" in dims else mesh["fsdp"]
+    if fully := next((dim for dim in ("fsdp", "zero2") if dim in dims), ""):
+        options: dict[str, Any] = {"mesh": mesh["ddp", fully] if "ddp" in dims else mesh[fully], "mp_policy": policy}
+        if fully == "zero2":
+            options["reshard_after_forward"] = False
         for block in repeated_blocks(model):
-            fully_shard(block, mesh=shard_mesh, mp_policy=policy)
-        fully_shard(model, mesh=shard_mesh, mp_policy=policy)
+            fully_shard(block, **options)
+        fully_shard(model, **options)
+    elif "fsdp1" in dims:
+        return shard_flat(model, repeated_blocks(model), mesh.get_group(), half)
     elif "tp" in dims and "ddp" in dims:
         _replicate(model, mesh["ddp"], policy)
-    elif "ddp" in dims:
+    elif "tp" not in dims:
         return _with_comm_hooks(nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group()))
     return model
 

@@ -44,6 +44,8 @@ def run(func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: 
         return func(*args, **kwargs)
     dense = [tensor for tensor in operands if not is_sparse(tensor)]
     if len(operands) - len(dense) == 1:
+        if name == "add_" and not is_sparse(args[0]):  # as optimizers add sparse gradients: row by row, without a copy
+            return args[0]
         if name in _TO_DENSE or (name == "_sparse_mm_reduce_impl" and dense):
             return _run_on_dense(func, name, operands, args, kwargs)
         pointwise = torch.Tag.pointwise in func.tags and _are_scalars(dense) and not func._schema.is_mutable

@@ -18,7 +18,6 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from pytest_modelbudget.backends.patching import patched
-from pytest_modelbudget.backends.torch.compat import RUN_BACKWARD
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
@@ -90,8 +89,7 @@ class ModelsStep(StepRecording):
     @contextmanager
     def _phases_seen(self, recorder: _StepRecorder, kernels: DeviceKernels) -> Iterator[None]:
         """Inside, backward passes and steps of optimizers are phases, and what they leave has a role."""
-        owner, name = RUN_BACKWARD
-        original = getattr(owner, name)
+        original = torch.autograd._engine_run_backward  # what all ways to run a backward pass call in the end
 
         def run_backward(outputs: Any, gradients: Any, *args: Any, **kwargs: Any) -> Any:
             before = self.doing, recorder.phase
@@ -113,7 +111,7 @@ class ModelsStep(StepRecording):
 
         hooks = [register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)]
         try:
-            with patched(owner, name, run_backward):
+            with patched(torch.autograd, "_engine_run_backward", run_backward):
                 yield
         finally:
             for hook in hooks:

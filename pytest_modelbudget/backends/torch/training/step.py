@@ -43,6 +43,7 @@ from pytest_modelbudget.backends.torch.training.in_backward import make_in_backw
 from pytest_modelbudget.backends.torch.training.offload import OffloadedOptimizer, activations_offloaded, check_offload
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
+from pytest_modelbudget.backends.torch.training.synchronization import exchange_gradients
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.references import imported
@@ -192,7 +193,9 @@ class StepRecording:
             recorder.begin_step()
             if recipe.zero_grad == "before":
                 drop_gradients(params)
-            for _ in range(recipe.gradient_accumulation):
+            for passes_left in reversed(range(recipe.gradient_accumulation)):
+                if recipe.no_sync:
+                    exchange_gradients(self.model, not passes_left)
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
                 kernels.keeps_casts, kernels.guessing = True, False
                 with kernels.autocast(MIXED.get(recipe.precision)):

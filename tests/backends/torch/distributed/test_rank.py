@@ -121,6 +121,7 @@ def step(memory_trace: MemoryTrace) -> list[tuple[str, int]]:
         pytest.param({"fsdp": 2}, 2, id="FSDP2 over 2"),
         pytest.param({"fsdp": 8}, 8, id="FSDP2 over 8"),
         pytest.param({"ddp": 4, "fsdp": 2}, 2, id="4 replicas of 2 shards"),
+        pytest.param({"zero2": 2}, 2, id="shards that stay gathered for a step"),
         pytest.param({"ddp": 4}, 1, id="replicas hold everything"),
     ],
 )
@@ -188,6 +189,24 @@ LOGITS = FLOAT * BATCH * TOKENS * VOCABULARY
             id="HSDP reduces the shards over replicas",
         ),
         pytest.param({"ddp": 4}, {}, {"all_reduce": 2 * FLOAT * WHOLE * 3 // 4}, id="replicas reduce everything"),
+        pytest.param(
+            {"ddp": 4},
+            {"gradient_accumulation": 3, "no_sync": True},
+            {"all_reduce": 2 * FLOAT * WHOLE * 3 // 4},
+            id="the last pass of an accumulation communicates",
+        ),
+        pytest.param(
+            {"zero2": 4},
+            {"gradient_accumulation": 2, "no_sync": True},
+            {"all_gather": FLOAT * 2 * (BLOCKS + ROOT) * 3 // 4, "reduce_scatter": FLOAT * WHOLE * 3 // 4},
+            id="what stays gathered is gathered once a pass",
+        ),
+        pytest.param(
+            {"fsdp1": 4},
+            {},
+            {"all_gather": FLOAT * (2 * BLOCKS + ROOT) * 3 // 4, "reduce_scatter": FLOAT * WHOLE * 3 // 4},
+            id="FSDP1 sends what FSDP2 does",
+        ),
         pytest.param(
             {"tp": 4},
             {},
@@ -375,6 +394,16 @@ def test_heads_that_do_not_divide() -> None:
     with pytest.raises(ModelBudgetError, match="it must divide them") as caught:
         sharded(Transformer, IDS, {"tp": 8})
     assert "unflatten" in str(caught.value)
+
+
+def test_states_are_dealt_out_whole() -> None:
+    """ZeRO-1: parameters and gradients are whole, and of the states a rank has those of its parameters, largest first."""
+    held = lasting(sharded(mlp, "float32[2, 8]", {"zero1": 2}).memory_trace)
+    sizes = sorted((parameter.numel() for parameter in mlp().parameters()), reverse=True)
+    shares = [0, 0]
+    for size in sizes:
+        shares[shares.index(min(shares))] += size
+    assert (held["param"], held["optimizer"]) == (FLOAT * sum(sizes), 2 * FLOAT * max(shares))
 
 
 def two_meshes(model: nn.Module, make_mesh: Any) -> None:

@@ -34,6 +34,13 @@ RECIPES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "tp": ({"tp": 0}, {}),
     "fsdp and tp": ({"fsdp": 0, "tp": 2}, {}),
     "ddp": ({"ddp": 0}, {}),
+    "ddp, accumulated": ({"ddp": 0}, {"gradient_accumulation": 2, "no_sync": True}),
+    "fsdp, accumulated": ({"fsdp": 0}, {"gradient_accumulation": 2, "no_sync": True}),
+    "fsdp, every pass": ({"fsdp": 0}, {"gradient_accumulation": 2}),
+    "zero1": ({"zero1": 0}, {}),
+    "zero2": ({"zero2": 0}, {}),
+    "fsdp1": ({"fsdp1": 0}, {}),
+    "fsdp1, mixed precision": ({"fsdp1": 0}, {"precision": "bf16-mixed"}),
     "ddp, uneven": ({"ddp": 0}, {}),
 }
 """The recipe of each case; 0 stands for the ranks that are left."""
