@@ -10,6 +10,7 @@ from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.planner.recipe import (
     LORA_TARGETS,
     OPTIMIZERS,
+    Casts,
     Compile,
     Inference,
     Kernels,
@@ -121,8 +122,11 @@ def _check_lora(value: Any) -> tuple[str, Any]:
 
 def _check_sharding(value: Any) -> tuple[str, Any]:
     if isinstance(value, Mapping):
-        valid = bool(value) and set(value) <= {"fsdp", "tp", "ddp"} and _are_sizes(value)
-        return ("" if valid else "write {fsdp: 8, tp: 2, ddp: 4}, each a number of ranks"), value
+        ranks = {name: size for name, size in value.items() if name != "casts"}
+        if not ranks or not set(ranks) <= {"fsdp", "tp", "ddp"} or not _are_sizes(ranks):
+            return "write {fsdp: 8, tp: 2, ddp: 4}, each a number of ranks", value
+        known = value.get("casts", "autocast") in get_args(Casts)
+        return ("" if known else f"casts is one of {', '.join(get_args(Casts))}"), value
     valid = _is_reference(value, ("none",))
     return ("" if valid else "write none or module:callable"), None if value == "none" else value
 
@@ -134,7 +138,8 @@ def _check_compile(value: Any) -> tuple[str, Any]:
 
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-_SHARDING = {"anyOf": [SIZES, {"const": "none"}, REFERENCE]}
+_RANKS = {**SIZES, "properties": {"casts": {"enum": list(get_args(Casts))}}}
+_SHARDING = {"anyOf": [_RANKS, {"const": "none"}, REFERENCE]}
 
 KEYS: dict[str, Key] = {
     "batch": _check_count(1, "size of the dimension B"),

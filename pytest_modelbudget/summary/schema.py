@@ -74,10 +74,17 @@ class _LeverSchema(_SummaryPart):
     note: str = ""
 
 
+class _MarginSchema(_SummaryPart):
+    cause: str
+    bytes: _Count
+
+
 class _FitSchema(_SummaryPart):
     device: str
     capacity: _Count
     needs: _Count | None
+    low: _Count | None = None
+    margins: list[_MarginSchema] = []
 
 
 class _LargestFitSchema(_SummaryPart):

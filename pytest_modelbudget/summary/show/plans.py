@@ -103,11 +103,19 @@ def lever_savings(plan: Plan) -> Iterator[str]:
 
 
 def fit_text(fit: Fit) -> str:
-    """`fits A100 80GB (needs 44.00 GiB of 79.15 GiB)`."""
+    """`fits A100 80GB (needs 44.00 GiB of 79.15 GiB)`; where it is tight, from what to what it needs, and by what."""
     if fit.needs is None:
         return f"not known whether it fits {fit.device}"
-    word = "fits" if fit.fits else "does not fit"
-    return f"{word} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
+    if fit.verdict == "tight":
+        return f"tight on {fit.device} ({range_text(fit)})"
+    return f"{fit.verdict} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
+
+
+def range_text(fit: Fit) -> str:
+    """`needs 22.80 GiB to 24.10 GiB of 23.51 GiB: the context of the device 381.0 MiB, fragmentation 600.0 MiB`."""
+    low, high = fit.low or 0, fit.high or 0
+    margins = ", ".join(f"{margin.cause} {units.size(margin.bytes)}" for margin in fit.margins)
+    return f"needs {units.size(low)} to {units.size(high)} of {units.size(fit.capacity)}: {margins}"
 
 
 def growth_text(growth: Growth) -> str:
