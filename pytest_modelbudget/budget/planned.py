@@ -13,7 +13,7 @@ from pytest_modelbudget.planner.fitting import calibrated_device, device_capacit
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
 from pytest_modelbudget.summary.metrics import GROWING, Number
-from pytest_modelbudget.summary.show.plans import lever_savings, range_text
+from pytest_modelbudget.summary.show.plans import lever_savings, range_text, way_text
 
 RUN_SECTIONS = ("fits", "growth_in")
 """Keys beside the metrics that limit runs."""
@@ -148,7 +148,8 @@ def _shortfall_text(plan: Plan, fit: Fit, needs: int) -> str:
     capacity_text, shortfall = units.size(fit.capacity), units.size(needs - fit.capacity)
     text = f"{plan.kind} needs {units.size(needs)} of {capacity_text} on {fit.device}: short by {shortfall}"
     levers = list(lever_savings(plan))[:_MOST_LEVERS]
-    return f"{text}; levers: {', '.join(levers)}" if levers else text
+    ways = [way_text(way) for way in plan.ways if way.device == fit.device]
+    return "; ".join([text, *([f"levers: {', '.join(levers)}"] if levers else []), *ways])
 
 
 def excess_growth(summary: Summary, budget: Budget) -> Iterator[Breach]:

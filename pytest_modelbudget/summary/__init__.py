@@ -20,6 +20,7 @@ from pytest_modelbudget.summary.plan import (
     Point,
     Role,
     Verdict,
+    Way,
 )
 from pytest_modelbudget.summary.tensors import (
     ITEM_BYTES,
@@ -58,6 +59,7 @@ __all__ = [
     "Summary",
     "TensorSpec",
     "Verdict",
+    "Way",
     "Weight",
     "parse_weight",
     "weight_text",

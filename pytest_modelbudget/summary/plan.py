@@ -88,8 +88,8 @@ class Fit:
 
     @property
     def room(self) -> int | None:
-        """Bytes that are left, negative where some lack; None when the need is not known."""
-        return None if self.needs is None else self.capacity - self.needs
+        """Bytes that are left for sure, negative where some may lack; None when the need is not known."""
+        return None if self.high is None else self.capacity - self.high
 
     @property
     def high(self) -> int | None:
@@ -128,6 +128,24 @@ class LargestSize:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """The cheapest changes of a recipe with which the run fits `device`, and the whole recipe as a line of a manifest.
+
+    An empty `recipe` says that none was found; `tried` plans were made to find it.
+    """
+
+    device: str
+    recipe: str = ""
+    changes: tuple[str, ...] = ()
+    tried: int = 0
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Way:
+        """Read back what `Plan.to_dict` gave."""
+        return cls(data["device"], data["recipe"], tuple(data["changes"]), data["tried"])
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The memory of one training step or of one forward pass without gradients.
 
@@ -154,6 +172,7 @@ class Plan:
     levers: tuple[Lever, ...] = ()
     fits: tuple[Fit, ...] = ()
     largest: tuple[LargestSize, ...] = ()
+    ways: tuple[Way, ...] = ()
     ranks: int = 1
     communication_bytes: int | None = None
     notes: tuple[str, ...] = ()
@@ -192,6 +211,7 @@ class Plan:
         values = {name: value for name, value in data.items() if name in field_names}
         for name, kind in lists.items():
             values[name] = tuple(kind(**item) for item in data.get(name, ()))
+        values["ways"] = tuple(map(Way.from_dict, data.get("ways", ())))
         values["fits"] = tuple(map(Fit.from_dict, data.get("fits", ())))
         return cls(**{**values, "notes": tuple(data.get("notes", ()))})
 

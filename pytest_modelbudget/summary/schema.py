@@ -93,6 +93,13 @@ class _LargestFitSchema(_SummaryPart):
     device: str
 
 
+class _WaySchema(_SummaryPart):
+    device: str
+    recipe: str
+    changes: list[str]
+    tried: _Count
+
+
 class _PlanSchema(_SummaryPart):
     kind: Kind
     recipe: str
@@ -108,6 +115,7 @@ class _PlanSchema(_SummaryPart):
     levers: list[_LeverSchema] = []
     fits: list[_FitSchema] = []
     largest: list[_LargestFitSchema] = []
+    ways: list[_WaySchema] = []
     ranks: _Count = 1
     communication_bytes: _Count | None = None
     notes: list[str] = []

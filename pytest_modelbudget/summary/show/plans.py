@@ -9,7 +9,7 @@ from fractions import Fraction
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import Summary
-from pytest_modelbudget.summary.plan import Fit, Plan, Role
+from pytest_modelbudget.summary.plan import Fit, Plan, Role, Way
 from pytest_modelbudget.summary.show.cells import UNKNOWN
 from pytest_modelbudget.system.escape import harmless
 
@@ -49,6 +49,8 @@ def lines(plan: Plan, *, levers: int = _MOST_LEVERS) -> Iterator[str]:
         yield harmless(f"  {saved}")
     if plan.fits:
         yield harmless(f"  {'; '.join(map(fit_text, plan.fits))}")
+    for way in plan.ways:
+        yield harmless(f"  {way_text(way)}", longest=_LONGEST)
     for largest_size in plan.largest:
         size = (
             f"largest {largest_size.dim} on {largest_size.device}: {largest_size.size:,}"
@@ -109,6 +111,13 @@ def fit_text(fit: Fit) -> str:
     if fit.verdict == "tight":
         return f"tight on {fit.device} ({range_text(fit)})"
     return f"{fit.verdict} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
+
+
+def way_text(way: Way) -> str:
+    """`cheapest way to fit 24 GB: training: {batch: 8, fused: true}`."""
+    if not way.recipe:
+        return f"nothing that was tried fits {way.device} ({way.tried} plans)"
+    return f"cheapest way to fit {way.device}: {way.recipe}"
 
 
 def range_text(fit: Fit) -> str:
