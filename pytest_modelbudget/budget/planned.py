@@ -140,7 +140,8 @@ def tight_fits(summary: Summary, budget: Budget) -> Iterator[Breach]:
     for plan in summary.plans:
         for fit in plan.fits:
             if fit.device in budget.devices and fit.verdict == "tight":
-                yield fit.needs, f"{plan.kind} is tight on {fit.device}: {range_text(fit)}"
+                ways = [way_text(way) for way in plan.ways if way.device == fit.device]
+                yield fit.needs, "; ".join([f"{plan.kind} is tight on {fit.device}: {range_text(fit)}", *ways])
 
 
 def _shortfall_text(plan: Plan, fit: Fit, needs: int) -> str:

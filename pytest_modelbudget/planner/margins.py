@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from pytest_modelbudget.planner.allocator import Reserve, replay
 from pytest_modelbudget.planner.devices import Device
@@ -30,11 +31,19 @@ def fit_trace(trace: MemoryTrace, on: Device, settings: Settings = DEFAULT, *, r
 
     reserve = run(trace, None)
     alive, limit = reserve.peak_allocated, on.free - reserve.peak_allocated // PLAN_ERROR
-    reserved = _least_reserve(lambda capacity: run(trace, capacity), reserve, limit, on)
+    if reserve.peak_reserved <= limit:
+        reserved = reserve.peak_reserved
+    elif alive <= limit and (within := run(trace, limit)).failed_at is None:
+        reserved = within.peak_reserved
+    elif alive > on.capacity:
+        reserved = reserve.peak_reserved
+    else:
+        reserved = _least_reserve(partial(run, trace), max(limit, alive), reserve.peak_reserved)
     workspaces = 0
     widest = _with_workspaces(trace, on) if reserved <= limit else None
     if widest is not None and run(widest, limit).failed_at is not None:
-        workspaces = run(widest, None).peak_reserved - reserved
+        most = run(widest, None).peak_reserved
+        workspaces = max(0, _least_reserve(partial(run, widest), limit, most) - reserved)
     return _fit(on, alive, reserved, workspaces)
 
 
@@ -43,19 +52,10 @@ def fit_bytes(reserved: int | None, on: Device) -> Fit:
     return Fit(on.name, on.capacity, None) if reserved is None else _fit(on, reserved, reserved, 0)
 
 
-def _least_reserve(run: Callable[[int], Reserve], reserve: Reserve, limit: int, on: Device) -> int:
-    """Bytes reserved where there is room, those within `limit` where the run goes through there, else what it takes.
-
-    The last is looked for where it can make a difference, in steps of a hundredth.
-    """
-    if reserve.peak_reserved <= limit:
-        return reserve.peak_reserved
-    if reserve.peak_allocated <= limit and (within := run(limit)).failed_at is None:
-        return within.peak_reserved
-    low, high = max(limit, reserve.peak_allocated), reserve.peak_reserved
-    if reserve.peak_allocated > on.capacity:
-        return high
-    while high - low > reserve.peak_allocated // PLAN_ERROR:
+def _least_reserve(run: Callable[[int], Reserve], low: int, high: int) -> int:
+    """The capacity with which a run goes through, from `low`, with which it does not, to `high`; up to a hundredth."""
+    step = high // PLAN_ERROR
+    while high - low > step:
         middle = (low + high) // 2
         low, high = (low, middle) if run(middle).failed_at is None else (middle, high)
     return high

@@ -1,6 +1,6 @@
-"""Whether our plans say what trained on a card of 24 GB: `python tests/benchmarks/timm_24gb.py --table FILE`.
+"""Whether our plans say what trained on a card of 24 GB: `python tests/benchmarks/timm_24gb.py`.
 
-The table has, for each model of timm, the largest batch of 512, 384, 256, 192, 128, ... that trained on an RTX 3090; the
+`tests/data/memory/timm_24gb.csv` has, for each model of timm, the largest batch of 512, 384, 256, 192, 128, ... that trained on an RTX 3090; the
 next larger one ran out of memory (`results/benchmark-train-amp-nchw-pt112-cu113-rtx3090.csv` and `benchmark.py` of
 huggingface/pytorch-image-models, whose `_try_run` goes down by `decay_batch_step`). So each row is two runs whose
 outcome is known, save that nothing larger than 512 was tried. A plan is right where it fits at the first and not at the
@@ -42,6 +42,7 @@ from pytest_modelbudget.planner.libraries import blas_workspaces, with_blas  # n
 from pytest_modelbudget.planner.margins import fit_trace  # noqa: E402
 from pytest_modelbudget.summary import Fit  # noqa: E402
 
+TABLE = ROOT / "tests" / "data" / "memory" / "timm_24gb.csv"
 TORCH, CUDA, LARGEST = "1.12.0", "11.3", 512
 RECIPE = Training(
     optimizer="sgd",
@@ -151,7 +152,7 @@ def planned(model: Any, row: Row, batch: int) -> Fit:
 def main() -> int:
     """Print a line for each side that is not right, and the shares; the exit status is 1 below 95 %."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--every", type=int, default=1, help="look at each so manieth row alone")
     parser.add_argument("--part", default="0/1", help="K/N: look at the K-th of N parts alone")
     parser.add_argument("--json", type=Path, help="a file that all sides are written to, a line for each")
