@@ -125,8 +125,10 @@ def _check_sharding(value: Any) -> tuple[str, Any]:
         ranks = {name: size for name, size in value.items() if name != "casts"}
         if not ranks or not set(ranks) <= {"fsdp", "tp", "ddp"} or not _are_sizes(ranks):
             return "write {fsdp: 8, tp: 2, ddp: 4}, each a number of ranks", value
-        known = value.get("casts", "autocast") in get_args(Casts)
-        return ("" if known else f"casts is one of {', '.join(get_args(Casts))}"), value
+        if value.get("casts", "autocast") not in get_args(Casts):
+            return f"casts is one of {', '.join(get_args(Casts))}", value
+        by_fsdp = "fsdp" in ranks or {"tp", "ddp"} <= set(ranks)
+        return ("" if by_fsdp or "casts" not in value else "casts is for fsdp, which has a policy of its own"), value
     valid = _is_reference(value, ("none",))
     return ("" if valid else "write none or module:callable"), None if value == "none" else value
 

@@ -47,6 +47,7 @@ def test_every_key_is_read() -> None:
         pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
         pytest.param({"sharding": {"casts": "policy"}}, "training.sharding: write {fsdp: 8", id="casts without ranks"),
         pytest.param({"sharding": {"fsdp": 8, "casts": "amp"}}, "casts is one of autocast, policy, both", id="casts"),
+        pytest.param({"sharding": {"ddp": 8, "casts": "policy"}}, "casts is for fsdp", id="casts without fsdp"),
         pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),
         pytest.param([1], "training: write a mapping", id="a list"),
     ],
