@@ -101,8 +101,8 @@ def plan(
     written as in a manifest (`{"batch": 8, "optimizer": "adamw"}`), and with neither it is one training step as recipes
     are by themselves. Sizes that the recipe gives come before `batch` and `dims`.
     `devices` are names or capacities (`"24 GB"`) to be told whether it fits. With `advice` the plan also says what
-    would lower its peak, and the largest sizes that fit the devices, which takes many more runs. The peak of what
-    cannot be planned is None, and `notes` say why.
+    would lower its peak, the cheapest way to fit each device, and the largest sizes that fit them, which takes many
+    more runs. The peak of what cannot be planned is None, and `notes` say why.
 
     Raises:
         ModelBudgetError: no model, inputs or recipes that do not fit, or both recipes at once.

@@ -58,16 +58,29 @@ def parse(value: object, kind: Kind) -> int | Fraction:
     >>> parse("24 MiB", "bytes"), parse("2 GMACs", "flops"), parse("95%", "share")
     (25165824, 4000000000, Fraction(19, 20))
     """
-    number, unit = _split(value, kind)
-    units = _UNITS[kind]
-    if unit not in units:
-        raise ModelBudgetError(_unit_mistake(value, unit, kind))
-    amount = Fraction(number) * units[unit]
+    amount = _amount(value, kind)
     if kind in ("share", "ratio"):
         return amount
     if amount.denominator != 1:
         raise ModelBudgetError(f"{value!r} is not a whole number of {_NOUN[kind]}: write e.g. {_EXAMPLES[kind]}")
     return int(amount)
+
+
+@any_digits()
+def parse_reading(value: object) -> int:
+    """Return the bytes that somebody read off a display, which rounds them: `5.1 GiB` is no whole number of bytes.
+
+    Raises:
+        ModelBudgetError: as `parse` of bytes, but that a part of a byte is rounded.
+    """
+    return round(_amount(value, "bytes"))
+
+
+def _amount(value: object, kind: Kind) -> Fraction:
+    number, unit = _split(value, kind)
+    if unit not in _UNITS[kind]:
+        raise ModelBudgetError(_unit_mistake(value, unit, kind))
+    return Fraction(number) * _UNITS[kind][unit]
 
 
 _NOUN: dict[Kind, str] = {"count": "elements", "bytes": "bytes", "flops": "FLOPs", "share": "percent", "ratio": "units"}

@@ -16,10 +16,12 @@ from pytest_modelbudget.summary import (
     LargestSize,
     Layer,
     Lever,
+    Margin,
     Part,
     Plan,
     Point,
     Summary,
+    Way,
     Weight,
 )
 from tests.builders import spec
@@ -77,7 +79,8 @@ def model(name: str) -> Summary:
         "training", name, 100, 120, phase="backward", path=name, op=name,
         parts=(Part("param", name, 60), Part("activation", name, 40)),
         timeline=(Point("forward", name, 60), Point("backward", name, 100), Point("optimizer", name, 60)),
-        levers=(Lever(name, 50, name),), fits=(Fit(name, 50, 100),), largest=(LargestSize(name, 3, name),), notes=(name,),
+        levers=(Lever(name, 50, name),), fits=(Fit(name, 50, 100), Fit(name, 50, 60, 40, (Margin(name, 20),))),
+        largest=(LargestSize(name, 3, name),), ways=(Way(name, name, (name,), 1),), notes=(name,),
     )  # fmt: skip
     return Summary(
         name, "torch", layers, inputs, (spec("B", 3),), Flops(12, ((name, 1),)), notes=(name,),

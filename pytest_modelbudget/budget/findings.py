@@ -92,7 +92,7 @@ def _is_looser(base_limit: Budget, limit: Budget) -> bool:
     if base_limit.bound == "min":
         return limit.limit < base_limit.limit
     if base_limit.bound == "fits" and limit.limit == base_limit.limit:
-        return not set(base_limit.devices) <= set(limit.devices)
+        return not set(base_limit.devices) <= set(limit.devices) or (base_limit.strict and not limit.strict)
     if (
         base_limit.bound != limit.bound and base_limit.dim
     ):  # a law for an exponent can be either; the reviewer is shown both

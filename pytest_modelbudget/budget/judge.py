@@ -13,7 +13,7 @@ from pytest_modelbudget import units
 from pytest_modelbudget.budget.exported import excess_of_export
 from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
 from pytest_modelbudget.budget.limits import ALL_METRICS, Budget
-from pytest_modelbudget.budget.planned import Breach, device_shortfalls, excess_growth
+from pytest_modelbudget.budget.planned import Breach, device_shortfalls, excess_growth, tight_fits
 from pytest_modelbudget.budget.values import (
     distance_text,
     layer_value,
@@ -126,6 +126,9 @@ class _Evaluator:
         for budget in self.budgets:
             if rule := RUN_RULES.get(budget.bound):
                 yield from (Violation(budget, number, reason=reason) for number, reason in rule(self.summary, budget))
+            if budget.bound == "fits" and not budget.strict:
+                tight = tight_fits(self.summary, budget)
+                yield from (Violation(budget, needs, "warn", reason=reason) for needs, reason in tight)
             if budget.bound in ("max", "min", "warn", "growth"):
                 yield from self._judge(budget)
         for budget in self.budgets:

@@ -32,7 +32,8 @@ class Budget:
     number, and 1 for `inherited: warn`. A `waive` takes the place of the max through the day `until`, for a `reason`.
     `place` is where the user wrote it.
 
-    `fits` limits what a run needs of each of `devices`; its limit is the capacity of the smallest. `law` limits the
+    `fits` limits what a run needs of each of `devices`; its limit is the capacity of the smallest; with `strict` a run
+    of which it is not sure that it fits is over it, too. `law` limits the
     degree in which the metric grows with the dimension `dim` (0 constant, 1 linear, 2 quadratic), `exponent` its
     exponent there. `export` limits the number of an exported file as a share of that of the model that it was made
     from.
@@ -48,6 +49,7 @@ class Budget:
     reason: str = ""
     devices: tuple[str, ...] = ()
     dim: str = ""
+    strict: bool = False
 
     @property
     def key(self) -> tuple[str | None, str, str]:
@@ -74,7 +76,7 @@ class Budget:
         if self.bound == "inherited":
             return "warn"
         if self.bound == "fits":
-            return ", ".join(self.devices)
+            return ", ".join(self.devices) + (" and not tightly" if self.strict else "")
         if self.bound == "law":
             return next(name for name, degree in LAWS.items() if degree == self.limit)
         if self.bound == "export":

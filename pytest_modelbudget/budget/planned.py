@@ -9,11 +9,11 @@ from pytest_modelbudget import units
 from pytest_modelbudget.budget.limits import FITS, Bound, Budget, Lifted, Rule
 from pytest_modelbudget.budget.values import why_unplanned
 from pytest_modelbudget.errors import ModelBudgetError, Place, did_you_mean
-from pytest_modelbudget.planner.fitting import device_capacity
+from pytest_modelbudget.planner.fitting import calibrated_device, device_capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
 from pytest_modelbudget.summary.metrics import GROWING, Number
-from pytest_modelbudget.summary.show.plans import lever_savings
+from pytest_modelbudget.summary.show.plans import lever_savings, range_text, way_text
 
 RUN_SECTIONS = ("fits", "growth_in")
 """Keys beside the metrics that limit runs."""
@@ -28,6 +28,9 @@ _MOST_LEVERS = 3
 def parse_fits(value: object, place: Place | None) -> Rule:
     """Read `fits`: a device or a list of them, each a name or a capacity; None lifts it.
 
+    A mapping has the `device` (or several), or the capacity that `nvidia-smi` has `shown`; `calibrate`, a measurement
+    of the one device; and `tight: fail`, for runs of which it is not sure that they fit.
+
     Raises:
         ModelBudgetError: no device, or one that is not known.
     """
@@ -35,15 +38,45 @@ def parse_fits(value: object, place: Place | None) -> Rule:
         value = value["max"]
     if value is None:
         return Lifted(FITS, "fits")
-    devices = [value] if isinstance(value, str) else value
-    if not isinstance(devices, (list, tuple)) or not devices or not all(isinstance(device, str) for device in devices):
-        raise ModelBudgetError(f'budgets.fits: {value!r}: write "24 GB", the name of a device, or a list of these')
-    devices = tuple(dict.fromkeys(" ".join(device.split()) for device in devices))
+    options = value if isinstance(value, Mapping) else {"device": value}
     try:
+        devices = tuple(dict.fromkeys(_devices_of(options)))
         smallest = min(map(device_capacity, devices))
     except ModelBudgetError as mistake:
         raise ModelBudgetError(f"budgets.fits: {mistake}") from None
-    return Budget(FITS, "fits", smallest, None, place, devices=devices)
+    return Budget(FITS, "fits", smallest, None, place, devices=devices, strict=options.get("tight") == "fail")
+
+
+_FITS_EXAMPLE = 'write "24 GB", the name of a device, or a list of these'
+_FITS_KEYS = ("device", "shown", "calibrate", "tight")
+
+
+def _devices_of(options: Mapping[str, object]) -> list[str]:
+    """The devices of a `fits`, by name.
+
+    Raises:
+        ModelBudgetError: anything that is not as `parse_fits` says.
+    """
+    if unknown := [key for key in options if key not in _FITS_KEYS]:
+        keys = ", ".join(_FITS_KEYS)
+        raise ModelBudgetError(f"{dict(options)!r}: {_FITS_EXAMPLE}; a mapping has {keys}, no {unknown[0]!r}")
+    if options.get("tight", "warn") not in ("warn", "fail"):
+        raise ModelBudgetError(f"tight: {options['tight']!r}: write warn (runs that may or may not fit pass) or fail")
+    if ("device" in options) == ("shown" in options):
+        raise ModelBudgetError("write device, or shown: the capacity that nvidia-smi shows")
+    value = options["device"] if "device" in options else f"{options['shown']} shown"
+    devices = [value] if isinstance(value, str) else value
+    if not isinstance(devices, (list, tuple)) or not devices or not all(isinstance(device, str) for device in devices):
+        raise ModelBudgetError(f"{value!r}: {_FITS_EXAMPLE}")
+    names = [" ".join(device.split()) for device in devices]
+    if (reading := options.get("calibrate")) is None:
+        return names
+    if not isinstance(reading, Mapping) or set(reading) != {"reserved", "shown"} or len(names) != 1:
+        raise ModelBudgetError(
+            "calibrate: write {reserved: 5.1 GiB, shown: 6.5 GiB}, what torch.cuda.max_memory_reserved() and "
+            "nvidia-smi said of one run, for one device"
+        )
+    return [calibrated_device(names[0], reading["reserved"], reading["shown"])]
 
 
 def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Rule]:
@@ -87,7 +120,7 @@ def _parse_law(title: str, law: object) -> tuple[Bound, Number | None]:
 
 
 def device_shortfalls(summary: Summary, budget: Budget) -> Iterator[Breach]:
-    """Each planned run that needs more than a device has, or of which that is not known."""
+    """Each planned run that needs more than a device has, or of which that is not known; tight ones where they fail."""
     if not summary.plans:
         yield None, why_unplanned(summary, "training")
     for plan in summary.plans:
@@ -96,8 +129,19 @@ def device_shortfalls(summary: Summary, budget: Budget) -> Iterator[Breach]:
             fit = fits_by_device.get(device)
             if fit is None or fit.needs is None:
                 yield None, f"{plan.kind} on {device}: {why_unplanned(summary, plan.kind)}"
-            elif not fit.fits:
+            elif fit.verdict == "does not fit":
                 yield fit.needs, _shortfall_text(plan, fit, fit.needs)
+    if budget.strict:
+        yield from tight_fits(summary, budget)
+
+
+def tight_fits(summary: Summary, budget: Budget) -> Iterator[Breach]:
+    """Each planned run of which it is not sure that it fits a device: that hangs on what is not known exactly."""
+    for plan in summary.plans:
+        for fit in plan.fits:
+            if fit.device in budget.devices and fit.verdict == "tight":
+                ways = [way_text(way) for way in plan.ways if way.device == fit.device]
+                yield fit.needs, "; ".join([f"{plan.kind} is tight on {fit.device}: {range_text(fit)}", *ways])
 
 
 def _shortfall_text(plan: Plan, fit: Fit, needs: int) -> str:
@@ -105,7 +149,8 @@ def _shortfall_text(plan: Plan, fit: Fit, needs: int) -> str:
     capacity_text, shortfall = units.size(fit.capacity), units.size(needs - fit.capacity)
     text = f"{plan.kind} needs {units.size(needs)} of {capacity_text} on {fit.device}: short by {shortfall}"
     levers = list(lever_savings(plan))[:_MOST_LEVERS]
-    return f"{text}; levers: {', '.join(levers)}" if levers else text
+    ways = [way_text(way) for way in plan.ways if way.device == fit.device]
+    return "; ".join([text, *([f"levers: {', '.join(levers)}"] if levers else []), *ways])
 
 
 def excess_growth(summary: Summary, budget: Budget) -> Iterator[Breach]:

@@ -56,8 +56,26 @@ _RATCHET = {
     ]
 }
 _DEVICE = {"type": "string", "description": 'a device by name ("A100 80GB"), or its memory: "24 GB"'}
+_DEVICES = [_DEVICE, {"type": "array", "items": _DEVICE, "minItems": 1}]
+_FITS_OPTIONS = {
+    "type": "object",
+    "properties": {
+        "device": {"anyOf": _DEVICES},
+        "shown": {"type": "string", "description": "the capacity that nvidia-smi shows: 24564 MiB"},
+        "calibrate": {
+            "type": "object",
+            "properties": {"reserved": {"type": "string"}, "shown": {"type": "string"}},
+            "required": ["reserved", "shown"],
+            "additionalProperties": False,
+            "description": "one measured run: what torch had reserved, and what nvidia-smi showed",
+        },
+        "tight": {"enum": ["warn", "fail"], "description": "of runs that may or may not fit: warn (they pass) or fail"},
+        "max": {"anyOf": _DEVICES},
+    },
+    "additionalProperties": False,
+}
 _FITS = {
-    "anyOf": [_DEVICE, {"type": "array", "items": _DEVICE, "minItems": 1}, {"type": "null"}],
+    "anyOf": [*_DEVICES, {"type": "null"}, _FITS_OPTIONS],
     "description": "the planned runs fit each of these devices",
 }
 _EXPORT_SHARE = {"type": ["string", "null"], "description": "written 26% or +1%"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +17,8 @@ from pytest_modelbudget.planner import Recipe, Training, growth, sums
 from pytest_modelbudget.planner.advice import largest_fitting_size, levers, with_size
 from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.recipe import describe
-from pytest_modelbudget.summary import Growth, Kind, LargestSize, Plan, Summary
+from pytest_modelbudget.planner.ways import cheapest_way
+from pytest_modelbudget.summary import Fit, Growth, Kind, LargestSize, Plan, Summary, Way
 from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
 from pytest_modelbudget.system.frames import frame_location, user_frame
 
@@ -167,17 +168,50 @@ def _plan_with_advice(subject: CountedModel, recipe: Recipe, *, advice: bool) ->
     if plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
         return plan
     sizes = subject.sizes_of(recipe)
-    measured = plan.levers or levers(recipe, plan, partial(_plan_or_reason, subject), sizes.get(BATCH))
-    plan = replace(plan, levers=measured)
+    measure = _Measured(subject)
+    measured = plan.levers or levers(recipe, plan, measure, sizes.get(BATCH))
+    plan = replace(plan, levers=measured, ways=tuple(_ways(plan, recipe, measure, sizes.get(BATCH), limits, advice)))
     return replace(plan, largest=tuple(_largest_sizes(subject, recipe, sizes, devices))) if advice else plan
 
 
-def _breaks_memory_limit(plan: Plan, limits: Iterable[Budget]) -> bool:
+@dataclass(slots=True)
+class _Measured:
+    """The plans of one model by recipes, each made once."""
+
+    subject: CountedModel
+    plans: dict[str, Plan] = field(default_factory=dict)
+
+    def __call__(self, recipe: Recipe) -> Plan:
+        words = describe(recipe)
+        if words not in self.plans:
+            self.plans[words] = with_fits(_plan_or_reason(self.subject, recipe), self.subject.devices)
+        return self.plans[words]
+
+    def fit(self, recipe: Recipe, device: str) -> Fit | None:
+        """Whether it fits a device; None where that is not known."""
+        plan = self(recipe)
+        return None if plan.peak_bytes is None else next(fit for fit in plan.fits if fit.device == device)
+
+
+def _ways(
+    plan: Plan, recipe: Recipe, measure: _Measured, batch: int | None, limits: Iterable[Budget], advice: bool
+) -> Iterator[Way]:
+    """The cheapest way to fit each device that the run does not fit; with advice, where it is tight, too."""
+    strict = {device for limit in limits if limit.strict for device in limit.devices}
+    for fit in plan.fits:
+        if fit.verdict == "does not fit" or (fit.verdict == "tight" and (advice or fit.device in strict)):
+            yield cheapest_way(recipe, fit.device, partial(measure.fit, device=fit.device), batch)
+
+
+def _breaks_memory_limit(plan: Plan, limits: Sequence[Budget]) -> bool:
     """Whether the plan is over a limit of memory."""
     metric = next(name for name, kind in PEAK_METRICS.items() if kind == plan.kind)
     maxima = [budget.limit for budget in limits if (budget.metric, budget.bound) == (metric, "max") and budget.limit]
+    strict = {device for limit in limits if limit.strict for device in limit.devices}
     assert plan.peak_bytes is not None
-    return any(fit.fits is False for fit in plan.fits) or any(plan.peak_bytes > limit for limit in maxima)
+    return any(fit.fits is False or (fit.verdict == "tight" and fit.device in strict) for fit in plan.fits) or any(
+        plan.peak_bytes > limit for limit in maxima
+    )
 
 
 def _largest_sizes(

@@ -65,6 +65,7 @@ class _Budget(_Strict):
     reason: str
     devices: list[str]
     dim: str
+    strict: bool
 
 
 class _Violation(_Strict):

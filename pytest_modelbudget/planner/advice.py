@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 
-from pytest_modelbudget.planner.recipe import Recipe, Training
+from pytest_modelbudget.planner.changes import changes_of, smaller_passes
+from pytest_modelbudget.planner.recipe import Recipe
 from pytest_modelbudget.summary import Lever, Plan
 
 Measure = Callable[[Recipe], Plan]
@@ -30,28 +32,8 @@ def alternatives(recipe: Recipe, batch: int | None = None) -> Iterator[tuple[str
 
     `batch` is the size of B in the run, None where there is none.
     """
-    if recipe.precision in ("fp32", "fp16-mixed", "bf16-mixed") and recipe.steps == "none":
-        yield "precision: bf16", replace(recipe, precision="bf16"), "weights in half precision may train worse"
-    if not isinstance(recipe, Training):
-        return
-    if recipe.precision == "fp32" and recipe.steps == "none":
-        yield "precision: bf16-mixed", replace(recipe, precision="bf16-mixed"), ""
-    if recipe.checkpointing == "none":
-        yield "checkpointing: blocks", replace(recipe, checkpointing="blocks"), "about a third more compute"
-    if recipe.optimizer in ("adamw", "adam"):
-        if not recipe.fused:
-            yield "fused: true", replace(recipe, fused=True, foreach=None), ""
-        for name, note in (("adamw-8bit", "needs bitsandbytes"), ("adafactor", "trains differently")):
-            yield (
-                f"optimizer: {name}",
-                replace(recipe, optimizer=name, optimizer_options={}, foreach=None, fused=None),
-                note,
-            )
-    if recipe.sharding is None:
-        yield "sharding: {fsdp: 8}", replace(recipe, sharding={"fsdp": 8}), "eight devices, each with this batch"
-    if batch and batch > 1 and batch % 2 == 0:
-        halved = replace(recipe, batch=batch // 2, gradient_accumulation=recipe.gradient_accumulation * 2)
-        yield f"gradient_accumulation: {halved.gradient_accumulation}, batch: {halved.batch}", halved, ""
+    for change in (*changes_of(recipe), *islice(smaller_passes(recipe, batch), 1)):
+        yield change.name, change.applied(recipe), change.note
 
 
 def levers(recipe: Recipe, plan: Plan, measure: Measure, batch: int | None = None) -> tuple[Lever, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -31,7 +32,8 @@ def replay(
     """Replay `trace` through the caching allocator of a device with `capacity` bytes for it (None: no end).
 
     `repeats` runs the last step so many times more, with new storages for those it makes: fragmentation settles, and
-    what is reserved may still grow. A kernel's workspace is allocated after its results and freed with its end.
+    what is reserved may still grow. A kernel's workspace is allocated after its results and freed with its end; one
+    that the kernel can do without is left out where it does not fit.
     """
     events = trace.events + _repeated_events(trace, repeats)
     allocator = CachingAllocator(settings, capacity)
@@ -64,7 +66,8 @@ def _run_event(allocator: CachingAllocator, blocks: dict[int, int], event: Memor
     for storage, size in event.made:
         _allocate(allocator, blocks, storage, size)
     if event.workspace:
-        allocator.free(allocator.allocate(event.workspace))
+        with suppress(OutOfMemory) if event.runs_without_workspace else nullcontext():
+            allocator.free(allocator.allocate(event.workspace))
 
 
 def _allocate(allocator: CachingAllocator, blocks: dict[int, int], storage: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Devices by name: how much memory they have, and what their software takes of it; whether a run fits.
+"""Devices by name: how much memory they have, and what their software takes of it.
 
 The numbers are in `devices.yaml`, each with its source. What is not known is None, never 0.
 """
@@ -6,7 +6,7 @@ The numbers are in `devices.yaml`, each with its source. What is not known is No
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -16,19 +16,23 @@ import yaml
 
 from pytest_modelbudget import units
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner.allocator import replay
-from pytest_modelbudget.planner.memory_trace import MemoryTrace
-from pytest_modelbudget.planner.segments import DEFAULT, Settings
-from pytest_modelbudget.summary.plan import Fit
 
 _MIB = 2**20
+
+CONTEXT_CHANGES = 19 * _MIB
+"""How far the context of one card differs between runs, each way: 15 measured runs of one card were within it."""
+
+DRIVER_SHARE = 0.02
+"""The most that the driver keeps of the memory that `nvidia-smi` shows: 24,564 MiB are shown of an RTX 4090, of which
+torch sees 23.52 GiB; of an A100, 81,920 MiB and 79.25 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """A device; `capacity` are the bytes that a process can allocate, as torch tells them (`total_memory`).
 
-    `context` bounds what the driver and the loaded kernels take (low, high), None where it is not known.
+    `context` bounds what the driver and the loaded kernels take (low, high), None where it is not known; `kept` is the
+    most that the driver keeps of a capacity that `nvidia-smi` shows.
     `capability` is CUDA's (`8.6`) or the architecture of ROCm (`gfx942`), empty for a size without a name.
     """
 
@@ -38,23 +42,32 @@ class Device:
     capability: str = ""
     context: tuple[int, int] | None = None
     source: str = ""
+    kept: int = 0
 
     @property
     def free(self) -> int:
-        """What is left for torch's allocator when the context takes its most."""
-        return self.capacity - (self.context[1] if self.context else 0)
+        """What is left for torch's allocator when the context takes its most, and the driver, too."""
+        return self.capacity - self.kept - (self.context[1] if self.context else 0)
 
 
 def device_by_name(name: str) -> Device:
     """The device of a name (`A100 80GB`, `RTX 4090`, capitals and spaces do not matter) or of a size (`24 GB`).
 
-    A size is taken as the bytes that it says (GB: 10^9, GiB: 2^30), on CUDA 11.7 or later.
+    A size is taken as the bytes that it says (GB: 10^9, GiB: 2^30), on CUDA 11.7 or later; `24564 MiB shown` is one as
+    `nvidia-smi` shows it, of which the driver keeps a part. `RTX 4090 (context 1.4 GiB)` is a device whose context was
+    measured, as `calibrated` writes it.
 
     Raises:
         ModelBudgetError: neither a known name nor a size, or a name that several devices share.
     """
-    if re.fullmatch(r"\s*[0-9._]+\s*[kKMGTP]?i?B\s*", name):
-        return Device(name.strip(), int(units.parse(name, "bytes")), context=context("cuda"), source="as written")
+    if measured := re.fullmatch(r"\s*(.+?)\s*\(context ([^()]+)\)\s*", name):
+        size = units.parse_reading(measured[2])
+        bounds = max(0, size - CONTEXT_CHANGES), size + CONTEXT_CHANGES
+        return replace(device_by_name(measured[1]), name=name.strip(), context=bounds)
+    if written := re.fullmatch(r"\s*([0-9._]+\s*[kKMGTP]?i?B)(\s+shown)?\s*", name):
+        capacity = int(units.parse(written[1], "bytes"))
+        kept = int(capacity * DRIVER_SHARE) if written[2] else 0
+        return Device(name.strip(), capacity, context=context("cuda"), source="as written", kept=kept)
     devices = _devices_by_name()
     if (exact := devices.get(_plain_name(name))) is not None:
         return exact
@@ -68,6 +81,22 @@ def device_by_name(name: str) -> Device:
         else f"known are {', '.join(device_names())}"
     )
     raise ModelBudgetError(f"no device named {name!r}: {hint} A size does as well: '24 GiB'")
+
+
+def calibrated(name: str, reserved: int, shown: int) -> str:
+    """The name of a device with its context measured: what `nvidia-smi` showed, less what torch had reserved.
+
+    Raises:
+        ModelBudgetError: less is shown than is reserved, or the device is not known.
+    """
+    if shown < reserved:
+        raise ModelBudgetError(
+            f"{name}: nvidia-smi shows {units.size(shown)}, less than the {units.size(reserved)} that torch reserved: "
+            "both have to be of one run, with no other process on the device"
+        )
+    measured = f"{name} (context {units.size(shown - reserved)})"
+    device_by_name(measured)
+    return measured
 
 
 def device_names() -> list[str]:
@@ -84,25 +113,6 @@ def context(platform: str, cuda: str = "12.0") -> tuple[int, int] | None:
         return None
     row = max(rows, key=lambda row: version_tuple(row["since_cuda"]))
     return row["low"] * _MIB, row["high"] * _MIB
-
-
-def fit_trace(trace: MemoryTrace, on: Device, settings: Settings = DEFAULT, *, repeats: int = 0) -> Fit:
-    """Whether the run on `trace` fits a device, with the reserve of the caching allocator and the highest context.
-
-    A reserve that is too large may still fit: a full device makes the allocator give back what it only keeps, so the
-    run is then replayed with the device's limit. `need_text` says what is not part of the need.
-    """
-    context_size = on.capacity - on.free
-    reserve = replay(trace, settings, repeats=repeats)
-    if reserve.peak_reserved > on.free:
-        limited = replay(trace, settings, capacity=on.free, repeats=repeats)
-        reserve = limited if limited.failed_at is None else reserve
-    return Fit(on.name, on.capacity, reserve.peak_reserved + context_size)
-
-
-def fit_bytes(reserved: int | None, on: Device) -> Fit:
-    """Whether a reserve of so many bytes fits a device beside its highest context; None where it is not known."""
-    return Fit(on.name, on.capacity, None if reserved is None else reserved + on.capacity - on.free)
 
 
 def need_text(on: Device) -> str:

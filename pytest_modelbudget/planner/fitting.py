@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pytest_modelbudget.planner.devices import device_by_name, fit_bytes
+from pytest_modelbudget import units
+from pytest_modelbudget.planner.devices import calibrated, device_by_name
+from pytest_modelbudget.planner.margins import fit_bytes
 from pytest_modelbudget.summary import Fit, Plan
 
 
@@ -16,6 +18,15 @@ def device_capacity(name: str) -> int:
         ModelBudgetError: neither; with what is known.
     """
     return device_by_name(name).capacity
+
+
+def calibrated_device(name: str, reserved: object, shown: object) -> str:
+    """The name of a device whose context was measured: `nvidia-smi` showed `shown` while torch had `reserved`.
+
+    Raises:
+        ModelBudgetError: no quantities of bytes, or ones that cannot be of one run.
+    """
+    return calibrated(name, units.parse_reading(reserved), units.parse_reading(shown))
 
 
 def with_fits(plan: Plan, devices: Iterable[str]) -> Plan:

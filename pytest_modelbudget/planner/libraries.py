@@ -103,7 +103,7 @@ def with_convolutions(trace: MemoryTrace, multiple: float) -> MemoryTrace:
 
 
 def _is_convolution(event: MemoryEvent) -> bool:
-    return "convolution" in event.op and bool(event.made)
+    return event.runs_without_workspace and bool(event.made)
 
 
 def _with_workspace(event: MemoryEvent, allocated: tuple[tuple[int, int], ...], workspace: int) -> MemoryEvent:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pytest_modelbudget.planner.allocator import replay
-from pytest_modelbudget.planner.devices import Device, device_by_name, fit_trace, need_text
+from pytest_modelbudget.planner.devices import Device, device_by_name, need_text
 from pytest_modelbudget.planner.libraries import blas_workspaces, conv_bounds, with_blas, with_convolutions
+from pytest_modelbudget.planner.margins import fit_trace
 from pytest_modelbudget.planner.memory_trace import MemoryTrace
 from pytest_modelbudget.planner.segments import DEFAULT
 from pytest_modelbudget.planner.timeline import plan_of

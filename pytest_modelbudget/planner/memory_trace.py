@@ -39,6 +39,11 @@ class MemoryEvent:
     freed: tuple[int, ...] = ()
     workspace: int = 0
 
+    @property
+    def runs_without_workspace(self) -> bool:
+        """Whether it runs without its workspace, too: where one finds no room, cuDNN takes another algorithm."""
+        return "convolution" in self.op
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryTrace:

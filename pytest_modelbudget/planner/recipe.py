@@ -10,6 +10,8 @@ Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 Compile = Literal["auto", "none", "xla"]
 ZeroGrad = Literal["before", "after", "never"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
+Casts = Literal["autocast", "policy", "both"]
+"""What casts in a mixed precision where FSDP2 shards: autocast, its own policy, or the one inside the other."""
 
 KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
 """Optimizers that are known by name for Keras models, and all but `ftrl` for JAX models; for torch models `lion`."""
@@ -40,6 +42,9 @@ SHARDING_DIMS = ("ddp", "zero1", "fsdp", "zero2", "fsdp1", "tp")
 
 SHARDING_TOGETHER = (("ddp", "fsdp", "tp"), ("ddp", "zero2", "tp"), ("zero1",), ("fsdp1",))
 """Which of them go together."""
+
+FULLY_SHARDED = frozenset({"fsdp", "zero2", "fsdp1"})
+"""Which of them have a policy of their own for a mixed precision."""
 
 NameOrCallable = str | Callable[..., Any]
 
@@ -89,10 +94,11 @@ class Training:
     is `{fsdp: 8, tp: 2, ddp: 4}` (FSDP2, tensor parallelism, replicas), with `zero2` in place of `fsdp` where gathered
     parameters are kept until the backward pass, `{zero1: 8}` (replicas with torch's ZeroRedundancyOptimizer), `{fsdp1:
     8}` (FullyShardedDataParallel), or `module:callable`, called with the model and a function that makes the mesh
-    (`mesh = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. With `no_sync` ranks exchange gradients
-    in the last of the accumulated passes alone. `compile` is `xla` or
-    `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known.
-    For JAX models `xla` compiles the step for the CPU (`auto`: it is not compiled, and its peak not known).
+    (`mesh = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. Beside the ranks, `casts` says what a
+    mixed precision is where FSDP shards: `autocast` as without sharding, FSDP's own `policy`, or `both`. With `no_sync`
+    ranks exchange gradients in the last of the accumulated passes alone. `compile` is `xla` or `none` for steps on
+    TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known. For JAX models `xla`
+    compiles the step for the CPU (`auto`: it is not compiled, and its peak not known).
     """
 
     batch: int | None = None
@@ -112,7 +118,7 @@ class Training:
     loss: NameOrCallable = "auto"
     trainable: tuple[str, ...] = ()
     lora: Mapping[str, Any] = field(default_factory=dict)
-    sharding: Mapping[str, int] | NameOrCallable | None = None
+    sharding: Mapping[str, int | str] | NameOrCallable | None = None
     no_sync: bool = False
     compile: Compile = "auto"
     kernels: Kernels = "cuda"
@@ -152,9 +158,10 @@ def _lora_text(lora: Mapping[str, Any]) -> str:
     return f"LoRA of rank {lora['rank']} on {', '.join(lora.get('targets', LORA_TARGETS))}"
 
 
-def _sharding_text(sharding: Mapping[str, int] | NameOrCallable) -> str:
+def _sharding_text(sharding: Mapping[str, int | str] | NameOrCallable) -> str:
     if isinstance(sharding, Mapping):
-        return " x ".join(f"{name} {size}" for name, size in sharding.items())
+        ranks = " x ".join(f"{name} {size}" for name, size in sharding.items() if name != "casts")
+        return ranks if (casts := sharding.get("casts", "autocast")) == "autocast" else f"{ranks}, casts {casts}"
     return f"sharded by {_reference_name(sharding)}"
 
 

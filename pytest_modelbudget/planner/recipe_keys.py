@@ -8,11 +8,13 @@ from typing import Any, get_args
 
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.planner.recipe import (
+    FULLY_SHARDED,
     LORA_TARGETS,
     OFFLOADED,
     OPTIMIZERS,
     SHARDING_DIMS,
     SHARDING_TOGETHER,
+    Casts,
     Compile,
     Inference,
     Kernels,
@@ -135,11 +137,15 @@ def _check_lora(value: Any) -> tuple[str, Any]:
 
 def _check_sharding(value: Any) -> tuple[str, Any]:
     if isinstance(value, Mapping):
-        if not value or not set(value) <= set(SHARDING_DIMS) or not _are_sizes(value):
+        ranks = {name: size for name, size in value.items() if name != "casts"}
+        if not ranks or not set(ranks) <= set(SHARDING_DIMS) or not _are_sizes(ranks):
             return f"write {{fsdp: 8, tp: 2, ddp: 4}}, numbers of ranks of {', '.join(SHARDING_DIMS)}", value
-        together = any(set(value) <= set(dims) for dims in SHARDING_TOGETHER)
-        mistake = "fsdp or zero2 goes together with tp and ddp, zero1 and fsdp1 with nothing"
-        return ("" if together else mistake), value
+        if not any(set(ranks) <= set(dims) for dims in SHARDING_TOGETHER):
+            return "fsdp or zero2 goes together with tp and ddp, zero1 and fsdp1 with nothing", value
+        if value.get("casts", "autocast") not in get_args(Casts):
+            return f"casts is one of {', '.join(get_args(Casts))}", value
+        by_fsdp = {"tp", "ddp"} <= set(ranks) or not FULLY_SHARDED.isdisjoint(ranks)
+        return ("" if by_fsdp or "casts" not in value else "casts is for fsdp, which has a policy of its own"), value
     valid = _is_reference(value, ("none",))
     return ("" if valid else "write none or module:callable"), None if value == "none" else value
 
@@ -153,7 +159,8 @@ def _check_compile(value: Any) -> tuple[str, Any]:
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _OFFLOAD = {"type": "array", "items": {"enum": list(OFFLOADED)}, "uniqueItems": True}
 _DECAY = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-_SHARDING = {"anyOf": [SIZES, {"const": "none"}, REFERENCE]}
+_RANKS = {**SIZES, "properties": {"casts": {"enum": list(get_args(Casts))}}}
+_SHARDING = {"anyOf": [_RANKS, {"const": "none"}, REFERENCE]}
 
 KEYS: dict[str, Key] = {
     "batch": _check_count(1, "size of the dimension B"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from decimal import Decimal
 from typing import Any
+
+import yaml
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.recipe import Inference, Recipe, Training
@@ -36,6 +39,33 @@ def read(title: str, section: object) -> RecipeSection:
         raise ModelBudgetError(f"{title}: write a mapping of its keys, {title}: {{batch: 32}}, or true or false")
     _parse_without_none(title, section)
     return section
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as one line of a manifest, that is read back as the same recipe: `training: {batch: 8, fused: true}`.
+
+    Callables, which only code can give, are left out.
+    """
+    title = next(name for name, kind in RECIPE_TYPES.items() if isinstance(recipe, kind))
+    section = {name: value for name, value in (read(title, recipe) or {}).items() if not callable(value)}  # type: ignore[union-attr]
+    return f"{title}: {flow_text(section)}"
+
+
+class _Flow(yaml.SafeDumper):
+    """Writes floats without an exponent: manifests read those as text."""
+
+
+_Flow.add_representer(
+    float, lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:float", f"{Decimal(repr(value)):f}")
+)
+
+
+def flow_text(value: Any) -> str:
+    """A value of a recipe in YAML on one line: `{fsdp: 8}`."""
+    plain = {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
+    plain = list(plain) if isinstance(plain, tuple) else plain
+    text = yaml.dump(plain, None, _Flow, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
 
 
 def mistakes(title: str, section: object) -> Iterator[tuple[tuple[str, ...], str]]:

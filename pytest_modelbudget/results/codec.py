@@ -201,6 +201,7 @@ def _budget_dict(budget: Budget) -> dict[str, Any]:
         "reason": budget.reason,
         "devices": list(budget.devices),
         "dim": budget.dim,
+        "strict": budget.strict,
     }
 
 
@@ -216,6 +217,7 @@ def _budget_from(data: Mapping[str, Any]) -> Budget:
         data["reason"],
         tuple(data.get("devices", ())),
         data.get("dim", ""),
+        data.get("strict", False),
     )
 
 

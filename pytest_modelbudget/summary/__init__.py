@@ -8,7 +8,20 @@ from pytest_modelbudget.summary.export import Export, ExportCause
 from pytest_modelbudget.summary.file_facts import FileFacts
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
-from pytest_modelbudget.summary.plan import Fit, Kind, LargestSize, Lever, Part, Phase, Plan, Point, Role
+from pytest_modelbudget.summary.plan import (
+    Fit,
+    Kind,
+    LargestSize,
+    Lever,
+    Margin,
+    Part,
+    Phase,
+    Plan,
+    Point,
+    Role,
+    Verdict,
+    Way,
+)
 from pytest_modelbudget.summary.tensors import (
     ITEM_BYTES,
     Below,
@@ -37,6 +50,7 @@ __all__ = [
     "LargestSize",
     "Layer",
     "Lever",
+    "Margin",
     "Part",
     "Phase",
     "Plan",
@@ -44,6 +58,8 @@ __all__ = [
     "Role",
     "Summary",
     "TensorSpec",
+    "Verdict",
+    "Way",
     "Weight",
     "parse_weight",
     "weight_text",

@@ -61,26 +61,62 @@ class Lever:
     note: str = ""
 
 
+Verdict = Literal["fits", "tight", "does not fit"]
+"""Whether a run fits: `tight` where that hangs on what is not known exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """A part of what is not known exactly of a need: what it is, in words, and its bytes from the least to the most."""
+
+    cause: str
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """Whether the run fits a device: `needs` bytes of `capacity`, None when the need is not known.
 
-    `needs` contains the caching allocator's reserve, the context of the device and the libraries' workspace.
+    `needs` contains the caching allocator's reserve, the context of the device at its most and the libraries'
+    workspace. The need is known as a range: it is at least `low`, and `margins` may come on top, up to `high`.
     """
 
     device: str
     capacity: int
     needs: int | None
+    low: int | None = None
+    margins: tuple[Margin, ...] = ()
 
     @property
     def room(self) -> int | None:
-        """Bytes that are left, negative where some lack; None when the need is not known."""
-        return None if self.needs is None else self.capacity - self.needs
+        """Bytes that are left for sure, negative where some may lack; None when the need is not known."""
+        return None if self.high is None else self.capacity - self.high
+
+    @property
+    def high(self) -> int | None:
+        """The most that the run needs; None when the need is not known."""
+        return self.needs if self.low is None else self.low + sum(margin.bytes for margin in self.margins)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """`fits` where its most is there, `does not fit` where its least is not; None when the need is not known."""
+        if self.needs is None or self.high is None:
+            return None
+        if self.high <= self.capacity:
+            return "fits"
+        low = self.needs if self.low is None else self.low
+        return "does not fit" if low > self.capacity else "tight"
 
     @property
     def fits(self) -> bool | None:
-        """Whether it does; None when it is not known."""
-        return None if self.room is None else self.room >= 0
+        """Whether it does; None when that is not known, as where it is tight."""
+        return None if self.verdict in (None, "tight") else self.verdict == "fits"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fit:
+        """Read back what `Plan.to_dict` gave."""
+        margins = tuple(Margin(**margin) for margin in data.get("margins", ()))
+        return cls(data["device"], data["capacity"], data["needs"], data.get("low"), margins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +126,24 @@ class LargestSize:
     dim: str
     size: int
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The cheapest changes of a recipe with which the run fits `device`, and the whole recipe as a line of a manifest.
+
+    An empty `recipe` says that none was found; `tried` plans were made to find it.
+    """
+
+    device: str
+    recipe: str = ""
+    changes: tuple[str, ...] = ()
+    tried: int = 0
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Way:
+        """Read back what `Plan.to_dict` gave."""
+        return cls(data["device"], data["recipe"], tuple(data["changes"]), data["tried"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +173,7 @@ class Plan:
     levers: tuple[Lever, ...] = ()
     fits: tuple[Fit, ...] = ()
     largest: tuple[LargestSize, ...] = ()
+    ways: tuple[Way, ...] = ()
     ranks: int = 1
     communication_bytes: int | None = None
     notes: tuple[str, ...] = ()
@@ -153,10 +208,12 @@ class Plan:
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """Read back what `to_dict` gave."""
         field_names = {field.name for field in fields(cls)}
-        lists = {"parts": Part, "timeline": Point, "levers": Lever, "fits": Fit, "largest": LargestSize}
+        lists = {"parts": Part, "timeline": Point, "levers": Lever, "largest": LargestSize}
         values = {name: value for name, value in data.items() if name in field_names}
         for name, kind in lists.items():
             values[name] = tuple(kind(**item) for item in data.get(name, ()))
+        values["ways"] = tuple(map(Way.from_dict, data.get("ways", ())))
+        values["fits"] = tuple(map(Fit.from_dict, data.get("fits", ())))
         return cls(**{**values, "notes": tuple(data.get("notes", ()))})
 
 
@@ -164,5 +221,5 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_to_json(item) for item in value]
     if is_dataclass(value):
-        return {name: getattr(value, name) for name in value.__slots__}  # type: ignore[union-attr]
+        return {name: _to_json(getattr(value, name)) for name in value.__slots__}  # type: ignore[union-attr]
     return value

@@ -74,16 +74,30 @@ class _LeverSchema(_SummaryPart):
     note: str = ""
 
 
+class _MarginSchema(_SummaryPart):
+    cause: str
+    bytes: _Count
+
+
 class _FitSchema(_SummaryPart):
     device: str
     capacity: _Count
     needs: _Count | None
+    low: _Count | None = None
+    margins: list[_MarginSchema] = []
 
 
 class _LargestFitSchema(_SummaryPart):
     dim: str
     size: _Count
     device: str
+
+
+class _WaySchema(_SummaryPart):
+    device: str
+    recipe: str
+    changes: list[str]
+    tried: _Count
 
 
 class _PlanSchema(_SummaryPart):
@@ -101,6 +115,7 @@ class _PlanSchema(_SummaryPart):
     levers: list[_LeverSchema] = []
     fits: list[_FitSchema] = []
     largest: list[_LargestFitSchema] = []
+    ways: list[_WaySchema] = []
     ranks: _Count = 1
     communication_bytes: _Count | None = None
     notes: list[str] = []

@@ -14,7 +14,7 @@ from pytest_modelbudget.config import read
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.results import Snapshot, SnapshotState, check, codec
-from pytest_modelbudget.summary import Fit, Growth, Lever, Plan, Summary
+from pytest_modelbudget.summary import Fit, Growth, Lever, Margin, Plan, Summary
 from tests.builders import towers
 
 GIB = 2**30
@@ -53,6 +53,11 @@ def test_written(written: dict[str, Any], expected: list[tuple[str, str, Any, st
         pytest.param({"fits": ["24 GB", None]}, "budgets.fits: ['24 GB', None]: write", id="a hole in the list"),
         pytest.param({"fits": "24"}, "budgets.fits: ", id="no unit"),
         pytest.param({"fits": {"min": "24 GB"}}, "budgets.fits: {'min': '24 GB'}: write", id="no such form"),
+        pytest.param({"fits": {"device": "24 GB", "tight": "maybe"}}, "tight: 'maybe': write warn", id="tight"),
+        pytest.param({"fits": {"tight": "fail"}}, "budgets.fits: write device, or shown", id="without a device"),
+        pytest.param({"fits": {"device": ["24 GB", "T4"], "calibrate": {"reserved": "1 GiB", "shown": "2 GiB"}}}, "for one device", id="calibrated twice"),
+        pytest.param({"fits": {"device": "T4", "calibrate": {"reserved": "2 GiB"}}}, "calibrate: write {reserved", id="half a measurement"),
+        pytest.param({"fits": {"device": "T4", "calibrate": {"reserved": "2 GiB", "shown": "1 GiB"}}}, "less than the 2.000 GiB", id="another process's"),
         pytest.param({"fit": "24 GB"}, "did you mean 'fits'", id="a typing slip"),
         pytest.param({"growth_in": "linear"}, "budgets.growth_in: 'linear': write growth_in: {T:", id="no dimension"),
         pytest.param({"growth_in": {}}, "budgets.growth_in: {}: write", id="empty"),
@@ -127,6 +132,9 @@ TRAINING = Plan(
             "would save 18.00 GiB, batch: 16 would save 6.000 GiB, optimizer: adamw-8bit would save 2.000 GiB",
         ], id="too small, with the best levers"),
         pytest.param((Fit("24 GB", 24 * GIB, 24 * GIB),), [], id="to the byte"),
+        pytest.param((Fit("24 GB", 24 * GIB, 25 * GIB, 22 * GIB, (Margin("fragmentation", 3 * GIB),)),), [
+            "fits: training is tight on 24 GB: needs 22.00 GiB to 25.00 GiB of 24.00 GiB: fragmentation 3.000 GiB",
+        ], id="tight"),
         pytest.param((Fit("24 GB", 24 * GIB, None),), [
             "fits: training on 24 GB: unknown, so the limit cannot be checked",
         ], id="unknown is no pass"),
@@ -137,6 +145,23 @@ def test_fits(fits: tuple[Fit, ...], expected: list[str]) -> None:
     """Need, capacity and what is lacking, and what would help most."""
     summary = planned(replace(TRAINING, fits=fits))
     assert [str(one) for one in judge(summary, limits({"fits": "24 GB"}))[0]] == expected
+
+
+def test_tight_warns_unless_it_fails() -> None:
+    """A run that may or may not fit passes with a warning; `tight: fail` takes no chance, and to drop it is told."""
+    summary = planned(replace(TRAINING, fits=(Fit("24 GB", 24 * GIB, 25 * GIB, 22 * GIB, (Margin("x", 3 * GIB),)),)))
+    strict = limits({"fits": {"device": "24 GB", "tight": "fail"}})
+    assert [one.severity for one in judge(summary, limits({"fits": "24 GB"}))[0]] == ["warn"]
+    assert [one.severity for one in judge(summary, strict)[0]] == ["fail"]
+    [loosened] = loosened_limits("net", limits({"fits": "24 GB"}), strict)
+    assert loosened.text == "fits 24 GB and not tightly -> 24 GB"
+
+
+def test_devices_as_they_are_measured() -> None:
+    """A card with a run that was measured on it, and one of the size that nvidia-smi shows."""
+    [measured] = limits({"fits": {"device": "RTX 4090", "calibrate": {"reserved": "5.1 GiB", "shown": "6.5 GiB"}}})
+    [shown] = limits({"fits": {"shown": "24564 MiB"}})
+    assert (measured.devices, shown.devices) == (("RTX 4090 (context 1.400 GiB)",), ("24564 MiB shown",))
 
 
 def test_fits_without_a_plan() -> None:

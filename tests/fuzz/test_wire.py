@@ -16,7 +16,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
 from pytest_modelbudget.results.groups import ModelGroup
-from pytest_modelbudget.summary import Fit, Growth, LargestSize, Lever, Part, Plan, Point, Summary
+from pytest_modelbudget.summary import Fit, Growth, LargestSize, Lever, Margin, Part, Plan, Point, Summary, Way
 from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS
 from tests.fuzz import strategies
 from tests.fuzz.strategies import fuzzed, names, words
@@ -36,8 +36,8 @@ plans = st.builds(
     high_bytes=_BYTES, phase=st.sampled_from(["", "forward", "backward"]), path=names, op=words,
     parts=listed(st.builds(Part, st.just("param"), words, st.integers(0, 2**60))),
     timeline=listed(st.builds(Point, st.just("forward"), words, st.integers(0, 2**60))),
-    levers=listed(st.builds(Lever, words, st.integers(0, 2**60), words)), fits=listed(st.builds(Fit, words, st.integers(1, 2**60), _BYTES)),
-    largest=listed(st.builds(LargestSize, words, st.integers(0, 99), words)), ranks=st.integers(1, 9), communication_bytes=_BYTES,
+    levers=listed(st.builds(Lever, words, st.integers(0, 2**60), words)), fits=listed(st.builds(Fit, words, st.integers(1, 2**60), _BYTES, _BYTES, listed(st.builds(Margin, words, st.integers(0, 2**60))))),
+    ways=listed(st.builds(Way, words, words, listed(words), st.integers(0, 99))), largest=listed(st.builds(LargestSize, words, st.integers(0, 99), words)), ranks=st.integers(1, 9), communication_bytes=_BYTES,
     notes=listed(names),
 )  # fmt: skip
 growth = st.builds(

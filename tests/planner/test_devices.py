@@ -1,4 +1,4 @@
-"""Devices by name and size, and whether a run fits them."""
+"""Devices by name, by size, and with a context that was measured."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from pathlib import Path
 import pytest
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.planner.devices import (
+    calibrated,
     context,
     device_by_name,
     device_data,
     device_names,
-    fit_bytes,
-    fit_trace,
     need_text,
 )
-from pytest_modelbudget.planner.segments import Settings
 
 MIB, GIB = 2**20, 2**30
 
@@ -99,36 +96,19 @@ def test_the_context_depends_on_the_version_of_cuda() -> None:
     assert "context of the device (up to 500.0 MiB)" in need_text(device_by_name("T4"))
 
 
-def run(*sizes: int) -> MemoryTrace:
-    """Each size is held in turn, one after another."""
-    events = tuple(
-        MemoryEvent("x", "", made=((n, size),), freed=(n - 1,) if n > 1 else ()) for n, size in enumerate(sizes, 1)
-    )
-    return MemoryTrace((InitialStorage(0, 0, "param"),), events)
+def test_a_capacity_that_is_shown_is_less_for_torch() -> None:
+    """Of 24,564 MiB that nvidia-smi shows of an RTX 4090, torch sees 23.52 GiB: the driver keeps the rest."""
+    shown, named = device_by_name("24564 MiB shown"), device_by_name("RTX 4090")
+    assert named.context is not None
+    assert shown.capacity == 24564 * MIB
+    assert shown.free <= named.capacity - named.context[1] < shown.free + 64 * MIB
 
 
-def test_fit_adds_context_to_the_reserve() -> None:
-    """The need is what the allocator reserves and the most that the context takes."""
-    found = fit_trace(run(7 * GIB), device_by_name("RTX 4060"))
-    assert (found.needs, found.fits) == (7 * GIB + 500 * MIB, True)
-    assert fit_trace(run(int(7.5 * GIB)), device_by_name("RTX 4060")).fits is False
-
-
-def test_a_reserve_that_can_be_given_back_fits() -> None:
-    """4 and 5 GiB one after another reserve 9 GiB where there is room, and fit into 8 where there is not."""
-    found = fit_trace(run(4 * GIB, 5 * GIB), device_by_name("8 GiB"))
-    assert found.fits is True
-    assert found.needs == 5 * GIB + 500 * MIB
-
-
-def test_what_is_alive_at_once_does_not_fit() -> None:
-    """Without anything to give back the need is the whole reserve."""
-    memory_trace = MemoryTrace((InitialStorage(0, 4 * GIB, "param"), InitialStorage(1, 5 * GIB, "param")), ())
-    assert fit_trace(memory_trace, device_by_name("8 GiB")).needs == 9 * GIB + 500 * MIB
-    assert fit_trace(memory_trace, device_by_name("8 GiB"), Settings(expandable_segments=True)).fits is False
-
-
-def test_an_unknown_reserve_stays_unknown() -> None:
-    """Neither fits nor does not."""
-    assert fit_bytes(None, device_by_name("T4")).fits is None
-    assert fit_bytes(10 * GIB, device_by_name("T4")).fits is True
+def test_a_measurement_narrows_the_context() -> None:
+    """6.5 GiB shown while torch had reserved 5.1: 1.4 GiB are the context, give or take what runs differ by."""
+    found = device_by_name(calibrated("rtx 4090", int(5.1 * GIB), int(6.5 * GIB)))
+    assert found.context is not None
+    assert (found.name, found.capacity) == ("rtx 4090 (context 1.400 GiB)", device_by_name("RTX 4090").capacity)
+    assert found.context == pytest.approx((1.4 * GIB - 19 * MIB, 1.4 * GIB + 19 * MIB), abs=MIB)
+    with pytest.raises(ModelBudgetError, match="that torch reserved: both have to be of one run"):
+        calibrated("RTX 4090", int(5.1 * GIB), 5 * GIB)

@@ -46,6 +46,9 @@ def test_every_key_is_read() -> None:
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
         pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
         pytest.param({"sharding": {"fsdp1": 2, "tp": 2}}, "zero1 and fsdp1 with nothing", id="FSDP1 with another"),
+        pytest.param({"sharding": {"casts": "policy"}}, "training.sharding: write {fsdp: 8", id="casts without ranks"),
+        pytest.param({"sharding": {"fsdp": 8, "casts": "amp"}}, "casts is one of autocast, policy, both", id="casts"),
+        pytest.param({"sharding": {"ddp": 8, "casts": "policy"}}, "casts is for fsdp", id="casts without fsdp"),
         pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),
         pytest.param([1], "training: write a mapping", id="a list"),
     ],
@@ -67,5 +70,7 @@ def test_words_tell_recipes_apart(name: str) -> None:
         "in_backward": True, "steps": "package:step", "ema": 0.999, "offload": ["activations"],
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Training)) != describe(Training())
+    casts = [describe(Training(sharding={"fsdp": 8, "casts": how})) for how in ("autocast", "policy", "both")]
+    assert casts == ["adamw, fp32, fsdp 8", "adamw, fp32, fsdp 8, casts policy", "adamw, fp32, fsdp 8, casts both"]
     if name in {field.name for field in fields(Inference)}:
         assert describe(parse({name: other[name]}, Inference)) != describe(Inference())

@@ -14,7 +14,7 @@ from pytest_modelbudget import reports
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.reports import terminal, text
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, check
-from pytest_modelbudget.summary import Growth, Plan
+from pytest_modelbudget.summary import Fit, Growth, Margin, Plan, Way
 from pytest_modelbudget.trackers.mlflow import names
 from tests.builders import towers, training
 
@@ -92,6 +92,16 @@ def test_a_device_that_is_too_small_is_a_finding(kind: str) -> None:
     """In every report that lists broken limits, with the numbers."""
     words = "training needs 45.00 MiB of 40.00 MiB on 40 MiB: short by 5.000 MiB"
     assert words in html.unescape(reports.render(kind, [result(training(), budgets=BUDGETS)]))
+
+
+@pytest.mark.parametrize("kind", ["comment", "md", "html", "json"])
+def test_a_tight_fit_and_the_way_out_are_shown(kind: str) -> None:
+    """What is not known of the need, by name, and the recipe to paste."""
+    tight = Fit("40 MiB", 40 * MIB, 45 * MIB, 36 * MIB, (Margin("fragmentation", 9 * MIB),))
+    plan = replace(training(), fits=(tight,), ways=(Way("40 MiB", "training: {batch: 4}", ("batch: 4",), 3),))
+    page = html.unescape(reports.render(kind, [result(plan, budgets={"fits": {"device": "40 MiB", "tight": "fail"}})]))
+    words = "training is tight on 40 MiB: needs 36.00 MiB to 45.00 MiB of 40.00 MiB: fragmentation 9.000 MiB"
+    assert f"{words}; cheapest way to fit 40 MiB: training: {{batch: 4}}" in page
 
 
 def drawing(page: str) -> ElementTree.Element:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep, record_sharded
+from pytest_modelbudget.backends.torch.distributed.rank import CASTS_NOTE, ShardedStep, casts_unsaid, record_sharded
 from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, CUDNN_NOTE
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
@@ -82,4 +82,6 @@ def _plan(
         plan = replace(plan, notes=(*plan.notes, CUDNN_NOTE))
     if sharded is None:
         return plan
+    if casts_unsaid(recipe):
+        plan = replace(plan, notes=(*plan.notes, CASTS_NOTE))
     return replace(plan, ranks=sharded.ranks, communication_bytes=sum(sharded.communication.values()))

@@ -9,7 +9,7 @@ from fractions import Fraction
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import Summary
-from pytest_modelbudget.summary.plan import Fit, Plan, Role
+from pytest_modelbudget.summary.plan import Fit, Plan, Role, Way
 from pytest_modelbudget.summary.show.cells import UNKNOWN
 from pytest_modelbudget.system.escape import harmless
 
@@ -50,6 +50,8 @@ def lines(plan: Plan, *, levers: int = _MOST_LEVERS) -> Iterator[str]:
         yield harmless(f"  {saved}")
     if plan.fits:
         yield harmless(f"  {'; '.join(map(fit_text, plan.fits))}")
+    for way in plan.ways:
+        yield harmless(f"  {way_text(way)}", longest=_LONGEST)
     for largest_size in plan.largest:
         size = (
             f"largest {largest_size.dim} on {largest_size.device}: {largest_size.size:,}"
@@ -104,11 +106,26 @@ def lever_savings(plan: Plan) -> Iterator[str]:
 
 
 def fit_text(fit: Fit) -> str:
-    """`fits A100 80GB (needs 44.00 GiB of 79.15 GiB)`."""
+    """`fits A100 80GB (needs 44.00 GiB of 79.15 GiB)`; where it is tight, from what to what it needs, and by what."""
     if fit.needs is None:
         return f"not known whether it fits {fit.device}"
-    word = "fits" if fit.fits else "does not fit"
-    return f"{word} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
+    if fit.verdict == "tight":
+        return f"tight on {fit.device} ({range_text(fit)})"
+    return f"{fit.verdict} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
+
+
+def way_text(way: Way) -> str:
+    """`cheapest way to fit 24 GB: training: {batch: 8, fused: true}`."""
+    if not way.recipe:
+        return f"nothing that was tried fits {way.device} ({way.tried} plans)"
+    return f"cheapest way to fit {way.device}: {way.recipe}"
+
+
+def range_text(fit: Fit) -> str:
+    """`needs 22.80 GiB to 24.10 GiB of 23.51 GiB: the context of the device 381.0 MiB, fragmentation 600.0 MiB`."""
+    low, high = fit.low or 0, fit.high or 0
+    margins = ", ".join(f"{margin.cause} {units.size(margin.bytes)}" for margin in fit.margins)
+    return f"needs {units.size(low)} to {units.size(high)} of {units.size(fit.capacity)}: {margins}"
 
 
 def growth_text(growth: Growth) -> str:

@@ -136,8 +136,8 @@ def test_advice() -> None:
     assert "precision: bf16" in {lever.name for lever in found.levers}
     assert [(one.dim, one.device) for one in found.largest] == [("B", "1 GB"), ("T", "1 GB")]
     size = found.largest[0].size
-    for batch, fits in ((size, True), (size + 1, False)):
+    for batch, verdict in ((size, "fits"), (size + 1, "tight")):
         again = plan(
             lambda: Attention(fused=True), "float32[B, T, 64]", training={**recipe, "batch": batch}, devices="1 GB"
         )
-        assert again.fits[0].fits is fits
+        assert again.fits[0].verdict == verdict

@@ -36,12 +36,21 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Training
-from pytest_modelbudget.planner.recipe import SHARDING_DIMS
+from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner.recipe import FULLY_SHARDED, SHARDING_DIMS
 from pytest_modelbudget.planner.references import imported
 
-_BY_POLICY = ("fsdp", "zero2", "fsdp1")
-"""Ways of sharding that have a policy of their own for a mixed precision."""
+CASTS_NOTE = (
+    "under autocast as without sharding; torchtitan and accelerate have FSDP's policy in its place: "
+    "sharding: {fsdp: ..., casts: policy}"
+)
+"""What is said of a mixed precision where FSDP shards and the recipe does not say what casts."""
+
+
+def casts_unsaid(recipe: Recipe) -> bool:
+    """Whether FSDP shards in a mixed precision, and the recipe leaves open what casts."""
+    sharding = recipe.sharding if isinstance(recipe, Training) and recipe.precision in MIXED else None
+    return isinstance(sharding, Mapping) and "casts" not in sharding and not FULLY_SHARDED.isdisjoint(sharding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +72,13 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
     block and for the whole over `fsdp` ranks, with `ddp` replicas of them (HSDP); `zero2` is the same with parameters
     that stay gathered from the forward to the backward pass; `fsdp1` is FullyShardedDataParallel. `ddp` alone is
     DistributedDataParallel with its defaults (buckets of 25 MiB), with `tp` torch's `replicate`, and `zero1` is the
-    former with a ZeroRedundancyOptimizer. A mixed precision is the policy of FSDP where it shards (parameters gathered
-    in it, gradients reduced in float32, by FSDP1 in it too), else autocast.
+    former with a ZeroRedundancyOptimizer.
+
+    A mixed precision is autocast as without sharding, and FSDP casts nothing: so it is in Lightning's
+    ModelParallelStrategy and in a loop that calls `fully_shard`. With `casts: policy` it is FSDP's policy in place of
+    autocast (parameters gathered and inputs of blocks cast in it, gradients reduced in float32, by FSDP1 in it too):
+    torchtitan (`maybe_enable_amp`), and accelerate with FSDP2 (`_prepare_fsdp2`), so transformers' Trainer. `both` are
+    Lightning's FSDPStrategy and accelerate with FSDP1.
 
     `module:callable` is called with the model and a function that makes the mesh: `mesh = make_mesh(dp=8, tp=2)` is a
     `DeviceMesh` over 16 ranks. It returns the sharded model, or None when it changed the one it got. Its precision is
@@ -128,12 +142,14 @@ def _sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable
         function = recipe.sharding
         assert function is not None
         return lambda model: _shard_by_callable(name, function, model, fake), remaining
-    dims = {dim: recipe.sharding[dim] for dim in SHARDING_DIMS if recipe.sharding.get(dim, 1) > 1}
+    ranks = {dim: size for dim, size in recipe.sharding.items() if isinstance(size, int)}
+    dims = {dim: ranks[dim] for dim in SHARDING_DIMS if ranks.get(dim, 1) > 1}
     if not dims:
         raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
-    if (len(dims) > 1 or next(iter(dims)) in _BY_POLICY) and recipe.precision in MIXED:
+    half, casts = MIXED.get(recipe.precision), recipe.sharding.get("casts", "autocast")
+    if (len(dims) > 1 or not FULLY_SHARDED.isdisjoint(dims)) and half is not None and casts == "policy":
         remaining = replace(remaining, precision="fp32")
-    return lambda model: _shard_by_plan(name, model, dims, fake, MIXED.get(recipe.precision)), remaining
+    return lambda model: _shard_by_plan(name, model, dims, fake, None if casts == "autocast" else half), remaining
 
 
 def _is_fsdp(sharding: Any) -> bool:

@@ -167,10 +167,16 @@ LOGITS = FLOAT * BATCH * TOKENS * VOCABULARY
             id="FSDP2 gathers blocks twice and the root once",
         ),
         pytest.param(
-            {"fsdp": 4},
+            {"fsdp": 4, "casts": "policy"},
             {"precision": "bf16-mixed"},
             {"reduce_scatter": FLOAT * WHOLE * 3 // 4, "all_gather": 2 * (2 * BLOCKS + ROOT) * 3 // 4},
-            id="mixed precision gathers halves and reduces in full",
+            id="FSDP2's policy gathers halves and reduces in full",
+        ),
+        pytest.param(
+            {"fsdp": 4},
+            {"precision": "bf16-mixed"},
+            {"all_gather": FLOAT * (2 * BLOCKS + ROOT) * 3 // 4, "reduce_scatter": FLOAT * WHOLE * 3 // 4},
+            id="autocast alone gathers in full",
         ),
         pytest.param(
             {"fsdp": 4},
@@ -221,6 +227,25 @@ def test_bytes_sent(sharding: dict[str, int], recipe: dict[str, Any], expected: 
     found = dict(sharded(Transformer, IDS, sharding, **recipe).communication)
     found.pop("broadcast", None)  # of replicas' notes on their buckets
     assert found == expected
+
+
+def test_sharding_keeps_autocast() -> None:
+    """What is kept for the backward pass is to the byte what one rank alone keeps; FSDP2's policy casts more of it."""
+    inputs, recipe = f"int64[64, {TOKENS}]", {"precision": "bf16-mixed", "loss": "cross_entropy"}
+    shardings: list[Any] = [None, {"fsdp": 4}, {"fsdp": 4, "casts": "policy"}]
+    whole, cut, policy = (activations(inputs, sharding, **recipe) for sharding in shardings)
+    assert cut == whole > policy
+
+
+def activations(inputs: str, sharding: Any, **recipe: Any) -> int:
+    """Bytes of activations at the peak of a planned step."""
+    with abstract():
+        model = Transformer()
+    [plan] = make_plans(
+        model, name="model", inputs=parse(inputs), sizes={}, recipes=[Training(sharding=sharding, **recipe)],
+        built_here=True,
+    )  # fmt: skip
+    return plan.by_role()["activation"]
 
 
 def test_replicas_hold_buckets() -> None:

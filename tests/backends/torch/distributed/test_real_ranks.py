@@ -25,10 +25,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo"),
 ]
 
-RECIPES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
+RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp": ({"fsdp": 0}, {}),
     "fsdp, uneven": ({"fsdp": 0}, {}),
-    "fsdp, mixed precision": ({"fsdp": 0}, {"precision": "bf16-mixed"}),
+    "fsdp, mixed precision": ({"fsdp": 0, "casts": "policy"}, {"precision": "bf16-mixed"}),
     "fsdp, recomputed": ({"fsdp": 0}, {"checkpointing": "blocks"}),
     "hsdp": ({"ddp": 2, "fsdp": 0}, {}),
     "tp": ({"tp": 0}, {}),
@@ -40,7 +40,7 @@ RECIPES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "zero1": ({"zero1": 0}, {}),
     "zero2": ({"zero2": 0}, {}),
     "fsdp1": ({"fsdp1": 0}, {}),
-    "fsdp1, mixed precision": ({"fsdp1": 0}, {"precision": "bf16-mixed"}),
+    "fsdp1, mixed precision": ({"fsdp1": 0, "casts": "policy"}, {"precision": "bf16-mixed"}),
     "ddp, uneven": ({"ddp": 0}, {}),
 }
 """The recipe of each case; 0 stands for the ranks that are left."""
@@ -70,7 +70,7 @@ def planned(case: str, ranks: int) -> Any:
     build, _ = real_ranks.CASES[case]
     dims, recipe = RECIPES[case]
     left = ranks
-    for size in dims.values():
+    for size in (size for size in dims.values() if isinstance(size, int)):
         left //= size or 1
     with abstract():
         model = build()

@@ -1,0 +1,97 @@
+"""Single changes of a recipe that may save memory, and what each of them costs, in order: the one table of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pytest_modelbudget.planner.recipe import Recipe, Training
+from pytest_modelbudget.planner.written import flow_text
+
+Cost = Literal["free", "memory", "compute", "numerics", "devices"]
+COSTS: tuple[Cost, ...] = ("free", "memory", "compute", "numerics", "devices")
+"""What a change costs, cheapest first; an order by kind, which weighs no change against several of another kind.
+
+`free`: the same numbers at the same speed or better. `memory`: the same numbers but for batch statistics, from more and
+smaller passes. `compute`: the same numbers, more work. `numerics`: a run that may train otherwise. `devices`: more of
+them.
+"""
+
+
+def _trains(recipe: Recipe) -> bool:
+    return isinstance(recipe, Training)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Keys of a recipe at other values: the kind of what that costs, and a `note` on it; `applies` says to which."""
+
+    cost: Cost
+    values: Mapping[str, Any]
+    note: str = ""
+    applies: Callable[[Recipe], bool] = _trains
+
+    @property
+    def name(self) -> str:
+        """The change as an order: `checkpointing: blocks`; what it takes back to the default is not named."""
+        return ", ".join(f"{key}: {flow_text(value)}" for key, value in self.values.items() if value not in (None, {}))
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """`recipe` with this change."""
+        return replace(recipe, **self.values)
+
+
+def _trains_in_full_precision(recipe: Recipe) -> bool:
+    return isinstance(recipe, Training) and recipe.precision == "fp32" and recipe.steps == "none"
+
+
+def _has_wide_weights(recipe: Recipe) -> bool:
+    return recipe.precision in ("fp32", "fp16-mixed", "bf16-mixed") and recipe.steps == "none"  # a step has its own
+
+
+def _has_adam(recipe: Recipe) -> bool:
+    return isinstance(recipe, Training) and recipe.optimizer in ("adamw", "adam")
+
+
+def _has_unfused_adam(recipe: Recipe) -> bool:
+    return isinstance(recipe, Training) and _has_adam(recipe) and not recipe.fused
+
+
+def _keeps_all(recipe: Recipe) -> bool:
+    return isinstance(recipe, Training) and recipe.checkpointing == "none"
+
+
+def _is_whole(recipe: Recipe) -> bool:
+    return isinstance(recipe, Training) and recipe.sharding is None
+
+
+def _optimizer(name: str) -> dict[str, Any]:
+    return {"optimizer": name, "optimizer_options": {}, "foreach": None, "fused": None}
+
+
+CHANGES: tuple[Change, ...] = (
+    Change("free", {"fused": True, "foreach": None}, "", _has_unfused_adam),
+    Change("compute", {"checkpointing": "blocks"}, "about a third more compute", _keeps_all),
+    Change("numerics", {"precision": "bf16-mixed"}, "", _trains_in_full_precision),
+    Change("numerics", _optimizer("adamw-8bit"), "needs bitsandbytes", _has_adam),
+    Change("numerics", {"precision": "bf16"}, "weights in half precision may train worse", _has_wide_weights),
+    Change("numerics", _optimizer("adafactor"), "trains differently", _has_adam),
+    Change("devices", {"sharding": {"fsdp": 8}}, "eight devices, each with this batch", _is_whole),
+)
+"""All changes but accumulation, which depends on the batch, by what they cost."""
+
+
+def smaller_passes(recipe: Recipe, batch: int | None) -> Iterator[Change]:
+    """The batch halved as often as it goes, with as many more accumulated passes; the largest first."""
+    if not isinstance(recipe, Training) or not batch:
+        return
+    passes = recipe.gradient_accumulation
+    while batch > 1 and batch % 2 == 0:
+        batch, passes = batch // 2, passes * 2
+        yield Change("memory", {"gradient_accumulation": passes, "batch": batch})
+
+
+def changes_of(recipe: Recipe) -> list[Change]:
+    """The changes of the table that are ones of this recipe."""
+    return [change for change in CHANGES if change.applies(recipe)]

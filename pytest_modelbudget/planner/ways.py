@@ -1,0 +1,95 @@
+"""The cheapest way to fit a device: combinations of changes of a recipe, each recorded as a plan of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from pytest_modelbudget.planner.changes import COSTS, Change, changes_of, smaller_passes
+from pytest_modelbudget.planner.recipe import Recipe, describe
+from pytest_modelbudget.planner.written import recipe_text
+from pytest_modelbudget.summary import Fit, Way
+
+MOST_RECORDINGS = 16
+"""Plans that are made for one device, at most."""
+
+FitOf = Callable[[Recipe], Fit | None]
+"""Whether a run by a recipe fits the device; None where it cannot be planned."""
+
+
+def cheapest_way(recipe: Recipe, device: str, fit_of: FitOf, batch: int | None = None) -> Way:
+    """The cheapest changes with which the run surely fits `device`, and the recipe with them.
+
+    Changes are added by what they cost, cheapest kind first (the batch at its smallest at once), until the run fits;
+    then, dearest first, each is taken back without which it still fits, and the batch is made as large as fits. So none
+    of those that are left can be left out. At most `MOST_RECORDINGS` plans are made; a way without a recipe says that
+    none was found among them.
+    """
+    trials = _Trials(recipe, fit_of)
+    passes = list(smaller_passes(recipe, batch))
+    taken = trials.added(_by_cost([*changes_of(recipe), *passes[-1:]]))
+    if not taken:
+        return Way(device, tried=trials.count)
+    for change in sorted(taken[:-1], key=lambda change: -COSTS.index(change.cost)):
+        rest = [other for other in taken if other is not change]
+        if change.cost != "free" and trials.fit(rest):
+            taken = rest
+    taken = trials.largest_passes(taken, passes)
+    changed = _applied(recipe, taken)
+    return Way(device, recipe_text(changed), tuple(change.name for change in taken), trials.count)
+
+
+def _by_cost(changes: Iterable[Change]) -> list[Change]:
+    return sorted(changes, key=lambda change: COSTS.index(change.cost))
+
+
+def _applied(recipe: Recipe, changes: Iterable[Change]) -> Recipe:
+    for change in changes:
+        recipe = change.applied(recipe)
+    return recipe
+
+
+class _Trials:
+    """Combinations of changes of one recipe, each recorded once; after the most recordings none fits any more."""
+
+    def __init__(self, recipe: Recipe, fit_of: FitOf) -> None:
+        self._recipe, self._fit_of = recipe, fit_of
+        self._fits: dict[str, Fit | None] = {}
+
+    @property
+    def count(self) -> int:
+        """How many were recorded."""
+        return len(self._fits)
+
+    def fit(self, changes: Sequence[Change]) -> bool:
+        """Whether the run surely fits with these changes."""
+        fit = self._recorded(changes)
+        return fit is not None and fit.verdict == "fits"
+
+    def added(self, changes: Iterable[Change]) -> list[Change]:
+        """The changes up to the one with which the run fits, but those that it cannot be planned with; else none."""
+        taken: list[Change] = []
+        for change in changes:
+            if self._recorded([*taken, change]) is None:
+                continue
+            taken.append(change)
+            if self.fit(taken):
+                return taken
+        return []
+
+    def largest_passes(self, taken: list[Change], passes: Sequence[Change]) -> list[Change]:
+        """`taken` with the largest of `passes` that fits in place of the smallest."""
+        if not passes or passes[-1] not in taken:
+            return taken
+        place, low, high = taken.index(passes[-1]), 0, len(passes) - 1
+        while low < high:
+            middle = (low + high) // 2
+            fits = self.fit([*taken[:place], passes[middle], *taken[place + 1 :]])
+            low, high = (low, middle) if fits else (middle + 1, high)
+        return [*taken[:place], passes[high], *taken[place + 1 :]]
+
+    def _recorded(self, changes: Sequence[Change]) -> Fit | None:
+        recipe = _applied(self._recipe, changes)
+        words = describe(recipe)
+        if words not in self._fits and len(self._fits) < MOST_RECORDINGS:
+            self._fits[words] = self._fit_of(recipe)
+        return self._fits.get(words)

@@ -1,0 +1,88 @@
+"""The cheapest way to fit a device, with memory by a formula, and the recipe that is pasted for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_modelbudget.loading import read_yaml
+from pytest_modelbudget.planner import Inference, Recipe, Training, written
+from pytest_modelbudget.planner.ways import MOST_RECORDINGS, cheapest_way
+from pytest_modelbudget.summary import Fit
+
+
+def bytes_of(recipe: Recipe) -> int:
+    """A made-up model: 1,000 of weights, states by optimizer, 100 for each sample, 500 of temporaries of AdamW."""
+    assert isinstance(recipe, Training)
+    states = {"adamw": 2000, "adamw-8bit": 500, "adafactor": 10}[str(recipe.optimizer)]
+    activations = 100 * (recipe.batch or 1) // (1 if recipe.checkpointing == "none" else 10)
+    temporaries = 0 if recipe.fused or recipe.optimizer != "adamw" else 500
+    ranks = 1 if recipe.sharding is None else 8
+    return (1000 + states + temporaries) // ranks // (2 if recipe.precision == "bf16" else 1) + activations
+
+
+@pytest.mark.parametrize(
+    ("capacity", "recipe"),
+    [
+        pytest.param(6200, "{batch: 32, fused: true}", id="free"),
+        pytest.param(4000, "{batch: 8, gradient_accumulation: 4, fused: true}", id="passes, the largest that fit"),
+        pytest.param(
+            3050, "{batch: 4, gradient_accumulation: 8, checkpointing: blocks, fused: true}", id="more compute, too",
+        ),
+        pytest.param(1600, "{batch: 1, optimizer: adamw-8bit, gradient_accumulation: 32}", id="other numerics in its place"),
+        pytest.param(
+            400, "{batch: 2, gradient_accumulation: 16, checkpointing: blocks, sharding: {fsdp: 8}, fused: true}", id="devices, the rest cheap"
+        ),
+    ],
+)  # fmt: skip
+def test_the_cheapest_way(capacity: int, recipe: str) -> None:
+    """Worked out by hand: 6,700 bytes at first; nothing dearer than needed, and nothing that can be left out."""
+    asked: list[Recipe] = []
+
+    def fit_of(recipe: Recipe) -> Fit:
+        asked.append(recipe)
+        return Fit("card", capacity, bytes_of(recipe))
+
+    way = cheapest_way(Training(batch=32), "card", fit_of, batch=32)
+    assert read_section(way.recipe) == read_section(f"training: {recipe}")
+    assert way.tried == len(asked) <= MOST_RECORDINGS
+
+
+def read_section(text: str) -> Recipe | None:
+    """The recipe of a line of a manifest."""
+    [(title, section)] = read_yaml(text).data.items()
+    return written.recipe(title, section)
+
+
+def test_where_nothing_fits() -> None:
+    """It is said, with the number of plans; what cannot be planned is no way, and neither is what is tight."""
+    nothing = cheapest_way(Training(batch=32), "card", lambda recipe: Fit("card", 1, bytes_of(recipe)), batch=32)
+    assert (nothing.recipe, nothing.tried) == ("", 8)
+    assert cheapest_way(Inference(), "card", lambda recipe: None).recipe == ""
+    assert (
+        cheapest_way(Inference(), "card", lambda recipe: Fit("card", 10, 10, 9, ())).recipe
+        == "inference: {precision: bf16}"
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(Training(), id="defaults"),
+        pytest.param(Inference(precision="bf16", kv_cache=8), id="inference"),
+        pytest.param(
+            Training(
+                batch=8, dims={"T": 5}, trainable=("head.*", "no"), sharding={"fsdp": 8, "casts": "policy"},
+                lora={"rank": 4, "targets": ["q: {x}"]}, optimizer_options={"betas": [0.9, 0.95], "lr": 1e-5},
+                optimizer="my.module:make", foreach=False,
+            ),
+            id="every kind of value",
+        ),
+    ],
+)  # fmt: skip
+def test_a_pasted_recipe_is_the_same(recipe: Any) -> None:
+    """One line, which a manifest reads back as it was."""
+    text = written.recipe_text(recipe)
+    assert "\n" not in text
+    assert read_section(text) == recipe
