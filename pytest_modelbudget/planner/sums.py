@@ -39,11 +39,11 @@ def plan(summary: Summary, recipe: Recipe, sizes: Mapping[str, int]) -> Plan:
         parts += [Part("optimizer", "", slots or 0), *activation_parts(summary)]
     parts = [part for part in parts if part.bytes]
     label = SUM_LABEL if training else "weights and inputs alone"
-    if training and _uses_compiled_optimizer(summary, recipe):
+    if _uses_compiled_optimizer(summary, recipe):
         label += "; the optimizer is the one that the model is compiled with"
     return Plan(
         kind="training" if training else "inference",
-        recipe=describe(recipe),
+        recipe=describe(recipe, own_optimizer=_uses_compiled_optimizer(summary, recipe)),
         peak_bytes=None,
         low_bytes=sum(part.bytes for part in parts if part.role not in ("gradient", "activation")),
         parts=tuple(parts),

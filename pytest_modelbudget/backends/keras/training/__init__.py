@@ -19,6 +19,7 @@ from pytest_modelbudget.backends.keras.training.recipe import (
 )
 from pytest_modelbudget.inputs import Inputs, PlainValue
 from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.summary import Plan, Summary, TensorSpec
 
 
@@ -81,7 +82,8 @@ def plans(
 
             xla = uses_xla(model, recipe)
             plan = plan_step(model, arguments, name=name, sizes=sizes, recipe=recipe, compiled=compiled, xla=xla)
-        planned.append(replace(plan, notes=(*plan.notes, *notes_of(model, recipe))))
+        words = describe(recipe, own_optimizer=compiled is not None)
+        planned.append(replace(plan, recipe=words, notes=(*plan.notes, *notes_of(model, recipe))))
     return tuple(planned)
 
 

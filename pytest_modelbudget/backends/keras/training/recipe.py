@@ -80,10 +80,23 @@ def refuse_unplanned(recipe: Recipe) -> None:
             kind = "training" if isinstance(recipe, Training) else "inference"
             cure = _CURES.get(key, "it is for torch models")
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for Keras models: {cure}")
+    if keras.backend.backend() == "jax":
+        _refuse_on_jax(recipe)
     if recipe.precision not in ("fp32", *_POLICIES):
         raise ModelBudgetError(
             f"precision: {recipe.precision} is not planned for Keras models: leave it out, and set the dtype policy "
             "where the model is built"
+        )
+
+
+def _refuse_on_jax(recipe: Recipe) -> None:
+    kind = "training" if isinstance(recipe, Training) else "inference"
+    if recipe.compile == "none":
+        raise ModelBudgetError(f"{kind}.compile: Keras on JAX compiles its steps with XLA: leave it out, or write xla")
+    if recipe.kernels != type(recipe)().kernels:
+        raise ModelBudgetError(
+            f"{kind}.kernels: {recipe.kernels} is not planned for Keras on JAX: leave it out: compile: xla is for the "
+            "CPU of this process"
         )
 
 
