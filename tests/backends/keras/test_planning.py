@@ -182,6 +182,7 @@ def test_on_jax_parts_are_hand_sums_and_the_peak_has_bounds() -> None:
     assert {part.path for part in planned.parts if part.role == "gradient"} == {"dense", "dense_1"}
 
 
+@pytest.mark.slow
 @on_jax
 def test_on_jax_the_compiled_peak_is_that_of_keras_own_function() -> None:
     """XLA's sum for the step of Keras' trainer, which gives its state up, but for the eight bytes of its tracker."""
@@ -307,3 +308,16 @@ def test_no_weight_is_trained() -> None:
     planned = plan(lambda: keras.Sequential([keras.Input((4,)), keras.layers.ReLU()]), training={"batch": 2})
     assert planned.peak_bytes is None
     assert "no weight is trained" in planned.notes[0]
+
+
+@pytest.mark.slow
+@on_tensorflow
+def test_what_is_said_of_jax_holds_there() -> None:
+    """The tests above, in a process where Keras runs on JAX."""
+    pytest.importorskip("jax")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": "jax"}, check=False
+    )
+    assert run.returncode == 0, run.stdout
+    assert "passed" in run.stdout
