@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 ON = keras.backend.backend()
 TABLE = (ROOT / "tests/data/memory/keras_steps.csv").read_text(encoding="utf-8").splitlines()
 TRUTHS = list(csv.DictReader(line for line in TABLE if not line.startswith("#")))
-FAST = ("mlp", "crosses")
+FAST = ("mlp", "siamese")
 RUNS_ON_JAX = [
     pytest.param(row["model"], row["case"], marks=() if row["model"] in FAST else pytest.mark.slow)
     for row in TRUTHS

@@ -82,7 +82,8 @@ def _compiled(bounds: Plan, memory: CompiledMemory, held: list[Part], made: list
         f"among the temporaries, before the compiler: {sizes}" if sizes and not reason else "",
         *bounds.notes[1:],
     )
-    high = total + hidden if reason and hidden is not None else bounds.high_bytes
+    is_pass = bounds.kind == "inference"  # a step takes more inside other kernels, too
+    high = total + hidden if is_pass and reason and hidden is not None else bounds.high_bytes
     bounds = replace(bounds, low_bytes=total, high_bytes=max(total, high), notes=tuple(filter(None, notes)))
     if reason:
         return bounds

@@ -52,7 +52,7 @@ _CURES = {
 }
 COMPILED_NOTE = "the optimizer is the one that the model is compiled with"
 
-_POLICIES = {"bf16-mixed": "mixed_bfloat16"}
+_POLICIES = {"bf16-mixed": "mixed_bfloat16", "fp16-mixed": "mixed_float16"}
 """Precisions as policies of Keras that change no weight."""
 
 Loss = Callable[[Any, Any, Any], Any]
@@ -167,13 +167,14 @@ def optimizer_of(recipe: Training, compiled: MakeOptimizer | None) -> Any:
         return None
     steps = {"gradient_accumulation_steps": recipe.gradient_accumulation} if recipe.gradient_accumulation > 1 else {}
     try:
-        if compiled is not None:
-            return compiled(**steps)
-        return _optimizer_class(name)(**recipe.optimizer_options, **steps)
+        make = _optimizer_class(name) if compiled is None else compiled
+        optimizer = make(**({} if compiled else recipe.optimizer_options), **steps)
     except ModelBudgetError:
         raise
     except Exception as error:  # whatever the optimizer says to its options
         raise ModelBudgetError(f"training.optimizer: {name} cannot be made: {type(error).__name__}: {error}") from error
+    scaler = keras.optimizers.LossScaleOptimizer
+    return scaler(optimizer) if recipe.precision == "fp16-mixed" and not isinstance(optimizer, scaler) else optimizer
 
 
 def _optimizer_class(name: Any) -> Callable[..., Any]:
