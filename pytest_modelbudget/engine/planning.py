@@ -187,7 +187,8 @@ def _largest_sizes(
 
 def _plan_or_reason(subject: CountedModel, recipe: Recipe) -> Plan:
     try:
-        return subject.plan(recipe)
+        plan = subject.plan(recipe)
+        return replace(plan, recipe=plan.recipe or describe(recipe))
     except (Exception, SystemExit) as error:
         return Plan(kind_of(recipe), describe(recipe), None, notes=(f"not planned: {_reason_text(error)}",))
 

@@ -31,7 +31,9 @@ PARAMS = 20 * 32 + 32 + 32 + 1
 BATCH = 8
 
 on_tensorflow = pytest.mark.skipif(ON != "tensorflow", reason="of TensorFlow's graphs")
+on_torch = pytest.mark.skipif(ON != "torch", reason="of torch's kernels")
 on_jax = pytest.mark.skipif(ON != "jax", reason="of JAX's traces")
+without_tensorflow = pytest.mark.skipif(ON == "tensorflow", reason="refused there")
 in_graphs = pytest.mark.skipif(ON == "torch", reason="of traces")
 
 
@@ -99,17 +101,23 @@ def test_what_xla_takes_is_not_known(model: Any, written: dict[str, Any]) -> Non
     assert "xla" in planned.notes[0]
 
 
-@in_graphs
-def test_a_policy_is_as_if_the_model_was_built_in_it() -> None:
-    """`bf16-mixed` plans what a model takes whose layers were built under Keras' policy, or the bound of that."""
+@pytest.mark.parametrize(
+    ("precision", "policy"),
+    [
+        pytest.param("bf16-mixed", "mixed_bfloat16", id="bf16"),
+        pytest.param("fp16-mixed", "mixed_float16", id="fp16", marks=without_tensorflow),
+    ],
+)
+def test_a_policy_is_as_if_the_model_was_built_in_it(precision: str, policy: str) -> None:
+    """Its peak, or the bound of that, is as of layers built under Keras' policy, which scales losses of float16."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_dtype_policy(policy)
     try:
-        built = most(plan(mlp(), training={"batch": BATCH}))
+        built = most(plan(mlp(compiled=True), training={"batch": BATCH}))
     finally:
         keras.config.set_dtype_policy(before)
-    assert most(plan(mlp, training={"batch": BATCH, "precision": "bf16-mixed"})) == built
-    assert built != most(plan(mlp, training={"batch": BATCH}))
+    assert most(plan(lambda: mlp(compiled=True), training={"batch": BATCH, "precision": precision})) == built
+    assert built != most(plan(lambda: mlp(compiled=True), training={"batch": BATCH}))
 
 
 class OwnStep(keras.Model):  # type: ignore[misc]
@@ -140,6 +148,9 @@ def most(planned: Plan) -> int:
         pytest.param(mlp, {"sharding": {"fsdp": 8}}, "training.sharding", id="sharding"),
         pytest.param(mlp, {"checkpointing": "blocks"}, "RematScope", id="recomputing"),
         pytest.param(mlp, {"precision": "bf16"}, "dtype policy", id="half precision"),
+        pytest.param(
+            mlp, {"precision": "fp16-mixed", "kernels": "cpu"}, "kernels", id="halves on a cpu", marks=on_torch
+        ),
         pytest.param(mlp, {"optimizer": "adamw-8bit"}, "write one of", id="optimizer"),
         pytest.param(mlp, {"trainable": ["nothing*"]}, "no weight's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),

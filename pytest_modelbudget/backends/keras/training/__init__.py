@@ -13,6 +13,7 @@ from pytest_modelbudget.backends.keras.ports import CallArguments
 from pytest_modelbudget.backends.keras.training.recipe import (
     compiled_optimizer,
     notes_of,
+    refuse_half_on_cpu,
     refuse_own_step,
     refuse_unplanned,
     uses_xla,
@@ -48,6 +49,8 @@ def plans(
     for recipe in recipes:
         refuse_unplanned(recipe)
         refuse_own_step(model, recipe)
+        if backend == "torch":
+            refuse_half_on_cpu(model, recipe)
     planned = []
     for recipe in recipes:
         compiled = compiled_optimizer(model, recipe)

@@ -55,6 +55,9 @@ COMPILED_NOTE = "the optimizer is the one that the model is compiled with"
 _POLICIES = {"bf16-mixed": "mixed_bfloat16", "fp16-mixed": "mixed_float16"}
 """Precisions as policies of Keras that change no weight."""
 
+_NOT_FOLLOWED = {"tensorflow": ("fp16-mixed",)}
+"""Precisions by backends whose steps in them cannot be traced: the scaler of losses updates in branches."""
+
 Loss = Callable[[Any, Any, Any], Any]
 """From the inputs, the targets and what the model returned, the loss: a number, or tensors that each get a gradient."""
 
@@ -80,9 +83,10 @@ def refuse_unplanned(recipe: Recipe) -> None:
             kind = "training" if isinstance(recipe, Training) else "inference"
             cure = _CURES.get(key, "it is for torch models")
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for Keras models: {cure}")
-    if keras.backend.backend() == "jax":
+    backend = keras.backend.backend()
+    if backend == "jax":
         _refuse_on_jax(recipe)
-    if recipe.precision not in ("fp32", *_POLICIES):
+    if recipe.precision not in ("fp32", *_POLICIES) or recipe.precision in _NOT_FOLLOWED.get(backend, ()):
         raise ModelBudgetError(
             f"precision: {recipe.precision} is not planned for Keras models: leave it out, and set the dtype policy "
             "where the model is built"
@@ -97,6 +101,20 @@ def _refuse_on_jax(recipe: Recipe) -> None:
         raise ModelBudgetError(
             f"{kind}.kernels: {recipe.kernels} is not planned for Keras on JAX: leave it out: compile: xla is for the "
             "CPU of this process"
+        )
+
+
+def refuse_half_on_cpu(model: Any, recipe: Recipe) -> None:
+    """Refuse kernels of a CPU for layers that compute in float16, which they turn into larger floats on the way.
+
+    Raises:
+        ModelBudgetError: with what to do instead.
+    """
+    halves = any(layer.compute_dtype == "float16" for layer in walk.all_layers(model))
+    if recipe.kernels != "cuda" and (halves or recipe.precision == "fp16-mixed"):
+        raise ModelBudgetError(
+            f"kernels: {recipe.kernels}: what a CPU's kernels take in float16 is not known: leave the key out, or plan "
+            "bf16-mixed"
         )
 
 
