@@ -351,6 +351,11 @@ def compiled_loss(model: Any, inputs: Any, targets: Any, outputs: Any) -> Any:
     return model._compute_loss(x=inputs, y=targets, y_pred=outputs, training=True)
 
 
+def has_metrics(model: Any) -> bool:
+    """Whether a model is compiled with metrics beside its loss."""
+    return getattr(model, "_compile_metrics", None) is not None
+
+
 def takes_training(layer: Any) -> bool:
     """Whether Keras' own step says to a model that it is training."""
     return bool(getattr(layer, "_call_has_training_arg", False))

@@ -178,6 +178,13 @@ def test_a_live_model_stays_as_it_is() -> None:
     assert not model.optimizer.built or len(model.optimizer.variables) > 0
 
 
+@pytest.mark.parametrize("metrics", [None, ["mae"]])
+def test_metrics_are_said_not_to_be_planned(metrics: Any) -> None:
+    """Where a model is compiled with some."""
+    planned = plan(mlp(compiled=True, metrics=metrics), training={"batch": BATCH})
+    assert any("without the metrics" in note for note in planned.notes) == (metrics is not None)
+
+
 @on_jax
 def test_on_jax_parts_are_hand_sums_and_the_peak_has_bounds() -> None:
     """Weights, gradients, Adam's slots with two numbers, the batch and the hidden layer; the least is what is held."""

@@ -51,6 +51,7 @@ _CURES = {
     "fused": "Keras' optimizers have one implementation",
 }
 COMPILED_NOTE = "the optimizer is the one that the model is compiled with"
+METRICS_NOTE = "without the metrics that the model is compiled with: what they take comes on top"
 
 _POLICIES = {"bf16-mixed": "mixed_bfloat16", "fp16-mixed": "mixed_float16"}
 """Precisions as policies of Keras that change no weight."""
@@ -288,8 +289,10 @@ def training_arguments(model: Any, training: bool) -> dict[str, bool]:
 
 def notes_of(model: Any, recipe: Recipe) -> tuple[str, ...]:
     """What a plan says of the step that it assumed."""
-    compiled = isinstance(recipe, Training) and uses_compiled_optimizer(model, recipe)
-    return (COMPILED_NOTE,) if compiled else ()
+    if not isinstance(recipe, Training):
+        return ()
+    own_optimizer = (COMPILED_NOTE,) if uses_compiled_optimizer(model, recipe) else ()
+    return (*own_optimizer, METRICS_NOTE) if private.has_metrics(model) else own_optimizer
 
 
 def _is_compiled(model: Any) -> bool:
