@@ -106,7 +106,7 @@ def _refuse_on_jax(recipe: Recipe) -> None:
 
 
 def refuse_half_on_cpu(model: Any, recipe: Recipe) -> None:
-    """Refuse kernels of a CPU for layers that compute in float16, which they turn into larger floats on the way.
+    """Refuse kernels of a CPU for layers on torch that compute in float16: there Keras makes larger floats of them.
 
     Raises:
         ModelBudgetError: with what to do instead.
@@ -114,8 +114,8 @@ def refuse_half_on_cpu(model: Any, recipe: Recipe) -> None:
     halves = any(layer.compute_dtype == "float16" for layer in walk.all_layers(model))
     if recipe.kernels != "cuda" and (halves or recipe.precision == "fp16-mixed"):
         raise ModelBudgetError(
-            f"kernels: {recipe.kernels}: what a CPU's kernels take in float16 is not known: leave the key out, or plan "
-            "bf16-mixed"
+            f"kernels: {recipe.kernels}: on a CPU Keras computes float16 in larger floats, which is not planned: leave "
+            "the key out, or plan bf16-mixed"
         )
 
 
