@@ -230,11 +230,11 @@ def _largest_sizes(
 
 
 def _plan_or_reason(subject: CountedModel, recipe: Recipe) -> Plan:
-    recipe_text = describe(recipe)
     try:
-        return replace(subject.plan(recipe), recipe=recipe_text)
+        plan = subject.plan(recipe)
+        return replace(plan, recipe=plan.recipe or describe(recipe))
     except (Exception, SystemExit) as error:
-        return Plan(kind_of(recipe), recipe_text, None, notes=(f"not planned: {_reason_text(error)}",))
+        return Plan(kind_of(recipe), describe(recipe), None, notes=(f"not planned: {_reason_text(error)}",))
 
 
 def _reason_text(error: BaseException) -> str:

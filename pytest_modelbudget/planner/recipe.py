@@ -127,21 +127,21 @@ class Training:
 Recipe = Training | Inference
 
 
-def describe(recipe: Recipe) -> str:
+def describe(recipe: Recipe, *, own_optimizer: bool = False) -> str:
     """A recipe in words, what is left at its default left out: `batch 32, adamw, bf16-mixed, checkpointing blocks`.
 
     For one model at one size, recipes in the same words have the same peak: growth against a base relies on it. A
-    callable, which only code can give, is told by its name.
+    callable, which only code can give, is told by its name. With `own_optimizer` the model brings its optimizer.
     """
-    return ", ".join(_words(recipe))
+    return ", ".join(_words(recipe, own_optimizer))
 
 
-def _words(recipe: Recipe) -> Iterator[str]:
+def _words(recipe: Recipe, own_optimizer: bool) -> Iterator[str]:
     if recipe.batch:
         yield f"batch {recipe.batch}"
     yield from (f"{name} {size}" for name, size in recipe.dims.items())
     if isinstance(recipe, Training):
-        yield _optimizer_text(recipe)
+        yield "the model's optimizer" if own_optimizer else _optimizer_text(recipe)
     yield recipe.precision
     default = type(recipe)()
     for name, text in _TEXTS.items():

@@ -36,17 +36,17 @@ def plan(summary: Summary, recipe: Recipe, sizes: Mapping[str, int]) -> Plan:
     unrecorded = f"what is alive at once is not known: steps of {summary.framework} models are not recorded here"
     problem = next(_problems(summary, recipe), unrecorded)
     slots = _slot_bytes(summary, recipe) if isinstance(recipe, Training) else 0
-    parts = [*_weight_parts(summary), Part("input", "", _input_bytes(summary, sizes))]
+    parts = [*weight_parts(summary), Part("input", "", _input_bytes(summary, sizes))]
     if isinstance(recipe, Training):
-        parts += _gradient_parts(summary)
-        parts += [Part("optimizer", "", slots or 0), *_activation_parts(summary)]
+        parts += gradient_parts(summary)
+        parts += [Part("optimizer", "", slots or 0), *activation_parts(summary)]
     parts = [part for part in parts if part.bytes]
     label = SUM_LABEL if training else "weights and inputs alone"
-    if training and _uses_compiled_optimizer(summary, recipe):
+    if _uses_compiled_optimizer(summary, recipe):
         label += "; the optimizer is the one that the model is compiled with"
     return Plan(
         kind="training" if training else "inference",
-        recipe=describe(recipe),
+        recipe=describe(recipe, own_optimizer=_uses_compiled_optimizer(summary, recipe)),
         peak_bytes=None,
         low_bytes=sum(part.bytes for part in parts if part.role not in ("gradient", "activation")),
         parts=tuple(parts),
@@ -93,10 +93,11 @@ def _slot_bytes(summary: Summary, recipe: Training) -> int | None:
     if slots is None:
         return None
     slots += sum(bool(recipe.optimizer_options.get(name)) for name in ("momentum", "centered", "amsgrad"))
-    return slots * sum(part.bytes for part in _gradient_parts(summary))
+    return slots * sum(part.bytes for part in gradient_parts(summary))
 
 
-def _weight_parts(summary: Summary) -> Iterator[Part]:
+def weight_parts(summary: Summary) -> Iterator[Part]:
+    """Params and buffers of each layer."""
     for layer in summary.layers:
         roles: dict[Role, int] = {}
         for weight in layer.own:
@@ -105,15 +106,17 @@ def _weight_parts(summary: Summary) -> Iterator[Part]:
         yield from (Part(role, layer.path, size) for role, size in roles.items())
 
 
-def _gradient_parts(summary: Summary) -> list[Part]:
+def gradient_parts(summary: Summary) -> list[Part]:
+    """A gradient for each param that is trained, by layer."""
+
     def size(layer: Layer) -> int:
         return sum(weight.bytes for weight in layer.own if weight.role == "param" and weight.trainable)
 
     return [Part("gradient", layer.path, size(layer)) for layer in summary.layers if size(layer)]
 
 
-def _activation_parts(summary: Summary) -> Iterator[Part]:
-    """By layer, and what no layer has at the model itself."""
+def activation_parts(summary: Summary) -> Iterator[Part]:
+    """What is held for the backward pass, by layer, and what no layer has at the model itself."""
     rows = [Part("activation", layer.path, layer.activation_bytes or 0) for layer in summary.layers]
     yield from rows
     if summary.activation_bytes is not None:

@@ -74,7 +74,7 @@ def test_activations_are_at_their_layers() -> None:
 def test_a_compiled_model_says_its_optimizer() -> None:
     """Its own variables are counted, unless the recipe asks for another optimizer."""
     own = plan(counted(optimizer_bytes=77), Training(), {"B": 4})
-    assert own.by_role()["optimizer"] == 77
+    assert (own.by_role()["optimizer"], own.recipe) == (77, "the model's optimizer, fp32")
     assert own.notes == (
         UNRECORDED,
         f"{SUM_LABEL}; the optimizer is the one that the model is compiled with",

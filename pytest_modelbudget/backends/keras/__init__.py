@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -109,7 +110,14 @@ def plan(
             raise ModelBudgetError(f"{name}: {problem}")
         arguments = _KerasSummaryBuilder(model, name, sizes, {}).arguments(inputs, built_here)
     return training.plans(
-        model, arguments, name=name, sizes={BATCH: 1, **sizes}, recipes=recipes, built_here=built_here, devices=devices
+        model,
+        arguments,
+        name=name,
+        sizes={BATCH: 1, **sizes},
+        recipes=recipes,
+        built_here=built_here,
+        devices=devices,
+        summarize=partial(summarize, model, name=name, inputs=inputs, sizes=sizes, built_here=built_here),
     )
 
 

@@ -11,8 +11,8 @@ import inspect
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -351,6 +351,34 @@ def compiled_loss(model: Any, inputs: Any, targets: Any, outputs: Any) -> Any:
     return model._compute_loss(x=inputs, y=targets, y_pred=outputs, training=True)
 
 
+def has_metrics(model: Any) -> bool:
+    """Whether a model is compiled with metrics beside its loss."""
+    return getattr(model, "_compile_metrics", None) is not None
+
+
 def takes_training(layer: Any) -> bool:
     """Whether Keras' own step says to a model that it is training."""
     return bool(getattr(layer, "_call_has_training_arg", False))
+
+
+@contextmanager
+def losses_forgotten(model: Any) -> Iterator[None]:
+    """On leaving, layers know no loss that a call inside has added."""
+    try:
+        yield
+    finally:
+        if hasattr(model, "_clear_losses"):
+            model._clear_losses()
+
+
+def added_losses(model: Any, losses: Iterable[Any]) -> AbstractContextManager[Any]:
+    """Inside, `losses` are what the layers of a model have added to its loss."""
+    return patched(model, "_losses_override", list(losses))
+
+
+def compiled_loss_copied(model: Any) -> AbstractContextManager[Any]:
+    """Inside, a compiled model has a copy of its loss, since the first use of one makes metrics in it."""
+    if (loss := getattr(model, "_compile_loss", None)) is None:
+        return nullcontext()
+    copied = type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
+    return patched(model, "_compile_loss", copied)

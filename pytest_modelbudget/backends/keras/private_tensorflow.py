@@ -52,13 +52,3 @@ def variables_without_values(variables: Iterable[Any]) -> Iterator[None]:
         finally:
             for variable in empty:
                 private.set_value(variable, None)
-
-
-@contextmanager
-def losses_forgotten(model: Any) -> Iterator[None]:
-    """On leaving, layers know no loss that a call inside has added."""
-    try:
-        yield
-    finally:
-        if hasattr(model, "_clear_losses"):
-            model._clear_losses()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,15 @@ from pytest_modelbudget.backends.keras.ports import CallArguments
 from pytest_modelbudget.backends.keras.training.recipe import (
     compiled_optimizer,
     notes_of,
+    refuse_half_on_cpu,
     refuse_own_step,
     refuse_unplanned,
     uses_xla,
 )
 from pytest_modelbudget.inputs import Inputs, PlainValue
 from pytest_modelbudget.planner import Recipe
-from pytest_modelbudget.summary import Plan, TensorSpec
+from pytest_modelbudget.planner.recipe import describe
+from pytest_modelbudget.summary import Plan, Summary, TensorSpec
 
 
 def plans(
@@ -31,19 +33,24 @@ def plans(
     recipes: Sequence[Recipe],
     built_here: bool,
     devices: Sequence[str],
+    summarize: Callable[[], Summary],
 ) -> tuple[Plan, ...]:
     """The plans of a built model by its backend's own step; see `pytest_modelbudget.backends.Planner.plan`.
+
+    `summarize` counts the model as it is when it is called.
 
     Raises:
         ModelBudgetError: a recipe that has no meaning for Keras models, or a step that does not run.
         NotRecorded: the backend's steps are not recorded.
     """
     backend = keras.backend.backend()
-    if backend not in ("torch", "tensorflow"):
+    if backend not in ("torch", "tensorflow", "jax"):
         raise NotRecorded
     for recipe in recipes:
         refuse_unplanned(recipe)
         refuse_own_step(model, recipe)
+        if backend == "torch":
+            refuse_half_on_cpu(model, recipe)
     planned = []
     for recipe in recipes:
         compiled = compiled_optimizer(model, recipe)
@@ -60,12 +67,26 @@ def plans(
                 devices=devices,
                 compiled=compiled,
             )
+        elif backend == "jax":
+            from pytest_modelbudget.backends.keras.training import jax_step
+
+            plan = jax_step.plan_step(
+                model,
+                arguments,
+                name=name,
+                sizes=sizes,
+                recipe=recipe,
+                compiled=compiled,
+                summarize=summarize,
+                devices=devices,
+            )
         else:
             from pytest_modelbudget.backends.keras.training.tf_step import plan_step
 
             xla = uses_xla(model, recipe)
             plan = plan_step(model, arguments, name=name, sizes=sizes, recipe=recipe, compiled=compiled, xla=xla)
-        planned.append(replace(plan, notes=(*plan.notes, *notes_of(model, recipe))))
+        words = describe(recipe, own_optimizer=compiled is not None)
+        planned.append(replace(plan, recipe=words, notes=(*plan.notes, *notes_of(model, recipe))))
     return tuple(planned)
 
 

@@ -51,9 +51,13 @@ _CURES = {
     "fused": "Keras' optimizers have one implementation",
 }
 COMPILED_NOTE = "the optimizer is the one that the model is compiled with"
+METRICS_NOTE = "without the metrics that the model is compiled with: what they take comes on top"
 
-_POLICIES = {"bf16-mixed": "mixed_bfloat16"}
+_POLICIES = {"bf16-mixed": "mixed_bfloat16", "fp16-mixed": "mixed_float16"}
 """Precisions as policies of Keras that change no weight."""
+
+_NOT_FOLLOWED = {"tensorflow": ("fp16-mixed",)}
+"""Precisions by backends whose steps in them cannot be traced: the scaler of losses updates in branches."""
 
 Loss = Callable[[Any, Any, Any], Any]
 """From the inputs, the targets and what the model returned, the loss: a number, or tensors that each get a gradient."""
@@ -80,10 +84,38 @@ def refuse_unplanned(recipe: Recipe) -> None:
             kind = "training" if isinstance(recipe, Training) else "inference"
             cure = _CURES.get(key, "it is for torch models")
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for Keras models: {cure}")
-    if recipe.precision not in ("fp32", *_POLICIES):
+    backend = keras.backend.backend()
+    if backend == "jax":
+        _refuse_on_jax(recipe)
+    if recipe.precision not in ("fp32", *_POLICIES) or recipe.precision in _NOT_FOLLOWED.get(backend, ()):
         raise ModelBudgetError(
             f"precision: {recipe.precision} is not planned for Keras models: leave it out, and set the dtype policy "
             "where the model is built"
+        )
+
+
+def _refuse_on_jax(recipe: Recipe) -> None:
+    kind = "training" if isinstance(recipe, Training) else "inference"
+    if recipe.compile == "none":
+        raise ModelBudgetError(f"{kind}.compile: Keras on JAX compiles its steps with XLA: leave it out, or write xla")
+    if recipe.kernels != type(recipe)().kernels:
+        raise ModelBudgetError(
+            f"{kind}.kernels: {recipe.kernels} is not planned for Keras on JAX: leave it out: compile: xla is for the "
+            "CPU of this process"
+        )
+
+
+def refuse_half_on_cpu(model: Any, recipe: Recipe) -> None:
+    """Refuse kernels of a CPU for layers on torch that compute in float16: there Keras makes larger floats of them.
+
+    Raises:
+        ModelBudgetError: with what to do instead.
+    """
+    halves = any(layer.compute_dtype == "float16" for layer in walk.all_layers(model))
+    if recipe.kernels != "cuda" and (halves or recipe.precision == "fp16-mixed"):
+        raise ModelBudgetError(
+            f"kernels: {recipe.kernels}: on a CPU Keras computes float16 in larger floats, which is not planned: leave "
+            "the key out, or plan bf16-mixed"
         )
 
 
@@ -154,13 +186,14 @@ def optimizer_of(recipe: Training, compiled: MakeOptimizer | None) -> Any:
         return None
     steps = {"gradient_accumulation_steps": recipe.gradient_accumulation} if recipe.gradient_accumulation > 1 else {}
     try:
-        if compiled is not None:
-            return compiled(**steps)
-        return _optimizer_class(name)(**recipe.optimizer_options, **steps)
+        make = _optimizer_class(name) if compiled is None else compiled
+        optimizer = make(**({} if compiled else recipe.optimizer_options), **steps)
     except ModelBudgetError:
         raise
     except Exception as error:  # whatever the optimizer says to its options
         raise ModelBudgetError(f"training.optimizer: {name} cannot be made: {type(error).__name__}: {error}") from error
+    scaler = keras.optimizers.LossScaleOptimizer
+    return scaler(optimizer) if recipe.precision == "fp16-mixed" and not isinstance(optimizer, scaler) else optimizer
 
 
 def _optimizer_class(name: Any) -> Callable[..., Any]:
@@ -256,8 +289,10 @@ def training_arguments(model: Any, training: bool) -> dict[str, bool]:
 
 def notes_of(model: Any, recipe: Recipe) -> tuple[str, ...]:
     """What a plan says of the step that it assumed."""
-    compiled = isinstance(recipe, Training) and uses_compiled_optimizer(model, recipe)
-    return (COMPILED_NOTE,) if compiled else ()
+    if not isinstance(recipe, Training):
+        return ()
+    own_optimizer = (COMPILED_NOTE,) if uses_compiled_optimizer(model, recipe) else ()
+    return (*own_optimizer, METRICS_NOTE) if private.has_metrics(model) else own_optimizer
 
 
 def _is_compiled(model: Any) -> bool:

@@ -72,7 +72,7 @@ def _without_memory(model: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(global_state_restored())
         stack.enter_context(tensorflow_names.variables_without_values(private.all_variables(model)))
-        stack.enter_context(tensorflow_names.losses_forgotten(model))
+        stack.enter_context(private.losses_forgotten(model))
         yield
 
 

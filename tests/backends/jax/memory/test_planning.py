@@ -215,6 +215,14 @@ def test_what_convolutions_take_inside_is_not_known() -> None:
     assert "convolutions take more inside themselves" in result.notes[0]
 
 
+def test_the_most_that_a_convolution_takes_has_its_columns() -> None:
+    """Weights, the images, 27 numbers for each of the 4 x 16 x 16 places, two results of 8 channels, means and sums."""
+    places, result = 4 * 16 * 16, plan(Convolved, "float32[B, 16, 16, 3]", inference={"batch": 4})
+    convolved = 9 * 3 * 8 + 8 + places * 3 + places * 9 * 3 + 2 * places * 8
+    assert result.high_bytes is not None
+    assert 4 * convolved < result.high_bytes <= 4 * (convolved + places * 8 + 3 * 4 * 8)
+
+
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
 %inner.1 (param_0: f32[8,16], param_1: bf16[16,4]) -> f32[8,4] {{
