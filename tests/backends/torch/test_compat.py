@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pytest_modelbudget.backends.torch.compat import PRIVATE, Private
+from pytest_modelbudget.backends.torch.private_names import PRIVATE, Private
 from tests.backends.torch.private_names import used
 
 PARTS_OF_NAMES = frozenset(
@@ -49,7 +49,7 @@ def test_every_private_name_is_listed() -> None:
     unlisted = {
         name: sorted(rooms) for name, rooms in IN_USE.items() if not any(_covers(listed, name) for listed in LISTED)
     }
-    assert unlisted == {}, "list them in backends/torch/compat.py, or do without them"
+    assert unlisted == {}, "list them in backends/torch/private_names.py, or do without them"
 
 
 def test_each_private_name_is_in_use_in_its_rooms() -> None:
