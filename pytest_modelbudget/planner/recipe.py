@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 Compile = Literal["auto", "none", "xla"]
-ZeroGrad = Literal["before", "after", "never"]
+ZeroGrad = Literal["before", "before-backward", "after", "never"]
+Outputs = Literal["kept", "until-step", "dropped"]
+LoopName = Literal["torch", "hf-trainer", "lightning", "torchtitan", "nanogpt"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 
 KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
@@ -25,6 +27,9 @@ OPTIMIZERS = (
 
 LORA_TARGETS = ("q_proj", "v_proj")
 """Layers that get adapters where `lora` names none."""
+
+ASSUMED = {"outputs": "kept", "zero_grad": "before"}
+"""What a loop does that a recipe says nothing of."""
 
 NameOrCallable = str | Callable[..., Any]
 
@@ -66,6 +71,11 @@ class Training:
     = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is `xla` or
     `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known.
     For JAX models `xla` compiles the step for the CPU (`auto`: it is not compiled, and its peak not known).
+
+    `outputs` says whether what the model returned is `kept` until the next pass returns, `until-step`, or `dropped`
+    before the backward pass; `zero_grad` may also be `before-backward`. What these two do not say (None) is as in
+    `loop`, one of `loops.LOOPS`, which decides more where it is named; without a name it is `torch`. The model's own
+    `loss` is also the only number of several tensors that it returns, as in `return logits, loss`.
     """
 
     batch: int | None = None
@@ -77,13 +87,15 @@ class Training:
     checkpointing: NameOrCallable = "none"
     foreach: bool | None = None
     fused: bool | None = None
-    zero_grad: ZeroGrad = "before"
+    zero_grad: ZeroGrad | None = None
     loss: NameOrCallable = "auto"
     trainable: tuple[str, ...] = ()
     lora: Mapping[str, Any] = field(default_factory=dict)
     sharding: Mapping[str, int] | NameOrCallable | None = None
     compile: Compile = "auto"
     kernels: Kernels = "cuda"
+    outputs: Outputs | None = None
+    loop: LoopName | None = None
 
 
 Recipe = Training | Inference
@@ -106,8 +118,9 @@ def _words(recipe: Recipe) -> Iterator[str]:
         yield _optimizer_text(recipe)
     yield recipe.precision
     default = type(recipe)()
+    assumed = {} if getattr(recipe, "loop", None) else ASSUMED
     for name, text in _TEXTS.items():
-        if (value := getattr(recipe, name, None)) != getattr(default, name, None):
+        if (value := getattr(recipe, name, None)) not in (getattr(default, name, None), assumed.get(name)):
             yield text(value)
 
 
@@ -143,5 +156,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "sharding": _sharding_text,
     "compile": lambda compiler: f"compile {compiler}",
     "kernels": lambda kernels: f"kernels {kernels}",
+    "outputs": lambda fate: f"outputs {fate}",
+    "loop": lambda name: f"loop {name}",
 }
 """What each key says where it is not at its default; a recipe's other keys come before these."""

@@ -26,11 +26,12 @@ Role = Literal[
     "cache",
     "workspace",
     "gathered",
+    "output",
 ]
 """What memory is for. `other` is a tensor that a model holds as a plain attribute, `cast` a copy of a weight in the
 dtype of autocast, `activation` what the forward pass leaves for the backward pass, `cache` keys and values of earlier
 tokens, `workspace` what a kernel takes inside itself, `gathered` what is whole on a rank for a while only: parameters
-of many ranks, and gradients on their way to them."""
+of many ranks, and gradients on their way to them. `output` is what the model returned, where nothing else needs it."""
 
 
 @dataclass(frozen=True, slots=True)

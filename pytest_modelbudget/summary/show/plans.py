@@ -26,6 +26,7 @@ ROLES: dict[Role, str] = {
     "cache": "cache of keys and values",
     "workspace": "workspaces of kernels",
     "gathered": "gathered parameters and gradients on their way",
+    "output": "outputs of the model",
 }
 """What memory is for, in words."""
 

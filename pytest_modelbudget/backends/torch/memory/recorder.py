@@ -12,7 +12,7 @@ A trace is plain data (`planner.memory_trace`): what needs a peak or a curve of 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -192,6 +192,26 @@ class Recorder(Observer):
         self._note_freed()
         if self._freed:
             self._events.append(MemoryEvent("", "", "", (), self._take_freed()))
+
+    def released_by(self, let_go: Callable[[], object]) -> tuple[int, ...]:
+        """The numbers of the storages that `let_go` lets go of."""
+        self._note_freed()
+        before = len(self._freed)
+        let_go()
+        self._note_freed()
+        return tuple(self._freed[before:])
+
+    def released_after(self, let_go: Callable[[], object]) -> tuple[int, ...]:
+        """The same where `let_go` is no part of the run, which is over."""
+        self._flush()
+        released = self.released_by(let_go)
+        self._freed.clear()
+        return released
+
+    def note_output(self, numbers: Iterable[int]) -> None:
+        """Storages that nothing but the result of the model held."""
+        for number in numbers:
+            self._roles.setdefault(number, "output")
 
     def close(self) -> None:
         """The run is over, with its result still there: what goes from now on is not noted."""

@@ -39,9 +39,11 @@ from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
+from pytest_modelbudget.backends.torch.training.loop import LoopOutputs, in_float32
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner.loops import Loop, loop_of, resolved
 from pytest_modelbudget.planner.references import imported
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,6 +106,7 @@ class StepRecording:
         optimizer: Any,
     ) -> None:
         self.shard, self.recorder, self.optimizer = shard, recorder, optimizer
+        recipe = resolved(recipe) if isinstance(recipe, Training) else recipe
         self.runnable, self.recipe, self.model = runnable, recipe, runnable.model
         self.sizes = sizes
         self.doing = "forward pass"
@@ -177,19 +180,25 @@ class StepRecording:
         if not params:
             raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
         optimizer = self.optimizer(recipe, params, embedding_tables(self.model))
-        loss_of = _loss_function(recipe)
-        out = loss = None
+        loop = loop_of(recipe)
+        loss_of, outputs, loss = _loss_function(recipe, loop), LoopOutputs(recorder), None
         for _ in range(STEPS):
             recorder.begin_step()
             if recipe.zero_grad == "before":
                 drop_gradients(params)
-            for _ in range(recipe.gradient_accumulation):
+            for number in range(recipe.gradient_accumulation):
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
-                kernels.keeps_casts, kernels.guessing = True, False
+                kernels.keeps_casts, kernels.guessing = loop.caches_casts, False
                 with kernels.autocast(MIXED.get(recipe.precision)):
-                    out = self.model(*call.args, **call.kwargs)
+                    outputs.returned(self.model(*call.args, **call.kwargs))
+                    if loop.float32_outputs and recipe.precision in MIXED:
+                        outputs.returned(in_float32(outputs.value))
                     self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
-                    loss = loss_of(out)
+                    loss = loss_of(outputs.value)
+                if recipe.outputs == "dropped":
+                    outputs.drop()
+                if recipe.zero_grad == "before-backward" and number == 0:
+                    drop_gradients(params)
                 if isinstance(loss_of, _CrossEntropy) and loss_of.targets is not None:
                     recorder.set_role(loss_of.targets, "input")
                 self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
@@ -197,6 +206,8 @@ class StepRecording:
                 for parameter in params:
                     if parameter.grad is not None:
                         recorder.set_role(parameter.grad, "gradient")
+            if recipe.outputs == "until-step":
+                outputs.drop()
             if optimizer is not None:
                 self.update(optimizer.step, recorder)
                 for state in optimizer.state.values():
@@ -204,7 +215,8 @@ class StepRecording:
                         recorder.set_role(tensor, "optimizer")
             if recipe.zero_grad == "after":
                 drop_gradients(params)
-        return out, loss, optimizer
+        outputs.note_last()
+        return outputs, loss, optimizer
 
     def update(self, step: Callable[[], object], recorder: Recorder) -> None:
         """Run the `step` of an optimizer."""
@@ -263,18 +275,23 @@ def start_backward(loss: Any) -> None:
     torch.autograd.backward(trained, [None if output.dim() == 0 else torch.empty_like(output) for output in trained])
 
 
-def _loss_function(recipe: Training) -> Callable[[Any], Any]:
+def _loss_function(recipe: Training, loop: Loop) -> Callable[[Any], Any]:
     """What the backward pass begins with, from what the model returned."""
     if recipe.loss == "cross_entropy":
         return _CrossEntropy()
     if recipe.loss == "auto":
-        return lambda out: own_loss if (own_loss := _own_loss(out)) is not None else out
+        loss_of_loop = _CrossEntropy(float32=True) if loop.float32_loss else lambda out: out
+        return lambda out: own_loss if (own_loss := _own_loss(out)) is not None else loss_of_loop(out)
     return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss, "loss")
 
 
 def _own_loss(out: Any) -> torch.Tensor | None:
+    """The model's `loss`, or the only number that it returned beside other tensors."""
     loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
-    return loss if isinstance(loss, torch.Tensor) and loss.dim() == 0 else None
+    if isinstance(loss, torch.Tensor) and loss.dim() == 0:
+        return loss
+    numbers = [tensor for tensor in tensors(out) if tensor.dim() == 0 and tensor.requires_grad]
+    return numbers[0] if len(numbers) == 1 and isinstance(out, (tuple, list)) else None
 
 
 class _CrossEntropy:
@@ -283,8 +300,9 @@ class _CrossEntropy:
     Classes are in dimension 1 of `[B, C]` and of four or more dimensions (segmentation), in the last of `[B, T, C]`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, float32: bool = False) -> None:
         self.targets: torch.Tensor | None = None
+        self.dtype = torch.float32 if float32 else None
 
     def __call__(self, out: Any) -> torch.Tensor:
         scores = next(tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1)
@@ -292,7 +310,7 @@ class _CrossEntropy:
             scores = scores.reshape(-1, scores.shape[-1])
         if self.targets is None:
             self.targets = torch.empty((scores.shape[0], *scores.shape[2:]), dtype=torch.int64, device="meta")
-        loss: torch.Tensor = functional.cross_entropy(scores, self.targets)
+        loss: torch.Tensor = functional.cross_entropy(scores.to(self.dtype or scores.dtype), self.targets)
         return loss
 
 
