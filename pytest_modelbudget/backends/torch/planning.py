@@ -18,7 +18,8 @@ from pytest_modelbudget.backends.torch.model.modules import unwrap
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, build_keras_layers
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner import MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner.assumptions import loop_notes
 from pytest_modelbudget.planner.memory import memory_plan
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.timeline import plan_of
@@ -60,18 +61,42 @@ def _plan(
     devices: Sequence[str],
     recording: Mapping[str, Any],
 ) -> Plan:
-    kind: Kind = "training" if isinstance(recipe, Training) else "inference"
+    plan, memory_trace = _recorded(runnable, sizes, recipe, devices, recording)
+    if recording or not isinstance(recipe, Training):
+        return plan
+    notes = loop_notes(
+        recipe,
+        plan,
+        memory_trace,
+        record=lambda other: _recorded(runnable, sizes, other, devices, recording)[0],
+        plan_trace=lambda other: _plan_of(other, recipe, devices),
+    )
+    return replace(plan, notes=(*plan.notes, *notes))
+
+
+def _recorded(
+    runnable: RunnableModel,
+    sizes: Mapping[str, int],
+    recipe: Recipe,
+    devices: Sequence[str],
+    recording: Mapping[str, Any],
+) -> tuple[Plan, MemoryTrace]:
+    """The plan of a run, and the memory trace that was recorded of it."""
     sharded: ShardedStep | None = None
     if isinstance(recipe, Training) and recipe.sharding is not None:
         sharded = record_sharded(runnable, sizes, recipe)
     memory_trace = record_step(runnable, sizes, recipe, **recording) if sharded is None else sharded.memory_trace
-    if recipe.kernels != "cuda":
-        plan = plan_of(memory_trace, kind, describe(recipe))
-    else:
-        plan = memory_plan(memory_trace, kind, describe(recipe), torch=torch.__version__, devices=devices)
+    plan = _plan_of(memory_trace, recipe, devices)
     plan = replace(plan, notes=(*plan.notes, *memory_trace.notes))
     if any(event.op.startswith(CUDNN) for event in memory_trace.events):
         plan = replace(plan, notes=(*plan.notes, CUDNN_NOTE))
-    if sharded is None:
-        return plan
-    return replace(plan, ranks=sharded.ranks, communication_bytes=sum(sharded.communication.values()))
+    if sharded is not None:
+        plan = replace(plan, ranks=sharded.ranks, communication_bytes=sum(sharded.communication.values()))
+    return plan, memory_trace
+
+
+def _plan_of(memory_trace: MemoryTrace, recipe: Recipe, devices: Sequence[str]) -> Plan:
+    kind: Kind = "training" if isinstance(recipe, Training) else "inference"
+    if recipe.kernels != "cuda":
+        return plan_of(memory_trace, kind, describe(recipe))
+    return memory_plan(memory_trace, kind, describe(recipe), torch=torch.__version__, devices=devices)
