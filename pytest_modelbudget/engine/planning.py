@@ -95,6 +95,7 @@ class CountedModel:
                 recipes=(recipe,),
                 built_here=self.built_here,
                 devices=self.devices,
+                **(self._run() if hasattr(self.owner, "with_memory") else {}),
             )
         except NotRecorded:
             return sums.plan(self.summary(sizes), recipe, sizes)

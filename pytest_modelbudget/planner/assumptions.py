@@ -75,7 +75,7 @@ def _note(key: str, plan: Plan, other: Plan) -> Iterator[str]:
 
 
 def with_gradients_until_backward(trace: MemoryTrace) -> MemoryTrace:
-    """`trace`, of a loop that lets go of gradients before the forward pass, as one that does before the backward pass."""
+    """`trace`, whose loop lets go of gradients before the forward pass, with one that does before the backward pass."""
     events = list(trace.events)
     made_backward = {number for event in events if event.phase == "backward" for number, _ in event.made}
     for start in trace.steps:

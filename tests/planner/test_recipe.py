@@ -63,6 +63,7 @@ def test_words_tell_recipes_apart(name: str) -> None:
         "batch": 3, "dims": {"T": 5}, "optimizer": "sgd", "optimizer_options": {"amsgrad": True}, "precision": "bf16",
         "gradient_accumulation": 2, "checkpointing": "blocks", "foreach": True, "fused": True, "zero_grad": "never",
         "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "kernels": "cpu", "compile": "xla",
+        "outputs": "dropped", "loop": "nanogpt",
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Training)) != describe(Training())
     if name in {field.name for field in fields(Inference)}:

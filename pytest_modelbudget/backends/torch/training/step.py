@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
@@ -25,6 +24,7 @@ from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
 from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
+from pytest_modelbudget.backends.torch.meta.answers import AnsweringDispatcher, Answers
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
 from pytest_modelbudget.backends.torch.model import keras_layers
@@ -38,13 +38,14 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
+from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs, in_float32
+from pytest_modelbudget.backends.torch.training.losses import loss_function
+from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
-from pytest_modelbudget.planner.loops import Loop, loop_of, resolved
-from pytest_modelbudget.planner.references import imported
+from pytest_modelbudget.planner.loops import loop_of, resolved
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
@@ -63,11 +64,13 @@ def record_step(
     recorder: Callable[[nn.Module], Recorder] = Recorder,
     optimizer: Callable[[Training, list[nn.Parameter], Collection[int]], Any] = optimizer_of,
     recording: Callable[..., StepRecording] | None = None,
+    answers: Answers | None = None,
 ) -> MemoryTrace:
     """Run `runnable`, a model on meta, by `recipe` and record it; the model is as before on leaving.
 
     `shard` makes what runs of the model that is there, which is not as before then; `recorder` and `optimizer` make
     what watches it and what trains it. `recording` runs the loop, where that is another than torch's common one.
+    `answers` are what the model decides by values, where it does.
 
     Raises:
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
@@ -76,14 +79,20 @@ def record_step(
         raise ModelBudgetError(
             "compile: xla is for models on TensorFlow and JAX: compiled torch models are not planned"
         )
-    sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
+    sizes = run_sizes(sizes, recipe)
     run = (recording or StepRecording)(runnable, sizes, recipe, shard, recorder, optimizer)
+    run.answers = answers
     try:
         return run.memory_trace()
     except ModelBudgetError:
         raise
     except Exception as error:  # whatever the model's code raises
         raise ModelBudgetError(f"{runnable.name}: the {run.doing} could not be recorded: {_reason(error)}") from error
+
+
+def run_sizes(sizes: Mapping[str, int], recipe: Recipe) -> dict[str, int]:
+    """The sizes of dimensions in a run: the recipe's own in place of the model's."""
+    return {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
 
 
 def _reason(error: Exception) -> str:
@@ -109,6 +118,7 @@ class StepRecording:
         recipe = resolved(recipe) if isinstance(recipe, Training) else recipe
         self.runnable, self.recipe, self.model = runnable, recipe, runnable.model
         self.sizes = sizes
+        self.answers: Answers | None = None
         self.doing = "forward pass"
         self.training = isinstance(recipe, Training)
 
@@ -144,9 +154,7 @@ class StepRecording:
             recorder.recomputing = lambda: kernels
             kernels.add_rules(rnn.rules(recorder, cuda=self.recipe.kernels == "cuda"))
             kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
-            dispatcher = (RealDispatcher if self.runnable.real else MetaDispatcher)(
-                self.runnable.meta_cache, call.readings
-            )
+            dispatcher = self.dispatcher(recorder, call)
             stack.enter_context(value_reads_observed(dispatcher.note_read))
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
@@ -156,6 +164,8 @@ class StepRecording:
                 alive = self.infer(self.recipe, call, recorder, kernels)
             recorder.close()
             del alive
+            if self.answers is not None:
+                self.answers.check()
         memory_trace = replace(
             recorder.memory_trace(), notes=steering.notes_of_one_pass(call.readings.read_inputs.values())
         )
@@ -165,6 +175,15 @@ class StepRecording:
             if isinstance(self.recipe, Training) and self.recipe.fused
             else memory_trace
         )
+
+    def dispatcher(self, recorder: Recorder, call: ModelCall) -> MetaDispatcher:
+        """What runs the operators."""
+        placed = self.runnable.meta_cache, call.readings
+        if self.answers is not None:
+            place = place_of(recorder, self.model)
+            in_model = ("forward", "backward")  # where it is recomputed
+            return AnsweringDispatcher(self.answers, lambda: place() if recorder.phase in in_model else None, *placed)
+        return (RealDispatcher if self.runnable.real else MetaDispatcher)(*placed)
 
     def inputs(self) -> ModelCall:
         """What the model is called with."""
@@ -181,7 +200,7 @@ class StepRecording:
             raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
         optimizer = self.optimizer(recipe, params, embedding_tables(self.model))
         loop = loop_of(recipe)
-        loss_of, outputs, loss = _loss_function(recipe, loop), LoopOutputs(recorder), None
+        loss_of, outputs, loss = loss_function(recipe, loop), LoopOutputs(recorder), None
         for _ in range(STEPS):
             recorder.begin_step()
             if recipe.zero_grad == "before":
@@ -199,8 +218,8 @@ class StepRecording:
                     outputs.drop()
                 if recipe.zero_grad == "before-backward" and number == 0:
                     drop_gradients(params)
-                if isinstance(loss_of, _CrossEntropy) and loss_of.targets is not None:
-                    recorder.set_role(loss_of.targets, "input")
+                if isinstance(targets := getattr(loss_of, "targets", None), torch.Tensor):
+                    recorder.set_role(targets, "input")
                 self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
                 start_backward(loss)
                 for parameter in params:
@@ -273,45 +292,6 @@ def start_backward(loss: Any) -> None:
     if not trained:
         raise ModelBudgetError("nothing that the model returned depends on a trained parameter: give training.loss")
     torch.autograd.backward(trained, [None if output.dim() == 0 else torch.empty_like(output) for output in trained])
-
-
-def _loss_function(recipe: Training, loop: Loop) -> Callable[[Any], Any]:
-    """What the backward pass begins with, from what the model returned."""
-    if recipe.loss == "cross_entropy":
-        return _CrossEntropy()
-    if recipe.loss == "auto":
-        loss_of_loop = _CrossEntropy(float32=True) if loop.float32_loss else lambda out: out
-        return lambda out: own_loss if (own_loss := _own_loss(out)) is not None else loss_of_loop(out)
-    return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss, "loss")
-
-
-def _own_loss(out: Any) -> torch.Tensor | None:
-    """The model's `loss`, or the only number that it returned beside other tensors."""
-    loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
-    if isinstance(loss, torch.Tensor) and loss.dim() == 0:
-        return loss
-    numbers = [tensor for tensor in tensors(out) if tensor.dim() == 0 and tensor.requires_grad]
-    return numbers[0] if len(numbers) == 1 and isinstance(out, (tuple, list)) else None
-
-
-class _CrossEntropy:
-    """Cross entropy against targets that are on the device like the inputs, made when the first output is there.
-
-    Classes are in dimension 1 of `[B, C]` and of four or more dimensions (segmentation), in the last of `[B, T, C]`.
-    """
-
-    def __init__(self, *, float32: bool = False) -> None:
-        self.targets: torch.Tensor | None = None
-        self.dtype = torch.float32 if float32 else None
-
-    def __call__(self, out: Any) -> torch.Tensor:
-        scores = next(tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1)
-        if scores.dim() == 3:
-            scores = scores.reshape(-1, scores.shape[-1])
-        if self.targets is None:
-            self.targets = torch.empty((scores.shape[0], *scores.shape[2:]), dtype=torch.int64, device="meta")
-        loss: torch.Tensor = functional.cross_entropy(scores.to(self.dtype or scores.dtype), self.targets)
-        return loss
 
 
 @contextmanager
