@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.model.pytree import tensors
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.loops import Loop
 from pytest_modelbudget.planner.references import imported
@@ -24,7 +25,9 @@ def loss_function(recipe: Training, loop: Loop) -> Callable[[Any], Any]:
 
 
 def _own_loss(out: Any) -> torch.Tensor | None:
-    """The model's `loss`, or the only number that it returned beside other tensors."""
+    """The number that the model returned, its `loss`, or the only number beside other tensors."""
+    if isinstance(out, torch.Tensor):
+        return out if out.dim() == 0 else None
     loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
     if isinstance(loss, torch.Tensor) and loss.dim() == 0:
         return loss
@@ -59,7 +62,9 @@ class CrossEntropy:
         self.dtype = torch.float32 if float32 else None
 
     def __call__(self, out: Any) -> torch.Tensor:
-        scores = next(tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1)
+        scores = next((tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1), None)
+        if scores is None:
+            raise ModelBudgetError("training.loss: the model returned no scores that a cross entropy could be made of")
         if scores.dim() == 3:
             scores = scores.reshape(-1, scores.shape[-1])
         if self.targets is None:

@@ -140,3 +140,16 @@ def test_a_loop_with_a_loss_of_its_own() -> None:
     own = plan(OwnLoss, {"x": INPUTS["x"], "targets": f"int64[{ROWS}]"}, training=recipe)
     scores_alone = plan(lambda: nn.Linear(32, CLASSES), INPUTS["x"], training=recipe)
     assert scores_alone.peak_bytes == own.peak_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KERNELS is None, reason="not known what this machine's kernels take")
+@pytest.mark.parametrize(("loop", "library"), [("hf-trainer", "accelerate"), ("lightning", "lightning")])
+def test_loops_of_libraries(loop: str, library: str) -> None:
+    """A training by the library itself takes what is planned for the loop of its name."""
+    pytest.importorskip("transformers")
+    pytest.importorskip(library)
+    from tests.benchmarks import loop_truth
+
+    truth = loop_truth.REAL[loop]("adamw", 2)
+    assert loop_truth.planned(loop=loop, gradient_accumulation=2) == pytest.approx(truth, rel=loop_truth.WITHIN)
