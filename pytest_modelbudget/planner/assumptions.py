@@ -31,18 +31,22 @@ def loop_notes(
     plan: Plan,
     trace: MemoryTrace,
     *,
-    record: Callable[[Training], Plan],
+    record: Callable[[Training], Plan] | None,
     plan_trace: Callable[[MemoryTrace], Plan],
 ) -> Iterator[str]:
     """A line for each habit that `recipe` does not say and that changes the peak by 5 % or whether it fits a device.
 
     `plan` is that of `trace`. `record` makes a plan of another recipe, which takes another run: it is asked for one
-    only where the outputs that are alive at the peak could matter. `plan_trace` makes one of a changed trace.
+    only where the outputs that are alive at the peak could matter; without it their bytes are a bound of the change.
+    `plan_trace` makes a plan of a changed trace.
     """
     unsaid = assumptions(recipe)
     outputs = plan.by_role().get("output", 0)
     if "outputs" in unsaid and _may_matter(plan, -outputs):
-        yield from _note("outputs", plan, record(replace(recipe, outputs="dropped")))
+        if record is not None:
+            yield from _note("outputs", plan, record(replace(recipe, outputs="dropped")))
+        elif plan.peak_bytes is not None:
+            yield f"{_opening('outputs')} the peak may be down to {units.size(plan.peak_bytes - outputs)}"
     if "zero_grad" in unsaid:
         later = with_gradients_until_backward(trace)
         if _may_matter(plan, later.peak() - trace.peak()):
@@ -71,7 +75,11 @@ def _note(key: str, plan: Plan, other: Plan) -> Iterator[str]:
     ]
     if verdicts or abs(other.peak_bytes - plan.peak_bytes) >= LEAST_CHANGE * plan.peak_bytes:
         numbers = ", and ".join([f"the peak is {units.size(other.peak_bytes)}", *verdicts])
-        yield f"assumed is {key}: {ASSUMED[key]} ({_MEANING[key]}); with {key}: {_OTHER[key]} {numbers}"
+        yield f"{_opening(key)} {numbers}"
+
+
+def _opening(key: str) -> str:
+    return f"assumed is {key}: {ASSUMED[key]} ({_MEANING[key]}); with {key}: {_OTHER[key]}"
 
 
 def with_gradients_until_backward(trace: MemoryTrace) -> MemoryTrace:

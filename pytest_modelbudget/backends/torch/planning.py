@@ -118,11 +118,11 @@ def _plan(
     plan, memory_trace = _recorded(runnable, sizes, recipe, devices, options)
     if recording or not isinstance(recipe, Training):
         return plan
-    notes = loop_notes(
+    notes = loop_notes(  # the step of many ranks takes long to record
         recipe,
         plan,
         memory_trace,
-        record=lambda other: _recorded(runnable, sizes, other, devices, options)[0],
+        record=None if recipe.sharding else lambda other: _recorded(runnable, sizes, other, devices, options)[0],
         plan_trace=lambda other: _plan_of(other, recipe, devices),
     )
     return replace(plan, notes=(*plan.notes, *notes))

@@ -34,6 +34,9 @@ class Scores(nn.Module):
 INPUTS = {"x": f"float32[{ROWS}, 32]", "targets": f"int64[{ROWS}] < {CLASSES}"}
 
 
+ANY_ROWS = {"x": "float32[B, 32]", "targets": f"int64[B] < {CLASSES}"}
+
+
 def planned(inputs: Mapping[str, str] = INPUTS, **training: Any) -> Any:
     """The plan of a step on this machine's kernels."""
     return plan(Scores, inputs, training={"optimizer": "sgd", "kernels": KERNELS, **training})
@@ -94,6 +97,13 @@ def test_what_was_assumed_is_said_where_it_matters() -> None:
         assert not [note for note in planned(**said).notes if "assumed" in note]
 
 
+def test_many_ranks_are_told_a_bound() -> None:
+    """No second run is recorded of a sharded step: what the outputs take at the peak is the most that is saved."""
+    made = planned(ANY_ROWS, sharding={"ddp": 2}, kernels="cuda", batch=9_000)
+    [note] = [note for note in made.notes if "outputs" in note]
+    assert note.endswith(f"the peak may be down to {size(made.peak_bytes - made.by_role()['output'])}")
+
+
 def test_gradients_that_stay_longer_are_told() -> None:
     """Gradients of the last step beside the activations of a deep model make the peak, with no other run to know it."""
 
@@ -111,10 +121,9 @@ def test_gradients_that_stay_longer_are_told() -> None:
 
 def test_a_verdict_that_hangs_on_the_loop() -> None:
     """A device that only one of the loops fits is named, however near the peaks are."""
-    rows = {"x": "float32[B, 32]", "targets": f"int64[B] < {CLASSES}"}
 
     def of(device: str, **keys: Any) -> Any:
-        return plan(Scores, rows, training={"batch": 9_000, "zero_grad": "before", **keys}, devices=[device])
+        return plan(Scores, ANY_ROWS, training={"batch": 9_000, "zero_grad": "before", **keys}, devices=[device])
 
     [kept], [dropped] = (of("1 GiB", outputs=outputs).fits for outputs in ("kept", "dropped"))
     between = f"{(kept.needs + dropped.needs) // 2**21} MiB"
