@@ -99,7 +99,7 @@ def test_what_was_assumed_is_said_where_it_matters() -> None:
 
 def test_many_ranks_are_told_a_bound() -> None:
     """No second run is recorded of a sharded step: what the outputs take at the peak is the most that is saved."""
-    made = planned(ANY_ROWS, sharding={"ddp": 2}, kernels="cuda", batch=9_000)
+    made = planned(ANY_ROWS, sharding={"fsdp": 2}, kernels="cuda", batch=9_000)
     [note] = [note for note in made.notes if "outputs" in note]
     assert note.endswith(f"the peak may be down to {size(made.peak_bytes - made.by_role()['output'])}")
 
