@@ -26,7 +26,8 @@ from pytest_modelbudget.config import schema
 from pytest_modelbudget.entry import arguments
 from pytest_modelbudget.planner import Training, written
 from pytest_modelbudget.planner.growth import LAWS
-from pytest_modelbudget.planner.recipe import OPTIMIZERS, Precision
+from pytest_modelbudget.planner.loops import LOOPS
+from pytest_modelbudget.planner.recipe import ASSUMED, OPTIMIZERS, Precision
 from pytest_modelbudget.plugin import pytest_addoption
 from pytest_modelbudget.reports import REPORTS
 from pytest_modelbudget.results import State
@@ -127,8 +128,9 @@ def test_recipe_keys_are_those_of_recipes() -> None:
     meanings = {key: code(meaning) for keys, _, meaning in table("reference/recipes", "Recipes") for key in code(keys)}
     assert set(meanings["optimizer"]) == {*OPTIMIZERS, "module:callable"}
     assert set(meanings["precision"]) == set(get_args(Precision))
-    for key in ("optimizer", "precision", "checkpointing", "zero_grad", "loss", "kernels"):
-        assert meanings[key][-1] == getattr(Training(), key)
+    for key in ("optimizer", "precision", "checkpointing", "loss", "kernels", *ASSUMED):
+        assert meanings[key][-1] == (getattr(Training(), key) or ASSUMED[key])
+    assert set(meanings["loop"]) - set(ASSUMED) == set(LOOPS)
 
 
 def test_growth_can_be_limited_as_is_said() -> None:

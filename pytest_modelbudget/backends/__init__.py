@@ -93,8 +93,9 @@ class Backend(Protocol):
 class Memory(Protocol):
     """What a framework's module has to offer when its models can be run on values; optional, beside `Backend`.
 
-    Its `summarize` takes two more arguments: `rebuild` makes a model that was built here once more, by calling its
-    builder inside `with_memory` with a seed, and `run` asks for a run on values, or forbids it.
+    Its `summarize`, and its `plan` where it has one, takes two more arguments: `rebuild` makes a model that was built
+    here once more, by calling its builder inside `with_memory` with a seed, and `run` asks for a run on values, or
+    forbids it.
     """
 
     def with_memory(self, seed: int, *, limited: bool) -> AbstractContextManager[None]:

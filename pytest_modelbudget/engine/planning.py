@@ -16,6 +16,7 @@ from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import Recipe, Training, growth, sums
 from pytest_modelbudget.planner.advice import largest_fitting_size, levers, with_size
 from pytest_modelbudget.planner.fitting import with_fits
+from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.ways import cheapest_way
 from pytest_modelbudget.summary import Fit, Growth, Kind, LargestSize, Plan, Summary, Way
@@ -105,6 +106,7 @@ class CountedModel:
                 recipes=(recipe,),
                 built_here=self.built_here,
                 devices=self.devices,
+                **(self._run() if hasattr(self.owner, "with_memory") else {}),
             )
         except NotRecorded:
             return sums.plan(self.summary(sizes), recipe, sizes)
@@ -167,11 +169,16 @@ def _plan_with_advice(subject: CountedModel, recipe: Recipe, *, advice: bool) ->
     plan = with_fits(_plan_or_reason(subject, recipe), devices)
     if plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
         return plan
-    sizes = subject.sizes_of(recipe)
+    sizes, recipe = subject.sizes_of(recipe), _said(recipe)
     measure = _Measured(subject)
     measured = plan.levers or levers(recipe, plan, measure, sizes.get(BATCH))
     plan = replace(plan, levers=measured, ways=tuple(_ways(plan, recipe, measure, sizes.get(BATCH), limits, advice)))
     return replace(plan, largest=tuple(_largest_sizes(subject, recipe, sizes, devices))) if advice else plan
+
+
+def _said(recipe: Recipe) -> Recipe:
+    """The recipe with its loop's habits written out: a plan of it looks at no other ones."""
+    return resolved(recipe) if isinstance(recipe, Training) else recipe
 
 
 @dataclass(slots=True)
@@ -301,7 +308,8 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
             raise ModelBudgetError(
                 f"no {PEAK_METRICS[metric]} is planned: write {PEAK_METRICS[metric]}: {{}} for this model"
             )
-        return subject.sizes_of(recipe)[dim], lambda size: _known_peak(subject.plan(with_size(recipe, dim, size)))
+        said = _said(recipe)
+        return subject.sizes_of(said)[dim], lambda size: _known_peak(subject.plan(with_size(said, dim, size)))
 
     def count(size: int) -> int:
         summary = subject.summary({**subject.sizes, dim: size})

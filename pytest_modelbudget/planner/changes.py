@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import Recipe, Training
 from pytest_modelbudget.planner.written import flow_text
 
@@ -58,6 +59,10 @@ def _has_unfused_adam(recipe: Recipe) -> bool:
     return isinstance(recipe, Training) and _has_adam(recipe) and not recipe.fused
 
 
+def _keeps_outputs(recipe: Recipe) -> bool:
+    return isinstance(recipe, Training) and recipe.steps == "none" and resolved(recipe).outputs != "dropped"
+
+
 def _keeps_all(recipe: Recipe) -> bool:
     return isinstance(recipe, Training) and recipe.checkpointing == "none"
 
@@ -72,6 +77,9 @@ def _optimizer(name: str) -> dict[str, Any]:
 
 CHANGES: tuple[Change, ...] = (
     Change("free", {"fused": True, "foreach": None}, "", _has_unfused_adam),
+    Change(
+        "free", {"outputs": "dropped"}, "let go of what the model returned before the backward pass", _keeps_outputs
+    ),
     Change("compute", {"checkpointing": "blocks"}, "about a third more compute", _keeps_all),
     Change("numerics", {"precision": "bf16-mixed"}, "", _trains_in_full_precision),
     Change("numerics", _optimizer("adamw-8bit"), "needs bitsandbytes", _has_adam),

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 Compile = Literal["auto", "none", "xla"]
-ZeroGrad = Literal["before", "after", "never"]
+ZeroGrad = Literal["before", "before-backward", "after", "never"]
+Outputs = Literal["kept", "until-step", "dropped"]
+LoopName = Literal["torch", "hf-trainer", "lightning", "torchtitan", "nanogpt"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 Casts = Literal["autocast", "policy", "both"]
 """What casts in a mixed precision where FSDP2 shards: autocast, its own policy, or the one inside the other."""
@@ -45,6 +47,9 @@ SHARDING_TOGETHER = (("ddp", "fsdp", "tp"), ("ddp", "zero2", "tp"), ("zero1",), 
 
 FULLY_SHARDED = frozenset({"fsdp", "zero2", "fsdp1"})
 """Which of them have a policy of their own for a mixed precision."""
+
+ASSUMED = {"outputs": "kept", "zero_grad": "before"}
+"""What a loop does that a recipe says nothing of."""
 
 NameOrCallable = str | Callable[..., Any]
 
@@ -99,6 +104,11 @@ class Training:
     ranks exchange gradients in the last of the accumulated passes alone. `compile` is `xla` or `none` for steps on
     TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known. For JAX models `xla`
     compiles the step for the CPU (`auto`: it is not compiled, and its peak not known).
+
+    `outputs` says whether what the model returned is `kept` until the next pass returns, `until-step`, or `dropped`
+    before the backward pass; `zero_grad` may also be `before-backward`. What these two do not say (None) is as in
+    `loop`, one of `loops.LOOPS`, which decides more where it is named; without a name it is `torch`. The model's own
+    `loss` is also the only number of several tensors that it returns, as in `return logits, loss`.
     """
 
     batch: int | None = None
@@ -114,7 +124,7 @@ class Training:
     checkpointing: NameOrCallable = "none"
     foreach: bool | None = None
     fused: bool | None = None
-    zero_grad: ZeroGrad = "before"
+    zero_grad: ZeroGrad | None = None
     loss: NameOrCallable = "auto"
     trainable: tuple[str, ...] = ()
     lora: Mapping[str, Any] = field(default_factory=dict)
@@ -122,6 +132,8 @@ class Training:
     no_sync: bool = False
     compile: Compile = "auto"
     kernels: Kernels = "cuda"
+    outputs: Outputs | None = None
+    loop: LoopName | None = None
 
 
 Recipe = Training | Inference
@@ -144,8 +156,9 @@ def _words(recipe: Recipe, own_optimizer: bool) -> Iterator[str]:
         yield "the model's optimizer" if own_optimizer else _optimizer_text(recipe)
     yield recipe.precision
     default = type(recipe)()
+    assumed = {} if getattr(recipe, "loop", None) else ASSUMED
     for name, text in _TEXTS.items():
-        if (value := getattr(recipe, name, None)) != getattr(default, name, None):
+        if (value := getattr(recipe, name, None)) not in (getattr(default, name, None), assumed.get(name)):
             yield text(value)
 
 
@@ -187,5 +200,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "no_sync": lambda _: "gradients exchanged in the last pass",
     "compile": lambda compiler: f"compile {compiler}",
     "kernels": lambda kernels: f"kernels {kernels}",
+    "outputs": lambda fate: f"outputs {fate}",
+    "loop": lambda name: f"loop {name}",
 }
 """What each key says where it is not at its default; a recipe's other keys come before these."""

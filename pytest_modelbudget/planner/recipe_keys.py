@@ -18,6 +18,8 @@ from pytest_modelbudget.planner.recipe import (
     Compile,
     Inference,
     Kernels,
+    LoopName,
+    Outputs,
     Precision,
     Recipe,
     Training,
@@ -187,5 +189,7 @@ KEYS: dict[str, Key] = {
     "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla or none, for TensorFlow and JAX"),
     "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
     "kernels": _check_choice(*get_args(Kernels)),
+    "outputs": _check_choice(*get_args(Outputs)),
+    "loop": _check_choice(*get_args(LoopName)),
 }
 """The keys of both kinds of recipes."""

@@ -261,7 +261,7 @@ def recorded(row: Row) -> MemoryTrace:
         optimizer=row.optimizer.lower(),
         loss="cross_entropy" if images else "auto",
         foreach=None if row.optimizer == "Adafactor" else True,
-        zero_grad="before" if images else "after",
+        zero_grad="before-backward" if images else "after",
     )
     memory_trace = record_step(RunnableModel(row.model, model, inputs), sizes, recipe)
     return with_blas(loading(memory_trace), blas_workspaces(TORCH, _device(row)))

@@ -76,6 +76,17 @@ def test_published_peaks(name: str) -> None:
     assert ours == pytest.approx(published.published(row), rel=published.BARS[row["precision_class"][0]])
 
 
+@pytest.mark.slow
+def test_published_loops() -> None:
+    """Runs of loops that are known, by the recipe of the loop, within 4 %."""
+    pytest.importorskip("transformers")
+    loops = benchmark("published_loops")
+    rows = [row for row in (*loops.vramcalc_rows(), *loops.fms_rows()) if row.shape in loops.SHAPES]
+    errors = {row.name: abs(loops.planned(row) / row.published - 1) for row in rows}
+    assert len(errors) >= 8
+    assert {name: error for name, error in errors.items() if error > loops.BAR} == {}
+
+
 @pytest.mark.parametrize(
     ("reserved", "enough", "too_little", "expected"),
     [

@@ -68,6 +68,7 @@ def test_words_tell_recipes_apart(name: str) -> None:
         "gradient_accumulation": 2, "checkpointing": "blocks", "foreach": True, "fused": True, "zero_grad": "never",
         "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "no_sync": True, "kernels": "cpu", "compile": "xla",
         "in_backward": True, "steps": "package:step", "ema": 0.999, "offload": ["activations"],
+        "outputs": "dropped", "loop": "nanogpt",
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Training)) != describe(Training())
     casts = [describe(Training(sharding={"fsdp": 8, "casts": how})) for how in ("autocast", "policy", "both")]

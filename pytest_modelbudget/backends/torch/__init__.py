@@ -31,7 +31,7 @@ from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.model.global_state import global_state_restored
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.model.programs import are_models, is_program, module_of
-from pytest_modelbudget.backends.torch.model.real_copy import with_memory
+from pytest_modelbudget.backends.torch.model.real_copy import ModelOrigin, Rebuild, with_memory
 from pytest_modelbudget.backends.torch.model.trial import refusal
 from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError
@@ -63,7 +63,7 @@ def summarize(
     inputs: Inputs | None,
     sizes: Mapping[str, int],
     built_here: bool,
-    rebuild: counting.Rebuild | None = None,
+    rebuild: Rebuild | None = None,
     run: RunMode | None = None,
 ) -> Summary:
     """Count a `torch.nn.Module` at `inputs`: one forward pass on the meta device and a few at other sizes.
@@ -82,7 +82,7 @@ def summarize(
             raise ModelBudgetError(f"{name}: `run: real` needs inputs: write e.g. {structure.EXAMPLE}")
         return structure.summarize(model, name=name, framework=FRAMEWORK)
     with _guarded(built_here), gc_paused(), keras_layers.at_hand(all_modules(model)):
-        origin = counting.ModelOrigin(built_here, rebuild, run)
+        origin = ModelOrigin(built_here, rebuild, run)
         return counting.summarize(model, name=name, inputs=inputs, sizes=sizes, origin=origin)
 
 
@@ -100,11 +100,14 @@ def plan(
     recipes: tuple[Recipe, ...],
     built_here: bool,
     devices: tuple[str, ...] = (),
+    rebuild: Rebuild | None = None,
+    run: RunMode | None = None,
     **recording: Any,
 ) -> tuple[Plan, ...]:
     """Plan runs of a `torch.nn.Module` that was summarized: whole steps on the meta device.
 
-    `recording` is how `training.step.record_step` is to run another loop than the common one.
+    What a model decides by values is as in a pass on values, where it may have one: see `Memory` for `rebuild` and
+    `run`. `recording` is how `training.step.record_step` is to run another loop than the common one.
 
     Raises:
         ModelBudgetError: inputs are missing.
@@ -124,4 +127,6 @@ def plan(
             built_here=built_here,
             devices=devices,
             recording=recording,
+            rebuild=rebuild,
+            run=run,
         )

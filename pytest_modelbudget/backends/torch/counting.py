@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,30 +17,18 @@ from pytest_modelbudget.backends.torch.model import dtensors, keras_layers, real
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
 from pytest_modelbudget.backends.torch.model.modules import all_modules, nodes, unwrap
+from pytest_modelbudget.backends.torch.model.real_copy import ModelOrigin
 from pytest_modelbudget.backends.torch.model.weights import any_packed, weights_of
 from pytest_modelbudget.backends.torch.rows import rows
 from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.calls import module_calls_patched
 from pytest_modelbudget.backends.torch.trace.forward import ForwardFailed, ForwardPass, RunnableModel, forward
 from pytest_modelbudget.backends.torch.trace.hints import is_for_want_of_values
-from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.summary import Flops, Layer, Summary
 
 FRAMEWORK = "torch"
-
-
-Rebuild = Callable[[int], object]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOrigin:
-    """Where a model is from: the user's own, or `built_here`; then `rebuild` makes it once more, with memory."""
-
-    built_here: bool
-    rebuild: Rebuild | None = None
-    run: RunMode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +105,7 @@ def _run_on_values(
 ) -> _PassesOfModel:
     """Run a copy with memory several times, on other inputs and with other weights."""
     runnable, base = _first_pass(
-        RunnableModel(name, _with_values(model, name, origin), inputs, real=True, seed=0), sizes
+        RunnableModel(name, real_copy.with_values(model, name, origin), inputs, real=True, seed=0), sizes
     )
     perturbed = _passes_of(replace(runnable, perturbed="masks"), sizes)
     if not origin.built_here and inputs.example is not None:  # the user's own weights and inputs: nothing is drawn
@@ -146,13 +134,6 @@ def _first_pass(runnable: RunnableModel, sizes: Sizes) -> tuple[RunnableModel, F
     except ForwardFailed:
         zeros = replace(runnable, seed=None)
         return zeros, forward(zeros, sizes, keep=True)
-
-
-def _with_values(model: nn.Module, name: str, origin: ModelOrigin) -> nn.Module:
-    """What can be run on values: a copy of a user's model, or the model of a builder made once more."""
-    if origin.rebuild is not None:
-        return unwrap(real_copy.rebuilt(origin.rebuild, name))
-    return real_copy.copy_on_cpu(model, name, limited=origin.run != "real")
 
 
 def _passes_on_other_values(runnable: RunnableModel, sizes: Sizes) -> Iterator[ForwardPass]:

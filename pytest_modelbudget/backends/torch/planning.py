@@ -12,15 +12,21 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.distributed.rank import CASTS_NOTE, ShardedStep, casts_unsaid, record_sharded
 from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, CUDNN_NOTE
+from pytest_modelbudget.backends.torch.meta.answers import Answers
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
 from pytest_modelbudget.backends.torch.model.modules import unwrap
+from pytest_modelbudget.backends.torch.model.real_copy import ModelOrigin, Rebuild, with_values
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, build_keras_layers
+from pytest_modelbudget.backends.torch.trace.hints import is_for_want_of_values
+from pytest_modelbudget.backends.torch.training.decisions import decisions_of
 from pytest_modelbudget.backends.torch.training.models_step import ModelsStep, models_in
-from pytest_modelbudget.backends.torch.training.step import record_step
-from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.backends.torch.training.step import record_step, run_sizes
+from pytest_modelbudget.entry import RunMode
+from pytest_modelbudget.errors import ModelBudgetError, TooLarge
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner import MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner.assumptions import loop_notes
 from pytest_modelbudget.planner.memory import memory_plan
 from pytest_modelbudget.planner.models import models_notes
 from pytest_modelbudget.planner.recipe import describe
@@ -38,6 +44,8 @@ def make_plans(
     built_here: bool,
     devices: Sequence[str] = (),
     recording: Mapping[str, Any] = MappingProxyType({}),
+    rebuild: Rebuild | None = None,
+    run: RunMode | None = None,
 ) -> tuple[Plan, ...]:
     """See `pytest_modelbudget.backends.Backend.plan`; `recording` are options of `record_step`.
 
@@ -46,7 +54,44 @@ def make_plans(
     """
     runnable = subject_of(unwrap(model), name, inputs, built_here=built_here)
     build_keras_layers(runnable, sizes)
-    return tuple(_plan(runnable, sizes, recipe, devices, recording) for recipe in recipes)
+    origin = ModelOrigin(built_here, rebuild, run)
+    return tuple(
+        _plan_on_values(runnable, unwrap(model), sizes, recipe, devices, recording, origin) for recipe in recipes
+    )
+
+
+VALUES_NOTE = (
+    "a copy was run on the CPU, because the model needs values that the meta device does not have; "
+    "the plan is of what it decided there"
+)
+
+
+def _plan_on_values(
+    runnable: RunnableModel,
+    model: nn.Module,
+    sizes: Mapping[str, int],
+    recipe: Recipe,
+    devices: Sequence[str],
+    recording: Mapping[str, Any],
+    origin: ModelOrigin,
+) -> Plan:
+    """The plan of a run; of a model that decides by values, with the decisions of a real pass of `model`."""
+    try:
+        return _plan(runnable, sizes, recipe, devices, recording)
+    except ModelBudgetError as error:
+        refused = error
+    if recording or not is_for_want_of_values(refused.__cause__) or not _may_run(origin, recipe):
+        raise refused
+    limited, training = origin.run != "real", isinstance(recipe, Training)
+    try:
+        copy = RunnableModel(
+            runnable.name, with_values(model, runnable.name, origin), runnable.inputs, real=True, seed=0
+        )
+        answers = decisions_of(copy, run_sizes(sizes, recipe), training=training, limited=limited)
+    except TooLarge as limit:
+        raise ModelBudgetError(f"{refused}, {limit}") from refused
+    plan = _plan(runnable, sizes, recipe, devices, {}, answers)
+    return replace(plan, notes=(*plan.notes, VALUES_NOTE))
 
 
 def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> RunnableModel:
@@ -56,14 +101,43 @@ def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool)
     return RunnableModel(name, model if built_here else meta_copy(model), inputs)
 
 
+def _may_run(origin: ModelOrigin, recipe: Recipe) -> bool:
+    """Whether one real pass of the model may be made, and decides as all passes of the recipe do."""
+    if origin.run == "abstract" or (origin.built_here and origin.rebuild is None):
+        return False
+    return recipe.sharding is None if isinstance(recipe, Training) else not recipe.kv_cache
+
+
 def _plan(
     runnable: RunnableModel,
     sizes: Mapping[str, int],
     recipe: Recipe,
     devices: Sequence[str],
     recording: Mapping[str, Any],
+    answers: Answers | None = None,
 ) -> Plan:
-    kind: Kind = "training" if isinstance(recipe, Training) else "inference"
+    options = {**recording, "answers": answers}
+    plan, memory_trace = _recorded(runnable, sizes, recipe, devices, options)
+    if recording or not isinstance(recipe, Training):
+        return plan
+    notes = loop_notes(  # the step of many ranks takes long to record
+        recipe,
+        plan,
+        memory_trace,
+        record=None if recipe.sharding else lambda other: _recorded(runnable, sizes, other, devices, options)[0],
+        plan_trace=lambda other: _plan_of(other, recipe, devices),
+    )
+    return replace(plan, notes=(*plan.notes, *notes))
+
+
+def _recorded(
+    runnable: RunnableModel,
+    sizes: Mapping[str, int],
+    recipe: Recipe,
+    devices: Sequence[str],
+    recording: Mapping[str, Any],
+) -> tuple[Plan, MemoryTrace]:
+    """The plan of a run, and the memory trace that was recorded of it."""
     sharded: ShardedStep | None = None
     if recipe.steps != "none":
         recording = {"recording": ModelsStep, **recording}
@@ -72,16 +146,20 @@ def _plan(
             raise ModelBudgetError("training.steps with sharding is not planned")
         sharded = record_sharded(runnable, sizes, recipe)
     memory_trace = record_step(runnable, sizes, recipe, **recording) if sharded is None else sharded.memory_trace
-    if recipe.kernels != "cuda":
-        plan = plan_of(memory_trace, kind, describe(recipe))
-    else:
-        plan = memory_plan(memory_trace, kind, describe(recipe), torch=torch.__version__, devices=devices)
+    plan = _plan_of(memory_trace, recipe, devices)
     notes = (*plan.notes, *models_notes(plan, models_in(runnable.model) if recipe.steps != "none" else ()))
     plan = replace(plan, notes=(*notes, *memory_trace.notes))
     if any(event.op.startswith(CUDNN) for event in memory_trace.events):
         plan = replace(plan, notes=(*plan.notes, CUDNN_NOTE))
-    if sharded is None:
-        return plan
-    if casts_unsaid(recipe):
-        plan = replace(plan, notes=(*plan.notes, CASTS_NOTE))
-    return replace(plan, ranks=sharded.ranks, communication_bytes=sum(sharded.communication.values()))
+    if sharded is not None:
+        notes = (*plan.notes, CASTS_NOTE) if casts_unsaid(recipe) else plan.notes
+        communication_bytes = sum(sharded.communication.values())
+        plan = replace(plan, ranks=sharded.ranks, communication_bytes=communication_bytes, notes=notes)
+    return plan, memory_trace
+
+
+def _plan_of(memory_trace: MemoryTrace, recipe: Recipe, devices: Sequence[str]) -> Plan:
+    kind: Kind = "training" if isinstance(recipe, Training) else "inference"
+    if recipe.kernels != "cuda":
+        return plan_of(memory_trace, kind, describe(recipe))
+    return memory_plan(memory_trace, kind, describe(recipe), torch=torch.__version__, devices=devices)

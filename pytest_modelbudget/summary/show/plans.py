@@ -27,6 +27,7 @@ ROLES: dict[Role, str] = {
     "workspace": "workspaces of kernels",
     "gathered": "gathered parameters and gradients on their way",
     "average": "averages of weights",
+    "output": "outputs of the model",
 }
 """What memory is for, in words."""
 

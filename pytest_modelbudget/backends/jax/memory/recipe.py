@@ -16,6 +16,7 @@ from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.recipe import ASSUMED
 from pytest_modelbudget.planner.references import imported
 
 OPTAX_NAMES = (
@@ -34,6 +35,8 @@ _PLANNED = {
 _CURES = {
     "checkpointing": "wrap the blocks in the model (nnx.remat, jax.checkpoint): what it recomputes is planned",
     "zero_grad": "gradients of JAX are values of the step: leave it out",
+    "outputs": "what a model returns is a value of the step: leave it out",
+    "loop": "loops of torch are meant: leave it out",
     "lora": "add the pairs in the model (nnx.LoRA) and name what is trained with trainable",
     "kv_cache": "give the cache as an input, or hold it in the model",
     "sharding": "steps over several devices are planned for torch models",
@@ -53,7 +56,7 @@ def refuse_unplanned(recipe: Recipe) -> None:
     default, kind = type(recipe)(), "training" if isinstance(recipe, Training) else "inference"
     for key in (field.name for field in fields(recipe)):
         value = getattr(recipe, key)
-        if key not in _PLANNED and value != getattr(default, key):
+        if key not in _PLANNED and value not in (getattr(default, key), ASSUMED.get(key)):
             raise ModelBudgetError(
                 f"{kind}.{key}: {value} is not planned for JAX models: {_CURES.get(key, 'it is for torch models')}"
             )

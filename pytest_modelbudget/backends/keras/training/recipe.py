@@ -18,6 +18,7 @@ import keras
 from pytest_modelbudget.backends.keras import private, walk
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.recipe import ASSUMED
 from pytest_modelbudget.planner.references import imported
 
 OPTIMIZER_CLASSES = {
@@ -44,6 +45,8 @@ _PLANNED = {
 _CURES = {
     "checkpointing": "build the model in keras.RematScope(), and what it recomputes is planned",
     "zero_grad": "Keras' step lets go of gradients after the forward pass, and nothing else is planned",
+    "outputs": "Keras' step lets go of them when it returns, and nothing else is planned",
+    "loop": "it is Keras' own",
     "lora": "call enable_lora on the layers where the model is built",
     "kv_cache": "Keras models return no cache",
     "sharding": "steps over several devices are planned for torch models",
@@ -80,7 +83,7 @@ def refuse_unplanned(recipe: Recipe) -> None:
     default = type(recipe)()
     for key in (field.name for field in fields(recipe)):
         value = getattr(recipe, key)
-        if key not in _PLANNED and value != getattr(default, key):
+        if key not in _PLANNED and value not in (getattr(default, key), ASSUMED.get(key)):
             kind = "training" if isinstance(recipe, Training) else "inference"
             cure = _CURES.get(key, "it is for torch models")
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for Keras models: {cure}")

@@ -37,6 +37,7 @@ from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import FULLY_SHARDED, SHARDING_DIMS
 from pytest_modelbudget.planner.references import imported
 
@@ -49,7 +50,7 @@ CASTS_NOTE = (
 
 def casts_unsaid(recipe: Recipe) -> bool:
     """Whether FSDP shards in a mixed precision, and the recipe leaves open what casts."""
-    sharding = recipe.sharding if isinstance(recipe, Training) and recipe.precision in MIXED else None
+    sharding = resolved(recipe).sharding if isinstance(recipe, Training) and recipe.precision in MIXED else None
     return isinstance(sharding, Mapping) and "casts" not in sharding and not FULLY_SHARDED.isdisjoint(sharding)
 
 
@@ -88,6 +89,7 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
         ModelBudgetError: no plan fits the model, the callable fails, this process is in a process group of its own, or
             the step does not run.
     """
+    recipe = resolved(recipe)
     assert recipe.sharding is not None
     with fake_world() as fake:
         shard, remaining = _sharding_of(runnable.name, recipe, fake)

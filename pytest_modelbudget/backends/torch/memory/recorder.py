@@ -3,7 +3,8 @@
 The pass runs on the meta device, so that it takes no memory; what is alive is known from the life of storages. Not on
 the trace: what a kernel allocates inside itself (workspaces, reordered weights), and how an allocator rounds sizes.
 Where gradients of one tensor come from several places, torch adds them in place when nobody else looks at the first
-one; while it is watched it makes each sum anew, so such a sum is put back on the memory of its operand. Batch norm in
+one, and gradients of what an index picks are put into zeros; while it is watched it makes each result anew, so such a
+result is put back on the memory of its operand. Batch norm in
 eval mode makes its two rows of statistics, which on the CPU are empty. Which kernels run is told in `activations`.
 
 A trace is plain data (`planner.memory_trace`): what needs a peak or a curve of memory derives it from the events.
@@ -12,7 +13,7 @@ A trace is plain data (`planner.memory_trace`): what needs a peak or a curve of 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -114,7 +115,7 @@ class Recorder(Observer):
             if id(tensor) not in result_ids:
                 self.hold(tensor, "other")
         allocated = tuple(change for tensor in results for change in self._new_storages(tensor))
-        if self.phase == "backward" and cost.name == "aten.add" and len(allocated) == 1 and len(operands) == 2:
+        if self.phase == "backward" and len(allocated) == 1 and _may_be_in_place(cost.name, operands):
             self._maybe_in_place(allocated[0], operands)
         workspace_bytes = workspace(cost.name, args, out, self.cpu)
         self._events.append(
@@ -135,7 +136,7 @@ class Recorder(Observer):
     def _maybe_in_place(self, allocation: tuple[int, int], operands: list[torch.Tensor]) -> None:
         """Autograd adds a gradient to the first one in place when nobody else holds that: `can_accumulate_inplace`.
 
-        A view holds its base, so it is never added to.
+        A view holds its base, so it is never added to. `index_backward` puts gradients into zeros that only it has.
         """
         first = operands[0]
         if not first._is_view() and first.untyped_storage().nbytes() == allocation[1]:
@@ -200,6 +201,26 @@ class Recorder(Observer):
         if self._freed:
             self._events.append(MemoryEvent("", "", "", (), self._take_freed()))
 
+    def released_by(self, let_go: Callable[[], object]) -> tuple[int, ...]:
+        """The numbers of the storages that `let_go` lets go of."""
+        self._note_freed()
+        before = len(self._freed)
+        let_go()
+        self._note_freed()
+        return tuple(self._freed[before:])
+
+    def released_after(self, let_go: Callable[[], object]) -> tuple[int, ...]:
+        """The same where `let_go` is no part of the run, which is over."""
+        self._flush()
+        released = self.released_by(let_go)
+        self._freed.clear()
+        return released
+
+    def note_output(self, numbers: Iterable[int]) -> None:
+        """Storages that nothing but the result of the model held."""
+        for number in numbers:
+            self._roles.setdefault(number, "output")
+
     def close(self) -> None:
         """The run is over, with its result still there: what goes from now on is not noted."""
         self._flush()
@@ -212,6 +233,11 @@ class Recorder(Observer):
         return MemoryTrace(
             tuple(self._initial), tuple(events), dict(self._roles), steps, owners=dict(self._owner_names)
         )
+
+
+def _may_be_in_place(operator: str, operands: list[torch.Tensor]) -> bool:
+    """Whether autograd may run it in place: the sum of two gradients, and the gradient of what was picked."""
+    return (operator == "aten.add" and len(operands) == 2) or operator == "aten.index_put"
 
 
 def _with_sums_in_place(events: list[MemoryEvent], sums: Mapping[int, tuple[int, int]]) -> Iterator[MemoryEvent]:

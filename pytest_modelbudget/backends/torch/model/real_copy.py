@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,19 +22,33 @@ from torch.nn.parameter import is_lazy
 
 from pytest_modelbudget.backends.patching import UndoOnExit
 from pytest_modelbudget.backends.torch.model.global_state import seed_everything as fix_random_states
-from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors
+from pytest_modelbudget.backends.torch.model.modules import all_modules, all_tensors, unwrap
 from pytest_modelbudget.backends.torch.model.programs import module_of
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.backends.torch.model.stored_tensors import is_plain
+from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError, TooLarge
 
 REAL_LIMIT = 2**30
 """Bytes of weights up to which a model is built or copied to be run for real, unless `run: real` asks for it."""
 
 _TOO_LARGE = (
-    "and its weights take more than 1 GiB, the limit for a run with real memory: "
+    "and {} more than 1 GiB, the limit for a run with real memory: "
     "write `run: real` for this model to run it all the same, or register a smaller one"
 )
+
+
+Rebuild = Callable[[int], object]
+"""A builder with memory, called with a seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOrigin:
+    """Where a model is from: the user's own, or `built_here`; then `rebuild` makes it once more, with memory."""
+
+    built_here: bool
+    rebuild: Rebuild | None = None
+    run: RunMode | None = None
 
 
 def fits_in_memory(model: nn.Module) -> bool:
@@ -42,9 +57,9 @@ def fits_in_memory(model: nn.Module) -> bool:
     return bool(sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= REAL_LIMIT)
 
 
-def too_large_error() -> TooLarge:
+def too_large_error(what: str = "its weights take") -> TooLarge:
     """The error of a model that would have to be run for real, and may not be; it goes on a sentence."""
-    return TooLarge(_TOO_LARGE)
+    return TooLarge(_TOO_LARGE.format(what))
 
 
 @contextmanager
@@ -103,6 +118,13 @@ def _limit_weights() -> Iterator[None]:
         yield
 
 
+def with_values(model: nn.Module, name: str, origin: ModelOrigin) -> nn.Module:
+    """What can be run on values: a copy of a user's model, or the model of a builder made once more."""
+    if origin.rebuild is not None:
+        return unwrap(rebuilt(origin.rebuild, name))
+    return copy_on_cpu(model, name, limited=origin.run != "real")
+
+
 def rebuilt(rebuild: Callable[[int], object], name: str) -> nn.Module:
     """The model of a builder, with memory.
 
@@ -124,7 +146,7 @@ def copy_on_cpu(model: nn.Module, name: str, *, limited: bool = True) -> nn.Modu
         ModelBudgetError: the model is larger than 1 GiB, has no values, or holds something that cannot be copied.
     """
     if limited and not fits_in_memory(model):
-        raise ModelBudgetError(f"{name}: the model has to be run on the CPU, {_TOO_LARGE}")
+        raise ModelBudgetError(f"{name}: the model has to be run on the CPU, {too_large_error()}")
     _refuse_meta(model, name, "give it its weights, or pass a function that builds it")
     try:
         return on_cpu(copy.deepcopy(model))

@@ -7,7 +7,9 @@ the optimizer makes its states, so the second is the one to measure.
 
 from __future__ import annotations
 
+import gc
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
@@ -25,6 +26,7 @@ from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
 from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
+from pytest_modelbudget.backends.torch.meta.answers import AnsweringDispatcher, Answers
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
 from pytest_modelbudget.backends.torch.model import keras_layers
@@ -38,15 +40,18 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
+from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.ema import averaged_weights
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
+from pytest_modelbudget.backends.torch.training.loop import LoopOutputs, in_float32
+from pytest_modelbudget.backends.torch.training.losses import loss_function
 from pytest_modelbudget.backends.torch.training.offload import OffloadedOptimizer, activations_offloaded, check_offload
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.backends.torch.training.synchronization import exchange_gradients
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
-from pytest_modelbudget.planner.references import imported
+from pytest_modelbudget.planner.loops import loop_of, resolved
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
@@ -65,11 +70,13 @@ def record_step(
     recorder: Callable[[nn.Module], Recorder] = Recorder,
     optimizer: Callable[[Training, list[nn.Parameter], nn.Module], Any] = optimizer_of,
     recording: Callable[..., StepRecording] | None = None,
+    answers: Answers | None = None,
 ) -> MemoryTrace:
     """Run `runnable`, a model on meta, by `recipe` and record it; the model is as before on leaving.
 
     `shard` makes what runs of the model that is there, which is not as before then; `recorder` and `optimizer` make
     what watches it and what trains it. `recording` runs the loop, where that is another than torch's common one.
+    `answers` are what the model decides by values, where it does.
 
     Raises:
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
@@ -78,14 +85,24 @@ def record_step(
         raise ModelBudgetError(
             "compile: xla is for models on TensorFlow and JAX: compiled torch models are not planned"
         )
-    sizes = {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
-    run = (recording or StepRecording)(runnable, sizes, recipe, shard, recorder, optimizer)
+    sizes = run_sizes(sizes, recipe)
+    modules, run = len(sys.modules), (recording or StepRecording)(runnable, sizes, recipe, shard, recorder, optimizer)
+    run.answers = answers
     try:
-        return run.memory_trace()
+        memory_trace = run.memory_trace()
+        if isinstance(recipe, Inference) and len(sys.modules) > modules:  # its one pass was held by frames of imports
+            gc.collect(0)
+            memory_trace = run.memory_trace()
+        return memory_trace
     except ModelBudgetError:
         raise
     except Exception as error:  # whatever the model's code raises
         raise ModelBudgetError(f"{runnable.name}: the {run.doing} could not be recorded: {_reason(error)}") from error
+
+
+def run_sizes(sizes: Mapping[str, int], recipe: Recipe) -> dict[str, int]:
+    """The sizes of dimensions in a run: the recipe's own in place of the model's."""
+    return {**sizes, **({"B": recipe.batch} if recipe.batch and "B" in sizes else {}), **recipe.dims}
 
 
 def _reason(error: Exception) -> str:
@@ -108,8 +125,10 @@ class StepRecording:
         optimizer: Any,
     ) -> None:
         self.shard, self.recorder, self.optimizer = shard, recorder, optimizer
+        recipe = resolved(recipe) if isinstance(recipe, Training) else recipe
         self.runnable, self.recipe, self.model = runnable, recipe, runnable.model
         self.sizes = sizes
+        self.answers: Answers | None = None
         self.doing = "forward pass"
         self.training = isinstance(recipe, Training)
         self.cleanup = ExitStack()
@@ -149,9 +168,7 @@ class StepRecording:
             recorder.recomputing = lambda: kernels
             kernels.add_rules(rnn.rules(recorder, cuda=self.recipe.kernels == "cuda"))
             kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
-            dispatcher = (RealDispatcher if self.runnable.real else MetaDispatcher)(
-                self.runnable.meta_cache, call.readings
-            )
+            dispatcher = self.dispatcher(recorder, call)
             stack.enter_context(value_reads_observed(dispatcher.note_read))
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
@@ -164,6 +181,8 @@ class StepRecording:
                 alive = self.infer(self.recipe, call, recorder, kernels)
             recorder.close()
             del alive, averages
+            if self.answers is not None:
+                self.answers.check()
         notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes)
         memory_trace = replace(recorder.memory_trace(), notes=notes)
         show_memory_trace(memory_trace, self.runnable.log)
@@ -172,6 +191,15 @@ class StepRecording:
             if isinstance(self.recipe, Training) and self.recipe.fused
             else memory_trace
         )
+
+    def dispatcher(self, recorder: Recorder, call: ModelCall) -> MetaDispatcher:
+        """What runs the operators."""
+        placed = self.runnable.meta_cache, call.readings
+        if self.answers is not None:
+            place = place_of(recorder, self.model)
+            in_model = ("forward", "backward")  # where it is recomputed
+            return AnsweringDispatcher(self.answers, lambda: place() if recorder.phase in in_model else None, *placed)
+        return (RealDispatcher if self.runnable.real else MetaDispatcher)(*placed)
 
     def inputs(self) -> ModelCall:
         """What the model is called with."""
@@ -187,28 +215,38 @@ class StepRecording:
         if not params:
             raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
         optimizer = self.optimizer_for(recipe, params, recorder, kernels)
-        loss_of = _loss_function(recipe)
-        out = loss = None
-        for _ in range(STEPS):
+        loop = loop_of(recipe)
+        loss_of, outputs, loss = loss_function(recipe, loop), LoopOutputs(recorder), None
+        for step in range(STEPS):
+            if step:
+                gc.collect(0)  # frames of what torch imports at its first operators hold what these were called with
             recorder.begin_step()
             if recipe.zero_grad == "before":
                 drop_gradients(params)
-            for passes_left in reversed(range(recipe.gradient_accumulation)):
+            for number in range(recipe.gradient_accumulation):
                 if recipe.no_sync:
-                    exchange_gradients(self.model, not passes_left)
+                    exchange_gradients(self.model, number == recipe.gradient_accumulation - 1)
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
-                kernels.keeps_casts, kernels.guessing = True, False
+                kernels.keeps_casts, kernels.guessing = loop.caches_casts, False
                 with kernels.autocast(MIXED.get(recipe.precision)):
-                    out = self.model(*call.args, **call.kwargs)
+                    outputs.returned(self.model(*call.args, **call.kwargs))
+                    if loop.float32_outputs and recipe.precision in MIXED:
+                        outputs.returned(in_float32(outputs.value))
                     self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
-                    loss = loss_of(out)
-                if isinstance(loss_of, _CrossEntropy) and loss_of.targets is not None:
-                    recorder.set_role(loss_of.targets, "input")
+                    loss = loss_of(outputs.value)
+                if recipe.outputs == "dropped":
+                    outputs.drop()
+                if recipe.zero_grad == "before-backward" and number == 0:
+                    drop_gradients(params)
+                if isinstance(targets := getattr(loss_of, "targets", None), torch.Tensor):
+                    recorder.set_role(targets, "input")
                 self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
                 start_backward(loss)
                 for parameter in params:
                     if parameter.grad is not None:
                         recorder.set_role(parameter.grad, "gradient")
+            if recipe.outputs == "until-step":
+                outputs.drop()
             if optimizer is not None:
                 self.update(optimizer.step, recorder)
                 for state in optimizer.state.values():
@@ -217,7 +255,8 @@ class StepRecording:
             if recipe.zero_grad == "after":
                 drop_gradients(params)
         self.notes += notes_of(optimizer)
-        return out, loss, optimizer
+        outputs.note_last()
+        return outputs, loss, optimizer
 
     def optimizer_for(
         self, recipe: Training, params: list[nn.Parameter], recorder: Recorder, kernels: DeviceKernels
@@ -300,39 +339,6 @@ def start_backward(loss: Any) -> None:
     if not trained:
         raise ModelBudgetError("nothing that the model returned depends on a trained parameter: give training.loss")
     torch.autograd.backward(trained, [None if output.dim() == 0 else torch.empty_like(output) for output in trained])
-
-
-def _loss_function(recipe: Training) -> Callable[[Any], Any]:
-    """What the backward pass begins with, from what the model returned."""
-    if recipe.loss == "cross_entropy":
-        return _CrossEntropy()
-    if recipe.loss == "auto":
-        return lambda out: own_loss if (own_loss := _own_loss(out)) is not None else out
-    return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss, "loss")
-
-
-def _own_loss(out: Any) -> torch.Tensor | None:
-    loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
-    return loss if isinstance(loss, torch.Tensor) and loss.dim() == 0 else None
-
-
-class _CrossEntropy:
-    """Cross entropy against targets that are on the device like the inputs, made when the first output is there.
-
-    Classes are in dimension 1 of `[B, C]` and of four or more dimensions (segmentation), in the last of `[B, T, C]`.
-    """
-
-    def __init__(self) -> None:
-        self.targets: torch.Tensor | None = None
-
-    def __call__(self, out: Any) -> torch.Tensor:
-        scores = next(tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1)
-        if scores.dim() == 3:
-            scores = scores.reshape(-1, scores.shape[-1])
-        if self.targets is None:
-            self.targets = torch.empty((scores.shape[0], *scores.shape[2:]), dtype=torch.int64, device="meta")
-        loss: torch.Tensor = functional.cross_entropy(scores, self.targets)
-        return loss
 
 
 @contextmanager

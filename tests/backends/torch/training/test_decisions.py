@@ -1,0 +1,120 @@
+"""Models that decide by values are planned with the decisions of one real pass, where it may be made."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_modelbudget import plan
+from pytest_modelbudget.backends.torch.model import real_copy
+from pytest_modelbudget.backends.torch.training import decisions
+from pytest_modelbudget.summary import Plan
+from tests.real_steps import KERNELS, allocated, sgd
+
+
+class Layer(nn.Module):
+    """Halves what is not finite, as layers of DETR do, and works on the rows of positive sums alone."""
+
+    def __init__(self, picks: bool) -> None:
+        super().__init__()
+        self.lin, self.picks = nn.Linear(64, 64), picks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.lin(x))
+        if not torch.isfinite(x).all():
+            x = x.clamp(-1, 1)
+        return x[x.sum(1) >= 0] if self.picks else x
+
+
+def layers(picks: bool = False) -> nn.Module:
+    """Two of them; whatever the weights, all sums are positive and every number is finite."""
+    return nn.Sequential(Layer(picks), Layer(picks), nn.Linear(64, 8))
+
+
+def square(out: torch.Tensor) -> torch.Tensor:
+    """The loss."""
+    return (out * out).sum()
+
+
+def planned(model: Any = layers, **options: Any) -> Plan:
+    """The plan of a step on this machine's kernels."""
+    recipe = {
+        "optimizer": "sgd",
+        "kernels": KERNELS or "cpu",
+        "loop": "torch",
+        "loss": square,
+        **options.pop("training", {}),
+    }
+    return plan(model, "float32[256, 64]", training=recipe, **options)
+
+
+@pytest.mark.skipif(KERNELS is None, reason="not known what this machine's kernels take")
+@pytest.mark.parametrize(
+    "picks", [pytest.param(False, id="a condition"), pytest.param(True, id="rows that are picked")]
+)
+def test_decisions_are_those_of_a_real_pass(picks: bool) -> None:
+    """The peak is that of a real step, of a builder's model and of a live one, and a note says how it was made."""
+    truth = allocated(layers(picks), torch.rand(256, 64), sgd, loss=square)
+    for model in (lambda: layers(picks), layers(picks)):
+        made = planned(model)
+        assert made.peak_bytes == pytest.approx(truth, rel=2e-4)
+        assert "decided" in made.notes[-1]
+
+
+def test_recomputed_blocks_decide_again() -> None:
+    """What is recomputed in the backward pass gets the answers of the forward pass."""
+    assert planned(training={"checkpointing": "blocks"}).peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        pytest.param({"run": "abstract"}, "the model decides by values", id="forbidden"),
+        pytest.param({"training": {"sharding": {"ddp": 2}}}, "the model decides by values", id="one rank of many"),
+    ],
+)
+def test_where_no_real_pass_is_made(options: dict[str, Any], reason: str) -> None:
+    """The peak is not known, and the reason says why."""
+    made = planned(**options)
+    assert made.peak_bytes is None
+    assert reason in made.notes[0]
+
+
+def test_a_pass_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and tensors have a limit, which `run: real` lifts."""
+    monkeypatch.setattr(decisions, "REAL_LIMIT", 1_000)
+    assert "one of its tensors takes more than 1 GiB" in planned().notes[0]
+    assert planned(run="real").peak_bytes
+    monkeypatch.setattr(real_copy, "REAL_LIMIT", 1_000)
+    assert "its weights take more than 1 GiB" in planned().notes[0]
+
+
+class ImportsFirst(nn.Module):
+    """Holds its first result for good, as frames do in which torch imports something."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.head, self.name = nn.Linear(64, 4_000), name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.head(x)
+        if self.name not in sys.modules:
+            sys.modules[self.name] = ModuleType(self.name)
+            cycle: list[Any] = [out.sin()]
+            cycle.append(cycle)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["training", "inference"])
+def test_the_first_plan_is_as_the_second(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What imports hold at the first operators of a process is in no plan."""
+    name = f"first_{kind}"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    first, second = (plan(lambda: ImportsFirst(name), "float32[64, 64]", **{kind: {}}) for _ in range(2))
+    monkeypatch.delitem(sys.modules, name)
+    assert first.peak_bytes == second.peak_bytes
