@@ -10,11 +10,11 @@ from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import Recipe, Training
 from pytest_modelbudget.planner.written import flow_text
 
-Cost = Literal["free", "memory", "compute", "numerics", "devices"]
-COSTS: tuple[Cost, ...] = ("free", "memory", "compute", "numerics", "devices")
+Cost = Literal["free", "code", "memory", "compute", "numerics", "devices"]
+COSTS: tuple[Cost, ...] = ("free", "code", "memory", "compute", "numerics", "devices")
 """What a change costs, cheapest first; an order by kind, which weighs no change against several of another kind.
 
-`free`: the same numbers at the same speed or better. `memory`: the same numbers but for batch statistics, from more and
+`free`: the same numbers at the same speed or better. `code`: the same, by a line in the loop. `memory`: the same numbers but for batch statistics, from more and
 smaller passes. `compute`: the same numbers, more work. `numerics`: a run that may train otherwise. `devices`: more of
 them.
 """
@@ -77,9 +77,7 @@ def _optimizer(name: str) -> dict[str, Any]:
 
 CHANGES: tuple[Change, ...] = (
     Change("free", {"fused": True, "foreach": None}, "", _has_unfused_adam),
-    Change(
-        "free", {"outputs": "dropped"}, "let go of what the model returned before the backward pass", _keeps_outputs
-    ),
+    Change("code", {"outputs": "dropped"}, "let go of the outputs before the backward pass", _keeps_outputs),
     Change("compute", {"checkpointing": "blocks"}, "about a third more compute", _keeps_all),
     Change("numerics", {"precision": "bf16-mixed"}, "", _trains_in_full_precision),
     Change("numerics", _optimizer("adamw-8bit"), "needs bitsandbytes", _has_adam),

@@ -75,7 +75,7 @@ def test_levers_are_ranked_by_what_they_save() -> None:
 
 def test_what_is_done_already_is_no_lever() -> None:
     """Each order changes something."""
-    done = Training(precision="bf16", checkpointing="blocks", optimizer="sgd", sharding={"fsdp": 2})
+    done = Training(precision="bf16", checkpointing="blocks", optimizer="sgd", sharding={"fsdp": 2}, outputs="dropped")
     assert list(alternatives(done, batch=1)) == []
     assert [name for name, _, _ in alternatives(Inference())] == ["precision: bf16"]
     assert all(changed != Training(batch=8) for _, changed, _ in alternatives(Training(batch=8), batch=8))
