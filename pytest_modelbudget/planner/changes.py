@@ -14,7 +14,7 @@ Cost = Literal["free", "code", "memory", "compute", "numerics", "devices"]
 COSTS: tuple[Cost, ...] = ("free", "code", "memory", "compute", "numerics", "devices")
 """What a change costs, cheapest first; an order by kind, which weighs no change against several of another kind.
 
-`free`: the same numbers at the same speed or better. `code`: the same, by a line in the loop. `memory`: the same numbers
+`free`: the same numbers at the same speed or better. `code`: the same, a line in the loop. `memory`: the same numbers
 but for batch statistics, from more and smaller passes. `compute`: the same numbers, more work. `numerics`: a run that
 may train otherwise. `devices`: more of them.
 """

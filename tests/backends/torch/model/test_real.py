@@ -280,9 +280,9 @@ def test_detectors(name: str, params: int) -> None:
 
 
 @pytest.mark.parametrize("recipe", [{"training": True}, {"inference": True}], ids=["training", "inference"])
-def test_what_needs_values_has_no_plan(recipe: dict[str, bool]) -> None:
-    """The note says that it is the values, in this project's words rather than in torch's."""
-    planned = plan(picks, f"float32[4, {WIDTH}]", name="m", **recipe)
+def test_what_needs_values_has_no_plan_without(recipe: dict[str, bool]) -> None:
+    """Where no pass may be real the note says that it is the values, in this project's words rather than in torch's."""
+    planned = plan(picks, f"float32[4, {WIDTH}]", name="m", run="abstract", **recipe)
     [note] = planned.notes
     assert planned.peak_bytes is None
     assert note.startswith("not planned: m: the forward pass")
