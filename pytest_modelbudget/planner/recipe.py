@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pytest_modelbudget.planner.lora import lora_text
+
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 Compile = Literal["auto", "none", "xla"]
 ZeroGrad = Literal["before", "after", "never"]
@@ -23,8 +25,8 @@ OPTIMIZERS = (
 )  # fmt: skip
 """Optimizers known by name; any other is `module:callable`, called with the parameters."""
 
-LORA_TARGETS = ("q_proj", "v_proj")
-"""Layers that get adapters where `lora` names none."""
+LANGUAGE_LOSSES = ("liger", "cce", "chunked", "linear_cross_entropy")
+"""Losses that take the place of a torch language model's head and cross entropy, without whole logits."""
 
 NameOrCallable = str | Callable[..., Any]
 
@@ -74,7 +76,7 @@ class Training:
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     precision: Precision = "fp32"
     gradient_accumulation: int = 1
-    checkpointing: NameOrCallable = "none"
+    checkpointing: NameOrCallable | Mapping[str, Any] = "none"
     foreach: bool | None = None
     fused: bool | None = None
     zero_grad: ZeroGrad = "before"
@@ -116,8 +118,13 @@ def _optimizer_text(recipe: Training) -> str:
     return _reference_name(recipe.optimizer) + (f" ({options})" if options else "")
 
 
-def _lora_text(lora: Mapping[str, Any]) -> str:
-    return f"LoRA of rank {lora['rank']} on {', '.join(lora.get('targets', LORA_TARGETS))}"
+def _checkpointing_text(checkpointing: NameOrCallable | Mapping[str, Any]) -> str:
+    if not isinstance(checkpointing, Mapping):
+        return f"checkpointing {_reference_name(checkpointing)}"
+    every, save = checkpointing.get("every", 1), checkpointing.get("save", ())
+    blocks = "blocks" if every == 1 else f"every {every} blocks"
+    names = [save] if isinstance(save, str) else save
+    return f"checkpointing {blocks}" + (f", saving {' and '.join(names)}" if names else "")
 
 
 def _sharding_text(sharding: Mapping[str, int] | NameOrCallable) -> str:
@@ -135,10 +142,10 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "foreach": lambda flag: f"foreach={flag}",
     "fused": lambda flag: f"fused={flag}",
     "gradient_accumulation": lambda passes: f"{passes} accumulated passes",
-    "checkpointing": lambda blocks: f"checkpointing {_reference_name(blocks)}",
+    "checkpointing": _checkpointing_text,
     "zero_grad": lambda when: f"zero_grad {when}",
     "loss": lambda loss: f"loss {_reference_name(loss)}",
-    "lora": _lora_text,
+    "lora": lora_text,
     "trainable": lambda globs: f"training {', '.join(globs)}",
     "sharding": _sharding_text,
     "compile": lambda compiler: f"compile {compiler}",

@@ -30,7 +30,7 @@ from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
-from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
+from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Training

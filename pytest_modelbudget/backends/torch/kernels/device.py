@@ -79,7 +79,7 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
             kwargs = {**kwargs, "alpha": 1.0}
         if func is functional.multi_head_attention_forward:
             return self._run_python_body(func, args, kwargs)
-        if (dtype := _autocast()) is not None:
+        if (dtype := autocast_dtype()) is not None:
             if func in self._lower:
                 args, kwargs = self._cast_all(dtype, args), self._cast_all(dtype, kwargs)
             elif func in self._full:
@@ -139,7 +139,7 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
         return entry[1]
 
 
-def _autocast() -> torch.dtype | None:
+def autocast_dtype() -> torch.dtype | None:
     for kind in ("cpu", "cuda"):
         if torch.is_autocast_enabled(kind):
             dtype: torch.dtype = torch.get_autocast_dtype(kind)
