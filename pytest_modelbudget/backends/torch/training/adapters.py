@@ -119,8 +119,7 @@ def _added_dora(
 
 def _dora(layer: LinearLayer, input: torch.Tensor, base_result: torch.Tensor | None, quantized: Any) -> torch.Tensor:
     module = layer.module
-    identity = torch.eye(layer.in_features, device=input.device, dtype=module.lora_A.weight.dtype)
-    delta = module.lora_B(module.lora_A(identity)).T.to(input.dtype)
+    delta = _product_of_pair(layer).to(input.dtype)
     weight = (module.weight if quantized is None else quantized.dequantized(quantized.compute)).to(input.dtype)
     weight = weight.T if layer.transposed and quantized is None else weight
     scale = (module.lora_magnitude / _norm(weight, delta.detach()).detach()).view(1, -1)
@@ -131,6 +130,14 @@ def _dora(layer: LinearLayer, input: torch.Tensor, base_result: torch.Tensor | N
         base_result = base_result - module.bias
     out: torch.Tensor = (scale - 1) * base_result + scale * low_rank * SCALE
     return out
+
+
+def _product_of_pair(layer: LinearLayer) -> torch.Tensor:
+    """The pair as one matrix (out, in), made as the layers themselves make it."""
+    first = layer.module.lora_A
+    identity = torch.eye(layer.in_features, device=first.weight.device, dtype=first.weight.dtype)
+    product: torch.Tensor = layer.module.lora_B(first(identity)).T
+    return product
 
 
 def _norm(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
