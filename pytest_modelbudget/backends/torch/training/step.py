@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -30,14 +30,16 @@ from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
 from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.dtensors import wait_for
 from pytest_modelbudget.backends.torch.model.global_state import global_state_restored, seed_everything
-from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.backends.torch.model.modules import all_modules, part_ids
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_of, quiet_modes
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
-from pytest_modelbudget.backends.torch.trace.observer import observing
+from pytest_modelbudget.backends.torch.trace.observer import Observer, observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
+from pytest_modelbudget.backends.torch.training.fused_losses import FUSED_LOSSES, FusedLoss
+from pytest_modelbudget.backends.torch.training.head import find_head
 from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError
@@ -108,6 +110,8 @@ class StepRecording:
         self.sizes = sizes
         self.doing = "forward pass"
         self.training = isinstance(recipe, Training)
+        self.loss_of: FusedLoss | None = None
+        self.without_head: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def memory_trace(self) -> MemoryTrace:
         """Run it all."""
@@ -145,6 +149,8 @@ class StepRecording:
                 self.runnable.meta_cache, call.readings
             )
             stack.enter_context(value_reads_observed(dispatcher.note_read))
+            if isinstance(self.recipe, Training) and self.recipe.loss in FUSED_LOSSES:
+                self.leave_head_out(str(self.recipe.loss), call, dispatcher)
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(self.recipe, Training):
@@ -171,13 +177,21 @@ class StepRecording:
         """What of `recipe` changes the model before it is recorded."""
         return recipe
 
+    def leave_head_out(self, loss: str, call: ModelCall, dispatcher: Any) -> None:
+        """Find the head by a pass that is not recorded; a `loss` of hidden states takes its place."""
+        if self.shard is not None:
+            raise ModelBudgetError(f"training.loss: {loss} is not planned with sharding: write module:callable")
+        with observing(Observer(part_ids(self.model)), dispatcher):
+            head = find_head(lambda: self.model(*call.args, **call.kwargs), loss)
+        self.loss_of, self.without_head = FusedLoss(loss, head), head.left_out
+
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Run `STEPS` steps of the loop; gives back what is alive when the last one is over."""
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not params:
             raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
         optimizer = self.optimizer(recipe, params, embedding_tables(self.model))
-        loss_of = _loss_function(recipe)
+        loss_of = self.loss_of or _loss_function(recipe)
         out = loss = None
         for _ in range(STEPS):
             recorder.begin_step()
@@ -187,10 +201,12 @@ class StepRecording:
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
                 kernels.keeps_casts, kernels.guessing = True, False
                 with kernels.autocast(MIXED.get(recipe.precision)):
-                    out = self.model(*call.args, **call.kwargs)
+                    with self.without_head():
+                        out = self.model(*call.args, **call.kwargs)
                     self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
                     loss = loss_of(out)
-                if isinstance(loss_of, _CrossEntropy) and loss_of.targets is not None:
+                    out = out if self.loss_of is None else None  # a model with a fused loss returns no hidden states
+                if isinstance(loss_of, (_CrossEntropy, FusedLoss)) and loss_of.targets is not None:
                     recorder.set_role(loss_of.targets, "input")
                 self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
                 start_backward(loss)
