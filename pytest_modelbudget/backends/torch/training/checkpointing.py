@@ -70,7 +70,7 @@ def _wrapper(save: Any, around: RecomputeContext) -> Callable[[Callable[..., Any
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         caching, cached = create_selective_checkpoint_contexts(make_policy())
-        return caching, _both(around(), cached)
+        return caching, _Both(around(), cached)
 
     return lambda original: _recomputed(original, contexts, early_stop=save != TORCHTITAN)
 
@@ -85,12 +85,19 @@ def _recomputed(original: Callable[..., Any], contexts: Any, early_stop: bool = 
     return forward
 
 
-@contextmanager
-def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(outer)
-        stack.enter_context(inner)
-        yield
+class _Both(AbstractContextManager[None]):
+    """One context inside another; what the inner one keeps lives as long as this object, as with torch's own."""
+
+    def __init__(self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> None:
+        self._contexts = outer, inner
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        for context in self._contexts:
+            self._stack.enter_context(context)
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
 
 def _saving(operators: frozenset[Any]) -> Callable[[], Policy]:
