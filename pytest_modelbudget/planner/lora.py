@@ -50,7 +50,10 @@ class QuantizedBase:
         return cls(name, **{**(options or {}), "skip": tuple((options or {}).get("skip", ()))})
 
     def __str__(self) -> str:
-        parts = [*(["double_quant"] if self.double_quant else []), *([f"block {self.block}"] if self.block != 64 else [])]
+        parts = [
+            *(["double_quant"] if self.double_quant else []),
+            *([f"block {self.block}"] if self.block != 64 else []),
+        ]
         parts += [f"compute {self.compute}"] if self.compute else []
         parts += [f"not {', '.join(self.skip)}"] if self.skip else []
         return self.format + (f" ({', '.join(parts)})" if parts else "")
@@ -125,7 +128,11 @@ def _base_mistakes(base: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_base(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return len(value) == 1 and set(value) <= set(BASES) and all(o is None or isinstance(o, Mapping) for o in value.values())
+        return (
+            len(value) == 1
+            and set(value) <= set(BASES)
+            and all(o is None or isinstance(o, Mapping) for o in value.values())
+        )
     return value in BASES
 
 

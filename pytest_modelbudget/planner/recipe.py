@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.lora import lora_text
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
@@ -58,15 +59,17 @@ class Training:
     `optimizer_options`. `foreach` and `fused` choose its implementation (None: as torch does on the device).
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
     `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
-    `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), or
-    `module:callable`, called with the model. `zero_grad` lets go of gradients before the forward pass, after the
-    optimizer's step, or never. `loss` is `module:callable`, called with the model's result; by default the model's own
-    `loss` where it returns one, `cross_entropy` of the last dimension of its first output against fitting targets when
-    said so, else a gradient for every tensor of floats it returns (`none`). `trainable` are globs over parameters
-    (others are frozen), `lora` freezes all and adds low-rank pairs (`{rank: 8, targets: [q_proj, v_proj]}`). `sharding`
-    is `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`, called with the model and a function that makes the mesh (`mesh
-    = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is `xla` or
-    `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known.
+    `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), `{every: 2}` (the
+    last of each two), `{save: [matmul, attention]}` (but for results of these operators), or `module:callable`, called
+    with the model. `zero_grad` lets go of gradients before the forward pass, after the optimizer's step, or never.
+    `loss` is `module:callable`, called with the model's result; by default the model's own `loss` where it returns
+    one, `cross_entropy` of the last dimension of its first output against fitting targets when said so, else a
+    gradient for every tensor of floats it returns (`none`); one of `LANGUAGE_LOSSES` takes the place of the model's
+    head, too. `trainable` are globs over parameters (others are frozen), `lora` freezes all and adds low-rank pairs
+    (`{rank: 8, targets: [q_proj, v_proj]}`), with `base` beside quantised weights (see `Lora`). `sharding` is
+    `{fsdp: 8, tp: 2, ddp: 4}` or `module:callable`, called with the model and a function that makes the mesh (`mesh =
+    make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `compile` is `xla` or `none` for steps on
+    TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known.
     For JAX models `xla` compiles the step for the CPU (`auto`: it is not compiled, and its peak not known).
     """
 
@@ -89,6 +92,19 @@ class Training:
 
 
 Recipe = Training | Inference
+
+
+def refuse_language_loss(recipe: Recipe, framework: str) -> None:
+    """Refuse a loss that takes the place of a head, for models whose head is not found.
+
+    Raises:
+        ModelBudgetError: with the loss, and what to write instead.
+    """
+    if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
+        raise ModelBudgetError(
+            f"training.loss: {recipe.loss} is planned for torch models, not for {framework} models: write "
+            "cross_entropy or module:callable"
+        )
 
 
 def describe(recipe: Recipe) -> str:

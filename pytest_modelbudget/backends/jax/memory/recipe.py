@@ -16,6 +16,7 @@ from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.recipe import refuse_language_loss
 from pytest_modelbudget.planner.references import imported
 
 OPTAX_NAMES = (
@@ -55,6 +56,7 @@ def refuse_unplanned(recipe: Recipe) -> None:
         value = getattr(recipe, key)
         if key not in _PLANNED and value != getattr(default, key):
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for JAX models: {_CURES[key]}")
+    refuse_language_loss(recipe, "JAX")
     if recipe.compile == "none":
         raise ModelBudgetError(f"{kind}.compile: JAX compiles what it runs with XLA: leave it out, or write xla")
     if recipe.precision not in ("fp32", *_CASTS):

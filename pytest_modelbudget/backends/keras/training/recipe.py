@@ -18,6 +18,7 @@ import keras
 from pytest_modelbudget.backends.keras import private, walk
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.recipe import refuse_language_loss
 from pytest_modelbudget.planner.references import imported
 
 OPTIMIZER_CLASSES = {
@@ -80,6 +81,7 @@ def refuse_unplanned(recipe: Recipe) -> None:
             kind = "training" if isinstance(recipe, Training) else "inference"
             cure = _CURES.get(key, "it is for torch models")
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for Keras models: {cure}")
+    refuse_language_loss(recipe, "Keras")
     if recipe.precision not in ("fp32", *_POLICIES):
         raise ModelBudgetError(
             f"precision: {recipe.precision} is not planned for Keras models: leave it out, and set the dtype policy "

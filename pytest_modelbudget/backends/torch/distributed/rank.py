@@ -66,6 +66,8 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
             the step does not run.
     """
     assert recipe.sharding is not None
+    if recipe.lora.get("base"):
+        raise ModelBudgetError("training.lora: base is not planned with sharding: leave one of the two out")
     with fake_world() as fake:
         shard, remaining = _sharding_of(runnable.name, recipe, fake)
         copy = RunnableModel(runnable.name, _copy_with_own_parameters(runnable.model), runnable.inputs)

@@ -1,4 +1,4 @@
-"""Blocks that are recomputed in the backward pass: all repeated ones, every n-th, or but for the results of operators."""
+"""Blocks that are recomputed in the backward pass: all repeated ones, every n-th, or all but results of operators."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ def _blocks_to_recompute(model: nn.Module, every: int) -> list[nn.Module]:
         )
     if every > len(repeated):
         raise ModelBudgetError(
-            f"training.checkpointing: every: {every} of {len(repeated)} repeated blocks are none: write {len(repeated)} "
-            "or less"
+            f"training.checkpointing: every: {every} of {len(repeated)} repeated blocks are none: "
+            f"write {len(repeated)} or less"
         )
     return repeated[every - 1 :: every]
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.kernels.device import autocast_dtype
 from pytest_modelbudget.backends.torch.training.head import Head, scores_of
+from pytest_modelbudget.errors import ModelBudgetError
 
 _HALF = (torch.float16, torch.bfloat16)
 _LOCK_ROWS, _LOCK_FEATURES = 128, 64
@@ -32,6 +33,10 @@ class FusedLoss:
     """The `loss` of a recipe for a model whose `head` is left out; targets are made with the first hidden states."""
 
     def __init__(self, loss: str, head: Head) -> None:
+        if loss == "linear_cross_entropy" and not hasattr(functional, loss):
+            raise ModelBudgetError(
+                f"training.loss: torch {torch.__version__} has no {loss}: write liger, cce or chunked"
+            )
         self._loss, self._head = FUSED_LOSSES[loss], head
         self.targets: torch.Tensor | None = None
 
@@ -75,7 +80,7 @@ class _Liger(torch.autograd.Function):  # type: ignore[misc]
             chunk = hidden[start : start + size]
             logits = _logits(chunk, weight, bias) if storage is None else storage[: chunk.shape[0]]
             if trains and not is_direct:
-                gradients[0][start : start + size] = logits @ weight  # type: ignore[index]
+                gradients[0][start : start + size] = logits @ weight
             _add_weight_gradient(gradients[1], logits, chunk)
             if gradients[2] is not None:
                 logits.sum(dim=0)
@@ -161,6 +166,25 @@ def torch_linear_cross_entropy(
     return loss
 
 
+def loss_rules() -> dict[Any, Callable[..., Any]]:
+    """What runs in place of torch's chunked loss, which a model may call itself: on meta it is one operator."""
+    function = getattr(functional, "linear_cross_entropy", None)
+    return {} if function is None else {function: _called_by_model}
+
+
+def _called_by_model(input: Any, linear_weight: Any, target: Any, **options: Any) -> Any:
+    """The default options in chunks of the user's size; all else is left to torch."""
+    chunking = options.get("options")
+    if chunking is None or input.dim() != 2 or not input.is_meta or target.dtype.is_floating_point:
+        return NotImplemented
+    is_default = chunking.acc_policy in ("auto", "compact") and chunking.acc_dtype is None
+    is_default = is_default and chunking.chunking_method in ("auto", None) and not chunking.allow_retain_graph
+    if not is_default or options.get("weight") is not None or options.get("reduction", "mean") == "none":
+        return NotImplemented
+    size = chunking.batch_chunk_size and min(chunking.batch_chunk_size, input.shape[0])
+    return torch_linear_cross_entropy(input, linear_weight, target, options.get("linear_bias"), size)
+
+
 def _torch_chunk_rows(rows: torch.Tensor, weight: torch.Tensor) -> int:
     """As `LinearCrossEntropyOptions`: never more than what keeps the peak below that of whole logits."""
     count, features, classes = rows.shape[0], rows.shape[1], weight.shape[0]
@@ -176,7 +200,10 @@ class _TorchChunked(torch.autograd.Function):  # type: ignore[misc]
         is_half, dtype = rows.dtype in _HALF, rows.dtype
         exact = torch.float32 if is_half else dtype
         logits_dtype = exact if dtype is not torch.float16 else dtype
-        buffers = [rows.new_empty((size, weight.shape[0]), dtype=logits_dtype), rows.new_empty(size, dtype=logits_dtype)]
+        buffers = [
+            rows.new_empty((size, weight.shape[0]), dtype=logits_dtype),
+            rows.new_empty(size, dtype=logits_dtype),
+        ]
         mask = targets == -100
         targets = torch.where(mask, 0, targets)
         weights = (~mask).to(exact)

@@ -57,11 +57,11 @@ def find_head(run: Callable[[], Any], loss: str) -> Head:
         raise ModelBudgetError(
             f"training.loss: {loss} takes the place of the model's own loss: leave the targets out of its inputs"
         )
-    head = search.heads.get(storage_key(scores_of(out)))
+    head: Head | None = search.heads.get(storage_key(scores_of(out)))
     if head is None:
         raise ModelBudgetError(
-            f"training.loss: {loss}: the model's head is not clear: its first output is not the plain product of hidden "
-            f"states and one weight: {_CURE}"
+            f"training.loss: {loss}: the model's head is not clear: its first output is not the plain product of "
+            f"hidden states and one weight: {_CURE}"
         )
     if (use := search.uses.get(storage_key(scores_of(out)))) is not None:
         raise ModelBudgetError(
@@ -79,7 +79,9 @@ def _head_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hea
         return Head(weight, bias) if isinstance(weight, nn.Parameter) and weight.dim() == 2 else None
     if func in _MATMULS and len(args) == 2 and isinstance(args[1], torch.Tensor) and args[1].dim() == 2:
         base = args[1]._base
-        is_transposed = isinstance(base, nn.Parameter) and base.shape == args[1].shape[::-1] and not args[1].is_contiguous()
+        is_transposed = (
+            isinstance(base, nn.Parameter) and base.shape == args[1].shape[::-1] and not args[1].is_contiguous()
+        )
         return Head(base, None) if is_transposed else None
     return None
 

@@ -46,5 +46,7 @@ def heads(model: nn.Module, layers: Collection[LinearLayer]) -> list[LinearLayer
     modules = all_modules(model)
     tables = [module.weight for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
     shapes = {tuple(table.shape) for table in tables}
-    last = next((module for module in reversed(modules) if any(p is not None for p in module._parameters.values())), None)
+    last = next(
+        (module for module in reversed(modules) if any(p is not None for p in module._parameters.values())), None
+    )
     return [layer for layer in layers if tuple(layer.module.weight.shape) in shapes or layer.module is last]

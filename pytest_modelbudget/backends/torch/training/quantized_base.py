@@ -1,11 +1,13 @@
 """Frozen layers with weights of 4 or 8 bits, as bitsandbytes stores them and multiplies with them.
 
 4 bits: two codes in a byte, a float32 scale for each block, a code book of 16; with double quantisation scales of one
-byte, a float32 for 256 of them, one to be added and a code book of 256 (Dettmers et al. 2023, arXiv 2305.14314). The weight is made anew
-for each product, forward and backward; bitsandbytes 0.50 has kernels that do without for up to 1,536 rows on some
-cards, forward alone. 8 bits: a float32 for each row (Dettmers et al. 2022, arXiv 2208.07339); on a GPU the input is
-quantised by rows, products are int32, and the weight is made anew in the backward pass. Columns of outliers, which
-depend on values, are taken to be none. On the CPU the int8 weight is made anew forward, too.
+byte, a float32 for 256 of them, one to be added and a code book of 256 (Dettmers et al. 2023, arXiv 2305.14314). The
+weight is made anew for each product, forward and backward; bitsandbytes 0.50 has kernels that do without for up to
+1,536 rows on some cards, forward alone.
+
+8 bits: a float32 for each row (Dettmers et al. 2022, arXiv 2208.07339); on a GPU the input is quantised by rows,
+products are int32, and the weight is made anew in the backward pass. Columns of outliers, which depend on values, are
+taken to be none. On the CPU the int8 weight is made anew forward, too.
 """
 
 from __future__ import annotations

@@ -38,12 +38,13 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import Observer, observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.training.fused_losses import FUSED_LOSSES, FusedLoss
+from pytest_modelbudget.backends.torch.training.fused_losses import FusedLoss, loss_rules
 from pytest_modelbudget.backends.torch.training.head import find_head
 from pytest_modelbudget.backends.torch.training.optimizers import embedding_tables, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
 from pytest_modelbudget.planner.references import imported
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -144,12 +145,13 @@ class StepRecording:
             stack.enter_context(kernels)
             recorder.recomputing = lambda: kernels
             kernels.add_rules(rnn.rules(recorder, cuda=self.recipe.kernels == "cuda"))
+            kernels.add_rules(loss_rules())
             kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
             dispatcher = (RealDispatcher if self.runnable.real else MetaDispatcher)(
                 self.runnable.meta_cache, call.readings
             )
             stack.enter_context(value_reads_observed(dispatcher.note_read))
-            if isinstance(self.recipe, Training) and self.recipe.loss in FUSED_LOSSES:
+            if isinstance(self.recipe, Training) and self.recipe.loss in LANGUAGE_LOSSES:
                 self.leave_head_out(str(self.recipe.loss), call, dispatcher)
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
