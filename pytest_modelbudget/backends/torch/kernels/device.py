@@ -139,6 +139,14 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
         return entry[1]
 
 
+@contextmanager
+def autocast_asked_of_cuda() -> Iterator[None]:
+    """Inside, `torch.is_autocast_enabled()` without a device, which asks of CUDA, tells of the flag that stands for it."""
+    original = torch.is_autocast_enabled
+    with patched(torch, "is_autocast_enabled", lambda *device: original(*(device or ("cpu",)))):
+        yield
+
+
 def autocast_dtype() -> torch.dtype | None:
     for kind in ("cpu", "cuda"):
         if torch.is_autocast_enabled(kind):

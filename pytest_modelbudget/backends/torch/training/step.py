@@ -20,7 +20,7 @@ from torch.nn import functional
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
-from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
+from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels, autocast_asked_of_cuda
 from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
 from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
@@ -131,8 +131,7 @@ class StepRecording:
                 self.doing = "sharding"
                 self.model = self.shard(self.model)
             stack.enter_context(channels_last_kept())
-            if self.recipe.kernels != "cuda":
-                stack.enter_context(cpu_attention())
+            stack.enter_context(cpu_attention() if self.recipe.kernels != "cuda" else autocast_asked_of_cuda())
             seed_everything()
             if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}

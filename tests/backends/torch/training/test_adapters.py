@@ -15,8 +15,8 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
-from pytest_modelbudget.planner import MemoryTrace, Training
-from tests.real_steps import KERNELS, allocated, sgd
+from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
+from tests.real_steps import KERNELS, allocated, measured, sgd
 
 SHAPE = [4, 16, 64]
 FLOAT = 4
@@ -24,7 +24,7 @@ COUNTERS = 64
 """Bytes of scalars, code books and the like that one of two loops has alive and the other has not."""
 
 
-def traced(model: nn.Module, shape: list[int], recipe: Training) -> MemoryTrace:
+def traced(model: nn.Module, shape: list[int], recipe: Recipe) -> MemoryTrace:
     """The memory trace of a model on meta that stands for `model`."""
     return record_step(RunnableModel("model", meta_copy(model), parse(shape)), {}, recipe)  # type: ignore[arg-type]
 
@@ -194,6 +194,35 @@ def test_bases_of_bitsandbytes_under_peft(kind: str) -> None:
     real = allocated(adapted, torch.rand(SHAPE), lambda p: torch.optim.AdamW(p, foreach=False)) - there
     assert planned == pytest.approx(real + held - 4 * 16 * 64 * FLOAT, abs=4 * COUNTERS)
     assert own in (None, pytest.approx(planned, abs=4 * COUNTERS))
+
+
+@pytest.mark.parametrize(("kernels", "asked"), [("cuda", True), ("cpu", False)])
+def test_a_model_may_ask_whether_cuda_has_autocast(kernels: Any, asked: bool) -> None:
+    """As peft's layers over quantised weights do: it is on where the recipe's device is one of CUDA."""
+    answers: list[bool] = []
+
+    class Asking(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            answers.append(torch.is_autocast_enabled())
+            return super().forward(x)
+
+    traced(Asking(), SHAPE, Training(kernels=kernels, optimizer="none", precision="bf16-mixed"))
+    assert set(answers) == {asked}
+    assert not torch.is_autocast_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KERNELS is None, reason="what kernels of this CPU take is not known")
+@pytest.mark.parametrize("kind", ["nf4", "double"])
+def test_weights_made_anew_in_a_kernel(kind: str) -> None:
+    """A user's layers of 4 bits take the weight itself while they run, in a pass without gradients, too."""
+    model = _quantized_by_bitsandbytes(Net(), kind, pytest.importorskip("bitsandbytes")).train()
+    data = torch.rand(1, 2, 64, requires_grad=True)
+    memory_trace = traced(model, [1, 2, 64], Inference(kernels=KERNELS))
+    layer = model.blocks[0].up  # type: ignore[union-attr]
+    layer(data)
+    real = measured(lambda: layer(data), 1)
+    assert max(event.workspace for event in memory_trace.events) == pytest.approx(real, abs=4 * 1024)
 
 
 @pytest.mark.parametrize(
