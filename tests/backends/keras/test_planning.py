@@ -122,6 +122,7 @@ class OwnStep(keras.Model):  # type: ignore[misc]
         pytest.param(mlp, {"sharding": {"fsdp": 8}}, "training.sharding", id="sharding"),
         pytest.param(mlp, {"checkpointing": "blocks"}, "RematScope", id="recomputing"),
         pytest.param(mlp, {"precision": "bf16"}, "dtype policy", id="half precision"),
+        pytest.param(mlp, {"loss": "liger"}, "training.loss: liger is planned for torch models", id="fused loss"),
         pytest.param(mlp, {"optimizer": "adamw-8bit"}, "write one of", id="optimizer"),
         pytest.param(mlp, {"trainable": ["nothing*"]}, "no weight's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),

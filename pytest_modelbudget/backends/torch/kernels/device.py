@@ -141,7 +141,7 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
 
 @contextmanager
 def autocast_asked_of_cuda() -> Iterator[None]:
-    """Inside, `torch.is_autocast_enabled()` without a device, which asks of CUDA, tells of the flag that stands for it."""
+    """Inside, `torch.is_autocast_enabled()` of no device, which asks for CUDA, is the flag that stands for it."""
     original = torch.is_autocast_enabled
     with patched(torch, "is_autocast_enabled", lambda *device: original(*(device or ("cpu",)))):
         yield
