@@ -131,7 +131,8 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
     def _convert(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if tensor.dtype is dtype or tensor.dtype not in _FLOATS:
             return tensor
-        if not (self.keeps_casts and tensor.is_leaf and tensor.requires_grad and tensor.dtype is torch.float32):
+        is_weight = tensor.is_leaf and tensor.requires_grad and not tensor._is_view()
+        if not (self.keeps_casts and is_weight and tensor.dtype is torch.float32):
             return tensor.to(dtype)
         if (entry := self._cast.get(id(tensor))) is None:
             entry = self._cast[id(tensor)] = tensor, tensor.to(dtype)

@@ -158,10 +158,10 @@ def _torch_chunked(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> t
 def torch_linear_cross_entropy(
     rows: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None, size: int | None = None
 ) -> torch.Tensor:
-    """`torch.nn.functional.linear_cross_entropy` in chunks; `size` is the rows of one (None: as torch chooses)."""
-    half = autocast_dtype()
-    if half is not None:
-        rows, weight, bias = rows.to(half), weight.to(half), None if bias is None else bias.to(half)
+    """`torch.nn.functional.linear_cross_entropy` in chunks; `size` is the rows of one (None: as torch chooses).
+
+    Autocast changes nothing: products are written into buffers, which have the dtype of the operands.
+    """
     loss: torch.Tensor = _TorchChunked.apply(rows, weight, bias, targets, size or _torch_chunk_rows(rows, weight))
     return loss
 

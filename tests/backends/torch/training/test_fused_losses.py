@@ -117,6 +117,16 @@ def test_cut_cross_entropy_by_hand() -> None:
     assert {4 * 2, 4 * 1} <= set(made)
 
 
+def test_chunks_under_autocast_share_one_copy_of_the_weight() -> None:
+    """As on a GPU: of a weight a copy is kept, of its transpose one is made for each of the eight chunks and let go of."""
+    memory_trace = traced(Lm(), Training(optimizer="none", loss="liger", precision="bf16-mixed"))
+    half = 2 * WORDS * WIDTH
+    events = memory_trace.events[memory_trace.measured :]
+    casts = [number for event in events if event.op == "aten._to_copy" for number, size in event.made if size == half]
+    assert len(casts) == 8 + 1
+    assert [memory_trace.roles.get(number) for number in casts].count("cast") == 1
+
+
 @needs(functional, "linear_cross_entropy")
 @pytest.mark.skipif(KERNELS is None, reason="what kernels of this CPU take is not known")
 def test_a_model_that_calls_torchs_own_itself() -> None:
