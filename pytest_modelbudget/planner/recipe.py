@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner.lora import lora_text
+
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 Compile = Literal["auto", "none", "xla"]
 ZeroGrad = Literal["before", "before-backward", "after", "never"]
@@ -36,8 +39,8 @@ OPTIMIZERS = (
 OFFLOADED = ("optimizer", "gradients", "activations", "params")
 """What `offload` can keep on the host."""
 
-LORA_TARGETS = ("q_proj", "v_proj")
-"""Layers that get adapters where `lora` names none."""
+LANGUAGE_LOSSES = ("liger", "cce", "chunked", "linear_cross_entropy")
+"""Losses that take the place of a torch language model's head and cross entropy, without whole logits."""
 
 SHARDING_DIMS = ("ddp", "zero1", "fsdp", "zero2", "fsdp1", "tp")
 """What a mapping of `sharding` counts ranks of, outermost first."""
@@ -90,13 +93,15 @@ class Training:
     those by the models' names; it calls `backward` and `step` itself.
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
     `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
-    `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), or
-    `module:callable`, called with the model. `zero_grad` lets go of gradients before the forward pass, after the
-    optimizer's step, or never. `loss` is `module:callable`, called with the model's result; by default the model's own
-    `loss` where it returns one, `cross_entropy` of the last dimension of its first output against fitting targets when
-    said so, else a gradient for every tensor of floats it returns (`none`). `trainable` are globs over parameters
-    (others are frozen), `lora` freezes all and adds low-rank pairs (`{rank: 8, targets: [q_proj, v_proj]}`). `sharding`
-    is `{fsdp: 8, tp: 2, ddp: 4}` (FSDP2, tensor parallelism, replicas), with `zero2` in place of `fsdp` where gathered
+    `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), `{every: 2}` (the
+    last of each two), `{save: [matmul, attention]}` (but for results of these operators), or `module:callable`, called
+    with the model. `zero_grad` lets go of gradients before the forward pass, after the optimizer's step, or never.
+    `loss` is `module:callable`, called with the model's result; by default the model's own `loss` where it returns
+    one, `cross_entropy` of the last dimension of its first output against fitting targets when said so, else a
+    gradient for every tensor of floats it returns (`none`); one of `LANGUAGE_LOSSES` takes the place of the model's
+    head, too. `trainable` are globs over parameters (others are frozen), `lora` freezes all and adds low-rank pairs
+    (`{rank: 8, targets: [q_proj, v_proj]}`), with `base` beside quantised weights (see `Lora`). `sharding` is
+    `{fsdp: 8, tp: 2, ddp: 4}` (FSDP2, tensor parallelism, replicas), with `zero2` in place of `fsdp` where gathered
     parameters are kept until the backward pass, `{zero1: 8}` (replicas with torch's ZeroRedundancyOptimizer), `{fsdp1:
     8}` (FullyShardedDataParallel), or `module:callable`, called with the model and a function that makes the mesh
     (`mesh = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. Beside the ranks, `casts` says what a
@@ -121,7 +126,7 @@ class Training:
     steps: NameOrCallable = "none"
     precision: Precision = "fp32"
     gradient_accumulation: int = 1
-    checkpointing: NameOrCallable = "none"
+    checkpointing: NameOrCallable | Mapping[str, Any] = "none"
     foreach: bool | None = None
     fused: bool | None = None
     zero_grad: ZeroGrad | None = None
@@ -137,6 +142,19 @@ class Training:
 
 
 Recipe = Training | Inference
+
+
+def refuse_language_loss(recipe: Recipe, framework: str) -> None:
+    """Refuse a loss that takes the place of a head, for models whose head is not found.
+
+    Raises:
+        ModelBudgetError: with the loss, and what to write instead.
+    """
+    if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
+        raise ModelBudgetError(
+            f"training.loss: {recipe.loss} is planned for torch models, not for {framework} models: write "
+            "cross_entropy or module:callable"
+        )
 
 
 def describe(recipe: Recipe, *, own_optimizer: bool = False) -> str:
@@ -167,8 +185,13 @@ def _optimizer_text(recipe: Training) -> str:
     return _reference_name(recipe.optimizer) + (f" ({options})" if options else "")
 
 
-def _lora_text(lora: Mapping[str, Any]) -> str:
-    return f"LoRA of rank {lora['rank']} on {', '.join(lora.get('targets', LORA_TARGETS))}"
+def _checkpointing_text(checkpointing: NameOrCallable | Mapping[str, Any]) -> str:
+    if not isinstance(checkpointing, Mapping):
+        return f"checkpointing {_reference_name(checkpointing)}"
+    every, save = checkpointing.get("every", 1), checkpointing.get("save", ())
+    blocks = "blocks" if every == 1 else f"every {every} blocks"
+    names = [save] if isinstance(save, str) else save
+    return f"checkpointing {blocks}" + (f", saving {' and '.join(names)}" if names else "")
 
 
 def _sharding_text(sharding: Mapping[str, int | str] | NameOrCallable) -> str:
@@ -191,10 +214,10 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "ema": lambda flag: "average of the weights",
     "offload": lambda parts: f"{' and '.join(parts)} on the host",
     "gradient_accumulation": lambda passes: f"{passes} accumulated passes",
-    "checkpointing": lambda blocks: f"checkpointing {_reference_name(blocks)}",
+    "checkpointing": _checkpointing_text,
     "zero_grad": lambda when: f"zero_grad {when}",
     "loss": lambda loss: f"loss {_reference_name(loss)}",
-    "lora": _lora_text,
+    "lora": lora_text,
     "trainable": lambda globs: f"training {', '.join(globs)}",
     "sharding": _sharding_text,
     "no_sync": lambda _: "gradients exchanged in the last pass",

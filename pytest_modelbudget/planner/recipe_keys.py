@@ -7,9 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
+from pytest_modelbudget.planner.checkpointing import CHECKPOINTING_SCHEMA, check_checkpointing
+from pytest_modelbudget.planner.lora import LORA_SCHEMA, check_lora
 from pytest_modelbudget.planner.recipe import (
     FULLY_SHARDED,
-    LORA_TARGETS,
+    LANGUAGE_LOSSES,
     OFFLOADED,
     OPTIMIZERS,
     SHARDING_DIMS,
@@ -130,11 +132,11 @@ def _check_mapping(value: Any) -> tuple[str, Any]:
     return ("" if isinstance(value, Mapping) else "write a mapping"), value
 
 
-def _check_lora(value: Any) -> tuple[str, Any]:
-    valid = isinstance(value, Mapping) and set(value) <= {"rank", "targets"} and _is_count(value.get("rank"), 1)
-    targets = value.get("targets", LORA_TARGETS) if valid else ()
-    valid = isinstance(targets, list | tuple) and bool(targets) and all(isinstance(target, str) for target in targets)
-    return ("" if valid else "write {rank: 8, targets: [q_proj, v_proj]}"), value
+def _check_blocks(value: Any) -> tuple[str, Any]:
+    if isinstance(value, Mapping):
+        return check_checkpointing(value)
+    mistake = "write none, blocks, {every: 2}, {save: [matmul, attention]} or module:callable"
+    return ("" if _is_reference(value, ("none", "blocks")) else mistake), value
 
 
 def _check_sharding(value: Any) -> tuple[str, Any]:
@@ -177,13 +179,13 @@ KEYS: dict[str, Key] = {
     ),
     "precision": _check_choice(*get_args(Precision)),
     "gradient_accumulation": _check_count(1, "passes before a step of the optimizer"),
-    "checkpointing": _check_reference("none", "blocks"),
+    "checkpointing": Key(_check_blocks, {"anyOf": [{"enum": ["none", "blocks"]}, CHECKPOINTING_SCHEMA, REFERENCE]}),
     "foreach": _check_flag(),
     "fused": _check_flag(),
     "zero_grad": _check_choice(*get_args(ZeroGrad)),
-    "loss": _check_reference("auto", "cross_entropy", "none"),
+    "loss": _check_reference("auto", "cross_entropy", *LANGUAGE_LOSSES, "none"),
     "trainable": Key(_check_globs, _TEXTS, "globs over the parameters that are trained, all others are frozen"),
-    "lora": Key(_check_lora, {"type": "object"}, "{rank: 8, targets: [q_proj, v_proj]}"),
+    "lora": Key(check_lora, LORA_SCHEMA, "{rank: 8, targets: [q_proj, v_proj], base: nf4}"),
     "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
     "no_sync": _check_flag(),
     "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla or none, for TensorFlow and JAX"),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import ceil, prod
 
-from pytest_modelbudget.planner.recipe import ASSUMED, Recipe, Training, describe
+from pytest_modelbudget.planner.recipe import ASSUMED, LANGUAGE_LOSSES, Recipe, Training, describe
 from pytest_modelbudget.summary import ITEM_BYTES, Input, Layer, Part, Plan, Role, Summary
 
 SUM_LABEL = "weights, gradients, optimizer slots, activations and inputs, not a recorded step"
@@ -61,6 +61,8 @@ def _problems(summary: Summary, recipe: Recipe) -> Iterator[str]:
         value = getattr(recipe, name, None)
         if value not in (getattr(default, name, None), ASSUMED.get(name)):
             yield f"{name}: {value} is not planned for {summary.framework} models, whose steps are not recorded"
+    if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
+        yield f"loss: {recipe.loss} is not planned for {summary.framework} models, whose steps are not recorded"
     if recipe.compile == "xla":
         yield f"compile: xla is not planned for {summary.framework} models, whose steps are not recorded"
     if not isinstance(recipe, Training):

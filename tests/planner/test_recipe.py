@@ -44,6 +44,25 @@ def test_every_key_is_read() -> None:
         pytest.param({"lora": {"rank": 4, "targets": "q"}}, "training.lora: write {rank: 8", id="targets are no list"),
         pytest.param({"lora": {"rank": 4, "targets": 5}}, "training.lora: write {rank: 8", id="targets are a number"),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
+        pytest.param({"lora": {"rank": 4, "alfa": 8}}, "training.lora: write {rank: 8", id="unknown lora option"),
+        pytest.param(
+            {"lora": {"rank": 4, "base": "int3"}}, "training.lora: base: write nf4, fp4 or int8", id="unknown base"
+        ),
+        pytest.param(
+            {"lora": {"rank": 4, "base": {"nf4": {"block": 65}}}},
+            "training.lora: base: block: write 32, 64",
+            id="block",
+        ),
+        pytest.param(
+            {"lora": {"rank": 4, "base": {"int8": {"block": 64}}}}, "training.lora: base: int8 has a scale", id="int8"
+        ),
+        pytest.param(
+            {"checkpointing": {"every": 0}}, "training.checkpointing: every: write a whole number", id="every"
+        ),
+        pytest.param(
+            {"checkpointing": {"save": ["mm"]}}, "training.checkpointing: save: write a list of matmul", id="save"
+        ),
+        pytest.param({"loss": "ligre"}, "training.loss: write auto, cross_entropy, liger, ", id="unknown loss"),
         pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
         pytest.param({"sharding": {"fsdp1": 2, "tp": 2}}, "zero1 and fsdp1 with nothing", id="FSDP1 with another"),
         pytest.param({"sharding": {"casts": "policy"}}, "training.sharding: write {fsdp: 8", id="casts without ranks"),
@@ -75,3 +94,36 @@ def test_words_tell_recipes_apart(name: str) -> None:
     assert casts == ["adamw, fp32, fsdp 8", "adamw, fp32, fsdp 8, casts policy", "adamw, fp32, fsdp 8, casts both"]
     if name in {field.name for field in fields(Inference)}:
         assert describe(parse({name: other[name]}, Inference)) != describe(Inference())
+
+
+WORDS: dict[str, tuple[dict[str, Any], str]] = {
+    "dropout": (
+        {"lora": {"rank": 4, "targets": "all-linear", "dropout": 0.1}},
+        "LoRA of rank 4 on all-linear, dropout 0.1",
+    ),
+    "DoRA": ({"lora": {"rank": 4, "dora": True, "bias": "all"}}, "DoRA of rank 4 on q_proj, v_proj, bias all"),
+    "base": ({"lora": {"rank": 4, "base": "int8"}}, "LoRA of rank 4 on q_proj, v_proj, over int8"),
+    "options of a base": (
+        {
+            "lora": {
+                "rank": 4,
+                "base": {"nf4": {"double_quant": True, "block": 128, "compute": "bf16", "skip": ["a.*"]}},
+            }
+        },
+        "LoRA of rank 4 on q_proj, v_proj, over nf4 (double_quant, block 128, compute bf16, not a.*)",
+    ),
+    "every": ({"checkpointing": {"every": 2}}, "checkpointing every 2 blocks"),
+    "operators": (
+        {"checkpointing": {"save": ["matmul", "aten.max"]}},
+        "checkpointing blocks, saving matmul and aten.max",
+    ),
+    "torchtitan": ({"checkpointing": {"save": "torchtitan"}}, "checkpointing blocks, saving torchtitan"),
+    "loss": ({"loss": "liger"}, "loss liger"),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_what_changes_memory_is_told(name: str) -> None:
+    """In words, with each option that is not at its default."""
+    written, words = WORDS[name]
+    assert describe(parse(written, Training)) == f"adamw, fp32, {words}"

@@ -93,6 +93,7 @@ def test_a_compiled_model_says_its_optimizer() -> None:
         pytest.param(Training(gradient_accumulation=2), "gradient_accumulation: 2 is not planned", id="accumulation"),
         pytest.param(Training(sharding={"fsdp": 8}), "sharding: {'fsdp': 8} is not planned", id="sharding"),
         pytest.param(Training(compile="xla"), "compile: xla is not planned for keras models", id="compile"),
+        pytest.param(Training(loss="liger"), "loss: liger is not planned for keras models", id="fused loss"),
         pytest.param(Training(trainable=("head",)), "trainable: ('head',) is not planned", id="frozen"),
         pytest.param(Inference(), "what a forward pass has alive at once is not known for keras models", id="inference"),
     ],

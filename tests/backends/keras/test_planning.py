@@ -151,6 +151,7 @@ def most(planned: Plan) -> int:
         pytest.param(
             mlp, {"precision": "fp16-mixed", "kernels": "cpu"}, "kernels", id="halves on a cpu", marks=on_torch
         ),
+        pytest.param(mlp, {"loss": "liger"}, "training.loss: liger is planned for torch models", id="fused loss"),
         pytest.param(mlp, {"optimizer": "adamw-8bit"}, "write one of", id="optimizer"),
         pytest.param(mlp, {"trainable": ["nothing*"]}, "no weight's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),

@@ -57,6 +57,7 @@ def _with_kernel_choice(original: Callable[..., torch.Tensor], usage: AttentionU
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
+        query, key, value, attn_mask = map(_autocast, (query, key, value, attn_mask))
         if query.is_meta and _is_fused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
             return _cpu_flash_attention(query, key, value, attn_mask, is_causal, scale)
         if query.is_meta and dropout_p and not usage.dropout:
@@ -73,6 +74,13 @@ def _with_kernel_choice(original: Callable[..., torch.Tensor], usage: AttentionU
         )
 
     return attention
+
+
+def _autocast(operand: Any) -> Any:
+    """An operand of attention as autocast hands it to the choice of a kernel: all of one precision."""
+    if not torch.is_autocast_enabled("cpu") or operand is None or operand.dtype is not torch.float32:
+        return operand
+    return operand.to(torch.get_autocast_dtype("cpu"))
 
 
 def _is_fused(query: Any, key: Any, value: Any, mask: Any, dropout: float, causal: bool, scale: Any, gqa: bool) -> bool:

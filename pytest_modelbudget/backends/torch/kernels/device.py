@@ -79,7 +79,7 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
             kwargs = {**kwargs, "alpha": 1.0}
         if func is functional.multi_head_attention_forward:
             return self._run_python_body(func, args, kwargs)
-        if (dtype := _autocast()) is not None:
+        if (dtype := autocast_dtype()) is not None:
             if func in self._lower:
                 args, kwargs = self._cast_all(dtype, args), self._cast_all(dtype, kwargs)
             elif func in self._full:
@@ -142,7 +142,8 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
     def _convert(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if tensor.dtype is dtype or tensor.dtype not in _FLOATS:
             return tensor
-        if not (self.keeps_casts and tensor.is_leaf and tensor.requires_grad and tensor.dtype is torch.float32):
+        is_weight = tensor.is_leaf and tensor.requires_grad and not tensor._is_view()
+        if not (self.keeps_casts and is_weight and tensor.dtype is torch.float32):
             return tensor.to(dtype)
         if (entry := self._cast.get(id(tensor))) is None:
             entry = self._cast[id(tensor)] = tensor, tensor.to(dtype)
@@ -150,7 +151,15 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
         return entry[1]
 
 
-def _autocast() -> torch.dtype | None:
+@contextmanager
+def autocast_asked_of_cuda() -> Iterator[None]:
+    """Inside, `torch.is_autocast_enabled()` of no device, which asks for CUDA, is the flag that stands for it."""
+    original = torch.is_autocast_enabled
+    with patched(torch, "is_autocast_enabled", lambda *device: original(*(device or ("cpu",)))):
+        yield
+
+
+def autocast_dtype() -> torch.dtype | None:
     for kind in ("cpu", "cuda"):
         if torch.is_autocast_enabled(kind):
             dtype: torch.dtype = torch.get_autocast_dtype(kind)

@@ -65,6 +65,7 @@ _ORDERS = {
 _PROMOTING = """aten.add aten.sub aten.rsub aten.mul aten.div aten.pow aten.maximum aten.minimum aten.remainder
 aten.where aten.eq aten.ne aten.lt aten.le aten.gt aten.ge"""
 _PROMOTED = frozenset(_PROMOTING.split())
+_PROMOTED_IN_PLACE = frozenset(("aten.add_", "aten.sub_", "aten.mul_", "aten.div_"))
 _REDUCED = frozenset(("aten.sum", "aten.prod", "aten.mean", "aten.cumsum"))
 
 
@@ -78,6 +79,8 @@ def copied_bytes(op: str, args: tuple[Any, ...], out: Any) -> int:
         return _batch_norm_bytes(args[0], args[1], args[9][0])
     if op in _PROMOTED:
         return _promoted_bytes(args)
+    if op in _PROMOTED_IN_PLACE:  # the result is a temporary, too, until it is written to the first operand
+        return _promoted_bytes(args[:2], results=(args[0],))
     if op in _REDUCED and isinstance(out, torch.Tensor) and args[0].dtype is not out.dtype:
         return _elements(args[0]) * int(out.element_size())
     return 0
@@ -124,12 +127,12 @@ def _batch_norm_bytes(gradient: torch.Tensor, data: torch.Tensor, to_input: bool
     return _bytes(data) if to_input and in_order and suggested_format(gradient) == layout else 0
 
 
-def _promoted_bytes(args: tuple[Any, ...]) -> int:
+def _promoted_bytes(args: tuple[Any, ...], results: tuple[torch.Tensor, ...] = ()) -> int:
     operands = [arg for arg in args if isinstance(arg, (torch.Tensor, bool, int, float))][-2:]
     if len(operands) < 2:
         return 0
     dtype = torch.result_type(*operands)
-    tensors = [operand for operand in operands if isinstance(operand, torch.Tensor) and operand.dtype is not dtype]
+    tensors = [item for item in (*operands, *results) if isinstance(item, torch.Tensor) and item.dtype is not dtype]
     return sum(_elements(tensor) * int(dtype.itemsize) for tensor in tensors)
 
 

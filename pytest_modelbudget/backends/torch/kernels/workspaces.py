@@ -59,6 +59,8 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
     if op == "aten._scaled_dot_product_efficient_attention_backward":
         batch, heads, rows, _ = args[1].shape
         return _FLOAT * int(batch * heads * rows)
+    if op == "bitsandbytes.gemm_4bit":
+        return _dequantized_bytes(*args[:5])
     if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
         return _cpu_attention_backward_workspace(args[0], args[1], args[2])
     if cpu and op == "aten.convolution":
@@ -71,6 +73,16 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
             convolution, gradient, input
         )
     return copied_bytes(op, args, out) if cpu else 0
+
+
+def _dequantized_bytes(input: torch.Tensor, codes: torch.Tensor, shape: Any, scales: torch.Tensor, block: int) -> int:
+    """The weight of 4 bits made anew in the input's dtype, and its scales where these are quantised, too.
+
+    bitsandbytes 0.50, backends/default/ops.py, `_gemm_4bit_default_impl`; some GPUs do without for few rows.
+    """
+    elements = prod(shape)
+    blocks = -(-elements // block)
+    return int(elements * input.element_size() + (_FLOAT * blocks if scales.numel() < blocks else 0))
 
 
 def _cpu_attention_backward_workspace(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> int:

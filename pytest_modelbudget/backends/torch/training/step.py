@@ -11,7 +11,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import nn
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
-from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
+from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels, autocast_asked_of_cuda
 from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
 from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
@@ -29,19 +29,20 @@ from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
 from pytest_modelbudget.backends.torch.meta.answers import AnsweringDispatcher, Answers
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
-from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.dtensors import wait_for
 from pytest_modelbudget.backends.torch.model.global_state import global_state_restored, seed_everything
-from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.backends.torch.model.modules import part_ids
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace import steering
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_of, quiet_modes
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
-from pytest_modelbudget.backends.torch.trace.observer import observing
+from pytest_modelbudget.backends.torch.trace.observer import Observer, observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.ema import averaged_weights
+from pytest_modelbudget.backends.torch.training.fused_losses import FusedLoss, loss_rules
+from pytest_modelbudget.backends.torch.training.head import find_head
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs, in_float32
 from pytest_modelbudget.backends.torch.training.losses import loss_function
@@ -49,9 +50,11 @@ from pytest_modelbudget.backends.torch.training.offload import OffloadedOptimize
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.backends.torch.training.synchronization import exchange_gradients
+from pytest_modelbudget.backends.torch.training.weights import weights_cast, without_gradients
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.loops import loop_of, resolved
+from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
@@ -133,6 +136,8 @@ class StepRecording:
         self.training = isinstance(recipe, Training)
         self.cleanup = ExitStack()
         self.notes: list[str] = []
+        self.loss_of: FusedLoss | None = None
+        self.without_head: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def memory_trace(self) -> MemoryTrace:
         """Run it all."""
@@ -143,8 +148,8 @@ class StepRecording:
             stack.enter_context(no_modes())
             if self.shard is None:
                 stack.callback(self.runnable.attributes.restore)
-            stack.enter_context(_without_gradients(self.model))
-            stack.enter_context(_cast(self.model, _HALF.get(self.recipe.precision)))
+            stack.enter_context(without_gradients(self.model))
+            stack.enter_context(weights_cast(self.model, _HALF.get(self.recipe.precision)))
             kernels = DeviceKernels(self.recipe.kernels == "cuda")
             if isinstance(self.recipe, Training):
                 stack.enter_context(recipe_patches(self.model, self.patching(self.recipe), around=lambda: kernels))
@@ -152,8 +157,7 @@ class StepRecording:
                 self.doing = "sharding"
                 self.model = self.shard(self.model)
             stack.enter_context(channels_last_kept())
-            if self.recipe.kernels != "cuda":
-                stack.enter_context(cpu_attention())
+            stack.enter_context(cpu_attention() if self.recipe.kernels != "cuda" else autocast_asked_of_cuda())
             seed_everything()
             if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
                 self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
@@ -167,9 +171,12 @@ class StepRecording:
             stack.enter_context(kernels)
             recorder.recomputing = lambda: kernels
             kernels.add_rules(rnn.rules(recorder, cuda=self.recipe.kernels == "cuda"))
+            kernels.add_rules(loss_rules())
             kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
             dispatcher = self.dispatcher(recorder, call)
             stack.enter_context(value_reads_observed(dispatcher.note_read))
+            if isinstance(self.recipe, Training) and self.recipe.loss in LANGUAGE_LOSSES:
+                self.leave_head_out(str(self.recipe.loss), call, dispatcher)
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(self.recipe, Training):
@@ -209,6 +216,14 @@ class StepRecording:
         """What of `recipe` changes the model before it is recorded."""
         return recipe
 
+    def leave_head_out(self, loss: str, call: ModelCall, dispatcher: Any) -> None:
+        """Find the head by a pass that is not recorded; a `loss` of hidden states takes its place."""
+        if self.shard is not None:
+            raise ModelBudgetError(f"training.loss: {loss} is not planned with sharding: write module:callable")
+        with observing(Observer(part_ids(self.model)), dispatcher):
+            head = find_head(lambda: self.model(*call.args, **call.kwargs), loss)
+        self.loss_of, self.without_head = FusedLoss(loss, head), head.left_out
+
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Run `STEPS` steps of the loop; gives back what is alive when the last one is over."""
         params = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -216,7 +231,7 @@ class StepRecording:
             raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
         optimizer = self.optimizer_for(recipe, params, recorder, kernels)
         loop = loop_of(recipe)
-        loss_of, outputs, loss = loss_function(recipe, loop), LoopOutputs(recorder), None
+        loss_of, outputs, loss = self.loss_of or loss_function(recipe, loop), LoopOutputs(recorder), None
         for step in range(STEPS):
             if step:
                 gc.collect(0)  # frames of what torch imports at its first operators hold what these were called with
@@ -229,12 +244,13 @@ class StepRecording:
                 self.doing, recorder.phase = "forward pass of the training step", "forward"
                 kernels.keeps_casts, kernels.guessing = loop.caches_casts, False
                 with kernels.autocast(MIXED.get(recipe.precision)):
-                    outputs.returned(self.model(*call.args, **call.kwargs))
-                    if loop.float32_outputs and recipe.precision in MIXED:
+                    with self.without_head():
+                        outputs.returned(self.model(*call.args, **call.kwargs))
+                    if loop.float32_outputs and recipe.precision in MIXED and self.loss_of is None:
                         outputs.returned(in_float32(outputs.value))
                     self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
                     loss = loss_of(outputs.value)
-                if recipe.outputs == "dropped":
+                if recipe.outputs == "dropped" or self.loss_of:  # a model with a fused loss returns no hidden states
                     outputs.drop()
                 if recipe.zero_grad == "before-backward" and number == 0:
                     drop_gradients(params)
@@ -339,54 +355,3 @@ def start_backward(loss: Any) -> None:
     if not trained:
         raise ModelBudgetError("nothing that the model returned depends on a trained parameter: give training.loss")
     torch.autograd.backward(trained, [None if output.dim() == 0 else torch.empty_like(output) for output in trained])
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Inside no parameter has a gradient yet; on leaving they are those from before."""
-    saved = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in saved:
-            parameter.grad = None
-        yield
-    finally:
-        for parameter, gradient in saved:
-            parameter.grad = gradient
-
-
-@contextmanager
-def _cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Inside, weights and buffers of floats are of `dtype`; tied ones stay tied."""
-    if dtype is None:
-        yield
-        return
-    if keras_layers.among(all_modules(model)):
-        raise ModelBudgetError(
-            "precision: Keras layers compute in the precision of their own dtype policy: leave it out, or plan with "
-            "bf16-mixed or fp16-mixed, and set the policy where the model is built"
-        )
-    cast: dict[int, torch.Tensor] = {}
-
-    def half(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        if id(tensor) not in cast:
-            converted = tensor.detach().to(dtype)
-            replacement = (
-                nn.Parameter(converted, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else converted
-            )
-            cast[id(tensor)] = replacement
-        return cast[id(tensor)]
-
-    saved = []
-    for module in model.modules():
-        for tensors_by_name in (module._parameters, module._buffers):
-            saved.append((tensors_by_name, dict(tensors_by_name)))
-            for name, tensor in tensors_by_name.items():
-                if tensor is not None:
-                    tensors_by_name[name] = half(tensor)
-    try:
-        yield
-    finally:
-        for tensors_by_name, content in saved:
-            tensors_by_name.update(content)

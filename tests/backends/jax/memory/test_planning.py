@@ -260,6 +260,7 @@ def test_what_is_inside_a_fusion_of_a_library_is_added_up(kind: str, operation: 
         pytest.param({"precision": "bf16-mixed"}, "dtype=jnp.bfloat16", id="mixed"),
         pytest.param({"checkpointing": "blocks"}, "nnx.remat", id="checkpointing"),
         pytest.param({"lora": {"rank": 2}}, "nnx.LoRA", id="lora"),
+        pytest.param({"loss": "cce"}, "training.loss: cce is planned for torch models", id="fused-loss"),
         pytest.param({"sharding": {"fsdp": 2}}, "planned for torch models", id="sharding"),
         pytest.param({"fused": True}, "one implementation", id="fused"),
         pytest.param({"zero_grad": "after"}, "values of the step", id="zero-grad"),

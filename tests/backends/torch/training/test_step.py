@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
-from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
+from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
