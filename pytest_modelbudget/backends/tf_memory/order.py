@@ -17,6 +17,7 @@ from random import Random
 
 from pytest_modelbudget.backends.tf_memory.kernels import CHEAP
 from pytest_modelbudget.backends.tf_memory.nodes import Node
+from pytest_modelbudget.backends.tf_memory.rounds import GATE
 
 
 def orders(nodes: Sequence[Node], count: int) -> Iterator[list[Node]]:
@@ -37,7 +38,9 @@ def _order(nodes: Sequence[Node], shuffle: Callable[[list[Node]], None] | None) 
     while inline or handed_over:
         node = inline.popleft() if inline else handed_over.popleft()
         ordered.append(node)
-        handed_over.extendleft(_schedule(graph.done(node), inline))
+        ready, over = graph.done(node)
+        ordered.extend(over)
+        handed_over.extendleft(_schedule(ready, inline))
     return ordered
 
 
@@ -69,11 +72,17 @@ class _Dependencies:
             for name in control:
                 self._by_control[name].append(node.name)
 
-    def done(self, node: Node) -> list[Node]:
-        """The nodes that become ready when `node` has run."""
-        ready = []
+    def done(self, node: Node) -> tuple[list[Node], list[Node]]:
+        """The nodes that become ready when `node` has run, and the ends of rounds that come with it."""
+        ready, over = [], []
         for name in (*self._by_data[node.name], *self._by_control[node.name]):
             self.missing[name] -= 1
             if not self.missing[name]:
-                ready.append(self._by_name[name])
-        return ready
+                follower = self._by_name[name]
+                if follower.kind == GATE:
+                    further, also_over = self.done(follower)
+                    ready += further
+                    over += [follower, *also_over]
+                else:
+                    ready.append(follower)
+        return ready, over

@@ -45,9 +45,9 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     if memory.open_sizes:
         names = ", ".join(sorted(memory.open_sizes))
         return f"the peak is at least {memory.lowest:,} bytes: only values would tell what {names} give back"
-    if memory.piled:
-        names = ", ".join(sorted(memory.piled))
-        return f"the peak is at least {memory.lowest:,} bytes: lists that rounds of {names} pile up are counted in part"
+    if memory.open_loops:
+        names = ", ".join(sorted(set(memory.open_loops)))
+        return f"the peak is at least {memory.lowest:,} bytes: only values would tell how often the loop {names} runs"
     without = {name: size for name, size in memory.without_rule.items() if size >= LEAST_SHARE * peak or not size}
     if without:
         names = ", ".join(sorted(without))
