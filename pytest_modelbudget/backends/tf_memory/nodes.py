@@ -9,6 +9,7 @@ from typing import Any
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function, needed_operators
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
+LOOPS = frozenset(["While", "StatelessWhile"])
 BRANCHES = frozenset(["If", "StatelessIf", "Case", "StatelessCase"])
 
 
@@ -24,7 +25,8 @@ class Node:
     after: list[str] = field(default_factory=list)
     kind: str = ""
     """What the operator does: `MatMul`."""
-    in_loop: bool = False
+    is_small: bool = False
+    """Whether it is in a loop and does little, so that the executor has measured that it is cheap."""
     place: int | None = None
     """Which item of a list it reads or writes, where that is known."""
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function
-from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES
+from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, LOOPS
 
 _DEVICE = "/job:localhost/replica:0/task:0/device:CPU:0"
 _CPU_MEMORY = 256 << 20
@@ -25,6 +25,9 @@ _OPENED = "_lower_using_switch_merge"
 
 
 _INSIDE = re.compile(r"/(?P<part>body|cond)/_\d+/")
+
+_CALLED = re.compile(r"Func/.*/(?P<part>body|cond)/_\d+/input_control_node/_\d+")
+_BODY_BEGINS = re.compile(r"/loop_body_control/_\d+$")
 
 
 def optimized(graph: Any) -> FunctionGraph:
@@ -45,7 +48,28 @@ def optimized(graph: Any) -> FunctionGraph:
         if node.op in BRANCHES and _OPENED in node.attr:
             node.attr[_OPENED].b = False
     meta.collection_def["train_op"].node_list.value.extend(dict.fromkeys([*returned, *control]))
+    if any(node.op in LOOPS for node in meta.graph_def.node):
+        meta.graph_def.CopyFrom(_with_open_loops(meta))
     return _imported(_optimize(meta), graph, returned, control)
+
+
+def _with_open_loops(meta: Any) -> Any:
+    """The graph with its loops and calls opened, which TensorFlow does before it optimizes.
+
+    There, a round does not wait until all that it is given is ready, as it does where the optimizer opens loops.
+    """
+    opened = _optimize(meta, "function")
+    for node in opened.node:
+        if (called := _CALLED.fullmatch(node.name)) is not None:
+            kept = [name for name in node.input if _BODY_BEGINS.search(name)]
+            if called["part"] == "cond":
+                kept = sorted((name for name in node.input if "/merge/_" in name), key=_number)[:1]
+            node.input[:] = kept or node.input
+    return opened
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
 
 
 def _all_nodes(definition: Any) -> Iterator[Any]:
@@ -54,9 +78,15 @@ def _all_nodes(definition: Any) -> Iterator[Any]:
         yield from function.node_def
 
 
-def _optimize(meta: Any) -> Any:
-    """What grappler makes of a graph for one CPU that is only described, so that no device is asked for."""
+def _optimize(meta: Any, *optimizers: str) -> Any:
+    """What grappler makes of a graph for one CPU that is only described, so that no device is asked for.
+
+    Only `optimizers` work on it where some are named, else those that TensorFlow has by itself.
+    """
     config = import_module("tensorflow.core.protobuf.config_pb2").ConfigProto()
+    if optimizers:
+        config.graph_options.rewrite_options.min_graph_nodes = -1
+        config.graph_options.rewrite_options.optimizers.extend(optimizers)
     properties = import_module("tensorflow.core.protobuf.device_properties_pb2")
     cpu = properties.DeviceProperties(type="CPU", num_cores=2, memory_size=_CPU_MEMORY)
     named = properties.NamedDevice(name=_DEVICE, properties=cpu)

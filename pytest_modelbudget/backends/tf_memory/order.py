@@ -48,7 +48,7 @@ def _schedule(ready: Iterable[Node], inline: deque[Node]) -> list[Node]:
     """What of `ready` is handed to the pool; the rest is put to what runs on the thread."""
     expensive: list[Node] = []
     for node in ready:
-        (inline if node.kind in CHEAP else expensive).append(node)
+        (inline if node.kind in CHEAP or node.is_small else expensive).append(node)
     if expensive and not inline:
         inline.append(expensive.pop())
     return expensive

@@ -13,14 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_modelbudget.backends.costs.tf_values import KnownValues, Value
-from pytest_modelbudget.backends.tf_memory.nodes import Node
+from pytest_modelbudget.backends.tf_memory.nodes import Node, bytes_of
 
 MOST_NODES = 400_000
 """Operators, each counted once for each round, up to which loops are followed."""
 
+SMALL_BYTES = 1024
+
 GATE = "RoundOver"
 """The kind of what stands for the end of a round, or of a loop: no operator, it is over as soon as it may begin."""
 
+_MOVES_ITEMS = frozenset(
+    """TensorListGetItem TensorListSetItem TensorListPushBack TensorListPopBack TensorListLength
+    TensorListElementShape TensorListReserve EmptyTensorList""".split()
+)
 _LIST_INDEX = {"TensorListGetItem": 1, "TensorListSetItem": 1}
 
 
@@ -71,6 +77,7 @@ class _Unroller:
         """In which loops, from the outermost on, an operator runs."""
         self._frames: dict[tuple[str, ...], _Frame] = {}
         self._outermost: list[Node] = []
+        self._small: dict[str, bool] = {}
         for node in nodes:
             self._place(node)
         for frame in self._frames.values():
@@ -184,11 +191,20 @@ class _Unroller:
         made = Node(
             node.op, node.graph, f"{node.name}{own}", inputs, [f"{name}{own}" for name in node.outputs], after
         )
-        made.in_loop = bool(path)
+        made.is_small = bool(path) and self._is_small(node)
         if node.kind in _LIST_INDEX:
             place = values.value_of(node.op.inputs[_LIST_INDEX[node.kind]])
             made.place = place if isinstance(place, int) else None
         return made
+
+
+    def _is_small(self, node: Node) -> bool:
+        if node.name not in self._small:
+            sizes = [bytes_of(tensor) for tensor in node.op.outputs]
+            computes_little = all(size is not None and size <= SMALL_BYTES for size in sizes)
+            of_list = any(tensor.dtype.name == "variant" for tensor in node.op.inputs)
+            self._small[node.name] = node.kind in _MOVES_ITEMS or (computes_little and not of_list)
+        return self._small[node.name]
 
 
 def _is_constant(enter: Node) -> bool:
