@@ -138,9 +138,7 @@ class _Executor:
             storage = self._written_over(node, place, size, operands) or self._new(size, made)
             self._hold(name, storage)
 
-    def _written_over(
-        self, node: Node, place: int, size: int, operands: Sequence[Storage | None]
-    ) -> Storage | None:
+    def _written_over(self, node: Node, place: int, size: int, operands: Sequence[Storage | None]) -> Storage | None:
         """The storage of an input that the output at `place` may take, which nothing else will read."""
         if place == 0:
             candidates = kernels.WRITES_OVER.get(node.kind, ())

@@ -95,4 +95,3 @@ class _Reader:
 
 def _is_function(graph: Any, op: Any) -> bool:
     return graph._get_function(op.type) is not None
-

@@ -19,6 +19,11 @@ MOST_NODES = 400_000
 """Operators, each counted once for each round, up to which loops are followed."""
 
 SMALL_BYTES = 1024
+"""Up to this size, results in a loop are numbers of its own books.
+
+The executor measures kernels as they run, and runs at once what takes less than 8000 cycles
+(`KernelStats::kOpIsExpensiveThresholdCycles`): in loops, what moves numbers and items of lists.
+"""
 
 GATE = "RoundOver"
 """The kind of what stands for the end of a round, or of a loop: no operator, it is over as soon as it may begin."""
@@ -188,15 +193,12 @@ class _Unroller:
         own = outer if node.kind == "Exit" else tag
         inputs = [tagged(name, self._maker.get(name)) for name in node.inputs]
         after = [tagged(name, self._by_name.get(name)) for name in node.after]
-        made = Node(
-            node.op, node.graph, f"{node.name}{own}", inputs, [f"{name}{own}" for name in node.outputs], after
-        )
+        made = Node(node.op, node.graph, f"{node.name}{own}", inputs, [f"{name}{own}" for name in node.outputs], after)
         made.is_small = bool(path) and self._is_small(node)
         if node.kind in _LIST_INDEX:
             place = values.value_of(node.op.inputs[_LIST_INDEX[node.kind]])
             made.place = place if isinstance(place, int) else None
         return made
-
 
     def _is_small(self, node: Node) -> bool:
         if node.name not in self._small:
