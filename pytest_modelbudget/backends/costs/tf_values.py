@@ -31,9 +31,9 @@ _ARITHMETIC: dict[str, Callable[..., Value]] = {
     "NotEqual": operator.ne,
     "LogicalNot": operator.not_,
 }
-_IDENTITY_OPS = frozenset(
-    """Identity StopGradient PreventGradient Cast Snapshot EnsureShape Enter Exit LoopCond NextIteration Switch""".split()
-)
+_IDENTITY_NAMES = """Identity StopGradient PreventGradient Cast Snapshot EnsureShape Enter Exit LoopCond NextIteration
+Switch"""
+_IDENTITY_OPS = frozenset(_IDENTITY_NAMES.split())
 
 
 class KnownValues:

@@ -40,9 +40,9 @@ _LISTS_NAMES = """EmptyTensorList TensorListReserve TensorListFromTensor TensorL
 TensorListSetItem TensorListPushBack TensorListPopBack TensorListLength TensorListElementShape TensorListGather
 TensorListConcatV2 TensorListResize"""
 LISTS = frozenset(_LISTS_NAMES.split())
-FRESH_FROM_LISTS = frozenset(
-    """TensorListStack TensorListLength TensorListElementShape TensorListGather TensorListConcatV2""".split()
-)
+_FRESH_FROM_LISTS_NAMES = """TensorListStack TensorListLength TensorListElementShape TensorListGather
+TensorListConcatV2"""
+FRESH_FROM_LISTS = frozenset(_FRESH_FROM_LISTS_NAMES.split())
 """What makes a new tensor from a list."""
 
 _STATE_NAMES = """ReadVariableOp VarHandleOp AssignVariableOp AssignAddVariableOp AssignSubVariableOp

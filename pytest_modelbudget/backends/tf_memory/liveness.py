@@ -8,7 +8,7 @@ what is handed over are there all the time. Not counted: what kernels take insid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -164,26 +164,32 @@ class _Executor:
 
     def _run_list(self, node: Node, operands: Sequence[Storage | None], made: list[Storage]) -> None:
         """What makes, changes or reads a list of tensors."""
-        held = operands[0] if operands else None
-        if node.kind in ("EmptyTensorList", "TensorListReserve"):
-            results = [self._memory.new_list()]
-        elif node.kind == "TensorListFromTensor":
-            results = [self._list_of_rows(node, made)]
-        elif node.kind in ("ZerosLike", "AddN", "AddV2"):
-            results = [self._sum_of_lists(node, operands, made)]
-        elif node.kind in kernels.FRESH_FROM_LISTS:
-            return self._make_outputs(node, made)
-        elif held is None or held.items is None:
-            self.without_rule[node.kind] = self.without_rule.get(node.kind, 0)
-            return self._make_outputs(node, made)
-        elif node.kind == "TensorListGetItem":
-            results = [self._item(node, held, made)]
-        elif node.kind == "TensorListPopBack":
-            results = self._popped(held)
-        else:
-            results = [self._with_item(node, held, operands)]
+        results = self._list_results(node, operands, made)
+        if results is None:
+            self._make_outputs(node, made)
+            return
         for name, storage in zip(node.outputs, results, strict=True):
             self._hold(name, storage)
+
+    def _list_results(
+        self, node: Node, operands: Sequence[Storage | None], made: list[Storage]
+    ) -> list[Storage] | None:
+        """Lists and items of lists; None for what is new memory."""
+        held = operands[0] if operands else None
+        if node.kind in ("EmptyTensorList", "TensorListReserve"):
+            return [self._memory.new_list()]
+        if node.kind == "TensorListFromTensor":
+            return [self._list_of_rows(node, made)]
+        if node.kind in ("ZerosLike", "AddN", "AddV2"):
+            return [self._sum_of_lists(node, operands, made)]
+        if node.kind in kernels.FRESH_FROM_LISTS:
+            return None
+        if held is None or held.items is None or node.kind not in kernels.LISTS:
+            self.without_rule[node.kind] = self.without_rule.get(node.kind, 0)
+            return None
+        if node.kind == "TensorListGetItem":
+            return [self._item(node, held, made)]
+        return self._popped(held) if node.kind == "TensorListPopBack" else [self._with_item(node, held, operands)]
 
     def _list_of_rows(self, node: Node, made: list[Storage]) -> Storage:
         """A list whose items are copies of the rows of a tensor."""

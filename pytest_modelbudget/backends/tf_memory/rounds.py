@@ -28,10 +28,9 @@ The executor measures kernels as they run, and runs at once what takes less than
 GATE = "RoundOver"
 """The kind of what stands for the end of a round, or of a loop: no operator, it is over as soon as it may begin."""
 
-_MOVES_ITEMS = frozenset(
-    """TensorListGetItem TensorListSetItem TensorListPushBack TensorListPopBack TensorListLength
-    TensorListElementShape TensorListReserve EmptyTensorList""".split()
-)
+_MOVES_ITEMS_NAMES = """TensorListGetItem TensorListSetItem TensorListPushBack TensorListPopBack TensorListLength
+TensorListElementShape TensorListReserve EmptyTensorList"""
+_MOVES_ITEMS = frozenset(_MOVES_ITEMS_NAMES.split())
 _LIST_INDEX = {"TensorListGetItem": 1, "TensorListSetItem": 1}
 
 

@@ -97,7 +97,7 @@ def test_loops_by_hand(function: Callable[..., Any], spec: Any, rows_alive: floa
     found = memory(function, spec)
     numbers = 512  # counters and what tells the sizes of lists
     assert ROW + rows_alive * ROW <= found.trace.peak() <= ROW + rows_alive * ROW + numbers
-    assert not (found.open_loops or found.open_sizes or found.without_rule)
+    assert not any((found.open_loops, found.open_sizes, found.without_rule))
 
 
 def test_a_loop_that_values_end_is_named() -> None:
