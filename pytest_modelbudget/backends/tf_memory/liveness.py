@@ -41,6 +41,7 @@ class GraphMemory:
     open_sizes: dict[str, int] = field(default_factory=dict)
     open_loops: tuple[str, ...] = ()
     """Loops of which it is not known how often they run."""
+    has_loops: bool = False
     lowest: int = 0
 
 
@@ -50,7 +51,8 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
     rounds = rounds_of(listed.nodes)
     runs = [_run(NodeList(ordered, listed.outputs), held, locate) for ordered in orders(rounds.nodes, ORDERS)]
     peaks = [run.trace.peak() for run in runs]
-    return replace(runs[peaks.index(max(peaks))], lowest=min(peaks), open_loops=tuple(rounds.open))
+    known = runs[peaks.index(max(peaks))]
+    return replace(known, lowest=min(peaks), open_loops=tuple(rounds.open), has_loops=len(runs) > ORDERS)
 
 
 def _run(ordered: NodeList, held: Sequence[InitialStorage], locate: Locate) -> GraphMemory:

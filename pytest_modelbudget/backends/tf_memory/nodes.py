@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function, needed_operators
 
@@ -25,8 +25,8 @@ class Node:
     after: list[str] = field(default_factory=list)
     kind: str = ""
     """What the operator does: `MatMul`."""
-    is_small: bool = False
-    """Whether it is in a loop and does little, so that the executor has measured that it is cheap."""
+    cheap_in_loop: Literal["", "always", "perhaps"] = ""
+    """For what is in a loop, whether the executor will measure that it is cheap: by its books, or any but products."""
     place: int | None = None
     """Which item of a list it reads or writes, where that is known."""
 

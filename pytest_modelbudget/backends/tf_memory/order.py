@@ -21,34 +21,39 @@ from pytest_modelbudget.backends.tf_memory.rounds import GATE
 
 
 def orders(nodes: Sequence[Node], count: int) -> Iterator[list[Node]]:
-    """`count` orders in which `nodes` may run: that of the graph, and others of what needs no input."""
+    """`count` orders in which `nodes` may run: that of the graph, and others of what needs no input.
+
+    Where there are loops, another one in which everything in them but products has been measured to be cheap: what is,
+    depends on the machine and what else it does.
+    """
     for seed in range(count):
-        shuffle = Random(seed).shuffle if seed else None
-        yield _order(nodes, shuffle)
+        yield _order(nodes, Random(seed).shuffle if seed else None, {"always"})
+    if any(node.cheap_in_loop for node in nodes):
+        yield _order(nodes, None, {"always", "perhaps"})
 
 
-def _order(nodes: Sequence[Node], shuffle: Callable[[list[Node]], None] | None) -> list[Node]:
+def _order(nodes: Sequence[Node], shuffle: Callable[[list[Node]], None] | None, cheap: set[str]) -> list[Node]:
     graph = _Dependencies(nodes)
     roots = [node for node in nodes if not graph.missing[node.name]]
     if shuffle is not None:
         shuffle(roots)
     inline: deque[Node] = deque()
-    handed_over = deque(reversed(_schedule(roots, inline)))
+    handed_over = deque(reversed(_schedule(roots, inline, cheap)))
     ordered: list[Node] = []
     while inline or handed_over:
         node = inline.popleft() if inline else handed_over.popleft()
         ordered.append(node)
         ready, over = graph.done(node)
         ordered.extend(over)
-        handed_over.extendleft(_schedule(ready, inline))
+        handed_over.extendleft(_schedule(ready, inline, cheap))
     return ordered
 
 
-def _schedule(ready: Iterable[Node], inline: deque[Node]) -> list[Node]:
+def _schedule(ready: Iterable[Node], inline: deque[Node], cheap: set[str]) -> list[Node]:
     """What of `ready` is handed to the pool; the rest is put to what runs on the thread."""
     expensive: list[Node] = []
     for node in ready:
-        (inline if node.kind in CHEAP or node.is_small else expensive).append(node)
+        (inline if node.kind in CHEAP or node.cheap_in_loop in cheap else expensive).append(node)
     if expensive and not inline:
         inline.append(expensive.pop())
     return expensive

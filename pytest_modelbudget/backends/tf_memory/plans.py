@@ -16,6 +16,10 @@ EXECUTOR_NOTE = (
     "the peak is another one"
 )
 PASS_NOTE = "operands that matrix products pack are not counted: passes that were measured took up to 16 % more"
+LOOP_NOTE = (
+    "in loops the order of operators depends on how long they take: the peak is that of the order that takes most of "
+    "those that were followed, and {:,} bytes that of the one that takes least"
+)
 XLA_NOTE = "not planned: with compile: xla the compiler decides what is alive at once; compile: none is planned"
 
 LEAST_SHARE = 0.01
@@ -29,6 +33,8 @@ def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
     """
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
     assumed = (EXECUTOR_NOTE,) if kind == "training" else (EXECUTOR_NOTE, PASS_NOTE)
+    if memory.has_loops:
+        assumed = (*assumed, LOOP_NOTE.format(memory.lowest))
     plan = replace(plan_of(memory.trace, kind, describe(recipe)), notes=assumed)
     reason = XLA_NOTE if xla else _reason(memory, plan.peak_bytes or 0)
     if not reason:

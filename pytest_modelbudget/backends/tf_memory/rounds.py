@@ -193,7 +193,8 @@ class _Unroller:
         inputs = [tagged(name, self._maker.get(name)) for name in node.inputs]
         after = [tagged(name, self._by_name.get(name)) for name in node.after]
         made = Node(node.op, node.graph, f"{node.name}{own}", inputs, [f"{name}{own}" for name in node.outputs], after)
-        made.is_small = bool(path) and self._is_small(node)
+        if path and not _is_product(node.kind):
+            made.cheap_in_loop = "always" if self._is_small(node) else "perhaps"
         if node.kind in _LIST_INDEX:
             place = values.value_of(node.op.inputs[_LIST_INDEX[node.kind]])
             made.place = place if isinstance(place, int) else None
@@ -206,6 +207,10 @@ class _Unroller:
             of_list = any(tensor.dtype.name == "variant" for tensor in node.op.inputs)
             self._small[node.name] = node.kind in _MOVES_ITEMS or (computes_little and not of_list)
         return self._small[node.name]
+
+
+def _is_product(kind: str) -> bool:
+    return any(word in kind for word in ("MatMul", "Conv", "Einsum"))
 
 
 def _is_constant(enter: Node) -> bool:
