@@ -42,6 +42,8 @@ class GraphMemory:
     open_loops: tuple[str, ...] = ()
     """Loops of which it is not known how often they run."""
     has_loops: bool = False
+    convolutions_in_loops: tuple[str, ...] = ()
+    """Kernels whose rounds at once take more than is followed."""
     lowest: int = 0
 
 
@@ -52,7 +54,14 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
     runs = [_run(NodeList(ordered, listed.outputs), held, locate) for ordered in orders(rounds.nodes, ORDERS)]
     peaks = [run.trace.peak() for run in runs]
     known = runs[peaks.index(max(peaks))]
-    return replace(known, lowest=min(peaks), open_loops=tuple(rounds.open), has_loops=len(runs) > ORDERS)
+    convolutions = tuple(sorted({node.kind for node in rounds.nodes if "Conv" in node.kind and "#" in node.name}))
+    return replace(
+        known,
+        lowest=min(peaks),
+        open_loops=tuple(rounds.open),
+        has_loops=len(runs) > ORDERS,
+        convolutions_in_loops=convolutions,
+    )
 
 
 def _run(ordered: NodeList, held: Sequence[InitialStorage], locate: Locate) -> GraphMemory:

@@ -54,6 +54,9 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     if memory.open_loops:
         names = ", ".join(sorted(set(memory.open_loops)))
         return f"the peak is at least {memory.lowest:,} bytes: only values would tell how often the loop {names} runs"
+    if memory.convolutions_in_loops:
+        names = ", ".join(memory.convolutions_in_loops)
+        return f"the peak is at least {memory.lowest:,} bytes: what {names} take in rounds of a loop is counted in part"
     without = {name: size for name, size in memory.without_rule.items() if size >= LEAST_SHARE * peak or not size}
     if without:
         names = ", ".join(sorted(without))
