@@ -130,6 +130,41 @@ def siamese() -> Any:
     return keras.Model([left, right], L.Dense(2)(keras.ops.abs(encoder(left) - encoder(right))))
 
 
+def simple_rnn() -> Any:
+    x = keras.Input((100, 64))
+    y = L.SimpleRNN(256, return_sequences=True)(x)
+    y = L.SimpleRNN(256)(y)
+    return keras.Model(x, L.Dense(10)(y))
+
+
+def seq2seq() -> Any:
+    a, b = keras.Input((60,), dtype="int32"), keras.Input((40,), dtype="int32")
+    e = L.Embedding(8000, 192)
+    _, h, c = L.LSTM(256, return_state=True)(e(a))
+    y = L.LSTM(256, return_sequences=True)(e(b), initial_state=[h, c])
+    return keras.Model([a, b], L.Dense(8000)(y))
+
+
+def convlstm() -> Any:
+    x = keras.Input((10, 24, 24, 3))
+    y = L.ConvLSTM2D(32, 3, padding="same", return_sequences=False)(x)
+    return keras.Model(x, L.Dense(10)(L.GlobalAveragePooling2D()(y)))
+
+
+def masked_gru() -> Any:
+    x = keras.Input((80,), dtype="int32")
+    y = L.GRU(160)(L.Embedding(6000, 128, mask_zero=True)(x))
+    return keras.Model(x, L.Dense(10)(y))
+
+
+def audio() -> Any:
+    x = keras.Input((256, 40))
+    y = L.Conv1D(128, 5, strides=2, activation="relu", padding="same")(x)
+    y = L.LayerNormalization()(y)
+    y = L.Bidirectional(L.GRU(128, return_sequences=True))(y)
+    return keras.Model(x, L.Dense(40)(y))
+
+
 TUNED: dict[str, Case] = {
     "mlp": (mlp, 4096, ()),
     "cnn": (cnn, 16, ()),
@@ -152,6 +187,11 @@ KEPT_BACK: dict[str, Case] = {
     "crosses": (crosses, 2048, ()),
     "gpt": (gpt, 8, (192,)),
     "siamese": (siamese, 32, ()),
+    "simple_rnn": (simple_rnn, 64, ()),
+    "seq2seq": (seq2seq, 48, (40,)),
+    "convlstm": (convlstm, 8, ()),
+    "masked_gru": (masked_gru, 64, ()),
+    "audio": (audio, 48, (128,)),
 }
 """The models that were measured when the rules stood."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from pytest_modelbudget.backends.costs import trips
 
 Value = Any
-"""A number, a truth value or a list of numbers; None when it is not known."""
+"""A number, a truth value, a list of numbers, or the items of a TensorList as a tuple; None when it is not known."""
 
 _ARITHMETIC: dict[str, Callable[..., Value]] = {
     "Add": operator.add,
@@ -31,14 +31,16 @@ _ARITHMETIC: dict[str, Callable[..., Value]] = {
     "NotEqual": operator.ne,
     "LogicalNot": operator.not_,
 }
-_IDENTITY_OPS = frozenset({"Identity", "StopGradient", "PreventGradient", "Cast", "Snapshot", "EnsureShape"})
+_IDENTITY_NAMES = """Identity StopGradient PreventGradient Cast Snapshot EnsureShape Enter Exit LoopCond NextIteration
+Switch"""
+_IDENTITY_OPS = frozenset(_IDENTITY_NAMES.split())
 
 
 class KnownValues:
     """What the tensors of one graph are worth, with what is known of its inputs (by the names of their operators)."""
 
     def __init__(self, inputs: Mapping[str, Value] | None = None) -> None:
-        self._inputs = inputs or {}
+        self._inputs = {} if inputs is None else inputs
         self._values: dict[int, Value] = {}
 
     def value_of(self, tensor: Any) -> Value:
@@ -58,8 +60,8 @@ class KnownValues:
         if op.type in ("Shape", "ShapeN"):
             shape = op.inputs[tensor.value_index].shape
             return None if shape.rank is None or None in shape.as_list() else shape.as_list()
-        if op.type == "TensorListLength":
-            return None
+        if op.type in _LIST_OPS:
+            return self._list_value(tensor)
         if op.type == "Max" and op.inputs[0].shape.rank == 0:  # of one length, as Keras takes it of all of a batch
             return self.value_of(op.inputs[0])
         if op.type == "LogicalAnd":
@@ -69,7 +71,23 @@ class KnownValues:
         inputs = [self.value_of(operand) for operand in op.inputs]
         return None if None in inputs else _compute(op, inputs)
 
+    def _list_value(self, tensor: Any) -> Value:
+        """What is known of the items of a list, of its length, or of what is taken from it."""
+        op = tensor.op
+        if op.type == "EmptyTensorList":
+            return ()
+        items = self.value_of(op.inputs[0])
+        if not isinstance(items, tuple):
+            return None
+        if op.type == "TensorListPushBack":
+            item = op.inputs[1]
+            return (*items, None if item.dtype.is_floating else self.value_of(item))
+        if op.type == "TensorListLength" or not items:
+            return len(items) if op.type == "TensorListLength" else None
+        return items[-1] if tensor.value_index else items[:-1]
 
+
+_LIST_OPS = frozenset({"EmptyTensorList", "TensorListPushBack", "TensorListPopBack", "TensorListLength"})
 _COMPUTED_OPS = frozenset(
     {*_ARITHMETIC, *_IDENTITY_OPS, "Pack", "Prod", "StridedSlice", "Squeeze", "Reshape", "GatherV2", "Size"}
 )

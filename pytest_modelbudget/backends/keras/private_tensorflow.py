@@ -34,6 +34,12 @@ def traced(function: Callable[..., Any], specs: Sequence[Any]) -> Any:
     return trace("step", function, tuple(specs), {})
 
 
+def add_inputs(graph: Any, tensors: Sequence[Any], after: int) -> None:
+    """Placeholders that were made while `graph` was traced are inputs of it, after the first ones."""
+    before = graph.inputs
+    graph.inputs = [*before[:after], *tensors, *before[after:]]
+
+
 @contextmanager
 def variables_without_values(variables: Iterable[Any]) -> Iterator[None]:
     """Inside, `variables` that have no value have a handle, and new variables of Keras never get a value."""

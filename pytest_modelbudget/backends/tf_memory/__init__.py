@@ -2,5 +2,5 @@
 
 `optimized` is the graph as TensorFlow's optimizer leaves it, `nodes` makes one list of its operators and of what it
 calls, `order` says in which order they run, `kernels` which of them make new memory and which write over an input,
-`loops` what a loop piles up; `liveness` makes the memory trace.
+`rounds` opens loops round by round, `storages` is what is in memory; `liveness` makes the memory trace.
 """

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 _VIEWS_NAMES = """Reshape Identity Squeeze ExpandDims StopGradient PreventGradient EnsureShape Snapshot IdentityN
-CheckNumerics Assign AssignAdd DestroyTemporaryVariable _Retval"""
+CheckNumerics Assign AssignAdd DestroyTemporaryVariable _Retval Enter Exit LoopCond Merge NextIteration Switch"""
 VIEWS = frozenset(_VIEWS_NAMES.split())
 """Each output is the input of the same place."""
 
@@ -40,8 +40,10 @@ _LISTS_NAMES = """EmptyTensorList TensorListReserve TensorListFromTensor TensorL
 TensorListSetItem TensorListPushBack TensorListPopBack TensorListLength TensorListElementShape TensorListGather
 TensorListConcatV2 TensorListResize"""
 LISTS = frozenset(_LISTS_NAMES.split())
-SHARED_ITEMS = frozenset(["TensorListGetItem", "TensorListPopBack"])
-"""What gives back an item of a list, which the list still holds or lets go of."""
+_FRESH_FROM_LISTS_NAMES = """TensorListStack TensorListLength TensorListElementShape TensorListGather
+TensorListConcatV2"""
+FRESH_FROM_LISTS = frozenset(_FRESH_FROM_LISTS_NAMES.split())
+"""What makes a new tensor from a list."""
 
 _STATE_NAMES = """ReadVariableOp VarHandleOp AssignVariableOp AssignAddVariableOp AssignSubVariableOp
 VarIsInitializedOp NoOp Assert Placeholder PlaceholderWithDefault Const ResourceScatterAdd ResourceScatterSub
@@ -79,7 +81,8 @@ FREE = frozenset(["Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs", "C
 
 
 _CHEAP_NAMES = """BroadcastGradientArgs ConcatOffset Const ExpandDims Identity IdentityN NoOp Placeholder
-PreventGradient Rank ReadVariableOp Reshape Shape ShapeN Size Snapshot Squeeze StopGradient VarHandleOp _Retval"""
+PreventGradient Rank ReadVariableOp Reshape Shape ShapeN Size Snapshot Squeeze StopGradient VarHandleOp _Retval
+Enter Exit LoopCond Merge NextIteration Switch"""
 CHEAP = frozenset(_CHEAP_NAMES.split())
 """What the executor runs at once where it is (`OpKernel::IsExpensive` is false)."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function, needed_operators
 
@@ -24,11 +23,15 @@ class Node:
     inputs: list[str]
     outputs: list[str]
     after: list[str] = field(default_factory=list)
+    kind: str = ""
+    """What the operator does: `MatMul`."""
+    cheap_in_loop: Literal["", "always", "perhaps"] = ""
+    """For what is in a loop, whether the executor will measure that it is cheap: by its books, or any but products."""
+    place: int | None = None
+    """Which item of a list it reads or writes, where that is known."""
 
-    @property
-    def kind(self) -> str:
-        """What the operator does: `MatMul`."""
-        return str(self.op.type)
+    def __post_init__(self) -> None:
+        self.kind = self.kind or str(self.op.type)
 
 
 @dataclass(slots=True)
@@ -92,8 +95,3 @@ class _Reader:
 
 def _is_function(graph: Any, op: Any) -> bool:
     return graph._get_function(op.type) is not None
-
-
-def tensors_by_name(nodes: Sequence[Node]) -> Mapping[str, Any]:
-    """The tensor of the graph that each name stands for."""
-    return {name: tensor for node in nodes for name, tensor in zip(node.outputs, node.op.outputs, strict=True)}

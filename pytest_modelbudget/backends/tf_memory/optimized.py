@@ -6,20 +6,28 @@ execution depends. Nothing of the graph runs but constants that are folded.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from importlib import import_module
 from typing import Any
 
-from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph
+from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function
+from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, LOOPS
 
 _DEVICE = "/job:localhost/replica:0/task:0/device:CPU:0"
 _CPU_MEMORY = 256 << 20
 """What TensorFlow's own description of a CPU says of its memory, in bytes."""
 
-_LOWERED = "_lower_using_switch_merge"
-"""What marks a loop or branch that TensorFlow opens first; here each stays one operator."""
+_OPENED = "_lower_using_switch_merge"
+"""What marks a loop or branch that TensorFlow opens first; here each branch stays one operator."""
+
+
+_INSIDE = re.compile(r"/(?P<part>body|cond)/_\d+/")
+
+_CALLED = re.compile(r"Func/.*/(?P<part>body|cond)/_\d+/input_control_node/_\d+")
+_BODY_BEGINS = re.compile(r"/loop_body_control/_\d+$")
 
 
 def optimized(graph: Any) -> FunctionGraph:
@@ -36,15 +44,49 @@ def optimized(graph: Any) -> FunctionGraph:
     _sort(meta.graph_def, [tensor.op.name for tensor in graph.inputs])
     for node in meta.graph_def.node:
         node.device = _DEVICE
-        if _LOWERED in node.attr:
-            node.attr[_LOWERED].b = False
+    for node in _all_nodes(meta.graph_def):
+        if node.op in BRANCHES and _OPENED in node.attr:
+            node.attr[_OPENED].b = False
     meta.collection_def["train_op"].node_list.value.extend(dict.fromkeys([*returned, *control]))
+    if any(node.op in LOOPS for node in meta.graph_def.node):
+        meta.graph_def.CopyFrom(_with_open_loops(meta))
     return _imported(_optimize(meta), graph, returned, control)
 
 
-def _optimize(meta: Any) -> Any:
-    """What grappler makes of a graph for one CPU that is only described, so that no device is asked for."""
+def _with_open_loops(meta: Any) -> Any:
+    """The graph with its loops and calls opened, which TensorFlow does before it optimizes.
+
+    There, a round does not wait until all that it is given is ready, as it does where the optimizer opens loops.
+    """
+    opened = _optimize(meta, "function")
+    for node in opened.node:
+        if (called := _CALLED.fullmatch(node.name)) is not None:
+            kept = [name for name in node.input if _BODY_BEGINS.search(name)]
+            if called["part"] == "cond":
+                kept = sorted((name for name in node.input if "/merge/_" in name), key=_number)[:1]
+            node.input[:] = kept or node.input
+    return opened
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def _all_nodes(definition: Any) -> Iterator[Any]:
+    yield from definition.node
+    for function in definition.library.function:
+        yield from function.node_def
+
+
+def _optimize(meta: Any, *optimizers: str) -> Any:
+    """What grappler makes of a graph for one CPU that is only described, so that no device is asked for.
+
+    Only `optimizers` work on it where some are named, else those that TensorFlow has by itself.
+    """
     config = import_module("tensorflow.core.protobuf.config_pb2").ConfigProto()
+    if optimizers:
+        config.graph_options.rewrite_options.min_graph_nodes = -1
+        config.graph_options.rewrite_options.optimizers.extend(optimizers)
     properties = import_module("tensorflow.core.protobuf.device_properties_pb2")
     cpu = properties.DeviceProperties(type="CPU", num_cores=2, memory_size=_CPU_MEMORY)
     named = properties.NamedDevice(name=_DEVICE, properties=cpu)
@@ -156,10 +198,34 @@ def _keep_functions(library: Any, functions: Sequence[Any]) -> None:
 
 def _restore_shapes(made: Any, traced: Any) -> None:
     """Tensors whose size TensorFlow does not find again get the one that they were traced with."""
-    traced_ops = {op.name: op for op in traced.get_operations()}
+    traced_ops = _OpsByName()
     for op in made.get_operations():
-        before = traced_ops.get(op.name)
+        if all(tensor.shape.is_fully_defined() for tensor in op.outputs):
+            continue
+        before = traced_ops.find(traced, op.name)
         if before is not None and before.type == op.type:
             for tensor, tensor_before in zip(op.outputs, before.outputs, strict=False):
                 if not tensor.shape.is_fully_defined():
                     tensor.set_shape(tensor_before.shape)
+
+
+class _OpsByName:
+    """Finds operators of traced graphs by the names that they have where loops are opened."""
+
+    def __init__(self) -> None:
+        self._ops: dict[int, dict[str, Any]] = {}
+
+    def find(self, graph: Any, name: str) -> Any | None:
+        """The operator `name` of `graph`, or of the body of a loop in it: `LOOP/body/_NUMBER/NAME`."""
+        if id(graph) not in self._ops:
+            self._ops[id(graph)] = {op.name: op for op in graph.get_operations()}
+        ops = self._ops[id(graph)]
+        if name in ops:
+            return ops[name]
+        for inside in _INSIDE.finditer(name):
+            loop = ops.get(name[: inside.start()])
+            if loop is not None and inside["part"] in loop.node_def.attr:
+                function = called_function(graph, loop.get_attr(inside["part"]).name, loop.inputs)
+                if function is not None:
+                    return self.find(function.graph, name[inside.end() :])
+        return None

@@ -17,35 +17,43 @@ from random import Random
 
 from pytest_modelbudget.backends.tf_memory.kernels import CHEAP
 from pytest_modelbudget.backends.tf_memory.nodes import Node
+from pytest_modelbudget.backends.tf_memory.rounds import GATE
 
 
 def orders(nodes: Sequence[Node], count: int) -> Iterator[list[Node]]:
-    """`count` orders in which `nodes` may run: that of the graph, and others of what needs no input."""
+    """`count` orders in which `nodes` may run: that of the graph, and others of what needs no input.
+
+    Where there are loops, another one in which everything in them but products has been measured to be cheap: what is,
+    depends on the machine and what else it does.
+    """
     for seed in range(count):
-        shuffle = Random(seed).shuffle if seed else None
-        yield _order(nodes, shuffle)
+        yield _order(nodes, Random(seed).shuffle if seed else None, {"always"})
+    if any(node.cheap_in_loop for node in nodes):
+        yield _order(nodes, None, {"always", "perhaps"})
 
 
-def _order(nodes: Sequence[Node], shuffle: Callable[[list[Node]], None] | None) -> list[Node]:
+def _order(nodes: Sequence[Node], shuffle: Callable[[list[Node]], None] | None, cheap: set[str]) -> list[Node]:
     graph = _Dependencies(nodes)
     roots = [node for node in nodes if not graph.missing[node.name]]
     if shuffle is not None:
         shuffle(roots)
     inline: deque[Node] = deque()
-    handed_over = deque(reversed(_schedule(roots, inline)))
+    handed_over = deque(reversed(_schedule(roots, inline, cheap)))
     ordered: list[Node] = []
     while inline or handed_over:
         node = inline.popleft() if inline else handed_over.popleft()
         ordered.append(node)
-        handed_over.extendleft(_schedule(graph.done(node), inline))
+        ready, over = graph.done(node)
+        ordered.extend(over)
+        handed_over.extendleft(_schedule(ready, inline, cheap))
     return ordered
 
 
-def _schedule(ready: Iterable[Node], inline: deque[Node]) -> list[Node]:
+def _schedule(ready: Iterable[Node], inline: deque[Node], cheap: set[str]) -> list[Node]:
     """What of `ready` is handed to the pool; the rest is put to what runs on the thread."""
     expensive: list[Node] = []
     for node in ready:
-        (inline if node.kind in CHEAP else expensive).append(node)
+        (inline if node.kind in CHEAP or node.cheap_in_loop in cheap else expensive).append(node)
     if expensive and not inline:
         inline.append(expensive.pop())
     return expensive
@@ -69,11 +77,17 @@ class _Dependencies:
             for name in control:
                 self._by_control[name].append(node.name)
 
-    def done(self, node: Node) -> list[Node]:
-        """The nodes that become ready when `node` has run."""
-        ready = []
+    def done(self, node: Node) -> tuple[list[Node], list[Node]]:
+        """The nodes that become ready when `node` has run, and the ends of rounds that come with it."""
+        ready, over = [], []
         for name in (*self._by_data[node.name], *self._by_control[node.name]):
             self.missing[name] -= 1
             if not self.missing[name]:
-                ready.append(self._by_name[name])
-        return ready
+                follower = self._by_name[name]
+                if follower.kind == GATE:
+                    further, also_over = self.done(follower)
+                    ready += further
+                    over += [follower, *also_over]
+                else:
+                    ready.append(follower)
+        return ready, over

@@ -29,12 +29,20 @@ def floats(*shape: int) -> Any:
 
 
 def loop(x: Any) -> Any:
-    """Ten rounds, of which each keeps the square that the gradient needs."""
+    """Ten rounds, of which each keeps what the gradient needs."""
     with tf.GradientTape() as tape:
         tape.watch(x)
         step = lambda index, value: (index + 1, tf.sin(value))  # noqa: E731
         _, y = tf.while_loop(lambda index, value: index < 10, step, (0, x), maximum_iterations=10)
     return tape.gradient(y, x)
+
+
+def rows(x: Any, count: int = 10) -> Any:
+    """The sines of the rows of a tensor, one each round, as a tensor."""
+    read = tf.TensorArray(tf.float32, count, element_shape=(256,)).unstack(x)
+    written = tf.TensorArray(tf.float32, count, element_shape=(256,))
+    step = lambda index, made: (index + 1, made.write(index, tf.sin(read.read(index))))  # noqa: E731
+    return tf.while_loop(lambda index, made: index < count, step, (0, written))[1].stack()
 
 
 CASES: dict[str, tuple[Callable[..., Any], list[Any], int]] = {
@@ -70,12 +78,33 @@ def test_the_gradient_of_scores_is_written_over_them() -> None:
     assert 2 * ROW <= found.trace.peak() <= 3 * ROW + 64
 
 
-def test_a_loop_piles_up_what_its_gradient_needs() -> None:
-    """Ten rounds keep ten tensors of 256 floats until the gradient has used them."""
-    found = memory(loop, floats(256))
-    assert 11 * ROW < found.trace.peak() < 15 * ROW
-    assert found.piled
-    assert not memory(lambda x: tf.sin(x), floats(256)).piled
+LOOPS: dict[str, tuple[Callable[..., Any], Any, float]] = {
+    # nine results that cosines of the way back need (the first is of the input), and the last result, or the gradient
+    "what its gradient needs, for each round": (loop, floats(256), 9 + 1),
+    # copies of ten rows, ten sines, and what they are stacked to
+    "a copy of each row, then each result twice": (rows, floats(10, 256), 10 + 10),
+    "a value that is written over each round": (
+        lambda x: tf.while_loop(lambda i, y: i < 50, lambda i, y: (i + 1, tf.sin(y)), (0, tf.exp(x)))[1],
+        floats(256),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("function", "spec", "rows_alive"), LOOPS.values(), ids=LOOPS)
+def test_loops_by_hand(function: Callable[..., Any], spec: Any, rows_alive: float) -> None:
+    """As many rows as are alive at once beside the input, each loop round by round."""
+    found = memory(function, spec)
+    numbers = 512  # counters and what tells the sizes of lists
+    assert ROW + rows_alive * ROW <= found.trace.peak() <= ROW + rows_alive * ROW + numbers
+    assert not any((found.open_loops, found.open_sizes, found.without_rule))
+
+
+def test_a_loop_that_values_end_is_named() -> None:
+    """A sum that has to reach a value."""
+    halve = lambda value: tf.while_loop(lambda y: tf.reduce_sum(y) > 1, lambda y: (y / 2,), (value,))  # noqa: E731
+    [name] = memory(halve, floats(256)).open_loops
+    assert name == "while"
 
 
 def test_what_is_not_known_is_named() -> None:

@@ -33,12 +33,12 @@ def test_what_is_known_is_folded() -> None:
     assert kinds(lambda x: tf.reshape(tf.sin(x), (tf.size(x),)), tf.TensorSpec((2, 3))) == ["Sin", "Reshape"]
 
 
-def test_a_loop_stays_one_operator_with_the_body_that_was_traced() -> None:
-    """Its body is found where the loop was traced."""
+def test_a_loop_is_opened_and_its_body_has_the_sizes_it_was_traced_with() -> None:
+    """What enters it, its body, and what it gives back."""
     loop = tf.function(
-        lambda x: tf.while_loop(lambda i, y: i < 5, lambda i, y: (i + 1, tf.sin(y)), (0, x)), autograph=False
+        lambda x: tf.while_loop(lambda i, y: i < 5, lambda i, y: (i + 1, tf.sin(y) * y), (0, x)), autograph=False
     )
-    traced = loop.get_concrete_function(tf.TensorSpec((4,))).graph
-    body = optimized(traced)
-    [made] = [op for op in body.graph.get_operations() if "While" in op.type]
-    assert traced._get_function(made.get_attr("body").name) is not None
+    body = optimized(loop.get_concrete_function(tf.TensorSpec((4,))).graph)
+    made = {op.type: op for op in body.graph.get_operations()}
+    assert {"Enter", "Merge", "LoopCond", "Switch", "Sin", "NextIteration", "Exit"} <= set(made)
+    assert made["Mul"].outputs[0].shape == (4,)

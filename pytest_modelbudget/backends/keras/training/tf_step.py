@@ -89,6 +89,8 @@ class _Step:
     marks: list[tuple[Phase, int]] = field(default_factory=list)
     optimizer: Any = None
     targets: Any = None
+    target_tensors: list[Any] = field(default_factory=list)
+    """Inputs of the graph beside those of the model."""
     inputs: list[Any] = field(default_factory=list)
     scopes: _LayerScopes = field(init=False)
 
@@ -102,12 +104,12 @@ class _Step:
         with trained_only(self.model, self.recipe.trainable):
             if not self.model.trainable_weights:
                 raise ModelBudgetError("training: no weight is trained")
-            if self.recipe.loss == "cross_entropy" or self.recipe.loss == "auto":
-                self._find_targets(self.recipe)
             self.optimizer = optimizer_of(self.recipe, self.compiled)
             if self.optimizer is not None:
                 self.optimizer.build(self.model.trainable_weights)
-            return tensorflow_names.traced(self._train, [*self._specs(), *self._target_specs()])
+            graph = tensorflow_names.traced(self._train, self._specs())
+            tensorflow_names.add_inputs(graph, self.target_tensors, after=len(self._specs()))
+            return graph
 
     def held(self) -> list[InitialStorage]:
         """What is there all the time: weights, the optimizer's variables, inputs and targets."""
@@ -158,28 +160,19 @@ class _Step:
         self._mark("forward")
         return outputs
 
-    def _find_targets(self, recipe: Training) -> None:
-        """The targets that fit what the model returns, by a trace of its forward pass."""
-
-        def outputs_only(*tensors: Any) -> Any:
-            outputs = self._call(tensors, training=True)
-            self.targets = targets_of(self.model, recipe, outputs)
-            return outputs
-
-        tensorflow_names.traced(outputs_only, self._specs())
-
     def _train(self, *tensors: Any) -> Any:
         assert isinstance(self.recipe, Training)
         tf = tensorflow_names.tensorflow()
-        count = len(self._specs())
         loss_function, trained = loss_of(self.model, self.recipe), list(self.model.trainable_weights)
         tracker = keras.metrics.Mean(name="loss")
         with tf.GradientTape() as tape:
             self.doing = "forward pass of the training step"
-            outputs = self._call(tensors[:count], training=True)
+            outputs = self._call(tensors, training=True)
             self._mark("forward")
             self.doing = "loss"
-            loss = loss_function(self.inputs, self._packed_targets(tensors[count:]), outputs)
+            self.targets = targets_of(self.model, self.recipe, outputs)
+            targets = None if self.targets is None else keras.tree.map_structure(self._target_tensor, self.targets)
+            loss = loss_function(self.inputs, targets, outputs)
             if not isinstance(loss, list):
                 tracker.update_state(loss, sample_weight=tf.shape(tensors[0])[0])
             scaled = loss if self.optimizer is None or isinstance(loss, list) else self.optimizer.scale_loss(loss)
@@ -194,13 +187,13 @@ class _Step:
         self._mark("optimizer")
         return loss if isinstance(loss, list) else tracker.result()
 
-    def _packed_targets(self, tensors: Sequence[Any]) -> Any:
-        if self.targets is None:
+    def _target_tensor(self, target: Target | None) -> Any:
+        """A new input of the graph for `target`."""
+        if target is None:
             return None
-        remaining = iter(tensors)
-        return keras.tree.map_structure(
-            lambda target: next(remaining) if isinstance(target, Target) else target, self.targets
-        )
+        placeholder = tensorflow_names.tensorflow().compat.v1.placeholder
+        self.target_tensors.append(placeholder(target.dtype, target.shape, name="target"))
+        return self.target_tensors[-1]
 
     def _mark(self, phase: Phase) -> None:
         graph = tensorflow_names.tensorflow().compat.v1.get_default_graph()
