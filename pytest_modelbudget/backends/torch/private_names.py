@@ -80,8 +80,8 @@ PRIVATE: tuple[Private, ...] = (
     # Tensors and modules.
     Private("torch.Tensor", "_make_subclass", "compat", "parameters stay of their class without memory"),
     Private("torch.Tensor", "_version", "replay", "a block that wrote to its arguments is not replayed"),
-    Private("torch.Tensor", "_base", "costs replay", "a view keeps alive what it is a view of"),
-    Private("torch.Tensor", "_is_view", "memory", "a view's gradient is not added to in place"),
+    Private("torch.Tensor", "_base", "costs replay training", "a view keeps alive what it is a view of"),
+    Private("torch.Tensor", "_is_view", "kernels memory", "a view's gradient is not added to in place"),
     Private(
         "torch.Tensor", "_indices _values", "meta model", "sparse tensors that are not coalesced have no public ones",
     ),
