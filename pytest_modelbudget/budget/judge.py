@@ -23,8 +23,10 @@ from pytest_modelbudget.budget.values import (
     why_unknown,
 )
 from pytest_modelbudget.summary import Kind, Layer, Summary
-from pytest_modelbudget.summary.metrics import PEAK_METRICS, Number, show
+from pytest_modelbudget.summary.metrics import PEAK_METRICS
+from pytest_modelbudget.summary.numbers import Number, show
 from pytest_modelbudget.summary.totals import Totals, number_of
+from pytest_modelbudget.summary.work import WORK_METRICS, run_of
 
 RUN_RULES: dict[str, Callable[[Summary, Budget], Iterator[Breach]]] = {
     "fits": device_shortfalls,
@@ -225,6 +227,8 @@ class _Evaluator:
             return None, f"FLOPs were counted by rules {rules} ({self.base.name})"
         if (kind := PEAK_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
             return None, f"{reason} ({self.base.name})"
+        if budget.metric in WORK_METRICS and (reason := _why_other_work(base_summary, self.summary, budget.metric)):
+            return None, f"{reason} ({self.base.name})"
         if layer is not None and isinstance(base_summary, Totals):
             return None, f"of layers: the base has only totals (snapshot: totals) ({self.base.name})"
         if layer is not None and layer.path not in self.old_layers:
@@ -279,3 +283,16 @@ def _why_other_run(old: Summary | Totals, new: Summary, kind: Kind) -> str:
     if old_plan is None or new_plan is None or old_plan.recipe == new_plan.recipe:
         return ""
     return f"{kind} there was {old_plan.recipe}, here {new_plan.recipe}"
+
+
+def _why_other_work(old: Summary | Totals, new: Summary, metric: str) -> str:
+    """Why the work of two summaries' runs cannot be compared; empty when it is of the same run, on the same device."""
+    new_plan = run_of(new)
+    kind: Kind = "training" if new_plan is None else new_plan.kind
+    old_plan = old.plan(kind)
+    if reason := _why_other_run(old, new, kind):
+        return reason
+    if old_plan is None or new_plan is None or metric != "min_step_seconds":
+        return ""
+    devices = [next((bound.device for bound in plan.time_bounds), "no device") for plan in (old_plan, new_plan)]
+    return "" if devices[0] == devices[1] else f"the least time there was on {devices[0]}, here on {devices[1]}"

@@ -45,7 +45,10 @@ def distance_text(kind: units.Kind, actual: Number, limit: Number) -> str:
     gap = actual - limit
     if kind == "share":
         return f"{units.rounded(gap * 100, '+.4g')} points"
-    amount = f"{int(gap):+,}" if kind != "ratio" else units.rounded(gap, "+.4g")
+    if kind == "seconds":
+        amount = f"{'-' if gap < 0 else '+'}{units.seconds(abs(Fraction(gap)))}"
+    else:
+        amount = f"{int(gap):+,}" if kind != "ratio" else units.rounded(gap, "+.4g")
     return f"{amount}, {relative_text(gap, limit)}" if limit else amount
 
 

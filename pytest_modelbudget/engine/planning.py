@@ -19,6 +19,7 @@ from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.summary import Growth, Kind, LargestSize, Plan, Summary
 from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
+from pytest_modelbudget.summary.work import WORK_METRICS, work_number
 from pytest_modelbudget.system.frames import frame_location, user_frame
 
 _MOST_SIZES = 6
@@ -259,6 +260,9 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
             )
         return subject.sizes_of(recipe)[dim], lambda size: _known_peak(subject.plan(with_size(recipe, dim, size)))
 
+    if metric in WORK_METRICS:
+        return _work_at_size(subject, dim, metric)
+
     def count(size: int) -> int:
         summary = subject.summary({**subject.sizes, dim: size})
         value = METRICS[metric].get(summary)
@@ -267,6 +271,21 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
         return int(value)
 
     return subject.sizes[dim], count
+
+
+def _work_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
+    """As `_metric_at_size`, of the work of the training, else of the inference; of time in picoseconds."""
+    recipe = next(iter(sorted(subject.entry.recipes, key=lambda recipe: kind_of(recipe) != "training")), None)
+    if recipe is None:
+        raise ModelBudgetError(f"{metric} is of a planned run: write training: {{}} or inference: {{}} for this model")
+
+    def count(size: int) -> int:
+        plan = subject.plan(with_size(recipe, dim, size))
+        if (number := work_number(metric, plan)) is None:
+            raise ModelBudgetError(f"{metric} is not known at {dim}={size}")
+        return int(number * 10**12 if metric == "min_step_seconds" else number)
+
+    return subject.sizes_of(recipe)[dim], count
 
 
 def _known_peak(plan: Plan) -> int:

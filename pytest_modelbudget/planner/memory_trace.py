@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
+from pytest_modelbudget.planner.traffic import Work
 from pytest_modelbudget.summary.plan import Phase, Role
 
 
@@ -47,6 +48,8 @@ class MemoryTrace:
     `roles` tell of storages made meanwhile that are known to be something lasting (`gradient`, `optimizer`, `cast`);
     what has none is an activation or a temporary, by how long it lives. `steps` are the indices of the events with
     which the steps of a training begin; the last one is measured, the others warm up. `notes` are for the reader.
+    `work` is what the operators of the measured step (of generation: of the pass of one more token) have to do at
+    least, empty where that is not recorded, and `uncounted` are operators of it without a FLOP rule, with their calls.
     """
 
     held: tuple[InitialStorage, ...]
@@ -54,6 +57,8 @@ class MemoryTrace:
     roles: Mapping[int, Role] = field(default_factory=dict)
     steps: tuple[int, ...] = (0,)
     notes: tuple[str, ...] = ()
+    work: tuple[Work, ...] = ()
+    uncounted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def measured(self) -> int:

@@ -8,7 +8,19 @@ from pytest_modelbudget.summary.export import Export, ExportCause
 from pytest_modelbudget.summary.file_facts import FileFacts
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
-from pytest_modelbudget.summary.plan import Fit, Kind, LargestSize, Lever, Part, Phase, Plan, Point, Role
+from pytest_modelbudget.summary.plan import (
+    BoundPart,
+    Fit,
+    Kind,
+    LargestSize,
+    Lever,
+    Part,
+    Phase,
+    Plan,
+    Point,
+    Role,
+    TimeBound,
+)
 from pytest_modelbudget.summary.tensors import (
     ITEM_BYTES,
     Below,
@@ -24,6 +36,7 @@ __all__ = [
     "FLOP_RULES",
     "ITEM_BYTES",
     "Below",
+    "BoundPart",
     "Dim",
     "Export",
     "ExportCause",
@@ -44,6 +57,7 @@ __all__ = [
     "Role",
     "Summary",
     "TensorSpec",
+    "TimeBound",
     "Weight",
     "parse_weight",
     "weight_text",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import Summary
-from pytest_modelbudget.summary.plan import Fit, Plan, Role
+from pytest_modelbudget.summary.numbers import show_point
+from pytest_modelbudget.summary.plan import Fit, Limited, Plan, Role, TimeBound
 from pytest_modelbudget.summary.show.cells import UNKNOWN
 from pytest_modelbudget.system.escape import harmless
 
@@ -49,6 +51,7 @@ def lines(plan: Plan, *, levers: int = _MOST_LEVERS) -> Iterator[str]:
         yield harmless(f"  {saved}")
     if plan.fits:
         yield harmless(f"  {'; '.join(map(fit_text, plan.fits))}")
+    yield from map(harmless, time_texts(plan))
     for largest_size in plan.largest:
         size = (
             f"largest {largest_size.dim} on {largest_size.device}: {largest_size.size:,}"
@@ -110,11 +113,52 @@ def fit_text(fit: Fit) -> str:
     return f"{word} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
 
 
+ABOVE_BOUND = "published runs took 1.4 to 9 times as long"
+"""What a least time is worth, measured by `tests/benchmarks/published_times.py`."""
+
+
+def time_texts(plan: Plan) -> Iterator[str]:
+    """What a run moves, and its least time on each device: what it is bound by, and where."""
+    if plan.bytes_moved is None or plan.flops is None:
+        return
+    at_least = "at least " if plan.flops_at_least else ""
+    intensity = (
+        f", {plan.flops / plan.bytes_moved:,.0f} FLOPs for each byte"
+        if plan.bytes_moved and not plan.flops_at_least
+        else ""
+    )
+    yield f"  computes {at_least}{units.flops(plan.flops)} and moves at least {units.size(plan.bytes_moved)}{intensity}"
+    for bound in plan.time_bounds:
+        yield f"  {time_text(bound)}"
+
+
+def time_text(bound: TimeBound) -> str:
+    """`takes at least 12.30 ms on A100 80GB (a bound, ...): 91.2% of it for compute, most in lm_head; ...`."""
+    if bound.picoseconds is None:
+        return f"least time on {bound.device}: {UNKNOWN} ({bound.reason})"
+    times: dict[Limited, int] = {"compute": 0, "memory": 0}
+    for part in bound.parts:
+        times[part.limited] += part.picoseconds
+    total = sum(times.values()) or 1
+    shares = "; ".join(
+        f"{units.percent(Fraction(time, total))} bound by {limited}{_longest_part(bound, limited)}"
+        for limited, time in times.items()
+        if time
+    )
+    least = units.seconds(Fraction(bound.picoseconds, 10**12))
+    return f"takes at least {least} on {bound.device} (a bound, no estimate: {ABOVE_BOUND}): {shares}"
+
+
+def _longest_part(bound: TimeBound, limited: Limited) -> str:
+    part = next(part for part in bound.parts if part.limited == limited)
+    return f", most in {part.path}" if part.path else ""
+
+
 def growth_text(growth: Growth) -> str:
     """`activation_bytes in T: linear (12.38 KiB for each; 1.547 MiB at 128, ...)`."""
     if growth.degree is None:
         return f"{growth.metric} in {growth.dim}: {UNKNOWN} ({growth.reason})"
-    show = units.flops if growth.metric == "flops" else units.size
+    show = partial(show_point, growth.metric)
     points = ", ".join(f"{show(value)} at {size:,}" for size, value in growth.points)
     per_unit_text = f"{show(growth.per_unit)} for each; " if growth.per_unit and growth.per_unit > 0 else ""
     return f"{growth.metric} in {growth.dim}: {growth.law} ({per_unit_text}{points})"
