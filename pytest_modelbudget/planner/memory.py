@@ -44,7 +44,7 @@ def memory_plan(trace: MemoryTrace, kind: Kind, recipe: str, *, torch: str, devi
         reserved_bytes=reserve.peak_reserved,
         low_bytes=min(trace.peak(), plan.peak_bytes or 0),
         high_bytes=max(_upper_bound(trace, torch).peak(), plan.peak_bytes or 0),
-        time_bounds=tuple(time_bound(trace.work, name) for name in named_devices) if trace.work else (),
+        time_bounds=() if trace.work is None else tuple(time_bound(trace.work, name) for name in named_devices),
         notes=(
             *plan.notes,
             *dict.fromkeys(f"what fits: a need {need_text(target)}" for target in named_devices.values()),

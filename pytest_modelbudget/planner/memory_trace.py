@@ -49,7 +49,7 @@ class MemoryTrace:
     what has none is an activation or a temporary, by how long it lives. `steps` are the indices of the events with
     which the steps of a training begin; the last one is measured, the others warm up. `notes` are for the reader.
     `work` is what the operators of the measured step (of generation: of the pass of one more token) have to do at
-    least, empty where that is not recorded, and `uncounted` are operators of it without a FLOP rule, with their calls.
+    least, None where that is not recorded, and `uncounted` are operators of it without a FLOP rule, with their calls.
     """
 
     held: tuple[InitialStorage, ...]
@@ -57,7 +57,7 @@ class MemoryTrace:
     roles: Mapping[int, Role] = field(default_factory=dict)
     steps: tuple[int, ...] = (0,)
     notes: tuple[str, ...] = ()
-    work: tuple[Work, ...] = ()
+    work: tuple[Work, ...] | None = None
     uncounted: Mapping[str, int] = field(default_factory=dict)
 
     @property

@@ -64,7 +64,7 @@ def _bound(work: Sequence[Work], device: str, speed: Speed) -> TimeBound:
     total = compute_total = 0
     for item in work:
         compute = item.least_flops * PICOSECONDS // speed.flops[item.dtype] if item.least_flops else 0
-        memory = (item.read + item.written) * PICOSECONDS // speed.bandwidth
+        memory = _memory_bytes(item, speed.on_chip) * PICOSECONDS // speed.bandwidth
         longer, limited = max((compute, _COMPUTE), (memory, _MEMORY), key=lambda pair: pair[0])
         total, compute_total = total + longer, compute_total + compute
         parts[item.path, limited] = parts.get((item.path, limited), 0) + longer
@@ -75,6 +75,12 @@ def _bound(work: Sequence[Work], device: str, speed: Speed) -> TimeBound:
         max(total - kept, compute_total),
         tuple(BoundPart(path, limited, picoseconds) for (path, limited), picoseconds in ranked if picoseconds),
     )
+
+
+def _memory_bytes(item: Work, on_chip: int) -> int:
+    """Bytes that an operator moves through the memory, with what it hands on as far as that has no room on the chip."""
+    handed = max(0, item.handed_in - on_chip) + max(0, item.handed_on - on_chip)
+    return item.read + item.written + handed
 
 
 def kept_on_chip(work: Iterable[Work], on_chip: int) -> int:

@@ -44,9 +44,9 @@ def plan_of(trace: MemoryTrace, kind: Kind, recipe: str) -> Plan:
         op=event.op,
         parts=_peak_parts(trace, _alive_at(trace, highest), highest, event),
         timeline=tuple(_timeline_points(trace.events, curve, start, highest)),
-        flops=sum(item.flops for item in work) if work else None,
+        flops=None if work is None else sum(item.flops for item in work),
         flops_at_least=bool(trace.uncounted),
-        bytes_moved=sum(item.read + item.written for item in work) if work else None,
+        bytes_moved=None if work is None else sum(item.moved for item in work),
     )
 
 

@@ -214,7 +214,7 @@ class Recorder(Observer):
             tuple(events),
             dict(self._roles),
             tuple(self._steps) or (0,),
-            work=self._work.work,
+            work=self._work.finished(),
             uncounted=dict(self._work.uncounted),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from pytest_modelbudget.summary import Phase
 _OVERWRITING = ("zero_", "fill_", "copy_")
 """Operators whose target is written, and not read."""
 
+_MAKES_NEW = re.compile(r"_like$|[.]new_")
+"""Names of operators that read the shape of their operand alone."""
+
 _COMPLEX = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -31,10 +35,9 @@ class WorkRecorder:
         self._traffic = Traffic()
         self.uncounted: dict[str, int] = {}
 
-    @property
-    def work(self) -> tuple[Work, ...]:
-        """What was noted."""
-        return tuple(self._traffic.work)
+    def finished(self) -> tuple[Work, ...]:
+        """What was noted; to be called once, at the end."""
+        return self._traffic.finished()
 
     def note(
         self,
@@ -66,7 +69,9 @@ class WorkRecorder:
         if not cost.known:
             self.uncounted[cost.name] = self.uncounted.get(cost.name, 0) + 1
         targets = tensors(args[0]) if args and cost.name.endswith("_") else []
-        if targets and cost.name.endswith(_OVERWRITING):
+        if _MAKES_NEW.search(cost.name):
+            operands = []
+        elif targets and cost.name.endswith(_OVERWRITING):
             target_ids = {id(tensor) for tensor in targets}
             operands = [tensor for tensor in operands if id(tensor) not in target_ids]
         if phase == "optimizer":
