@@ -15,6 +15,7 @@ from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
 from pytest_modelbudget.budget.limits import ALL_METRICS, Budget
 from pytest_modelbudget.budget.planned import Breach, device_shortfalls, excess_growth
 from pytest_modelbudget.budget.values import (
+    amount_text,
     distance_text,
     layer_value,
     matching_layers,
@@ -24,7 +25,7 @@ from pytest_modelbudget.budget.values import (
 )
 from pytest_modelbudget.summary import Kind, Layer, Summary
 from pytest_modelbudget.summary.metrics import PEAK_METRICS
-from pytest_modelbudget.summary.numbers import Number, show
+from pytest_modelbudget.summary.numbers import Number, show, show_limit
 from pytest_modelbudget.summary.totals import Totals, number_of
 from pytest_modelbudget.summary.work import WORK_METRICS, run_of
 
@@ -70,7 +71,7 @@ class Violation:
                 return self._growth(actual)
             case bound:
                 sign = "<" if bound == "min" else ">"
-                return f"{show(kind, actual)} {sign} {show(kind, limit)} ({distance_text(kind, actual, limit)})"
+                return f"{show(kind, actual)} {sign} {show_limit(kind, limit)} ({distance_text(kind, actual, limit)})"
 
     def _growth(self, actual: Number) -> str:
         """`2,688 is +640 (+31.2%) on 2,048 (HEAD^1 4f1c2d9); +2% is allowed: 600 too many`."""
@@ -83,7 +84,9 @@ class Violation:
         else:
             share = f" ({relative_text(gap, self.base)})" if self.base else ""
             # Parts of an element do not exist: what is allowed ends at the whole number below.
-            growth, excess = f"{int(gap):+,}{share}", f"{int(actual) - floor(allowed):,}"
+            whole = kind not in ("ratio", "seconds")
+            growth = f"{amount_text(kind, gap)}{share}"
+            excess = amount_text(kind, int(actual) - floor(allowed) if whole else actual - allowed).removeprefix("+")
         return (
             f"{show(kind, actual)} is {growth} on {show(kind, self.base)} ({self.against}); "
             f"{self.budget.text} is allowed: {excess} too many"

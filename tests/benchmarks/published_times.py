@@ -12,7 +12,8 @@ import csv
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,14 +76,14 @@ class Llama(nn.Module):
 
 
 class MptBlock(nn.Module):
-    """Attention and a feed-forward of four times the width, without biases."""
+    """Attention and a feed-forward of four times the width."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
-        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
@@ -100,7 +101,7 @@ class Mpt(nn.Module):
         width, blocks, heads = MPTS[name]
         self.words, self.positions = nn.Embedding(50368, width), nn.Embedding(length, width)
         self.blocks = nn.ModuleList(MptBlock(width, heads) for _ in range(blocks))
-        self.norm = nn.LayerNorm(width, bias=False)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         x = self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]
@@ -190,8 +191,17 @@ def published_rows() -> list[dict[str, str]]:
 
 def rank_correlation(rows: Iterable[Row]) -> float:
     """Spearman's coefficient of least and published times."""
-    pairs = [(row.bound.picoseconds or 0, float(row.data["milliseconds"])) for row in rows]
-    return correlation(*(list(column) for column in zip(*pairs, strict=True)), method="ranked")
+    members = list(rows)
+    return correlation(
+        ranks([row.bound.picoseconds or 0 for row in members]),
+        ranks([float(row.data["milliseconds"]) for row in members]),
+    )
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """The rank of each value, equal ones in the middle of theirs."""
+    ordered = sorted(values)
+    return [bisect_left(ordered, value) + bisect_right(ordered, value) for value in values]
 
 
 def show(row: Row) -> str:

@@ -127,7 +127,10 @@ def time_texts(plan: Plan) -> Iterator[str]:
         if plan.bytes_moved and not plan.flops_at_least
         else ""
     )
-    yield f"  computes {at_least}{units.flops(plan.flops)} and moves at least {units.size(plan.bytes_moved)}{intensity}"
+    yield (
+        f"  computes {at_least}{units.flops(plan.flops)}; its products read and write "
+        f"{units.size(plan.bytes_moved)}{intensity}"
+    )
     for bound in plan.time_bounds:
         yield f"  {time_text(bound)}"
 
