@@ -8,7 +8,7 @@ in it: communication between ranks, launches, operators without a FLOP rule, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -43,15 +43,20 @@ def speed_of(device: str) -> Speed | None:
     return _speeds().get(device_by_name(device).name)
 
 
-def time_bound(work: Sequence[Work], device: str) -> TimeBound:
-    """The least time of `work` on a device; None for its time, with the reason, where that is not known.
+def time_bounds(work: Sequence[Work], devices: Iterable[str]) -> Iterator[TimeBound]:
+    """The least time of `work` on each of `devices` whose speed is known; a size without a name has none.
+
+    Where the rate of a dtype is not known, the time is None, with the reason.
 
     Raises:
         ModelBudgetError: no such device.
     """
-    speed = speed_of(device)
-    if speed is None:
-        return TimeBound(device, None, reason=f"the speed of {device} is not known: name a device, as in 'A100 80GB'")
+    for device in devices:
+        if (speed := speed_of(device)) is not None:
+            yield _time_bound(work, device, speed)
+
+
+def _time_bound(work: Sequence[Work], device: str, speed: Speed) -> TimeBound:
     unknown = {item.dtype for item in work if item.least_flops and item.dtype not in speed.flops}
     if unknown:
         names = ", ".join(sorted(name or "integers" for name in unknown))

@@ -32,7 +32,7 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel  # noq
 from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
 from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
 from pytest_modelbudget.planner import Inference, Recipe, Training  # noqa: E402
-from pytest_modelbudget.planner.time_bound import time_bound  # noqa: E402
+from pytest_modelbudget.planner.time_bound import time_bounds  # noqa: E402
 from pytest_modelbudget.planner.traffic import Work  # noqa: E402
 from pytest_modelbudget.summary import TimeBound  # noqa: E402
 
@@ -178,7 +178,7 @@ class _Hashable:
 def planned(row: Mapping[str, str]) -> Row:
     """A row with its least time."""
     work = work_of(row["model"], row["kind"], int(row["batch"]), int(row["size"]), _Hashable(recipe_of(row)))
-    bound = time_bound(work, row["device"])
+    [bound] = time_bounds(work, [row["device"]])
     assert bound.picoseconds, bound.reason
     return Row(row, bound)
 

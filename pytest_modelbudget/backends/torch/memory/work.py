@@ -11,6 +11,7 @@ import torch
 from pytest_modelbudget.backends.torch.costs.complex_convolutions import ComplexConvolutions
 from pytest_modelbudget.backends.torch.costs.least import least_flops
 from pytest_modelbudget.backends.torch.costs.rules import Cost
+from pytest_modelbudget.backends.torch.meta.collectives import COLLECTIVE_NAMESPACES
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.model.pytree import dtype_name, storage_key, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import plain_parts
@@ -22,6 +23,9 @@ _OVERWRITING = ("zero_", "fill_", "copy_")
 
 _MAKES_NEW = re.compile(r"_like$|[.]new_")
 """Names of operators that read the shape of their operand alone."""
+
+_COMMUNICATING = (*COLLECTIVE_NAMESPACES, "fsdp")
+"""Namespaces of operators that move tensors between ranks, and compute nothing."""
 
 _COMPLEX = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -66,7 +70,7 @@ class WorkRecorder:
         results: list[torch.Tensor],
         args: tuple[Any, ...],
     ) -> None:
-        if not cost.known:
+        if not cost.known and cost.name.partition(".")[0] not in _COMMUNICATING:
             self.uncounted[cost.name] = self.uncounted.get(cost.name, 0) + 1
         targets = tensors(args[0]) if args and cost.name.endswith("_") else []
         if _MAKES_NEW.search(cost.name):
