@@ -21,6 +21,9 @@ PICOSECONDS = 10**12
 _COMPUTE: Limited = "compute"
 _MEMORY: Limited = "memory"
 _MIB = 2**20
+_NEGLIGIBLE = 0.01
+"""Share of FLOPs of a dtype without a rate that may be taken to need no time: the bound is lower by it."""
+
 _PER_UNIT = 768 * 2**10
 """Bytes of registers, shared memory and tensor memory in one multiprocessor, at most (Blackwell)."""
 
@@ -57,18 +60,13 @@ def time_bounds(work: Sequence[Work], devices: Iterable[str]) -> Iterator[TimeBo
 
 
 def _time_bound(work: Sequence[Work], device: str, speed: Speed) -> TimeBound:
-    unknown = {item.dtype for item in work if item.least_flops and item.dtype not in speed.flops}
-    if unknown:
-        names = ", ".join(sorted(name or "integers" for name in unknown))
-        return TimeBound(device, None, reason=f"how fast {device} multiplies {names} is not known")
-    return _bound(work, device, speed)
-
-
-def _bound(work: Sequence[Work], device: str, speed: Speed) -> TimeBound:
+    if unknown := _unknown_dtypes(work, speed):
+        return TimeBound(device, None, reason=f"how fast {device} multiplies {', '.join(unknown)} is not known")
     parts: dict[tuple[str, Limited], int] = {}
     total = compute_total = 0
     for item in work:
-        compute = item.least_flops * PICOSECONDS // speed.flops[item.dtype] if item.least_flops else 0
+        rate = speed.flops.get(item.dtype)
+        compute = item.least_flops * PICOSECONDS // rate if rate else 0
         memory = _memory_bytes(item, speed.on_chip) * PICOSECONDS // speed.bandwidth
         longer, limited = max((compute, _COMPUTE), (memory, _MEMORY), key=lambda pair: pair[0])
         total, compute_total = total + longer, compute_total + compute
@@ -80,6 +78,16 @@ def _bound(work: Sequence[Work], device: str, speed: Speed) -> TimeBound:
         max(total - kept, compute_total),
         tuple(BoundPart(path, limited, picoseconds) for (path, limited), picoseconds in ranked if picoseconds),
     )
+
+
+def _unknown_dtypes(work: Iterable[Work], speed: Speed) -> list[str]:
+    """The dtypes without a rate, where they have more than a negligible share of the FLOPs."""
+    flops: dict[str, int] = {}
+    for item in work:
+        flops[item.dtype] = flops.get(item.dtype, 0) + item.least_flops
+    unknown = {dtype: number for dtype, number in flops.items() if number and dtype not in speed.flops}
+    negligible = sum(unknown.values()) <= _NEGLIGIBLE * sum(flops.values())
+    return [] if negligible else sorted(dtype or "integers" for dtype in unknown)
 
 
 def _memory_bytes(item: Work, on_chip: int) -> int:
