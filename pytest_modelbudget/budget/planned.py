@@ -13,7 +13,7 @@ from pytest_modelbudget.planner.fitting import device_capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
 from pytest_modelbudget.summary.metrics import GROWING
-from pytest_modelbudget.summary.numbers import Number, show_point
+from pytest_modelbudget.summary.numbers import Number
 from pytest_modelbudget.summary.show.plans import lever_savings
 
 RUN_SECTIONS = ("fits", "growth_in")
@@ -127,7 +127,8 @@ def excess_growth(summary: Summary, budget: Budget) -> Iterator[Breach]:
 
 def _growth_text(growth: Growth, budget: Budget) -> str:
     """`quadratic, and linear is allowed: 3.1 MiB at 128, ...; at T=128 a share of 9.5% grows with T^2`."""
-    points = ", ".join(f"{show_point(growth.metric, value)} at {size}" for size, value in growth.points)
+    show = units.flops if growth.metric == "flops" else units.size
+    points = ", ".join(f"{show(value)} at {size}" for size, value in growth.points)
     actual = growth.law if budget.bound == "law" else f"exponent {growth.exponent} ({growth.law})"
     curvature = ""
     if growth.curved_share:

@@ -66,8 +66,6 @@ def _with_limits(entry: ModelEntry, devices: list[str], dims: list[str]) -> Mode
     """`entry` with limits that ask for these devices, else for its own, and for growth in these dimensions."""
     kinds = {kind_of(recipe) for recipe in entry.recipes}
     metrics = [name for name in GROWING if METRICS[name].plan in (None, *kinds)]
-    if not (devices or any(limit.devices for limit in entry.parsed_budgets)):
-        metrics.remove("min_step_seconds")  # it is of a device
     limits: dict[str, Any] = {"growth_in": {dim: dict.fromkeys(metrics, "quadratic") for dim in dims}} if dims else {}
     own_fits = () if devices else tuple(limit for limit in entry.parsed_budgets if limit.bound == "fits")
     if devices:

@@ -274,7 +274,7 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
 
 
 def _work_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
-    """As `_metric_at_size`, of the work of the training, else of the inference; of time in picoseconds."""
+    """As `_metric_at_size`, of the work of the training, else of the inference."""
     recipe = next(iter(sorted(subject.entry.recipes, key=lambda recipe: kind_of(recipe) != "training")), None)
     if recipe is None:
         raise ModelBudgetError(f"{metric} is of a planned run: write training: {{}} or inference: {{}} for this model")
@@ -283,7 +283,7 @@ def _work_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, Ca
         plan = subject.plan(with_size(recipe, dim, size))
         if (number := work_number(metric, plan)) is None:
             raise ModelBudgetError(f"{metric} is not known at {dim}={size}")
-        return int(number * 10**12 if metric == "min_step_seconds" else number)
+        return int(number)
 
     return subject.sizes_of(recipe)[dim], count
 

@@ -127,7 +127,7 @@ def _work_metric(name: str, kind: units.Kind, meaning: str, short: str, mlflow: 
         short,
         mlflow,
         grows=True,
-        law=kind != "ratio",
+        law=kind == "bytes",  # a time bends where it begins to be bound by something else
         on_request=True,
         why_unknown=lambda summary: why_no_work(name, run_of(summary), summary.framework),
     )

@@ -1,4 +1,4 @@
-"""Numbers of models in words: in full, as limits, and as points of a law of growth."""
+"""Numbers of models in words: in full, and as limits."""
 
 from __future__ import annotations
 
@@ -29,13 +29,6 @@ def show(kind: units.Kind, number: Number) -> str:
 def show_limit(kind: units.Kind, number: Number) -> str:
     """A limit of one kind in full: as a number, but that a limit of a time is no bound of one."""
     return units.seconds(Fraction(number)) if kind == "seconds" else show(kind, number)
-
-
-def show_point(metric: str, value: int) -> str:
-    """A point of a law of growth, short; a time is in picoseconds there."""
-    if metric == "min_step_seconds":
-        return f"at least {units.seconds(Fraction(value, 10**12))}"
-    return units.flops(value) if metric == "flops" else units.size(value)
 
 
 def decimal_text(number: Number) -> str:

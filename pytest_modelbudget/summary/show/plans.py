@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import Summary
-from pytest_modelbudget.summary.numbers import show_point
 from pytest_modelbudget.summary.plan import Fit, Limited, Plan, Role, TimeBound
 from pytest_modelbudget.summary.show.cells import UNKNOWN
 from pytest_modelbudget.system.escape import harmless
@@ -161,7 +159,7 @@ def growth_text(growth: Growth) -> str:
     """`activation_bytes in T: linear (12.38 KiB for each; 1.547 MiB at 128, ...)`."""
     if growth.degree is None:
         return f"{growth.metric} in {growth.dim}: {UNKNOWN} ({growth.reason})"
-    show = partial(show_point, growth.metric)
+    show = units.flops if growth.metric == "flops" else units.size
     points = ", ".join(f"{show(value)} at {size:,}" for size, value in growth.points)
     per_unit_text = f"{show(growth.per_unit)} for each; " if growth.per_unit and growth.per_unit > 0 else ""
     return f"{growth.metric} in {growth.dim}: {growth.law} ({per_unit_text}{points})"
