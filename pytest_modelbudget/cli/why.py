@@ -17,7 +17,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.explain import reading
 from pytest_modelbudget.summary import Layer, Summary
 from pytest_modelbudget.summary.formulas import why
-from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.system.escape import harmless
 
 
@@ -112,7 +112,7 @@ def _layer_facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Itera
         title = "FLOPs" if name == "flops" else "activations for backward"
         number_text = cells.UNKNOWN if value is None else show(int(value))
         yield title, f"{number_text}{_share_text(value, total)}"
-    yield from _least_times(summary, layer)
+    yield from plans.layer_times(summary, layer.path)
     if len(rows) > 1:
         largest = max(rows, key=lambda row: row.params)
         yield "layers inside", f"{sum(not row.container for row in rows):,}"
@@ -121,22 +121,6 @@ def _layer_facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Itera
                 "largest inside",
                 f"{largest.path} ({largest.type}) {_with_share(largest.params, params)}: {why(largest)}",
             )
-
-
-def _least_times(summary: Summary, layer: Layer) -> Iterator[tuple[str, str]]:
-    """What a layer and all inside it need of the least time of each planned run, and what they are bound by."""
-    for kind, bound in ((plan.kind, bound) for plan in summary.plans for bound in plan.time_bounds):
-        total = sum(part.picoseconds for part in bound.parts)
-        times: dict[str, int] = {}
-        for part in bound.parts:
-            if part.path == layer.path or part.path.startswith(f"{layer.path}."):
-                times[part.limited] = times.get(part.limited, 0) + part.picoseconds
-        text = ", ".join(
-            f"at least {units.seconds(Fraction(time, 10**12))} bound by {limited}{_share_text(time, total)}"
-            for limited, time in times.items()
-        )
-        if text:
-            yield f"{kind} on {bound.device}", text
 
 
 def _with_share(count: int, total: int) -> str:

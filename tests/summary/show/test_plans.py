@@ -25,6 +25,18 @@ def test_lines() -> None:
     ]
 
 
+def test_least_times_of_a_layer() -> None:
+    """What is inside of it counts, by what it is bound by; a layer whose name only begins alike does not."""
+    parts = (
+        BoundPart("block.up", "compute", 6 * 10**9), BoundPart("blocks", "compute", 10**9),
+        BoundPart("block", "memory", 3 * 10**9),
+    )  # fmt: skip
+    summary = replace(towers(), plans=(Plan("training", "sgd", 7, time_bounds=(TimeBound("T4", 10**10, parts),)),))
+    text = "at least 6.000 ms bound by compute (60.0%), at least 3.000 ms bound by memory (30.0%)"
+    assert list(plans.layer_times(summary, "block")) == [("training on T4", text)]
+    assert list(plans.layer_times(summary, "head")) == []
+
+
 def test_least_times() -> None:
     """What a run computes and moves, and the least time on each device, as a bound, with what it is bound by."""
     parts = (BoundPart("head", "compute", 9 * 10**9), BoundPart("", "memory", 3 * 10**9))
