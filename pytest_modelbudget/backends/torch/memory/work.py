@@ -90,7 +90,7 @@ class WorkRecorder:
         if "grouped_mm" not in name:
             return parts
         experts = {tensor.numel() * tensor.element_size(): tensor.shape[0] for tensor in operands if tensor.dim() == 3}
-        return [part._replace(size=part.size // experts.get(part.size, 1)) for part in parts]
+        return [Operand(part.storage, part.size // experts.get(part.size, 1), part.whole) for part in parts]
 
     def _parts(self, values: Sequence[torch.Tensor]) -> list[Operand]:
         return list(self._operands(values))

@@ -130,6 +130,22 @@ def test_a_step_of_an_optimizer(optimizer: str, states: int) -> None:
     assert sums(work, "optimizer") == (0, (2 + states) * 2560, (1 + states) * 2560, 0, 0)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(nn.Conv2d(8, 8, 3, padding=1, groups=8), id="a filter for each channel"),
+        pytest.param(nn.Conv2d(8, 4, 3, groups=2), id="two groups"),
+        pytest.param(nn.ConvTranspose2d(8, 4, 2, groups=2), id="transposed"),
+    ],
+)
+def test_gradients_of_convolutions_in_groups(layer: nn.Module) -> None:
+    """The gradients of input and filters cost what the convolution costs, each, in however many groups."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), layer)
+    work = [item for item in work_of(model, [2, 3, 6, 6], SGD) if item.path == "1" and item.flops]
+    forward, backward = (sum(item.flops for item in work if item.phase == phase) for phase in ("forward", "backward"))
+    assert backward == 2 * forward > 0
+
+
 def test_recomputed_blocks_are_computed_again() -> None:
     """With checkpointing the first product of each block runs once more; the last is left out, as torch does."""
     block = nn.Sequential(nn.Linear(16, 16, bias=False), nn.GELU(), nn.Linear(16, 16, bias=False))
