@@ -95,7 +95,8 @@ def convolution_backward(call: OperatorCall) -> int:
     """Gradients of the input and of the filters, those that are asked for, cost what the convolution did each."""
     gradient, data, filters = call.inputs[:3]
     moved = data if call.argument("transposed") else gradient
-    return sum(call.argument("output_mask")[:2]) * 2 * prod(moved) * prod(filters[_FILTERS_FIRST])
+    asked: int = sum(call.argument("output_mask")[:2])
+    return asked * 2 * prod(moved) * prod(filters[_FILTERS_FIRST])
 
 
 @flop_rule(
