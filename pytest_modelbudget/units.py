@@ -11,7 +11,7 @@ from typing import Literal
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.system.intact import any_digits
 
-Kind = Literal["count", "bytes", "flops", "share", "ratio"]
+Kind = Literal["count", "bytes", "flops", "share", "ratio", "seconds"]
 
 _COUNT = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _BYTES = {"B": 1} | {
@@ -26,12 +26,14 @@ _FLOPS = {
     for power, prefix in enumerate(["", "k", "M", "G", "T", "P", "E", "Z"])
 }
 _SHARE = {"%": Fraction(1, 100)}
+_SECONDS = {"s": Fraction(1), "ms": Fraction(1, 10**3), "us": Fraction(1, 10**6), "ns": Fraction(1, 10**9)}
 _UNITS: dict[Kind, dict[str, int | Fraction]] = {
     "count": dict(_COUNT),
     "bytes": dict(_BYTES),
     "flops": dict(_FLOPS),
     "share": dict(_SHARE),
     "ratio": {"": 1},
+    "seconds": dict(_SECONDS),
 }
 _EXAMPLES: dict[Kind, str] = {
     "count": "26M, 230k or 25_557_032",
@@ -39,6 +41,7 @@ _EXAMPLES: dict[Kind, str] = {
     "flops": "4.1 GFLOPs or 2 GMACs (a multiply-add is 2 FLOPs)",
     "share": "95%",
     "ratio": "0.5 or 12",
+    "seconds": "120 ms or 1.5 s",
 }
 _LONGEST = 60
 """Characters of a quantity: no number that means something has more digits, and endless ones take endless time."""
@@ -50,7 +53,7 @@ _NUMBER = re.compile(r"\s*((?:0|[1-9][0-9_]*)(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%
 
 @any_digits()
 def parse(value: object, kind: Kind) -> int | Fraction:
-    """Return the number that `value` stands for: elements, bytes or FLOPs as int, shares and ratios as Fraction.
+    """Return the number that `value` stands for: elements, bytes or FLOPs as int, others as Fraction.
 
     Raises:
         ModelBudgetError: no number, no unit where one is needed, an unknown unit, negative, or not whole.
@@ -59,7 +62,7 @@ def parse(value: object, kind: Kind) -> int | Fraction:
     (25165824, 4000000000, Fraction(19, 20))
     """
     amount = _amount(value, kind)
-    if kind in ("share", "ratio"):
+    if kind in ("share", "ratio", "seconds"):
         return amount
     if amount.denominator != 1:
         raise ModelBudgetError(f"{value!r} is not a whole number of {_NOUN[kind]}: write e.g. {_EXAMPLES[kind]}")
@@ -83,7 +86,10 @@ def _amount(value: object, kind: Kind) -> Fraction:
     return Fraction(number) * _UNITS[kind][unit]
 
 
-_NOUN: dict[Kind, str] = {"count": "elements", "bytes": "bytes", "flops": "FLOPs", "share": "percent", "ratio": "units"}
+_NOUN: dict[Kind, str] = {
+    "count": "elements", "bytes": "bytes", "flops": "FLOPs", "share": "percent", "ratio": "units",
+    "seconds": "seconds",
+}  # fmt: skip
 
 
 def _split(value: object, kind: Kind) -> tuple[Decimal, str]:
@@ -146,6 +152,13 @@ def flops(value: int) -> str:
         if value >= 1000
         else f"{value} FLOPs"
     )
+
+
+def seconds(value: Fraction) -> str:
+    """Seconds in decimal units: `Fraction(1, 80)` as `12.50 ms`; less than a nanosecond as `0.000 ns`."""
+    unit = next((unit for unit, size in _SECONDS.items() if value >= size), "ns")
+    scaled = float(value / _SECONDS[unit])
+    return f"{scaled:.{max(0, 4 - len(str(int(scaled))))}f} {unit}"
 
 
 def _scaled(value: int, base: int, suffixes: tuple[str, ...]) -> str:

@@ -143,7 +143,14 @@ def test_growth_can_be_limited_as_is_said() -> None:
 
 def test_metrics_are_those_of_budgets() -> None:
     """The table has every metric in order with its unit; the sentence below has those of layers."""
-    unit = {"count": "elements", "bytes": "bytes", "flops": "FLOPs", "share": "%", "ratio": "number"}
+    unit = {
+        "count": "elements",
+        "bytes": "bytes",
+        "flops": "FLOPs",
+        "share": "%",
+        "ratio": "number",
+        "seconds": "seconds",
+    }
     rows = {code(name)[0]: kind for name, _, kind in table("reference/metrics", "Metrics")}
     assert list(rows) == list(METRICS)
     assert rows == {name: "layers" if name == "layers" else unit[metric.kind] for name, metric in METRICS.items()}
@@ -174,6 +181,7 @@ def test_kinds_of_limits_are_those_of_budgets() -> None:
         pytest.param("bytes", "bytes", id="bytes"),
         pytest.param("FLOPs", "flops", id="FLOPs"),
         pytest.param("%", "share", id="shares"),
+        pytest.param("seconds", "seconds", id="seconds"),
     ],
 )
 def test_quantities_of_the_units_table_are_read(row: str, kind: units.Kind) -> None:

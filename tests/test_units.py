@@ -31,6 +31,7 @@ from pytest_modelbudget.errors import ModelBudgetError
         ("405 TFLOPs", "flops", 405 * 10**12),
         ("95%", "share", Fraction(95, 100)),
         ("0.1 %", "share", Fraction(1, 1000)),
+        ("120 ms", "seconds", Fraction(12, 100)),
         ("0.5", "ratio", Fraction(1, 2)),
         (12, "ratio", Fraction(12)),
         (0.1, "ratio", Fraction(1, 10)),
@@ -96,6 +97,20 @@ def test_short(value: int, expected: str) -> None:
 def test_size(value: int, expected: str) -> None:
     """Bytes are shown in binary units."""
     assert units.size(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Fraction(0), "0.000 ns"),
+        (Fraction(1, 80), "12.50 ms"),
+        (Fraction(3, 10**7), "300.0 ns"),
+        (Fraction(90), "90.00 s"),
+    ],
+)
+def test_seconds(value: Fraction, expected: str) -> None:
+    """Seconds are shown with four digits in the largest unit that fits."""
+    assert units.seconds(value) == expected
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pytest_modelbudget.budget.values import why_unknown
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.summary import Export, Summary
 from pytest_modelbudget.summary.export import EXPORT_METRICS
-from pytest_modelbudget.summary.metrics import METRICS, Number, decimal_text, show
+from pytest_modelbudget.summary.metrics import METRICS
+from pytest_modelbudget.summary.numbers import Number, decimal_text, show
 
 EXPORT = "export"
 """The key of the section."""

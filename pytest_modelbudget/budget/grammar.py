@@ -28,6 +28,8 @@ _GROWTH_EXAMPLES: dict[units.Kind, str] = {
     "bytes": "+2% (of the base's number), +1 MiB or +500 kB",
     "flops": "+2% (of the base's number) or +10 MFLOPs",
     "share": "+2 points",
+    "ratio": "+2% (of the base's number)",
+    "seconds": "+2% (of the base's number) or +1 ms",
 }
 
 

@@ -15,6 +15,7 @@ from pytest_modelbudget.budget.findings import Baseline, Finding, waiver_text
 from pytest_modelbudget.budget.limits import ALL_METRICS, Budget
 from pytest_modelbudget.budget.planned import Breach, device_shortfalls, excess_growth, tight_fits
 from pytest_modelbudget.budget.values import (
+    amount_text,
     distance_text,
     layer_value,
     matching_layers,
@@ -23,8 +24,10 @@ from pytest_modelbudget.budget.values import (
     why_unknown,
 )
 from pytest_modelbudget.summary import Kind, Layer, Summary
-from pytest_modelbudget.summary.metrics import PEAK_METRICS, Number, show
+from pytest_modelbudget.summary.metrics import PEAK_METRICS
+from pytest_modelbudget.summary.numbers import Number, show, show_limit
 from pytest_modelbudget.summary.totals import Totals, number_of
+from pytest_modelbudget.summary.work import WORK_METRICS, run_of
 
 RUN_RULES: dict[str, Callable[[Summary, Budget], Iterator[Breach]]] = {
     "fits": device_shortfalls,
@@ -68,7 +71,7 @@ class Violation:
                 return self._growth(actual)
             case bound:
                 sign = "<" if bound == "min" else ">"
-                return f"{show(kind, actual)} {sign} {show(kind, limit)} ({distance_text(kind, actual, limit)})"
+                return f"{show(kind, actual)} {sign} {show_limit(kind, limit)} ({distance_text(kind, actual, limit)})"
 
     def _growth(self, actual: Number) -> str:
         """`2,688 is +640 (+31.2%) on 2,048 (HEAD^1 4f1c2d9); +2% is allowed: 600 too many`."""
@@ -81,7 +84,9 @@ class Violation:
         else:
             share = f" ({relative_text(gap, self.base)})" if self.base else ""
             # Parts of an element do not exist: what is allowed ends at the whole number below.
-            growth, excess = f"{int(gap):+,}{share}", f"{int(actual) - floor(allowed):,}"
+            whole = kind not in ("ratio", "seconds")
+            growth = f"{amount_text(kind, gap)}{share}"
+            excess = amount_text(kind, int(actual) - floor(allowed) if whole else actual - allowed).removeprefix("+")
         return (
             f"{show(kind, actual)} is {growth} on {show(kind, self.base)} ({self.against}); "
             f"{self.budget.text} is allowed: {excess} too many"
@@ -228,6 +233,8 @@ class _Evaluator:
             return None, f"FLOPs were counted by rules {rules} ({self.base.name})"
         if (kind := PEAK_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
             return None, f"{reason} ({self.base.name})"
+        if budget.metric in WORK_METRICS and (reason := _why_other_work(base_summary, self.summary, budget.metric)):
+            return None, f"{reason} ({self.base.name})"
         if layer is not None and isinstance(base_summary, Totals):
             return None, f"of layers: the base has only totals (snapshot: totals) ({self.base.name})"
         if layer is not None and layer.path not in self.old_layers:
@@ -282,3 +289,16 @@ def _why_other_run(old: Summary | Totals, new: Summary, kind: Kind) -> str:
     if old_plan is None or new_plan is None or old_plan.recipe == new_plan.recipe:
         return ""
     return f"{kind} there was {old_plan.recipe}, here {new_plan.recipe}"
+
+
+def _why_other_work(old: Summary | Totals, new: Summary, metric: str) -> str:
+    """Why the work of two summaries' runs cannot be compared; empty when it is of the same run, on the same device."""
+    new_plan = run_of(new)
+    kind: Kind = "training" if new_plan is None else new_plan.kind
+    old_plan = old.plan(kind)
+    if reason := _why_other_run(old, new, kind):
+        return reason
+    if old_plan is None or new_plan is None or metric != "min_step_seconds":
+        return ""
+    devices = [next((bound.device for bound in plan.time_bounds), "no device") for plan in (old_plan, new_plan)]
+    return "" if devices[0] == devices[1] else f"the least time there was on {devices[0]}, here on {devices[1]}"

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pytest_modelbudget import units
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.planner.growth import LAWS
-from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS, Number, decimal_text, show
+from pytest_modelbudget.summary.metrics import LAYER_METRICS, METRICS
+from pytest_modelbudget.summary.numbers import Number, decimal_text, show_limit
 
 Bound = Literal["max", "min", "warn", "growth", "waive", "ratchet", "inherited", "fits", "law", "exponent", "export"]
 BOUNDS: tuple[Bound, ...] = ("max", "min", "warn", "growth", "waive", "ratchet", "inherited")
@@ -87,12 +88,12 @@ class Budget:
         if self.bound in ("warn", "ratchet"):
             return units.percent(self.limit)
         if self.bound != "growth":
-            return show(self.kind, self.limit)
+            return show_limit(self.kind, self.limit)
         if self.relative:
             return f"+{decimal_text(self.limit * 100)}%"
-        return (
-            f"+{decimal_text(self.limit * 100)} points" if self.kind == "share" else f"+{show(self.kind, self.limit)}"
-        )
+        if self.kind == "share":
+            return f"+{decimal_text(self.limit * 100)} points"
+        return f"+{show_limit(self.kind, self.limit)}"
 
     def allowed(self, base: Number) -> Number:
         """What a growth limit allows where the base has the number `base`."""

@@ -12,7 +12,8 @@ from pytest_modelbudget.errors import ModelBudgetError, Place, did_you_mean
 from pytest_modelbudget.planner.fitting import calibrated_device, device_capacity
 from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
-from pytest_modelbudget.summary.metrics import GROWING, Number
+from pytest_modelbudget.summary.metrics import GROWING
+from pytest_modelbudget.summary.numbers import Number
 from pytest_modelbudget.summary.show.plans import lever_savings, range_text, way_text
 
 RUN_SECTIONS = ("fits", "growth_in")

@@ -11,8 +11,8 @@ from pytest_modelbudget.budget.values import matching_layers, metric_value
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import Number
 
-_STEPS = {"share": 10**6, "ratio": 10**4}
-"""A share is written with four decimals of a percent, a ratio with four decimals."""
+_STEPS = {"share": 10**6, "ratio": 10**4, "seconds": 10**9}
+"""A share is written with four decimals of a percent, a ratio with four decimals, a time in whole nanoseconds."""
 
 
 def limited_numbers(summary: Summary, budget: Budget) -> list[Number | None]:
@@ -38,6 +38,8 @@ def format_limit(kind: units.Kind, limit: Number) -> str:
             return f"{limit:_} FLOPs"
         case "share":
             return f"{_format_decimal(Fraction(limit) * 100)}%"
+        case "seconds":
+            return f"{int(limit * 10**9):_} ns"
         case "ratio":
             return _format_decimal(Fraction(limit))
         case _:

@@ -45,8 +45,15 @@ def distance_text(kind: units.Kind, actual: Number, limit: Number) -> str:
     gap = actual - limit
     if kind == "share":
         return f"{units.rounded(gap * 100, '+.4g')} points"
-    amount = f"{int(gap):+,}" if kind != "ratio" else units.rounded(gap, "+.4g")
+    amount = amount_text(kind, gap)
     return f"{amount}, {relative_text(gap, limit)}" if limit else amount
+
+
+def amount_text(kind: units.Kind, gap: Number) -> str:
+    """A difference with its sign: `+1,201`, `+0.5` for ratios, `+1.200 ms` for seconds."""
+    if kind == "seconds":
+        return f"{'-' if gap < 0 else '+'}{units.seconds(abs(Fraction(gap)))}"
+    return units.rounded(gap, "+.4g") if kind == "ratio" else f"{int(gap):+,}"
 
 
 def relative_text(gap: Number, limit: Number) -> str:

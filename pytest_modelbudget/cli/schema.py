@@ -29,6 +29,7 @@ _WRITTEN: dict[units.Kind, str] = {
     "flops": "4.1 GFLOPs, 2 GMACs",
     "share": "95%",
     "ratio": "0.5, 12",
+    "seconds": "120 ms, 1.5 s",
 }
 _MEANING = {
     "max": "at most this",

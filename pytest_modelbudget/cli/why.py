@@ -17,7 +17,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.explain import reading
 from pytest_modelbudget.summary import Layer, Summary
 from pytest_modelbudget.summary.formulas import why
-from pytest_modelbudget.summary.show import cells
+from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.system.escape import harmless
 
 
@@ -112,6 +112,7 @@ def _layer_facts(summary: Summary, layer: Layer, rows: Sequence[Layer]) -> Itera
         title = "FLOPs" if name == "flops" else "activations for backward"
         number_text = cells.UNKNOWN if value is None else show(int(value))
         yield title, f"{number_text}{_share_text(value, total)}"
+    yield from plans.layer_times(summary, layer.path)
     if len(rows) > 1:
         largest = max(rows, key=lambda row: row.params)
         yield "layers inside", f"{sum(not row.container for row in rows):,}"

@@ -21,6 +21,7 @@ from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.ways import cheapest_way
 from pytest_modelbudget.summary import Fit, Growth, Kind, LargestSize, Plan, Summary, Way
 from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
+from pytest_modelbudget.summary.work import WORK_METRICS, work_number
 from pytest_modelbudget.system.frames import frame_location, user_frame
 
 _STEPS_NOTE = (
@@ -311,6 +312,9 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
         said = _said(recipe)
         return subject.sizes_of(said)[dim], lambda size: _known_peak(subject.plan(with_size(said, dim, size)))
 
+    if metric in WORK_METRICS:
+        return _work_at_size(subject, dim, metric)
+
     def count(size: int) -> int:
         summary = subject.summary({**subject.sizes, dim: size})
         value = METRICS[metric].get(summary)
@@ -319,6 +323,21 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
         return int(value)
 
     return subject.sizes[dim], count
+
+
+def _work_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
+    """As `_metric_at_size`, of the work of the training, else of the inference."""
+    recipe = next(iter(sorted(subject.entry.recipes, key=lambda recipe: kind_of(recipe) != "training")), None)
+    if recipe is None:
+        raise ModelBudgetError(f"{metric} is of a planned run: write training: {{}} or inference: {{}} for this model")
+
+    def count(size: int) -> int:
+        plan = subject.plan(with_size(recipe, dim, size))
+        if (number := work_number(metric, plan)) is None:
+            raise ModelBudgetError(f"{metric} is not known at {dim}={size}")
+        return int(number)
+
+    return subject.sizes_of(recipe)[dim], count
 
 
 def _known_peak(plan: Plan) -> int:

@@ -11,6 +11,7 @@ from pytest_modelbudget.planner.libraries import blas_workspaces, conv_bounds, w
 from pytest_modelbudget.planner.margins import fit_trace
 from pytest_modelbudget.planner.memory_trace import MemoryTrace
 from pytest_modelbudget.planner.segments import DEFAULT
+from pytest_modelbudget.planner.time_bound import time_bounds
 from pytest_modelbudget.planner.timeline import plan_of
 from pytest_modelbudget.summary import Kind, Plan
 
@@ -44,6 +45,7 @@ def memory_plan(trace: MemoryTrace, kind: Kind, recipe: str, *, torch: str, devi
         reserved_bytes=reserve.peak_reserved,
         low_bytes=min(trace.peak(), plan.peak_bytes or 0),
         high_bytes=max(_upper_bound(trace, torch).peak(), plan.peak_bytes or 0),
+        time_bounds=() if trace.work is None else tuple(time_bounds(trace.work, named_devices)),
         notes=(
             *plan.notes,
             *dict.fromkeys(f"what fits: a need {need_text(target)}" for target in named_devices.values()),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
+from pytest_modelbudget.planner.traffic import Work
 from pytest_modelbudget.summary.plan import Phase, Role
 
 
@@ -53,6 +54,8 @@ class MemoryTrace:
     what has none is an activation or a temporary, by how long it lives. `steps` are the indices of the events with
     which the steps of a training begin; the last one is measured, the others warm up. `notes` are for the reader.
     `owners` tell which of several models has a parameter, a gradient or a state, by storage.
+    `work` is what the operators of the measured step (of generation: of the pass of one more token) have to do at
+    least, None where that is not recorded, and `uncounted` are operators of it without a FLOP rule, with their calls.
     """
 
     held: tuple[InitialStorage, ...]
@@ -61,6 +64,8 @@ class MemoryTrace:
     steps: tuple[int, ...] = (0,)
     notes: tuple[str, ...] = ()
     owners: Mapping[int, str] = field(default_factory=dict)
+    work: tuple[Work, ...] | None = None
+    uncounted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def measured(self) -> int:

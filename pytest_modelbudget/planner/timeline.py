@@ -34,6 +34,7 @@ def plan_of(trace: MemoryTrace, kind: Kind, recipe: str) -> Plan:
     if highest < 0 or (trace.measured == 0 and trace.held_bytes() > curve[highest]):
         return Plan(kind, recipe, trace.held_bytes(), parts=_peak_parts(trace, {}, -1, None))
     event = trace.events[highest]
+    work = trace.work
     return Plan(
         kind,
         recipe,
@@ -43,6 +44,9 @@ def plan_of(trace: MemoryTrace, kind: Kind, recipe: str) -> Plan:
         op=event.op,
         parts=_peak_parts(trace, _alive_at(trace, highest), highest, event),
         timeline=tuple(_timeline_points(trace.events, curve, start, highest)),
+        flops=None if work is None else sum(item.flops for item in work),
+        flops_at_least=bool(trace.uncounted),
+        bytes_moved=None if work is None else sum(item.moved for item in work),
     )
 
 

@@ -19,6 +19,7 @@ from pytest_modelbudget.summary.metrics import PEAK_METRICS
 from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.summary.show.folding import hanging
 from pytest_modelbudget.summary.show.table import WIDTH
+from pytest_modelbudget.summary.work import WORK_METRICS
 from pytest_modelbudget.system.escape import harmless, harmless_lines
 from pytest_modelbudget.system.intact import any_digits
 
@@ -93,7 +94,7 @@ def _violations(result: Result, width: int) -> Iterator[str]:
 
 
 def _about_runs(violation: Violation) -> bool:
-    return violation.budget.metric in (FITS, *PEAK_METRICS) or bool(violation.budget.dim)
+    return violation.budget.metric in (FITS, *PEAK_METRICS, *WORK_METRICS) or bool(violation.budget.dim)
 
 
 def _largest_layers(summary: Summary, width: int) -> Iterator[str]:

@@ -41,6 +41,9 @@ class EstimateSchema(_SnapshotPart):
     recipe: str
     peak_bytes: Count | None
     reserved_bytes: Count | None = None
+    flops: Count | None = None
+    bytes_moved: Count | None = None
+    least_time: dict[str, Count] = {}
 
 
 class RowSchema(_SnapshotPart):

@@ -20,6 +20,7 @@ from pytest_modelbudget.summary import (
     Plan,
     Summary,
     TensorSpec,
+    TimeBound,
     Weight,
     parse_weight,
     weight_text,
@@ -76,7 +77,10 @@ def stored_plan(plan: Plan) -> dict[str, Any]:
     fields: dict[str, Any] = {"recipe": plan.recipe, "peak_bytes": plan.peak_bytes}
     if plan.reserved_bytes is not None:
         fields["reserved_bytes"] = plan.reserved_bytes
-    return fields
+    if plan.bytes_moved is not None and not plan.flops_at_least:
+        fields |= {"flops": plan.flops, "bytes_moved": plan.bytes_moved}
+    known = {bound.device: bound.picoseconds for bound in plan.time_bounds if bound.picoseconds is not None}
+    return {**fields, "least_time": known} if known else fields
 
 
 def _digest(model: str, body: str) -> str:
@@ -293,7 +297,15 @@ def flops_from(fields: Mapping[str, Any]) -> Flops:
 
 def plan_from(kind: str, fields: Mapping[str, Any]) -> Plan:
     """Read back `stored_plan`."""
-    return Plan(cast("Kind", kind), fields["recipe"], fields["peak_bytes"], fields.get("reserved_bytes"))
+    return Plan(
+        cast("Kind", kind),
+        fields["recipe"],
+        fields["peak_bytes"],
+        fields.get("reserved_bytes"),
+        flops=fields.get("flops"),
+        bytes_moved=fields.get("bytes_moved"),
+        time_bounds=tuple(TimeBound(device, time) for device, time in fields.get("least_time", {}).items()),
+    )
 
 
 def _uncounted(text: str) -> tuple[str, int]:

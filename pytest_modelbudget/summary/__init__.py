@@ -9,6 +9,7 @@ from pytest_modelbudget.summary.file_facts import FileFacts
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import (
+    BoundPart,
     Fit,
     Kind,
     LargestSize,
@@ -19,6 +20,7 @@ from pytest_modelbudget.summary.plan import (
     Plan,
     Point,
     Role,
+    TimeBound,
     Verdict,
     Way,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "FLOP_RULES",
     "ITEM_BYTES",
     "Below",
+    "BoundPart",
     "Dim",
     "Export",
     "ExportCause",
@@ -58,6 +61,7 @@ __all__ = [
     "Role",
     "Summary",
     "TensorSpec",
+    "TimeBound",
     "Verdict",
     "Way",
     "Weight",

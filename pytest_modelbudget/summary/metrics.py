@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary import embeddings
 from pytest_modelbudget.summary.model import Summary
+from pytest_modelbudget.summary.numbers import Number as Number
+from pytest_modelbudget.summary.numbers import show
 from pytest_modelbudget.summary.plan import Kind
-
-Number = int | Fraction
+from pytest_modelbudget.summary.work import run_of, why_no_work, work_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +56,6 @@ class Metric:
     def show(self, number: Number) -> str:
         """`number` in full: `225,610`, `24,804 bytes`, `12,200 FLOPs`, `90.8%`, `3.76`."""
         return show(self.kind, number)
-
-
-def show(kind: units.Kind, number: Number) -> str:
-    """A number of one kind in full, with its unit."""
-    match kind:
-        case "share":
-            return f"{decimal_text(number * 100)}%"
-        case "ratio":
-            return decimal_text(number)
-        case "bytes":
-            return f"{int(number):,} bytes"
-        case "flops":
-            return f"{int(number):,} FLOPs"
-        case _:
-            return f"{int(number):,}"
-
-
-def decimal_text(number: Number) -> str:
-    """Enough decimals that a value just over a limit does not look equal to it."""
-    text = units.rounded(number, ",.4f")
-    return text if "e" in text else text.rstrip("0").rstrip(".")
 
 
 def _peak(kind: Kind) -> Callable[[Summary], int | None]:
@@ -135,6 +114,22 @@ def _file_metric(name: str, kind: units.Kind, meaning: str, mlflow: str, line: s
         on_request=True,
         charted=True,
         why_unknown=why_unknown,
+    )
+
+
+def _work_metric(name: str, kind: units.Kind, meaning: str, short: str, mlflow: str) -> Metric:
+    """A number of the work of the planned training, where none is planned of the inference."""
+    return Metric(
+        name,
+        kind,
+        lambda summary: work_number(name, run_of(summary)),
+        meaning,
+        short,
+        mlflow,
+        grows=True,
+        law=kind == "bytes",  # a time bends where it begins to be bound by something else
+        on_request=True,
+        why_unknown=lambda summary: why_no_work(name, run_of(summary), summary.framework),
     )
 
 
@@ -281,6 +276,27 @@ _TABLE = (
         on_request=True,
         charted=True,
         why_unknown=_unplanned("training", "{batch: 32, optimizer: adamw}"),
+    ),
+    _work_metric(
+        "bytes_moved",
+        "bytes",
+        "bytes that the planned training step, or else forward pass, reads and writes at least, however it is fused",
+        "moved",
+        "memory/moved_mib",
+    ),
+    _work_metric(
+        "arithmetic_intensity",
+        "ratio",
+        "FLOPs of the planned run for each byte that it moves at least",
+        "intensity",
+        "compute/arithmetic_intensity",
+    ),
+    _work_metric(
+        "min_step_seconds",
+        "seconds",
+        "least time of the planned training step, or else forward pass, on the first device: a lower bound",
+        "least time",
+        "compute/min_step_ms",
     ),
     Metric(
         "layers",

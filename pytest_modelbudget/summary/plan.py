@@ -130,6 +130,33 @@ class LargestSize:
     device: str
 
 
+Limited = Literal["compute", "memory"]
+"""What a time is bound by: FLOPs, or bytes that move through the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundPart:
+    """The share of a least time that the operators of the module at `path` have, of those that are bound alike."""
+
+    path: str
+    limited: Limited
+    picoseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBound:
+    """The least time of a run on `device`, None when it is not known, with the `reason`.
+
+    `parts` are the times of modules, longest first; they add up to the least time, and to what the chip may hold from
+    one pass to the next, which is taken off the whole alone.
+    """
+
+    device: str
+    picoseconds: int | None
+    parts: tuple[BoundPart, ...] = ()
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """The cheapest changes of a recipe with which the run fits `device`, and the whole recipe as a line of a manifest.
@@ -159,6 +186,11 @@ class Plan:
     kernels, or is not known. None of them contains the context of the device. `phase`, `path` and `op` say where the
     peak is; `parts` are what is alive there and add up to it. `timeline` leads through the measured step, thinned, with
     its peak kept. With `ranks` above 1 all numbers are of one rank; `communication_bytes` are what it sends in a step.
+
+    `flops` are those of the whole run, `bytes_moved` what it reads and writes of the memory at least, however it is
+    fused (see `planner.traffic`), and `time_bounds` the least time of it on devices; None and empty where the operators
+    of the run are not recorded. With generation they are of the pass of one more token. `flops_at_least` says that
+    there were operators without a FLOP rule.
     """
 
     kind: Kind
@@ -178,6 +210,10 @@ class Plan:
     ways: tuple[Way, ...] = ()
     ranks: int = 1
     communication_bytes: int | None = None
+    flops: int | None = None
+    flops_at_least: bool = False
+    bytes_moved: int | None = None
+    time_bounds: tuple[TimeBound, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -216,7 +252,12 @@ class Plan:
             values[name] = tuple(kind(**item) for item in data.get(name, ()))
         values["ways"] = tuple(map(Way.from_dict, data.get("ways", ())))
         values["fits"] = tuple(map(Fit.from_dict, data.get("fits", ())))
+        values["time_bounds"] = tuple(_time_bound_from(item) for item in data.get("time_bounds", ()))
         return cls(**{**values, "notes": tuple(data.get("notes", ()))})
+
+
+def _time_bound_from(data: Mapping[str, Any]) -> TimeBound:
+    return TimeBound(**{**data, "parts": tuple(BoundPart(**part) for part in data.get("parts", ()))})
 
 
 def _to_json(value: Any) -> Any:

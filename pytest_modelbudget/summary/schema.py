@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pytest_modelbudget.summary.plan import Kind, Phase, Role
+from pytest_modelbudget.summary.plan import Kind, Limited, Phase, Role
 
 _Count = Annotated[int, Field(ge=0, lt=10**30)]
 _Size = Annotated[int, Field(ge=0, lt=10**18)]
@@ -100,6 +100,19 @@ class _WaySchema(_SummaryPart):
     tried: _Count
 
 
+class _BoundPartSchema(_SummaryPart):
+    path: str
+    limited: Limited
+    picoseconds: _Count
+
+
+class _TimeBoundSchema(_SummaryPart):
+    device: str
+    picoseconds: _Count | None
+    parts: list[_BoundPartSchema] = []
+    reason: str = ""
+
+
 class _PlanSchema(_SummaryPart):
     kind: Kind
     recipe: str
@@ -118,6 +131,10 @@ class _PlanSchema(_SummaryPart):
     ways: list[_WaySchema] = []
     ranks: _Count = 1
     communication_bytes: _Count | None = None
+    flops: _Count | None = None
+    flops_at_least: bool = False
+    bytes_moved: _Count | None = None
+    time_bounds: list[_TimeBoundSchema] = []
     notes: list[str] = []
 
 

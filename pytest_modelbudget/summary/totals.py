@@ -7,12 +7,21 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pytest_modelbudget.summary.metrics import GROWTH_METRICS, METRICS, PEAK_METRICS, STORED, Number
+from pytest_modelbudget.summary.metrics import (
+    GROWTH_METRICS,
+    METRICS,
+    PEAK_METRICS,
+    STORED,
+    Number,
+)
 from pytest_modelbudget.summary.model import Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import Kind, Plan
 from pytest_modelbudget.summary.tensors import TensorSpec
+from pytest_modelbudget.summary.work import WORK_METRICS, run_of, work_number
 
-NUMBERS = tuple(name for name in METRICS if name in GROWTH_METRICS and name != "flops" and name not in PEAK_METRICS)
+NUMBERS = tuple(
+    name for name in METRICS if name in GROWTH_METRICS and name not in ("flops", *PEAK_METRICS, *WORK_METRICS)
+)
 """Metrics whose numbers are kept as they are, in the order of `METRICS`."""
 
 
@@ -75,6 +84,8 @@ def number_of(counted: Summary | Totals, metric: str) -> Number | None:
     if kind := PEAK_METRICS.get(metric):
         plan = counted.plan(kind)
         return None if plan is None else plan.peak_bytes
+    if metric in WORK_METRICS:
+        return work_number(metric, run_of(counted))
     return counted.numbers.get(metric)
 
 

@@ -14,7 +14,7 @@ from pytest_modelbudget.config import read
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.results import Snapshot, SnapshotState, check, codec
-from pytest_modelbudget.summary import Fit, Growth, Lever, Margin, Plan, Summary
+from pytest_modelbudget.summary import BoundPart, Fit, Growth, Lever, Margin, Plan, Summary, TimeBound
 from tests.builders import towers
 
 GIB = 2**30
@@ -249,7 +249,9 @@ def test_growth_of_a_peak_needs_the_same_run(plans: tuple[Plan, ...], words: str
 def test_all_of_it_travels() -> None:
     """Plans, growth, devices and laws come back from JSON as they were."""
     growth = Growth("T", "flops", 8, ((8, 1), (16, 4), (32, 16)), 2, 2.0, None, 0.5)
-    summary = planned(replace(TRAINING, fits=(Fit("24 GB", 24 * GIB, 29 * GIB),)), growth=(growth,))
+    bounds = (TimeBound("A100 80GB", 5, (BoundPart("head", "memory", 4),)), TimeBound("T4", None, reason="why"))
+    plan = replace(TRAINING, fits=(Fit("24 GB", 24 * GIB, 29 * GIB),), flops=9, bytes_moved=8, time_bounds=bounds)
+    summary = planned(plan, growth=(growth,))
     written = {
         "fits": ["24 GB", "80 GB"],
         "growth_in": {"T": {"flops": "linear"}, "B": {"flops": {"max_exponent": 1.2}}},

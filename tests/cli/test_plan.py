@@ -123,10 +123,11 @@ def test_a_device_that_is_too_small(planning: Command) -> None:
 def test_growth(planning: Command) -> None:
     """The law of each number in a dimension; what is not known says why."""
     done = planning("plan", "plain", "--growth", "B")
-    assert done.out.splitlines()[-3:] == [
+    assert done.out.splitlines()[-4:] == [
         "flops in B: linear (4.096 kFLOPs for each; 8.192 kFLOPs at 2, 16.38 kFLOPs at 4, 32.77 kFLOPs at 8)",
         "activation_bytes in B: ? (activation_bytes is not known at B=2)",
         "training_peak_bytes in B: linear (1000 B for each; 11.72 KiB at 2, 13.67 KiB at 4, 17.58 KiB at 8)",
+        "bytes_moved in B: ? (bytes_moved is not known at B=2)",
     ]
 
 

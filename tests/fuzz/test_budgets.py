@@ -22,7 +22,7 @@ from pytest_modelbudget.summary.metrics import METRICS
 from tests.fuzz import strategies
 from tests.fuzz.strategies import attempted, fuzzed
 
-KINDS = st.sampled_from(["count", "bytes", "flops", "share", "ratio"])
+KINDS = st.sampled_from(["count", "bytes", "flops", "share", "ratio", "seconds"])
 
 MEANINGS: dict[str, dict[str, Fraction]] = {
     "count": {"": Fraction(1), "k": Fraction(1000), "K": Fraction(1000), "M": Fraction(10**6), "B": Fraction(10**9), "G": Fraction(10**9), "T": Fraction(10**12)},
@@ -30,6 +30,7 @@ MEANINGS: dict[str, dict[str, Fraction]] = {
     "flops": {"FLOPs": Fraction(1), "MFLOPs": Fraction(10**6), "GMACs": Fraction(2 * 10**9), "TFLOP": Fraction(10**12)},
     "share": {"%": Fraction(1, 100)},
     "ratio": {"": Fraction(1)},
+    "seconds": {"s": Fraction(1), "ms": Fraction(1, 1000), "us": Fraction(1, 10**6), "ns": Fraction(1, 10**9)},
 }  # fmt: skip
 """What each unit means, from the table of units in docs/reference/metrics.md."""
 

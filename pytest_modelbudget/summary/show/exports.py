@@ -7,8 +7,9 @@ from fractions import Fraction
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.export import Export
-from pytest_modelbudget.summary.metrics import METRICS, show
+from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.summary.model import Summary
+from pytest_modelbudget.summary.numbers import show
 from pytest_modelbudget.system.escape import harmless
 
 

@@ -11,8 +11,13 @@ from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.summary.metrics import METRICS, Number
 
-_SCALES: dict[units.Kind, Number] = {"bytes": Fraction(1, 2**20), "flops": Fraction(1, 10**9), "share": 100}
-"""Values there are ours times this: MiB, GFLOPs and percent."""
+_SCALES: dict[units.Kind, Number] = {
+    "bytes": Fraction(1, 2**20),
+    "flops": Fraction(1, 10**9),
+    "share": 100,
+    "seconds": 1000,
+}
+"""Values there are ours times this: MiB, GFLOPs, percent and milliseconds."""
 
 NAMES = {metric.name: metric.mlflow for metric in METRICS.values()}
 """The name of every metric there, by our name."""

@@ -141,3 +141,20 @@ def test_advice() -> None:
             lambda: Attention(fused=True), "float32[B, T, 64]", training={**recipe, "batch": batch}, devices="1 GB"
         )
         assert again.fits[0].verdict == verdict
+
+
+def test_least_times_are_limited_and_grow(tmp_path: Path) -> None:
+    """A limit of the least time holds, and what a step moves grows with its batch."""
+    limits = {
+        "fits": "A100 80GB", "min_step_seconds": "1 ns", "bytes_moved": "1 GB",
+        "growth_in": {"B": {"bytes_moved": "linear"}},
+    }  # fmt: skip
+    training = {"batch": 8, "optimizer": "sgd", "precision": "bf16"}
+    entry = ModelEntry("net", layers, inputs="float32[B, 100]", budgets=limits, training=training)
+    result = run(entry, tmp_path, snapshots=False)
+    assert [violation.budget.metric for violation in result.failures] == ["min_step_seconds"]
+    assert result.summary is not None
+    [moved] = result.summary.growth
+    assert moved.law == "linear"
+    # a sample's input in both passes, its hidden activation four times: written, read twice, and its gradient likewise
+    assert moved.per_unit == 2 * (2 * 100 + 5 * 200)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_modelbudget.summary import Growth, Plan, Point
+from pytest_modelbudget.summary import BoundPart, Growth, Plan, Point, TimeBound
 from pytest_modelbudget.summary.show import plans, table
 from tests.builders import towers, training
 
@@ -23,6 +23,34 @@ def test_lines() -> None:
         "  not even T=1 fits 40 MiB",
         "  the context of the device is not part of it",
     ]
+
+
+def test_least_times_of_a_layer() -> None:
+    """What is inside of it counts, by what it is bound by; a layer whose name only begins alike does not."""
+    parts = (
+        BoundPart("block.up", "compute", 6 * 10**9), BoundPart("blocks", "compute", 10**9),
+        BoundPart("block", "memory", 3 * 10**9),
+    )  # fmt: skip
+    summary = replace(towers(), plans=(Plan("training", "sgd", 7, time_bounds=(TimeBound("T4", 10**10, parts),)),))
+    text = "at least 6.000 ms bound by compute (60.0%), at least 3.000 ms bound by memory (30.0%)"
+    assert list(plans.layer_times(summary, "block")) == [("training on T4", text)]
+    assert list(plans.layer_times(summary, "head")) == []
+
+
+def test_least_times() -> None:
+    """What a run computes and moves, and the least time on each device, as a bound, with what it is bound by."""
+    parts = (BoundPart("head", "compute", 9 * 10**9), BoundPart("", "memory", 3 * 10**9))
+    bounds = (TimeBound("A100 80GB", 11 * 10**9, parts), TimeBound("24 GB", None, reason="no speed"))
+    plan = Plan("training", "sgd", 7, flops=8192, bytes_moved=2048, time_bounds=bounds)
+    assert list(plans.lines(plan))[1:] == [
+        "  computes 8.192 kFLOPs; its products read and write 2.000 KiB, 4 FLOPs for each byte",
+        f"  takes at least 11.00 ms on A100 80GB (a bound, no estimate: {plans.ABOVE_BOUND}): "
+        "75.0% bound by compute, most in head; 25.0% bound by memory",
+        "  least time on 24 GB: ? (no speed)",
+    ]
+    assert next(plans.time_texts(replace(plan, flops_at_least=True))) == (
+        "  computes at least 8.192 kFLOPs; its products read and write 2.000 KiB"
+    )
 
 
 @pytest.mark.parametrize(

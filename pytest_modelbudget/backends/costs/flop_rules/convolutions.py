@@ -90,6 +90,15 @@ def convolution_of_either_kind(call: OperatorCall) -> int:
     return formula(call, one_filter=_FILTERS_FIRST)
 
 
+@flop_rule(torch="aten.convolution_backward")
+def convolution_backward(call: OperatorCall) -> int:
+    """Gradients of the input and of the filters, those that are asked for, cost what the convolution did each."""
+    gradient, data, filters = call.inputs[:3]
+    moved = data if call.argument("transposed") else gradient
+    asked: int = sum(call.argument("output_mask")[:2])
+    return asked * 2 * prod(moved) * prod(filters[_FILTERS_FIRST])
+
+
 @flop_rule(
     tensorflow="Conv2DBackpropFilter Conv2DBackpropFilterV2 Conv3DBackpropFilter Conv3DBackpropFilterV2",
     one_filter=_FILTERS_LAST,

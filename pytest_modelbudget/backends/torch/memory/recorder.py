@@ -25,6 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.kernels.workspaces import Cpu, workspace
+from pytest_modelbudget.backends.torch.memory.work import WorkRecorder
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.model.modules import nodes, part_ids, unwrap
 from pytest_modelbudget.backends.torch.model.packed_layers import packed_tensors_in
@@ -64,6 +65,7 @@ class Recorder(Observer):
         self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], StorageWeakRef]] = {}
         self._maybe_freed: list[int] = []
         self._made_by: dict[int, str] = {}
+        self._work = WorkRecorder(self._numbers.get)
         for parameter in (*model.parameters(), *packed_tensors_in(list(model.modules()))):
             self.hold(parameter, "param")
         for buffer in model.buffers():
@@ -77,6 +79,11 @@ class Recorder(Observer):
         """A step of the training begins: with what comes next."""
         self._flush()
         self._steps.append(len(self._events))
+        self.begin_work()
+
+    def begin_work(self) -> None:
+        """The work of what comes next is that of the run, and what is there now was there before."""
+        self._work = WorkRecorder(self._numbers.get)
 
     def set_role(self, tensor: torch.Tensor, role: Role) -> None:
         """Say what the memory of `tensor`, made meanwhile, is for."""
@@ -117,6 +124,7 @@ class Recorder(Observer):
         allocated = tuple(change for tensor in results for change in self._new_storages(tensor))
         if self.phase == "backward" and len(allocated) == 1 and _may_be_in_place(cost.name, operands):
             self._maybe_in_place(allocated[0], operands)
+        self._work.note(cost, path, self.phase, operands, results, (args, kwargs, out))
         workspace_bytes = workspace(cost.name, args, out, self.cpu)
         self._events.append(
             MemoryEvent(self.kernel or cost.name, path, self.phase, allocated, self._take_freed(), workspace_bytes)
@@ -229,9 +237,14 @@ class Recorder(Observer):
     def memory_trace(self) -> MemoryTrace:
         """What was noted."""
         events = _with_sums_in_place(self._events, self._sums)
-        steps = tuple(self._steps) or (0,)
         return MemoryTrace(
-            tuple(self._initial), tuple(events), dict(self._roles), steps, owners=dict(self._owner_names)
+            tuple(self._initial),
+            tuple(events),
+            dict(self._roles),
+            tuple(self._steps) or (0,),
+            owners=dict(self._owner_names),
+            work=self._work.finished(),
+            uncounted=dict(self._work.uncounted),
         )
 
 

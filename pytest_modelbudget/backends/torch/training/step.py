@@ -319,6 +319,7 @@ class StepRecording:
                 recorder.set_role(tensor, "cache")
             self.doing, self.sizes = "forward pass of one more token", {**self.sizes, self._tokens(): 1}
             next_call = self.inputs()
+            recorder.begin_work()
             return self.model(*next_call.args, **next_call.kwargs, past_key_values=cache, use_cache=True)
 
     def _tokens(self) -> str:

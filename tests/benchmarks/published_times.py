@@ -1,0 +1,253 @@
+"""Our least times against published times of runs: `python tests/benchmarks/published_times.py`.
+
+The truth are the rows of `tests/data/times/published_times.csv`. No least time may be above its published time; the
+ranks of both are to correlate by at least 0.95. Each line shows both, and how many times as long the run took. The
+options `--markdown` prints the table of groups for the documentation, and a word runs only rows with it in a column.
+Steps of models that are cut over ranks are planned on one, without their optimizer, which is cut too.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+import warnings
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import correlation, median
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from pytest_modelbudget.backends.torch.model.build import abstract  # noqa: E402
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel  # noqa: E402
+from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
+from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
+from pytest_modelbudget.planner import Inference, Recipe, Training  # noqa: E402
+from pytest_modelbudget.planner.time_bound import time_bounds  # noqa: E402
+from pytest_modelbudget.planner.traffic import Work  # noqa: E402
+from pytest_modelbudget.summary import TimeBound  # noqa: E402
+
+TABLE = ROOT / "tests" / "data" / "times" / "published_times.csv"
+LEAST_CORRELATION = 0.95
+
+LLAMAS: dict[str, dict[str, Any]] = {
+    "llama2-7b": {"num_key_value_heads": 32},
+    "llama2-13b": {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+        "num_key_value_heads": 40,
+    },
+    "llama2-70b": {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+    "llama3-8b": {"intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256},
+    "llama3-70b": {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+}  # fmt: skip
+MPTS = {
+    "mpt-760m": (1536, 24, 12), "mpt-1b": (2048, 24, 16), "mpt-3b": (2560, 32, 20), "mpt-7b": (4096, 32, 32),
+    "mpt-13b": (5120, 40, 40), "mpt-30b": (7168, 48, 56), "mpt-70b": (8192, 80, 64),
+}  # fmt: skip
+"""Width, blocks and heads; with 50,368 words their params are the published ones (mpt-7b at 2048: 6,658,859,008)."""
+
+
+class Llama(nn.Module):
+    """LlamaForCausalLM with the arguments of its cache named."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import transformers
+
+        self.inner = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMAS[name]))
+
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+        return self.inner(input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache)
+
+
+class MptBlock(nn.Module):
+    """Attention and a feed-forward of four times the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        parts = self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = functional.scaled_dot_product_attention(*parts.unbind(0), is_causal=True)
+        x = x + self.proj(y.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(functional.gelu(self.up(self.norm_2(x))))
+
+
+class Mpt(nn.Module):
+    """MPT with learned positions and a head tied to the words."""
+
+    def __init__(self, name: str, length: int) -> None:
+        super().__init__()
+        width, blocks, heads = MPTS[name]
+        self.words, self.positions = nn.Embedding(50368, width), nn.Embedding(length, width)
+        self.blocks = nn.ModuleList(MptBlock(width, heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return functional.linear(self.norm(x), self.words.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A published row with the least time that is planned for it."""
+
+    data: Mapping[str, str]
+    bound: TimeBound
+
+    @property
+    def factor(self) -> float:
+        """How many times as long as the least time the run took."""
+        assert self.bound.picoseconds
+        return float(self.data["milliseconds"]) * 1e9 / self.bound.picoseconds
+
+    @property
+    def group(self) -> str:
+        """The rows that it is summed up with."""
+        if self.data["kind"] == "decoding" or self.data["model"].startswith(("llama", "mpt")):
+            return f"{self.data['kind']}, language models"
+        return f"{self.data['kind']}, images" + (", batch 1 or 8" if int(self.data["batch"]) <= 8 else "")
+
+
+def recipe_of(row: Mapping[str, str]) -> Recipe:
+    """What a row ran."""
+    precision: Any = row["precision"]
+    if row["kind"] == "training":
+        options = {"momentum": 0.9} if row["optimizer"] == "sgd" else {}
+        return Training(
+            optimizer=row["optimizer"], optimizer_options=options, precision=precision, loss="cross_entropy",
+            checkpointing=row["checkpointing"],
+        )  # fmt: skip
+    return Inference(precision=precision, kv_cache=int(row["size"]) if row["kind"] == "decoding" else 0)
+
+
+@cache
+def work_of(model: str, kind: str, batch: int, size: int, recipe: Any) -> tuple[Work, ...]:
+    """What the operators of a run have to do."""
+    run: Recipe = recipe.value
+    with abstract():
+        if model in LLAMAS:
+            network: nn.Module = Llama(model)
+        elif model in MPTS:
+            network = Mpt(model, size)
+        else:
+            import timm
+
+            network = timm.create_model(model)
+    text = model in LLAMAS or model in MPTS
+    inputs = parse("int64[B, T]" if text else f"float32[B, 3, {size}, {size}]")
+    assert isinstance(inputs, Inputs)
+    sizes = {"B": batch, **({"T": 1 if kind == "decoding" else size} if text else {})}
+    if model == "mpt-7b" and size == 2048:
+        assert sum(parameter.numel() for parameter in network.parameters()) == 6_658_859_008
+    return record_step(RunnableModel(model, network, inputs), sizes, run).work or ()
+
+
+@dataclass(frozen=True)
+class _Hashable:
+    """A recipe as the key of a cache, by its text."""
+
+    value: Recipe
+
+    def __hash__(self) -> int:
+        return hash(repr(self.value))
+
+
+def planned(row: Mapping[str, str]) -> Row:
+    """A row with its least time."""
+    work = work_of(row["model"], row["kind"], int(row["batch"]), int(row["size"]), _Hashable(recipe_of(row)))
+    [bound] = time_bounds(work, [row["device"]])
+    assert bound.picoseconds, bound.reason
+    return Row(row, bound)
+
+
+def published_rows() -> list[dict[str, str]]:
+    """The rows of the table."""
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines))
+
+
+def rank_correlation(rows: Iterable[Row]) -> float:
+    """Spearman's coefficient of least and published times."""
+    members = list(rows)
+    return correlation(
+        ranks([row.bound.picoseconds or 0 for row in members]),
+        ranks([float(row.data["milliseconds"]) for row in members]),
+    )
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """The rank of each value, equal ones in the middle of theirs."""
+    ordered = sorted(values)
+    return [bisect_left(ordered, value) + bisect_right(ordered, value) for value in values]
+
+
+def show(row: Row) -> str:
+    """One line."""
+    data, bound = row.data, row.bound
+    total = sum(part.picoseconds for part in bound.parts)
+    memory = sum(part.picoseconds for part in bound.parts if part.limited == "memory")
+    return (
+        f"{data['id']:5}{data['model']:30}{data['kind']:10}{data['batch']:>6}{data['size']:>7} {data['precision']:11}"
+        f"{data['device']:15}{(bound.picoseconds or 0) / 1e9:12.3f}{float(data['milliseconds']):12.3f}"
+        f"{row.factor:8.2f}{memory / total:8.0%}"
+    )
+
+
+def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows by group."""
+    by_group: dict[str, list[Row]] = {}
+    for row in rows:
+        by_group.setdefault(row.group, []).append(row)
+    return dict(sorted(by_group.items()))
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table; the exit status says whether the bars are met."""
+    warnings.simplefilter("ignore")
+    words = [argument for argument in arguments if not argument.startswith("--")]
+    start = time.process_time()
+    print(f"{'id':5}{'model':30}{'kind':10}{'batch':>6}{'size':>7} {'precision':11}{'device':15}"
+          f"{'least ms':>12}{'published':>12}{'factor':>8}{'memory':>8}")  # fmt: skip
+    rows = []
+    for data in published_rows():
+        if all(any(word in value for value in data.values()) for word in words):
+            rows.append(planned(data))
+            print(show(rows[-1]), flush=True)
+    above = [row.data["id"] for row in rows if row.factor < 1]
+    print(f"\n{len(rows)} rows, {len(above)} with a least time above the published one {above or ''}".rstrip())
+    for group, members in groups(rows).items():
+        factors = sorted(row.factor for row in members)
+        cells = (f"{len(members)}", *(f"{value:.1f}" for value in (factors[0], median(factors), factors[-1])))
+        line = f"| {group} | {' | '.join(cells)} |"
+        print(line if "--markdown" in arguments else f"{group:50}{'  '.join(f'{cell:>6}' for cell in cells)}")
+    ranked = rank_correlation(rows) if len(rows) > 2 else 1.0
+    print(f"rank correlation {ranked:.4f}, {time.process_time() - start:.0f} CPU s")
+    return 0 if not above and ranked >= LEAST_CORRELATION else 1
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main(sys.argv[1:]))
