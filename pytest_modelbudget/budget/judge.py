@@ -23,7 +23,7 @@ from pytest_modelbudget.budget.values import (
     why_unknown,
 )
 from pytest_modelbudget.summary import Kind, Layer, Summary
-from pytest_modelbudget.summary.metrics import PEAK_METRICS, Number, show
+from pytest_modelbudget.summary.metrics import PLAN_METRICS, Number, show
 from pytest_modelbudget.summary.totals import Totals, number_of
 
 RUN_RULES: dict[str, Callable[[Summary, Budget], Iterator[Breach]]] = {
@@ -223,7 +223,7 @@ class _Evaluator:
         if budget.metric == "flops" and base_summary.flops.rules != self.summary.flops.rules:
             rules = f"{base_summary.flops.rules}, here by rules {self.summary.flops.rules}"
             return None, f"FLOPs were counted by rules {rules} ({self.base.name})"
-        if (kind := PEAK_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
+        if (kind := PLAN_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
             return None, f"{reason} ({self.base.name})"
         if layer is not None and isinstance(base_summary, Totals):
             return None, f"of layers: the base has only totals (snapshot: totals) ({self.base.name})"

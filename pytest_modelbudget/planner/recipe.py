@@ -10,6 +10,9 @@ Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 Compile = Literal["auto", "none", "xla"]
 ZeroGrad = Literal["before", "after", "never"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
+Engine = Literal["paged", "contiguous"]
+ServingPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
+CachePrecision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 
 KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
 """Optimizers that are known by name for Keras models, and all but `ftrl` for JAX models, not for torch models."""
@@ -86,10 +89,42 @@ class Training:
     kernels: Kernels = "cuda"
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """An engine that serves a model: its weights, the cache of `requests` at once, the largest pass that it runs.
+
+    Each request has `tokens`, prompt and answer together (None: as many as the model's own inputs have); `dims` size
+    other symbolic dimensions. `engine`: `paged` keeps the cache in blocks of `block` tokens, `contiguous` as the model
+    itself does. Prompts are read in chunks of at most `prefill` tokens. `precision` is that of weights and cache, with
+    `fp8` of the matrices of the repeated blocks and of what is kept of each token, all else `bf16`; `cache_precision`
+    is that of the cache alone (`auto`: the same). `tp` ranks share the model, `utilization` is the share of a device
+    that the engine takes for itself.
+    """
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    engine: Engine = "paged"
+    tokens: int | None = None
+    requests: int = 1
+    block: int = 16
+    prefill: int = 2048
+    precision: ServingPrecision = "bf16"
+    cache_precision: CachePrecision = "auto"
+    tp: int = 1
+    utilization: float = 0.9
+
+    @property
+    def batch(self) -> None:
+        """The size of B is the number of requests in a pass, which the engine chooses."""
+        return None
+
+
 Recipe = Training | Inference
+"""What one run of a model is recorded by."""
+
+AnyRecipe = Recipe | Serving
 
 
-def describe(recipe: Recipe) -> str:
+def describe(recipe: AnyRecipe) -> str:
     """A recipe in words, what is left at its default left out: `batch 32, adamw, bf16-mixed, checkpointing blocks`.
 
     For one model at one size, recipes in the same words have the same peak: growth against a base relies on it. A
@@ -98,7 +133,7 @@ def describe(recipe: Recipe) -> str:
     return ", ".join(_words(recipe))
 
 
-def _words(recipe: Recipe) -> Iterator[str]:
+def _words(recipe: AnyRecipe) -> Iterator[str]:
     if recipe.batch:
         yield f"batch {recipe.batch}"
     yield from (f"{name} {size}" for name, size in recipe.dims.items())
@@ -143,5 +178,13 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "sharding": _sharding_text,
     "compile": lambda compiler: f"compile {compiler}",
     "kernels": lambda kernels: f"kernels {kernels}",
+    "requests": lambda requests: f"{requests} requests",
+    "tokens": lambda tokens: f"{tokens} tokens each",
+    "engine": lambda engine: f"{engine} cache",
+    "block": lambda tokens: f"blocks of {tokens}",
+    "prefill": lambda tokens: f"prefill {tokens}",
+    "cache_precision": lambda precision: f"{precision} cache",
+    "tp": lambda ranks: f"tp {ranks}",
+    "utilization": lambda share: f"utilization {share}",
 }
 """What each key says where it is not at its default; a recipe's other keys come before these."""

@@ -41,6 +41,8 @@ class EstimateSchema(_SnapshotPart):
     recipe: str
     peak_bytes: Count | None
     reserved_bytes: Count | None = None
+    kv_cache_bytes: Count | None = None
+    kv_bytes_per_token: Count | None = None
 
 
 class RowSchema(_SnapshotPart):

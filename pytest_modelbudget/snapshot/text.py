@@ -18,6 +18,7 @@ from pytest_modelbudget.summary import (
     Kind,
     Layer,
     Plan,
+    ServingCache,
     Summary,
     TensorSpec,
     Weight,
@@ -76,6 +77,9 @@ def stored_plan(plan: Plan) -> dict[str, Any]:
     fields: dict[str, Any] = {"recipe": plan.recipe, "peak_bytes": plan.peak_bytes}
     if plan.reserved_bytes is not None:
         fields["reserved_bytes"] = plan.reserved_bytes
+    if plan.cache is not None:
+        fields["kv_cache_bytes"] = plan.cache.bytes
+        fields["kv_bytes_per_token"] = plan.cache.bytes_per_token
     return fields
 
 
@@ -293,7 +297,10 @@ def flops_from(fields: Mapping[str, Any]) -> Flops:
 
 def plan_from(kind: str, fields: Mapping[str, Any]) -> Plan:
     """Read back `stored_plan`."""
-    return Plan(cast("Kind", kind), fields["recipe"], fields["peak_bytes"], fields.get("reserved_bytes"))
+    cache = None
+    if (size := fields.get("kv_cache_bytes")) is not None:
+        cache = ServingCache(size, fields.get("kv_bytes_per_token"))
+    return Plan(cast("Kind", kind), fields["recipe"], fields["peak_bytes"], fields.get("reserved_bytes"), cache=cache)
 
 
 def _uncounted(text: str) -> tuple[str, int]:

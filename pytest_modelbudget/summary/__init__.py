@@ -8,7 +8,19 @@ from pytest_modelbudget.summary.export import Export, ExportCause
 from pytest_modelbudget.summary.file_facts import FileFacts
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
-from pytest_modelbudget.summary.plan import Fit, Kind, LargestSize, Lever, Part, Phase, Plan, Point, Role
+from pytest_modelbudget.summary.plan import (
+    CacheGroup,
+    Fit,
+    Kind,
+    LargestSize,
+    Lever,
+    Part,
+    Phase,
+    Plan,
+    Point,
+    Role,
+    ServingCache,
+)
 from pytest_modelbudget.summary.tensors import (
     ITEM_BYTES,
     Below,
@@ -24,6 +36,7 @@ __all__ = [
     "FLOP_RULES",
     "ITEM_BYTES",
     "Below",
+    "CacheGroup",
     "Dim",
     "Export",
     "ExportCause",
@@ -42,6 +55,7 @@ __all__ = [
     "Plan",
     "Point",
     "Role",
+    "ServingCache",
     "Summary",
     "TensorSpec",
     "Weight",

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from operator import attrgetter
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary import embeddings
 from pytest_modelbudget.summary.model import Summary
-from pytest_modelbudget.summary.plan import Kind
+from pytest_modelbudget.summary.plan import Kind, Plan
 
 Number = int | Fraction
 
@@ -30,9 +31,9 @@ class Metric:
     `stored`: snapshots have a line of it, and its changes are split by what caused them. `grows`: it follows from what
     snapshots record, so that a base has it and growth can be limited. `additive`: its sum over models means something.
     `of_layers`: rows have an attribute of this name, and layers can be limited. `law`: its growth in a dimension can be
-    limited. `plan` is the planned run that it is of. `on_request`: it is known only of models whose registration asks
-    for it, or that are files, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of
-    budgets; the others are in its tables.
+    limited. `plan` is the planned run that it is of, and `of_plan` reads it from it. `on_request`: it is known only of
+    models whose registration asks for it, or that are files, so that its absence is no news. `charted`: a tracker draws
+    it, as it does the shares of budgets; the others are in its tables.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Metric:
     of_layers: bool = False
     law: bool = False
     plan: Kind | None = None
+    of_plan: Callable[[Plan], Number | None] = lambda _: None
     on_request: bool = False
     charted: bool = False
     why_unknown: Callable[[Summary], str] = lambda _: ""
@@ -79,14 +81,19 @@ def decimal_text(number: Number) -> str:
     return text if "e" in text else text.rstrip("0").rstrip(".")
 
 
-def _peak(kind: Kind) -> Callable[[Summary], int | None]:
-    """The peak of a run as it was planned; None when it is not known, or no such run was asked for."""
+def _planned(kind: Kind, number: Callable[[Plan], int | None]) -> Callable[[Summary], int | None]:
+    """A number of a planned run; None when it is not known, or no such run was asked for."""
 
-    def peak(summary: Summary) -> int | None:
+    def get(summary: Summary) -> int | None:
         plan = summary.plan(kind)
-        return None if plan is None else plan.peak_bytes
+        return None if plan is None else number(plan)
 
-    return peak
+    return get
+
+
+def _of_cache(name: str) -> Callable[[Plan], int | None]:
+    """A number of the cache of a plan."""
+    return lambda plan: None if plan.cache is None else getattr(plan.cache, name)
 
 
 def _reason(text: str) -> str:
@@ -145,6 +152,17 @@ def _uncounted(summary: Summary) -> str:
     known = "" if summary.flops.value is None else f"at least {units.count(summary.flops.value)}, "
     return _reason(f"{known}no formula for {names}")
 
+
+def _without_tokens(summary: Summary) -> str:
+    """Why it is not known what a token adds to a cache."""
+    plan = summary.plan("serving")
+    if plan is not None and plan.cache is not None:
+        return "unknown: no token adds to the cache of this model, which keeps states of requests alone"
+    return _UNSERVED(summary)
+
+
+_PEAK = attrgetter("peak_bytes")
+_UNSERVED = _unplanned("serving", "{requests: 64, tokens: 32k}")
 
 _TABLE = (
     Metric(
@@ -257,13 +275,14 @@ _TABLE = (
     Metric(
         "inference_peak_bytes",
         "bytes",
-        _peak("inference"),
+        _planned("inference", _PEAK),
         "most bytes alive at once in one forward pass without gradients, as inference: says",
         "inference",
         "memory/inference_peak_mib",
         grows=True,
         law=True,
         plan="inference",
+        of_plan=_PEAK,
         on_request=True,
         charted=True,
         why_unknown=_unplanned("inference", "{batch: 32, precision: bf16}"),
@@ -271,16 +290,59 @@ _TABLE = (
     Metric(
         "training_peak_bytes",
         "bytes",
-        _peak("training"),
+        _planned("training", _PEAK),
         "most bytes alive at once in one training step, as training: says",
         "training",
         "memory/training_peak_mib",
         grows=True,
         law=True,
         plan="training",
+        of_plan=_PEAK,
         on_request=True,
         charted=True,
         why_unknown=_unplanned("training", "{batch: 32, optimizer: adamw}"),
+    ),
+    Metric(
+        "serving_peak_bytes",
+        "bytes",
+        _planned("serving", _PEAK),
+        "bytes of weights, cache and the largest pass of an engine that serves the model, as serving: says",
+        "serving",
+        "memory/serving_peak_mib",
+        grows=True,
+        plan="serving",
+        of_plan=_PEAK,
+        on_request=True,
+        charted=True,
+        why_unknown=_UNSERVED,
+    ),
+    Metric(
+        "kv_cache_bytes",
+        "bytes",
+        _planned("serving", _of_cache("bytes")),
+        "bytes that all requests of an engine keep between its passes, in whole blocks, as serving: says",
+        "cache",
+        "memory/kv_cache_mib",
+        grows=True,
+        plan="serving",
+        of_plan=_of_cache("bytes"),
+        on_request=True,
+        charted=True,
+        why_unknown=_UNSERVED,
+    ),
+    Metric(
+        "kv_bytes_per_token",
+        "bytes",
+        _planned("serving", _of_cache("bytes_per_token")),
+        "bytes that a token adds to the cache while every layer keeps it, as serving: says",
+        "per token",
+        "memory/kv_per_token_mib",
+        grows=True,
+        plan="serving",
+        of_plan=_of_cache("bytes_per_token"),
+        on_request=True,
+        charted=True,
+        why_unknown=_without_tokens,
     ),
     Metric(
         "layers",
@@ -361,8 +423,11 @@ LAYER_METRICS: dict[str, units.Kind] = {
 }
 """What can be limited for the layers that a glob matches; `share` is the layer's share of all params."""
 
-PEAK_METRICS: dict[str, Kind] = {metric.name: metric.plan for metric in _TABLE if metric.plan is not None}
+PLAN_METRICS: dict[str, Kind] = {metric.name: metric.plan for metric in _TABLE if metric.plan is not None}
 """Metrics of a plan, and the section of the recipe that asks for it."""
+
+PEAK_METRICS = {name: kind for name, kind in PLAN_METRICS.items() if name == f"{kind}_peak_bytes"}
+"""The peaks among them."""
 
 STORED = tuple(metric.name for metric in _TABLE if metric.stored)
 """Metrics that snapshots write down as they are; each is an attribute of `Summary`."""

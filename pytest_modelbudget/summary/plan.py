@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pytest_modelbudget import units
 
-Kind = Literal["training", "inference"]
+Kind = Literal["training", "inference", "serving"]
 
 Phase = Literal["forward", "loss", "backward", "optimizer", ""]
 """The part of a step that an operator belongs to; empty for what belongs to none (the end of a pass)."""
@@ -92,8 +92,43 @@ class LargestSize:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Tensors of a cache that keep as much as each other, `tensors` of them.
+
+    `bytes_per_token` is what a token adds to them all, of which a request keeps the last `window` tokens (None: every
+    one); 0 for states, which are the same for requests of any length. `bytes_per_request` is what a request takes in
+    them, `shared_bytes` what is there once for all.
+    """
+
+    tensors: int
+    bytes_per_token: int
+    bytes_per_request: int
+    window: int | None = None
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServingCache:
+    """What the requests of an engine keep between its passes: keys, values, latents, states.
+
+    `bytes` are those of all requests in whole blocks, of which `waste_bytes` hold nothing. `bytes_per_token` is what a
+    token adds while every layer keeps it, None for a cache that no token adds to.
+    """
+
+    bytes: int
+    bytes_per_token: int | None
+    waste_bytes: int = 0
+    groups: tuple[CacheGroup, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ServingCache:
+        """Read back what `Plan.to_dict` gave of it."""
+        return cls(**{**data, "groups": tuple(CacheGroup(**group) for group in data.get("groups", ()))})
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The memory of one training step or of one forward pass without gradients.
+    """The memory of one training step, of one forward pass without gradients, or of an engine that serves requests.
 
     `recipe` says in words what is run. `peak_bytes` is the highest number of bytes alive at once in tensors
     (comparable with torch's `max_memory_allocated`), parameters, buffers and inputs among them, kernels' workspaces
@@ -102,6 +137,7 @@ class Plan:
     kernels, or is not known. None of them contains the context of the device. `phase`, `path` and `op` say where the
     peak is; `parts` are what is alive there and add up to it. `timeline` leads through the measured step, thinned, with
     its peak kept. With `ranks` above 1 all numbers are of one rank; `communication_bytes` are what it sends in a step.
+    `cache` is what a serving engine keeps of its requests, and may be known where the peak is not.
     """
 
     kind: Kind
@@ -121,6 +157,7 @@ class Plan:
     ranks: int = 1
     communication_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    cache: ServingCache | None = None
 
     def __str__(self) -> str:
         from pytest_modelbudget.summary.show import plans  # what lays it out is imported by those who look alone
@@ -156,6 +193,8 @@ class Plan:
         values = {name: value for name, value in data.items() if name in field_names}
         for name, kind in lists.items():
             values[name] = tuple(kind(**item) for item in data.get(name, ()))
+        cache = data.get("cache")
+        values["cache"] = None if cache is None else ServingCache.from_dict(cache)
         return cls(**{**values, "notes": tuple(data.get("notes", ()))})
 
 
@@ -163,5 +202,5 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_to_json(item) for item in value]
     if is_dataclass(value):
-        return {name: getattr(value, name) for name in value.__slots__}  # type: ignore[union-attr]
+        return {name: _to_json(getattr(value, name)) for name in value.__slots__}  # type: ignore[union-attr]
     return value

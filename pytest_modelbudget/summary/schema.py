@@ -86,6 +86,21 @@ class _LargestFitSchema(_SummaryPart):
     device: str
 
 
+class _CacheGroupSchema(_SummaryPart):
+    tensors: _Count
+    bytes_per_token: _Count
+    bytes_per_request: _Count
+    window: _Count | None = None
+    shared_bytes: _Count = 0
+
+
+class _CacheSchema(_SummaryPart):
+    bytes: _Count
+    bytes_per_token: _Count | None
+    waste_bytes: _Count = 0
+    groups: list[_CacheGroupSchema] = []
+
+
 class _PlanSchema(_SummaryPart):
     kind: Kind
     recipe: str
@@ -104,6 +119,7 @@ class _PlanSchema(_SummaryPart):
     ranks: _Count = 1
     communication_bytes: _Count | None = None
     notes: list[str] = []
+    cache: _CacheSchema | None = None
 
 
 class _GrowthSchema(_SummaryPart):

@@ -15,10 +15,12 @@ from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, CUDNN_NOTE
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
 from pytest_modelbudget.backends.torch.model.modules import unwrap
+from pytest_modelbudget.backends.torch.serving.planning import serving_plan
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, build_keras_layers
 from pytest_modelbudget.backends.torch.training.step import record_step
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner import Recipe, Serving, Training
 from pytest_modelbudget.planner.memory import memory_plan
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.timeline import plan_of
@@ -44,6 +46,28 @@ def make_plans(
     runnable = subject_of(unwrap(model), name, inputs, built_here=built_here)
     build_keras_layers(runnable, sizes)
     return tuple(_plan(runnable, sizes, recipe, devices, recording) for recipe in recipes)
+
+
+def make_serving_plan(
+    model: Any,
+    *,
+    name: str,
+    inputs: Inputs,
+    sizes: Mapping[str, int],
+    recipe: Serving,
+    built_here: bool,
+    devices: Sequence[str] = (),
+) -> Plan:
+    """See `pytest_modelbudget.backends.Server.serve`.
+
+    Raises:
+        ModelBudgetError: the model cannot be served so.
+    """
+    if inputs.example is not None:
+        raise ModelBudgetError(
+            f'{name}: serving: an example has one size: write inputs with dimensions, such as "int64[B, T]"'
+        )
+    return serving_plan(subject_of(unwrap(model), name, inputs, built_here=built_here), sizes, recipe, devices)
 
 
 def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> RunnableModel:
