@@ -142,7 +142,8 @@ def test_every_metric_of_the_contract_is_there() -> None:
     """The names are the vocabulary of budgets, reports and JSON."""
     assert list(METRICS) == [
         "params", "trainable_params", "non_trainable_params", "non_embedding_params", "buffers", "weight_bytes", "flops",
-        "activation_bytes", "inference_peak_bytes", "training_peak_bytes", "layers", "largest_layer_share", "params_per_sample",
+        "activation_bytes", "inference_peak_bytes", "training_peak_bytes", "serving_peak_bytes",
+        "kv_cache_bytes", "kv_bytes_per_token", "layers", "largest_layer_share", "params_per_sample",
         "file_bytes", "arena_bytes", "operators", "delegated",
     ]  # fmt: skip
 

@@ -41,7 +41,7 @@ def test_merge(levels: list[Any], expected: object) -> None:
         pytest.param("training", 7, "training: write a mapping of its keys", id="no mapping"),
         pytest.param("training", ["batch"], "training: write a mapping of its keys", id="a list"),
         pytest.param("training", {1: 2}, "unknown key 1", id="no name"),
-        pytest.param("inference", Training(), "a recipe of the other kind: Training", id="the other recipe"),
+        pytest.param("inference", Training(), "a recipe of another kind: Training", id="the other recipe"),
         pytest.param("training", {"optimizer": "adamz"}, "training.optimizer: write adamw, adam, sgd", id="no optimizer"),
     ],
 )  # fmt: skip

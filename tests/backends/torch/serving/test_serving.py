@@ -176,7 +176,9 @@ def test_peak_adds_up() -> None:
     """The peak is weights, cache and the largest pass; a second request adds its cache alone to it."""
     one, two = (_serve(partial(Own, True), requests=requests, prefill=32) for requests in (1, 2))
 
-    assert one.peak_bytes is not None and two.peak_bytes is not None and one.cache is not None
+    assert one.peak_bytes is not None
+    assert two.peak_bytes is not None
+    assert one.cache is not None
     assert sum(part.bytes for part in one.parts) == one.peak_bytes
     weights = 2 * (64 * WIDTH + LAYERS * (WIDTH * WIDTH + WIDTH + 2 * (8 * WIDTH + 8)))
     assert (one.by_role()["param"], one.by_role()["cache"]) == (weights, one.cache.bytes)
@@ -204,7 +206,9 @@ def test_precision() -> None:
         _serve(partial(Own, True), **recipe) for recipe in ({}, {"precision": "fp8"}, {"cache_precision": "fp8"})
     )
 
-    assert half.cache is not None and both.cache is not None and cache_alone.cache is not None
+    assert half.cache is not None
+    assert both.cache is not None
+    assert cache_alone.cache is not None
     assert half.cache.bytes == 2 * both.cache.bytes == 2 * cache_alone.cache.bytes
     matrices = LAYERS * (WIDTH * WIDTH + 2 * 8 * WIDTH)
     assert half.by_role()["param"] - both.by_role()["param"] == matrices
@@ -224,7 +228,8 @@ def test_tensor_parallel(ranks: int, heads: int, share: int | None) -> None:
         assert (rank.cache, rank.peak_bytes) == (None, None)
         assert "it must divide them, those of keys too" in rank.notes[0]
         return
-    assert rank.cache is not None and rank.ranks == ranks
+    assert rank.cache is not None
+    assert rank.ranks == ranks
     assert rank.cache.bytes * share == whole.cache.bytes
     norms = (2 * LAYERS + 1) * WIDTH * 2
     assert (rank.by_role()["param"] - norms) * share == whole.by_role()["param"] - norms
