@@ -8,7 +8,7 @@ import pytest
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry
 from pytest_modelbudget.config import read
-from pytest_modelbudget.planner import Inference, Training, written
+from pytest_modelbudget.planner import Inference, Serving, Training, written
 from pytest_modelbudget.planner.recipe import OPTIMIZERS
 
 
@@ -78,6 +78,7 @@ groups:
   small:
     models: "tiny-*"
     training: {batch: 2}
+    serving: {tokens: 8k}
 models:
   cnn: nets:cnn
   tiny-gpt:
@@ -87,6 +88,7 @@ models:
       gradient_accumulation: 4
       optimizer: null
     inference: {kv_cache: 128}
+    serving: {requests: 4}
   frozen:
     build: nets:gpt
     training: null
@@ -102,6 +104,7 @@ def test_manifest() -> None:
     assert recipes["tiny-gpt"] == (
         Training(batch=2, precision="bf16-mixed", gradient_accumulation=4),
         Inference(kv_cache=128),
+        Serving(requests=4, tokens=8192),
     )
     assert recipes["frozen"] == ()
     assert Training().optimizer == OPTIMIZERS[0]

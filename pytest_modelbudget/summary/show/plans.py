@@ -94,10 +94,9 @@ def peak_text(plan: Plan) -> str:
 
 
 def cache_text(cache: ServingCache) -> str:
-    """`cache 8.000 GiB, 128.0 KiB a token, 0.1% of it in blocks that are not full: 64 tensors keep every token`."""
+    """`cache 8.000 GiB, 128.0 KiB a token, 8 MiB of it in blocks that are not full: 64 tensors keep every token`."""
     per_token = "" if cache.bytes_per_token is None else f", {units.size(cache.bytes_per_token)} a token"
-    share = units.percent(Fraction(cache.waste_bytes, cache.bytes)) if cache.waste_bytes else ""
-    waste = f", {share} of it in blocks that are not full" if share else ""
+    waste = f", {units.size(cache.waste_bytes)} of it in blocks that are not full" if cache.waste_bytes else ""
     groups = [group for group in cache.groups if group.bytes_per_request or _is_large(group.shared_bytes, cache)]
     return f"cache {units.size(cache.bytes)}{per_token}{waste}: {'; '.join(map(_group_text, groups))}"
 
