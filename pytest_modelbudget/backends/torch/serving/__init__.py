@@ -1,3 +1,3 @@
-"""What an engine that serves a model takes: `caches` finds what a forward pass gives back to be taken again,
-`passes` runs the model at some sizes, `sightings` reads the law of its cache from these, `planning` puts it together.
+"""What an engine that serves a model takes: `passes` runs the model at some sizes, `sightings` reads the law of its
+cache from these, `planning` puts it together. Where the cache is, `training.caches` finds.
 """

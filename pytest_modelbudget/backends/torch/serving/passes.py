@@ -12,9 +12,9 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
-from pytest_modelbudget.backends.torch.serving.caches import takes
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
+from pytest_modelbudget.backends.torch.training.caches import takes
 from pytest_modelbudget.backends.torch.training.step import StepRecording, record_step
 from pytest_modelbudget.planner import Inference, MemoryTrace
 from pytest_modelbudget.planner.recipe import Precision

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_modelbudget.backends.torch.serving.caches import CachePlace, held_tensors, places, refusal, result_text
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel, ServingPass
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
+from pytest_modelbudget.backends.torch.training.caches import (
+    CachePlace,
+    given_arguments,
+    held_tensors,
+    places,
+    refusal,
+    result_text,
+)
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH as BATCH_SYMBOL
 from pytest_modelbudget.planner.serving import BATCH, SMALL, Sighting, TensorLaw, laws_of
@@ -75,7 +81,7 @@ def _place(model: ServedModel, sizes: Mapping[str, int], symbols: list[str]) -> 
     returned: list[str] = []
 
     def look(_: ServingPass, call: ModelCall, out: Any) -> None:
-        found.extend(places(model.runnable.model, out, _given(model, call)))
+        found.extend(places(model.runnable.model, out, given_arguments(model.runnable.model, call.args, call.kwargs)))
         returned.append(result_text(out))
 
     alone = len(symbols) == 1
@@ -86,12 +92,6 @@ def _place(model: ServedModel, sizes: Mapping[str, int], symbols: list[str]) -> 
     if len(grown) == 1:
         return grown[0]
     raise refusal(model.name, found, returned[0])
-
-
-def _given(model: ServedModel, call: ModelCall) -> set[str]:
-    """The names of the arguments that the inputs are given as."""
-    by_position = list(inspect.signature(model.runnable.model.forward).parameters)[: len(call.args)]
-    return {*by_position, *call.kwargs}
 
 
 def _grows_by_one(model: ServedModel, sizes: Mapping[str, int], symbol: str, place: CachePlace) -> bool:

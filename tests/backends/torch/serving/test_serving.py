@@ -248,3 +248,12 @@ def test_unknown(build: Callable[[], object], inputs: Any, reason: str) -> None:
 
     assert (served.peak_bytes, served.cache) == (None, None)
     assert reason in served.notes[0]
+
+
+def test_cache_of_one_inference() -> None:
+    """A pass with a cache of earlier tokens holds these, whatever the argument is called that takes them."""
+    build = _transformer("LlamaConfig", num_key_value_heads=2, intermediate_size=64)
+
+    planned = plan(build, TEXT, name="model", inference={"kv_cache": TOKENS}, dims={"T": 8})
+
+    assert planned.by_role()["cache"] == LAYERS * 2 * 2 * 8 * 4 * TOKENS

@@ -8,14 +8,14 @@ grown as a longer pass grows it, is the cache.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
-from pytest_modelbudget.backends.torch.training.step import tensors_inside
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.serving import HeldTensor
 
@@ -55,6 +55,12 @@ def places(model: nn.Module, out: Any, given: Collection[str]) -> list[CachePlac
         return []
     numbers = [number for number, part in enumerate(out) if number and _holds_tensors(part)]
     return [CachePlace(argument, number) for number in numbers for argument in arguments]
+
+
+def given_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+    """The names of the arguments of `forward` that a call gives."""
+    by_position = list(inspect.signature(model.forward).parameters)[: len(args)]
+    return {*by_position, *kwargs}
 
 
 def _named_fields(out: Any) -> Iterator[tuple[str, Any]]:
@@ -99,3 +105,13 @@ def refusal(name: str, found: list[CachePlace], returned: str) -> ModelBudgetErr
         f"{name}: serving: which part of {returned} is the cache is not clear (candidates: {candidates}): no step of "
         "one token with it gave what a longer pass gives; return it under the name of the argument that takes it"
     )
+
+
+def tensors_inside(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+    """Every tensor in an object of whatever class (a cache of keys and values), found by its attributes."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth < 6:
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+        for part in parts or getattr(value, "__dict__", {}).values():
+            yield from tensors_inside(part, depth + 1)
