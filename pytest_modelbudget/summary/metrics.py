@@ -7,78 +7,17 @@ docs/reference/metrics.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 from operator import attrgetter
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary import embeddings
+from pytest_modelbudget.summary.metric import Metric as Metric
+from pytest_modelbudget.summary.metric import Number as Number
+from pytest_modelbudget.summary.metric import decimal_text as decimal_text
+from pytest_modelbudget.summary.metric import show as show
 from pytest_modelbudget.summary.model import Summary
 from pytest_modelbudget.summary.plan import Kind, Plan
-
-Number = int | Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One number of a model.
-
-    `get` reads it, None when it is not known, and then `why_unknown` says why (empty when nothing does). `kind` is its
-    unit, `meaning` its description in schemas and for machines, `short` its name in narrow columns, `mlflow` its name
-    there (in MiB, GFLOPs or percent where it has such a unit). `line` is its name under a layer table, where it stands
-    when `listed` says so; empty for what has words of its own there, or none.
-
-    `stored`: snapshots have a line of it, and its changes are split by what caused them. `grows`: it follows from what
-    snapshots record, so that a base has it and growth can be limited. `additive`: its sum over models means something.
-    `of_layers`: rows have an attribute of this name, and layers can be limited. `law`: its growth in a dimension can be
-    limited. `plan` is the planned run that it is of, and `of_plan` reads it from it. `on_request`: it is known only of
-    models whose registration asks for it, or that are files, so that its absence is no news. `charted`: a tracker draws
-    it, as it does the shares of budgets; the others are in its tables.
-    """
-
-    name: str
-    kind: units.Kind
-    get: Callable[[Summary], Number | None]
-    meaning: str
-    short: str
-    mlflow: str
-    line: str = ""
-    listed: Callable[[Summary], bool] = lambda _: True
-    stored: bool = False
-    grows: bool = False
-    additive: bool = False
-    of_layers: bool = False
-    law: bool = False
-    plan: Kind | None = None
-    of_plan: Callable[[Plan], Number | None] = lambda _: None
-    on_request: bool = False
-    charted: bool = False
-    why_unknown: Callable[[Summary], str] = lambda _: ""
-
-    def show(self, number: Number) -> str:
-        """`number` in full: `225,610`, `24,804 bytes`, `12,200 FLOPs`, `90.8%`, `3.76`."""
-        return show(self.kind, number)
-
-
-def show(kind: units.Kind, number: Number) -> str:
-    """A number of one kind in full, with its unit."""
-    match kind:
-        case "share":
-            return f"{decimal_text(number * 100)}%"
-        case "ratio":
-            return decimal_text(number)
-        case "bytes":
-            return f"{int(number):,} bytes"
-        case "flops":
-            return f"{int(number):,} FLOPs"
-        case _:
-            return f"{int(number):,}"
-
-
-def decimal_text(number: Number) -> str:
-    """Enough decimals that a value just over a limit does not look equal to it."""
-    text = units.rounded(number, ",.4f")
-    return text if "e" in text else text.rstrip("0").rstrip(".")
 
 
 def _planned(kind: Kind, number: Callable[[Plan], int | None]) -> Callable[[Summary], int | None]:
@@ -153,16 +92,33 @@ def _uncounted(summary: Summary) -> str:
     return _reason(f"{known}no formula for {names}")
 
 
-def _without_tokens(summary: Summary) -> str:
-    """Why it is not known what a token adds to a cache."""
-    plan = summary.plan("serving")
-    if plan is not None and plan.cache is not None:
-        return "unknown: no token adds to the cache of this model, which keeps states of requests alone"
-    return _UNSERVED(summary)
-
-
 _PEAK = attrgetter("peak_bytes")
-_UNSERVED = _unplanned("serving", "{requests: 64, tokens: 32k}")
+
+
+def _serving_metric(name: str, number: Callable[[Plan], int | None], meaning: str, short: str, mlflow: str) -> Metric:
+    """A number of an engine that serves the model."""
+
+    def why_unknown(summary: Summary) -> str:
+        plan = summary.plan("serving")
+        if plan is not None and plan.cache is not None and name == "kv_bytes_per_token":
+            return "unknown: no token adds to the cache of this model, which keeps states of requests alone"
+        return _unplanned("serving", "{requests: 64, tokens: 32k}")(summary)
+
+    return Metric(
+        name,
+        "bytes",
+        _planned("serving", number),
+        meaning,
+        short,
+        mlflow,
+        grows=True,
+        plan="serving",
+        of_plan=number,
+        on_request=True,
+        charted=True,
+        why_unknown=why_unknown,
+    )
+
 
 _TABLE = (
     Metric(
@@ -302,47 +258,26 @@ _TABLE = (
         charted=True,
         why_unknown=_unplanned("training", "{batch: 32, optimizer: adamw}"),
     ),
-    Metric(
+    _serving_metric(
         "serving_peak_bytes",
-        "bytes",
-        _planned("serving", _PEAK),
+        _PEAK,
         "bytes of weights, cache and the largest pass of an engine that serves the model, as serving: says",
         "serving",
         "memory/serving_peak_mib",
-        grows=True,
-        plan="serving",
-        of_plan=_PEAK,
-        on_request=True,
-        charted=True,
-        why_unknown=_UNSERVED,
     ),
-    Metric(
+    _serving_metric(
         "kv_cache_bytes",
-        "bytes",
-        _planned("serving", _of_cache("bytes")),
+        _of_cache("bytes"),
         "bytes that all requests of an engine keep between its passes, in whole blocks, as serving: says",
         "cache",
         "memory/kv_cache_mib",
-        grows=True,
-        plan="serving",
-        of_plan=_of_cache("bytes"),
-        on_request=True,
-        charted=True,
-        why_unknown=_UNSERVED,
     ),
-    Metric(
+    _serving_metric(
         "kv_bytes_per_token",
-        "bytes",
-        _planned("serving", _of_cache("bytes_per_token")),
+        _of_cache("bytes_per_token"),
         "bytes that a token adds to the cache while every layer keeps it, as serving: says",
         "per token",
         "memory/kv_per_token_mib",
-        grows=True,
-        plan="serving",
-        of_plan=_of_cache("bytes_per_token"),
-        on_request=True,
-        charted=True,
-        why_unknown=_without_tokens,
     ),
     Metric(
         "layers",

@@ -104,7 +104,8 @@ class _Plans:
             largest_pass = self._largest_pass(found, tokens, self.recipe.requests)
         except ModelBudgetError as error:
             reason = f"the memory of its passes is not known: {error}"
-            return Plan("serving", describe(self.recipe), None, notes=(reason, *self._notes(found)), cache=cache)
+            notes = (reason, *self._notes(found))
+            return Plan("serving", describe(self.recipe), None, ranks=self.recipe.tp, notes=notes, cache=cache)
         plan = with_more(largest_pass, Part("cache", "", cache.bytes), self._saved_bytes())
         plan = replace(
             plan,
@@ -224,6 +225,8 @@ class _Plans:
             needs = next(item.needs for item in self._pass(found, requests, 1).fits if item.device == fit.device)
             return None if needs is None else fit.capacity - needs + self._saved_bytes() - requests * each
 
+        if not each:  # nothing is kept of a request
+            return None
         most = max(free, 0) // each  # beside the pass over a prompt, or over the requests of the recipe
         if most <= self.recipe.requests or self._prompts_apart(found) or (room(most) or 0) >= 0:
             return most
@@ -236,7 +239,7 @@ def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
         for module in block.modules():
             if not isinstance(module, (nn.Embedding, nn.modules.conv._ConvNd)):
                 weights = (weight for weight in module._parameters.values() if weight is not None)
-                yield from (weight for weight in weights if weight.dim() > 1)
+                yield from (weight for weight in weights if weight.dim() > 1 and weight.is_floating_point())
 
 
 def with_more(plan: Plan, part: Part, saved: int = 0) -> Plan:
