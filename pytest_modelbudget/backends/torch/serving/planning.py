@@ -21,6 +21,7 @@ from pytest_modelbudget.backends.torch.training.recipe import repeated_blocks
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH
 from pytest_modelbudget.planner.advice import largest_fitting_size
+from pytest_modelbudget.planner.devices import device_by_name, fit_bytes
 from pytest_modelbudget.planner.memory import memory_plan
 from pytest_modelbudget.planner.recipe import Precision, Serving, describe
 from pytest_modelbudget.planner.serving import (
@@ -107,10 +108,7 @@ class _Plans:
             notes = (reason, *self._notes(found))
             return Plan("serving", describe(self.recipe), None, ranks=self.recipe.tp, notes=notes, cache=cache)
         plan = with_more(largest_pass, Part("cache", "", cache.bytes), self._saved_bytes())
-        plan = replace(
-            plan,
-            fits=tuple(replace(fit, capacity=int(fit.capacity * self.recipe.utilization)) for fit in plan.fits),
-        )
+        plan = replace(plan, fits=tuple(self._fit(plan, device) for device in self.devices))
         return replace(
             plan,
             cache=cache,
@@ -118,6 +116,11 @@ class _Plans:
             notes=(*plan.notes, *self._notes(found)),
             largest=tuple(self._largest(found, tokens, plan, cache)),
         )
+
+    def _fit(self, plan: Plan, device: str) -> Fit:
+        """Whether a peak fits the engine's share of a device, beside the context, as engines reckon when they start."""
+        fit = fit_bytes(plan.peak_bytes, device_by_name(device))
+        return replace(fit, device=device, capacity=int(fit.capacity * self.recipe.utilization))
 
     def _stored(self, found: CacheLaws) -> CacheLaws:
         """The laws in the precision of the cache."""
@@ -165,8 +168,9 @@ class _Plans:
 
     def _pass(self, found: CacheLaws, batch: int, tokens: int) -> Plan:
         trace = self.model.record({**self.sizes, BATCH: batch, found.symbol: tokens})
-        recipe_text = describe(self.recipe)
-        return memory_plan(trace, "serving", recipe_text, torch=torch.__version__, devices=self.devices)
+        text, devices = describe(self.recipe), self.devices[:1]  # whose workspaces count
+        plan = memory_plan(trace, "serving", text, torch=torch.__version__, devices=devices)
+        return replace(plan, fits=(), notes=trace.notes)
 
     def _saved_bytes(self) -> int:
         """What weights take less than in the precision of the passes."""
@@ -200,7 +204,11 @@ class _Plans:
                 "is larger was not seen"
             )
         if self.devices:
-            yield f"an engine takes {self.recipe.utilization:g} of a device: that is the capacity here"
+            yield (
+                f"what fits: an engine takes {self.recipe.utilization:g} of a device, for weights, cache, its largest pass "
+                "and the context of the device; not counted are the graphs that it captures, buffers of communication, "
+                "and what the allocator cannot use"
+            )
 
     def _largest(self, found: CacheLaws, tokens: int, plan: Plan, cache: ServingCache) -> Iterator[LargestSize]:
         """How many requests of these tokens, how many tokens of each, and how many in all fit each device."""
@@ -222,7 +230,7 @@ class _Plans:
         each = request_bytes(found.laws, tokens, block_of(self.recipe))
 
         def room(requests: int) -> int | None:
-            needs = next(item.needs for item in self._pass(found, requests, 1).fits if item.device == fit.device)
+            needs = self._fit(self._pass(found, requests, 1), fit.device).needs
             return None if needs is None else fit.capacity - needs + self._saved_bytes() - requests * each
 
         if not each:  # nothing is kept of a request
@@ -257,7 +265,6 @@ def with_more(plan: Plan, part: Part, saved: int = 0) -> Plan:
         high_bytes=shifted(plan.high_bytes),
         parts=(part, *(_smaller(other, saved) for other in plan.parts)),
         timeline=tuple(replace(point, bytes=point.bytes + more) for point in plan.timeline),
-        fits=tuple(replace(fit, needs=shifted(fit.needs)) for fit in plan.fits),
     )
 
 
