@@ -206,8 +206,8 @@ class _Plans:
         if self.devices:
             yield (
                 f"what fits: an engine takes {self.recipe.utilization:g} of a device, for weights, cache, its largest "
-                "pass and the context of the device; not counted are the graphs that it captures, buffers of communication, "
-                "and what the allocator cannot use"
+                "pass and the context of the device; not counted are graphs that it captures, buffers of "
+                "communication, and what the allocator cannot use"
             )
 
     def _largest(self, found: CacheLaws, tokens: int, plan: Plan, cache: ServingCache) -> Iterator[LargestSize]:
