@@ -39,6 +39,13 @@ _RUNS_IN: Mapping[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp
 """The precision of a pass, by that of the recipe: what is stored in fp8 is computed with in bf16."""
 
 
+_NO_MATRICES = (
+    *(nn.Embedding, nn.EmbeddingBag, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+"""Layers whose weights are tables and filters."""
+
+
 def serving_plan(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Serving, devices: Sequence[str]) -> Plan:
     """What one rank takes when `runnable`, a model on meta, is served by `recipe`, and what fits `devices`.
 
@@ -245,8 +252,8 @@ def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
     """The matrices of products in the repeated blocks of a model; tables and filters are none."""
     for block in repeated_blocks(model):
         for module in block.modules():
-            if not isinstance(module, (nn.Embedding, nn.modules.conv._ConvNd)):
-                weights = (weight for weight in module._parameters.values() if weight is not None)
+            if not isinstance(module, _NO_MATRICES):
+                weights = module.parameters(recurse=False)
                 yield from (weight for weight in weights if weight.dim() > 1 and weight.is_floating_point())
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
+from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.serving import HeldTensor
 
@@ -83,7 +84,7 @@ def held_tensors(cache: Any) -> tuple[HeldTensor, ...]:
         elements = 1
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             elements *= size if stride or size == 0 else 1
-        key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
+        key = (storage_key(tensor), tensor.storage_offset(), tensor.shape, tensor.stride())
         seen[key] = HeldTensor(elements, tensor.element_size(), tensor.is_floating_point())
     return tuple(seen.values())
 
