@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexistence import coexisting
-from pytest_modelbudget.engine.planning import plans_of
+from pytest_modelbudget.engine.planning import own_sizes, plans_of
 from pytest_modelbudget.engine.run import from_live, live_entry, summarize_live
 from pytest_modelbudget.engine.tracebacks import one_line
 from pytest_modelbudget.entry import ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.planner import Inference, Training
+from pytest_modelbudget.planner import Inference, Serving, Training
 from pytest_modelbudget.summary import Plan, Summary
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def plan(
     *,
     training: Mapping[str, Any] | Training | bool | None = None,
     inference: Mapping[str, Any] | Inference | bool | None = None,
+    serving: Mapping[str, Any] | Serving | bool | None = None,
     devices: str | Sequence[str] = (),
     advice: bool = False,
     name: str | None = None,
@@ -95,28 +96,29 @@ def plan(
     dims: Mapping[str, int] | None = None,
     run: RunMode | None = None,
 ) -> Plan:
-    """Plan the memory of one training step, or of one forward pass without gradients; print the result to see it.
+    """Plan the memory of a training step, of a forward pass without gradients, or of serving; print it to see it.
 
-    `model_or_builder`, `inputs`, `batch`, `dims` and `run` are those of `summarize`; `training` or `inference` is
-    written as in a manifest (`{"batch": 8, "optimizer": "adamw"}`), and with neither it is one training step as recipes
-    are by themselves. Sizes that the recipe gives come before `batch` and `dims`.
+    `model_or_builder`, `inputs`, `batch`, `dims` and `run` are those of `summarize`; `training`, `inference` or
+    `serving` is written as in a manifest (`{"batch": 8, "optimizer": "adamw"}`), and with none it is one training step
+    as recipes are by themselves. Sizes that the recipe gives come before `batch` and `dims`.
     `devices` are names or capacities (`"24 GB"`) to be told whether it fits. With `advice` the plan also says what
     would lower its peak, the cheapest way to fit each device, and the largest sizes that fit them, which takes many
     more runs. The peak of what cannot be planned is None, and `notes` say why.
 
     Raises:
-        ModelBudgetError: no model, inputs or recipes that do not fit, or both recipes at once.
+        ModelBudgetError: no model, inputs or recipes that do not fit, or several recipes at once.
     """
-    if inference is None and training is None:
+    if inference is None and training is None and serving is None:
         training = True
     limits = {"fits": [devices] if isinstance(devices, str) else list(devices)} if devices else {}
     with coexisting():
         label = _name(model_or_builder, name)
-    entry = live_entry(label, model_or_builder, inputs, training=training, inference=inference, budgets=limits, run=run)
+    recipes = {"training": training, "inference": inference, "serving": serving}
+    entry = live_entry(label, model_or_builder, inputs, **recipes, budgets=limits, run=run, dims=dims or {})
     if len(entry.recipes) != 1:
-        raise ModelBudgetError("plan: give one recipe, training={...} or inference={...}")
+        raise ModelBudgetError("plan: give one recipe, training={...}, inference={...} or serving={...}")
     [recipe] = entry.recipes
-    entry = replace(entry, batch=recipe.batch or batch, dims={**(dims or {}), **recipe.dims})
+    entry = replace(entry, batch=recipe.batch or batch, dims={**entry.dims, **own_sizes(entry)})
     with coexisting():
         [planned] = from_live(model_or_builder, entry, partial(plans_of, advice=advice))
     return planned
@@ -128,6 +130,7 @@ def log_summary(
     *,
     training: Mapping[str, Any] | Training | bool | None = None,
     inference: Mapping[str, Any] | Inference | bool | None = None,
+    serving: Mapping[str, Any] | Serving | bool | None = None,
     name: str | None = None,
     batch: int | None = None,
     dims: Mapping[str, int] | None = None,
@@ -138,8 +141,8 @@ def log_summary(
     """Put a model's table and numbers into the MLflow run that a training script has open; returns what was logged.
 
     The run is the active one, or that of `run_id`, by an `MlflowClient` as `client` where it is not the default one. It
-    gets params, FLOPs, bytes and, with a `training` or `inference` recipe, the planned peak as metrics under the names
-    of `--model-budget-mlflow`, and the table as text, HTML, MLflow table and JSON. `model_or_summary` may be a
+    gets params, FLOPs, bytes and, with a `training`, `inference` or `serving` recipe, what is planned under the
+    names of `--model-budget-mlflow`, and the table as text, HTML, MLflow table and JSON. `model_or_summary` may be a
     `Summary` that is there; the other arguments are those of `summarize` and `plan`. A model is logged once for each
     run, by its `name`; a second model of a run has its name before those of its metrics.
 
@@ -148,11 +151,12 @@ def log_summary(
     """
     from pytest_modelbudget.trackers.mlflow import active_run
 
+    recipes = {"training": training, "inference": inference, "serving": serving}
     counting: dict[str, Any] = {"inputs": inputs, "batch": batch, "dims": dims or {}, "run": run}
     try:
         if active_run.rank() == 0:
             open_run = active_run.find(run_id, client)
-            return _log_once(open_run, model_or_summary, name, training=training, inference=inference, **counting)
+            return _log_once(open_run, model_or_summary, name, **recipes, **counting)
     except Exception as error:
         _LOGGER.warning("log_summary: the model was not logged: %s", one_line(error))
     return None

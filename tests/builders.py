@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_modelbudget.summary import (
+    CacheGroup,
     Fit,
     Flops,
     Input,
@@ -12,6 +13,7 @@ from pytest_modelbudget.summary import (
     Part,
     Plan,
     Point,
+    ServingCache,
     Summary,
     TensorSpec,
     Weight,
@@ -105,6 +107,24 @@ def training(peak: int = 40 * 2**20) -> Plan:
         fits=(Fit("80 MiB", 80 * mib, 45 * mib), Fit("40 MiB", 40 * mib, 45 * mib), Fit("abacus", 1, None)),
         largest=(LargestSize("B", 57, "80 MiB"), LargestSize("T", 0, "40 MiB")),
         notes=("the context of the device is not part of it",),
+    )
+
+
+def serving(cache_bytes: int = 8 * 2**30) -> Plan:
+    """An engine that serves 64 requests of 1,024 tokens, with a window and a state in its cache."""
+    groups = (
+        CacheGroup(64, 131_072, 100 * 2**20),
+        CacheGroup(2, 4_096, 20 * 2**20, window=4_095),
+        CacheGroup(2, 0, 8 * 2**20),
+        CacheGroup(1, 0, 0, shared_bytes=8),
+    )
+    return Plan(
+        kind="serving",
+        recipe="bf16, 64 requests, 1024 tokens each",
+        peak_bytes=cache_bytes + 2**30,
+        phase="forward",
+        parts=(Part("cache", "", cache_bytes), Part("param", "", 2**30)),
+        cache=ServingCache(cache_bytes, 135_168, 2**20, groups),
     )
 
 

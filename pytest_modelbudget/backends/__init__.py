@@ -15,7 +15,7 @@ from pytest_modelbudget.backends.deep_imports import import_early
 from pytest_modelbudget.backends.outline import Outline
 from pytest_modelbudget.errors import FrameworkMissing
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.planner import Recipe, Serving
 from pytest_modelbudget.summary import Plan, Summary
 
 BACKENDS = {
@@ -157,6 +157,28 @@ class Planner(Protocol):
         Raises:
             ModelBudgetError: the model does not run so; whatever the model's own code raises comes through.
             NotRecorded: no run of such a model is recorded.
+        """
+        ...
+
+
+class Server(Protocol):
+    """What a framework's module has to offer when it can plan an engine that serves a model; optional."""
+
+    def serve(
+        self,
+        model: object,
+        *,
+        name: str,
+        inputs: Inputs | None,
+        sizes: Mapping[str, int],
+        recipe: Serving,
+        built_here: bool,
+        devices: tuple[str, ...] = (),
+    ) -> Plan:
+        """What serving `model` by `recipe` takes of memory; the other arguments are those of `Planner.plan`.
+
+        Raises:
+            ModelBudgetError: the model has no cache that can be seen, or does not run so.
         """
         ...
 

@@ -24,7 +24,7 @@ from pytest_modelbudget.budget.values import (
     why_unknown,
 )
 from pytest_modelbudget.summary import Kind, Layer, Summary
-from pytest_modelbudget.summary.metrics import PEAK_METRICS
+from pytest_modelbudget.summary.metrics import PLAN_METRICS
 from pytest_modelbudget.summary.numbers import Number, show, show_limit
 from pytest_modelbudget.summary.totals import Totals, number_of
 from pytest_modelbudget.summary.work import WORK_METRICS, run_of
@@ -231,7 +231,7 @@ class _Evaluator:
         if budget.metric == "flops" and base_summary.flops.rules != self.summary.flops.rules:
             rules = f"{base_summary.flops.rules}, here by rules {self.summary.flops.rules}"
             return None, f"FLOPs were counted by rules {rules} ({self.base.name})"
-        if (kind := PEAK_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
+        if (kind := PLAN_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
             return None, f"{reason} ({self.base.name})"
         if budget.metric in WORK_METRICS and (reason := _why_other_work(base_summary, self.summary, budget.metric)):
             return None, f"{reason} ({self.base.name})"

@@ -57,9 +57,8 @@ def _with_recipes(entry: ModelEntry, recipes: Mapping[str, written.RecipeSection
         }
     elif not entry.recipes:
         sections["training"] = True
-    entry = replace(entry, training=sections["training"], inference=sections["inference"])
-    sizes = {name: size for recipe in entry.recipes for name, size in recipe.dims.items()}
-    return replace(entry, dims={**sizes, **entry.dims})
+    entry = replace(entry, **sections)
+    return replace(entry, dims={**planning.own_sizes(entry), **entry.dims})
 
 
 def _with_limits(entry: ModelEntry, devices: list[str], dims: list[str]) -> ModelEntry:

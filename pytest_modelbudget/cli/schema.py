@@ -12,7 +12,7 @@ from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.config.schema import Manifest, Model
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.growth import LAWS
-from pytest_modelbudget.planner.recipe_keys import KEYS, REFERENCE, Key
+from pytest_modelbudget.planner.recipe_keys import REFERENCE, Key, key_of
 from pytest_modelbudget.summary.export import EXPORT_METRICS
 from pytest_modelbudget.summary.metrics import ADDITIVE_METRICS, GROWING, LAYER_METRICS, METRICS
 
@@ -130,7 +130,11 @@ _RESOURCES = {
     },
     "additionalProperties": False,
 }
-_RECIPES = {"training": "one training step", "inference": "one forward pass without gradients"}
+_RECIPES = {
+    "training": "one training step",
+    "inference": "one forward pass without gradients",
+    "serving": "an engine that serves requests",
+}
 _INHERITED = {"enum": ["warn", "fail", None]}
 
 
@@ -155,6 +159,7 @@ _KEYS = {
     "snapshot": "layers: a file with every row for each model, as without it; totals: a line in a file of many models",
     "training": "what memory is planned for: one training step; true for a recipe without keys",
     "inference": "what memory is planned for: one forward pass; true for a recipe without keys",
+    "serving": "what memory is planned for: an engine that serves requests; true for a recipe without keys",
     "budgets": "limits by metric, and under layers by glob over layer paths",
     "sum": "limits on the sum over all models: max and warn, by metric",
     "Group.models": "globs over the ids of models",
@@ -242,7 +247,8 @@ def _budgets() -> dict[str, Any]:
 
 def _recipe(kind: str) -> dict[str, Any]:
     """The keys of a recipe; null takes a key of a wider level away."""
-    keys = {field.name: _nullable(_key(KEYS[field.name])) for field in fields(written.RECIPE_TYPES[kind])}
+    recipe = written.RECIPE_TYPES[kind]
+    keys = {field.name: _nullable(_key(key_of(recipe, field.name))) for field in fields(recipe)}
     return {**_object(keys), "description": "what is planned: " + _RECIPES[kind]}
 
 

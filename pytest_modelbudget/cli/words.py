@@ -168,9 +168,10 @@ def _add_why(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     command = _add_command(
-        commands, "plan", "say what memory a training step or a forward pass takes, and what it fits",
-        f"{_MODEL}\nRuns are those of the manifest (training:, inference:) unless one is given here; with neither it\n"
-        "is a training step with adamw in float32. A recipe is written as key=value, or as a mapping in braces.\n"
+        commands, "plan", "say what memory a step, a forward pass or serving takes, and what it fits",
+        f"{_MODEL}\nRuns are those of the manifest (training:, inference:, serving:) unless one is given here;\n"
+        "with none it is a training step with adamw in float32. A recipe is written as key=value, or as a mapping in\n"
+        "braces. "
         "Nothing is allocated, and no GPU is needed. Exit code 1: it does not fit, or is not known.\n\n"
         "examples:\n"
         "  modelbudget plan torchvision.models:resnet50 --inputs \"float32[B, 3, 224, 224]\" \\\n"
@@ -180,6 +181,7 @@ def _add_plan(commands: Any) -> None:
     command.add_argument("model", metavar="MODEL")
     command.add_argument("--training", metavar="RECIPE", help="batch=8,optimizer=adamw,dims.T=128")
     command.add_argument("--inference", metavar="RECIPE", help="batch=8,precision=bf16")
+    command.add_argument("--serving", metavar="RECIPE", help="requests=64,tokens=32k,precision=fp8,tp=2")
     command.add_argument(
         "--device", metavar="NAME", action="append", default=[], help="a device, or its memory: 24 GB (repeatable)"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_modelbudget.entry import ModelEntry, RunMode, SnapshotKind
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.planner import Inference, Training
+from pytest_modelbudget.planner import Inference, Serving, Training
 
 
 def model(
@@ -23,6 +23,7 @@ def model(
     optional: bool = False,
     training: Mapping[str, Any] | Training | bool | None = None,
     inference: Mapping[str, Any] | Inference | bool | None = None,
+    serving: Mapping[str, Any] | Serving | bool | None = None,
     run: RunMode | None = None,
     limits: Mapping[str, Any] | None = None,
     isolate: bool | None = None,
@@ -31,8 +32,8 @@ def model(
     """Register the decorated function, which builds and returns a model, under its own name (or `name`).
 
     The name it is bound to becomes a `ModelEntry`, a value that pytest collects from a test module; without
-    `--model-budget` it does nothing. `inputs`, `budgets`, `training`, `inference`, `run`, `limits`, `isolate`
-    and `snapshot` are written as in a manifest.
+    `--model-budget` it does nothing. `inputs`, `budgets`, `training`, `inference`, `serving`, `run`, `limits`,
+    `isolate` and `snapshot` are written as in a manifest.
 
     Raises:
         ModelBudgetError: inputs, budgets, recipes, `run` or `snapshot` that do not parse, with the line of the
@@ -58,6 +59,7 @@ def model(
                 place=place,
                 training=training,
                 inference=inference,
+                serving=serving,
                 run=run,
                 limits=limits or {},
                 isolate=isolate,

@@ -68,6 +68,7 @@ class LoadedManifest:
             declared=Path(self.file).name,
             training=written.merge(*(level.recipes.get("training") for level in levels), entry.training),
             inference=written.merge(*(level.recipes.get("inference") for level in levels), entry.inference),
+            serving=written.merge(*(level.recipes.get("serving") for level in levels), entry.serving),
             snapshot=snapshot_of(entry, levels),
             source=source,
         )

@@ -306,6 +306,7 @@ class _Loader:
             place=Place(self.file, self.tree.line(keys)),
             training=recipes.get("training"),
             inference=recipes.get("inference"),
+            serving=recipes.get("serving"),
         )
 
 

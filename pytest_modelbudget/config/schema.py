@@ -29,6 +29,7 @@ class Defaults(_Strict):
     snapshot: SnapshotKind | None = None
     training: Any = None
     inference: Any = None
+    serving: Any = None
     budgets: Budgets = Field(default_factory=dict)
 
 
@@ -52,6 +53,7 @@ class Model(_Strict):
     snapshot: SnapshotKind | None = None
     training: Any = None
     inference: Any = None
+    serving: Any = None
     budgets: Budgets = Field(default_factory=dict)
 
 
@@ -61,6 +63,7 @@ class Tag(_Strict):
     snapshot: SnapshotKind | None = None
     training: Any = None
     inference: Any = None
+    serving: Any = None
     budgets: Budgets = Field(default_factory=dict)
     sum: Budgets = Field(default_factory=dict)
 

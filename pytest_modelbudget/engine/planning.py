@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import cast, get_args
 
-from pytest_modelbudget.backends import Backend, NotRecorded, Planner
+from pytest_modelbudget.backends import Backend, NotRecorded, Planner, Server
 from pytest_modelbudget.budget import Budget
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.planner import Recipe, Training, growth, sums
+from pytest_modelbudget.planner import AnyRecipe, Recipe, Serving, Training, growth, sums
 from pytest_modelbudget.planner.advice import largest_fitting_size, levers, with_size
 from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.ways import cheapest_way
+from pytest_modelbudget.planner.written import RECIPE_TYPES
 from pytest_modelbudget.summary import Fit, Growth, Kind, LargestSize, Plan, Summary, Way
 from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
 from pytest_modelbudget.summary.work import WORK_METRICS, work_number
@@ -70,7 +71,7 @@ class CountedModel:
     @property
     def _inputs_of_steps(self) -> bool:
         """Whether the inputs are those of a step of several models, and not of the model."""
-        return any(recipe.steps != "none" for recipe in self.entry.recipes)
+        return any(not isinstance(recipe, Serving) and recipe.steps != "none" for recipe in self.entry.recipes)
 
     def _run(self) -> dict[str, object]:
         """How the model may be run on values, for a framework that can.
@@ -88,13 +89,15 @@ class CountedModel:
             )
         return {}
 
-    def plan(self, recipe: Recipe) -> Plan:
+    def plan(self, recipe: AnyRecipe) -> Plan:
         """What a run takes, by the framework's own recorder where there is one, else as a sum.
 
         Raises:
             ModelBudgetError: the recipe does not fit the model; whatever the model's own code raises comes through.
         """
         sizes = self.sizes_of(recipe)
+        if isinstance(recipe, Serving):
+            return self._serve(recipe, sizes)
         if not hasattr(self.owner, "plan"):
             return sums.plan(self.summary(sizes), recipe, sizes)
         planner = cast(Planner, self.owner)
@@ -113,7 +116,20 @@ class CountedModel:
             return sums.plan(self.summary(sizes), recipe, sizes)
         return plan
 
-    def sizes_of(self, recipe: Recipe) -> dict[str, int]:
+    def _serve(self, recipe: Serving, sizes: Mapping[str, int]) -> Plan:
+        if not hasattr(self.owner, "serve"):
+            raise ModelBudgetError(f"serving is planned for torch models, not for those of {self.owner.FRAMEWORK}")
+        return cast(Server, self.owner).serve(
+            self.model,
+            name=self.entry.id,
+            inputs=self.inputs,
+            sizes=sizes,
+            recipe=recipe,
+            built_here=self.built_here,
+            devices=self.devices,
+        )
+
+    def sizes_of(self, recipe: AnyRecipe) -> dict[str, int]:
         """The sizes of the dimensions in a run: the recipe's own in place of the model's.
 
         Raises:
@@ -137,9 +153,18 @@ class CountedModel:
         return all(port.spec.shape[:1] == (batch,) for port in ports)
 
 
-def kind_of(recipe: Recipe) -> Kind:
+def kind_of(recipe: AnyRecipe) -> Kind:
     """The section that a recipe is written in."""
-    return "training" if isinstance(recipe, Training) else "inference"
+    return next(kind for kind in get_args(Kind) if RECIPE_TYPES[kind] is type(recipe))
+
+
+def own_sizes(entry: ModelEntry) -> dict[str, int]:
+    """The sizes that the recipes of `entry` give, with the tokens of a request for the one dimension without a size."""
+    sizes = {name: size for recipe in entry.recipes for name, size in recipe.dims.items()}
+    symbols = entry.inputs.symbols if isinstance(entry.inputs, Inputs) else ()
+    unsized = [symbol for symbol in symbols if symbol not in (BATCH, *sizes, *entry.dims)]
+    tokens = [recipe.tokens for recipe in entry.recipes if isinstance(recipe, Serving) and recipe.tokens]
+    return {**sizes, unsized[0]: tokens[0]} if tokens and len(unsized) == 1 else sizes
 
 
 def with_plans(subject: CountedModel, summary: Summary) -> Summary:
@@ -165,10 +190,10 @@ def plans_of(subject: CountedModel, *, advice: bool = False) -> tuple[Plan, ...]
     return tuple(_plan_with_advice(subject, recipe, advice=advice) for recipe in subject.entry.recipes)
 
 
-def _plan_with_advice(subject: CountedModel, recipe: Recipe, *, advice: bool) -> Plan:
+def _plan_with_advice(subject: CountedModel, recipe: AnyRecipe, *, advice: bool) -> Plan:
     limits, devices = subject.entry.parsed_budgets, subject.devices
     plan = with_fits(_plan_or_reason(subject, recipe), devices)
-    if plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
+    if isinstance(recipe, Serving) or plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
         return plan
     sizes, recipe = subject.sizes_of(recipe), _said(recipe)
     measure = _Measured(subject)
@@ -237,7 +262,7 @@ def _largest_sizes(
                 yield LargestSize(dim, largest_size, device)
 
 
-def _plan_or_reason(subject: CountedModel, recipe: Recipe) -> Plan:
+def _plan_or_reason(subject: CountedModel, recipe: AnyRecipe) -> Plan:
     try:
         plan = subject.plan(recipe)
         return replace(plan, recipe=plan.recipe or describe(recipe))
@@ -303,7 +328,12 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
     """The declared size of a dimension, and what gives the metric at a size of it."""
     if metric in PEAK_METRICS:
         recipe = next(
-            (candidate for candidate in subject.entry.recipes if kind_of(candidate) == PEAK_METRICS[metric]), None
+            (
+                candidate
+                for candidate in subject.entry.recipes
+                if not isinstance(candidate, Serving) and kind_of(candidate) == PEAK_METRICS[metric]
+            ),
+            None,
         )
         if recipe is None:
             raise ModelBudgetError(
@@ -327,7 +357,8 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
 
 def _work_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, Callable[[int], int]]:
     """As `_metric_at_size`, of the work of the training, else of the inference."""
-    recipe = next(iter(sorted(subject.entry.recipes, key=lambda recipe: kind_of(recipe) != "training")), None)
+    recorded = [recipe for recipe in subject.entry.recipes if not isinstance(recipe, Serving)]
+    recipe = next(iter(sorted(recorded, key=lambda recipe: kind_of(recipe) != "training")), None)
     if recipe is None:
         raise ModelBudgetError(f"{metric} is of a planned run: write training: {{}} or inference: {{}} for this model")
 

@@ -15,7 +15,7 @@ from pytest_modelbudget.entry import arguments, resources
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.planner import written
-from pytest_modelbudget.planner.recipe import Recipe
+from pytest_modelbudget.planner.recipe import AnyRecipe
 
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
 MODEL_SUFFIXES = (
@@ -37,8 +37,8 @@ class ModelEntry:
 
     `build` is a callable or `"module:callable"`, called with `args` and `kwargs`, or the path of a model's file
     (see `names_file`), relative to `home`. `args` and `kwargs` (with the calls that `arguments` reads), `inputs`,
-    `budgets`, `training` and `inference` may be given as they are written in a manifest; they are read, and mistakes
-    raised, on construction. `training` and `inference` are what is planned of it (see `recipes`): False for nothing,
+    `budgets`, `training`, `inference` and `serving` may be given as they are written in a manifest; they are read, and
+    mistakes raised, on construction. The last three are what is planned of it (see `recipes`): False for nothing,
     None where nothing is said, so that the manifest's defaults hold.
     `run` is `real` for a run with memory for weights and activations, `abstract` for none whatever happens, and None
     where the model decides: a real run only when it needs values.
@@ -72,6 +72,7 @@ class ModelEntry:
     declared: str = ""
     training: written.RecipeSection | Any = None
     inference: written.RecipeSection | Any = None
+    serving: written.RecipeSection | Any = None
     run: RunMode | None = None
     limits: resources.ResourceLimits | Mapping[str, Any] | None = field(default_factory=resources.ResourceLimits)
     isolate: bool | None = None
@@ -99,7 +100,7 @@ class ModelEntry:
             object.__setattr__(self, title, written.read(title, getattr(self, title)))
 
     @property
-    def recipes(self) -> tuple[Recipe, ...]:
+    def recipes(self) -> tuple[AnyRecipe, ...]:
         """What is planned of it."""
         recipes = (written.recipe(title, getattr(self, title)) for title in written.RECIPE_TYPES)
         return tuple(recipe for recipe in recipes if recipe is not None)

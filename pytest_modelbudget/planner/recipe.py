@@ -15,6 +15,9 @@ ZeroGrad = Literal["before", "before-backward", "after", "never"]
 Outputs = Literal["kept", "until-step", "dropped"]
 LoopName = Literal["torch", "hf-trainer", "lightning", "torchtitan", "nanogpt"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
+Engine = Literal["paged", "contiguous"]
+ServingPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
+CachePrecision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 Casts = Literal["autocast", "policy", "both"]
 """What casts in a mixed precision where FSDP2 shards: autocast, its own policy, or the one inside the other."""
 
@@ -141,7 +144,39 @@ class Training:
     loop: LoopName | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """An engine that serves a model: its weights, the cache of `requests` at once, the largest pass that it runs.
+
+    Each request has `tokens`, prompt and answer together (None: as many as the model's own inputs have); `dims` size
+    other symbolic dimensions. `engine`: `paged` keeps the cache in blocks of `block` tokens, `contiguous` as the model
+    itself does. Prompts are read in chunks of at most `prefill` tokens. `precision` is that of weights and cache, with
+    `fp8` of the matrices of the repeated blocks and of what is kept of each token, all else `bf16`; `cache_precision`
+    is that of the cache alone (`auto`: the same). `tp` ranks share the model, `utilization` is the share of a device
+    that the engine takes for itself.
+    """
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    engine: Engine = "paged"
+    tokens: int | None = None
+    requests: int = 1
+    block: int = 16
+    prefill: int = 2048
+    precision: ServingPrecision = "bf16"
+    cache_precision: CachePrecision = "auto"
+    tp: int = 1
+    utilization: float = 0.9
+
+    @property
+    def batch(self) -> None:
+        """The size of B is the number of requests in a pass, which the engine chooses."""
+        return None
+
+
 Recipe = Training | Inference
+"""What one run of a model is recorded by."""
+
+AnyRecipe = Recipe | Serving
 
 
 def refuse_language_loss(recipe: Recipe, framework: str) -> None:
@@ -157,7 +192,7 @@ def refuse_language_loss(recipe: Recipe, framework: str) -> None:
         )
 
 
-def describe(recipe: Recipe, *, own_optimizer: bool = False) -> str:
+def describe(recipe: AnyRecipe, *, own_optimizer: bool = False) -> str:
     """A recipe in words, what is left at its default left out: `batch 32, adamw, bf16-mixed, checkpointing blocks`.
 
     For one model at one size, recipes in the same words have the same peak: growth against a base relies on it. A
@@ -166,7 +201,7 @@ def describe(recipe: Recipe, *, own_optimizer: bool = False) -> str:
     return ", ".join(_words(recipe, own_optimizer))
 
 
-def _words(recipe: Recipe, own_optimizer: bool) -> Iterator[str]:
+def _words(recipe: AnyRecipe, own_optimizer: bool) -> Iterator[str]:
     if recipe.batch:
         yield f"batch {recipe.batch}"
     yield from (f"{name} {size}" for name, size in recipe.dims.items())
@@ -225,5 +260,13 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "kernels": lambda kernels: f"kernels {kernels}",
     "outputs": lambda fate: f"outputs {fate}",
     "loop": lambda name: f"loop {name}",
+    "requests": lambda requests: f"{requests} requests",
+    "tokens": lambda tokens: f"{tokens} tokens each",
+    "engine": lambda engine: f"{engine} cache",
+    "block": lambda tokens: f"blocks of {tokens}",
+    "prefill": lambda tokens: f"prefill {tokens}",
+    "cache_precision": lambda precision: f"{precision} cache",
+    "tp": lambda ranks: f"tp {ranks}",
+    "utilization": lambda share: f"utilization {share}",
 }
 """What each key says where it is not at its default; a recipe's other keys come before these."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
@@ -16,21 +17,27 @@ from pytest_modelbudget.planner.recipe import (
     OPTIMIZERS,
     SHARDING_DIMS,
     SHARDING_TOGETHER,
+    AnyRecipe,
+    CachePrecision,
     Casts,
     Compile,
+    Engine,
     Inference,
     Kernels,
     LoopName,
     Outputs,
     Precision,
-    Recipe,
+    Serving,
+    ServingPrecision,
     Training,
     ZeroGrad,
 )
 
+RecipeType = type[Training] | type[Inference] | type[Serving]
 
-def parse(section: Any, kind: type[Training] | type[Inference]) -> Recipe:
-    """Read a `training:` or `inference:` section of a manifest.
+
+def parse(section: Any, kind: RecipeType) -> AnyRecipe:
+    """Read a `training:`, `inference:` or `serving:` section of a manifest.
 
     Raises:
         ModelBudgetError: an unknown key or a value that is none, naming the key and what is allowed.
@@ -45,11 +52,16 @@ def parse(section: Any, kind: type[Training] | type[Inference]) -> Recipe:
         if name not in keys:
             hint = did_you_mean(name, keys)
             raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(keys))}")
-    return kind(**{name: _checked_value(title, name, value) for name, value in section.items()})
+    return kind(**{name: _checked_value(title, key_of(kind, name), name, value) for name, value in section.items()})
 
 
-def _checked_value(title: str, name: str, value: Any) -> Any:
-    problem, parsed = KEYS[name].read(value)
+def key_of(kind: RecipeType, name: str) -> Key:
+    """How the key `name` of a kind of recipe is written."""
+    return SERVING_KEYS[name] if kind is Serving and name in SERVING_KEYS else KEYS[name]
+
+
+def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
+    problem, parsed = key.read(value)
     if problem:
         raise ModelBudgetError(f"{title}.{name}: {problem}, not {value!r}")
     return parsed
@@ -93,6 +105,28 @@ def _check_reference(*names: str) -> Key:
 
 def _check_flag() -> Key:
     return Key(lambda value: ("" if isinstance(value, bool) else "write true or false", value), {"type": "boolean"})
+
+
+def _check_tokens(meaning: str) -> Key:
+    """A number of tokens; `32k` is the 32,768 of context lengths."""
+    shape = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[1-9][0-9]*[kKM]$"}]}
+    return Key(_read_tokens, shape, meaning)
+
+
+def _read_tokens(value: Any) -> tuple[str, Any]:
+    written = re.fullmatch(r"([1-9][0-9]{0,9})([kKM])", value) if isinstance(value, str) else None
+    tokens = int(written[1]) * (2**20 if written[2] == "M" else 2**10) if written else value
+    return ("" if _is_count(tokens, 1) else "write a whole number of tokens, at least 1, or 32k (of 1,024)"), tokens
+
+
+def _check_share(meaning: str) -> Key:
+    schema = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+
+    def read(value: Any) -> tuple[str, Any]:
+        valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+        return ("" if valid else "write a share above 0 and up to 1, such as 0.9"), value
+
+    return Key(read, schema, meaning)
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -194,4 +228,18 @@ KEYS: dict[str, Key] = {
     "outputs": _check_choice(*get_args(Outputs)),
     "loop": _check_choice(*get_args(LoopName)),
 }
-"""The keys of both kinds of recipes."""
+"""The keys of all kinds of recipes."""
+
+SERVING_KEYS: dict[str, Key] = {
+    "dims": KEYS["dims"],
+    "engine": _check_choice(*get_args(Engine)),
+    "tokens": _check_tokens("tokens of each request, prompt and answer: 32k"),
+    "requests": _check_count(1, "requests that are served at once"),
+    "block": _check_count(1, "tokens of a block of the cache"),
+    "prefill": _check_tokens("tokens of a prompt that are read at once, at most"),
+    "precision": _check_choice(*get_args(ServingPrecision)),
+    "cache_precision": _check_choice(*get_args(CachePrecision)),
+    "tp": _check_count(1, "ranks that share the model"),
+    "utilization": _check_share("the share of a device that the engine takes"),
+}
+"""The keys of `serving`, which takes other values for some that the others have too."""

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner.recipe import Inference, Recipe, Training
-from pytest_modelbudget.planner.recipe_keys import parse
+from pytest_modelbudget.planner.recipe import AnyRecipe, Inference, Serving, Training
+from pytest_modelbudget.planner.recipe_keys import RecipeType, parse
 
-RECIPE_TYPES: dict[str, type[Training] | type[Inference]] = {"training": Training, "inference": Inference}
+RECIPE_TYPES: dict[str, RecipeType] = {"training": Training, "inference": Inference, "serving": Serving}
 """The sections of recipes, by the key they are written under."""
 
 RecipeSection = Mapping[str, Any] | bool | None
@@ -29,9 +29,9 @@ def read(title: str, section: object) -> RecipeSection:
     if section is None or isinstance(section, bool):
         return {} if section is True else section
     kind = RECIPE_TYPES[title]
-    if isinstance(section, (Training, Inference)):
+    if isinstance(section, (Training, Inference, Serving)):
         if not isinstance(section, kind):
-            raise ModelBudgetError(f"{title}: this is a recipe of the other kind: {type(section).__name__}")
+            raise ModelBudgetError(f"{title}: this is a recipe of another kind: {type(section).__name__}")
         default = kind()
         values = {recipe_field.name: getattr(section, recipe_field.name) for recipe_field in fields(section)}
         section = {name: value for name, value in values.items() if value != getattr(default, name)}
@@ -41,7 +41,7 @@ def read(title: str, section: object) -> RecipeSection:
     return section
 
 
-def recipe_text(recipe: Recipe) -> str:
+def recipe_text(recipe: AnyRecipe) -> str:
     """A recipe as one line of a manifest, that is read back as the same recipe: `training: {batch: 8, fused: true}`.
 
     Callables, which only code can give, are left out.
@@ -100,14 +100,14 @@ def merge(*levels: RecipeSection) -> RecipeSection:
     return None if merged is None else {name: value for name, value in merged.items() if value is not None}
 
 
-def recipe(title: str, section: RecipeSection) -> Recipe | None:
+def recipe(title: str, section: RecipeSection) -> AnyRecipe | None:
     """The recipe of a section; None when there is none."""
     if section is None or section is False:
         return None
     return _parse_without_none(title, {} if section is True else section)
 
 
-def _parse_without_none(title: str, section: Mapping[str, Any]) -> Recipe:
+def _parse_without_none(title: str, section: Mapping[str, Any]) -> AnyRecipe:
     """The recipe, keys of None being as if they were not there, provided that there are such keys."""
     kind = RECIPE_TYPES[title]
     keys = {recipe_field.name for recipe_field in fields(kind)}

@@ -12,7 +12,7 @@ from pytest_modelbudget.engine.run import live_entry, summarize_live
 from pytest_modelbudget.engine.run import run as run_entry
 from pytest_modelbudget.entry import ModelEntry, RunMode, SnapshotKind
 from pytest_modelbudget.errors import ModelBudgetError, Place
-from pytest_modelbudget.planner import Inference, Training
+from pytest_modelbudget.planner import Inference, Serving, Training
 from pytest_modelbudget.plugin import RESULTS
 from pytest_modelbudget.plugin.base import BASE
 from pytest_modelbudget.plugin.items import ModelCheckFailed, failure_text, record
@@ -41,6 +41,7 @@ class ModelBudget:
         optional: bool = False,
         training: Mapping[str, Any] | Training | bool | None = None,
         inference: Mapping[str, Any] | Inference | bool | None = None,
+        serving: Mapping[str, Any] | Serving | bool | None = None,
         run: RunMode | None = None,
         snapshot: SnapshotKind | None = None,
         **limits: Any,
@@ -48,14 +49,15 @@ class ModelBudget:
         """Fail the test when the model breaks a limit or differs from its snapshot; return its summary.
 
         `limits` are budgets by metric name, as in a manifest: `params="25k"`, `layers={"dense*": {"params": "2k"}}`,
-        `fits="24 GB"`, and `training` and `inference` what is planned of the model's memory; `run` and `snapshot` are
-        written as there. The snapshot is named after the test, or `name`. A live model is left exactly as it is.
+        `fits="24 GB"`, and `training`, `inference` and `serving` what is planned of the model's memory; `run` and
+        `snapshot` are written as there. The snapshot is named after the test, or `name`. A live model is left exactly
+        as it is.
         """
         __tracebackhide__ = True
         entry = self._entry(
             model_or_builder, inputs, name, batch=batch, dims=dims or {}, samples=samples,
             framework=framework, optional=optional, budgets=limits, training=training, inference=inference,
-            run=run, snapshot=snapshot,
+            serving=serving, run=run, snapshot=snapshot,
         )  # fmt: skip
         result = run_entry(
             entry,

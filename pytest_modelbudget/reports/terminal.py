@@ -15,7 +15,7 @@ from pytest_modelbudget.reports import table, text
 from pytest_modelbudget.reports.listing import listed
 from pytest_modelbudget.results import Result, SnapshotState, State
 from pytest_modelbudget.summary import Summary
-from pytest_modelbudget.summary.metrics import PEAK_METRICS
+from pytest_modelbudget.summary.metrics import PLAN_METRICS
 from pytest_modelbudget.summary.show import cells, plans
 from pytest_modelbudget.summary.show.folding import hanging
 from pytest_modelbudget.summary.show.table import WIDTH
@@ -94,7 +94,7 @@ def _violations(result: Result, width: int) -> Iterator[str]:
 
 
 def _about_runs(violation: Violation) -> bool:
-    return violation.budget.metric in (FITS, *PEAK_METRICS, *WORK_METRICS) or bool(violation.budget.dim)
+    return violation.budget.metric in (FITS, *PLAN_METRICS, *WORK_METRICS) or bool(violation.budget.dim)
 
 
 def _largest_layers(summary: Summary, width: int) -> Iterator[str]:

@@ -44,6 +44,8 @@ class EstimateSchema(_SnapshotPart):
     flops: Count | None = None
     bytes_moved: Count | None = None
     least_time: dict[str, Count] = {}
+    kv_cache_bytes: Count | None = None
+    kv_bytes_per_token: Count | None = None
 
 
 class RowSchema(_SnapshotPart):

@@ -18,6 +18,7 @@ from pytest_modelbudget.summary import (
     Kind,
     Layer,
     Plan,
+    ServingCache,
     Summary,
     TensorSpec,
     TimeBound,
@@ -77,6 +78,9 @@ def stored_plan(plan: Plan) -> dict[str, Any]:
     fields: dict[str, Any] = {"recipe": plan.recipe, "peak_bytes": plan.peak_bytes}
     if plan.reserved_bytes is not None:
         fields["reserved_bytes"] = plan.reserved_bytes
+    if plan.cache is not None:
+        fields["kv_cache_bytes"] = plan.cache.bytes
+        fields["kv_bytes_per_token"] = plan.cache.bytes_per_token
     if plan.bytes_moved is not None and not plan.flops_at_least:
         fields |= {"flops": plan.flops, "bytes_moved": plan.bytes_moved}
     known = {bound.device: bound.picoseconds for bound in plan.time_bounds if bound.picoseconds is not None}
@@ -297,6 +301,9 @@ def flops_from(fields: Mapping[str, Any]) -> Flops:
 
 def plan_from(kind: str, fields: Mapping[str, Any]) -> Plan:
     """Read back `stored_plan`."""
+    cache = None
+    if (size := fields.get("kv_cache_bytes")) is not None:
+        cache = ServingCache(size, fields.get("kv_bytes_per_token"))
     return Plan(
         cast("Kind", kind),
         fields["recipe"],
@@ -305,6 +312,7 @@ def plan_from(kind: str, fields: Mapping[str, Any]) -> Plan:
         flops=fields.get("flops"),
         bytes_moved=fields.get("bytes_moved"),
         time_bounds=tuple(TimeBound(device, time) for device, time in fields.get("least_time", {}).items()),
+        cache=cache,
     )
 
 

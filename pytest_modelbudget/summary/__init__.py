@@ -10,6 +10,7 @@ from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import FLOP_RULES, Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import (
     BoundPart,
+    CacheGroup,
     Fit,
     Kind,
     LargestSize,
@@ -20,6 +21,7 @@ from pytest_modelbudget.summary.plan import (
     Plan,
     Point,
     Role,
+    ServingCache,
     TimeBound,
     Verdict,
     Way,
@@ -40,6 +42,7 @@ __all__ = [
     "ITEM_BYTES",
     "Below",
     "BoundPart",
+    "CacheGroup",
     "Dim",
     "Export",
     "ExportCause",
@@ -59,6 +62,7 @@ __all__ = [
     "Plan",
     "Point",
     "Role",
+    "ServingCache",
     "Summary",
     "TensorSpec",
     "TimeBound",

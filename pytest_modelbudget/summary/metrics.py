@@ -6,140 +6,26 @@ docs/reference/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary import embeddings
+from pytest_modelbudget.summary.metric import Metric as Metric
+from pytest_modelbudget.summary.metric_kinds import (
+    PEAK,
+    file_metric,
+    from_notes,
+    of_cache,
+    planned,
+    reason,
+    serving_metric,
+    uncounted,
+    unplanned,
+    work_metric,
+)
 from pytest_modelbudget.summary.model import Summary
 from pytest_modelbudget.summary.numbers import Number as Number
-from pytest_modelbudget.summary.numbers import show
 from pytest_modelbudget.summary.plan import Kind
-from pytest_modelbudget.summary.work import run_of, why_no_work, work_number
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One number of a model.
-
-    `get` reads it, None when it is not known, and then `why_unknown` says why (empty when nothing does). `kind` is its
-    unit, `meaning` its description in schemas and for machines, `short` its name in narrow columns, `mlflow` its name
-    there (in MiB, GFLOPs or percent where it has such a unit). `line` is its name under a layer table, where it stands
-    when `listed` says so; empty for what has words of its own there, or none.
-
-    `stored`: snapshots have a line of it, and its changes are split by what caused them. `grows`: it follows from what
-    snapshots record, so that a base has it and growth can be limited. `additive`: its sum over models means something.
-    `of_layers`: rows have an attribute of this name, and layers can be limited. `law`: its growth in a dimension can be
-    limited. `plan` is the planned run that it is of. `on_request`: it is known only of models whose registration asks
-    for it, or that are files, so that its absence is no news. `charted`: a tracker draws it, as it does the shares of
-    budgets; the others are in its tables.
-    """
-
-    name: str
-    kind: units.Kind
-    get: Callable[[Summary], Number | None]
-    meaning: str
-    short: str
-    mlflow: str
-    line: str = ""
-    listed: Callable[[Summary], bool] = lambda _: True
-    stored: bool = False
-    grows: bool = False
-    additive: bool = False
-    of_layers: bool = False
-    law: bool = False
-    plan: Kind | None = None
-    on_request: bool = False
-    charted: bool = False
-    why_unknown: Callable[[Summary], str] = lambda _: ""
-
-    def show(self, number: Number) -> str:
-        """`number` in full: `225,610`, `24,804 bytes`, `12,200 FLOPs`, `90.8%`, `3.76`."""
-        return show(self.kind, number)
-
-
-def _peak(kind: Kind) -> Callable[[Summary], int | None]:
-    """The peak of a run as it was planned; None when it is not known, or no such run was asked for."""
-
-    def peak(summary: Summary) -> int | None:
-        plan = summary.plan(kind)
-        return None if plan is None else plan.peak_bytes
-
-    return peak
-
-
-def _reason(text: str) -> str:
-    return f"unknown ({text})" if text else ""
-
-
-def _from_notes(word: str) -> Callable[[Summary], str]:
-    """Why a number is not known: the first note of a model with this word."""
-    return lambda summary: _reason(next((note for note in summary.notes if word in note.lower()), ""))
-
-
-def _unplanned(kind: Kind, example: str) -> Callable[[Summary], str]:
-    """Why the memory of a run is not known."""
-
-    def why(summary: Summary) -> str:
-        plan = summary.plan(kind)
-        if plan is None:
-            return f"unknown: no {kind} is planned: write {kind}: {example} for this model"
-        return _reason(plan.notes[0] if plan.notes else "")
-
-    return why
-
-
-def _file_metric(name: str, kind: units.Kind, meaning: str, mlflow: str, line: str) -> Metric:
-    """A fact of the file that a model is; not known of a model that is none."""
-
-    def get(summary: Summary) -> int | None:
-        return None if summary.file is None else getattr(summary.file, name)
-
-    def why_unknown(summary: Summary) -> str:
-        if summary.file is None:
-            return "unknown: the model is built by code, and is no exported file"
-        return _from_notes(line.lower())(summary) or "unknown: this kind of file does not say it"
-
-    return Metric(
-        name,
-        kind,
-        get,
-        meaning,
-        line.lower(),
-        mlflow,
-        line=line,
-        listed=lambda summary: get(summary) is not None,
-        grows=True,
-        additive=True,
-        on_request=True,
-        charted=True,
-        why_unknown=why_unknown,
-    )
-
-
-def _work_metric(name: str, kind: units.Kind, meaning: str, short: str, mlflow: str) -> Metric:
-    """A number of the work of the planned training, where none is planned of the inference."""
-    return Metric(
-        name,
-        kind,
-        lambda summary: work_number(name, run_of(summary)),
-        meaning,
-        short,
-        mlflow,
-        grows=True,
-        law=kind == "bytes",  # a time bends where it begins to be bound by something else
-        on_request=True,
-        why_unknown=lambda summary: why_no_work(name, run_of(summary), summary.framework),
-    )
-
-
-def _uncounted(summary: Summary) -> str:
-    if not summary.flops.uncounted:
-        return _from_notes("flops")(summary)
-    names = ", ".join(f"{name} x{calls}" for name, calls in summary.flops.uncounted)
-    known = "" if summary.flops.value is None else f"at least {units.count(summary.flops.value)}, "
-    return _reason(f"{known}no formula for {names}")
-
 
 _TABLE = (
     Metric(
@@ -194,7 +80,7 @@ _TABLE = (
         listed=lambda summary: summary.non_embedding_params != summary.params,
         grows=True,
         additive=True,
-        why_unknown=lambda summary: _reason(embeddings.why_unknown(summary)),
+        why_unknown=lambda summary: reason(embeddings.why_unknown(summary)),
     ),
     Metric(
         "buffers",
@@ -235,7 +121,7 @@ _TABLE = (
         of_layers=True,
         law=True,
         charted=True,
-        why_unknown=_uncounted,
+        why_unknown=uncounted,
     ),
     Metric(
         "activation_bytes",
@@ -247,56 +133,79 @@ _TABLE = (
         additive=True,
         of_layers=True,
         law=True,
-        why_unknown=_from_notes("activation"),
+        why_unknown=from_notes("activation"),
     ),
     Metric(
         "inference_peak_bytes",
         "bytes",
-        _peak("inference"),
+        planned("inference", PEAK),
         "most bytes alive at once in one forward pass without gradients, as inference: says",
         "inference",
         "memory/inference_peak_mib",
         grows=True,
         law=True,
         plan="inference",
+        of_plan=PEAK,
         on_request=True,
         charted=True,
-        why_unknown=_unplanned("inference", "{batch: 32, precision: bf16}"),
+        why_unknown=unplanned("inference", "{batch: 32, precision: bf16}"),
     ),
     Metric(
         "training_peak_bytes",
         "bytes",
-        _peak("training"),
+        planned("training", PEAK),
         "most bytes alive at once in one training step, as training: says",
         "training",
         "memory/training_peak_mib",
         grows=True,
         law=True,
         plan="training",
+        of_plan=PEAK,
         on_request=True,
         charted=True,
-        why_unknown=_unplanned("training", "{batch: 32, optimizer: adamw}"),
+        why_unknown=unplanned("training", "{batch: 32, optimizer: adamw}"),
     ),
-    _work_metric(
+    work_metric(
         "bytes_moved",
         "bytes",
         "bytes that the planned training step, or else forward pass, reads and writes at least, however it is fused",
         "moved",
         "memory/moved_mib",
     ),
-    _work_metric(
+    work_metric(
         "arithmetic_intensity",
         "ratio",
         "FLOPs of the planned run for each byte that it moves at least",
         "intensity",
         "compute/arithmetic_intensity",
     ),
-    _work_metric(
+    work_metric(
         "min_step_seconds",
         "seconds",
         "least time of the planned training step, or else forward pass, on the first device: a lower bound",
         "least time",
         "compute/min_step_ms",
+    ),
+    serving_metric(
+        "serving_peak_bytes",
+        PEAK,
+        "bytes of weights, cache and the largest pass of an engine that serves the model, as serving: says",
+        "serving",
+        "memory/serving_peak_mib",
+    ),
+    serving_metric(
+        "kv_cache_bytes",
+        of_cache("bytes"),
+        "bytes that all requests of an engine keep between its passes, in whole blocks, as serving: says",
+        "cache",
+        "memory/kv_cache_mib",
+    ),
+    serving_metric(
+        "kv_bytes_per_token",
+        of_cache("bytes_per_token"),
+        "bytes that a token adds to the cache while every layer keeps it, as serving: says",
+        "per token",
+        "memory/kv_per_token_mib",
     ),
     Metric(
         "layers",
@@ -326,18 +235,18 @@ _TABLE = (
         on_request=True,
         why_unknown=lambda _: "unknown: give the size of the training set as samples",
     ),
-    _file_metric(
+    file_metric(
         "file_bytes", "bytes", "bytes of an exported file, with the files of weights beside it", "file/size_mib", "File"
     ),
-    _file_metric(
+    file_metric(
         "arena_bytes",
         "bytes",
         "bytes that the runtime of an exported file plans for the tensors between operators",
         "memory/arena_mib",
         "Arena",
     ),
-    _file_metric("operators", "count", "operators of an exported file", "file/operators", "Operators"),
-    _file_metric(
+    file_metric("operators", "count", "operators of an exported file", "file/operators", "Operators"),
+    file_metric(
         "delegated", "count", "operators of an exported file that a delegate runs", "file/delegated", "Delegated"
     ),
 )
@@ -359,7 +268,7 @@ def _of_all_weights(metric: Metric) -> Metric:
         metric,
         get=lambda summary: None if unseen(summary) else metric.get(summary),
         why_unknown=lambda summary: (
-            _reason(f"at least {metric.get(summary)}, {unseen(summary)} holds weights that cannot be seen")
+            reason(f"at least {metric.get(summary)}, {unseen(summary)} holds weights that cannot be seen")
             if unseen(summary)
             else metric.why_unknown(summary)
         ),
@@ -377,8 +286,11 @@ LAYER_METRICS: dict[str, units.Kind] = {
 }
 """What can be limited for the layers that a glob matches; `share` is the layer's share of all params."""
 
-PEAK_METRICS: dict[str, Kind] = {metric.name: metric.plan for metric in _TABLE if metric.plan is not None}
+PLAN_METRICS: dict[str, Kind] = {metric.name: metric.plan for metric in _TABLE if metric.plan is not None}
 """Metrics of a plan, and the section of the recipe that asks for it."""
+
+PEAK_METRICS = {name: kind for name, kind in PLAN_METRICS.items() if name == f"{kind}_peak_bytes"}
+"""The peaks among them."""
 
 STORED = tuple(metric.name for metric in _TABLE if metric.stored)
 """Metrics that snapshots write down as they are; each is an attribute of `Summary`."""

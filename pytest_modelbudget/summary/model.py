@@ -248,7 +248,7 @@ class Summary:
         return ", ".join((params, f"{bound}{flops}", layers, *peaks))
 
     def plan(self, kind: Kind) -> Plan | None:
-        """The plan of its training or its inference; None when none was asked for."""
+        """The plan of its training, its inference or its serving; None when none was asked for."""
         return next((plan for plan in self.plans if plan.kind == kind), None)
 
     def below(self, path: str) -> Iterator[Layer]:

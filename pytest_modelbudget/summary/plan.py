@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pytest_modelbudget import units
 
-Kind = Literal["training", "inference"]
+Kind = Literal["training", "inference", "serving"]
 
 Phase = Literal["forward", "loss", "backward", "optimizer", ""]
 """The part of a step that an operator belongs to; empty for what belongs to none (the end of a pass)."""
@@ -176,8 +176,43 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheGroup:
+    """Tensors of a cache that keep as much as each other, `tensors` of them.
+
+    `bytes_per_token` is what a token adds to them all, of which a request keeps the last `window` tokens (None: every
+    one); 0 for states, which are the same for requests of any length. `bytes_per_request` is what a request takes in
+    them, `shared_bytes` what is there once for all.
+    """
+
+    tensors: int
+    bytes_per_token: int
+    bytes_per_request: int
+    window: int | None = None
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServingCache:
+    """What the requests of an engine keep between its passes: keys, values, latents, states.
+
+    `bytes` are those of all requests in whole blocks, of which `waste_bytes` hold nothing. `bytes_per_token` is what a
+    token adds while every layer keeps it, None for a cache that no token adds to.
+    """
+
+    bytes: int
+    bytes_per_token: int | None
+    waste_bytes: int = 0
+    groups: tuple[CacheGroup, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ServingCache:
+        """Read back what `Plan.to_dict` gave of it."""
+        return cls(**{**data, "groups": tuple(CacheGroup(**group) for group in data.get("groups", ()))})
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The memory of one training step or of one forward pass without gradients.
+    """The memory of one training step, of one forward pass without gradients, or of an engine that serves requests.
 
     `recipe` says in words what is run. `peak_bytes` is the highest number of bytes alive at once in tensors
     (comparable with torch's `max_memory_allocated`), parameters, buffers and inputs among them, kernels' workspaces
@@ -186,6 +221,7 @@ class Plan:
     kernels, or is not known. None of them contains the context of the device. `phase`, `path` and `op` say where the
     peak is; `parts` are what is alive there and add up to it. `timeline` leads through the measured step, thinned, with
     its peak kept. With `ranks` above 1 all numbers are of one rank; `communication_bytes` are what it sends in a step.
+    `cache` is what a serving engine keeps of its requests, and may be known where the peak is not.
 
     `flops` are those of the whole run, `bytes_moved` what it reads and writes of the memory at least, however it is
     fused (see `planner.traffic`), and `time_bounds` the least time of it on devices; None and empty where the operators
@@ -215,6 +251,7 @@ class Plan:
     bytes_moved: int | None = None
     time_bounds: tuple[TimeBound, ...] = ()
     notes: tuple[str, ...] = ()
+    cache: ServingCache | None = None
 
     def __str__(self) -> str:
         from pytest_modelbudget.summary.show import plans  # what lays it out is imported by those who look alone
@@ -253,6 +290,8 @@ class Plan:
         values["ways"] = tuple(map(Way.from_dict, data.get("ways", ())))
         values["fits"] = tuple(map(Fit.from_dict, data.get("fits", ())))
         values["time_bounds"] = tuple(_time_bound_from(item) for item in data.get("time_bounds", ()))
+        cache = data.get("cache")
+        values["cache"] = None if cache is None else ServingCache.from_dict(cache)
         return cls(**{**values, "notes": tuple(data.get("notes", ()))})
 
 

@@ -113,6 +113,21 @@ class _TimeBoundSchema(_SummaryPart):
     reason: str = ""
 
 
+class _CacheGroupSchema(_SummaryPart):
+    tensors: _Count
+    bytes_per_token: _Count
+    bytes_per_request: _Count
+    window: _Count | None = None
+    shared_bytes: _Count = 0
+
+
+class _CacheSchema(_SummaryPart):
+    bytes: _Count
+    bytes_per_token: _Count | None
+    waste_bytes: _Count = 0
+    groups: list[_CacheGroupSchema] = []
+
+
 class _PlanSchema(_SummaryPart):
     kind: Kind
     recipe: str
@@ -136,6 +151,7 @@ class _PlanSchema(_SummaryPart):
     bytes_moved: _Count | None = None
     time_bounds: list[_TimeBoundSchema] = []
     notes: list[str] = []
+    cache: _CacheSchema | None = None
 
 
 class _GrowthSchema(_SummaryPart):

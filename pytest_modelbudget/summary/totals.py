@@ -7,20 +7,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pytest_modelbudget.summary.metrics import (
-    GROWTH_METRICS,
-    METRICS,
-    PEAK_METRICS,
-    STORED,
-    Number,
-)
+from pytest_modelbudget.summary.metrics import GROWTH_METRICS, METRICS, PLAN_METRICS, STORED, Number
 from pytest_modelbudget.summary.model import Flops, Input, Layer, Summary
 from pytest_modelbudget.summary.plan import Kind, Plan
 from pytest_modelbudget.summary.tensors import TensorSpec
 from pytest_modelbudget.summary.work import WORK_METRICS, run_of, work_number
 
 NUMBERS = tuple(
-    name for name in METRICS if name in GROWTH_METRICS and name not in ("flops", *PEAK_METRICS, *WORK_METRICS)
+    name for name in METRICS if name in GROWTH_METRICS and name not in ("flops", *PLAN_METRICS, *WORK_METRICS)
 )
 """Metrics whose numbers are kept as they are, in the order of `METRICS`."""
 
@@ -61,7 +55,7 @@ class Totals:
         )
 
     def plan(self, kind: Kind) -> Plan | None:
-        """The plan of its training or its inference; None when none was kept."""
+        """The plan of its training, its inference or its serving; None when none was kept."""
         return next((plan for plan in self.plans if plan.kind == kind), None)
 
 
@@ -81,9 +75,9 @@ def number_of(counted: Summary | Totals, metric: str) -> Number | None:
         return METRICS[metric].get(counted)
     if metric == "flops":
         return counted.flops.value
-    if kind := PEAK_METRICS.get(metric):
+    if kind := PLAN_METRICS.get(metric):
         plan = counted.plan(kind)
-        return None if plan is None else plan.peak_bytes
+        return None if plan is None else METRICS[metric].of_plan(plan)
     if metric in WORK_METRICS:
         return work_number(metric, run_of(counted))
     return counted.numbers.get(metric)

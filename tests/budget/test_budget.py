@@ -143,7 +143,8 @@ def test_every_metric_of_the_contract_is_there() -> None:
     assert list(METRICS) == [
         "params", "trainable_params", "non_trainable_params", "non_embedding_params", "buffers", "weight_bytes", "flops",
         "activation_bytes", "inference_peak_bytes", "training_peak_bytes", "bytes_moved", "arithmetic_intensity",
-            "min_step_seconds", "layers", "largest_layer_share", "params_per_sample",
+        "min_step_seconds", "serving_peak_bytes", "kv_cache_bytes", "kv_bytes_per_token",
+        "layers", "largest_layer_share", "params_per_sample",
         "file_bytes", "arena_bytes", "operators", "delegated",
     ]  # fmt: skip
 

@@ -14,7 +14,17 @@ from pytest_modelbudget.config import read
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.results import Snapshot, SnapshotState, check, codec
-from pytest_modelbudget.summary import BoundPart, Fit, Growth, Lever, Margin, Plan, Summary, TimeBound
+from pytest_modelbudget.summary import (
+    BoundPart,
+    Fit,
+    Growth,
+    Lever,
+    Margin,
+    Plan,
+    ServingCache,
+    Summary,
+    TimeBound,
+)
 from tests.builders import towers
 
 GIB = 2**30
@@ -228,6 +238,16 @@ def test_growth_of_a_peak(before: Plan, expected: list[str]) -> None:
     base = Baseline("main", planned(before))
     found, _ = judge(planned(TRAINING), limits({"training_peak_bytes": {"growth": "+2%"}}), base)
     assert [str(one) for one in found] == expected
+
+
+def test_growth_of_a_cache() -> None:
+    """A cache that the base recorded can be grown from, where it was of the same engine."""
+    before, now = (Plan("serving", "bf16, 8 requests", GIB, cache=ServingCache(size, 80)) for size in (8_000, 9_000))
+    written = limits({"kv_cache_bytes": {"growth": "+2%"}, "kv_bytes_per_token": {"growth": "+0"}})
+    [violation], _ = judge(planned(now), written, Baseline("main", planned(before)))
+    assert str(violation).startswith("kv_cache_bytes growth: 9,000 bytes is +1,000 (+12.5%) on 8,000 bytes (main)")
+    _, [*findings] = judge(planned(now), written, Baseline("main", planned(replace(before, recipe="bf16, 4 requests"))))
+    assert findings[0].text == "serving there was bf16, 4 requests, here bf16, 8 requests (main)"
 
 
 @pytest.mark.parametrize(

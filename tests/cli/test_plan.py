@@ -78,6 +78,16 @@ def test_a_model_of_the_manifest(planning: Command) -> None:
     ]
 
 
+def test_serving_of_a_framework_that_does_not_plan_it(planning: Command) -> None:
+    """It is not known, with the reason, and the recipe is that of the command line."""
+    done = planning("plan", "small", "--serving", "requests=64,tokens=32k")
+    assert (done.code, done.out.splitlines()[:1]) == (
+        1,
+        ["serving (bf16, 64 requests, 32768 tokens each): peak ? (not planned: serving is planned for torch models, not "
+         "for those of fakenet)"],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "first"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import Inference, Training
+from pytest_modelbudget.planner import Inference, Serving, Training
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.recipe_keys import parse
 
@@ -127,3 +127,42 @@ def test_what_changes_memory_is_told(name: str) -> None:
     """In words, with each option that is not at its default."""
     written, words = WORDS[name]
     assert describe(parse(written, Training)) == f"adamw, fp32, {words}"
+
+
+def test_serving_is_read() -> None:
+    """A whole section, with tokens as contexts are told of."""
+    written = {
+        "engine": "paged", "tokens": "32k", "requests": 64, "block": 32, "precision": "fp8", "tp": 2, "utilization": 0.85,
+        "prefill": "8k", "cache_precision": "bf16", "dims": {"S": 1500},
+    }  # fmt: skip
+    read = parse(written, Serving)
+    assert read == Serving(**{**written, "tokens": 32_768, "prefill": 8_192})
+    assert describe(read) == (
+        "S 1500, fp8, 64 requests, 32768 tokens each, blocks of 32, prefill 8192, bf16 cache, tp 2, utilization 0.85"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        pytest.param({"batch": 8}, "serving: unknown key 'batch'", id="batch"),
+        pytest.param({"tokens": "32 k"}, "serving.tokens: write a whole number of tokens", id="tokens"),
+        pytest.param({"utilization": 90}, "serving.utilization: write a share above 0 and up to 1", id="percent"),
+        pytest.param({"precision": "bf16-mixed"}, "serving.precision: write fp32, bf16, fp16 or fp8", id="autocast"),
+        pytest.param({"engine": "vllm"}, "serving.engine: write paged or contiguous", id="engine"),
+    ],
+)
+def test_mistakes_of_serving(written: Any, reason: str) -> None:
+    """One clear error, with the key and what it takes."""
+    with pytest.raises(ModelBudgetError, match=reason):
+        parse(written, Serving)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Serving)])
+def test_words_tell_serving_apart(name: str) -> None:
+    """No setting of serving is missing in its words either."""
+    other: dict[str, Any] = {
+        "dims": {"S": 5}, "engine": "contiguous", "tokens": 128, "requests": 2, "block": 32, "prefill": 512,
+        "precision": "fp8", "cache_precision": "fp8", "tp": 2, "utilization": 0.8,
+    }  # fmt: skip
+    assert describe(parse({name: other[name]}, Serving)) != describe(Serving())

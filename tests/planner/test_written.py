@@ -8,7 +8,7 @@ import pytest
 
 from pytest_modelbudget import ModelBudgetError, ModelEntry
 from pytest_modelbudget.config import read
-from pytest_modelbudget.planner import Inference, Training, written
+from pytest_modelbudget.planner import Inference, Serving, Training, written
 from pytest_modelbudget.planner.recipe import OPTIMIZERS
 
 
@@ -41,7 +41,7 @@ def test_merge(levels: list[Any], expected: object) -> None:
         pytest.param("training", 7, "training: write a mapping of its keys", id="no mapping"),
         pytest.param("training", ["batch"], "training: write a mapping of its keys", id="a list"),
         pytest.param("training", {1: 2}, "unknown key 1", id="no name"),
-        pytest.param("inference", Training(), "a recipe of the other kind: Training", id="the other recipe"),
+        pytest.param("inference", Training(), "a recipe of another kind: Training", id="the other recipe"),
         pytest.param("training", {"optimizer": "adamz"}, "training.optimizer: write adamw, adam, sgd", id="no optimizer"),
     ],
 )  # fmt: skip
@@ -78,6 +78,7 @@ groups:
   small:
     models: "tiny-*"
     training: {batch: 2}
+    serving: {tokens: 8k}
 models:
   cnn: nets:cnn
   tiny-gpt:
@@ -87,6 +88,7 @@ models:
       gradient_accumulation: 4
       optimizer: null
     inference: {kv_cache: 128}
+    serving: {requests: 4}
   frozen:
     build: nets:gpt
     training: null
@@ -102,6 +104,7 @@ def test_manifest() -> None:
     assert recipes["tiny-gpt"] == (
         Training(batch=2, precision="bf16-mixed", gradient_accumulation=4),
         Inference(kv_cache=128),
+        Serving(requests=4, tokens=8192),
     )
     assert recipes["frozen"] == ()
     assert Training().optimizer == OPTIMIZERS[0]

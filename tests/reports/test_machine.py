@@ -20,7 +20,7 @@ from pytest_modelbudget.results.groups import RunSummary
 from pytest_modelbudget.summary import Flops, Summary
 from pytest_modelbudget.summary.metrics import METRICS
 from tests import hostile
-from tests.builders import gpt, towers
+from tests.builders import gpt, serving, towers
 
 parser = pytest.importorskip("prometheus_client.openmetrics.parser")
 jsonschema = pytest.importorskip("jsonschema")
@@ -183,6 +183,7 @@ def test_the_json_report_is_as_documented() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(strict(schema))
     results = [result("a", {"params": {"max": 6_300, "warn": "90%"}}, before=gpt()), BROKEN, *hostile.results("a|b")]
+    results.append(replace(result("served"), summary=replace(towers(), plans=(serving(),))))
     data = json.loads(reports.render("json", results))
     assert [error.message for error in validator.iter_errors(data)] == []
     assert {tuple(error.path) for error in validator.iter_errors({**data, "more": 1})} == {()}

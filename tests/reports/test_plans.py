@@ -16,7 +16,7 @@ from pytest_modelbudget.reports import terminal, text
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, check
 from pytest_modelbudget.summary import Fit, Growth, Margin, Plan, Way
 from pytest_modelbudget.trackers.mlflow import names
-from tests.builders import towers, training
+from tests.builders import serving, towers, training
 
 MIB = 2**20
 
@@ -129,3 +129,18 @@ def test_html() -> None:
     assert [band.get("class") for band in svg.iter("rect")] == ["band forward", "band backward", "band optimizer"]
     assert "style=" not in ElementTree.tostring(svg, encoding="unicode")  # the page's own policy would not let it
     assert "<svg" not in reports.render("html", [result(Plan("training", "sgd", None))])
+
+
+def test_serving() -> None:
+    """What requests keep is told beside the peak, by kinds of tensors, and by its own metrics."""
+    served = result(serving(), budgets={"kv_cache_bytes": "4 GiB", "kv_bytes_per_token": "1 MiB"})
+    shown = terminal.failure(served, rows=0)
+    assert "kv_cache_bytes: 8,589,934,592 bytes > 4,294,967,296 bytes" in shown
+    assert (
+        "cache 8.000 GiB, 132.0 KiB a token, 1.000 MiB of it in blocks that are not full: 64 tensors keep every token, "
+        "100.0 MiB a request; 2 tensors keep the last 4,095 tokens, 20.00 MiB a request; 2 tensors keep the same for any "
+        "number of tokens, 8.000 MiB a request"
+    ) in shown
+    assert 'model_kv_bytes_per_token{model="towers"} 135168' in reports.render("openmetrics", [served])
+    assert names.metrics(replace(towers(), plans=(serving(),)))["memory/kv_cache_mib"] == 8 * 1024
+    assert "Memory of serving, in its largest pass" in reports.render("html", [served])

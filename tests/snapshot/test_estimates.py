@@ -12,15 +12,17 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.results import SnapshotState, State, check
 from pytest_modelbudget.snapshot import compare, read, render, write
-from pytest_modelbudget.summary import Plan, Summary
+from pytest_modelbudget.summary import Plan, ServingCache, Summary
 from tests.builders import HOSTILE, towers
 
 TRAINING = Plan("training", "batch 32, adamw, bf16-mixed", 44_000_000, 46_137_344)
 INFERENCE = Plan("inference", "T 128, fp32", None, notes=("not planned",))
+SERVING = Plan("serving", "bf16, 8 requests", 9_000, 10_000, cache=ServingCache(8_000, 80))
 ESTIMATES = """\
 estimates:
   training: {recipe: "batch 32, adamw, bf16-mixed", peak_bytes: 44000000, reserved_bytes: 46137344}
   inference: {recipe: "T 128, fp32", peak_bytes: null}
+  serving: {recipe: "bf16, 8 requests", peak_bytes: 9000, reserved_bytes: 10000, kv_cache_bytes: 8000, kv_bytes_per_token: 80}
 """
 ENTRY = ModelEntry("two-towers", "nets:towers")
 
@@ -37,13 +39,13 @@ def text(summary: Summary) -> str:
 
 def test_shape() -> None:
     """A line for each planned run; all above is as without plans, the digest too."""
-    assert text(planned(TRAINING, INFERENCE)) == text(towers()) + ESTIMATES
+    assert text(planned(TRAINING, INFERENCE, SERVING)) == text(towers()) + ESTIMATES
 
 
 def test_they_are_read_back() -> None:
     """Recipe, peak and reserve, and what is not known."""
-    summary = read(text(planned(TRAINING, INFERENCE)))
-    assert summary.plans == (TRAINING, replace(INFERENCE, notes=()))
+    summary = read(text(planned(TRAINING, INFERENCE, SERVING)))
+    assert summary.plans == (TRAINING, replace(INFERENCE, notes=()), SERVING)
     assert read(text(towers())).plans == ()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Growth, Summary
-from tests.builders import gpt, towers, training
+from tests.builders import gpt, serving, towers, training
 from tests.edits import put
 
 
@@ -20,7 +20,7 @@ from tests.edits import put
     [
         pytest.param(towers(), id="towers"),
         pytest.param(gpt(), id="tied weights and buffers"),
-        pytest.param(replace(towers(), plans=(training(),)), id="a plan"),
+        pytest.param(replace(towers(), plans=(training(), serving())), id="plans"),
         pytest.param(
             replace(towers(), growth=(Growth("B", "flops", 2, ((2, 4), (4, 8)), 1, 1.0, 2, 0.0), Growth("T", "flops", 8, reason="?"))),
             id="growth",

@@ -11,6 +11,7 @@ The rooms, from below; each one's head says what its modules do, and none import
 - `trace`: one forward pass, watched.
 - `memory`: what a pass saves, holds and allocates.
 - `training`, `distributed`: whole steps by a recipe, on one device and as rank 0 of many.
+- `serving`: what an engine takes that serves a model.
 
 `counting` makes a summary of all that (with `rows`, and with `structure` where there are no inputs), `planning` makes
 plans.
@@ -36,13 +37,14 @@ from pytest_modelbudget.backends.torch.model.trial import refusal
 from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.planner import Recipe, Serving
 from pytest_modelbudget.summary import Plan, Summary
 
 FRAMEWORK = counting.FRAMEWORK
 
 __all__ = [
-    "FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "refusal", "summarize", "with_memory",
+    "FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "refusal", "serve", "summarize",
+    "with_memory",
 ]  # fmt: skip
 
 
@@ -129,4 +131,30 @@ def plan(
             recording=recording,
             rebuild=rebuild,
             run=run,
+        )
+
+
+def serve(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    recipe: Serving,
+    built_here: bool,
+    devices: tuple[str, ...] = (),
+) -> Plan:
+    """Plan an engine that serves a `torch.nn.Module`; see `serving.planning`.
+
+    Raises:
+        ModelBudgetError: inputs are missing, or the model does not run so.
+    """
+    from pytest_modelbudget.backends.torch import planning  # most runs plan nothing
+
+    if inputs is None:
+        raise ModelBudgetError(f"{name}: a torch model does not know its inputs: write e.g. {structure.EXAMPLE}")
+    model = module_of(model)
+    with _guarded(built_here), gc_paused(), keras_layers.at_hand(all_modules(model)):
+        return planning.make_serving_plan(
+            model, name=name, inputs=inputs, sizes=sizes, recipe=recipe, built_here=built_here, devices=devices
         )

@@ -17,6 +17,7 @@ from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import MetaTensors, model_to_meta
 from pytest_modelbudget.backends.torch.model.modules import unwrap
 from pytest_modelbudget.backends.torch.model.real_copy import ModelOrigin, Rebuild, with_values
+from pytest_modelbudget.backends.torch.serving.planning import serving_plan
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, build_keras_layers
 from pytest_modelbudget.backends.torch.trace.hints import is_for_want_of_values
 from pytest_modelbudget.backends.torch.training.decisions import decisions_of
@@ -25,7 +26,7 @@ from pytest_modelbudget.backends.torch.training.step import record_step, run_siz
 from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError, TooLarge
 from pytest_modelbudget.inputs import Inputs
-from pytest_modelbudget.planner import MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner import MemoryTrace, Recipe, Serving, Training
 from pytest_modelbudget.planner.assumptions import loop_notes
 from pytest_modelbudget.planner.memory import memory_plan
 from pytest_modelbudget.planner.models import models_notes
@@ -92,6 +93,28 @@ def _plan_on_values(
         raise ModelBudgetError(f"{refused}, {limit}") from refused
     plan = _plan(runnable, sizes, recipe, devices, {}, answers)
     return replace(plan, notes=(*plan.notes, VALUES_NOTE))
+
+
+def make_serving_plan(
+    model: Any,
+    *,
+    name: str,
+    inputs: Inputs,
+    sizes: Mapping[str, int],
+    recipe: Serving,
+    built_here: bool,
+    devices: Sequence[str] = (),
+) -> Plan:
+    """See `pytest_modelbudget.backends.Server.serve`.
+
+    Raises:
+        ModelBudgetError: the model cannot be served so.
+    """
+    if inputs.example is not None:
+        raise ModelBudgetError(
+            f'{name}: serving: an example has one size: write inputs with dimensions, such as "int64[B, T]"'
+        )
+    return serving_plan(subject_of(unwrap(model), name, inputs, built_here=built_here), sizes, recipe, devices)
 
 
 def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool) -> RunnableModel:

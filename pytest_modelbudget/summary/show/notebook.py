@@ -61,7 +61,7 @@ def plan_parts(plan: Plan) -> dict[str, object]:
     """A planned run: its sentences, the curve, and what is alive at the peak."""
     alive = sum(part.bytes for part in plan.parts)
     return {
-        "kind": plan.kind,
+        "run": plans.RUNS[plan.kind],
         "lines": list(plans.lines(plan)),
         "curve": plans.memory_curve(plan),
         "places": [

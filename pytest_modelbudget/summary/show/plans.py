@@ -9,7 +9,7 @@ from fractions import Fraction
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.growth import Growth
 from pytest_modelbudget.summary.model import Summary
-from pytest_modelbudget.summary.plan import Fit, Limited, Plan, Role, TimeBound, Way
+from pytest_modelbudget.summary.plan import CacheGroup, Fit, Kind, Limited, Plan, Role, ServingCache, TimeBound, Way
 from pytest_modelbudget.summary.show.cells import UNKNOWN
 from pytest_modelbudget.system.escape import harmless
 
@@ -31,9 +31,20 @@ ROLES: dict[Role, str] = {
 }
 """What memory is for, in words."""
 
+RUNS: dict[Kind, str] = {
+    "training": "one training step",
+    "inference": "one forward pass",
+    "serving": "serving, in its largest pass",
+}
+"""What is planned, in words."""
+
 _MOST_LEVERS = 3
 _MOST_PLACES = 12
 _LONGEST = 800
+_LEAST_SHARE = 1000
+"""What all requests share is told of where it is more than one part in so many of a cache."""
+_HELD: tuple[Role, ...] = ("param", "buffer", "optimizer", "other", "cache", "average")
+"""Roles of what is held all the time."""
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
@@ -47,6 +58,8 @@ def summary_lines(summary: Summary) -> Iterator[str]:
 def lines(plan: Plan, *, levers: int = _MOST_LEVERS) -> Iterator[str]:
     """One run: its peak, where it is and of what; what would save memory; devices; notes."""
     yield harmless(peak_text(plan), longest=_LONGEST)
+    if plan.cache is not None:
+        yield harmless(f"  {cache_text(plan.cache)}", longest=_LONGEST)
     for saved in list(lever_savings(plan))[:levers]:
         yield harmless(f"  {saved}")
     if plan.fits:
@@ -83,6 +96,30 @@ def peak_text(plan: Plan) -> str:
     if plan.communication_bytes is not None:
         sentences.append(f"sends {units.size(plan.communication_bytes)} a step")
     return "; ".join(sentences)
+
+
+def cache_text(cache: ServingCache) -> str:
+    """`cache 8.000 GiB, 128.0 KiB a token, 8 MiB of it in blocks that are not full: 64 tensors keep every token`."""
+    per_token = "" if cache.bytes_per_token is None else f", {units.size(cache.bytes_per_token)} a token"
+    waste = f", {units.size(cache.waste_bytes)} of it in blocks that are not full" if cache.waste_bytes else ""
+    groups = [group for group in cache.groups if group.bytes_per_request or _is_large(group.shared_bytes, cache)]
+    return f"cache {units.size(cache.bytes)}{per_token}{waste}: {'; '.join(map(_group_text, groups))}"
+
+
+def _is_large(size: int, cache: ServingCache) -> bool:
+    return _LEAST_SHARE * size >= cache.bytes
+
+
+def _group_text(group: CacheGroup) -> str:
+    tensors = f"{group.tensors} tensor{'s' if group.tensors > 1 else ''}"
+    verb = "keep" if group.tensors > 1 else "keeps"
+    if not group.bytes_per_request:
+        return f"{tensors} once for all requests, {units.size(group.shared_bytes)}"
+    each = f"{units.size(group.bytes_per_request)} a request"
+    if not group.bytes_per_token:
+        return f"{tensors} {verb} the same for any number of tokens, {each}"
+    kept = "every token" if group.window is None else f"the last {group.window:,} tokens"
+    return f"{tensors} {verb} {kept}, {each}"
 
 
 def _bounds_text(plan: Plan) -> str:
@@ -256,13 +293,10 @@ def memory_curve(plan: Plan) -> Curve | None:
     def y(size: int) -> float:
         return round(float(HEIGHT - HEIGHT * size / top), 1)
 
-    run = "training step" if plan.kind == "training" else "forward pass"
     first_size, last_size, peak_size = (units.size(size) for size in (points[0][1], points[-1][1], plan.peak_bytes))
     highest = max(range(len(points)), key=lambda index: points[index][1])
     line = " ".join(f"{round(step * (index + 0.5), 1)},{y(size)}" for index, (_, size) in enumerate(points))
-    held_bytes = sum(
-        part.bytes for part in plan.parts if part.role in ("param", "buffer", "optimizer", "other", "average")
-    )
+    held_bytes = sum(part.bytes for part in plan.parts if part.role in _HELD)
     return Curve(
         WIDTH,
         HEIGHT,
@@ -274,7 +308,7 @@ def memory_curve(plan: Plan) -> Curve | None:
         y(held_bytes) if held_bytes else None,
         peak_size,
         harmless(
-            f"Memory alive in one {run}, operator by operator: from {first_size} it rises to a peak of "
+            f"Memory alive in {RUNS[plan.kind]}, operator by operator: from {first_size} it rises to a peak of "
             f"{peak_size}{peak_place_text(plan)} and ends with {last_size}."
         ),
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import get_args
 
 from pytest_modelbudget import units
 from pytest_modelbudget.reports import html, markdown, text
 from pytest_modelbudget.reports import json as json_report
 from pytest_modelbudget.results import Result, State
+from pytest_modelbudget.summary import Kind
 from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS, Number
 from pytest_modelbudget.summary.show import cells
 from pytest_modelbudget.system.escape import harmless
@@ -262,11 +264,11 @@ _NOTE_COLUMNS = ("model", "state", "params", "moved", "FLOPs", "weights", "peak"
 
 
 def _note_row(result: Result) -> str:
-    """A model's row in the table of a description; the peak is that of its training, else of its inference."""
+    """A model's row in the table of a description; the peak is that of its training, else of the next run."""
     summary = result.summary
     numbers = [cells.UNKNOWN] * 5
     if summary is not None:
-        peaks = [plan.peak_bytes for plan in (summary.plan("training"), summary.plan("inference")) if plan]
+        peaks = [plan.peak_bytes for plan in map(summary.plan, get_args(Kind)) if plan]
         peak = next((units.size(peak) for peak in peaks if peak is not None), cells.UNKNOWN if peaks else "-")
         flops = cells.flops(summary).partition(" (")[0]
         moved = text.delta_text(result, "params")

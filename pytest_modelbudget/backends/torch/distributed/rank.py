@@ -95,7 +95,7 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
         raise ModelBudgetError("training.lora: base is not planned with sharding: leave one of the two out")
     with fake_world() as fake:
         shard, remaining = _sharding_of(runnable.name, recipe, fake)
-        copy = RunnableModel(runnable.name, _copy_with_own_parameters(runnable.model), runnable.inputs)
+        copy = RunnableModel(runnable.name, copy_with_own_parameters(runnable.model), runnable.inputs)
         recorders: list[_RankRecorder] = []
 
         def recorder(model: nn.Module) -> Recorder:
@@ -244,7 +244,7 @@ class _Untimed:
         """There is no time to note."""
 
 
-def _copy_with_own_parameters(model: nn.Module) -> nn.Module:
+def copy_with_own_parameters(model: nn.Module) -> nn.Module:
     """A copy with parameters of its own, tied as they were: sharding changes the ones it is given."""
     copy, parameters = meta_copy(model), dict[int, nn.Parameter]()
     for module in all_modules(copy):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -39,6 +39,7 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import Observer, observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
+from pytest_modelbudget.backends.torch.training.caches import CachePlace, given_arguments, places, tensors_inside
 from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.ema import averaged_weights
 from pytest_modelbudget.backends.torch.training.fused_losses import FusedLoss, loss_rules
@@ -314,34 +315,37 @@ class StepRecording:
             if not recipe.kv_cache:
                 return self.model(*call.args, **call.kwargs)
             self.doing = "forward pass that fills the cache"
-            cache = self.model(*call.args, **call.kwargs, use_cache=True).past_key_values
+            out = self.model(*call.args, **call.kwargs, use_cache=True)
+            place = self._cache_place(call, out)
+            cache = place.of(out)
+            del out
             for tensor in tensors_inside(cache):
                 recorder.set_role(tensor, "cache")
             self.doing, self.sizes = "forward pass of one more token", {**self.sizes, self._tokens(): 1}
             next_call = self.inputs()
             recorder.begin_work()
-            return self.model(*next_call.args, **next_call.kwargs, past_key_values=cache, use_cache=True)
+            return self.model(*next_call.args, **next_call.kwargs, **{place.argument: cache}, use_cache=True)
+
+    def _cache_place(self, call: ModelCall, out: Any) -> CachePlace:
+        """Where the model returned its cache, and the argument that takes it back."""
+        found = places(self.model, out, given_arguments(self.model, call.args, call.kwargs))
+        if len(found) != 1:
+            raise ModelBudgetError(
+                f"{self.runnable.name}: inference.kv_cache needs a model that returns its cache under the name of the "
+                "argument that takes it"
+            )
+        return found[0]
 
     def _tokens(self) -> str:
         """The symbol of the dimension that holds tokens."""
         token_symbols = [symbol for symbol in self.sizes if symbol != "B"]
         accepted = inspect.signature(self.model.forward).parameters
-        if len(token_symbols) != 1 or not {"past_key_values", "use_cache"} <= set(accepted):
+        if len(token_symbols) != 1 or "use_cache" not in accepted:
             raise ModelBudgetError(
-                f"{self.runnable.name}: inference.kv_cache needs a model whose forward takes past_key_values and "
-                'use_cache, and inputs with one dimension of tokens: inputs: "int64[B, T]"'
+                f"{self.runnable.name}: inference.kv_cache needs a model whose forward takes use_cache, and inputs "
+                'with one dimension of tokens: inputs: "int64[B, T]"'
             )
         return token_symbols[0]
-
-
-def tensors_inside(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
-    """Every tensor in an object of whatever class (a cache of keys and values), found by its attributes."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif depth < 6:
-        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-        for part in parts or getattr(value, "__dict__", {}).values():
-            yield from tensors_inside(part, depth + 1)
 
 
 def drop_gradients(params: list[nn.Parameter]) -> None:
