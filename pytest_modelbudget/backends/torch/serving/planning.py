@@ -126,9 +126,12 @@ class _Plans:
         )
 
     def _fit(self, plan: Plan, device: str) -> Fit:
-        """Whether a peak fits the engine's share of a device, beside the context, as engines reckon when they start."""
+        """Whether a peak fits the engine's share of a device, beside the context, as engines reckon when they start.
+
+        Without margins: nearly all of it are weights and blocks, which are known to the byte.
+        """
         fit = fit_bytes(plan.peak_bytes, device_by_name(device))
-        return replace(fit, device=device, capacity=int(fit.capacity * self.recipe.utilization))
+        return Fit(device, int(fit.capacity * self.recipe.utilization), fit.needs)
 
     def _stored(self, found: CacheLaws) -> CacheLaws:
         """The laws in the precision of the cache."""

@@ -81,7 +81,8 @@ def _place(model: ServedModel, sizes: Mapping[str, int], symbols: list[str]) -> 
     returned: list[str] = []
 
     def look(_: ServingPass, call: ModelCall, out: Any) -> None:
-        found.extend(places(model.runnable.model, out, given_arguments(model.runnable.model, call.args, call.kwargs)))
+        arguments = given_arguments(model.runnable.model, call.args, call.kwargs)
+        found[:] = places(model.runnable.model, out, arguments)  # a first pass may be run twice
         returned.append(result_text(out))
 
     alone = len(symbols) == 1
@@ -102,7 +103,7 @@ def _grows_by_one(model: ServedModel, sizes: Mapping[str, int], symbol: str, pla
     def step(serving_pass: ServingPass, _: ModelCall, out: Any) -> None:
         before = held_tensors(place.of(out))
         out = serving_pass.again({symbol: 1}, **{place.argument: place.of(out)})
-        stepped.extend((before, held_tensors(place.of(out))))
+        stepped[:] = before, held_tensors(place.of(out))
 
     whole = _unless_it_fails(lambda: _sighting(model, longer, place)[0])
     if whole is None or _unless_it_fails(lambda: model.look(shorter, step)) is None:

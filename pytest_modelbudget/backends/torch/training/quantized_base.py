@@ -103,18 +103,9 @@ def base_quantized(
             weights[id(module)] = weight
             stack.callback(module._parameters.__setitem__, "weight", module.weight)
             module._parameters["weight"] = nn.Parameter(weight.codes, requires_grad=False)
-            stack.enter_context(_attribute(module, "quantized_base", [weight.scales, *weight.beside]))
+            stack.enter_context(patched(module, "quantized_base", [weight.scales, *weight.beside]))
             stack.enter_context(patched(module, "forward", _forward(module, weight, cuda)))
         yield weights
-
-
-@contextmanager
-def _attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        delattr(module, name)
 
 
 def _not_skipped(layers: Sequence[LinearLayer], globs: Sequence[str]) -> list[LinearLayer]:

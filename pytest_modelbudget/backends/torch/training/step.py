@@ -90,12 +90,15 @@ def record_step(
             "compile: xla is for models on TensorFlow and JAX: compiled torch models are not planned"
         )
     sizes = run_sizes(sizes, recipe)
-    modules, run = len(sys.modules), (recording or StepRecording)(runnable, sizes, recipe, shard, recorder, optimizer)
+    modules, make_run = len(sys.modules), recording or StepRecording
+    run = make_run(runnable, sizes, recipe, shard, recorder, optimizer)
     run.answers = answers
     try:
         memory_trace = run.memory_trace()
         if isinstance(recipe, Inference) and len(sys.modules) > modules:  # its one pass was held by frames of imports
             gc.collect(0)
+            run = make_run(runnable, sizes, recipe, shard, recorder, optimizer)
+            run.answers = answers
             memory_trace = run.memory_trace()
         return memory_trace
     except ModelBudgetError:
