@@ -256,6 +256,7 @@ def test_steps_on_torch_take_what_is_planned() -> None:
         assert planned == pytest.approx(real, rel=0.01), name
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_a_recurrent_layer_keeps_its_values_for_each_round() -> None:
     """A round more keeps four gates, the state, its tanh and the output, and its input, handed over and in a list."""

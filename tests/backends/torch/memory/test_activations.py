@@ -169,7 +169,9 @@ REAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "MobileNetV3" else ()) for name in REAL]
+)
 def test_as_much_as_a_real_run_holds(name: str, count_live: Count) -> None:
     """Equal to the byte to what autograd is given to save on the CPU, each storage once."""
     build, inputs = REAL[name]

@@ -175,7 +175,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[int], int]] = {
 
 @pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "MobileNetV3" else ()) for name in MODELS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("ResNet-18", "MobileNetV3") else ()) for name in MODELS],
 )
 def test_as_many_bytes_as_real_storages(name: str, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The peak equals that of a real run on the CPU in which every storage is followed.

@@ -14,7 +14,6 @@ from pytest_modelbudget.api import plan
 ROWS: list[dict[str, Any]] = yaml.safe_load(
     (Path(__file__).parents[3] / "data" / "serving_caches.yaml").read_text(encoding="utf-8")
 )
-FAST = "Qwen2.5-1.5B of vLLM"
 SMALL = {
     "intermediate_size": 64,
     "moe_intermediate_size": 16,
@@ -38,9 +37,8 @@ def _build(settings: dict[str, Any]) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
-@pytest.mark.parametrize(
-    "row", [pytest.param(row, id=row["name"], marks=() if row["name"] == FAST else pytest.mark.slow) for row in ROWS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [pytest.param(row, id=row["name"]) for row in ROWS])
 def test_published_cache(row: dict[str, Any]) -> None:
     """The cache of a request is within 1 % of what was published of it."""
     tokens = max(row["tokens"], 16)

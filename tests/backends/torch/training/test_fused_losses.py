@@ -90,7 +90,10 @@ REAL = {
     "linear_cross_entropy": by_torch,
     "chunked": by_parts,
 }
-MARKS = {"linear_cross_entropy": [needs(functional, "linear_cross_entropy")]}
+MARKS = {
+    "linear_cross_entropy": [needs(functional, "linear_cross_entropy"), pytest.mark.slow],
+    "chunked": [pytest.mark.slow],
+}
 
 
 @pytest.mark.skipif(KERNELS is None, reason="what kernels of this CPU take is not known")
