@@ -85,13 +85,14 @@ def _opening(key: str) -> str:
 def with_gradients_until_backward(trace: MemoryTrace) -> MemoryTrace:
     """`trace`, whose loop lets go of gradients before the forward pass, with one that does before the backward pass."""
     events = list(trace.events)
-    made_backward = {number for event in events if event.phase == "backward" for number, _ in event.made}
+    gradients = {number for event in events if event.phase == "backward" for number, _ in event.made}
+    gradients.update(number for number, role in trace.roles.items() if role == "gradient")  # a fused loss makes its own
     for start in trace.steps:
         begin = next((index for index in range(start, len(events)) if events[index].phase == "backward"), None)
         if begin is None or begin == start:
             continue
-        gradients = tuple(number for number in events[start].freed if number in made_backward)
-        events[begin] = replace(events[begin], freed=(*events[begin].freed, *gradients))
+        later = tuple(number for number in events[start].freed if number in gradients)
+        events[begin] = replace(events[begin], freed=(*events[begin].freed, *later))
         kept = tuple(number for number in events[start].freed if number not in gradients)
         events[start] = replace(events[start], freed=kept)
     return replace(trace, events=tuple(events))

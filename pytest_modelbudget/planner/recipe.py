@@ -232,7 +232,7 @@ def _checkpointing_text(checkpointing: NameOrCallable | Mapping[str, Any]) -> st
 def _sharding_text(sharding: Mapping[str, int | str] | NameOrCallable) -> str:
     if isinstance(sharding, Mapping):
         ranks = " x ".join(f"{name} {size}" for name, size in sharding.items() if name != "casts")
-        return ranks if (casts := sharding.get("casts", "autocast")) == "autocast" else f"{ranks}, casts {casts}"
+        return f"{ranks}, casts {sharding['casts']}" if "casts" in sharding else ranks  # a loop may cast otherwise
     return f"sharded by {_reference_name(sharding)}"
 
 

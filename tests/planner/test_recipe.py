@@ -91,7 +91,10 @@ def test_words_tell_recipes_apart(name: str) -> None:
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Training)) != describe(Training())
     casts = [describe(Training(sharding={"fsdp": 8, "casts": how})) for how in ("autocast", "policy", "both")]
-    assert casts == ["adamw, fp32, fsdp 8", "adamw, fp32, fsdp 8, casts policy", "adamw, fp32, fsdp 8, casts both"]
+    assert casts == [f"adamw, fp32, fsdp 8, casts {how}" for how in ("autocast", "policy", "both")]
+    ranks = ({"fsdp": 8}, {"fsdp": 8, "casts": "autocast"})
+    looped = [describe(Training(sharding=sharding, loop="torchtitan")) for sharding in ranks]
+    assert looped == ["adamw, fp32, fsdp 8, loop torchtitan", "adamw, fp32, fsdp 8, casts autocast, loop torchtitan"]
     if name in {field.name for field in fields(Inference)}:
         assert describe(parse({name: other[name]}, Inference)) != describe(Inference())
 

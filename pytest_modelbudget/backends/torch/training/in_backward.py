@@ -23,6 +23,8 @@ def runs_in_backward(recipe: Training, *, sharded: bool) -> bool:
         ModelBudgetError: it would, and the recipe has more that does not go together with it.
     """
     key = "optimizer: lomo" if recipe.optimizer == "lomo" else "in_backward" if recipe.in_backward else ""
+    if key and recipe.optimizer == "none":
+        raise ModelBudgetError("training.in_backward: with optimizer: none there is nothing to run: leave it out")
     if key and recipe.gradient_accumulation > 1:
         raise ModelBudgetError(f"training.{key}: each backward pass updates, so gradients are not accumulated")
     if key and sharded:

@@ -101,6 +101,8 @@ class OffloadedOptimizer:
 
 def _state_bytes(params: list[nn.Parameter], make: Make) -> int | None:
     """Bytes of the states of `params`, from a step that nobody watches; None where it needs values."""
+    if not params:
+        return 0
     gradients = [parameter.grad for parameter in params]
     try:
         with no_modes(), torch.no_grad():

@@ -169,7 +169,7 @@ class _Int8Product(_DequantizedProduct):
         rows = input.reshape(-1, input.shape[-1])
         codes, row_scales = _quantized_rows(rows.to(torch.float16))
         product = torch.empty((rows.shape[0], weight.shape[0]), dtype=torch.int32, device=rows.device)
-        out = torch.empty_like(product, dtype=torch.float16)
+        out = torch.empty(product.shape, dtype=torch.float16, device=rows.device)
         if bias is not None and bias.dtype is not torch.float16:
             out.add_(bias)
         del codes, row_scales

@@ -94,6 +94,12 @@ def test_stored_bytes_of_eight_bits_by_hand() -> None:
     assert memory_trace.held_bytes("param") == 4 * 64 * 256 + rows * FLOAT + pairs + rest
 
 
+def test_products_of_eight_bits_stay_without_values() -> None:
+    """On a GPU a layer without bias that no pair is beside passes gradients on, however small its product is."""
+    recipe = Training(optimizer="sgd", lora={**LORA, "base": "int8"})
+    assert traced(Net(), [1, 16, 64], recipe).peak() < traced(Net(), SHAPE, recipe).peak()
+
+
 class Adapted(nn.Module):
     """By hand what peft does with one layer, beside a matrix of magnitudes where there is one."""
 

@@ -11,6 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from pytest_modelbudget import plan
+from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
+from pytest_modelbudget.backends.torch.training.step import record_step
+from pytest_modelbudget.inputs import parse
+from pytest_modelbudget.planner import MemoryTrace, Training
+from pytest_modelbudget.planner.assumptions import with_gradients_until_backward
+from pytest_modelbudget.planner.recipe import ZeroGrad
 from pytest_modelbudget.units import size
 from tests.real_steps import KERNELS, measured, sgd
 
@@ -117,6 +124,29 @@ def test_gradients_that_stay_longer_are_told() -> None:
     [note] = [note for note in of().notes if "zero_grad" in note]
     assert other.peak_bytes > 1.05 * of().peak_bytes
     assert note.endswith(f"with zero_grad: before-backward the peak is {size(other.peak_bytes)}")
+
+
+class Words(nn.Module):
+    """A language model that is nearly all head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 64), nn.Linear(64, 3_000, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.embed(ids))
+        return out
+
+
+@pytest.mark.parametrize("loss", ["liger", "chunked", "linear_cross_entropy"])
+def test_gradients_of_a_fused_loss_stay_longer(loss: str) -> None:
+    """What makes the head's gradient before the backward pass has it beside that of the last step, as a run has."""
+
+    def traced(zero_grad: ZeroGrad) -> MemoryTrace:
+        recipe = Training(optimizer="none", loss=loss, zero_grad=zero_grad)
+        return record_step(RunnableModel("model", meta_copy(Words()), parse("int64[2, 8]")), {}, recipe)
+
+    assert with_gradients_until_backward(traced("before")).peak() == traced("before-backward").peak()
 
 
 def test_a_verdict_that_hangs_on_the_loop() -> None:

@@ -83,6 +83,12 @@ def test_an_optimizer_on_the_host(offload: tuple[str, ...], matrices: int) -> No
     assert trace.notes[-1].startswith("offloaded: 1.000 MiB of optimizer states and copies")
 
 
+def test_nothing_large_is_on_the_host() -> None:
+    """Parameters that all stay on the device leave nothing, which is a size that is known."""
+    trace = traced(nn.Linear(4, 4), "float32[1, 4]", optimizer="adamw", offload=("optimizer",))
+    assert trace.notes[-1].startswith("offloaded: 0 B of optimizer states")
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [

@@ -261,6 +261,7 @@ def test_lomo(dtype: torch.dtype) -> None:
     ("recipe", "message"),
     [
         pytest.param({"in_backward": True, "gradient_accumulation": 2}, "are not accumulated", id="accumulation"),
+        pytest.param({"in_backward": True, "optimizer": "none"}, "there is nothing to run", id="none in the backward"),
         pytest.param({"optimizer": "lomo", "precision": "fp16"}, "scales its loss", id="lomo in fp16"),
         pytest.param(
             {"optimizer": "lomo", "optimizer_options": {"clip_grad_norm": 1.0}}, "lomo cannot be made", id="clipping"
