@@ -195,8 +195,7 @@ def _plan_with_advice(subject: CountedModel, recipe: AnyRecipe, *, advice: bool)
     plan = with_fits(_plan_or_reason(subject, recipe), devices)
     if isinstance(recipe, Serving) or plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
         return plan
-    sizes, recipe = subject.sizes_of(recipe), _said(recipe)
-    measure = _Measured(subject)
+    sizes, measure = subject.sizes_of(recipe), _Measured(subject)
     measured = plan.levers or levers(recipe, plan, measure, sizes.get(BATCH))
     plan = replace(plan, levers=measured, ways=tuple(_ways(plan, recipe, measure, sizes.get(BATCH), limits, advice)))
     return replace(plan, largest=tuple(_largest_sizes(subject, recipe, sizes, devices))) if advice else plan
@@ -209,7 +208,7 @@ def _said(recipe: Recipe) -> Recipe:
 
 @dataclass(slots=True)
 class _Measured:
-    """The plans of one model by recipes, each made once."""
+    """The plans of one model by recipes, each made once; none of them looks at other habits of a loop."""
 
     subject: CountedModel
     plans: dict[str, Plan] = field(default_factory=dict)
@@ -217,7 +216,7 @@ class _Measured:
     def __call__(self, recipe: Recipe) -> Plan:
         words = describe(recipe)
         if words not in self.plans:
-            self.plans[words] = with_fits(_plan_or_reason(self.subject, recipe), self.subject.devices)
+            self.plans[words] = with_fits(_plan_or_reason(self.subject, _said(recipe)), self.subject.devices)
         return self.plans[words]
 
     def fit(self, recipe: Recipe, device: str) -> Fit | None:
@@ -255,7 +254,7 @@ def _largest_sizes(
         for dim, size in sizes.items():
 
             def room(size: int, dim: str = dim, device: str = device) -> int | None:
-                fits = with_fits(_plan_or_reason(subject, with_size(recipe, dim, size)), [device]).fits
+                fits = with_fits(_plan_or_reason(subject, _said(with_size(recipe, dim, size))), [device]).fits
                 return next(fit.room for fit in fits if fit.device == device)
 
             if (largest_size := largest_fitting_size(room, size)) is not None:

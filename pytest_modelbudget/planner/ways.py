@@ -35,7 +35,8 @@ def cheapest_way(recipe: Recipe, device: str, fit_of: FitOf, batch: int | None =
             taken = rest
     taken = trials.largest_passes(taken, passes)
     changed = _applied(recipe, taken)
-    return Way(device, recipe_text(changed), tuple(change.name for change in taken), trials.count)
+    held = (change.name for change in taken if change.applied(changed) == changed)  # not what a later one takes back
+    return Way(device, recipe_text(changed), tuple(held), trials.count)
 
 
 def _by_cost(changes: Iterable[Change]) -> list[Change]:

@@ -66,6 +66,12 @@ def test_where_nothing_fits() -> None:
     )
 
 
+def test_changes_that_a_later_one_takes_back_are_not_told() -> None:
+    """An optimizer in 8 bits has no fused implementation."""
+    way = cheapest_way(Training(), "card", lambda recipe: Fit("card", 1700, bytes_of(recipe)))
+    assert way.changes == ("optimizer: adamw-8bit",)
+
+
 @pytest.mark.parametrize(
     "recipe",
     [

@@ -53,7 +53,7 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     """Why the peak is not known; empty where it is."""
     if memory.open_sizes:
         names = ", ".join(sorted(memory.open_sizes))
-        return f"the peak is at least {memory.lowest:,} bytes: only values would tell what {names} give back"
+        return f"the peak is at least {memory.lowest:,} bytes: without values the sizes of {names} are not known"
     if memory.open_loops:
         names = ", ".join(sorted(set(memory.open_loops)))
         return f"the peak is at least {memory.lowest:,} bytes: only values would tell how often the loop {names} runs"

@@ -21,7 +21,7 @@ from pytest_modelbudget.backends.torch.serving.planning import serving_plan
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, build_keras_layers
 from pytest_modelbudget.backends.torch.trace.hints import is_for_want_of_values
 from pytest_modelbudget.backends.torch.training.decisions import decisions_of
-from pytest_modelbudget.backends.torch.training.models_step import ModelsStep, models_in
+from pytest_modelbudget.backends.torch.training.models_step import ModelsStep, has_forward, models_in
 from pytest_modelbudget.backends.torch.training.step import record_step, run_sizes
 from pytest_modelbudget.entry import RunMode
 from pytest_modelbudget.errors import ModelBudgetError, TooLarge
@@ -164,6 +164,8 @@ def _recorded(
     sharded: ShardedStep | None = None
     if recipe.steps != "none":
         recording = {"recording": ModelsStep, **recording}
+    elif not has_forward(runnable.model):
+        raise ModelBudgetError(f"{runnable.name}: several models: name the function of a step, steps: module:callable")
     if isinstance(recipe, Training) and recipe.sharding is not None:
         if recipe.steps != "none":
             raise ModelBudgetError("training.steps with sharding is not planned")

@@ -64,6 +64,17 @@ def test_what_is_there_all_the_time(optimizer: str, slots: int) -> None:
     assert any(note.startswith("compile: none") for note in planned.notes)
 
 
+def stateful() -> keras.Model:
+    """A recurrent layer that goes on with its state."""
+    recurrent = keras.layers.SimpleRNN(2, stateful=True, name="rnn")
+    return keras.Sequential([keras.Input(batch_shape=(4, 5, 3)), recurrent])
+
+
+def unsized() -> keras.Model:
+    """Sequences of any length."""
+    return keras.Sequential([keras.Input((None, 3)), keras.layers.SimpleRNN(2)])
+
+
 @on_tensorflow
 def test_a_pass_is_counted_by_hand() -> None:
     """Weights, inputs, the hidden layer, which ReLU writes over, and the result."""
@@ -155,6 +166,8 @@ def most(planned: Plan) -> int:
         pytest.param(mlp, {"optimizer": "adamw-8bit"}, "write one of", id="optimizer"),
         pytest.param(mlp, {"trainable": ["nothing*"]}, "no weight's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),
+        pytest.param(stateful, {}, "rnn keeps its state", id="stateful", marks=on_tensorflow),
+        pytest.param(unsized, {}, "has a dimension without a size", id="unsized", marks=on_tensorflow),
         pytest.param(mlp, {"compile": "none"}, "Keras on JAX compiles", id="without the compiler", marks=on_jax),
         pytest.param(mlp, {"kernels": "cpu"}, "compile: xla is for the CPU", id="kernels", marks=on_jax),
     ],

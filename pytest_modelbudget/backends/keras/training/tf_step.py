@@ -51,6 +51,11 @@ def plan_step(
     Raises:
         ModelBudgetError: the step does not run so.
     """
+    if stateful := next((layer for layer in walk.all_layers(model) if getattr(layer, "stateful", False)), None):
+        raise ModelBudgetError(
+            f"{name}: {stateful.name} keeps its state from batch to batch, which is not planned: build it with "
+            "stateful=False"
+        )
     with _without_memory(model), with_precision(model, recipe.precision):
         step = _Step(model, arguments, sizes, recipe, compiled)
         try:
@@ -139,6 +144,11 @@ class _Step:
         tf = tensorflow_names.tensorflow()
         symbolic = keras.tree.flatten(self.arguments.symbolic(self.sizes))
         tensors = [leaf for leaf in symbolic if isinstance(leaf, keras.KerasTensor)]
+        if unsized := next((tensor for tensor in tensors if None in tensor.shape), None):
+            raise ModelBudgetError(
+                f"the input {unsized.name} has a dimension without a size, {tuple(unsized.shape)}: name it and size it, "
+                'as in inputs: "float32[B, T, 8]" with dims: {T: 20}'
+            )
         return [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
 
     def _target_specs(self) -> list[Any]:

@@ -23,7 +23,7 @@ _ELEMENTWISE = frozenset(
         "lion-8bit", "adopt", "sophia",
     }
 )  # fmt: skip
-_UNSHARDED = frozenset({"adam-mini", "galore", "apollo", "apollo-mini", "lomo"})
+UNSHARDED = frozenset({"adam-mini", "galore", "apollo", "apollo-mini", "lomo"})
 """Optimizers that look at whole matrices, whose published code has no plan for parts of them."""
 
 
@@ -33,7 +33,7 @@ def optimizer_on_shards(recipe: Training, params: list[nn.Parameter], model: nn.
     Raises:
         ModelBudgetError: the optimizer's published code does not run on parts of matrices.
     """
-    if recipe.optimizer in _UNSHARDED and (any(map(is_sharded, params)) or _is_flat(model)):
+    if recipe.optimizer in UNSHARDED and (any(map(is_sharded, params)) or _is_flat(model)):
         raise ModelBudgetError(f"training.optimizer: {recipe.optimizer} with sharded parameters is not planned")
     if recipe.optimizer not in _ELEMENTWISE or not any(map(is_sharded, params)):
         return optimizer_of(recipe, params, model)

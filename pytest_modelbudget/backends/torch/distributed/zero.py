@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from pytest_modelbudget.backends.torch.distributed.optimizer import UNSHARDED
 from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
@@ -19,6 +20,9 @@ class StatesOfOneRank:
 
     def __init__(self, recipe: Training, params: list[nn.Parameter], model: nn.Module) -> None:
         from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        if recipe.optimizer in UNSHARDED:
+            raise ModelBudgetError(f"training.optimizer: {recipe.optimizer} with sharding: zero1 is not planned")
 
         class HeaviestFirst(ZeroRedundancyOptimizer):  # type: ignore[misc]
             def _partition_parameters(self, params_per_rank: Any = None) -> Any:

@@ -32,7 +32,10 @@ def recipe_patches(model: nn.Module, recipe: Training, around: RecomputeContext 
             _freeze(model, recipe.trainable)
         if recipe.lora:
             compute, cuda = _COMPUTE.get(recipe.precision), recipe.kernels == "cuda"
+            trained = [parameter for parameter in model.parameters() if recipe.trainable and parameter.requires_grad]
             stack.enter_context(lora_added(model, Lora.of(recipe.lora), compute, cuda))
+            for parameter in trained:  # beside the pairs; a weight that is stored in integers is another by now
+                parameter.requires_grad_(True)
         stack.enter_context(checkpointed(model, recipe.checkpointing, around))
         yield
 

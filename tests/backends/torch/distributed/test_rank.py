@@ -431,6 +431,12 @@ def test_states_are_dealt_out_whole() -> None:
     assert (held["param"], held["optimizer"]) == (FLOAT * sum(sizes), 2 * FLOAT * max(shares))
 
 
+def test_optimizers_of_whole_matrices_are_not_dealt_out() -> None:
+    """What a rank's share of them would raise or take is not that of all."""
+    with pytest.raises(ModelBudgetError, match="adam-mini with sharding: zero1 is not planned"):
+        sharded(mlp, "float32[2, 8]", {"zero1": 2}, optimizer="adam-mini")
+
+
 def two_meshes(model: nn.Module, make_mesh: Any) -> None:
     """Meshes of two sizes."""
     make_mesh(dp=2)

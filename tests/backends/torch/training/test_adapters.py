@@ -153,6 +153,14 @@ def test_variants(name: str) -> None:
     assert planned == pytest.approx(allocated(model, torch.rand(SHAPE), sgd), abs=COUNTERS)
 
 
+def test_weights_may_be_trained_beside_the_pairs() -> None:
+    """Globs over parameters name those that are trained, too: the head has a gradient, as the pairs have."""
+    memory_trace = traced(Net(), SHAPE, replace(RECIPE, lora=LORA, trainable=("head.*",)))
+    made = {number: size for event in memory_trace.events for number, size in event.made}
+    gradients = sum(size for number, size in made.items() if memory_trace.roles.get(number) == "gradient")
+    assert gradients == len(memory_trace.steps) * FLOAT * (2 * 4 * (256 + 64) + 64 * 32)
+
+
 @pytest.mark.parametrize(("bias", "trained"), [("none", 0), ("lora_only", 2 * 64), ("all", 2 * 64)])
 def test_what_is_trained(bias: str, trained: int) -> None:
     """Pairs alone, or with biases of the adapted layers, or with all biases; alpha and rsLoRA change nothing."""

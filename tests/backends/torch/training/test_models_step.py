@@ -246,3 +246,5 @@ def test_a_dict_of_models_is_counted_and_planned() -> None:
     assert summary.params == sum(parameter.numel() for parameter in gan().parameters())
     assert summary.flops.value is None
     assert summary.plans[0].peak_bytes == plan(gan, "float32[B, 64]", training=recipe).peak_bytes
+    without = plan(gan, "float32[B, 64]", training={"batch": 48})
+    assert without.notes == ("not planned: gan: several models: name the function of a step, steps: module:callable",)
