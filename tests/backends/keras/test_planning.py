@@ -76,6 +76,17 @@ def unsized() -> keras.Model:
 
 
 @on_tensorflow
+@pytest.mark.parametrize(
+    ("build", "reason"), [(stateful, "rnn keeps its state"), (unsized, "has a dimension without a size, (1, None, 3)")]
+)
+def test_recurrent_models_that_are_not_planned_say_why(build: Any, reason: str) -> None:
+    """A state that is kept from batch to batch, and sequences of any length."""
+    planned = plan(build, inference={})
+    assert planned.peak_bytes is None
+    assert reason in planned.notes[0]
+
+
+@on_tensorflow
 def test_a_pass_is_counted_by_hand() -> None:
     """Weights, inputs, the hidden layer, which ReLU writes over, and the result."""
     planned = plan(mlp, inference={"batch": BATCH})
@@ -166,8 +177,6 @@ def most(planned: Plan) -> int:
         pytest.param(mlp, {"optimizer": "adamw-8bit"}, "write one of", id="optimizer"),
         pytest.param(mlp, {"trainable": ["nothing*"]}, "no weight's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),
-        pytest.param(stateful, {}, "rnn keeps its state", id="stateful", marks=on_tensorflow),
-        pytest.param(unsized, {}, "has a dimension without a size", id="unsized", marks=on_tensorflow),
         pytest.param(mlp, {"compile": "none"}, "Keras on JAX compiles", id="without the compiler", marks=on_jax),
         pytest.param(mlp, {"kernels": "cpu"}, "compile: xla is for the CPU", id="kernels", marks=on_jax),
     ],

@@ -146,7 +146,7 @@ class _Step:
         tensors = [leaf for leaf in symbolic if isinstance(leaf, keras.KerasTensor)]
         if unsized := next((tensor for tensor in tensors if None in tensor.shape), None):
             raise ModelBudgetError(
-                f"the input {unsized.name} has a dimension without a size, {tuple(unsized.shape)}: name it and size it, "
+                f"the input {unsized.name} has a dimension without a size, {tuple(unsized.shape)}: name and size it, "
                 'as in inputs: "float32[B, T, 8]" with dims: {T: 20}'
             )
         return [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
