@@ -52,7 +52,7 @@ class Chat(nn.Module):
     def forward(
         self, ids: torch.Tensor, cache: Sequence[KeysAndValues] | None = None
     ) -> tuple[torch.Tensor, list[KeysAndValues]]:
-        """Ids `(B, T)` of new tokens, and what is kept of those before, to scores `(B, T, vocabulary)` and the cache."""
+        """Ids `(B, T)` of new tokens and what is kept of earlier ones to scores `(B, T, vocabulary)` and the cache."""
         x = self.tokens(ids)
         kept_of_all: list[KeysAndValues] = []
         for at, block in enumerate(self.blocks):
