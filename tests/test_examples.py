@@ -24,7 +24,7 @@ pytest.importorskip("torch")
 pytest.importorskip("keras", minversion="3.0")
 
 MODELS = [
-    "autoencoder", "digits-cnn", "residual-net", "sine-lstm", "tagger", "test_encoder", "tiny-gpt", "two-towers",
+    "autoencoder", "chat", "digits-cnn", "residual-net", "sine-lstm", "tagger", "test_encoder", "tiny-gpt", "two-towers",
     "wake-word", "wake-word-int8",
 ]  # fmt: skip
 OPTIONAL = {} if find_spec("flax") else {"tagger": "skipped"}
