@@ -144,7 +144,8 @@ class _Step:
         tf = tensorflow_names.tensorflow()
         symbolic = keras.tree.flatten(self.arguments.symbolic(self.sizes))
         tensors = [leaf for leaf in symbolic if isinstance(leaf, keras.KerasTensor)]
-        if unsized := next((tensor for tensor in tensors if None in tensor.shape), None):
+        unsized = next((tensor for tensor in tensors if None in tensor.shape), None)
+        if unsized is not None:
             raise ModelBudgetError(
                 f"the input {unsized.name} has a dimension without a size, {tuple(unsized.shape)}: name and size it, "
                 'as in inputs: "float32[B, T, 8]" with dims: {T: 20}'
