@@ -18,7 +18,7 @@ from tests.reports.test_github import parse
 
 parser = pytest.importorskip("prometheus_client.openmetrics.parser")
 jsonschema = pytest.importorskip("jsonschema")
-pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("git") is None, reason="needs git")]
 
 
 @pytest.fixture(scope="module")

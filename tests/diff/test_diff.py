@@ -427,7 +427,12 @@ def scaled(rows: int) -> tuple[Summary, Summary]:
     ("before", "after"),
     [
         pytest.param(gpt(660), gpt(660, width=16), id="every row widened"),
-        pytest.param(gpt(660), mapped(gpt(660, width=16), lambda path: f"model.{path}"), id="wrapped and widened"),
+        pytest.param(
+            gpt(660),
+            mapped(gpt(660, width=16), lambda path: f"model.{path}"),
+            id="wrapped and widened",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(*scaled(2_000), id="every row widened and renumbered"),
         pytest.param(gpt(660), replace(gpt(660), layers=gpt(660).layers[::-1]), id="in reverse"),
     ],

@@ -31,6 +31,7 @@ def told(out: str) -> list[str]:
     return sorted(re.sub(r"[\d.]+ s\b", "", line) for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_results_are_those_of_one_worker(isolated: Command) -> None:
     """Of crashes, limits, mistakes, sources and models that stay here: the same report, and with each what it printed."""
     serial = isolated("check", "--report", "json:serial.json", "--report", "md:serial.md")
