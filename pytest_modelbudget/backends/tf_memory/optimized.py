@@ -197,13 +197,16 @@ def _keep_functions(library: Any, functions: Sequence[Any]) -> None:
 
 
 def _restore_shapes(made: Any, traced: Any) -> None:
-    """Tensors whose size TensorFlow does not find again get the one that they were traced with."""
+    """Tensors whose size TensorFlow does not find again get the one that they were traced with.
+
+    An operator that was fused has the name and the result of the last one of those that it does.
+    """
     traced_ops = _OpsByName()
     for op in made.get_operations():
         if all(tensor.shape.is_fully_defined() for tensor in op.outputs):
             continue
         before = traced_ops.find(traced, op.name)
-        if before is not None and before.type == op.type:
+        if before is not None and (before.type == op.type or op.type.startswith("_Fused")):
             for tensor, tensor_before in zip(op.outputs, before.outputs, strict=False):
                 if not tensor.shape.is_fully_defined():
                     tensor.set_shape(tensor_before.shape)

@@ -280,16 +280,23 @@ def test_steps_on_torch_take_what_is_planned() -> None:
 
 @pytest.mark.slow
 @on_tensorflow
-def test_a_recurrent_layer_keeps_its_values_for_each_round() -> None:
-    """A round more keeps four gates, the state, its tanh and the output, and its input, handed over and in a list."""
+@pytest.mark.parametrize(
+    ("layer", "kept"),
+    [
+        pytest.param("LSTM", 7, id="four gates, the state, its tanh and the output"),
+        pytest.param("GRU", 6, id="three gates, what the reset gate is multiplied with, the state and the output"),
+    ],
+)
+def test_a_recurrent_layer_keeps_its_values_for_each_round(layer: str, kept: int) -> None:
+    """A round more keeps values of the state's size, and its input, handed over and in a list."""
 
     def peak(length: int) -> int:
         x = keras.Input((length, 4))
-        model = keras.Model(x, keras.layers.LSTM(8)(x))
+        model = keras.Model(x, getattr(keras.layers, layer)(8)(x))
         return plan(model, training={"batch": BATCH}).peak_bytes or 0
 
     values = (peak(128) - peak(64)) / 64 / BATCH / 4
-    assert values == pytest.approx(7 * 8 + 2 * 4, rel=0.01)
+    assert values == pytest.approx(kept * 8 + 2 * 4, rel=0.01)
 
 
 ZOO = """
