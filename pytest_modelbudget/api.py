@@ -101,9 +101,10 @@ def plan(
     `model_or_builder`, `inputs`, `batch`, `dims` and `run` are those of `summarize`; `training`, `inference` or
     `serving` is written as in a manifest (`{"batch": 8, "optimizer": "adamw"}`), and with none it is one training step
     as recipes are by themselves. Sizes that the recipe gives come before `batch` and `dims`.
-    `devices` are names or capacities (`"24 GB"`) to be told whether it fits. With `advice` the plan also says what
-    would lower its peak, the cheapest way to fit each device, and the largest sizes that fit them, which takes many
-    more runs. The peak of what cannot be planned is None, and `notes` say why.
+    `devices` are names or capacities (`"24 GB"`) to be told whether it fits. Where it does not, and with `advice`
+    anywhere, the plan also says what would lower its peak and the cheapest way to fit each device, with `advice` the
+    largest sizes that fit them, too; that takes many more runs. The peak of what cannot be planned is None, and
+    `notes` say why.
 
     Raises:
         ModelBudgetError: no model, inputs or recipes that do not fit, or several recipes at once.

@@ -52,7 +52,8 @@ def read_laws(model: ServedModel, sizes: Mapping[str, int], tokens: int | None, 
     symbols = [symbol for symbol in sizes if symbol != BATCH_SYMBOL]
     if BATCH_SYMBOL not in sizes or not symbols:
         raise ModelBudgetError(
-            f'{model.name}: serving: write the inputs with dimensions of requests and of tokens: "int64[B, T]"'
+            f"{model.name}: serving is for models that go on from a cache, token by token: name the dimensions of "
+            'requests and of tokens in the inputs, as in "int64[B, T]"'
         )
     symbol, place = _place(model, sizes, symbols)
     tokens = tokens or sizes[symbol]
