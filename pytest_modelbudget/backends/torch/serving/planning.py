@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
-from pytest_modelbudget.backends.torch.distributed.rank import copy_with_own_parameters
+from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel
