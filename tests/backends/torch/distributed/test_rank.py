@@ -194,3 +194,13 @@ def test_states_are_dealt_out_whole() -> None:
     for size in sizes:
         shares[shares.index(min(shares))] += size
     assert (held["param"], held["optimizer"]) == (FLOAT * sum(sizes), 2 * FLOAT * max(shares))
+
+
+def test_a_share_of_paged_states_is_said_to_be_in_unified_memory() -> None:
+    """Of two states of 8 bits of four matrices, a rank has those of two, and tells it as one rank alone does."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(4)))
+
+    [note] = sharded(build, "float32[1, 512]", {"zero1": 2}, optimizer="paged-adamw-8bit").memory_trace.notes
+    assert note.startswith("1.000 MiB of paged optimizer states are in unified memory")
