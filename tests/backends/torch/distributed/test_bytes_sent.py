@@ -90,9 +90,9 @@ LOGITS = FLOAT * BATCH * TOKENS * VOCABULARY
 )
 def test_bytes_sent(sharding: dict[str, int], recipe: dict[str, Any], expected: dict[str, int]) -> None:
     """What a rank sends in a step, counted by hand for ring algorithms."""
-    found = dict(sharded(Transformer, IDS, sharding, **recipe).communication)
-    found.pop("broadcast", None)  # of replicas' notes on their buckets
-    assert found == expected
+    sent = dict(sharded(Transformer, IDS, sharding, **recipe).communication)
+    sent.pop("broadcast", None)  # of replicas' notes on their buckets
+    assert sent == expected
 
 
 def by_hand(model: nn.Module, make_mesh: Callable[..., Any]) -> None:
@@ -153,11 +153,11 @@ def test_one_more_block_is_gathered_at_a_time_when_none_is_let_go_of() -> None:
 )
 def test_bytes_of_a_collective(op: str, expected: int | None) -> None:
     """400 bytes over four ranks."""
-    with fake_world() as found:
-        group = found.mesh(x=4).get_group().group_name
-        given = torch.empty(100, device="meta")
-        one = sent_bytes(f"_c10d_functional.{op}", (given, group), given)
-    assert (one.bytes if one else None) == expected
+    with fake_world() as world:
+        group = world.mesh(x=4).get_group().group_name
+        tensor = torch.empty(100, device="meta")
+        sent = sent_bytes(f"_c10d_functional.{op}", (tensor, group), tensor)
+    assert (sent.bytes if sent else None) == expected
 
 
 def test_a_plan_is_of_one_rank() -> None:
