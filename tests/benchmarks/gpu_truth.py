@@ -3,6 +3,7 @@
 Each case is run for real, three steps in a fresh process, with `max_memory_allocated` and `max_memory_reserved`, and
 planned without the GPU; the table says both, with the versions of the software. On the CPU the steps run, so that the
 script can be tried, but nothing is measured. All cases take about five minutes on one GPU.
+Needs `pip install torchvision transformers`.
 """
 
 from __future__ import annotations

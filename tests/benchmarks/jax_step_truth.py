@@ -7,6 +7,7 @@ It contains what kernels take. Steps are written as users of each library write 
 says the truth, what XLA assigns (`compile: xla`), at most with what is in its libraries, and whether that is
 said to be the peak; then the bounds of a plan that does not compile, how far XLA's sum is off, and whether the truth is
 outside of what is promised.
+Needs `pip install flax equinox optax`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Planned peaks of Keras models against real steps on the CPU: `KERAS_BACKEND=tensorflow python tests/benchmarks/keras_step_truth.py`.
 
-The truth on TensorFlow is the high-water mark of memory (VmHWM) of a step with Adam, or of a pass without gradients, above
-what was there, with every allocation of 16 KB and more in a mapping of its own: each model runs in a process of its own
-that gets glibc's settings. It contains what kernels and the allocator take. On torch it is the sum of the allocator's own
-events over two steps (torch.profiler), since there gradients of the step before are in memory when a step begins. The
-bars: torch within 1 %; TensorFlow, for training, median within 4 %, worst within 10 %, never more than 6 % too low.
+The truth on TensorFlow is what is held (weights, optimizer, inputs, targets, counted) plus the high-water mark of memory
+(VmHWM) of a step with Adam, or of a pass without gradients, above what was there: the lowest of four, after two to warm
+up, with every allocation of 16 KB and more in a mapping of its own: each model runs in a process of its own that gets
+glibc's settings. It contains what kernels and the allocator take. On torch what is beside what is held is the sum of the
+allocator's own events (torch.profiler): over two steps, since there gradients of the step before are in memory when a step
+begins, or over one pass. The bars, for the reader to judge by (the exit status is always 0): torch within 1 %; TensorFlow,
+for training, median within 4 %, worst within 10 %, never more than 6 % too low.
 On JAX the truth is what live arrays hold plus the high-water mark of Keras' own functions, compiled and donated; a line
 says the bounds of a plan and what XLA assigns (`compile: xla`), and whether the truth is outside of what is promised.
 Models that rules were tried on and models that were kept back are summed up apart. Models can be named: `... mlp unet`.

@@ -1,8 +1,8 @@
 """Planned peaks against real runs on the CPU, and against MemTracker: `python tests/benchmarks/memory_truth.py`.
 
-The truth is the sum of the allocator's own events (torch.profiler) over two real steps, foreach=False, on top of
-parameters, buffers and inputs; it contains what kernels take inside themselves. In the same run
-`torch.distributed._tools.MemTracker` watches the same two steps of the model on meta. Shown are the errors of both and
+The truth is the sum of the allocator's own events (torch.profiler) over two real steps, foreach=False, or over one pass
+without gradients, on top of parameters, buffers and inputs; it contains what kernels take inside themselves. In the same
+run `torch.distributed._tools.MemTracker` watches the same of the model on meta. Shown are the errors of both and
 their CPU seconds (building the model is in neither). The bars: median error of at most 0.5 %, worst of at most 3 %,
 under 2 CPU seconds for each model; kinds whose convolutions take what no rule knows are shown alone. Workspaces of
 convolutions and recurrent layers are rules for x86 CPUs with AVX-512 or AVX2 and two threads, which the real run gets.

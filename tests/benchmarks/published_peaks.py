@@ -4,6 +4,7 @@ The truth are the rows of class A (byte-exact) and B (fixed shapes, four digits)
 peak_memory_published.csv` whose model can be built without a network and whose run can be planned. Each line shows the
 published and the predicted bytes, the error, and why it deviates where that is known. Class A is to be within 1 %, class
 B within 10 % or with a cause. Rows that are not planned are listed with the reason.
+Needs `pip install transformers`.
 """
 
 from __future__ import annotations

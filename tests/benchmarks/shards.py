@@ -4,6 +4,7 @@ Makes a repository of timm models with snapshots, an obsolete one, a limit that 
 some models and a sum break; checks it once in one run and once in shards, one after the other; compares every report
 and the exit code byte for byte, times apart; and tries each part missing, doubled and altered. `--names 0` takes all
 that timm has. To run by hand; prints seconds, and ends at the first difference.
+Needs `pip install timm`.
 """
 
 from __future__ import annotations

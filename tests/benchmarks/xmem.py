@@ -18,6 +18,7 @@ the estimate as a limit that ran out. We have no GPU for second runs, but theirs
 run that went through within a limit needs no more than it, one that ran out needs more. Where ours lies between the
 bounds the outcome is not known; such runs are counted apart. Rows are split by a hash of their run_id: `open` are those
 looked at while the planner was made, `held` are not.
+Needs `pip install torchvision transformers`.
 """
 
 from __future__ import annotations

@@ -71,14 +71,13 @@ StatefulUniform StatelessMultinomial StatelessRandomGetAlg StatelessRandomGetKey
 StatelessRandomGetKeyCounterAlg StatelessRandomNormal StatelessRandomNormalV2 StatelessRandomUniform
 StatelessRandomUniformInt StatelessRandomUniformIntV2 StatelessRandomUniformV2 StatelessTruncatedNormal
 StatelessTruncatedNormalV2 StridedSlice StridedSliceGrad Sum Svd Tile TopKV2 Transpose TruncatedNormal Unpack
-UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum Xdivy ApproximateEqual
+UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum ApproximateEqual
 _FusedConv2D _FusedDepthwiseConv2dNative _FusedMatMul TemporaryVariable"""
 FRESH = frozenset(_FRESH_NAMES.split())
 """What makes each output anew; a part of an input along its first axis, which may share its memory, counts so too."""
 
 FREE = frozenset(["Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs", "ConcatOffset"])
 """What is known before the graph runs, so that its inputs are not held for it."""
-
 
 _CHEAP_NAMES = """BroadcastGradientArgs ConcatOffset Const ExpandDims Identity IdentityN NoOp Placeholder
 PreventGradient Rank ReadVariableOp Reshape Shape ShapeN Size Snapshot Squeeze StopGradient VarHandleOp _Retval

@@ -23,7 +23,10 @@ from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.summary.plan import Phase
 
 ORDERS = 2
-"""How many orders are tried of what needs no input, which TensorFlow runs in another order in each process."""
+"""How many orders are tried of what needs no input, which TensorFlow runs in another order in each process.
+
+That of the graph and one more, since each costs as much as the first.
+"""
 
 Locate = Callable[[str], tuple[str, Phase]]
 """From the name of an operator to the path of its layer and the part of the step."""
@@ -41,6 +44,8 @@ class GraphMemory:
     open_sizes: dict[str, int] = field(default_factory=dict)
     open_loops: tuple[str, ...] = ()
     """Loops of which it is not known how often they run."""
+    too_long_loops: tuple[str, ...] = ()
+    """Loops that run more operators than are followed."""
     has_loops: bool = False
     convolutions_in_loops: tuple[str, ...] = ()
     """Kernels whose rounds at once take more than is followed."""
@@ -59,7 +64,8 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
         known,
         lowest=min(peaks),
         open_loops=tuple(rounds.open),
-        has_loops=len(runs) > ORDERS,
+        too_long_loops=tuple(rounds.too_long),
+        has_loops=any(node.cheap_in_loop for node in rounds.nodes),
         convolutions_in_loops=convolutions,
     )
 

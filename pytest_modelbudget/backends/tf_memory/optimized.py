@@ -23,11 +23,14 @@ _CPU_MEMORY = 256 << 20
 _OPENED = "_lower_using_switch_merge"
 """What marks a loop or branch that TensorFlow opens first; here each branch stays one operator."""
 
-
 _INSIDE = re.compile(r"/(?P<part>body|cond)/_\d+/")
+"""What stands between the name of an opened loop and that of an operator of its function."""
 
 _CALLED = re.compile(r"Func/.*/(?P<part>body|cond)/_\d+/input_control_node/_\d+")
+"""The operator after which the function of an opened loop begins, which waits for all that the function is given."""
+
 _BODY_BEGINS = re.compile(r"/loop_body_control/_\d+$")
+"""The operator that lets the body run where the condition is true."""
 
 
 def optimized(graph: Any) -> FunctionGraph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pytest_modelbudget.backends.tf_memory.liveness import GraphMemory
+from pytest_modelbudget.backends.tf_memory.rounds import MOST_NODES
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.recipe import describe
 from pytest_modelbudget.planner.timeline import plan_of
@@ -26,7 +27,7 @@ LOOP_NOTE = (
 XLA_NOTE = "not planned: with compile: xla the compiler decides what is alive at once; compile: none is planned"
 
 LEAST_SHARE = 0.01
-"""Share of the peak from which on it matters that there is no rule for a kernel."""
+"""Share of the peak from which on it matters that there is no rule for a kernel; packing that is left out is more."""
 
 
 def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
@@ -35,28 +36,33 @@ def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
     What XLA takes is not known.
     """
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
-    assumed: tuple[str, ...] = (EXECUTOR_NOTE, PACKING_NOTE)
-    if memory.has_loops:
-        assumed = (*assumed, LOOP_NOTE.format(memory.lowest))
-    plan = replace(plan_of(memory.trace, kind, describe(recipe)), notes=assumed)
+    assumed = (EXECUTOR_NOTE, PACKING_NOTE)
+    plan = plan_of(memory.trace, kind, describe(recipe))
     reason = XLA_NOTE if xla else _reason(memory, plan.peak_bytes or 0)
     if not reason:
-        return plan
+        return replace(plan, notes=(*assumed, LOOP_NOTE.format(memory.lowest)) if memory.has_loops else assumed)
     parts = tuple(part for part in plan.parts if part.role in ("param", "buffer", "optimizer", "input"))
     held_bytes = sum(part.bytes for part in parts)
-    low = held_bytes if xla else memory.lowest
-    notes = (reason,) if xla else (reason, *plan.notes)
+    runs_too_soon = bool(memory.open_loops or memory.too_long_loops)  # what waits for the end of a loop
+    low = held_bytes if xla or runs_too_soon else memory.lowest
+    notes = (reason,) if xla else (reason, *assumed)
     return Plan(kind, describe(recipe), None, low_bytes=low, parts=parts, notes=notes)
 
 
 def _reason(memory: GraphMemory, peak: int) -> str:
     """Why the peak is not known; empty where it is."""
+    if memory.too_long_loops:  # loops that need what these give are open because of them
+        names = ", ".join(sorted(set(memory.too_long_loops)))
+        return (
+            f"the peak is not known: the rounds of the loop {names} are more than the {MOST_NODES:,} operators that "
+            "are followed: plan fewer rounds"
+        )
+    if memory.open_loops:
+        names = ", ".join(sorted(set(memory.open_loops)))
+        return f"the peak is not known: only values would tell how often the loop {names} runs"
     if memory.open_sizes:
         names = ", ".join(sorted(memory.open_sizes))
         return f"the peak is at least {memory.lowest:,} bytes: without values the sizes of {names} are not known"
-    if memory.open_loops:
-        names = ", ".join(sorted(set(memory.open_loops)))
-        return f"the peak is at least {memory.lowest:,} bytes: only values would tell how often the loop {names} runs"
     if memory.convolutions_in_loops:
         names = ", ".join(memory.convolutions_in_loops)
         return f"the peak is at least {memory.lowest:,} bytes: what {names} take in rounds of a loop is counted in part"

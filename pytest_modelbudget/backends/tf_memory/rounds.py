@@ -16,13 +16,14 @@ from pytest_modelbudget.backends.costs.tf_values import KnownValues, Value
 from pytest_modelbudget.backends.tf_memory.nodes import Node, bytes_of
 
 MOST_NODES = 400_000
-"""Operators, each counted once for each round, up to which loops are followed."""
+"""Operators, each counted once for each round, up to which loops are followed: about 20 CPU seconds."""
 
 SMALL_BYTES = 1024
-"""Up to this size, results in a loop are numbers of its own books.
+"""Up to this size of its results, an operator in a loop is cheap on any machine.
 
 The executor measures kernels as they run, and runs at once what takes less than 8000 cycles
-(`KernelStats::kOpIsExpensiveThresholdCycles`): in loops, what moves numbers and items of lists.
+(`KernelStats::kOpIsExpensiveThresholdCycles`): 256 floats take less with 30 cycles for each. With larger results it
+depends on the machine, and both are tried: see `order.orders`.
 """
 
 GATE = "RoundOver"
@@ -45,10 +46,14 @@ class _Gate:
 
 @dataclass(slots=True)
 class Rounds:
-    """What runs, loops round by round; `open` are the names of loops of which it is not known how often they run."""
+    """What runs, loops round by round.
+
+    Of the loops named in `open` it is not known how often they run, of those in `too_long` not all rounds are there.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
+    too_long: list[str] = field(default_factory=list)
 
 
 def rounds_of(nodes: Sequence[Node]) -> Rounds:
@@ -138,8 +143,11 @@ class _Unroller:
             here = KnownValues(inside)
             goes_on = here.value_of(condition.outputs[0])
             tag = f"{outer}#{index}"
-            if goes_on is None or len(self._result.nodes) > MOST_NODES:
+            if goes_on is None:
                 self._result.open.append(frame.name)
+                return
+            if len(self._result.nodes) > MOST_NODES:
+                self._result.too_long.append(frame.name)
                 return
             if goes_on:
                 self._run_loops(path, tag, here, inside)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from pytest_modelbudget.planner import InitialStorage
+from pytest_modelbudget.planner import Inference, InitialStorage
 
 tf = pytest.importorskip("tensorflow")
 
 from pytest_modelbudget.backends.tf_memory.liveness import GraphMemory, graph_memory  # noqa: E402
+from pytest_modelbudget.backends.tf_memory.plans import plan_of_graph  # noqa: E402
 
 ROW = 256 * 4
 """Bytes of a tensor of 256 floats."""
@@ -101,10 +102,23 @@ def test_loops_by_hand(function: Callable[..., Any], spec: Any, rows_alive: floa
 
 
 def test_a_loop_that_values_end_is_named() -> None:
-    """A sum that has to reach a value."""
-    halve = lambda value: tf.while_loop(lambda y: tf.reduce_sum(y) > 1, lambda y: (y / 2,), (value,))  # noqa: E731
-    [name] = memory(halve, floats(256)).open_loops
-    assert name == "while"
+    """A sum that has to reach a value: what is held is all that is known of the peak."""
+    halve = lambda value: tf.while_loop(lambda y: tf.reduce_sum(y) > 1, lambda y: (y / 2,), (tf.exp(value),))  # noqa: E731
+    found = memory(halve, floats(256))
+    assert (found.open_loops, found.too_long_loops) == (("while",), ())
+    planned = plan_of_graph(found, Inference(), xla=False)
+    assert (planned.peak_bytes, planned.low_bytes) == (None, ROW)
+    assert "only values would tell how often the loop while runs" in planned.notes[0]
+
+
+def test_a_loop_of_too_many_operators_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often it runs is known, and more than is followed."""
+    monkeypatch.setattr("pytest_modelbudget.backends.tf_memory.rounds.MOST_NODES", 50)
+    found = memory(loop, floats(256))
+    assert found.too_long_loops == ("while",)
+    planned = plan_of_graph(found, Inference(), xla=False)
+    assert (planned.peak_bytes, planned.low_bytes) == (None, ROW)
+    assert "the rounds of the loop while are more than" in planned.notes[0]
 
 
 def test_what_is_not_known_is_named() -> None:

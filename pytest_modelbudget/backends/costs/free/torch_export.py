@@ -41,10 +41,9 @@ _VIEWS = """
     _unpack_dual _validate_sparse_compressed_tensor_args _validate_sparse_coo_tensor_args adjoint align_to broadcast_to
     ccol_indices chunk coalesce col_indices conj crow_indices diagonal dsplit expand expand_as flatten hsplit imag
     indices linalg_diagonal mH mT matrix_H moveaxis movedim narrow numpy_T permute pin_memory ravel real refine_names
-    rename reshape reshape_as
-    resolve_conj resolve_neg row_indices select slice slice_inverse sparse_bsc_tensor sparse_bsr_tensor
-    sparse_csc_tensor sparse_csr_tensor split split_with_sizes swapdims tensor_split to to_dense to_sparse unbind
-    unflatten unfold values view view_as view_as_complex view_as_real vsplit
+    rename reshape reshape_as resolve_conj resolve_neg row_indices select slice slice_inverse sparse_bsc_tensor
+    sparse_bsr_tensor sparse_csc_tensor sparse_csr_tensor split split_with_sizes swapdims tensor_split to to_dense
+    to_sparse unbind unflatten unfold values view view_as view_as_complex view_as_real vsplit
 """
 _WHOLE = """
     __and__ __iand__ __ior__ __or__ _batch_norm_impl_index _cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half

@@ -27,9 +27,9 @@ from pytest_modelbudget.backends.keras.training.recipe import (
     optimizer_of,
     targets_of,
     trained_only,
-    training_arguments,
     with_precision,
 )
+from pytest_modelbudget.backends.keras.training.traced import TracedStep, tracing_explained
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.sums import activation_parts, gradient_parts, weight_parts
@@ -64,17 +64,10 @@ def plan_step(
         summary = summarize()
         with _kept_apart(model), plain_tracebacks():
             tracing = _StepTracing(model, arguments, sizes, recipe, compiled)
-            try:
+            with tracing_explained(name, tracing):
                 step = tracing.step()
                 held, made = list(_held_parts(summary, step)), list(_made_parts(summary, recipe))
                 return plan_of_step(step, recipe, held=held, made=made, devices=devices, notes=_notes(model, recipe))
-            except ModelBudgetError:
-                raise
-            except Exception as error:  # whatever the model's code raises
-                first_line = next(iter(str(error).strip().splitlines()), "")
-                raise ModelBudgetError(
-                    f"{name}: the {tracing.doing} could not be traced: {type(error).__name__}: {first_line}"
-                ) from error
 
 
 @contextmanager
@@ -89,15 +82,9 @@ def _kept_apart(model: Any) -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _StepTracing:
-    """One step as a function of arrays; `doing` says what is traced."""
+class _StepTracing(TracedStep):
+    """One step as a function of arrays."""
 
-    model: Any
-    arguments: CallArguments
-    sizes: Mapping[str, int]
-    recipe: Recipe
-    compiled: MakeOptimizer | None
-    doing: str = "forward pass"
     optimizer: Any = None
     trained: list[Any] = field(default_factory=list)
     rest: list[Any] = field(default_factory=list)
@@ -108,7 +95,8 @@ class _StepTracing:
 
     def step(self) -> Step:
         """The run that the recipe asks for."""
-        trained, rest, inputs = list(map(_spec, self.trained)), list(map(_spec, self.rest)), self._input_specs()
+        trained, rest = list(map(_spec, self.trained)), list(map(_spec, self.rest))
+        inputs = list(map(_spec, self.input_tensors()))
         if not isinstance(self.recipe, Training):
             return Step(self._infer, (trained, rest, (), inputs), _STATE)
         if not trained:
@@ -141,8 +129,7 @@ class _StepTracing:
 
     def _call(self, trained: Any, rest: Any, inputs: Any, *, training: bool) -> Any:
         """What the model gives, its other variables after it, and what its layers add to the loss."""
-        args, kwargs = self._filled(inputs)
-        kwargs = {**kwargs, **training_arguments(self.model, training=training)}
+        args, kwargs = self.call_with(inputs, training=training)
         return self.model.stateless_call(trained, rest, *args, return_losses=True, **kwargs)
 
     def _loss(self, trained: Any, rest: Any, inputs: Any, targets: Any, outputs: Any, added: Any) -> Any:
@@ -150,7 +137,7 @@ class _StepTracing:
         assert isinstance(self.recipe, Training)
         variables = [*zip(self.trained, trained, strict=True), *zip(self.rest, rest, strict=True)]
         with keras.StatelessScope(variables), private.added_losses(self.model, added):
-            loss = loss_of(self.model, self.recipe)(self._filled(inputs)[0], targets, outputs)
+            loss = loss_of(self.model, self.recipe)(self.call_with(inputs, training=True)[0], targets, outputs)
         return sum(map(_one_number, loss)) if isinstance(loss, list) else loss
 
     def _scaled(self, loss: Any, state: Any) -> Any:
@@ -159,22 +146,11 @@ class _StepTracing:
         with keras.StatelessScope(list(zip(self.optimizer.variables, state, strict=True))):
             return self.optimizer.scale_loss(loss)
 
-    def _input_specs(self) -> list[jax.ShapeDtypeStruct]:
-        leaves = keras.tree.flatten(self.arguments.symbolic(self.sizes))
-        return [_spec(leaf) for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
-
     def _target_specs(self, recipe: Training, trained: Any, rest: Any, inputs: Any) -> Any:
         """The targets that fit what the model gives, by a trace of its forward pass."""
         outputs = jax.eval_shape(lambda *values: self._call(*values, training=True)[0], trained, rest, inputs)
         targets = targets_of(self.model, recipe, outputs)
         return keras.tree.map_structure(lambda leaf: _spec(leaf) if isinstance(leaf, Target) else leaf, targets)
-
-    def _filled(self, inputs: Any) -> Any:
-        remaining = iter(inputs)
-        return keras.tree.map_structure(
-            lambda leaf: next(remaining) if isinstance(leaf, keras.KerasTensor) else leaf,
-            self.arguments.symbolic(self.sizes),
-        )
 
 
 def _spec(tensor: Any) -> jax.ShapeDtypeStruct:

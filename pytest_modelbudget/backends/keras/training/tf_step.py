@@ -24,9 +24,9 @@ from pytest_modelbudget.backends.keras.training.recipe import (
     optimizer_of,
     targets_of,
     trained_only,
-    training_arguments,
     with_precision,
 )
+from pytest_modelbudget.backends.keras.training.traced import TracedStep, tracing_explained
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.tf_memory.liveness import graph_memory
 from pytest_modelbudget.backends.tf_memory.plans import plan_of_graph
@@ -58,17 +58,10 @@ def plan_step(
         )
     with _without_memory(model), with_precision(model, recipe.precision):
         step = _Step(model, arguments, sizes, recipe, compiled)
-        try:
+        with tracing_explained(name, step):
             graph = step.graph()
             step.doing = "graph of the step"
             memory = graph_memory(graph, step.held(), step.locator(graph))
-        except ModelBudgetError:
-            raise
-        except Exception as error:  # whatever the model's code raises
-            first_line = next(iter(str(error).strip().splitlines()), "")
-            raise ModelBudgetError(
-                f"{name}: the {step.doing} could not be traced: {type(error).__name__}: {first_line}"
-            ) from error
     return plan_of_graph(memory, recipe, xla=xla)
 
 
@@ -82,15 +75,9 @@ def _without_memory(model: Any) -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _Step:
-    """One step; `doing` says what is traced, `marks` how many operators the graph had when a part of it was over."""
+class _Step(TracedStep):
+    """One step; `marks` says how many operators its graph had when a part of it was over."""
 
-    model: Any
-    arguments: CallArguments
-    sizes: Mapping[str, int]
-    recipe: Recipe
-    compiled: MakeOptimizer | None
-    doing: str = "forward pass"
     marks: list[tuple[Phase, int]] = field(default_factory=list)
     optimizer: Any = None
     targets: Any = None
@@ -140,31 +127,18 @@ class _Step:
         return lambda name: (self.scopes.path_of(name), _by_prefix(phases, name))
 
     def _specs(self) -> list[Any]:
-        """The inputs, in the order in which the model is called with them."""
         tf = tensorflow_names.tensorflow()
-        symbolic = keras.tree.flatten(self.arguments.symbolic(self.sizes))
-        tensors = [leaf for leaf in symbolic if isinstance(leaf, keras.KerasTensor)]
-        unsized = next((tensor for tensor in tensors if None in tensor.shape), None)
-        if unsized is not None:
-            raise ModelBudgetError(
-                f"the input {unsized.name} has a dimension without a size, {tuple(unsized.shape)}: name and size it, "
-                'as in inputs: "float32[B, T, 8]" with dims: {T: 20}'
-            )
-        return [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
+        return [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in self.input_tensors()]
 
     def _target_specs(self) -> list[Any]:
         tf = tensorflow_names.tensorflow()
         return [tf.TensorSpec(target.shape, target.dtype) for target in _flat_targets(self.targets)]
 
     def _call(self, tensors: Sequence[Any], training: bool) -> Any:
-        remaining = iter(tensors)
-        args, kwargs = keras.tree.map_structure(
-            lambda leaf: next(remaining) if isinstance(leaf, keras.KerasTensor) else leaf,
-            self.arguments.symbolic(self.sizes),
-        )
+        args, kwargs = self.call_with(tensors, training=training)
         self.inputs = list(args)
         with self.scopes.recorded():
-            return self.model(*args, **kwargs, **training_arguments(self.model, training=training))
+            return self.model(*args, **kwargs)
 
     def _infer(self, *tensors: Any) -> Any:
         outputs = self._call(tensors, training=False)

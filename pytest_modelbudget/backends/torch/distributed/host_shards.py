@@ -6,7 +6,7 @@ it. Each group's shards are copied to the device for its all-gather, and gradien
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -52,13 +52,23 @@ def on_host(trace: MemoryTrace) -> MemoryTrace:
         number: size for event in trace.events for number, size in event.made if trace.roles.get(number) == "gradient"
     }
     states = {number: size for number, size in optimizer.items() if trace.roles.get(number) == "optimizer"}
-    kept = sum(params.values()) + sum(gradients.values()) // len(trace.steps) + sum(states.values())
+    kept = sum(params.values()) + _most_alive(trace, gradients) + sum(states.values())
     return replace(
         trace,
         held=tuple(item for item in trace.held if item.storage not in params),
         events=tuple(_events_without(trace, {*params, *optimizer}, set(gradients))),
         notes=(*trace.notes, f"offloaded: {units.size(kept)} of parameters, gradients and optimizer are on the host"),
     )
+
+
+def _most_alive(trace: MemoryTrace, storages: Mapping[int, int]) -> int:
+    """Bytes of the most of `storages` that are alive at once: gradients may be made in each step, or in the first."""
+    alive = most = 0
+    for event in trace.events:
+        alive -= sum(storages.get(number, 0) for number in event.freed)
+        alive += sum(storages.get(number, 0) for number, _ in event.made)
+        most = max(most, alive)
+    return most
 
 
 def _events_without(trace: MemoryTrace, dropped: set[int], leaving: set[int]) -> Iterator[MemoryEvent]:

@@ -6,14 +6,14 @@ that it allocates is on the trace of rank 0: gathered parameters, what is packed
 Not on the trace: what NCCL allocates itself (its buffers are not of torch's allocator), and that memory of a second
 stream can be reused late. A collective whose result is waited for later lets go of its input at once; NCCL holds it
 until it is waited for. Gradients that are reduced in another dtype are cast while they are packed, as on a GPU. Every
-pass of `gradient_accumulation` communicates.
+pass of `gradient_accumulation` communicates, with `no_sync` the last one alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,25 +21,19 @@ from torch import nn
 
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
-from pytest_modelbudget.backends.torch.distributed.flat_parameters import shard_flat
+from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
 from pytest_modelbudget.backends.torch.distributed.host_shards import on_host, shards_copied_to_device
 from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
-from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
+from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters, is_zero1, sharding_of
 from pytest_modelbudget.backends.torch.distributed.zero import StatesOfOneRank
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.collectives import SentBytes, sent_bytes
-from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
-from pytest_modelbudget.backends.torch.model.meta_tensors import META
-from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
-from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.loops import resolved
-from pytest_modelbudget.planner.recipe import FULLY_SHARDED, SHARDING_DIMS
-from pytest_modelbudget.planner.references import imported
+from pytest_modelbudget.planner.recipe import FULLY_SHARDED
 
 CASTS_NOTE = (
     "under autocast as without sharding; torchtitan and accelerate have FSDP's policy in its place: "
@@ -94,7 +88,7 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
     if recipe.lora.get("base"):
         raise ModelBudgetError("training.lora: base is not planned with sharding: leave one of the two out")
     with fake_world() as fake:
-        shard, remaining = _sharding_of(runnable.name, recipe, fake)
+        shard, remaining = sharding_of(runnable.name, recipe, fake)
         copy = RunnableModel(runnable.name, copy_with_own_parameters(runnable.model), runnable.inputs)
         recorders: list[_RankRecorder] = []
 
@@ -108,15 +102,11 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
             _with_tp_hint(recipe.sharding),
             shards_copied_to_device() if offloads else nullcontext(),
         ):
-            optimizer = StatesOfOneRank if _is_zero1(recipe.sharding) else optimizer_on_shards
+            optimizer = StatesOfOneRank if is_zero1(recipe.sharding) else optimizer_on_shards
             memory_trace = record_step(copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer)
         if offloads:
             memory_trace = on_host(memory_trace)
         return ShardedStep(memory_trace, recorders[-1].communication(memory_trace.measured), fake.size)
-
-
-def _is_zero1(sharding: Any) -> bool:
-    return isinstance(sharding, Mapping) and sharding.get("zero1", 1) > 1
 
 
 @contextmanager
@@ -132,130 +122,6 @@ def _with_tp_hint(sharding: Any) -> Iterator[None]:
             "keys, too), and the model must find\n  their number from the width it gets; else cut it yourself with "
             "sharding: module:callable"
         ) from error
-
-
-def _sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable[[nn.Module], nn.Module], Training]:
-    """What shards the model, and the recipe without what that takes care of."""
-    if recipe.offload and not (recipe.offload == ("params",) and _is_fsdp(recipe.sharding)):
-        raise ModelBudgetError(
-            "training.offload: with sharding, `params` of {fsdp: ...} go to the host, and the optimizer with them: "
-            "nothing else is planned"
-        )
-    remaining = replace(recipe, sharding=None, offload=())
-    if not isinstance(recipe.sharding, Mapping):
-        function = recipe.sharding
-        assert function is not None
-        return lambda model: _shard_by_callable(name, function, model, fake), remaining
-    ranks = {dim: size for dim, size in recipe.sharding.items() if isinstance(size, int)}
-    dims = {dim: ranks[dim] for dim in SHARDING_DIMS if ranks.get(dim, 1) > 1}
-    if not dims:
-        raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
-    half, casts = MIXED.get(recipe.precision), recipe.sharding.get("casts", "autocast")
-    if (len(dims) > 1 or not FULLY_SHARDED.isdisjoint(dims)) and half is not None and casts == "policy":
-        remaining = replace(remaining, precision="fp32")
-    return lambda model: _shard_by_plan(name, model, dims, fake, None if casts == "autocast" else half), remaining
-
-
-def _is_fsdp(sharding: Any) -> bool:
-    return isinstance(sharding, Mapping) and sharding.get("fsdp", 1) > 1
-
-
-def _shard_by_callable(name: str, function: Any, model: nn.Module, fake: FakeWorld) -> nn.Module:
-    try:
-        sharded = imported(function, "sharding")(model, fake.mesh)
-    except ModelBudgetError:
-        raise
-    except Exception as error:
-        raise ModelBudgetError(
-            f"{name}: training.sharding: {function} failed: {type(error).__name__}: {error}\n"
-            "  it is called with the model and a function that makes the mesh, as make_mesh(dp=8, tp=2)"
-        ) from error
-    if not fake.size:
-        raise ModelBudgetError(f"{name}: training.sharding: {function} made no mesh: call make_mesh(dp=8, tp=2) in it")
-    return _with_comm_hooks(model if sharded is None else sharded)
-
-
-def _shard_by_plan(
-    name: str, model: nn.Module, dims: Mapping[str, int], fake: FakeWorld, half: torch.dtype | None
-) -> nn.Module:
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = fake.mesh(**dims)
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-    if "tp" in dims:
-        parallelize(model, mesh["tp"], name)
-    if fully := next((dim for dim in ("fsdp", "zero2") if dim in dims), ""):
-        options: dict[str, Any] = {"mesh": mesh["ddp", fully] if "ddp" in dims else mesh[fully], "mp_policy": policy}
-        if fully == "zero2":
-            options["reshard_after_forward"] = False
-        for block in repeated_blocks(model):
-            fully_shard(block, **options)
-        fully_shard(model, **options)
-    elif "fsdp1" in dims:
-        return shard_flat(model, repeated_blocks(model), mesh.get_group(), half)
-    elif "tp" in dims and "ddp" in dims:
-        _replicate(model, mesh["ddp"], policy)
-    elif "tp" not in dims:
-        return _with_comm_hooks(nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group()))
-    return model
-
-
-def _replicate(model: nn.Module, mesh: Any, policy: Any) -> None:
-    try:
-        from torch.distributed._composable.replicate_with_fsdp import replicate
-    except ImportError as error:
-        raise ModelBudgetError(
-            f"training.sharding: torch {torch.__version__} cannot replicate what is cut by tensor parallelism: "
-            "use fsdp and tp, or a later version"
-        ) from error
-    for block in repeated_blocks(model):
-        replicate(block, mesh=mesh, mp_policy=policy)
-    replicate(model, mesh=mesh, mp_policy=policy)
-
-
-def _with_comm_hooks(model: nn.Module) -> nn.Module:
-    """Replicas reduce their buckets by a hook that does what they do without one, and gives back what they expect."""
-
-    def reduce(state: Any, bucket: Any) -> Any:
-        torch.distributed.all_reduce(bucket.buffer(), group=state)
-        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-        future.set_result(bucket.buffer())
-        return future
-
-    reduce.__annotations__.clear()  # torch reads them, and takes none for words
-    for module in all_modules(model):
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            if not module._comm_hooks:
-                module.register_comm_hook(module.process_group, reduce)
-            module.logger = _Untimed(module.logger)
-    return model
-
-
-class _Untimed:
-    """The logger of replicas without the times of their steps, which it warns that it cannot take."""
-
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._logger, name)
-
-    def set_runtime_stats_and_log(self) -> None:
-        """There is no time to note."""
-
-
-def copy_with_own_parameters(model: nn.Module) -> nn.Module:
-    """A copy with parameters of its own, tied as they were: sharding changes the ones it is given."""
-    copy, parameters = meta_copy(model), dict[int, nn.Parameter]()
-    for module in all_modules(copy):
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in parameters:
-                data = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=META)
-                parameters[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
-            module._parameters[name] = parameters[id(parameter)]
-    return copy
 
 
 class _RankRecorder(Recorder):

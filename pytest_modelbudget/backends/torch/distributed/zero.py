@@ -43,6 +43,11 @@ class StatesOfOneRank:
         """What this rank keeps for each of its parameters."""
         return self._optimizer.optim.state
 
+    @property
+    def parts(self) -> list[Any]:
+        """What does the work, which says what its numbers leave out: see `optimizers.notes_of`."""
+        return [self._optimizer.optim]
+
     def step(self) -> None:
         """One step, and what other ranks send."""
         self._optimizer.step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,8 +19,9 @@ from pytest_modelbudget.backends.torch.training.step import StepRecording, recor
 from pytest_modelbudget.planner import Inference, MemoryTrace
 from pytest_modelbudget.planner.recipe import Precision
 
-Look = Callable[["ServingPass", ModelCall, Any], None]
-"""What looks at a pass when it is over: the pass, its call, what the model returned."""
+Seen = TypeVar("Seen")
+Look = Callable[["ServingPass", ModelCall, Any], Seen]
+"""What looks at a pass when it is over, and gives back what it sees: the pass, its call, what the model returned."""
 
 
 class _OperatorCounter(Recorder):
@@ -47,16 +48,23 @@ class ServedModel:
         """The model's name."""
         return self.runnable.name
 
-    def look(self, sizes: Mapping[str, int], look: Look) -> int:
-        """Run one pass with a cache; `look` sees what it returned. Gives back the number of its operators."""
+    def look(self, sizes: Mapping[str, int], look: Look[Seen]) -> tuple[Seen, int]:
+        """Run one pass with a cache: what `look` sees of it, and the number of its operators.
+
+        A pass in which modules were imported is run twice (`record_step`): both are those of the last run.
+        """
         counters: list[_OperatorCounter] = []
+        seen: list[Seen] = []
 
         def recorder(model: nn.Module) -> Recorder:
             counters.append(_OperatorCounter(model))
             return counters[-1]
 
-        self._run(sizes, {"use_cache": True}, recorder, look)
-        return counters[-1].operators
+        def noted(serving_pass: ServingPass, call: ModelCall, out: Any) -> None:
+            seen.append(look(serving_pass, call, out))
+
+        self._run(sizes, {"use_cache": True}, recorder, noted)
+        return seen[-1], counters[-1].operators
 
     def record(self, sizes: Mapping[str, int]) -> MemoryTrace:
         """The memory of one pass whose cache goes to the engine's own: keys and values are temporaries of it.
@@ -70,7 +78,7 @@ class ServedModel:
         sizes: Mapping[str, int],
         switches: Mapping[str, Any],
         recorder: Callable[[nn.Module], Recorder],
-        look: Look | None,
+        look: Look[None] | None,
     ) -> MemoryTrace:
         accepted = {name: value for name, value in switches.items() if takes(self.runnable.model, name)}
         recording = partial(ServingPass, switches=accepted, look=look)
@@ -81,7 +89,7 @@ class ServedModel:
 class ServingPass(StepRecording):
     """One forward pass with these `switches` among its arguments."""
 
-    def __init__(self, *facts: Any, switches: Mapping[str, Any], look: Look | None) -> None:
+    def __init__(self, *facts: Any, switches: Mapping[str, Any], look: Look[None] | None) -> None:
         super().__init__(*facts)
         self.switches, self.look = switches, look
 

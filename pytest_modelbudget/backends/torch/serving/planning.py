@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
-from pytest_modelbudget.backends.torch.distributed.rank import copy_with_own_parameters
+from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel
@@ -105,15 +105,15 @@ class _Plans:
     devices: tuple[str, ...]
 
     def plan(self) -> Plan:
-        found = read_laws(self.model, self.sizes, self.recipe.tokens, farther=bool(self.devices))
-        tokens = self.recipe.tokens or self.sizes[found.symbol]
-        found = self._stored(found)
-        cache = cache_of(found.laws, self.recipe, tokens)
+        cache_laws = read_laws(self.model, self.sizes, self.recipe.tokens, farther=bool(self.devices))
+        tokens = self.recipe.tokens or self.sizes[cache_laws.symbol]
+        cache_laws = self._stored(cache_laws)
+        cache = cache_of(cache_laws.laws, self.recipe, tokens)
         try:
-            largest_pass = self._largest_pass(found, tokens, self.recipe.requests)
+            largest_pass = self._largest_pass(cache_laws, tokens, self.recipe.requests)
         except ModelBudgetError as error:
             reason = f"the memory of its passes is not known: {error}"
-            notes = (reason, *self._notes(found))
+            notes = (reason, *self._notes(cache_laws))
             return Plan("serving", describe(self.recipe), None, ranks=self.recipe.tp, notes=notes, cache=cache)
         plan = with_more(largest_pass, Part("cache", "", cache.bytes), self._saved_bytes())
         plan = replace(plan, fits=tuple(self._fit(plan, device) for device in self.devices))
@@ -121,8 +121,8 @@ class _Plans:
             plan,
             cache=cache,
             ranks=self.recipe.tp,
-            notes=(*plan.notes, *self._notes(found)),
-            largest=tuple(self._largest(found, tokens, plan, cache)),
+            notes=(*plan.notes, *self._notes(cache_laws)),
+            largest=tuple(self._largest(cache_laws, tokens, plan, cache)),
         )
 
     def _fit(self, plan: Plan, device: str) -> Fit:
@@ -133,52 +133,52 @@ class _Plans:
         fit = fit_bytes(plan.peak_bytes, device_by_name(device))
         return Fit(device, int(fit.capacity * self.recipe.utilization), fit.needs)
 
-    def _stored(self, found: CacheLaws) -> CacheLaws:
+    def _stored(self, cache_laws: CacheLaws) -> CacheLaws:
         """The laws in the precision of the cache."""
         recipe = self.recipe
         precision = recipe.precision if recipe.cache_precision == "auto" else recipe.cache_precision
-        return replace(found, laws=stored_as(found.laws, found.sighting, _ITEM_BYTES[precision]))
+        return replace(cache_laws, laws=stored_as(cache_laws.laws, cache_laws.sighting, _ITEM_BYTES[precision]))
 
-    def _largest_pass(self, found: CacheLaws, tokens: int, requests: int) -> Plan:
+    def _largest_pass(self, cache_laws: CacheLaws, tokens: int, requests: int) -> Plan:
         """The larger one of a pass over a chunk of a prompt and one over a token of each request."""
         chunk = min(self.recipe.prefill, tokens)
-        too_long = found.by_token and chunk > found.seen
-        passes = [self._longer_pass(found, chunk) if too_long else self._pass(found, 1, chunk)]
-        if not self._prompts_apart(found):
-            passes.append(self._pass(found, requests, 1))
+        too_long = cache_laws.by_token and chunk > cache_laws.seen
+        passes = [self._longer_pass(cache_laws, chunk) if too_long else self._pass(cache_laws, 1, chunk)]
+        if not self._prompts_apart(cache_laws):
+            passes.append(self._pass(cache_laws, requests, 1))
         return max(passes, key=lambda plan: plan.peak_bytes or 0)
 
-    def _longer_pass(self, found: CacheLaws, tokens: int) -> Plan:
+    def _longer_pass(self, cache_laws: CacheLaws, tokens: int) -> Plan:
         """A pass of more tokens than are run, when what shorter ones take lies on a line.
 
         Raises:
             ModelBudgetError: it does not.
         """
-        lengths = (found.seen // 2, 3 * found.seen // 4, found.seen)
-        plans = [self._pass(found, 1, length) for length in lengths]
+        lengths = (cache_laws.seen // 2, 3 * cache_laws.seen // 4, cache_laws.seen)
+        plans = [self._pass(cache_laws, 1, length) for length in lengths]
         first, second, third = (plan.peak_bytes or 0 for plan in plans)
         each, remainder = divmod(third - second, lengths[2] - lengths[1])
         if remainder or (second - first) != each * (lengths[1] - lengths[0]):
             raise ModelBudgetError(
                 f"the model goes token by token, a pass of {tokens:,} tokens is too long to be recorded, and shorter "
-                f"ones do not lie on a line: write prefill: {found.seen}"
+                f"ones do not lie on a line: write prefill: {cache_laws.seen}"
             )
         note = (
             f"a pass of {tokens:,} tokens is too long to be recorded: it takes {units.size(each)} for each token more, "
-            f"as passes of up to {found.seen:,} tokens do"
+            f"as passes of up to {cache_laws.seen:,} tokens do"
         )
-        longer = with_more(plans[2], Part("temporary", plans[2].path, each * (tokens - found.seen)))
+        longer = with_more(plans[2], Part("temporary", plans[2].path, each * (tokens - cache_laws.seen)))
         return replace(longer, timeline=(), notes=(*longer.notes, note))
 
-    def _prompts_apart(self, found: CacheLaws) -> bool:
+    def _prompts_apart(self, cache_laws: CacheLaws) -> bool:
         """Whether the model takes prompts beside its tokens, which each of its passes would encode again."""
         symbols = [
             {str(dim) for dim in port.spec.shape if isinstance(dim, str)} for port in self.model.runnable.inputs.ports
         ]
-        return any(BATCH in names and found.symbol not in names for names in symbols)
+        return any(BATCH in names and cache_laws.symbol not in names for names in symbols)
 
-    def _pass(self, found: CacheLaws, batch: int, tokens: int) -> Plan:
-        trace = self.model.record({**self.sizes, BATCH: batch, found.symbol: tokens})
+    def _pass(self, cache_laws: CacheLaws, batch: int, tokens: int) -> Plan:
+        trace = self.model.record({**self.sizes, BATCH: batch, cache_laws.symbol: tokens})
         text, devices = describe(self.recipe), self.devices[:1]  # whose workspaces count
         plan = memory_plan(trace, "serving", text, torch=torch.__version__, devices=devices)
         return replace(plan, fits=(), notes=trace.notes)
@@ -197,7 +197,7 @@ class _Plans:
                 if local_part(parameter) is parameter and parameter.dim() > 1:
                     yield parameter
 
-    def _notes(self, found: CacheLaws) -> Iterator[str]:
+    def _notes(self, cache_laws: CacheLaws) -> Iterator[str]:
         """What to know of the numbers."""
         if self.recipe.precision == "fp8":
             yield (
@@ -209,10 +209,10 @@ class _Plans:
                 f"{units.size(whole)} of the weights have no rule of tensor parallelism, and are whole on each of "
                 f"{self.recipe.tp} ranks"
             )
-        if found.by_token:
+        if cache_laws.by_token:
             yield (
-                f"the model goes token by token, so its cache was looked at up to {found.seen:,} tokens: a window that "
-                "is larger was not seen"
+                f"the model goes token by token, so its cache was looked at up to {cache_laws.seen:,} tokens: a window "
+                "that is larger was not seen"
             )
         if self.devices:
             yield (
@@ -221,33 +221,33 @@ class _Plans:
                 "communication, and what the allocator cannot use"
             )
 
-    def _largest(self, found: CacheLaws, tokens: int, plan: Plan, cache: ServingCache) -> Iterator[LargestSize]:
+    def _largest(self, cache_laws: CacheLaws, tokens: int, plan: Plan, cache: ServingCache) -> Iterator[LargestSize]:
         """How many requests of these tokens, how many tokens of each, and how many in all fit each device."""
         block = block_of(self.recipe)
         for fit in plan.fits:
             if fit.room is None:
                 continue
             free = fit.room + cache.bytes
-            if (requests := self._most_requests(found, tokens, fit, free)) is not None:
+            if (requests := self._most_requests(cache_laws, tokens, fit, free)) is not None:
                 yield LargestSize("requests", requests, fit.device)
-            longest = most_tokens(found.laws, free, self.recipe.requests, block, most=found.seen)
-            if longest < found.seen:  # more were not looked at
+            longest = most_tokens(cache_laws.laws, free, self.recipe.requests, block, most=cache_laws.seen)
+            if longest < cache_laws.seen:  # more were not looked at
                 yield LargestSize("tokens", longest, fit.device)
-            if (pooled := pooled_tokens(found.laws, free, block)) is not None:
+            if (pooled := pooled_tokens(cache_laws.laws, free, block)) is not None:
                 yield LargestSize("tokens in all", pooled, fit.device)
 
-    def _most_requests(self, found: CacheLaws, tokens: int, fit: Fit, free: int) -> int | None:
+    def _most_requests(self, cache_laws: CacheLaws, tokens: int, fit: Fit, free: int) -> int | None:
         """The most requests that fit, with the pass that so many need; None when it is not known."""
-        each = request_bytes(found.laws, tokens, block_of(self.recipe))
+        each = request_bytes(cache_laws.laws, tokens, block_of(self.recipe))
 
         def room(requests: int) -> int | None:
-            needs = self._fit(self._pass(found, requests, 1), fit.device).needs
+            needs = self._fit(self._pass(cache_laws, requests, 1), fit.device).needs
             return None if needs is None else fit.capacity - needs + self._saved_bytes() - requests * each
 
         if not each:  # nothing is kept of a request
             return None
         most = max(free, 0) // each  # beside the pass over a prompt, or over the requests of the recipe
-        if most <= self.recipe.requests or self._prompts_apart(found) or (room(most) or 0) >= 0:
+        if most <= self.recipe.requests or self._prompts_apart(cache_laws) or (room(most) or 0) >= 0:
             return most
         return largest_fitting_size(room, most)
 

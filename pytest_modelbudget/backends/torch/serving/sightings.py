@@ -71,43 +71,39 @@ def read_laws(model: ServedModel, sizes: Mapping[str, int], tokens: int | None, 
 
 
 def _sighting(model: ServedModel, sizes: Mapping[str, int], place: CachePlace) -> tuple[Sighting, int]:
-    sightings: list[Sighting] = []
-    operators = model.look(sizes, lambda _, __, out: sightings.append(held_tensors(place.of(out))))
-    return sightings[-1], operators
+    return model.look(sizes, lambda _, __, out: held_tensors(place.of(out)))
 
 
 def _place(model: ServedModel, sizes: Mapping[str, int], symbols: list[str]) -> tuple[str, CachePlace]:
     """The symbol of the tokens, and where the cache is; what is not clear is tried by a step of one token."""
-    found: list[CachePlace] = []
-    returned: list[str] = []
 
-    def look(_: ServingPass, call: ModelCall, out: Any) -> None:
+    def look(_: ServingPass, call: ModelCall, out: Any) -> tuple[list[CachePlace], str]:
         arguments = given_arguments(model.runnable.model, call.args, call.kwargs)
-        found[:] = places(model.runnable.model, out, arguments)  # a first pass may be run twice
-        returned.append(result_text(out))
+        return places(model.runnable.model, out, arguments), result_text(out)
 
     alone = len(symbols) == 1
-    model.look({**sizes, BATCH_SYMBOL: 1, **({symbols[0]: SMALL[0]} if alone else {})}, look)
-    if alone and len(found) == 1 and found[0].argument == found[0].field:
-        return symbols[0], found[0]
-    grown = [(symbol, place) for symbol in symbols for place in found if _grows_by_one(model, sizes, symbol, place)]
+    small = {**sizes, BATCH_SYMBOL: 1, **({symbols[0]: SMALL[0]} if alone else {})}
+    (candidates, returned), _ = model.look(small, look)
+    if alone and len(candidates) == 1 and candidates[0].argument == candidates[0].field:
+        return symbols[0], candidates[0]
+    grown = [(symbol, place) for symbol in symbols for place in candidates if _grows(model, sizes, symbol, place)]
     if len(grown) == 1:
         return grown[0]
-    raise refusal(model.name, found, returned[0])
+    raise refusal(model.name, candidates, returned)
 
 
-def _grows_by_one(model: ServedModel, sizes: Mapping[str, int], symbol: str, place: CachePlace) -> bool:
+def _grows(model: ServedModel, sizes: Mapping[str, int], symbol: str, place: CachePlace) -> bool:
     """Whether a cache that is taken back with one more token is that of a pass which is one token longer."""
     shorter, longer = ({**sizes, BATCH_SYMBOL: BATCH, symbol: length} for length in SMALL)
-    stepped: list[Sighting] = []
 
-    def step(serving_pass: ServingPass, _: ModelCall, out: Any) -> None:
+    def step(serving_pass: ServingPass, _: ModelCall, out: Any) -> tuple[Sighting, Sighting]:
         before = held_tensors(place.of(out))
         out = serving_pass.again({symbol: 1}, **{place.argument: place.of(out)})
-        stepped[:] = before, held_tensors(place.of(out))
+        return before, held_tensors(place.of(out))
 
     whole = _unless_it_fails(lambda: _sighting(model, longer, place)[0])
-    if whole is None or _unless_it_fails(lambda: model.look(shorter, step)) is None:
+    stepped = None if whole is None else _unless_it_fails(lambda: model.look(shorter, step)[0])
+    if stepped is None:
         return False
     before, after = stepped
     return after == whole and (before != after or _is_state(model, sizes, symbol, place, after))

@@ -1,63 +1,19 @@
-"""Training on many ranks: timelines and bytes worked out by hand, and what is left behind; no processes, no GPU."""
+"""What one of many ranks has in memory: timelines and bytes worked out by hand; no processes, no GPU."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
-from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep, record_sharded
-from pytest_modelbudget.backends.torch.meta.collectives import sent_bytes
 from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.planning import make_plans
-from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
-from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import MemoryTrace, Training
-from tests.backends.torch.real_ranks import LAYERS, TOKENS, VOCABULARY, WIDTH, Transformer
+from tests.backends.torch.rank_steps import FLOAT, IDS, TABLE, WHOLE, lasting, mlp, sharded
+from tests.backends.torch.real_ranks import LAYERS, TOKENS, WIDTH, Transformer
 from tests.versions import since
-
-FLOAT = 4
-BATCH = 2
-TABLE = VOCABULARY * WIDTH
-BLOCK = 4 * WIDTH * WIDTH + 8 * WIDTH * WIDTH + 4 * WIDTH
-"""Parameters of a block: four projections, two layers of four times the width, two norms."""
-WHOLE = 2 * TABLE + LAYERS * BLOCK + 2 * WIDTH
-IDS = f"int64[{BATCH}, {TOKENS}]"
-
-
-def mlp() -> nn.Module:
-    """Two layers, 8 to 16 to 4 features: 192 parameters."""
-    return nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
-
-
-def sharded(build: Callable[[], nn.Module], inputs: Any, sharding: Any, **recipe: Any) -> ShardedStep:
-    """A step of training of a model on meta."""
-    with abstract():
-        model = build()
-    recipe = {"loss": "none", **recipe}
-    return record_sharded(RunnableModel("model", model, parse(inputs)), {}, Training(sharding=sharding, **recipe))
-
-
-def lasting(memory_trace: MemoryTrace) -> dict[str, int]:
-    """Bytes by role at the end of the last step, of what has a role."""
-    roles = {item.storage: item.role for item in memory_trace.held} | dict(memory_trace.roles)
-    sizes = {item.storage: item.bytes for item in memory_trace.held}
-    for event in memory_trace.events:
-        for number in event.freed:
-            sizes.pop(number, None)
-        sizes.update(event.made)
-    sums: dict[str, int] = {}
-    for number, size in sizes.items():
-        if number in roles:
-            sums[roles[number]] = sums.get(roles[number], 0) + size
-    return sums
 
 
 def test_two_layers_over_two_ranks_event_by_event() -> None:
@@ -152,83 +108,6 @@ def test_fsdp_over_tensor_parallelism_divides_by_both() -> None:
     assert (held["param"], held["gradient"], held["optimizer"]) == (part, part, 2 * part)
 
 
-BLOCKS, ROOT = LAYERS * BLOCK, 2 * TABLE + 2 * WIDTH
-ROWS = FLOAT * BATCH * TOKENS * WIDTH
-LOGITS = FLOAT * BATCH * TOKENS * VOCABULARY
-
-
-@pytest.mark.parametrize(
-    ("sharding", "recipe", "expected"),
-    [
-        pytest.param(
-            {"fsdp": 4},
-            {},
-            {"all_gather": FLOAT * (2 * BLOCKS + ROOT) * 3 // 4, "reduce_scatter": FLOAT * WHOLE * 3 // 4},
-            id="FSDP2 gathers blocks twice and the root once",
-        ),
-        pytest.param(
-            {"fsdp": 4, "casts": "policy"},
-            {"precision": "bf16-mixed"},
-            {"reduce_scatter": FLOAT * WHOLE * 3 // 4, "all_gather": 2 * (2 * BLOCKS + ROOT) * 3 // 4},
-            id="FSDP2's policy gathers halves and reduces in full",
-        ),
-        pytest.param(
-            {"fsdp": 4},
-            {"precision": "bf16-mixed"},
-            {"all_gather": FLOAT * (2 * BLOCKS + ROOT) * 3 // 4, "reduce_scatter": FLOAT * WHOLE * 3 // 4},
-            id="autocast alone gathers in full",
-        ),
-        pytest.param(
-            {"fsdp": 4},
-            {"gradient_accumulation": 2},
-            {"all_gather": FLOAT * (4 * BLOCKS + 2 * ROOT) * 3 // 4, "reduce_scatter": 2 * FLOAT * WHOLE * 3 // 4},
-            id="each pass of an accumulation communicates",
-        ),
-        pytest.param(
-            {"ddp": 2, "fsdp": 2},
-            {},
-            {
-                "all_gather": FLOAT * (2 * BLOCKS + ROOT) // 2,
-                "reduce_scatter": FLOAT * WHOLE // 2,
-                "all_reduce": FLOAT * WHOLE // 2,
-            },
-            id="HSDP reduces the shards over replicas",
-        ),
-        pytest.param({"ddp": 4}, {}, {"all_reduce": 2 * FLOAT * WHOLE * 3 // 4}, id="replicas reduce everything"),
-        pytest.param(
-            {"ddp": 4},
-            {"gradient_accumulation": 3, "no_sync": True},
-            {"all_reduce": 2 * FLOAT * WHOLE * 3 // 4},
-            id="the last pass of an accumulation communicates",
-        ),
-        pytest.param(
-            {"zero2": 4},
-            {"gradient_accumulation": 2, "no_sync": True},
-            {"all_gather": FLOAT * 2 * (BLOCKS + ROOT) * 3 // 4, "reduce_scatter": FLOAT * WHOLE * 3 // 4},
-            id="what stays gathered is gathered once a pass",
-        ),
-        pytest.param(
-            {"fsdp1": 4},
-            {},
-            {"all_gather": FLOAT * (2 * BLOCKS + ROOT) * 3 // 4, "reduce_scatter": FLOAT * WHOLE * 3 // 4},
-            id="FSDP1 sends what FSDP2 does",
-        ),
-        pytest.param(
-            {"tp": 4},
-            {},
-            # forward: the table, and two layers by rows in each block; backward: q, k, v and up, and the head
-            {"all_reduce": (1 + 2 * LAYERS + 4 * LAYERS + 1) * 2 * ROWS * 3 // 4, "all_gather": LOGITS * 3 // 4},
-            id="tensor parallelism sends activations",
-        ),
-    ],
-)
-def test_bytes_sent(sharding: dict[str, int], recipe: dict[str, Any], expected: dict[str, int]) -> None:
-    """What a rank sends in a step, counted by hand for ring algorithms."""
-    found = dict(sharded(Transformer, IDS, sharding, **recipe).communication)
-    found.pop("broadcast", None)  # of replicas' notes on their buckets
-    assert found == expected
-
-
 def test_sharding_keeps_autocast() -> None:
     """What is kept for the backward pass is to the byte what one rank alone keeps; FSDP2's policy casts more of it."""
     inputs, recipe = f"int64[64, {TOKENS}]", {"precision": "bf16-mixed", "loss": "cross_entropy"}
@@ -259,52 +138,6 @@ def test_recomputed_blocks_lower_the_peak() -> None:
     kept, again = (sharded(Transformer, wide, {"fsdp": 2}, checkpointing=how) for how in ("none", "blocks"))
     assert again.memory_trace.peak() < kept.memory_trace.peak()
     assert again.communication == kept.communication
-
-
-def by_hand(model: nn.Module, make_mesh: Callable[..., Any]) -> None:
-    """What a user's own code does."""
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = make_mesh(dp=4)
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def for_cuda(model: nn.Module, make_mesh: Callable[..., Any]) -> nn.Module:
-    """Code that asks for its own mesh, of devices that are not there."""
-    from torch.distributed.device_mesh import init_device_mesh
-
-    make_mesh(dp=4)
-    by_hand(model, lambda dp: init_device_mesh("cuda", (dp,)))
-    return model
-
-
-@pytest.mark.parametrize("function", [by_hand, for_cuda])
-def test_own_function(function: Any) -> None:
-    """A callable that shards as the plan does gives the same memory trace; it may change the model or return it."""
-    planned = sharded(Transformer, IDS, {"fsdp": 4})
-    own = sharded(Transformer, IDS, function)
-    assert (own.memory_trace.peak(), own.communication, own.ranks) == (
-        planned.memory_trace.peak(),
-        planned.communication,
-        4,
-    )
-
-
-def test_one_more_block_is_gathered_at_a_time_when_none_is_let_go_of() -> None:
-    """`reshard_after_forward=False` keeps every block gathered until its backward pass, and gathers it once."""
-
-    def kept(model: nn.Module, make_mesh: Callable[..., Any]) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = make_mesh(dp=4)
-        for layer in model.layers:
-            fully_shard(layer, mesh=mesh, reshard_after_forward=False)
-        fully_shard(model, mesh=mesh)
-
-    own = sharded(Transformer, IDS, kept)
-    assert own.communication["all_gather"] == FLOAT * WHOLE * 3 // 4
 
 
 @since("torch", "2.8", "before, FSDP2 takes weights of one dtype alone, and says so")
@@ -353,74 +186,6 @@ def test_the_models_own_plan_comes_first() -> None:
     assert lasting(sharded(build, IDS, {"tp": 2}).memory_trace)["param"] == FLOAT * (WHOLE - cut // 2)
 
 
-@pytest.mark.parametrize(
-    ("op", "expected"),
-    [
-        pytest.param("all_reduce", 2 * 400 * 3 // 4, id="an all-reduce is a reduce-scatter and an all-gather"),
-        pytest.param("reduce_scatter_tensor", 400 * 3 // 4, id="reduce-scatter: all but its own part"),
-        pytest.param("all_to_all_single", 400 * 3 // 4, id="all-to-all: all but its own part"),
-        pytest.param("broadcast", 400 * 3 // 4, id="broadcast, around the ring"),
-        pytest.param("wait_tensor", None, id="to wait sends nothing"),
-    ],
-)
-def test_bytes_of_a_collective(op: str, expected: int | None) -> None:
-    """400 bytes over four ranks."""
-    with fake_world() as found:
-        group = found.mesh(x=4).get_group().group_name
-        given = torch.empty(100, device="meta")
-        one = sent_bytes(f"_c10d_functional.{op}", (given, group), given)
-    assert (one.bytes if one else None) == expected
-
-
-def test_nothing_is_left_behind() -> None:
-    """No process group, no patch, no hook; the model is as it was."""
-    from torch.distributed import device_mesh
-    from torch.distributed.fsdp._fully_shard import _fsdp_init
-    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-    from torch.distributed.tensor._sharding_prop import ShardingPropagator
-    from torch.nn.parallel import distributed
-
-    def state() -> list[Any]:
-        places = (vars(place) for place in (device_mesh, _fsdp_init, FSDPParamGroup, ShardingPropagator, distributed))
-        return [sys.excepthook, torch.UntypedStorage.resize_, *[dict(place) for place in places]]
-
-    with abstract():
-        model = Transformer()
-    before, parameters = state(), dict(model.named_parameters())
-    for sharding in ({"fsdp": 4}, {"fsdp": 2, "tp": 2}, {"ddp": 2}):
-        record_sharded(RunnableModel("model", model, parse(IDS)), {}, Training(sharding=sharding, loss="none"))
-        with pytest.raises(ModelBudgetError):
-            sharded(mlp, "float32[2, 7]", sharding)
-    assert state() == before
-    assert not torch.distributed.is_initialized()
-    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
-    assert not any(parameter.grad is not None for parameter in model.parameters())
-    ours = [
-        name
-        for name, module in list(sys.modules.items())
-        if name.startswith("torch.distributed")
-        for value in list(vars(module).values())
-        if type(value) is FunctionType and value.__module__.startswith("pytest_modelbudget")
-    ]
-    assert ours == []
-
-
-def nothing(model: nn.Module, make_mesh: Any) -> None:
-    """A function that does not shard."""
-
-
-def broken(model: nn.Module, make_mesh: Any) -> None:
-    """A function with a mistake in it."""
-    raise KeyError("layers")
-
-
-def test_heads_that_do_not_divide() -> None:
-    """The four heads of attention cannot be cut for eight ranks: the error says what is asked of the model."""
-    with pytest.raises(ModelBudgetError, match="it must divide them") as caught:
-        sharded(Transformer, IDS, {"tp": 8})
-    assert "unflatten" in str(caught.value)
-
-
 def test_states_are_dealt_out_whole() -> None:
     """ZeRO-1: parameters and gradients are whole, and of the states a rank has those of its parameters, largest first."""
     held = lasting(sharded(mlp, "float32[2, 8]", {"zero1": 2}).memory_trace)
@@ -431,62 +196,11 @@ def test_states_are_dealt_out_whole() -> None:
     assert (held["param"], held["optimizer"]) == (FLOAT * sum(sizes), 2 * FLOAT * max(shares))
 
 
-def test_optimizers_of_whole_matrices_are_not_dealt_out() -> None:
-    """What a rank's share of them would raise or take is not that of all."""
-    with pytest.raises(ModelBudgetError, match="adam-mini with sharding: zero1 is not planned"):
-        sharded(mlp, "float32[2, 8]", {"zero1": 2}, optimizer="adam-mini")
+def test_a_share_of_paged_states_is_said_to_be_in_unified_memory() -> None:
+    """Of two states of 8 bits of four matrices, a rank has those of two, and tells it as one rank alone does."""
 
+    def build() -> nn.Module:
+        return nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(4)))
 
-def two_meshes(model: nn.Module, make_mesh: Any) -> None:
-    """Meshes of two sizes."""
-    make_mesh(dp=2)
-    make_mesh(dp=4)
-
-
-@pytest.mark.parametrize(
-    ("sharding", "says"),
-    [
-        pytest.param({"tp": 2}, "no layer has a rule for tensor parallelism", id="no plan fits"),
-        pytest.param({"fsdp": 1}, "one rank alone", id="one rank"),
-        pytest.param(nothing, "made no mesh: call make_mesh", id="a function that does nothing"),
-        pytest.param(broken, "failed: KeyError: 'layers'", id="a function that fails"),
-        pytest.param(two_meshes, "a mesh of 4 ranks in a world of 2", id="two worlds"),
-        pytest.param("no.such.module:shard", "No module named", id="a function that is not there"),
-    ],
-)
-def test_mistakes(sharding: Any, says: str) -> None:
-    """Each is told with the model, or the place, and the cure."""
-    with pytest.raises(ModelBudgetError, match="sharding") as caught:
-        sharded(mlp, "float32[2, 8]", sharding)
-    assert says in str(caught.value)
-
-
-def test_a_group_of_the_users_own_is_left_alone() -> None:
-    """A process that is in a process group is told to plan elsewhere, and stays in it."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    try:
-        with pytest.raises(ModelBudgetError, match="has a process group already"):
-            sharded(mlp, "float32[2, 8]", {"fsdp": 2})
-        assert torch.distributed.get_world_size() == 2
-    finally:
-        torch.distributed.destroy_process_group()
-        sys.excepthook = sys.__excepthook__
-
-
-def test_a_plan_is_of_one_rank() -> None:
-    """The plan of a sharded recipe has its ranks, and the bytes that one of them sends."""
-    with abstract():
-        model = Transformer()
-    recipes = [Training(sharding={"fsdp": 4}, loss="none"), Training(loss="none")]
-    over, alone = make_plans(model, name="m", inputs=parse(IDS), sizes={}, recipes=recipes, built_here=True)
-    assert (over.ranks, alone.ranks, alone.communication_bytes) == (4, 1, None)
-    assert over.communication_bytes == FLOAT * (2 * BLOCKS + ROOT + WHOLE) * 3 // 4
-    assert over.peak_bytes is not None
-    assert alone.peak_bytes is not None
-    assert over.peak_bytes < alone.peak_bytes
-    with pytest.raises(ModelBudgetError, match="one rank alone"):
-        make_plans(
-            model, name="m", inputs=parse(IDS), sizes={}, recipes=[Training(sharding={"fsdp": 1})], built_here=True
-        )
+    [note] = sharded(build, "float32[1, 512]", {"zero1": 2}, optimizer="paged-adamw-8bit").memory_trace.notes
+    assert note.startswith("1.000 MiB of paged optimizer states are in unified memory")

@@ -125,3 +125,11 @@ def test_shards_on_the_host(precision: Any, weights: float) -> None:
     assert trace.peak() == pytest.approx(weights * weight, abs=6 * 4 * 512)
     assert trace.held_bytes("param") == 0
     assert trace.notes == ("offloaded: 2.000 MiB of parameters, gradients and optimizer are on the host",)
+
+
+def test_gradients_that_are_never_let_go_of_are_on_the_host_too() -> None:
+    """What is filled with zeros is made in the first step alone: half of a weight, of its gradient, and of two states."""
+    recipe = Training(sharding={"fsdp": 2}, zero_grad="never", offload=("params",))
+    runnable = RunnableModel("model", meta_copy(nn.Linear(512, 512, bias=False)), parse("float32[1, 512]"))
+    trace = record_sharded(runnable, {}, recipe).memory_trace
+    assert trace.notes == ("offloaded: 2.000 MiB of parameters, gradients and optimizer are on the host",)
