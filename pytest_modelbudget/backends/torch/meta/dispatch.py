@@ -6,6 +6,7 @@ constants, so that code may ask `mask.all()` or `positions.max().item()`. When b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import prod
 from typing import Any
@@ -52,9 +53,19 @@ class NeedsValues(RuntimeError):
 
 
 class MetaDispatcher:
-    """Runs operators on meta; integer and bool constants keep their values."""
+    """Runs operators on meta; integer and bool constants keep their values.
 
-    def __init__(self, meta_cache: MetaCache | None = None, readings: Readings | None = None) -> None:
+    Where `counts_all` says so, only constants of one element do: whole numbers that are made on the device are its
+    memory there, as codes of quantised states are, and not what a model decides by.
+    """
+
+    def __init__(
+        self,
+        meta_cache: MetaCache | None = None,
+        readings: Readings | None = None,
+        counts_all: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._counts_all = counts_all
         self._unknown = unknown_storages()  # real storages that were written from meta: their values are not known
         self.meta_cache = MetaCache() if meta_cache is None else meta_cache
         self.operators = self.meta_cache.operators
@@ -75,7 +86,9 @@ class MetaDispatcher:
         if not operands:
             if name == "empty" and args[0] == [0]:  # what batch norm reserves for cuDNN: nothing, at every call
                 return torch.empty(0, dtype=kwargs.get("dtype"), device=META)
-            return func(*args, **(_factory_kwargs(name, args, kwargs) if name in _MAKERS else kwargs))
+            return func(
+                *args, **(_factory_kwargs(name, args, kwargs, self._most_elements()) if name in _MAKERS else kwargs)
+            )
         without_values = sum(map(lies_on_meta, operands))
         if without_values == len(operands) and name not in _READING_VALUES:
             return self._run_on_meta(func, name, operands, args, kwargs)
@@ -143,10 +156,14 @@ class MetaDispatcher:
     ) -> Any:
         if name in _LIKE_FACTORIES:
             out = func(*args, **{key: item for key, item in kwargs.items() if key != "device"})
-            if _keeps_values(name, out.dtype, out.numel()):
+            if _keeps_values(name, out.dtype, out.numel(), self._most_elements()):
                 return _real_like(name, out, args, kwargs)
             return out
         return self._run_cached(func, operands, args, kwargs)
+
+    def _most_elements(self) -> int:
+        """Elements up to which a constant keeps its values."""
+        return 1 if self._counts_all() else MAX_CONSTANT_ELEMENTS
 
     def _run_cached(
         self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -247,20 +264,20 @@ def _name(func: Any) -> str:
     return str(func._schema.name.removeprefix("aten::"))
 
 
-def _keeps_values(name: str, dtype: torch.dtype, elements: int) -> bool:
-    """Whether a new constant of this many elements keeps its values."""
-    return elements <= MAX_CONSTANT_ELEMENTS and (_is_integral(dtype) or name in ("ones", "ones_like", "new_ones"))
+def _keeps_values(name: str, dtype: torch.dtype, elements: int, most: int) -> bool:
+    """Whether a new constant of this many elements keeps its values, which those of `most` elements may."""
+    return elements <= most and (_is_integral(dtype) or name in ("ones", "ones_like", "new_ones"))
 
 
-def _factory_kwargs(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`kwargs` of a factory with the device its result shall have."""
+def _factory_kwargs(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], most: int) -> dict[str, Any]:
+    """`kwargs` of a factory with the device its result shall have; see `_keeps_values` for `most`."""
     device = kwargs.get("device")
     wants_device = device is not None and torch.device(device).type != "cpu"
     elements, dtype = _factory_result(name, args, kwargs)
     if wants_device:
         return {
             **kwargs,
-            "device": torch.device("cpu") if _keeps_values(name, dtype, elements) else META,
+            "device": torch.device("cpu") if _keeps_values(name, dtype, elements, most) else META,
             "pin_memory": None,
         }
     is_integral = not (dtype.is_floating_point or dtype.is_complex)

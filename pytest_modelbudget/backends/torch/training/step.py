@@ -205,7 +205,7 @@ class StepRecording:
 
     def dispatcher(self, recorder: Recorder, call: ModelCall) -> MetaDispatcher:
         """What runs the operators."""
-        placed = self.runnable.meta_cache, call.readings
+        placed = self.runnable.meta_cache, call.readings, lambda: recorder.on_device
         if self.answers is not None:
             place = place_of(recorder, self.model)
             in_model = ("forward", "backward")  # where it is recomputed

@@ -191,6 +191,25 @@ def test_states_of_4_bits() -> None:
     assert state_bytes(planned) == sum(part.nbytes for state in parts for part in state) + counters
 
 
+@pytest.mark.parametrize(
+    ("name", "states"),
+    [
+        pytest.param(
+            "adamw-8bit", 2 * (512 * 512 + 4 * (512 * 2 + 256)), id="8 bits, scales and a table for each state"
+        ),
+        pytest.param(
+            "adamw-4bit", 2 * (512 * 256 + 4 * (512 * 4 + 16)), id="4 bits, scales and a table for each state"
+        ),
+    ],
+)
+def test_states_of_few_bits_are_on_the_device(name: str, states: int) -> None:
+    """Codes of a matrix of any size are memory of a GPU, though they are whole numbers."""
+    runnable = RunnableModel("model", meta_copy(nn.Linear(512, 512, bias=False)), parse("float32[1, 512]"))
+    trace = record_step(runnable, {}, Training(optimizer=name))
+    sizes = {number: size for event in trace.events for number, size in event.made}
+    assert sum(size for number, size in sizes.items() if trace.roles.get(number) == "optimizer") == states
+
+
 def test_paged_states_are_not_the_device_s() -> None:
     """States of 100,000 elements and more are in unified memory: in no number, but in the plan's words."""
     model = nn.Linear(400, 400, bias=False)
