@@ -126,7 +126,7 @@ def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool)
 
 def _may_run(origin: ModelOrigin, recipe: Recipe) -> bool:
     """Whether one real pass of the model may be made, and decides as all passes of the recipe do."""
-    if origin.run == "abstract" or (origin.built_here and origin.rebuild is None):
+    if origin.run == "abstract" or recipe.steps != "none" or (origin.built_here and origin.rebuild is None):
         return False
     return recipe.sharding is None if isinstance(recipe, Training) else not recipe.kv_cache
 

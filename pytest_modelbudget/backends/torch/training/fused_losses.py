@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.kernels.device import autocast_dtype
-from pytest_modelbudget.backends.torch.training.head import Head, scores_of
+from pytest_modelbudget.backends.torch.training.head import Head
+from pytest_modelbudget.backends.torch.training.losses import scores_of
 from pytest_modelbudget.errors import ModelBudgetError
 
 _HALF = (torch.float16, torch.bfloat16)

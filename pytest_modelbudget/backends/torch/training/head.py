@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
+from pytest_modelbudget.backends.torch.model.pytree import storage_key
+from pytest_modelbudget.backends.torch.training.losses import own_loss, scores_of
 from pytest_modelbudget.errors import ModelBudgetError
 
 _MATMULS = frozenset((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__))
@@ -38,11 +39,6 @@ class Head:
             yield
 
 
-def scores_of(out: Any) -> torch.Tensor:
-    """The first output of floats with dimensions."""
-    return next(tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1)
-
-
 def find_head(run: Callable[[], Any], loss: str) -> Head:
     """The head of the model that `run` runs, for the `loss` of a recipe.
 
@@ -52,18 +48,18 @@ def find_head(run: Callable[[], Any], loss: str) -> Head:
     """
     with torch.no_grad(), _Search() as search:
         out = run()
-    own_loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
-    if isinstance(own_loss, torch.Tensor):
+    if own_loss(out) is not None:
         raise ModelBudgetError(
             f"training.loss: {loss} takes the place of the model's own loss: leave the targets out of its inputs"
         )
-    head: Head | None = search.heads.get(storage_key(scores_of(out)))
+    logits = storage_key(scores_of(out))
+    head: Head | None = search.heads.get(logits)
     if head is None:
         raise ModelBudgetError(
             f"training.loss: {loss}: the model's head is not clear: its first output is not the plain product of "
             f"hidden states and one weight: {_CURE}"
         )
-    if (use := search.uses.get(storage_key(scores_of(out)))) is not None:
+    if (use := search.uses.get(logits)) is not None:
         raise ModelBudgetError(
             f"training.loss: {loss} makes no logits, and the model does more with them than to return them ({use}): "
             f"{_CURE}"

@@ -178,12 +178,18 @@ class WithLoss(Lm):
         return {"logits": logits, "loss": logits.mean()}
 
 
+class LossAlone(Lm):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x).mean()
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         pytest.param(Capped, "head is not clear: its first output is not the plain product", id="logits are capped"),
         pytest.param(Reading, r"does more with them than to return them \(softmax\)", id="logits are read"),
         pytest.param(WithLoss, "leave the targets out of its inputs", id="a loss of its own"),
+        pytest.param(LossAlone, "leave the targets out of its inputs", id="nothing but a loss"),
     ],
 )
 def test_an_unclear_head_is_refused(model: type[nn.Module], message: str) -> None:
