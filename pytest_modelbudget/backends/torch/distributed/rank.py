@@ -34,7 +34,8 @@ from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
-from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
+from pytest_modelbudget.backends.torch.training.step import record_step
+from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.loops import resolved

@@ -23,7 +23,8 @@ from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of
-from pytest_modelbudget.backends.torch.training.step import MIXED, STEPS, StepRecording
+from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording
+from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Recipe, Training
 from pytest_modelbudget.planner.references import imported

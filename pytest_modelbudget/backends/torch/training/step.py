@@ -51,15 +51,11 @@ from pytest_modelbudget.backends.torch.training.offload import OffloadedOptimize
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.backends.torch.training.synchronization import exchange_gradients
-from pytest_modelbudget.backends.torch.training.weights import weights_cast, without_gradients
+from pytest_modelbudget.backends.torch.training.weights import HALF, MIXED, weights_cast, without_gradients
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.loops import loop_of, resolved
 from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
-
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
-"""Precisions of autocast, and its dtype."""
 
 STEPS = 2
 """Steps that are run; the last one is measured."""
@@ -153,7 +149,7 @@ class StepRecording:
             if self.shard is None:
                 stack.callback(self.runnable.attributes.restore)
             stack.enter_context(without_gradients(self.model))
-            stack.enter_context(weights_cast(self.model, _HALF.get(self.recipe.precision)))
+            stack.enter_context(weights_cast(self.model, HALF.get(self.recipe.precision)))
             kernels = DeviceKernels(self.recipe.kernels == "cuda")
             if isinstance(self.recipe, Training):
                 stack.enter_context(recipe_patches(self.model, self.patching(self.recipe), around=lambda: kernels))
@@ -214,7 +210,7 @@ class StepRecording:
 
     def inputs(self) -> ModelCall:
         """What the model is called with."""
-        return call_of(self.runnable, self.sizes, _HALF.get(self.recipe.precision))
+        return call_of(self.runnable, self.sizes, HALF.get(self.recipe.precision))
 
     def patching(self, recipe: Training) -> Training:
         """What of `recipe` changes the model before it is recorded."""
