@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def runs_in_backward(recipe: Training, *, sharded: bool) -> bool:
 
 
 def make_in_backward(recipe: Training, params: list[nn.Parameter], model: nn.Module, update: Update) -> Any:
-    """What updates `params` of `model` in the backward pass, until it is told to `remove` its hooks.
+    """What updates `params` of `model` in the backward pass, until its `hooks` are removed.
 
     Raises:
         ModelBudgetError: the optimizer cannot be had, or does not take the options.
@@ -57,7 +58,7 @@ class OptimizersInBackward:
     def __init__(self, params: list[nn.Parameter], make: Callable[[list[nn.Parameter]], Any], update: Update) -> None:
         self._optimizers = {parameter: make([parameter]) for parameter in params}
         self._update = update
-        self._handles = [parameter.register_post_accumulate_grad_hook(self._run) for parameter in params]
+        self.hooks = [parameter.register_post_accumulate_grad_hook(self._run) for parameter in params]
 
     @property
     def state(self) -> Mapping[Any, Any]:
@@ -76,11 +77,6 @@ class OptimizersInBackward:
         self._update(self._optimizers[parameter].step, parameter)
         parameter.grad = None
 
-    def remove(self) -> None:
-        """The parameters are as before."""
-        for handle in self._handles:
-            handle.remove()
-
 
 class Lomo:
     """LOMO (Lv et al. 2023, arXiv 2306.09782) as in lomo-optim 0.1: no states; a gradient is used when the next comes.
@@ -91,7 +87,7 @@ class Lomo:
     def __init__(self, params: list[nn.Parameter], update: Update, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
         self.state: dict[Any, Any] = {}
         self._params, self._update = params, update
-        self._handles = [parameter.register_hook(self._run) for parameter in params]
+        self.hooks = [parameter.register_hook(self._run) for parameter in params]
 
     def _run(self, gradient: torch.Tensor) -> torch.Tensor:
         self.step()
@@ -101,12 +97,7 @@ class Lomo:
         """Use the gradients that are there; the last one is used when the backward pass is over."""
         for parameter in self._params:
             if parameter.grad is not None:
-                self._update(lambda parameter=parameter: _sgd_in_float32(parameter), parameter)  # type: ignore[misc]
-
-    def remove(self) -> None:
-        """The parameters are as before."""
-        for handle in self._handles:
-            handle.remove()
+                self._update(partial(_sgd_in_float32, parameter), parameter)
 
 
 def _sgd_in_float32(parameter: nn.Parameter) -> None:

@@ -48,7 +48,8 @@ class OffloadedOptimizer:
     """What `torchao.optim.CPUOffloadOptimizer` leaves on the device: parameters of fewer than 4,096 elements.
 
     Of the others a copy, a gradient and the states are on the host: `host_bytes`, None where the states are not known.
-    With `gradients` each gradient is let go of in the backward pass; `gradient_made` is told before.
+    With `gradients` each gradient is let go of in the backward pass, by `hooks` that the caller removes;
+    `gradient_made` is told before.
     """
 
     SMALL = 4_096
@@ -65,7 +66,7 @@ class OffloadedOptimizer:
         small = [parameter for parameter in params if parameter.numel() < self.SMALL]
         self.parts = [make(small)] if small else []
         self._gradient_made = gradient_made
-        self._handles = [
+        self.hooks = [
             parameter.register_post_accumulate_grad_hook(self._offload_gradient)
             for parameter in (large if gradients else ())
         ]
@@ -88,11 +89,6 @@ class OffloadedOptimizer:
         """The step on the device; the others are the host's."""
         for part in self.parts:
             part.step()
-
-    def remove(self) -> None:
-        """The parameters are as before."""
-        for handle in self._handles:
-            handle.remove()
 
     def _offload_gradient(self, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None

@@ -297,7 +297,8 @@ class StepRecording:
             )
         else:
             return self.optimizer(recipe, params, self.model)
-        self.cleanup.callback(optimizer.remove)
+        for hook in optimizer.hooks:
+            self.cleanup.callback(hook.remove)
         return optimizer
 
     def update(self, step: Callable[[], object], recorder: Recorder) -> None:
