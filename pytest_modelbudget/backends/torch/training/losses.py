@@ -11,16 +11,16 @@ from torch.nn import functional
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
-from pytest_modelbudget.planner.loops import Loop
+from pytest_modelbudget.planner.loops import loop_of
 from pytest_modelbudget.planner.references import imported
 
 
-def loss_function(recipe: Training, loop: Loop) -> Callable[[Any], Any]:
+def loss_function(recipe: Training) -> Callable[[Any], Any]:
     """What the backward pass begins with, from what the model returned."""
     if recipe.loss == "cross_entropy":
         return CrossEntropy()
     if recipe.loss == "auto":
-        return _OwnLoss(CrossEntropy(float32=True) if loop.float32_loss else lambda out: out)
+        return _OwnLoss(CrossEntropy(float32=True) if loop_of(recipe).float32_loss else lambda out: out)
     return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss, "loss")
 
 
