@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pytest_modelbudget.backends.torch.model.pytree import storage_key
+from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.backends.torch.training.losses import own_loss, scores_of
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -99,16 +99,16 @@ class _Search(TorchFunctionMode):  # type: ignore[misc]
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not _is_reading(func):
-            self._note_use(func, (*args, *kwargs.values()))
+            self._note_use(func, tensors((args, kwargs)))
         out = func(*args, **kwargs)
         if (head := _head_of(func, args, kwargs)) is not None and isinstance(out, torch.Tensor):
             self.heads[storage_key(out)] = head
             self._results.append(out)
         return out
 
-    def _note_use(self, func: Any, operands: tuple[Any, ...]) -> None:
+    def _note_use(self, func: Any, operands: list[torch.Tensor]) -> None:
         for operand in operands:
-            if isinstance(operand, torch.Tensor) and operand.is_meta and (key := storage_key(operand)) in self.heads:
+            if operand.is_meta and (key := storage_key(operand)) in self.heads:
                 self.uses.setdefault(key, str(getattr(func, "__name__", func)))
 
 
