@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
+from pytest_modelbudget.backends.torch.training.optimizers import OptimizerGroup, optimizer_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 
@@ -49,7 +49,7 @@ def make_in_backward(recipe: Training, params: list[nn.Parameter], model: nn.Mod
         raise ModelBudgetError(f"training.optimizer: lomo cannot be made: {error}") from error
 
 
-class OptimizersInBackward:
+class OptimizersInBackward(OptimizerGroup):
     """One optimizer for each parameter, run by torch's `register_post_accumulate_grad_hook`, as its tutorial shows.
 
     `make` gives the optimizer of a parameter, `update` runs its step.
@@ -57,18 +57,9 @@ class OptimizersInBackward:
 
     def __init__(self, params: list[nn.Parameter], make: Callable[[list[nn.Parameter]], Any], update: Update) -> None:
         self._optimizers = {parameter: make([parameter]) for parameter in params}
+        super().__init__(list(self._optimizers.values()))
         self._update = update
         self.hooks = [parameter.register_post_accumulate_grad_hook(self._run) for parameter in params]
-
-    @property
-    def state(self) -> Mapping[Any, Any]:
-        """The state of all."""
-        return {key: value for optimizer in self._optimizers.values() for key, value in optimizer.state.items()}
-
-    @property
-    def parts(self) -> list[Any]:
-        """All of them."""
-        return list(self._optimizers.values())
 
     def step(self) -> None:
         """Nothing is left to do when the backward pass is over."""
