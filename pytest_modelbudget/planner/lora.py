@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,11 +112,16 @@ def check_lora(value: Any) -> tuple[str, Any]:
 def _mistakes(value: Mapping[str, Any], options: Mapping[str, tuple[Callable[[Any], bool], str]]) -> Iterator[str]:
     for name, option in value.items():
         if name not in options:
-            yield f"write {_EXAMPLE}, beside {', '.join(options)}"
+            yield f"{name} is unknown: {_write_one_of(options)}"
         elif not options[name][0](option):
-            yield f"{name}: {options[name][1]}" if name != "targets" else f"write {_EXAMPLE}, or targets: {ALL_LINEAR}"
+            yield options[name][1] if name == "targets" else f"{name}: {options[name][1]}"
         elif name == "base" and isinstance(option, Mapping):
             yield from _base_mistakes(option)
+
+
+def _write_one_of(values: Iterable[object]) -> str:
+    *others, last = map(str, values)
+    return f"write {', '.join(others)} or {last}"
 
 
 def _base_mistakes(base: Mapping[str, Any]) -> Iterator[str]:
@@ -153,18 +158,18 @@ _LORA_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
         "write a whole number, at least 1",
     ),
-    "targets": (lambda value: value == ALL_LINEAR or _are_names(value), ""),
+    "targets": (lambda value: value == ALL_LINEAR or _are_names(value), f"write {_EXAMPLE}, or targets: {ALL_LINEAR}"),
     "alpha": (lambda value: _is_number(value) and value > 0, "write a number above 0"),
     "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "write a number from 0 to below 1"),
-    "bias": (lambda value: value in _BIASES, f"write {', '.join(_BIASES[:-1])} or {_BIASES[-1]}"),
+    "bias": (lambda value: value in _BIASES, _write_one_of(_BIASES)),
     "rslora": (_is_flag, "write true or false"),
     "dora": (_is_flag, "write true or false"),
     "base": (_is_base, "write nf4, fp4 or int8, or {nf4: {double_quant: true, block: 64}}"),
 }
 _BASE_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "double_quant": (_is_flag, "write true or false"),
-    "block": (lambda value: value in BLOCKS, f"write {', '.join(map(str, BLOCKS[:-1]))} or {BLOCKS[-1]}"),
-    "compute": (lambda value: value in _COMPUTE, f"write {', '.join(_COMPUTE[:-1])} or {_COMPUTE[-1]}"),
+    "block": (lambda value: value in BLOCKS, _write_one_of(BLOCKS)),
+    "compute": (lambda value: value in _COMPUTE, _write_one_of(_COMPUTE)),
     "skip": (_are_names, "write a list of globs over layers' names"),
 }
 

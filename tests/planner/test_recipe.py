@@ -44,7 +44,14 @@ def test_every_key_is_read() -> None:
         pytest.param({"lora": {"rank": 4, "targets": "q"}}, "training.lora: write {rank: 8", id="targets are no list"),
         pytest.param({"lora": {"rank": 4, "targets": 5}}, "training.lora: write {rank: 8", id="targets are a number"),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
-        pytest.param({"lora": {"rank": 4, "alfa": 8}}, "training.lora: write {rank: 8", id="unknown lora option"),
+        pytest.param(
+            {"lora": {"rank": 4, "alfa": 8}}, "training.lora: alfa is unknown: write rank, ", id="unknown lora option"
+        ),
+        pytest.param(
+            {"lora": {"rank": 4, "base": {"nf4": {"blocks": 64}}}},
+            "training.lora: base: blocks is unknown: write double_quant, block, ",
+            id="unknown base option",
+        ),
         pytest.param(
             {"lora": {"rank": 4, "base": "int3"}}, "training.lora: base: write nf4, fp4 or int8", id="unknown base"
         ),

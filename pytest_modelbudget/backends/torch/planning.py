@@ -126,7 +126,7 @@ def subject_of(model: nn.Module, name: str, inputs: Inputs, *, built_here: bool)
 
 def _may_run(origin: ModelOrigin, recipe: Recipe) -> bool:
     """Whether one real pass of the model may be made, and decides as all passes of the recipe do."""
-    if origin.run == "abstract" or (origin.built_here and origin.rebuild is None):
+    if origin.run == "abstract" or recipe.steps != "none" or (origin.built_here and origin.rebuild is None):
         return False
     return recipe.sharding is None if isinstance(recipe, Training) else not recipe.kv_cache
 
@@ -172,15 +172,16 @@ def _recorded(
         sharded = record_sharded(runnable, sizes, recipe)
     memory_trace = record_step(runnable, sizes, recipe, **recording) if sharded is None else sharded.memory_trace
     plan = _plan_of(memory_trace, recipe, devices)
-    notes = (*plan.notes, *models_notes(plan, models_in(runnable.model) if recipe.steps != "none" else ()))
-    plan = replace(plan, notes=(*notes, *memory_trace.notes))
-    if any(event.op.startswith(CUDNN) for event in memory_trace.events):
-        plan = replace(plan, notes=(*plan.notes, CUDNN_NOTE))
+    notes = [
+        *plan.notes,
+        *models_notes(plan, models_in(runnable.model) if recipe.steps != "none" else ()),
+        *memory_trace.notes,
+        *([CUDNN_NOTE] if any(event.op.startswith(CUDNN) for event in memory_trace.events) else []),
+        *([CASTS_NOTE] if casts_unsaid(recipe) else []),
+    ]
     if sharded is not None:
-        notes = (*plan.notes, CASTS_NOTE) if casts_unsaid(recipe) else plan.notes
-        communication_bytes = sum(sharded.communication.values())
-        plan = replace(plan, ranks=sharded.ranks, communication_bytes=communication_bytes, notes=notes)
-    return plan, memory_trace
+        plan = replace(plan, ranks=sharded.ranks, communication_bytes=sum(sharded.communication.values()))
+    return replace(plan, notes=tuple(notes)), memory_trace
 
 
 def _plan_of(memory_trace: MemoryTrace, recipe: Recipe, devices: Sequence[str]) -> Plan:

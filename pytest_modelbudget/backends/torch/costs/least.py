@@ -55,16 +55,21 @@ def _of_attention(
     flops: int, args: tuple[Any, ...], kwargs: dict[str, Any], first: int, causal: int, mask: int | None
 ) -> int:
     """Of causal attention the triangle; a mask of unknown values may be causal, and is taken for that."""
-    queries, keys = args[first].shape[-2], args[first + 1].shape[-2]
+    queries, keys = (int(operand.shape[-2]) for operand in args[first : first + 2])
     is_causal = args[causal] if len(args) > causal else kwargs.get("is_causal", False)
     bias = args[mask] if mask is not None and len(args) > mask else kwargs.get("attn_bias", kwargs.get("attn_mask"))
-    if is_causal:
-        return _share(flops, sum(min(row + 1, keys) for row in range(queries)), queries * keys)
-    if isinstance(bias, torch.Tensor):
-        before = max(0, keys - queries)
-        return _share(flops, sum(min(before + row + 1, keys) for row in range(queries)), queries * keys)
-    return flops
+    if not queries * keys or not (is_causal or isinstance(bias, torch.Tensor)):
+        return flops
+    return flops * _causal_pairs(queries, keys, 0 if is_causal else max(0, keys - queries)) // (queries * keys)
 
 
-def _share(flops: int, part: int, whole: int) -> int:
-    return flops * part // whole if whole else flops
+def _causal_pairs(queries: int, keys: int, before: int) -> int:
+    """Pairs of a query and a key that it sees: those `before` the first query, itself, and one more each row.
+
+    >>> _causal_pairs(queries=3, keys=4, before=1)
+    9
+    >>> _causal_pairs(queries=4, keys=2, before=0)
+    7
+    """
+    growing = min(queries, keys - before)
+    return growing * before + growing * (growing + 1) // 2 + (queries - growing) * keys

@@ -29,7 +29,8 @@ from pytest_modelbudget.backends.torch.distributed.zero import StatesOfOneRank
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.collectives import SentBytes, sent_bytes
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
-from pytest_modelbudget.backends.torch.training.step import MIXED, record_step
+from pytest_modelbudget.backends.torch.training.step import record_step
+from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.loops import resolved

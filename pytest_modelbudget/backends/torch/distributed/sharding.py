@@ -16,7 +16,7 @@ from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
-from pytest_modelbudget.backends.torch.training.step import MIXED
+from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.recipe import FULLY_SHARDED, SHARDING_DIMS

@@ -115,6 +115,10 @@ def _cpu_flash_attention(
     causal: bool,
     scale: float | None,
 ) -> torch.Tensor:
+    if query.dim() == 3:  # torch gives the kernel a batch of one
+        query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))
+        mask = None if mask is None else mask[(None,) * (4 - mask.dim())]
+        return _cpu_flash_attention(query, key, value, mask, causal, scale).squeeze(0)
     mask = None if mask is None else additive_mask(mask, query.dtype)
     out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask, scale=scale

@@ -61,6 +61,8 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
         return _FLOAT * int(batch * heads * rows)
     if op == "bitsandbytes.gemm_4bit":
         return _dequantized_bytes(*args[:5])
+    if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu":
+        return _cpu_attention_workspace(args[0], args[1])
     if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
         return _cpu_attention_backward_workspace(args[0], args[1], args[2])
     if cpu and op == "aten.convolution":
@@ -85,15 +87,32 @@ def _dequantized_bytes(input: torch.Tensor, codes: torch.Tensor, shape: Any, sca
     return int(elements * input.element_size() + (_FLOAT * blocks if scales.numel() < blocks else 0))
 
 
+def _cpu_attention_workspace(query: torch.Tensor, key: torch.Tensor) -> int:
+    """For each thread a block of the scores, two numbers for each of its rows, and what the block gives.
+
+    In float32 at least; a block of half precision is there in that, too: cpu/FlashAttentionKernel.cpp,
+    `cpu_flash_attention`, on CPUs without matrix units (AMX), for which operands are packed.
+    """
+    rows, columns = _cpu_attention_block(query, key)
+    itemsize, size = query.element_size(), query.shape[3]
+    halved = itemsize * rows * columns if itemsize < _FLOAT else 0
+    return int(THREADS * (max(itemsize, _FLOAT) * rows * (columns + 2 + size) + halved))
+
+
+def _cpu_attention_block(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of the scores that a thread has at a time: up to 256 and 512."""
+    rows, columns = query.shape[2], key.shape[2]
+    return min(rows, 256 if rows >= 768 else 64 if rows >= 192 else 32), min(columns, 512)
+
+
 def _cpu_attention_backward_workspace(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> int:
     """The gradient by (sample, row, head), and for each thread a block of the scores and one of their gradients.
 
-    Blocks have up to 256 rows and 512 columns: cpu/FlashAttentionKernel.cpp, `cpu_flash_attention_backward`.
+    See cpu/FlashAttentionKernel.cpp, `cpu_flash_attention_backward`.
     """
-    rows, columns = query.shape[2], key.shape[2]
-    block_rows = min(rows, 256 if rows >= 768 else 64 if rows >= 192 else 32)
+    rows, columns = _cpu_attention_block(query, key)
     copied = 0 if gradient.transpose(1, 2).is_contiguous() else gradient.numel() * gradient.element_size()
-    return int(copied + _FLOAT * (THREADS * 2 * block_rows * min(columns, 512) + block_rows))
+    return int(copied + _FLOAT * (THREADS * 2 * rows * columns + rows))
 
 
 @dataclass(frozen=True, slots=True)

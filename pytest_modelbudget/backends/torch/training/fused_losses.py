@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.kernels.device import autocast_dtype
-from pytest_modelbudget.backends.torch.training.head import Head, scores_of
+from pytest_modelbudget.backends.torch.training.head import Head
+from pytest_modelbudget.backends.torch.training.losses import scores_of
 from pytest_modelbudget.errors import ModelBudgetError
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -37,14 +38,14 @@ class FusedLoss:
             raise ModelBudgetError(
                 f"training.loss: torch {torch.__version__} has no {loss}: write liger, cce or chunked"
             )
-        self._loss, self._head = FUSED_LOSSES[loss], head
+        self._loss, self.head = FUSED_LOSSES[loss], head
         self.targets: torch.Tensor | None = None
 
     def __call__(self, out: Any) -> torch.Tensor:
         hidden = scores_of(out)
         if self.targets is None:
             self.targets = torch.empty(hidden.shape[:-1], dtype=torch.int64, device=hidden.device)
-        return self._loss(hidden, self._head, self.targets)
+        return self._loss(hidden, self.head, self.targets)
 
 
 def _liger(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
+from pytest_modelbudget.backends.torch.training.losses import own_loss, scores_of
 from pytest_modelbudget.errors import ModelBudgetError
 
 _MATMULS = frozenset((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__))
@@ -38,11 +39,6 @@ class Head:
             yield
 
 
-def scores_of(out: Any) -> torch.Tensor:
-    """The first output of floats with dimensions."""
-    return next(tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1)
-
-
 def find_head(run: Callable[[], Any], loss: str) -> Head:
     """The head of the model that `run` runs, for the `loss` of a recipe.
 
@@ -52,18 +48,18 @@ def find_head(run: Callable[[], Any], loss: str) -> Head:
     """
     with torch.no_grad(), _Search() as search:
         out = run()
-    own_loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
-    if isinstance(own_loss, torch.Tensor):
+    if own_loss(out) is not None:
         raise ModelBudgetError(
             f"training.loss: {loss} takes the place of the model's own loss: leave the targets out of its inputs"
         )
-    head: Head | None = search.heads.get(storage_key(scores_of(out)))
+    logits = storage_key(scores_of(out))
+    head: Head | None = search.heads.get(logits)
     if head is None:
         raise ModelBudgetError(
             f"training.loss: {loss}: the model's head is not clear: its first output is not the plain product of "
             f"hidden states and one weight: {_CURE}"
         )
-    if (use := search.uses.get(storage_key(scores_of(out)))) is not None:
+    if (use := search.uses.get(logits)) is not None:
         raise ModelBudgetError(
             f"training.loss: {loss} makes no logits, and the model does more with them than to return them ({use}): "
             f"{_CURE}"
@@ -103,16 +99,16 @@ class _Search(TorchFunctionMode):  # type: ignore[misc]
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not _is_reading(func):
-            self._note_use(func, (*args, *kwargs.values()))
+            self._note_use(func, tensors((args, kwargs)))
         out = func(*args, **kwargs)
         if (head := _head_of(func, args, kwargs)) is not None and isinstance(out, torch.Tensor):
             self.heads[storage_key(out)] = head
             self._results.append(out)
         return out
 
-    def _note_use(self, func: Any, operands: tuple[Any, ...]) -> None:
+    def _note_use(self, func: Any, operands: list[torch.Tensor]) -> None:
         for operand in operands:
-            if isinstance(operand, torch.Tensor) and operand.is_meta and (key := storage_key(operand)) in self.heads:
+            if operand.is_meta and (key := storage_key(operand)) in self.heads:
                 self.uses.setdefault(key, str(getattr(func, "__name__", func)))
 
 

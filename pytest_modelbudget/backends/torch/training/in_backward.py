@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
+from pytest_modelbudget.backends.torch.training.optimizers import OptimizerGroup, optimizer_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 
@@ -35,7 +36,7 @@ def runs_in_backward(recipe: Training, *, sharded: bool) -> bool:
 
 
 def make_in_backward(recipe: Training, params: list[nn.Parameter], model: nn.Module, update: Update) -> Any:
-    """What updates `params` of `model` in the backward pass, until it is told to `remove` its hooks.
+    """What updates `params` of `model` in the backward pass, until its `hooks` are removed.
 
     Raises:
         ModelBudgetError: the optimizer cannot be had, or does not take the options.
@@ -48,7 +49,7 @@ def make_in_backward(recipe: Training, params: list[nn.Parameter], model: nn.Mod
         raise ModelBudgetError(f"training.optimizer: lomo cannot be made: {error}") from error
 
 
-class OptimizersInBackward:
+class OptimizersInBackward(OptimizerGroup):
     """One optimizer for each parameter, run by torch's `register_post_accumulate_grad_hook`, as its tutorial shows.
 
     `make` gives the optimizer of a parameter, `update` runs its step.
@@ -56,18 +57,9 @@ class OptimizersInBackward:
 
     def __init__(self, params: list[nn.Parameter], make: Callable[[list[nn.Parameter]], Any], update: Update) -> None:
         self._optimizers = {parameter: make([parameter]) for parameter in params}
+        super().__init__(list(self._optimizers.values()))
         self._update = update
-        self._handles = [parameter.register_post_accumulate_grad_hook(self._run) for parameter in params]
-
-    @property
-    def state(self) -> Mapping[Any, Any]:
-        """The state of all."""
-        return {key: value for optimizer in self._optimizers.values() for key, value in optimizer.state.items()}
-
-    @property
-    def parts(self) -> list[Any]:
-        """All of them."""
-        return list(self._optimizers.values())
+        self.hooks = [parameter.register_post_accumulate_grad_hook(self._run) for parameter in params]
 
     def step(self) -> None:
         """Nothing is left to do when the backward pass is over."""
@@ -75,11 +67,6 @@ class OptimizersInBackward:
     def _run(self, parameter: nn.Parameter) -> None:
         self._update(self._optimizers[parameter].step, parameter)
         parameter.grad = None
-
-    def remove(self) -> None:
-        """The parameters are as before."""
-        for handle in self._handles:
-            handle.remove()
 
 
 class Lomo:
@@ -91,7 +78,7 @@ class Lomo:
     def __init__(self, params: list[nn.Parameter], update: Update, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
         self.state: dict[Any, Any] = {}
         self._params, self._update = params, update
-        self._handles = [parameter.register_hook(self._run) for parameter in params]
+        self.hooks = [parameter.register_hook(self._run) for parameter in params]
 
     def _run(self, gradient: torch.Tensor) -> torch.Tensor:
         self.step()
@@ -101,12 +88,7 @@ class Lomo:
         """Use the gradients that are there; the last one is used when the backward pass is over."""
         for parameter in self._params:
             if parameter.grad is not None:
-                self._update(lambda parameter=parameter: _sgd_in_float32(parameter), parameter)  # type: ignore[misc]
-
-    def remove(self) -> None:
-        """The parameters are as before."""
-        for handle in self._handles:
-            handle.remove()
+                self._update(partial(_sgd_in_float32, parameter), parameter)
 
 
 def _sgd_in_float32(parameter: nn.Parameter) -> None:

@@ -11,20 +11,32 @@ from torch.nn import functional
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
-from pytest_modelbudget.planner.loops import Loop
+from pytest_modelbudget.planner.loops import loop_of
 from pytest_modelbudget.planner.references import imported
 
 
-def loss_function(recipe: Training, loop: Loop) -> Callable[[Any], Any]:
+def loss_function(recipe: Training) -> Callable[[Any], Any]:
     """What the backward pass begins with, from what the model returned."""
     if recipe.loss == "cross_entropy":
         return CrossEntropy()
     if recipe.loss == "auto":
-        return _OwnLoss(CrossEntropy(float32=True) if loop.float32_loss else lambda out: out)
+        return _OwnLoss(CrossEntropy(float32=True) if loop_of(recipe).float32_loss else lambda out: out)
     return (lambda out: out) if recipe.loss == "none" else imported(recipe.loss, "loss")
 
 
-def _own_loss(out: Any) -> torch.Tensor | None:
+def scores_of(out: Any) -> torch.Tensor:
+    """The first output of floats with dimensions.
+
+    Raises:
+        ModelBudgetError: there is none.
+    """
+    for tensor in tensors(out):
+        if tensor.is_floating_point() and tensor.dim() > 1:
+            return tensor
+    raise ModelBudgetError("training.loss: the model returned no scores that a cross entropy could be made of")
+
+
+def own_loss(out: Any) -> torch.Tensor | None:
     """The number that the model returned, its `loss`, or the only number beside other tensors."""
     if isinstance(out, torch.Tensor):
         return out if out.dim() == 0 else None
@@ -42,7 +54,7 @@ class _OwnLoss:
         self._otherwise = otherwise
 
     def __call__(self, out: Any) -> Any:
-        loss = _own_loss(out)
+        loss = own_loss(out)
         return self._otherwise(out) if loss is None else loss
 
     @property
@@ -62,9 +74,7 @@ class CrossEntropy:
         self.dtype = torch.float32 if float32 else None
 
     def __call__(self, out: Any) -> torch.Tensor:
-        scores = next((tensor for tensor in tensors(out) if tensor.is_floating_point() and tensor.dim() > 1), None)
-        if scores is None:
-            raise ModelBudgetError("training.loss: the model returned no scores that a cross entropy could be made of")
+        scores = scores_of(out)
         if scores.dim() == 3:
             scores = scores.reshape(-1, scores.shape[-1])
         if self.targets is None:

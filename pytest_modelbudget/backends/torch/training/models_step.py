@@ -22,7 +22,9 @@ from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
-from pytest_modelbudget.backends.torch.training.step import MIXED, STEPS, StepRecording
+from pytest_modelbudget.backends.torch.training.optimizers import notes_of
+from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording
+from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Recipe, Training
 from pytest_modelbudget.planner.references import imported
@@ -68,6 +70,7 @@ class ModelsStep(StepRecording):
                 self.doing, recorder.phase = "step", "forward"
                 with kernels.autocast(MIXED.get(recipe.precision)):
                     function(self.model, *call.args, **call.kwargs, **arguments)
+        self.notes += notes_of(*(optimizers.values() if isinstance(optimizers, Mapping) else [optimizers]))
         return optimizers
 
     def infer(self, recipe: Inference, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:

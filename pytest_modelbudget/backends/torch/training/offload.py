@@ -19,6 +19,7 @@ from pytest_modelbudget import units
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.model.pytree import tensors
+from pytest_modelbudget.backends.torch.training.optimizers import unified_bytes
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 
@@ -47,7 +48,8 @@ class OffloadedOptimizer:
     """What `torchao.optim.CPUOffloadOptimizer` leaves on the device: parameters of fewer than 4,096 elements.
 
     Of the others a copy, a gradient and the states are on the host: `host_bytes`, None where the states are not known.
-    With `gradients` each gradient is let go of in the backward pass; `gradient_made` is told before.
+    With `gradients` each gradient is let go of in the backward pass, by `hooks` that the caller removes;
+    `gradient_made` is told before.
     """
 
     SMALL = 4_096
@@ -62,9 +64,9 @@ class OffloadedOptimizer:
     ) -> None:
         large = [parameter for parameter in params if parameter.numel() >= self.SMALL]
         small = [parameter for parameter in params if parameter.numel() < self.SMALL]
-        self._on_device = make(small) if small else None
+        self.parts = [make(small)] if small else []
         self._gradient_made = gradient_made
-        self._handles = [
+        self.hooks = [
             parameter.register_post_accumulate_grad_hook(self._offload_gradient)
             for parameter in (large if gradients else ())
         ]
@@ -75,7 +77,7 @@ class OffloadedOptimizer:
     @property
     def state(self) -> Any:
         """What is kept on the device."""
-        return self._on_device.state if self._on_device is not None else {}
+        return self.parts[0].state if self.parts else {}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -85,13 +87,8 @@ class OffloadedOptimizer:
 
     def step(self) -> None:
         """The step on the device; the others are the host's."""
-        if self._on_device is not None:
-            self._on_device.step()
-
-    def remove(self) -> None:
-        """The parameters are as before."""
-        for handle in self._handles:
-            handle.remove()
+        for part in self.parts:
+            part.step()
 
     def _offload_gradient(self, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None
@@ -110,7 +107,8 @@ def _state_bytes(params: list[nn.Parameter], make: Make) -> int | None:
                 parameter.grad = torch.empty_like(parameter)
             optimizer = make(params)
             optimizer.step()
-        return sum(int(tensor.nbytes) for state in optimizer.state.values() for tensor in tensors(state))
+        states = {id(tensor): int(tensor.nbytes) for state in optimizer.state.values() for tensor in tensors(state)}
+        return sum(states.values()) + unified_bytes(optimizer)
     except Exception:  # whatever an optimizer of the user's does with values
         return None
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -126,16 +126,28 @@ _PUBLISHED_OPTIMIZERS: dict[str, _Make] = {
 """Optimizers of other libraries, and what makes them."""
 
 
-def notes_of(optimizer: Any) -> list[str]:
-    """What an optimizer says of its numbers, and how much of its states is in unified memory, in all its parts."""
-    parts = getattr(optimizer, "parts", [optimizer])
+def notes_of(*optimizers: Any) -> list[str]:
+    """What optimizers say of their numbers, and how much of their states is in unified memory, in all their parts."""
+    parts = [part for optimizer in optimizers for part in parts_of(optimizer)]
     notes = list({note: None for part in parts for note in getattr(part, "notes", ())})
-    if unified := sum(getattr(part, "unified_bytes", 0) for part in parts):
+    if unified := sum(map(unified_bytes, optimizers)):
         notes.append(
             f"{units.size(unified)} of paged optimizer states are in unified memory and in none of these numbers: they "
             "are on the device while there is room, else on the host"
         )
     return notes
+
+
+def parts_of(optimizer: Any) -> Iterator[Any]:
+    """The optimizers that one is made of: itself, and all that it holds."""
+    yield optimizer
+    for part in getattr(optimizer, "parts", ()):
+        yield from parts_of(part)
+
+
+def unified_bytes(optimizer: Any) -> int:
+    """How much of the states of an optimizer is in unified memory, in all its parts."""
+    return sum(getattr(part, "unified_bytes", 0) for part in parts_of(optimizer))
 
 
 def embedding_tables(model: nn.Module) -> frozenset[int]:

@@ -16,13 +16,21 @@ from torch import nn
 
 
 class PublishedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
-    """Goes through the parameters that have a gradient, one at a time; options that change no size are of no account.
+    """Goes through the parameters that have a gradient, one at a time.
 
+    `WITHOUT_SIZE` are the options of the published one that change no size: they are accepted, and not looked at.
     `notes` are for the reader of the plan, `unified_bytes` are states in unified memory.
+
+    Raises:
+        TypeError: an option that the published one does not have, or that is not planned.
     """
 
+    WITHOUT_SIZE: tuple[str, ...] = ("lr", "betas", "eps", "weight_decay")
+
     def __init__(self, params: Iterable[Any], **options: Any) -> None:
-        super().__init__(params, {"lr": 1e-3, **options})
+        if unknown := sorted(options.keys() - set(self.WITHOUT_SIZE)):
+            raise TypeError(f"{type(self).__name__} has no option {' or '.join(map(repr, unknown))} that is planned")
+        super().__init__(params, {"lr": 1e-3})
         self.unified_bytes = 0
 
     @property
@@ -49,8 +57,7 @@ class PublishedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
 class Lion(PublishedOptimizer):
     """Lion (Chen et al. 2023, arXiv 2302.06675) as in lion-pytorch 0.2: one average, and two temporaries at a time."""
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-4, betas: Any = (), weight_decay: float = 0.0) -> None:
-        super().__init__(params)
+    WITHOUT_SIZE = ("lr", "betas", "weight_decay")
 
     def update(self, param: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], names: Any) -> None:
         """See `PublishedOptimizer.update`."""
@@ -66,18 +73,18 @@ class Adopt(PublishedOptimizer):
     two lists. Weight decay that is not `decoupled` copies the gradients.
     """
 
+    WITHOUT_SIZE = ("lr", "betas", "eps")
+
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: Any = (),
-        eps: float = 1e-6,
+        *,
         weight_decay: float = 0.0,
         decoupled: bool = False,
-        *,
         foreach: bool,
+        **options: Any,
     ) -> None:
-        super().__init__(params)
+        super().__init__(params, **options)
         self._foreach, self._copies_gradients = foreach, bool(weight_decay) and not decoupled
 
     def step(self, closure: Any = None) -> None:
@@ -113,10 +120,7 @@ class Adopt(PublishedOptimizer):
 class Sophia(PublishedOptimizer):
     """Sophia-G (Liu et al. 2023, arXiv 2305.14342) as its authors publish it: an average and the Hessian's diagonal."""
 
-    def __init__(
-        self, params: Iterable[Any], lr: float = 1e-4, betas: Any = (), rho: float = 0.04, weight_decay: float = 0.1
-    ) -> None:
-        super().__init__(params)
+    WITHOUT_SIZE = ("lr", "betas", "rho", "weight_decay")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -146,20 +150,12 @@ class AdamMini(PublishedOptimizer):
     )  # fmt: skip
     HEADS = ("k_proj", "q_proj", "wq", "wk", "query", "key")
 
+    WITHOUT_SIZE = ("lr", "betas", "eps", "weight_decay", "n_kv_heads")
+
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: Any = (),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        dim: int = 2048,
-        n_heads: int = 32,
-        n_kv_heads: int | None = None,
-        names: dict[int, str],
+        self, params: Iterable[Any], *, dim: int = 2048, n_heads: int = 32, names: dict[int, str], **options: Any
     ) -> None:
-        super().__init__(params)
+        super().__init__(params, **options)
         self._head, self._names = dim * dim // n_heads, names
 
     def update(self, param: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], names: Any) -> None:
@@ -208,11 +204,23 @@ class LowRank(PublishedOptimizer):
 
     The gradient of `[m, n]` is projected along its longer side, states are `[m, rank]` or `[rank, n]`. The others come
     first, as in the groups of the published scripts.
+
+    Raises:
+        ValueError: a kind of projection that is not planned.
     """
 
-    def __init__(self, params: Iterable[Any], projected: frozenset[int], rank: int) -> None:
-        super().__init__(sorted(params, key=lambda param: id(param) in projected))
+    WITHOUT_SIZE = ("lr", "betas", "eps", "weight_decay", "update_proj_gap", "scale")
+
+    def __init__(
+        self, params: Iterable[Any], *, projected: frozenset[int], rank: int, proj_type: str = "std", **options: Any
+    ) -> None:
+        self._check("proj_type", proj_type, "std")
+        super().__init__(sorted(params, key=lambda param: id(param) in projected), **options)
         self._projected, self._rank = projected, rank
+
+    def _check(self, option: str, value: str, *planned: str) -> None:
+        if value not in planned:
+            raise ValueError(f"{type(self).__name__}: {option} {value} is not planned, only {' and '.join(planned)}")
 
     def update(self, param: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], names: Any) -> None:
         """See `PublishedOptimizer.update`."""
@@ -244,22 +252,8 @@ class GaLore(LowRank):
     In float32 the projection is a view of the singular vectors, which are kept whole; in half precision it is a copy.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: Any = (),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        *,
-        rank: int = 128,
-        update_proj_gap: int = 200,
-        scale: float = 0.25,
-        proj_type: str = "std",
-        projected: frozenset[int],
-    ) -> None:
-        _check_projection("galore", proj_type)
-        super().__init__(params, projected, rank)
+    def __init__(self, params: Iterable[Any], *, rank: int = 128, **options: Any) -> None:
+        super().__init__(params, rank=rank, **options)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -300,23 +294,15 @@ class Apollo(LowRank):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: Any = (),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
         *,
         rank: int = 256,
-        update_proj_gap: int = 200,
-        scale: float = 1.0,
         scale_type: str = "channel",
         proj: str = "random",
-        proj_type: str = "std",
-        projected: frozenset[int],
+        **options: Any,
     ) -> None:
-        _check_projection("apollo", proj_type)
-        if proj != "random":
-            raise ValueError(f"apollo: proj {proj} is not planned, only random")
-        super().__init__(params, projected, rank)
+        self._check("proj", proj, "random")
+        self._check("scale_type", scale_type, "channel", "tensor")
+        super().__init__(params, rank=rank, **options)
         self._by_channel = scale_type == "channel"
 
     def projection(self, gradient: torch.Tensor, right: bool) -> torch.Tensor:
@@ -341,11 +327,6 @@ class Apollo(LowRank):
         state["scaled_grad"] = torch.norm(names.scaled_grad)
         names.scaled_grad = names.scaled_grad / state["scaled_grad"]
         names.norm_grad = names.scaled_grad
-
-
-def _check_projection(name: str, proj_type: str) -> None:
-    if proj_type != "std":
-        raise ValueError(f"{name}: proj_type {proj_type} is not planned, only std")
 
 
 def _by_dtype(groups: Iterable[dict[str, Any]]) -> list[list[Any]]:

@@ -25,18 +25,8 @@ class Bitsandbytes(PublishedOptimizer):
     BLOCK, SMALL, PAGED = 256, 4_096, 100_000
     TABLE = 256
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: Any = (),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        states: int,
-        paged: bool = False,
-    ) -> None:
-        super().__init__(params)
+    def __init__(self, params: Iterable[Any], *, states: int, paged: bool = False, **options: Any) -> None:
+        super().__init__(params, **options)
         self._states, self._paged = states, paged
         self._tables: list[torch.Tensor] = []
 
@@ -68,18 +58,8 @@ class AdamW4bit(PublishedOptimizer):
 
     SMALL, TABLE = 4_096, 16
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: Any = (),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        *,
-        block_size: int = 128,
-        on_cpu: bool,
-    ) -> None:
-        super().__init__(params)
+    def __init__(self, params: Iterable[Any], *, block_size: int = 128, on_cpu: bool, **options: Any) -> None:
+        super().__init__(params, **options)
         self._block, self._on_cpu = block_size, on_cpu
 
     @property

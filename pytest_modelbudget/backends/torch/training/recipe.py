@@ -6,16 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.training.adapters import lora_added
 from pytest_modelbudget.backends.torch.training.checkpointing import RecomputeContext, checkpointed
+from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.lora import Lora
-
-_COMPUTE = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
 
 
 @contextmanager
@@ -31,7 +29,7 @@ def recipe_patches(model: nn.Module, recipe: Training, around: RecomputeContext 
         if recipe.trainable:
             _freeze(model, recipe.trainable)
         if recipe.lora:
-            compute, cuda = _COMPUTE.get(recipe.precision), recipe.kernels == "cuda"
+            compute, cuda = MIXED.get(recipe.precision), recipe.kernels == "cuda"
             trained = [parameter for parameter in model.parameters() if recipe.trainable and parameter.requires_grad]
             stack.enter_context(lora_added(model, Lora.of(recipe.lora), compute, cuda))
             for parameter in trained:  # beside the pairs; a weight that is stored in integers is another by now

@@ -11,7 +11,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ from pytest_modelbudget.backends.torch.training.caches import CachePlace, given_
 from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.ema import averaged_weights
 from pytest_modelbudget.backends.torch.training.fused_losses import FusedLoss, loss_rules
-from pytest_modelbudget.backends.torch.training.head import find_head
+from pytest_modelbudget.backends.torch.training.head import Head, find_head
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs, in_float32
 from pytest_modelbudget.backends.torch.training.losses import loss_function
@@ -51,15 +51,11 @@ from pytest_modelbudget.backends.torch.training.offload import OffloadedOptimize
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of, optimizer_of
 from pytest_modelbudget.backends.torch.training.recipe import recipe_patches
 from pytest_modelbudget.backends.torch.training.synchronization import exchange_gradients
-from pytest_modelbudget.backends.torch.training.weights import weights_cast, without_gradients
+from pytest_modelbudget.backends.torch.training.weights import HALF, MIXED, weights_cast, without_gradients
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.loops import loop_of, resolved
 from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
-
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
-"""Precisions of autocast, and its dtype."""
 
 STEPS = 2
 """Steps that are run; the last one is measured."""
@@ -90,21 +86,30 @@ def record_step(
             "compile: xla is for models on TensorFlow and JAX: compiled torch models are not planned"
         )
     sizes = run_sizes(sizes, recipe)
-    modules, make_run = len(sys.modules), recording or StepRecording
-    run = make_run(runnable, sizes, recipe, shard, recorder, optimizer)
-    run.answers = answers
+    make_run = recording or StepRecording
+
+    def recorded() -> MemoryTrace:
+        run = make_run(runnable, sizes, recipe, shard, recorder, optimizer)
+        run.answers = answers
+        return _recorded(run)
+
+    modules = len(sys.modules)
+    memory_trace = recorded()
+    if isinstance(recipe, Inference) and len(sys.modules) > modules:  # its one pass was held by frames of imports
+        gc.collect(0)
+        return recorded()
+    return memory_trace
+
+
+def _recorded(run: StepRecording) -> MemoryTrace:
+    """What `run` recorded; an error that names its part, where the model's code raises one."""
     try:
-        memory_trace = run.memory_trace()
-        if isinstance(recipe, Inference) and len(sys.modules) > modules:  # its one pass was held by frames of imports
-            gc.collect(0)
-            run = make_run(runnable, sizes, recipe, shard, recorder, optimizer)
-            run.answers = answers
-            memory_trace = run.memory_trace()
-        return memory_trace
+        return run.memory_trace()
     except ModelBudgetError:
         raise
     except Exception as error:  # whatever the model's code raises
-        raise ModelBudgetError(f"{runnable.name}: the {run.doing} could not be recorded: {_reason(error)}") from error
+        name = run.runnable.name
+        raise ModelBudgetError(f"{name}: the {run.doing} could not be recorded: {_reason(error)}") from error
 
 
 def run_sizes(sizes: Mapping[str, int], recipe: Recipe) -> dict[str, int]:
@@ -137,59 +142,34 @@ class StepRecording:
         self.sizes = sizes
         self.answers: Answers | None = None
         self.doing = "forward pass"
-        self.training = isinstance(recipe, Training)
+        self.on_cuda = recipe.kernels == "cuda"
         self.cleanup = ExitStack()
         self.notes: list[str] = []
-        self.loss_of: FusedLoss | None = None
-        self.without_head: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.fused_loss: FusedLoss | None = None
 
     def memory_trace(self) -> MemoryTrace:
         """Run it all."""
+        recipe, kernels = self.recipe, DeviceKernels(self.on_cuda)
         with ExitStack() as stack:
             self.cleanup = stack
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(global_state_restored())
-            stack.enter_context(no_modes())
-            if self.shard is None:
-                stack.callback(self.runnable.attributes.restore)
-            stack.enter_context(without_gradients(self.model))
-            stack.enter_context(weights_cast(self.model, _HALF.get(self.recipe.precision)))
-            kernels = DeviceKernels(self.recipe.kernels == "cuda")
-            if isinstance(self.recipe, Training):
-                stack.enter_context(recipe_patches(self.model, self.patching(self.recipe), around=lambda: kernels))
-            if self.shard is not None:
-                self.doing = "sharding"
-                self.model = self.shard(self.model)
-            stack.enter_context(channels_last_kept())
-            stack.enter_context(cpu_attention() if self.recipe.kernels != "cuda" else autocast_asked_of_cuda())
-            seed_everything()
-            if isinstance(self.recipe, Inference) and self.recipe.kv_cache:
-                self.sizes = {**self.sizes, self._tokens(): self.recipe.kv_cache}
+            self.prepare(recipe, kernels, stack)
             call = self.inputs()
-            recorder: Recorder = self.recorder(self.model)
-            recorder.cpu = None if self.recipe.kernels == "cuda" else CPUS[self.recipe.kernels]
-            for name, tensor in call.ports:
-                recorder.label(tensor, name)
-            averages = averaged_weights(self.model, recorder) if getattr(self.recipe, "ema", False) else []
-            stack.enter_context(quiet_modes(self.runnable, self.training, on_cpu=self.recipe.kernels != "cuda"))
+            recorder = self.recorder_for(call, kernels)
+            averages = averaged_weights(self.model, recorder) if isinstance(recipe, Training) and recipe.ema else []
+            stack.enter_context(quiet_modes(self.runnable, isinstance(recipe, Training), on_cpu=not self.on_cuda))
             stack.enter_context(kernels)
-            recorder.recomputing = lambda: kernels
-            kernels.add_rules(rnn.rules(recorder, cuda=self.recipe.kernels == "cuda"))
-            kernels.add_rules(loss_rules())
-            kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
             dispatcher = self.dispatcher(recorder, call)
             stack.enter_context(value_reads_observed(dispatcher.note_read))
-            if isinstance(self.recipe, Training) and self.recipe.loss in LANGUAGE_LOSSES:
-                self.leave_head_out(str(self.recipe.loss), call, dispatcher)
+            if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
+                self.fused_loss = FusedLoss(str(recipe.loss), self.head_of(str(recipe.loss), call, dispatcher))
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
-            if isinstance(self.recipe, Training):
-                check_offload(self.recipe)
-                activations = stack.enter_context(activations_offloaded(self.model, self.recipe))
-                alive = self.train(self.recipe, call, recorder, kernels)
+            if isinstance(recipe, Training):
+                activations = stack.enter_context(activations_offloaded(self.model, recipe))
+                alive = self.train(recipe, call, recorder, kernels)
                 self.notes += activations.notes if activations else ()
             else:
-                alive = self.infer(self.recipe, call, recorder, kernels)
+                alive = self.infer(recipe, call, recorder, kernels)
             recorder.close()
             del alive, averages
             if self.answers is not None:
@@ -197,11 +177,41 @@ class StepRecording:
         notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes)
         memory_trace = replace(recorder.memory_trace(), notes=notes)
         show_memory_trace(memory_trace, self.runnable.log)
-        return (
-            memory_trace.without_temporaries("optimizer")
-            if isinstance(self.recipe, Training) and self.recipe.fused
-            else memory_trace
-        )
+        is_fused = isinstance(recipe, Training) and recipe.fused
+        return memory_trace.without_temporaries("optimizer") if is_fused else memory_trace
+
+    def prepare(self, recipe: Recipe, kernels: DeviceKernels, stack: ExitStack) -> None:
+        """Bring the model and torch into the state of the run, until `stack` is left."""
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(global_state_restored())
+        stack.enter_context(no_modes())
+        if self.shard is None:
+            stack.callback(self.runnable.attributes.restore)
+        stack.enter_context(without_gradients(self.model))
+        stack.enter_context(weights_cast(self.model, HALF.get(recipe.precision)))
+        if isinstance(recipe, Training):
+            check_offload(recipe)
+            stack.enter_context(recipe_patches(self.model, self.patching(recipe), around=lambda: kernels))
+        if self.shard is not None:
+            self.doing = "sharding"
+            self.model = self.shard(self.model)
+        stack.enter_context(channels_last_kept())
+        stack.enter_context(autocast_asked_of_cuda() if self.on_cuda else cpu_attention())
+        seed_everything()
+        if isinstance(recipe, Inference) and recipe.kv_cache:
+            self.sizes = {**self.sizes, self._tokens(): recipe.kv_cache}
+
+    def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
+        """What watches the run of the model, on the device of `kernels`."""
+        recorder: Recorder = self.recorder(self.model)
+        recorder.cpu = None if self.on_cuda else CPUS[self.recipe.kernels]
+        for name, tensor in call.ports:
+            recorder.label(tensor, name)
+        recorder.recomputing = lambda: kernels
+        kernels.add_rules(rnn.rules(recorder, cuda=self.on_cuda))
+        kernels.add_rules(loss_rules())
+        kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
+        return recorder
 
     def dispatcher(self, recorder: Recorder, call: ModelCall) -> MetaDispatcher:
         """What runs the operators."""
@@ -214,19 +224,18 @@ class StepRecording:
 
     def inputs(self) -> ModelCall:
         """What the model is called with."""
-        return call_of(self.runnable, self.sizes, _HALF.get(self.recipe.precision))
+        return call_of(self.runnable, self.sizes, HALF.get(self.recipe.precision))
 
     def patching(self, recipe: Training) -> Training:
         """What of `recipe` changes the model before it is recorded."""
         return recipe
 
-    def leave_head_out(self, loss: str, call: ModelCall, dispatcher: Any) -> None:
-        """Find the head by a pass that is not recorded; a `loss` of hidden states takes its place."""
+    def head_of(self, loss: str, call: ModelCall, dispatcher: Any) -> Head:
+        """The head that a `loss` of hidden states takes the place of, found by a pass that is not recorded."""
         if self.shard is not None:
             raise ModelBudgetError(f"training.loss: {loss} is not planned with sharding: write module:callable")
         with observing(Observer(part_ids(self.model)), dispatcher):
-            head = find_head(lambda: self.model(*call.args, **call.kwargs), loss)
-        self.loss_of, self.without_head = FusedLoss(loss, head), head.left_out
+            return find_head(lambda: self.model(*call.args, **call.kwargs), loss)
 
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Run `STEPS` steps of the loop; gives back what is alive when the last one is over."""
@@ -234,8 +243,8 @@ class StepRecording:
         if not params:
             raise ModelBudgetError(f"{self.runnable.name}: training: no parameter is trained")
         optimizer = self.optimizer_for(recipe, params, recorder, kernels)
-        loop = loop_of(recipe)
-        loss_of, outputs, loss = self.loss_of or loss_function(recipe, loop), LoopOutputs(recorder), None
+        loss_of, outputs, loss = self.fused_loss or loss_function(recipe), LoopOutputs(recorder), None
+        drops_outputs = recipe.outputs == "dropped" or self.fused_loss  # with this the model returns no hidden states
         for step in range(STEPS):
             if step:
                 gc.collect(0)  # frames of what torch imports at its first operators hold what these were called with
@@ -245,38 +254,48 @@ class StepRecording:
             for number in range(recipe.gradient_accumulation):
                 if recipe.no_sync:
                     exchange_gradients(self.model, number == recipe.gradient_accumulation - 1)
-                self.doing, recorder.phase = "forward pass of the training step", "forward"
-                kernels.keeps_casts, kernels.guessing = loop.caches_casts, False
                 with kernels.autocast(MIXED.get(recipe.precision)):
-                    with self.without_head():
-                        outputs.returned(self.model(*call.args, **call.kwargs))
-                    if loop.float32_outputs and recipe.precision in MIXED and self.loss_of is None:
-                        outputs.returned(in_float32(outputs.value))
+                    self.forward(recipe, call, outputs, recorder, kernels)
                     self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
                     loss = loss_of(outputs.value)
-                if recipe.outputs == "dropped" or self.loss_of:  # a model with a fused loss returns no hidden states
+                if isinstance(targets := getattr(loss_of, "targets", None), torch.Tensor):
+                    recorder.set_role(targets, "input")
+                if drops_outputs:
                     outputs.drop()
                 if recipe.zero_grad == "before-backward" and number == 0:
                     drop_gradients(params)
-                if isinstance(targets := getattr(loss_of, "targets", None), torch.Tensor):
-                    recorder.set_role(targets, "input")
-                self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
-                start_backward(loss)
-                for parameter in params:
-                    if parameter.grad is not None:
-                        recorder.set_role(parameter.grad, "gradient")
+                self.backward(loss, params, recorder, kernels)
             if recipe.outputs == "until-step":
                 outputs.drop()
             if optimizer is not None:
                 self.update(optimizer.step, recorder)
-                for state in optimizer.state.values():
-                    for tensor in tensors(state):
-                        recorder.set_role(tensor, "optimizer")
+                for tensor in tensors(list(optimizer.state.values())):
+                    recorder.set_role(tensor, "optimizer")
             if recipe.zero_grad == "after":
                 drop_gradients(params)
         self.notes += notes_of(optimizer)
         outputs.note_last()
         return outputs, loss, optimizer
+
+    def forward(
+        self, recipe: Training, call: ModelCall, outputs: LoopOutputs, recorder: Recorder, kernels: DeviceKernels
+    ) -> None:
+        """Run the model, without its head where the loss takes its place; `outputs` gets what it returned."""
+        self.doing, recorder.phase = "forward pass of the training step", "forward"
+        loop, fused_loss = loop_of(recipe), self.fused_loss
+        kernels.keeps_casts, kernels.guessing = loop.caches_casts, False
+        with fused_loss.head.left_out() if fused_loss else nullcontext():
+            outputs.returned(self.model(*call.args, **call.kwargs))
+        if loop.float32_outputs and recipe.precision in MIXED and not fused_loss:
+            outputs.returned(in_float32(outputs.value))
+
+    def backward(self, loss: Any, params: list[nn.Parameter], recorder: Recorder, kernels: DeviceKernels) -> None:
+        """Run a backward pass from `loss`."""
+        self.doing, recorder.phase, kernels.keeps_casts = "backward pass", "backward", False
+        start_backward(loss)
+        for parameter in params:
+            if parameter.grad is not None:
+                recorder.set_role(parameter.grad, "gradient")
 
     def optimizer_for(
         self, recipe: Training, params: list[nn.Parameter], recorder: Recorder, kernels: DeviceKernels
@@ -301,7 +320,8 @@ class StepRecording:
             )
         else:
             return self.optimizer(recipe, params, self.model)
-        self.cleanup.callback(optimizer.remove)
+        for hook in optimizer.hooks:
+            self.cleanup.callback(hook.remove)
         return optimizer
 
     def update(self, step: Callable[[], object], recorder: Recorder) -> None:

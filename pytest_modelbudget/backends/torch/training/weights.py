@@ -12,6 +12,12 @@ from pytest_modelbudget.backends.torch.model import keras_layers
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions that weights and inputs are cast to, and their dtypes."""
+
+MIXED = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+"""Precisions of autocast, and its dtypes."""
+
 
 @contextmanager
 def without_gradients(model: nn.Module) -> Iterator[None]:

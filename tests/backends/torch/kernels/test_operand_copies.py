@@ -81,6 +81,11 @@ def group_norm_backward(gradient: Make, data: Make) -> Call:
     return aten.native_group_norm_backward, args
 
 
+def attention(query: torch.Tensor, key: torch.Tensor) -> Call:
+    """Keys that are the values, too."""
+    return aten._scaled_dot_product_flash_attention_for_cpu, (query, key, key)
+
+
 def attention_backward(gradient: Make, data: Make) -> Call:
     """Two samples of 4 heads of 16, 64 rows, as if all were queries, keys and values."""
     query = data(2, 4, 64, 16)
@@ -119,6 +124,9 @@ CALLS: dict[str, Callable[[], Call]] = {
     "softmax, backward": lambda: (aten._softmax_backward_data, (part(), last(), -1, torch.float32)),
     "attention, rows first": lambda: attention_backward(rows_first, rows_first),
     "attention, heads first": lambda: attention_backward(plain, rows_first),
+    "attention, forward": lambda: attention(plain(2, 4, 64, 16), plain(2, 4, 50, 16)),
+    "attention, forward, many rows": lambda: attention(plain(1, 2, 800, 16), plain(1, 2, 600, 16)),
+    "attention, forward in half precision": lambda: attention(*[plain(2, 4, 200, 16, dtype=torch.bfloat16)] * 2),
     "a masked product": lambda: (aten.mul, (mask(), plain())),
     "a count": lambda: (aten.sum.dim_IntList, (mask(), [2, 3])),
     "a choice": lambda: (aten.where, (mask(), plain(), plain())),

@@ -138,6 +138,19 @@ class Masked(nn.Module):
         return self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
 
 
+class OneHead(nn.Module):
+    """Fused attention of three dimensions, under a mask of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
 class Unfused(nn.Module):
     """Attention in single steps, with dropout."""
 
@@ -164,6 +177,7 @@ REAL: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "BERT": (lambda: _encoder(0.1), "float32[2, 12, 32]"),
     "BERT without dropout": (lambda: _encoder(0.0), "float32[2, 12, 32]"),
     "a mask of bools": (Masked, "float32[2, 12, 16]"),
+    "attention without heads": (OneHead, "float32[2, 12, 16]"),
     "GRU": (lambda: nn.GRU(16, 32, 2, bidirectional=True), "float32[7, 3, 16]"),
     "half of it frozen": (lambda: frozen(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16), nn.Softmax(-1)), "float32[3, 16]"),
 }  # fmt: skip

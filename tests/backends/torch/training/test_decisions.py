@@ -71,11 +71,15 @@ def test_recomputed_blocks_decide_again() -> None:
     assert planned(training={"checkpointing": "blocks"}).peak_bytes
 
 
+STEPS = {"steps": lambda model, x: square(model(x)).backward(), "loss": "auto", "loop": None}
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         pytest.param({"run": "abstract"}, "the model decides by values", id="forbidden"),
         pytest.param({"training": {"sharding": {"ddp": 2}}}, "the model decides by values", id="one rank of many"),
+        pytest.param({"training": STEPS}, "the model decides by values", id="a step of the user's own"),
     ],
 )
 def test_where_no_real_pass_is_made(options: dict[str, Any], reason: str) -> None:

@@ -172,10 +172,21 @@ class Reading(Lm):
         return logits, logits.softmax(-1)
 
 
+class Joining(Lm):
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = super().forward(x)
+        return logits, torch.cat([logits, logits])
+
+
 class WithLoss(Lm):
     def forward(self, x: torch.Tensor) -> Any:
         logits = super().forward(x)
         return {"logits": logits, "loss": logits.mean()}
+
+
+class LossAlone(Lm):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x).mean()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +194,9 @@ class WithLoss(Lm):
     [
         pytest.param(Capped, "head is not clear: its first output is not the plain product", id="logits are capped"),
         pytest.param(Reading, r"does more with them than to return them \(softmax\)", id="logits are read"),
+        pytest.param(Joining, r"does more with them than to return them \(cat\)", id="logits are read in a list"),
         pytest.param(WithLoss, "leave the targets out of its inputs", id="a loss of its own"),
+        pytest.param(LossAlone, "leave the targets out of its inputs", id="nothing but a loss"),
     ],
 )
 def test_an_unclear_head_is_refused(model: type[nn.Module], message: str) -> None:

@@ -215,6 +215,22 @@ def test_a_callable_makes_the_optimizers() -> None:
     assert without.peak() < with_states.peak()
 
 
+def test_what_optimizers_leave_out_is_told() -> None:
+    """Paged states, which are in no number, are told as in the common loop."""
+
+    def build() -> nn.ModuleDict:
+        return nn.ModuleDict({name: nn.Linear(400, 400, bias=False) for name in ("first", "second")})
+
+    def step(models: Any, x: torch.Tensor, optimizers: Any) -> None:
+        models["second"](models["first"](x)).sum().backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+
+    paged = 2 * 2 * 400 * 400  # two states of a byte for each element
+    trace = traced(build(), "float32[1, 400]", steps=step, optimizer="paged-adamw-8bit", kernels="cuda", foreach=None)
+    assert trace.notes[-1].startswith(f"{paged / 2**10:.1f} KiB of paged optimizer states are in unified memory")
+
+
 def test_a_pipeline_of_models_at_inference() -> None:
     """A pipeline is called without gradients: weights of all, and what is alive between them."""
 

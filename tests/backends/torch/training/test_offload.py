@@ -83,6 +83,15 @@ def test_an_optimizer_on_the_host(offload: tuple[str, ...], matrices: int) -> No
     assert trace.notes[-1].startswith("offloaded: 1.000 MiB of optimizer states and copies")
 
 
+def test_paged_states_are_on_the_host() -> None:
+    """Of 400 x 400 elements two copies in float32, two states of a byte, and scales and tables of those."""
+    trace = traced(
+        nn.Linear(400, 400, bias=False), "float32[1, 400]", optimizer="paged-adamw-8bit", offload=("optimizer",)
+    )
+    on_host = 2 * 4 * 160_000 + 2 * (160_000 + 4 * (160_000 // 256 + 256))
+    assert trace.notes[-1].startswith(f"offloaded: {on_host / 2**20:.3f} MiB of optimizer states")
+
+
 def test_nothing_large_is_on_the_host() -> None:
     """Parameters that all stay on the device leave nothing, which is a size that is known."""
     trace = traced(nn.Linear(4, 4), "float32[1, 4]", optimizer="adamw", offload=("optimizer",))

@@ -288,6 +288,12 @@ def test_lomo(dtype: torch.dtype) -> None:
         pytest.param(
             {"optimizer": "galore", "optimizer_options": {"targets": ["conv"]}}, "targets: [...]", id="no target"
         ),
+        pytest.param(
+            {"optimizer": "lion-8bit", "optimizer_options": {"speed": 1}}, "has no option 'speed'", id="unknown option"
+        ),
+        pytest.param(
+            {"optimizer": "apollo", "optimizer_options": {"scale_type": "chanel"}}, "channel and tensor", id="scale"
+        ),
         pytest.param({"optimizer": "adam-mini"}, "dim: ..., n_heads: ...", id="heads that do not fit"),
         pytest.param({"optimizer": "lion", "fused": True}, "training.fused: the published lion", id="fused"),
         pytest.param({"optimizer": "rmsprop", "fused": True}, "training.fused: torch's rmsprop", id="fused of torch"),
