@@ -196,9 +196,15 @@ def loaded() -> tuple[Backend, ...]:
     return tuple(_usable())
 
 
+def in_use() -> frozenset[str]:
+    """The names among `BACKENDS` of what this process has imported, in whatever version."""
+    return frozenset(name for name in BACKENDS if any(sign in sys.modules for sign in _SIGNS.get(name, (name,))))
+
+
 def _usable() -> Iterator[Backend]:
+    imported = in_use()
     for name in BACKENDS:
-        if any(sign in sys.modules for sign in _SIGNS.get(name, (name,))):
+        if name in imported:
             try:
                 yield backend(name)
             except FrameworkMissing:  # a version that the backend does not know; its models have no owner

@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+_len = len
+"""The builtin as it was at first: what is undone may be a builder's that has replaced it."""
 _LOCK = threading.RLock()
 _MISSING = object()
 _PATCHES_BY_NAME: dict[tuple[int, str], list[Any]] = {}
@@ -44,7 +46,7 @@ class ProcessChange:
 
     def __exit__(self, *_: object) -> None:
         changes = _CHANGES.pending
-        for index in range(len(changes) - 1, -1, -1):
+        for index in range(_len(changes) - 1, -1, -1):
             if changes[index] is self:
                 self.undo()
                 del changes[index]
@@ -102,14 +104,14 @@ class _Patch(ProcessChange):
         with _LOCK:
             layers = _PATCHES_BY_NAME.get(key, ())
             rest = [layer for layer in layers if layer is not self]
-            if len(rest) == len(layers):
+            if _len(rest) == _len(layers):
                 return
-            top = rest[-1].value if len(rest) > 1 else rest[0]
+            top = rest[-1].value if _len(rest) > 1 else rest[0]
             if top is not _MISSING:
                 setattr(self._owner, self._name, top)
             elif self._name in vars(self._owner):
                 delattr(self._owner, self._name)
-            if len(rest) > 1:
+            if _len(rest) > 1:
                 _PATCHES_BY_NAME[key] = rest
             else:
                 del _PATCHES_BY_NAME[key]
@@ -197,7 +199,7 @@ def _exchange(package: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> N
 
 def change_count() -> int:
     """Where the list of this thread's changes ends, for `undo_since`."""
-    return len(_CHANGES.pending)
+    return _len(_CHANGES.pending)
 
 
 def undo_since(position: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pytest_modelbudget import backends, inputs
 from pytest_modelbudget.backends import model_files
 from pytest_modelbudget.backends.patching import gc_paused
+from pytest_modelbudget.engine.late_imports import FrameworkImported, stopped_at_frameworks
 from pytest_modelbudget.engine.naming import CURES, import_callable, import_framework, import_named
 from pytest_modelbudget.engine.planning import CountedModel
 from pytest_modelbudget.engine.tracebacks import safe_text
@@ -52,9 +53,11 @@ def _build_model_as_it_takes(
     active: tuple[backends.Backend, ...],
     finish: Callable[[CountedModel], T],
 ) -> T:
-    """See `_build_model`; once more where a framework's way to build touched the model of another one."""
+    """See `_build_model`; once more where the builder imported a framework, or one's way to build touched another's."""
     try:
         return _build_model(build, entry, active, finish)
+    except FrameworkImported:
+        return _build_model_as_it_takes(build, entry, backends.loaded(), finish)
     except (NotOfFramework, ValuesUnknown) as other:
         if isinstance(other, ValuesUnknown) and entry.framework in (None, other.framework):
             raise
@@ -92,7 +95,7 @@ def _build_model(
             return finish(subject_of(owner, model, entry, built_here=True, rebuild=rebuild, notes=notes))
     if owner is None:
         raise ModelBudgetError(f"{_builder_name(build)} returned {described(model)}")
-    # The builder imported its framework itself, so the first model was built for real: drop it and build again.
+    # The builder brought its framework unnoticed, so the first model was built for real: drop it and build again.
     del model
     return _build_model_as_it_takes(build, entry, backends.loaded(), finish)
 
@@ -104,7 +107,7 @@ def _build_abstractly(
     build: Callable[..., object], entry: ModelEntry, active: tuple[backends.Backend, ...]
 ) -> tuple[object, tuple[str, ...]]:
     """What the builder returns, and where it asked for values in vain."""
-    with backends.abstract(active) as refused:
+    with backends.abstract(active) as refused, stopped_at_frameworks():
         model = build(*entry.args, **entry.kwargs)
     return model, tuple(line for lines in refused for line in lines)
 
