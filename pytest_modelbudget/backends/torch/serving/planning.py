@@ -247,9 +247,11 @@ class _Plans:
         if not each:  # nothing is kept of a request
             return None
         most = max(free, 0) // each  # beside the pass over a prompt, or over the requests of the recipe
-        if most <= self.recipe.requests or self._prompts_apart(cache_laws) or (room(most) or 0) >= 0:
+        if most <= self.recipe.requests or self._prompts_apart(cache_laws):
             return most
-        return largest_fitting_size(room, most)
+        if (left := room(most)) is None:
+            return None
+        return most if left >= 0 else largest_fitting_size(room, most)
 
 
 def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
