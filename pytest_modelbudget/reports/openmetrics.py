@@ -8,16 +8,12 @@ FLOPs that are a lower bound have a gauge of their own, `model_flops_at_least`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
 
-from pytest_modelbudget import units
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result
-from pytest_modelbudget.summary.metrics import METRICS, Number
+from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless
 
-_DECIMALS = 6
-_PICOSECOND_DECIMALS = 12
 _UNITS = ("bytes", "seconds")
 """Units that end the names of metrics, as OpenMetrics has them."""
 
@@ -60,18 +56,13 @@ def _values_text(result: Result) -> str:
     if summary.flops.is_lower_bound:
         values["flops_at_least"], values["flops"] = values["flops"], None
     numbers = ((name, values.get(name)) for name in _FAMILIES)
-    return "\t".join("" if number is None else _metric_text(name, number) for name, number in numbers)
-
-
-def _metric_text(name: str, number: Number) -> str:
-    of_time = name in METRICS and METRICS[name].kind == "seconds"
-    return _number_text(number, _PICOSECOND_DECIMALS if of_time else _DECIMALS)
+    return "\t".join("" if number is None else text.number_text(name, number) for name, number in numbers)
 
 
 def _used(named_models: Iterable[tuple[str, Result]]) -> Iterator[Sample]:
     for name, result in named_models:
         for metric, share in sorted(text.used_shares(result).items()):
-            yield {"model": name, "metric": metric}, _number_text(share)
+            yield {"model": name, "metric": metric}, text.number_text("used_ratio", share)
 
 
 def _family(name: str, meaning: str, samples: Iterable[Sample]) -> Iterator[str]:
@@ -88,7 +79,3 @@ def _labels(labels: Labels) -> str:
 
 def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def _number_text(value: Number, decimals: int = _DECIMALS) -> str:
-    return units.rounded(value, f".{decimals}f") if isinstance(value, Fraction) else str(value)

@@ -47,6 +47,12 @@ def json_list(items: Iterable[object], *, depth: int = 0) -> Iterator[str]:
     yield "[]" if separator == "[" else f"\n{margin}]"
 
 
+def number_text(name: str, number: Number) -> str:
+    """A number of a metric for machines, in full: a time has its picoseconds, shares and ratios have six decimals."""
+    of_time = name in METRICS and METRICS[name].kind == "seconds"
+    return units.rounded(number, ".12f" if of_time else ".6f") if isinstance(number, Fraction) else str(number)
+
+
 @dataclass(frozen=True, slots=True)
 class ReportSetting:
     """What a report needs to know beside the results: the `key` of a comment, the root's `folder` in its repository.
