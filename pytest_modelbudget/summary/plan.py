@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 from pytest_modelbudget import units
@@ -130,6 +131,9 @@ class LargestSize:
     device: str
 
 
+PICOSECONDS = 10**12
+"""Picoseconds of a second."""
+
 Limited = Literal["compute", "memory"]
 """What a time is bound by: FLOPs, or bytes that move through the memory."""
 
@@ -155,6 +159,11 @@ class TimeBound:
     picoseconds: int | None
     parts: tuple[BoundPart, ...] = ()
     reason: str = ""
+
+    @property
+    def seconds(self) -> Fraction | None:
+        """The least time in seconds, exactly; None when it is not known."""
+        return None if self.picoseconds is None else Fraction(self.picoseconds, PICOSECONDS)
 
 
 @dataclass(frozen=True, slots=True)

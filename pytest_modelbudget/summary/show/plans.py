@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.growth import Growth
@@ -177,7 +178,7 @@ def time_texts(plan: Plan) -> Iterator[str]:
         return
     at_least = "at least " if plan.flops_at_least else ""
     intensity = (
-        f", {plan.flops / plan.bytes_moved:,.0f} FLOPs for each byte"
+        f", {_intensity_text(Fraction(plan.flops, plan.bytes_moved))} FLOPs for each byte"
         if plan.bytes_moved and not plan.flops_at_least
         else ""
     )
@@ -189,9 +190,17 @@ def time_texts(plan: Plan) -> Iterator[str]:
         yield f"  {time_text(bound)}"
 
 
+def _intensity_text(intensity: Fraction) -> str:
+    """FLOPs for each byte, whole from 10 on; below two digits that say something, `0.34` or `0.0012`."""
+    if intensity >= 10 or not intensity:
+        return f"{float(intensity):,.0f}"
+    places = next(places for places in count(1) if intensity * 10**places >= 10)
+    return f"{float(intensity):.{places}f}"
+
+
 def time_text(bound: TimeBound) -> str:
     """`takes at least 12.30 ms on A100 80GB (a bound, ...): 91.2% of it for compute, most in lm_head; ...`."""
-    if bound.picoseconds is None:
+    if bound.seconds is None:
         return f"least time on {bound.device}: {UNKNOWN} ({bound.reason})"
     times: dict[Limited, int] = {"compute": 0, "memory": 0}
     for part in bound.parts:
@@ -202,8 +211,7 @@ def time_text(bound: TimeBound) -> str:
         for limited, time in times.items()
         if time
     )
-    least = units.seconds(Fraction(bound.picoseconds, 10**12))
-    return f"takes at least {least} on {bound.device} (a bound, no estimate: {ABOVE_BOUND}): {shares}"
+    return f"takes at least {units.seconds(bound.seconds)} on {bound.device} (a bound, no estimate: {ABOVE_BOUND}): {shares}"
 
 
 def _longest_part(bound: TimeBound, limited: Limited) -> str:
@@ -212,22 +220,20 @@ def _longest_part(bound: TimeBound, limited: Limited) -> str:
 
 
 def layer_times(summary: Summary, path: str) -> Iterator[tuple[str, str]]:
-    """What the layer at `path` and all inside it have of the least time of each run, and what they are bound by."""
+    """The share of the least time of each run that the layer at `path` and all inside it have, and what bounds them.
+
+    The shares of all operators add up to the whole. They are of the times before what the chip may hold is taken off
+    the whole, so that a layer alone has a share, and no least time.
+    """
     for kind, bound in ((plan.kind, bound) for plan in summary.plans for bound in plan.time_bounds):
-        total = sum(part.picoseconds for part in bound.parts)
-        times: dict[str, int] = {}
+        times: dict[Limited, int] = {}
         for part in bound.parts:
             if part.path == path or part.path.startswith(f"{path}."):
                 times[part.limited] = times.get(part.limited, 0) + part.picoseconds
-        if times:
-            yield (
-                f"{kind} on {bound.device}",
-                ", ".join(
-                    f"at least {units.seconds(Fraction(time, 10**12))} bound by {limited} "
-                    f"({units.percent(Fraction(time, total))})"
-                    for limited, time in times.items()
-                ),
-            )
+        if times and bound.seconds is not None:
+            total = sum(part.picoseconds for part in bound.parts)
+            shares = (f"{units.percent(Fraction(time, total))} bound by {limited}" for limited, time in times.items())
+            yield f"{kind} on {bound.device}", f"{' and '.join(shares)}, of at least {units.seconds(bound.seconds)}"
 
 
 def growth_text(growth: Growth) -> str:
