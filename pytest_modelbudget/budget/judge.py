@@ -291,7 +291,7 @@ def _run_measured(metric: str, summary: Summary) -> Kind | None:
 
 
 def _why_other_run(old: Summary | Totals, new: Summary, run: Kind, metric: str) -> str:
-    """Why a metric of a run of two summaries cannot be compared; empty when it is of the same run, on the same device."""
+    """Why a metric of a run cannot be compared; empty when both summaries are of the same run, on the same device."""
     old_plan, new_plan = old.plan(run), new.plan(run)
     if old_plan is None or new_plan is None:
         return ""

@@ -70,7 +70,7 @@ def _is_expected(name: str) -> bool:
 
 
 def number_of(counted: Summary | Totals, metric: str, run: Kind | None = None) -> Number | None:
-    """A number of a model; None when it is not known, or was not kept. The work is that of a `run`, where one is named."""
+    """A number of a model; None when it is not known, or was not kept. Work is that of the `run`, if one is named."""
     if metric in WORK_METRICS:
         return work_number(metric, run_of(counted) if run is None else counted.plan(run))
     if isinstance(counted, Summary):

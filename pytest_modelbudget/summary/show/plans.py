@@ -211,7 +211,8 @@ def time_text(bound: TimeBound) -> str:
         for limited, time in times.items()
         if time
     )
-    return f"takes at least {units.seconds(bound.seconds)} on {bound.device} (a bound, no estimate: {ABOVE_BOUND}): {shares}"
+    least = units.seconds(bound.seconds)
+    return f"takes at least {least} on {bound.device} (a bound, no estimate: {ABOVE_BOUND}): {shares}"
 
 
 def _longest_part(bound: TimeBound, limited: Limited) -> str:

@@ -45,7 +45,14 @@ def test_least_times_of_a_layer() -> None:
 
 @pytest.mark.parametrize(
     ("flops", "moved", "shown"),
-    [(34, 100, "0.34"), (25, 10, "2.5"), (99, 10, "9.9"), (12, 10_000, "0.0012"), (0, 10, "0"), (123_456, 10, "12,346")],
+    [
+        (34, 100, "0.34"),
+        (25, 10, "2.5"),
+        (99, 10, "9.9"),
+        (12, 10_000, "0.0012"),
+        (0, 10, "0"),
+        (123_456, 10, "12,346"),
+    ],
 )
 def test_few_flops_for_a_byte_are_not_rounded_away(flops: int, moved: int, shown: str) -> None:
     """Two digits below ten, whole numbers above."""
