@@ -14,7 +14,7 @@ from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
 from pytest_modelbudget.summary.metrics import GROWING
 from pytest_modelbudget.summary.numbers import Number
-from pytest_modelbudget.summary.show.plans import lever_savings, range_text, way_text
+from pytest_modelbudget.summary.show.plans import lever_savings, need_text, way_text
 
 RUN_SECTIONS = ("fits", "growth_in")
 """Keys beside the metrics that limit runs."""
@@ -128,10 +128,10 @@ def device_shortfalls(summary: Summary, budget: Budget) -> Iterator[Breach]:
         fits_by_device = {fit.device: fit for fit in plan.fits}
         for device in budget.devices:
             fit = fits_by_device.get(device)
-            if fit is None or fit.needs is None:
+            if fit is None or fit.decisive is None:
                 yield None, f"{plan.kind} on {device}: {why_unplanned(summary, plan.kind)}"
             elif fit.verdict == "does not fit":
-                yield fit.needs, _shortfall_text(plan, fit, fit.needs)
+                yield fit.decisive, _shortfall_text(plan, fit, fit.decisive)
     if budget.strict:
         yield from tight_fits(summary, budget)
 
@@ -142,13 +142,12 @@ def tight_fits(summary: Summary, budget: Budget) -> Iterator[Breach]:
         for fit in plan.fits:
             if fit.device in budget.devices and fit.verdict == "tight":
                 ways = [way_text(way) for way in plan.ways if way.device == fit.device]
-                yield fit.needs, "; ".join([f"{plan.kind} is tight on {fit.device}: {range_text(fit)}", *ways])
+                yield fit.decisive, "; ".join([f"{plan.kind} is tight on {fit.device}: {need_text(fit)}", *ways])
 
 
-def _shortfall_text(plan: Plan, fit: Fit, needs: int) -> str:
-    """`training needs 26.10 GiB of 22.35 GiB on 24 GB: short by 3.750 GiB; levers: ...`."""
-    capacity_text, shortfall = units.size(fit.capacity), units.size(needs - fit.capacity)
-    text = f"{plan.kind} needs {units.size(needs)} of {capacity_text} on {fit.device}: short by {shortfall}"
+def _shortfall_text(plan: Plan, fit: Fit, need: int) -> str:
+    """`training needs at least 26.10 GiB of 22.35 GiB on 24 GB: short by 3.750 GiB; levers: ...`."""
+    text = f"{plan.kind} {need_text(fit)} on {fit.device}: short by {units.size(need - fit.capacity)}"
     levers = list(lever_savings(plan))[:_MOST_LEVERS]
     ways = [way_text(way) for way in plan.ways if way.device == fit.device]
     return "; ".join([text, *([f"levers: {', '.join(levers)}"] if levers else []), *ways])

@@ -115,13 +115,13 @@ def context(platform: str, cuda: str = "12.0") -> tuple[int, int] | None:
     return row["low"] * _MIB, row["high"] * _MIB
 
 
-def need_text(on: Device) -> str:
+def need_note(on: Device) -> str:
     """What a need on this device contains and what it does not, as a sentence."""
-    inside = f"the context of the device (up to {units.size(on.context[1])})" if on.context else ""
+    inside = f", the context of the device (up to {units.size(on.context[1])})" if on.context else ""
     outside = "" if on.context else "the context of the device (not known), "
     return (
-        f"contains the caching allocator's reserve{' and ' + inside if inside else ''}; "
-        f"not {outside}workspaces of convolutions, buffers of communication, and other processes"
+        f"contains the caching allocator's reserve{inside} and, at the most, workspaces of convolutions that break it "
+        f"up, and what the plan may be off; not {outside}buffers of communication, and other processes"
     )
 
 

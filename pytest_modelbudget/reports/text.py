@@ -109,12 +109,12 @@ def used_shares(result: Result) -> dict[str, Fraction]:
     """
     if result.summary is None:
         return {}
-    needs = [
-        Fraction(fit.needs, fit.capacity) for plan in result.summary.plans for fit in plan.fits
-        if fit.needs is not None and any(fit.device in budget.devices for budget in result.limits)
+    device_shares = [
+        Fraction(fit.decisive, fit.capacity) for plan in result.summary.plans for fit in plan.fits
+        if fit.decisive is not None and any(fit.device in budget.devices for budget in result.limits)
     ]  # fmt: skip
     return {
-        **({FITS: max(needs)} if needs else {}),
+        **({FITS: max(device_shares)} if device_shares else {}),
         **_used_of_max(result, result.summary),
     }
 

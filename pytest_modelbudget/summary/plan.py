@@ -101,6 +101,11 @@ class Fit:
         return self.needs if self.low is None else self.low + sum(margin.bytes for margin in self.margins)
 
     @property
+    def decisive(self) -> int | None:
+        """The need that its verdict hangs on: the least where even that is not there, else the most."""
+        return self.low if self.low is not None and self.low > self.capacity else self.high
+
+    @property
     def verdict(self) -> Verdict | None:
         """`fits` where its most is there, `does not fit` where its least is not; None when the need is not known."""
         if self.needs is None or self.high is None:

@@ -146,12 +146,24 @@ def lever_savings(plan: Plan) -> Iterator[str]:
 
 
 def fit_text(fit: Fit) -> str:
-    """`fits A100 80GB (needs 44.00 GiB of 79.15 GiB)`; where it is tight, from what to what it needs, and by what."""
-    if fit.needs is None:
+    """`fits A100 80GB (needs up to 44.00 GiB of 79.15 GiB)`; where it is tight, from what to what, and by what."""
+    if fit.verdict is None:
         return f"not known whether it fits {fit.device}"
+    verdict = f"tight on {fit.device}" if fit.verdict == "tight" else f"{fit.verdict} {fit.device}"
+    return f"{verdict} ({need_text(fit)})"
+
+
+def need_text(fit: Fit) -> str:
+    """What a run needs, by its verdict: `needs up to 22.10 GiB of 23.51 GiB`, or `at least 26.10 GiB`, or the range.
+
+    `needs 22.80 GiB to 24.10 GiB of 23.51 GiB: the context of the device 381.0 MiB, fragmentation 600.0 MiB`.
+    """
+    low, high, decisive = fit.low or 0, fit.high or 0, fit.decisive or 0
     if fit.verdict == "tight":
-        return f"tight on {fit.device} ({range_text(fit)})"
-    return f"{fit.verdict} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
+        margins = ", ".join(f"{margin.cause} {units.size(margin.bytes)}" for margin in fit.margins)
+        return f"needs {units.size(low)} to {units.size(high)} of {units.size(fit.capacity)}: {margins}"
+    bound = "" if low == high or fit.low is None else "at least " if decisive == low else "up to "
+    return f"needs {bound}{units.size(decisive)} of {units.size(fit.capacity)}"
 
 
 def way_text(way: Way) -> str:
@@ -159,13 +171,6 @@ def way_text(way: Way) -> str:
     if not way.recipe:
         return f"nothing that was tried fits {way.device} ({way.tried} plans)"
     return f"cheapest way to fit {way.device}: {way.recipe}"
-
-
-def range_text(fit: Fit) -> str:
-    """`needs 22.80 GiB to 24.10 GiB of 23.51 GiB: the context of the device 381.0 MiB, fragmentation 600.0 MiB`."""
-    low, high = fit.low or 0, fit.high or 0
-    margins = ", ".join(f"{margin.cause} {units.size(margin.bytes)}" for margin in fit.margins)
-    return f"needs {units.size(low)} to {units.size(high)} of {units.size(fit.capacity)}: {margins}"
 
 
 ABOVE_BOUND = "published runs of language models took 1.2 to 4.4 times as long, of images 2.5 to 24"
