@@ -17,7 +17,7 @@ from pytest_modelbudget.planner import AnyRecipe, Recipe, Serving, Training, gro
 from pytest_modelbudget.planner.advice import largest_fitting_size, levers, with_size
 from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.loops import resolved
-from pytest_modelbudget.planner.recipe import describe
+from pytest_modelbudget.planner.recipe import describe, refuse_idle_no_sync
 from pytest_modelbudget.planner.ways import cheapest_way
 from pytest_modelbudget.planner.written import RECIPE_TYPES
 from pytest_modelbudget.summary import Fit, Growth, Kind, LargestSize, Plan, Summary, Way
@@ -110,6 +110,7 @@ class CountedModel:
         raise planned
 
     def _plan(self, recipe: AnyRecipe, sizes: Mapping[str, int]) -> Plan:
+        refuse_idle_no_sync(recipe)
         if isinstance(recipe, Serving):
             return self._serve(recipe, sizes)
         if not hasattr(self.owner, "plan"):

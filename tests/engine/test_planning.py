@@ -147,6 +147,24 @@ def test_a_size_that_goes_nowhere_is_no_plan(tmp_path: Path, record: Any, option
     assert result.state is State.OK
 
 
+IDLE_NO_SYNC = {
+    "no ranks": ({"gradient_accumulation": 4}, "no ranks exchange gradients here"),
+    "no copies": ({"gradient_accumulation": 4, "sharding": {"tp": 2}}, "no ranks exchange gradients here"),
+    "one pass": ({"sharding": {"ddp": 2}}, "the only pass before a step exchanges"),
+    "both": ({"sharding": {"ddp": 2}, "gradient_accumulation": 2}, ""),
+}
+
+
+@pytest.mark.parametrize(("recipe", "words"), IDLE_NO_SYNC.values(), ids=IDLE_NO_SYNC)
+def test_a_no_sync_that_changes_nothing_is_refused(tmp_path: Path, record: Any, recipe: Any, words: str) -> None:
+    """Whoever writes it believes that it saves something."""
+    record(lambda _: 1)
+    summary = checked(tmp_path, training={"no_sync": True, **recipe}).summary
+    assert summary is not None
+    [plan] = summary.plans
+    assert plan.notes[0].startswith(f"not planned: training.no_sync: {words}") if words else plan.peak_bytes == 1
+
+
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
