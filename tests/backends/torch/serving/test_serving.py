@@ -238,7 +238,8 @@ def test_tensor_parallel(ranks: int, heads: int, share: int | None) -> None:
 @pytest.mark.parametrize(
     ("build", "inputs", "reason"),
     [
-        pytest.param(Plain, TEXT, "no cache that can be seen: its forward returned scores", id="no-cache"),
+        pytest.param(Plain, TEXT, "that can be seen: its forward returned scores", id="no-cache"),
+        pytest.param(partial(nn.Linear, 32, 8), "float32[B, 32]", "no cache of keys and values", id="no-text-at-all"),
         pytest.param(partial(Own, True), f"int64[2, {TOKENS}]", "dimensions of requests and of tokens", id="no-tokens"),
     ],
 )
