@@ -251,6 +251,23 @@ def test_unknown(build: Callable[[], object], inputs: Any, reason: str) -> None:
     assert reason in served.notes[0]
 
 
+class Few(Own):
+    """A model that takes at most a hundred requests in a pass."""
+
+    def forward(self, ids: torch.Tensor, memory: Any = None, bias: Any = None) -> Any:
+        if len(ids) > 100:
+            raise ValueError("too many")
+        return super().forward(ids, memory, bias)
+
+
+def test_most_requests_that_cannot_be_tried_are_left_out() -> None:
+    """The plan is there all the same, with what else fits the device."""
+    served = _serve(partial(Few, True), devices="A100 80GB")
+
+    assert served.peak_bytes is not None
+    assert [largest.dim for largest in served.largest] == ["tokens in all"]
+
+
 def test_cache_of_one_inference() -> None:
     """A pass with a cache of earlier tokens holds these, whatever the argument is called that takes them."""
     build = _transformer("LlamaConfig", num_key_value_heads=2, intermediate_size=64)
