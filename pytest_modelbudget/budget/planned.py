@@ -65,7 +65,7 @@ def _devices_of(options: Mapping[str, object]) -> list[str]:
         raise ModelBudgetError(f"tight: {options['tight']!r}: write warn (runs that may or may not fit pass) or fail")
     if ("device" in options) == ("shown" in options):
         raise ModelBudgetError("write device, or shown: the capacity that nvidia-smi shows")
-    value = options["device"] if "device" in options else f"{options['shown']} shown"
+    value = options["device"] if "device" in options else _shown_device(options["shown"])
     devices = [value] if isinstance(value, str) else value
     if not isinstance(devices, (list, tuple)) or not devices or not all(isinstance(device, str) for device in devices):
         raise ModelBudgetError(f"{value!r}: {_FITS_EXAMPLE}")
@@ -78,6 +78,15 @@ def _devices_of(options: Mapping[str, object]) -> list[str]:
             "nvidia-smi said of one run, for one device"
         )
     return [calibrated_device(names[0], reading["reserved"], reading["shown"])]
+
+
+def _shown_device(shown: object) -> str:
+    """The name of a device whose memory `nvidia-smi` shows as so much."""
+    try:
+        units.parse(shown, "bytes")
+    except ModelBudgetError as mistake:
+        raise ModelBudgetError(f"shown: {mistake}; nvidia-smi has it as MiB: 24564 MiB") from None
+    return f"{shown} shown"
 
 
 def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Rule]:
