@@ -104,7 +104,7 @@ class CountedModel:
             except (Exception, SystemExit) as error:
                 self.planned[key] = error
             else:
-                self.planned[key] = self.planned[_run_key(_said(recipe), sizes)] = plan
+                self.planned[key] = self.planned[_run_key(_with_habits(recipe), sizes)] = plan
         if isinstance(planned := self.planned[key], Plan):
             return planned
         raise planned
@@ -223,14 +223,14 @@ def _plan_with_advice(subject: CountedModel, recipe: AnyRecipe, *, advice: bool)
     return replace(plan, largest=tuple(_largest_sizes(subject, recipe, sizes, devices))) if advice else plan
 
 
-def _said(recipe: AnyRecipe) -> AnyRecipe:
+def _with_habits(recipe: AnyRecipe) -> AnyRecipe:
     """The recipe with its loop's habits written out: a plan of it looks at no other ones."""
     return resolved(recipe) if isinstance(recipe, Training) else recipe
 
 
 def _measured(subject: CountedModel, recipe: Recipe) -> Plan:
     """The plan of a changed recipe, with whether it fits the devices; it looks at no other habits of a loop."""
-    return with_fits(_plan_or_reason(subject, _said(recipe)), subject.devices)
+    return with_fits(_plan_or_reason(subject, _with_habits(recipe)), subject.devices)
 
 
 def _measured_fit(subject: CountedModel, recipe: Recipe, device: str) -> Fit | None:
@@ -358,7 +358,7 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
                 f"no {PEAK_METRICS[metric]} is planned: write {PEAK_METRICS[metric]}: {{}} for this model"
             )
         declared = subject.sizes_of(recipe)[dim]
-        return declared, lambda size: _known_peak(subject.plan(_said(with_size(recipe, dim, size))))
+        return declared, lambda size: _known_peak(subject.plan(_with_habits(with_size(recipe, dim, size))))
 
     if metric in WORK_METRICS:
         return _work_at_size(subject, dim, metric)
@@ -381,7 +381,7 @@ def _work_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, Ca
         raise ModelBudgetError(f"{metric} is of a planned run: write training: {{}} or inference: {{}} for this model")
 
     def count(size: int) -> int:
-        if (number := work_number(metric, subject.plan(_said(with_size(recipe, dim, size))))) is None:
+        if (number := work_number(metric, subject.plan(_with_habits(with_size(recipe, dim, size))))) is None:
             raise ModelBudgetError(f"{metric} is not known at {dim}={size}")
         return int(number)
 

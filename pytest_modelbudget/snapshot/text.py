@@ -84,8 +84,8 @@ def stored_plan(plan: Plan) -> dict[str, Any]:
     if plan.bytes_moved is not None:
         fields |= {} if plan.flops_at_least else {"flops": plan.flops}
         fields["bytes_moved"] = plan.bytes_moved
-    known = {bound.device: bound.picoseconds for bound in plan.time_bounds if bound.picoseconds is not None}
-    return {**fields, "least_picoseconds": known} if known else fields
+    times = {bound.device: bound.picoseconds for bound in plan.time_bounds if bound.picoseconds is not None}
+    return {**fields, "least_picoseconds": times} if times else fields
 
 
 def _digest(model: str, body: str) -> str:

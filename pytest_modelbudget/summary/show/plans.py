@@ -140,7 +140,7 @@ def lever_savings(plan: Plan) -> Iterator[str]:
     """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
     if plan.peak_bytes is None:
         return
-    for lever in sorted(plan.levers, key=lambda one: one.peak_bytes):
+    for lever in sorted(plan.levers, key=lambda lever: lever.peak_bytes):
         if (saved := plan.peak_bytes - lever.peak_bytes) > 0:
             yield f"{lever.name} would save {units.size(saved)}"
 
