@@ -125,6 +125,8 @@ def _unit_mistake(value: object, unit: str, kind: Kind) -> str:
     if not unit:
         return f"{value!r} needs a unit: write e.g. {_EXAMPLES[kind]}"
     names = {name.lower(): name for name in _UNITS[kind] if name}
+    if not names:
+        return f"{value!r} has the unit {unit!r}, and this number has none: write e.g. {_EXAMPLES[kind]}"
     close_matches = get_close_matches(unit.lower(), names, n=1, cutoff=0.7)
     hint = f", did you mean {names[close_matches[0]]!r}" if close_matches else ""
     return f"{value!r} has the unit {unit!r}, which does not count {_NOUN[kind]}{hint}: write e.g. {_EXAMPLES[kind]}"

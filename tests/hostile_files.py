@@ -205,6 +205,7 @@ SNAPSHOTS = {
 """The text of a snapshot of the two towers, and a part of what is said of it, with its line."""
 
 DEAR = frozenset((
+    "a model and its tags",
     "empty lists", "words", "a long name with mistakes", "unknown keys", "unknown recipes", "models and tags",
     "models and globs", "models and sizes", "a key twice", "one long list again and again", "a dotted header in a text",
     "a long text", "values", "newlines before the table", "rows", "the same path", "letters as tensors", "colons",

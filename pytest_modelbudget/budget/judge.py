@@ -231,16 +231,15 @@ class _Evaluator:
         if budget.metric == "flops" and base_summary.flops.rules != self.summary.flops.rules:
             rules = f"{base_summary.flops.rules}, here by rules {self.summary.flops.rules}"
             return None, f"FLOPs were counted by rules {rules} ({self.base.name})"
-        if (kind := PLAN_METRICS.get(budget.metric)) and (reason := _why_other_run(base_summary, self.summary, kind)):
-            return None, f"{reason} ({self.base.name})"
-        if budget.metric in WORK_METRICS and (reason := _why_other_work(base_summary, self.summary, budget.metric)):
+        run = _run_measured(budget.metric, self.summary)
+        if run is not None and (reason := _why_other_run(base_summary, self.summary, run, budget.metric)):
             return None, f"{reason} ({self.base.name})"
         if layer is not None and isinstance(base_summary, Totals):
             return None, f"of layers: the base has only totals (snapshot: totals) ({self.base.name})"
         if layer is not None and layer.path not in self.old_layers:
             return None, f"{layer.path} is not in the base ({self.base.name})"
         if layer is None or isinstance(base_summary, Totals):
-            number = number_of(base_summary, budget.metric)
+            number = number_of(base_summary, budget.metric, run)
         else:
             number = layer_value(base_summary, self.old_layers[layer.path], budget.metric)
         return number, "" if number is not None else f"{budget.metric} is not known there ({self.base.name})"
@@ -283,22 +282,22 @@ class _Evaluator:
         yield Finding("waiver", self.summary.model, text, waiver.place)
 
 
-def _why_other_run(old: Summary | Totals, new: Summary, kind: Kind) -> str:
-    """Why the peaks of two summaries cannot be compared; empty when they are of the same run."""
-    old_plan, new_plan = old.plan(kind), new.plan(kind)
-    if old_plan is None or new_plan is None or old_plan.recipe == new_plan.recipe:
+def _run_measured(metric: str, summary: Summary) -> Kind | None:
+    """The run that a metric is of; None for one of the model itself, and where no run is planned."""
+    if metric in WORK_METRICS:
+        run = run_of(summary)
+        return None if run is None else run.kind
+    return PLAN_METRICS.get(metric)
+
+
+def _why_other_run(old: Summary | Totals, new: Summary, run: Kind, metric: str) -> str:
+    """Why a metric of a run cannot be compared; empty when both summaries are of the same run, on the same device."""
+    old_plan, new_plan = old.plan(run), new.plan(run)
+    if old_plan is None or new_plan is None:
         return ""
-    return f"{kind} there was {old_plan.recipe}, here {new_plan.recipe}"
-
-
-def _why_other_work(old: Summary | Totals, new: Summary, metric: str) -> str:
-    """Why the work of two summaries' runs cannot be compared; empty when it is of the same run, on the same device."""
-    new_plan = run_of(new)
-    kind: Kind = "training" if new_plan is None else new_plan.kind
-    old_plan = old.plan(kind)
-    if reason := _why_other_run(old, new, kind):
-        return reason
-    if old_plan is None or new_plan is None or metric != "min_step_seconds":
+    if old_plan.recipe != new_plan.recipe:
+        return f"{run} there was {old_plan.recipe}, here {new_plan.recipe}"
+    if metric != "min_step_seconds":
         return ""
     devices = [next((bound.device for bound in plan.time_bounds), "no device") for plan in (old_plan, new_plan)]
     return "" if devices[0] == devices[1] else f"the least time there was on {devices[0]}, here on {devices[1]}"

@@ -14,7 +14,7 @@ from pytest_modelbudget.planner.growth import LAWS, allows
 from pytest_modelbudget.summary import Fit, Growth, Plan, Summary
 from pytest_modelbudget.summary.metrics import GROWING
 from pytest_modelbudget.summary.numbers import Number
-from pytest_modelbudget.summary.show.plans import lever_savings, range_text, way_text
+from pytest_modelbudget.summary.show.plans import lever_savings, need_text, way_text
 
 RUN_SECTIONS = ("fits", "growth_in")
 """Keys beside the metrics that limit runs."""
@@ -65,7 +65,7 @@ def _devices_of(options: Mapping[str, object]) -> list[str]:
         raise ModelBudgetError(f"tight: {options['tight']!r}: write warn (runs that may or may not fit pass) or fail")
     if ("device" in options) == ("shown" in options):
         raise ModelBudgetError("write device, or shown: the capacity that nvidia-smi shows")
-    value = options["device"] if "device" in options else f"{options['shown']} shown"
+    value = options["device"] if "device" in options else _shown_device(options["shown"])
     devices = [value] if isinstance(value, str) else value
     if not isinstance(devices, (list, tuple)) or not devices or not all(isinstance(device, str) for device in devices):
         raise ModelBudgetError(f"{value!r}: {_FITS_EXAMPLE}")
@@ -78,6 +78,15 @@ def _devices_of(options: Mapping[str, object]) -> list[str]:
             "nvidia-smi said of one run, for one device"
         )
     return [calibrated_device(names[0], reading["reserved"], reading["shown"])]
+
+
+def _shown_device(shown: object) -> str:
+    """The name of a device whose memory `nvidia-smi` shows as so much."""
+    try:
+        units.parse(shown, "bytes")
+    except ModelBudgetError as mistake:
+        raise ModelBudgetError(f"shown: {mistake}; nvidia-smi has it as MiB: 24564 MiB") from None
+    return f"{shown} shown"
 
 
 def parse_laws(value: object, place_of: PlaceOf) -> Iterator[Rule]:
@@ -128,10 +137,10 @@ def device_shortfalls(summary: Summary, budget: Budget) -> Iterator[Breach]:
         fits_by_device = {fit.device: fit for fit in plan.fits}
         for device in budget.devices:
             fit = fits_by_device.get(device)
-            if fit is None or fit.needs is None:
+            if fit is None or fit.decisive is None:
                 yield None, f"{plan.kind} on {device}: {why_unplanned(summary, plan.kind)}"
             elif fit.verdict == "does not fit":
-                yield fit.needs, _shortfall_text(plan, fit, fit.needs)
+                yield fit.decisive, _shortfall_text(plan, fit, fit.decisive)
     if budget.strict:
         yield from tight_fits(summary, budget)
 
@@ -142,13 +151,12 @@ def tight_fits(summary: Summary, budget: Budget) -> Iterator[Breach]:
         for fit in plan.fits:
             if fit.device in budget.devices and fit.verdict == "tight":
                 ways = [way_text(way) for way in plan.ways if way.device == fit.device]
-                yield fit.needs, "; ".join([f"{plan.kind} is tight on {fit.device}: {range_text(fit)}", *ways])
+                yield fit.decisive, "; ".join([f"{plan.kind} is tight on {fit.device}: {need_text(fit)}", *ways])
 
 
-def _shortfall_text(plan: Plan, fit: Fit, needs: int) -> str:
-    """`training needs 26.10 GiB of 22.35 GiB on 24 GB: short by 3.750 GiB; levers: ...`."""
-    capacity_text, shortfall = units.size(fit.capacity), units.size(needs - fit.capacity)
-    text = f"{plan.kind} needs {units.size(needs)} of {capacity_text} on {fit.device}: short by {shortfall}"
+def _shortfall_text(plan: Plan, fit: Fit, need: int) -> str:
+    """`training needs at least 26.10 GiB of 22.35 GiB on 24 GB: short by 3.750 GiB; levers: ...`."""
+    text = f"{plan.kind} {need_text(fit)} on {fit.device}: short by {units.size(need - fit.capacity)}"
     levers = list(lever_savings(plan))[:_MOST_LEVERS]
     ways = [way_text(way) for way in plan.ways if way.device == fit.device]
     return "; ".join([text, *([f"levers: {', '.join(levers)}"] if levers else []), *ways])

@@ -17,7 +17,7 @@ from pytest_modelbudget.planner import AnyRecipe, Recipe, Serving, Training, gro
 from pytest_modelbudget.planner.advice import largest_fitting_size, levers, with_size
 from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.loops import resolved
-from pytest_modelbudget.planner.recipe import describe
+from pytest_modelbudget.planner.recipe import describe, refuse_idle_no_sync
 from pytest_modelbudget.planner.ways import cheapest_way
 from pytest_modelbudget.planner.written import RECIPE_TYPES
 from pytest_modelbudget.summary import Fit, Growth, Kind, LargestSize, Plan, Summary, Way
@@ -46,6 +46,7 @@ class CountedModel:
     rebuild: Callable[[int], object] | None = None
     notes: tuple[str, ...] = ()
     counted: dict[tuple[tuple[str, int], ...], Summary] = field(default_factory=dict)
+    planned: dict[str, Plan | Exception | SystemExit] = field(default_factory=dict)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -90,12 +91,26 @@ class CountedModel:
         return {}
 
     def plan(self, recipe: AnyRecipe) -> Plan:
-        """What a run takes, by the framework's own recorder where there is one, else as a sum.
+        """What a run takes, by the framework's own recorder where there is one, else as a sum; made once for a recipe.
 
         Raises:
             ModelBudgetError: the recipe does not fit the model; whatever the model's own code raises comes through.
         """
         sizes = self.sizes_of(recipe)
+        key = _run_key(recipe, sizes)
+        if key not in self.planned:
+            try:
+                plan = self._plan(recipe, sizes)
+            except (Exception, SystemExit) as error:
+                self.planned[key] = error
+            else:
+                self.planned[key] = self.planned[_run_key(_with_habits(recipe), sizes)] = plan
+        if isinstance(planned := self.planned[key], Plan):
+            return planned
+        raise planned
+
+    def _plan(self, recipe: AnyRecipe, sizes: Mapping[str, int]) -> Plan:
+        refuse_idle_no_sync(recipe)
         if isinstance(recipe, Serving):
             return self._serve(recipe, sizes)
         if not hasattr(self.owner, "plan"):
@@ -153,6 +168,12 @@ class CountedModel:
         return all(port.spec.shape[:1] == (batch,) for port in ports)
 
 
+def _run_key(recipe: AnyRecipe, sizes: Mapping[str, int]) -> str:
+    """The same for recipes that are one run: whether a size is the recipe's or the model's makes none of another."""
+    unsized = replace(recipe, dims={}) if isinstance(recipe, Serving) else replace(recipe, dims={}, batch=None)
+    return f"{unsized!r} {sorted(sizes.items())}"
+
+
 def kind_of(recipe: AnyRecipe) -> Kind:
     """The section that a recipe is written in."""
     return next(kind for kind in get_args(Kind) if RECIPE_TYPES[kind] is type(recipe))
@@ -172,14 +193,15 @@ def with_plans(subject: CountedModel, summary: Summary) -> Summary:
 
     What cannot be planned is a plan without a peak, with the reason; nothing but KeyboardInterrupt escapes.
     """
-    laws = tuple(_growth_laws(subject, summary, subject.entry.parsed_budgets))
-    return replace(summary, plans=plans_of(subject), growth=laws)
+    plans = plans_of(subject)  # first: what its recipes do not say is told of these alone
+    return replace(summary, plans=plans, growth=tuple(_growth_laws(subject, summary, subject.entry.parsed_budgets)))
 
 
 def plans_only(subject: CountedModel) -> Summary:
     """A summary without rows that has what is planned, with all advice; nothing is counted that no plan needs."""
+    plans = plans_of(subject, advice=True)
     laws = tuple(_growth_laws(subject, None, subject.entry.parsed_budgets))
-    return Summary(subject.entry.id, subject.owner.FRAMEWORK, (), plans=plans_of(subject, advice=True), growth=laws)
+    return Summary(subject.entry.id, subject.owner.FRAMEWORK, (), plans=plans, growth=laws)
 
 
 def plans_of(subject: CountedModel, *, advice: bool = False) -> tuple[Plan, ...]:
@@ -195,44 +217,41 @@ def _plan_with_advice(subject: CountedModel, recipe: AnyRecipe, *, advice: bool)
     plan = with_fits(_plan_or_reason(subject, recipe), devices)
     if isinstance(recipe, Serving) or plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
         return plan
-    sizes, measure = subject.sizes_of(recipe), _Measured(subject)
-    measured = plan.levers or levers(recipe, plan, measure, sizes.get(BATCH))
-    plan = replace(plan, levers=measured, ways=tuple(_ways(plan, recipe, measure, sizes.get(BATCH), limits, advice)))
+    sizes = subject.sizes_of(recipe)
+    helpful = plan.levers or levers(recipe, plan, partial(_measured, subject), sizes.get(BATCH))
+    plan = replace(plan, levers=helpful, ways=tuple(_ways(subject, plan, recipe, sizes.get(BATCH), limits, advice)))
     return replace(plan, largest=tuple(_largest_sizes(subject, recipe, sizes, devices))) if advice else plan
 
 
-def _said(recipe: Recipe) -> Recipe:
+def _with_habits(recipe: AnyRecipe) -> AnyRecipe:
     """The recipe with its loop's habits written out: a plan of it looks at no other ones."""
     return resolved(recipe) if isinstance(recipe, Training) else recipe
 
 
-@dataclass(slots=True)
-class _Measured:
-    """The plans of one model by recipes, each made once; none of them looks at other habits of a loop."""
+def _measured(subject: CountedModel, recipe: Recipe) -> Plan:
+    """The plan of a changed recipe, with whether it fits the devices; it looks at no other habits of a loop."""
+    return with_fits(_plan_or_reason(subject, _with_habits(recipe)), subject.devices)
 
-    subject: CountedModel
-    plans: dict[str, Plan] = field(default_factory=dict)
 
-    def __call__(self, recipe: Recipe) -> Plan:
-        words = describe(recipe)
-        if words not in self.plans:
-            self.plans[words] = with_fits(_plan_or_reason(self.subject, _said(recipe)), self.subject.devices)
-        return self.plans[words]
-
-    def fit(self, recipe: Recipe, device: str) -> Fit | None:
-        """Whether it fits a device; None where that is not known."""
-        plan = self(recipe)
-        return None if plan.peak_bytes is None else next(fit for fit in plan.fits if fit.device == device)
+def _measured_fit(subject: CountedModel, recipe: Recipe, device: str) -> Fit | None:
+    """Whether a changed recipe fits a device; None where that is not known."""
+    plan = _measured(subject, recipe)
+    return None if plan.peak_bytes is None else next(fit for fit in plan.fits if fit.device == device)
 
 
 def _ways(
-    plan: Plan, recipe: Recipe, measure: _Measured, batch: int | None, limits: Iterable[Budget], advice: bool
+    subject: CountedModel,
+    plan: Plan,
+    recipe: Recipe,
+    batch: int | None,
+    limits: Iterable[Budget],
+    advice: bool,
 ) -> Iterator[Way]:
     """The cheapest way to fit each device that the run does not fit; with advice, where it is tight, too."""
     strict = {device for limit in limits if limit.strict for device in limit.devices}
     for fit in plan.fits:
         if fit.verdict == "does not fit" or (fit.verdict == "tight" and (advice or fit.device in strict)):
-            yield cheapest_way(recipe, fit.device, partial(measure.fit, device=fit.device), batch)
+            yield cheapest_way(recipe, fit.device, partial(_measured_fit, subject, device=fit.device), batch)
 
 
 def _breaks_memory_limit(plan: Plan, limits: Sequence[Budget]) -> bool:
@@ -254,7 +273,7 @@ def _largest_sizes(
         for dim, size in sizes.items():
 
             def room(size: int, dim: str = dim, device: str = device) -> int | None:
-                fits = with_fits(_plan_or_reason(subject, _said(with_size(recipe, dim, size))), [device]).fits
+                fits = _measured(subject, with_size(recipe, dim, size)).fits
                 return next(fit.room for fit in fits if fit.device == device)
 
             if (largest_size := largest_fitting_size(room, size)) is not None:
@@ -338,8 +357,8 @@ def _metric_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, 
             raise ModelBudgetError(
                 f"no {PEAK_METRICS[metric]} is planned: write {PEAK_METRICS[metric]}: {{}} for this model"
             )
-        said = _said(recipe)
-        return subject.sizes_of(said)[dim], lambda size: _known_peak(subject.plan(with_size(said, dim, size)))
+        declared = subject.sizes_of(recipe)[dim]
+        return declared, lambda size: _known_peak(subject.plan(_with_habits(with_size(recipe, dim, size))))
 
     if metric in WORK_METRICS:
         return _work_at_size(subject, dim, metric)
@@ -362,8 +381,7 @@ def _work_at_size(subject: CountedModel, dim: str, metric: str) -> tuple[int, Ca
         raise ModelBudgetError(f"{metric} is of a planned run: write training: {{}} or inference: {{}} for this model")
 
     def count(size: int) -> int:
-        plan = subject.plan(with_size(recipe, dim, size))
-        if (number := work_number(metric, plan)) is None:
+        if (number := work_number(metric, subject.plan(_with_habits(with_size(recipe, dim, size))))) is None:
             raise ModelBudgetError(f"{metric} is not known at {dim}={size}")
         return int(number)
 

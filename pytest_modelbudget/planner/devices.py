@@ -65,7 +65,8 @@ def device_by_name(name: str) -> Device:
         bounds = max(0, size - CONTEXT_CHANGES), size + CONTEXT_CHANGES
         return replace(device_by_name(measured[1]), name=name.strip(), context=bounds)
     if written := re.fullmatch(r"\s*([0-9._]+\s*[kKMGTP]?i?B)(\s+shown)?\s*", name):
-        capacity = int(units.parse(written[1], "bytes"))
+        if not (capacity := int(units.parse(written[1], "bytes"))):
+            raise ModelBudgetError(f"{name!r} is a device without memory: write e.g. '24 GiB'")
         kept = int(capacity * DRIVER_SHARE) if written[2] else 0
         return Device(name.strip(), capacity, context=context("cuda"), source="as written", kept=kept)
     devices = _devices_by_name()
@@ -94,9 +95,12 @@ def calibrated(name: str, reserved: int, shown: int) -> str:
             f"{name}: nvidia-smi shows {units.size(shown)}, less than the {units.size(reserved)} that torch reserved: "
             "both have to be of one run, with no other process on the device"
         )
-    measured = f"{name} (context {units.size(shown - reserved)})"
-    device_by_name(measured)
-    return measured
+    if shown > (capacity := device_by_name(name).capacity / (1 - DRIVER_SHARE)):
+        raise ModelBudgetError(
+            f"{name}: nvidia-smi shows {units.size(shown)} in use, more than the device has "
+            f"({units.size(int(capacity))}): both have to be of this device, with no other process on it"
+        )
+    return f"{name} (context {units.size(shown - reserved)})"
 
 
 def device_names() -> list[str]:
@@ -115,13 +119,13 @@ def context(platform: str, cuda: str = "12.0") -> tuple[int, int] | None:
     return row["low"] * _MIB, row["high"] * _MIB
 
 
-def need_text(on: Device) -> str:
+def need_note(on: Device) -> str:
     """What a need on this device contains and what it does not, as a sentence."""
-    inside = f"the context of the device (up to {units.size(on.context[1])})" if on.context else ""
+    inside = f", the context of the device (up to {units.size(on.context[1])})" if on.context else ""
     outside = "" if on.context else "the context of the device (not known), "
     return (
-        f"contains the caching allocator's reserve{' and ' + inside if inside else ''}; "
-        f"not {outside}workspaces of convolutions, buffers of communication, and other processes"
+        f"contains the caching allocator's reserve{inside} and, at the most, workspaces of convolutions that break it "
+        f"up, and what the plan may be off; not {outside}buffers of communication, and other processes"
     )
 
 

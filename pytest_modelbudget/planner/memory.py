@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pytest_modelbudget.planner.allocator import replay
-from pytest_modelbudget.planner.devices import Device, device_by_name, need_text
+from pytest_modelbudget.planner.devices import Device, device_by_name, need_note
 from pytest_modelbudget.planner.libraries import blas_workspaces, conv_bounds, with_blas, with_convolutions
 from pytest_modelbudget.planner.margins import fit_trace
 from pytest_modelbudget.planner.memory_trace import MemoryTrace
@@ -48,7 +48,7 @@ def memory_plan(trace: MemoryTrace, kind: Kind, recipe: str, *, torch: str, devi
         time_bounds=() if trace.work is None else tuple(time_bounds(trace.work, named_devices)),
         notes=(
             *plan.notes,
-            *dict.fromkeys(f"what fits: a need {need_text(target)}" for target in named_devices.values()),
+            *dict.fromkeys(f"what fits: a need {need_note(target)}" for target in named_devices.values()),
         ),
         fits=tuple(
             replace(fit_trace(with_blas(trace, blas_workspaces(torch, target)), target, repeats=repeats), device=name)

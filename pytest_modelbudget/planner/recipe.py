@@ -192,6 +192,23 @@ def refuse_language_loss(recipe: Recipe, framework: str) -> None:
         )
 
 
+def refuse_idle_no_sync(recipe: AnyRecipe) -> None:
+    """Refuse a `no_sync` that changes nothing, since whoever writes it expects that it does.
+
+    Raises:
+        ModelBudgetError: no ranks exchange gradients, or there is one pass before a step; with what to write.
+    """
+    if not isinstance(recipe, Training) or not recipe.no_sync:
+        return
+    cure = "write it with sharding: {ddp: 8} (or fsdp, zero1 ...) and gradient_accumulation above 1, or leave it out"
+    if recipe.sharding is None or (isinstance(recipe.sharding, Mapping) and set(recipe.sharding) <= {"tp", "casts"}):
+        raise ModelBudgetError(f"training.no_sync: no ranks exchange gradients here, so it changes nothing: {cure}")
+    if recipe.gradient_accumulation == 1:
+        raise ModelBudgetError(
+            f"training.no_sync: the only pass before a step exchanges its gradients in any case: {cure}"
+        )
+
+
 def describe(recipe: AnyRecipe, *, own_optimizer: bool = False) -> str:
     """A recipe in words, what is left at its default left out: `batch 32, adamw, bf16-mixed, checkpointing blocks`.
 

@@ -79,7 +79,8 @@ class Key:
     meaning: str = ""
 
 
-REFERENCE = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"}
+_REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+REFERENCE = {"type": "string", "pattern": _REFERENCE}
 """The JSON schema of `module:callable`."""
 
 SIZES = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}}
@@ -134,7 +135,7 @@ def _is_count(value: Any, least: int) -> bool:
 
 
 def _is_reference(value: Any, names: tuple[str, ...]) -> bool:
-    return callable(value) or (isinstance(value, str) and (value in names or ":" in value))
+    return callable(value) or (isinstance(value, str) and (value in names or bool(re.match(_REFERENCE, value))))
 
 
 def _are_sizes(value: Any) -> bool:
@@ -158,8 +159,8 @@ def _check_ema(value: Any) -> tuple[str, Any]:
 
 def _check_offload(value: Any) -> tuple[str, Any]:
     parts = [value] if isinstance(value, str) else value
-    valid = isinstance(parts, (list, tuple)) and set(parts) <= set(OFFLOADED)
-    return ("" if valid else f"write a list of {', '.join(OFFLOADED)}"), tuple(sorted(parts)) if valid else ()
+    valid = isinstance(parts, (list, tuple)) and all(part in OFFLOADED for part in parts)
+    return ("" if valid else f"write a list of {', '.join(OFFLOADED)}"), tuple(sorted(set(parts))) if valid else ()
 
 
 def _check_mapping(value: Any) -> tuple[str, Any]:

@@ -14,9 +14,7 @@ from functools import cache
 
 from pytest_modelbudget.planner.devices import device_by_name, device_data
 from pytest_modelbudget.planner.traffic import Work
-from pytest_modelbudget.summary.plan import BoundPart, Limited, TimeBound
-
-PICOSECONDS = 10**12
+from pytest_modelbudget.summary.plan import PICOSECONDS, BoundPart, Limited, TimeBound
 
 _COMPUTE: Limited = "compute"
 _MEMORY: Limited = "memory"

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pytest_modelbudget import units
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.reports.card import architecture
 from pytest_modelbudget.results import Result
@@ -68,4 +66,4 @@ def _properties(summary: Summary) -> Iterator[tuple[str, str]]:
     for name, metric in METRICS.items():
         if (value := metric.get(summary)) is not None:
             key = "flops_at_least" if name == "flops" and summary.flops.is_lower_bound else name
-            yield key, units.rounded(value, ".6f") if isinstance(value, Fraction) else str(value)
+            yield key, text.number_text(name, value)

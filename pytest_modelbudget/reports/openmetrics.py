@@ -1,21 +1,21 @@
 """OpenMetrics text: the totals of each model as gauges, for GitLab's metrics widget and for Prometheus.
 
-Numbers are written in full, since some readers compare them as text. A number that is not known is left out, never 0;
+Numbers are written in full, since some readers compare them as text: a time in seconds has its picoseconds, shares and
+ratios have six decimals. A number that is not known is left out, never 0;
 FLOPs that are a lower bound have a gauge of their own, `model_flops_at_least`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
 
-from pytest_modelbudget import units
 from pytest_modelbudget.reports import text
 from pytest_modelbudget.results import Result
-from pytest_modelbudget.summary.metrics import METRICS, Number
+from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless
 
-_DECIMALS = 6
+_UNITS = ("bytes", "seconds")
+"""Units that end the names of metrics, as OpenMetrics has them."""
 
 Labels = dict[str, str]
 Sample = tuple[Labels, str]
@@ -55,18 +55,18 @@ def _values_text(result: Result) -> str:
     values = {name: metric.get(summary) for name, metric in METRICS.items()}
     if summary.flops.is_lower_bound:
         values["flops_at_least"], values["flops"] = values["flops"], None
-    numbers = (values.get(name) for name in _FAMILIES)
-    return "\t".join("" if number is None else _number_text(number) for number in numbers)
+    numbers = ((name, values.get(name)) for name in _FAMILIES)
+    return "\t".join("" if number is None else text.number_text(name, number) for name, number in numbers)
 
 
 def _used(named_models: Iterable[tuple[str, Result]]) -> Iterator[Sample]:
     for name, result in named_models:
         for metric, share in sorted(text.used_shares(result).items()):
-            yield {"model": name, "metric": metric}, _number_text(share)
+            yield {"model": name, "metric": metric}, text.number_text("used_ratio", share)
 
 
 def _family(name: str, meaning: str, samples: Iterable[Sample]) -> Iterator[str]:
-    unit = f"# UNIT {name} bytes\n" if name.endswith("_bytes") else ""
+    unit = next((f"# UNIT {name} {unit}\n" for unit in _UNITS if name.endswith(f"_{unit}")), "")
     head = f"# TYPE {name} gauge\n{unit}# HELP {name} {_escape(meaning)}\n"
     for labels, value in samples:
         yield f"{head}{name}{{{_labels(labels)}}} {value}\n"
@@ -79,7 +79,3 @@ def _labels(labels: Labels) -> str:
 
 def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def _number_text(value: Number) -> str:
-    return units.rounded(value, f".{_DECIMALS}f") if isinstance(value, Fraction) else str(value)

@@ -47,6 +47,12 @@ def json_list(items: Iterable[object], *, depth: int = 0) -> Iterator[str]:
     yield "[]" if separator == "[" else f"\n{margin}]"
 
 
+def number_text(name: str, number: Number) -> str:
+    """A number of a metric for machines, in full: a time has its picoseconds, shares and ratios have six decimals."""
+    of_time = name in METRICS and METRICS[name].kind == "seconds"
+    return units.rounded(number, ".12f" if of_time else ".6f") if isinstance(number, Fraction) else str(number)
+
+
 @dataclass(frozen=True, slots=True)
 class ReportSetting:
     """What a report needs to know beside the results: the `key` of a comment, the root's `folder` in its repository.
@@ -103,12 +109,12 @@ def used_shares(result: Result) -> dict[str, Fraction]:
     """
     if result.summary is None:
         return {}
-    needs = [
-        Fraction(fit.needs, fit.capacity) for plan in result.summary.plans for fit in plan.fits
-        if fit.needs is not None and any(fit.device in budget.devices for budget in result.limits)
+    device_shares = [
+        Fraction(fit.decisive, fit.capacity) for plan in result.summary.plans for fit in plan.fits
+        if fit.decisive is not None and any(fit.device in budget.devices for budget in result.limits)
     ]  # fmt: skip
     return {
-        **({FITS: max(needs)} if needs else {}),
+        **({FITS: max(device_shares)} if device_shares else {}),
         **_used_of_max(result, result.summary),
     }
 
@@ -134,24 +140,30 @@ def most_used_limit(result: Result) -> tuple[str, Fraction] | None:
 def used_text(result: Result) -> str:
     """`params 98.4%`; of a limit that fails the run, where there is one: `params growth 1560.0%` of what it may grow.
 
-    Just over a limit never looks like just within it.
+    Just over a limit never looks like just within it, and a number that is not known like neither: `cache ?`.
     """
-    name, used_share = _broken_limit(result) or most_used_limit(result) or ("", None)
+    broken = _broken_limit(result)
+    if broken is not None and broken[1] is None:
+        violation = broken[2]
+        return f"{broken[0]} {cells.UNKNOWN if violation.actual is None else 'over'}"
+    name, used_share = broken[:2] if broken else most_used_limit(result) or ("", None)
     if used_share is None:
-        return f"{name} over" if name else "-"
+        return "-"
     percent_text = units.percent(used_share)
     return f"{name} {'>' if used_share > 1 and percent_text == '100.0%' else ''}{percent_text}"
 
 
-def _broken_limit(result: Result) -> tuple[str, Fraction | None] | None:
+def _broken_limit(result: Result) -> tuple[str, Fraction | None, Violation] | None:
     """A limit that fails the run, as (name, share used): the max that is used most, else the first that is told."""
-    uses = [(violation.budget, _limit_name(violation), _share_used(violation)) for violation in result.failures]
-    maxima = [(name, share) for budget, name, share in uses if share and budget.bound == "max" and budget.layer is None]
+    uses = [(_limit_name(violation), _share_used(violation), violation) for violation in result.failures]
+    maxima = [use for use in uses if use[1] and use[2].budget.bound == "max" and use[2].budget.layer is None]
     if maxima:
-        return max(maxima, key=lambda use: use[1])
-    if any(budget.bound == "fits" for budget, _, _ in uses) and (share := used_shares(result).get(FITS)):
-        return "device", share
-    return next(((name, share) for _, name, share in uses), None)
+        return max(maxima, key=lambda use: use[1] or 0)
+    devices = [violation for violation in result.failures if violation.budget.bound == "fits"]
+    if devices:
+        broken = next((violation for violation in devices if violation.actual is not None), None)
+        return "device", used_shares(result).get(FITS) if broken else None, broken or devices[0]
+    return next(iter(uses), None)
 
 
 def violation_text(violation: Violation) -> str:

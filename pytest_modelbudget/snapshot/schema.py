@@ -43,6 +43,7 @@ class EstimateSchema(_SnapshotPart):
     reserved_bytes: Count | None = None
     flops: Count | None = None
     bytes_moved: Count | None = None
+    least_picoseconds: dict[str, Count] = {}
     least_time: dict[str, Count] = {}
     kv_cache_bytes: Count | None = None
     kv_bytes_per_token: Count | None = None

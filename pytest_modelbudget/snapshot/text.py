@@ -81,10 +81,11 @@ def stored_plan(plan: Plan) -> dict[str, Any]:
     if plan.cache is not None:
         fields["kv_cache_bytes"] = plan.cache.bytes
         fields["kv_bytes_per_token"] = plan.cache.bytes_per_token
-    if plan.bytes_moved is not None and not plan.flops_at_least:
-        fields |= {"flops": plan.flops, "bytes_moved": plan.bytes_moved}
-    known = {bound.device: bound.picoseconds for bound in plan.time_bounds if bound.picoseconds is not None}
-    return {**fields, "least_time": known} if known else fields
+    if plan.bytes_moved is not None:
+        fields |= {} if plan.flops_at_least else {"flops": plan.flops}
+        fields["bytes_moved"] = plan.bytes_moved
+    times = {bound.device: bound.picoseconds for bound in plan.time_bounds if bound.picoseconds is not None}
+    return {**fields, "least_picoseconds": times} if times else fields
 
 
 def _digest(model: str, body: str) -> str:
@@ -304,6 +305,7 @@ def plan_from(kind: str, fields: Mapping[str, Any]) -> Plan:
     cache = None
     if (size := fields.get("kv_cache_bytes")) is not None:
         cache = ServingCache(size, fields.get("kv_bytes_per_token"))
+    times = fields.get("least_picoseconds") or fields.get("least_time") or {}  # as it was first called
     return Plan(
         cast("Kind", kind),
         fields["recipe"],
@@ -311,7 +313,7 @@ def plan_from(kind: str, fields: Mapping[str, Any]) -> Plan:
         fields.get("reserved_bytes"),
         flops=fields.get("flops"),
         bytes_moved=fields.get("bytes_moved"),
-        time_bounds=tuple(TimeBound(device, time) for device, time in fields.get("least_time", {}).items()),
+        time_bounds=tuple(TimeBound(device, time) for device, time in times.items()),
         cache=cache,
     )
 

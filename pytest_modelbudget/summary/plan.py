@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 from pytest_modelbudget import units
@@ -100,6 +101,11 @@ class Fit:
         return self.needs if self.low is None else self.low + sum(margin.bytes for margin in self.margins)
 
     @property
+    def decisive(self) -> int | None:
+        """The need that its verdict hangs on: the least where even that is not there, else the most."""
+        return self.low if self.low is not None and self.low > self.capacity else self.high
+
+    @property
     def verdict(self) -> Verdict | None:
         """`fits` where its most is there, `does not fit` where its least is not; None when the need is not known."""
         if self.needs is None or self.high is None:
@@ -130,6 +136,9 @@ class LargestSize:
     device: str
 
 
+PICOSECONDS = 10**12
+"""Picoseconds of a second."""
+
 Limited = Literal["compute", "memory"]
 """What a time is bound by: FLOPs, or bytes that move through the memory."""
 
@@ -155,6 +164,11 @@ class TimeBound:
     picoseconds: int | None
     parts: tuple[BoundPart, ...] = ()
     reason: str = ""
+
+    @property
+    def seconds(self) -> Fraction | None:
+        """The least time in seconds, exactly; None when it is not known."""
+        return None if self.picoseconds is None else Fraction(self.picoseconds, PICOSECONDS)
 
 
 @dataclass(frozen=True, slots=True)

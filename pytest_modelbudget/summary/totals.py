@@ -69,8 +69,10 @@ def _is_expected(name: str) -> bool:
     return not METRICS[name].on_request
 
 
-def number_of(counted: Summary | Totals, metric: str) -> Number | None:
-    """A number of a model; None when it is not known, or was not kept."""
+def number_of(counted: Summary | Totals, metric: str, run: Kind | None = None) -> Number | None:
+    """A number of a model; None when it is not known, or was not kept. Work is that of the `run`, if one is named."""
+    if metric in WORK_METRICS:
+        return work_number(metric, run_of(counted) if run is None else counted.plan(run))
     if isinstance(counted, Summary):
         return METRICS[metric].get(counted)
     if metric == "flops":
@@ -78,8 +80,6 @@ def number_of(counted: Summary | Totals, metric: str) -> Number | None:
     if kind := PLAN_METRICS.get(metric):
         plan = counted.plan(kind)
         return None if plan is None else METRICS[metric].of_plan(plan)
-    if metric in WORK_METRICS:
-        return work_number(metric, run_of(counted))
     return counted.numbers.get(metric)
 
 

@@ -33,7 +33,7 @@ def _intensity(plan: Plan) -> Fraction | None:
 
 def _least_seconds(plan: Plan) -> Fraction | None:
     bound = next(iter(plan.time_bounds), None)
-    return None if bound is None or bound.picoseconds is None else Fraction(bound.picoseconds, 10**12)
+    return None if bound is None else bound.seconds
 
 
 _NUMBERS: dict[str, Callable[[Plan], Number | None]] = {

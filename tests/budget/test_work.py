@@ -9,7 +9,7 @@ import pytest
 
 from pytest_modelbudget import budget
 from pytest_modelbudget.budget import Baseline, judge
-from pytest_modelbudget.snapshot import text
+from pytest_modelbudget.snapshot import schema, text
 from pytest_modelbudget.summary import Plan, Summary, TimeBound
 from pytest_modelbudget.summary.totals import Totals
 from tests.builders import towers
@@ -87,3 +87,31 @@ def test_growth_against_a_base(before: Plan, expected: list[str], kept: str) -> 
     stored = text.plan_from(before.kind, text.stored_plan(before)) if kept == "snapshot" else before
     base = Totals.of(planned(stored)) if kept == "totals" else planned(stored)
     assert judged(planned(RUN), {"min_step_seconds": {"growth": "+2%"}}, base) == expected
+
+
+def test_the_work_of_another_run_is_no_base() -> None:
+    """A base that planned an inference alone says nothing of the training that is planned now, and the reverse."""
+    inference = replace(RUN, kind="inference", bytes_moved=1)
+    said = ["bytes_moved is not known there (main)"]
+    grown = {"bytes_moved": {"growth": "+2%"}}
+    for base, now in ((planned(inference), planned(RUN, inference)), (planned(RUN), planned(inference))):
+        assert [judged(now, grown, kept) for kept in (base, Totals.of(base))] == [said, said]
+
+
+def test_bytes_are_kept_where_flops_are_a_lower_bound() -> None:
+    """Operators without a FLOP rule hide the FLOPs for each byte, not the bytes."""
+    stored = text.stored_plan(replace(RUN, flops_at_least=True))
+    base = planned(text.plan_from("training", stored))
+    assert judged(planned(replace(RUN, bytes_moved=1_100)), {"bytes_moved": {"growth": "+2%"}}, base) == [
+        "bytes_moved growth: 1,100 bytes is +100 (+10.0%) on 1,000 bytes (main); +2% is allowed: 80 too many"
+    ]
+    assert "flops" not in stored
+
+
+def test_a_stored_time_says_its_unit() -> None:
+    """A whole number of picoseconds for each device; under its first name it is still read."""
+    stored = text.stored_plan(RUN)
+    assert stored["least_picoseconds"] == {"A100 80GB": 12_500_000_000, "H100": 4_000_000_000}
+    older = {**stored, "least_time": stored.pop("least_picoseconds")}
+    assert text.plan_from("training", older) == RUN
+    assert schema.EstimateSchema.model_validate(older)

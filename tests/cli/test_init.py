@@ -160,11 +160,11 @@ def test_from_a_project_to_a_manifest(project: Project) -> None:
     assert limits["same"] == {"params": 2_300, "weight_bytes": 9_100, "flops": 4_600}  # 2,252.8  9,011.2  4,505.6
 
 
-def test_a_manifest_that_is_there_is_kept(project: Project) -> None:
+def test_a_manifest_that_is_there_is_kept(project: Project, modelbudget: Command) -> None:
     """Also one of another name; `--force` writes over it. With no time left one model that runs is enough."""
     project.manifest("models: {}\n")
     for words in ((), ("--file", "modelbudget.yml")):
-        done = init(project, *words)
+        done = modelbudget("init", *words)
         assert (done.code, done.out) == (2, "")
         assert "modelbudget.yaml is there already" in done.err
     assert (project.path / "modelbudget.yaml").read_text(encoding="utf-8") == "models: {}\n"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_modelbudget import ModelEntry, backends
-from pytest_modelbudget.engine.run import run
+from pytest_modelbudget import ModelEntry, backends, budget
+from pytest_modelbudget.engine.planning import plans_only
+from pytest_modelbudget.engine.run import run, summarize_entry
 from pytest_modelbudget.planner import Inference, Recipe, Training
 from pytest_modelbudget.results import Result, State
 from pytest_modelbudget.summary import Fit, Lever, Plan
@@ -143,6 +145,24 @@ def test_a_size_that_goes_nowhere_is_no_plan(tmp_path: Path, record: Any, option
     assert result.summary is not None
     assert words in result.summary.plans[0].notes[0]
     assert result.state is State.OK
+
+
+IDLE_NO_SYNC = {
+    "no ranks": ({"gradient_accumulation": 4}, "no ranks exchange gradients here"),
+    "no copies": ({"gradient_accumulation": 4, "sharding": {"tp": 2}}, "no ranks exchange gradients here"),
+    "one pass": ({"sharding": {"ddp": 2}}, "the only pass before a step exchanges"),
+    "both": ({"sharding": {"ddp": 2}, "gradient_accumulation": 2}, ""),
+}
+
+
+@pytest.mark.parametrize(("recipe", "words"), IDLE_NO_SYNC.values(), ids=IDLE_NO_SYNC)
+def test_a_no_sync_that_changes_nothing_is_refused(tmp_path: Path, record: Any, recipe: Any, words: str) -> None:
+    """Whoever writes it believes that it saves something."""
+    record(lambda _: 1)
+    summary = checked(tmp_path, training={"no_sync": True, **recipe}).summary
+    assert summary is not None
+    [plan] = summary.plans
+    assert plan.notes[0].startswith(f"not planned: training.no_sync: {words}") if words else plan.peak_bytes == 1
 
 
 @pytest.mark.parametrize(
@@ -290,3 +310,28 @@ def test_a_law_is_measured_only_when_it_is_asked_for(tmp_path: Path, counting: l
     counting.clear()
     result = checked(tmp_path, batch=4, budgets={"growth_in": {"B": {"flops": "linear"}}})
     assert (result.state, len(counting)) == (State.OK, 3)
+
+
+def test_no_run_is_recorded_twice(tmp_path: Path, record: Any) -> None:
+    """Neither for advice, for the sizes that fit several devices, nor for laws of several metrics; nor one that fails."""
+
+    def peak(sizes: Mapping[str, int]) -> int:
+        if sizes["T"] > 32:
+            raise IndexError("no such position")
+        return 1_000_000 * sizes["B"] * sizes["T"]
+
+    recorder = record(peak)
+    laws = {dim: {"training_peak_bytes": "linear", "bytes_moved": "linear"} for dim in ("B", "T")}
+    limits = tuple(budget.parse({"fits": ["600 MB", "700 MB"], "growth_in": laws}, lambda _: None))
+    entry = ModelEntry(
+        "net",
+        lambda: Model(dense=(32, 64)),
+        inputs="float32[B, T, 32]",
+        dims={"T": 8},
+        training={"batch": 4},
+        budgets=limits,
+    )
+    [plan] = summarize_entry(entry, plans_only).plans
+    assert plan.largest
+    runs = [(repr(replace(recipe, batch=None, dims={})), *sizes.items()) for sizes, recipe in recorder.asked]
+    assert [run for run, times in Counter(runs).items() if times > 1] == []

@@ -14,7 +14,7 @@ from pytest_modelbudget.planner.devices import (
     device_by_name,
     device_data,
     device_names,
-    need_text,
+    need_note,
 )
 
 MIB, GIB = 2**20, 2**30
@@ -92,8 +92,8 @@ def test_the_context_depends_on_the_version_of_cuda() -> None:
     assert before is not None
     assert now[1] < before[0]
     assert context("rocm") is None
-    assert "not the context of the device (not known)" in need_text(device_by_name("MI300X"))
-    assert "context of the device (up to 500.0 MiB)" in need_text(device_by_name("T4"))
+    assert "not the context of the device (not known)" in need_note(device_by_name("MI300X"))
+    assert "context of the device (up to 500.0 MiB)" in need_note(device_by_name("T4"))
 
 
 def test_a_capacity_that_is_shown_is_less_for_torch() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
+
 import pytest
 
+from pytest_modelbudget import budget
+from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.planner.devices import device_by_name
 from pytest_modelbudget.planner.margins import fit_bytes, fit_trace
 from pytest_modelbudget.planner.segments import Settings
-from pytest_modelbudget.summary import Fit
+from pytest_modelbudget.reports import text
+from pytest_modelbudget.results import Snapshot, SnapshotState, check
+from pytest_modelbudget.summary import Fit, Margin, Plan
+from pytest_modelbudget.summary.show import plans
+from tests.builders import towers
 
 MIB, GIB = 2**20, 2**30
 
@@ -104,3 +113,28 @@ def test_an_unknown_reserve_stays_unknown() -> None:
     """Neither fits nor does not."""
     assert fit_bytes(None, device_by_name("T4")).fits is None
     assert fit_bytes(10 * GIB, device_by_name("T4")).fits is True
+
+
+FITS = {
+    "fits": ((20, 6), "fits 30 B (needs up to 26 B of 30 B)", "26/30"),
+    "tight": ((28, 4), "tight on 30 B (needs 28 B to 32 B of 30 B: the context of the device 4 B)", "32/30"),
+    "does not": ((31, 4), "does not fit 30 B (needs at least 31 B of 30 B)", "31/30"),
+    "exact": ((20, 0), "fits 30 B (needs 20 B of 30 B)", "20/30"),
+}
+
+
+@pytest.mark.parametrize(("numbers", "words", "used"), FITS.values(), ids=FITS)
+def test_a_need_is_the_same_number_everywhere(numbers: tuple[int, int], words: str, used: str) -> None:
+    """The end of the range that the verdict hangs on: in words, in what a limit says, and in the share that is used."""
+    low, context = numbers
+    fit = Fit("30 B", 30, low + 3, low, (Margin("the context of the device", context),) if context else ())
+    plan = Plan("training", "sgd", 7, fits=(fit,))
+    assert plans.fit_text(fit) == words
+    limits = tuple(budget.parse({"fits": {"device": "30 B", "tight": "fail"}}, lambda _: None))
+    result = check(
+        ModelEntry("m", "a:b", budgets=limits), replace(towers(), plans=(plan,)), Snapshot(SnapshotState.OFF)
+    )
+    assert text.used_shares(result)["fits"] == Fraction(used)
+    assert [violation.actual for violation in result.violations] == ([] if fit.fits else [fit.decisive])
+    need = words.split("(")[1].removesuffix(")")
+    assert all(need in str(violation) for violation in result.violations)

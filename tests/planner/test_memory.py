@@ -43,7 +43,7 @@ def test_whether_it_fits_is_told_for_each_device_by_the_name_that_was_written() 
     assert [(fit.device, fit.fits) for fit in plan.fits] == [("1 GB", True), ("rtx 4090", True), ("200 MB", False)]
     assert all(fit.needs is not None and fit.needs > (plan.reserved_bytes or 0) for fit in plan.fits[:2])
     [note] = plan.notes
-    assert note.startswith("what fits: a need contains the caching allocator's reserve and the context of the device")
+    assert note.startswith("what fits: a need contains the caching allocator's reserve, the context of the device")
 
 
 def test_a_device_that_nobody_knows() -> None:

@@ -76,6 +76,10 @@ def test_every_key_is_read() -> None:
         pytest.param({"sharding": {"fsdp": 8, "casts": "amp"}}, "casts is one of autocast, policy, both", id="casts"),
         pytest.param({"sharding": {"ddp": 8, "casts": "policy"}}, "casts is for fsdp", id="casts without fsdp"),
         pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),
+        pytest.param(
+            {"offload": ["optimizer", ["params"]]}, "training.offload: write a list of", id="a list in a list"
+        ),
+        pytest.param({"steps": "gan:"}, "training.steps: write none or module:callable", id="no function of a module"),
         pytest.param([1], "training: write a mapping", id="a list"),
     ],
 )

@@ -17,7 +17,7 @@ from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports.text import ReportSetting
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check
 from pytest_modelbudget.results.groups import RunSummary
-from pytest_modelbudget.summary import Flops, Summary
+from pytest_modelbudget.summary import Flops, Plan, Summary, TimeBound
 from pytest_modelbudget.summary.metrics import METRICS
 from tests import hostile
 from tests.builders import gpt, serving, towers
@@ -63,6 +63,15 @@ def test_metrics_are_written_in_full() -> None:
     assert 'model_flops{model="a"} 3000000000000000000000\n' in reports.render(
         "openmetrics", [result("a", summary=big)]
     )
+
+
+def test_a_least_time_is_in_seconds_to_the_picosecond() -> None:
+    """Its unit is said, as that of bytes is; a step of nanoseconds is not 0."""
+    run = Plan("training", "sgd", 7, time_bounds=(TimeBound("T4", 140_051),))
+    written = reports.render("openmetrics", [result("a", summary=replace(towers(), plans=(run,)))])
+    assert "# UNIT model_min_step_seconds seconds\n" in written
+    assert 'model_min_step_seconds{model="a"} 0.000000140051\n' in written
+    assert '"0.000000140051"' in reports.render("cyclonedx", [result("a", summary=replace(towers(), plans=(run,)))])
 
 
 def test_a_metric_that_is_not_known_is_left_out() -> None:

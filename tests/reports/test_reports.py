@@ -13,7 +13,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import Place
 from pytest_modelbudget.reports import table, terminal, text
 from pytest_modelbudget.results import Result, Snapshot, SnapshotState, State, check, codec
-from pytest_modelbudget.summary import Export, FileFacts, Flops, Layer, Summary, Weight
+from pytest_modelbudget.summary import Export, FileFacts, Fit, Flops, Layer, Plan, Summary, Weight
 from tests.builders import gpt, towers
 
 
@@ -130,6 +130,21 @@ def test_a_model_that_was_not_run_is_named() -> None:
 def test_budget_used(limit: int | None, shown: str) -> None:
     """One param over a limit of thousands does not read as the limit."""
     assert text.used_text(result({} if limit is None else {"params": limit})) == shown
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        pytest.param({"kv_cache_bytes": "1 GB"}, "cache ?", id="metric"),
+        pytest.param({"fits": ["24 GB", "80 GB"]}, "device ?", id="a device among others"),
+        pytest.param({"growth_in": {"B": {"flops": "linear"}}}, "FLOPs in B ?", id="law"),
+    ],
+)
+def test_budget_used_of_an_unknown_number(written: dict[str, object], shown: str) -> None:
+    """It is neither over its limit nor within it."""
+    plan = Plan("training", "sgd", 7, fits=(Fit("24 GB", 24 * 10**9, 7), Fit("80 GB", 80 * 10**9, None)))
+    entry = ModelEntry("towers", build="a:b", budgets=tuple(budget.parse(written, lambda _: None)))
+    assert text.used_text(check(entry, replace(towers(), plans=(plan,)), Snapshot(SnapshotState.OFF))) == shown
 
 
 @pytest.mark.parametrize(

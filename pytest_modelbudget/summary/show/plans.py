@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 
 from pytest_modelbudget import units
 from pytest_modelbudget.summary.growth import Growth
@@ -139,18 +140,30 @@ def lever_savings(plan: Plan) -> Iterator[str]:
     """What each lever would save, most first: `checkpointing: blocks would save 17.90 GiB`."""
     if plan.peak_bytes is None:
         return
-    for lever in sorted(plan.levers, key=lambda one: one.peak_bytes):
+    for lever in sorted(plan.levers, key=lambda lever: lever.peak_bytes):
         if (saved := plan.peak_bytes - lever.peak_bytes) > 0:
             yield f"{lever.name} would save {units.size(saved)}"
 
 
 def fit_text(fit: Fit) -> str:
-    """`fits A100 80GB (needs 44.00 GiB of 79.15 GiB)`; where it is tight, from what to what it needs, and by what."""
-    if fit.needs is None:
+    """`fits A100 80GB (needs up to 44.00 GiB of 79.15 GiB)`; where it is tight, from what to what, and by what."""
+    if fit.verdict is None:
         return f"not known whether it fits {fit.device}"
+    verdict = f"tight on {fit.device}" if fit.verdict == "tight" else f"{fit.verdict} {fit.device}"
+    return f"{verdict} ({need_text(fit)})"
+
+
+def need_text(fit: Fit) -> str:
+    """What a run needs, by its verdict: `needs up to 22.10 GiB of 23.51 GiB`, or `at least 26.10 GiB`, or the range.
+
+    `needs 22.80 GiB to 24.10 GiB of 23.51 GiB: the context of the device 381.0 MiB, fragmentation 600.0 MiB`.
+    """
+    low, high, decisive = fit.low or 0, fit.high or 0, fit.decisive or 0
     if fit.verdict == "tight":
-        return f"tight on {fit.device} ({range_text(fit)})"
-    return f"{fit.verdict} {fit.device} (needs {units.size(fit.needs)} of {units.size(fit.capacity)})"
+        margins = ", ".join(f"{margin.cause} {units.size(margin.bytes)}" for margin in fit.margins)
+        return f"needs {units.size(low)} to {units.size(high)} of {units.size(fit.capacity)}: {margins}"
+    bound = "" if low == high or fit.low is None else "at least " if decisive == low else "up to "
+    return f"needs {bound}{units.size(decisive)} of {units.size(fit.capacity)}"
 
 
 def way_text(way: Way) -> str:
@@ -158,13 +171,6 @@ def way_text(way: Way) -> str:
     if not way.recipe:
         return f"nothing that was tried fits {way.device} ({way.tried} plans)"
     return f"cheapest way to fit {way.device}: {way.recipe}"
-
-
-def range_text(fit: Fit) -> str:
-    """`needs 22.80 GiB to 24.10 GiB of 23.51 GiB: the context of the device 381.0 MiB, fragmentation 600.0 MiB`."""
-    low, high = fit.low or 0, fit.high or 0
-    margins = ", ".join(f"{margin.cause} {units.size(margin.bytes)}" for margin in fit.margins)
-    return f"needs {units.size(low)} to {units.size(high)} of {units.size(fit.capacity)}: {margins}"
 
 
 ABOVE_BOUND = "published runs of language models took 1.2 to 4.4 times as long, of images 2.5 to 24"
@@ -177,7 +183,7 @@ def time_texts(plan: Plan) -> Iterator[str]:
         return
     at_least = "at least " if plan.flops_at_least else ""
     intensity = (
-        f", {plan.flops / plan.bytes_moved:,.0f} FLOPs for each byte"
+        f", {_intensity_text(Fraction(plan.flops, plan.bytes_moved))} FLOPs for each byte"
         if plan.bytes_moved and not plan.flops_at_least
         else ""
     )
@@ -189,9 +195,17 @@ def time_texts(plan: Plan) -> Iterator[str]:
         yield f"  {time_text(bound)}"
 
 
+def _intensity_text(intensity: Fraction) -> str:
+    """FLOPs for each byte, whole from 10 on; below two digits that say something, `0.34` or `0.0012`."""
+    if intensity >= 10 or not intensity:
+        return f"{float(intensity):,.0f}"
+    places = next(places for places in count(1) if intensity * 10**places >= 10)
+    return f"{float(intensity):.{places}f}"
+
+
 def time_text(bound: TimeBound) -> str:
     """`takes at least 12.30 ms on A100 80GB (a bound, ...): 91.2% of it for compute, most in lm_head; ...`."""
-    if bound.picoseconds is None:
+    if bound.seconds is None:
         return f"least time on {bound.device}: {UNKNOWN} ({bound.reason})"
     times: dict[Limited, int] = {"compute": 0, "memory": 0}
     for part in bound.parts:
@@ -202,7 +216,7 @@ def time_text(bound: TimeBound) -> str:
         for limited, time in times.items()
         if time
     )
-    least = units.seconds(Fraction(bound.picoseconds, 10**12))
+    least = units.seconds(bound.seconds)
     return f"takes at least {least} on {bound.device} (a bound, no estimate: {ABOVE_BOUND}): {shares}"
 
 
@@ -212,22 +226,20 @@ def _longest_part(bound: TimeBound, limited: Limited) -> str:
 
 
 def layer_times(summary: Summary, path: str) -> Iterator[tuple[str, str]]:
-    """What the layer at `path` and all inside it have of the least time of each run, and what they are bound by."""
+    """The share of the least time of each run that the layer at `path` and all inside it have, and what bounds them.
+
+    The shares of all operators add up to the whole. They are of the times before what the chip may hold is taken off
+    the whole, so that a layer alone has a share, and no least time.
+    """
     for kind, bound in ((plan.kind, bound) for plan in summary.plans for bound in plan.time_bounds):
-        total = sum(part.picoseconds for part in bound.parts)
-        times: dict[str, int] = {}
+        times: dict[Limited, int] = {}
         for part in bound.parts:
             if part.path == path or part.path.startswith(f"{path}."):
                 times[part.limited] = times.get(part.limited, 0) + part.picoseconds
-        if times:
-            yield (
-                f"{kind} on {bound.device}",
-                ", ".join(
-                    f"at least {units.seconds(Fraction(time, 10**12))} bound by {limited} "
-                    f"({units.percent(Fraction(time, total))})"
-                    for limited, time in times.items()
-                ),
-            )
+        if times and bound.seconds is not None:
+            total = sum(part.picoseconds for part in bound.parts)
+            shares = (f"{units.percent(Fraction(time, total))} bound by {limited}" for limited, time in times.items())
+            yield f"{kind} on {bound.device}", f"{' and '.join(shares)}, of at least {units.seconds(bound.seconds)}"
 
 
 def growth_text(growth: Growth) -> str:

@@ -26,15 +26,38 @@ def test_lines() -> None:
 
 
 def test_least_times_of_a_layer() -> None:
-    """What is inside of it counts, by what it is bound by; a layer whose name only begins alike does not."""
+    """Shares that add up, by what bounds them, with what is inside; a layer whose name only begins alike has its own.
+
+    The chip holds what the memory would bring, so that the whole takes less than its parts, one by one.
+    """
     parts = (
         BoundPart("block.up", "compute", 6 * 10**9), BoundPart("blocks", "compute", 10**9),
         BoundPart("block", "memory", 3 * 10**9),
     )  # fmt: skip
-    summary = replace(towers(), plans=(Plan("training", "sgd", 7, time_bounds=(TimeBound("T4", 10**10, parts),)),))
-    text = "at least 6.000 ms bound by compute (60.0%), at least 3.000 ms bound by memory (30.0%)"
-    assert list(plans.layer_times(summary, "block")) == [("training on T4", text)]
-    assert list(plans.layer_times(summary, "head")) == []
+    summary = replace(towers(), plans=(Plan("training", "sgd", 7, time_bounds=(TimeBound("T4", 7 * 10**9, parts),)),))
+    shares = {path: list(plans.layer_times(summary, path)) for path in ("block", "blocks", "head")}
+    assert shares == {
+        "block": [("training on T4", "60.0% bound by compute and 30.0% bound by memory, of at least 7.000 ms")],
+        "blocks": [("training on T4", "10.0% bound by compute, of at least 7.000 ms")],
+        "head": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("flops", "moved", "shown"),
+    [
+        (34, 100, "0.34"),
+        (25, 10, "2.5"),
+        (99, 10, "9.9"),
+        (12, 10_000, "0.0012"),
+        (0, 10, "0"),
+        (123_456, 10, "12,346"),
+    ],
+)
+def test_few_flops_for_a_byte_are_not_rounded_away(flops: int, moved: int, shown: str) -> None:
+    """Two digits below ten, whole numbers above."""
+    [line] = plans.time_texts(Plan("training", "sgd", 7, flops=flops, bytes_moved=moved))
+    assert line.endswith(f", {shown} FLOPs for each byte")
 
 
 def test_least_times() -> None:
@@ -43,7 +66,7 @@ def test_least_times() -> None:
     bounds = (TimeBound("A100 80GB", 11 * 10**9, parts), TimeBound("24 GB", None, reason="no speed"))
     plan = Plan("training", "sgd", 7, flops=8192, bytes_moved=2048, time_bounds=bounds)
     assert list(plans.lines(plan))[1:] == [
-        "  computes 8.192 kFLOPs; its products read and write 2.000 KiB, 4 FLOPs for each byte",
+        "  computes 8.192 kFLOPs; its products read and write 2.000 KiB, 4.0 FLOPs for each byte",
         f"  takes at least 11.00 ms on A100 80GB (a bound, no estimate: {plans.ABOVE_BOUND}): "
         "75.0% bound by compute, most in head; 25.0% bound by memory",
         "  least time on 24 GB: ? (no speed)",

@@ -241,7 +241,10 @@ class _Plans:
         each = request_bytes(cache_laws.laws, tokens, block_of(self.recipe))
 
         def room(requests: int) -> int | None:
-            needs = self._fit(self._pass(cache_laws, requests, 1), fit.device).needs
+            try:
+                needs = self._fit(self._pass(cache_laws, requests, 1), fit.device).needs
+            except ModelBudgetError:  # so many the model does not take
+                return None
             return None if needs is None else fit.capacity - needs + self._saved_bytes() - requests * each
 
         if not each:  # nothing is kept of a request
@@ -249,9 +252,8 @@ class _Plans:
         most = max(free, 0) // each  # beside the pass over a prompt, or over the requests of the recipe
         if most <= self.recipe.requests or self._prompts_apart(cache_laws):
             return most
-        if (left := room(most)) is None:
-            return None
-        return most if left >= 0 else largest_fitting_size(room, most)
+        left = room(most)
+        return most if left is not None and left >= 0 else largest_fitting_size(room, most)
 
 
 def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:

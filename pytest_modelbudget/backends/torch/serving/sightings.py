@@ -51,6 +51,9 @@ def read_laws(model: ServedModel, sizes: Mapping[str, int], tokens: int | None, 
     """
     symbols = [symbol for symbol in sizes if symbol != BATCH_SYMBOL]
     if BATCH_SYMBOL not in sizes or not symbols:
+        candidates, returned = _candidates(model, sizes)
+        if not candidates:  # no name of a dimension would help
+            raise refusal(model.name, candidates, returned)
         raise ModelBudgetError(
             f"{model.name}: serving is for models that go on from a cache, token by token: name the dimensions of "
             'requests and of tokens in the inputs, as in "int64[B, T]"'
@@ -74,16 +77,21 @@ def _sighting(model: ServedModel, sizes: Mapping[str, int], place: CachePlace) -
     return model.look(sizes, lambda _, __, out: held_tensors(place.of(out)))
 
 
-def _place(model: ServedModel, sizes: Mapping[str, int], symbols: list[str]) -> tuple[str, CachePlace]:
-    """The symbol of the tokens, and where the cache is; what is not clear is tried by a step of one token."""
+def _candidates(model: ServedModel, sizes: Mapping[str, int]) -> tuple[list[CachePlace], str]:
+    """Where a pass may have returned a cache, and what it returned, in words."""
 
     def look(_: ServingPass, call: ModelCall, out: Any) -> tuple[list[CachePlace], str]:
         arguments = given_arguments(model.runnable.model, call.args, call.kwargs)
         return places(model.runnable.model, out, arguments), result_text(out)
 
+    return model.look(sizes, look)[0]
+
+
+def _place(model: ServedModel, sizes: Mapping[str, int], symbols: list[str]) -> tuple[str, CachePlace]:
+    """The symbol of the tokens, and where the cache is; what is not clear is tried by a step of one token."""
     alone = len(symbols) == 1
     small = {**sizes, BATCH_SYMBOL: 1, **({symbols[0]: SMALL[0]} if alone else {})}
-    (candidates, returned), _ = model.look(small, look)
+    candidates, returned = _candidates(model, small)
     if alone and len(candidates) == 1 and candidates[0].argument == candidates[0].field:
         return symbols[0], candidates[0]
     grown = [(symbol, place) for symbol in symbols for place in candidates if _grows(model, sizes, symbol, place)]

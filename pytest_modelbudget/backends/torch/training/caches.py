@@ -98,8 +98,9 @@ def refusal(name: str, found: list[CachePlace], returned: str) -> ModelBudgetErr
     """The error for a model of which it is not clear what its cache is."""
     if not found:
         return ModelBudgetError(
-            f"{name}: serving: the model has no cache that can be seen: its forward returned {returned}, and takes "
-            "nothing of it back: return the cache under the name of the argument that takes it"
+            f"{name}: serving: the model has no cache of keys and values (or states) that can be seen: its forward "
+            f"returned {returned}, and takes nothing of it back: leave serving out, or return the cache under the name "
+            "of the argument that takes it"
         )
     candidates = ", ".join(dict.fromkeys(str(place.field) for place in found))
     return ModelBudgetError(

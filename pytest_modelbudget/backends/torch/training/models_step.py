@@ -79,7 +79,7 @@ class ModelsStep(StepRecording):
         recorder.begin(kernels, _owners(self.models))
         self.doing = "call of all models"
         with kernels.autocast(MIXED.get(recipe.precision)):
-            return imported(recipe.steps, "steps")(self.model, *call.args, **call.kwargs)
+            return imported(recipe.steps, "steps", "inference")(self.model, *call.args, **call.kwargs)
 
     def _optimizers(self, recipe: Training) -> Any:
         if callable(recipe.optimizer) or ":" in recipe.optimizer:

@@ -24,7 +24,7 @@ from pytest_modelbudget.backends.torch.training.published_optimizers import (
 from pytest_modelbudget.backends.torch.training.quantized_optimizers import AdamW4bit, Bitsandbytes
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
-from pytest_modelbudget.planner.recipe import KERAS_OPTIMIZERS
+from pytest_modelbudget.planner.recipe import KERAS_OPTIMIZERS, OPTAX_OPTIMIZERS
 from pytest_modelbudget.planner.references import imported
 
 _TORCH_OPTIMIZERS = {
@@ -58,8 +58,9 @@ def optimizer_of(recipe: Training, params: list[nn.Parameter], model: nn.Module)
         if isinstance(name, str) and name in _PUBLISHED_OPTIMIZERS:
             _check_implementation(recipe, "foreach" if name == "adopt" else "")
             return _PUBLISHED_OPTIMIZERS[name](params, options, recipe, model)
-        if name in KERAS_OPTIMIZERS:
-            raise ModelBudgetError(f"training.optimizer: {name} is planned for Keras models: write module:callable")
+        if name in (*KERAS_OPTIMIZERS, *OPTAX_OPTIMIZERS):
+            owner = "Keras" if name in KERAS_OPTIMIZERS else "JAX"
+            raise ModelBudgetError(f"training.optimizer: {name} is planned for {owner} models: write module:callable")
         return imported(name, "optimizer")(params, **options)
     except ModelBudgetError:
         raise
@@ -165,6 +166,8 @@ def _torch_optimizer(name: str, params: Iterable[Any], options: dict[str, Any], 
     accepted = inspect.signature(kind).parameters
     if recipe.fused and "fused" not in accepted:
         raise ModelBudgetError(f"training.fused: torch's {name} has no such implementation: leave it out")
+    if recipe.fused and recipe.foreach:
+        raise ModelBudgetError("training.foreach: torch takes fused or foreach, not both: leave one of the two out")
     if "foreach" in accepted:
         foreach = recipe.kernels == "cuda" and not recipe.fused and name != "adafactor"
         options.setdefault("foreach", foreach if recipe.foreach is None else recipe.foreach)

@@ -238,7 +238,8 @@ def test_tensor_parallel(ranks: int, heads: int, share: int | None) -> None:
 @pytest.mark.parametrize(
     ("build", "inputs", "reason"),
     [
-        pytest.param(Plain, TEXT, "no cache that can be seen: its forward returned scores", id="no-cache"),
+        pytest.param(Plain, TEXT, "that can be seen: its forward returned scores", id="no-cache"),
+        pytest.param(partial(nn.Linear, 32, 8), "float32[B, 32]", "no cache of keys and values", id="no-text-at-all"),
         pytest.param(partial(Own, True), f"int64[2, {TOKENS}]", "dimensions of requests and of tokens", id="no-tokens"),
     ],
 )
@@ -248,6 +249,23 @@ def test_unknown(build: Callable[[], object], inputs: Any, reason: str) -> None:
 
     assert (served.peak_bytes, served.cache) == (None, None)
     assert reason in served.notes[0]
+
+
+class Few(Own):
+    """A model that takes at most a hundred requests in a pass."""
+
+    def forward(self, ids: torch.Tensor, memory: Any = None, bias: Any = None) -> Any:
+        if len(ids) > 100:
+            raise ValueError("too many")
+        return super().forward(ids, memory, bias)
+
+
+def test_most_requests_that_cannot_be_tried_are_left_out() -> None:
+    """The plan is there all the same, with what else fits the device."""
+    served = _serve(partial(Few, True), devices="A100 80GB")
+
+    assert served.peak_bytes is not None
+    assert [largest.dim for largest in served.largest] == ["tokens in all"]
 
 
 def test_cache_of_one_inference() -> None:

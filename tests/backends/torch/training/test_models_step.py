@@ -245,6 +245,8 @@ def test_a_pipeline_of_models_at_inference() -> None:
 
     planned = plan(build, "float32[B, 64]", inference={"batch": 8, "steps": pipeline, "kernels": "cpu"})
     assert planned.peak_bytes == 4 * (64 * 64 + 64 * 512 + 8 * (64 + 64 + 512))
+    missing = plan(build, "float32[B, 64]", inference={"batch": 8, "steps": "math:nothing"})
+    assert missing.notes[0].startswith("not planned: inference.steps: math:nothing cannot be imported")
 
 
 @pytest.mark.parametrize("key", [{"zero_grad": "never"}, {"gradient_accumulation": 2}, {"loss": "none"}])

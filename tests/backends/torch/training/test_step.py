@@ -356,6 +356,8 @@ def test_the_model_is_as_before() -> None:
         pytest.param(Training(checkpointing="math:nothing"), "training.checkpointing: math:nothing cannot be imported: AttributeError", id="no function"),
         pytest.param(Training(loss="math:pi"), "training.loss: math:pi is a float, not something to call", id="a number"),
         pytest.param(Training(optimizer="sgd", optimizer_options={"speed": 1}), "training.optimizer: sgd cannot be made: TypeError", id="option"),
+        pytest.param(Training(optimizer="novograd"), "training.optimizer: novograd is planned for JAX models", id="optimizer of JAX"),
+        pytest.param(Training(fused=True, foreach=True), "training.foreach: torch takes fused or foreach, not both", id="two implementations"),
         pytest.param(Training(trainable=("body.*",)), "training.trainable: no parameter's name matches 'body.\\*'", id="glob"),
         pytest.param(Training(lora={"rank": 2, "targets": ["query"]}), "training.lora.targets: no Linear layer is called 'query'", id="LoRA"),
         pytest.param(Training(loss=lambda out: out.detach()), "nothing that the model returned depends on a trained", id="loss"),
