@@ -16,6 +16,7 @@ from pytest_modelbudget.planner.recipe import (
     OFFLOADED,
     OPTIMIZERS,
     SHARDING_DIMS,
+    SHARDING_OPTIONS,
     SHARDING_TOGETHER,
     AnyRecipe,
     CachePrecision,
@@ -27,6 +28,7 @@ from pytest_modelbudget.planner.recipe import (
     LoopName,
     Outputs,
     Precision,
+    Rotate,
     Serving,
     ServingPrecision,
     Training,
@@ -175,14 +177,16 @@ def _check_blocks(value: Any) -> tuple[str, Any]:
 
 def _check_sharding(value: Any) -> tuple[str, Any]:
     if isinstance(value, Mapping):
-        ranks = {name: size for name, size in value.items() if name != "casts"}
+        ranks = {name: size for name, size in value.items() if name not in SHARDING_OPTIONS}
         if not ranks or not set(ranks) <= set(SHARDING_DIMS) or not _are_sizes(ranks):
             return f"write {{fsdp: 8, tp: 2, ddp: 4}}, numbers of ranks of {', '.join(SHARDING_DIMS)}", value
         if not any(set(ranks) <= set(dims) for dims in SHARDING_TOGETHER):
-            return "fsdp or zero2 goes together with tp and ddp, zero1 and fsdp1 with nothing", value
+            return "fsdp or zero2 goes together with cp, tp and ddp, zero1 and fsdp1 with nothing", value
         if value.get("casts", "autocast") not in get_args(Casts):
             return f"casts is one of {', '.join(get_args(Casts))}", value
-        by_fsdp = {"tp", "ddp"} <= set(ranks) or not FULLY_SHARDED.isdisjoint(ranks)
+        if value.get("rotate", "allgather") not in get_args(Rotate) or ("rotate" in value and "cp" not in ranks):
+            return f"rotate is one of {', '.join(get_args(Rotate))}, for cp", value
+        by_fsdp = ("tp" in ranks and not {"ddp", "cp"}.isdisjoint(ranks)) or not FULLY_SHARDED.isdisjoint(ranks)
         return ("" if by_fsdp or "casts" not in value else "casts is for fsdp, which has a policy of its own"), value
     valid = _is_reference(value, ("none",))
     return ("" if valid else "write none or module:callable"), None if value == "none" else value
@@ -197,7 +201,9 @@ def _check_compile(value: Any) -> tuple[str, Any]:
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _OFFLOAD = {"type": "array", "items": {"enum": list(OFFLOADED)}, "uniqueItems": True}
 _DECAY = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-_RANKS = {**SIZES, "properties": {"casts": {"enum": list(get_args(Casts))}}}
+_RANKS = {
+    **SIZES, "properties": {"casts": {"enum": list(get_args(Casts))}, "rotate": {"enum": list(get_args(Rotate))}},
+}  # fmt: skip
 _SHARDING = {"anyOf": [_RANKS, {"const": "none"}, REFERENCE]}
 
 KEYS: dict[str, Key] = {

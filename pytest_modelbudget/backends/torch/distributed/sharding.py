@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.distributed.context_parallel import parameter_dims
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.distributed.flat_parameters import shard_flat
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
@@ -19,7 +20,7 @@ from pytest_modelbudget.backends.torch.training.checkpointing import repeated_bl
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
-from pytest_modelbudget.planner.recipe import FULLY_SHARDED, SHARDING_DIMS
+from pytest_modelbudget.planner.recipe import FULLY_SHARDED
 from pytest_modelbudget.planner.references import imported
 
 
@@ -55,7 +56,7 @@ def sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable[
         assert function is not None
         return lambda model: _shard_by_callable(name, function, model, fake), remaining
     ranks = {dim: size for dim, size in recipe.sharding.items() if isinstance(size, int)}
-    dims = {dim: ranks[dim] for dim in SHARDING_DIMS if ranks.get(dim, 1) > 1}
+    dims = parameter_dims(ranks)
     if not dims:
         raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
     half, casts = MIXED.get(recipe.precision), recipe.sharding.get("casts", "autocast")
