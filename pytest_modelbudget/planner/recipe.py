@@ -24,6 +24,9 @@ Casts = Literal["autocast", "policy", "both"]
 Rotate = Literal["allgather", "alltoall"]
 """How keys and values of attention come from the other ranks of a sequence: all at once, or one rank's at a time."""
 
+Routing = Literal["balanced", "one-rank"]
+"""How many tokens the experts of one of several ranks get: as many as those of any other, or all there are."""
+
 KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
 """Optimizers that are known by name for Keras models, and all but `ftrl` for JAX models; for torch models `lion`."""
 
@@ -54,7 +57,7 @@ SHARDING_DIMS = ("ddp", "zero1", "fsdp", "zero2", "fsdp1", "cp", "tp")
 SHARDING_TOGETHER = (("ddp", "fsdp", "cp", "tp"), ("ddp", "zero2", "cp", "tp"), ("zero1",), ("fsdp1",))
 """Which of them go together."""
 
-SHARDING_OPTIONS = ("casts", "rotate")
+SHARDING_OPTIONS = ("ep", "routing", "casts", "rotate")
 """What stands beside them."""
 
 FULLY_SHARDED = frozenset({"fsdp", "zero2", "fsdp1"})

@@ -23,6 +23,7 @@ from torch import nn
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.distributed.context_parallel import ContextParallelStep, is_context_parallel
+from pytest_modelbudget.backends.torch.distributed.experts import BalancedStep
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
 from pytest_modelbudget.backends.torch.distributed.host_shards import on_host, shards_copied_to_device
 from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
@@ -116,8 +117,10 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
 
 
 def _recording(sharding: Any, fake: FakeWorld) -> Any:
-    """What runs the loop; None for torch's common one."""
-    return partial(ContextParallelStep, world=fake, sharding=sharding) if is_context_parallel(sharding) else None
+    """What runs the loop."""
+    if is_context_parallel(sharding):
+        return partial(ContextParallelStep, world=fake, sharding=sharding)
+    return partial(BalancedStep, sharding=sharding)
 
 
 @contextmanager

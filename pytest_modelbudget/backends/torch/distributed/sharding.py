@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.distributed.context_parallel import parameter_dims
+from pytest_modelbudget.backends.torch.distributed.experts import expert_parallel
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.distributed.flat_parameters import shard_flat
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
@@ -62,7 +63,9 @@ def sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable[
     half, casts = MIXED.get(recipe.precision), recipe.sharding.get("casts", "autocast")
     if (len(dims) > 1 or not FULLY_SHARDED.isdisjoint(dims)) and half is not None and casts == "policy":
         remaining = replace(remaining, precision="fp32")
-    return lambda model: _shard_by_plan(name, model, dims, fake, None if casts == "autocast" else half), remaining
+    gathered = None if casts == "autocast" else half
+    experts = recipe.sharding if "ep" in recipe.sharding else {}
+    return lambda model: _shard_by_plan(name, model, dims, fake, gathered, experts), remaining
 
 
 def is_zero1(sharding: Any) -> bool:
@@ -90,7 +93,12 @@ def _shard_by_callable(name: str, function: Any, model: nn.Module, fake: FakeWor
 
 
 def _shard_by_plan(
-    name: str, model: nn.Module, dims: Mapping[str, int], fake: FakeWorld, half: torch.dtype | None
+    name: str,
+    model: nn.Module,
+    dims: Mapping[str, int],
+    fake: FakeWorld,
+    half: torch.dtype | None,
+    experts: Mapping[str, Any],
 ) -> nn.Module:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -102,6 +110,8 @@ def _shard_by_plan(
         options: dict[str, Any] = {"mesh": mesh["ddp", fully] if "ddp" in dims else mesh[fully], "mp_policy": policy}
         if fully == "zero2":
             options["reshard_after_forward"] = False
+        for module, rest in (expert_parallel(model, name, experts, fake) if experts else {}).items():
+            fully_shard(module, **{**options, "mesh": rest})
         for block in repeated_blocks(model):
             fully_shard(block, **options)
         fully_shard(model, **options)

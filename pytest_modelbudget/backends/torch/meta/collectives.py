@@ -41,7 +41,20 @@ def run_on_meta(func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], 
         from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
         return AsyncCollectiveTensor(args[0])
+    if name == "all_to_all_single" and not args[0].is_meta and len(set(args[2])) == 1:
+        return _from_ranks_alike(args[0], args)
+    if name == "alltoall_base_" and not args[0].is_meta and not args[3] and not args[4]:
+        work = func(*args, **kwargs)
+        args[0].copy_(_from_ranks_alike(args[1], args))
+        return work
     return args[0] if name == "wait_tensor" else func(*args, **kwargs)
+
+
+def _from_ranks_alike(constant: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
+    """What ranks that all have the same `constant` send to this one: its part of it, from each."""
+    ranks = _group_size(args)
+    part: torch.Tensor = constant.chunk(ranks)[_group_rank(args)]
+    return torch.cat([part] * ranks)
 
 
 def sent_bytes(op: str, args: tuple[Any, ...], out: Any) -> SentBytes | None:
